@@ -1,0 +1,104 @@
+"""The one family of errors that a user can cause.
+
+Owns: the message, the hint, and what they become at the edge (exit code, HTTP status).
+Must not know: anything else of Trunkline; every other module imports this one.
+
+The command line prints ``Error: <message>`` and ``Hint: <hint>`` and exits with
+:attr:`TrunklineError.exit_code`; a traceback is shown only under ``--debug``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TrunklineError(Exception):
+    """Something failed or was refused, told in one sentence, with what to do about it.
+
+    Args:
+        message: one sentence that holds the offending value.
+        hint: the next step, if possible a command that can be pasted.
+    """
+
+    exit_code = 1
+    http_status = 500
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(TrunklineError):
+    """The request itself is wrong: a malformed name, a value out of range."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class NotFoundError(UsageError):
+    """A name that nothing answers to."""
+
+    http_status = 404
+
+    @classmethod
+    def named(
+        cls, kind: str, name: str, known: Iterable[str], hint: str | None = None
+    ) -> NotFoundError:
+        """Build the error for an unknown ``name``, naming the nearest known one if there is one."""
+        close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+        nearest = f"Did you mean {close[0]!r}?" if close else None
+        parts = [part for part in (nearest, hint) if part]
+        return cls(f"There is no {kind} {name!r}.", " ".join(parts) or None)
+
+
+class PluginError(TrunklineError):
+    """A plugin failed to import, broke a rule of the contracts, or raised while it was asked."""
+
+
+class DataError(TrunklineError):
+    """The rows can't be trained on or judged: none, one class, an answer that would be cut off."""
+
+    http_status = 422
+
+
+class BaseModelError(TrunklineError):
+    """The base can't be had, read, or is not the one that was asked for."""
+
+    http_status = 503
+
+
+class BaseMismatchError(BaseModelError):
+    """An adapter meets a base whose weights are not those it was trained on."""
+
+    http_status = 409
+
+
+class IntegrityError(TrunklineError):
+    """An artifact is not what its digest says, or holds something that must not be loaded."""
+
+    http_status = 422
+
+
+class RegistryError(TrunklineError):
+    """The registry can't be opened, read or written."""
+
+    http_status = 503
+
+
+class TrainingError(TrunklineError):
+    """A run failed: the loss is not a number, the adapter does nothing, the head was lost."""
+
+
+class RefusedError(TrunklineError):
+    """A gate or a rule said no; nothing was changed."""
+
+    http_status = 409
+
+
+class Interrupted(TrunklineError):
+    """The user stopped the work; what was done so far is kept."""
+
+    exit_code = 130
+    http_status = 499
