@@ -1,0 +1,1 @@
+"""Trained adapters: the artifact format, the store of versions, and what stands beside the base."""

@@ -1,0 +1,33 @@
+"""The base: the one foundation model that every adapter shares.
+
+Owns: which bases there are, how one is fetched, verified, converted, identified and loaded.
+Must not know: adapters, plugins, the registry. Nothing here imports torch before a model is
+converted or loaded, so a base can be described in milliseconds.
+
+The modules, in the order in which a name travels: ``sources`` (name → where its files are),
+``pull`` with ``fetch`` and ``convert`` (once, into the cache), ``weights`` and ``digest``
+(identity), ``info`` (what can be said without torch), ``load`` (weights into memory), ``heads``
+(classification on the same trunk).
+"""
+
+from __future__ import annotations
+
+from trunkline.base_model.heads import classification_model
+from trunkline.base_model.info import BaseInfo, describe
+from trunkline.base_model.load import Base, load, load_fresh, release
+from trunkline.base_model.pull import pull
+from trunkline.base_model.sources import DEFAULT_BASE, KnownBase, known_bases
+
+__all__ = [
+    "DEFAULT_BASE",
+    "Base",
+    "BaseInfo",
+    "KnownBase",
+    "classification_model",
+    "describe",
+    "known_bases",
+    "load",
+    "load_fresh",
+    "pull",
+    "release",
+]

@@ -1,0 +1,1 @@
+"""Rows: read, check, fingerprint, split, encode."""

@@ -1,0 +1,131 @@
+"""Division of rows into train, validation and test, never through a group.
+
+Owns: who is held out. Must not know: models, tokens, files.
+
+The order of groups comes from a hash of the seed and the group's own name, so a split does not
+depend on the order of the rows and hardly moves when rows are added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trunkline.contracts import Row, Task
+from trunkline.errors import DataError
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Rows in three parts; the fingerprint covers which row stands in which."""
+
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    test: tuple[Row, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.validation) + len(self.test)
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """The ``index``-th of ``count`` folds, from 0; its groups are the test part."""
+
+    index: int
+    count: int
+
+
+def split_rows(
+    rows: Sequence[Row],
+    task: Task,
+    *,
+    seed: int,
+    validation_share: float,
+    test_share: float,
+    fold: Fold | None = None,
+) -> Split:
+    """Divide ``rows`` by group.
+
+    Shares are of the groups. With ``fold``, the test part is that fold's groups and
+    ``test_share`` is not used. Every stratum (of a classification the label, unless the row
+    names another) keeps at least one group in train.
+
+    Raises:
+        DataError: there are fewer than three groups, or a part would be empty.
+    """
+    by_group: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_group[row.group].append(row)
+    order = sorted(by_group, key=lambda group: _rank(seed, group))
+    if len(order) < 3:
+        raise DataError(
+            f"The rows stand in {len(order)} group(s); three are needed to train, validate and test.",
+            "Give every independent row a group of its own.",
+        )
+    if fold is None:
+        test = order[: max(1, round(test_share * len(order)))]
+    else:
+        test = order[fold.index :: fold.count]
+    held = set(test)
+    rest = [group for group in order if group not in held]
+    # Whole-dataset share, taken from the far end so that it does not move with the test share.
+    validation = rest[::-1][: max(1, round(validation_share * len(order)))]
+    part = dict.fromkeys(order, "train")
+    part |= dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
+    _keep_strata_in_train(by_group, part, order, task)
+
+    parts: dict[str, list[Row]] = {name: [] for name in PARTS}
+    for row in rows:
+        parts[part[row.group]].append(row)
+    for name in PARTS:
+        if not parts[name]:
+            raise DataError(
+                f"The {name} part has no rows left ({len(rows)} rows in {len(order)} groups).",
+                "More rows or groups are needed, or another share for this part.",
+            )
+    return Split(
+        tuple(parts["train"]),
+        tuple(parts["validation"]),
+        tuple(parts["test"]),
+        split_fingerprint(parts),
+    )
+
+
+def stratum_of(row: Row, task: Task) -> str | None:
+    """What must stay represented in train: the row's own stratum, else a classification's label."""
+    if row.stratum is not None:
+        return row.stratum
+    return str(row.target) if task == "classification" else None
+
+
+def split_fingerprint(parts: dict[str, list[Row]]) -> str:
+    """sha256 over ``part, id`` of every row, sorted: equal for equal splits in any row order."""
+    digest = hashlib.sha256()
+    for name in PARTS:
+        for row_id in sorted(row.id for row in parts[name]):
+            digest.update(f"{name}\0{row_id}\n".encode())
+    return digest.hexdigest()
+
+
+def _rank(seed: int, group: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{group}".encode()).digest()
+
+
+def _keep_strata_in_train(
+    by_group: dict[str, list[Row]], part: dict[str, str], order: list[str], task: Task
+) -> None:
+    strata = {
+        group: {stratum for row in rows if (stratum := stratum_of(row, task)) is not None}
+        for group, rows in by_group.items()
+    }
+    present = {s for group in order if part[group] == "train" for s in strata[group]}
+    for wanted in ("validation", "test"):
+        for group in order:
+            if part[group] == wanted and strata[group] - present:
+                part[group] = "train"
+                present |= strata[group]

@@ -1,0 +1,211 @@
+"""Cheap methods on the very same split and the same cleaned text.
+
+Owns: what a floor predicts. Must not know: adapters, the registry. A floor is fitted on the
+training rows, chooses on the validation rows, and is judged on the test rows, as an adapter is.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trunkline.contracts import RecipeSpec, Row, Target
+from trunkline.data.encode import encode_chat, encode_prompt
+from trunkline.data.split import Split
+from trunkline.errors import NotFoundError
+from trunkline.inference.forward import continue_all
+
+LOGISTIC_C = (1.0, 10.0, 100.0)
+RIDGE_ALPHA = (0.1, 1.0, 10.0)
+FEW_SHOT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """A cheap method's predictions for the test rows, in their order."""
+
+    name: str
+    predictions: list[Target]
+    detail: str = ""
+
+
+def floors(
+    recipe: RecipeSpec, split: Split, base: Any, on_stage: Callable[[str], None] = lambda _: None
+) -> list[Floor]:
+    """The floors of the recipe's task, then those that it names.
+
+    Args:
+        recipe: its task, template and ``floors``.
+        split: fitted on train, chosen on validation, predicted on test.
+        base: a loaded :class:`~trunkline.base_model.Base`; used by generation only.
+        on_stage: told what is being computed.
+
+    Raises:
+        NotFoundError: the recipe names a floor that does not exist.
+    """
+    own = {
+        "classification": ("majority", "tfidf"),
+        "regression": ("group-median", "linear"),
+        "generation": ("base",),
+    }[recipe.task]
+    known: dict[str, Callable[[], Floor]] = {
+        "majority": lambda: majority(split),
+        "tfidf": lambda: tfidf(recipe, split),
+        "group-median": lambda: group_median(split),
+        "linear": lambda: linear(recipe, split),
+        "base": lambda: prompted(recipe, split, base, 0),
+        "few-shot": lambda: prompted(recipe, split, base, FEW_SHOT),
+        "nearest": lambda: nearest(recipe, split),
+    }
+    results = []
+    for name in dict.fromkeys((*own, *recipe.floors)):
+        if name not in known:
+            raise NotFoundError.named("floor", name, known)
+        on_stage(f"floor: {name}")
+        results.append(known[name]())
+    return results
+
+
+def majority(split: Split) -> Floor:
+    """The most frequent training label, for every row."""
+    counts = Counter(row.target for row in split.train)
+    label = max(sorted(counts, key=str), key=lambda target: counts[target])
+    return Floor("majority", [label] * len(split.test), f"always {label!r}")
+
+
+def tfidf(recipe: RecipeSpec, split: Split) -> Floor:
+    """TF-IDF + logistic regression: the better of words 1-2 and characters 2-5 on validation,
+    with its C chosen there too."""
+    from sklearn.linear_model import LogisticRegression
+
+    targets = [str(row.target) for row in split.train]
+
+    def fit(features: Any, c: float) -> Any:
+        model = LogisticRegression(C=c, max_iter=300, tol=1e-3)
+        return model.fit(features, targets)
+
+    def score(predicted: Any) -> float:
+        wanted = [str(row.target) for row in split.validation]
+        return sum(one == other for one, other in zip(wanted, predicted, strict=True)) / len(wanted)
+
+    predictions, detail = _best_on_text(recipe, split, LOGISTIC_C, "C", fit, score)
+    return Floor("tfidf", [str(label) for label in predictions], detail)
+
+
+def linear(recipe: RecipeSpec, split: Split) -> Floor:
+    """TF-IDF + ridge regression on the recipe's scale, chosen on validation like :func:`tfidf`."""
+    from sklearn.linear_model import Ridge
+
+    logs = recipe.scale == "log"
+
+    def scale(target: Target) -> float:
+        return math.log(float(target)) if logs else float(target)
+
+    targets = [scale(row.target) for row in split.train]
+
+    def fit(features: Any, alpha: float) -> Any:
+        return Ridge(alpha=alpha).fit(features, targets)
+
+    def score(predicted: Any) -> float:
+        wanted = [scale(row.target) for row in split.validation]
+        return -statistics.median(abs(a - b) for a, b in zip(wanted, predicted, strict=True))
+
+    predictions, detail = _best_on_text(recipe, split, RIDGE_ALPHA, "alpha", fit, score)
+    values = [math.exp(min(value, 700.0)) if logs else float(value) for value in predictions]
+    return Floor("linear", list(values), detail)
+
+
+def group_median(split: Split) -> Floor:
+    """The median of the training rows in the same first slice; of all, where that is unseen.
+
+    A test row's own group is held out as a whole, so its median is not to be had.
+    """
+    by_slice: dict[str, list[float]] = defaultdict(list)
+    for row in split.train:
+        by_slice[_first_slice(row)].append(float(row.target))
+    overall = statistics.median(float(row.target) for row in split.train)
+    medians = {name: statistics.median(values) for name, values in by_slice.items()}
+    predictions: list[Target] = [medians.get(_first_slice(row), overall) for row in split.test]
+    return Floor("group-median", predictions, f"{len(medians)} medians")
+
+
+def nearest(recipe: RecipeSpec, split: Split) -> Floor:
+    """The target of the training text nearest by TF-IDF of characters 2-5 (cosine)."""
+    vectorizer = _vectorizer("char")
+    train = vectorizer.fit_transform(_texts(recipe, split.train))
+    predictions: list[Target] = []
+    texts = _texts(recipe, split.test)
+    for start in range(0, len(texts), 256):
+        cosines = vectorizer.transform(texts[start : start + 256]) @ train.T
+        best = cosines.argmax(axis=1)
+        predictions += [split.train[int(index)].target for index in best.ravel().tolist()]
+    return Floor("nearest", predictions, "characters 2-5")
+
+
+def prompted(recipe: RecipeSpec, split: Split, base: Any, shots: int) -> Floor:
+    """The base with no adapter, with ``shots`` training examples in its prompt."""
+    template, tokenizer = recipe.template, base.tokenizer
+    step = max(1, len(split.train) // max(1, shots))
+    examples = split.train[::step][:shots]
+    prompts: list[list[int]] = []
+    for row in split.test:
+        if not shots:
+            prompts.append(encode_prompt(row.text, template, tokenizer))
+            continue
+        messages: list[dict[str, str]] = []
+        for example in examples:
+            messages += [
+                {"role": "user", "content": template.filled(example.text)},
+                {"role": "assistant", "content": str(example.target)},
+            ]
+        messages.append({"role": "user", "content": template.filled(row.text)})
+        prompts.append(encode_chat(messages, tokenizer))
+    texts = continue_all(base.model, tokenizer, prompts, recipe.max_new_tokens)
+    firsts: list[Target] = [text.splitlines()[0].strip() if text else "" for text in texts]
+    name = "few-shot" if shots else "base"
+    return Floor(name, firsts, f"{shots} examples in the prompt")
+
+
+def _best_on_text(
+    recipe: RecipeSpec,
+    split: Split,
+    grid: Sequence[float],
+    knob: str,
+    fit: Callable[[Any, float], Any],
+    score: Callable[[Any], float],
+) -> tuple[list[Any], str]:
+    best: tuple[float, list[Any], str] | None = None
+    for kind, words in (("word", "words 1-2"), ("char", "characters 2-5")):
+        vectorizer = _vectorizer(kind)
+        try:
+            train = vectorizer.fit_transform(_texts(recipe, split.train))
+        except ValueError:  # texts without a single word, such as "?!"
+            continue
+        validation = vectorizer.transform(_texts(recipe, split.validation))
+        test = vectorizer.transform(_texts(recipe, split.test))
+        for value in grid:
+            model = fit(train, value)
+            figure = score(model.predict(validation))
+            if best is None or figure > best[0]:
+                best = (figure, list(model.predict(test)), f"{words}, {knob}={value:g}")
+    assert best is not None
+    return best[1], best[2]
+
+
+def _vectorizer(kind: str) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    ngrams = (1, 2) if kind == "word" else (2, 5)
+    return TfidfVectorizer(analyzer=kind, ngram_range=ngrams, sublinear_tf=True)
+
+
+def _texts(recipe: RecipeSpec, rows: Sequence[Row]) -> list[str]:
+    return [recipe.template.cleaned(row.text) for row in rows]
+
+
+def _first_slice(row: Row) -> str:
+    return next(iter(row.slices.values()), "")

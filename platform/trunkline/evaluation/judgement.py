@@ -1,0 +1,185 @@
+"""The verdict on predictions: scores with intervals, floors beside them, slices, the difference.
+
+Owns: what is said about an adapter. Must not know: how predictions were made.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trunkline.contracts import MetricSpec, Row, Scored, Target
+from trunkline.errors import DataError, PluginError, TrunklineError
+from trunkline.evaluation.floors import Floor
+from trunkline.evaluation.intervals import Estimate, estimate, paired_difference, verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One test row with what was said about it, and what the best floor said."""
+
+    row_id: str
+    group: str
+    target: Target
+    prediction: Target
+    confidence: float | None = None
+    floor_prediction: Target | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SliceScore:
+    """The deciding metric on the rows of one slice."""
+
+    slice: str
+    value: str
+    rows: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Everything that is said about predictions on one set of held-out rows.
+
+    ``difference`` is the deciding metric of the adapter minus that of the best floor; ``verdict``
+    is ``beats``, ``ties`` or ``loses``, by where its interval lies. The best floor is the one
+    that is best on these very rows, which is the strictest choice.
+    """
+
+    metric: str
+    higher_is_better: bool
+    rows: int
+    groups: int
+    scores: dict[str, Estimate]
+    floors: dict[str, dict[str, Estimate]]
+    floor_details: dict[str, str]
+    best_floor: str
+    difference: Estimate
+    verdict: str
+    slices: tuple[SliceScore, ...]
+
+    @property
+    def score(self) -> Estimate:
+        """The deciding metric."""
+        return self.scores[self.metric]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Judgement:
+        fields = dict(data)
+        fields["scores"] = {name: Estimate(**value) for name, value in data["scores"].items()}
+        fields["floors"] = {
+            floor: {name: Estimate(**value) for name, value in scores.items()}
+            for floor, scores in data["floors"].items()
+        }
+        fields["difference"] = Estimate(**data["difference"])
+        fields["slices"] = tuple(SliceScore(**value) for value in data["slices"])
+        return cls(**fields)
+
+
+def judge(
+    rows: Sequence[Row],
+    predictions: Sequence[Target],
+    floors: Sequence[Floor],
+    metrics: Sequence[MetricSpec],
+    labels: tuple[str, ...],
+    confidences: Sequence[float | None] | None = None,
+) -> tuple[Judgement, list[Prediction]]:
+    """Score predictions and floors on the same rows.
+
+    Args:
+        rows: the held-out rows.
+        predictions: of the adapter, in the rows' order.
+        floors: each with predictions in the rows' order; at least one.
+        metrics: the deciding one first.
+        labels: of a classification.
+        confidences: probability of each predicted label.
+
+    Raises:
+        DataError: there are no rows.
+        PluginError: a metric raised.
+    """
+    if not rows:
+        raise DataError("There are no rows to judge on.", "The dataset needs a test part.")
+    deciding = metrics[0]
+    groups = [row.group for row in rows]
+    targets = [row.target for row in rows]
+    ours = Scored(targets=targets, predictions=list(predictions), labels=labels)
+    try:
+        scores = {metric.name: estimate(metric, ours, groups) for metric in metrics}
+        floor_scores = {
+            floor.name: {
+                metric.name: estimate(
+                    metric,
+                    Scored(targets=targets, predictions=floor.predictions, labels=labels),
+                    groups,
+                )
+                for metric in metrics
+            }
+            for floor in floors
+        }
+        sign = 1 if deciding.higher_is_better else -1
+        best = max(floors, key=lambda floor: sign * floor_scores[floor.name][deciding.name].value)
+        difference = paired_difference(deciding, ours, best.predictions, groups)
+        slices = _slices(rows, predictions, deciding, labels)
+    except TrunklineError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"A metric failed: {type(error).__name__}: {error}",
+            "Metrics take any one or more rows; see the `Scored` contract in docs/hooks.md.",
+        ) from error
+    judgement = Judgement(
+        metric=deciding.name,
+        higher_is_better=deciding.higher_is_better,
+        rows=len(rows),
+        groups=len(set(groups)),
+        scores=scores,
+        floors=floor_scores,
+        floor_details={floor.name: floor.detail for floor in floors},
+        best_floor=best.name,
+        difference=difference,
+        verdict=verdict(deciding, difference),
+        slices=slices,
+    )
+    kept = [
+        Prediction(row.id, row.group, row.target, said, confidence, floor_said)
+        for row, said, confidence, floor_said in zip(
+            rows,
+            predictions,
+            confidences or [None] * len(rows),
+            best.predictions,
+            strict=True,
+        )
+    ]
+    return judgement, kept
+
+
+def _slices(
+    rows: Sequence[Row],
+    predictions: Sequence[Target],
+    metric: MetricSpec,
+    labels: tuple[str, ...],
+) -> tuple[SliceScore, ...]:
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        for name, value in row.slices.items():
+            members[name, value].append(index)
+    return tuple(
+        SliceScore(
+            name,
+            value,
+            len(chosen),
+            metric.compute(
+                Scored(
+                    targets=[rows[index].target for index in chosen],
+                    predictions=[predictions[index] for index in chosen],
+                    labels=labels,
+                )
+            ),
+        )
+        for (name, value), chosen in sorted(members.items())
+    )

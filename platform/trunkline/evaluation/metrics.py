@@ -1,0 +1,113 @@
+"""The core's metrics. Owns their formulas; must not know models or plugins.
+
+All take :class:`~trunkline.contracts.Scored` and give a float; numpy only, because an interval
+calls them a thousand times.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trunkline.contracts import MetricSpec, Scored, Task
+
+
+def accuracy(scored: Scored) -> float:
+    """Share of rows whose prediction is the target."""
+    import numpy as np
+
+    return float(np.mean(np.asarray(scored.targets) == np.asarray(scored.predictions)))
+
+
+def macro_f1(scored: Scored) -> float:
+    """Mean over the labels that occur of 2·TP / (2·TP + FP + FN)."""
+    import numpy as np
+
+    targets, predictions = _codes(scored)
+    size = int(max(targets.max(), predictions.max())) + 1
+    hits = np.bincount(targets[targets == predictions], minlength=size)
+    total = np.bincount(targets, minlength=size) + np.bincount(predictions, minlength=size)
+    seen = total > 0
+    return float(np.mean(2 * hits[seen] / total[seen]))
+
+
+def balanced_accuracy(scored: Scored) -> float:
+    """Mean recall over the labels that occur among the targets."""
+    import numpy as np
+
+    targets, predictions = _codes(scored)
+    size = int(max(targets.max(), predictions.max())) + 1
+    hits = np.bincount(targets[targets == predictions], minlength=size)
+    counts = np.bincount(targets, minlength=size)
+    seen = counts > 0
+    return float(np.mean(hits[seen] / counts[seen]))
+
+
+def exact_match(scored: Scored) -> float:
+    """Share of answers equal to the target after lower-casing and squeezing white space."""
+    pairs = zip(scored.targets, scored.predictions, strict=True)
+    return sum(_plain(one) == _plain(other) for one, other in pairs) / len(scored.targets)
+
+
+def mean_absolute_error(scored: Scored) -> float:
+    """Mean of |prediction - target|, in the unit."""
+    import numpy as np
+
+    return float(np.mean(np.abs(_floats(scored.predictions) - _floats(scored.targets))))
+
+
+def median_ape(scored: Scored) -> float:
+    """Median of |prediction - target| / |target| (a share, not per cent)."""
+    import numpy as np
+
+    targets = _floats(scored.targets)
+    return float(np.median(np.abs(_floats(scored.predictions) - targets) / np.abs(targets)))
+
+
+def r_squared(scored: Scored) -> float:
+    """1 - residual / total sum of squares; 0 where all targets are equal."""
+    import numpy as np
+
+    targets = _floats(scored.targets)
+    total = float(((targets - targets.mean()) ** 2).sum())
+    left = float(((targets - _floats(scored.predictions)) ** 2).sum())
+    return 1 - left / total if total > 0 else 0.0
+
+
+def _spec(name: str, task: Task, compute: Any, higher: bool = True) -> MetricSpec:
+    description = (compute.__doc__ or "").split("\n")[0].rstrip(".")
+    return MetricSpec(
+        name=name, description=description, task=task, compute=compute, higher_is_better=higher
+    )
+
+
+CORE_METRICS: dict[str, MetricSpec] = {
+    spec.name: spec
+    for spec in (
+        _spec("accuracy", "classification", accuracy),
+        _spec("macro_f1", "classification", macro_f1),
+        _spec("balanced_accuracy", "classification", balanced_accuracy),
+        _spec("exact_match", "generation", exact_match),
+        _spec("mae", "regression", mean_absolute_error, higher=False),
+        _spec("median_ape", "regression", median_ape, higher=False),
+        _spec("r_squared", "regression", r_squared),
+    )
+}
+
+
+def _codes(scored: Scored) -> tuple[Any, Any]:
+    """Targets and predictions as small integers."""
+    import numpy as np
+
+    targets, predictions = np.asarray(scored.targets), np.asarray(scored.predictions)
+    _, codes = np.unique(np.concatenate([targets, predictions]), return_inverse=True)
+    return codes[: len(targets)], codes[len(targets) :]
+
+
+def _floats(values: Any) -> Any:
+    import numpy as np
+
+    return np.asarray(values, dtype=float)
+
+
+def _plain(text: object) -> str:
+    return " ".join(str(text).lower().split())

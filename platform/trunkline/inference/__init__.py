@@ -1,0 +1,1 @@
+"""Requests in, labels, numbers and texts out."""

@@ -1,0 +1,109 @@
+"""Batches through a model: the last token's hidden state, or new tokens.
+
+Owns: the two ways of asking a model. Must not know: adapters, requests. Works on the bare base,
+on the base inside :meth:`Bank.using`, and on a model in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trunkline.tasks.batches import by_length, pad
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn; temperature 0 takes the likeliest."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def last_hidden(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+    """Hidden state of each prompt's last token, ``[batch, hidden]`` float32."""
+    import torch
+
+    backbone = getattr(model, model.base_model_prefix)
+    batch = pad(prompts, pad_id)
+    with torch.inference_mode():
+        hidden = backbone(
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+            use_cache=False,
+        ).last_hidden_state
+        last = torch.tensor([len(ids) - 1 for ids in prompts], device=hidden.device)
+        return hidden[torch.arange(len(prompts), device=hidden.device), last].float()
+
+
+def next_logits(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+    """Logits of the token after each prompt, ``[batch, vocabulary]`` float32."""
+    import torch
+
+    batch = pad(prompts, pad_id, left=True)
+    with torch.inference_mode():
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+
+
+def new_tokens(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    streamer: Any = None,
+) -> list[list[int]]:
+    """Continue each prompt; the end-of-sequence token is kept, so that its absence tells
+    that the limit was reached."""
+    import torch
+
+    batch = pad(prompts, tokenizer.pad_token_id, left=True)
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        choice = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
+        torch.manual_seed(sampling.seed)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            streamer=streamer,
+            **choice,
+        )
+    start = batch["input_ids"].shape[1]
+    return [until_end(row[start:].tolist(), tokenizer.eos_token_id) for row in output]
+
+
+def until_end(ids: list[int], end: int) -> list[int]:
+    """Ids up to and with the first end-of-sequence token."""
+    return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def continue_all(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Greedy texts for many prompts, in their order."""
+    texts = [""] * len(prompts)
+    sampling = Sampling(max_new_tokens)
+    for chosen in by_length([len(ids) for ids in prompts], batch_size):
+        outputs = new_tokens(model, tokenizer, [prompts[index] for index in chosen], sampling)
+        for index, ids in zip(chosen, outputs, strict=True):
+            texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return texts

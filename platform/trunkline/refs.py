@@ -1,0 +1,159 @@
+"""Refs: the words by which an adapter, and one version of it, is named.
+
+Owns: the grammar of ``domain/name[@selector]`` and what is reserved in it. Everything that comes
+from outside passes here before it becomes a path or a query.
+Must not know: which adapters exist.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from trunkline.errors import UsageError
+
+BASE = "base"
+"""The word for the bare base, used where a ref may stand; it is not a ref."""
+
+EXAMPLE = "medical/icd10-chapter@3"
+
+_DOMAIN = re.compile(r"[a-z][a-z0-9-]{0,39}", re.ASCII)
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}", re.ASCII)
+_ALIAS = _DOMAIN
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+_RESERVED_ALIAS = re.compile(r"latest|base|v[0-9]+", re.ASCII)
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """``domain/name[@selector]``, checked when it is made.
+
+    Attributes:
+        domain: of the plugin.
+        name: of the adapter within the domain.
+        selector: a number from 1 to 999,999,999, an alias, ``sha256:`` with 64 hex digits, or None
+            for whatever answers by default.
+
+    Raises:
+        UsageError: any part breaks the grammar or is reserved.
+    """
+
+    domain: str
+    name: str
+    selector: str | None = None
+
+    def __post_init__(self) -> None:
+        check_domain(self.domain)
+        check_name(self.name)
+        if self.selector is not None:
+            _check_selector(self.selector)
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Read a ref as a user writes it; the inverse of ``str``."""
+        if text == BASE:
+            raise UsageError(
+                "'base' means the bare base, which is not an adapter.",
+                f"Name an adapter, for example {EXAMPLE}.",
+            )
+        adapter, at, selector = text.partition("@") if isinstance(text, str) else ("", "", "")
+        parts = adapter.split("/")
+        if len(parts) != 2:
+            raise UsageError(
+                f"{shown(text)} is not a ref.",
+                f"Write domain/name or domain/name@selector, for example {EXAMPLE}.",
+            )
+        return cls(parts[0], parts[1], selector if at else None)
+
+    def __str__(self) -> str:
+        return self.adapter if self.selector is None else f"{self.adapter}@{self.selector}"
+
+    @property
+    def adapter(self) -> str:
+        """``domain/name``, without the selector."""
+        return f"{self.domain}/{self.name}"
+
+    @property
+    def number(self) -> int | None:
+        """The selector as a version number, if it is one."""
+        return int(self.selector) if self.selector and _NUMBER.fullmatch(self.selector) else None
+
+    @property
+    def alias(self) -> str | None:
+        """The selector as an alias, if it is one."""
+        return self.selector if self.selector and _ALIAS.fullmatch(self.selector) else None
+
+    @property
+    def digest(self) -> str | None:
+        """The selector as a digest, ``sha256:`` included, if it is one."""
+        return self.selector if self.selector and _DIGEST.fullmatch(self.selector) else None
+
+    def at(self, selector: str | int | None) -> Ref:
+        """The same adapter under another selector."""
+        return Ref(self.domain, self.name, None if selector is None else str(selector))
+
+
+def check_domain(text: str) -> str:
+    """Give ``text`` back if it may name a domain; else raise :class:`UsageError`."""
+    return _checked(_DOMAIN, text, "domain", "at most 40", "medical")
+
+
+def check_name(text: str) -> str:
+    """Give ``text`` back if it may name an adapter within its domain; else raise UsageError."""
+    return _checked(_NAME, text, "adapter name", "at most 64", "icd10-chapter")
+
+
+def check_alias(text: str) -> str:
+    """Give ``text`` back if it may be an alias; else raise :class:`UsageError`."""
+    _checked(_ALIAS, text, "alias", "at most 40", "champion")
+    if _RESERVED_ALIAS.fullmatch(text):
+        raise UsageError(
+            f"{shown(text)} is reserved and can't be an alias.",
+            "A version is named by its bare number, as in @3; the newest answers where no alias "
+            "'champion' is set. Choose an alias such as 'champion'.",
+        )
+    return text
+
+
+def check_digest(text: str) -> str:
+    """Give ``text`` back if it is ``sha256:`` with 64 lower-case hex digits; else UsageError."""
+    if not isinstance(text, str) or not _DIGEST.fullmatch(text):
+        raise UsageError(
+            f"{shown(text)} is not a digest.",
+            f"Write sha256: and 64 hex digits in lower case, for example sha256:{'0f' * 3}….",
+        )
+    return text
+
+
+def shown(value: object) -> str:
+    """``value`` quoted for an error: in ASCII, so that look-alikes show, and shortened."""
+    if not isinstance(value, str):
+        return ascii(value)[:_SHOWN]
+    return ascii(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!a}…"
+
+
+def _check_selector(text: str) -> None:
+    if isinstance(text, str):
+        if _NUMBER.fullmatch(text):
+            return
+        if text.startswith("sha256:"):
+            check_digest(text)
+            return
+        if _ALIAS.fullmatch(text):
+            check_alias(text)
+            return
+    raise UsageError(
+        f"{shown(text)} selects no version.",
+        f"After @ comes a number, an alias, or sha256: and 64 hex digits, for example {EXAMPLE}.",
+    )
+
+
+def _checked(pattern: re.Pattern[str], text: str, kind: str, most: str, example: str) -> str:
+    if not isinstance(text, str) or not pattern.fullmatch(text):
+        raise UsageError(
+            f"{shown(text)} is not a valid {kind}.",
+            f"Use a-z, 0-9 and '-', a letter first, {most} characters, for example {example!r}.",
+        )
+    return text

@@ -1,0 +1,166 @@
+"""The open registry: its transactions, and the event that each change leaves behind.
+
+Owns: opening, reading and writing transactions, and the events table.
+Must not know: what the other tables are about; the modules beside it add that.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from trunkline.errors import RegistryError
+from trunkline.registry.engine import Engines, connect, translated
+from trunkline.registry.records import EventRecord
+from trunkline.registry.schema import bring_to_head
+from trunkline.registry.tables import Event, Table
+
+Row = TypeVar("Row", bound=Table)
+
+BUSY_SECONDS = 10.0
+"""How long a writer waits for another one before it gives up."""
+
+
+class Database:
+    """A registry's connection; safe to share between threads, not between forked processes."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = True, busy_seconds: float = BUSY_SECONDS) -> Self:
+        """Open the registry at ``url`` and bring its schema up to date.
+
+        Args:
+            url: any SQLAlchemy URL.
+            create: make the SQLite file if there is none.
+            busy_seconds: how long to wait for another process's write lock.
+
+        Raises:
+            RegistryError: it can't be opened, is damaged, is newer than this code, or is no
+                registry.
+        """
+        engines = connect(url, create=create, busy_seconds=busy_seconds)
+        try:
+            with translated(engines.where):
+                bring_to_head(engines, busy_seconds)
+        except BaseException:
+            engines.reading.dispose()
+            raise
+        return cls(engines)
+
+    def close(self) -> None:
+        """Close every connection; the object may be used again and reconnects."""
+        self._engines.reading.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether only listing and showing will work."""
+        return self._engines.read_only
+
+    def events(
+        self, *, subject: str | None = None, limit: int = 100, offset: int = 0
+    ) -> list[EventRecord]:
+        """What was done, newest first; ``subject`` is ``domain/name`` or ``run/<number>``."""
+        query = select(Event).order_by(Event.seq.desc()).limit(limit).offset(offset)
+        if subject is not None:
+            query = query.where(Event.subject == subject)
+        with self._read() as session:
+            return [
+                EventRecord(
+                    seq=row.seq,
+                    at=row.at,
+                    actor=row.actor,
+                    kind=row.kind,
+                    subject=row.subject,
+                    detail=row.detail,
+                )
+                for row in session.scalars(query)
+            ]
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with translated(self._engines.where), Session(self._engines.reading) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        """One transaction that is committed at the end, or rolled back by any exception."""
+        if self.read_only:
+            raise RegistryError(
+                f"The registry '{self._engines.where}' is read-only.",
+                "Listing works; to write, get the right to write it or name another workspace.",
+            )
+        with (
+            translated(self._engines.where),
+            Session(self._engines.writing) as session,
+            session.begin(),
+        ):
+            yield session
+
+
+def add_event(
+    session: Session, actor: str | None, kind: str, subject: str, detail: Mapping[str, Any]
+) -> None:
+    """Append one event to the transaction in progress; no actor means the system's user."""
+    session.add(
+        Event(
+            at=utc_now(),
+            actor=actor or system_actor(),
+            kind=kind,
+            subject=subject,
+            detail=dict(detail),
+        )
+    )
+
+
+def find_or_add(session: Session, row: Row, *where: ColumnElement[bool]) -> Row:
+    """The stored row that ``where`` finds, else ``row``, added.
+
+    Another writer may add it in between on databases where writers run side by side; the unique
+    constraint tells, and theirs is taken.
+    """
+    query = select(type(row)).where(*where)
+    if (found := session.scalar(query)) is not None:
+        return found
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:
+        if (found := session.scalar(query)) is None:
+            raise
+        return found
+    return row
+
+
+def utc_now() -> datetime:
+    """The time, aware, in UTC; for people to read, never to order by."""
+    return datetime.now(UTC)
+
+
+def system_actor() -> str:
+    """Who acts where nobody said so: the operating system's user, unauthenticated."""
+    try:
+        return f"system:{getpass.getuser()}"
+    except (KeyError, OSError, ImportError):
+        return f"system:{os.getuid()}"

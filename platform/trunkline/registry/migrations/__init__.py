@@ -1,0 +1,1 @@
+"""The registry's schema, revision by revision; ``versions`` holds a file each."""

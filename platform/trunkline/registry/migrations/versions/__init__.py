@@ -1,0 +1,1 @@
+"""Revisions in order; one that has been released is never changed."""

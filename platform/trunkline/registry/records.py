@@ -1,0 +1,183 @@
+"""What the registry gives back: frozen values that outlive their transaction.
+
+Owns: the shape of every answer.
+Must not know: tables or sessions. ``dataclasses.asdict`` works on each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from trunkline.refs import Ref
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseRecord:
+    """A base that took part in something; ``parameters`` counts its weights."""
+
+    id: int
+    digest: str
+    name: str
+    source: str
+    architecture: str
+    parameters: int
+    dtype: str
+    first_seen: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRecord:
+    """A dataset as it was used; ``counts`` holds rows by split, and what else was counted."""
+
+    id: int
+    name: str
+    fingerprint: str
+    split_fingerprint: str
+    rows: int
+    licence: str
+    source: str
+    counts: Mapping[str, Any]
+    first_seen: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One execution of a recipe.
+
+    Attributes:
+        number: what users call it by.
+        status: ``running``, ``finished``, ``failed`` or ``interrupted``.
+        plugin: ``distribution version`` of the plugin, if one was recorded.
+        versions: refs of the visible versions that it made.
+    """
+
+    number: int
+    recipe: str
+    status: str
+    base_name: str
+    base_digest: str
+    dataset: str
+    dataset_id: int
+    dataset_fingerprint: str
+    split_fingerprint: str
+    plugin: str | None
+    seed: int
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    report: Mapping[str, Any] | None
+    error: str | None
+    started: datetime
+    finished: datetime | None
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricRecord:
+    """A figure at an optimiser step of a run; ``value`` may be not-a-number."""
+
+    step: int
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRecord:
+    """An adapter that has at least one visible version.
+
+    Attributes:
+        newest: the highest visible number.
+        versions: how many are visible.
+        aliases: alias → number.
+    """
+
+    domain: str
+    name: str
+    task: str
+    newest: int
+    versions: int
+    aliases: Mapping[str, int]
+
+    @property
+    def ref(self) -> Ref:
+        """``domain/name``."""
+        return Ref(self.domain, self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRecord:
+    """One visible version.
+
+    Attributes:
+        digest: ``sha256:`` with 64 hex digits; the identity of the artifact.
+        path: of the artifact's folder, relative to ``adapters/``, with forward slashes.
+        bytes: size of the artifact's files together.
+        aliases: those that point here, sorted.
+    """
+
+    domain: str
+    name: str
+    number: int
+    task: str
+    digest: str
+    path: str
+    bytes: int
+    base_name: str
+    base_digest: str
+    dataset: str | None
+    dataset_fingerprint: str | None
+    split_fingerprint: str | None
+    run: int | None
+    created: datetime
+    aliases: tuple[str, ...]
+
+    @property
+    def ref(self) -> Ref:
+        """``domain/name@number``."""
+        return Ref(self.domain, self.name, str(self.number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """Figures on one split; ``version`` is a ref, or None for a run's or the bare base's."""
+
+    id: int
+    version: str | None
+    run: int | None
+    recipe: str
+    dataset: str
+    dataset_fingerprint: str
+    split_fingerprint: str
+    split: str
+    base_digest: str
+    results: Mapping[str, Any]
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionRecord:
+    """What was answered for one row; targets and answers are text, whatever the task."""
+
+    row_id: str
+    group: str
+    target: str
+    prediction: str
+    confidence: float | None = None
+    floor_prediction: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """Something that was done: ``seq`` orders, ``at`` only tells the time.
+
+    ``subject`` is ``run/<number>`` or ``domain/name``.
+    """
+
+    seq: int
+    at: datetime
+    actor: str
+    kind: str
+    subject: str
+    detail: Mapping[str, Any]

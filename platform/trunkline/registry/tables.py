@@ -1,0 +1,251 @@
+"""The registry's tables, as typed ORM classes.
+
+Owns: names, types, keys and constraints; a change here needs a migration beside it.
+Must not know: queries, and which database engine stands behind.
+
+There are no relationships: every query says its joins. Times are aware and in UTC. Order is by
+surrogate key or sequence, never by time, since clocks go backwards.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    MetaData,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+RUN_STATUSES = ("running", "finished", "failed", "interrupted")
+VERSION_STATUSES = ("pending", "visible", "failed")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware datetimes in and out, UTC in between, also where the database knows no time zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Table(DeclarativeBase):
+    """Base of all tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        str: Text,
+        float: Float,
+    }
+
+
+class Plugin(Table):
+    """One release of a plugin that took part in a run."""
+
+    __tablename__ = "plugins"
+    __table_args__ = (UniqueConstraint("distribution", "version", "domain"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    distribution: Mapped[str]
+    version: Mapped[str]
+    api: Mapped[int]
+    domain: Mapped[str]
+    first_seen: Mapped[datetime]
+
+
+class Base(Table):
+    """A foundation model, by the digest of its weights, tokenizer and chat template."""
+
+    __tablename__ = "bases"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    source: Mapped[str]
+    architecture: Mapped[str]
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    dtype: Mapped[str]
+    first_seen: Mapped[datetime]
+
+
+class Dataset(Table):
+    """Rows as they were used: fingerprints of their bytes and of their split."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (UniqueConstraint("name", "fingerprint", "split_fingerprint"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    fingerprint: Mapped[str]
+    split_fingerprint: Mapped[str]
+    rows: Mapped[int]
+    licence: Mapped[str]
+    source: Mapped[str]
+    counts: Mapped[dict[str, Any]]
+    first_seen: Mapped[datetime]
+
+
+class Run(Table):
+    """One execution of a recipe; its key is the number that users see."""
+
+    __tablename__ = "runs"
+    __table_args__ = (_one_of("status", RUN_STATUSES), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    recipe: Mapped[str] = mapped_column(index=True)
+    status: Mapped[str]
+    base_id: Mapped[int] = mapped_column(ForeignKey("bases.id"))
+    dataset_id: Mapped[int] = mapped_column(ForeignKey("datasets.id"))
+    plugin_id: Mapped[int | None] = mapped_column(ForeignKey("plugins.id"))
+    seed: Mapped[int]
+    settings: Mapped[dict[str, Any]]
+    environment: Mapped[dict[str, Any]]
+    report: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[str | None]
+    started: Mapped[datetime]
+    finished: Mapped[datetime | None]
+
+
+class RunMetric(Table):
+    """A figure at an optimiser step; NULL stands for not-a-number."""
+
+    __tablename__ = "run_metrics"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[float | None]
+
+
+class Adapter(Table):
+    """A name that has versions; ``last_number`` is the highest number ever given out."""
+
+    __tablename__ = "adapters"
+    __table_args__ = (UniqueConstraint("domain", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    domain: Mapped[str]
+    name: Mapped[str]
+    task: Mapped[str]
+    last_number: Mapped[int]
+
+
+class Version(Table):
+    """One artifact: ``pending`` while its files are written, then ``visible`` or ``failed``."""
+
+    __tablename__ = "versions"
+    __table_args__ = (
+        UniqueConstraint("adapter_id", "number"),
+        Index(None, "adapter_id", "status", "number"),
+        _one_of("status", VERSION_STATUSES),
+        CheckConstraint(
+            "status <> 'visible' OR (digest IS NOT NULL AND path IS NOT NULL"
+            " AND bytes IS NOT NULL AND base_id IS NOT NULL)",
+            name="complete",
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"))
+    number: Mapped[int]
+    status: Mapped[str]
+    digest: Mapped[str | None] = mapped_column(index=True)
+    path: Mapped[str | None]
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    base_id: Mapped[int | None] = mapped_column(ForeignKey("bases.id"))
+    dataset_id: Mapped[int | None] = mapped_column(ForeignKey("datasets.id"))
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"), index=True)
+    created: Mapped[datetime]
+
+
+class Alias(Table):
+    """A movable name for one version of an adapter."""
+
+    __tablename__ = "aliases"
+    __table_args__ = (UniqueConstraint("adapter_id", "alias"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"))
+    alias: Mapped[str]
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
+
+
+class Evaluation(Table):
+    """Figures of a version, of a run that has no version yet, or of the bare base."""
+
+    __tablename__ = "evaluations"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"), index=True)
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"), index=True)
+    recipe: Mapped[str] = mapped_column(index=True)
+    dataset_id: Mapped[int] = mapped_column(ForeignKey("datasets.id"))
+    split: Mapped[str]
+    base_id: Mapped[int] = mapped_column(ForeignKey("bases.id"))
+    results: Mapped[dict[str, Any]]
+    created: Mapped[datetime]
+
+
+class Prediction(Table):
+    """What was answered for one row of an evaluation."""
+
+    __tablename__ = "predictions"
+
+    evaluation_id: Mapped[int] = mapped_column(ForeignKey("evaluations.id"), primary_key=True)
+    row_id: Mapped[str] = mapped_column(primary_key=True)
+    group_name: Mapped[str]
+    target: Mapped[str]
+    prediction: Mapped[str]
+    confidence: Mapped[float | None]
+    floor_prediction: Mapped[str | None]
+
+
+class Event(Table):
+    """Something that was done, by whom, to what; rows are only ever added."""
+
+    __tablename__ = "events"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str]
+    kind: Mapped[str]
+    subject: Mapped[str] = mapped_column(index=True)
+    detail: Mapped[dict[str, Any]]

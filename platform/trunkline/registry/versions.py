@@ -1,0 +1,259 @@
+"""Adapters, their versions and aliases: giving out numbers, publishing, resolving refs.
+
+Owns: the states of a version, and the moves of aliases.
+Must not know: the artifact's files; the store writes them between reserving and publishing.
+
+A number is reserved in one transaction and made visible in another. What is in between is seen
+by nobody, and a number that was given out is never given out again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from trunkline.errors import RefusedError, RegistryError, UsageError
+from trunkline.refs import Ref, check_alias, check_digest, shown
+from trunkline.registry.database import Database, add_event, find_or_add, utc_now
+from trunkline.registry.lookup import (
+    adapter_records,
+    find_adapter,
+    find_version,
+    version_records,
+    visible_adapters,
+    visible_versions,
+)
+from trunkline.registry.records import AdapterRecord, VersionRecord
+from trunkline.registry.sources import base_id
+from trunkline.registry.tables import Adapter, Alias, Evaluation, Run, Version
+
+_PART = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
+_RELATIVE_PATH = re.compile(rf"{_PART}(?:/{_PART})*", re.ASCII)
+
+
+class Versions(Database):
+    """Publishes versions, moves aliases, and answers refs."""
+
+    def reserve_version(self, domain: str, name: str, *, task: str, run: int | None = None) -> int:
+        """Take the next number of an adapter, which nobody sees until it is published.
+
+        Raises:
+            RefusedError: the adapter exists and is for another task.
+        """
+        ref = Ref(domain, name)
+        with self._write() as session:
+            adapter = find_or_add(
+                session,
+                Adapter(domain=ref.domain, name=ref.name, task=task, last_number=0),
+                Adapter.domain == ref.domain,
+                Adapter.name == ref.name,
+            )
+            if adapter.task != task:
+                raise RefusedError(
+                    f"The adapter '{ref}' is for {adapter.task}, not for {task}.",
+                    "Give the recipe another name.",
+                )
+            number = session.execute(
+                update(Adapter)
+                .where(Adapter.id == adapter.id)
+                .values(last_number=Adapter.last_number + 1)
+                .returning(Adapter.last_number)
+            ).scalar_one()
+            session.add(
+                Version(
+                    adapter_id=adapter.id,
+                    number=number,
+                    status="pending",
+                    run_id=run,
+                    created=utc_now(),
+                )
+            )
+            return number
+
+    def publish_version(
+        self,
+        domain: str,
+        name: str,
+        number: int,
+        *,
+        digest: str,
+        path: str,
+        bytes: int,
+        base_digest: str | None = None,
+        dataset_id: int | None = None,
+        actor: str | None = None,
+    ) -> VersionRecord:
+        """Make a reserved version visible, its files being in place.
+
+        Args:
+            digest: ``sha256:`` with 64 hex digits.
+            path: of the folder, relative to ``adapters/``, with forward slashes.
+            bytes: size of the files together.
+            base_digest, dataset_id: those of the version's run if not given.
+
+        Evaluations that the run recorded before are the version's from now on.
+
+        Raises:
+            RegistryError: the number is not reserved.
+            NotFoundError: the base was not recorded.
+        """
+        check_digest(digest)
+        if not _RELATIVE_PATH.fullmatch(path):
+            raise UsageError(
+                f"{shown(path)} is not a path below adapters/.",
+                f"Write it relative and with forward slashes: {domain}/{name}/{number}.",
+            )
+        with self._write() as session:
+            version = _pending(session, Ref(domain, name, str(number)))
+            run = None if version.run_id is None else session.get_one(Run, version.run_id)
+            if base_digest is None and run is None:
+                raise RegistryError(
+                    f"The version '{domain}/{name}@{number}' has neither a run nor a base.",
+                    "Say which base it was made on.",
+                )
+            if base_digest is not None:
+                version.base_id = base_id(session, base_digest)
+            elif run is not None:
+                version.base_id = run.base_id
+            version.dataset_id = dataset_id or (run.dataset_id if run else None)
+            version.status = "visible"
+            version.digest, version.path, version.bytes = digest, path, bytes
+            version.created = utc_now()
+            if run is not None:
+                session.execute(
+                    update(Evaluation)
+                    .where(Evaluation.run_id == run.id, Evaluation.version_id.is_(None))
+                    .values(version_id=version.id)
+                )
+            detail = {"number": number, "digest": digest, "run": version.run_id}
+            add_event(session, actor, "version.published", f"{domain}/{name}", detail)
+            session.flush()
+            row = session.execute(visible_versions().where(Version.id == version.id)).one()
+            return version_records(session, [row])[0]
+
+    def abandon_version(
+        self, domain: str, name: str, number: int, *, actor: str | None = None
+    ) -> None:
+        """Mark a reserved version as failed; its number stays used.
+
+        Raises:
+            RegistryError: the number is not reserved.
+        """
+        with self._write() as session:
+            version = _pending(session, Ref(domain, name, str(number)))
+            version.status = "failed"
+            detail = {"number": number, "run": version.run_id}
+            add_event(session, actor, "version.abandoned", f"{domain}/{name}", detail)
+
+    def adapters(
+        self, *, domain: str | None = None, limit: int = 100, offset: int = 0
+    ) -> list[AdapterRecord]:
+        """The adapters that have a visible version, by name."""
+        query = (
+            visible_adapters().order_by(Adapter.domain, Adapter.name).limit(limit).offset(offset)
+        )
+        if domain is not None:
+            query = query.where(Adapter.domain == domain)
+        with self._read() as session:
+            return adapter_records(session, session.execute(query).all())
+
+    def adapter(self, domain: str, name: str) -> AdapterRecord:
+        """One adapter.
+
+        Raises:
+            NotFoundError: it has no visible version.
+        """
+        ref = Ref(domain, name)
+        with self._read() as session:
+            adapter = find_adapter(session, ref)
+            query = visible_adapters().where(Adapter.id == adapter.id)
+            return adapter_records(session, session.execute(query).all())[0]
+
+    def versions(
+        self, domain: str, name: str, *, limit: int = 100, offset: int = 0
+    ) -> list[VersionRecord]:
+        """The visible versions of an adapter, newest first.
+
+        Raises:
+            NotFoundError: it has none.
+        """
+        with self._read() as session:
+            adapter = find_adapter(session, Ref(domain, name))
+            query = (
+                visible_versions()
+                .where(Version.adapter_id == adapter.id)
+                .order_by(Version.number.desc())
+                .limit(limit)
+                .offset(offset)
+            )
+            return version_records(session, session.execute(query).all())
+
+    def resolve(self, ref: Ref) -> tuple[VersionRecord, str]:
+        """The version that answers ``ref``, and by what: ``number``, ``alias``, ``digest``, or,
+        without a selector, ``champion`` or ``newest``.
+
+        Raises:
+            NotFoundError: no visible version answers it; the nearest name is given.
+        """
+        with self._read() as session:
+            row, how = find_version(session, ref)
+            return version_records(session, [row])[0], how
+
+    def set_alias(
+        self,
+        ref: Ref,
+        alias: str,
+        *,
+        actor: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> tuple[int | None, int]:
+        """Move ``alias`` to the version that answers ``ref``; gives its old and new number.
+
+        The move and its event are one transaction; there is no event where nothing moves.
+        ``detail`` is kept in the event.
+
+        Raises:
+            NotFoundError: no visible version answers ``ref``.
+        """
+        check_alias(alias)
+        with self._write() as session:
+            adapter = find_adapter(session, ref, lock=True)
+            version = find_version(session, ref)[0][0]
+            row = session.scalar(
+                select(Alias).where(Alias.adapter_id == adapter.id, Alias.alias == alias)
+            )
+            if row is None:
+                old = None
+                session.add(Alias(adapter_id=adapter.id, alias=alias, version_id=version.id))
+            else:
+                old = session.get_one(Version, row.version_id).number
+                row.version_id = version.id
+            new = version.number
+            if old != new:
+                moved = {**(detail or {}), "alias": alias, "old": old, "new": new}
+                add_event(session, actor, "alias.moved", ref.adapter, moved)
+            return old, new
+
+
+def _pending(session: Session, ref: Ref) -> Version:
+    version = session.scalar(
+        select(Version)
+        .join(Adapter, Adapter.id == Version.adapter_id)
+        .where(
+            Adapter.domain == ref.domain,
+            Adapter.name == ref.name,
+            Version.number == ref.number,
+            Version.status == "pending",
+        )
+        .with_for_update()
+    )
+    if version is None:
+        raise RegistryError(
+            f"The version '{ref}' is not reserved, or was published or abandoned already.",
+            "Reserve a number first.",
+        )
+    return version

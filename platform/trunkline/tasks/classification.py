@@ -1,0 +1,71 @@
+"""Classification: a linear head on the last token's hidden state, one output a label."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trunkline.contracts import LossContext, LossFunction, Row, Target
+from trunkline.tasks.batches import pad
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationTask:
+    """One of several labels, in the order of the head's outputs."""
+
+    kind: ClassVar[str] = "classification"
+    labels: tuple[str, ...]
+
+    @property
+    def head_size(self) -> int:
+        return len(self.labels)
+
+    def example(self, prompt: list[int], row: Row, tokenizer: Any) -> dict[str, Any]:
+        return {"input_ids": prompt, "target": self.labels.index(str(row.target))}
+
+    def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        batch = pad([example["input_ids"] for example in examples], pad_id)
+        batch["targets"] = torch.tensor([example["target"] for example in examples])
+        return batch
+
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[batch, labels]`` in float32 and label indices ``[batch]``."""
+        answer = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return answer.logits.float(), batch["targets"]
+
+    def default_loss(self) -> LossFunction:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy
+
+    def loss_context(self, rows: Sequence[Row]) -> LossContext:
+        counts = Counter(str(row.target) for row in rows)
+        return LossContext(labels=self.labels, counts=counts)
+
+    def decode(self, outputs: torch.Tensor) -> list[tuple[Target, tuple[float, ...]]]:
+        """``[batch, labels]`` logits → the likeliest label and all probabilities, a pair a row."""
+        probabilities = outputs.float().softmax(-1)
+        best = probabilities.argmax(-1).tolist()
+        return [
+            (self.labels[index], tuple(row))
+            for index, row in zip(best, probabilities.tolist(), strict=True)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ClassificationTask:
+        labels = tuple(data["labels"])
+        if len(labels) < 2 or not all(isinstance(label, str) for label in labels):
+            raise ValueError("labels must be two or more texts")
+        return cls(labels)

@@ -1,0 +1,81 @@
+"""Generation: the base's own head; the loss looks at the answer's tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trunkline.contracts import LossContext, LossFunction, Row
+from trunkline.data.encode import encode_answer
+from trunkline.tasks.batches import pad
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationTask:
+    """A text, at most ``max_new_tokens`` long unless a request says otherwise."""
+
+    kind: ClassVar[str] = "generation"
+    max_new_tokens: int
+
+    labels: ClassVar[tuple[str, ...]] = ()
+    head_size: ClassVar[None] = None
+
+    def example(self, prompt: list[int], row: Row, tokenizer: Any) -> dict[str, Any]:
+        answer = encode_answer(str(row.target), tokenizer)
+        return {"input_ids": prompt + answer, "answer": len(answer)}
+
+    def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+        """Pad on the left, so that all answers end in the last column.
+
+        ``targets`` is ``[batch, longest answer]``, :data:`IGNORED` before the answer begins.
+        """
+        import torch
+
+        batch = pad([example["input_ids"] for example in examples], pad_id, left=True)
+        longest = max(example["answer"] for example in examples)
+        targets = batch["input_ids"][:, -longest:].clone()
+        for row, example in enumerate(examples):
+            targets[row, : longest - example["answer"]] = IGNORED
+        batch["targets"] = targets
+        return batch
+
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[tokens, vocabulary]`` and ids ``[tokens]`` at the answers' tokens.
+
+        A full-vocabulary row for every prompt token would be the costliest thing of the step, so
+        logits are asked for where there is an answer only.
+        """
+        targets = batch["targets"]
+        answer = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
+            logits_to_keep=targets.shape[1] + 1,
+        )
+        real = targets != IGNORED
+        return answer.logits[:, :-1][real].float(), targets[real]
+
+    def default_loss(self) -> LossFunction:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy
+
+    def loss_context(self, rows: Sequence[Row]) -> LossContext:
+        return LossContext()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "max_new_tokens": self.max_new_tokens}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GenerationTask:
+        if not 1 <= int(data["max_new_tokens"]) <= 4096:
+            raise ValueError("max_new_tokens must be between 1 and 4096")
+        return cls(int(data["max_new_tokens"]))

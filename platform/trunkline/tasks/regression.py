@@ -1,0 +1,87 @@
+"""Regression: one output on the last token's hidden state, on a standardised scale."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trunkline.contracts import LossContext, LossFunction, Row, Target
+from trunkline.tasks.batches import pad
+
+if TYPE_CHECKING:
+    import torch
+
+_LARGEST_EXPONENT = 700.0  # exp of more is no float
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionTask:
+    """A number in ``unit``; the head speaks ``(f(y) - mean) / deviation``, f the logarithm if
+    ``scale`` is ``log``."""
+
+    kind: ClassVar[str] = "regression"
+    scale: str
+    mean: float
+    deviation: float
+    unit: str
+
+    labels: ClassVar[tuple[str, ...]] = ()
+    head_size: ClassVar[int] = 1
+
+    @classmethod
+    def fitted(cls, targets: Sequence[float], *, scale: str, unit: str) -> RegressionTask:
+        """Take mean and standard deviation from training targets."""
+        values = [math.log(target) for target in targets] if scale == "log" else list(targets)
+        deviation = statistics.pstdev(values) if len(values) > 1 else 1.0
+        return cls(scale, statistics.fmean(values), deviation or 1.0, unit)
+
+    def scaled(self, target: float) -> float:
+        value = math.log(target) if self.scale == "log" else target
+        return (value - self.mean) / self.deviation
+
+    def unscaled(self, output: float) -> float:
+        value = output * self.deviation + self.mean
+        return math.exp(min(value, _LARGEST_EXPONENT)) if self.scale == "log" else value
+
+    def example(self, prompt: list[int], row: Row, tokenizer: Any) -> dict[str, Any]:
+        return {"input_ids": prompt, "target": self.scaled(float(row.target))}
+
+    def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        batch = pad([example["input_ids"] for example in examples], pad_id)
+        targets = [example["target"] for example in examples]
+        batch["targets"] = torch.tensor(targets, dtype=torch.float32)
+        return batch
+
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions and targets, both ``[batch]`` float32 on the standardised scale."""
+        answer = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return answer.logits.float().squeeze(-1), batch["targets"]
+
+    def default_loss(self) -> LossFunction:
+        from torch.nn.functional import mse_loss
+
+        return mse_loss
+
+    def loss_context(self, rows: Sequence[Row]) -> LossContext:
+        return LossContext()
+
+    def decode(self, outputs: torch.Tensor) -> list[tuple[Target, None]]:
+        """``[batch]`` or ``[batch, 1]`` on the standardised scale → numbers in the unit."""
+        return [(self.unscaled(value), None) for value in outputs.float().reshape(-1).tolist()]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RegressionTask:
+        task = cls(str(data["scale"]), float(data["mean"]), float(data["deviation"]), data["unit"])
+        if task.scale not in ("linear", "log") or not task.deviation > 0:
+            raise ValueError("scale must be linear or log, deviation positive")
+        return task

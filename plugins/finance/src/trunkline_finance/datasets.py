@@ -1,0 +1,56 @@
+"""The data sets that this domain brings: name, licence, source, split.
+
+Owns: their descriptions. Must not know: how rows are read; loading imports that when asked.
+"""
+
+from __future__ import annotations
+
+from trunkline.contracts import DatasetSpec, Row
+from trunkline_finance.categories import CATEGORIES
+
+
+def _sectors() -> tuple[Row, ...]:
+    from trunkline_finance.naics_rows import load
+
+    return load()
+
+
+def _lines() -> tuple[Row, ...]:
+    from trunkline_finance.bank_lines import load
+
+    return load()
+
+
+DATASETS = (
+    DatasetSpec(
+        name="finance/naics-sector",
+        description="industry titles of NAICS 2022 and the sector they stand in",
+        task="classification",
+        load=_sectors,
+        licence="public domain (US Census Bureau); the package is MIT",
+        source="naics 1.0.1",
+        grouping=(
+            "a 4-digit industry group: the titles below it vary one another, and at random "
+            "they would leak from train into test"
+        ),
+        slices=("sector",),
+        validation_share=0.1,
+        test_share=0.2,
+    ),
+    DatasetSpec(
+        name="finance/transactions",
+        description="bank-statement lines of 33 countries and what the money was spent on",
+        task="classification",
+        load=_lines,
+        licence="MIT",
+        source="solyanka 0.4.1",
+        grouping=(
+            "a merchant: its branches and spellings share the name, and at random the test "
+            "would ask for shops that training has seen"
+        ),
+        slices=("country", "origin"),
+        labels=CATEGORIES,
+        validation_share=0.1,
+        test_share=0.2,
+    ),
+)

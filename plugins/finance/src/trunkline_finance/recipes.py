@@ -1,0 +1,37 @@
+"""The LoRA adapters that this domain can make.
+
+Owns: template, settings and gate of each. Must not know: how rows are read or losses computed.
+"""
+
+from __future__ import annotations
+
+from trunkline.contracts import Gate, RecipeSpec, Settings, Template
+
+METRICS = ("accuracy", "macro_f1", "finance/expected_cost")
+
+RECIPES = (
+    RecipeSpec(
+        name="finance/naics-sector",
+        description="sector of a business by what it says it does",
+        dataset="finance/naics-sector",
+        task="classification",
+        template=Template(prompt="Business: {text}", clean=("strip", "squeeze")),
+        settings=Settings(epochs=4),
+        loss="finance/cost-sensitive",
+        metrics=METRICS,
+        gate=Gate(metric="accuracy"),
+    ),
+    RecipeSpec(
+        name="finance/transactions",
+        description="spending category of a bank-statement line",
+        dataset="finance/transactions",
+        task="classification",
+        template=Template(
+            prompt="Bank statement line: {text}", clean=("strip", "squeeze", "lowercase")
+        ),
+        settings=Settings(epochs=3),
+        loss="finance/cost-sensitive",
+        metrics=METRICS,
+        gate=Gate(metric="accuracy"),
+    ),
+)

@@ -1,0 +1,38 @@
+"""Cleaning of diagnosis texts.
+
+Owns: what counts as a coder's shorthand, and taking it out.
+Must not know: where the texts come from.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from trunkline.contracts import Row, TransformSpec
+
+_SHORTHAND = re.compile(r",?\s*\b(?:NOS|NEC)\b")
+
+
+def without_nos(text: str) -> str:
+    """The text without "NOS" (not otherwise specified) and "NEC" (not elsewhere classified).
+
+    >>> without_nos("Scarlet fever, NOS")
+    'Scarlet fever'
+    """
+    return " ".join(_SHORTHAND.sub("", text).split())
+
+
+def _apply(row: Row, rng: random.Random) -> Iterable[Row]:
+    text = without_nos(row.text)
+    return [replace(row, text=text)] if text else []
+
+
+WITHOUT_NOS = TransformSpec(
+    name="medical/without-nos",
+    description="take the coder's shorthand NOS and NEC out of a text",
+    stage="clean",
+    apply=_apply,
+)

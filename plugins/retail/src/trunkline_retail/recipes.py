@@ -1,0 +1,38 @@
+"""The two adapters that the domain can make.
+
+Owns: template, settings, loss, metrics and gate of each.
+Must not know: how rows are read or a run is done.
+"""
+
+from __future__ import annotations
+
+from trunkline.contracts import Gate, RecipeSpec, Settings, Template
+from trunkline_retail.datasets import DEPARTMENT, UNIT_PRICE
+from trunkline_retail.losses import HUBER
+from trunkline_retail.metrics import WITHIN_25_PERCENT
+
+_TEMPLATE = Template(prompt="Product: {text}", clean=("strip", "squeeze", "lowercase"))
+
+DEPARTMENT_RECIPE = RecipeSpec(
+    name="retail/department",
+    description="department of a grocer's product type",
+    dataset=DEPARTMENT.name,
+    task="classification",
+    template=_TEMPLATE,
+    settings=Settings(epochs=4, learning_rate=5e-4),
+    metrics=("accuracy", "macro_f1"),
+    gate=Gate(metric="accuracy"),
+)
+
+UNIT_PRICE_RECIPE = RecipeSpec(
+    name="retail/unit-price",
+    description="price of one unit of a product in USD",
+    dataset=UNIT_PRICE.name,
+    task="regression",
+    template=_TEMPLATE,
+    settings=Settings(epochs=2),
+    loss=HUBER.name,
+    metrics=("median_ape", "mae", WITHIN_25_PERCENT.name),
+    gate=Gate(metric="median_ape"),
+    scale="log",
+)

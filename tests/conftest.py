@@ -1,0 +1,23 @@
+"""What every test of the core stands on: nothing of the user's own set-up leaks in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def isolated_environment(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Give each test a workspace and a cache of its own and no plugin filter.
+
+    Tests marked ``real`` keep the user's cache, because the real base is in it; session fixtures
+    run before this one and see it too.
+    """
+    monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(tmp_path / "workspace"))
+    if request.node.get_closest_marker("real") is None:
+        monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
+    for name in ("TRUNKLINE_REGISTRY", "TRUNKLINE_LOAD_PLUGINS", "TRUNKLINE_TRACE_HOOKS"):
+        monkeypatch.delenv(name, raising=False)

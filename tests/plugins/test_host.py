@@ -1,0 +1,254 @@
+"""One broken plugin is set aside with its reason, and nothing else suffers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trunkline.errors import NotFoundError, PluginError
+from trunkline.plugins import load_plugins
+
+AddPlugin = Callable[..., Path]
+
+BROKEN = {
+    "importerror": ("import no_such_module", "No module named 'no_such_module'"),
+    "exits": ("raise SystemExit(3)", "exits (3)"),
+    "asserts": ("assert False, 'never'", "AssertionError: never"),
+    "misspelt": (
+        "@hookimpl\ndef trunkline_dataset():\n    yield",
+        "did you mean trunkline_datasets",
+    ),
+    "unmarked": ("def trunkline_datasets():\n    yield", "lacks the marker"),
+    "arguments": ("@hookimpl\ndef trunkline_datasets(config):\n    yield", "config"),
+    "raising": ("@hookimpl\ndef trunkline_datasets():\n    yield 1 / 0", "ZeroDivisionError"),
+    "hookexits": ("@hookimpl\ndef trunkline_datasets():\n    exit(4)", "exits (4)"),
+    "wrongtype": ("@hookimpl\ndef trunkline_datasets():\n    yield 'rows'", "not a DatasetSpec"),
+    "nothing": ("@hookimpl\ndef trunkline_datasets():\n    pass", "gives nothing"),
+    "single": (
+        "@hookimpl\ndef trunkline_datasets():\n    return dataset('single/a')",
+        "gives one DatasetSpec; yield each",
+    ),
+    "unqualified": (
+        "@hookimpl\ndef trunkline_datasets():\n    yield dataset('other/letters')",
+        "'other/letters' in trunkline_datasets is not qualified by its domain",
+    ),
+    "twice": (
+        "@hookimpl\ndef trunkline_datasets():\n    yield from [dataset('twice/a')] * 2",
+        "yields 'twice/a' 2 times",
+    ),
+    "Upper": ("", "'Upper' is no domain"),
+    "base": ("", "'base' is reserved"),
+}
+
+
+@pytest.mark.parametrize("domain", BROKEN)
+def test_broken_plugin_is_shown_as_failed_with_its_reason(
+    domain: str, add_plugin: AddPlugin
+) -> None:
+    source, reason = BROKEN[domain]
+    add_plugin(domain, source)
+    plugin = load_plugins().plugin(domain)
+    assert plugin.status == "failed"
+    assert reason in (plugin.reason or "")
+    assert "\n" not in (plugin.reason or "")
+    assert "Traceback" in (plugin.traceback or "")
+
+
+def test_good_plugin_is_loaded_beside_all_the_broken_ones(add_plugin: AddPlugin) -> None:
+    for domain, (source, _) in BROKEN.items():
+        add_plugin(domain, source)
+    add_plugin("good")
+    catalogue = load_plugins()
+    assert catalogue.plugin("good").status == "loaded"
+    assert catalogue.recipe("good/letters").dataset == "good/letters"
+
+
+def test_plugin_tells_what_it_contributes(add_plugin: AddPlugin) -> None:
+    add_plugin("good")
+    plugin = load_plugins().plugin("good")
+    assert plugin.counts == dict.fromkeys(
+        ("datasets", "recipes", "losses", "metrics", "transforms"), 1
+    )
+    assert (plugin.distribution, plugin.version, plugin.api) == ("fake-good", "1.0", 1)
+    assert plugin.losses == ("good/soft_margin",)
+
+
+def test_traceback_shows_the_plugins_own_line(add_plugin: AddPlugin) -> None:
+    add_plugin("raising", BROKEN["raising"][0])
+    assert "yield 1 / 0" in (load_plugins().plugin("raising").traceback or "")
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [("", "declares no TRUNKLINE_API"), ("TRUNKLINE_API = 2", "written for TRUNKLINE_API 2")],
+)
+def test_other_contract_number_is_refused(head: str, reason: str, add_plugin: AddPlugin) -> None:
+    add_plugin("old", "", head=head)
+    assert reason in (load_plugins().plugin("old").reason or "")
+
+
+def test_interrupt_passes_through(add_plugin: AddPlugin) -> None:
+    add_plugin("slow", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        load_plugins()
+
+
+def test_unreadable_entry_points_file_harms_only_its_distribution(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("torn")
+    (site / "fake_torn-1.0.dist-info" / "entry_points.txt").write_text("[trunkline]\ntorn\n")
+    add_plugin("good")
+    catalogue = load_plugins()
+    assert catalogue.plugin("good").status == "loaded"
+    assert "can't be parsed" in (catalogue.plugin("fake-torn").reason or "")
+
+
+def test_two_distributions_of_one_domain_are_both_set_aside_and_named(
+    add_plugin: AddPlugin,
+) -> None:
+    markers = [add_plugin("shared", distribution=name) for name in ("shared-a", "shared-b")]
+    rivals = [plugin for plugin in load_plugins().plugins if plugin.domain == "shared"]
+    assert [plugin.status for plugin in rivals] == ["failed", "failed"]
+    assert all("shared-a 1.0 and shared-b 1.0" in (plugin.reason or "") for plugin in rivals)
+    assert not any(marker.exists() for marker in markers)
+
+
+def test_distribution_that_is_on_the_path_twice_counts_once(
+    add_plugin: AddPlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_plugin("good")
+    monkeypatch.syspath_prepend(str(tmp_path / "again"))
+    (tmp_path / "again").mkdir()
+    os.rename(tmp_path / "site/module_of_fake_good.py", tmp_path / "again/module_of_fake_good.py")
+    info = "fake_good-1.0.dist-info"
+    (tmp_path / "again" / info).mkdir()
+    for name in ("METADATA", "entry_points.txt"):
+        text = (tmp_path / "site" / info / name).read_text()
+        (tmp_path / "again" / info / name).write_text(text.replace("fake-good", "Fake_Good"))
+    found = [plugin for plugin in load_plugins().plugins if plugin.domain == "good"]
+    sys.modules.pop("module_of_fake_good", None)
+    assert [plugin.status for plugin in found] == ["loaded"]
+
+
+# ---------------------------------------------------------------------------------- blocking
+
+
+def test_blocked_plugin_is_never_imported(add_plugin: AddPlugin) -> None:
+    marker = add_plugin("good")
+    assert load_plugins(block=["good"]).plugin("good").status == "blocked"
+    assert not marker.exists()
+
+
+def test_plugin_that_is_not_blocked_is_imported(add_plugin: AddPlugin) -> None:
+    marker = add_plugin("good")
+    load_plugins()
+    assert marker.exists()
+
+
+def test_no_plugins_blocks_all(add_plugin: AddPlugin) -> None:
+    add_plugin("good")
+    assert {plugin.status for plugin in load_plugins(no_plugins=True).plugins} == {"blocked"}
+
+
+def test_blocking_an_unknown_plugin_names_the_nearest(add_plugin: AddPlugin) -> None:
+    add_plugin("gardening")
+    with pytest.raises(NotFoundError) as caught:
+        load_plugins(block=["gardenning"])
+    assert "'gardening'" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("value", "loaded"),
+    [("", set()), ("one", {"one"}), ("one, two", {"one", "two"}), (",two,", {"two"})],
+)
+def test_variable_names_the_only_plugins_that_are_loaded(
+    value: str, loaded: set[str], add_plugin: AddPlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for domain in ("one", "two"):
+        add_plugin(domain)
+    monkeypatch.setenv("TRUNKLINE_LOAD_PLUGINS", value)
+    plugins = load_plugins().plugins
+    assert {plugin.domain for plugin in plugins if plugin.status == "loaded"} == loaded
+
+
+def test_variable_that_names_an_unknown_plugin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_LOAD_PLUGINS", "no-such-domain")
+    with pytest.raises(NotFoundError, match="no-such-domain"):
+        load_plugins()
+
+
+# ------------------------------------------------------------------------------------ strict
+
+
+def test_strict_raises_on_a_failed_plugin_and_names_it(add_plugin: AddPlugin) -> None:
+    add_plugin("raising", BROKEN["raising"][0])
+    with pytest.raises(PluginError, match=r"raising: .*ZeroDivisionError"):
+        load_plugins(strict=True)
+
+
+def test_strict_accepts_good_and_blocked_plugins(
+    add_plugin: AddPlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_plugin("good")
+    add_plugin("raising", BROKEN["raising"][0])
+    monkeypatch.setenv("TRUNKLINE_LOAD_PLUGINS", "good")
+    assert load_plugins(strict=True).plugin("good").status == "loaded"
+
+
+# ----------------------------------------------------------------------- cost and side effects
+
+
+def test_what_plugins_print_stays_off_stdout(
+    add_plugin: AddPlugin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_plugin("good")
+    load_plugins()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "noise" in captured.err
+
+
+def test_hook_calls_are_traced_on_stderr(
+    add_plugin: AddPlugin,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add_plugin("good")
+    monkeypatch.setenv("TRUNKLINE_TRACE_HOOKS", "1")
+    load_plugins()
+    assert "trunkline: good: trunkline_recipes is called" in capsys.readouterr().err
+
+
+def test_loading_imports_no_torch(add_plugin: AddPlugin, site: Path) -> None:
+    add_plugin("good")
+    code = (
+        "import sys; from trunkline.plugins import load_plugins; "
+        "assert load_plugins().plugin('good').status == 'loaded'; "
+        "sys.exit(', '.join({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(site), "TRUNKLINE_LOAD_PLUGINS": "good"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.stderr.replace("noise\n", "").strip() == ""
+
+
+def test_three_plugins_load_in_under_a_tenth_of_a_second(
+    add_plugin: AddPlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for domain in ("one", "two", "three"):
+        add_plugin(domain)
+    monkeypatch.setenv("TRUNKLINE_LOAD_PLUGINS", "one,two,three")
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        load_plugins()
+        times.append(time.process_time() - start)
+    assert min(times) < 0.1

@@ -1,0 +1,121 @@
+"""Evaluations and their predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trunkline.errors import NotFoundError, RegistryError
+from trunkline.refs import Ref
+from trunkline.registry.records import PredictionRecord, VersionRecord
+from trunkline.registry.store import Registry
+
+Publish = Callable[..., VersionRecord]
+
+
+@pytest.fixture
+def evaluate(registry: Registry, dataset: int) -> Callable[..., int]:
+    def evaluate(**more: Any) -> int:
+        return registry.record_evaluation(
+            recipe="medical/icd10",
+            base_digest=registry.bases()[0].digest,
+            dataset_id=dataset,
+            split="test",
+            results={"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}},
+            **more,
+        )
+
+    return evaluate
+
+
+def test_an_evaluation_comes_back_under_its_version(
+    registry: Registry, publish: Publish, evaluate: Callable[..., int]
+) -> None:
+    version = publish()
+    number = evaluate(version=version.ref)
+    (found,) = registry.evaluations(version=version.ref)
+    assert (found.id, found.version, found.split_fingerprint, found.results["accuracy"]["low"]) == (
+        number,
+        "medical/icd10@1",
+        "split-1",
+        0.7,
+    )
+
+
+def test_evaluations_of_other_versions_are_left_out(
+    registry: Registry, publish: Publish, evaluate: Callable[..., int]
+) -> None:
+    publish()
+    publish()
+    evaluate(version=Ref.parse("medical/icd10@1"))
+    assert registry.evaluations(version=Ref.parse("medical/icd10@2")) == []
+
+
+def test_an_evaluation_of_a_run_becomes_its_version_s(
+    registry: Registry, start: Callable[..., int], evaluate: Callable[..., int]
+) -> None:
+    run = start()
+    evaluate(run=run)
+    number = registry.reserve_version("medical", "icd10", task="classification", run=run)
+    registry.publish_version(
+        "medical", "icd10", number, digest="sha256:" + "a" * 64, path="medical/icd10/1", bytes=1
+    )
+    (found,) = registry.evaluations(run=run)
+    assert found.version == "medical/icd10@1"
+
+
+def test_the_bare_base_is_evaluated_without_a_version(
+    registry: Registry, evaluate: Callable[..., int]
+) -> None:
+    evaluate()
+    (found,) = registry.evaluations(recipe="medical/icd10")
+    assert (found.version, found.run) == (None, None)
+
+
+def test_evaluations_are_listed_newest_first_and_paged(
+    registry: Registry, evaluate: Callable[..., int]
+) -> None:
+    numbers = [evaluate() for _ in range(4)]
+    page = registry.evaluations(recipe="medical/icd10", limit=2, offset=1)
+    assert [row.id for row in page] == [numbers[2], numbers[1]]
+
+
+def test_predictions_come_back_by_row_id(registry: Registry, evaluate: Callable[..., int]) -> None:
+    given = [
+        PredictionRecord(row_id="b", group="g", target="x", prediction="y"),
+        PredictionRecord(
+            row_id="a",
+            group="g",
+            target="x",
+            prediction="x",
+            confidence=0.75,
+            floor_prediction="y",
+        ),
+    ]
+    number = evaluate(predictions=given)
+    assert registry.predictions(number) == [given[1], given[0]]
+    assert registry.predictions(number, limit=1, offset=1) == [given[0]]
+
+
+def test_an_evaluation_and_its_predictions_are_kept_together_or_not_at_all(
+    registry: Registry, evaluate: Callable[..., int]
+) -> None:
+    twice = PredictionRecord(row_id="a", group="g", target="x", prediction="y")
+    with pytest.raises(RegistryError):
+        evaluate(predictions=[twice, twice])
+    assert registry.evaluations() == []
+
+
+def test_an_evaluation_of_an_unknown_version_is_refused(
+    registry: Registry, publish: Publish, evaluate: Callable[..., int]
+) -> None:
+    publish()
+    with pytest.raises(NotFoundError):
+        evaluate(version=Ref.parse("medical/icd10@9"))
+
+
+def test_predictions_of_an_unknown_evaluation_are_refused(registry: Registry) -> None:
+    with pytest.raises(NotFoundError, match="no evaluation 9"):
+        registry.predictions(9)
