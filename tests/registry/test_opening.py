@@ -132,7 +132,14 @@ def test_a_file_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
         opened(tmp_path / "gone" / "registry.db")
 
 
-@pytest.mark.parametrize("url", ["registry.db", "", "nosuch://x/y", "sqlite+nosuch:///x"])
+def test_a_file_that_can_not_be_looked_at_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="can't be reached"):
+        opened(tmp_path / ("a" * 300))
+
+
+@pytest.mark.parametrize(
+    "url", ["registry.db", "", "nosuch://x/y", "sqlite+nosuch:///x", "postgresql://host:port/x"]
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(RegistryError, match="is not one"):
         Registry.open(url)

@@ -199,12 +199,12 @@ def check_config(config: Mapping[str, Any], path: Path) -> LoraShape:
     }
     for key, allowed in plain.items():
         value = config.get(key)
-        if key == "peft_type" or value is not None:
-            if not any(value == item and type(value) is type(item) for item in allowed):
-                raise IntegrityError(
-                    f"{path} has {key} = {_short(value)}, which is not supported.",
-                    "Plain LoRA adapters are served: no biases, no DoRA, no code of their own.",
-                )
+        absent = value is None and key != "peft_type"
+        if not absent and not any(value == item and type(value) is type(item) for item in allowed):
+            raise IntegrityError(
+                f"{path} has {key} = {_short(value)}, which is not supported.",
+                "Plain LoRA adapters are served: no biases, no DoRA, no code of their own.",
+            )
     saved = config.get("modules_to_save") or []
     if not isinstance(saved, list) or not set(saved) <= {"score", "classifier"}:
         raise IntegrityError(
@@ -254,7 +254,8 @@ def check_tensors(
         raise IntegrityError(f"{path} has {len(heads)} heads; its task needs one.", _REFIT)
     elif len(tensors[heads[0]].shape) != 2 or tensors[heads[0]].shape[0] != outputs:
         raise IntegrityError(
-            f"{path}: the head has the shape {tensors[heads[0]].shape}, the task {outputs} outputs.",
+            f"{path}: the head has the shape {tensors[heads[0]].shape}; the task has {outputs} "
+            "outputs.",
             _REFIT,
         )
 
@@ -303,7 +304,7 @@ def _check_files(folder: Path) -> None:
     if foreign:
         raise IntegrityError(
             f"{folder} holds {foreign[0]!r}, which has no place in an artifact; nothing was opened.",
-            "An artifact is safetensors and JSON only. Remove the file if you know where it is from.",
+            "An artifact is safetensors and JSON only. Remove the file if you know its origin.",
         )
     for name in REQUIRED:
         path = folder / name
@@ -319,7 +320,8 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**data)
         if manifest.format != FORMAT:
             raise IntegrityError(
-                f"{folder / MANIFEST} is of format {manifest.format!r}; this Trunkline reads {FORMAT}.",
+                f"{folder / MANIFEST} is of format {manifest.format!r}; this Trunkline reads "
+                f"{FORMAT}.",
                 "Upgrade with `pip install --upgrade trunkline`.",
             )
         manifest.make_template()

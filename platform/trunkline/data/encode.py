@@ -28,7 +28,9 @@ def encode_prompt(text: str, template: Template, tokenizer: Any) -> list[int]:
         raise DataError("The text is empty.", "Give at least one word.")
     content = template.filled(text)
     if not template.chat:
-        ids = list(tokenizer(content, split_special_tokens=True, add_special_tokens=False).input_ids)
+        ids = list(
+            tokenizer(content, split_special_tokens=True, add_special_tokens=False).input_ids
+        )
         return _with_start(ids, tokenizer)
     messages = [{"role": "user", "content": content}]
     if template.system is not None:

@@ -64,7 +64,8 @@ def split_rows(
     order = sorted(by_group, key=lambda group: _rank(seed, group))
     if len(order) < 3:
         raise DataError(
-            f"The rows stand in {len(order)} group(s); three are needed to train, validate and test.",
+            f"The rows stand in {len(order)} group(s); three are needed to train, validate and "
+            "test.",
             "Give every independent row a group of its own.",
         )
     if fold is None:

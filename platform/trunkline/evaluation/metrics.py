@@ -65,7 +65,6 @@ def median_ape(scored: Scored) -> float:
 
 def r_squared(scored: Scored) -> float:
     """1 - residual / total sum of squares; 0 where all targets are equal."""
-    import numpy as np
 
     targets = _floats(scored.targets)
     total = float(((targets - targets.mean()) ** 2).sum())

@@ -61,7 +61,12 @@ def connect(url: str, *, create: bool, busy_seconds: float) -> Engines:
             options["connect_args"] = {"timeout": busy_seconds}
             read_only = _prepare_file(parsed, create, options, busy_seconds)
         engine = create_engine(parsed, **options)
-    except (ArgumentError, NoSuchModuleError) as error:
+    except OSError as error:
+        raise RegistryError(
+            f"The registry {_hidden(url)!r} can't be reached: {error.strerror}.",
+            "Check that its folder exists and that you may read it.",
+        ) from error
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise RegistryError(
             f"The registry's URL {_hidden(url)!r} is not one.",
             "Write for example TRUNKLINE_REGISTRY=sqlite:////data/registry.db.",

@@ -128,6 +128,7 @@ def _aliases(session: Session, adapters: Sequence[int]) -> dict[int, dict[str, t
 def adapter_records(
     session: Session, rows: Sequence[Row[Adapter, int, int]]
 ) -> list[AdapterRecord]:
+    """The rows of :func:`visible_adapters` as records, with their aliases."""
     aliases = _aliases(session, [row[0].id for row in rows])
     return [
         AdapterRecord(

@@ -54,7 +54,7 @@ def task_from_json(data: dict[str, Any]) -> AnyTask:
     try:
         fields = dict(data)
         kind = kinds[fields.pop("kind")]
-        return kind.from_json(fields)  # type: ignore[attr-defined, no-any-return]
+        return kind.from_json(fields)  # type: ignore[attr-defined]
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
             f"The artifact's task can't be read: {error}.", "It may need a newer Trunkline."

@@ -35,7 +35,6 @@ class GenerationTask:
 
         ``targets`` is ``[batch, longest answer]``, :data:`IGNORED` before the answer begins.
         """
-        import torch
 
         batch = pad([example["input_ids"] for example in examples], pad_id, left=True)
         longest = max(example["answer"] for example in examples)

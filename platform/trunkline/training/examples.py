@@ -22,9 +22,7 @@ class Encoded:
     longest: int
 
 
-def encode_rows(
-    rows: Sequence[Row], recipe: RecipeSpec, task: AnyTask, tokenizer: Any
-) -> Encoded:
+def encode_rows(rows: Sequence[Row], recipe: RecipeSpec, task: AnyTask, tokenizer: Any) -> Encoded:
     """Encode by the recipe's template.
 
     Raises:

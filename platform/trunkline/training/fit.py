@@ -176,7 +176,7 @@ def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -
         targets = [name.strip() for name in targets.split(",") if name.strip()]
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it, a float will do
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,
         target_modules=targets,
@@ -303,4 +303,3 @@ def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
 def _prompt_of(example: Mapping[str, Any]) -> list[int]:
     ids: list[int] = example["input_ids"]
     return ids[: len(ids) - example["answer"]] if "answer" in example else ids
-

@@ -97,7 +97,7 @@ def take_steps(plan: Plan) -> Stepped:
     settings, task = plan.settings, plan.task
     every = validation_interval(settings, len(plan.examples))
 
-    class _Steps(Trainer):
+    class _Steps(Trainer):  # type: ignore[misc]  # untyped package
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
         ) -> Any:
@@ -106,8 +106,8 @@ def take_steps(plan: Plan) -> Stepped:
             if not bool(loss.isfinite()):
                 raise TrainingError(
                     f"The loss became {loss.item()} at step {self.state.global_step + 1}.",
-                    f"Lower the learning rate (--set learning_rate={settings.learning_rate / 3:.0e})"
-                    " or check the recipe's loss.",
+                    f"Use --set learning_rate={settings.learning_rate / 3:.0e}, or check the "
+                    "recipe's loss.",
                 )
             return (loss, outputs) if return_outputs else loss
 
@@ -121,8 +121,9 @@ def take_steps(plan: Plan) -> Stepped:
             )
             return figures
 
-    class _Report(TrainerCallback):
-        latest: dict[str, float] = {}
+    class _Report(TrainerCallback):  # type: ignore[misc]  # untyped package
+        def __init__(self) -> None:
+            self.latest: dict[str, float] = {}
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             plan.listener.progress(state.global_step, state.max_steps, self.latest)
@@ -209,4 +210,3 @@ def _drop_printing(trainer: Any) -> None:
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +62,14 @@ def test_listing_everything_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_readme_shows_the_folding_table_as_it_is() -> None:
+    from trunkline_finance.categories import TABLE
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = [
+        f"| {number} | {category} | {', '.join(tags)} |"
+        for number, (category, tags) in enumerate(TABLE, 1)
+    ]
+    assert "\n".join(shown) in readme

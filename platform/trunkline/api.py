@@ -1,0 +1,401 @@
+"""``trunkline.open()`` → :class:`Platform`: what the command line calls and what users import.
+
+Owns: putting the parts of one workspace together, lazily. Must not know: click, terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trunkline.contracts import DatasetSpec, Gate, MetricSpec, RecipeSpec, Row
+from trunkline.data.prepare import Prepared, prepare, read_rows
+from trunkline.errors import RefusedError, UsageError
+from trunkline.evaluation.gates import GateCheck, check_gate
+from trunkline.evaluation.judgement import Judgement
+from trunkline.evaluation.metrics import CORE_METRICS
+from trunkline.inference.request import Answer, Request
+from trunkline.plugins import Catalogue, load_plugins
+from trunkline.refs import BASE, Ref
+from trunkline.registry.records import AdapterRecord, VersionRecord
+from trunkline.registry.store import Registry
+from trunkline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from trunkline.adapters.artifact import Artifact
+    from trunkline.adapters.store import AdapterStore
+    from trunkline.inference.engine import Engine, Work
+    from trunkline.training.fit import Ingredients
+    from trunkline.training.planning import TrainingPlan
+    from trunkline.training.run import Bench, CrossValidation, TrainedRun
+    from trunkline.training.steps import Listener
+
+
+def open(
+    workspace: str | Path | None = None,
+    *,
+    base: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    no_plugins: bool = False,
+    block: Iterable[str] = (),
+    strict: bool = False,
+) -> Platform:
+    """The platform on one workspace; nothing heavy is loaded before it is needed.
+
+    Args:
+        workspace: the folder that holds ``registry.db`` and ``adapters/``; by default
+            ``TRUNKLINE_WORKSPACE``, else the current folder.
+        base: name of the base, ``hf:<repo>[@revision]`` or a folder; the default is
+            ``smollm2-135m``.
+        device, dtype: of the base; ``auto`` takes CUDA, MPS, CPU in this order.
+        no_plugins: load none.
+        block: names of plugins that are not even imported.
+        strict: a plugin that fails is an error, not a set-aside.
+
+    Raises:
+        UsageError: the workspace is no folder.
+    """
+    located = Workspace.locate(workspace)
+    return Platform(located, base, device, dtype, no_plugins, tuple(block), strict)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """A dataset looked at: counts after the core's own checks, and the first rows."""
+
+    spec: DatasetSpec
+    prepared: Prepared
+    labels: dict[str, int]
+    examples: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """An alias that moved."""
+
+    version: VersionRecord
+    alias: str
+    old: int | None
+    new: int
+    checks: tuple[GateCheck, ...]
+    forced: bool
+
+
+@dataclass(frozen=True)
+class Platform:
+    """One workspace with its plugins, registry, adapters and base. Made by :func:`open`."""
+
+    workspace: Workspace
+    base_name: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    no_plugins: bool = False
+    block: tuple[str, ...] = ()
+    strict: bool = False
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """What the plugins bring."""
+        return load_plugins(
+            no_plugins=self.no_plugins,
+            block=self.block,
+            strict=self.strict,
+            core_metrics=CORE_METRICS,
+        )
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registry; made if it is not there."""
+        return Registry.open(self.workspace.registry_url)
+
+    @cached_property
+    def store(self) -> AdapterStore:
+        """The artifacts."""
+        from trunkline.adapters.store import AdapterStore
+
+        return AdapterStore(self.workspace, self.registry)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The base in memory, with its bank of adapters."""
+        from trunkline.base_model import DEFAULT_BASE, load
+        from trunkline.inference.engine import Engine
+
+        name = self.base_name or DEFAULT_BASE
+        return Engine(load(name, device=self.device, dtype=self.dtype))
+
+    # ------------------------------------------------------------------------------ inference
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        *,
+        streamer: Any = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """Answer requests of any mixture, in their order.
+
+        Each ref is resolved once, to one immutable version, which the answer names.
+
+        Raises:
+            UsageError, NotFoundError: a ref is malformed or nothing answers to it.
+            BaseMismatchError: an adapter was trained on another base.
+            IntegrityError: an artifact is not what the registry knows.
+            DataError: a text is empty or too long.
+        """
+        from trunkline.inference.engine import Work
+
+        resolved: dict[str, tuple[Artifact, str]] = {}
+        works: list[Work] = []
+        for request in requests:
+            if request.adapter is None or request.adapter == BASE:
+                works.append(Work(request))
+                continue
+            if request.adapter not in resolved:
+                version = self.resolve(request.adapter)
+                resolved[request.adapter] = (self.store.fetch(version), str(version.ref))
+            artifact, name = resolved[request.adapter]
+            works.append(Work(request, artifact, name))
+        if not works:
+            return []
+        return self.engine.run(works, streamer=streamer, on_done=on_done)
+
+    def predict(self, adapter: str, texts: Sequence[str]) -> list[Answer]:
+        """Labels with probabilities, or numbers in their unit, one a text.
+
+        Raises:
+            UsageError: the adapter generates text, or ``texts`` is one string.
+        """
+        if isinstance(texts, str):
+            raise UsageError("predict wants a list of texts.", "Write [text] for a single one.")
+        self._expect(adapter, generates=False)
+        return self.run([Request(adapter, text) for text in texts])
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[str | None, str]],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[Answer]:
+        """Texts for pairs of adapter (None: the bare base) and prompt.
+
+        Raises:
+            UsageError: an adapter does not generate text.
+        """
+        for adapter in {adapter for adapter, _ in prompts}:
+            self._expect(adapter, generates=True)
+        return self.run(
+            [
+                Request(adapter, text, max_new_tokens, temperature, top_p, seed)
+                for adapter, text in prompts
+            ]
+        )
+
+    def resolve(self, adapter: str) -> VersionRecord:
+        """The one version that answers a ref."""
+        return self.registry.resolve(Ref.parse(adapter))[0]
+
+    def _expect(self, adapter: str | None, *, generates: bool) -> None:
+        if adapter is None or adapter == BASE:
+            if not generates:
+                raise UsageError(
+                    "The bare base gives no labels.", 'Ask it with `trunkline generate base "…"`.'
+                )
+            return
+        task = self.resolve(adapter).task
+        if (task == "generation") != generates:
+            verb = "predict" if generates else "generate"
+            raise UsageError(
+                f"{adapter} is for {task}.", f'Ask it with `trunkline {verb} {adapter} "…"`.'
+            )
+
+    # ------------------------------------------------------------------------------- training
+
+    def train(
+        self,
+        recipe: str,
+        *,
+        resume: int | None = None,
+        listener: Listener | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        **settings: Any,
+    ) -> TrainedRun:
+        """Train a recipe, judge it, publish the version whatever the verdict.
+
+        Args:
+            recipe: ``domain/name``.
+            resume: number of a run that did not finish; its settings are used.
+            listener: hears of stages and progress.
+            should_stop: asked after every step; true ends the run as interrupted.
+            settings: overrides, such as ``max_steps=200``.
+
+        Raises:
+            NotFoundError: unknown recipe or setting.
+            Interrupted, TrainingError, DataError: the run is recorded as such.
+        """
+        from trunkline.training.run import train
+
+        begun = None
+        if resume is not None:
+            begun = self.registry.run(resume)
+            if begun.recipe != recipe:
+                raise UsageError(
+                    f"Run {resume} is of {begun.recipe}, not of {recipe}.",
+                    f"`trunkline train {begun.recipe} --resume {resume}`",
+                )
+            if settings:
+                raise UsageError(
+                    "A resumed run keeps its settings.", "Leave --set away, or start a new run."
+                )
+            settings = dict(begun.settings)
+        ingredients = self.ingredients(recipe, settings)
+        bench = self._bench(listener, should_stop)
+        return train(bench, ingredients, self._plugin_of(recipe), begun)
+
+    def cross_validate(
+        self,
+        recipe: str,
+        folds: int,
+        *,
+        listener: Listener | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        **settings: Any,
+    ) -> CrossValidation:
+        """Train once a fold and judge all held-out rows together; nothing is published."""
+        from trunkline.training.run import cross_validate
+
+        if not 2 <= folds <= 20:
+            raise UsageError(f"{folds} folds can't be made.", "Use 2 to 20.")
+        ingredients = self.ingredients(recipe, settings)
+        bench = self._bench(listener, should_stop)
+        return cross_validate(bench, ingredients, self._plugin_of(recipe), folds)
+
+    def evaluate(self, adapter: str, *, listener: Listener | None = None) -> Judgement:
+        """Judge a version on its own test rows again, and record it."""
+        from trunkline.training.run import evaluate_version
+
+        version = self.resolve(adapter)
+        settings = dict(self.registry.run(version.run).settings) if version.run else {}
+        ingredients = self.ingredients(version.ref.adapter, settings)
+        return evaluate_version(self._bench(listener, lambda: False), ingredients, version)
+
+    def plan(self, recipe: str, **settings: Any) -> TrainingPlan:
+        """What training would take: nothing is trained or written."""
+        from trunkline.training.planning import plan_training
+
+        ingredients = self.ingredients(recipe, settings)
+        return plan_training(ingredients, self.engine, self.registry)
+
+    def ingredients(self, recipe: str, settings: Mapping[str, Any]) -> Ingredients:
+        """A recipe with its overrides and everything it names."""
+        from trunkline.training.fit import Ingredients
+        from trunkline.training.settings import with_settings
+
+        spec = with_settings(self.catalogue.recipe(recipe), settings)
+        names = dict.fromkeys((spec.gate.metric, *spec.metrics))
+        return Ingredients(
+            recipe=spec,
+            dataset=self.catalogue.dataset(spec.dataset),
+            transforms=tuple(self.catalogue.transform(name) for name in spec.transforms),
+            loss=None if spec.loss == "default" else self.catalogue.loss(spec.loss),
+            metrics=tuple(self._metric(name) for name in names),
+        )
+
+    def dataset_report(self, name: str) -> DatasetReport:
+        """Read a dataset and count it as the default split would divide it."""
+        spec = self.catalogue.dataset(name)
+        recipe = RecipeSpec(
+            name=spec.name,
+            description="a look at the data",
+            dataset=spec.name,
+            task=spec.task,
+            gate=Gate(metric="accuracy"),
+        )
+        prepared = prepare(spec, recipe)
+        rows = read_rows(spec)
+        labels: dict[str, int] = {}
+        if spec.task == "classification":
+            for label in prepared.labels:
+                labels[label] = sum(row.target == label for row in rows)
+        return DatasetReport(spec, prepared, labels, tuple(rows[:: max(1, len(rows) // 5)][:5]))
+
+    def _metric(self, name: str) -> MetricSpec:
+        return CORE_METRICS.get(name) or self.catalogue.metric(name)
+
+    def _plugin_of(self, recipe: str) -> Any:
+        return self.catalogue.plugin(recipe.split("/")[0])
+
+    def _bench(self, listener: Listener | None, should_stop: Callable[[], bool]) -> Bench:
+        from trunkline.training.run import Bench
+        from trunkline.training.steps import Silent
+
+        return Bench(
+            self.workspace,
+            self.registry,
+            self.store,
+            self.engine,
+            listener or Silent(),
+            should_stop,
+        )
+
+    # --------------------------------------------------------------------------------- adapters
+
+    def judgement(self, version: VersionRecord) -> tuple[Judgement, Gate] | None:
+        """The newest judgement of a version on its test rows, with the gate it was made under."""
+        for record in self.registry.evaluations(version=version.ref):
+            if record.split == "test":
+                results = dict(record.results)
+                gate = Gate(**results.pop("gate"))
+                return Judgement.from_json(results), gate
+        return None
+
+    def promote(
+        self, adapter: str, alias: str = "champion", *, force: bool = False, reason: str = ""
+    ) -> Promotion:
+        """Move an alias, if the recipe's gate allows it.
+
+        Without a selector the newest version is meant, not the present champion.
+
+        Raises:
+            RefusedError: the gate says no, and ``force`` was not given.
+        """
+        ref = Ref.parse(adapter)
+        if ref.selector is None:
+            ref = ref.at(self.registry.adapter(ref.domain, ref.name).newest)
+        version = self.registry.resolve(ref)[0]
+        judged = self.judgement(version)
+        if judged is None:
+            checks: tuple[GateCheck, ...] = (
+                GateCheck("has been judged", False, "no evaluation on its test rows"),
+            )
+        else:
+            checks = check_gate(judged[1], judged[0])
+        failed = [check for check in checks if not check.passed]
+        if failed and not force:
+            raise RefusedError(
+                f"The gate refuses {version.ref}: "
+                + "; ".join(f"{check.name}: no ({check.figures})" for check in failed)
+                + ".",
+                f"Train a better one, or `trunkline adapters promote {version.ref} --force "
+                '--reason "…"`.',
+            )
+        if force and not reason.strip():
+            raise UsageError("A forced promotion needs a reason.", 'Add --reason "…".')
+        detail = {
+            "gate": [asdict(check) for check in checks],
+            "forced": bool(failed),
+            "reason": reason or None,
+        }
+        old, new = self.registry.set_alias(version.ref, alias, detail=detail)
+        return Promotion(version, alias, old, new, checks, bool(failed))
+
+    def adapters(self) -> list[AdapterRecord]:
+        """The adapters that have a version."""
+        return self.registry.adapters()
