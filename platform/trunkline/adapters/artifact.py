@@ -303,7 +303,7 @@ def _check_files(folder: Path) -> None:
     foreign = sorted(names - KNOWN)
     if foreign:
         raise IntegrityError(
-            f"{folder} holds {foreign[0]!r}, which has no place in an artifact; nothing was opened.",
+            f"{folder} holds {foreign[0]!r}, which an artifact may not hold; nothing was opened.",
             "An artifact is safetensors and JSON only. Remove the file if you know its origin.",
         )
     for name in REQUIRED:

@@ -1,0 +1,41 @@
+# Each target does its own set-up, in .venv; running one again is quick.
+PYTHON ?= python3
+# Another package index for torch alone, for example one with CPU builds: make demo TORCH_INDEX=URL
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+PLUGINS := plugins/medical plugins/finance plugins/retail
+READY := .venv/.ready
+
+.PHONY: demo test test-all lint bench docs clean
+
+demo: $(READY)
+	$(BIN)/python examples/three_domains.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+docs: $(READY)
+	$(BIN)/python -m trunkline.reference
+
+clean:
+	rm -rf .venv demo
+
+$(READY): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]' $(PLUGINS:%=-e %)
+	touch $@

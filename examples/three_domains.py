@@ -1,0 +1,105 @@
+"""Three short adapters on one base: fetch, train, judge, swap.
+
+Run by `make demo`. It works in ./demo, so running it again finds the adapters there and goes
+straight to the table. The trainings are cut short to take minutes; the recipes' own settings do
+better (see the plugins' READMEs).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import trunkline
+from trunkline import Request, base_model
+from trunkline.evaluation.intervals import Estimate
+from trunkline.evaluation.judgement import Judgement
+
+STEPS = 120
+RECIPES = ("medical/icd10-chapter", "finance/naics-sector", "retail/department")
+PROMPTS = (
+    "Type 2 diabetes mellitus with diabetic chronic kidney disease",
+    "Commercial banking and credit unions",
+    "frozen pizza, family size",
+)
+
+
+class Lines:
+    """Progress as plain lines on stderr."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._next = 0.0
+
+    def stage(self, text: str) -> None:
+        print(f"  {self._name}: {text}", file=sys.stderr, flush=True)
+
+    def progress(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        if done == total or time.monotonic() >= self._next:
+            self._next = time.monotonic() + 15
+            figures = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+            self.stage(f"step {done} of {total}  {figures}")
+
+
+def told(score: Estimate) -> str:
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def main() -> None:
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    print("Base: fetched and converted once, then kept in the cache.", file=sys.stderr)
+    base_model.pull(base_model.DEFAULT_BASE, on_stage=Lines(base_model.DEFAULT_BASE).stage)
+
+    folder = Path("demo")
+    folder.mkdir(exist_ok=True)
+    platform = trunkline.open(folder)
+    there = {str(adapter.ref) for adapter in platform.registry.adapters()}
+    for recipe in RECIPES:
+        if recipe not in there:
+            print(f"Training {recipe} for {STEPS} steps.", file=sys.stderr)
+            platform.train(recipe, max_steps=STEPS, listener=Lines(recipe))
+
+    table = Table(title="Three adapters, one base", caption="intervals: 95 %, groups resampled")
+    for column in ("adapter", "task", "examples", "score", "floors", "verdict"):
+        table.add_column(column, overflow="fold")
+    for recipe in RECIPES:
+        version = platform.resolve(recipe)
+        judged = platform.judgement(version)
+        assert judged is not None
+        judgement: Judgement = judged[0]
+        floors = "\n".join(
+            f"{name} {told(scores[judgement.metric])}" for name, scores in judgement.floors.items()
+        )
+        table.add_row(
+            str(version.ref),
+            version.task,
+            f"{judgement.rows} in {judgement.groups} groups",
+            f"{judgement.metric} {told(judgement.score)}",
+            floors,
+            f"{judgement.verdict} the floor",
+        )
+
+    requests = [Request(None, text, max_new_tokens=24) for text in PROMPTS]
+    requests += [Request(recipe, text) for recipe in RECIPES for text in PROMPTS]
+    answers = iter(platform.run(requests))
+    swaps = Table(title="The same prompts, the adapter named by each request")
+    for column in ("answered by", *PROMPTS):
+        swaps.add_column(column, overflow="fold")
+    for _ in ("base", *RECIPES):
+        row = [next(answers) for _ in PROMPTS]
+        cells = [
+            f"{answer.label} ({answer.confidence:.2f})" if answer.label else str(answer.text)
+            for answer in row
+        ]
+        swaps.add_row(row[0].adapter, *cells)
+    console.print(table)
+    console.print(swaps)
+
+
+if __name__ == "__main__":
+    main()
