@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -184,7 +185,10 @@ def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -
         task_type="CAUSAL_LM" if isinstance(task, GenerationTask) else "SEQ_CLS",
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT calls names of transformers that transformers 6 will drop; PEFT is capped
+            warnings.simplefilter("ignore", FutureWarning)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise TrainingError(
             f"target_modules = {settings.target_modules!r} can't be adapted: {error}",

@@ -116,9 +116,10 @@ def take_steps(plan: Plan) -> Stepped:
             figures = {f"{metric_key_prefix}_score": plan.validate(self.model)}
             self.model.train()
             self.log(figures)
-            self.control = self.callback_handler.on_evaluate(
+            control: Any = self.callback_handler.on_evaluate(
                 self.args, self.state, self.control, figures
             )
+            self.control = control
             return figures
 
     class _Report(TrainerCallback):  # type: ignore[misc]  # untyped package

@@ -1,0 +1,144 @@
+"""From a cold process to an answer, against the plain way with transformers and PEFT.
+
+Needs the adapters of `make demo` (or --workspace and --adapter). Prints medians of interleaved
+runs and ratios; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+TEXT = "Type 2 diabetes mellitus with diabetic chronic kidney disease"
+
+PLAIN_PEFT = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+base, adapter, text = sys.argv[1:]
+manifest = json.load(open(adapter + "/trunkline.json"))
+labels = manifest["task"]["labels"]
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
+model.config.pad_token_id = tokenizer.pad_token_id
+model = PeftModel.from_pretrained(model, adapter).eval()
+prompt = manifest["template"]["prompt"].replace("{text}", text)
+with torch.inference_mode():
+    logits = model(**tokenizer(prompt, return_tensors="pt")).logits
+print(labels[int(logits.argmax())])
+"""
+
+LOAD = """
+import os, sys, time
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+logging.disable_progress_bar()
+folder, gguf = sys.argv[1], sys.argv[2:]
+options = {"gguf_file": gguf[0]} if gguf else {}
+started = time.perf_counter()
+AutoModelForCausalLM.from_pretrained(folder, **options)
+AutoTokenizer.from_pretrained(folder, **options)
+print(time.perf_counter() - started)
+"""
+
+
+def seconds(command: list[str]) -> float:
+    """Wall seconds of a whole process."""
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def printed(command: list[str]) -> float:
+    """The number that a process prints."""
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return float(done.stdout.decode().split()[-1])
+
+
+def interleaved(what: Mapping[str, Callable[[], float]], runs: int) -> dict[str, float]:
+    """Medians of ``runs`` rounds, after one that is not counted."""
+    figures: dict[str, list[float]] = {name: [] for name in what}
+    for turn in range(runs + 1):
+        for name, measure in what.items():
+            value = measure()
+            if turn:
+                figures[name].append(value)
+    return {name: statistics.median(values) for name, values in figures.items()}
+
+
+def show(title: str, medians: Mapping[str, float]) -> None:
+    """Medians, and each over the last."""
+    print(f"\n{title}")
+    last = list(medians.values())[-1]
+    for name, value in medians.items():
+        print(f"  {name:<44} {value:8.3f} s   {value / last:6.2f}x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workspace", default="demo")
+    parser.add_argument("--adapter", default="medical/icd10-chapter")
+    parser.add_argument("--gguf", type=Path, help="the base's GGUF, to compare loading with")
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    if not Path(options.workspace, "registry.db").exists():
+        sys.exit("There is no workspace with adapters here. Run `make demo` first.")
+
+    import trunkline
+    from trunkline.base_model import DEFAULT_BASE, describe
+
+    here = trunkline.open(options.workspace)
+    version = here.resolve(options.adapter)
+    artifact = str(here.workspace.adapters / version.path)
+    base = str(describe(DEFAULT_BASE).folder)
+    ours = [str(Path(sys.executable).with_name("trunkline")), "--workspace", options.workspace]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"{version.ref}, medians of {options.runs} interleaved runs")
+
+    show(
+        "Help from the shell",
+        interleaved(
+            {
+                "trunkline --help": lambda: seconds([ours[0], "--help"]),
+                "python -c 'import click'": lambda: seconds([sys.executable, "-c", "import click"]),
+            },
+            options.runs,
+        ),
+    )
+    show(
+        "One prediction from the shell, warm cache",
+        interleaved(
+            {
+                "trunkline predict": lambda: seconds([*ours, "predict", options.adapter, TEXT]),
+                "a script with transformers and PEFT": lambda: seconds(
+                    [sys.executable, "-c", PLAIN_PEFT, base, artifact, TEXT]
+                ),
+            },
+            options.runs,
+        ),
+    )
+    load = [sys.executable, "-c", LOAD]
+    loads = {"the converted base": lambda: printed([*load, base])}
+    if options.gguf is not None:
+        folder, name = str(options.gguf.parent), options.gguf.name
+        loads["the GGUF it was converted from"] = lambda: printed([*load, folder, name])
+    show("Weights and tokenizer into memory", interleaved(loads, min(3, options.runs)))
+
+    here.predict(options.adapter, [TEXT])
+    times = []
+    for _ in range(20):
+        started = time.perf_counter()
+        here.predict(options.adapter, [TEXT])
+        times.append(time.perf_counter() - started)
+    print(f"\nA further request in the same process: {1000 * statistics.median(times):.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
