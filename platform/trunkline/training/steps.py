@@ -98,6 +98,8 @@ def take_steps(plan: Plan) -> Stepped:
     every = validation_interval(settings, len(plan.examples))
 
     class _Steps(Trainer):  # type: ignore[misc]  # untyped package
+        control: Any
+
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
         ) -> Any:
