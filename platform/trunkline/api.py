@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import DatasetSpec, Gate, MetricSpec, RecipeSpec, Row
-from trunkline.data.prepare import Prepared, prepare, read_rows
+from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import RefusedError, UsageError
 from trunkline.evaluation.gates import GateCheck, check_gate
 from trunkline.evaluation.judgement import Judgement
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
     from trunkline.adapters.store import AdapterStore
     from trunkline.inference.engine import Engine, Work
+    from trunkline.training.bench import Bench
     from trunkline.training.fit import Ingredients
+    from trunkline.training.judging import CrossValidation
     from trunkline.training.planning import TrainingPlan
-    from trunkline.training.run import Bench, CrossValidation, TrainedRun
+    from trunkline.training.run import TrainedRun
     from trunkline.training.steps import Listener
 
 
@@ -65,7 +67,7 @@ def open(
 
 @dataclass(frozen=True, slots=True)
 class DatasetReport:
-    """A dataset looked at: counts after the core's own checks, and the first rows."""
+    """A dataset looked at: what is left after the core's own checks, and some of its rows."""
 
     spec: DatasetSpec
     prepared: Prepared
@@ -157,7 +159,7 @@ class Platform:
                 continue
             if request.adapter not in resolved:
                 version = self.resolve(request.adapter)
-                resolved[request.adapter] = (self.store.fetch(version), str(version.ref))
+                resolved[request.adapter] = (self._artifact(version), str(version.ref))
             artifact, name = resolved[request.adapter]
             works.append(Work(request, artifact, name))
         if not works:
@@ -189,7 +191,14 @@ class Platform:
         Raises:
             UsageError: an adapter does not generate text.
         """
-        for adapter in {adapter for adapter, _ in prompts}:
+        if isinstance(prompts, str) or not all(
+            isinstance(pair, tuple | list) and len(pair) == 2 for pair in prompts
+        ):
+            raise UsageError(
+                "generate wants pairs of adapter and prompt.",
+                'Write [("domain/name", "…")]; None stands for the bare base.',
+            )
+        for adapter in dict.fromkeys(adapter for adapter, _ in prompts):
             self._expect(adapter, generates=True)
         return self.run(
             [
@@ -201,6 +210,14 @@ class Platform:
     def resolve(self, adapter: str) -> VersionRecord:
         """The one version that answers a ref."""
         return self.registry.resolve(Ref.parse(adapter))[0]
+
+    def _artifact(self, version: VersionRecord) -> Artifact:
+        """The artifact of a version; one that is resident already is not read again."""
+        if "engine" in self.__dict__:
+            resident = self.engine.bank.get(version.digest)
+            if resident is not None:
+                return resident.artifact
+        return self.store.fetch(version)
 
     def _expect(self, adapter: str | None, *, generates: bool) -> None:
         if adapter is None or adapter == BASE:
@@ -269,17 +286,17 @@ class Platform:
         **settings: Any,
     ) -> CrossValidation:
         """Train once a fold and judge all held-out rows together; nothing is published."""
-        from trunkline.training.run import cross_validate
+        from trunkline.training.judging import cross_validate
 
         if not 2 <= folds <= 20:
             raise UsageError(f"{folds} folds can't be made.", "Use 2 to 20.")
         ingredients = self.ingredients(recipe, settings)
         bench = self._bench(listener, should_stop)
-        return cross_validate(bench, ingredients, self._plugin_of(recipe), folds)
+        return cross_validate(bench, ingredients, folds)
 
     def evaluate(self, adapter: str, *, listener: Listener | None = None) -> Judgement:
         """Judge a version on its own test rows again, and record it."""
-        from trunkline.training.run import evaluate_version
+        from trunkline.training.judging import evaluate_version
 
         version = self.resolve(adapter)
         settings = dict(self.registry.run(version.run).settings) if version.run else {}
@@ -319,12 +336,12 @@ class Platform:
             gate=Gate(metric="accuracy"),
         )
         prepared = prepare(spec, recipe)
-        rows = read_rows(spec)
+        rows = (*prepared.split.train, *prepared.split.validation, *prepared.split.test)
         labels: dict[str, int] = {}
         if spec.task == "classification":
             for label in prepared.labels:
                 labels[label] = sum(row.target == label for row in rows)
-        return DatasetReport(spec, prepared, labels, tuple(rows[:: max(1, len(rows) // 5)][:5]))
+        return DatasetReport(spec, prepared, labels, rows[:: max(1, len(rows) // 5)][:5])
 
     def _metric(self, name: str) -> MetricSpec:
         return CORE_METRICS.get(name) or self.catalogue.metric(name)
@@ -333,7 +350,7 @@ class Platform:
         return self.catalogue.plugin(recipe.split("/")[0])
 
     def _bench(self, listener: Listener | None, should_stop: Callable[[], bool]) -> Bench:
-        from trunkline.training.run import Bench
+        from trunkline.training.bench import Bench
         from trunkline.training.steps import Silent
 
         return Bench(

@@ -31,6 +31,9 @@ CLEAN_STEPS: tuple[CleanStep, ...] = ("strip", "squeeze", "lowercase")
 
 Target = str | float
 
+MOST_NEW_TOKENS = 4096
+"""The longest answer that a recipe may ask for, in tokens."""
+
 
 # --------------------------------------------------------------------------------------- data
 
@@ -203,10 +206,16 @@ class Template:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        if self.prompt.count("{text}") != 1:
+        if not isinstance(self.prompt, str) or self.prompt.count("{text}") != 1:
             raise UsageError(
                 f"The template {self.prompt!r} does not hold {{text}} exactly once.",
                 "Write for example 'Diagnosis: {text}'.",
+            )
+        if not isinstance(self.chat, bool) or not isinstance(self.system, str | None):
+            raise UsageError(
+                f"A template wants chat true or false and system a text, not {self.chat!r} and "
+                f"{self.system!r}.",
+                "Leave both away for a plain prompt.",
             )
         for step in self.clean:
             if step not in CLEAN_STEPS:
@@ -294,8 +303,7 @@ def check_setting(name: str, value: Any) -> None:
     wanted = type(spec.default)
     typed = isinstance(value, wanted) and not (wanted is not bool and isinstance(value, bool))
     if wanted is float:
-        typed = isinstance(value, int | float) and not isinstance(value, bool)
-        typed = typed and math.isfinite(value)
+        typed = _is_number(value)
     if not typed:
         raise UsageError(
             f"The setting {name} wants {_article(wanted)}, not {value!r}.",
@@ -306,12 +314,26 @@ def check_setting(name: str, value: Any) -> None:
         raise UsageError(
             f"The setting {name} can't be {value!r}.", f"One of: {', '.join(choices)}."
         )
+    if wanted is str and not value.strip():
+        raise UsageError(
+            f"The setting {name} can't be {value!r}.", f"{name}: {spec.metadata['help']}."
+        )
     if (least is not None and value < least) or (most is not None and value > most):
-        bounds = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
         raise UsageError(
             f"The setting {name} can't be {value!r}.",
             f"It must be {bounds}: {spec.metadata['help']}.",
         )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether ``value`` is an int or a float that is finite as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _article(kind: type) -> str:
@@ -332,6 +354,13 @@ class Gate:
     metric: str
     beats_floor: bool = True
     at_least: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_least is not None and not _is_number(self.at_least):
+            raise UsageError(
+                f"The gate's at_least is {self.at_least!r}, not a finite number.",
+                "Give the score that passes, or None for no such condition.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,3 +398,16 @@ class RecipeSpec:
     floors: tuple[str, ...] = ()
     scale: Literal["linear", "log"] = "linear"
     max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        check_new_tokens(self.max_new_tokens)
+
+
+def check_new_tokens(count: Any) -> None:
+    """Raise :class:`UsageError` unless an answer may be ``count`` tokens long."""
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    if not whole or not 1 <= count <= MOST_NEW_TOKENS:
+        raise UsageError(
+            f"max_new_tokens can't be {count!r}.",
+            f"It must be a whole number between 1 and {MOST_NEW_TOKENS}.",
+        )

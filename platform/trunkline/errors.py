@@ -47,8 +47,9 @@ class NotFoundError(UsageError):
         cls, kind: str, name: str, known: Iterable[str], hint: str | None = None
     ) -> NotFoundError:
         """Build the error for an unknown ``name``, naming the nearest known one if there is one."""
-        close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-        nearest = f"Did you mean {close[0]!r}?" if close else None
+        spellings = {one.casefold(): one for one in known}
+        close = difflib.get_close_matches(name.casefold(), spellings, n=1, cutoff=0.5)
+        nearest = f"Did you mean {spellings[close[0]]!r}?" if close else None
         parts = [part for part in (nearest, hint) if part]
         return cls(f"There is no {kind} {name!r}.", " ".join(parts) or None)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trunkline.base_model import classification_model, load, load_fresh, release
+from trunkline.base_model import load, load_fresh, release
 from trunkline.errors import BaseModelError, UsageError
 
 FAMILIES = ["llama", "qwen2", "gpt2"]
@@ -26,45 +26,27 @@ def test_every_family_gives_the_logits_of_plain_transformers(
     assert torch.equal(base.model(**tokens).logits, plain(**tokens).logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_classifier_on_the_shared_trunk_equals_the_plain_one(
-    families: dict[str, Path], family: str
-) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    base = load(str(families[family]), device="cpu")
-    shared = classification_model(base, 5, seed=3)
-    plain = AutoModelForSequenceClassification.from_pretrained(
-        families[family], num_labels=5, pad_token_id=base.tokenizer.pad_token_id
-    ).eval()
-    plain.score.load_state_dict(shared.score.state_dict())
-    rows = base.tokenizer(["Acute appendicitis", "milk"], padding=True, return_tensors="pt")
-    assert torch.equal(shared(**rows).logits, plain(**rows).logits)
-
-
 def test_classifier_of_a_config_without_pad_reads_the_last_real_token(copy: Path) -> None:
     file = copy / "config.json"
     config = json.loads(file.read_text())
     del config["pad_token_id"]
     file.write_text(json.dumps(config))
-    base = load(str(copy), device="cpu")
-    model = classification_model(base, 3)
-    rows = base.tokenizer(["Acute appendicitis", "milk"], padding=True, return_tensors="pt")
-    alone = base.tokenizer(["milk"], return_tensors="pt")
+    tokenizer = load(str(copy), device="cpu").tokenizer
+    model = load_fresh(str(copy), 3, device="cpu")
+    rows = tokenizer(["Acute appendicitis", "milk"], padding=True, return_tensors="pt")
+    alone = tokenizer(["milk"], return_tensors="pt")
     torch.testing.assert_close(model(**rows).logits[1:], model(**alone).logits)
 
 
-def test_classifier_shares_the_memory_of_the_base(tiny: Path) -> None:
-    base = load(str(tiny), device="cpu")
-    trunk = {p.data_ptr() for p in base.model.parameters()}
-    own = [p for p in classification_model(base, 5).parameters() if p.data_ptr() not in trunk]
-    assert [tuple(p.shape) for p in own] == [(5, 32)]
-
-
-def test_head_of_the_same_seed_is_the_same_fresh_or_shared(tiny: Path) -> None:
-    base = load(str(tiny), device="cpu")
-    fresh = load_fresh(str(tiny), 4, device="cpu", seed=7)
-    assert torch.equal(classification_model(base, 4, seed=7).score.weight, fresh.score.weight)
+def test_head_is_drawn_from_its_seed_alone(tiny: Path) -> None:
+    torch.manual_seed(1)
+    one = load_fresh(str(tiny), 4, device="cpu", seed=7)
+    torch.manual_seed(2)
+    other = load_fresh(str(tiny), 4, device="cpu", seed=7)
+    assert torch.equal(one.score.weight, other.score.weight)
+    assert not torch.equal(
+        one.score.weight, load_fresh(str(tiny), 4, device="cpu", seed=8).score.weight
+    )
 
 
 def test_fresh_model_shares_nothing_with_the_base(tiny: Path) -> None:

@@ -9,18 +9,22 @@ computes (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", 
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trunkline.adapters.artifact import WEIGHTS, Artifact, is_head
+from trunkline.adapters.artifact import WEIGHTS, Artifact
+from trunkline.adapters.formats import REPAIR
+from trunkline.adapters.lora import PREFIX, adapted_module, is_head
 from trunkline.errors import BaseMismatchError, IntegrityError
 
 if TYPE_CHECKING:
     import torch
 
-_PREFIX = "base_model.model."
+_OTHER_BASE = "It was made for another base."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,18 @@ class Bank:
     """The resident adapters of one base, by digest."""
 
     def __init__(self, model: Any, base_digest: str) -> None:
-        self._modules = dict(model.named_modules())
+        trunk = f"{model.base_model_prefix}."
+        self._linear = {
+            name: (module, features)
+            for name, module in model.named_modules()
+            if name.startswith(trunk) and (features := _features(module)) is not None
+        }
+        self._hidden = int(model.config.get_text_config().hidden_size)
         self._base_digest = base_digest
         self._device = next(model.parameters()).device
         self._residents: dict[str, Resident] = {}
+        self._lock = threading.RLock()
+        self._in_use = False
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._residents
@@ -56,31 +68,35 @@ class Bank:
 
         Raises:
             BaseMismatchError: it was trained on other weights.
-            IntegrityError: its tensors don't fit the base, or are not finite.
+            IntegrityError: its tensors don't fit the base, are not finite, or changed since the
+                artifact was checked.
         """
         if (resident := self._residents.get(artifact.digest)) is not None:
             return resident
         check_base(artifact, self._base_digest)
-        from safetensors.torch import load_file
-
-        tensors = load_file(artifact.folder / WEIGHTS, device=str(self._device))
-        layers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        head: torch.Tensor | None = None
+        self._check_fits(artifact)
+        tensors = {
+            name: tensor.to(self._device).float()
+            for name, tensor in _read_weights(artifact).items()
+        }
         for name, tensor in tensors.items():
             if not bool(tensor.isfinite().all()):
                 raise IntegrityError(
                     f"{artifact.folder / WEIGHTS}: {name} holds NaN or infinity.", "Train it again."
                 )
-            if is_head(name):
-                head = tensor.float()
-            elif name.endswith(".lora_A.weight"):
-                module = name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-                up = tensors[name.replace(".lora_A.weight", ".lora_B.weight")]
-                self._check_fits(artifact, module, tensor, up)
-                layers[module] = (tensor.float(), up.float())
+        layers = {
+            module: (tensor, tensors[f"{PREFIX}{module}.lora_B.weight"])
+            for name, tensor in tensors.items()
+            if (module := adapted_module(name)) is not None
+        }
+        head = next((tensor for name, tensor in tensors.items() if is_head(name)), None)
         resident = Resident(artifact, layers, head)
         self._residents[artifact.digest] = resident
         return resident
+
+    def get(self, digest: str) -> Resident | None:
+        """The resident of this digest, if there is one."""
+        return self._residents.get(digest)
 
     def unload(self, digest: str) -> None:
         """Forget a resident; unknown digests are ignored."""
@@ -88,39 +104,61 @@ class Bank:
 
     @contextmanager
     def using(self, digest: str | None) -> Iterator[Resident | None]:
-        """Run the base with one resident, or bare (None), until the block ends."""
-        if digest is None:
-            yield None
-            return
-        resident = self._residents[digest]
-        scaling = resident.artifact.lora.scaling
-        handles = [
-            self._modules[name].register_forward_hook(_adding(down, up, scaling))
-            for name, (down, up) in resident.layers.items()
-        ]
-        try:
-            yield resident
-        finally:
-            for handle in handles:
-                handle.remove()
+        """Run the base with one resident, or bare (None), until the block ends.
 
-    def _check_fits(
-        self, artifact: Artifact, name: str, down: torch.Tensor, up: torch.Tensor
-    ) -> None:
-        module = self._modules.get(name)
-        weight = getattr(module, "weight", None)
-        if weight is None or weight.dim() != 2:
+        Another thread waits until then. Blocks don't nest.
+        """
+        with self._lock:
+            if self._in_use:
+                raise RuntimeError("Bank.using does not nest: one adapter is active at a time.")
+            resident = None if digest is None else self._residents[digest]
+            handles: list[Any] = []
+            self._in_use = True
+            try:
+                if resident is not None:
+                    scaling = resident.artifact.lora.scaling
+                    for name, (down, up) in resident.layers.items():
+                        hook = _adding(down, up, scaling)
+                        handles.append(self._linear[name][0].register_forward_hook(hook))
+                yield resident
+            finally:
+                for handle in handles:
+                    handle.remove()
+                self._in_use = False
+
+    def _check_fits(self, artifact: Artifact) -> None:
+        """Compare the header's shapes with the base, before a tensor is read."""
+        wanted = {name for name in self._linear if artifact.lora.adapts(name)}
+        adapted = {
+            module: (info.shape[1], artifact.tensors[f"{PREFIX}{module}.lora_B.weight"].shape[0])
+            for name, info in artifact.tensors.items()
+            if (module := adapted_module(name)) is not None
+        }
+        for name in sorted(adapted.keys() - wanted):
             raise IntegrityError(
-                f"{artifact.folder} adapts {name!r}, which this base does not have.",
-                "It was made for another base.",
+                f"{artifact.folder} adapts {name!r}, which this base does not have.", _OTHER_BASE
             )
-        inputs, outputs = _features(module)
-        if down.shape[1] != inputs or up.shape[0] != outputs:
+        for name in sorted(wanted - adapted.keys()):
             raise IntegrityError(
-                f"{artifact.folder} adapts {name!r} with {down.shape[1]} inputs and "
-                f"{up.shape[0]} outputs; the base's layer has {inputs} and {outputs}.",
-                "It was made for another base.",
+                f"{artifact.folder} lacks the matrices of {name!r}, though its configuration "
+                "adapts it.",
+                REPAIR,
             )
+        for name, (inputs, outputs) in adapted.items():
+            features = self._linear[name][1]
+            if (inputs, outputs) != features:
+                raise IntegrityError(
+                    f"{artifact.folder} adapts {name!r} with {inputs} inputs and {outputs} "
+                    f"outputs; the base's layer has {features[0]} and {features[1]}.",
+                    _OTHER_BASE,
+                )
+        for name, info in artifact.tensors.items():
+            if is_head(name) and info.shape[1] != self._hidden:
+                raise IntegrityError(
+                    f"{artifact.folder} has a head for {info.shape[1]} hidden units; the base has "
+                    f"{self._hidden}.",
+                    _OTHER_BASE,
+                )
 
 
 def check_base(artifact: Artifact, base_digest: str) -> None:
@@ -129,16 +167,36 @@ def check_base(artifact: Artifact, base_digest: str) -> None:
     if wanted["digest"] != base_digest:
         raise BaseMismatchError(
             f"The adapter in {artifact.folder} was trained on {wanted['name']} "
-            f"({wanted['digest'][:19]}…); the base here is {base_digest[:19]}….",
+            f"({wanted['digest'][:12]}…); the base here is {base_digest[:12]}….",
             f"Load the base it was trained on (`--base {wanted['name']}`), or train it again.",
         )
 
 
-def _features(module: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer; GPT-2's Conv1D stores its weight transposed."""
-    if hasattr(module, "in_features"):
+def _read_weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    """The tensors, out of the very bytes whose digest is compared."""
+    from safetensors.torch import load
+
+    path = artifact.folder / WEIGHTS
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{path} can't be read: {error.strerror}.", REPAIR) from error
+    if hashlib.sha256(data).hexdigest() != artifact.manifest.weights:
+        raise IntegrityError(f"{path} was changed after it was published.", REPAIR)
+    return load(data)
+
+
+def _features(module: Any) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer, None for any other module.
+
+    GPT-2's Conv1D is linear too, with its weight transposed.
+    """
+    weight = getattr(module, "weight", None)
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return module.in_features, module.out_features
-    return module.weight.shape[0], module.weight.shape[1]
+    if type(module).__name__ == "Conv1D" and weight is not None:
+        return weight.shape[0], weight.shape[1]
+    return None
 
 
 def _adding(

@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from trunkline.adapters.artifact import Artifact, read_artifact
-from trunkline.errors import RegistryError
+from trunkline.errors import NotFoundError, RegistryError
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.store import Registry
@@ -38,26 +39,28 @@ class AdapterStore:
             RegistryError: it can't be written; nothing is left behind.
         """
         artifact = read_artifact(source)
-        number = self._registry.reserve_version(ref.domain, ref.name, task=task, run=run)
-        target = self._workspace.version_path(ref.domain, ref.name, number)
+        number, target = self._reserve(ref, task, run)
         try:
-            _copy_in(source, target, self._workspace.adapters)
+            _copy_in(artifact, target, self._workspace.adapters)
+            return self._registry.publish_version(
+                ref.domain,
+                ref.name,
+                number,
+                digest=artifact.digest,
+                path=target.relative_to(self._workspace.adapters).as_posix(),
+                bytes=artifact.bytes,
+            )
         except BaseException as error:
-            self._registry.abandon_version(ref.domain, ref.name, number)
+            with suppress(RegistryError):
+                self._registry.abandon_version(ref.domain, ref.name, number)
+            if not self._may_be_visible(ref.at(number)):
+                _remove(target, self._workspace.adapters)
             if isinstance(error, OSError):
                 raise RegistryError(
                     f"The artifact can't be written to {target}: {error.strerror or error}.",
                     "Make room or give write permission, then train again with --resume.",
                 ) from error
             raise
-        return self._registry.publish_version(
-            ref.domain,
-            ref.name,
-            number,
-            digest=artifact.digest,
-            path=target.relative_to(self._workspace.adapters).as_posix(),
-            bytes=artifact.bytes,
-        )
 
     def fetch(self, version: VersionRecord) -> Artifact:
         """The verified artifact of a version.
@@ -67,14 +70,33 @@ class AdapterStore:
         """
         return read_artifact(self._workspace.adapters / version.path, version.digest)
 
+    def _may_be_visible(self, ref: Ref) -> bool:
+        try:
+            self._registry.resolve(ref)
+        except NotFoundError:
+            return False
+        except RegistryError:
+            return True
+        return True
 
-def _copy_in(source: Path, target: Path, root: Path) -> None:
+    def _reserve(self, ref: Ref, task: str, run: int | None) -> tuple[int, Path]:
+        """A number whose folder is free: files of an earlier registry are never written over."""
+        while True:
+            number = self._registry.reserve_version(ref.domain, ref.name, task=task, run=run)
+            target = self._workspace.version_path(ref.domain, ref.name, number)
+            if not os.path.lexists(target):
+                return number, target
+            self._registry.abandon_version(ref.domain, ref.name, number)
+
+
+def _copy_in(artifact: Artifact, target: Path, root: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".publishing-", dir=root))
     try:
-        for path in sorted(source.iterdir()):
+        for path in sorted(artifact.folder.iterdir()):
             shutil.copyfile(path, work / path.name)
             _sync(work / path.name)
+        read_artifact(work, artifact.digest)
         os.chmod(work, 0o755)
         _sync(work)
         os.rename(work, target)
@@ -82,6 +104,18 @@ def _copy_in(source: Path, target: Path, root: Path) -> None:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def _remove(target: Path, root: Path) -> None:
+    """Remove what was written of a version, and the folders above it that are empty now."""
+    shutil.rmtree(target, ignore_errors=True)
+    for folder in target.parents:
+        if folder == root:
+            return
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _sync(path: Path) -> None:

@@ -7,12 +7,11 @@ converted or loaded, so a base can be described in milliseconds.
 The modules, in the order in which a name travels: ``sources`` (name → where its files are),
 ``pull`` with ``fetch`` and ``convert`` (once, into the cache), ``weights`` and ``digest``
 (identity), ``info`` (what can be said without torch), ``load`` (weights into memory), ``heads``
-(classification on the same trunk).
+(a new head on top of the trunk).
 """
 
 from __future__ import annotations
 
-from trunkline.base_model.heads import classification_model
 from trunkline.base_model.info import BaseInfo, describe
 from trunkline.base_model.load import Base, load, load_fresh, release
 from trunkline.base_model.pull import pull
@@ -23,7 +22,6 @@ __all__ = [
     "Base",
     "BaseInfo",
     "KnownBase",
-    "classification_model",
     "describe",
     "known_bases",
     "load",

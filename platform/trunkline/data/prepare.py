@@ -10,12 +10,14 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, TransformSpec
+from trunkline.data.encode import check_characters
 from trunkline.data.split import Fold, Split, split_rows
+from trunkline.data.transforms import augment_rows, clean_rows
 from trunkline.errors import DataError, PluginError, TrunklineError
 
 NEAR_DUPLICATE = 0.95
@@ -64,13 +66,13 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
 
     Raises:
         PluginError: the plugin's reader raised or gave something that is no row.
-        DataError: there are no rows, or two share an id.
+        DataError: there are no rows, two share an id, or one holds something that is no text.
     """
     try:
         rows = list(dataset.load())
     except TrunklineError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"Reading {dataset.name} failed: {type(error).__name__}: {error}",
             "The plugin's data package may be missing; `trunkline plugins check` says more.",
@@ -81,6 +83,7 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
                 f"{dataset.name} gave {type(row).__name__!r} where a Row was expected.",
                 "A dataset's `load` yields trunkline.contracts.Row.",
             )
+        _check_texts(dataset, row)
     if not rows:
         raise DataError(
             f"{dataset.name} has no rows.", f"See `trunkline datasets show {dataset.name}`."
@@ -116,12 +119,13 @@ def prepare(
     Raises:
         DataError: nothing to train on or judge: no rows left, a single class, a class with a
             single row, a target of the wrong kind.
+        PluginError: the reader or a transform raised, or broke its contract.
     """
     read = read_rows(dataset)
     settings = recipe.settings
     dropped: Counter[str] = Counter()
     rng = random.Random(settings.split_seed)
-    rows = _clean(read, recipe.template, transforms, dropped, rng)
+    rows = clean_rows(read, recipe.template, transforms, dropped, rng)
     rows = _check_targets(dataset, recipe, rows, dropped)
     rows, duplicated, conflicting = _drop_duplicates(rows, recipe.template)
     if not rows:
@@ -143,7 +147,8 @@ def prepare(
     if settings.max_examples and settings.max_examples < len(split.train):
         chosen = random.Random(settings.seed).sample(range(len(split.train)), settings.max_examples)
         split = replace(split, train=tuple(split.train[index] for index in sorted(chosen)))
-    augmented = _augment(split.train, transforms, random.Random(settings.seed))
+    augmented = augment_rows(split.train, transforms, random.Random(settings.seed))
+    _check_augmented(dataset, recipe, augmented, labels)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     report = DataReport(
         read=len(read),
@@ -151,7 +156,9 @@ def prepare(
         dropped=dict(dropped),
         duplicated=duplicated,
         conflicting=conflicting,
-        near_duplicates=near_duplicates(split, recipe.template),
+        near_duplicates=near_duplicates(
+            replace(split, train=(*split.train, *augmented)), recipe.template
+        ),
         augmented=len(augmented),
         parts={name: len(part) for name, part in parts.items()},
         groups={name: len({row.group for row in part}) for name, part in parts.items()},
@@ -176,38 +183,6 @@ def near_duplicates(split: Split, template: Template) -> int:
     return count
 
 
-def _clean(
-    rows: Sequence[Row],
-    template: Template,
-    transforms: Sequence[TransformSpec],
-    dropped: Counter[str],
-    rng: random.Random,
-) -> list[Row]:
-    kept: list[Row] = []
-    steps = [transform for transform in transforms if transform.stage == "clean"]
-    for row in rows:
-        current: Row | None = row
-        for step in steps:
-            assert current is not None
-            result = list(step.apply(current, rng))
-            if len(result) > 1:
-                raise PluginError(
-                    f"The cleaning step {step.name} gave {len(result)} rows for one.",
-                    "Only steps of the stage 'augment' may add rows.",
-                )
-            current = result[0] if result else None
-            if current is None:
-                dropped[f"by {step.name}"] += 1
-                break
-        if current is None:
-            continue
-        if not template.cleaned(current.text):
-            dropped["empty text"] += 1
-            continue
-        kept.append(current)
-    return kept
-
-
 def _check_targets(
     dataset: DatasetSpec, recipe: RecipeSpec, rows: list[Row], dropped: Counter[str]
 ) -> list[Row]:
@@ -218,10 +193,13 @@ def _check_targets(
             if isinstance(target, bool) or not isinstance(target, int | float):
                 raise DataError(
                     f"Row {row.id!r} of {dataset.name} has the target {target!r}, not a number.",
-                    "A regression dataset's targets are numbers in its unit.",
+                    "A regression dataset's targets are Python's int or float, in its unit.",
                 )
-            if not math.isfinite(target) or (recipe.scale == "log" and target <= 0):
-                dropped["target not a positive finite number"] += 1
+            if not _is_finite(target):
+                dropped["target not a finite number"] += 1
+                continue
+            if recipe.scale == "log" and target <= 0:
+                dropped["target not above zero"] += 1
                 continue
         elif not isinstance(target, str):
             raise DataError(
@@ -270,12 +248,49 @@ def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
     return tuple(label for label in dataset.labels if label in counts) or tuple(sorted(counts))
 
 
-def _augment(
-    rows: Sequence[Row], transforms: Sequence[TransformSpec], rng: random.Random
-) -> tuple[Row, ...]:
-    added: list[Row] = []
-    for step in transforms:
-        if step.stage == "augment":
-            for row in rows:
-                added += [new for new in step.apply(row, rng) if new != row]
-    return tuple(added)
+def _check_augmented(
+    dataset: DatasetSpec, recipe: RecipeSpec, rows: Sequence[Row], labels: tuple[str, ...]
+) -> None:
+    """An added row must be one that could stand in train; nothing is dropped without a word."""
+    dropped: Counter[str] = Counter()
+    kept = clean_rows(rows, recipe.template, (), dropped, random.Random(0))
+    kept = _check_targets(dataset, recipe, kept, dropped)
+    dropped["undeclared label"] += sum(bool(labels) and row.target not in labels for row in kept)
+    wrong = [f"{count} with {reason}" for reason, count in dropped.items() if count]
+    if wrong:
+        raise PluginError(
+            f"The augmentation of {recipe.name} gave rows that can't be trained on: "
+            f"{', '.join(wrong)}.",
+            "An added row needs a text and a target of the same kind as the others.",
+        )
+
+
+def _check_texts(dataset: DatasetSpec, row: Row) -> None:
+    if not isinstance(row.slices, Mapping):
+        raise DataError(
+            f"Row {row.id!r} of {dataset.name} has the slices {row.slices!r}, which is no mapping.",
+            "Write for example slices={'country': 'DE'}.",
+        )
+    stratum = () if row.stratum is None else (row.stratum,)
+    texts = (row.id, row.text, row.group, *stratum, *row.slices, *row.slices.values())
+    for text in texts:
+        if not isinstance(text, str):
+            raise DataError(
+                f"Row {row.id!r} of {dataset.name} has {text!r} where a text was expected.",
+                "Id, text, group, stratum and slices are texts.",
+            )
+    for text in (*texts, row.target):
+        if isinstance(text, str) and not text.isascii():
+            try:
+                check_characters(text)
+            except DataError as error:
+                raise DataError(
+                    f"Row {row.id!r} of {dataset.name}: {error.message}", error.hint
+                ) from None
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an int that no float can hold
+        return False

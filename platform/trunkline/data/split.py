@@ -34,7 +34,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """The ``index``-th of ``count`` folds, from 0; its groups are the test part."""
+    """The ``index``-th of ``count`` folds, from 0; its groups are the test part.
+
+    Over all folds a group is tested at most once: exactly once, but for those that must stay in
+    train because they are the only ones of a stratum.
+    """
 
     index: int
     count: int
@@ -56,7 +60,8 @@ def split_rows(
     names another) keeps at least one group in train.
 
     Raises:
-        DataError: there are fewer than three groups, or a part would be empty.
+        DataError: there are fewer than three groups, more folds than groups, or a part would be
+            empty.
     """
     by_group: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -67,6 +72,11 @@ def split_rows(
             f"The rows stand in {len(order)} group(s); three are needed to train, validate and "
             "test.",
             "Give every independent row a group of its own.",
+        )
+    if fold is not None and fold.count > len(order):
+        raise DataError(
+            f"{fold.count} folds can't be made of {len(order)} groups.",
+            f"Use {len(order)} folds or fewer.",
         )
     if fold is None:
         test = order[: max(1, round(test_share * len(order)))]

@@ -19,9 +19,24 @@ from trunkline.data.split import Split
 from trunkline.errors import NotFoundError
 from trunkline.inference.forward import continue_all
 
+OWN: dict[str, tuple[str, ...]] = {
+    "classification": ("majority", "tfidf"),
+    "regression": ("group-median", "linear"),
+    "generation": ("base",),
+}
+"""Every recipe of a task is judged against these."""
+
+NAMED: dict[str, tuple[str, ...]] = {
+    "classification": ("nearest",),
+    "regression": ("nearest",),
+    "generation": ("few-shot", "nearest"),
+}
+"""A recipe may name these in its ``floors``."""
+
 LOGISTIC_C = (1.0, 10.0, 100.0)
 RIDGE_ALPHA = (0.1, 1.0, 10.0)
 FEW_SHOT = 8
+NO_TEXT = "no training text is long enough to compare"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +62,6 @@ def floors(
     Raises:
         NotFoundError: the recipe names a floor that does not exist.
     """
-    own = {
-        "classification": ("majority", "tfidf"),
-        "regression": ("group-median", "linear"),
-        "generation": ("base",),
-    }[recipe.task]
     known: dict[str, Callable[[], Floor]] = {
         "majority": lambda: majority(split),
         "tfidf": lambda: tfidf(recipe, split),
@@ -62,12 +72,25 @@ def floors(
         "nearest": lambda: nearest(recipe, split),
     }
     results = []
-    for name in dict.fromkeys((*own, *recipe.floors)):
-        if name not in known:
-            raise NotFoundError.named("floor", name, known)
+    for name in floor_names(recipe):
         on_stage(f"floor: {name}")
         results.append(known[name]())
     return results
+
+
+def floor_names(recipe: RecipeSpec) -> tuple[str, ...]:
+    """The floors that a recipe is judged against; cheap, so it can be asked before training.
+
+    Raises:
+        NotFoundError: the recipe names a floor that its task does not have.
+    """
+    known = (*OWN[recipe.task], *NAMED[recipe.task])
+    for name in recipe.floors:
+        if name not in known:
+            raise NotFoundError.named(
+                f"floor of a {recipe.task}", name, known, f"Known: {', '.join(known)}."
+            )
+    return tuple(dict.fromkeys((*OWN[recipe.task], *recipe.floors)))
 
 
 def majority(split: Split) -> Floor:
@@ -83,16 +106,21 @@ def tfidf(recipe: RecipeSpec, split: Split) -> Floor:
     from sklearn.linear_model import LogisticRegression
 
     targets = [str(row.target) for row in split.train]
+    if len(set(targets)) == 1:  # so few training rows that one class is left
+        return Floor("tfidf", [targets[0]] * len(split.test), "one class in train")
 
     def fit(features: Any, c: float) -> Any:
-        model = LogisticRegression(C=c, max_iter=300, tol=1e-3)
+        model = LogisticRegression(C=c, max_iter=1000, tol=1e-3)
         return model.fit(features, targets)
 
     def score(predicted: Any) -> float:
         wanted = [str(row.target) for row in split.validation]
         return sum(one == other for one, other in zip(wanted, predicted, strict=True)) / len(wanted)
 
-    predictions, detail = _best_on_text(recipe, split, LOGISTIC_C, "C", fit, score)
+    best = _best_on_text(recipe, split, LOGISTIC_C, "C", fit, score)
+    if best is None:
+        return Floor("tfidf", majority(split).predictions, NO_TEXT)
+    predictions, detail = best
     return Floor("tfidf", [str(label) for label in predictions], detail)
 
 
@@ -114,7 +142,10 @@ def linear(recipe: RecipeSpec, split: Split) -> Floor:
         wanted = [scale(row.target) for row in split.validation]
         return -statistics.median(abs(a - b) for a, b in zip(wanted, predicted, strict=True))
 
-    predictions, detail = _best_on_text(recipe, split, RIDGE_ALPHA, "alpha", fit, score)
+    best = _best_on_text(recipe, split, RIDGE_ALPHA, "alpha", fit, score)
+    if best is None:
+        return Floor("linear", group_median(split).predictions, NO_TEXT)
+    predictions, detail = best
     values = [math.exp(min(value, 700.0)) if logs else float(value) for value in predictions]
     return Floor("linear", list(values), detail)
 
@@ -135,35 +166,48 @@ def group_median(split: Split) -> Floor:
 
 def nearest(recipe: RecipeSpec, split: Split) -> Floor:
     """The target of the training text nearest by TF-IDF of characters 2-5 (cosine)."""
+    import numpy as np
+
     vectorizer = _vectorizer("char")
-    train = vectorizer.fit_transform(_texts(recipe, split.train))
+    try:
+        train = vectorizer.fit_transform(_texts(recipe, split.train))
+    except ValueError:  # no text of two characters
+        return Floor("nearest", [split.train[0].target] * len(split.test), NO_TEXT)
     predictions: list[Target] = []
     texts = _texts(recipe, split.test)
     for start in range(0, len(texts), 256):
         cosines = vectorizer.transform(texts[start : start + 256]) @ train.T
-        best = cosines.argmax(axis=1)
-        predictions += [split.train[int(index)].target for index in best.ravel().tolist()]
+        best = np.asarray(cosines.argmax(axis=1)).ravel()
+        predictions += [split.train[index].target for index in best.tolist()]
     return Floor("nearest", predictions, "characters 2-5")
 
 
 def prompted(recipe: RecipeSpec, split: Split, base: Any, shots: int) -> Floor:
-    """The base with no adapter, with ``shots`` training examples in its prompt."""
+    """The base with no adapter, with ``shots`` training examples in its prompt.
+
+    A prompt that would not fit the base's context gets as many examples as do.
+    """
     template, tokenizer = recipe.template, base.tokenizer
     step = max(1, len(split.train) // max(1, shots))
     examples = split.train[::step][:shots]
+    system = [{"role": "system", "content": template.system}] if template.system else []
     prompts: list[list[int]] = []
     for row in split.test:
         if not shots:
             prompts.append(encode_prompt(row.text, template, tokenizer))
             continue
-        messages: list[dict[str, str]] = []
+        talk: list[dict[str, str]] = []
         for example in examples:
-            messages += [
+            talk += [
                 {"role": "user", "content": template.filled(example.text)},
                 {"role": "assistant", "content": str(example.target)},
             ]
-        messages.append({"role": "user", "content": template.filled(row.text)})
-        prompts.append(encode_chat(messages, tokenizer))
+        talk.append({"role": "user", "content": template.filled(row.text)})
+        prompt = encode_chat([*system, *talk], tokenizer)
+        while len(prompt) + recipe.max_new_tokens > base.info.context and len(talk) > 1:
+            del talk[:2]
+            prompt = encode_chat([*system, *talk], tokenizer)
+        prompts.append(prompt)
     texts = continue_all(base.model, tokenizer, prompts, recipe.max_new_tokens)
     firsts: list[Target] = [text.splitlines()[0].strip() if text else "" for text in texts]
     name = "few-shot" if shots else "base"
@@ -177,13 +221,14 @@ def _best_on_text(
     knob: str,
     fit: Callable[[Any, float], Any],
     score: Callable[[Any], float],
-) -> tuple[list[Any], str]:
+) -> tuple[list[Any], str] | None:
+    """Predictions of the best of both vectorizers and all knobs; None if no text has a feature."""
     best: tuple[float, list[Any], str] | None = None
     for kind, words in (("word", "words 1-2"), ("char", "characters 2-5")):
         vectorizer = _vectorizer(kind)
         try:
             train = vectorizer.fit_transform(_texts(recipe, split.train))
-        except ValueError:  # texts without a single word, such as "?!"
+        except ValueError:  # texts without a single word or pair of characters, such as "?"
             continue
         validation = vectorizer.transform(_texts(recipe, split.validation))
         test = vectorizer.transform(_texts(recipe, split.test))
@@ -192,8 +237,7 @@ def _best_on_text(
             figure = score(model.predict(validation))
             if best is None or figure > best[0]:
                 best = (figure, list(model.predict(test)), f"{words}, {knob}={value:g}")
-    assert best is not None
-    return best[1], best[2]
+    return None if best is None else best[1:]
 
 
 def _vectorizer(kind: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trunkline.contracts import Gate
+from trunkline.evaluation.intervals import LEAST_GROUPS
 from trunkline.evaluation.judgement import Judgement
 
 
@@ -22,14 +23,13 @@ def check_gate(gate: Gate, judgement: Judgement) -> tuple[GateCheck, ...]:
     checks: list[GateCheck] = []
     if gate.beats_floor:
         difference = judgement.difference
-        checks.append(
-            GateCheck(
-                "beats the floor",
-                judgement.verdict == "beats",
-                f"{judgement.metric} minus that of {judgement.best_floor}: "
-                f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",
-            )
+        figures = (
+            f"{judgement.metric} minus that of {judgement.best_floor}: "
+            f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
         )
+        if judgement.groups < LEAST_GROUPS:
+            figures += f", {judgement.groups} groups where {LEAST_GROUPS} are needed"
+        checks.append(GateCheck("beats the floor", judgement.verdict == "beats", figures))
     if gate.at_least is not None:
         score = judgement.scores[gate.metric].value
         enough = score >= gate.at_least if judgement.higher_is_better else score <= gate.at_least

@@ -11,9 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trunkline.contracts import MetricSpec, Row, Scored, Target
-from trunkline.errors import DataError, PluginError, TrunklineError
+from trunkline.errors import DataError
 from trunkline.evaluation.floors import Floor
-from trunkline.evaluation.intervals import Estimate, estimate, paired_difference, verdict
+from trunkline.evaluation.intervals import (
+    Estimate,
+    estimate,
+    paired_difference,
+    score_of,
+    verdict,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,9 @@ class Judgement:
     """Everything that is said about predictions on one set of held-out rows.
 
     ``difference`` is the deciding metric of the adapter minus that of the best floor; ``verdict``
-    is ``beats``, ``ties`` or ``loses``, by where its interval lies. The best floor is the one
-    that is best on these very rows, which is the strictest choice.
+    is ``beats``, ``ties`` or ``loses``, by where its interval lies (see
+    :func:`~trunkline.evaluation.intervals.verdict`). The best floor is the one that is best on
+    these very rows, which is the strictest choice.
     """
 
     metric: str
@@ -100,7 +107,7 @@ def judge(
 
     Raises:
         DataError: there are no rows.
-        PluginError: a metric raised.
+        PluginError: a metric raised or gave something that is no finite number.
     """
     if not rows:
         raise DataError("There are no rows to judge on.", "The dataset needs a test part.")
@@ -108,30 +115,21 @@ def judge(
     groups = [row.group for row in rows]
     targets = [row.target for row in rows]
     ours = Scored(targets=targets, predictions=list(predictions), labels=labels)
-    try:
-        scores = {metric.name: estimate(metric, ours, groups) for metric in metrics}
-        floor_scores = {
-            floor.name: {
-                metric.name: estimate(
-                    metric,
-                    Scored(targets=targets, predictions=floor.predictions, labels=labels),
-                    groups,
-                )
-                for metric in metrics
-            }
-            for floor in floors
+    scores = {metric.name: estimate(metric, ours, groups) for metric in metrics}
+    floor_scores = {
+        floor.name: {
+            metric.name: estimate(
+                metric,
+                Scored(targets=targets, predictions=floor.predictions, labels=labels),
+                groups,
+            )
+            for metric in metrics
         }
-        sign = 1 if deciding.higher_is_better else -1
-        best = max(floors, key=lambda floor: sign * floor_scores[floor.name][deciding.name].value)
-        difference = paired_difference(deciding, ours, best.predictions, groups)
-        slices = _slices(rows, predictions, deciding, labels)
-    except TrunklineError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"A metric failed: {type(error).__name__}: {error}",
-            "Metrics take any one or more rows; see the `Scored` contract in docs/hooks.md.",
-        ) from error
+        for floor in floors
+    }
+    sign = 1 if deciding.higher_is_better else -1
+    best = max(floors, key=lambda floor: sign * floor_scores[floor.name][deciding.name].value)
+    difference = paired_difference(deciding, ours, best.predictions, groups)
     judgement = Judgement(
         metric=deciding.name,
         higher_is_better=deciding.higher_is_better,
@@ -142,8 +140,8 @@ def judge(
         floor_details={floor.name: floor.detail for floor in floors},
         best_floor=best.name,
         difference=difference,
-        verdict=verdict(deciding, difference),
-        slices=slices,
+        verdict=verdict(deciding, difference, len(set(groups))),
+        slices=_slices(rows, predictions, deciding, labels),
     )
     kept = [
         Prediction(row.id, row.group, row.target, said, confidence, floor_said)
@@ -173,12 +171,13 @@ def _slices(
             name,
             value,
             len(chosen),
-            metric.compute(
+            score_of(
+                metric,
                 Scored(
                     targets=[rows[index].target for index in chosen],
                     predictions=[predictions[index] for index in chosen],
                     labels=labels,
-                )
+                ),
             ),
         )
         for (name, value), chosen in sorted(members.items())

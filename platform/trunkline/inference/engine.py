@@ -77,7 +77,13 @@ class Engine:
         groups: dict[str | None, list[_Item]] = defaultdict(list)
         for place, work in enumerate(works):
             digest = self._admit(work.artifact)
-            prompt = self._prompt(work, digest)
+            try:
+                prompt = self._prompt(work, digest)
+            except DataError as error:
+                if len(works) == 1:
+                    raise
+                told = f"Text {place + 1} of {len(works)}: {error.message}"
+                raise DataError(told, error.hint) from None
             groups[digest].append(_Item(place, prompt, work.request, work.name))
         answers: dict[int, Answer] = {}
         for digest, items in groups.items():
@@ -122,9 +128,10 @@ class Engine:
         context = self.base.info.context
         if len(prompt) + room > context:
             raise DataError(
-                f"The text is too long: {len(prompt)} tokens and {room} new ones don't fit the "
-                f"base's context of {context}.",
-                "Shorten the text or ask for fewer new tokens.",
+                f"The text {_start(request)!r} is too long: {len(prompt)} tokens"
+                + (f" and {room} new ones" if room else "")
+                + f" don't fit the base's context of {context}.",
+                "Shorten the text or ask for fewer new tokens." if room else "Shorten the text.",
             )
         return prompt
 
@@ -195,6 +202,11 @@ class Engine:
             )
             for item, ids in zip(batch, generated, strict=True)
         ]
+
+
+def _start(request: Request) -> str:
+    text = request.messages[-1]["content"] if request.messages else request.text
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _generates(task: AnyTask) -> bool:

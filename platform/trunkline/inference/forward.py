@@ -61,6 +61,8 @@ def new_tokens(
 ) -> list[list[int]]:
     """Continue each prompt; the end-of-sequence token is kept, so that its absence tells
     that the limit was reached."""
+    from contextlib import ExitStack
+
     import torch
 
     batch = pad(prompts, tokenizer.pad_token_id, left=True)
@@ -72,8 +74,11 @@ def new_tokens(
             "top_p": sampling.top_p,
             "top_k": 0,
         }
-        torch.manual_seed(sampling.seed)
-    with torch.inference_mode():
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        if sampling.temperature > 0:
+            stack.enter_context(torch.random.fork_rng())
+            torch.manual_seed(sampling.seed)
         output = model.generate(
             input_ids=batch["input_ids"].to(model.device),
             attention_mask=batch["attention_mask"].to(model.device),

@@ -7,6 +7,8 @@ from typing import Any
 
 from trunkline.errors import UsageError
 
+_MOST = 2**63 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -20,6 +22,9 @@ class Request:
         top_p: nucleus sampling (Holtzman et al. 2020), with ``temperature`` above 0.
         seed: of the sampling.
         messages: a whole talk (``role``, ``content``) instead of a text, for generation.
+
+    Raises:
+        UsageError: a value is of the wrong kind or out of range.
     """
 
     adapter: str | None
@@ -31,12 +36,19 @@ class Request:
     messages: tuple[dict[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens can't be {self.max_new_tokens}.", "At least 1.")
-        if not 0 <= self.temperature <= 10:
-            raise UsageError(f"temperature can't be {self.temperature}.", "0 to 10.")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p can't be {self.top_p}.", "Above 0, at most 1.")
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            raise UsageError(
+                f"{self.adapter!r} is not a ref.", "Give a text, or None for the base."
+            )
+        if not isinstance(self.text, str):
+            raise UsageError(
+                f"The text is {self.text!r}, a {type(self.text).__name__}.", "Give a text."
+            )
+        if self.max_new_tokens is not None:
+            _check_number("max_new_tokens", self.max_new_tokens, int, 1, _MOST, "At least 1.")
+        _check_number("temperature", self.temperature, float, 0, 10, "0 to 10.")
+        _check_number("top_p", self.top_p, float, 1e-9, 1, "Above 0, at most 1.")
+        _check_number("seed", self.seed, int, 0, _MOST, "A whole number, 0 or more.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +94,9 @@ class Answer:
         """The fields that this task has."""
         values = {name: getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_number(name: str, value: Any, kind: type, least: float, most: float, hint: str) -> None:
+    typed = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not typed or not least <= value <= most:
+        raise UsageError(f"{name} can't be {value!r}.", hint)

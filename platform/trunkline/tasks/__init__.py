@@ -7,6 +7,7 @@ encoded.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,9 +54,14 @@ def task_from_json(data: dict[str, Any]) -> AnyTask:
     }
     try:
         fields = dict(data)
-        kind = kinds[fields.pop("kind")]
-        return kind.from_json(fields)  # type: ignore[attr-defined]
-    except (KeyError, TypeError, ValueError) as error:
+        kind = fields.pop("kind", None)
+        if not isinstance(kind, str) or kind not in kinds:
+            raise ValueError(f"there is no task {kind!r}")
+        known = [spec.name for spec in dataclasses.fields(kinds[kind])]
+        if sorted(fields) != sorted(known):
+            raise ValueError(f"a {kind} has {', '.join(known)}, not {', '.join(sorted(fields))}")
+        return kinds[kind].from_json(fields)  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
         raise IntegrityError(
             f"The artifact's task can't be read: {error}.", "It may need a newer Trunkline."
         ) from error

@@ -65,7 +65,8 @@ class ClassificationTask:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ClassificationTask:
-        labels = tuple(data["labels"])
-        if len(labels) < 2 or not all(isinstance(label, str) for label in labels):
-            raise ValueError("labels must be two or more texts")
-        return cls(labels)
+        labels = data["labels"]
+        texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+        if not texts or len(labels) < 2 or len(set(labels)) < len(labels):
+            raise ValueError("labels must be two or more texts, each once")
+        return cls(tuple(labels))

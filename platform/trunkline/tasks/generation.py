@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trunkline.contracts import LossContext, LossFunction, Row
+from trunkline.contracts import LossContext, LossFunction, Row, check_new_tokens
 from trunkline.data.encode import encode_answer
+from trunkline.errors import UsageError
 from trunkline.tasks.batches import pad
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class GenerationTask:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GenerationTask:
-        if not 1 <= int(data["max_new_tokens"]) <= 4096:
-            raise ValueError("max_new_tokens must be between 1 and 4096")
-        return cls(int(data["max_new_tokens"]))
+        try:
+            check_new_tokens(data["max_new_tokens"])
+        except UsageError as error:
+            raise ValueError(error.message.rstrip(".")) from None
+        return cls(data["max_new_tokens"])

@@ -81,7 +81,9 @@ class RegressionTask:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RegressionTask:
-        task = cls(str(data["scale"]), float(data["mean"]), float(data["deviation"]), data["unit"])
-        if task.scale not in ("linear", "log") or not task.deviation > 0:
-            raise ValueError("scale must be linear or log, deviation positive")
+        task = cls(data["scale"], float(data["mean"]), float(data["deviation"]), data["unit"])
+        if task.scale not in ("linear", "log") or not isinstance(task.unit, str):
+            raise ValueError("scale must be linear or log, unit a text")
+        if not (math.isfinite(task.mean) and math.isfinite(task.deviation) and task.deviation > 0):
+            raise ValueError("mean and deviation must be finite, deviation positive")
         return task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from trunkline.adapters.artifact import Manifest
@@ -60,7 +61,7 @@ def model_card(
         "",
         "## Use",
         "The prompt is made by this template: "
-        f"`{json.dumps(dict(manifest.template), ensure_ascii=False)}`.",
+        f"`{json.dumps(dict(manifest.template), ensure_ascii=False)}`. {_output(manifest.task)}",
         "```python",
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification",
@@ -73,6 +74,20 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _output(task: Mapping[str, Any]) -> str:
+    """How an output is read."""
+    if task["kind"] == "classification":
+        labels = json.dumps(task["labels"], ensure_ascii=False)
+        return f"The outputs at the prompt's last token are the logits of `{labels}`."
+    if task["kind"] == "regression":
+        number = f"output · {task['deviation']:g} + {task['mean']:g}"
+        value = f"exp({number})" if task["scale"] == "log" else number
+        unit = f" {task['unit']}" if task["unit"] else ""
+        scale = ", on a log scale" if task["scale"] == "log" else ""
+        return f"The output at the prompt's last token means {value}{unit}{scale}."
+    return f"An answer has at most {task['max_new_tokens']} new tokens."
 
 
 def _cells(scores: dict[str, Estimate]) -> str:

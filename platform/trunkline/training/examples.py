@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trunkline.contracts import RecipeSpec, Row
-from trunkline.data.encode import encode_prompt
+from trunkline.data.encode import encode_answer, encode_prompt
 from trunkline.errors import DataError
 from trunkline.tasks import AnyTask, GenerationTask
 
@@ -52,8 +52,6 @@ def encode_rows(rows: Sequence[Row], recipe: RecipeSpec, task: AnyTask, tokenize
 
 def check_answers_fit(rows: Sequence[Row], recipe: RecipeSpec, tokenizer: Any) -> None:
     """Raise :class:`DataError` if a wanted answer is longer than the recipe may generate."""
-    from trunkline.data.encode import encode_answer
-
     for row in rows:
         length = len(encode_answer(str(row.target), tokenizer))
         if length > recipe.max_new_tokens:

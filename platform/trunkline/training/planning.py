@@ -11,7 +11,8 @@ from trunkline.inference.engine import Engine
 from trunkline.registry.store import Registry
 from trunkline.tasks import task_for
 from trunkline.training.examples import encode_rows
-from trunkline.training.fit import Ingredients, lora_model
+from trunkline.training.fit import Ingredients, check_no_answer_cut
+from trunkline.training.model import lora_model, lora_targets
 from trunkline.training.steps import steps_per_epoch, total_steps
 
 
@@ -44,10 +45,12 @@ class TrainingPlan:
 def plan_training(ingredients: Ingredients, engine: Engine, registry: Registry) -> TrainingPlan:
     """Read and encode the data, build the adapter, count; then throw it away."""
     recipe, base = ingredients.recipe, engine.base
+    lora_targets(base.model, recipe.settings)
     prepared = prepare(ingredients.dataset, recipe, ingredients.transforms)
     train = (*prepared.split.train, *prepared.augmented)
     task = task_for(recipe, prepared.labels, train, ingredients.dataset.unit)
     encoded = encode_rows(train, recipe, task, base.tokenizer)
+    check_no_answer_cut(prepared, recipe, base.tokenizer)
     model = lora_model(base.info.name, task, recipe.settings, str(base.device))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = total_steps(recipe.settings, len(encoded.examples))

@@ -7,41 +7,31 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.adapters.store import AdapterStore
-from trunkline.contracts import Target
 from trunkline.data.prepare import Prepared, prepare
-from trunkline.data.split import Fold
-from trunkline.errors import Interrupted, RefusedError, TrainingError, TrunklineError
-from trunkline.evaluation.assess import predict_rows
-from trunkline.evaluation.floors import Floor, floors
-from trunkline.evaluation.judgement import Judgement, Prediction, judge
-from trunkline.inference.engine import Engine
+from trunkline.errors import DataError, Interrupted, RefusedError, TrainingError, TrunklineError
+from trunkline.evaluation.judgement import Judgement
 from trunkline.plugins import PluginInfo
 from trunkline.refs import Ref
-from trunkline.registry.records import PredictionRecord, RunRecord, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.records import RunRecord, VersionRecord
+from trunkline.training.bench import (
+    Bench,
+    judge_artifact,
+    prediction_record,
+    record_base,
+    record_dataset,
+)
 from trunkline.training.card import model_card
+from trunkline.training.checkpoints import last_checkpoint
 from trunkline.training.environment import environment
-from trunkline.training.fit import Fitted, Ingredients, fit, uses_bf16, write_provenance
-from trunkline.training.steps import Listener
-from trunkline.workspace import Workspace
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """Where the work is done: the workspace's parts and the engine on the clean base."""
-
-    workspace: Workspace
-    registry: Registry
-    store: AdapterStore
-    engine: Engine
-    listener: Listener
-    should_stop: Callable[[], bool]
+from trunkline.training.fit import Fitted, Ingredients, fit, write_provenance
+from trunkline.training.model import lora_targets, uses_bf16
+from trunkline.training.scoring import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +57,24 @@ def train(
         TrunklineError: the run failed; it is recorded as failed, nothing is published.
     """
     recipe = ingredients.recipe
+    lora_targets(bench.engine.base.model, recipe.settings)
     bench.listener.stage("reading data")
     prepared = prepare(ingredients.dataset, recipe, ingredients.transforms)
-    dataset_id = _record_dataset(bench, ingredients, prepared)
-    if resume is None:
-        number = _start(bench, ingredients, plugin, dataset_id)
-    else:
-        _check_same_ground(resume, prepared, bench)
-        number = resume.number
-        bench.registry.resume_run(number)
-    folder = bench.workspace.run_path(number)
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    try:
+    dataset_id = record_dataset(bench, ingredients, prepared)
+    with ExitStack() as stack:
+        if resume is None:
+            number = _start(bench, ingredients, plugin, dataset_id)
+            folder = bench.workspace.run_path(number)
+            stack.enter_context(_account(bench, recipe.name, number, folder))
+            stack.enter_context(_held(folder, number))
+        else:
+            _check_same_ground(resume, prepared, bench)
+            number = resume.number
+            folder = bench.workspace.run_path(number)
+            stack.enter_context(_held(folder, number))
+            bench.registry.resume_run(number)
+            stack.enter_context(_account(bench, recipe.name, number, folder))
+        started = time.monotonic()
         fitted = fit(
             ingredients,
             prepared,
@@ -91,10 +86,9 @@ def train(
             resume=resume is not None,
         )
         if fitted.artifact is None:
+            stepped = fitted.stepped
             raise Interrupted(
-                f"Run {number} was stopped at step {fitted.stepped.steps} of "
-                f"{fitted.stepped.total_steps}.",
-                f"Go on with `trunkline train {recipe.name} --resume {number}`.",
+                f"Run {number} was stopped at step {stepped.steps} of {stepped.total_steps}."
             )
         report = _report(prepared, fitted, started)
         judgement = _judge_and_record(
@@ -106,153 +100,65 @@ def train(
             fitted.artifact.folder, Ref.parse(recipe.name), task=recipe.task, run=number
         )
         bench.registry.finish_run(number, "finished", report=report)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        bench.registry.finish_run(number, "interrupted", error=str(stop) or "interrupted")
-        if isinstance(stop, Interrupted):
-            raise
-        raise Interrupted(
-            f"Run {number} was stopped.",
-            f"Go on with `trunkline train {recipe.name} --resume {number}`.",
-        ) from stop
-    except TrunklineError as error:
-        bench.registry.finish_run(number, "failed", error=error.message)
-        raise
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        bench.registry.finish_run(number, "failed", error=told)
-        raise TrainingError(
-            f"Run {number} failed: {told}", "`trunkline --debug train …` shows the traceback."
-        ) from error
     shutil.rmtree(folder, ignore_errors=True)
     return TrainedRun(number, version, judgement, report)
 
 
-@dataclass(frozen=True, slots=True)
-class CrossValidation:
-    """Predictions of every fold taken together."""
-
-    folds: int
-    evaluation: int
-    judgement: Judgement
-    per_fold: tuple[dict[str, Any], ...]
-
-
-def cross_validate(
-    bench: Bench, ingredients: Ingredients, plugin: PluginInfo | None, folds: int
-) -> CrossValidation:
-    """Train once a fold, publish nothing, and judge all held-out rows together.
-
-    Floors are fitted anew on every fold. Each group is held out once; the interval resamples the
-    groups of all folds.
-
-    Raises:
-        Interrupted: stopped by the user; nothing is kept.
-    """
-    recipe = ingredients.recipe
-    rows: list[Any] = []
-    values: list[Target] = []
-    confidences: list[float | None] = []
-    pooled: dict[str, Floor] = {}
-    per_fold: list[dict[str, Any]] = []
-    labels: tuple[str, ...] = ()
-    dataset_id = 0
-    folder = bench.workspace.runs / f"folds-{recipe.name.replace('/', '-')}"
+@contextmanager
+def _account(bench: Bench, recipe: str, number: int, folder: Path) -> Iterator[None]:
+    """Write down how the run ended if the block raises, and say it in one sentence."""
     try:
-        for index in range(folds):
-            bench.listener.stage(f"fold {index + 1} of {folds}")
-            prepared = prepare(
-                ingredients.dataset, recipe, ingredients.transforms, Fold(index, folds)
-            )
-            dataset_id = _record_dataset(bench, ingredients, prepared)
-            labels = prepared.labels
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        message = str(stop) or f"Run {number} was stopped."
+        bench.registry.finish_run(number, "interrupted", error=message)
+        _drop_unless_resumable(folder)
+        raise Interrupted(
+            message, f"Go on with `trunkline train {recipe} --resume {number}`."
+        ) from stop
+    except TrunklineError as error:
+        bench.registry.finish_run(number, "failed", error=error.message)
+        if isinstance(error, TrainingError | DataError):  # going on would fail the same way
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            fitted = fit(
-                ingredients,
-                prepared,
-                bench.engine,
-                folder,
-                listener=bench.listener,
-                log=lambda step, figures: None,
-                should_stop=bench.should_stop,
-            )
-            if fitted.artifact is None:
-                raise Interrupted("The folds were stopped; nothing was kept.", None)
-            test = prepared.split.test
-            predicted = predict_rows(bench.engine, fitted.artifact, recipe.name, test)
-            bench.engine.bank.unload(fitted.artifact.digest)
-            for floor in floors(recipe, prepared.split, bench.engine.base, bench.listener.stage):
-                so_far = pooled.setdefault(floor.name, Floor(floor.name, [], "fitted on each fold"))
-                so_far.predictions.extend(floor.predictions)
-            rows += test
-            values += predicted.values
-            confidences += predicted.confidences
-            per_fold.append({"test_rows": len(test), **fitted.to_json()})
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    bench.listener.stage("judging")
-    judgement, kept = judge(
-        rows, values, list(pooled.values()), ingredients.metrics, labels, confidences
-    )
-    evaluation = bench.registry.record_evaluation(
-        recipe=recipe.name,
-        base_digest=_record_base(bench),
-        dataset_id=dataset_id,
-        split=f"{folds} folds",
-        results={**judgement.to_json(), "settings": asdict(recipe.settings), "folds": per_fold},
-        predictions=[_record(prediction) for prediction in kept],
-    )
-    return CrossValidation(folds, evaluation, judgement, tuple(per_fold))
+        _drop_unless_resumable(folder)
+        raise
+    except Exception as error:
+        reason = told(error)
+        bench.registry.finish_run(number, "failed", error=reason)
+        _drop_unless_resumable(folder)
+        raise TrainingError(
+            f"Run {number} failed: {reason}.", "`trunkline --debug train …` shows the traceback."
+        ) from error
 
 
-def evaluate_version(bench: Bench, ingredients: Ingredients, version: VersionRecord) -> Judgement:
-    """Judge a published version on its own test rows again, and record it.
+@contextmanager
+def _held(folder: Path, number: int) -> Iterator[None]:
+    """Keep every other process away from the run's folder; a killed one lets go by itself."""
+    from filelock import FileLock, Timeout
 
-    Raises:
-        RefusedError: the data changed since it was trained, so that its test rows are not known
-            to be unseen.
-    """
-    bench.listener.stage("reading data")
-    artifact = bench.store.fetch(version)
-    prepared = prepare(ingredients.dataset, ingredients.recipe, ingredients.transforms)
-    data = artifact.manifest.data
-    if (data["fingerprint"], data["split"]) != (prepared.fingerprint, prepared.split.fingerprint):
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
         raise RefusedError(
-            f"The rows of {ingredients.dataset.name} changed since {version.ref} was trained; its "
-            "test rows can't be told from its training rows.",
-            f"Train again: `trunkline train {ingredients.recipe.name}`.",
-        )
-    template = artifact.manifest.make_template()
-    ingredients = replace(ingredients, recipe=replace(ingredients.recipe, template=template))
-    judgement, kept = _judge(bench, ingredients, prepared, artifact)
-    bench.registry.record_evaluation(
-        recipe=ingredients.recipe.name,
-        base_digest=_record_base(bench),
-        dataset_id=_record_dataset(bench, ingredients, prepared),
-        split="test",
-        results={**judgement.to_json(), "gate": asdict(ingredients.recipe.gate)},
-        predictions=[_record(prediction) for prediction in kept],
-        version=version.ref,
-    )
-    return judgement
+            f"Run {number} is being worked on by another process.", "Wait for it, or stop it."
+        ) from None
+    except OSError as error:
+        raise TrainingError(
+            f"The run's folder {folder} can't be written: {error.strerror or error}.",
+            "Make room or give write permission.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _judge(
-    bench: Bench, ingredients: Ingredients, prepared: Prepared, artifact: Any
-) -> tuple[Judgement, list[Prediction]]:
-    recipe, split = ingredients.recipe, prepared.split
-    found = floors(recipe, split, bench.engine.base, bench.listener.stage)
-    bench.listener.stage("predicting the test rows")
-    predicted = predict_rows(bench.engine, artifact, recipe.name, split.test)
-    bench.listener.stage("judging")
-    return judge(
-        split.test,
-        predicted.values,
-        found,
-        ingredients.metrics,
-        prepared.labels,
-        predicted.confidences,
-    )
+def _drop_unless_resumable(folder: Path) -> None:
+    """Leave no folder behind that holds no checkpoint."""
+    if last_checkpoint(folder / "checkpoints") is None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _judge_and_record(
@@ -266,7 +172,7 @@ def _judge_and_record(
 ) -> Judgement:
     recipe, artifact = ingredients.recipe, fitted.artifact
     assert artifact is not None
-    judgement, kept = _judge(bench, ingredients, prepared, artifact)
+    judgement, kept = judge_artifact(bench, ingredients, prepared, artifact)
     results = {**judgement.to_json(), "gate": asdict(recipe.gate)}
     bench.registry.record_evaluation(
         recipe=recipe.name,
@@ -274,7 +180,7 @@ def _judge_and_record(
         dataset_id=dataset_id,
         split="test",
         results=results,
-        predictions=[_record(prediction) for prediction in kept],
+        predictions=[prediction_record(prediction) for prediction in kept],
         run=number,
     )
     folder: Path = artifact.folder
@@ -308,38 +214,12 @@ def _start(
         )
     return bench.registry.start_run(
         recipe=recipe.name,
-        base_digest=_record_base(bench),
+        base_digest=record_base(bench),
         dataset_id=dataset_id,
         plugin_id=plugin_id,
         seed=recipe.settings.seed,
         settings=asdict(recipe.settings),
         environment=environment(base.device, uses_bf16(recipe.settings.precision, base.device)),
-    )
-
-
-def _record_base(bench: Bench) -> str:
-    info = bench.engine.base.info
-    bench.registry.record_base(
-        digest=info.digest,
-        name=info.name,
-        source=info.source,
-        architecture=info.architecture,
-        parameters=info.parameters,
-        dtype=info.dtype,
-    )
-    return info.digest
-
-
-def _record_dataset(bench: Bench, ingredients: Ingredients, prepared: Prepared) -> int:
-    dataset = ingredients.dataset
-    return bench.registry.record_dataset(
-        name=dataset.name,
-        fingerprint=prepared.fingerprint,
-        split_fingerprint=prepared.split.fingerprint,
-        rows=prepared.report.kept,
-        licence=dataset.licence,
-        source=dataset.source,
-        counts=prepared.report.to_json(),
     )
 
 
@@ -360,15 +240,3 @@ def _report(prepared: Prepared, fitted: Fitted, started: float) -> dict[str, Any
         **fitted.to_json(),
         "train_seconds": round(time.monotonic() - started, 1),
     }
-
-
-def _record(prediction: Prediction) -> PredictionRecord:
-    floor = prediction.floor_prediction
-    return PredictionRecord(
-        row_id=prediction.row_id,
-        group=prediction.group,
-        target=str(prediction.target),
-        prediction=str(prediction.prediction),
-        confidence=prediction.confidence,
-        floor_prediction=None if floor is None else str(floor),
-    )

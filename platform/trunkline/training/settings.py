@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from trunkline.contracts import RecipeSpec, Settings
+from trunkline.contracts import RecipeSpec, Settings, check_setting
 from trunkline.errors import NotFoundError, UsageError
 
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -27,9 +27,9 @@ def with_settings(recipe: RecipeSpec, overrides: Mapping[str, Any]) -> RecipeSpe
                 "setting", name, known, f"`trunkline recipes show {recipe.name}` lists them."
             )
         kind = type(known[name].default)
-        values[name] = _read(name, value, kind) if isinstance(value, str) else value
-        if kind is float and isinstance(values[name], int):
-            values[name] = float(values[name])
+        value = _read(name, value, kind) if isinstance(value, str) else value
+        check_setting(name, value)
+        values[name] = float(value) if kind is float else value
     return replace(recipe, settings=replace(recipe.settings, **values))
 
 

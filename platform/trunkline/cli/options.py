@@ -1,0 +1,71 @@
+"""The global options, and the platform that they open.
+
+Owns: what stands before the command on the command line. Must not know: any noun.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from trunkline.api import Platform
+    from trunkline.registry.records import VersionRecord
+
+
+@dataclass
+class Globals:
+    """What was said before the command; every command receives it through :data:`with_globals`."""
+
+    workspace: str | None = None
+    base: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    no_plugins: bool = False
+    block: tuple[str, ...] = ()
+    strict: bool = False
+    debug: bool = False
+
+    @cached_property
+    def platform(self) -> Platform:
+        """The platform; nothing is loaded yet."""
+        from trunkline.api import open
+
+        return open(
+            self.workspace,
+            base=self.base,
+            device=self.device,
+            dtype=self.dtype,
+            no_plugins=self.no_plugins,
+            block=self.block,
+            strict=self.strict,
+        )
+
+    @cached_property
+    def with_plugins(self) -> Platform:
+        """The platform with its plugins loaded; tells once on stderr of those that failed."""
+        failed = [
+            plugin.domain for plugin in self.platform.catalogue.plugins if plugin.status == "failed"
+        ]
+        for domain in dict.fromkeys(failed):
+            click.echo(
+                f"Warning: the plugin {domain!r} is set aside; "
+                f"`trunkline plugins show {domain}` says why.",
+                err=True,
+            )
+        return self.platform
+
+    def version(self, ref: str) -> VersionRecord:
+        """The one version that answers ``ref``, told on stderr with the reason."""
+        from trunkline.refs import Ref
+
+        version, how = self.platform.registry.resolve(Ref.parse(ref))
+        why = f" ({how})" if how in ("champion", "newest") else ""
+        click.echo(f"{version.ref}{why}", err=True)
+        return version
+
+
+with_globals = click.make_pass_decorator(Globals, ensure=True)

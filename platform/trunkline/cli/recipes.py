@@ -1,0 +1,144 @@
+"""``trunkline recipes``: the adapters that the plugins know how to make."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
+
+import click
+
+from trunkline.cli.command import Group
+from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.output import (
+    heading,
+    json_option,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from trunkline.contracts import Gate, MetricSpec
+    from trunkline.training.fit import Ingredients
+
+
+@click.group(cls=Group, short_help="How adapters are made.")
+def recipes() -> None:
+    """Recipes: how an adapter is made, from data set and template to loss and gate."""
+
+
+@recipes.command(
+    "list",
+    example="""
+    $ trunkline recipes list
+    recipe                 task            decided by   description
+    finance/naics-sector   classification  accuracy     sector of a business by what
+                                                        it says it does
+    medical/icd10-chapter  classification  accuracy     chapter of ICD-10-CM that a
+                                                        diagnosis belongs to
+    …
+    """,
+)
+@json_option
+@with_globals
+def list_(said: Globals, as_json: bool) -> None:
+    """List the recipes of all plugins."""
+    found = said.with_plugins.catalogue.recipes()
+    if as_json:
+        names = ("name", "description", "task", "dataset", "loss", "metrics", "gate")
+        print_json([{name: getattr(spec, name) for name in names} for spec in found])
+        return
+    if not found:
+        note("No plugin brings a recipe: `trunkline plugins list`.")
+        return
+    print_table(
+        ["recipe", "task", "decided by", "description"],
+        [(one.name, one.task, one.gate.metric, one.description) for one in found],
+        fold=("description",),
+    )
+
+
+@recipes.command(
+    "show",
+    example="""
+    $ trunkline recipes show medical/icd10-chapter
+    recipe       medical/icd10-chapter
+    description  chapter of ICD-10-CM that a diagnosis belongs to
+    task         classification
+    dataset      medical/icd10-chapter
+    template     'Diagnosis: {text}'; text: strip, squeeze
+    loss         medical/hierarchical
+    metrics      accuracy, macro_f1, medical/hierarchy_distance
+    gate         accuracy: beats the best floor
+
+    Settings (* differs from the platform's default)
+    setting          value          meaning
+    epochs           2           *  passes over the training rows
+    max_steps        0              stop after so many optimiser steps; 0: by epochs
+    …
+    """,
+)
+@click.argument("name")
+@json_option
+@with_globals
+def show(said: Globals, name: str, as_json: bool) -> None:
+    """Show a recipe with all its settings; each can be changed by `train --set`."""
+    ingredients = said.with_plugins.ingredients(name, {})
+    if as_json:
+        print_json(asdict(ingredients.recipe))
+        return
+    print_recipe(ingredients)
+
+
+def print_recipe(ingredients: Ingredients) -> None:
+    """Write a recipe and its settings on stdout."""
+    recipe, template = ingredients.recipe, ingredients.recipe.template
+    shape = f"as a chat, {template.prompt!r}" if template.chat else repr(template.prompt)
+    print_fields(
+        [
+            ("recipe", recipe.name),
+            ("description", recipe.description),
+            ("task", recipe.task),
+            ("dataset", recipe.dataset),
+            ("template", f"{shape}; text: {', '.join(template.clean) or 'as it is'}"),
+            ("system", template.system),
+            ("loss", recipe.loss),
+            ("metrics", ", ".join(dict.fromkeys((recipe.gate.metric, *recipe.metrics)))),
+            ("gate", _gate(recipe.gate, ingredients.deciding)),
+            ("more floors", ", ".join(recipe.floors) or None),
+            ("transforms", ", ".join(recipe.transforms) or None),
+            ("scale", recipe.scale if recipe.task == "regression" else None),
+            ("new tokens", recipe.max_new_tokens if recipe.task == "generation" else None),
+        ]
+    )
+    heading("Settings (* differs from the platform's default)")
+    settings = recipe.settings
+    print_table(
+        ["setting", "value", "", "meaning"],
+        [
+            (
+                spec.name,
+                _value(getattr(settings, spec.name)),
+                "*" if getattr(settings, spec.name) != spec.default else "",
+                spec.metadata["help"],
+            )
+            for spec in fields(settings)
+        ],
+        fold=("meaning",),
+    )
+
+
+def _gate(gate: Gate, metric: MetricSpec) -> str:
+    """``accuracy: beats the best floor, at least 0.8``."""
+    parts = ["beats the best floor"] if gate.beats_floor else []
+    if gate.at_least is not None:
+        bound = "at least" if metric.higher_is_better else "at most"
+        parts.append(f"{bound} {gate.at_least:g}")
+    return f"{gate.metric}: {', '.join(parts) or 'no condition'}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,128 @@
+"""The loss of a step and the score of a validation, whoever wrote them.
+
+Owns: calling a plugin's loss and metric, and saying whose fault it was. Must not know: LoRA, the
+trainer, the registry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trunkline.contracts import LossFunction, LossSpec, MetricSpec, Row, Scored
+from trunkline.errors import PluginError, TrunklineError
+from trunkline.inference.forward import continue_all
+from trunkline.tasks import AnyTask, GenerationTask
+from trunkline.tasks.batches import by_length
+from trunkline.training.examples import Encoded
+
+if TYPE_CHECKING:
+    import torch
+
+VALIDATION_GENERATIONS = 128
+"""Most validation rows that a generation is judged on between steps."""
+
+
+def build_loss(spec: LossSpec | None, task: AnyTask, train: Sequence[Row]) -> LossFunction:
+    """The loss of a recipe, checked whenever it is called; None: the task's own.
+
+    Raises:
+        PluginError: it can't be built. Called, it raises the same where the plugin's function
+            raises, or gives no differentiable scalar.
+    """
+    if spec is None:
+        return task.default_loss()
+    name, hint = spec.name, "See the LossSpec contract in docs/hooks.md."
+    try:
+        loss = spec.build(task.loss_context(train))
+    except TrunklineError:
+        raise
+    except Exception as error:
+        raise PluginError(f"The loss {name} can't be built: {told(error)}.", hint) from error
+
+    import torch
+
+    def checked(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        try:
+            value = loss(outputs, targets)
+        except (TrunklineError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise PluginError(f"The loss {name} failed: {told(error)}.", hint) from error
+        if not isinstance(value, torch.Tensor) or value.dim() != 0:
+            shape = f"a tensor of shape {tuple(value.shape)}" if hasattr(value, "shape") else value
+            raise PluginError(f"The loss {name} gave {shape}, not a scalar tensor.", hint)
+        if outputs.requires_grad and not value.requires_grad:
+            raise PluginError(
+                f"The loss {name} gave a number that doesn't depend on the outputs.", hint
+            )
+        return value
+
+    return checked
+
+
+def told(error: BaseException) -> str:
+    """Somebody else's exception in one line, without a full stop."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}"
+
+
+def validator(
+    metric: MetricSpec, rows: Sequence[Row], encoded: Encoded, task: AnyTask, tokenizer: Any
+) -> Callable[[Any], float]:
+    """The deciding metric on the validation rows, as a function of the model in training.
+
+    The function raises :class:`PluginError` where the metric raises or gives no finite number.
+    """
+
+    def score(predictions: Sequence[Any], targets: Sequence[Any]) -> float:
+        scored = Scored(targets=targets, predictions=predictions, labels=task.labels)
+        hint = "See the MetricSpec contract in docs/hooks.md."
+        try:
+            value = float(metric.compute(scored))
+        except TrunklineError:
+            raise
+        except Exception as error:
+            raise PluginError(f"The metric {metric.name} failed: {told(error)}.", hint) from error
+        if not math.isfinite(value):
+            raise PluginError(
+                f"The metric {metric.name} gave {value} on the validation rows; no checkpoint "
+                "can be chosen by it.",
+                hint,
+            )
+        return value
+
+    if isinstance(task, GenerationTask):
+        chosen = range(0, len(rows), max(1, -(-len(rows) // VALIDATION_GENERATIONS)))
+        prompts = [prompt_of(encoded.examples[index]) for index in chosen]
+        answers = [rows[index].target for index in chosen]
+
+        def generate(model: Any) -> float:
+            texts = continue_all(model, tokenizer, prompts, task.max_new_tokens)
+            return score(texts, answers)
+
+        return generate
+
+    def classify(model: Any) -> float:
+        import torch
+
+        predictions: list[Any] = [None] * len(rows)
+        lengths = [len(example["input_ids"]) for example in encoded.examples]
+        with torch.inference_mode():
+            for batch in by_length(lengths, 64):
+                examples = [encoded.examples[index] for index in batch]
+                inputs = task.collate(examples, tokenizer.pad_token_id)
+                inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+                outputs, _ = task.outputs(model, inputs)
+                for index, (value, _) in zip(batch, task.decode(outputs), strict=True):
+                    predictions[index] = value
+        return score(predictions, [row.target for row in rows])
+
+    return classify
+
+
+def prompt_of(example: Mapping[str, Any]) -> list[int]:
+    """The example's ids without its answer."""
+    ids: list[int] = example["input_ids"]
+    return ids[: len(ids) - example["answer"]] if "answer" in example else ids

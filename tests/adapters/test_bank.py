@@ -1,0 +1,271 @@
+"""The bank computes what PEFT computes, and leaves the base as it was."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from tiny_base import Family, make_tiny_base
+from trunkline.adapters.artifact import read_artifact
+from trunkline.adapters.bank import Bank
+from trunkline.errors import BaseMismatchError, IntegrityError
+from trunkline.inference.forward import last_hidden, next_logits
+from workbench import LABELS, make_artifact, reseal
+
+PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45], [9]]
+PAD = 0
+TARGETS: dict[Family, tuple[str, ...]] = {
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+}
+
+
+def digest_of(base: Path) -> str:
+    from trunkline.base_model import describe
+
+    return describe(str(base)).digest
+
+
+def causal(base: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base).eval()
+
+
+def bank_of(base: Path) -> tuple[Any, Bank]:
+    model = causal(base)
+    return model, Bank(model, digest_of(base))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[Family, Path]:
+    room = tmp_path_factory.mktemp("families")
+    return {
+        "llama": tiny,
+        "qwen2": make_tiny_base(room / "qwen2", "qwen2"),
+        "gpt2": make_tiny_base(room / "gpt2", "gpt2"),
+    }
+
+
+@pytest.fixture(scope="module")
+def tmp_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bank")
+
+
+@st.composite
+def adapters(draw: st.DrawFn) -> tuple[Family, dict[str, Any], int]:
+    """A family, settings for LoraConfig, and a seed."""
+    family = cast(Family, draw(st.sampled_from(sorted(TARGETS))))
+    targets = draw(st.lists(st.sampled_from(TARGETS[family]), min_size=1, unique=True))
+    lora = {
+        "r": draw(st.integers(1, 12)),
+        "lora_alpha": draw(st.floats(0.25, 64)),
+        "target_modules": targets,
+        "use_rslora": draw(st.booleans()),
+        "layers_to_transform": draw(st.sampled_from([None, [1, 2], [2], [0]])),
+    }
+    return family, lora, draw(st.integers(0, 1000))
+
+
+@settings(max_examples=25, deadline=None)
+@given(adapters())
+def test_logits_are_those_of_peft(
+    bases: dict[Family, Path], tmp_module: Path, adapter: tuple[Family, dict[str, Any], int]
+) -> None:
+    family, lora, seed = adapter
+    folder = tmp_module / "generation"
+    shutil.rmtree(folder, ignore_errors=True)
+    make_artifact(folder, bases[family], "generation", seed=seed, **lora)
+    from peft import PeftModel
+
+    model, bank = bank_of(bases[family])
+    artifact = read_artifact(folder)
+    bank.load(artifact)
+    with bank.using(artifact.digest):
+        ours = next_logits(model, PROMPTS, PAD)
+    bare = next_logits(model, PROMPTS, PAD)
+    theirs = next_logits(PeftModel.from_pretrained(causal(bases[family]), folder), PROMPTS, PAD)
+    size = theirs.abs().max()
+    assert ((ours - theirs).abs().max() / size) < 1e-5
+    assert ((ours - bare).abs().max() / size) > 1e-4
+
+
+@pytest.mark.parametrize("family", sorted(TARGETS))
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_head_gives_what_plain_peft_gives(
+    bases: dict[Family, Path], tmp_path: Path, family: Family, kind: str
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    from trunkline.tasks.batches import pad
+
+    folder = tmp_path / "artifact"
+    make_artifact(folder, bases[family], kind, seed=3)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        bases[family], num_labels=len(LABELS) if kind == "classification" else 1, pad_token_id=PAD
+    )
+    with torch.inference_mode():
+        theirs = PeftModel.from_pretrained(plain, folder).eval()(**pad(PROMPTS, PAD)).logits
+    model, bank = bank_of(bases[family])
+    artifact = read_artifact(folder)
+    bank.load(artifact)
+    with bank.using(artifact.digest) as resident:
+        assert resident is not None
+        assert resident.head is not None
+        ours = last_hidden(model, PROMPTS, PAD) @ resident.head.T
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.fixture
+def standing(sound: Path, tiny: Path) -> tuple[Any, Bank, str]:
+    """Model, bank with the sound artifact resident, its digest."""
+    model, bank = bank_of(tiny)
+    artifact = read_artifact(sound)
+    bank.load(artifact)
+    return model, bank, artifact.digest
+
+
+def test_base_is_bare_again_after_the_block(standing: tuple[Any, Bank, str]) -> None:
+    model, bank, digest = standing
+    before = next_logits(model, PROMPTS, PAD)
+    with bank.using(digest):
+        assert not torch.equal(next_logits(model, PROMPTS, PAD), before)
+    assert torch.equal(next_logits(model, PROMPTS, PAD), before)
+
+
+def test_base_is_bare_again_after_an_exception(standing: tuple[Any, Bank, str]) -> None:
+    model, bank, digest = standing
+    before = next_logits(model, PROMPTS, PAD)
+    with pytest.raises(KeyError, match="inside"), bank.using(digest):
+        raise KeyError("inside")
+    assert torch.equal(next_logits(model, PROMPTS, PAD), before)
+    with bank.using(digest):
+        pass
+
+
+def test_none_is_the_bare_base(standing: tuple[Any, Bank, str]) -> None:
+    model, bank, _ = standing
+    before = next_logits(model, PROMPTS, PAD)
+    with bank.using(None) as resident:
+        assert resident is None
+        assert torch.equal(next_logits(model, PROMPTS, PAD), before)
+
+
+def test_blocks_do_not_nest(standing: tuple[Any, Bank, str]) -> None:
+    model, bank, digest = standing
+    before = next_logits(model, PROMPTS, PAD)
+    with bank.using(digest), pytest.raises(RuntimeError, match="nest"), bank.using(digest):
+        pass
+    assert torch.equal(next_logits(model, PROMPTS, PAD), before)
+
+
+def test_another_thread_waits_for_the_base(standing: tuple[Any, Bank, str]) -> None:
+    model, bank, digest = standing
+    before = next_logits(model, PROMPTS, PAD)
+    seen: list[torch.Tensor] = []
+
+    def ask() -> None:
+        with bank.using(None):
+            seen.append(next_logits(model, PROMPTS, PAD))
+
+    thread = threading.Thread(target=ask)
+    with bank.using(digest):
+        thread.start()
+        thread.join(timeout=0.2)
+        assert not seen
+    thread.join(timeout=10)
+    assert torch.equal(seen[0], before)
+
+
+def test_loading_twice_gives_the_resident(sound: Path, tiny: Path) -> None:
+    _, bank = bank_of(tiny)
+    artifact = read_artifact(sound)
+    assert bank.load(artifact) is bank.load(artifact)
+    assert len(bank) == 1
+    bank.unload(artifact.digest)
+    assert artifact.digest not in bank
+
+
+def test_another_base_is_refused(sound: Path, tiny: Path) -> None:
+    bank = Bank(causal(tiny), "0" * 64)
+    with pytest.raises(BaseMismatchError) as caught:
+        bank.load(read_artifact(sound))
+    assert "tiny" in caught.value.message
+    assert "--base tiny" in (caught.value.hint or "")
+
+
+def forged(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Change the tensors and make the digests agree."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    reseal(folder)
+    return folder
+
+
+Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
+HEAD = "base_model.model.score.weight"
+
+FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "inputs of another width": lambda t: t.update({f"{Q}A.weight": torch.ones(4, 16)}),
+    "outputs of another width": lambda t: t.update({f"{Q}B.weight": torch.ones(16, 4)}),
+    "head of another width": lambda t: t.update({HEAD: torch.ones(3, 16)}),
+    "NaN in A": lambda t: t[f"{Q}A.weight"].fill_(float("nan")),
+    "infinity in B": lambda t: t[f"{Q}B.weight"].fill_(float("inf")),
+    "NaN in the head": lambda t: t[HEAD].fill_(float("nan")),
+    "a layer missing": lambda t: [t.pop(f"{Q}A.weight"), t.pop(f"{Q}B.weight")],
+    "a layer too many": lambda t: [
+        t.update({name.replace("layers.1", "layers.7"): t[name].clone()})
+        for name in list(t)
+        if name.startswith(Q)
+    ],
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_tensors_that_do_not_fit_are_refused_before_anything_is_touched(
+    artifact: Path, tiny: Path, forgery: str
+) -> None:
+    model, bank = bank_of(tiny)
+    before = next_logits(model, PROMPTS, PAD)
+    with pytest.raises(IntegrityError) as caught:
+        bank.load(read_artifact(forged(artifact, FORGERIES[forgery])))
+    assert caught.value.hint
+    assert len(bank) == 0
+    assert torch.equal(next_logits(model, PROMPTS, PAD), before)
+
+
+def test_weights_that_change_between_check_and_load_are_refused(artifact: Path, tiny: Path) -> None:
+    _, bank = bank_of(tiny)
+    checked = read_artifact(artifact)
+    path = artifact / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(IntegrityError, match="changed"):
+        bank.load(checked)
+
+
+def test_weights_that_vanish_between_check_and_load_are_refused(artifact: Path, tiny: Path) -> None:
+    _, bank = bank_of(tiny)
+    checked = read_artifact(artifact)
+    shutil.rmtree(artifact)
+    with pytest.raises(IntegrityError, match="can't be read"):
+        bank.load(checked)
+
+
+def test_half_precision_weights_are_computed_in_float32(artifact: Path, tiny: Path) -> None:
+    folder = forged(artifact, lambda t: t.update({name: value.half() for name, value in t.items()}))
+    _, bank = bank_of(tiny)
+    resident = bank.load(read_artifact(folder))
+    assert {up.dtype for _, up in resident.layers.values()} == {torch.float32}

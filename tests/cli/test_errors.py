@@ -1,0 +1,215 @@
+"""Whatever goes wrong: one sentence and a hint on stderr, nothing on stdout, an exit code."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cli_runner import invoke
+from toy_plugin import install_toy
+from trunkline import api
+
+if TYPE_CHECKING:
+    from conftest import Run, Shared
+
+WRONG_USE = [
+    (("plugins", "show", "toi"), "Did you mean 'toy'?"),
+    (("recipes", "show", "toy/animal"), "Did you mean 'toy/animals'?"),
+    (("datasets", "show", "toy/animal"), "Did you mean 'toy/animals'?"),
+    (("train", "toy/animal"), "Did you mean 'toy/animals'?"),
+    (("train", "toy/animals", "--set", "max_step=3"), "Did you mean 'max_steps'?"),
+    (("train", "toy/animals", "--set", "max_steps=x"), "wants a whole number"),
+    (("train", "toy/animals", "--set", "max_steps"), "is not key=value"),
+    (("train", "toy/animals", "--set", "rank=0"), "can't be 0"),
+    (("train", "toy/animals", "--resume", "2"), "Run 2 is of toy/prices"),
+    (("train", "toy/animals", "--resume", "99"), "There is no run 99"),
+    (("train", "toy/animals", "--resume", "1", "--dry-run"), "resumes nothing"),
+    (("eval", "toy/animals", "--set", "rank=2"), "keeps the settings"),
+    (("eval", "toy/animals@1", "--folds", "2"), "names a version"),
+    (("eval", "toy/animals", "--folds", "1"), "2 to 20"),
+    (("eval", "base"), "not an adapter"),
+    (("predict", "toy/animal", "x"), "Did you mean 'toy/animals'?"),
+    (("predict", "toy/animals@9", "x"), "The newest is toy/animals@1"),
+    (("predict", "toy/animals@best", "x"), "There is no version 'toy/animals@best'"),
+    (("predict", "../animals", "x"), "is not a valid domain"),
+    (("predict", "toy/animals/x", "x"), "is not a ref"),
+    (("predict", "toy/" + "a" * 300, "x"), "is not a valid adapter name"),
+    (("predict", "base", "x"), "trunkline generate base"),
+    (("predict", "toy/plurals", "x"), "trunkline generate toy/plurals@1"),
+    (("predict", "toy/animals"), "one of the two"),
+    (("predict", "toy/animals", "x", "--out", "y"), "--out goes with --file"),
+    (("predict", "toy/animals", "--file", "nothing.csv"), "There is no file 'nothing.csv'"),
+    (("generate", "toy/animals", "x"), "trunkline predict toy/animals@1"),
+    (("generate", "base", "x", "--max-new-tokens", "0"), "max_new_tokens can't be 0"),
+    (("adapters", "show", "toy/animal"), "Did you mean 'toy/animals'?"),
+    (("adapters", "promote", "toy/prices", "--alias", "latest"), "is reserved"),
+    (("runs", "show", "99"), "trunkline runs list"),
+    (("base", "show", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
+    (("base", "pull", "--from", "nothing.whl", "smollm2-135m"), "There is no file"),
+    (("plugins", "check", "nothing"), "There is no plugin or folder"),
+    (("adapter", "list"), "Did you mean 'adapters'?"),
+    (("adapters", "lst"), "Did you mean 'list'?"),
+    (("adapters", "list", "--jsn"), "Did you mean '--json'?"),
+    (("adapters", "list", "--workspace", "x"), "`trunkline --workspace … adapters list …`"),
+    (("train",), "Missing argument 'RECIPE'"),
+    (("runs", "show", "one"), "'one' is not a valid integer"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), WRONG_USE, ids=lambda value: str(value)[:60])
+def test_wrong_use_exits_with_2(run: Run, words: tuple[str, ...], told: str) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    lines = [line for line in result.stderr.splitlines() if line.startswith(("Error", "Hint"))]
+    assert [line.partition(":")[0] for line in lines] == ["Error", "Hint"]
+    assert told in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--workspace", "/nowhere", "runs", "list"), "does not exist"),
+        (("--no-plugin", "toi", "recipes", "list"), "Did you mean 'toy'?"),
+        (("--base", "smollm", "base", "show"), "Did you mean 'smollm2-135m'?"),
+    ],
+    ids=["workspace", "plugin", "base"],
+)
+def test_wrong_global_option_exits_with_2(
+    words: tuple[str, ...], told: str, run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(shared.workspace))
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_base_that_was_not_pulled_is_a_failure(run: Run) -> None:
+    result = run("base", "show", "smollm2-135m")
+    assert result.exit_code == 1
+    assert "Hint: Run `trunkline base pull`." in result.stderr
+
+
+def test_registry_newer_than_the_code_is_told(run_copy: Run, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "copy" / "registry.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    result = run_copy("runs", "list")
+    assert result.exit_code == 1
+    assert "newer" in result.stderr
+
+
+def test_changed_artifact_is_refused(run_copy: Run, tmp_path: Path) -> None:
+    weights = tmp_path / "copy/adapters/toy/animals/1/adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    result = run_copy("predict", "toy/animals", "x")
+    assert result.exit_code == 1
+    assert "Error: " in result.stderr
+    assert "was changed" in result.stderr
+
+
+@pytest.fixture
+def broken(shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(shared.workspace))
+    install_toy(tmp_path, monkeypatch, broken=True)
+
+
+def test_broken_plugin_is_shown_as_failed(broken: None) -> None:
+    line = next(
+        line for line in invoke("plugins", "list").stdout.splitlines() if line.startswith("broken")
+    )
+    assert "failed" in line
+    assert "no_such_module" in line
+
+
+def test_broken_plugin_shows_its_traceback(broken: None) -> None:
+    told = invoke("plugins", "show", "broken").stdout
+    assert "Traceback" in told
+    assert "import no_such_module" in told
+
+
+@pytest.mark.parametrize("noun", ["recipes", "datasets"])
+def test_broken_plugin_is_warned_of_once(broken: None, noun: str) -> None:
+    result = invoke(noun, "list")
+    assert result.exit_code == 0
+    assert result.stderr.count("trunkline plugins show broken") == 1
+    assert "toy/animals" in result.stdout
+
+
+def test_commands_without_plugins_warn_of_none(broken: None) -> None:
+    assert invoke("runs", "list").stderr == ""
+
+
+def test_broken_plugin_is_an_error_under_strict(broken: None) -> None:
+    result = invoke("--strict", "recipes", "list")
+    assert result.exit_code == 1
+    assert "no_such_module" in result.stderr
+
+
+def test_blocked_plugin_is_not_loaded(broken: None) -> None:
+    result = invoke("--no-plugin", "broken", "recipes", "list")
+    assert "broken" not in result.stderr
+
+
+def test_no_plugins_leaves_an_empty_list(toy: None, tmp_path: Path) -> None:
+    result = invoke("--workspace", str(tmp_path), "--no-plugins", "recipes", "list")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "No plugin brings a recipe" in result.stderr
+
+
+@pytest.fixture
+def bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("boom\nbang")
+
+    monkeypatch.setattr(api, "open", fail)
+
+
+def test_unexpected_exception_is_one_line_and_a_hint(bug: None) -> None:
+    result = invoke("runs", "list")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0] == "Error: unexpected ValueError: boom bang"
+    assert "--debug" in result.stderr.splitlines()[1]
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_debug_shows_the_traceback(bug: None) -> None:
+    assert "Traceback (most recent call last)" in invoke("--debug", "runs", "list").stderr
+
+
+def test_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "open", interrupt)
+    result = invoke("runs", "list")
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "Interrupted."
+
+
+def test_no_command_shows_the_help_on_stderr() -> None:
+    result = invoke()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Commands:" in result.stderr
+
+
+def test_reader_that_goes_away_is_no_error(environment: dict[str, str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "from trunkline.cli import main; main()"
+    with os.fdopen(writing, "w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "base", "list", "--json"],
+            env=environment,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.stderr == ""

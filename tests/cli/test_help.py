@@ -1,0 +1,94 @@
+"""Every command explains itself, quickly and without loading what it does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cli_runner import invoke
+from trunkline import __version__
+from trunkline.cli.root import trunkline
+from trunkline.reference import command_paths
+
+GROUPS = ("plugins", "base", "datasets", "recipes", "adapters", "runs")
+COMMANDS = [path for path in command_paths() if path and path not in {(one,) for one in GROUPS}]
+
+STACK = ("torch", "transformers", "peft", "datasets", "sklearn", "pandas", "pyarrow")
+LIBRARIES = (*STACK, "numpy", "sqlalchemy", "alembic", "rich", "pluggy")
+
+
+@pytest.mark.parametrize("path", command_paths(), ids=" ".join)
+def test_help_answers(path: tuple[str, ...]) -> None:
+    result = invoke(*path, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: " + " ".join(("trunkline", *path)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_shows_an_example_with_its_output(path: tuple[str, ...]) -> None:
+    example = invoke(*path, "-h").stdout.partition("Example:\n")[2].partition("\nOptions:")[0]
+    lines = example.splitlines()
+    assert lines[0].startswith("  $ trunkline " + " ".join(path))
+    assert len(lines) > 1
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_listings_and_shows_have_json(path: tuple[str, ...]) -> None:
+    without = {("plugins", "uninstall"), ("chat",)}
+    assert ("--json" in invoke(*path, "--help").stdout) == (path not in without)
+
+
+@pytest.mark.parametrize("noun", GROUPS)
+def test_ls_is_list(noun: str) -> None:
+    help_of_list = invoke(noun, "list", "--help").stdout
+    assert invoke(noun, "ls", "--help").stdout.replace(" ls ", " list ") == help_of_list
+
+
+def test_rm_is_uninstall() -> None:
+    assert "Take a plugin out" in invoke("plugins", "rm", "--help").stdout
+
+
+def test_short_helps_are_not_cut() -> None:
+    assert "..." not in invoke("--help").stdout.partition("Commands:")[2]
+
+
+def test_version_is_told() -> None:
+    assert invoke("--version").stdout == f"trunkline {__version__}\n"
+
+
+def test_the_name_of_the_program_is_the_entry_points() -> None:
+    assert trunkline.name == "trunkline"
+
+
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        (("--help",), LIBRARIES),
+        (("train", "--help"), LIBRARIES),
+        (("plugins", "list"), STACK),
+        (("adapters", "list"), STACK),
+        (("runs", "list"), STACK),
+        (("recipes", "list"), STACK),
+        (("datasets", "list"), STACK),
+        (("base", "list"), STACK),
+    ],
+    ids=" ".join,
+)
+def test_command_does_not_load(
+    words: tuple[str, ...], heavy: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    program = (
+        "import sys\n"
+        "from trunkline.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        f"print('LOADED', sorted(set({heavy!r}) & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1] == "LOADED []"

@@ -1,0 +1,236 @@
+"""predict, generate and chat: answers on stdout, the version that gave them on stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from trunkline.errors import DataError, NotFoundError
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+
+def test_predict_prints_labels_with_probabilities(run: Run) -> None:
+    result = run("predict", "toy/animals", "a carp in the wild")
+    lines = [line.rsplit(maxsplit=1) for line in result.stdout.splitlines()]
+    assert {label for label, _ in lines} == {"bird", "fish", "mammal"}
+    assert sum(float(chance) for _, chance in lines) == pytest.approx(1, abs=0.01)
+
+
+def test_predict_says_which_version_answers(run: Run) -> None:
+    assert run("predict", "toy/animals", "x").stderr == "toy/animals@1 (newest)\n"
+
+
+def test_predict_of_a_regression_prints_the_unit(run: Run) -> None:
+    assert run("predict", "toy/prices", "3 kg of good number 4").stdout.endswith(" EUR\n")
+
+
+def test_predict_top_limits_the_labels(run: Run) -> None:
+    assert len(run("predict", "toy/animals", "x", "--top", "1").stdout.splitlines()) == 1
+
+
+def test_predict_of_several_texts_names_each(run: Run) -> None:
+    lines = run("predict", "toy/animals", "one", "two", "--top", "1").stdout.splitlines()
+    assert [lines[0], lines[2]] == ["one", "two"]
+
+
+def test_predict_json_gives_one_object_a_text(run: Run) -> None:
+    told = json.loads(run("predict", "toy/animals", "one", "two", "--json").stdout)
+    assert [answer["text"] for answer in told] == ["one", "two"]
+    assert told[0]["adapter"] == "toy/animals@1"
+
+
+def test_predict_reads_lines_from_stdin(run: Run) -> None:
+    result = run("predict", "toy/animals", "-", "--json", input="one\n\ntwo\n")
+    assert [answer["text"] for answer in json.loads(result.stdout)] == ["one", "two"]
+
+
+def test_predict_of_an_empty_text_is_refused(run: Run) -> None:
+    result = run("predict", "toy/animals", " ")
+    assert result.exit_code == 1
+    assert "Error: The text is empty." in result.stderr
+
+
+def test_predict_of_a_text_longer_than_the_context_is_refused(run: Run) -> None:
+    result = run("predict", "toy/animals", "word " * 300)
+    assert result.exit_code == 1
+    assert "too long" in result.stderr
+
+
+FILES = {
+    "rows.csv": 'id,text\n1,"a carp, swimming"\n2,NA\n3,007\n',
+    "rows.tsv": "id\ttext\n1\ta carp, swimming\n2\tNA\n3\t007\n",
+    "rows.jsonl": '{"text": "a carp, swimming"}\n{"text": "NA"}\n{"text": "007"}\n',
+    "rows.json": '[{"text": "a carp, swimming"}, {"text": "NA"}, {"text": "007"}]',
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, "rows.parquet"])
+def test_predict_reads_texts_as_they_are_written(run: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name in FILES:
+        path.write_text(FILES[name])
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        rows = {"text": ["a carp, swimming", "NA", "007"]}
+        pyarrow.parquet.write_table(pyarrow.table(rows), path)
+    result = run("predict", "toy/animals", "--file", str(path))
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["text"] for answer in told] == ["a carp, swimming", "NA", "007"]
+    assert [answer["row"] for answer in told] == [1, 2, 3]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.csv"
+    path.write_text("id,text\n1,one\n2,\n3,three\n")
+    return path
+
+
+def test_predict_out_holds_a_line_a_row(run: Run, tmp_path: Path) -> None:
+    path, out = tmp_path / "rows.csv", tmp_path / "labels.jsonl"
+    path.write_text("text\n" + "".join(f"row {number}\n" for number in range(300)))
+    result = run("predict", "toy/prices", "--file", str(path), "--out", str(out))
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    told = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["row"] for answer in told] == list(range(1, 301))
+    assert told[0].keys() == {"row", "text", "adapter", "task", "value", "unit"}
+
+
+def test_predict_refuses_an_empty_row_before_anything_is_written(
+    run: Run, rows: Path, tmp_path: Path
+) -> None:
+    result = run("predict", "toy/animals", "--file", str(rows), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 1
+    assert "Row 2 of rows.csv has no text in 'text'" in result.stderr
+    assert "--skip-empty" in result.stderr
+    assert list(tmp_path.iterdir()) == [rows]
+
+
+def test_predict_skips_empty_rows_if_told_to(run: Run, rows: Path) -> None:
+    result = run("predict", "toy/animals", "--file", str(rows), "--skip-empty")
+    assert [json.loads(line)["row"] for line in result.stdout.splitlines()] == [1, 3]
+    assert "Left out: 1 row" in result.stderr
+
+
+def test_predict_names_the_row_that_is_too_long(run: Run, tmp_path: Path) -> None:
+    path, out = tmp_path / "rows.csv", tmp_path / "out"
+    path.write_text("text\nshort\n" + "word " * 300 + "\n")
+    result = run("predict", "toy/animals", "--file", str(path), "--out", str(out))
+    assert result.exit_code == 1
+    assert "Error: Row 2: The text 'word" in result.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unknown_column_is_answered_with_the_nearest(rows: Path) -> None:
+    from trunkline.cli.texts import open_texts
+
+    with pytest.raises(NotFoundError) as caught:
+        open_texts(rows, "txt", skip_empty=False)
+    assert caught.value.hint == "Did you mean 'text'? rows.csv has: id, text."
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("empty.csv", ""), ("head.csv", "text\n"), ("no.json", "{"), ("no.parquet", "text")],
+)
+def test_unreadable_file_is_a_data_error(tmp_path: Path, name: str, content: str) -> None:
+    from trunkline.cli.texts import open_texts
+
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError, match=name):
+        open_texts(path, "text", skip_empty=False)
+
+
+def test_generate_prints_the_text_alone(run: Run) -> None:
+    result = run("generate", "toy/plurals", "two carp", "--max-new-tokens", "3")
+    assert result.exit_code == 0
+    assert "toy/plurals@1 (newest)" in result.stderr
+    assert "toy/plurals" not in result.stdout
+
+
+def test_generate_by_the_bare_base(run: Run) -> None:
+    words = ("generate", "base", "hello", "--max-new-tokens", "2", "--json")
+    told = json.loads(run(*words).stdout)
+    assert (told["adapter"], told["prompt"], told["new_tokens"]) == ("base", "hello", 2)
+
+
+def test_generate_with_a_seed_is_repeatable(run: Run) -> None:
+    words = ("generate", "base", "hello", "--temperature", "1", "--max-new-tokens", "5")
+    assert run(*words, "--seed", "1").stdout == run(*words, "--seed", "1").stdout
+    assert run(*words, "--seed", "1").stdout != run(*words, "--seed", "2").stdout
+
+
+def test_generate_reads_the_prompt_from_stdin(run: Run) -> None:
+    words = ("--max-new-tokens", "2", "--json")
+    told = json.loads(run("generate", "base", "-", *words, input="hello").stdout)
+    assert told["prompt"] == "hello"
+
+
+SHORT = ("--max-new-tokens", "3")
+
+
+def test_chat_streams_the_answer(run: Run) -> None:
+    talk = run("chat", *SHORT, input="hello\n")
+    alone = run("generate", "base", "hello", *SHORT)
+    assert talk.exit_code == 0
+    assert talk.stdout.strip() == alone.stdout.strip()
+
+
+def test_chat_swaps_adapters_in_the_middle(run: Run) -> None:
+    talk = run("chat", *SHORT, input="hello\n/use toy/animals\na carp\n/base\nhello\n")
+    label = json.loads(run("predict", "toy/animals", "a carp", "--json").stdout)[0]["label"]
+    assert f"{label}  0." in talk.stdout
+    assert talk.stderr.splitlines()[0] == "base"
+    assert "toy/animals@1 (newest)" in talk.stderr
+
+
+def test_chat_keeps_the_talk_over_a_swap(run: Run) -> None:
+    swapped = run("chat", *SHORT, input="one\n/use toy/animals\na carp\n/base\ntwo\n").stdout
+    straight = run("chat", *SHORT, input="one\ntwo\n").stdout
+    assert swapped.splitlines()[-1] == straight.splitlines()[-1]
+
+
+def test_chat_reset_forgets_the_talk(run: Run) -> None:
+    reset = run("chat", *SHORT, input="one\n/reset\ntwo\n").stdout.splitlines()
+    alone = run("chat", *SHORT, input="two\n").stdout.splitlines()
+    assert reset[-1] == alone[-1]
+
+
+def test_chat_puts_a_line_into_the_adapters_own_template(run: Run) -> None:
+    talk = run("chat", "toy/plurals", *SHORT, input="two carp\n")
+    alone = run("generate", "toy/plurals", "two carp", *SHORT)
+    assert talk.stdout.strip() == alone.stdout.strip()
+
+
+def test_chat_begins_with_the_adapter_that_is_named(run: Run) -> None:
+    assert run("chat", "toy/prices", input="3 kg\n").stdout.endswith(" EUR\n")
+
+
+def test_chat_goes_on_after_a_mistake(run: Run) -> None:
+    talk = run("chat", *SHORT, input="/use toy/animal\n/ues\n/adapters\n/quit\nnever\n")
+    assert talk.exit_code == 0
+    assert "Did you mean 'toy/animals'?" in talk.stderr
+    assert "Did you mean '/use'?" in talk.stderr
+    assert "toy/prices" in talk.stdout
+    assert len(talk.stdout.splitlines()) == 3
+
+
+def test_chat_help_lists_its_commands(run: Run) -> None:
+    told = run("chat", input="/help\n").stderr
+    for word in ("/use", "/adapters", "/base", "/reset", "/quit"):
+        assert word in told
+
+
+def test_chat_tells_when_the_talk_is_too_long(run: Run) -> None:
+    talk = run("chat", *SHORT, input="word " * 300 + "\nhello\n")
+    assert "too long" in talk.stderr
+    assert talk.exit_code == 0

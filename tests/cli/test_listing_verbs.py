@@ -1,0 +1,182 @@
+"""plugins, base, datasets and recipes: what they list, show and do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+
+from cli_runner import invoke
+from trunkline import plugins
+from trunkline.plugins import Finding, PluginInfo
+
+if TYPE_CHECKING:
+    from conftest import Run, Shared
+
+TOY = PluginInfo(
+    domain="toy", module="toy_plugin", distribution="trunkline-toy", version="1.0", status="loaded"
+)
+
+
+def test_plugins_list_counts_what_each_contributes(run: Run) -> None:
+    told = run("plugins", "list").stdout
+    assert "3 datasets, 3 recipes, 1 loss, 1 metric" in told
+
+
+@pytest.mark.parametrize("noun", ["plugins", "recipes", "datasets", "base", "adapters", "runs"])
+def test_list_json_is_a_list_of_objects(run: Run, noun: str) -> None:
+    told = json.loads(run(noun, "list", "--json").stdout)
+    assert all(isinstance(one, dict) for one in told)
+    assert told
+
+
+def test_plugins_show_names_the_contributions(run: Run) -> None:
+    assert "toy/animals, toy/prices, toy/plurals" in run("plugins", "show", "toy").stdout
+
+
+def test_plugins_show_json_parses(run: Run) -> None:
+    assert json.loads(run("plugins", "show", "toy", "--json").stdout)["status"] == "loaded"
+
+
+def test_plugins_install_tells_what_it_brought(monkeypatch: pytest.MonkeyPatch) -> None:
+    def install(target: str, *, on_line: Callable[[str], None], **options: Any) -> Any:
+        on_line("pip speaks")
+        assert (target, options["editable"], options["upgrade"]) == ("./toys", True, False)
+        return (TOY,)
+
+    monkeypatch.setattr(plugins, "install", install)
+    result = invoke("plugins", "install", "./toys", "--editable")
+    assert result.exit_code == 0
+    assert "trunkline-toy 1.0" in result.stdout
+    assert result.stderr == "pip speaks\n"
+
+
+def test_plugins_install_of_a_broken_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = PluginInfo(
+        domain="toy",
+        module="toy_plugin",
+        distribution="trunkline-toy",
+        version="1.0",
+        status="failed",
+        reason="it raises",
+    )
+    monkeypatch.setattr(plugins, "install", lambda target, **_: (failed,))
+    result = invoke("plugins", "install", "./toys")
+    assert result.exit_code == 1
+    assert "set aside: it raises" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "input", "code"),
+    [(("--yes",), None, 0), ((), "y\n", 0), ((), "n\n", 1), ((), "", 1)],
+    ids=["yes", "asked-y", "asked-n", "no-answer"],
+)
+def test_plugins_uninstall_asks_first(
+    words: tuple[str, ...], input: str | None, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+
+    def uninstall(name: str, **_: Any) -> PluginInfo:
+        removed.append(name)
+        return TOY
+
+    monkeypatch.setattr(plugins, "uninstall", uninstall)
+    result = invoke("plugins", "uninstall", "toy", *words, input=input)
+    assert result.exit_code == code
+    assert removed == (["toy"] if code == 0 else [])
+
+
+def test_plugins_check_fails_on_the_toys_row_without_a_text(run: Run) -> None:
+    result = run("plugins", "check", "toy")
+    assert result.exit_code == 1
+    assert "row 64 ('empty')" in result.stdout
+    assert "Error: toy breaks 1 rule." in result.stderr
+
+
+@pytest.mark.parametrize("level", [None, "warning"])
+def test_plugins_check_passes_without_an_error(
+    level: Literal["warning"] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = (Finding(level=level, subject="toy", message="it is slow"),) if level else ()
+    monkeypatch.setattr(plugins, "check", lambda target, **_: findings)
+    result = invoke("plugins", "check", "toy")
+    assert result.exit_code == 0
+    assert ("it is slow" if level else "no findings") in result.stdout
+
+
+def test_base_show_json_names_folder_and_digest(run: Run, shared: Shared) -> None:
+    told = json.loads(run("base", "show", "--json").stdout)
+    assert told["folder"] == str(shared.base)
+    assert len(told["digest"]) == 64
+
+
+def test_base_show_takes_a_name(run: Run, shared: Shared) -> None:
+    assert "LlamaForCausalLM" in run("base", "show", str(shared.base)).stdout
+
+
+def test_base_pull_of_a_folder_describes_it(run: Run) -> None:
+    assert "LlamaForCausalLM" in run("base", "pull").stdout
+
+
+def test_base_pull_tells_stages_and_bytes_on_stderr(
+    run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trunkline import base_model
+
+    def pull(name: str, *, progress: Any, on_stage: Any, **_: Any) -> Any:
+        on_stage("downloading")
+        progress(5_000_000, 10_000_000)
+        progress(10_000_000, 10_000_000)
+        return base_model.describe(str(shared.base))
+
+    monkeypatch.setattr(base_model, "pull", pull)
+    result = run("base", "pull", "smollm2-135m")
+    assert "downloading\n  10.0 MB of 10.0 MB" in result.stderr
+
+
+def test_datasets_show_tells_origin_counts_labels_and_rows(run: Run) -> None:
+    told = run("datasets", "show", "toy/animals").stdout
+    for part in ("CC0-1.0", "made up", "an animal: its rows", "empty text 1", "Labels (3)"):
+        assert part in told
+    assert told.count("in the wild") >= 1
+
+
+def test_datasets_show_json_counts_the_labels(run: Run) -> None:
+    told = json.loads(run("datasets", "show", "toy/animals", "--json").stdout)
+    assert told["label_counts"] == {"bird": 21, "fish": 21, "mammal": 21}
+    assert told["groups"]["test"] == 6
+
+
+def test_datasets_show_of_a_regression_names_the_unit(run: Run) -> None:
+    assert "regression, in EUR" in run("datasets", "show", "toy/prices").stdout
+
+
+def test_recipes_show_marks_what_differs_from_the_default(run: Run) -> None:
+    lines = run("recipes", "show", "toy/animals").stdout.splitlines()
+    marked = [line.split()[0] for line in lines if line.split()[2:3] == ["*"]]
+    assert marked == ["epochs", "rank", "alpha", "max_tokens", "evals_per_epoch"]
+
+
+def test_recipes_show_tells_the_direction_of_the_gate(run: Run) -> None:
+    assert "mae: at most 10000" in run("recipes", "show", "toy/prices").stdout
+
+
+def test_recipes_show_json_holds_the_settings(run: Run) -> None:
+    assert (
+        json.loads(run("recipes", "show", "toy/animals", "--json").stdout)["settings"]["rank"] == 4
+    )
+
+
+@pytest.mark.parametrize("noun", ["adapters", "runs"])
+def test_empty_listing_says_what_to_do(toy: None, tmp_path: Path, noun: str) -> None:
+    result = invoke("--workspace", str(tmp_path), noun, "list")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "trunkline train RECIPE" in result.stderr
+
+
+@pytest.mark.parametrize("noun", ["adapters", "runs"])
+def test_empty_json_listing_is_an_empty_list(toy: None, tmp_path: Path, noun: str) -> None:
+    assert json.loads(invoke("--workspace", str(tmp_path), noun, "list", "--json").stdout) == []

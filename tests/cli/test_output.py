@@ -1,0 +1,223 @@
+"""Tables, figures and progress: what a terminal sees, and what a pipe gets."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from trunkline.cli import output
+from trunkline.cli.judgement_view import print_judgement
+from trunkline.cli.progress import Lines, stop_on_interrupt
+from trunkline.evaluation.intervals import Estimate
+from trunkline.evaluation.judgement import Judgement
+
+LONG = "a name that goes on and on " * 8
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch, write: Callable[[], None]) -> str:
+    """What is written where stdout is a terminal of 80 columns."""
+    stdout = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        patch.setenv("COLUMNS", "80")
+        patch.setenv("TERM", "xterm-256color")
+        write()
+    return stdout.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def no_wish_for_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def _judgement(verdict: str = "ties", groups: int = 60) -> Judgement:
+    one = Estimate(0.7, 0.6, 0.8)
+    names = ("accuracy", "macro_f1", "domain/some_longer_metric")
+    return Judgement(
+        metric="accuracy",
+        higher_is_better=True,
+        rows=200,
+        groups=groups,
+        scores=dict.fromkeys(names, one),
+        floors={"tfidf": dict.fromkeys(names, one)},
+        floor_details={"tfidf": "words 1-2, C=1"},
+        best_floor="tfidf",
+        difference=Estimate(0.01, -0.02, 0.04),
+        verdict=verdict,
+        slices=(),
+    )
+
+
+def test_table_in_a_pipe_is_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table(["name", "text"], [("a", LONG)], fold=("text",))
+    assert LONG.strip() in capsys.readouterr().out
+
+
+def test_table_in_a_pipe_has_neither_colour_nor_boxes_nor_trailing_blanks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output.print_table(["name", "text"], [("a", "b"), ("long name", "c")])
+    assert capsys.readouterr().out == "name       text\na          b\nlong name  c\n"
+
+
+def test_table_on_a_terminal_fits_and_keeps_every_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> None:
+        output.print_table(["name", "text"], [("domain/name", LONG)], fold=("text",))
+
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(monkeypatch, write))
+    assert max(map(len, plain.splitlines())) <= 80
+    assert plain.split().count("name") == 9
+
+
+def test_terminal_gets_its_heads_in_bold(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = on_terminal(monkeypatch, lambda: output.print_table(["name"], [("a",)]))
+    assert "\x1b[1mname" in told
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> None:
+        output.print_table(["name"], [("a",)])
+        output.print_fields([("name", "a")])
+        output.heading("Title")
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in on_terminal(monkeypatch, write)
+
+
+def test_text_in_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table(["name"], [("[bold]x[/bold] :smile:",)])
+    assert "[bold]x[/bold] :smile:" in capsys.readouterr().out
+
+
+def test_judgement_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = on_terminal(monkeypatch, lambda: print_judgement(_judgement()))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", told)
+    table = plain.partition("groups resampled)\n")[2].partition("floor tfidf: words")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "[0.600, 0.800]" in table
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("beats", "It beats the floor tfidf"),
+        ("ties", "It ties with the floor tfidf"),
+        ("loses", "It loses to the floor tfidf"),
+    ],
+)
+def test_verdict_is_a_sentence_with_the_difference(
+    verdict: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_judgement(_judgement(verdict))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (f"{words}: accuracy 0.700 against 0.700, difference +0.010 [-0.020, +0.040].")
+
+
+def test_verdict_on_few_groups_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    print_judgement(_judgement(groups=4))
+    assert "There are 4 groups; a verdict needs 6." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0.86199, "0.862"), (123.456, "123.5"), (98765.4, "98,765"), (float("nan"), "-")],
+)
+def test_figures_have_the_digits_that_matter(value: float, told: str) -> None:
+    assert output.figure(value) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(4.21, "4.2 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations_read_well(seconds: float, told: str) -> None:
+    assert output.duration(seconds) == told
+
+
+def test_json_takes_nan_dates_paths_and_dataclasses() -> None:
+    value = {
+        "nan": float("nan"),
+        "at": datetime(2026, 1, 2, tzinfo=UTC),
+        "path": Path("a"),
+        "estimate": Estimate(1, 2, 3),
+        "names": ("a",),
+    }
+    assert output.plain(value) == {
+        "nan": None,
+        "at": "2026-01-02T00:00:00+00:00",
+        "path": "a",
+        "estimate": {"value": 1, "low": 2, "high": 3},
+        "names": ["a"],
+    }
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def test_plain_progress_speaks_about_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    lines = Lines(clock=clock)
+    for done in range(1, 101):
+        clock.now = float(done)
+        lines.progress(done, 1000, {})
+    assert len(_told(capsys)) == 10
+
+
+def test_plain_progress_of_fast_work_is_its_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    lines = Lines(clock=clock)
+    lines.stage("training")
+    for done in range(1, 51):
+        clock.now = done / 100
+        lines.progress(done, 50, {"loss": 1.0, "validation.accuracy": 0.5, "grad_norm": 3.0})
+    lines.stage("judging")
+    assert _told(capsys) == [
+        "training",
+        "  50 of 50, loss 1.000, accuracy 0.500, 100.0 steps/s",
+        "judging",
+    ]
+
+
+def test_plain_progress_tells_rate_and_time_left_of_a_resumed_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    lines = Lines(clock=clock)
+    clock.now = 4.0
+    lines.progress(501, 1000, {})
+    assert _told(capsys) == ["  501 of 1,000, 4.0 s/step, 33 min 16 s left"]
+
+
+def test_interrupt_outside_the_steps_stops_after_the_stage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import signal
+
+    lines = Lines()
+    lines.stage("reading data")
+    with stop_on_interrupt(lines) as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+    assert "stopping after this stage" in capsys.readouterr().err

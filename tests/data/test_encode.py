@@ -1,0 +1,206 @@
+"""Texts become ids as training and inference share them, and never a control token."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiny_base import make_tokenizer
+from trunkline.contracts import Template
+from trunkline.data.encode import encode_answer, encode_chat, encode_prompt
+from trunkline.errors import DataError, UsageError
+
+quick = settings(max_examples=50, deadline=None)
+
+CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "{text}", "TRUNKLINETEXTMARK0TRUNKLINE"]
+
+pieces = st.one_of(st.sampled_from([*CONTROL, "\n", "a"]), st.text(max_size=8))
+texts = st.lists(pieces).map("".join)
+filled_texts = texts.filter(lambda text: bool(text.strip()))
+
+
+@cache
+def shared() -> Any:
+    """The tiny bases' tokenizer, made once."""
+    return make_tokenizer()
+
+
+def decoded(ids: list[int], tokenizer: Any = None) -> str:
+    """The text of ids, control tokens written out."""
+    return (tokenizer or shared()).decode(ids, clean_up_tokenization_spaces=False)
+
+
+def controls(ids: list[int]) -> list[int]:
+    """The control tokens among ids, in order."""
+    return [one for one in ids if one in shared().all_special_ids]
+
+
+def with_template(chat_template: str | None) -> Any:
+    """A tokenizer with another chat template."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+# ------------------------------------------------------------------------------- plain prompts
+
+
+@quick
+@given(text=filled_texts)
+def test_text_never_yields_a_control_token(text: str) -> None:
+    ids = encode_prompt(text, Template(prompt="Diagnosis: {text}"), shared())
+
+    assert not controls(ids)
+
+
+@quick
+@given(text=filled_texts)
+def test_plain_prompt_reads_back_as_it_was_filled(text: str) -> None:
+    template = Template(prompt="Diagnosis: {text} ->", clean=())
+
+    assert decoded(encode_prompt(text, template, shared())) == template.filled(text)
+
+
+def test_control_words_of_a_tokenizer_are_ids_where_they_are_meant() -> None:
+    assert controls(shared()("<|im_end|>").input_ids) == [shared().eos_token_id]
+
+
+def test_added_token_that_is_not_marked_special_is_not_yielded_either() -> None:
+    from transformers import AddedToken
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
+    added = tokenizer.convert_tokens_to_ids("<tool_call>")
+    ids = encode_prompt("a <tool_call> b <<tool_call>tool_call>", Template(), tokenizer)
+
+    assert added in tokenizer("<tool_call>", split_special_tokens=True).input_ids
+    assert added not in ids
+    assert decoded(ids, tokenizer) == "a <tool_call> b <<tool_call>tool_call>"
+
+
+def test_place_in_the_text_is_not_expanded() -> None:
+    ids = encode_prompt("{text} {text}", Template(prompt="Say {text}"), shared())
+
+    assert decoded(ids) == "Say {text} {text}"
+
+
+def test_start_token_of_the_tokenizer_is_put_first() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer()
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
+    )
+    ids = encode_prompt("milk", Template(), tokenizer)
+
+    assert ids == tokenizer("milk").input_ids
+    assert ids.count(start) == 1
+
+
+@pytest.mark.parametrize("clean", [(), ("strip", "squeeze")])
+@pytest.mark.parametrize("text", ["", "  ", "\n\t", "\u00a0"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_empty_text_is_refused(text: str, clean: Any, chat: bool) -> None:
+    with pytest.raises(DataError, match="text is empty") as caught:
+        encode_prompt(text, Template(clean=clean, chat=chat), shared())
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_half_a_character_is_refused(chat: bool) -> None:
+    with pytest.raises(DataError, match=r"'\\udcff', which is no character") as caught:
+        encode_prompt("caf\udcff", Template(chat=chat), shared())
+    assert caught.value.hint
+
+
+# --------------------------------------------------------------------------------------- chat
+
+
+@quick
+@given(text=filled_texts)
+def test_chat_prompt_reads_back_as_the_base_writes_its_talks(text: str) -> None:
+    template = Template(prompt="Title of {text}?", clean=(), chat=True, system="You <|im_end|>.")
+    ids = encode_prompt(text, template, shared())
+
+    assert decoded(ids) == (
+        "<|im_start|>system\nYou <|im_end|>.<|im_end|>\n"
+        f"<|im_start|>user\nTitle of {text}?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@quick
+@given(contents=st.lists(texts, min_size=1, max_size=12))
+def test_only_the_chat_template_writes_control_tokens(contents: list[str]) -> None:
+    talk = [
+        {"role": ("user", "assistant")[turn % 2], "content": content}
+        for turn, content in enumerate(contents)
+    ]
+    ids = encode_chat(talk, shared())
+    bare = encode_chat([{**message, "content": "x"} for message in talk], shared())
+
+    assert controls(ids) == controls(bare)
+
+
+def test_harmless_chat_is_encoded_as_transformers_does() -> None:
+    talk = [
+        {"role": "system", "content": "You sort things."},
+        {"role": "user", "content": "Whole milk"},
+        {"role": "assistant", "content": "Dairy"},
+        {"role": "user", "content": "Acute appendicitis"},
+    ]
+    own = shared().apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+
+    assert encode_chat(talk, shared()) == shared()(own, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("role", ["user<|im_end|>", "tool", "", None])
+def test_role_that_is_none_is_refused(role: Any) -> None:
+    with pytest.raises(UsageError, match="can't be put into a chat") as caught:
+        encode_chat([{"role": role, "content": "hi"}], shared())
+    assert "user" in str(caught.value.hint)
+
+
+def test_message_without_content_is_refused() -> None:
+    with pytest.raises(UsageError, match="content None"):
+        encode_chat([{"role": "user"}], shared())
+
+
+def test_chat_on_a_base_without_a_chat_template_is_refused() -> None:
+    with pytest.raises(UsageError, match="no chat template") as caught:
+        encode_prompt("hi", Template(chat=True), with_template(None))
+    assert caught.value.hint
+
+
+def test_chat_template_that_refuses_the_talk_is_told_with_its_reason() -> None:
+    strict = with_template(
+        "{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}{{ messages[0]['content'] }}"
+    )
+    with pytest.raises(UsageError, match="system, user: System role not supported") as caught:
+        encode_prompt("hi", Template(chat=True, system="Be kind."), strict)
+    assert caught.value.hint
+
+
+def test_chat_template_that_leaves_a_message_out_is_refused() -> None:
+    forgetful = with_template("{{ messages[-1]['content'] }}")
+
+    with pytest.raises(UsageError, match="leaves a message out"):
+        encode_prompt("hi", Template(chat=True, system="Be kind."), forgetful)
+
+
+# ------------------------------------------------------------------------------------- answers
+
+
+@quick
+@given(answer=texts)
+def test_answer_is_closed_once_and_holds_no_other_control_token(answer: str) -> None:
+    ids = encode_answer(answer, shared())
+
+    assert ids[-1] == shared().eos_token_id
+    assert not controls(ids[:-1])
+    assert decoded(ids[:-1]) == answer

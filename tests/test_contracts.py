@@ -1,0 +1,156 @@
+"""The values that a plugin hands over are checked when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from made_rows import make_recipe, make_row
+from trunkline.contracts import MOST_NEW_TOKENS, Gate, Settings, Template
+from trunkline.errors import UsageError
+
+quick = settings(max_examples=40, deadline=None)
+
+
+# ----------------------------------------------------------------------------------- template
+
+
+@pytest.mark.parametrize("prompt", ["", "no place", "{text} and {text}", "{TEXT}", 5, None])
+def test_template_without_exactly_one_place_is_refused(prompt: Any) -> None:
+    with pytest.raises(UsageError, match=r"exactly once") as caught:
+        Template(prompt=prompt)
+
+    assert caught.value.hint
+
+
+def test_template_refuses_an_unknown_cleaning_step() -> None:
+    with pytest.raises(UsageError, match="'uppercase'"):
+        Template(clean=("uppercase",))  # type: ignore[arg-type]
+
+
+def test_template_refuses_a_system_message_without_chat() -> None:
+    with pytest.raises(UsageError, match="chat is off"):
+        Template(system="You sort things.")
+
+
+@pytest.mark.parametrize("wrong", [{"chat": "yes"}, {"chat": True, "system": 7}])
+def test_template_refuses_other_types(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="chat true or false"):
+        Template(**wrong)
+
+
+@quick
+@given(text=st.text())
+def test_text_is_put_in_as_it_is_whatever_it_holds(text: str) -> None:
+    template = Template(prompt="Say {text}!", clean=())
+
+    assert template.filled(text) == f"Say {text}!"
+
+
+def test_place_in_the_users_text_is_not_expanded() -> None:
+    assert Template(prompt="A {text} B").filled("{text}{0}%s\\1") == "A {text}{0}%s\\1 B"
+
+
+@quick
+@given(text=st.text())
+def test_cleaning_twice_is_cleaning_once(text: str) -> None:
+    template = Template(clean=("strip", "squeeze", "lowercase"))
+    once = template.cleaned(text)
+
+    assert template.cleaned(once) == once
+
+
+def test_cleaning_steps_do_what_they_are_called() -> None:
+    text = "  WHOLE \t Milk\n"
+
+    assert Template(clean=("strip",)).cleaned(text) == "WHOLE \t Milk"
+    assert Template(clean=("squeeze",)).cleaned(text) == "WHOLE Milk"
+    assert Template(clean=("lowercase",)).cleaned(text) == "  whole \t milk\n"
+    assert Template(clean=()).cleaned(text) == text
+
+
+# ----------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("spec", fields(Settings), ids=lambda spec: spec.name)
+def test_setting_has_a_help_text(spec: dataclasses.Field[Any]) -> None:
+    assert spec.metadata["help"]
+
+
+@pytest.mark.parametrize("spec", fields(Settings), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("wrong", [None, [1], object()])
+def test_setting_refuses_another_type(spec: dataclasses.Field[Any], wrong: Any) -> None:
+    with pytest.raises(UsageError, match=spec.name) as caught:
+        Settings(**{spec.name: wrong})
+
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("spec", fields(Settings), ids=lambda spec: spec.name)
+def test_setting_refuses_a_value_out_of_its_range(spec: dataclasses.Field[Any]) -> None:
+    least, most = spec.metadata["least"], spec.metadata["most"]
+    outside = [value for value in (least and least / 2, least is not None and -1) if value]
+    outside += [most + 1] if most is not None else []
+    for value in outside:
+        with pytest.raises(UsageError, match=rf"{spec.name} (can't be|wants)"):
+            Settings(**{spec.name: value})
+
+
+@pytest.mark.parametrize("name", ["epochs", "learning_rate", "alpha"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, 10**400])
+def test_number_setting_refuses_what_is_no_finite_number(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{name} wants a number"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "2"])
+def test_whole_number_setting_refuses_what_is_none(value: Any) -> None:
+    with pytest.raises(UsageError, match="rank wants a whole number"):
+        Settings(rank=value)
+
+
+def test_choice_names_what_is_allowed() -> None:
+    with pytest.raises(UsageError, match="'step'") as caught:
+        Settings(schedule="step")
+
+    assert caught.value.hint == "One of: linear, cosine, constant."
+
+
+def test_range_of_a_seed_is_told_in_full() -> None:
+    with pytest.raises(UsageError) as caught:
+        Settings(seed=-1)
+
+    assert "between 0 and 2147483647" in str(caught.value.hint)
+
+
+# ---------------------------------------------------------------------------- gate and recipe
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "0.8", True])
+def test_gate_refuses_a_bound_that_is_no_finite_number(value: Any) -> None:
+    with pytest.raises(UsageError, match="at_least"):
+        Gate(metric="accuracy", at_least=value)
+
+
+@pytest.mark.parametrize("count", [0, -3, MOST_NEW_TOKENS + 1, 2.5, True, "8"])
+def test_recipe_refuses_an_answer_length_that_could_not_be_served(count: Any) -> None:
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        make_recipe("generation", max_new_tokens=count)
+
+
+def test_values_are_frozen() -> None:
+    for value in (make_row(1), make_recipe(), Settings(), Template(), Gate(metric="accuracy")):
+        name = fields(value)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, "other")
+
+
+def test_a_frozen_value_is_replaced_with_its_checks() -> None:
+    with pytest.raises(UsageError):
+        replace(Settings(), rank=0)

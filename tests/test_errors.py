@@ -1,0 +1,73 @@
+"""The family of errors: exit codes, HTTP statuses, and the nearest name."""
+
+from __future__ import annotations
+
+import pytest
+
+from trunkline import errors
+from trunkline.errors import NotFoundError, TrunklineError
+
+EVERY = [
+    one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Exception)
+]
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_error_is_a_trunkline_error_with_message_and_hint(kind: type[TrunklineError]) -> None:
+    error = kind("It broke.", "Mend it.")
+
+    assert isinstance(error, TrunklineError)
+    assert (error.message, error.hint, str(error)) == ("It broke.", "Mend it.", "It broke.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.TrunklineError, 1),
+        (errors.UsageError, 2),
+        (errors.NotFoundError, 2),
+        (errors.PluginError, 1),
+        (errors.DataError, 1),
+        (errors.BaseModelError, 1),
+        (errors.BaseMismatchError, 1),
+        (errors.IntegrityError, 1),
+        (errors.RegistryError, 1),
+        (errors.TrainingError, 1),
+        (errors.RefusedError, 1),
+        (errors.Interrupted, 130),
+    ],
+)
+def test_exit_code_follows_the_design(kind: type[TrunklineError], code: int) -> None:
+    assert kind("x").exit_code == code
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_http_status_is_an_error_status(kind: type[TrunklineError]) -> None:
+    assert 400 <= kind("x").http_status < 600
+
+
+def test_unknown_name_is_answered_with_the_nearest_one_and_the_hint() -> None:
+    error = NotFoundError.named("setting", "ranks", ["rank", "alpha"], "See the list.")
+
+    assert error.message == "There is no setting 'ranks'."
+    assert error.hint == "Did you mean 'rank'? See the list."
+
+
+def test_nearest_name_is_found_whatever_the_case() -> None:
+    error = NotFoundError.named("setting", "MAX_STEPS", ["max_steps", "alpha"])
+
+    assert error.hint == "Did you mean 'max_steps'?"
+
+
+def test_nearest_name_is_told_in_its_own_spelling() -> None:
+    error = NotFoundError.named("label", "diary", ["Dairy"])
+
+    assert error.hint == "Did you mean 'Dairy'?"
+
+
+def test_no_name_is_suggested_where_none_is_near() -> None:
+    assert NotFoundError.named("setting", "zzz", ["rank"]).hint is None
+
+
+def test_control_characters_of_a_name_are_escaped() -> None:
+    assert "\x1b" not in NotFoundError.named("plugin", "\x1b[31mred", []).message

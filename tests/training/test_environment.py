@@ -1,0 +1,23 @@
+"""What a run remembers of where it took place."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from trunkline.training.environment import PACKAGES, environment
+from trunkline.training.model import uses_bf16
+
+
+def test_versions_and_machine_are_plain_values() -> None:
+    found = environment(torch.device("cpu"), bf16=False)
+    assert set(found["packages"]) == set(PACKAGES)
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["precision"] == "fp32"
+    assert json.dumps(found)
+
+
+def test_asked_precision_is_used() -> None:
+    assert uses_bf16("bf16", torch.device("cpu"))
+    assert not uses_bf16("fp32", torch.device("cuda"))

@@ -1,0 +1,174 @@
+"""Overrides from words or values: typed, ranged, the nearest name for an unknown one."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from made_rows import make_recipe
+from trunkline.contracts import Settings
+from trunkline.errors import NotFoundError, UsageError
+from trunkline.training.settings import parse_assignment, with_settings
+
+quick = settings(max_examples=40, deadline=None)
+RECIPE = make_recipe(settings=Settings(epochs=7.0, rank=4))
+OTHERS: dict[str, Any] = {
+    "schedule": "cosine",
+    "precision": "fp32",
+    "target_modules": "q_proj,v_proj",
+    "rslora": True,
+    "max_tokens": 9,
+}
+
+
+def other_value(name: str) -> Any:
+    """A valid value that is not the default."""
+    if name in OTHERS:
+        return OTHERS[name]
+    default = getattr(Settings(), name)
+    return default / 2 or 0.5 if isinstance(default, float) else default + 1
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in fields(Settings)])
+def test_every_setting_can_be_set_from_a_word_and_from_a_value(name: str) -> None:
+    value = other_value(name)
+    for given_as in (value, str(value)):
+        changed = with_settings(RECIPE, {name: given_as}).settings
+        assert getattr(changed, name) == value
+        assert type(getattr(changed, name)) is type(getattr(Settings(), name))
+
+
+def test_what_is_not_overridden_stays_the_recipes() -> None:
+    changed = with_settings(RECIPE, {"rank": "8"})
+
+    assert (changed.settings.epochs, changed.settings.rank) == (7.0, 8)
+    assert changed.template == RECIPE.template
+    assert RECIPE.settings.rank == 4
+
+
+def test_no_overrides_change_nothing() -> None:
+    assert with_settings(RECIPE, {}) == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("learning-rate", "learning_rate"),
+        ("learn_rate", "learning_rate"),
+        ("MAX_STEPS", "max_steps"),
+        ("ranks", "rank"),
+        ("epoch", "epochs"),
+    ],
+)
+def test_unknown_setting_is_answered_with_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(NotFoundError, match=wrong) as caught:
+        with_settings(RECIPE, {wrong: "1"})
+
+    assert str(caught.value.hint).startswith(f"Did you mean {right!r}? ")
+    assert "trunkline recipes show toy/things" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("word", ["true", "Yes", "ON", "1"])
+def test_words_for_yes(word: str) -> None:
+    assert with_settings(RECIPE, {"rslora": word}).settings.rslora is True
+
+
+@pytest.mark.parametrize("word", ["false", "No", "OFF", "0"])
+def test_words_for_no(word: str) -> None:
+    recipe = make_recipe(settings=Settings(rslora=True))
+
+    assert with_settings(recipe, {"rslora": word}).settings.rslora is False
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("rslora", "perhaps", "true or false"),
+        ("rslora", 1, "true or false"),
+        ("rank", "many", "a whole number"),
+        ("rank", "2.5", "a whole number"),
+        ("rank", "", "a whole number"),
+        ("rank", 2.0, "a whole number"),
+        ("rank", True, "a whole number"),
+        ("rank", None, "a whole number"),
+        ("rank", "9" * 5000, "a whole number"),
+        ("epochs", "few", "a number"),
+        ("epochs", True, "a number"),
+        ("epochs", "nan", "a number"),
+        ("learning_rate", "inf", "a number"),
+        ("learning_rate", 10**400, "a number"),
+        ("schedule", 3, "a word"),
+    ],
+)
+def test_value_of_another_type_is_refused_with_what_is_wanted(
+    name: str, value: Any, told: str
+) -> None:
+    with pytest.raises(UsageError, match=f"The setting {name} wants {told}, not") as caught:
+        with_settings(RECIPE, {name: value})
+
+    assert type(caught.value) is UsageError
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", "0"),
+        ("rank", -1),
+        ("learning_rate", "1.5"),
+        ("dropout", "1"),
+        ("warmup", "-0.1"),
+        ("batch_size", "0"),
+        ("max_steps", "-5"),
+        ("seed", 2**31),
+        ("schedule", "step"),
+        ("precision", "fp8"),
+        ("target_modules", ""),
+    ],
+)
+def test_value_out_of_range_is_refused_with_the_value(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"The setting {name} can't be '?{value}'?") as caught:
+        with_settings(RECIPE, {name: value})
+
+    assert caught.value.hint
+
+
+@quick
+@given(value=st.floats(0, 1000))
+def test_number_written_out_comes_back(value: float) -> None:
+    assert with_settings(RECIPE, {"epochs": repr(value)}).settings.epochs == value
+
+
+# --------------------------------------------------------------------------------- assignments
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("rank=8", ("rank", "8")),
+        (" rank = 8 ", ("rank", "8")),
+        ("target_modules=", ("target_modules", "")),
+        ("a=b=c", ("a", "b=c")),
+    ],
+)
+def test_assignment_is_divided_at_the_first_sign(text: str, parsed: tuple[str, str]) -> None:
+    assert parse_assignment(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["rank", "", "=8", " =8"])
+def test_what_is_no_assignment_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not key=value") as caught:
+        parse_assignment(text)
+
+    assert caught.value.hint
+
+
+@quick
+@given(name=st.text(min_size=1).filter(lambda name: "=" not in name and name.strip()),
+       value=st.text())  # fmt: skip
+def test_any_assignment_gives_name_and_value_back(name: str, value: str) -> None:
+    assert parse_assignment(f"{name}={value}") == (name.strip(), value.strip())
