@@ -384,3 +384,25 @@ def test_answer_beyond_max_tokens_is_refused(platform: Platform, tmp_path: Path)
     with pytest.raises(DataError, match="would cut the answer off") as caught:
         fitted(platform, tmp_path / "run", "toy/plurals", max_tokens=20)
     assert "max_tokens=" in (caught.value.hint or "")
+
+
+def lengthened(ingredients: Ingredients) -> Ingredients:
+    rows = [replace(row, text=f"{row.text} {'very ' * 400}") for row in ingredients.dataset.load()]
+    return replace(ingredients, dataset=replace(ingredients.dataset, load=lambda: rows))
+
+
+def test_a_row_longer_than_the_context_is_refused_before_training(
+    platform: Platform, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="the base's context is 256"):
+        fitted(platform, tmp_path / "run", change=lengthened, max_tokens=4000)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_floor_is_refused_before_training(platform: Platform, tmp_path: Path) -> None:
+    def with_floor(ingredients: Ingredients) -> Ingredients:
+        return replace(ingredients, recipe=replace(ingredients.recipe, floors=("nearst",)))
+
+    with pytest.raises(NotFoundError, match="'nearst'"):
+        fitted(platform, tmp_path / "run", change=with_floor)
+    assert not (tmp_path / "run").exists()

@@ -22,7 +22,8 @@ from trunkline.contracts import (
     TransformSpec,
 )
 from trunkline.data.prepare import Prepared
-from trunkline.errors import TrainingError, TrunklineError
+from trunkline.errors import DataError, TrainingError, TrunklineError
+from trunkline.evaluation.floors import floor_names
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, task_for
 from trunkline.training.examples import Encoded, check_answers_fit, encode_rows
@@ -101,6 +102,7 @@ def fit(
 
     recipe, settings = ingredients.recipe, ingredients.recipe.settings
     base = engine.base
+    floor_names(recipe)
     listener.stage("encoding")
     train = (*prepared.split.train, *prepared.augmented)
     task = task_for(recipe, prepared.labels, train, ingredients.dataset.unit)
@@ -108,6 +110,12 @@ def fit(
     check_no_answer_cut(prepared, recipe, base.tokenizer)
     validation = encode_rows(prepared.split.validation, recipe, task, base.tokenizer)
     sample = encode_rows(prepared.split.test[:SAMPLE], recipe, task, base.tokenizer)
+    longest = max(encoded.longest, validation.longest, sample.longest)
+    if longest > base.info.context:
+        raise DataError(
+            f"A row takes {longest} tokens; the base's context is {base.info.context}.",
+            f"Use --set max_tokens={base.info.context} or less, or leave long rows out.",
+        )
 
     listener.stage("loading the base")
     set_seed(settings.seed)
