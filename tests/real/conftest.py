@@ -19,34 +19,40 @@ from trunkline.api import Platform
 from trunkline.contracts import Row
 from trunkline.training.fit import Ingredients
 
-RECIPES = {"medical/icd10-chapter": 12, "retail/unit-price": 60, "medical/icd10-title": 40}
-"""Recipe → every so-manieth group of its dataset is kept."""
+RECIPES = {
+    "medical/icd10-chapter": ("group", 12),
+    "retail/unit-price": ("group", 20),
+    "medical/icd10-title": ("stratum", 40),
+}
+"""Recipe → what is thinned, and every so-manieth of it is kept."""
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 6, "max_examples": 64, "batch_size": 8, "evals_per_epoch": 1, "warmup": 0.0,
 }  # fmt: skip
 
 
-def thinned(rows: Iterable[Row], every: int) -> list[Row]:
-    """A part of the rows that can still be split.
+def thinned(rows: Iterable[Row], by: str, every: int) -> list[Row]:
+    """Rows of every ``every``-th group or stratum that can still be split.
 
-    Every ``every``-th stratum that has three groups or more, where rows name a stratum; else every
-    ``every``-th group, without the labels that then stand in fewer than three.
+    A stratum in fewer than three groups, or a label, can't stand in all three parts.
     """
-    groups: dict[str, list[Row]] = defaultdict(list)
+    parts: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.stratum or row.group].append(row)
-    if any(row.stratum for found in groups.values() for row in found):
-        full = [found for found in groups.values() if len({row.group for row in found}) >= 3]
-        return [row for found in full[::every] for row in found]
-    kept = [row for number, name in enumerate(groups) if number % every == 0
-            for row in groups[name]]  # fmt: skip
-    if not all(isinstance(row.target, str) for row in kept):
-        return kept
-    homes: dict[Any, set[str]] = defaultdict(set)
+        parts[str(getattr(row, by))].append(row)
+    if by == "stratum":
+        parts = {name: part for name, part in parts.items() if in_three_groups(part)}
+    kept = [row for name in list(parts)[::every] for row in parts[name]]
+    labels: dict[Any, list[Row]] = defaultdict(list)
     for row in kept:
-        homes[row.target].add(row.group)
-    return [row for row in kept if len(homes[row.target]) >= 3]
+        labels[row.target].append(row)
+    if by == "stratum" or not isinstance(kept[0].target, str):
+        return kept
+    return [row for row in kept if in_three_groups(labels[row.target])]
+
+
+def in_three_groups(rows: Iterable[Row]) -> bool:
+    """Whether rows stand in three groups or more."""
+    return len({row.group for row in rows}) >= 3
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +66,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
     def ingredients(self: Platform, recipe: str, settings: Mapping[str, Any]) -> Ingredients:
         found = whole(self, recipe, settings)
-        rows = thinned(found.dataset.load(), RECIPES[recipe])
+        rows = thinned(found.dataset.load(), *RECIPES[recipe])
         return replace(found, dataset=replace(found.dataset, load=lambda: rows))
 
     folder = tmp_path_factory.mktemp("real")
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("TRUNKLINE_REGISTRY", "TRUNKLINE_LOAD_PLUGINS"):
+            patch.delenv(name, raising=False)
         patch.setattr(Platform, "ingredients", ingredients)
         platform = trunkline.open(folder)
         for recipe in RECIPES:

@@ -118,11 +118,8 @@ def test_swapping_among_three_adapters_and_the_base_gives_each_its_own_answers(
     together = trained.run(asked)
     for request, answer in zip(asked, together, strict=True):
         alone = trained.run([request])[0]
-        assert (
-            answer.adapter
-            == alone.adapter
-            == (f"{request.adapter}@1" if request.adapter else "base")
-        )
+        name = f"{request.adapter}@1" if request.adapter else "base"
+        assert answer.adapter == alone.adapter == name
         if answer.text is not None:
             assert answer.text == alone.text
         elif answer.value is not None:
