@@ -20,13 +20,18 @@ from trunkline import Request, base_model
 from trunkline.evaluation.intervals import Estimate
 from trunkline.evaluation.judgement import Judgement
 
-STEPS = 120
+SHORT = {"max_steps": 150, "learning_rate": 1e-3}
 RECIPES = ("medical/icd10-chapter", "finance/naics-sector", "retail/department")
 PROMPTS = (
     "Type 2 diabetes mellitus with diabetic chronic kidney disease",
     "Commercial banking and credit unions",
     "frozen pizza, family size",
 )
+VERDICTS = {
+    "beats": "beats the floor",
+    "ties": "ties with the floor",
+    "loses": "loses to the floor",
+}
 
 
 class Lines:
@@ -61,8 +66,8 @@ def main() -> None:
     there = {str(adapter.ref) for adapter in platform.registry.adapters()}
     for recipe in RECIPES:
         if recipe not in there:
-            print(f"Training {recipe} for {STEPS} steps.", file=sys.stderr)
-            platform.train(recipe, max_steps=STEPS, listener=Lines(recipe))
+            print(f"Training {recipe} for {SHORT['max_steps']} steps.", file=sys.stderr)
+            platform.train(recipe, listener=Lines(recipe), **SHORT)
 
     table = Table(title="Three adapters, one base", caption="intervals: 95 %, groups resampled")
     for column in ("adapter", "task", "examples", "score", "floors", "verdict"):
@@ -81,7 +86,7 @@ def main() -> None:
             f"{judgement.rows} in {judgement.groups} groups",
             f"{judgement.metric} {told(judgement.score)}",
             floors,
-            f"{judgement.verdict} the floor",
+            VERDICTS[judgement.verdict],
         )
 
     requests = [Request(None, text, max_new_tokens=24) for text in PROMPTS]

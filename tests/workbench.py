@@ -6,8 +6,10 @@ Must not know: how any of it is tested.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +19,84 @@ from tiny_base import make_tiny_base
 from toy_plugin import install_toy
 from trunkline.api import Platform, open
 from trunkline.contracts import Template
+from trunkline.errors import BaseModelError
+from trunkline.evaluation.intervals import group_draws
+from trunkline.training.run import TrainedRun
 
 LABELS = ["bird", "fish", "mammal"]
 BASE_NAME = "tiny"
 
+SETTINGS: dict[str, Any] = {"max_steps": 7, "evals_per_epoch": 2, "dropout": 0.1, "seed": 2}
+"""Of the trainings in :func:`whole`: dropout and several validations, so that going on is hard."""
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama, only to be read."""
-    return make_tiny_base(tmp_path_factory.mktemp("bases") / BASE_NAME)
+    """A tiny Llama, only to be read.
+
+    The trainer collects garbage each time; what the heavy packages brought is taken out of that.
+    """
+    import peft
+    import transformers
+
+    assert transformers.Trainer
+    assert peft.PeftModel
+    made = make_tiny_base(tmp_path_factory.mktemp("bases") / BASE_NAME)
+    gc.collect()
+    gc.freeze()
+    return made
 
 
 @pytest.fixture
 def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Iterator[Platform]:
-    """A platform with the toy plugin on an empty workspace and the tiny Llama."""
+    """A platform with the toy plugin on an empty workspace and the tiny Llama.
+
+    Intervals are drawn from few resamples: most of the time of a tiny training would go there.
+    """
     install_toy(tmp_path, monkeypatch)
+    monkeypatch.setattr(group_draws, "__defaults__", (20,))
     yield from opened(tmp_path / "workspace", tiny)
 
 
 def opened(workspace: Path, base: Path) -> Iterator[Platform]:
-    """A platform that lets go of its base at the end."""
-    from trunkline.base_model import release
+    """A platform on a base that the process holds from one test to the next."""
+    from trunkline.base_model import load, release
 
-    release()
+    try:
+        load(str(base))
+    except BaseModelError:  # another test left another base behind
+        release()
     workspace.mkdir(exist_ok=True)
     made = open(workspace, base=str(base))
     yield made
     made.registry.close()
-    release()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A platform in which each recipe was trained without interruption; only to be read."""
+
+    platform: Platform
+    runs: dict[str, TrainedRun]
+
+    def digest(self, recipe: str) -> str:
+        """Of the version that the recipe's run published."""
+        return self.runs[recipe].version.digest
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Whole]:
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        install_toy(folder, patch)
+        patch.setenv("TRUNKLINE_CACHE", str(folder / "cache"))
+        patch.delenv("TRUNKLINE_REGISTRY", raising=False)
+        patch.setattr(group_draws, "__defaults__", (20,))
+        for platform in opened(folder / "workspace", tiny):
+            recipes = ("toy/animals", "toy/prices", "toy/plurals")
+            runs = {name: platform.train(name, **SETTINGS) for name in recipes}
+            patch.undo()
+            yield Whole(platform, runs)
 
 
 def task_json(kind: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def in_three_groups(rows: Iterable[Row]) -> bool:
     return len({row.group for row in rows}) >= 3
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform on the real base with a version of each recipe, a few steps trained."""
     from trunkline.base_model import DEFAULT_BASE, pull, release

@@ -26,6 +26,8 @@ from trunkline.errors import (
     UsageError,
 )
 from trunkline.refs import Ref
+from trunkline.training.run import TrainedRun
+from workbench import SETTINGS, Whole
 
 
 class Heard:
@@ -60,20 +62,21 @@ def status(platform: Platform, run: int = 1) -> str:
 
 
 @pytest.fixture
-def run(platform: Platform) -> Any:
-    return platform.train("toy/animals", max_steps=4, seed=3)
+def run(platform: Platform) -> TrainedRun:
+    return platform.train("toy/animals", max_steps=2)
 
 
-def test_finished_run_is_recorded_with_what_it_made(platform: Platform, run: Any) -> None:
-    record = platform.registry.run(run.number)
+def test_finished_run_is_recorded_with_what_it_made(whole: Whole) -> None:
+    record = whole.platform.registry.run(1)
     assert record.status == "finished"
     assert record.versions == ("toy/animals@1",)
-    assert record.seed == 3
-    assert record.settings["max_steps"] == 4
+    assert record.seed == 2
+    assert record.settings["max_steps"] == 7
     assert record.plugin == "trunkline-toy 1.0"
 
 
-def test_report_counts_rows_and_tokens(run: Any) -> None:
+def test_report_counts_rows_and_tokens(whole: Whole) -> None:
+    run = whole.runs["toy/animals"]
     data = run.report["data"]
     assert (data["read"], data["kept"], data["duplicated"]) == (65, 63, 1)
     assert data["dropped"] == {"empty text": 1}
@@ -83,19 +86,21 @@ def test_report_counts_rows_and_tokens(run: Any) -> None:
     assert run.report["proof"]["to_base"] > 0
 
 
-def test_report_is_kept_in_the_registry(platform: Platform, run: Any) -> None:
-    assert platform.registry.run(run.number).report == json.loads(json.dumps(run.report))
+def test_report_is_kept_in_the_registry(whole: Whole) -> None:
+    kept = whole.platform.registry.run(1).report
+    assert kept == json.loads(json.dumps(whole.runs["toy/animals"].report))
 
 
-def test_metrics_over_time_are_kept(platform: Platform, run: Any) -> None:
-    names = {metric.name for metric in platform.registry.run_metrics(run.number)}
+def test_metrics_over_time_are_kept(whole: Whole) -> None:
+    names = {metric.name for metric in whole.platform.registry.run_metrics(1)}
     assert {"loss", "validation.accuracy"} <= names
 
 
-def test_every_test_row_has_its_prediction(platform: Platform, run: Any) -> None:
+def test_every_test_row_has_its_prediction(whole: Whole) -> None:
+    platform, version = whole.platform, whole.runs["toy/animals"].version
     ingredients = platform.ingredients("toy/animals", {})
     rows = prepare(ingredients.dataset, ingredients.recipe).split.test
-    record = platform.registry.evaluations(version=run.version.ref)[0]
+    record = platform.registry.evaluations(version=version.ref)[0]
     kept = platform.registry.predictions(record.id)
     assert {one.row_id for one in kept} == {row.id for row in rows}
     assert all(one.floor_prediction for one in kept)
@@ -110,25 +115,26 @@ def test_stages_are_heard_in_their_order(platform: Platform) -> None:
     assert heard.steps == [1, 2]
 
 
-def test_folder_of_a_finished_run_is_cleared(platform: Platform, run: Any) -> None:
-    assert not platform.workspace.run_path(run.number).exists()
+def test_folder_of_a_finished_run_is_cleared(whole: Whole) -> None:
+    assert list(whole.platform.workspace.runs.iterdir()) == []
 
 
-def test_artifact_tells_where_it_comes_from(platform: Platform, run: Any) -> None:
-    folder = platform.workspace.adapters / run.version.path
+def test_artifact_tells_where_it_comes_from(whole: Whole) -> None:
+    run = whole.runs["toy/animals"]
+    folder = whole.platform.workspace.adapters / run.version.path
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["run"] == run.number
     assert provenance["environment"]["packages"]["torch"]
     assert provenance["report"]["tokens_trained"] == run.report["tokens_trained"]
 
 
-def test_two_runs_of_one_seed_publish_one_digest(platform: Platform, run: Any) -> None:
-    again = platform.train("toy/animals", max_steps=4, seed=3)
-    assert again.version.number == 2
-    assert again.version.digest == run.version.digest
+def test_two_runs_of_one_seed_publish_one_digest(platform: Platform, whole: Whole) -> None:
+    again = platform.train("toy/animals", **SETTINGS)
+    assert again.version.digest == whole.digest("toy/animals")
 
 
-def test_published_whatever_the_verdict(run: Any) -> None:
+def test_published_whatever_the_verdict(whole: Whole) -> None:
+    run = whole.runs["toy/animals"]
     assert run.judgement.verdict != "beats"
     assert run.version.number == 1
 
@@ -259,20 +265,12 @@ class StopAfter:
         return self.left < 0
 
 
-SETTINGS: dict[str, Any] = {"max_steps": 7, "evals_per_epoch": 2, "dropout": 0.1, "seed": 2}
-
-
-def uninterrupted(platform: Platform, recipe: str = "toy/animals") -> str:
-    digest: str = platform.train(recipe, **SETTINGS).version.digest
-    return digest
-
-
 @pytest.mark.parametrize(
     ("recipe", "steps"),
     [("toy/animals", 1), ("toy/animals", 3), ("toy/prices", 4), ("toy/plurals", 5)],
 )
 def test_interrupted_run_is_resumed_to_the_same_digest(
-    platform: Platform, recipe: str, steps: int
+    platform: Platform, whole: Whole, recipe: str, steps: int
 ) -> None:
     with pytest.raises(Interrupted, match=f"stopped at step {steps} of 7") as caught:
         platform.train(recipe, should_stop=StopAfter(steps - 1), **SETTINGS)
@@ -282,7 +280,7 @@ def test_interrupted_run_is_resumed_to_the_same_digest(
     resumed = platform.train(recipe, resume=1)
     assert resumed.number == 1
     assert status(platform) == "finished"
-    assert resumed.version.digest == uninterrupted(platform, recipe)
+    assert resumed.version.digest == whole.digest(recipe)
 
 
 def test_interrupted_run_that_accumulates_is_resumed_to_the_same_digest(
@@ -295,12 +293,12 @@ def test_interrupted_run_that_accumulates_is_resumed_to_the_same_digest(
     assert resumed.version.digest == platform.train("toy/animals", **choice).version.digest
 
 
-def test_resumed_run_counts_every_token_once(platform: Platform) -> None:
+def test_resumed_run_counts_every_token_once(platform: Platform, whole: Whole) -> None:
     with pytest.raises(Interrupted):
         platform.train("toy/animals", should_stop=StopAfter(2), **SETTINGS)
     resumed = platform.train("toy/animals", resume=1)
-    whole = platform.train("toy/animals", **SETTINGS)
-    assert resumed.report["tokens_trained"] == whole.report["tokens_trained"]
+    counted = whole.runs["toy/animals"].report["tokens_trained"]
+    assert resumed.report["tokens_trained"] == counted
 
 
 def test_patience_goes_on_after_resuming(
@@ -322,7 +320,9 @@ def test_patience_goes_on_after_resuming(
     assert resumed.report["steps"] == platform.train("toy/animals", **choice).report["steps"] == 4
 
 
-def test_ctrl_c_in_the_middle_of_a_step_is_an_interrupted_run(platform: Platform) -> None:
+def test_ctrl_c_in_the_middle_of_a_step_is_an_interrupted_run(
+    platform: Platform, whole: Whole
+) -> None:
     heard = Heard(at_step=6, raising=KeyboardInterrupt())
     with pytest.raises(Interrupted, match="Run 1 was stopped") as caught:
         platform.train("toy/animals", listener=heard, **SETTINGS)
@@ -331,30 +331,36 @@ def test_ctrl_c_in_the_middle_of_a_step_is_an_interrupted_run(platform: Platform
     again = Heard()
     resumed = platform.train("toy/animals", resume=1, listener=again)
     assert again.steps[0] > 1
-    assert resumed.version.digest == uninterrupted(platform)
+    assert resumed.version.digest == whole.digest("toy/animals")
 
 
-def test_ctrl_c_before_the_first_checkpoint_is_resumed_from_the_start(platform: Platform) -> None:
+def test_ctrl_c_before_the_first_checkpoint_is_resumed_from_the_start(
+    platform: Platform, whole: Whole
+) -> None:
     heard = Heard(at_step=1, raising=KeyboardInterrupt())
     with pytest.raises(Interrupted):
         platform.train("toy/animals", listener=heard, **SETTINGS)
     assert not platform.workspace.run_path(1).exists()
-    assert platform.train("toy/animals", resume=1).version.digest == uninterrupted(platform)
+    assert platform.train("toy/animals", resume=1).version.digest == whole.digest("toy/animals")
 
 
 @pytest.mark.parametrize("damage", ["no state", "half a state"])
-def test_checkpoint_that_was_cut_off_is_passed_over(platform: Platform, damage: str) -> None:
+def test_checkpoint_that_was_cut_off_is_passed_over(
+    platform: Platform, whole: Whole, damage: str
+) -> None:
     with pytest.raises(Interrupted):
         platform.train("toy/animals", should_stop=StopAfter(2), **SETTINGS)
     torn = platform.workspace.run_path(1) / "checkpoints" / "checkpoint-5"
     torn.mkdir()
     if damage == "half a state":
         (torn / "trainer_state.json").write_text('{"global_step": 5')
-    assert platform.train("toy/animals", resume=1).version.digest == uninterrupted(platform)
+    assert platform.train("toy/animals", resume=1).version.digest == whole.digest("toy/animals")
 
 
 @pytest.mark.parametrize("stage", ["floor: tfidf", "predicting", "judging"])
-def test_stop_while_judging_keeps_what_was_trained(platform: Platform, stage: str) -> None:
+def test_stop_while_judging_keeps_what_was_trained(
+    platform: Platform, whole: Whole, stage: str
+) -> None:
     heard = Heard(at_stage=stage, raising=KeyboardInterrupt())
     with pytest.raises(Interrupted):
         platform.train("toy/animals", listener=heard, **SETTINGS)
@@ -363,7 +369,7 @@ def test_stop_while_judging_keeps_what_was_trained(platform: Platform, stage: st
     again = Heard()
     resumed = platform.train("toy/animals", resume=1, listener=again)
     assert again.steps == []
-    assert resumed.version.digest == uninterrupted(platform)
+    assert resumed.version.digest == whole.digest("toy/animals")
 
 
 def test_wish_to_stop_is_heard_while_judging(platform: Platform) -> None:
@@ -380,7 +386,7 @@ def test_wish_to_stop_is_heard_while_judging(platform: Platform) -> None:
 
 
 def test_failed_publication_is_resumed_without_training_again(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch
+    platform: Platform, whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -394,7 +400,7 @@ def test_failed_publication_is_resumed_without_training_again(
     heard = Heard()
     resumed = platform.train("toy/animals", resume=1, listener=heard)
     assert heard.steps == []
-    assert resumed.version.digest == uninterrupted(platform)
+    assert resumed.version.digest == whole.digest("toy/animals")
 
 
 # -------------------------------------------------------------------------- resuming refused
@@ -422,7 +428,7 @@ def test_changed_rows_refuse_to_go_on(
     assert status(platform) == "interrupted"
 
 
-def test_finished_run_has_nothing_to_resume(platform: Platform, run: Any) -> None:
+def test_finished_run_has_nothing_to_resume(platform: Platform, run: TrainedRun) -> None:
     with pytest.raises(RegistryError, match="has finished"):
         platform.train("toy/animals", resume=run.number)
     assert status(platform) == "finished"
@@ -459,14 +465,14 @@ def test_run_that_another_process_works_on_is_left_alone(platform: Platform, sto
 # --------------------------------------------------------------------------- judging once more
 
 
-def test_judging_again_gives_the_same_figures(platform: Platform, run: Any) -> None:
+def test_judging_again_gives_the_same_figures(platform: Platform, run: TrainedRun) -> None:
     again = platform.evaluate("toy/animals@1")
     assert again.scores == run.judgement.scores
     assert len(platform.registry.evaluations(version=Ref.parse("toy/animals@1"))) == 2
 
 
 def test_judging_again_on_other_rows_is_refused(
-    platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch, tiny: Path
+    platform: Platform, run: TrainedRun, monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
     rows = list(toy_plugin.read_animals())
     monkeypatch.setattr(toy_plugin, "read_animals", lambda: iter(rows[:-5]))

@@ -99,8 +99,6 @@ def warmup_steps(settings: Settings, examples: int) -> int:
 def take_steps(plan: Plan) -> Stepped:
     """Train; at the end the model holds the best checkpoint's weights.
 
-    The last step is always validated, so that no training is wasted.
-
     Raises:
         TrainingError: the loss is not a finite number.
     """
@@ -157,9 +155,7 @@ def take_steps(plan: Plan) -> Stepped:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             plan.listener.progress(state.global_step, state.max_steps, self.latest)
-            if state.global_step >= state.max_steps:
-                control.should_evaluate = control.should_save = True
-            elif plan.should_stop():
+            if state.global_step < state.max_steps and plan.should_stop():
                 self.stopped = True
                 control.should_training_stop = control.should_save = True
             return control
