@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -56,7 +57,7 @@ def told(score: Estimate) -> str:
 
 
 def main() -> None:
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = Console(width=None if sys.stdout.isatty() else 118)
     print("Base: fetched and converted once, then kept in the cache.", file=sys.stderr)
     base_model.pull(base_model.DEFAULT_BASE, on_stage=Lines(base_model.DEFAULT_BASE).stage)
 
@@ -69,9 +70,9 @@ def main() -> None:
             print(f"Training {recipe} for {SHORT['max_steps']} steps.", file=sys.stderr)
             platform.train(recipe, listener=Lines(recipe), **SHORT)
 
-    table = Table(title="Three adapters, one base", caption="intervals: 95 %, groups resampled")
-    for column in ("adapter", "task", "examples", "score", "floors", "verdict"):
-        table.add_column(column, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, title="Three adapters, one base", title_justify="left")
+    for column in ("adapter", "task", "examples", "score [95 %]", "floors [95 %]", "verdict"):
+        table.add_column(column, no_wrap=column != "examples", overflow="fold")
     for recipe in RECIPES:
         version = platform.resolve(recipe)
         judged = platform.judgement(version)
@@ -83,8 +84,8 @@ def main() -> None:
         table.add_row(
             str(version.ref),
             version.task,
-            f"{judgement.rows} in {judgement.groups} groups",
-            f"{judgement.metric} {told(judgement.score)}",
+            f"{judgement.rows} rows\n{judgement.groups} groups",
+            f"{judgement.metric}\n{told(judgement.score)}",
             floors,
             VERDICTS[judgement.verdict],
         )
@@ -92,9 +93,11 @@ def main() -> None:
     requests = [Request(None, text, max_new_tokens=24) for text in PROMPTS]
     requests += [Request(recipe, text) for recipe in RECIPES for text in PROMPTS]
     answers = iter(platform.run(requests))
-    swaps = Table(title="The same prompts, the adapter named by each request")
+    swaps = Table(
+        box=box.SIMPLE_HEAD, title="The same prompts, swapping adapters", title_justify="left"
+    )
     for column in ("answered by", *PROMPTS):
-        swaps.add_column(column, overflow="fold")
+        swaps.add_column(column, no_wrap=column == "answered by", overflow="fold")
     for _ in ("base", *RECIPES):
         row = [next(answers) for _ in PROMPTS]
         cells = [
