@@ -28,11 +28,6 @@ PROMPTS = (
     "Commercial banking and credit unions",
     "frozen pizza, family size",
 )
-VERDICTS = {
-    "beats": "beats the floor",
-    "ties": "ties with the floor",
-    "loses": "loses to the floor",
-}
 
 
 class Lines:
@@ -70,9 +65,13 @@ def main() -> None:
             print(f"Training {recipe} for {SHORT['max_steps']} steps.", file=sys.stderr)
             platform.train(recipe, listener=Lines(recipe), **SHORT)
 
-    table = Table(box=box.SIMPLE_HEAD, title="Three adapters, one base", title_justify="left")
-    for column in ("adapter", "task", "examples", "score [95 %]", "floors [95 %]", "verdict"):
-        table.add_column(column, no_wrap=column != "examples", overflow="fold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="Three adapters, one base (95 % intervals; verdict against the best floor)",
+        title_justify="left",
+    )
+    for column in ("adapter", "task", "examples", "score", "floors", "verdict"):
+        table.add_column(column, no_wrap=column == "adapter", overflow="fold")
     for recipe in RECIPES:
         version = platform.resolve(recipe)
         judged = platform.judgement(version)
@@ -85,9 +84,9 @@ def main() -> None:
             str(version.ref),
             version.task,
             f"{judgement.rows} rows\n{judgement.groups} groups",
-            f"{judgement.metric}\n{told(judgement.score)}",
+            f"{judgement.metric} {told(judgement.score)}".replace(" [", "\n["),
             floors,
-            VERDICTS[judgement.verdict],
+            judgement.verdict,
         )
 
     requests = [Request(None, text, max_new_tokens=24) for text in PROMPTS]
