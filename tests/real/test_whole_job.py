@@ -163,12 +163,3 @@ def test_python_lines_of_a_newcomer(trained: Platform, monkeypatch: pytest.Monke
     assert [answer.adapter for answer in answers] == ["medical/icd10-title@1", "base"]
     assert json.dumps([answer.to_json() for answer in answers])
     platform.registry.close()
-
-
-def test_second_request_answers_at_once(trained: Platform) -> None:
-    import time
-
-    trained.predict(CHAPTER, ["Acute appendicitis"])
-    started = time.perf_counter()
-    trained.predict(CHAPTER, ["Chronic appendicitis"])
-    assert time.perf_counter() - started < 1.0
