@@ -320,6 +320,9 @@ def test_damaged_version_is_refused(platform: Platform, no_base: None, damage: s
     with pytest.raises(IntegrityError) as caught:
         platform.predict("toy/animals", ["hen"])
     assert caught.value.hint
+    with pytest.raises(IntegrityError):
+        platform.promote("toy/animals", force=True, reason="never mind")
+    assert platform.resolve("toy/animals").aliases == ()
 
 
 # ------------------------------------------------------------------------------------- training

@@ -382,11 +382,13 @@ class Platform:
 
         Raises:
             RefusedError: the gate says no, and ``force`` was not given.
+            IntegrityError: the artifact is damaged or missing; no force helps.
         """
         ref = Ref.parse(adapter)
         if ref.selector is None:
             ref = ref.at(self.registry.adapter(ref.domain, ref.name).newest)
         version = self.registry.resolve(ref)[0]
+        self.store.fetch(version)
         judged = self.judgement(version)
         if judged is None:
             checks: tuple[GateCheck, ...] = (

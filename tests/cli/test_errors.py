@@ -213,3 +213,14 @@ def test_reader_that_goes_away_is_no_error(environment: dict[str, str]) -> None:
             text=True,
         )
     assert done.stderr == ""
+
+
+def test_full_disk_behind_stdout_is_one_sentence(environment: dict[str, str]) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    words = [sys.executable, "-c", "from trunkline.cli import main; main()", "--version"]
+    with full.open("w") as sink:
+        done = subprocess.run(words, stdout=sink, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[0].startswith("Error: The output can't be")

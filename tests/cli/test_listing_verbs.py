@@ -180,3 +180,12 @@ def test_empty_listing_says_what_to_do(toy: None, tmp_path: Path, noun: str) -> 
 @pytest.mark.parametrize("noun", ["adapters", "runs"])
 def test_empty_json_listing_is_an_empty_list(toy: None, tmp_path: Path, noun: str) -> None:
     assert json.loads(invoke("--workspace", str(tmp_path), noun, "list", "--json").stdout) == []
+
+
+def test_adapters_show_tells_damage(run_copy: Run) -> None:
+    told = json.loads(run_copy("adapters", "show", "toy/animals", "--json").stdout)
+    assert told["damage"] is None
+    (Path(told["folder"]) / "adapter_model.safetensors").unlink()
+    result = run_copy("adapters", "show", "toy/animals")
+    assert result.exit_code == 0
+    assert "DAMAGED" in result.stdout

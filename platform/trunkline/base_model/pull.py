@@ -75,6 +75,8 @@ def pull(
     source.folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(source.folder, on_stage):
         if (whole := _already_there(name)) is not None:
+            if source_file is not None:
+                on_stage(f"it is here and whole; {source_file} was not read")
             return whole
         _make(source, source_file, progress, on_stage)
     return describe(name)

@@ -21,6 +21,7 @@ from trunkline.cli.output import (
     print_table,
     short_digest,
 )
+from trunkline.errors import TrunklineError
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -119,6 +120,7 @@ def tell_of_more(more: bool) -> None:
     created  2026-11-21 22:12
     size     19.6 MB
     folder   /home/ada/work/adapters/finance/naics-sector/2
+    files    verified
     …
     Versions
     version  digest               created           aliases  score                          floor
@@ -136,12 +138,14 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     versions = platform.registry.versions(version.domain, version.name)
     judged = platform.judgement(version)
     folder = platform.workspace.adapters / version.path
+    damage = _damage(platform, version)
     if as_json:
         print_json(
             {
                 "adapter": str(version.ref),
                 **plain(version),
                 "folder": folder,
+                "damage": damage,
                 "judgement": judged and judged[0],
                 "gate": judged and judged[1],
                 "versions": versions,
@@ -162,6 +166,7 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
             ("created", moment(version.created)),
             ("size", bytes_text(version.bytes)),
             ("folder", folder),
+            ("files", damage or "verified"),
         ]
     )
     if judged:
@@ -170,6 +175,15 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
         note(f"Not judged yet: `trunkline eval {version.ref}`.")
     heading("Versions")
     _print_versions(platform, versions)
+
+
+def _damage(platform: Platform, version: VersionRecord) -> str | None:
+    """What is wrong with the artifact's files, if anything is."""
+    try:
+        platform.store.fetch(version)
+    except TrunklineError as error:
+        return f"DAMAGED: {error.message}"
+    return None
 
 
 def _print_versions(platform: Platform, versions: list[VersionRecord]) -> None:

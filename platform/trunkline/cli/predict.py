@@ -92,10 +92,18 @@ def predict(
         raise UsageError("--out goes with --file.", "For arguments, send stdout into a file.")
     if out is not None and not out.absolute().parent.is_dir():
         raise UsageError(f"There is no folder for {str(out)!r}.", "Make it first.")
+    if out is not None and out.is_dir():
+        raise UsageError(f"{str(out)!r} is a folder.", "Name a file in it.")
+    if out is not None and file is not None and out.resolve() == file.resolve():
+        raise UsageError(
+            f"--out {str(out)!r} is the file that the texts come from.", "Name another file."
+        )
     if ref == BASE:
         said.platform.predict(ref, [])
     if texts == ("-",):
         texts = tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
+        if not texts:
+            raise UsageError("No text came on stdin.", "Send one text a line.")
     if file is not None:
         from trunkline.cli.texts import open_texts
 

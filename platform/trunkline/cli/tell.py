@@ -7,6 +7,7 @@ Owns: the style of errors. Must not know: any command.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -45,6 +46,15 @@ def exit_code_of(work: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
             traceback.print_exc()
         tell(error)
         return error.exit_code
+    except OSError as error:
+        if debug():
+            traceback.print_exc()
+        if error.errno == errno.ENOSPC:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        what = f"{error.filename!r}" if error.filename else "The output"
+        reason = error.strerror or error
+        _lines(f"Error: {what} can't be read or written: {reason}.", "Look at the path and disk.")
+        return 1
     except Exception as error:
         if debug():
             traceback.print_exc()
