@@ -64,7 +64,7 @@ def trunkline_recipes() -> Iterable[RecipeSpec]:  # type: ignore[empty-body]
                 template=Template(prompt="Diagnosis: {text}"),
                 settings=Settings(epochs=2, rank=16),
                 loss="medical/hierarchical",
-                metrics=("accuracy", "macro_f1", "medical/tree_distance"),
+                metrics=("accuracy", "macro_f1", "medical/hierarchy_distance"),
                 gate=Gate(metric="accuracy"),
             )
     """

@@ -84,9 +84,16 @@ def test_plugins_uninstall_asks_first(
         return TOY
 
     monkeypatch.setattr(plugins, "uninstall", uninstall)
+    monkeypatch.setattr(plugins, "removable", lambda name: TOY)
     result = invoke("plugins", "uninstall", "toy", *words, input=input)
     assert result.exit_code == code
     assert removed == (["toy"] if code == 0 else [])
+
+
+def test_plugins_uninstall_of_an_unknown_name_asks_nothing() -> None:
+    result = invoke("plugins", "uninstall", "nope", input="y\n")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: There is no plugin 'nope'.")
 
 
 def test_plugins_check_fails_on_the_toys_row_without_a_text(run: Run) -> None:

@@ -154,11 +154,13 @@ def install(target: str, editable: bool, upgrade: bool, as_json: bool) -> None:
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 def uninstall(name: str, yes: bool) -> None:
     """Take a plugin out of this environment with pip; adapters that it made stay."""
+    from trunkline.plugins import removable
     from trunkline.plugins import uninstall as uninstall_plugin
 
     if not yes:
+        found = removable(name)
         try:
-            agreed = click.confirm(f"Uninstall the plugin {name!r}?", err=True)
+            agreed = click.confirm(f"Uninstall {found.distribution} {found.version}?", err=True)
         except click.Abort:
             agreed = False
         if not agreed:

@@ -6,7 +6,7 @@
 from trunkline.plugins.catalogue import Catalogue, Contribution, PluginInfo
 from trunkline.plugins.checks import Finding, check
 from trunkline.plugins.host import load_plugins
-from trunkline.plugins.installation import install, uninstall
+from trunkline.plugins.installation import install, removable, uninstall
 
 __all__ = [
     "Catalogue",
@@ -16,5 +16,6 @@ __all__ = [
     "check",
     "install",
     "load_plugins",
+    "removable",
     "uninstall",
 ]

@@ -109,6 +109,24 @@ def uninstall(
         UsageError: several distributions claim the domain.
         PluginError: pip failed, or the distribution is still there afterwards.
     """
+    plugin = removable(name, python=python)
+    _pip(python, ["uninstall", "--yes", plugin.distribution], f"uninstall {name!r}", on_line)
+    left = {one.distribution for one in _view(python, None, load=False)}
+    if plugin.distribution in left:
+        raise PluginError(
+            f"pip did not remove {plugin.distribution!r}: it was not installed by this "
+            "environment's pip.",
+            "Remove it from PYTHONPATH, or uninstall it in the environment that it belongs to.",
+        )
+    return plugin
+
+
+def removable(name: str, *, python: str = sys.executable) -> PluginInfo:
+    """The one plugin that :func:`uninstall` would remove; nothing is imported.
+
+    Raises:
+        NotFoundError, UsageError, PluginError: as :func:`uninstall`, before pip is asked.
+    """
     plugins = _view(python, None, load=False)
     matching = [plugin for plugin in plugins if plugin.domain == name] or [
         plugin
@@ -128,14 +146,6 @@ def uninstall(
         raise PluginError(
             f"The distribution behind {name!r} has no readable metadata, so pip can't remove it.",
             "Delete its folder from site-packages by hand.",
-        )
-    _pip(python, ["uninstall", "--yes", distributions[0]], f"uninstall {name!r}", on_line)
-    left = {plugin.distribution for plugin in _view(python, None, load=False)}
-    if distributions[0] in left:
-        raise PluginError(
-            f"pip did not remove {distributions[0]!r}: it was not installed by this environment's "
-            "pip.",
-            "Remove it from PYTHONPATH, or uninstall it in the environment that it belongs to.",
         )
     return matching[0]
 
