@@ -136,7 +136,6 @@ class Platform:
         self,
         requests: Sequence[Request],
         *,
-        streamer: Any = None,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Answer]:
         """Answer requests of any mixture, in their order.
@@ -164,7 +163,7 @@ class Platform:
             works.append(Work(request, artifact, name))
         if not works:
             return []
-        return self.engine.run(works, streamer=streamer, on_done=on_done)
+        return self.engine.run(works, on_done=on_done)
 
     def predict(self, adapter: str, texts: Sequence[str]) -> list[Answer]:
         """Labels with probabilities, or numbers in their unit, one a text.

@@ -103,3 +103,43 @@ class Interrupted(TrunklineError):
 
     exit_code = 130
     http_status = 499
+
+
+class AuthenticationError(TrunklineError):
+    """A server's request brings no key, or one that is not known."""
+
+    http_status = 401
+
+
+class ForbiddenError(TrunklineError):
+    """A key may not do what was asked with it."""
+
+    http_status = 403
+
+
+class TooLargeError(TrunklineError):
+    """A request is bigger than the server takes."""
+
+    http_status = 413
+
+
+class BusyError(TrunklineError):
+    """There is no room for the request now; ``retry_after`` is in seconds."""
+
+    http_status = 429
+
+    def __init__(self, message: str, hint: str | None = None, *, retry_after: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+
+
+class UnavailableError(BusyError):
+    """The engine takes no work: it is ending, or not there yet."""
+
+    http_status = 503
+
+
+class DeadlineError(TrunklineError):
+    """The request's own deadline passed before it was answered."""
+
+    http_status = 504

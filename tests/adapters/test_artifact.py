@@ -239,6 +239,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "alpha as text": {"lora_alpha": "8"},
     "alpha true": {"lora_alpha": True},
     "dora": {"use_dora": True},
+    "dropout as text": {"lora_dropout": "0.1"},
+    "dropout above one": {"lora_dropout": 2},
     "rslora as text": {"use_rslora": "false"},
     "biases": {"bias": "all"},
     "lora bias": {"lora_bias": True},
@@ -272,6 +274,12 @@ def test_forged_configuration_is_refused(artifact: Path, attack: str) -> None:
     change_json(artifact / CONFIG, lambda config: config.update(CONFIGS[attack]))
     reseal(artifact)
     assert CONFIG in refused(artifact)
+
+
+def test_refusal_of_a_setting_names_the_reason(artifact: Path) -> None:
+    change_json(artifact / CONFIG, lambda config: config.update(use_dora=True))
+    reseal(artifact)
+    assert "uses DoRA, which changes more than a product of two matrices" in refused(artifact)
 
 
 @pytest.mark.parametrize("key", ["peft_type", "r", "lora_alpha", "target_modules", "task_type"])
@@ -321,6 +329,12 @@ TENSORS: dict[str, Callable[[dict[str, Any]], Any]] = {
         for name in list(t)
         if "layers.0.self_attn.q_proj" in name
     ],
+    "a magnitude": lambda t: t.update(
+        {first_a(t).replace("lora_A.weight", "lora_magnitude_vector"): t[first_a(t)][0].clone()}
+    ),
+    "a bias of the head": lambda t: t.update(
+        {"base_model.model.score.bias": t["base_model.model.score.weight"][:, 0].clone()}
+    ),
     "names without the prefix": lambda t: [
         t.update({name.removeprefix("base_model.model."): t.pop(name)}) for name in list(t)
     ],

@@ -81,6 +81,13 @@ def test_published_version_is_fetched_with_its_digest(
     assert store.fetch(version).digest == version.digest == read_artifact(sound).digest
 
 
+def test_version_without_a_run_stands_on_the_base_that_is_named(
+    store: AdapterStore, sound: Path, run: int
+) -> None:
+    version = store.publish(sound, REF, task="classification", run=None, base_digest=BASE)
+    assert (version.run, version.dataset, version.base_digest) == (None, None, BASE)
+
+
 def test_numbers_count_up(store: AdapterStore, sound: Path, registry: Registry) -> None:
     numbers = [
         store.publish(sound, REF, task="classification", run=start_run(registry)).number

@@ -12,10 +12,11 @@ from trunkline import __version__
 from trunkline.cli.root import trunkline
 from trunkline.reference import command_paths
 
-GROUPS = ("plugins", "base", "datasets", "recipes", "adapters", "runs")
+GROUPS = ("plugins", "base", "datasets", "recipes", "adapters", "runs", "keys", "requests")
 COMMANDS = [path for path in command_paths() if path and path not in {(one,) for one in GROUPS}]
 
-STACK = ("torch", "transformers", "peft", "datasets", "sklearn", "pandas", "pyarrow")
+WEB = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
+STACK = ("torch", "transformers", "peft", "datasets", "sklearn", "pandas", "pyarrow", *WEB)
 LIBRARIES = (*STACK, "numpy", "sqlalchemy", "alembic", "rich", "pluggy")
 
 
@@ -36,7 +37,7 @@ def test_help_shows_an_example_with_its_output(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_listings_and_shows_have_json(path: tuple[str, ...]) -> None:
-    without = {("plugins", "uninstall"), ("chat",)}
+    without = {("plugins", "uninstall"), ("chat",), ("serve",)}
     assert ("--json" in invoke(*path, "--help").stdout) == (path not in without)
 
 
@@ -48,6 +49,10 @@ def test_ls_is_list(noun: str) -> None:
 
 def test_rm_is_uninstall() -> None:
     assert "Take a plugin out" in invoke("plugins", "rm", "--help").stdout
+
+
+def test_rm_is_itself_where_a_group_has_it() -> None:
+    assert "Take a key away" in invoke("keys", "rm", "--help").stdout
 
 
 def test_short_helps_are_not_cut() -> None:
@@ -73,6 +78,10 @@ def test_the_name_of_the_program_is_the_entry_points() -> None:
         (("recipes", "list"), STACK),
         (("datasets", "list"), STACK),
         (("base", "list"), STACK),
+        (("serve", "--help"), LIBRARIES),
+        (("ps", "--help"), LIBRARIES),
+        (("keys", "list"), STACK),
+        (("requests", "list"), STACK),
     ],
     ids=" ".join,
 )

@@ -111,7 +111,7 @@ def seal(
     config = read_json(folder / CONFIG)
     check_config(config, folder / CONFIG)
     config = normalised_config(config, base["name"])
-    _write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
     manifest = Manifest(
         weights=_sha256_file(folder / WEIGHTS),
         adapter_config=hashlib.sha256(canonical_json(config)).hexdigest(),
@@ -120,7 +120,7 @@ def seal(
         base=dict(base),
         data=dict(data),
     )
-    _write_json(folder / MANIFEST, asdict(manifest))
+    write_json(folder / MANIFEST, asdict(manifest))
     return manifest
 
 
@@ -230,7 +230,8 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError(f"the template {short(dict(template))} is malformed")
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file of the artifact, for people to read: indented, keys sorted."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 

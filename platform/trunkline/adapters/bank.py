@@ -1,61 +1,123 @@
-"""The adapters that stand beside the base, and the switch between them.
+"""The adapters of one base: which stand beside it, which are kept ready, which lie on disk.
 
-Owns: LoRA at inference. Must not know: refs, the registry, tasks' decoding.
+Owns: loading and checking weights, the three tiers, and who may be put away. Must not know: refs,
+the registry, tasks' decoding, batches.
 
-Reads safetensors itself (importing peft takes seconds). One adapter is active at a time: inside
-:meth:`Bank.using` every target layer adds ``scaling · B (A x)`` to its output, which is what PEFT
-computes (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1).
+*Device*: in pages of the :class:`Stack`, ready to answer. *Host*: checked tensors in memory, under
+a budget of bytes. *Disk*: everything else. The least recently used goes first, pinned ones stay,
+and one that a running request uses is never put away. The host keeps what is on the device as
+well, so putting away from there costs nothing.
+
+Reads safetensors itself (importing peft takes seconds). What is computed is PEFT's
+``scaling · B (A x)`` (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
+section 4.1).
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import WEIGHTS, Artifact
 from trunkline.adapters.formats import REPAIR
 from trunkline.adapters.lora import PREFIX, adapted_module, is_head
-from trunkline.errors import BaseMismatchError, IntegrityError
+from trunkline.adapters.stack import PAGE_RANK, Matrices, Pages, Routing, Span, Stack
+from trunkline.errors import BaseMismatchError, BusyError, IntegrityError, NotFoundError, RefusedError
 
 if TYPE_CHECKING:
     import torch
 
+    from trunkline.base_model.trunk import Trunk
+
+MIB = 1 << 20
 _OTHER_BASE = "It was made for another base."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Resident:
-    """One adapter in memory.
-
-    ``layers`` maps a module's name in the base to ``A [rank, in]`` and ``B [out, rank]``;
-    ``head`` is ``[outputs, hidden]`` or None.
-    """
+    """One adapter in memory; ``head`` is ``[outputs, hidden]`` float32 or None."""
 
     artifact: Artifact
-    layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    name: str
     head: torch.Tensor | None
+    bytes: int
+    needs: int
+    matrices: Matrices
+    pages: Pages = ()
+    placing: bool = False
+    pinned: bool = False
+    leaving: bool = False
+    users: int = 0
+    requests: int = 0
+    used: float = field(default_factory=time.monotonic)
+
+    @property
+    def tier(self) -> str:
+        """``device`` or ``host``."""
+        return "device" if self.pages else "host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidentInfo:
+    """What an operator sees of an adapter in memory."""
+
+    digest: str
+    name: str
+    tier: str
+    bytes: int
+    rank: int
+    pinned: bool
+    in_use: int
+    requests: int
+    idle_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """How often an adapter was read from disk, and put out of memory."""
+
+    loads: int = 0
+    evictions: int = 0
 
 
 class Bank:
-    """The resident adapters of one base, by digest."""
+    """The adapters of one base, by digest. Safe from any thread."""
 
-    def __init__(self, model: Any, base_digest: str) -> None:
-        trunk = f"{model.base_model_prefix}."
+    def __init__(
+        self,
+        model: Any,
+        base_digest: str,
+        trunk: Trunk,
+        *,
+        slots: int = 64,
+        adapter_mib: int = 4096,
+    ) -> None:
+        import torch
+
+        parameter = next(model.parameters())
+        self._device = parameter.device
+        dtype = torch.float32 if self._device.type == "cpu" else parameter.dtype
         self._linear = {
-            name: (module, features)
-            for name, module in model.named_modules()
-            if name.startswith(trunk) and (features := _features(module)) is not None
+            name: (fused.inputs, fused.outputs[index]) for name, fused, index in trunk.places()
         }
         self._hidden = int(model.config.get_text_config().hidden_size)
         self._base_digest = base_digest
-        self._device = next(model.parameters()).device
+        self._page_bytes = Stack.page_bytes(trunk, torch.empty(0, dtype=dtype).element_size())
+        self.budget_bytes = adapter_mib * MIB
+        pages = max(1, min(slots, self.budget_bytes // (2 * self._page_bytes)))
+        self._host_budget = max(0, self.budget_bytes - pages * self._page_bytes)
+        self._stack = Stack(trunk, pages, dtype=dtype, device=self._device)
+        self._free = list(range(pages, 0, -1))
         self._residents: dict[str, Resident] = {}
+        self._counters: dict[str, Counters] = {}
         self._lock = threading.RLock()
-        self._in_use = False
+        self._loading: dict[str, threading.Event] = {}
+        self._stepping = threading.Lock()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._residents
@@ -63,68 +125,268 @@ class Bank:
     def __len__(self) -> int:
         return len(self._residents)
 
-    def load(self, artifact: Artifact) -> Resident:
-        """Make an adapter resident; a second time gives what is there.
+    # ------------------------------------------------------------------------------- loading
+
+    def load(self, artifact: Artifact, name: str = "") -> Resident:
+        """Make an adapter resident, on the device if there is room; at once if it is already.
+
+        Reads the file in the calling thread, beside whatever is being computed. Threads that want
+        the same one wait for the first.
 
         Raises:
             BaseMismatchError: it was trained on other weights.
             IntegrityError: its tensors don't fit the base, are not finite, or changed since the
                 artifact was checked.
+            RefusedError: its rank needs more pages than there are.
+            BusyError: the memory for adapters is full of those in use or pinned.
         """
-        if (resident := self._residents.get(artifact.digest)) is not None:
+        digest = artifact.digest
+        while True:
+            with self._lock:
+                if (resident := self._residents.get(digest)) is not None:
+                    resident.used = time.monotonic()
+                    resident.leaving = False
+                    return resident
+                if (other := self._loading.get(digest)) is None:
+                    self._loading[digest] = threading.Event()
+                    break
+            other.wait()
+        try:
+            resident = self._read(artifact, name)
+            with self._lock:
+                self._make_room(resident.bytes)
+                self._residents[digest] = resident
+                known = self._counters.get(digest, Counters())
+                self._counters[digest] = Counters(known.loads + 1, known.evictions)
+                pages = self._take_pages(resident)
+                resident.placing = bool(pages)
+            if pages:
+                try:
+                    self._stack.write(pages, resident.matrices, artifact.lora.scaling)
+                finally:
+                    with self._lock:
+                        resident.pages, resident.placing = pages, False
             return resident
-        check_base(artifact, self._base_digest)
-        self._check_fits(artifact)
-        tensors = {
-            name: tensor.to(self._device).float()
-            for name, tensor in _read_weights(artifact).items()
-        }
-        for name, tensor in tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise IntegrityError(
-                    f"{artifact.folder / WEIGHTS}: {name} holds NaN or infinity.", "Train it again."
-                )
-        layers = {
-            module: (tensor, tensors[f"{PREFIX}{module}.lora_B.weight"])
-            for name, tensor in tensors.items()
-            if (module := adapted_module(name)) is not None
-        }
-        head = next((tensor for name, tensor in tensors.items() if is_head(name)), None)
-        resident = Resident(artifact, layers, head)
-        self._residents[artifact.digest] = resident
-        return resident
+        finally:
+            with self._lock:
+                self._loading.pop(digest).set()
 
     def get(self, digest: str) -> Resident | None:
         """The resident of this digest, if there is one."""
         return self._residents.get(digest)
 
-    def unload(self, digest: str) -> None:
-        """Forget a resident; unknown digests are ignored."""
-        self._residents.pop(digest, None)
+    def unload(self, digest: str) -> bool:
+        """Put an adapter out of memory; one that is in use goes when its last request ends.
+
+        Returns:
+            Whether it is gone already.
+
+        Raises:
+            NotFoundError: it is not in memory.
+        """
+        with self._lock:
+            resident = self._known(digest)
+            resident.leaving = True
+            self._leave(resident)
+            return digest not in self._residents
+
+    def pin(self, digest: str, pinned: bool = True) -> None:
+        """Keep an adapter in memory whatever else is wanted, or no longer.
+
+        Raises:
+            NotFoundError: it is not in memory.
+        """
+        with self._lock:
+            self._known(digest).pinned = pinned
+
+    # ------------------------------------------------------------------------------- in a step
+
+    def acquire(self, digest: str) -> Resident | None:
+        """Take an adapter for a running request; it stays on the device until released.
+
+        Returns:
+            None where it is not in memory, or every page is in use.
+        """
+        with self._lock:
+            resident = self._residents.get(digest)
+            if resident is None or resident.placing:
+                return None
+            if not resident.pages:
+                pages = self._take_pages(resident)
+                if not pages:
+                    return None
+                self._stack.write(pages, resident.matrices, resident.artifact.lora.scaling)
+                resident.pages = pages
+            resident.users += 1
+            resident.requests += 1
+            resident.used = time.monotonic()
+            return resident
+
+    def release(self, resident: Resident) -> None:
+        """A running request has ended."""
+        with self._lock:
+            resident.users -= 1
+            resident.used = time.monotonic()
+            self._leave(resident)
+
+    @contextmanager
+    def routed(self, routing: Routing) -> Iterator[None]:
+        """Send what the base computes through these pages, until the block ends.
+
+        One thread at a time; another waits. Blocks don't nest.
+        """
+        if not self._stepping.acquire(timeout=600):
+            raise RuntimeError("Bank.routed does not nest: one step is computed at a time.")
+        try:
+            self._stack.routing = routing
+            yield
+        finally:
+            self._stack.routing = Routing()
+            self._stepping.release()
 
     @contextmanager
     def using(self, digest: str | None) -> Iterator[Resident | None]:
-        """Run the base with one resident, or bare (None), until the block ends.
-
-        Another thread waits until then. Blocks don't nest.
-        """
-        with self._lock:
-            if self._in_use:
-                raise RuntimeError("Bank.using does not nest: one adapter is active at a time.")
-            resident = None if digest is None else self._residents[digest]
-            handles: list[Any] = []
-            self._in_use = True
-            try:
-                if resident is not None:
-                    scaling = resident.artifact.lora.scaling
-                    for name, (down, up) in resident.layers.items():
-                        hook = _adding(down, up, scaling)
-                        handles.append(self._linear[name][0].register_forward_hook(hook))
+        """Run the base with one resident for every token, or bare (None), until the block ends."""
+        if digest is None:
+            with self.routed(Routing()):
+                yield None
+            return
+        resident = self.acquire(digest)
+        if resident is None:
+            raise RefusedError(f"{digest} is not in memory.", "Load it first.")
+        try:
+            with self.routed(Routing(spans=[Span(0, None, resident.pages)])):
                 yield resident
-            finally:
-                for handle in handles:
-                    handle.remove()
-                self._in_use = False
+        finally:
+            self.release(resident)
+
+    # -------------------------------------------------------------------------------- looking
+
+    def residents(self) -> list[ResidentInfo]:
+        """What is in memory, the most recently used first."""
+        now = time.monotonic()
+        with self._lock:
+            found = sorted(self._residents.values(), key=lambda one: -one.used)
+            return [
+                ResidentInfo(
+                    digest=one.artifact.digest,
+                    name=one.name,
+                    tier=one.tier,
+                    bytes=self._size(one),
+                    rank=one.artifact.lora.rank,
+                    pinned=one.pinned,
+                    in_use=one.users,
+                    requests=one.requests,
+                    idle_seconds=0.0 if one.users else now - one.used,
+                )
+                for one in found
+            ]
+
+    def counters(self, digest: str) -> Counters:
+        """Loads and evictions of an adapter so far."""
+        return self._counters.get(digest, Counters())
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all adapters in memory."""
+        with self._lock:
+            return sum(self._size(one) for one in self._residents.values())
+
+    @property
+    def pages(self) -> int:
+        """Places of rank :data:`PAGE_RANK` on the device."""
+        return self._stack.pages
+
+    # --------------------------------------------------------------------------------- tiers
+
+    def _known(self, digest: str) -> Resident:
+        if (resident := self._residents.get(digest)) is None:
+            raise NotFoundError(
+                f"The adapter {digest[:19]}… is not in memory.", "`trunkline ps` lists what is."
+            )
+        return resident
+
+    def _size(self, resident: Resident) -> int:
+        return resident.bytes + len(resident.pages) * self._page_bytes
+
+    def _take_pages(self, resident: Resident) -> Pages:
+        """Free pages, those of the least recently used if need be; none if too few can be had."""
+        idle = sorted(
+            (one for one in self._residents.values() if one.pages and self._may_go(one)),
+            key=lambda one: -one.used,
+        )
+        if len(self._free) + sum(len(one.pages) for one in idle) < resident.needs:
+            return ()
+        while len(self._free) < resident.needs:
+            last = idle.pop()
+            self._free.extend(last.pages)
+            last.pages = ()
+        return tuple(self._free.pop() for _ in range(resident.needs))
+
+    @staticmethod
+    def _may_go(resident: Resident) -> bool:
+        return not (resident.users or resident.pinned or resident.placing)
+
+    def _leave(self, resident: Resident) -> None:
+        if resident.leaving and not resident.users and not resident.placing:
+            self._drop(resident)
+
+    def _drop(self, resident: Resident) -> None:
+        digest = resident.artifact.digest
+        self._free.extend(resident.pages)
+        resident.pages = ()
+        del self._residents[digest]
+        known = self._counters[digest]
+        self._counters[digest] = Counters(known.loads, known.evictions + 1)
+
+    def _make_room(self, wanted: int) -> None:
+        """Let the least recently used go until ``wanted`` more bytes fit the budget."""
+        while (held := sum(one.bytes for one in self._residents.values())) + wanted > (
+            self._host_budget
+        ):
+            idle = [one for one in self._residents.values() if self._may_go(one)]
+            if not idle:
+                raise BusyError(
+                    f"There is no room for an adapter of {wanted / MIB:.1f} MiB: "
+                    f"{held / MIB:.1f} of {self._host_budget / MIB:.1f} MiB are held by adapters "
+                    "that are in use or pinned.",
+                    "Unpin one, or give the server more with --adapter-mib.",
+                )
+            self._drop(min(idle, key=lambda one: one.used))
+
+    # -------------------------------------------------------------------------------- reading
+
+    def _read(self, artifact: Artifact, name: str) -> Resident:
+        check_base(artifact, self._base_digest)
+        self._check_fits(artifact)
+        tensors = _read_weights(artifact)
+        for key, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise IntegrityError(
+                    f"{artifact.folder / WEIGHTS}: {key} holds NaN or infinity.", "Train it again."
+                )
+        matrices = {
+            module: (tensor.float(), tensors[f"{PREFIX}{module}.lora_B.weight"].float())
+            for key, tensor in tensors.items()
+            if (module := adapted_module(key)) is not None
+        }
+        head = next((tensor for key, tensor in tensors.items() if is_head(key)), None)
+        rank = max(down.shape[0] for down, _ in matrices.values())
+        needs = -(-rank // PAGE_RANK)
+        if needs > self._stack.pages:
+            raise RefusedError(
+                f"{name or artifact.folder} has rank {rank} and needs {needs} places of rank "
+                f"{PAGE_RANK}; there are {self._stack.pages}.",
+                "Give the engine more slots or memory.",
+            )
+        return Resident(
+            artifact,
+            name,
+            None if head is None else head.float().to(self._device),
+            sum(down.nbytes + up.nbytes for down, up in matrices.values()),
+            needs,
+            matrices,
+        )
 
     def _check_fits(self, artifact: Artifact) -> None:
         """Compare the header's shapes with the base, before a tensor is read."""
@@ -145,7 +407,7 @@ class Bank:
                 REPAIR,
             )
         for name, (inputs, outputs) in adapted.items():
-            features = self._linear[name][1]
+            features = self._linear[name]
             if (inputs, outputs) != features:
                 raise IntegrityError(
                     f"{artifact.folder} adapts {name!r} with {inputs} inputs and {outputs} "
@@ -172,7 +434,7 @@ def check_base(artifact: Artifact, base_digest: str) -> None:
         )
 
 
-def _read_weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+def _read_weights(artifact: Artifact) -> Mapping[str, torch.Tensor]:
     """The tensors, out of the very bytes whose digest is compared."""
     from safetensors.torch import load
 
@@ -184,28 +446,3 @@ def _read_weights(artifact: Artifact) -> dict[str, torch.Tensor]:
     if hashlib.sha256(data).hexdigest() != artifact.manifest.weights:
         raise IntegrityError(f"{path} was changed after it was published.", REPAIR)
     return load(data)
-
-
-def _features(module: Any) -> tuple[int, int] | None:
-    """Inputs and outputs of a linear layer, None for any other module.
-
-    GPT-2's Conv1D is linear too, with its weight transposed.
-    """
-    weight = getattr(module, "weight", None)
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and weight is not None:
-        return weight.shape[0], weight.shape[1]
-    return None
-
-
-def _adding(
-    down: torch.Tensor, up: torch.Tensor, scaling: float
-) -> Callable[[Any, tuple[Any, ...], Any], Any]:
-    from torch.nn.functional import linear
-
-    def hook(module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-        update = linear(linear(inputs[0].to(down.dtype), down), up) * scaling
-        return output + update.to(output.dtype)
-
-    return hook

@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.adapters.formats import REPAIR, TensorInfo, short
+from trunkline.adapters.reasons import HEADS, PREFIX, refused_setting, refused_tensor
 from trunkline.errors import IntegrityError
 
-PREFIX = "base_model.model."
-"""Begins the name of every tensor that PEFT saves; after it comes the module's name."""
-
 MAX_RANK = 1024
-HEADS = ("score", "classifier")
 TASK_TYPES = {"classification": "SEQ_CLS", "regression": "SEQ_CLS", "generation": "CAUSAL_LM"}
 
 _MEANING = (
@@ -115,25 +112,22 @@ def check_config(config: Mapping[str, Any], path: Path) -> LoraShape:
     Raises:
         IntegrityError: it is no plain LoRA, or a number is out of range.
     """
-    for key, value in config.items():
+    for key, value in sorted(config.items(), key=lambda item: item[0] != "peft_type"):
         allowed = _PLAIN.get(key)
         if allowed is None:
             fine = key in _NOISE or key in _MEANING or _neutral(value)
         else:
             fine = any(value == item and type(value) is type(item) for item in allowed)
         if not fine:
-            raise IntegrityError(
-                f"{path} has {short(key)} = {short(value)}, which is not supported.",
-                "Plain LoRA adapters are served: no biases, no DoRA, no code of their own.",
-            )
+            raise IntegrityError(*refused_setting(path, key, value))
     for key in ("peft_type", "task_type"):
         if key not in config:
             raise IntegrityError(f"{path} does not say its {key}.", REPAIR)
     saved = config.get("modules_to_save")
     if saved is not None and not (_texts(saved) and set(saved) <= set(HEADS)):
         raise IntegrityError(
-            f"{path} saves the modules {short(saved)}; only a head may be saved.",
-            "Train with LoRA on the linear layers and a head alone.",
+            f"{path} trains whole modules of the base anew: modules_to_save = {short(saved)}.",
+            "Only a head may be saved whole: train with LoRA on the linear layers and a head.",
         )
     targets = config.get("target_modules")
     if not _texts(targets) or not targets:
@@ -153,6 +147,11 @@ def check_config(config: Mapping[str, Any], path: Path) -> LoraShape:
         raise IntegrityError(f"{path} has the rank {short(rank)}.", f"1 to {MAX_RANK} are loaded.")
     if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
         raise IntegrityError(f"{path} has lora_alpha = {short(alpha)}.", "It must be above zero.")
+    dropout: Any = config.get("lora_dropout", 0)
+    if type(dropout) not in (int, float) or not 0 <= dropout <= 1:
+        raise IntegrityError(
+            f"{path} has lora_dropout = {short(dropout)}.", "It must be between 0 and 1."
+        )
     return LoraShape(
         rank,
         float(alpha),
@@ -177,7 +176,7 @@ def check_tensors(
             if name.replace(".lora_B.weight", ".lora_A.weight") not in tensors:
                 raise IntegrityError(f"{path} has {short(name)} without its lora_A.", REPAIR)
         elif not is_head(name):
-            raise IntegrityError(f"{path} holds the unknown tensor {short(name)}.", REPAIR)
+            raise IntegrityError(*refused_tensor(path, name))
     if not any(name.endswith(".lora_A.weight") for name in tensors):
         raise IntegrityError(f"{path} holds no LoRA matrices.", REPAIR)
     heads = [name for name in tensors if is_head(name)]
@@ -223,7 +222,12 @@ def _check_pair(
             REPAIR,
         )
     module = adapted_module(name)
-    if module is None or not lora.adapts(module):
+    if module is None:
+        raise IntegrityError(
+            f"{path} holds {short(name)}, which is not named as PEFT names it.",
+            f"The name must begin with {PREFIX}",
+        )
+    if not lora.adapts(module):
         raise IntegrityError(
             f"{path} holds {short(name)}, which is not among the configured target_modules.",
             REPAIR,

@@ -31,8 +31,23 @@ class AdapterStore:
         self._workspace = workspace
         self._registry = registry
 
-    def publish(self, source: Path, ref: Ref, *, task: str, run: int | None) -> VersionRecord:
+    def publish(
+        self,
+        source: Path,
+        ref: Ref,
+        *,
+        task: str,
+        run: int | None,
+        base_digest: str | None = None,
+    ) -> VersionRecord:
         """Copy a sealed folder in as the next version of ``ref``.
+
+        Args:
+            source: the artifact.
+            ref: of the adapter, without a selector.
+            task: what it is for.
+            run: that made it, if one did.
+            base_digest: of a recorded base; needed where there is no run.
 
         Raises:
             IntegrityError: the folder is no sound artifact.
@@ -49,6 +64,7 @@ class AdapterStore:
                 digest=artifact.digest,
                 path=target.relative_to(self._workspace.adapters).as_posix(),
                 bytes=artifact.bytes,
+                base_digest=base_digest,
             )
         except BaseException as error:
             with suppress(RegistryError):
@@ -56,9 +72,10 @@ class AdapterStore:
             if not self._may_be_visible(ref.at(number)):
                 _remove(target, self._workspace.adapters)
             if isinstance(error, OSError):
+                again = "import it again" if run is None else "train again with --resume"
                 raise RegistryError(
                     f"The artifact can't be written to {target}: {error.strerror or error}.",
-                    "Make room or give write permission, then train again with --resume.",
+                    f"Make room or give write permission, then {again}.",
                 ) from error
             raise
 

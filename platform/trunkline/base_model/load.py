@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.base_model.info import BaseInfo, describe
 from trunkline.base_model.quiet import quiet_transformers
+from trunkline.base_model.trunk import Trunk, make_trunk
 from trunkline.errors import BaseModelError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Base:
             Whatever is injected into it, others see too: for training take :func:`load_fresh`.
         tokenizer: has a pad token; callers choose the side of the padding.
         device, dtype: of the parameters.
+        trunk: what its linear layers became.
     """
 
     info: BaseInfo
@@ -43,6 +45,7 @@ class Base:
     tokenizer: Any
     device: torch.device
     dtype: torch.dtype
+    trunk: Trunk
 
     @property
     def digest(self) -> str:
@@ -78,7 +81,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Base:
         tokenizer = _load_tokenizer(info.folder)
         model = _load_model(info, None, target, kind, tokenizer.pad_token_id, seed=0)
         model.requires_grad_(False)
-        _held = Base(info, model, tokenizer, target, kind)
+        trunk = make_trunk(model, int8=dtype == "int8")
+        _held = Base(info, model, tokenizer, target, kind, trunk)
         return _held
 
 

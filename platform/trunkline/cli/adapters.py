@@ -37,7 +37,11 @@ limit_option = click.option(
 )
 
 
-@click.group(cls=Group, short_help="What was trained, how it was judged, what is live.")
+@click.group(
+    cls=Group,
+    short_help="What was trained, how it was judged, what is live.",
+    lazy={"import": "trunkline.cli.importing:import_"},
+)
 def adapters() -> None:
     """Adapters: the trained versions, their judgements and their aliases."""
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
 
 import click
 
+from trunkline.cli.answering import Answerer, Voice, answering
 from trunkline.cli.command import Command
 from trunkline.cli.generate import sampling_options
-from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.options import Globals, url_option, with_globals
 from trunkline.cli.output import note, print_table
 from trunkline.cli.predict import chance_text, likeliest, value_text
 from trunkline.cli.tell import tell
 from trunkline.errors import NotFoundError, TrunklineError
 from trunkline.refs import BASE
-
-if TYPE_CHECKING:
-    from trunkline.contracts import Template
-    from trunkline.inference.request import Request
-    from trunkline.registry.records import VersionRecord
 
 HELP = {
     "/use REF": "let another adapter answer from here on; the talk goes on",
@@ -33,84 +30,45 @@ HELP = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """Who answers: one version with its template, or the bare base."""
-
-    version: VersionRecord | None = None
-    template: Template | None = None
-
-    @property
-    def name(self) -> str:
-        return str(self.version.ref) if self.version else BASE
-
-    @property
-    def generates(self) -> bool:
-        return self.version is None or self.version.task == "generation"
-
-    @property
-    def talks(self) -> bool:
-        """Whether the talk so far is put before the question."""
-        return self.generates and (self.template is None or self.template.chat)
-
-
 @dataclass
 class Talk:
     """What was said, and who answers next."""
 
-    said: Globals
+    answerer: Answerer
     sampling: dict[str, Any]
     voice: Voice = field(default_factory=Voice)
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def use(self, ref: str) -> None:
         """Swap the voice; what was said stays. Raises before anything changes."""
-        if ref == BASE:
-            self.voice = Voice()
-            note(BASE)
-            return
-        version = self.said.version(ref)
-        manifest = self.said.platform.store.fetch(version).manifest
-        self.voice = Voice(version, manifest.make_template())
+        self.voice = self.answerer.find(ref)
 
     def answer(self, line: str) -> None:
         """Write the answer to a line on stdout, and remember both if it is part of the talk."""
-        request = self._request(line)
         if not self.voice.generates:
-            answer = self.said.platform.run([request])[0]
+            answer = self.answerer.predict(self.voice, [line])[0]
             if answer.value is not None:
                 click.echo(value_text(answer))
             else:
                 label, chance = next(iter(likeliest(answer, 1).items()))
                 click.echo(f"{label}  {chance_text(chance)}")
             return
-        from transformers import TextStreamer
-
-        engine = self.said.platform.engine
-        streamer = TextStreamer(engine.base.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        answer = self.said.platform.run([request], streamer=streamer)[0]
-        if answer.finish == "length":
+        asked = {"role": "user", "content": line}
+        text, finish = "", None
+        with closing(self.answerer.stream(self.voice, [*self.messages, asked], self.sampling)) as (
+            pieces
+        ):
+            try:
+                for piece in pieces:
+                    text += piece.text
+                    finish = piece.finish or finish
+                    click.echo(piece.text, nl=False)
+            finally:
+                if text or finish:
+                    click.echo()
+        if finish == "length":
             note("(cut off; --max-new-tokens allows more)")
-        self.messages += [
-            {"role": "user", "content": line},
-            {"role": "assistant", "content": answer.text or ""},
-        ]
-
-    def _request(self, line: str) -> Request:
-        from trunkline.inference.request import Request
-
-        adapter = str(self.voice.version.ref) if self.voice.version else None
-        request = Request(adapter, line, **self.sampling)
-        tokenizer = self.said.platform.engine.base.tokenizer
-        if not self.voice.talks or tokenizer.chat_template is None:
-            return request
-        template = self.voice.template
-        messages = [*self.messages, {"role": "user", "content": line}]
-        if template is not None:
-            messages[-1] = {"role": "user", "content": template.filled(line)}
-            if template.system is not None:
-                messages.insert(0, {"role": "system", "content": template.system})
-        return replace(request, messages=tuple(messages))
+        self.messages += [asked, {"role": "assistant", "content": text}]
 
 
 @click.command(
@@ -136,11 +94,16 @@ class Talk:
 )
 @click.argument("ref", required=False)
 @sampling_options
+@url_option
 @with_globals
-def chat(said: Globals, /, ref: str | None, **sampling: Any) -> None:
+def chat(said: Globals, /, ref: str | None, url: str | None, **sampling: Any) -> None:
     """Talk with the base or an adapter, and swap adapters in the middle of the talk."""
-    talk = Talk(said, sampling)
-    talk.use(ref or BASE)
+    with answering(said, url) as answerer:
+        _talk(Talk(answerer, sampling), ref or BASE)
+
+
+def _talk(talk: Talk, ref: str) -> None:
+    talk.use(ref)
     interactive = sys.stdin.isatty()
     if interactive:
         note("/help lists the commands.")
@@ -154,7 +117,7 @@ def chat(said: Globals, /, ref: str | None, **sampling: Any) -> None:
         except TrunklineError as error:
             tell(error)
         except KeyboardInterrupt:
-            note("\n(stopped)")
+            note("(stopped)")
 
 
 def _lines(talk: Talk, interactive: bool) -> Iterator[str]:
@@ -200,7 +163,7 @@ def _command(talk: Talk, line: str) -> bool:
 
 
 def _list_adapters(talk: Talk) -> None:
-    found = talk.said.platform.adapters()
+    found = talk.answerer.adapters()
     if not found:
         note("No adapter yet: `trunkline train RECIPE`.")
-    print_table(["", ""], [(one.ref, one.task) for one in found])
+    print_table(["", ""], found)

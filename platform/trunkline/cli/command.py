@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 ALIASES = {"ls": "list", "rm": "uninstall"}
-"""Short words for verbs, in every group that has the verb."""
+"""Short words for verbs, in every group that has the verb and none of that very name."""
 
 
 class Command(click.Command):

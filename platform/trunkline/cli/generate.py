@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from trunkline.cli.answering import answering
 from trunkline.cli.command import Command
-from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.options import Globals, url_option, with_globals
 from trunkline.cli.output import json_option, note, print_json
-from trunkline.refs import BASE
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,33 +49,17 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("ref")
 @click.argument("prompt")
 @sampling_options
+@url_option
 @json_option
 @with_globals
 def generate(
-    said: Globals,
-    ref: str,
-    prompt: str,
-    max_new_tokens: int | None,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    as_json: bool,
+    said: Globals, /, ref: str, prompt: str, url: str | None, as_json: bool, **sampling: Any
 ) -> None:
     """Let an adapter, or the bare `base`, write a text; the prompt `-` is read from stdin."""
     if prompt == "-":
         prompt = sys.stdin.read()
-    if ref == BASE:
-        note(BASE)
-        adapter = None
-    else:
-        adapter = str(said.version(ref).ref)
-    answer = said.platform.generate(
-        [(adapter, prompt)],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    )[0]
+    with answering(said, url) as answerer:
+        answer = answerer.generate(answerer.find(ref), prompt, sampling)
     if as_json:
         print_json({"prompt": prompt, **answer.to_json()})
         return

@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
+    from trunkline.inference.settings import EngineSettings
     from trunkline.registry.records import VersionRecord
 
 
@@ -28,12 +29,14 @@ class Globals:
     block: tuple[str, ...] = ()
     strict: bool = False
     debug: bool = False
+    engine: EngineSettings | None = None
 
     @cached_property
     def platform(self) -> Platform:
         """The platform; nothing is loaded yet."""
         from trunkline.api import open
 
+        sized = {} if self.engine is None else {"engine": self.engine}
         return open(
             self.workspace,
             base=self.base,
@@ -42,6 +45,7 @@ class Globals:
             no_plugins=self.no_plugins,
             block=self.block,
             strict=self.strict,
+            **sized,
         )
 
     @cached_property
@@ -67,5 +71,11 @@ class Globals:
         click.echo(f"{version.ref}{why}", err=True)
         return version
 
+
+url_option = click.option(
+    "--url",
+    metavar="URL",
+    help="Ask a running server (`trunkline serve`) instead of loading the base here.",
+)
 
 with_globals = click.make_pass_decorator(Globals, ensure=True)

@@ -145,6 +145,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def took(seconds: float) -> str:
+    """``82 ms`` where :func:`duration` would say ``0.1 s``."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
+
+
 def counted(count: int, one: str) -> str:
     """``1 row``, ``2 rows``."""
     return f"{count:,} {one}" if count == 1 else f"{count:,} {one}s"

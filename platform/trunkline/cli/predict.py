@@ -13,15 +13,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from trunkline.cli.answering import Answerer, Voice, answering
 from trunkline.cli.command import Command
-from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.options import Globals, url_option, with_globals
 from trunkline.cli.output import counted, figure, json_option, note, plain, print_json, print_table
 from trunkline.cli.progress import working
-from trunkline.errors import DataError, UsageError
+from trunkline.errors import DataError, TooLargeError, UsageError
 from trunkline.refs import BASE
 
 if TYPE_CHECKING:
-    from trunkline.api import Platform
     from trunkline.cli.texts import TextFile, TextRow
     from trunkline.inference.request import Answer
 
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="So many labels with their probabilities; 0: all.",
 )
+@url_option
 @json_option
 @with_globals
 def predict(
@@ -80,6 +81,7 @@ def predict(
     out: Path | None,
     skip_empty: bool,
     top: int,
+    url: str | None,
     as_json: bool,
 ) -> None:
     """Ask an adapter for the label or the number of each text; `-` reads lines from stdin."""
@@ -98,21 +100,20 @@ def predict(
         raise UsageError(
             f"--out {str(out)!r} is the file that the texts come from.", "Name another file."
         )
-    if ref == BASE:
-        said.platform.predict(ref, [])
     if texts == ("-",):
         texts = tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
         if not texts:
             raise UsageError("No text came on stdin.", "Send one text a line.")
-    if file is not None:
-        from trunkline.cli.texts import open_texts
+    with answering(said, url) as answerer:
+        if ref == BASE:
+            answerer.predict(Voice(), [])
+        if file is not None:
+            from trunkline.cli.texts import open_texts
 
-        rows = open_texts(file, column, skip_empty=skip_empty)
-        version = said.version(ref)
-        _answer_file(said.platform, str(version.ref), rows, out, top)
-        return
-    version = said.version(ref)
-    answers = said.platform.predict(str(version.ref), texts)
+            rows = open_texts(file, column, skip_empty=skip_empty)
+            _answer_file(answerer, answerer.find(ref), rows, out, top)
+            return
+        answers = answerer.predict(answerer.find(ref), texts)
     if as_json:
         print_json(
             [
@@ -167,16 +168,18 @@ def _shown(answer: Answer, top: int) -> dict[str, Any]:
     return fields
 
 
-def _answer_file(platform: Platform, ref: str, rows: TextFile, out: Path | None, top: int) -> None:
+def _answer_file(
+    answerer: Answerer, voice: Voice, rows: TextFile, out: Path | None, top: int
+) -> None:
     with working("rows") as listener, _written(out) as sink:
-        listener.stage("opening the base")
-        platform.engine  # noqa: B018  # loaded here, so that it does not count as answering
+        answerer.prepare(listener)
         listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
         done = 0
         for batch in rows.batches():
-            for row, answer in zip(batch, _answers(platform, ref, batch), strict=True):
+            for row, answer in zip(batch, _answers(answerer, voice, batch), strict=True):
                 fields = {"row": row.number, "text": row.text, **_shown(answer, top)}
-                del fields["digest"], fields["prompt_tokens"], fields["new_tokens"]
+                for name in ("digest", "prompt_tokens", "new_tokens", "cached_tokens"):
+                    fields.pop(name, None)
                 sink.write(json.dumps(plain(fields), ensure_ascii=False) + "\n")
             done += len(batch)
             listener.progress(done, rows.rows, {})
@@ -186,14 +189,14 @@ def _answer_file(platform: Platform, ref: str, rows: TextFile, out: Path | None,
         note(f"{counted(rows.rows, 'answer')} in {out}")
 
 
-def _answers(platform: Platform, ref: str, batch: Sequence[TextRow]) -> list[Answer]:
+def _answers(answerer: Answerer, voice: Voice, batch: Sequence[TextRow]) -> list[Answer]:
     try:
-        return platform.predict(ref, [row.text for row in batch])
-    except DataError:
+        return answerer.predict(voice, [row.text for row in batch])
+    except (DataError, TooLargeError):
         for row in batch:  # a text that is refused is refused before anything is computed
             try:
-                platform.predict(ref, [row.text])
-            except DataError as error:
+                answerer.predict(voice, [row.text])
+            except (DataError, TooLargeError) as error:
                 raise DataError(f"Row {row.number}: {error.message}", error.hint) from error
         raise
 

@@ -27,8 +27,13 @@ COMMANDS = {
     "predict": "trunkline.cli.predict:predict",
     "generate": "trunkline.cli.generate:generate",
     "chat": "trunkline.cli.chat:chat",
+    "serve": "trunkline.cli.serve:serve",
+    "ps": "trunkline.cli.ps:ps",
     "adapters": "trunkline.cli.adapters:adapters",
     "runs": "trunkline.cli.runs:runs",
+    "keys": "trunkline.cli.keys:keys",
+    "requests": "trunkline.cli.requests:requests",
+    "lineage": "trunkline.cli.lineage:lineage",
 }
 
 

@@ -1,213 +1,504 @@
-"""Work on one base: items in any order and of any adapter go in, answers come back in order.
+"""Work on one base: requests for any adapters come and go at every step.
 
-Owns: grouping into batches, and decoding by the adapter's own task and template. Must not know:
-refs or the registry; whoever calls has resolved each request to an artifact.
+Owns: the thread that steps, admission, and how requests end. Must not know: refs or the registry;
+whoever submits has resolved each request to an artifact.
+
+Continuous batching (Yu et al. 2022, "Orca", section 4.1): each step computes one token of every
+answer that is being written and a chunk of the prompts that are not through yet. A sequence is
+admitted when there is a row, its adapter stands on the device, and the pool has room for its
+longest answer, so that nothing that was begun has to be put off.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import atexit
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Listed
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact
-from trunkline.adapters.bank import Bank, Resident
+from trunkline.adapters.bank import Bank
 from trunkline.contracts import Template
-from trunkline.data.encode import encode_chat, encode_prompt
-from trunkline.errors import DataError, UsageError
-from trunkline.inference.forward import Sampling, last_hidden, new_tokens
-from trunkline.inference.request import Answer, Request
+from trunkline.errors import (
+    BaseModelError,
+    BusyError,
+    DataError,
+    DeadlineError,
+    Interrupted,
+    TrunklineError,
+    UnavailableError,
+)
+from trunkline.inference.kv import BLOCK, Blocks, bytes_per_token
+from trunkline.inference.prompts import BASE_NEW_TOKENS, encode_request, new_tokens, start_of
+from trunkline.inference.request import Answer, Request, TokenScore
+from trunkline.inference.scheduler import Waiting
+from trunkline.inference.sequence import Asked, Sequence
+from trunkline.inference.settings import MIB, EngineSettings
+from trunkline.inference.step import Part, Stepper, plan
+from trunkline.inference.ticket import End, Served, Ticket, Work
 from trunkline.tasks import AnyTask, GenerationTask, task_from_json
-from trunkline.tasks.batches import by_length
 
 if TYPE_CHECKING:
     from trunkline.base_model import Base
 
-BASE_NEW_TOKENS = 64
-BASE_TEMPLATE = Template(chat=True, clean=("strip",))
-BASE_TEMPLATE_PLAIN = Template(clean=("strip",))
+__all__ = ["Engine", "EngineState", "Work"]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A request with the version that answers it; ``artifact`` None is the bare base."""
+class EngineState:
+    """What an operator sees of the engine; sequences and tokens."""
 
-    request: Request
-    artifact: Artifact | None = None
-    name: str = "base"
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    place: int
-    prompt: list[int]
-    request: Request
-    name: str
+    waiting: int
+    running: int
+    rows: int
+    kv_tokens_used: int
+    kv_tokens: int
+    cached_tokens: int
+    steps: int
+    draining: bool
 
 
 class Engine:
-    """One base with its bank."""
+    """One base with its bank, and the thread that computes. Safe from any thread."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
         self.base = base
-        self.bank = Bank(base.model, base.digest)
+        self.settings = settings or EngineSettings()
+        self.bank = Bank(
+            base.model,
+            base.digest,
+            base.trunk,
+            slots=self.settings.slots,
+            adapter_mib=self.settings.adapter_mib,
+        )
+        self.observers: list[Callable[[Served], None]] = []
+        per_token = bytes_per_token(base.model)
+        tokens = self.settings.kv_tokens or self.settings.kv_mib * MIB // per_token
+        tokens = min(tokens, (base.info.context + BLOCK) * self.settings.rows)
+        self._blocks = Blocks(tokens // BLOCK, share=self.settings.prefix_cache)
+        if not self._blocks.total:
+            raise BaseModelError(
+                f"Keys and values of one token take {per_token} bytes; {tokens} tokens are less "
+                f"than a block of {BLOCK}.",
+                "Give the engine a larger kv_mib.",
+            )
+        self._stepper = Stepper(base.model, self.bank, self._blocks.total * BLOCK)
+        self._ends = frozenset(_end_ids(base))
         self._tasks: dict[str, tuple[AnyTask, Template]] = {}
+        self._waiting: Waiting[Sequence] = Waiting()
+        self._running: list[Sequence] = []
+        self._open: set[Asked] = set()
+        self._changed = threading.Condition()
+        self._tokenizing = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._draining = False
+        self._closed = False
+        self._steps = 0
+        self._loader: ThreadPoolExecutor | None = None
+        self._loads: dict[str, Future[Any]] = {}
+        atexit.register(_close, weakref.ref(self))
+
+    # -------------------------------------------------------------------------------- asking
+
+    def submit(self, work: Work) -> Ticket:
+        """Take a request on; returns as soon as it waits its turn.
+
+        An adapter that is not in memory is read from disk by the calling thread.
+
+        Raises:
+            BusyError: too many are waiting.
+            UnavailableError: the engine is draining or closed.
+            DataError: the text is empty, or longer than the context of the base.
+            UsageError: the adapter can't be asked like this.
+            IntegrityError, BaseMismatchError: the adapter can't be loaded.
+        """
+        self._check_open()
+        if len(self._waiting) >= self.settings.queue:
+            raise BusyError(
+                f"{len(self._waiting)} requests are waiting already.",
+                "Try again later, or give the server a longer --queue.",
+            )
+        return self._enqueue([self._asked(work)])[0]
 
     def run(
-        self,
-        works: Sequence[Work],
-        *,
-        batch_size: int = 32,
-        streamer: Any = None,
-        on_done: Callable[[int], None] | None = None,
+        self, works: Listed[Work], *, on_done: Callable[[int], None] | None = None
     ) -> list[Answer]:
-        """Answer every item; nothing is computed unless all of them can be.
+        """Answer every item, in order; nothing is computed unless all of them can be.
 
         Args:
             works: in any mixture.
-            batch_size: rows of one forward pass.
-            streamer: of transformers, for a single generation.
             on_done: told how many more items are answered.
 
         Raises:
-            DataError: a text is empty, or longer than the context of the base.
-            IntegrityError, BaseMismatchError: an adapter can't be loaded.
+            As :meth:`submit`; however it ends, nothing of it goes on.
         """
-        groups: dict[str | None, list[_Item]] = defaultdict(list)
+        self._check_open()
+        asked: list[Asked] = []
         for place, work in enumerate(works):
-            digest = self._admit(work.artifact)
             try:
-                prompt = self._prompt(work, digest)
+                asked.append(self._asked(work))
             except DataError as error:
                 if len(works) == 1:
                     raise
                 told = f"Text {place + 1} of {len(works)}: {error.message}"
                 raise DataError(told, error.hint) from None
-            groups[digest].append(_Item(place, prompt, work.request, work.name))
-        answers: dict[int, Answer] = {}
-        for digest, items in groups.items():
-            with self.bank.using(digest) as resident:
-                task = self._tasks[digest][0] if digest else GenerationTask(BASE_NEW_TOKENS)
-                for batch in self._batches(items, task, batch_size):
-                    for item, answer in zip(
-                        batch, self._answer(batch, task, digest, resident, streamer), strict=True
-                    ):
-                        answers[item.place] = answer
-                    if on_done is not None:
-                        on_done(len(batch))
-        return [answers[place] for place in range(len(works))]
+        tickets = self._enqueue(asked)
+        try:
+            answers = []
+            for ticket in tickets:
+                answers.append(ticket.answer())
+                if on_done is not None:
+                    on_done(1)
+            return answers
+        finally:
+            for ticket in tickets:
+                if not ticket.ended:
+                    ticket.cancel()
 
-    def _admit(self, artifact: Artifact | None) -> str | None:
+    def state(self) -> EngineState:
+        """How busy the engine is."""
+        with self._changed:
+            used = self._blocks.total - self._blocks.available
+            return EngineState(
+                waiting=len(self._waiting),
+                running=len(self._running),
+                rows=self.settings.rows,
+                kv_tokens_used=used * BLOCK,
+                kv_tokens=self._blocks.total * BLOCK,
+                cached_tokens=self._blocks.kept * BLOCK,
+                steps=self._steps,
+                draining=self._draining,
+            )
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more work, and wait for what there is; whether all of it has ended."""
+        with self._changed:
+            self._draining = True
+            return self._changed.wait_for(lambda: not self._open, timeout)
+
+    def close(self) -> None:
+        """End the thread; what has not been answered is told so."""
+        with self._changed:
+            self._draining = self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        for asked in list(self._open):
+            self._end(asked, UnavailableError("The engine was closed.", "Ask again."), "failed")
+        if self._loader is not None:
+            self._loader.shutdown(wait=False)
+
+    # ------------------------------------------------------------------------------ admission
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise UnavailableError("The engine takes no more requests.", "Ask another server.")
+
+    def _asked(self, work: Work) -> Asked:
+        """Check a request and encode it; its adapter is in memory after that."""
+        request, artifact = work.request, work.artifact
+        task, template = self._task(artifact)
+        if artifact is not None:
+            self.bank.load(artifact, work.name)
+        with self._tokenizing:
+            prompt = encode_request(request, work.name, task, template, self.base.tokenizer)
+        limit = new_tokens(request, task)
+        self._check_length(request, len(prompt), limit)
+        digest = artifact.digest if artifact is not None else self.base.digest
+        ticket = Ticket(work, digest, len(prompt), self._cancel)
+        return Asked(ticket, task, prompt, limit)
+
+    def _task(self, artifact: Artifact | None) -> tuple[AnyTask, Template | None]:
         if artifact is None:
-            return None
-        digest = artifact.digest
-        if digest not in self._tasks:
-            self.bank.load(artifact)
-            self._tasks[digest] = (
-                task_from_json(dict(artifact.manifest.task)),
-                artifact.manifest.make_template(),
-            )
-        return digest
+            return GenerationTask(BASE_NEW_TOKENS), None
+        if (found := self._tasks.get(artifact.digest)) is None:
+            manifest = artifact.manifest
+            found = task_from_json(dict(manifest.task)), manifest.make_template()
+            if len(self._tasks) > 10_000:
+                self._tasks.clear()
+            self._tasks[artifact.digest] = found
+        return found
 
-    def _prompt(self, work: Work, digest: str | None) -> list[int]:
-        request, tokenizer = work.request, self.base.tokenizer
-        task = self._tasks[digest][0] if digest else None
-        if request.messages:
-            if task is not None and not isinstance(task, GenerationTask):
-                raise UsageError(
-                    f"{work.name} answers a {task.kind} and can't hold a talk.",
-                    "Ask it with `trunkline predict`.",
-                )
-            prompt = encode_chat([dict(message) for message in request.messages], tokenizer)
-        else:
-            plain = BASE_TEMPLATE if tokenizer.chat_template else BASE_TEMPLATE_PLAIN
-            template = self._tasks[digest][1] if digest else plain
-            prompt = encode_prompt(request.text, template, tokenizer)
-        room = self._new_tokens(request, task) if task is None or _generates(task) else 0
+    def _check_length(self, request: Request, prompt: int, limit: int) -> None:
         context = self.base.info.context
-        if len(prompt) + room > context:
+        most = min(context, self._blocks.total * BLOCK)
+        if prompt + limit > most:
+            what = f"the base's context of {context}" if most == context else (
+                f"the memory for keys and values, {most} tokens"
+            )  # fmt: skip
             raise DataError(
-                f"The text {_start(request)!r} is too long: {len(prompt)} tokens"
-                + (f" and {room} new ones" if room else "")
-                + f" don't fit the base's context of {context}.",
-                "Shorten the text or ask for fewer new tokens." if room else "Shorten the text.",
+                f"The text {start_of(request)!r} is too long: {prompt} tokens"
+                + (f" and {limit} new ones" if limit else "")
+                + f" don't fit {what}.",
+                "Shorten the text or ask for fewer new tokens." if limit else "Shorten the text.",
             )
-        return prompt
 
-    def _new_tokens(self, request: Request, task: AnyTask | None) -> int:
-        own = task.max_new_tokens if isinstance(task, GenerationTask) else BASE_NEW_TOKENS
-        return request.max_new_tokens or own
-
-    def _batches(self, items: list[_Item], task: AnyTask, batch_size: int) -> list[list[_Item]]:
-        """Rows of one batch share the sampling; a sampled request is drawn by itself, so that
-        its seed alone decides."""
-        alike: dict[Any, list[_Item]] = defaultdict(list)
-        for item in items:
-            request = item.request
-            if not _generates(task):
-                alike[None].append(item)
-            elif request.temperature > 0:
-                alike[item.place].append(item)
-            else:
-                alike["greedy", self._new_tokens(request, task)].append(item)
-        return [
-            [group[index] for index in chosen]
-            for group in alike.values()
-            for chosen in by_length([len(item.prompt) for item in group], batch_size)
-        ]
-
-    def _answer(
-        self,
-        batch: list[_Item],
-        task: AnyTask,
-        digest: str | None,
-        resident: Resident | None,
-        streamer: Any,
-    ) -> list[Answer]:
-        model, tokenizer = self.base.model, self.base.tokenizer
-        prompts = [item.prompt for item in batch]
-        identity = digest or self.base.digest
-        if not isinstance(task, GenerationTask):
-            assert resident is not None
-            assert resident.head is not None
-            outputs = last_hidden(model, prompts, tokenizer.pad_token_id) @ resident.head.T
-            return [
-                Answer(
-                    adapter=item.name,
-                    digest=identity,
-                    task=task.kind,
-                    prompt_tokens=len(item.prompt),
-                    label=str(value) if task.kind == "classification" else None,
-                    probabilities=dict(zip(task.labels, chances, strict=True)) if chances else None,
-                    value=float(value) if task.kind == "regression" else None,
-                    unit=getattr(task, "unit", None),
+    def _enqueue(self, asked: Iterable[Asked]) -> list[Ticket]:
+        tickets = []
+        with self._changed:
+            self._check_open()
+            for one in asked:
+                request = one.ticket.work.request
+                count = request.n if isinstance(one.task, GenerationTask) else 1
+                first, *rest = (
+                    Sequence(one, index, self.base.tokenizer, self._ends)
+                    for index in range(count)
                 )
-                for item, (value, chances) in zip(batch, task.decode(outputs), strict=True)
-            ]
-        first = batch[0].request
-        sampling = Sampling(
-            self._new_tokens(first, task), first.temperature, first.top_p, first.seed
+                one.unstarted = rest
+                self._open.add(one)
+                self._waiting.add(one.key, first)
+                tickets.append(one.ticket)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._work, name="trunkline-engine", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify_all()
+        return tickets
+
+    def _cancel(self, ticket: Ticket) -> None:
+        with self._changed:
+            for asked in self._open:
+                if asked.ticket is ticket:
+                    asked.cancelled = True
+            self._changed.notify_all()
+
+    def _seat(self, key: str, sequence: Sequence) -> bool | None:
+        """Give a waiting sequence its row, adapter and blocks, if they can be had now."""
+        if len(self._running) >= self.settings.rows:
+            return None
+        resident = None
+        artifact = sequence.asked.ticket.work.artifact
+        if artifact is not None:
+            resident = self.bank.acquire(key)
+            if resident is None:
+                self._load_again(artifact, sequence.asked.ticket.name)
+                return False
+        lease = self._blocks.lease(key, sequence.tokens, sequence.room)
+        if lease is None:
+            if resident is not None:
+                self.bank.release(resident)
+            return None
+        sequence.seat(lease, resident)
+        return True
+
+    def _load_again(self, artifact: Artifact, name: str) -> None:
+        """Fetch an adapter that went out of memory while its request waited, beside the steps."""
+        digest = artifact.digest
+        if digest in self._loads or digest in self.bank:
+            return
+        if self._loader is None:
+            self._loader = ThreadPoolExecutor(1, "trunkline-loader")
+        self._loads[digest] = future = self._loader.submit(self.bank.load, artifact, name)
+        future.add_done_callback(lambda _: self._wake())
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # ---------------------------------------------------------------------------- the thread
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                self._sweep()
+                self._admit()
+                parts = plan(self._running, self.settings.chunk_tokens)
+                if not parts:
+                    self._changed.wait(0.05 if self._open else None)
+                    continue
+            self._step(parts)
+
+    def _sweep(self) -> None:
+        """End what was cancelled or is late, and what waits for an adapter that can't be had."""
+        for digest, future in list(self._loads.items()):
+            if future.done():
+                del self._loads[digest]
+                error = future.exception()
+                if error is not None and not isinstance(error, BusyError):
+                    for asked in [one for one in self._open if one.key == digest]:
+                        if asked.admitted is None:
+                            self._end(asked, _told(error), "failed")
+        for asked in [one for one in self._open if one.cancelled or one.late]:
+            if asked.cancelled:
+                self._end(asked, Interrupted("The request was cancelled."), "cancelled")
+            else:
+                deadline = asked.ticket.work.request.deadline
+                error = DeadlineError(
+                    f"The request was not answered in its {deadline:g} seconds.",
+                    "Give it more time, or try when less is going on.",
+                )
+                self._end(asked, error, "deadline")
+
+    def _admit(self) -> None:
+        now = time.monotonic()
+        for sequence in self._waiting.admit(self._seat):
+            asked = sequence.asked
+            if asked.admitted is None:
+                asked.admitted = now
+            assert sequence.lease is not None
+            if sequence.index == 0:
+                asked.cached = sequence.lease.cached
+            self._running.append(sequence)
+
+    def _step(self, parts: list[Part]) -> None:
+        running = [part.sequence for part in parts]
+        sizes = [(part.sequence, part.tokens) for part in parts]
+        try:
+            result = self._stepper.run(parts)
+        except Exception as error:  # whatever it is, the thread and the others must live on
+            with self._changed:
+                for sequence in running:
+                    self._end(sequence.asked, _told(error), "failed")
+            return
+        with self._changed:
+            self._steps += 1
+            for sequence, tokens in sizes:
+                if sequence.lease is not None:
+                    new = int(sequence.new_tokens > 0)
+                    self._waiting.served(sequence.asked.key, tokens * (1 - new), new)
+                    self._blocks.fill(sequence.lease, sequence.tokens[: sequence.computed])
+            for sequence, token, logprob, top in result.drawn:
+                self._take(sequence, token, logprob, top)
+            for sequence, output in result.outputs:
+                sequence.asked.output = output
+                self._leave(sequence)
+                self._end(sequence.asked, self._answer(sequence.asked), "done")
+            for sequence, broken in result.broken:
+                self._end(sequence.asked, broken, "failed")
+
+    def _take(
+        self,
+        sequence: Sequence,
+        token: int,
+        logprob: float | None,
+        top: tuple[tuple[int, float], ...],
+    ) -> None:
+        asked = sequence.asked
+        if asked.ended:
+            return
+        if asked.first_token is None:
+            asked.first_token = time.monotonic()
+        for other in reversed(asked.unstarted):
+            self._waiting.add(asked.key, other, front=True)
+        asked.unstarted = []
+        asked.new_tokens += 1
+        score = None
+        if logprob is not None:
+            score = TokenScore(
+                token, self._word(token), logprob,
+                tuple((one, self._word(one), value) for one, value in top),
+            )  # fmt: skip
+        piece = sequence.add(token, score)
+        if sequence.finish is not None:
+            asked.choices[sequence.index] = sequence.choice()
+            self._leave(sequence)
+        if piece is not None:
+            asked.ticket.tell(piece)
+        if len(asked.choices) == asked.ticket.work.request.n:
+            self._end(asked, self._answer(asked), "done")
+
+    def _word(self, token: int) -> str:
+        return str(self.base.tokenizer.decode([token]))
+
+    # ------------------------------------------------------------------------------- the end
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Give row, blocks and adapter back."""
+        if sequence.lease is None:
+            return
+        self._running.remove(sequence)
+        self._blocks.give_back(sequence.lease)
+        sequence.lease = None
+        if sequence.resident is not None:
+            self.bank.release(sequence.resident)
+        self._waiting.ended(sequence.asked.key)
+
+    def _end(self, asked: Asked, how: End, outcome: str) -> None:
+        if asked.ended:
+            return
+        asked.ended = True
+        for sequence in [one for one in self._running if one.asked is asked]:
+            self._leave(sequence)
+        self._waiting.remove(lambda one: one.asked is asked)
+        self._open.discard(asked)
+        now = time.monotonic()
+        ticket = asked.ticket
+        served = Served(
+            name=ticket.name,
+            digest=ticket.digest,
+            task=asked.task.kind,
+            outcome=outcome,
+            queue_seconds=(asked.admitted or now) - asked.submitted,
+            first_token_seconds=(
+                asked.first_token - asked.submitted if asked.first_token else None
+            ),
+            seconds=now - asked.submitted,
+            prompt_tokens=len(asked.prompt),
+            cached_tokens=asked.cached,
+            new_tokens=asked.new_tokens,
         )
-        generated = new_tokens(model, tokenizer, prompts, sampling, streamer)
-        return [
-            Answer(
-                adapter=item.name,
-                digest=identity,
-                task=task.kind,
-                prompt_tokens=len(item.prompt),
-                new_tokens=len(ids),
-                text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                finish="stop" if ids and ids[-1] == tokenizer.eos_token_id else "length",
+        ticket.end(how, served)
+        for observer in self.observers:
+            observer(served)
+        if not self._open:
+            self._changed.notify_all()
+
+    def _answer(self, asked: Asked) -> Answer:
+        ticket, task = asked.ticket, asked.task
+        common: dict[str, Any] = {
+            "adapter": ticket.name,
+            "digest": ticket.digest,
+            "task": task.kind,
+            "prompt_tokens": len(asked.prompt),
+            "cached_tokens": asked.cached,
+        }
+        if isinstance(task, GenerationTask):
+            choices = tuple(asked.choices[index] for index in sorted(asked.choices))
+            return Answer(
+                **common,
+                new_tokens=asked.new_tokens,
+                text=choices[0].text,
+                finish=choices[0].finish,
+                choices=choices,
             )
-            for item, ids in zip(batch, generated, strict=True)
-        ]
+        assert asked.output is not None
+        value, chances = task.decode(asked.output[None])[0]
+        return Answer(
+            **common,
+            label=str(value) if task.kind == "classification" else None,
+            probabilities=dict(zip(task.labels, chances, strict=True)) if chances else None,
+            value=float(value) if task.kind == "regression" else None,
+            unit=getattr(task, "unit", None),
+        )
 
 
-def _start(request: Request) -> str:
-    text = request.messages[-1]["content"] if request.messages else request.text
-    return text if len(text) <= 40 else f"{text[:40]}…"
+def _told(error: BaseException) -> TrunklineError:
+    if isinstance(error, TrunklineError):
+        return error
+    lines = str(error).strip().splitlines() or ["no message"]
+    return BaseModelError(
+        f"The step failed: {type(error).__name__}: {lines[0][:200]}.",
+        "If memory ran out, give the engine fewer rows or a smaller kv_mib.",
+    )
 
 
-def _generates(task: AnyTask) -> bool:
-    return isinstance(task, GenerationTask)
+def _end_ids(base: Base) -> set[int]:
+    """Ids that end an answer: the tokenizer's, and those of the base's generation settings."""
+    ends = {base.tokenizer.eos_token_id}
+    told = getattr(getattr(base.model, "generation_config", None), "eos_token_id", None)
+    ends |= set(told) if isinstance(told, list) else {told}
+    return {int(one) for one in ends if one is not None}
+
+
+def _close(engine: weakref.ref[Engine]) -> None:
+    if (one := engine()) is not None:
+        one.close()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from trunkline.errors import UsageError
+from trunkline.refs import BASE
 
+MOST_CHOICES = 16
+MOST_LOGPROBS = 20
+MOST_STOPS = 4
+LONGEST_STOP = 256
 _MOST = 2**63 - 1
 
 
@@ -20,8 +25,17 @@ class Request:
         max_new_tokens: of a generated answer; None: the adapter's own, for the base 64.
         temperature: 0 takes the likeliest token each time.
         top_p: nucleus sampling (Holtzman et al. 2020), with ``temperature`` above 0.
-        seed: of the sampling.
-        messages: a whole talk (``role``, ``content``) instead of a text, for generation.
+        seed: of the sampling; the n-th answer of one request is drawn with ``seed + n``.
+        messages: a whole talk (``role``, ``content``) instead of a text, for generation. The
+            adapter's template is applied to it as well: to the last message, which must be the
+            user's; a template that is no chat looks at that message alone.
+        top_k: draw among so many likeliest tokens; 0: all.
+        stop: the answer ends before the first of these.
+        logprobs: None: none; a number: the log probability of each new token, and so many of the
+            likeliest in its place.
+        n: answers to draw for one prompt.
+        deadline: seconds from submission until the request is given up.
+        raw: the text is the whole prompt, without a template; for the base only.
 
     Raises:
         UsageError: a value is of the wrong kind or out of range.
@@ -34,6 +48,12 @@ class Request:
     top_p: float = 1.0
     seed: int = 0
     messages: tuple[dict[str, str], ...] = ()
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    n: int = 1
+    deadline: float | None = None
+    raw: bool = False
 
     def __post_init__(self) -> None:
         if self.adapter is not None and not isinstance(self.adapter, str):
@@ -49,6 +69,60 @@ class Request:
         _check_number("temperature", self.temperature, float, 0, 10, "0 to 10.")
         _check_number("top_p", self.top_p, float, 1e-9, 1, "Above 0, at most 1.")
         _check_number("seed", self.seed, int, 0, _MOST, "A whole number, 0 or more.")
+        _check_number("top_k", self.top_k, int, 0, _MOST, "A whole number; 0 means all.")
+        _check_number("n", self.n, int, 1, MOST_CHOICES, f"1 to {MOST_CHOICES}.")
+        if self.logprobs is not None:
+            _check_number(
+                "logprobs", self.logprobs, int, 0, MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}."
+            )
+        if self.deadline is not None:
+            _check_number("deadline", self.deadline, float, 0, 1e9, "Seconds, 0 or more.")
+        if len(self.stop) > MOST_STOPS or not all(
+            isinstance(one, str) and 0 < len(one) <= LONGEST_STOP for one in self.stop
+        ):
+            raise UsageError(
+                f"stop can't be {str(self.stop)[:80]}.",
+                f"At most {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters.",
+            )
+        if self.raw and (self.messages or self.adapter not in (None, BASE)):
+            raise UsageError(
+                "A raw prompt is for the base, and is a text.",
+                "An adapter's prompts go through the template that it was trained with.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One new token with its natural log probability, before temperature and cut-offs.
+
+    ``top`` holds (id, token, log probability) of the likeliest, best first.
+    """
+
+    id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the answers to a prompt; ``finish`` is ``stop`` or ``length``."""
+
+    index: int
+    text: str
+    finish: str
+    new_tokens: int
+    scores: tuple[TokenScore, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a stream gives next for one choice; the last one has its ``finish``."""
+
+    index: int
+    text: str
+    scores: tuple[TokenScore, ...] = ()
+    finish: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +136,9 @@ class Answer:
         label, probabilities: of a classification.
         value, unit: of a regression.
         text, finish: of a generation; ``finish`` is ``stop`` or ``length``.
-        prompt_tokens, new_tokens: counts.
+        choices: all answers of a generation; text and finish are those of the first.
+        prompt_tokens, new_tokens: counts, the latter of all choices.
+        cached_tokens: of the prompt, that were not computed anew.
     """
 
     adapter: str
@@ -70,12 +146,14 @@ class Answer:
     task: str
     prompt_tokens: int
     new_tokens: int = 0
+    cached_tokens: int = 0
     label: str | None = None
     probabilities: dict[str, float] | None = None
     value: float | None = None
     unit: str | None = None
     text: str | None = None
     finish: str | None = None
+    choices: tuple[Choice, ...] = ()
 
     @property
     def output(self) -> str | float:
@@ -91,9 +169,14 @@ class Answer:
         return self.probabilities[self.label]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that this task has."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value for name, value in values.items() if value is not None}
+        """The fields that this task has; choices where there are several, cached if any were."""
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "choices"}
+        told = {name: value for name, value in values.items() if value is not None}
+        if not self.cached_tokens:
+            del told["cached_tokens"]
+        if len(self.choices) > 1:
+            told["choices"] = [asdict(choice) for choice in self.choices]
+        return told
 
 
 def _check_number(name: str, value: Any, kind: type, least: float, most: float, hint: str) -> None:

@@ -81,7 +81,7 @@ class Database:
     def events(
         self, *, subject: str | None = None, limit: int = 100, offset: int = 0
     ) -> list[EventRecord]:
-        """What was done, newest first; ``subject`` is ``domain/name`` or ``run/<number>``."""
+        """What was done, newest first, of one ``subject`` if given; see :class:`EventRecord`."""
         query = select(Event).order_by(Event.seq.desc()).limit(limit).offset(offset)
         if subject is not None:
             query = query.where(Event.subject == subject)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from trunkline.refs import Ref
+from trunkline.errors import UsageError
+from trunkline.refs import BASE, Ref
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +173,7 @@ class PredictionRecord:
 class EventRecord:
     """Something that was done: ``seq`` orders, ``at`` only tells the time.
 
-    ``subject`` is ``run/<number>`` or ``domain/name``.
+    ``subject`` is ``run/<number>``, ``key/<id>`` or ``domain/name``.
     """
 
     seq: int
@@ -181,3 +182,79 @@ class EventRecord:
     kind: str
     subject: str
     detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """What is known of a key; neither the key nor its hash is in here.
+
+    Attributes:
+        id: the 8 characters after ``tl-``, which are no secret.
+        adapters: patterns: ``*`` for everything, ``domain/*``, ``domain/name``, or ``base``.
+        admin: whether it opens the admin routes; it adds nothing to ``adapters``.
+        expires: from then on it is refused; None for never.
+        removed: when it was removed, if it was.
+    """
+
+    id: str
+    owner: str
+    adapters: tuple[str, ...]
+    admin: bool
+    created: datetime
+    expires: datetime | None
+    removed: datetime | None
+
+    def may_use(self, name: str) -> bool:
+        """Whether a pattern covers ``domain/name`` or ``base``; no for any other text.
+
+        Asks nothing about the time: :meth:`Keys.key_of` gives no key that is over.
+        """
+        covering = {"*", name}
+        if name != BASE:
+            try:
+                ref = Ref.parse(name)
+            except UsageError:
+                return False
+            if ref.selector is not None:
+                return False
+            covering.add(f"{ref.domain}/*")
+        return not covering.isdisjoint(self.adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLine:
+    """A request as a server hands it to the log, once it has ended.
+
+    Attributes:
+        id: the server's own, used once: 1 to 80 of A-Z, a-z, 0-9, ``_``, ``.`` and ``-``.
+        at: when it arrived; aware.
+        key: id of the key that it came with.
+        route: such as ``/v1/chat/completions``.
+        asked: the adapter as the client wrote it.
+        version: what answered, ``domain/name@number`` or ``base``; None if it never came to that.
+        digest: of that version.
+        status: of HTTP.
+        seconds: from arrival to end.
+        text, output: what was asked and answered, where the operator keeps that.
+    """
+
+    id: str
+    at: datetime
+    key: str | None
+    route: str
+    asked: str
+    version: str | None
+    digest: str | None
+    prompt_tokens: int
+    new_tokens: int
+    status: int
+    seconds: float
+    text: str | None = None
+    output: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord(RequestLine):
+    """A line of the request log; ``seq`` orders."""
+
+    seq: int

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     Text,
     TypeDecorator,
@@ -71,6 +72,7 @@ class Table(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         datetime: UtcDateTime,
         dict[str, Any]: JSON,
+        list[str]: JSON,
         str: Text,
         float: Float,
     }
@@ -249,3 +251,58 @@ class Event(Table):
     kind: Mapped[str]
     subject: Mapped[str] = mapped_column(index=True)
     detail: Mapped[dict[str, Any]]
+
+
+class ApiKey(Table):
+    """Who may use a server, and for what; the key itself is not kept, only its sha256 in hex.
+
+    A key is 256 random bits, so nobody can guess their way back from the hash: one fast pass of
+    sha256 is enough, and a slow hash, which protects what people make up, would only delay every
+    request. A removed key keeps its row, so that the request log can still be explained.
+    """
+
+    __tablename__ = "api_keys"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    owner: Mapped[str]
+    secret_hash: Mapped[str]
+    adapters: Mapped[list[str]]
+    admin: Mapped[bool]
+    created: Mapped[datetime]
+    expires: Mapped[datetime | None]
+    removed: Mapped[datetime | None]
+
+
+class LoggedRequest(Table):
+    """A request that a server ended, one way or another; rows are only ever added.
+
+    ``key_id`` is the id of a key but refers to nothing: the log must take what happened, whatever
+    became of the key. ``adapter`` is ``version`` without its number, kept for the index.
+    """
+
+    __tablename__ = "requests"
+    __table_args__ = (
+        Index(None, "adapter", "seq"),
+        Index(None, "key_id", "seq"),
+        {"sqlite_autoincrement": True},
+    )
+
+    seq: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True
+    )
+    id: Mapped[str] = mapped_column(unique=True)
+    at: Mapped[datetime]
+    key_id: Mapped[str | None]
+    route: Mapped[str]
+    asked: Mapped[str]
+    adapter: Mapped[str | None]
+    version: Mapped[str | None]
+    digest: Mapped[str | None] = mapped_column(index=True)
+    prompt_tokens: Mapped[int]
+    new_tokens: Mapped[int]
+    status: Mapped[int]
+    seconds: Mapped[float]
+    text: Mapped[str | None]
+    output: Mapped[str | None]

@@ -1,0 +1,219 @@
+"""The base's linear layers as inference wants them: side by side, packed, perhaps in int8.
+
+Owns: how a matrix product of the base is computed, and the place beside it where something may be
+added. Must not know: adapters, tokens, batches.
+
+Layers that read the same input (q, k and v; gate and up) become one product. transformers' model
+code stays as it is: each layer is replaced by a :class:`Member` that gives its columns of the
+product. On a CPU, float32 weights are kept in the order that oneDNN packs them in, which reads
+them once a step at the speed of the memory; torch's own product goes through MKL, which takes 2.3
+times as long here for 16 rows (``benchmarks/bench_linear.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of layers that read the same input where they stand in the same module."""
+
+_PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
+
+
+class Product(Protocol):
+    """``x [rows, in] → [rows, out]``, bias included, a new tensor that may be written into."""
+
+    def __call__(self, x: torch.Tensor, /) -> torch.Tensor: ...
+
+
+Addition = Callable[["torch.Tensor", "torch.Tensor"], None]
+"""Told ``x [rows, in]`` and ``y [rows, out]``; adds to ``y`` in place."""
+
+
+class Fused:
+    """Linear layers of one input as one product.
+
+    Attributes:
+        names: of the layers within the model.
+        inputs: features of ``x``.
+        outputs: features of each layer, in the order of ``names``.
+        addition: what is added to the product, if anything.
+    """
+
+    def __init__(
+        self, names: tuple[str, ...], inputs: int, outputs: tuple[int, ...], product: Product
+    ) -> None:
+        self.names = names
+        self.inputs = inputs
+        self.outputs = outputs
+        self.product = product
+        self.addition: Addition | None = None
+        self._x: torch.Tensor | None = None
+        self._parts: tuple[torch.Tensor, ...] = ()
+
+    def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """The columns of one layer; the product is computed when the first is asked for."""
+        if x is not self._x:
+            rows = x.reshape(-1, self.inputs)
+            y = self.product(rows)
+            if self.addition is not None:
+                self.addition(rows, y)
+            self._x = x
+            self._parts = y.view(*x.shape[:-1], -1).split(self.outputs, -1)
+        part = self._parts[index]
+        if index == len(self._parts) - 1:
+            self._x, self._parts = None, ()
+        return part
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """What a model's linear layers became; ``fused`` in the order of the model."""
+
+    fused: tuple[Fused, ...]
+
+    def places(self) -> Iterator[tuple[str, Fused, int]]:
+        """Name, product and place in it, of every layer."""
+        for fused in self.fused:
+            for index, name in enumerate(fused.names):
+                yield name, fused, index
+
+
+def make_trunk(model: Any, *, int8: bool = False) -> Trunk:
+    """Replace the linear layers of a causal LM, in place; its own weights of them are let go.
+
+    Args:
+        model: of transformers, in eval mode, not to be trained any more.
+        int8: keep the layers' weights in 8 bits, one scale an output; the head stays as it is.
+    """
+    from torch import nn
+
+    class Member(nn.Module):
+        """One layer of a fused product."""
+
+        def __init__(self, fused: Fused, index: int) -> None:
+            super().__init__()
+            self.fused, self.index = fused, index
+            self.in_features, self.out_features = fused.inputs, fused.outputs[index]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fused.part(self.index, x)
+
+    backbone = f"{model.base_model_prefix}."
+    fused: list[Fused] = []
+    for parent_name, parent in list(model.named_modules()):
+        for names in _groups(parent):
+            layers = [getattr(parent, name) for name in names]
+            inside = f"{parent_name}.".startswith(backbone)
+            weight, bias = _joined(layers)
+            one = Fused(
+                tuple(f"{parent_name}.{name}" if parent_name else name for name in names),
+                weight.shape[1],
+                tuple(_outputs(layer) for layer in layers),
+                _product(weight, bias, int8=int8 and inside),
+            )
+            for index, name in enumerate(names):
+                setattr(parent, name, Member(one, index))
+            if inside:
+                fused.append(one)
+    return Trunk(tuple(fused))
+
+
+def _groups(parent: Any) -> Iterator[tuple[str, ...]]:
+    """Names of the linear layers directly in a module, those of one input together."""
+    linear = [name for name, child in parent.named_children() if _is_linear(child)]
+    for names in SIBLINGS:
+        if all(name in linear for name in names) and len({
+            getattr(parent, name).in_features for name in names
+        }) == 1:
+            yield names
+            linear = [name for name in linear if name not in names]
+    for name in linear:
+        yield (name,)
+
+
+def _is_linear(module: Any) -> bool:
+    return type(module).__name__ in ("Linear", "Conv1D")
+
+
+def _outputs(layer: Any) -> int:
+    """GPT-2's Conv1D is linear too, with its weight transposed."""
+    return int(layer.weight.shape[1 if type(layer).__name__ == "Conv1D" else 0])
+
+
+def _joined(layers: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight ``[out, in]`` and bias ``[out]`` of layers one below another."""
+    import torch
+
+    weights = [
+        layer.weight.detach().T if type(layer).__name__ == "Conv1D" else layer.weight.detach()
+        for layer in layers
+    ]
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0].contiguous()
+    if all(layer.bias is None for layer in layers):
+        return weight, None
+    biases = [
+        layer.bias.detach() if layer.bias is not None else weight.new_zeros(_outputs(layer))
+        for layer in layers
+    ]
+    return weight, torch.cat(biases)
+
+
+def _product(weight: torch.Tensor, bias: torch.Tensor | None, *, int8: bool) -> Product:
+    import torch
+
+    if int8:
+        return _in_int8(weight, bias)
+    if (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+    ):
+        return _packed(weight, bias)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, weight, bias)
+
+    return product
+
+
+def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """oneDNN's product on weights in oneDNN's own order."""
+    import torch
+
+    ops: Any = torch.ops.mkldnn
+    packed = ops._reorder_linear_weight(weight, _PACKED_FOR)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = ops._linear_pointwise(x, packed, bias, "none", [], "")
+        return y
+
+    return product
+
+
+def _in_int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """Weights and inputs in 8 bits, sums in 32 (W8A8, dynamic).
+
+    One scale an output for the weights; one scale a row for the inputs, so that no row depends on
+    its neighbours.
+    """
+    import torch
+
+    scale = weight.float().abs().amax(1).clamp_(min=1e-12).div_(127)
+    stored = (weight.float() / scale[:, None]).round_().to(torch.int8).T.contiguous()
+    dtype = weight.dtype
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(127)
+        rows = (x / largest).round_().to(torch.int8)
+        y = torch._int_mm(rows, stored).mul(scale).mul_(largest)
+        if bias is not None:
+            y.add_(bias)
+        return y.to(dtype)
+
+    return product

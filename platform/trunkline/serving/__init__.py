@@ -1,0 +1,1 @@
+"""HTTP: OpenAI's routes, classification, regression and administration over one platform."""

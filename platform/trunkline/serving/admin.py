@@ -1,0 +1,148 @@
+"""``/admin``: what is resident, and what is to be.
+
+Owns: the forms of its routes. Must not know: how adapters are stored. Every route wants an admin's
+key, where keys are needed at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel
+
+from trunkline.refs import Ref
+from trunkline.serving.auth import check_admin
+from trunkline.serving.call import Call
+from trunkline.serving.errors import unknown_model
+from trunkline.serving.models import Model, find_model
+from trunkline.serving.schemas import ModelName
+from trunkline.serving.service import Service
+
+
+async def _only_admins(request: Request) -> None:
+    check_admin(request.state.call.key)
+
+
+router = APIRouter(prefix="/admin", dependencies=[Depends(_only_admins)])
+
+
+class RefBody(BaseModel):
+    """One adapter, by any ref."""
+
+    ref: ModelName
+
+
+class PinBody(RefBody):
+    """Whether it is to stay."""
+
+    pinned: bool = True
+
+
+class PromoteBody(RefBody):
+    """Where an alias is to move; see :meth:`~trunkline.api.Platform.promote`."""
+
+    alias: str = "champion"
+    force: bool = False
+    reason: str = ""
+
+
+@router.get("/state")
+async def state(request: Request) -> dict[str, Any]:
+    """What is in flight, and how full the engine is."""
+    service = _service(request)
+    engine = asdict(service.engine.state())
+    return {
+        **engine,
+        "draining": service.draining or engine["draining"],
+        "in_flight": len(service.calls),
+        "base": service.base.name,
+    }
+
+
+@router.get("/residents")
+async def residents(request: Request) -> dict[str, Any]:
+    """The adapters in memory."""
+    service = _service(request)
+    return await service.ask(_residents, service)
+
+
+@router.post("/load")
+async def load(body: RefBody, request: Request) -> dict[str, Any]:
+    """Read an adapter from disk, verify it, and keep it ready."""
+    service = _service(request)
+    return await service.load(_load, service, request.state.call, body.ref)
+
+
+@router.post("/unload")
+async def unload(body: RefBody, request: Request) -> dict[str, Any]:
+    """Take an adapter out of memory; refused while a request uses it."""
+    service = _service(request)
+    model = await _adapter(request, body.ref)
+    await service.load(service.engine.bank.unload, model.digest)
+    return {"ref": model.root, "digest": model.digest, "resident": False}
+
+
+@router.post("/pin")
+async def pin(body: PinBody, request: Request) -> dict[str, Any]:
+    """Keep a resident adapter whatever else needs room, or no longer."""
+    service = _service(request)
+    model = await _adapter(request, body.ref)
+    await service.load(service.engine.bank.pin, model.digest, body.pinned)
+    return {"ref": model.root, "digest": model.digest, "pinned": body.pinned}
+
+
+@router.post("/promote")
+async def promote(body: PromoteBody, request: Request) -> dict[str, Any]:
+    """Move an alias, if the recipe's gate allows it; the next request sees it."""
+    service = _service(request)
+    return await service.load(_promote, service, request.state.call, body)
+
+
+def _service(request: Request) -> Service:
+    call: Call = request.state.call
+    return call.service
+
+
+async def _adapter(request: Request, ref: str) -> Model:
+    service = _service(request)
+    return await service.ask(_find, service, request.state.call, ref)
+
+
+def _find(service: Service, call: Call, ref: str) -> Model:
+    """One adapter's version; the base is none, and can't be moved."""
+    model = find_model(service.registry, service.base, call.key, ref)
+    if model.parent is None:
+        raise unknown_model(ref)
+    return model
+
+
+def _load(service: Service, call: Call, ref: str) -> dict[str, Any]:
+    model = _find(service, call, ref)
+    version = service.registry.resolve(Ref.parse(model.root))[0]
+    service.engine.bank.load(service.platform.store.fetch(version), model.root)
+    return {"ref": model.root, "digest": model.digest, "resident": True}
+
+
+def _promote(service: Service, call: Call, body: PromoteBody) -> dict[str, Any]:
+    _find(service, call, body.ref)
+    done = service.platform.promote(body.ref, body.alias, force=body.force, reason=body.reason)
+    return {
+        "ref": str(done.version.ref),
+        "alias": done.alias,
+        "old": done.old,
+        "new": done.new,
+        "forced": done.forced,
+        "checks": [asdict(check) for check in done.checks],
+    }
+
+
+def _residents(service: Service) -> dict[str, Any]:
+    bank = service.engine.bank
+    return {
+        "object": "list",
+        "data": [{**asdict(one), **asdict(bank.counters(one.digest))} for one in bank.residents()],
+        "total_bytes": bank.total_bytes,
+        "budget_bytes": bank.budget_bytes,
+    }

@@ -1,0 +1,83 @@
+"""HTTP/1.1 on one connection, as uvicorn speaks it, with limits on its client's slowness.
+
+Owns: when a connection is given up, and what an unreadable request is told. Must not know:
+requests. What a client does not take is kept for it up to the transport's high-water mark (64 KiB);
+from there on the writer waits, and the clock runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from trunkline.serving.errors import ApiError, told
+
+
+def protocol(read_timeout: float, write_timeout: float) -> type[H11Protocol]:
+    """The protocol's class, with its times in seconds.
+
+    Args:
+        read_timeout: from the connection, or the end of the last answer, to a whole head.
+        write_timeout: without the client taking what was written.
+    """
+
+    class Protocol(H11Protocol):
+        _stuck: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            super().connection_made(transport)
+            self.loop.call_later(read_timeout, self._expect_head)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._unstick()
+            super().connection_lost(exc)
+
+        def _expect_head(self) -> None:
+            if self.cycle is None:
+                self.transport.abort()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unstick()
+            self._stuck = self.loop.call_later(write_timeout, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._unstick()
+
+        def _unstick(self) -> None:
+            if self._stuck is not None:
+                self._stuck.cancel()
+                self._stuck = None
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+                self.transport.close()
+                return
+            body = json.dumps(told(_unreadable())).encode()
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            parts: list[Any] = [
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ]
+            for part in parts:
+                self.transport.write(self.conn.send(part) or b"")
+            self.transport.close()
+
+    return Protocol
+
+
+def _unreadable() -> ApiError:
+    return ApiError(
+        "The request is not HTTP/1.1, or its headers are too large.", "Check what is sent."
+    )

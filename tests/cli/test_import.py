@@ -1,0 +1,152 @@
+"""``trunkline adapters import``: its words, what it prints where, and what is there afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from cli_runner import invoke
+from tiny_base import make_tiny_base
+
+Import = Callable[..., Result]
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("import") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classification adapter of two outputs as PEFT writes it, only to be read."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("elsewhere") / "two-kinds"
+    folder.mkdir()
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {
+        f"{module}.lora_A.weight": torch.ones(4, 32),
+        f"{module}.lora_B.weight": torch.ones(32, 4),
+        "base_model.model.score.weight": torch.ones(2, 32),
+    }
+    save_file(tensors, folder / WEIGHTS)
+    config = {
+        "peft_type": "LORA", "task_type": "SEQ_CLS", "r": 4, "lora_alpha": 8,
+        "target_modules": "model.*q_proj", "base_model_name_or_path": "somebody/model",
+    }  # fmt: skip
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    (tmp_path / "workspace").mkdir()
+    return tmp_path / "workspace"
+
+
+@pytest.fixture
+def bring(elsewhere: Path, base: Path, workspace: Path) -> Import:
+    """Import the adapter as ``toy/kinds`` with more words."""
+
+    def bring(*words: str, folder: Path = elsewhere) -> Result:
+        place = ("--workspace", str(workspace))
+        asked = (str(folder), "--name", "toy/kinds", "--base", str(base))
+        return invoke(*place, "adapters", "import", *asked, *words)
+
+    return bring
+
+
+def test_import_tells_the_version_on_stdout(bring: Import) -> None:
+    result = bring("--labels", "cat, dog")
+    assert result.exit_code == 0
+    for part in (
+        "toy/kinds@1",
+        "classification: cat, dog",
+        "rank 4, alpha 8, 1 modules",
+        "sha256:",
+    ):
+        assert part in result.stdout
+
+
+def test_import_tells_what_it_took_for_granted_on_stderr(bring: Import) -> None:
+    result = bring()
+    assert "LABEL_0 to LABEL_1" in result.stderr
+    assert "trained on 'somebody/model'" in result.stderr
+    assert "verified" not in result.stdout
+
+
+def test_import_json_parses(bring: Import) -> None:
+    told = json.loads(bring("--json").stdout)
+    assert told["adapter"] == "toy/kinds@1"
+    assert told["run"] is None
+    assert len(told["notes"]) == 2
+
+
+def test_imported_version_is_shown_as_verified(bring: Import, workspace: Path) -> None:
+    bring()
+    shown = invoke("--workspace", str(workspace), "adapters", "show", "toy/kinds")
+    assert shown.exit_code == 0
+    assert "verified" in shown.stdout
+
+
+def test_labels_come_from_a_file(bring: Import, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat, wild\ndog\n\n", encoding="utf-8")
+    result = bring("--labels-file", str(tmp_path / "labels.txt"))
+    assert "classification: cat, wild, dog" in result.stdout
+
+
+def test_template_and_cleaning_stand_in_the_artifact(bring: Import, workspace: Path) -> None:
+    bring("--template", "Kind: {text}", "--chat", "--clean", "strip,squeeze")
+    manifest = json.loads((workspace / "adapters/toy/kinds/1/trunkline.json").read_text())
+    assert manifest["template"] == {
+        "prompt": "Kind: {text}", "chat": True, "clean": ["strip", "squeeze"], "system": None,
+    }  # fmt: skip
+
+
+def test_base_before_the_command_is_taken(elsewhere: Path, base: Path, workspace: Path) -> None:
+    place = ("--workspace", str(workspace), "--base", str(base))
+    result = invoke(*place, "adapters", "import", str(elsewhere), "--name", "toy/kinds")
+    assert result.exit_code == 0
+
+
+WRONG_USE = [
+    (("--name", "kinds"), "is not a ref"),
+    (("--name", "toy/kinds@2"), "names a version"),
+    (("--labels", "cat"), "1 labels"),
+    (("--labels", "a,b", "--labels-file", __file__), "say the same"),
+    (("--template", "no place"), "{text} exactly once"),
+    (("--clean", "polish"), "'polish' is no cleaning step"),
+    (("--task", "generation"), "which is not for generation"),
+    (("--base", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), WRONG_USE, ids=[words[1] for words, _ in WRONG_USE])
+def test_wrong_use_is_one_sentence_and_code_2(
+    bring: Import, words: tuple[str, ...], told: str
+) -> None:
+    result = bring(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+    assert "Hint: " in result.stderr
+
+
+def test_base_must_be_named(elsewhere: Path, workspace: Path) -> None:
+    words = ("adapters", "import", str(elsewhere), "--name", "toy/kinds")
+    result = invoke("--workspace", str(workspace), *words)
+    assert "needs the base" in result.stderr
+
+
+def test_refusal_leaves_no_version(bring: Import, elsewhere: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(elsewhere, tmp_path / "dora"))
+    config = json.loads((folder / CONFIG).read_text()) | {"use_dora": True}
+    (folder / CONFIG).write_text(json.dumps(config))
+    assert "uses DoRA" in bring(folder=folder).stderr
+    assert "toy/kinds@1" in bring().stdout

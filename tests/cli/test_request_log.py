@@ -1,0 +1,181 @@
+"""requests and lineage: from an answer to the version, the run and the rows behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from trunkline.refs import Ref
+from trunkline.registry.records import RequestLine, VersionRecord
+from trunkline.registry.store import Registry
+from trunkline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+Log = Callable[..., None]
+
+
+@pytest.fixture
+def registry(run_copy: Run, tmp_path: Path) -> Iterator[Registry]:
+    with Registry.open(Workspace.locate(tmp_path / "copy").registry_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def version(registry: Registry) -> VersionRecord:
+    return registry.resolve(Ref.parse("toy/animals@1"))[0]
+
+
+@pytest.fixture
+def log(registry: Registry, version: VersionRecord) -> Log:
+    """Write a line: an answer of toy/animals@1 unless said otherwise."""
+
+    def write(id: str, **other: Any) -> None:
+        line: dict[str, Any] = {
+            "at": datetime(2026, 11, 21, 22, 10, 3, tzinfo=UTC),
+            "key": None,
+            "route": "/v1/classify",
+            "asked": "toy/animals",
+            "version": "toy/animals@1",
+            "digest": version.digest,
+            "prompt_tokens": 14,
+            "new_tokens": 0,
+            "status": 200,
+            "seconds": 0.082,
+        }
+        registry.log_requests([RequestLine(id=id, **line | other)])
+
+    return write
+
+
+UNKNOWN = {"asked": "toy/animal", "version": None, "digest": None, "status": 404}
+
+
+def test_requests_are_listed_newest_first(run_copy: Run, log: Log) -> None:
+    log("req-1")
+    log("req-2")
+    lines = run_copy("requests", "list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["id", "req-2", "req-1"]
+
+
+def test_line_shows_version_status_and_tokens(run_copy: Run, log: Log) -> None:
+    log("req-1")
+    line = run_copy("requests", "list").stdout.splitlines()[1]
+    assert line.split()[3:] == ["toy/animals@1", "200", "14+0", "82", "ms"]
+
+
+def test_line_without_a_version_shows_what_was_asked(run_copy: Run, log: Log) -> None:
+    log("req-1", **UNKNOWN)
+    line = run_copy("requests", "list").stdout.splitlines()[1]
+    assert line.split()[3:5] == ["(toy/animal)", "404"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--adapter", "toy/prices"), ("--key", "4k2mw0qz")], ids=lambda words: words[0]
+)
+def test_requests_can_be_narrowed(run_copy: Run, log: Log, words: tuple[str, str]) -> None:
+    log("req-1")
+    log("req-2", version="toy/prices@1", key="4k2mw0qz")
+    told = json.loads(run_copy("requests", "list", *words, "--json").stdout)
+    assert [one["id"] for one in told] == ["req-2"]
+
+
+def test_listing_that_is_cut_says_so(run_copy: Run, log: Log) -> None:
+    log("req-1")
+    log("req-2")
+    result = run_copy("requests", "list", "--limit", "1")
+    assert len(result.stdout.splitlines()) == 2
+    assert "--limit shows them" in result.stderr
+
+
+def test_empty_log_says_who_writes_it(run_copy: Run) -> None:
+    result = run_copy("requests", "list")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "trunkline serve" in result.stderr
+
+
+def test_lineage_leads_to_version_run_and_rows(
+    run_copy: Run, log: Log, version: VersionRecord
+) -> None:
+    log("req-1")
+    told = json.loads(run_copy("lineage", "--request", "req-1", "--json").stdout)
+    assert told["request"]["version"] == "toy/animals@1"
+    assert told["version"]["digest"] == version.digest
+    assert told["version"]["base_digest"] == version.base_digest
+    assert told["run"]["number"] == version.run
+    assert told["run"]["dataset_fingerprint"] == version.dataset_fingerprint
+
+
+def test_lineage_prints_what_an_audit_asks_for(
+    run_copy: Run, log: Log, version: VersionRecord
+) -> None:
+    log("req-1")
+    told = run_copy("lineage", "--request", "req-1").stdout
+    fields = dict(line.split(maxsplit=1) for line in told.splitlines())
+    assert fields["at"] == "2026-11-21T22:10:03+00:00"
+    assert fields["digest"] == version.digest
+    assert fields["rows"] == version.dataset_fingerprint
+    assert fields["split"] == version.split_fingerprint
+    assert fields["run"].startswith("1 of toy/animals, finished, ")
+    assert version.base_digest in fields["base"]
+
+
+@pytest.mark.parametrize("id", ["req-1", "chatcmpl-req-1", "cmpl-req-1"])
+def test_lineage_takes_the_id_of_an_answer(run_copy: Run, log: Log, id: str) -> None:
+    log("req-1")
+    assert "request  req-1\n" in run_copy("lineage", "--request", id).stdout
+
+
+def test_lineage_names_the_aliases_of_today(run_copy: Run, log: Log) -> None:
+    log("req-1")
+    words = ("adapters", "promote", "toy/animals@1", "--alias", "trial")
+    assert run_copy(*words, "--force", "--reason", "a test").exit_code == 0
+    assert "aliases  trial" in run_copy("lineage", "--request", "req-1").stdout
+
+
+def test_lineage_shows_the_text_where_it_was_kept(run_copy: Run, log: Log) -> None:
+    log("req-1", text="a carp", output="fish")
+    fields = run_copy("lineage", "--request", "req-1").stdout
+    assert "a carp" in fields
+    assert "fish" in fields
+
+
+def test_lineage_of_a_request_that_reached_no_version(run_copy: Run, log: Log) -> None:
+    log("req-1", **UNKNOWN)
+    result = run_copy("lineage", "--request", "req-1")
+    assert result.exit_code == 0
+    assert "asked    toy/animal\n" in result.stdout
+    assert "No version was reached" in result.stderr
+
+
+def test_lineage_of_an_answer_of_the_base(run_copy: Run, log: Log) -> None:
+    log("req-1", asked="base", version="base", digest="ab" * 32)
+    result = run_copy("lineage", "--request", "req-1")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "version  base" in result.stdout
+    assert "ab" * 32 in result.stdout
+
+
+def test_lineage_never_shows_another_version_of_that_name(run_copy: Run, log: Log) -> None:
+    log("req-1", digest="sha256:" + "0" * 64)
+    result = run_copy("lineage", "--request", "req-1")
+    assert "rows" not in result.stdout
+    assert "does not know that version" in result.stderr
+
+
+def test_lineage_of_a_version_that_is_gone(run_copy: Run, log: Log) -> None:
+    log("req-1", version="toy/animals@9")
+    told = json.loads(run_copy("lineage", "--request", "req-1", "--json").stdout)
+    assert (told["version"], told["run"]) == (None, None)
+
+
+def test_lineage_of_an_unknown_request_is_wrong_use(run_copy: Run) -> None:
+    result = run_copy("lineage", "--request", "req-9")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "trunkline requests list" in result.stderr

@@ -1,0 +1,360 @@
+"""Keys: what is kept of them, who gets in, and what a pattern covers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import event
+
+from trunkline.errors import NotFoundError, UsageError
+from trunkline.refs import Ref
+from trunkline.registry import keys as module
+from trunkline.registry.keys import check_pattern
+from trunkline.registry.records import KeyRecord
+from trunkline.registry.store import Registry
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+GRAMMAR = re.compile(r"\*|base|[a-z][a-z0-9-]{0,39}/(\*|[a-z][a-z0-9-]{0,63})", re.ASCII)
+
+domains = st.from_regex(r"[a-c][a-c0-9-]{0,2}", fullmatch=True)
+adapters = st.builds("{}/{}".format, domains, domains)
+names = adapters | st.just("base")
+patterns = st.just("*") | st.builds("{}/*".format, domains) | names
+any_text = st.text(st.characters(exclude_categories=()))
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
+    """``at(time)`` sets the clock that keys are judged by."""
+
+    def at(time: datetime) -> None:
+        monkeypatch.setattr(module, "utc_now", lambda: time)
+
+    return at
+
+
+@pytest.fixture
+def statements(registry: Registry) -> Iterator[list[str]]:
+    """Every statement that the registry sends from here on."""
+    sent: list[str] = []
+    engine = registry._engines.reading
+
+    def note(connection: object, cursor: object, statement: str, *more: object) -> None:
+        sent.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(engine, "before_cursor_execute", note)
+
+
+# ------------------------------------------------------------------------------- creating
+
+
+def test_a_key_has_an_id_and_a_secret(registry: Registry) -> None:
+    record, plain = registry.create_key("ada")
+    prefix, id, secret = plain.split("-", 2)
+    assert (prefix, id, len(id), len(secret)) == ("tl", record.id, 8, 43)
+
+
+def test_a_key_may_use_everything_unless_told(registry: Registry) -> None:
+    assert registry.create_key("ada")[0].adapters == ("*",)
+
+
+def test_a_created_key_is_given_back_as_it_is_kept(registry: Registry) -> None:
+    until = datetime(2099, 1, 1, 12, tzinfo=timezone(timedelta(hours=-5)))
+    record, plain = registry.create_key(
+        "ada", ["medical/*", "base", "medical/*"], admin=True, expires=until
+    )
+    assert (record.owner, record.adapters, record.admin, record.expires, record.removed) == (
+        "ada",
+        ("medical/*", "base"),
+        True,
+        until,
+        None,
+    )
+    assert registry.key_of(plain) == record
+    assert registry.keys() == [record]
+
+
+def test_neither_key_nor_secret_is_in_the_database(registry: Registry, database: Path) -> None:
+    plains = [registry.create_key("ada", admin=True)[1] for _ in range(3)]
+    for plain in plains:
+        registry.key_of(plain)
+    registry.remove_key(plains[0].split("-")[1])
+    files = [path.read_bytes() for path in database.parent.glob("registry.db*")]
+    registry.close()
+    files.append(database.read_bytes())
+    assert plains[0].split("-")[1].encode() in files[-1]
+    for content in files:
+        assert all(plain.split("-", 2)[2].encode() not in content for plain in plains)
+
+
+def test_a_key_s_beginning_and_end_are_events_without_the_secret(registry: Registry) -> None:
+    record, plain = registry.create_key("ada", ["medical/*"], actor="root")
+    registry.remove_key(record.id)
+    removed, created = registry.events(subject=f"key/{record.id}")
+    assert (created.kind, created.actor, created.detail) == (
+        "key-created",
+        "root",
+        {"owner": "ada", "adapters": ["medical/*"], "admin": False, "expires": None},
+    )
+    assert (removed.kind, removed.detail) == ("key-removed", {"owner": "ada"})
+    assert removed.actor.startswith("system:")
+    assert plain.split("-", 2)[2] not in repr((created, removed))
+
+
+def test_no_adapter_can_be_named_like_a_key_s_events(registry: Registry) -> None:
+    for _ in range(20):
+        with pytest.raises(UsageError):
+            Ref("key", registry.create_key("ada")[0].id)
+
+
+@pytest.mark.parametrize(
+    "owner", ["", " ", "a" * 81, "a\nb", "a\0", "\x1b[31m", "\u202egro", "\ud800"]
+)
+def test_an_owner_that_can_not_be_shown_is_refused(registry: Registry, owner: str) -> None:
+    with pytest.raises(UsageError, match="owner of a key"):
+        registry.create_key(owner)
+
+
+def test_an_owner_may_be_written_in_any_script(registry: Registry) -> None:
+    assert registry.create_key("Łukasz 様")[0].owner == "Łukasz 様"
+
+
+@pytest.mark.parametrize(
+    ("expires", "reason"),
+    [
+        (datetime(2099, 1, 1), "no time zone"),
+        (datetime(2020, 1, 1, tzinfo=UTC), "in the past"),
+        (datetime.max.replace(tzinfo=timezone(timedelta(hours=-5))), "out of range"),
+    ],
+)
+def test_an_expiry_that_can_not_be_is_refused(
+    registry: Registry, expires: datetime, reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        registry.create_key("ada", expires=expires)
+    assert caught.value.hint
+
+
+def test_adapters_given_as_one_text_are_refused(registry: Registry) -> None:
+    with pytest.raises(UsageError, match="are a list"):
+        registry.create_key("ada", "*")
+
+
+def test_a_refused_key_leaves_nothing(registry: Registry) -> None:
+    with pytest.raises(UsageError):
+        registry.create_key("ada", ["medical/*", "medical/icd10@3"])
+    assert (registry.keys(), registry.events()) == ([], [])
+
+
+# -------------------------------------------------------------------------------- finding
+
+
+def test_a_wrong_secret_with_the_right_id_finds_nothing(registry: Registry) -> None:
+    plain = registry.create_key("ada")[1]
+    other = registry.create_key("bob")[1]
+    assert registry.key_of(plain[:12] + other[12:]) is None
+    assert registry.key_of(plain[:-1] + ("A" if plain[-1] != "A" else "B")) is None
+
+
+def test_the_hash_of_a_key_is_not_a_key(registry: Registry) -> None:
+    plain = registry.create_key("ada")[1]
+    assert registry.key_of(module._hash(plain)) is None
+
+
+def test_secrets_are_compared_in_constant_time(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = registry.create_key("ada")[1]
+    monkeypatch.setattr(module.hmac, "compare_digest", lambda a, b: False)
+    assert registry.key_of(plain) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tl-",
+        "ключ",
+        "\0",
+        "tl-0aaaaaaa-" + "\0" * 43,
+        "tl-0aaaaaaa-" + "\ud800" * 43,
+        "tl-٠aaaaaaa-" + "a" * 43,
+        "tl-0aaaaaaa-" + "a" * 43 + "\n",
+        "tl-0aaaaaaa-" + "a" * 10_000_000,
+        "a" * 10_000_000,
+    ],
+    ids=range(10),
+)
+def test_any_text_may_be_asked_about(registry: Registry, text: str) -> None:
+    assert registry.key_of(text) is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(any_text)
+def test_no_text_makes_the_lookup_fail(registry: Registry, text: str) -> None:
+    assert registry.key_of(text) is None
+    assert registry.key_of(f"tl-0aaaaaaa-{text}") is None
+
+
+def test_finding_a_key_is_one_query_by_its_index(registry: Registry, statements: list[str]) -> None:
+    plain = registry.create_key("ada")[1]
+    statements.clear()
+    registry.key_of(plain)
+    (query,) = [text for text in statements if text.startswith("SELECT")]
+    with registry._engines.reading.connect() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", (plain[3:11],)).all()
+    assert "USING INDEX" in plan[0][-1]
+
+
+def test_ten_thousand_unknown_keys_leave_no_rows(registry: Registry) -> None:
+    for number in range(10_000):
+        assert registry.key_of(f"tl-0{number:07d}-{'a' * 43}") is None
+    assert (registry.keys(), registry.events(), registry.requests()) == ([], [], [])
+
+
+def test_a_key_is_good_until_the_moment_it_expires(
+    registry: Registry, at: Callable[[datetime], None]
+) -> None:
+    at(NOW)
+    until = (NOW + timedelta(hours=1)).astimezone(timezone(timedelta(hours=9)))
+    plain = registry.create_key("ada", expires=until)[1]
+    at(until - timedelta(microseconds=1))
+    assert registry.key_of(plain) is not None
+    at(until)
+    assert registry.key_of(plain) is None
+
+
+# ------------------------------------------------------------------------------- removing
+
+
+def test_a_removed_key_finds_nothing_but_stays_listed(registry: Registry) -> None:
+    record, plain = registry.create_key("ada")
+    removed = registry.remove_key(record.id)
+    assert registry.key_of(plain) is None
+    assert removed.removed is not None
+    assert registry.keys() == [removed]
+
+
+def test_a_key_is_removed_once(registry: Registry) -> None:
+    id = registry.create_key("ada")[0].id
+    first = registry.remove_key(id)
+    assert registry.remove_key(id) == first
+    assert len(registry.events(subject=f"key/{id}")) == 2
+
+
+@pytest.mark.parametrize("id", ["0aaaaaaa", "", "\ud800", "x" * 1000])
+def test_removing_an_unknown_key_is_refused(registry: Registry, id: str) -> None:
+    with pytest.raises(NotFoundError, match="no key") as caught:
+        registry.remove_key(id)
+    assert "trunkline keys list" in (caught.value.hint or "")
+
+
+def test_keys_are_listed_newest_first(registry: Registry) -> None:
+    for owner in ("a", "b", "c"):
+        registry.create_key(owner)
+    listed = registry.keys()
+    assert [key.owner for key in listed] == ["c", "b", "a"]
+
+
+def test_a_registry_has_keys_until_all_are_removed(registry: Registry) -> None:
+    assert not registry.has_keys()
+    ids = [registry.create_key("ada")[0].id for _ in range(2)]
+    registry.remove_key(ids[0])
+    assert registry.has_keys()
+    registry.remove_key(ids[1])
+    assert not registry.has_keys()
+
+
+def test_an_expired_key_still_means_that_there_are_keys(
+    registry: Registry, at: Callable[[datetime], None]
+) -> None:
+    at(NOW)
+    registry.create_key("ada", expires=NOW + timedelta(days=1))
+    at(NOW + timedelta(days=2))
+    assert registry.has_keys()
+
+
+def test_another_process_s_key_is_known_at_once_and_gone_at_once(
+    registry: Registry, database: Path
+) -> None:
+    def elsewhere(script: str) -> str:
+        opening = (
+            "import sys\n"
+            "from trunkline.registry.store import Registry\n"
+            "registry = Registry.open(sys.argv[1])\n"
+        )
+        command = [sys.executable, "-c", opening + script, f"sqlite:///{database}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    plain = elsewhere("print(registry.create_key('ada')[1])")
+    found = registry.key_of(plain)
+    assert found is not None
+    elsewhere(f"registry.remove_key({found.id!r})")
+    assert registry.key_of(plain) is None
+
+
+# ------------------------------------------------------------------------------- patterns
+
+
+def key(*patterns: str) -> KeyRecord:
+    return KeyRecord("0aaaaaaa", "ada", patterns, False, NOW, None, None)
+
+
+@given(st.lists(patterns, max_size=4), names)
+def test_a_key_may_use_what_its_patterns_match(patterns: list[str], name: str) -> None:
+    expected = any(fnmatchcase(name, pattern) for pattern in patterns)
+    assert key(*patterns).may_use(name) == expected
+
+
+@given(patterns)
+def test_every_pattern_of_the_grammar_is_taken(pattern: str) -> None:
+    assert check_pattern(pattern) == pattern
+
+
+@given(any_text | st.builds("{}{}".format, patterns, any_text))
+def test_only_what_is_of_the_grammar_is_taken(text: str) -> None:
+    def taken() -> bool:
+        try:
+            return check_pattern(text) == text
+        except UsageError:
+            return False
+
+    assert taken() == (GRAMMAR.fullmatch(text) is not None)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("", "medical", "*/*", "**", "*/icd10", "medical/icd*", "medical/icd10@3", "medical/*@3"),
+        *("base/", "base@1", "Medical/*", "medical/a/b", "medical/\n", "medical/*\n"),
+        *("\ud800/*", "../*"),
+    ],
+)
+def test_a_pattern_outside_the_grammar_is_refused(registry: Registry, pattern: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        registry.create_key("ada", [pattern])
+    assert caught.value.hint
+
+
+@given(any_text)
+def test_what_is_no_name_may_not_be_used(text: str) -> None:
+    name = f"a/b@{text}"
+    assert not key("*", "a/*", "a/b", name).may_use(name)
+    assert not key("*").may_use(f"*{text}")
+
+
+def test_an_admin_s_key_uses_no_more_than_its_patterns_say() -> None:
+    admin = KeyRecord("0aaaaaaa", "ada", ("medical/*",), True, NOW, None, None)
+    assert not admin.may_use("retail/department")

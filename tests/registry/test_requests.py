@@ -1,0 +1,238 @@
+"""The request log: lines are added, paged through, and never changed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import select
+
+import trunkline.registry
+from trunkline.errors import NotFoundError, RegistryError, UsageError
+from trunkline.registry.records import RequestLine
+from trunkline.registry.requests import Requests
+from trunkline.registry.store import Registry
+from trunkline.registry.tables import LoggedRequest
+
+NAMES = (ast.Name, ast.Attribute)
+
+LINE = RequestLine(
+    id="req-1",
+    at=datetime(2030, 1, 1, 9, 30, tzinfo=timezone(timedelta(hours=9))),
+    key="0aaaaaaa",
+    route="/v1/chat/completions",
+    asked="medical/icd10@champion",
+    version="medical/icd10@3",
+    digest="sha256:" + "a" * 64,
+    prompt_tokens=12,
+    new_tokens=34,
+    status=200,
+    seconds=0.25,
+)
+
+
+def lines(count: int, start: int = 0, **more: Any) -> list[RequestLine]:
+    return [replace(LINE, id=f"r{number}", **more) for number in range(start, start + count)]
+
+
+def test_a_request_comes_back_as_it_was_logged(registry: Registry) -> None:
+    registry.log_requests([LINE])
+    found = registry.request("req-1")
+    assert {field.name: getattr(found, field.name) for field in fields(LINE)} == {
+        field.name: getattr(LINE, field.name) for field in fields(LINE)
+    }
+    assert found.at.tzinfo is UTC
+
+
+def test_text_and_output_are_kept_where_given(registry: Registry) -> None:
+    registry.log_requests([replace(LINE, text="What is it?", output="Appendicitis.")])
+    found = registry.request("req-1")
+    assert (found.text, found.output) == ("What is it?", "Appendicitis.")
+
+
+def test_a_request_that_came_to_no_version_is_logged(registry: Registry) -> None:
+    registry.log_requests([replace(LINE, key=None, version=None, digest=None, status=404)])
+    found = registry.request("req-1")
+    assert (found.key, found.version, found.digest, found.status) == (None, None, None, 404)
+
+
+def test_no_lines_are_no_transaction(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_write", None)
+    registry.log_requests([])
+
+
+def test_lines_are_logged_together_or_not_at_all(registry: Registry) -> None:
+    with pytest.raises(RegistryError, match="UNIQUE"):
+        registry.log_requests([*lines(3), LINE, LINE])
+    assert registry.requests() == []
+
+
+def test_an_id_is_used_once(registry: Registry) -> None:
+    registry.log_requests([LINE])
+    with pytest.raises(RegistryError):
+        registry.log_requests([replace(LINE, status=500)])
+    assert registry.request("req-1").status == 200
+
+
+@pytest.mark.parametrize("id", ["", "a" * 81, "a b", "a/b", "a\n", "é", "\ud800", "\0"])
+def test_a_malformed_id_is_not_logged(registry: Registry, id: str) -> None:
+    with pytest.raises(UsageError, match="not the id of a request") as caught:
+        registry.log_requests([replace(LINE, id=id)])
+    assert caught.value.hint
+
+
+def test_a_malformed_key_is_not_logged(registry: Registry) -> None:
+    with pytest.raises(UsageError, match="not the id of a key"):
+        registry.log_requests([replace(LINE, key="a b")])
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(exclude_categories=())))
+def test_no_text_keeps_a_line_from_the_log(registry: Registry, text: str) -> None:
+    id = uuid4().hex
+    registry.log_requests([replace(LINE, id=id, asked=text, text=text, output=text)])
+    assert len(registry.request(id).text or "") == len(text)
+
+
+def test_what_no_database_takes_is_replaced(registry: Registry) -> None:
+    registry.log_requests([replace(LINE, asked="a\0b", text="\ud800ä😀")])
+    found = registry.request("req-1")
+    assert (found.asked, found.text) == ("a\ufffdb", "\ufffdä😀")
+
+
+def test_a_name_that_a_client_made_long_is_cut(registry: Registry) -> None:
+    registry.log_requests([replace(LINE, asked="x" * 1_000_000)])
+    assert registry.request("req-1").asked == "x" * 200
+
+
+@pytest.mark.parametrize("id", ["req-2", "", "x" * 1000, "\ud800", "\0"])
+def test_an_unknown_request_is_refused(registry: Registry, id: str) -> None:
+    with pytest.raises(NotFoundError, match="no request") as caught:
+        registry.request(id)
+    assert "trunkline requests list" in (caught.value.hint or "")
+
+
+# -------------------------------------------------------------------------------- listing
+
+
+def test_requests_are_listed_newest_first_whatever_their_times(registry: Registry) -> None:
+    registry.log_requests([LINE, replace(LINE, id="req-2", at=LINE.at - timedelta(days=1))])
+    assert [row.id for row in registry.requests()] == ["req-2", "req-1"]
+
+
+def test_pages_follow_one_another_while_lines_are_added(registry: Registry) -> None:
+    registry.log_requests(lines(5))
+    first = registry.requests(2)
+    registry.log_requests(lines(5, start=5))
+    second = registry.requests(2, before=first[-1].seq)
+    assert [row.id for row in first + second] == ["r4", "r3", "r2", "r1"]
+
+
+@pytest.mark.parametrize(("before", "count"), [(-(10**30), 0), (0, 0), (10**30, 3)])
+def test_a_page_may_begin_anywhere(registry: Registry, before: int, count: int) -> None:
+    registry.log_requests(lines(3))
+    assert len(registry.requests(before=before)) == count
+
+
+def test_requests_are_chosen_by_adapter_whatever_the_version(registry: Registry) -> None:
+    versions = ["medical/icd10@3", "medical/icd10@4", "medical/icd10-chapter@3", "base", None]
+    registry.log_requests(
+        [replace(LINE, id=f"r{n}", version=version) for n, version in enumerate(versions)]
+    )
+    assert [row.id for row in registry.requests(adapter="medical/icd10")] == ["r1", "r0"]
+    assert [row.id for row in registry.requests(adapter="base")] == ["r3"]
+
+
+def test_requests_are_chosen_by_key(registry: Registry) -> None:
+    registry.log_requests([LINE, *lines(2, key="1bbbbbbb"), *lines(1, start=2, key=None)])
+    assert [row.id for row in registry.requests(key="1bbbbbbb")] == ["r1", "r0"]
+    assert registry.requests(key="9unknown") == []
+
+
+@pytest.mark.parametrize("adapter", ["medical", "medical/icd10@3", "", "\ud800/x"])
+def test_a_malformed_adapter_is_refused(registry: Registry, adapter: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        registry.requests(adapter=adapter)
+    assert caught.value.hint
+
+
+def test_a_malformed_key_is_refused(registry: Registry) -> None:
+    with pytest.raises(UsageError, match="not the id of a key"):
+        registry.requests(key="\ud800")
+
+
+@pytest.mark.parametrize(
+    ("column", "index"),
+    [
+        (LoggedRequest.adapter, "ix_requests_adapter_seq (adapter=? AND seq<?)"),
+        (LoggedRequest.key_id, "ix_requests_key_id_seq (key_id=? AND seq<?)"),
+        (LoggedRequest.digest, "ix_requests_digest (digest=? AND rowid<?)"),
+        (None, "INTEGER PRIMARY KEY (rowid<?)"),
+    ],
+)
+def test_a_page_is_read_from_an_index_without_sorting(
+    registry: Registry, column: Any, index: str
+) -> None:
+    query = select(LoggedRequest).where(LoggedRequest.seq < 9).order_by(LoggedRequest.seq.desc())
+    if column is not None:
+        query = query.where(column == "x")
+    with registry._engines.reading.connect() as connection:
+        text = str(query.compile(connection.engine, compile_kwargs={"literal_binds": True}))
+        plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")]
+    assert len(plan) == 1
+    assert plan[0].endswith(index)
+
+
+# --------------------------------------------------------------------------- never changed
+
+
+def test_the_log_can_only_be_added_to_and_read() -> None:
+    methods = {name for name in vars(Requests) if not name.startswith("_")}
+    assert methods == {"log_requests", "request", "requests"}
+
+
+def test_only_the_log_s_module_touches_its_table_and_only_adds_and_reads() -> None:
+    users = {}
+    for path in Path(trunkline.registry.__file__ or "").parent.glob("*.py"):
+        names = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, NAMES)]
+        if any(isinstance(node, ast.Name) and node.id == "LoggedRequest" for node in names):
+            users[path.name] = names
+    assert list(users) == ["requests.py"]
+    called = {node.id for node in users["requests.py"] if isinstance(node, ast.Name)}
+    assert {"select", "insert"} == called & {"select", "insert", "update", "delete"}
+    attributes = [node for node in users["requests.py"] if isinstance(node, ast.Attribute)]
+    assert not {node.attr for node in attributes} & {"delete", "merge", "exec_driver_sql"}
+    assert not [node.attr for node in attributes if isinstance(node.ctx, ast.Store)]
+
+
+def test_two_processes_log_at_once_and_lose_nothing(registry: Registry, database: Path) -> None:
+    script = (
+        "import sys\n"
+        "from datetime import UTC, datetime\n"
+        "from trunkline.registry.records import RequestLine\n"
+        "from trunkline.registry.store import Registry\n"
+        "registry = Registry.open(sys.argv[1], busy_seconds=60)\n"
+        "for number in range(20):\n"
+        "    registry.log_requests([\n"
+        "        RequestLine(f'{sys.argv[2]}-{number}-{part}', datetime.now(UTC), None, '/v1',\n"
+        "                    'base', 'base', None, 1, 1, 200, 0.1)\n"
+        "        for part in range(5)\n"
+        "    ])\n"
+    )
+    url = f"sqlite:///{database}"
+    processes = [subprocess.Popen([sys.executable, "-c", script, url, me]) for me in "ab"]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    rows = registry.requests(1000)
+    assert {row.id for row in rows} == {
+        f"{me}-{number}-{part}" for me in "ab" for number in range(20) for part in range(5)
+    }
+    assert [row.seq for row in rows] == list(range(200, 0, -1))

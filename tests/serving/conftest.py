@@ -1,0 +1,106 @@
+"""Registries with versions, a workspace with real artifacts, and servers on it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server_process import ServerProcess
+from trunkline.api import open
+from trunkline.contracts import Template
+from trunkline.refs import Ref
+from trunkline.registry.store import Registry
+from workbench import make_artifact, tiny
+
+__all__ = ["tiny"]
+
+BASE = "b" * 64
+OTHER_BASE = "c" * 64
+
+MADE = (
+    ("animals", "classification"),
+    ("animals", "classification"),
+    ("prices", "regression"),
+    ("plurals", "generation"),
+    ("plurals", "generation"),
+)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", busy_seconds=0.2) as opened:
+        yield opened
+
+
+@pytest.fixture
+def versions(registry: Registry) -> Registry:
+    """``medical/icd`` with two versions, the first the champion; ``retail/tax``; one of another
+    base."""
+    for digest, name in ((BASE, "tiny"), (OTHER_BASE, "other")):
+        record_base(registry, digest, name)
+    add_version(registry, "medical", "icd")
+    add_version(registry, "medical", "icd")
+    add_version(registry, "medical", "strange", base=OTHER_BASE)
+    add_version(registry, "retail", "tax")
+    registry.set_alias(Ref("medical", "icd", "1"), "champion")
+    return registry
+
+
+def record_base(registry: Registry, digest: str, name: str) -> None:
+    registry.record_base(
+        digest=digest, name=name, source="made", architecture="L", parameters=1, dtype="float32"
+    )
+
+
+def add_version(registry: Registry, domain: str, name: str, base: str = BASE) -> None:
+    number = registry.reserve_version(domain, name, task="classification")
+    registry.publish_version(
+        domain, name, number, digest=f"sha256:{number:064x}", path=f"{domain}/{name}/{number}",
+        bytes=1, base_digest=base,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def made_site(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A workspace to copy: ``toy/animals`` 1 (champion) and 2, ``toy/prices`` 1, ``toy/plurals`` 1
+    and 2."""
+    folder = tmp_path_factory.mktemp("site") / "workspace"
+    folder.mkdir()
+    platform = open(folder, base=str(tiny), no_plugins=True)
+    digest = ""
+    for seed, (name, kind) in enumerate(MADE):
+        source = folder.parent / str(seed)
+        made = Template(prompt="{text}", chat=kind == "generation")
+        make_artifact(source, tiny, kind, seed=seed, template=made)
+        if not digest:
+            from trunkline.base_model import describe
+
+            digest = describe(str(tiny)).digest
+            record_base(platform.registry, digest, tiny.name)
+        ref = Ref("toy", name)
+        platform.store.publish(source, ref, task=kind, run=None, base_digest=digest)
+    platform.registry.set_alias(Ref("toy", "animals", "1"), "champion")
+    platform.registry.close()
+    return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path, made_site: Path) -> Path:
+    """A workspace of the test's own."""
+    return Path(shutil.copytree(made_site, tmp_path / "site"))
+
+
+@pytest.fixture(scope="module")
+def running(
+    tmp_path_factory: pytest.TempPathFactory, made_site: Path, tiny: Path
+) -> Iterator[ServerProcess]:
+    """A server in a process of its own, for a module's tests."""
+    folder = tmp_path_factory.mktemp("running") / "site"
+    with ServerProcess(
+        Path(shutil.copytree(made_site, folder)), tiny, write_timeout=1.0, read_timeout=2.0
+    ) as server:
+        yield server
+        assert server.stop() == 0

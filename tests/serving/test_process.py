@@ -1,0 +1,230 @@
+"""A real server process and its real clients: many, slow, gone; and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from server_process import ServerProcess, wait_until
+from trunkline.registry.records import RequestRecord
+from trunkline.registry.store import Registry
+
+SAID: Any = [{"role": "user", "content": "The quick brown fox"}]
+LONG: dict[str, Any] = {"model": "toy/plurals", "messages": SAID, "max_tokens": 200, "seed": 1}
+
+
+def last_logged(server: ServerProcess) -> RequestRecord | None:
+    with Registry.open(f"sqlite:///{server.workspace / 'registry.db'}") as registry:
+        return next(iter(registry.requests(1)), None)
+
+
+def is_idle(server: ServerProcess) -> bool:
+    told = server.get("/admin/state")
+    return bool(told["in_flight"] == 1 and told["running"] == told["waiting"] == 0)
+
+
+def events(response: httpx2.Response) -> list[str]:
+    lines = response.read().decode().split("\n\n")
+    return [line.removeprefix("data: ") for line in lines if line]
+
+
+def connect(server: ServerProcess, receive_buffer: int = 0) -> socket.socket:
+    """A bare connection."""
+    url = httpx2.URL(server.url)
+    made = socket.socket()
+    if receive_buffer:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    made.settimeout(60)
+    made.connect((url.host, url.port))
+    return made
+
+
+def post(connection: socket.socket, path: str, body: dict[str, Any]) -> None:
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection.sendall(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
+
+
+# ---------------------------------------------------------------------------------- many clients
+
+
+def ask_all(server: ServerProcess, count: int) -> None:
+    """``count`` streams at once, over three models; each must be what it is alone."""
+    models = ("toy/plurals@1", "toy/plurals@2", "base")
+
+    def text(client: openai.OpenAI, number: int) -> tuple[str, str]:
+        chunks = list(
+            client.chat.completions.create(
+                model=models[number % 3],
+                messages=[{"role": "user", "content": f"Say {number % 7}"}],
+                max_tokens=24,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+        assert chunks[-1].usage is not None
+        said = (one.choices[0].delta.content or "" for one in chunks if one.choices)
+        return chunks[-1].model, "".join(said)
+
+    with server.client() as client, ThreadPoolExecutor(count) as threads:
+        alone = {number: text(client, number) for number in range(min(count, 21))}
+        told = list(threads.map(lambda number: text(client, number), range(count)))
+    assert [one[0] for one in told] == [models[number % 3] for number in range(count)]
+    assert told == [alone[number % 21] for number in range(count)]
+
+
+def test_streams_side_by_side_are_what_each_is_alone(running: ServerProcess) -> None:
+    ask_all(running, 24)
+
+
+@pytest.mark.slow
+def test_two_hundred_streams_at_once(running: ServerProcess) -> None:
+    ask_all(running, 200)
+    wait_until(lambda: is_idle(running), "rows are free again")
+
+
+@pytest.mark.slow
+def test_ten_thousand_unknown_names_leave_nothing_behind(running: ServerProcess) -> None:
+    def series() -> int:
+        text = httpx2.get(running.url + "/metrics", timeout=60).text
+        return sum(not line.startswith("#") for line in text.splitlines())
+
+    def resident() -> int:
+        pages = Path(f"/proc/{running.process.pid}/statm").read_text().split()[1]
+        return int(pages) * 4096
+
+    def ask(client: httpx2.Client, number: int) -> int:
+        body = {"model": f"toy/unknown-{number}", "messages": SAID}
+        return client.post("/v1/chat/completions", json=body).status_code
+
+    with httpx2.Client(base_url=running.url, timeout=60) as client:
+        assert {ask(client, number) for number in range(1000)} == {404}
+        before, held = series(), resident()
+        assert {ask(client, number) for number in range(1000, 10_000)} == {404}
+    assert series() == before
+    assert resident() - held < 32 << 20
+
+
+# ------------------------------------------------------------------------------ clients that leave
+
+
+def test_who_leaves_in_mid_stream_frees_the_row(running: ServerProcess) -> None:
+    with running.stream("/v1/chat/completions", {**LONG, "n": 4}) as response:
+        next(response.iter_bytes(1))
+    wait_until(lambda: is_idle(running), "the row is free again")
+    logged = last_logged(running)
+    assert logged is not None
+    assert (logged.status, logged.version) == (499, "toy/plurals@2")
+    assert logged.new_tokens < 4 * 200
+
+
+def test_who_leaves_before_the_answer_frees_the_row(running: ServerProcess) -> None:
+    with closing(connect(running)) as connection:
+        post(connection, "/v1/chat/completions", {**LONG, "n": 8})
+        wait_until(lambda: running.get("/admin/state")["running"] > 0, "it is in the batch")
+    wait_until(lambda: is_idle(running), "the row is free again")
+    logged = last_logged(running)
+    assert logged is not None
+    assert logged.status == 499
+
+
+def test_who_reads_nothing_is_given_up(running: ServerProcess) -> None:
+    heavy = {**LONG, "n": 16, "logprobs": True, "top_logprobs": 20, "stream": True}
+    with closing(connect(running, receive_buffer=4096)) as connection:
+        post(connection, "/v1/chat/completions", heavy)
+        wait_until(lambda: running.get("/admin/state")["in_flight"] > 1, "it is there")
+        wait_until(lambda: is_idle(running), "it is given up")
+        logged = last_logged(running)
+        assert logged is not None
+        assert logged.status == 499
+
+
+def test_who_says_nothing_is_hung_up_on(running: ServerProcess) -> None:
+    with closing(connect(running)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        assert connection.recv(1) == b""
+
+
+# -------------------------------------------------------------------------------- what is no HTTP
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: minus one\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000,
+    ],
+    ids=["no HTTP", "no length", "endless header"],
+)
+def test_what_cannot_be_read_is_told_in_openais_form(running: ServerProcess, sent: bytes) -> None:
+    with closing(connect(running)) as connection:
+        connection.sendall(sent)
+        parts = []
+        while part := connection.recv(65536):
+            parts.append(part)
+    head, _, body = b"".join(parts).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+# -------------------------------------------------------------------------------------- the end
+
+
+def test_a_server_that_is_told_to_end_finishes_what_it_has(site: Path, tiny: Path) -> None:
+    with ServerProcess(site, tiny) as server, ExitStack() as stack:
+        asked = {**LONG, "n": 4, "stream_options": {"include_usage": True}}
+        streams = [
+            stack.enter_context(server.stream("/v1/chat/completions", asked)) for _ in range(6)
+        ]
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx2.get(server.url + "/ready").status_code == 503, "it drains")
+        assert httpx2.get(server.url + "/health").status_code == 200
+        refused = httpx2.post(server.url + "/v1/chat/completions", json=LONG)
+        assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+        for stream in streams:
+            told = events(stream)
+            assert told[-1] == "[DONE]"
+            assert json.loads(told[-2])["usage"]["completion_tokens"] > 0
+        assert "Traceback" not in server.finish()
+        assert server.process.returncode == 0
+    with Registry.open(f"sqlite:///{site / 'registry.db'}") as registry:
+        assert [one.status for one in registry.requests()] == [200] * 6
+
+
+def test_what_does_not_end_in_time_is_told_so(site: Path, tiny: Path) -> None:
+    with (
+        ServerProcess(site, tiny, drain_seconds=0) as server,
+        server.stream("/v1/chat/completions", {**LONG, "n": 16}) as stream,
+    ):
+        server.process.send_signal(signal.SIGTERM)
+        told = json.loads(events(stream)[-1])
+        assert told["error"]["code"] == "unavailable"
+        assert server.process.wait(60) == 0
+
+
+def test_a_killed_server_starts_again_and_a_second_signal_ends_it_at_once(
+    site: Path, tiny: Path
+) -> None:
+    with (
+        ServerProcess(site, tiny) as server,
+        server.stream("/v1/chat/completions", {**LONG, "n": 8}),
+    ):
+        server.process.kill()
+    with ServerProcess(site, tiny) as server:
+        told = server.client().chat.completions.create(**{**LONG, "max_tokens": 4})
+        assert told.model == "toy/plurals@2"
+        with server.stream("/v1/chat/completions", {**LONG, "n": 16}):
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: httpx2.get(server.url + "/ready").status_code == 503, "it drains")
+            assert server.stop() == -signal.SIGTERM
