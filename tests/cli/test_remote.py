@@ -121,11 +121,11 @@ def test_refusal_becomes_one_of_our_errors(
     assert caught.value.message == "Not so."
 
 
-def test_hint_of_the_server_is_passed_on(server: Scripted, remote: Remote) -> None:
-    server.reply(404, b'{"error": {"message": "No.", "hint": "Try x."}}')
+def test_hint_of_the_server_is_told_as_one(server: Scripted, remote: Remote) -> None:
+    server.reply(404, b'{"error": {"message": "No. Try x.", "hint": "Try x."}}')
     with pytest.raises(NotFoundError) as caught:
         remote.get("/x")
-    assert caught.value.hint == "Try x."
+    assert (caught.value.message, caught.value.hint) == ("No.", "Try x.")
 
 
 def test_missing_key_says_where_it_goes(server: Scripted, remote: Remote) -> None:

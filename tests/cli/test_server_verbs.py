@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,27 +21,51 @@ import pytest
 from click.testing import Result
 
 from cli_runner import invoke
+from trunkline.cli.answering import Here, There, Voice
+from trunkline.cli.options import Globals
 from trunkline.cli.remote import Remote
-from trunkline.refs import Ref
-from trunkline.registry.store import Registry
 
 if TYPE_CHECKING:
     from conftest import Run, Shared
+    from trunkline.api import Platform
 
 SHORT = ("--max-new-tokens", "3")
 
 
 @dataclass(frozen=True)
-class Served:
-    """A server in a thread of this process, with the workspace that it serves."""
+class Process:
+    """`trunkline serve` as a process of its own; ``told`` is what it said until it listened."""
 
     url: str
     workspace: Path
-    registry: Registry
+    told: str
+    popen: subprocess.Popen[str]
 
 
 @contextmanager
-def served(workspace: Path, base: Path) -> Iterator[Served]:
+def process(workspace: Path, base: Path, *words: str) -> Iterator[Process]:
+    place = ("--workspace", str(workspace), "--base", str(base))
+    program = (sys.executable, "-c", "from trunkline.cli import main; main()")
+    with subprocess.Popen(
+        [*program, *place, "serve", "--port", "0", *words], stderr=subprocess.PIPE, text=True
+    ) as popen:
+        try:
+            assert popen.stderr is not None
+            told = ""
+            for line in popen.stderr:
+                told += line
+                if line.startswith("  curl "):
+                    break
+            found = re.search(r"^Listening on (http://127\.0\.0\.1:\d+);", told, re.MULTILINE)
+            assert found, told
+            yield Process(found[1], workspace, told, popen)
+        finally:
+            popen.kill()
+
+
+@contextmanager
+def threaded(workspace: Path, base: Path) -> Iterator[tuple[str, Platform]]:
+    """A server in a thread of this process: its URL and its platform."""
     import uvicorn
 
     from trunkline.api import open
@@ -51,15 +74,14 @@ def served(workspace: Path, base: Path) -> Iterator[Served]:
 
     platform = open(workspace, base=str(base))
     app = create_app(platform, ServerSettings(port=0))
-    config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False))
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         port = listening.getsockname()[1]
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        _wait_until(lambda: app.state.service.ready, thread.is_alive)
+        _wait_until(lambda: app.state.service.ready)
         try:
-            yield Served(f"http://127.0.0.1:{port}", workspace, platform.registry)
+            yield f"http://127.0.0.1:{port}", platform
         finally:
             server.should_exit = True
             thread.join(30)
@@ -67,25 +89,25 @@ def served(workspace: Path, base: Path) -> Iterator[Served]:
             platform.registry.close()
 
 
-def _wait_until(done: Callable[[], bool], alive: Callable[[], bool]) -> None:
+def _wait_until(done: Callable[[], bool]) -> None:
     for _ in range(6000):
         if done():
             return
-        assert alive()
         time.sleep(0.01)
     raise AssertionError("It did not come to that.")
 
 
 @pytest.fixture(scope="module")
-def server(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server on a copy of the trained workspace, with toy/animals in memory."""
     workspace = tmp_path_factory.mktemp("served") / "workspace"
     shutil.copytree(shared.workspace, workspace)
-    with served(workspace, shared.base) as started:
+    with process(workspace, shared.base, "--rows", "4", "--preload", "toy/animals") as started:
         yield started
 
 
 @pytest.fixture
-def ask(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def ask(server: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the program with --url, in an empty workspace."""
     monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(tmp_path))
 
@@ -186,25 +208,56 @@ def test_chat_with_a_server_goes_on_after_a_refusal(ask: Run) -> None:
     assert talk.stdout.strip() == ask("generate", "base", "hello", *SHORT).stdout.strip()
 
 
-def test_ps_shows_the_residents(ask: Run, server: Served) -> None:
-    ask("predict", "toy/animals", "x")
+LONG = {"max_new_tokens": 200, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+TALK = [{"role": "user", "content": "hello"}]
+
+
+def test_answer_that_is_left_frees_its_place_here(shared: Shared) -> None:
+    said = Globals(workspace=str(shared.workspace), base=str(shared.base))
+    ended = _outcomes(said.platform)
+    pieces = Here(said).stream(Voice(), TALK, LONG)
+    next(pieces)
+    pieces.close()
+    _wait_until(lambda: bool(ended))
+    said.platform.engine.close()
+    assert ended == ["cancelled"]
+
+
+def test_answer_that_is_left_frees_its_place_there(shared: Shared, tmp_path: Path) -> None:
+    with threaded(tmp_path, shared.base) as (url, platform), Remote(url) as remote:
+        ended = _outcomes(platform)
+        pieces = There(remote).stream(Voice(), TALK, LONG)
+        next(pieces)
+        pieces.close()
+        _wait_until(lambda: bool(ended))
+    assert ended == ["cancelled"]
+
+
+def _outcomes(platform: Platform) -> list[str]:
+    """How requests end from now on."""
+    ended: list[str] = []
+    platform.engine.observers.append(lambda told: ended.append(told.outcome))
+    return ended
+
+
+def test_ps_shows_the_residents(ask: Run, server: Process) -> None:
     told = ask("ps").stdout
     assert f"server    {server.url}\n" in told
-    assert "tokens in use" in told
+    assert "of 4 rows running" in told
     line = next(line for line in told.splitlines() if line.startswith("toy/animals@1"))
     assert "kB" in line
 
 
-def test_ps_json_has_state_and_residents(ask: Run, server: Served) -> None:
-    ask("predict", "toy/animals", "x")
+def test_ps_json_has_state_and_residents(ask: Run, server: Process) -> None:
     told = json.loads(ask("ps", "--json").stdout)
-    version = server.registry.resolve(Ref.parse("toy/animals@1"))[0]
-    assert version.digest in {one["digest"] for one in told["data"]}
+    shown = invoke("--workspace", str(server.workspace), "adapters", "show", "toy/animals@1",
+                   "--json")  # fmt: skip
+    assert json.loads(shown.stdout)["digest"] in {one["digest"] for one in told["data"]}
     assert told["state"]["draining"] is False
     assert told["url"] == server.url
 
 
-def test_answer_leads_to_its_version(server: Served) -> None:
+def test_answer_leads_to_its_version(server: Process) -> None:
     body = {"model": "base", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
     with Remote(server.url) as remote:
         id = remote.post("/v1/chat/completions", body)["id"]
@@ -218,10 +271,10 @@ def test_unknown_key_is_told(
     workspace = Path(shutil.copytree(shared.workspace, tmp_path / "locked"))
     words = ("--workspace", str(workspace), "keys", "create", "ada", "--admin")
     key = invoke(*words).stdout.strip()
-    with served(workspace, shared.base) as locked:
-        refused = invoke("ps", "--url", locked.url)
+    with threaded(workspace, shared.base) as (url, _):
+        refused = invoke("ps", "--url", url)
         monkeypatch.setenv("TRUNKLINE_API_KEY", key)
-        let_in = invoke("ps", "--url", locked.url)
+        let_in = invoke("ps", "--url", url)
     assert refused.exit_code == 1
     assert "TRUNKLINE_API_KEY" in refused.stderr
     assert let_in.exit_code == 0
@@ -230,36 +283,17 @@ def test_unknown_key_is_told(
 # ------------------------------------------------------------------------------------------- serve
 
 
-@pytest.fixture
-def started(shared: Shared, run_copy: Run, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """`trunkline serve` as a process of its own."""
-    place = ("--workspace", str(tmp_path / "copy"), "--base", str(shared.base))
-    words = ("serve", "--port", "0", "--rows", "2", "--preload", "toy/animals")
-    program = [sys.executable, "-c", "from trunkline.cli import main; main()", *place, *words]
-    with subprocess.Popen(
-        program, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        yield process
-        process.kill()
+def test_serve_says_who_is_answered_and_what_it_loads(server: Process) -> None:
+    assert server.told.startswith("No key was made yet")
+    assert "loading toy/animals@1\n" in server.told
 
 
-def test_serve_says_where_it_listens_and_ends_well(started: subprocess.Popen[str]) -> None:
-    assert started.stderr is not None
-    told = []
-    for line in started.stderr:
-        told.append(line)
-        if line.startswith("  curl "):
-            break
-    found = re.search(r"^Listening on (http://127\.0\.0\.1:\d+);", "".join(told), re.MULTILINE)
-    assert found, told
-    assert told[0].startswith("No key was made yet")
-    assert "loading toy/animals@1\n" in told
-    with Remote(found[1]) as remote:
-        assert remote.get("/admin/residents")["data"][0]["name"] == "toy/animals@1"
-        assert remote.get("/admin/state")["rows"] == 2
-    started.send_signal(signal.SIGTERM)
-    assert started.wait(60) == 0
-    assert "Traceback" not in started.stderr.read()
+def test_serve_ends_well_when_it_is_told_to(shared: Shared, tmp_path: Path) -> None:
+    with process(tmp_path, shared.base, "--no-request-log") as started:
+        started.popen.send_signal(signal.SIGTERM)
+        assert started.popen.wait(60) == 0
+        assert started.popen.stderr is not None
+        assert "Traceback" not in started.popen.stderr.read()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -152,24 +153,31 @@ class Bank:
                     break
             other.wait()
         try:
-            resident = self._read(artifact, name)
-            with self._lock:
-                self._make_room(resident.bytes)
-                self._residents[digest] = resident
-                known = self._counters.get(digest, Counters())
-                self._counters[digest] = Counters(known.loads + 1, known.evictions)
-                pages = self._take_pages(resident)
-                resident.placing = bool(pages)
-            if pages:
-                try:
-                    self._stack.write(pages, resident.matrices, artifact.lora.scaling)
-                finally:
-                    with self._lock:
-                        resident.pages, resident.placing = pages, False
-            return resident
+            # In a thread of its own: OpenMP workers that a caller's thread would keep make the
+            # steps of the engine's thread slower (base_model/load.py says why).
+            with ThreadPoolExecutor(1) as apart:
+                return apart.submit(self._load, artifact, name).result()
         finally:
             with self._lock:
                 self._loading.pop(digest).set()
+
+    def _load(self, artifact: Artifact, name: str) -> Resident:
+        digest = artifact.digest
+        resident = self._read(artifact, name)
+        with self._lock:
+            self._make_room(resident.bytes)
+            self._residents[digest] = resident
+            known = self._counters.get(digest, Counters())
+            self._counters[digest] = Counters(known.loads + 1, known.evictions)
+            pages = self._take_pages(resident)
+            resident.placing = bool(pages)
+        if pages:
+            try:
+                self._stack.write(pages, resident.matrices, artifact.lora.scaling)
+            finally:
+                with self._lock:
+                    resident.pages, resident.placing = pages, False
+        return resident
 
     def get(self, digest: str) -> Resident | None:
         """The resident of this digest, if there is one."""

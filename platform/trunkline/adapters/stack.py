@@ -12,8 +12,8 @@ Two forms of one product (the figures are in ``benchmarks/bench_bank.py``):
 - *rows*, for single tokens (decode): both products are weighted sums of rows of a table, which
   torch's ``embedding_bag`` reads in place, adapter by adapter; nothing is gathered or copied. The
   idea of a kernel that reads each row's own adapter is Punica's (Chen et al. 2023).
-- *spans*, for many tokens of one adapter (prefill): two plain matrix products a span (SGMV of the
-  same paper).
+- *spans*, for many tokens of one adapter (prefill): two matrix products a span, or two batched
+  ones for spans of one length (SGMV of the same paper).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
     from trunkline.base_model.trunk import Fused, Trunk
 
 PAGE_RANK = 8
+LONG = 64
+"""A span of so many tokens is multiplied by oneDNN, which has more to set up than MKL."""
+
 Pages = tuple[int, ...]
+Lines = tuple["torch.Tensor", "torch.Tensor"]
+"""Rows of a table to sum, one after the other, and where each sum begins."""
 Matrices = Mapping[str, tuple["torch.Tensor", "torch.Tensor"]]
 """Module → ``A [rank, in]`` and ``B [out, rank]``."""
 
@@ -59,14 +65,25 @@ class Routing:
         self.depth = max((len(pages) for pages in self.rows), default=0)
         if self.depth == 0:
             self.rows = ()
+        self.even = _even(self.spans)
         used = {page for pages in self.rows for page in pages}
         self.pages = used | {page for span in self.spans for page in span.pages}
-        self.indices: dict[Any, torch.Tensor] = {}
+        self.indices: dict[Any, Any] = {}
 
     @property
     def empty(self) -> bool:
         """Whether every token is the bare base's."""
         return not self.pages
+
+
+def _even(spans: Sequence[Span]) -> int:
+    """Tokens of each span, if there are several of one length, one after the other, of one page
+    each; else 0."""
+    lengths = {span.stop - span.start for span in spans if span.stop is not None}
+    if len(spans) < 2 or len(lengths) > 1 or any(span.stop is None for span in spans):
+        return 0
+    together = all(one.stop == other.start for one, other in pairwise(spans))
+    return lengths.pop() if together and all(len(span.pages) == 1 for span in spans) else 0
 
 
 class Stack:
@@ -91,7 +108,8 @@ class Stack:
     def page_bytes(trunk: Trunk, item: int) -> int:
         """Bytes of one page with ``item`` bytes a number."""
         numbers = sum(
-            fused.inputs * len(fused.outputs) + sum(fused.outputs) for fused in trunk.fused
+            fused.inputs * max(2, len(fused.outputs)) + sum(fused.outputs)
+            for fused in trunk.fused
         )
         return numbers * PAGE_RANK * item
 
@@ -110,16 +128,19 @@ class Stack:
                 ranks = slice(place * PAGE_RANK, (place + 1) * PAGE_RANK)
                 layer.write(page, index, down[ranks], up[:, ranks] * scaling)
 
-    def _add(self, layer: _Layer, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add(self, layer: _Layer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         routing = self.routing
         if routing.pages and not layer.used.isdisjoint(routing.pages):
-            layer.add(routing, x, y)
+            return layer.add(routing, x, y)
+        return y
 
 
 class _Layer:
     """The pages beside one fused product.
 
-    ``down`` is ``[pages, in, members · rank]``; ``up`` of a member is ``[pages, rank, out]``. All
+    ``down`` is ``[pages, in, members · rank]``; where there is one member only, ``across`` is the
+    same as ``[pages, rank, in]``, which products of so few columns read twice as fast. ``up`` of a
+    member is ``[pages, rank, out]``. All
     ``up`` lie in one table with rows of ``width``, the greatest width that divides every member's
     outputs, so that one call sums rows for all members.
     """
@@ -133,6 +154,17 @@ class _Layer:
         self.width = math.gcd(*fused.outputs)
         self.down = torch.empty(
             pages, fused.inputs, members * PAGE_RANK, dtype=dtype, device=device
+        )
+        self.down_rows = self.down.view(-1, members * PAGE_RANK)
+        self.across = (
+            torch.empty(pages, PAGE_RANK, fused.inputs, dtype=dtype, device=device)
+            if members == 1
+            else None
+        )
+        self.packs = (
+            self.down.device.type == "cpu"
+            and dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
         )
         table = torch.empty(pages * PAGE_RANK * sum(fused.outputs), dtype=dtype, device=device)
         self.table = table.view(-1, self.width)
@@ -154,6 +186,8 @@ class _Layer:
     def clear(self, page: int, *, used: bool) -> None:
         """Empty a page; ``used`` says whether something will be written into it."""
         self.down[page].zero_()
+        if self.across is not None:
+            self.across[page].zero_()
         for up in self.up:
             up[page].zero_()
         (self.used.add if used else self.used.discard)(page)
@@ -163,24 +197,67 @@ class _Layer:
         rank = down.shape[0]
         first = member * PAGE_RANK
         self.down[page, :, first : first + rank].copy_(down.T)
+        if self.across is not None:
+            self.across[page, :rank].copy_(down)
         self.up[member][page, :rank].copy_(up.T)
 
-    def add(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
-        """``y [tokens, out] += B (A x)``, each token by its own pages."""
+    def add(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """``y [tokens, out] + B (A x)``, each token by its own pages; may write into ``y``."""
         if routing.rows:
             rows = len(routing.rows)
             if x.device.type == "cpu":
                 self._add_rows(routing, x[:rows], y[:rows])
             else:
                 self._add_gathered(routing, x[:rows], y[:rows])
+        if routing.even:
+            first, last = routing.spans[0].start, routing.spans[-1].stop
+            self._add_even(routing, x[first:last], y[first:last])
+            return y
         for span in routing.spans:
-            self._add_span(span, x[span.start : span.stop], y[span.start : span.stop])
+            if self.packs and span.start == 0 and span.stop in (None, len(x)) and len(x) >= LONG:
+                for page in span.pages:
+                    y = self._with_page(page, x, y)
+            else:
+                self._add_span(span, x[span.start : span.stop], y[span.start : span.stop])
+        return y
+
+    def _hidden(self, page: int, x: torch.Tensor) -> torch.Tensor:
+        """``A x`` of one page, ``[tokens, members · rank]``."""
+        import torch
+
+        if self.packs and len(x) >= LONG:
+            ops: Any = torch.ops.mkldnn
+            hidden: torch.Tensor = ops._linear_pointwise(
+                x, self.down[page].T, None, "none", [], ""
+            )
+            return hidden
+        if self.across is not None:
+            return torch.nn.functional.linear(x.to(self.across.dtype), self.across[page])
+        return x.to(self.down.dtype) @ self.down[page]
+
+    def _with_page(self, page: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """All tokens through one page: oneDNN adds while it multiplies."""
+        import torch
+
+        if page not in self.used:
+            return y
+        if len(self.up) == 1:
+            return y.addmm_(self._hidden(page, x), self.up[0][page])
+        beside = self.down.new_zeros(self.down.shape[2], y.shape[1])
+        for member, up in enumerate(self.up):
+            ranks = slice(member * PAGE_RANK, (member + 1) * PAGE_RANK)
+            beside[ranks, self.bounds[member] : self.bounds[member + 1]] = up[page]
+        ops: Any = torch.ops.mkldnn
+        added: torch.Tensor = ops._linear_pointwise.binary(
+            self._hidden(page, x), y, beside.T, None, "add"
+        )
+        return added
 
     def _add_span(self, span: Span, x: torch.Tensor, y: torch.Tensor) -> None:
         for page in span.pages:
             if page not in self.used:
                 continue
-            hidden = x.to(self.down.dtype) @ self.down[page]
+            hidden = self._hidden(page, x)
             for member, up in enumerate(self.up):
                 ranks = hidden[:, member * PAGE_RANK : (member + 1) * PAGE_RANK]
                 columns = y[:, self.bounds[member] : self.bounds[member + 1]]
@@ -189,44 +266,59 @@ class _Layer:
                 else:
                     columns.add_(ranks @ up[page])
 
-    def _add_rows(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
-        from torch.nn.functional import embedding_bag
+    def _add_even(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+        import torch
 
+        pages = self._span_pages(routing)
+        x = x.view(len(pages), routing.even, -1).to(self.down.dtype)
+        y = y.view(len(pages), routing.even, -1)
+        if self.across is not None:
+            hidden = torch.bmm(x, self.across.index_select(0, pages).transpose(1, 2))
+        else:
+            hidden = torch.bmm(x, self.down.index_select(0, pages))
+        for member, up in enumerate(self.up):
+            ranks = hidden[..., member * PAGE_RANK : (member + 1) * PAGE_RANK]
+            columns = y[..., self.bounds[member] : self.bounds[member + 1]]
+            if len(self.up) == 1 and y.dtype == up.dtype:
+                columns.baddbmm_(ranks, up.index_select(0, pages))
+            else:
+                columns.add_(torch.bmm(ranks.contiguous(), up.index_select(0, pages)))
+
+    def _span_pages(self, routing: Routing) -> torch.Tensor:
+        import torch
+
+        if (found := routing.indices.get("spans")) is None:
+            pages = [span.pages[0] for span in routing.spans]
+            found = torch.tensor(pages, dtype=torch.int64, device=self.down.device)
+            routing.indices["spans"] = found
+        return found
+
+    def _add_rows(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
         depth, rows = routing.depth, len(routing.rows)
-        x = x.to(self.down.dtype)
+        if x.dtype != self.down.dtype:
+            x = x.to(self.down.dtype)
         weights = x if depth == 1 else x.repeat_interleave(depth, 0)
-        hidden = embedding_bag(
-            self._down_rows(routing),
-            self.down.view(-1, self.down.shape[2]),
-            mode="sum",
-            per_sample_weights=weights,
-        )
+        hidden = _sums(self.down_rows, self._down_rows(routing), weights)
         members = len(self.fused.outputs)
         parts = hidden.view(rows, depth, members, PAGE_RANK)
         if depth > 1 or not self.even:
             parts = parts.transpose(1, 2)
         if not self.even:
             parts = parts.index_select(1, self.member_of)
-        update = embedding_bag(
-            self._up_rows(routing),
-            self.table,
-            mode="sum",
-            per_sample_weights=parts.reshape(-1, depth * PAGE_RANK),
-        )
-        y.add_(update.view(rows, -1).to(y.dtype))
+        y.add_(_sums(self.table, self._up_rows(routing), parts).view(rows, -1))
 
-    def _down_rows(self, routing: Routing) -> torch.Tensor:
+    def _down_rows(self, routing: Routing) -> Lines:
         """Rows of ``down`` to sum, ``[rows · depth, in]``; the same for all layers of one width."""
         import torch
 
         key = self.fused.inputs
         if (found := routing.indices.get(key)) is None:
             pages = self._pages(routing).view(-1, 1)
-            found = (pages * key + torch.arange(key, device=pages.device)).to(torch.int32)
+            found = _lines(pages * key + torch.arange(key, device=pages.device))
             routing.indices[key] = found
         return found
 
-    def _up_rows(self, routing: Routing) -> torch.Tensor:
+    def _up_rows(self, routing: Routing) -> Lines:
         """Rows of the table to sum, ``[rows · pieces, depth · rank]``."""
         import torch
 
@@ -240,7 +332,7 @@ class _Layer:
                 for first, pieces in zip(self.firsts, self.pieces, strict=True)
                 for piece in range(pieces)
             ]
-            found = torch.stack(listed, 1).view(-1, line.shape[1]).to(torch.int32)
+            found = _lines(torch.stack(listed, 1).view(-1, line.shape[1]))
             routing.indices[key] = found
         return found
 
@@ -268,3 +360,20 @@ class _Layer:
             found = torch.tensor(padded, dtype=torch.int64, device=self.down.device)
             routing.indices["pages"] = found
         return found
+
+
+def _lines(rows: torch.Tensor) -> Lines:
+    """``[sums, rows]`` as ``embedding_bag`` wants it."""
+    import torch
+
+    starts = torch.arange(0, rows.numel(), rows.shape[1], dtype=torch.int32, device=rows.device)
+    return rows.reshape(-1).to(torch.int32), starts
+
+
+def _sums(table: torch.Tensor, lines: Lines, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sums of the table's rows, ``[sums, width]``."""
+    import torch
+
+    return torch.embedding_bag(
+        table, lines[0], lines[1], False, 0, False, weights.reshape(-1)
+    )[0]

@@ -7,6 +7,7 @@ Must not know: adapters; how prompts are made.
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +79,22 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Base:
             return _held
         target = pick_device(device)
         kind = pick_dtype(dtype, target)
-        tokenizer = _load_tokenizer(info.folder)
-        model = _load_model(info, None, target, kind, tokenizer.pad_token_id, seed=0)
-        model.requires_grad_(False)
-        trunk = make_trunk(model, int8=dtype == "int8")
-        _held = Base(info, model, tokenizer, target, kind, trunk)
+        with ThreadPoolExecutor(1, "trunkline-load") as apart:
+            _held = apart.submit(_load_base, info, target, kind, dtype == "int8").result()
         return _held
+
+
+def _load_base(info: BaseInfo, device: torch.device, dtype: torch.dtype, int8: bool) -> Base:
+    """Runs in a thread of its own: the caller's thread must not keep OpenMP workers.
+
+    libgomp lets workers sleep at once where the teams of all threads together have more members
+    than there are processors, and waking them at each small product makes a step of the engine,
+    which has its own thread, half as fast again.
+    """
+    tokenizer = _load_tokenizer(info.folder)
+    model = _load_model(info, None, device, dtype, tokenizer.pad_token_id, seed=0)
+    model.requires_grad_(False)
+    return Base(info, model, tokenizer, device, dtype, make_trunk(model, int8=int8))
 
 
 def release() -> None:

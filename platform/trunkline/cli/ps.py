@@ -27,7 +27,7 @@ from trunkline.cli.output import (
     server    http://127.0.0.1:8000
     requests  3 of 16 rows running, 0 waiting
     kv cache  1,204 of 23,301 tokens in use, 640 kept for prompts to come
-    adapters  2, 39.2 MB of 4,295.0 MB
+    adapters  2, 39.2 MB of 4.3 GB
 
     adapter                  tier    size     rank  pinned  running  requests  idle
     medical/icd10-chapter@2  device  19.6 MB    16  yes           2       240  0.2 s

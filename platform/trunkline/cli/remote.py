@@ -172,8 +172,10 @@ class Remote:
             response: None for an error in the middle of a stream.
         """
         status = 500 if response is None else response.status_code
-        message = " ".join(str(told["message"]).split())
-        hint = told.get("hint") or _HINTS.get(status)
+        message, hint = " ".join(str(told["message"]).split()), told.get("hint")
+        if hint:
+            message = message.removesuffix(f" {hint}")
+        hint = _HINTS.get(status) or hint
         kind = _CODES.get(told.get("code") or "") or _KINDS.get(status)
         if kind is None and response is not None and status in (429, 503):
             busy = BusyError if status == 429 else UnavailableError

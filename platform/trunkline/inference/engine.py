@@ -69,13 +69,6 @@ class Engine:
     def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
         self.base = base
         self.settings = settings or EngineSettings()
-        self.bank = Bank(
-            base.model,
-            base.digest,
-            base.trunk,
-            slots=self.settings.slots,
-            adapter_mib=self.settings.adapter_mib,
-        )
         self.observers: list[Callable[[Served], None]] = []
         per_token = bytes_per_token(base.model)
         tokens = self.settings.kv_tokens or self.settings.kv_mib * MIB // per_token
@@ -87,7 +80,9 @@ class Engine:
                 f"than a block of {BLOCK}.",
                 "Give the engine a larger kv_mib.",
             )
-        self._stepper = Stepper(base.model, self.bank, self._blocks.total * BLOCK)
+        # In a thread of its own, as the base was loaded (base_model/load.py says why).
+        with ThreadPoolExecutor(1) as apart:
+            self.bank, self._stepper = apart.submit(self._make).result()
         self._ends = frozenset(_end_ids(base))
         self._tasks: dict[str, tuple[AnyTask, Template]] = {}
         self._waiting: Waiting[Sequence] = Waiting()
@@ -102,6 +97,17 @@ class Engine:
         self._loader: ThreadPoolExecutor | None = None
         self._loads: dict[str, Future[Any]] = {}
         atexit.register(_close, weakref.ref(self))
+
+    def _make(self) -> tuple[Bank, Stepper]:
+        base, settings = self.base, self.settings
+        bank = Bank(
+            base.model,
+            base.digest,
+            base.trunk,
+            slots=settings.slots,
+            adapter_mib=settings.adapter_mib,
+        )
+        return bank, Stepper(base.model, bank, self._blocks.total * BLOCK)
 
     # -------------------------------------------------------------------------------- asking
 

@@ -143,7 +143,8 @@ class Call:
         """Give up what the engine still has of this request."""
         self._given_up = True
         for ticket in list(self._tickets):
-            ticket.cancel()
+            if not ticket.ended:
+                ticket.cancel()
 
     # -------------------------------------------------------------------------------- and back
 
