@@ -61,9 +61,7 @@ def make_adapter(folder: Path, config: Any, base_digest: str, *, seed: int, rank
     return folder
 
 
-def interleaved(
-    measured: Mapping[str, Callable[[], float]], rounds: int
-) -> dict[str, float]:
+def interleaved(measured: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """Median of each, in seconds; every round measures all of them, so that a noisy minute hits
     all alike. Each gives the seconds that it took."""
     for measure in measured.values():
@@ -91,5 +89,7 @@ def say_where() -> None:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}, "
-          f"{machine.processor() or machine.machine()}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}, "
+        f"{machine.processor() or machine.machine()}"
+    )

@@ -6,7 +6,7 @@ Owns: putting the parts of one workspace together, lazily. Must not know: click,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,9 @@ from trunkline.workspace import Workspace
 if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
     from trunkline.adapters.store import AdapterStore
-    from trunkline.inference.engine import Engine, Work
+    from trunkline.inference.engine import Engine
+    from trunkline.inference.settings import EngineSettings
+    from trunkline.inference.ticket import Ticket, Work
     from trunkline.training.bench import Bench
     from trunkline.training.fit import Ingredients
     from trunkline.training.judging import CrossValidation
@@ -45,6 +47,7 @@ def open(
     no_plugins: bool = False,
     block: Iterable[str] = (),
     strict: bool = False,
+    engine: EngineSettings | None = None,
 ) -> Platform:
     """The platform on one workspace; nothing heavy is loaded before it is needed.
 
@@ -57,12 +60,13 @@ def open(
         no_plugins: load none.
         block: names of plugins that are not even imported.
         strict: a plugin that fails is an error, not a set-aside.
+        engine: rows, memory and queue of the engine.
 
     Raises:
         UsageError: the workspace is no folder.
     """
     located = Workspace.locate(workspace)
-    return Platform(located, base, device, dtype, no_plugins, tuple(block), strict)
+    return Platform(located, base, device, dtype, no_plugins, tuple(block), strict, engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Platform:
     no_plugins: bool = False
     block: tuple[str, ...] = ()
     strict: bool = False
+    engine_settings: EngineSettings | None = None
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -128,7 +133,7 @@ class Platform:
         from trunkline.inference.engine import Engine
 
         name = self.base_name or DEFAULT_BASE
-        return Engine(load(name, device=self.device, dtype=self.dtype))
+        return Engine(load(name, device=self.device, dtype=self.dtype), self.engine_settings)
 
     # ------------------------------------------------------------------------------ inference
 
@@ -148,22 +153,39 @@ class Platform:
             IntegrityError: an artifact is not what the registry knows.
             DataError: a text is empty or too long.
         """
-        from trunkline.inference.engine import Work
-
-        resolved: dict[str, tuple[Artifact, str]] = {}
+        resolved: dict[str | None, Work] = {}
         works: list[Work] = []
         for request in requests:
-            if request.adapter is None or request.adapter == BASE:
-                works.append(Work(request))
-                continue
-            if request.adapter not in resolved:
-                version = self.resolve(request.adapter)
-                resolved[request.adapter] = (self._artifact(version), str(version.ref))
-            artifact, name = resolved[request.adapter]
-            works.append(Work(request, artifact, name))
+            known = resolved.get(request.adapter)
+            if known is None:
+                known = resolved[request.adapter] = self.work(request)
+            works.append(replace(known, request=request))
         if not works:
             return []
         return self.engine.run(works, on_done=on_done)
+
+    def submit(self, request: Request) -> Ticket:
+        """Ask for an answer that is waited for, awaited or streamed by its ticket.
+
+        Raises:
+            BusyError: too many requests are waiting.
+            As :meth:`run`.
+        """
+        return self.engine.submit(self.work(request))
+
+    def work(self, request: Request) -> Work:
+        """A request with the one immutable version that answers it.
+
+        Raises:
+            UsageError, NotFoundError: the ref is malformed or nothing answers to it.
+            IntegrityError: the artifact is not what the registry knows.
+        """
+        from trunkline.inference.ticket import Work
+
+        if request.adapter is None or request.adapter == BASE:
+            return Work(request)
+        version = self.resolve(request.adapter)
+        return Work(request, self._artifact(version), str(version.ref))
 
     def predict(self, adapter: str, texts: Sequence[str]) -> list[Answer]:
         """Labels with probabilities, or numbers in their unit, one a text.

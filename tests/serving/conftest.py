@@ -100,7 +100,7 @@ def running(
     """A server in a process of its own, for a module's tests."""
     folder = tmp_path_factory.mktemp("running") / "site"
     with ServerProcess(
-        Path(shutil.copytree(made_site, folder)), tiny, write_timeout=1.0, read_timeout=2.0
+        Path(shutil.copytree(made_site, folder)), tiny, write_timeout=1.0, read_timeout=1.0
     ) as server:
         yield server
         assert server.stop() == 0

@@ -20,15 +20,22 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import WEIGHTS, Artifact
 from trunkline.adapters.formats import REPAIR
-from trunkline.adapters.lora import PREFIX, adapted_module, is_head
+from trunkline.adapters.lora import adapted_module, is_head
+from trunkline.adapters.reasons import PREFIX
 from trunkline.adapters.stack import PAGE_RANK, Matrices, Pages, Routing, Span, Stack
-from trunkline.errors import BaseMismatchError, BusyError, IntegrityError, NotFoundError, RefusedError
+from trunkline.errors import (
+    BaseMismatchError,
+    BusyError,
+    IntegrityError,
+    NotFoundError,
+    RefusedError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +125,6 @@ class Bank:
         self._counters: dict[str, Counters] = {}
         self._lock = threading.RLock()
         self._loading: dict[str, threading.Event] = {}
-        self._stepping = threading.Lock()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._residents
@@ -237,20 +243,9 @@ class Bank:
             resident.used = time.monotonic()
             self._leave(resident)
 
-    @contextmanager
-    def routed(self, routing: Routing) -> Iterator[None]:
-        """Send what the base computes through these pages, until the block ends.
-
-        One thread at a time; another waits. Blocks don't nest.
-        """
-        if not self._stepping.acquire(timeout=600):
-            raise RuntimeError("Bank.routed does not nest: one step is computed at a time.")
-        try:
-            self._stack.routing = routing
-            yield
-        finally:
-            self._stack.routing = Routing()
-            self._stepping.release()
+    def routed(self, routing: Routing) -> AbstractContextManager[None]:
+        """Send what the base computes through pages; see :meth:`Stack.routed`."""
+        return self._stack.routed(routing)
 
     @contextmanager
     def using(self, digest: str | None) -> Iterator[Resident | None]:

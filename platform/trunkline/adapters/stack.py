@@ -19,7 +19,8 @@ Two forms of one product (the figures are in ``benchmarks/bench_bank.py``):
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 PAGE_RANK = 8
 LONG = 64
 """A span of so many tokens is multiplied by oneDNN, which has more to set up than MKL."""
+
+TURN_SECONDS = 600.0
 
 Pages = tuple[int, ...]
 Lines = tuple["torch.Tensor", "torch.Tensor"]
@@ -94,22 +97,43 @@ class Stack:
 
     def __init__(self, trunk: Trunk, pages: int, *, dtype: torch.dtype, device: Any) -> None:
         self.pages = pages
-        self.routing = Routing()
+        self._trunk = trunk
+        self._routing = Routing()
         self._layers = [_Layer(fused, pages + 1, dtype, device) for fused in trunk.fused]
         self._by_name = {
             name: (layer, index)
             for layer in self._layers
             for index, name in enumerate(layer.fused.names)
         }
-        for layer in self._layers:
-            layer.fused.addition = partial(self._add, layer)
+        self._additions = [partial(self._add, layer) for layer in self._layers]
+
+    @contextmanager
+    def routed(self, routing: Routing) -> Iterator[None]:
+        """Send what the trunk computes through pages, until the block ends.
+
+        One thread at a time; another waits. Blocks don't nest.
+
+        Raises:
+            RuntimeError: nothing ended for ten minutes, as when blocks are nested.
+        """
+        if not self._trunk.turn.acquire(timeout=TURN_SECONDS):
+            raise RuntimeError("Routings don't nest: one step is computed at a time.")
+        try:
+            self._routing = routing
+            if not routing.empty:
+                for layer, addition in zip(self._layers, self._additions, strict=True):
+                    layer.fused.addition = addition
+            yield
+        finally:
+            for layer in self._layers:
+                layer.fused.addition = None
+            self._trunk.turn.release()
 
     @staticmethod
     def page_bytes(trunk: Trunk, item: int) -> int:
         """Bytes of one page with ``item`` bytes a number."""
         numbers = sum(
-            fused.inputs * max(2, len(fused.outputs)) + sum(fused.outputs)
-            for fused in trunk.fused
+            fused.inputs * max(2, len(fused.outputs)) + sum(fused.outputs) for fused in trunk.fused
         )
         return numbers * PAGE_RANK * item
 
@@ -129,10 +153,9 @@ class Stack:
                 layer.write(page, index, down[ranks], up[:, ranks] * scaling)
 
     def _add(self, layer: _Layer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        routing = self.routing
-        if routing.pages and not layer.used.isdisjoint(routing.pages):
-            return layer.add(routing, x, y)
-        return y
+        if layer.used.isdisjoint(self._routing.pages):
+            return y
+        return layer.add(self._routing, x, y)
 
 
 class _Layer:
@@ -227,9 +250,7 @@ class _Layer:
 
         if self.packs and len(x) >= LONG:
             ops: Any = torch.ops.mkldnn
-            hidden: torch.Tensor = ops._linear_pointwise(
-                x, self.down[page].T, None, "none", [], ""
-            )
+            hidden: torch.Tensor = ops._linear_pointwise(x, self.down[page].T, None, "none", [], "")
             return hidden
         if self.across is not None:
             return torch.nn.functional.linear(x.to(self.across.dtype), self.across[page])
@@ -354,9 +375,7 @@ class _Layer:
         import torch
 
         if (found := routing.indices.get("pages")) is None:
-            padded = [
-                (*pages, *(0,) * (routing.depth - len(pages))) for pages in routing.rows
-            ]
+            padded = [(*pages, *(0,) * (routing.depth - len(pages))) for pages in routing.rows]
             found = torch.tensor(padded, dtype=torch.int64, device=self.down.device)
             routing.indices["pages"] = found
         return found
@@ -374,6 +393,4 @@ def _sums(table: torch.Tensor, lines: Lines, weights: torch.Tensor) -> torch.Ten
     """Weighted sums of the table's rows, ``[sums, width]``."""
     import torch
 
-    return torch.embedding_bag(
-        table, lines[0], lines[1], False, 0, False, weights.reshape(-1)
-    )[0]
+    return torch.embedding_bag(table, lines[0], lines[1], False, 0, False, weights.reshape(-1))[0]

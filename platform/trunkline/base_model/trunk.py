@@ -12,8 +12,9 @@ times as long here for 16 rows (``benchmarks/bench_linear.py``).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Product(Protocol):
 
 
 Addition = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-"""Told ``x [rows, in]`` and ``y [rows, out]``; gives ``y`` with something added, perhaps in place."""
+"""``x [rows, in]``, ``y [rows, out]`` → ``y`` with something added, perhaps in place."""
 
 
 class Fused:
@@ -73,9 +74,13 @@ class Fused:
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """What a model's linear layers became; ``fused`` in the order of the model."""
+    """What a model's linear layers became; ``fused`` in the order of the model.
+
+    Whoever sets additions holds ``turn`` until they are taken off again.
+    """
 
     fused: tuple[Fused, ...]
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     def places(self) -> Iterator[tuple[str, Fused, int]]:
         """Name, product and place in it, of every layer."""
@@ -128,9 +133,10 @@ def _groups(parent: Any) -> Iterator[tuple[str, ...]]:
     """Names of the linear layers directly in a module, those of one input together."""
     linear = [name for name, child in parent.named_children() if _is_linear(child)]
     for names in SIBLINGS:
-        if all(name in linear for name in names) and len({
-            getattr(parent, name).in_features for name in names
-        }) == 1:
+        if (
+            all(name in linear for name in names)
+            and len({getattr(parent, name).in_features for name in names}) == 1
+        ):
             yield names
             linear = [name for name in linear if name not in names]
     for name in linear:

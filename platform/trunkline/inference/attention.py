@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "trunkline"
-_HARMLESS = frozenset(("dropout", "scaling", "is_causal", "position_ids", "use_cache", "output_attentions"))
+CHANGES = ("sliding_window", "softcap", "s_aux", "attention_chunk_size")
+"""Settings by which a layer asks for an attention that is not plain."""
+
 _step: Layout | None = None
 
 
@@ -123,7 +125,8 @@ def attend(
     if (rows := layout.rows) > 0:
         assert layout.context is not None
         longest = layout.context.shape[1]
-        gathered = pool.index_select(1, layout.context.view(-1)).view(2, kv_heads, rows, longest, width)
+        gathered = pool.index_select(1, layout.context.view(-1))
+        gathered = gathered.view(2, kv_heads, rows, longest, width)
         asked = query[0, :, :rows].view(kv_heads, group, rows, width).transpose(1, 2)
         given = sdpa(asked, gathered[0], gathered[1], attn_mask=layout.mask, scale=scaling)
         out[:rows].view(rows, kv_heads, group, width).copy_(given.transpose(0, 1))
@@ -146,11 +149,9 @@ def attend(
 
 def check_plain(settings: dict[str, Any]) -> None:
     """Raise :class:`BaseModelError` for a setting that would change the attention."""
-    for name, value in settings.items():
-        if value is not None and name not in _HARMLESS and name in (
-            "sliding_window", "softcap", "s_aux", "attention_chunk_size",
-        ):  # fmt: skip
+    for name in CHANGES:
+        if settings.get(name) is not None:
             raise BaseModelError(
-                f"The base's attention has {name} = {value!s:.40}, which is not served yet.",
+                f"The base's attention has {name} = {settings[name]!s:.40}, which is not served.",
                 "Take a base with full attention in every layer.",
             )

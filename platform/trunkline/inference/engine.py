@@ -253,8 +253,7 @@ class Engine:
                 request = one.ticket.work.request
                 count = request.n if isinstance(one.task, GenerationTask) else 1
                 first, *rest = (
-                    Sequence(one, index, self.base.tokenizer, self._ends)
-                    for index in range(count)
+                    Sequence(one, index, self.base.tokenizer, self._ends) for index in range(count)
                 )
                 one.unstarted = rest
                 self._open.add(one)

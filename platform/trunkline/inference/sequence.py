@@ -87,9 +87,7 @@ class Sequence:
         self._told = 0
         self._ends = ends
         self._tokenizer = tokenizer
-        self._wording = (
-            Wording(tokenizer, request.stop, ends) if self.generates else None
-        )
+        self._wording = Wording(tokenizer, request.stop, ends) if self.generates else None
 
     @property
     def generates(self) -> bool:

@@ -77,11 +77,11 @@ async def load(body: RefBody, request: Request) -> dict[str, Any]:
 
 @router.post("/unload")
 async def unload(body: RefBody, request: Request) -> dict[str, Any]:
-    """Take an adapter out of memory; refused while a request uses it."""
+    """Put an adapter out of memory; one in use goes when its last request ends."""
     service = _service(request)
     model = await _adapter(request, body.ref)
-    await service.load(service.engine.bank.unload, model.digest)
-    return {"ref": model.root, "digest": model.digest, "resident": False}
+    gone = await service.load(service.engine.bank.unload, model.digest)
+    return {"ref": model.root, "digest": model.digest, "resident": not gone}
 
 
 @router.post("/pin")
