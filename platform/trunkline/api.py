@@ -6,19 +6,19 @@ Owns: putting the parts of one workspace together, lazily. Must not know: click,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import DatasetSpec, Gate, MetricSpec, RecipeSpec, Row
 from trunkline.data.prepare import Prepared, prepare
-from trunkline.errors import RefusedError, UsageError
-from trunkline.evaluation.gates import GateCheck, check_gate
+from trunkline.errors import UsageError
 from trunkline.evaluation.judgement import Judgement
 from trunkline.evaluation.metrics import CORE_METRICS
 from trunkline.inference.request import Answer, Request
 from trunkline.plugins import Catalogue, load_plugins
+from trunkline.promotion import Promotion, judgement_of, promote
 from trunkline.refs import BASE, Ref
 from trunkline.registry.records import AdapterRecord, VersionRecord
 from trunkline.registry.store import Registry
@@ -26,6 +26,7 @@ from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
+    from trunkline.adapters.importing import Imported
     from trunkline.adapters.store import AdapterStore
     from trunkline.inference.engine import Engine
     from trunkline.inference.settings import EngineSettings
@@ -77,18 +78,6 @@ class DatasetReport:
     prepared: Prepared
     labels: dict[str, int]
     examples: tuple[Row, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Promotion:
-    """An alias that moved."""
-
-    version: VersionRecord
-    alias: str
-    old: int | None
-    new: int
-    checks: tuple[GateCheck, ...]
-    forced: bool
 
 
 @dataclass(frozen=True)
@@ -387,54 +376,49 @@ class Platform:
 
     def judgement(self, version: VersionRecord) -> tuple[Judgement, Gate] | None:
         """The newest judgement of a version on its test rows, with the gate it was made under."""
-        for record in self.registry.evaluations(version=version.ref):
-            if record.split == "test":
-                results = dict(record.results)
-                gate = Gate(**results.pop("gate"))
-                return Judgement.from_json(results), gate
-        return None
+        return judgement_of(self.registry, version)
 
     def promote(
-        self, adapter: str, alias: str = "champion", *, force: bool = False, reason: str = ""
+        self,
+        adapter: str,
+        alias: str = "champion",
+        *,
+        force: bool = False,
+        reason: str = "",
+        actor: str | None = None,
     ) -> Promotion:
-        """Move an alias, if the recipe's gate allows it.
+        """Move an alias, if the recipe's gate allows it; see :func:`trunkline.promotion.promote`.
 
         Without a selector the newest version is meant, not the present champion.
+        """
+        return promote(
+            self.store, Ref.parse(adapter), alias, force=force, reason=reason, actor=actor
+        )
+
+    def import_adapter(
+        self, folder: str | Path, name: str, *, base: str | None = None, **wishes: Any
+    ) -> Imported:
+        """Publish an adapter that PEFT saved elsewhere as the next version of ``name``.
+
+        Args:
+            folder: a plain PEFT folder.
+            name: ``domain/name``.
+            base: that it was trained on; by default this platform's.
+            wishes: task, labels, template, max_new_tokens, unit; see
+                :class:`~trunkline.adapters.imported_task.Wishes`.
 
         Raises:
-            RefusedError: the gate says no, and ``force`` was not given.
-            IntegrityError: the artifact is damaged or missing; no force helps.
+            UsageError: the wishes contradict the adapter.
+            IntegrityError: it does not fit the base, or would not be computed exactly.
         """
-        ref = Ref.parse(adapter)
-        if ref.selector is None:
-            ref = ref.at(self.registry.adapter(ref.domain, ref.name).newest)
-        version = self.registry.resolve(ref)[0]
-        self.store.fetch(version)
-        judged = self.judgement(version)
-        if judged is None:
-            checks: tuple[GateCheck, ...] = (
-                GateCheck("has been judged", False, "no evaluation on its test rows"),
-            )
-        else:
-            checks = check_gate(judged[1], judged[0])
-        failed = [check for check in checks if not check.passed]
-        if failed and not force:
-            raise RefusedError(
-                f"The gate refuses {version.ref}: "
-                + "; ".join(f"{check.name}: no ({check.figures})" for check in failed)
-                + ".",
-                f"Train a better one, or `trunkline adapters promote {version.ref} --force "
-                '--reason "…"`.',
-            )
-        if force and not reason.strip():
-            raise UsageError("A forced promotion needs a reason.", 'Add --reason "…".')
-        detail = {
-            "gate": [asdict(check) for check in checks],
-            "forced": bool(failed),
-            "reason": reason or None,
-        }
-        old, new = self.registry.set_alias(version.ref, alias, detail=detail)
-        return Promotion(version, alias, old, new, checks, bool(failed))
+        from trunkline.adapters.imported_task import Wishes
+        from trunkline.adapters.importing import import_adapter
+        from trunkline.base_model import DEFAULT_BASE, describe
+
+        info = describe(base or self.base_name or DEFAULT_BASE)
+        return import_adapter(
+            self.store, self.registry, info, Path(folder), Ref.parse(name), Wishes(**wishes)
+        )
 
     def adapters(self) -> list[AdapterRecord]:
         """The adapters that have a version."""

@@ -641,9 +641,9 @@ def test_event_tells_by_whom_and_from_which_folder(
 ) -> None:
     version = bring(folder).version
     event = registry.events(subject="toy/elsewhere")[0]
-    assert event.kind == "version.imported"
+    assert event.kind == "version.published"
     assert event.actor.startswith("system:")
-    assert event.detail["folder"] == "my-lora"
+    assert event.detail["imported"]["folder"] == "my-lora"
     assert event.detail["digest"] == version.digest
 
 

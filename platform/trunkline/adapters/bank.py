@@ -144,7 +144,7 @@ class Bank:
             BaseMismatchError: it was trained on other weights.
             IntegrityError: its tensors don't fit the base, are not finite, or changed since the
                 artifact was checked.
-            RefusedError: its rank needs more pages than there are.
+            RefusedError: its rank needs more pages than there are, or its bytes more memory.
             BusyError: the memory for adapters is full of those in use or pinned.
         """
         digest = artifact.digest
@@ -180,9 +180,14 @@ class Bank:
         if pages:
             try:
                 self._stack.write(pages, resident.matrices, artifact.lora.scaling)
-            finally:
+            except BaseException:
                 with self._lock:
-                    resident.pages, resident.placing = pages, False
+                    self._free.extend(pages)
+                    self._drop(resident)
+                raise
+            with self._lock:
+                resident.pages, resident.placing = pages, False
+                self._leave(resident)
         return resident
 
     def get(self, digest: str) -> Resident | None:
@@ -229,7 +234,11 @@ class Bank:
                 pages = self._take_pages(resident)
                 if not pages:
                     return None
-                self._stack.write(pages, resident.matrices, resident.artifact.lora.scaling)
+                try:
+                    self._stack.write(pages, resident.matrices, resident.artifact.lora.scaling)
+                except BaseException:
+                    self._free.extend(pages)
+                    raise
                 resident.pages = pages
             resident.users += 1
             resident.requests += 1
@@ -343,19 +352,25 @@ class Bank:
         self._counters[digest] = Counters(known.loads, known.evictions + 1)
 
     def _make_room(self, wanted: int) -> None:
-        """Let the least recently used go until ``wanted`` more bytes fit the budget."""
-        while (held := sum(one.bytes for one in self._residents.values())) + wanted > (
-            self._host_budget
-        ):
-            idle = [one for one in self._residents.values() if self._may_go(one)]
-            if not idle:
-                raise BusyError(
-                    f"There is no room for an adapter of {wanted / MIB:.1f} MiB: "
-                    f"{held / MIB:.1f} of {self._host_budget / MIB:.1f} MiB are held by adapters "
-                    "that are in use or pinned.",
-                    "Unpin one, or give the server more with --adapter-mib.",
-                )
-            self._drop(min(idle, key=lambda one: one.used))
+        """Let the least recently used go until ``wanted`` more bytes fit the budget; none of them
+        where that isn't enough."""
+        held = sum(one.bytes for one in self._residents.values())
+        idle = sorted(
+            (one for one in self._residents.values() if self._may_go(one)),
+            key=lambda one: -one.used,
+        )
+        staying = held - sum(one.bytes for one in idle)
+        if staying + wanted > self._host_budget:
+            raise BusyError(
+                f"There is no room for an adapter of {wanted / MIB:.1f} MiB: "
+                f"{staying / MIB:.1f} of {self._host_budget / MIB:.1f} MiB are held by adapters "
+                "that are in use or pinned.",
+                "Unpin one, or give the server more with --adapter-mib.",
+            )
+        while held + wanted > self._host_budget:
+            last = idle.pop()
+            held -= last.bytes
+            self._drop(last)
 
     # -------------------------------------------------------------------------------- reading
 
@@ -382,14 +397,16 @@ class Bank:
                 f"{PAGE_RANK}; there are {self._stack.pages}.",
                 "Give the engine more slots or memory.",
             )
-        return Resident(
-            artifact,
-            name,
-            None if head is None else head.float().to(self._device),
-            sum(down.nbytes + up.nbytes for down, up in matrices.values()),
-            needs,
-            matrices,
-        )
+        head = None if head is None else head.float().to(self._device)
+        size = sum(down.nbytes + up.nbytes for down, up in matrices.values())
+        size += 0 if head is None else head.nbytes
+        if size > self._host_budget:
+            raise RefusedError(
+                f"{name or artifact.folder} takes {size / MIB:.1f} MiB; all adapters together may "
+                f"take {self._host_budget / MIB:.1f} MiB beside those that are stacked.",
+                "Give the server more with --adapter-mib.",
+            )
+        return Resident(artifact, name, head, size, needs, matrices)
 
     def _check_fits(self, artifact: Artifact) -> None:
         """Compare the header's shapes with the base, before a tensor is read."""

@@ -47,7 +47,7 @@ from trunkline.errors import (
     UsageError,
 )
 from trunkline.refs import Ref
-from trunkline.registry.database import add_event, system_actor, utc_now
+from trunkline.registry.database import system_actor, utc_now
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.store import Registry
 
@@ -120,13 +120,19 @@ def import_adapter(
                 parameters=base.parameters,
                 dtype=base.dtype,
             )
-            version = store.publish(made, ref, task=task["kind"], run=None, base_digest=base.digest)
+            version = store.publish(
+                made,
+                ref,
+                task=task["kind"],
+                run=None,
+                base_digest=base.digest,
+                detail={"imported": _origin(foreign)},
+            )
     except OSError as error:
         raise RegistryError(
             f"The adapter in {folder} can't be copied: {error.strerror or error}.",
             "Make room in the folder for temporary files, or name another with TMPDIR.",
         ) from error
-    _record(registry, version, foreign)
     return Imported(version, task, lora, len(foreign.adapted), tuple(notes))
 
 
@@ -188,12 +194,6 @@ def _make(
     write_json(made / PROVENANCE, {"run": None, "dataset": None, "imported": origin})
     card = imported_card(ref, manifest, config, foreign.name, foreign.named_base)
     (made / CARD).write_text(card, encoding="utf-8")
-
-
-def _record(registry: Registry, version: VersionRecord, foreign: Foreign) -> None:
-    detail = {"number": version.number, "digest": version.digest, **_origin(foreign)}
-    with registry._write() as session:
-        add_event(session, None, "version.imported", f"{version.domain}/{version.name}", detail)
 
 
 def _origin(foreign: Foreign) -> dict[str, str | None]:

@@ -237,18 +237,22 @@ class _Layer:
             self._add_even(routing, x[first:last], y[first:last])
             return y
         for span in routing.spans:
-            if self.packs and span.start == 0 and span.stop in (None, len(x)) and len(x) >= LONG:
+            if self._by_onednn(x) and span.start == 0 and span.stop in (None, len(x)):
                 for page in span.pages:
                     y = self._with_page(page, x, y)
             else:
                 self._add_span(span, x[span.start : span.stop], y[span.start : span.stop])
         return y
 
+    def _by_onednn(self, x: torch.Tensor) -> bool:
+        """Whether these tokens are many, and of the one type that is multiplied there."""
+        return self.packs and len(x) >= LONG and x.dtype == self.down.dtype
+
     def _hidden(self, page: int, x: torch.Tensor) -> torch.Tensor:
         """``A x`` of one page, ``[tokens, members · rank]``."""
         import torch
 
-        if self.packs and len(x) >= LONG:
+        if self._by_onednn(x):
             ops: Any = torch.ops.mkldnn
             hidden: torch.Tensor = ops._linear_pointwise(x, self.down[page].T, None, "none", [], "")
             return hidden

@@ -13,8 +13,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.errors import NotFoundError, RegistryError
@@ -29,7 +31,7 @@ class AdapterStore:
 
     def __init__(self, workspace: Workspace, registry: Registry) -> None:
         self._workspace = workspace
-        self._registry = registry
+        self.registry = registry
 
     def publish(
         self,
@@ -39,6 +41,7 @@ class AdapterStore:
         task: str,
         run: int | None,
         base_digest: str | None = None,
+        detail: Mapping[str, Any] | None = None,
     ) -> VersionRecord:
         """Copy a sealed folder in as the next version of ``ref``.
 
@@ -48,6 +51,7 @@ class AdapterStore:
             task: what it is for.
             run: that made it, if one did.
             base_digest: of a recorded base; needed where there is no run.
+            detail: kept in the event of the publication.
 
         Raises:
             IntegrityError: the folder is no sound artifact.
@@ -57,7 +61,7 @@ class AdapterStore:
         number, target = self._reserve(ref, task, run)
         try:
             _copy_in(artifact, target, self._workspace.adapters)
-            return self._registry.publish_version(
+            return self.registry.publish_version(
                 ref.domain,
                 ref.name,
                 number,
@@ -65,10 +69,11 @@ class AdapterStore:
                 path=target.relative_to(self._workspace.adapters).as_posix(),
                 bytes=artifact.bytes,
                 base_digest=base_digest,
+                detail=detail,
             )
         except BaseException as error:
             with suppress(RegistryError):
-                self._registry.abandon_version(ref.domain, ref.name, number)
+                self.registry.abandon_version(ref.domain, ref.name, number)
             if not self._may_be_visible(ref.at(number)):
                 _remove(target, self._workspace.adapters)
             if isinstance(error, OSError):
@@ -89,7 +94,7 @@ class AdapterStore:
 
     def _may_be_visible(self, ref: Ref) -> bool:
         try:
-            self._registry.resolve(ref)
+            self.registry.resolve(ref)
         except NotFoundError:
             return False
         except RegistryError:
@@ -99,11 +104,11 @@ class AdapterStore:
     def _reserve(self, ref: Ref, task: str, run: int | None) -> tuple[int, Path]:
         """A number whose folder is free: files of an earlier registry are never written over."""
         while True:
-            number = self._registry.reserve_version(ref.domain, ref.name, task=task, run=run)
+            number = self.registry.reserve_version(ref.domain, ref.name, task=task, run=run)
             target = self._workspace.version_path(ref.domain, ref.name, number)
             if not os.path.lexists(target):
                 return number, target
-            self._registry.abandon_version(ref.domain, ref.name, number)
+            self.registry.abandon_version(ref.domain, ref.name, number)
 
 
 def _copy_in(artifact: Artifact, target: Path, root: Path) -> None:

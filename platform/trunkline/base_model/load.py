@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.base_model.info import BaseInfo, describe
 from trunkline.base_model.quiet import quiet_transformers
-from trunkline.base_model.trunk import Trunk, make_trunk
+from trunkline.base_model.trunk import Quantised, Trunk, make_trunk
 from trunkline.errors import BaseModelError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _DTYPES = {
     "bf16": "bfloat16", "bfloat16": "bfloat16",
     "fp16": "float16", "float16": "float16",
 }  # fmt: skip
+QUANTISED: tuple[Quantised, ...] = ("int8", "nf4")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +40,7 @@ class Base:
         tokenizer: has a pad token; callers choose the side of the padding.
         device, dtype: of the parameters.
         trunk: what its linear layers became.
+        quantised: how the weights of those are kept, if not as ``dtype``.
     """
 
     info: BaseInfo
@@ -47,6 +49,7 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     trunk: Trunk
+    quantised: Quantised | None = None
 
     @property
     def digest(self) -> str:
@@ -64,8 +67,9 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Base:
     Args:
         name: of a base that is on this machine.
         device: ``auto`` (CUDA, else MPS, else CPU) or a device of torch.
-        dtype: ``auto`` (CPU and MPS fp32; CUDA bf16, fp16 where it has none), ``fp32``, ``bf16``
-            or ``fp16``.
+        dtype: ``auto`` (CPU and MPS fp32; CUDA bf16, fp16 where it has none), ``fp32``, ``bf16``,
+            ``fp16``; ``int8`` (CPU) or ``nf4`` (with bitsandbytes) keep the linear layers so, and
+            compute the rest as ``auto``.
 
     Raises:
         BaseModelError: it is not here or damaged, or this process holds another base, or this one
@@ -78,13 +82,16 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Base:
             _check_same(_held, info, device, dtype)
             return _held
         target = pick_device(device)
-        kind = pick_dtype(dtype, target)
+        quantised = pick_quantised(dtype, target)
+        kind = pick_dtype("auto" if quantised else dtype, target)
         with ThreadPoolExecutor(1, "trunkline-load") as apart:
-            _held = apart.submit(_load_base, info, target, kind, dtype == "int8").result()
+            _held = apart.submit(_load_base, info, target, kind, quantised).result()
         return _held
 
 
-def _load_base(info: BaseInfo, device: torch.device, dtype: torch.dtype, int8: bool) -> Base:
+def _load_base(
+    info: BaseInfo, device: torch.device, dtype: torch.dtype, quantised: Quantised | None
+) -> Base:
     """Runs in a thread of its own: the caller's thread must not keep OpenMP workers.
 
     libgomp lets workers sleep at once where the teams of all threads together have more members
@@ -94,7 +101,8 @@ def _load_base(info: BaseInfo, device: torch.device, dtype: torch.dtype, int8: b
     tokenizer = _load_tokenizer(info.folder)
     model = _load_model(info, None, device, dtype, tokenizer.pad_token_id, seed=0)
     model.requires_grad_(False)
-    return Base(info, model, tokenizer, device, dtype, make_trunk(model, int8=int8))
+    trunk = make_trunk(model, quantised=quantised)
+    return Base(info, model, tokenizer, device, dtype, trunk, quantised)
 
 
 def release() -> None:
@@ -124,7 +132,33 @@ def load_fresh(
     info = describe(name)
     target = pick_device(device)
     pad = _load_tokenizer(info.folder).pad_token_id if head is not None else None
+    if dtype in QUANTISED:
+        raise UsageError(
+            f"A base in {dtype} is for inference; training needs it in floating point.",
+            "Leave --dtype away, or take fp32 or bf16.",
+        )
     return _load_model(info, head, target, pick_dtype(dtype, target), pad, seed=seed)
+
+
+def pick_quantised(dtype: str, device: torch.device) -> Quantised | None:
+    """How the linear layers are kept under ``dtype``, if not in floating point.
+
+    Raises:
+        UsageError: it can't be computed here.
+    """
+    from importlib.util import find_spec
+
+    if dtype == "int8":
+        if device.type != "cpu":
+            raise UsageError(
+                f"int8 is computed on a CPU, not on {device}.", "Take bf16 or nf4 there."
+            )
+        return "int8"
+    if dtype == "nf4":
+        if find_spec("bitsandbytes") is None:
+            raise UsageError("nf4 needs the package bitsandbytes.", "pip install 'trunkline[nf4]'")
+        return "nf4"
+    return None
 
 
 def pick_device(device: str) -> torch.device:
@@ -162,7 +196,9 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if dtype not in _DTYPES:
-        raise UsageError(f"The base can't be loaded as {dtype!r}.", "Use auto, fp32, bf16 or fp16.")
+        raise UsageError(
+            f"The base can't be loaded as {dtype!r}.", "Use auto, fp32, bf16, fp16, int8 or nf4."
+        )
     kind: torch.dtype = getattr(torch, _DTYPES[dtype])
     return kind
 
@@ -174,9 +210,13 @@ def _check_same(held: Base, wanted: BaseInfo, device: str, dtype: str) -> None:
             "beside it.",
             "Use another process for it, or call trunkline.base_model.release() first.",
         )
+    wants = pick_quantised(dtype, held.device)
     on_it = device == "auto" or _same_device(pick_device(device), held.device)
-    if not on_it or (dtype != "auto" and pick_dtype(dtype, held.device) != held.dtype):
-        kind = str(held.dtype).removeprefix("torch.")
+    same = wants == held.quantised and (
+        wants is not None or pick_dtype(dtype, held.device) == held.dtype
+    )
+    if not on_it or (dtype != "auto" and not same):
+        kind = held.quantised or str(held.dtype).removeprefix("torch.")
         raise BaseModelError(
             f"This process holds the base {held.info.name!r} on {held.device} as {kind}, not on "
             f"{device} as {dtype}.",

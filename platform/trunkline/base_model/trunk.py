@@ -1,4 +1,4 @@
-"""The base's linear layers as inference wants them: side by side, packed, perhaps in int8.
+"""The base's linear layers as inference wants them: side by side, packed, perhaps quantised.
 
 Owns: how a matrix product of the base is computed, and the place beside it where something may be
 added. Must not know: adapters, tokens, batches.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -89,12 +89,16 @@ class Trunk:
                 yield name, fused, index
 
 
-def make_trunk(model: Any, *, int8: bool = False) -> Trunk:
+Quantised = Literal["int8", "nf4"]
+"""How the trunk's weights may be kept: 8 bits, or 4 (NormalFloat, Dettmers et al. 2023)."""
+
+
+def make_trunk(model: Any, *, quantised: Quantised | None = None) -> Trunk:
     """Replace the linear layers of a causal LM, in place; its own weights of them are let go.
 
     Args:
         model: of transformers, in eval mode, not to be trained any more.
-        int8: keep the layers' weights in 8 bits, one scale an output; the head stays as it is.
+        quantised: how to keep the layers' weights; the head stays as it is.
     """
     from torch import nn
 
@@ -120,7 +124,7 @@ def make_trunk(model: Any, *, int8: bool = False) -> Trunk:
                 tuple(f"{parent_name}.{name}" if parent_name else name for name in names),
                 weight.shape[1],
                 tuple(_outputs(layer) for layer in layers),
-                _product(weight, bias, int8=int8 and inside),
+                _product(weight, bias, quantised if inside else None),
             )
             for index, name in enumerate(names):
                 setattr(parent, name, Member(one, index))
@@ -170,11 +174,15 @@ def _joined(layers: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
     return weight, torch.cat(biases)
 
 
-def _product(weight: torch.Tensor, bias: torch.Tensor | None, *, int8: bool) -> Product:
+def _product(
+    weight: torch.Tensor, bias: torch.Tensor | None, quantised: Quantised | None
+) -> Product:
     import torch
 
-    if int8:
+    if quantised == "int8":
         return _in_int8(weight, bias)
+    if quantised == "nf4":
+        return _in_nf4(weight, bias)
     if (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
@@ -221,5 +229,18 @@ def _in_int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
         if bias is not None:
             y.add_(bias)
         return y.to(dtype)
+
+    return product
+
+
+def _in_nf4(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """Weights in 4 bits, 64 to a scale, by bitsandbytes; inputs as they are."""
+    import bitsandbytes
+
+    packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = bitsandbytes.matmul_4bit(x, packed.t(), quant_state=state, bias=bias)
+        return y
 
     return product

@@ -70,11 +70,7 @@ def import_(
     adapter_model.safetensors; other files in it are not opened. An adapter that would not be
     computed exactly is refused, with the reason.
     """
-    from trunkline.adapters.imported_task import Wishes
-    from trunkline.adapters.importing import import_adapter
-    from trunkline.base_model import describe
     from trunkline.contracts import CleanStep, Template
-    from trunkline.refs import Ref
 
     if (base := base or said.base) is None:
         raise UsageError("An import needs the base.", "Name it with --base smollm2-135m.")
@@ -83,14 +79,13 @@ def import_(
         clean=tuple(cast(CleanStep, step) for step in _listed(clean)),
         chat=chat,
     )
-    platform = said.platform
-    done = import_adapter(
-        platform.store,
-        platform.registry,
-        describe(base),
+    done = said.platform.import_adapter(
         folder,
-        Ref.parse(name),
-        Wishes(template=prompt, labels=_labels(labels, labels_file), **wishes),
+        name,
+        base=base,
+        template=prompt,
+        labels=_labels(labels, labels_file),
+        **wishes,
     )
     for sentence in done.notes:
         note(sentence)

@@ -85,7 +85,14 @@ class Program(Group):
 )
 @click.option("--base", metavar="NAME", help="The base: a name, hf:<repo>[@revision], or a folder.")
 @click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
-@click.option("--dtype", metavar="NAME", default="auto", help="auto, fp32, bf16 or fp16.")
+@click.option(
+    "--dtype",
+    "--base-dtype",
+    "dtype",
+    metavar="NAME",
+    default="auto",
+    help="Of the base: auto, fp32, bf16, fp16, int8 or nf4.",
+)
 @click.option("--no-plugins", is_flag=True, help="Load no plugin.")
 @click.option(
     "--no-plugin", "block", metavar="NAME", multiple=True, help="Leave one out; may be repeated."

@@ -34,9 +34,9 @@ VersionRow = Row[Version, Adapter, Base, Dataset]
 """The dataset may be None, though an outer join can't say so in its type."""
 
 
-def find_version(session: Session, ref: Ref) -> tuple[VersionRow, str]:
+def find_version(session: Session, ref: Ref, *, suggest: bool = True) -> tuple[VersionRow, str]:
     """The visible version that answers ``ref``, and by what; see :meth:`Versions.resolve`."""
-    adapter = find_adapter(session, ref)
+    adapter = find_adapter(session, ref, suggest=suggest)
     query = visible_versions().where(Version.adapter_id == adapter.id)
     newest = query.order_by(Version.number.desc()).limit(1)
 
@@ -73,7 +73,9 @@ def find_version(session: Session, ref: Ref) -> tuple[VersionRow, str]:
     )
 
 
-def find_adapter(session: Session, ref: Ref, *, lock: bool = False) -> Adapter:
+def find_adapter(
+    session: Session, ref: Ref, *, lock: bool = False, suggest: bool = True
+) -> Adapter:
     """The adapter's row, if it has a visible version."""
     query = select(Adapter).where(
         Adapter.domain == ref.domain, Adapter.name == ref.name, HAS_VERSIONS
@@ -82,7 +84,7 @@ def find_adapter(session: Session, ref: Ref, *, lock: bool = False) -> Adapter:
     if found is None:
         near = (Adapter.domain == ref.domain).desc()
         names = select(Adapter.domain, Adapter.name).where(HAS_VERSIONS).order_by(near)
-        known = session.execute(names.limit(NAMES_COMPARED)).all()
+        known = session.execute(names.limit(NAMES_COMPARED)).all() if suggest else []
         raise NotFoundError.named(
             "adapter",
             ref.adapter,

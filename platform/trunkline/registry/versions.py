@@ -86,6 +86,7 @@ class Versions(Database):
         base_digest: str | None = None,
         dataset_id: int | None = None,
         actor: str | None = None,
+        detail: Mapping[str, Any] | None = None,
     ) -> VersionRecord:
         """Make a reserved version visible, its files being in place.
 
@@ -94,6 +95,7 @@ class Versions(Database):
             path: of the folder, relative to ``adapters/``, with forward slashes.
             bytes: size of the files together.
             base_digest, dataset_id: those of the version's run if not given.
+            detail: kept in the event beside number and digest.
 
         Evaluations that the run recorded before are the version's from now on.
 
@@ -129,8 +131,8 @@ class Versions(Database):
                     .where(Evaluation.run_id == run.id, Evaluation.version_id.is_(None))
                     .values(version_id=version.id)
                 )
-            detail = {"number": number, "digest": digest, "run": version.run_id}
-            add_event(session, actor, "version.published", f"{domain}/{name}", detail)
+            told = {**(detail or {}), "number": number, "digest": digest, "run": version.run_id}
+            add_event(session, actor, "version.published", f"{domain}/{name}", told)
             session.flush()
             row = session.execute(visible_versions().where(Version.id == version.id)).one()
             return version_records(session, [row])[0]
@@ -192,15 +194,18 @@ class Versions(Database):
             )
             return version_records(session, session.execute(query).all())
 
-    def resolve(self, ref: Ref) -> tuple[VersionRecord, str]:
+    def resolve(self, ref: Ref, *, suggest: bool = True) -> tuple[VersionRecord, str]:
         """The version that answers ``ref``, and by what: ``number``, ``alias``, ``digest``, or,
         without a selector, ``champion`` or ``newest``.
+
+        Args:
+            suggest: whether an unknown adapter is worth looking for the nearest name.
 
         Raises:
             NotFoundError: no visible version answers it; the nearest name is given.
         """
         with self._read() as session:
-            row, how = find_version(session, ref)
+            row, how = find_version(session, ref, suggest=suggest)
             return version_records(session, [row])[0], how
 
     def set_alias(

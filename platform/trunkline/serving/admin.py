@@ -127,7 +127,13 @@ def _load(service: Service, call: Call, ref: str) -> dict[str, Any]:
 
 def _promote(service: Service, call: Call, body: PromoteBody) -> dict[str, Any]:
     _find(service, call, body.ref)
-    done = service.platform.promote(body.ref, body.alias, force=body.force, reason=body.reason)
+    done = service.platform.promote(
+        body.ref,
+        body.alias,
+        force=body.force,
+        reason=body.reason,
+        actor=None if call.key is None else f"key/{call.key.id} {call.key.owner}",
+    )
     return {
         "ref": str(done.version.ref),
         "alias": done.alias,

@@ -76,7 +76,7 @@ def find_model(registry: Registry, base: ServedBase, key: KeyRecord | None, aske
         ref = Ref.parse(asked)
         if not _may_use(key, ref.adapter):
             raise unknown_model(asked)
-        version = registry.resolve(ref)[0]
+        version = registry.resolve(ref, suggest=False)[0]
     except NotFoundError:
         raise unknown_model(asked) from None
     except UsageError:

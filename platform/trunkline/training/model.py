@@ -57,7 +57,6 @@ def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] |
         NotFoundError: a name in ``target_modules`` is none of the base's linear layers.
         UsageError: ``target_modules`` names nothing, or there are not that many layers.
     """
-    import torch
     from transformers.pytorch_utils import Conv1D
 
     trunk = f"{model.base_model_prefix}."
@@ -65,7 +64,8 @@ def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] |
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if name.startswith(trunk) and isinstance(module, torch.nn.Linear | Conv1D)
+            if name.startswith(trunk)
+            and (hasattr(module, "in_features") or isinstance(module, Conv1D))
         }
     )
     names = [name.strip() for name in settings.target_modules.split(",") if name.strip()]
