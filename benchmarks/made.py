@@ -1,21 +1,110 @@
-"""Adapters of random weights for the benchmarks, and how figures are taken.
+"""What the benchmarks run on: bases, adapters of random weights, prompts of a fixed length.
 
-Owns: artifacts of any rank on the default base, interleaved timing, the table that is printed.
-Must not know: what is measured.
+Owns: making them, so that ours and a peer's are the same. Must not know: what is measured.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import platform as machine
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 BASE = "smollm2-135m"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+LLAMAS: dict[str, dict[str, int]] = {
+    "tiny": {
+        "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+    "1b": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+    "7b": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32,
+    },
+}  # fmt: skip
+"""Llama 3.2 1B and Llama 2 7B, with the default base's vocabulary; tiny is for smoke runs."""
+
+
+def config_of(shape: str | None) -> Any:
+    """transformers' configuration of the default base, or of a random Llama."""
+    from transformers import AutoConfig, LlamaConfig
+
+    from trunkline.base_model import describe
+
+    stored = AutoConfig.from_pretrained(describe(BASE).folder)
+    if shape is None:
+        return stored
+    return LlamaConfig(
+        **LLAMAS[shape], vocab_size=stored.vocab_size, max_position_embeddings=2048,
+        bos_token_id=stored.bos_token_id, eos_token_id=stored.eos_token_id,
+    )  # fmt: skip
+
+
+def digest_of(shape: str | None) -> str:
+    """Identity of the base that adapters are made for."""
+    from trunkline.base_model import describe
+
+    return describe(BASE).digest if shape is None else hashlib.sha256(shape.encode()).hexdigest()
+
+
+def load_tokenizer() -> Any:
+    """The default base's."""
+    from transformers import AutoTokenizer
+
+    from trunkline.base_model import describe
+
+    return AutoTokenizer.from_pretrained(describe(BASE).folder)
+
+
+def load_plain(shape: str | None) -> Any:
+    """A causal LM as transformers makes it, in eval mode; it never ends an answer by itself."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trunkline.base_model import describe
+    from trunkline.base_model.load import pick_device, pick_dtype
+    from trunkline.base_model.quiet import quiet_transformers
+
+    device = pick_device("auto")
+    dtype = pick_dtype("auto", device)
+    if shape is None:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(describe(BASE).folder, dtype=dtype)
+    else:
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config_of(shape), dtype=dtype)
+    model.generation_config.eos_token_id = None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_base(shape: str | None, *, quantised: Any = None) -> Any:
+    """A :class:`Base` of ours; computed in the calling thread, whose OpenMP workers it keeps."""
+    from trunkline.base_model import describe
+    from trunkline.base_model.load import Base
+    from trunkline.base_model.trunk import make_trunk
+
+    model = load_plain(shape)
+    info = describe(BASE)
+    if shape is not None:
+        info = replace(info, name=shape, digest=digest_of(shape), context=2048)
+    trunk = make_trunk(model, quantised=quantised)
+    return Base(info, model, load_tokenizer(), model.device, model.dtype, trunk, quantised)
+
+
+def make_adapters(folder: Path, shape: str | None, count: int, *, rank: int) -> list[Path]:
+    """Artifacts of random weights in folders of their own."""
+    config, digest = config_of(shape), digest_of(shape)
+    return [
+        make_adapter(folder / str(seed), config, digest, seed=seed, rank=rank)
+        for seed in range(count)
+    ]
 
 
 def make_adapter(folder: Path, config: Any, base_digest: str, *, seed: int, rank: int = 8) -> Path:
@@ -61,35 +150,19 @@ def make_adapter(folder: Path, config: Any, base_digest: str, *, seed: int, rank
     return folder
 
 
-def interleaved(measured: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median of each, in seconds; every round measures all of them, so that a noisy minute hits
-    all alike. Each gives the seconds that it took."""
-    for measure in measured.values():
-        measure()
-    taken: dict[str, list[float]] = {name: [] for name in measured}
-    for _ in range(rounds):
-        for name, measure in measured.items():
-            taken[name].append(measure())
-    return {name: statistics.median(values) for name, values in taken.items()}
+def make_prompts(tokenizer: Any, count: int, tokens: int, seed: int) -> list[tuple[str, list[int]]]:
+    """Texts of random words that are ``tokens`` tokens each, with their ids."""
+    import random
 
-
-def timed(work: Callable[[], Any]) -> Callable[[], float]:
-    """The work as something that gives its own seconds."""
-
-    def measure() -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    return measure
-
-
-def say_where() -> None:
-    """Print what this runs on."""
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}, "
-        f"{machine.processor() or machine.machine()}"
-    )
+    words = sorted(
+        word[1:] for word in tokenizer.get_vocab()
+        if word[:1] == "Ġ" and word[1:].isascii() and word[1:].isalpha() and word[1:].islower()
+    )  # fmt: skip
+    draw = random.Random(seed)
+    made: list[tuple[str, list[int]]] = []
+    while len(made) < count:
+        text = "The " + " ".join(draw.choices(words, k=tokens - 1))
+        ids = tokenizer(text)["input_ids"]
+        if len(ids) == tokens:
+            made.append((text, ids))
+    return made

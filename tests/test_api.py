@@ -428,7 +428,7 @@ def test_impossible_alias_is_told(platform: Platform, alias: str) -> None:
 
 
 def test_unjudged_version_is_refused(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Platform, "judgement", lambda self, version: None)
+    monkeypatch.setattr("trunkline.promotion.judgement_of", lambda registry, version: None)
     with pytest.raises(RefusedError, match="has been judged: no"):
         platform.promote("toy/prices")
 

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from tiny_base import Family, make_tiny_base
 from trunkline.adapters.artifact import read_artifact
 from trunkline.adapters.bank import Bank
+from trunkline.adapters.stack import Routing
+from trunkline.base_model.trunk import make_trunk
 from trunkline.errors import BaseMismatchError, IntegrityError
 from trunkline.inference.forward import last_hidden, next_logits
 from workbench import LABELS, make_artifact, reseal
@@ -39,12 +41,12 @@ def digest_of(base: Path) -> str:
 def causal(base: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(base).eval()
+    return AutoModelForCausalLM.from_pretrained(base).eval().requires_grad_(False)
 
 
 def bank_of(base: Path) -> tuple[Any, Bank]:
     model = causal(base)
-    return model, Bank(model, digest_of(base))
+    return model, Bank(model, digest_of(base), make_trunk(model))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,12 @@ def bases(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[Family, 
 
 
 @pytest.fixture(scope="module")
+def banks(bases: dict[Family, Path]) -> dict[Family, tuple[Any, Bank]]:
+    """Family → a base and its bank, which fills from one example to the next."""
+    return {family: bank_of(base) for family, base in bases.items()}
+
+
+@pytest.fixture(scope="module")
 def tmp_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bank")
 
@@ -68,7 +76,7 @@ def adapters(draw: st.DrawFn) -> tuple[Family, dict[str, Any], int]:
     family = cast(Family, draw(st.sampled_from(sorted(TARGETS))))
     targets = draw(st.lists(st.sampled_from(TARGETS[family]), min_size=1, unique=True))
     lora = {
-        "r": draw(st.integers(1, 12)),
+        "r": draw(st.integers(1, 20)),
         "lora_alpha": draw(st.floats(0.25, 64)),
         "target_modules": targets,
         "use_rslora": draw(st.booleans()),
@@ -77,33 +85,39 @@ def adapters(draw: st.DrawFn) -> tuple[Family, dict[str, Any], int]:
     return family, lora, draw(st.integers(0, 1000))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(adapters())
 def test_logits_are_those_of_peft(
-    bases: dict[Family, Path], tmp_module: Path, adapter: tuple[Family, dict[str, Any], int]
+    bases: dict[Family, Path],
+    banks: dict[Family, tuple[Any, Bank]],
+    tmp_module: Path,
+    adapter: tuple[Family, dict[str, Any], int],
 ) -> None:
+    from peft import PeftModel
+
     family, lora, seed = adapter
     folder = tmp_module / "generation"
     shutil.rmtree(folder, ignore_errors=True)
     make_artifact(folder, bases[family], "generation", seed=seed, **lora)
-    from peft import PeftModel
-
-    model, bank = bank_of(bases[family])
+    model, bank = banks[family]
     artifact = read_artifact(folder)
     bank.load(artifact)
     with bank.using(artifact.digest):
         ours = next_logits(model, PROMPTS, PAD)
     bare = next_logits(model, PROMPTS, PAD)
     theirs = next_logits(PeftModel.from_pretrained(causal(bases[family]), folder), PROMPTS, PAD)
-    size = theirs.abs().max()
-    assert ((ours - theirs).abs().max() / size) < 1e-5
-    assert ((ours - bare).abs().max() / size) > 1e-4
+    assert (ours - theirs).abs().max() < 1e-4
+    assert (ours - bare).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", sorted(TARGETS))
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_head_gives_what_plain_peft_gives(
-    bases: dict[Family, Path], tmp_path: Path, family: Family, kind: str
+    bases: dict[Family, Path],
+    banks: dict[Family, tuple[Any, Bank]],
+    tmp_path: Path,
+    family: Family,
+    kind: str,
 ) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
@@ -111,13 +125,13 @@ def test_head_gives_what_plain_peft_gives(
     from trunkline.tasks.batches import pad
 
     folder = tmp_path / "artifact"
-    make_artifact(folder, bases[family], kind, seed=3)
+    make_artifact(folder, bases[family], kind, seed=3, r=11)
     plain = AutoModelForSequenceClassification.from_pretrained(
         bases[family], num_labels=len(LABELS) if kind == "classification" else 1, pad_token_id=PAD
     )
     with torch.inference_mode():
         theirs = PeftModel.from_pretrained(plain, folder).eval()(**pad(PROMPTS, PAD)).logits
-    model, bank = bank_of(bases[family])
+    model, bank = banks[family]
     artifact = read_artifact(folder)
     bank.load(artifact)
     with bank.using(artifact.digest) as resident:
@@ -162,7 +176,10 @@ def test_none_is_the_bare_base(standing: tuple[Any, Bank, str]) -> None:
         assert torch.equal(next_logits(model, PROMPTS, PAD), before)
 
 
-def test_blocks_do_not_nest(standing: tuple[Any, Bank, str]) -> None:
+def test_blocks_do_not_nest(
+    standing: tuple[Any, Bank, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trunkline.adapters.stack.TURN_SECONDS", 0.05)
     model, bank, digest = standing
     before = next_logits(model, PROMPTS, PAD)
     with bank.using(digest), pytest.raises(RuntimeError, match="nest"), bank.using(digest):
@@ -188,6 +205,44 @@ def test_another_thread_waits_for_the_base(standing: tuple[Any, Bank, str]) -> N
     assert torch.equal(seen[0], before)
 
 
+def test_two_banks_beside_one_base_do_not_disturb_each_other(
+    sound: Path, tiny: Path, tmp_path: Path
+) -> None:
+    make_artifact(tmp_path / "other", tiny, seed=4, r=12)
+    model = causal(tiny)
+    trunk = make_trunk(model)
+    alone: list[torch.Tensor] = []
+    banks = [Bank(model, digest_of(tiny), trunk) for _ in range(2)]
+    digests = []
+    for bank, folder in zip(banks, (sound, tmp_path / "other"), strict=True):
+        digests.append(bank.load(read_artifact(folder)).artifact.digest)
+        with bank.using(digests[-1]):
+            alone.append(next_logits(model, PROMPTS, PAD))
+    for _ in range(2):
+        for bank, digest, expected in zip(banks, digests, alone, strict=True):
+            with bank.using(digest):
+                assert torch.equal(next_logits(model, PROMPTS, PAD), expected)
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_another_bank_of_the_base_waits_too(tiny: Path) -> None:
+    model = causal(tiny)
+    trunk = make_trunk(model)
+    one, other = (Bank(model, digest_of(tiny), trunk) for _ in range(2))
+    entered = threading.Event()
+
+    def ask() -> None:
+        with other.routed(Routing()):
+            entered.set()
+
+    thread = threading.Thread(target=ask)
+    with one.routed(Routing()):
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(timeout=10)
+    assert entered.is_set()
+
+
 def test_loading_twice_gives_the_resident(sound: Path, tiny: Path) -> None:
     _, bank = bank_of(tiny)
     artifact = read_artifact(sound)
@@ -198,7 +253,8 @@ def test_loading_twice_gives_the_resident(sound: Path, tiny: Path) -> None:
 
 
 def test_another_base_is_refused(sound: Path, tiny: Path) -> None:
-    bank = Bank(causal(tiny), "0" * 64)
+    model = causal(tiny)
+    bank = Bank(model, "0" * 64, make_trunk(model))
     with pytest.raises(BaseMismatchError) as caught:
         bank.load(read_artifact(sound))
     assert "tiny" in caught.value.message
@@ -268,4 +324,4 @@ def test_half_precision_weights_are_computed_in_float32(artifact: Path, tiny: Pa
     folder = forged(artifact, lambda t: t.update({name: value.half() for name, value in t.items()}))
     _, bank = bank_of(tiny)
     resident = bank.load(read_artifact(folder))
-    assert {up.dtype for _, up in resident.layers.values()} == {torch.float32}
+    assert {up.dtype for _, up in resident.matrices.values()} == {torch.float32}

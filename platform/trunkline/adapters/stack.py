@@ -19,11 +19,12 @@ Two forms of one product (the figures are in ``benchmarks/bench_bank.py``):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -152,10 +153,9 @@ class Stack:
                 ranks = slice(place * PAGE_RANK, (place + 1) * PAGE_RANK)
                 layer.write(page, index, down[ranks], up[:, ranks] * scaling)
 
-    def _add(self, layer: _Layer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if layer.used.isdisjoint(self._routing.pages):
-            return y
-        return layer.add(self._routing, x, y)
+    def _add(self, layer: _Layer, x: torch.Tensor, y: torch.Tensor) -> None:
+        if not layer.used.isdisjoint(self._routing.pages):
+            layer.add(self._routing, x, y)
 
 
 class _Layer:
@@ -224,25 +224,22 @@ class _Layer:
             self.across[page, :rank].copy_(down)
         self.up[member][page, :rank].copy_(up.T)
 
-    def add(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """``y [tokens, out] + B (A x)``, each token by its own pages; may write into ``y``."""
+    def add(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+        """``y [tokens, out] += B (A x)``, each token by its own pages."""
         if routing.rows:
             rows = len(routing.rows)
             if x.device.type == "cpu":
                 self._add_rows(routing, x[:rows], y[:rows])
             else:
                 self._add_gathered(routing, x[:rows], y[:rows])
-        if routing.even:
+        if routing.even and not (self.packs and routing.even >= LONG):
             first, last = routing.spans[0].start, routing.spans[-1].stop
             self._add_even(routing, x[first:last], y[first:last])
-            return y
+            return
         for span in routing.spans:
-            if self._by_onednn(x) and span.start == 0 and span.stop in (None, len(x)):
-                for page in span.pages:
-                    y = self._with_page(page, x, y)
-            else:
-                self._add_span(span, x[span.start : span.stop], y[span.start : span.stop])
-        return y
+            for page in span.pages:
+                if page in self.used:
+                    self._add_page(page, x[span.start : span.stop], y[span.start : span.stop])
 
     def _by_onednn(self, x: torch.Tensor) -> bool:
         """Whether these tokens are many, and of the one type that is multiplied there."""
@@ -260,61 +257,58 @@ class _Layer:
             return torch.nn.functional.linear(x.to(self.across.dtype), self.across[page])
         return x.to(self.down.dtype) @ self.down[page]
 
-    def _with_page(self, page: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """All tokens through one page: oneDNN adds while it multiplies."""
+    def _add_page(self, page: int, x: torch.Tensor, y: torch.Tensor) -> None:
         import torch
 
-        if page not in self.used:
-            return y
-        if len(self.up) == 1:
-            return y.addmm_(self._hidden(page, x), self.up[0][page])
-        beside = self.down.new_zeros(self.down.shape[2], y.shape[1])
-        for member, up in enumerate(self.up):
-            ranks = slice(member * PAGE_RANK, (member + 1) * PAGE_RANK)
-            beside[ranks, self.bounds[member] : self.bounds[member + 1]] = up[page]
-        ops: Any = torch.ops.mkldnn
-        added: torch.Tensor = ops._linear_pointwise.binary(
-            self._hidden(page, x), y, beside.T, None, "add"
-        )
-        return added
-
-    def _add_span(self, span: Span, x: torch.Tensor, y: torch.Tensor) -> None:
-        for page in span.pages:
-            if page not in self.used:
-                continue
-            hidden = self._hidden(page, x)
+        hidden = self._hidden(page, x)
+        if len(self.up) > 1 and self._by_onednn(x):
+            beside = self.down.new_zeros(self.down.shape[2], y.shape[1])
             for member, up in enumerate(self.up):
-                ranks = hidden[:, member * PAGE_RANK : (member + 1) * PAGE_RANK]
-                columns = y[:, self.bounds[member] : self.bounds[member + 1]]
-                if y.dtype == up.dtype:
-                    columns.addmm_(ranks, up[page])
-                else:
-                    columns.add_(ranks @ up[page])
+                lines = slice(member * PAGE_RANK, (member + 1) * PAGE_RANK)
+                beside[lines, self.bounds[member] : self.bounds[member + 1]] = up[page]
+            ops: Any = torch.ops.mkldnn
+            y.add_(ops._linear_pointwise(hidden, beside.T, None, "none", [], ""))
+            return
+        for member, up in enumerate(self.up):
+            ranks = hidden[:, member * PAGE_RANK : (member + 1) * PAGE_RANK]
+            columns = y[:, self.bounds[member] : self.bounds[member + 1]]
+            if y.dtype == up.dtype:
+                columns.addmm_(ranks, up[page])
+            else:
+                columns.add_(ranks @ up[page])
 
     def _add_even(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Spans of one length: batched products, ``[spans, tokens, …]``."""
         import torch
 
-        pages = self._span_pages(routing)
-        x = x.view(len(pages), routing.even, -1).to(self.down.dtype)
-        y = y.view(len(pages), routing.even, -1)
+        count, tokens = len(routing.spans), routing.even
+        x = x.view(count, tokens, -1).to(self.down.dtype)
+        y = y.view(count, tokens, -1)
+        pick = self._picked(routing)
         if self.across is not None:
-            hidden = torch.bmm(x, self.across.index_select(0, pages).transpose(1, 2))
+            hidden = torch.bmm(x, pick(self.across).transpose(1, 2))
         else:
-            hidden = torch.bmm(x, self.down.index_select(0, pages))
+            hidden = torch.bmm(x, pick(self.down))
+        if len(self.up) == 1 and y.dtype == hidden.dtype:
+            y.baddbmm_(hidden, pick(self.up[0]))
+            return
+        parts = hidden.view(count, tokens, len(self.up), PAGE_RANK).transpose(1, 2).contiguous()
         for member, up in enumerate(self.up):
-            ranks = hidden[..., member * PAGE_RANK : (member + 1) * PAGE_RANK]
             columns = y[..., self.bounds[member] : self.bounds[member + 1]]
-            if len(self.up) == 1 and y.dtype == up.dtype:
-                columns.baddbmm_(ranks, up.index_select(0, pages))
-            else:
-                columns.add_(torch.bmm(ranks.contiguous(), up.index_select(0, pages)))
+            columns.add_(torch.bmm(parts[:, member], pick(up)))
 
-    def _span_pages(self, routing: Routing) -> torch.Tensor:
+    def _picked(self, routing: Routing) -> Callable[[torch.Tensor], torch.Tensor]:
+        """How the spans' pages are taken out of a table: in place where they lie evenly."""
         import torch
 
         if (found := routing.indices.get("spans")) is None:
             pages = [span.pages[0] for span in routing.spans]
-            found = torch.tensor(pages, dtype=torch.int64, device=self.down.device)
+            steps = {other - one for one, other in pairwise(pages)}
+            if len(steps) == 1 and (step := steps.pop()) > 0:
+                found = itemgetter(slice(pages[0], pages[-1] + 1, step))
+            else:
+                chosen = torch.tensor(pages, dtype=torch.int64, device=self.down.device)
+                found = partial(torch.index_select, dim=0, index=chosen)
             routing.indices["spans"] = found
         return found
 

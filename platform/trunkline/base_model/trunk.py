@@ -32,8 +32,8 @@ class Product(Protocol):
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor: ...
 
 
-Addition = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-"""``x [rows, in]``, ``y [rows, out]`` → ``y`` with something added, perhaps in place."""
+Addition = Callable[["torch.Tensor", "torch.Tensor"], None]
+"""Told ``x [rows, in]`` and ``y [rows, out]``; adds to ``y`` in place."""
 
 
 class Fused:
@@ -63,7 +63,7 @@ class Fused:
             rows = x.reshape(-1, self.inputs)
             y = self.product(rows)
             if self.addition is not None:
-                y = self.addition(rows, y)
+                self.addition(rows, y)
             self._x = x
             self._parts = y.view(*x.shape[:-1], -1).split(self.outputs, -1)
         part = self._parts[index]

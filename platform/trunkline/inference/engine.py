@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Listed
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.bank import Bank
+from trunkline.adapters.stack import Routing
 from trunkline.contracts import Template
 from trunkline.errors import (
     BaseModelError,
@@ -33,6 +35,7 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
 )
+from trunkline.inference.fitness import check_serves
 from trunkline.inference.kv import BLOCK, Blocks, bytes_per_token
 from trunkline.inference.prompts import BASE_NEW_TOKENS, encode_request, new_tokens, start_of
 from trunkline.inference.request import Answer, Request, TokenScore
@@ -107,7 +110,10 @@ class Engine:
             slots=settings.slots,
             adapter_mib=settings.adapter_mib,
         )
-        return bank, Stepper(base.model, bank, self._blocks.total * BLOCK)
+        stepper = Stepper(base.model, bank, self._blocks.total * BLOCK)
+        with bank.routed(Routing()):
+            check_serves(base.model, stepper.pool.layers)
+        return bank, stepper
 
     # -------------------------------------------------------------------------------- asking
 
@@ -123,13 +129,10 @@ class Engine:
             UsageError: the adapter can't be asked like this.
             IntegrityError, BaseMismatchError: the adapter can't be loaded.
         """
-        self._check_open()
-        if len(self._waiting) >= self.settings.queue:
-            raise BusyError(
-                f"{len(self._waiting)} requests are waiting already.",
-                "Try again later, or give the server a longer --queue.",
-            )
-        return self._enqueue([self._asked(work)])[0]
+        with self._changed:
+            self._check_open()
+            self._check_queue()
+        return self._enqueue([self._asked(work)], limited=True)[0]
 
     def run(
         self, works: Listed[Work], *, on_done: Callable[[int], None] | None = None
@@ -195,8 +198,9 @@ class Engine:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        for asked in list(self._open):
-            self._end(asked, UnavailableError("The engine was closed.", "Ask again."), "failed")
+        with self._changed:
+            for asked in list(self._open):
+                self._end(asked, UnavailableError("The engine was closed.", "Ask again."), "failed")
         if self._loader is not None:
             self._loader.shutdown(wait=False)
 
@@ -205,6 +209,13 @@ class Engine:
     def _check_open(self) -> None:
         if self._draining:
             raise UnavailableError("The engine takes no more requests.", "Ask another server.")
+
+    def _check_queue(self) -> None:
+        if (waiting := len(self._waiting)) >= self.settings.queue:
+            raise BusyError(
+                f"{waiting} requests are waiting already.",
+                "Try again later, or give the server a longer --queue.",
+            )
 
     def _asked(self, work: Work) -> Asked:
         """Check a request and encode it; its adapter is in memory after that."""
@@ -245,10 +256,12 @@ class Engine:
                 "Shorten the text or ask for fewer new tokens." if limit else "Shorten the text.",
             )
 
-    def _enqueue(self, asked: Iterable[Asked]) -> list[Ticket]:
+    def _enqueue(self, asked: Iterable[Asked], *, limited: bool = False) -> list[Ticket]:
         tickets = []
         with self._changed:
             self._check_open()
+            if limited:
+                self._check_queue()
             for one in asked:
                 request = one.ticket.work.request
                 count = request.n if isinstance(one.task, GenerationTask) else 1
@@ -314,13 +327,30 @@ class Engine:
             with self._changed:
                 if self._closed:
                     return
-                self._sweep()
-                self._admit()
-                parts = plan(self._running, self.settings.chunk_tokens)
+                try:
+                    parts = self._next()
+                except Exception as error:
+                    self._fail_all(error)
+                    continue
                 if not parts:
                     self._changed.wait(0.05 if self._open else None)
                     continue
-            self._step(parts)
+            try:
+                self._step(parts)
+            except Exception as error:
+                with self._changed:
+                    self._fail_all(error)
+
+    def _next(self) -> list[Part]:
+        """What the next step computes; none: nothing can go on now."""
+        self._sweep()
+        self._admit()
+        return plan(self._running, self.settings.chunk_tokens)
+
+    def _fail_all(self, error: Exception) -> None:
+        """The last resort: whoever waits is told, and the thread lives on for those to come."""
+        for asked in list(self._open):
+            self._end(asked, _told(error), "failed")
 
     def _sweep(self) -> None:
         """End what was cancelled or is late, and what waits for an adapter that can't be had."""
@@ -329,8 +359,9 @@ class Engine:
                 del self._loads[digest]
                 error = future.exception()
                 if error is not None and not isinstance(error, BusyError):
+                    running = {one.asked for one in self._running}
                     for asked in [one for one in self._open if one.key == digest]:
-                        if asked.admitted is None:
+                        if asked not in running:
                             self._end(asked, _told(error), "failed")
         for asked in [one for one in self._open if one.cancelled or one.late]:
             if asked.cancelled:
@@ -453,7 +484,10 @@ class Engine:
         )
         ticket.end(how, served)
         for observer in self.observers:
-            observer(served)
+            try:
+                observer(served)
+            except Exception as error:  # an account that can't be kept ends nobody's request
+                warnings.warn(f"An observer of the engine failed: {error!r}", stacklevel=2)
         if not self._open:
             self._changed.notify_all()
 

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trunkline.errors import BaseModelError
+
 BLOCK = 16
 
 
@@ -94,8 +96,11 @@ class Blocks:
             lease.keys.append(key)
 
     def give_back(self, lease: Lease) -> None:
-        """Let the blocks go; known ones are kept until their room is needed."""
-        for block in lease.blocks:
+        """Let the blocks go; known ones are kept until their room is needed.
+
+        A prompt's end is given up before its beginning, without which it would be of no use.
+        """
+        for block in reversed(lease.blocks):
             self._holders[block] -= 1
             if self._holders[block] == 0:
                 if block in self._key_of:
@@ -151,8 +156,17 @@ class Pool:
 
 
 def kv_measures(config: Any) -> tuple[int, int]:
-    """Width of a head and number of KV heads, from a text model's configuration."""
-    heads = config.num_attention_heads
+    """Width of a head and number of KV heads, from a text model's configuration.
+
+    Raises:
+        BaseModelError: it has no attention heads.
+    """
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise BaseModelError(
+            f"The base is of the kind {config.model_type!r}, which has no attention heads.",
+            "Take a base with attention in every layer, such as a Llama, Qwen or GPT-2.",
+        )
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return int(width), int(getattr(config, "num_key_value_heads", None) or heads)
 

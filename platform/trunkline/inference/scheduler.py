@@ -5,9 +5,10 @@ Owns: the queues and the order of admission. Must not know: models, memory, time
 The policy is the virtual token counter (Sheng et al. 2024, "Fairness in serving large language
 models", section 4): each adapter has a counter of the tokens that it was served, prompt tokens
 once and new tokens twice; the next free row goes to the waiting adapter with the smallest counter,
-and within an adapter to whoever came first. An adapter that comes back after a pause is lifted to
-the smallest counter of those that are busy, so that nobody saves up. A flood for one adapter
-therefore delays its own requests, and the others by at most the rows already given.
+of equals to the one with fewer rows, and within an adapter to whoever came first. An adapter that
+comes back after a pause is lifted to the smallest counter of those that are busy, so that nobody
+saves up. A flood for one adapter therefore delays its own requests, and the others by at most the
+rows already given.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Waiting(Generic[T]):
         """
         passed: set[str] = set()
         while keys := [key for key in self._queues if key not in passed]:
-            key = min(keys, key=lambda one: self._counters[one])
+            key = min(keys, key=lambda one: (self._counters[one], self._running.get(one, 0)))
             item = self._queues[key][0]
             taken = take(key, item)
             if taken is None:
@@ -82,6 +83,7 @@ class Waiting(Generic[T]):
             del self._running[key]
         if not self._running and not self._queues:
             self._counters.clear()
+        self.forget_idle()
 
     def remove(self, unwanted: Callable[[T], bool]) -> list[T]:
         """Take out every waiting item that is unwanted."""

@@ -164,9 +164,12 @@ class Stepper:
         if rows:
             lengths = np.array([part.sequence.computed + 1 for part in rows])
             longest = int(lengths.max())
-            padded = np.zeros((len(rows), longest), dtype=np.int64)
+            padded = np.empty((len(rows), longest), dtype=np.int64)
             for row, part in enumerate(rows):
-                padded[row, : lengths[row]] = part.sequence.places[: lengths[row]]
+                own = part.sequence.places
+                padded[row, : lengths[row]] = own[: lengths[row]]
+                # Hidden places weigh nothing, but nothing times another's NaN is NaN.
+                padded[row, lengths[row] :] = own[0]
             context = torch.from_numpy(padded).to(self._device)
             if int(lengths.min()) < longest:
                 hidden = torch.from_numpy(np.arange(longest)[None] >= lengths[:, None])

@@ -1,0 +1,117 @@
+"""Whole requests on the base alone: `generate`, transformers' continuous batching, and ours.
+
+16 requests of one length (32 tokens, 24 new ones, no early end), each system in a process of its
+own, asked in turn. Prints medians and ratios, whether answers are the same, and what transformers'
+continuous batching does about adapters; asserts nothing. The decision for a scheduler of our own
+rests on these figures.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+import timing
+from children import Child
+from made import load_tokenizer, make_adapters, make_prompts
+from timing import interleaved, rate, title
+
+REQUESTS = 16
+PROMPT = 32
+NEW = 24
+
+Prompts = list[tuple[str, list[int]]]
+
+
+def main() -> None:
+    options = timing.options(__doc__).parse_args()
+    timing.say_where(options.shape)
+    rounds = 2 if options.quick else 7
+    with tempfile.TemporaryDirectory() as folder:
+        folders = make_adapters(Path(folder, "8"), options.shape, 2, rank=8)
+        compare(options.shape, folders, rounds)
+
+
+def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
+    """All systems, in turn."""
+    import torch
+    from continuous import PAGE, Continuous
+    from ours import Served
+    from peers import Generating
+
+    tokenizer = load_tokenizer()
+    small = "nf4" if torch.cuda.is_available() else "int8"
+    with ExitStack() as stack:
+
+        def child(make: Callable[..., object], *args: object, **settings: object) -> Child:
+            return stack.enter_context(Child(make, shape, *args, **settings))
+
+        generate = child(Generating)
+        continuous = child(Continuous)
+        adapted = child(Continuous, folders)
+        ours = child(Served, folders)
+        ours_small = child(Served, quantised=small)
+        for one in (generate, continuous, adapted, ours, ours_small):
+            one.wait()
+        long = make_prompts(tokenizer, 1, 2 * PAGE + 1, seed=2)[0][1]
+        obeyed, rows, right, asked = adapted.ask("right_answers", long, 8)
+
+        systems: dict[str, tuple[Child, int | None]] = {
+            "transformers, generate, static batch": (generate, None),
+            "transformers, continuous batching": (continuous, None),
+            "ours": (ours, None),
+            f"ours, {small}": (ours_small, None),
+            "transformers, continuous batching, PEFT, one adapter": (adapted, 0),
+            "ours, one adapter": (ours, 0),
+        }
+        told: dict[str, list[str]] = {}
+
+        def asking(name: str) -> Callable[[], float]:
+            system, adapter = systems[name]
+            seeds = count()
+
+            def seconds() -> float:
+                prompts = make_prompts(tokenizer, REQUESTS, PROMPT, seed=100 + next(seeds))
+                taken, told[name] = system.ask("batch", prompts, adapter, NEW)
+                return taken
+
+            return seconds
+
+        taken = interleaved({name: asking(name) for name in systems}, rounds)
+
+    speeds = {name: REQUESTS * NEW / seconds for name, seconds in taken.items()}
+    static = speeds["transformers, generate, static batch"]
+    title(f"{REQUESTS} requests of {PROMPT} tokens, {NEW} new ones (targets: 1.3x, int8 2.5x)")
+    for name, speed in speeds.items():
+        rate(name, speed, f"{speed / static:5.2f}x generate")
+    same = _same(told["ours"], told["transformers, generate, static batch"])
+    print(f"  answers of ours that are those of generate: {same} of {REQUESTS}")
+    same = _same(told["ours, one adapter"], told[list(systems)[4]])
+    print(f"  the same with one adapter, against continuous batching: {same} of {REQUESTS}")
+
+    title("Own scheduler or transformers' continuous batching")
+    theirs = speeds["transformers, continuous batching"]
+    with_one = speeds["transformers, continuous batching, PEFT, one adapter"]
+    _faster("base alone", speeds["ours"], theirs)
+    _faster("one adapter", speeds["ours, one adapter"], with_one)
+    print(f"  generate_batch(adapter_names=…): {obeyed} of {rows} rows by the adapter asked for")
+    print(
+        f"  one prompt under {asked - 1} adapters and the base, prefix cache shared: "
+        f"{right} of {asked} right"
+    )
+
+
+def _faster(what: str, ours: float, theirs: float) -> None:
+    who, times = ("ours", ours / theirs) if ours >= theirs else ("transformers'", theirs / ours)
+    print(f"  {what}: {who} is {times:.2f}x as fast")
+
+
+def _same(one: list[str], other: list[str]) -> int:
+    return sum(mine == theirs for mine, theirs in zip(one, other, strict=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The base's linear layers, in each way of computing them; and what a decode step takes beside.
+
+Everything computes in one thread of one process, interleaved. Prints medians; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import timing
+from made import load_base, load_plain, load_tokenizer, make_prompts
+from timing import interleaved, line, timed, title
+
+TOKENS = (1, 16, 128, 512)
+ROWS = 16
+CONTEXT = 48
+
+
+def main() -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own words
+    options = timing.options(__doc__).parse_args()
+    timing.say_where(options.shape)
+    rounds = 2 if options.quick else 15
+    plain = load_plain(options.shape)
+    bases = {"ours": load_base(options.shape)}
+    if plain.device.type == "cpu":
+        bases["ours, int8"] = load_base(options.shape, quantised="int8")
+    for tokens in TOKENS:
+        products(plain, bases, tokens, rounds)
+    for name, base in bases.items():
+        floor(name, base, rounds)
+
+
+def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> None:
+    """All linear layers but the head, once, for so many tokens."""
+    import torch
+    from torch.nn.functional import linear
+
+    trunk = bases["ours"].trunk
+    single = [plain.get_submodule(name).weight for name, _, _ in trunk.places()]
+    joined = [
+        torch.cat([plain.get_submodule(name).weight for name in fused.names])
+        for fused in trunk.fused
+    ]
+    numbers = sum(weight.numel() for weight in joined)
+    widths = {weight.shape[1] for weight in joined}
+    given = {
+        width: torch.randn(tokens, width, dtype=plain.dtype, device=plain.device)
+        for width in widths
+    }
+
+    def by_weight(weights: list[Any], x: dict[int, Any]) -> Callable[[], float]:
+        def work() -> None:
+            for weight in weights:
+                linear(x[weight.shape[1]], weight)
+
+        return _inferring(work)
+
+    def by_trunk(base: Any) -> Callable[[], float]:
+        def work() -> None:
+            for fused in base.trunk.fused:
+                fused.product(given[fused.inputs])
+
+        return _inferring(work)
+
+    size = plain.dtype.itemsize
+    ways = {
+        "F.linear, layer by layer, as transformers": (by_weight(single, given), size),
+        "F.linear, fused": (by_weight(joined, given), size),
+        **{
+            f"{name}: as the trunk computes": (by_trunk(base), 1 if "int8" in name else size)
+            for name, base in bases.items()
+        },
+    }
+    if plain.dtype == torch.float32:
+        halved = [weight.bfloat16() for weight in joined]
+        short = {width: x.bfloat16() for width, x in given.items()}
+        ways["bf16: F.linear, fused"] = (by_weight(halved, short), 2)
+    taken = interleaved({name: work for name, (work, _) in ways.items()}, rounds)
+    title(f"All linear layers, {tokens} tokens ({numbers / 1e6:.0f} M numbers)")
+    first = next(iter(taken.values()))
+    for name, seconds in taken.items():
+        speed = numbers * ways[name][1] / seconds / 1e9
+        flops = 2 * tokens * numbers / seconds / 1e9
+        note = f"{speed:6.1f} GB/s {flops:8.0f} GFLOP/s {first / seconds:5.2f}x as fast"
+        line(name, seconds, note)
+
+
+def floor(name: str, base: Any, rounds: int) -> None:
+    """A decode step of 16 rows without adapters, and what of it is matrix products."""
+    import torch
+    from ours import ByHand
+
+    side = ByHand(base, [], slots=1)
+    ids = [ids for _, ids in make_prompts(load_tokenizer(), ROWS, CONTEXT, seed=1)]
+    step = side.decode(ids, [None] * ROWS)
+    given = {
+        fused.inputs: torch.randn(ROWS, fused.inputs, dtype=base.dtype, device=base.device)
+        for fused in base.trunk.fused
+    }
+    hidden = torch.randn(ROWS, base.model.config.hidden_size, dtype=base.dtype, device=base.device)
+    head = base.model.get_output_embeddings()
+
+    def layers() -> None:
+        for fused in base.trunk.fused:
+            fused.product(given[fused.inputs])
+
+    taken = interleaved(
+        {
+            "the whole step": timed(step),
+            "its linear layers alone": _inferring(layers),
+            "its head alone": _inferring(lambda: head(hidden)),
+        },
+        rounds,
+    )
+    whole, *products = taken.values()
+    title(f"{name}: decode step, 16 rows, context {CONTEXT}, over the floor of its matrix products")
+    for what, seconds in taken.items():
+        line(what, seconds, f"{100 * seconds / whole:3.0f} %")
+    rest = whole - sum(products)
+    line("everything else", rest, f"{100 * rest / whole:3.0f} %")
+    print(
+        f"  the step takes {whole / sum(products):.2f}x its matrix products; where the rest goes:"
+    )
+    for operator, seconds, calls in _costliest(step):
+        line(f"  {operator}, {calls} calls", seconds)
+
+
+def _costliest(step: Callable[[], Any], most: int = 12) -> list[tuple[str, float, int]]:
+    """Operators of a step by their own time, in seconds a step, as the profiler sees them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    steps = 5
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(steps):
+            step()
+    ordered = sorted(seen.key_averages(), key=lambda one: -one.self_cpu_time_total)
+    return [
+        (one.key, one.self_cpu_time_total / steps / 1e6, one.count // steps)
+        for one in ordered[:most]
+    ]
+
+
+def _inferring(work: Callable[[], Any]) -> Callable[[], float]:
+    import torch
+
+    def inferred() -> None:
+        with torch.inference_mode():
+            work()
+
+    return timed(inferred)
+
+
+if __name__ == "__main__":
+    main()

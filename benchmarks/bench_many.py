@@ -1,0 +1,130 @@
+"""A soak: far more adapters than memory is given for, each asked for at least once.
+
+Counts failures, loads and evictions, and follows resident bytes and the process' memory. By default
+250 adapters and 500 requests; ``--full``: 1,000 and 2,000. Asserts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timing
+from children import Child
+from made import load_tokenizer, make_adapters, make_prompts
+from ours import Served
+from timing import title
+
+from trunkline.errors import TrunklineError
+from trunkline.inference.settings import MIB, EngineSettings
+
+PROMPT = 8
+NEW = 2
+IN_FLIGHT = 32
+SETTINGS = EngineSettings(slots=64, adapter_mib=1024, kv_mib=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What came of a soak; memory in bytes, of the process, before, after a quarter and at last."""
+
+    failures: list[str]
+    seconds: float
+    most_resident: int
+    budget: int
+    memory: tuple[int, int, int]
+    loads: int
+    evictions: int
+
+
+class Soaked(Served):
+    """The engine, kept busy by one caller."""
+
+    def soak(self, texts: Sequence[str], adapters: Sequence[int]) -> Account:
+        """Ask each text of its adapter, with at most :data:`IN_FLIGHT` on their way."""
+        bank = self.engine.bank
+        failures: list[str] = []
+        memory = [_memory()]
+        most = 0
+        on_way: deque[Any] = deque()
+        start = time.perf_counter()
+        for number, (text, adapter) in enumerate(zip(texts, adapters, strict=True)):
+            if number == len(texts) // 4:
+                memory.append(_memory())
+            try:
+                on_way.append(self.engine.submit(self.work(text, adapter, NEW)))
+            except TrunklineError as error:
+                failures.append(str(error))
+            most = max(most, bank.total_bytes)
+            if len(on_way) == IN_FLIGHT:
+                _finish(on_way.popleft(), failures)
+        for ticket in on_way:
+            _finish(ticket, failures)
+        seconds = time.perf_counter() - start
+        counted = [bank.counters(artifact.digest) for artifact in self.artifacts]
+        return Account(
+            failures, seconds, most, bank.budget_bytes, (memory[0], memory[1], _memory()),
+            sum(one.loads for one in counted), sum(one.evictions for one in counted),
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = timing.options(__doc__)
+    parser.add_argument("--full", action="store_true", help="1,000 adapters, 2,000 requests")
+    options = parser.parse_args()
+    timing.say_where(options.shape)
+    adapters = 50 if options.quick else 1000 if options.full else 250
+    requests = 2 * adapters
+    draw = random.Random(3)
+    asked = [*range(adapters), *(draw.randrange(adapters) for _ in range(requests - adapters))]
+    draw.shuffle(asked)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        folders = make_adapters(Path(folder, "2"), options.shape, adapters, rank=2)
+        print(f"{adapters} adapters of rank 2 made in {time.perf_counter() - start:.0f} s")
+        texts = [text for text, _ in make_prompts(load_tokenizer(), requests, PROMPT, seed=3)]
+        with Child(Soaked, options.shape, settings=SETTINGS) as child:
+            child.ask("know", folders)
+            account: Account = child.ask("soak", texts, asked)
+    tell(account, adapters, requests)
+
+
+def tell(account: Account, adapters: int, requests: int) -> None:
+    """Print the account."""
+    title(f"{requests} requests of {PROMPT} tokens, {NEW} new ones, over {adapters} adapters")
+    before, quarter, last = (one / MIB for one in account.memory)
+    speed = requests / account.seconds
+    print(f"  failures                  {len(account.failures)}   (target: none)")
+    for failure in sorted(set(account.failures))[:3]:
+        print(f"    {failure}")
+    print(f"  resident bytes at most    {account.most_resident / MIB:.0f} MiB"
+          f" of {account.budget / MIB:.0f} MiB")  # fmt: skip
+    print(f"  memory of the process     {before:.0f} MiB before, {quarter:.0f} after a quarter,"
+          f" {last:.0f} at the end")  # fmt: skip
+    print(f"  loads, evictions          {account.loads}, {account.evictions}")
+    print(f"  speed                     {speed:.1f} requests/s, {speed * NEW:.0f} tok/s,"
+          f" {account.seconds:.0f} s")  # fmt: skip
+
+
+def _finish(ticket: Any, failures: list[str]) -> None:
+    try:
+        ticket.answer(120)
+    except (TrunklineError, TimeoutError) as error:
+        failures.append(str(error))
+
+
+def _memory() -> int:
+    """Bytes of this process that are in memory, as Linux tells."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()

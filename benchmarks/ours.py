@@ -1,0 +1,146 @@
+"""Trunkline as the benchmarks drive it.
+
+Owns: single steps by hand, and the engine behind a pipe. Must not know: the peers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from made import load_base
+from streams import Arrival, Course
+
+from trunkline.adapters.artifact import Artifact, read_artifact
+from trunkline.adapters.bank import Bank
+from trunkline.inference.engine import Engine, Work
+from trunkline.inference.kv import BLOCK, Blocks
+from trunkline.inference.request import Request
+from trunkline.inference.sequence import Asked
+from trunkline.inference.sequence import Sequence as Written
+from trunkline.inference.settings import EngineSettings
+from trunkline.inference.step import Part, Stepper
+from trunkline.inference.ticket import Ticket
+from trunkline.tasks import GenerationTask
+
+AMPLE_MIB = 32 << 10
+"""Memory is taken as pages are written, so a budget that never binds costs nothing."""
+
+
+class ByHand:
+    """Base, bank and stepper in the calling thread; no engine, no queue."""
+
+    def __init__(self, base: Any, artifacts: Sequence[Artifact], *, slots: int) -> None:
+        self.base = base
+        self.bank = Bank(base.model, base.digest, base.trunk, slots=slots, adapter_mib=AMPLE_MIB)
+        for artifact in artifacts:
+            self.bank.load(artifact)
+        self._stepper = Stepper(base.model, self.bank, 4096)
+
+    def decode(
+        self, prompts: Sequence[list[int]], digests: Sequence[str | None]
+    ) -> Callable[[], Any]:
+        """A step that computes the last token of each prompt; what precedes it has been computed.
+
+        It draws the next tokens, and can be called over and over.
+        """
+        rows = self._seated(prompts, digests)
+        self._stepper.run([Part(row, row.pending - 1) for row in rows])
+        return self._again([Part(row, 1) for row in rows])
+
+    def prefill(
+        self, prompts: Sequence[list[int]], digests: Sequence[str | None]
+    ) -> Callable[[], Any]:
+        """A step that computes whole prompts and draws their next tokens; can be called again."""
+        return self._again([Part(row, row.pending) for row in self._seated(prompts, digests)])
+
+    def _again(self, parts: list[Part]) -> Callable[[], Any]:
+        before = [part.sequence.computed for part in parts]
+
+        def step() -> None:
+            self._stepper.run(parts)
+            for part, computed in zip(parts, before, strict=True):
+                part.sequence.computed = computed
+
+        return step
+
+    def _seated(self, prompts: Sequence[list[int]], digests: Sequence[str | None]) -> list[Written]:
+        blocks = Blocks(4096 // BLOCK, share=False)
+        rows = []
+        for ids, digest in zip(prompts, digests, strict=True):
+            work = Work(Request(None, "-", raw=True))
+            ticket = Ticket(work, digest or self.base.digest, len(ids), lambda _: None)
+            asked = Asked(ticket, GenerationTask(1), ids, 1)
+            row = Written(asked, 0, self.base.tokenizer, frozenset())
+            lease = blocks.lease("", row.tokens, row.room)
+            assert lease is not None
+            row.seat(lease, self.bank.acquire(digest) if digest else None)
+            rows.append(row)
+        return rows
+
+
+class Served:
+    """The engine with adapters resident, asked through a pipe.
+
+    Answers have exactly as many tokens as are asked for: the engine knows no token that ends one.
+    The calling thread computes nothing, as in a server.
+    """
+
+    def __init__(
+        self,
+        shape: str | None,
+        folders: Sequence[Path] = (),
+        *,
+        quantised: str | None = None,
+        settings: EngineSettings | None = None,
+    ) -> None:
+        with ThreadPoolExecutor(1) as apart:
+            base = apart.submit(load_base, shape, quantised=quantised).result()
+        self.engine = Engine(base, settings)
+        self.engine._ends = frozenset()
+        self.know(folders)
+        for artifact in self.artifacts:
+            self.engine.bank.load(artifact, "random/adapter")
+
+    def know(self, folders: Sequence[Path]) -> None:
+        """Take these adapters to be asked for, without loading them."""
+        self.artifacts = [read_artifact(folder) for folder in folders]
+
+    def work(self, text: str, adapter: int | None, new_tokens: int) -> Work:
+        """A request for an adapter by its number; None is the base."""
+        if adapter is None:
+            return Work(Request(None, text, max_new_tokens=new_tokens, raw=True))
+        request = Request("random/adapter", text, max_new_tokens=new_tokens)
+        return Work(request, self.artifacts[adapter], "random/adapter")
+
+    def batch(
+        self, prompts: Sequence[tuple[str, list[int]]], adapter: int | None, new_tokens: int
+    ) -> tuple[float, list[str]]:
+        """Seconds from asking to the last answer, and the answers."""
+        works = [self.work(text, adapter, new_tokens) for text, _ in prompts]
+        start = time.perf_counter()
+        answers = self.engine.run(works)
+        seconds = time.perf_counter() - start
+        assert all(answer.new_tokens == new_tokens for answer in answers)
+        return seconds, [answer.text or "" for answer in answers]
+
+    def serve(self, stream: Sequence[Arrival], new_tokens: int) -> list[Course]:
+        """Submit each request when it is due."""
+        start = time.perf_counter()
+        tickets: list[tuple[Ticket, float, float]] = []
+        for arrival in stream:
+            time.sleep(max(0.0, start + arrival.due - time.perf_counter()))
+            ticket = self.engine.submit(self.work(arrival.text, arrival.adapter, new_tokens))
+            at = time.perf_counter() - start
+            tickets.append((ticket, at, at - arrival.due))
+        courses = []
+        for ticket, at, late in tickets:
+            ticket.answer()
+            told = ticket.served
+            assert told is not None
+            assert told.first_token_seconds is not None
+            courses.append(Course(late + told.first_token_seconds, at + told.seconds))
+        return courses

@@ -1,0 +1,263 @@
+"""Adapters on the device, in memory and on disk: who goes, who stays, what an operator sees."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from banks import (
+    FIRST,
+    LABELS,
+    LAST,
+    NEXT,
+    acquired,
+    base,
+    computes,
+    digests,
+    full,
+    made,
+    model,
+    numbers,
+    small_bank,
+    tiers,
+    trunk,
+    write_artifact,
+)  # fmt: skip
+from trunkline.adapters.artifact import Artifact, read_artifact
+from trunkline.adapters.bank import Bank, Counters, ResidentInfo
+from trunkline.adapters.stack import Stack
+from trunkline.base_model.trunk import Trunk
+from trunkline.errors import BusyError, NotFoundError, RefusedError
+
+__all__ = ["base", "full", "made", "model", "trunk"]
+
+
+def test_least_recently_used_goes_out_of_memory_first(full: Bank, made: list[Artifact]) -> None:
+    full.release(acquired(full, made[FIRST]))
+    full.load(made[NEXT])
+    assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
+
+
+def test_pinned_stays_though_it_was_used_longest_ago(full: Bank, made: list[Artifact]) -> None:
+    full.pin(made[FIRST].digest)
+    full.load(made[NEXT])
+    assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
+
+
+def test_unpinned_may_go_again(full: Bank, made: list[Artifact]) -> None:
+    full.pin(made[FIRST].digest)
+    full.pin(made[FIRST].digest, False)
+    full.load(made[NEXT])
+    assert digests(full) == {made[LAST].digest, made[NEXT].digest}
+
+
+def test_one_in_use_stays_though_it_was_used_longest_ago(
+    full: Bank, trunk: Trunk, made: list[Artifact]
+) -> None:
+    resident = acquired(full, made[FIRST])
+    full.release(acquired(full, made[LAST]))
+    full.load(made[NEXT])
+    assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
+    assert computes(full, trunk, resident)
+
+
+def test_bank_full_of_pinned_ones_is_busy_and_says_what_to_do(
+    full: Bank, made: list[Artifact]
+) -> None:
+    for index in (FIRST, LAST):
+        full.pin(made[index].digest)
+    with pytest.raises(BusyError, match="no room") as caught:
+        full.load(made[NEXT])
+    assert "Unpin" in (caught.value.hint or "")
+    assert caught.value.retry_after > 0
+
+
+def test_nothing_goes_where_that_would_not_make_room(full: Bank, made: list[Artifact]) -> None:
+    full.pin(made[FIRST].digest)
+    with pytest.raises(BusyError):
+        full.load(made[2])
+    assert digests(full) == {made[FIRST].digest, made[LAST].digest}
+
+
+def test_adapter_larger_than_the_whole_memory_is_refused_and_nothing_goes(
+    model: Any, trunk: Trunk, base: str, made: list[Artifact]
+) -> None:
+    bank = small_bank(model, trunk, base, pages=1, ranks=6)
+    bank.load(made[1])
+    with pytest.raises(RefusedError, match="MiB") as caught:
+        bank.load(made[FIRST], "toy/big@2")
+    assert "toy/big@2" in caught.value.message
+    assert "--adapter-mib" in (caught.value.hint or "")
+    assert digests(bank) == {made[1].digest}
+
+
+def test_rank_that_needs_more_pages_than_there_are_is_refused(
+    model: Any, trunk: Trunk, base: str, made: list[Artifact]
+) -> None:
+    bank = small_bank(model, trunk, base, pages=2, ranks=64)
+    with pytest.raises(RefusedError, match=r"rank 24 and needs 3 places") as caught:
+        bank.load(made[4])
+    assert caught.value.hint
+    assert len(bank) == 0
+
+
+def test_bytes_are_those_of_the_matrices_the_head_and_the_pages(
+    model: Any, trunk: Trunk, base: str, tmp_path: Path
+) -> None:
+    artifact = write_artifact(tmp_path / "headed", trunk, base, 9, head=True)
+    bank = small_bank(model, trunk, base, pages=2, ranks=20)
+    bank.load(artifact)
+    matrices, head = 9 * numbers(trunk) * 4, LABELS * 32 * 4
+    assert bank.total_bytes == matrices + head + 2 * Stack.page_bytes(trunk, 4)
+
+
+# ------------------------------------------------------------------------- device and host
+
+
+@pytest.fixture
+def crowded(model: Any, trunk: Trunk, base: str, made: list[Artifact]) -> Bank:
+    """One page and much memory: the first adapter stands on it, the last is kept ready."""
+    bank = small_bank(model, trunk, base, pages=1, ranks=64)
+    for index in (LAST, FIRST):
+        bank.load(made[index])
+    return bank
+
+
+def test_least_recently_used_leaves_the_device_and_stays_in_memory(
+    crowded: Bank, made: list[Artifact]
+) -> None:
+    assert tiers(crowded) == {made[FIRST].digest: "device", made[LAST].digest: "host"}
+    assert crowded.counters(made[LAST].digest) == Counters(loads=1, evictions=0)
+
+
+def test_one_kept_ready_comes_to_the_device_without_the_disk(
+    model: Any, trunk: Trunk, base: str, made: list[Artifact], tmp_path: Path
+) -> None:
+    bank = small_bank(model, trunk, base, pages=1, ranks=64)
+    folder = shutil.copytree(made[LAST].folder, tmp_path / "copy")
+    bank.load(read_artifact(folder))
+    bank.load(made[FIRST])
+    shutil.rmtree(folder)
+    resident = acquired(bank, made[LAST])
+    assert tiers(bank) == {made[FIRST].digest: "host", made[LAST].digest: "device"}
+    assert bank.counters(made[LAST].digest).loads == 1
+    assert computes(bank, trunk, replace(resident, artifact=made[LAST]))
+
+
+def test_page_in_use_is_given_to_nobody_else(
+    crowded: Bank, trunk: Trunk, made: list[Artifact]
+) -> None:
+    resident = acquired(crowded, made[FIRST])
+    assert crowded.acquire(made[LAST].digest) is None
+    assert computes(crowded, trunk, resident)
+
+
+def test_page_of_a_pinned_adapter_is_given_to_nobody_else(
+    crowded: Bank, made: list[Artifact]
+) -> None:
+    crowded.pin(made[FIRST].digest)
+    assert crowded.acquire(made[LAST].digest) is None
+
+
+def test_page_goes_to_the_next_when_the_last_request_of_its_adapter_ends(
+    crowded: Bank, trunk: Trunk, made: list[Artifact]
+) -> None:
+    residents = [acquired(crowded, made[FIRST]) for _ in range(2)]
+    crowded.release(residents[0])
+    assert crowded.acquire(made[LAST].digest) is None
+    crowded.release(residents[1])
+    assert computes(crowded, trunk, acquired(crowded, made[LAST]))
+
+
+def test_loading_where_every_page_is_in_use_keeps_the_adapter_ready(
+    crowded: Bank, made: list[Artifact]
+) -> None:
+    acquired(crowded, made[FIRST])
+    crowded.load(made[NEXT])
+    assert tiers(crowded)[made[NEXT].digest] == "host"
+
+
+# ---------------------------------------------------------------------------------- unloading
+
+
+def test_one_in_use_goes_when_its_last_request_ends(
+    full: Bank, trunk: Trunk, made: list[Artifact]
+) -> None:
+    residents = [acquired(full, made[FIRST]) for _ in range(2)]
+    assert full.unload(made[FIRST].digest) is False
+    full.release(residents[0])
+    assert computes(full, trunk, residents[1])
+    full.release(residents[1])
+    assert made[FIRST].digest not in full
+    assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=1)
+
+
+def test_loading_takes_back_an_unloading(full: Bank, made: list[Artifact]) -> None:
+    resident = acquired(full, made[FIRST])
+    full.unload(made[FIRST].digest)
+    assert full.load(made[FIRST]) is resident
+    full.release(resident)
+    assert made[FIRST].digest in full
+
+
+def test_pinned_one_is_unloaded_when_asked_for(full: Bank, made: list[Artifact]) -> None:
+    full.pin(made[FIRST].digest)
+    assert full.unload(made[FIRST].digest) is True
+    assert made[FIRST].digest not in full
+
+
+@pytest.mark.parametrize("ask", [Bank.unload, Bank.pin], ids=["unload", "pin"])
+def test_adapter_that_is_not_in_memory_is_not_found(full: Bank, ask: Any) -> None:
+    with pytest.raises(NotFoundError, match="sha256:0000") as caught:
+        ask(full, "sha256:" + "0" * 64)
+    assert "trunkline ps" in (caught.value.hint or "")
+
+
+def test_running_with_one_that_is_not_in_memory_is_refused(
+    full: Bank, made: list[Artifact]
+) -> None:
+    with pytest.raises(RefusedError, match="not in memory"), full.using(made[NEXT].digest):
+        pass
+
+
+# ------------------------------------------------------------------------------- looking at it
+
+
+def test_residents_are_told_the_last_used_first(full: Bank, made: list[Artifact]) -> None:
+    full.pin(made[FIRST].digest)
+    for _ in range(2):
+        resident = acquired(full, made[FIRST])
+    full.release(resident)
+    found = full.residents()
+    size = found[0].bytes
+    assert [replace(one, idle_seconds=0.0) for one in found] == [
+        ResidentInfo(
+            digest=made[index].digest,
+            name=f"toy/{index}@1",
+            tier="device",
+            bytes=size,
+            rank=8,
+            pinned=index == FIRST,
+            in_use=int(index == FIRST),
+            requests=2 if index == FIRST else 0,
+            idle_seconds=0.0,
+        )
+        for index in (FIRST, LAST)
+    ]
+    assert found[0].idle_seconds == 0.0
+    assert found[1].idle_seconds > 0.0
+
+
+def test_counters_of_an_unknown_adapter_are_nothing(full: Bank) -> None:
+    assert full.counters("sha256:" + "0" * 64) == Counters(0, 0)
+
+
+def test_counters_go_on_when_an_adapter_comes_back(full: Bank, made: list[Artifact]) -> None:
+    for _ in range(3):
+        full.unload(made[FIRST].digest)
+        full.load(made[FIRST])
+    assert full.counters(made[FIRST].digest) == Counters(loads=4, evictions=3)

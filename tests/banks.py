@@ -1,0 +1,150 @@
+"""Small banks, and artifacts that are written without training and without PEFT.
+
+Owns: a module's model, trunk and artifacts of several ranks; what an adapter should compute.
+Must not know: how any of it is tested.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from trunkline.adapters import bank as bank_module
+from trunkline.adapters.artifact import Artifact, read_artifact, seal
+from trunkline.adapters.bank import Bank, Resident
+from trunkline.adapters.stack import Routing, Stack
+from trunkline.base_model import describe
+from trunkline.base_model.trunk import Trunk, make_trunk
+from trunkline.contracts import Template
+from workbench import task_json
+
+RANKS = (8, 3, 16, 1, 24, 12, 8, 20, 5, 8)
+FIRST, LAST, NEXT = 0, 6, 9
+"""Three of rank 8."""
+
+LABELS = 3
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def trunk(model: Any) -> Trunk:
+    return make_trunk(model)
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Path) -> str:
+    return describe(str(tiny)).digest
+
+
+def write_artifact(
+    folder: Path, trunk: Trunk, base: str, rank: int, *, seed: int = 0, head: bool = False
+) -> Artifact:
+    """An adapter of every layer, without training and without PEFT."""
+    draw = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, fused, index in trunk.places():
+        prefix = f"base_model.model.{name}"
+        tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, fused.inputs, generator=draw)
+        up = torch.randn(fused.outputs[index], rank, generator=draw)
+        tensors[f"{prefix}.lora_B.weight"] = up
+    if head:
+        tensors["base_model.model.score.weight"] = torch.randn(LABELS, 32, generator=draw)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted({name.rsplit(".", 1)[1] for name, _, _ in trunk.places()}),
+        "modules_to_save": ["score"] if head else None,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    seal(
+        folder,
+        base={"name": "tiny", "digest": base},
+        task=task_json("classification" if head else "generation"),
+        template=Template(),
+        data={"dataset": "none", "fingerprint": "none", "split": "none"},
+    )
+    return read_artifact(folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, trunk: Trunk, base: str) -> list[Artifact]:
+    """An artifact of each of :data:`RANKS`, only to be read."""
+    room = tmp_path_factory.mktemp("made")
+    return [
+        write_artifact(room / f"{index}", trunk, base, rank, seed=index)
+        for index, rank in enumerate(RANKS)
+    ]
+
+
+def numbers(trunk: Trunk) -> int:
+    """Of an adapter of rank 1 on every layer."""
+    return sum(fused.inputs + fused.outputs[index] for _, fused, index in trunk.places())
+
+
+def small_bank(model: Any, trunk: Trunk, base: str, *, pages: int, ranks: int) -> Bank:
+    """A bank with so many pages, and room for adapters whose ranks sum to ``ranks``.
+
+    Pages get half of the memory at most, so ``ranks`` is at least 9.5 a page where there are two.
+    """
+    wanted = pages * Stack.page_bytes(trunk, 4) + ranks * numbers(trunk) * 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank_module, "MIB", wanted)
+        bank = Bank(model, base, trunk, slots=pages, adapter_mib=1)
+    assert bank.pages == pages
+    return bank
+
+
+def computes(bank: Bank, trunk: Trunk, resident: Resident) -> bool:
+    """Whether a token that takes this adapter gets its own sum, in the first and last layer."""
+    tensors = load_file(resident.artifact.folder / "adapter_model.safetensors")
+    for fused in (trunk.fused[0], trunk.fused[-1]):
+        x = torch.linspace(-1, 1, 2 * fused.inputs).view(2, -1)
+        want = [fused.product(x)]
+        for name in fused.names:
+            down, up = (tensors[f"base_model.model.{name}.lora_{one}.weight"] for one in "AB")
+            want.append((x[:1] @ down.T) @ up.T * resident.artifact.lora.scaling)
+        with bank.routed(Routing([resident.pages])):
+            ours = torch.cat([fused.part(index, x) for index in range(len(fused.names))], 1)
+        bare, *added = want
+        bare[:1] += torch.cat(added, 1)
+        if not torch.allclose(ours, bare, atol=1e-3, rtol=1e-4):
+            return False
+    return True
+
+
+def digests(bank: Bank) -> set[str]:
+    return {one.digest for one in bank.residents()}
+
+
+def tiers(bank: Bank) -> dict[str, str]:
+    return {one.digest: one.tier for one in bank.residents()}
+
+
+def acquired(bank: Bank, artifact: Artifact) -> Resident:
+    resident = bank.acquire(artifact.digest)
+    assert resident is not None
+    return resident
+
+
+@pytest.fixture
+def full(model: Any, trunk: Trunk, base: str, made: list[Artifact]) -> Bank:
+    """Two pages and room for rank 20: the first and the last, of rank 8, fill it."""
+    bank = small_bank(model, trunk, base, pages=2, ranks=20)
+    for index in (0, 6):
+        bank.load(made[index], f"toy/{index}@1")
+    return bank

@@ -1,0 +1,213 @@
+"""The trunk computes what the model's own linear layers did, side by side and in int8."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+from tiny_base import HIDDEN, Family, make_model
+from trunkline.base_model.trunk import Fused, Trunk, make_trunk
+
+FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "gpt2")
+VOCABULARY = 64
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [40, 41, 42, 43, 0, 0]])
+MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+LLAMA_LAYER = [
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+]
+PRODUCTS = {
+    "llama": [tuple(f"model.layers.1.{one}" for one in names) for names in LLAMA_LAYER],
+    "qwen2": [tuple(f"model.layers.1.{one}" for one in names) for names in LLAMA_LAYER],
+    "gpt2": [
+        (f"transformer.h.1.{name}",)
+        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ],
+}
+INT8_ERROR = 0.02
+"""Of a product in int8: its largest error beside its largest output."""
+
+
+def made(family: Family) -> Any:
+    """A random model in which every bias does something."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = make_model(family, VOCABULARY, 0, 1).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(0.0, 0.3)
+    return model
+
+
+def logits(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor = MASK) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+
+def some_rows(fused: Fused, rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, fused.inputs, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_models_own_layers(family: Family) -> None:
+    model = made(family)
+    before = logits(model)
+    make_trunk(model)
+    torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_one_input_are_one_product(family: Family) -> None:
+    trunk = make_trunk(made(family))
+    layer = [fused.names for fused in trunk.fused if ".1." in fused.names[0]]
+    assert layer == PRODUCTS[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_product_is_computed_once_a_forward(family: Family) -> None:
+    model = made(family)
+    trunk = make_trunk(model)
+    computed: list[tuple[str, ...]] = []
+
+    def counting(fused: Fused) -> Any:
+        product = fused.product
+
+        def count(x: torch.Tensor) -> torch.Tensor:
+            computed.append(fused.names)
+            return product(x)
+
+        return count
+
+    for fused in trunk.fused:
+        fused.product = counting(fused)
+    logits(model)
+    assert computed == [fused.names for fused in trunk.fused]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_places_tell_the_features_of_every_layer_but_the_head(family: Family) -> None:
+    model = made(family)
+    features = {
+        name: tuple(module.weight.shape[:: 1 if type(module).__name__ == "Conv1D" else -1])
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and name != "lm_head"
+    }
+    places = make_trunk(model).places()
+    assert {name: (one.inputs, one.outputs[index]) for name, one, index in places} == features
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_models_own_weights_are_let_go(family: Family) -> None:
+    model = made(family)
+    names = {name for names in PRODUCTS[family] for name in names}
+    layers = [weakref.ref(model.get_submodule(name)) for name in names]
+    make_trunk(model)
+    gc.collect()
+    assert not any(layer() for layer in layers)
+
+
+@pytest.fixture
+def trunk() -> Trunk:
+    """Of a Llama whose layers have no biases."""
+    return make_trunk(made("llama"))
+
+
+def test_parts_of_another_input_never_stand_for_this_ones(trunk: Trunk) -> None:
+    fused = trunk.fused[0]
+    one, other = some_rows(fused, 3, 1), some_rows(fused, 3, 2)
+    whole = fused.product(other)
+    fused.part(0, one)
+    parts = [fused.part(index, other) for index in range(3)]
+    assert torch.equal(torch.cat(parts, -1), whole)
+
+
+def test_nothing_of_a_step_is_held_after_its_last_part(trunk: Trunk) -> None:
+    fused = trunk.fused[0]
+    x = some_rows(fused, 3)
+    gone = weakref.ref(x)
+    for index in range(3):
+        fused.part(index, x)
+    del x
+    assert gone() is None
+
+
+def test_parts_keep_the_inputs_leading_shape(trunk: Trunk) -> None:
+    fused = trunk.fused[0]
+    x = some_rows(fused, 6).view(2, 3, -1)
+    assert [fused.part(index, x).shape for index in range(3)] == [
+        (2, 3, outputs) for outputs in fused.outputs
+    ]
+
+
+def test_addition_sees_rows_and_the_whole_product(trunk: Trunk) -> None:
+    fused = trunk.fused[2]
+    x = some_rows(fused, 6).view(2, 3, -1)
+    bare = torch.cat([fused.part(index, x) for index in range(2)], -1)
+    seen: list[tuple[int, ...]] = []
+
+    def addition(rows: torch.Tensor, y: torch.Tensor) -> None:
+        seen.append((*rows.shape, *y.shape))
+        y.add_(1.0)
+
+    fused.addition = addition
+    parts = [fused.part(index, x) for index in range(2)]
+    assert seen == [(6, HIDDEN, 6, sum(fused.outputs))]
+    assert torch.equal(torch.cat(parts, -1), bare + 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_products_are_close_to_those_in_float(family: Family) -> None:
+    plain, small = make_trunk(made(family)), make_trunk(made(family), quantised="int8")
+    for one, other in zip(plain.fused, small.fused, strict=True):
+        x = some_rows(one, 20)
+        error = (other.product(x) - one.product(x)).abs().amax()
+        assert 0 < error < INT8_ERROR * one.product(x).abs().amax()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_model_writes_much_the_same_distribution(family: Family) -> None:
+    model = made(family)
+    before = logits(model).log_softmax(-1)
+    make_trunk(model, quantised="int8")
+    after = logits(model).log_softmax(-1)
+    divergence = (before.exp() * (before - after)).sum(-1)
+    assert divergence.max() < 0.02
+
+
+@pytest.mark.parametrize("neighbour", [1e6, 0.0, float("inf"), float("nan")])
+def test_int8_row_does_not_depend_on_its_neighbours(neighbour: float) -> None:
+    for fused in make_trunk(made("qwen2"), quantised="int8").fused:
+        x = some_rows(fused, 17)
+        alone = fused.product(x[4:5])
+        x[:4] *= neighbour
+        x[5:] *= neighbour
+        assert torch.equal(fused.product(x)[4:5], alone)
+
+
+def test_int8_row_of_nothing_gives_the_bias() -> None:
+    fused = make_trunk(made("qwen2"), quantised="int8").fused[0]
+    own = made("qwen2").model.layers[0].self_attn
+    bias = torch.cat([own.q_proj.bias, own.k_proj.bias, own.v_proj.bias])
+    assert torch.equal(fused.product(torch.zeros(2, fused.inputs)), bias.expand(2, -1))
+
+
+def test_int8_leaves_the_head_in_float() -> None:
+    plain, small = made("llama"), made("llama")
+    make_trunk(plain)
+    make_trunk(small, quantised="int8")
+    x = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(small.get_output_embeddings()(x), plain.get_output_embeddings()(x))
+
+
+def test_bfloat16_model_stays_in_bfloat16() -> None:
+    model = made("qwen2").to(torch.bfloat16)
+    before = logits(model)
+    trunk = make_trunk(model)
+    assert trunk.fused[0].product(some_rows(trunk.fused[0], 2).bfloat16()).dtype == torch.bfloat16
+    torch.testing.assert_close(logits(model), before, atol=0.1, rtol=0.05)

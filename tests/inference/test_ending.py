@@ -1,0 +1,424 @@
+"""However a request ends, its row, blocks and adapter are free, and the others go on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from driving import Driven, work_for
+from trunkline.base_model import Base
+from trunkline.errors import (
+    BusyError,
+    DeadlineError,
+    Interrupted,
+    TrunklineError,
+    UnavailableError,
+)
+from trunkline.inference.engine import Engine
+from trunkline.inference.request import Answer
+from trunkline.inference.settings import EngineSettings
+from trunkline.inference.ticket import Served, Ticket
+
+LONG = "organic whole milk, one gallon, from the dairy department: what is it? " * 2
+
+
+def idle(engine: Engine) -> None:
+    """Wait until the engine's thread has nothing left."""
+    with engine._changed:
+        assert engine._changed.wait_for(lambda: not engine._open, 30)
+
+
+def never_ending(engine: Engine) -> Engine:
+    """No token ends an answer, and steps leave others time to run."""
+    engine._ends = frozenset()
+    whole = engine._stepper.run
+
+    def run(parts: Any) -> Any:
+        threading.Event().wait(0.003)
+        return whole(parts)
+
+    engine._stepper.run = run  # type: ignore[method-assign]
+    return engine
+
+
+def alike(answer: Answer, other: Answer) -> bool:
+    """Whether two answers are the same but for the last digits."""
+    if answer.value is not None:
+        return answer.value == pytest.approx(other.value, rel=1e-4)
+    return answer.output == other.output
+
+
+def mixture(driven: Driven, made: dict[str, Any]) -> list[Ticket]:
+    """Every kind of request; more sequences than rows."""
+    return [
+        driven.ask(made["low"].artifact, LONG, max_new_tokens=6),
+        driven.ask(made["high"].artifact, "a goat", max_new_tokens=4, n=3),
+        driven.ask(None, LONG, max_new_tokens=3),
+        driven.ask(made["labels"].artifact, "a hen"),
+        driven.ask(made["number"].artifact, LONG),
+    ]
+
+
+# ------------------------------------------------------------------------------- cancellation
+
+
+def test_cancelled_after_any_number_of_steps_nothing_is_held(
+    driven: Callable[..., Driven], made: dict[str, Any]
+) -> None:
+    one = driven(rows=3, chunk_tokens=16)
+    for steps in itertools.count():
+        one.engine._blocks.forget()
+        tickets = mixture(one, made)
+        for _ in range(steps):
+            one.step()
+        left = [ticket for ticket in tickets if not ticket.ended]
+        for ticket in tickets:
+            ticket.cancel()
+        one.step()
+        one.assert_nothing_is_held()
+        assert all(isinstance(one.error(ticket), Interrupted) for ticket in left)
+        assert all(ticket.answer(0) for ticket in tickets if ticket not in left)
+        if not left:
+            break
+    assert steps > 10
+
+
+def test_cancelling_one_changes_nothing_for_its_neighbours(
+    driven: Callable[..., Driven], made: dict[str, Any]
+) -> None:
+    one = driven(rows=8, chunk_tokens=16)
+    undisturbed = one.answers(mixture(one, made))
+    for steps, victim in itertools.product((0, 1, 3, 6), (0, 1)):
+        one.engine._blocks.forget()
+        tickets = mixture(one, made)
+        for _ in range(steps):
+            one.step()
+        tickets[victim].cancel()
+        one.finish()
+        for place, ticket in enumerate(tickets):
+            if place != victim:
+                assert alike(ticket.answer(0), undisturbed[place])
+        one.assert_nothing_is_held()
+
+
+def test_place_of_a_cancelled_request_is_given_in_the_next_step(
+    driven: Callable[..., Driven],
+) -> None:
+    one = driven(rows=1)
+    never_ending(one.engine)
+    first = one.ask(None, max_new_tokens=100)
+    second = one.ask(None, max_new_tokens=100)
+    one.step()
+    assert (len(one.ids(first)), len(one.ids(second))) == (1, 0)
+    first.cancel()
+    one.step()
+    assert (len(one.ids(first)), len(one.ids(second))) == (1, 1)
+
+
+def test_cancelled_while_waiting(driven: Callable[..., Driven]) -> None:
+    one = driven(rows=1)
+    first, second = (one.ask(None, max_new_tokens=3) for _ in range(2))
+    one.step()
+    second.cancel()
+    one.finish()
+    assert isinstance(one.error(second), Interrupted)
+    assert first.answer(0).text is not None
+    assert second.served is not None
+    assert second.served.outcome == "cancelled"
+    assert second.served.first_token_seconds is None
+
+
+def test_cancelling_twice_or_after_the_end_changes_nothing(driven: Callable[..., Driven]) -> None:
+    one = driven()
+    ticket = one.ask(None, max_new_tokens=2)
+    (answer,) = one.answers([ticket])
+    ticket.cancel()
+    ticket.cancel()
+    one.step()
+    assert ticket.answer(0) == answer
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 3, 7])
+def test_reader_that_cancels_after_some_pieces_frees_its_place(
+    engine: Engine, made: dict[str, Any], pieces: int
+) -> None:
+    never_ending(engine)
+    ticket = engine.submit(work_for(made["low"].artifact, max_new_tokens=200))
+
+    def read() -> None:
+        for number, _ in enumerate(ticket.pieces()):
+            if number == pieces:
+                ticket.cancel()
+
+    with pytest.raises(Interrupted):
+        read()
+    idle(engine)
+    state = engine.state()
+    assert (state.running, state.waiting, state.kv_tokens_used) == (0, 0, 0)
+    assert not any(info.in_use for info in engine.bank.residents())
+
+
+def test_keyboard_interrupt_while_waiting_ends_all_of_it(base: Base) -> None:
+    engine = never_ending(Engine(base, EngineSettings(rows=2)))
+    whole, steps = engine._stepper.run, itertools.count()
+
+    def run(parts: Any) -> Any:
+        if next(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(parts)
+
+    engine._stepper.run = run  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.run([work_for(max_new_tokens=200) for _ in range(5)])
+    idle(engine)
+    assert engine.state().kv_tokens_used == 0
+    assert len(engine.run([work_for(max_new_tokens=2)])) == 1
+    engine.close()
+
+
+def test_keyboard_interrupt_between_answers_ends_the_rest(engine: Engine) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    never_ending(engine)
+    works = [work_for(max_new_tokens=2), work_for(max_new_tokens=200)]
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(works, on_done=stop)
+    idle(engine)
+    assert engine.state().kv_tokens_used == 0
+
+
+# ----------------------------------------------------------------------------------- deadline
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_late_request_is_told_so_and_frees_its_place(
+    driven: Callable[..., Driven], made: dict[str, Any], steps: int
+) -> None:
+    one = driven(rows=1, chunk_tokens=16)
+    late = one.ask(made["low"].artifact, LONG, max_new_tokens=50, deadline=60)
+    other = one.ask(None, max_new_tokens=3)
+    for _ in range(steps):
+        one.step()
+    for asked in one.engine._open:
+        asked.submitted -= 61
+    one.finish()
+    error = one.error(late)
+    assert isinstance(error, DeadlineError)
+    assert "60 seconds" in error.message
+    assert error.hint
+    assert late.served is not None
+    assert late.served.outcome == "deadline"
+    assert other.answer(0).text is not None
+    one.assert_nothing_is_held()
+
+
+def test_deadline_that_holds_changes_nothing(driven: Callable[..., Driven]) -> None:
+    one = driven()
+    tickets = [one.ask(None, max_new_tokens=4, deadline=deadline) for deadline in (None, 600)]
+    first, second = one.answers(tickets)
+    assert first.text == second.text
+
+
+def test_thread_that_has_nothing_to_compute_sees_the_deadline_too(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(base)
+    monkeypatch.setattr(engine, "_seat", lambda key, sequence: None)
+    with pytest.raises(DeadlineError):
+        engine.submit(work_for(deadline=0.05)).answer(30)
+    engine.close()
+
+
+# --------------------------------------------------------------------------- full, and closing
+
+
+def test_more_than_the_queue_holds_is_refused(driven: Callable[..., Driven]) -> None:
+    one = driven(rows=1, queue=2)
+    tickets = [one.ask(None, max_new_tokens=2) for _ in range(2)]
+    with pytest.raises(BusyError) as caught:
+        one.ask(None, max_new_tokens=2)
+    assert "2 requests" in caught.value.message
+    assert caught.value.hint
+    one.step()
+    tickets.append(one.ask(None, max_new_tokens=2))
+    assert len(one.answers(tickets)) == 3
+
+
+def test_crowd_never_makes_the_queue_longer_than_it_may_be(
+    driven: Callable[..., Driven],
+) -> None:
+    one = driven(queue=5)
+    refused: list[BusyError] = []
+    ready = threading.Barrier(12)
+
+    def ask() -> None:
+        ready.wait()
+        try:
+            one.ask(None, max_new_tokens=1)
+        except BusyError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (one.engine.state().waiting, len(refused)) == (5, 7)
+    one.finish()
+
+
+def test_draining_refuses_and_lets_finish_what_there_is(
+    driven: Callable[..., Driven], made: dict[str, Any]
+) -> None:
+    one = driven(rows=2)
+    tickets = mixture(one, made)
+    one.step()
+    assert not one.engine.drain(0)
+    assert one.engine.state().draining
+    with pytest.raises(UnavailableError) as caught:
+        one.ask(None)
+    assert caught.value.hint
+    with pytest.raises(UnavailableError):
+        one.engine.run([work_for()])
+    assert all(one.answers(tickets))
+    assert one.engine.drain(0)
+
+
+def test_drain_waits_for_the_last(engine: Engine) -> None:
+    tickets = [engine.submit(work_for(max_new_tokens=30)) for _ in range(20)]
+    assert engine.drain(60)
+    assert all(ticket.ended for ticket in tickets)
+    assert all(ticket.answer(0).text is not None for ticket in tickets)
+
+
+def test_closing_tells_all_that_is_left(
+    driven: Callable[..., Driven], made: dict[str, Any]
+) -> None:
+    one = driven(rows=2)
+    tickets = mixture(one, made)
+    one.step()
+    one.engine.close()
+    assert all(isinstance(one.error(ticket), UnavailableError) for ticket in tickets)
+    one.assert_nothing_is_held()
+    with pytest.raises(UnavailableError):
+        one.ask(None)
+
+
+def test_closing_ends_the_thread(base: Base) -> None:
+    engine = never_ending(Engine(base))
+    ticket = engine.submit(work_for(max_new_tokens=200))
+    next(ticket.pieces())
+    engine.close()
+    assert engine._thread is not None
+    assert not engine._thread.is_alive()
+    with pytest.raises(UnavailableError):
+        ticket.answer(0)
+
+
+# ------------------------------------------------------------------------------------ failures
+
+
+def failing_once(engine: Engine, step: int) -> None:
+    """Let the given step raise."""
+    whole, steps = engine._stepper.run, itertools.count()
+
+    def run(parts: Any) -> Any:
+        result = whole(parts)
+        if next(steps) == step:
+            raise RuntimeError("the device is on fire\nand more")
+        return result
+
+    engine._stepper.run = run  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_step_that_fails_ends_its_requests_and_no_others(
+    driven: Callable[..., Driven], made: dict[str, Any], step: int
+) -> None:
+    one = driven(rows=2, chunk_tokens=16)
+    before = one.answers(mixture(one, made))
+    one.engine._blocks.forget()
+    failing_once(one.engine, step)
+    tickets = mixture(one, made)
+    one.finish()
+    ended = [isinstance(ticket._end, TrunklineError) for ticket in tickets]
+    assert 1 <= sum(ended) <= 2
+    for ticket, failed, undisturbed in zip(tickets, ended, before, strict=True):
+        if failed:
+            error = one.error(ticket)
+            assert "the device is on fire" in error.message
+            assert error.hint
+            assert ticket.served is not None
+            assert ticket.served.outcome == "failed"
+        else:
+            assert alike(ticket.answer(0), undisturbed)
+    one.assert_nothing_is_held()
+
+
+def test_thread_outlives_a_step_that_fails(base: Base) -> None:
+    engine = Engine(base)
+    failing_once(engine, 1)
+    with pytest.raises(TrunklineError, match="RuntimeError: the device is on fire"):
+        engine.run([work_for(max_new_tokens=5)])
+    assert engine.run([work_for(max_new_tokens=2)])[0].text is not None
+    engine.close()
+
+
+@pytest.mark.parametrize("where", ["_take", "_seat"])
+def test_thread_outlives_a_fault_outside_of_the_step(
+    base: Base, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    engine = Engine(base)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no such thing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, where, fail)
+        with pytest.raises(TrunklineError, match="no such thing"):
+            engine.submit(work_for(max_new_tokens=5)).answer(30)
+    assert engine.submit(work_for(max_new_tokens=2)).answer(30).text is not None
+    assert engine.state().kv_tokens_used == 0
+    engine.close()
+
+
+def test_observer_that_fails_harms_nobody(driven: Callable[..., Driven]) -> None:
+    one = driven()
+    told: list[Served] = []
+
+    def fail(_: Served) -> None:
+        raise OSError("disk full")
+
+    one.engine.observers += [fail, told.append]
+    with pytest.warns(UserWarning, match="disk full"):
+        answers = one.answers([one.ask(None, max_new_tokens=2) for _ in range(2)])
+    assert len(answers) == len(told) == 2
+
+
+# ------------------------------------------------------------------------------------- accounts
+
+
+def test_account_of_a_request_is_told_once_it_has_ended(
+    driven: Callable[..., Driven], made: dict[str, Any]
+) -> None:
+    one = driven()
+    told: list[Served] = []
+    one.engine.observers.append(told.append)
+    text = one.ask(made["low"].artifact, LONG, max_new_tokens=3, n=2)
+    label = one.ask(made["labels"].artifact, LONG)
+    one.finish()
+    assert told == [label.served, text.served]
+    assert [account.outcome for account in told] == ["done", "done"]
+    assert [account.name for account in told] == ["toy/labels@1", "toy/low@1"]
+    assert [account.digest for account in told] == [label.digest, text.digest]
+    assert [account.new_tokens for account in told] == [0, text.answer(0).new_tokens]
+    assert told[0].first_token_seconds is None
+    assert told[1].first_token_seconds is not None
+    assert 0 <= told[1].queue_seconds <= told[1].first_token_seconds <= told[1].seconds

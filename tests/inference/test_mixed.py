@@ -1,0 +1,238 @@
+"""In a batch of anything, each answer is token for token that of plain PEFT with its one adapter.
+
+A token may be another only where the two likeliest of the reference are nearly equal; these are
+counted, and must be rare.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from driving import Driven, count_ties, true_chances
+from tiny_base import Family
+from trunkline.adapters.artifact import read_artifact
+from trunkline.base_model import Base
+from trunkline.inference.request import Answer
+from trunkline.inference.ticket import Ticket
+from trunkline.tasks import task_from_json
+from workbench import make_artifact
+
+BEGINNING = "organic whole milk, one gallon, from the dairy department: "
+TEXTS = (
+    "a goat",
+    BEGINNING + "what is it?",
+    BEGINNING + "twice",
+    BEGINNING + "what is it? " + BEGINNING,
+    "Acute appendicitis and other diseases of the digestive system, the quick brown fox",
+    "x",
+)
+TARGETS: dict[Family, tuple[str, ...]] = {
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+}
+TIGHT = {"rows": 3, "chunk_tokens": 8}
+"""Few rows and small chunks, so that sequences wait, and prompts take several steps."""
+
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
+"""Without shrinking, which takes minutes where an example makes adapters."""
+
+
+@dataclass
+class Tally:
+    """Of all that was compared."""
+
+    tokens: int = 0
+    ties: int = 0
+    cached: int = 0
+
+    def assert_rare(self) -> None:
+        print(f"\n{self.tokens} tokens, {self.ties} where the reference's best two are equal")
+        assert self.tokens > 100
+        assert self.ties * 50 <= self.tokens
+
+
+def compare(driven: Driven, tickets: list[Ticket], truths: dict[str, Any], tally: Tally) -> None:
+    """Every answer with the truth of the version that is named in it."""
+    ends = driven.engine._ends
+    for ticket in tickets:
+        answer, truth = ticket.answer(0), truths[ticket.digest]
+        tally.cached += answer.cached_tokens
+        if answer.task != "generation":
+            compare_head(ticket, answer, truth)
+            continue
+        request = ticket.work.request
+        assert len(answer.choices) == request.n
+        for choice in answer.choices:
+            drawn = driven.drawn[ticket, choice.index]
+            limit = request.max_new_tokens or 8
+            tally.ties += count_ties(truth, drawn, ends=ends, limit=limit)
+            tally.tokens += len(drawn.ids)
+            worded = [token for token in drawn.ids if token not in ends]
+            decode = driven.engine.base.tokenizer.decode
+            assert choice.text == decode(worded, skip_special_tokens=True)
+
+
+def compare_head(ticket: Ticket, answer: Answer, truth: Any) -> None:
+    """A label's probabilities or a number."""
+    from trunkline.data.encode import encode_prompt
+
+    artifact = ticket.work.artifact
+    assert artifact is not None
+    tokenizer = TOKENIZERS[ticket.digest]
+    template = artifact.manifest.make_template()
+    outputs = true_chances(truth, encode_prompt(ticket.work.request.text, template, tokenizer))
+    if answer.task == "classification":
+        assert answer.probabilities is not None
+        ours = list(answer.probabilities.values())
+        assert ours == pytest.approx(outputs.softmax(-1).tolist(), abs=1e-4)
+    else:
+        task = task_from_json(dict(artifact.manifest.task))
+        assert answer.value == pytest.approx(task.decode(outputs[None])[0][0], rel=1e-3)
+
+
+TOKENIZERS: dict[str, Any] = {}
+"""Digest of an artifact → the tokenizer of its base."""
+
+
+# ------------------------------------------------------------------------------ anything mixed
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A request, and how many steps are taken before it comes."""
+
+    adapter: int
+    text: int
+    new_tokens: int
+    n: int
+    pause: int
+
+
+@st.composite
+def adapters(draw: st.DrawFn, family: Family) -> dict[str, Any]:
+    """Settings for LoraConfig."""
+    some = st.lists(st.sampled_from(TARGETS[family]), min_size=1, unique=True)
+    return {
+        "r": draw(st.integers(1, 20)),
+        "lora_alpha": draw(st.sampled_from([1, 4, 16, 32])),
+        "target_modules": draw(st.one_of(st.just([*TARGETS[family]]), some)),
+        "use_rslora": draw(st.booleans()),
+        "layers_to_transform": draw(st.sampled_from([None, None, [1, 2], [0]])),
+    }
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[Family, list[dict[str, Any]], list[Coming]]:
+    """A family, adapters of it (two that write, one with labels, one with a number), requests."""
+    family = cast(Family, draw(st.sampled_from(sorted(TARGETS))))
+    loras = [draw(adapters(family)) for _ in range(4)]
+    coming = st.builds(
+        Coming,
+        adapter=st.integers(0, 4),
+        text=st.integers(0, len(TEXTS) - 1),
+        new_tokens=st.integers(1, 12),
+        n=st.sampled_from([1, 1, 1, 3]),
+        pause=st.integers(0, 6),
+    )
+    return family, loras, draw(st.lists(coming, min_size=4, max_size=10))
+
+
+KINDS = ("generation", "generation", "classification", "regression")
+
+
+@pytest.mark.parametrize("examples", [15, pytest.param(300, marks=pytest.mark.slow)])
+def test_answers_of_any_mixture_are_those_of_plain_peft(
+    examples: int,
+    bases: dict[Family, Base],
+    family_bases: dict[Family, Path],
+    bare: dict[Family, Any],
+    tmp_path: Path,
+) -> None:
+    tally = Tally()
+
+    @settings(max_examples=examples, deadline=None, phases=QUICK)
+    @given(mixtures())
+    def check(mixture: tuple[Family, list[dict[str, Any]], list[Coming]]) -> None:
+        family, loras, comings = mixture
+        base = bases[family]
+        truths, artifacts = {base.digest: bare[family]}, []
+        for number in sorted({one.adapter for one in comings} - {len(KINDS)}):
+            folder = tmp_path / f"made{number}"
+            shutil.rmtree(folder, ignore_errors=True)
+            lora = loras[number]
+            truth = make_artifact(folder, family_bases[family], KINDS[number], seed=number, **lora)
+            artifacts.append((number, read_artifact(folder)))
+            truths[artifacts[-1][1].digest] = truth
+            TOKENIZERS[artifacts[-1][1].digest] = base.tokenizer
+        found = dict(artifacts)
+        with Driven(base, **TIGHT, kv_tokens=1024) as driven:
+            tickets = []
+            for one in comings:
+                for _ in range(one.pause):
+                    driven.step()
+                asked: dict[str, Any] = {"max_new_tokens": one.new_tokens}
+                if one.adapter in (0, 1, 4):
+                    asked["n"] = one.n
+                tickets.append(driven.ask(found.get(one.adapter), TEXTS[one.text], **asked))
+            driven.finish()
+            compare(driven, tickets, truths, tally)
+            driven.assert_nothing_is_held()
+
+    check()
+    tally.assert_rare()
+    assert tally.cached > 0
+
+
+@pytest.fixture(scope="module")
+def bare(family_bases: dict[Family, Path]) -> dict[Family, Any]:
+    """Family → transformers' own model of the tiny base."""
+    from transformers import AutoModelForCausalLM
+
+    return {
+        family: AutoModelForCausalLM.from_pretrained(folder).eval()
+        for family, folder in family_bases.items()
+    }
+
+
+def test_texts_are_those_that_peft_generates_from_the_sealed_folder(
+    made: dict[str, Any], tiny: Path, base: Base, truth: Any, driven: Callable[..., Driven]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    one = driven(**TIGHT)
+    names = ("low", "middle", "high", None)
+    models = {None: truth} | {
+        name: PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(tiny), made[name].artifact.folder
+        ).eval()
+        for name in names
+        if name is not None
+    }
+    tickets = [
+        (name, one.ask(made[name].artifact if name else None, text, max_new_tokens=12))
+        for text in TEXTS[:4]
+        for name in names
+    ]
+    one.finish()
+    for name, ticket in tickets:
+        drawn = one.drawn[ticket, 0]
+        theirs = models[name].generate(
+            input_ids=torch.tensor([drawn.prompt]),
+            attention_mask=torch.ones(1, len(drawn.prompt), dtype=torch.int64),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=sorted(one.engine._ends),
+            pad_token_id=base.tokenizer.pad_token_id,
+        )
+        assert drawn.ids == theirs[0, len(drawn.prompt) :].tolist()
