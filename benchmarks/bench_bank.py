@@ -145,14 +145,14 @@ def forms(base: Any, side: Any, digests: list[str], *, quick: bool) -> None:
             pages = [one for one in pages for _ in range(tokens)]
             taken = interleaved(_forms(layers, pages, base, torch), rounds)
             on_cuda = base.device.type == "cuda"
-            used = ("gathered" if on_cuda else "rows") if tokens == 1 else "spans, as routed"
+            used = ("gathered" if on_cuda else "rows") if tokens == 1 else "spans, as a step"
             for form, seconds in taken.items():
                 mark = "*" if form == used else ""
                 line(f"{words}, {distinct} distinct: {form} {mark}", seconds)
 
 
 def _forms(layers: Any, pages: list[Any], base: Any, torch: Any) -> dict[str, Callable[[], float]]:
-    from trunkline.adapters.stack import Routing
+    from trunkline.adapters.stack import Routing, Span
 
     rows = Routing(rows=pages)
     spans = _spans(pages)
@@ -176,18 +176,25 @@ def _forms(layers: Any, pages: list[Any], base: Any, torch: Any) -> dict[str, Ca
 
         return timed(work)
 
+    alone = [
+        (slice(span.start, span.stop), Routing(spans=[Span(0, None, span.pages)])) for span in spans
+    ]
+
     def one_by_one(layer: Any, x: Any, y: Any) -> None:
-        for span in spans:
-            layer._add_span(span, x[span.start : span.stop], y[span.start : span.stop])
+        for tokens, routing in alone:
+            layer.add(routing, x[tokens], y[tokens])
 
     measured = {
-        "rows": through(lambda layer, x, y: layer._add_rows(rows, x, y)),
+        "rows": through(lambda layer, x, y: layer.add(rows, x, y)),
         "gathered": through(lambda layer, x, y: layer._add_gathered(rows, x, y)),
         "spans, one by one": through(one_by_one),
-        "spans, as routed": through(lambda layer, x, y: layer.add(together, x, y)),
+        "spans, as a step": through(lambda layer, x, y: layer.add(together, x, y)),
     }
+    if together.even:
+        batched = through(lambda layer, x, y: layer._add_even(together, x, y))
+        measured["spans, batched"] = batched
     if base.device.type == "cuda":
-        del measured["rows"]  # torch's weighted sums of rows are a CPU's
+        del measured["rows"]  # which are gathered there
     return measured
 
 

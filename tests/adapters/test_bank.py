@@ -106,7 +106,7 @@ def test_logits_are_those_of_peft(
         ours = next_logits(model, PROMPTS, PAD)
     bare = next_logits(model, PROMPTS, PAD)
     theirs = next_logits(PeftModel.from_pretrained(causal(bases[family]), folder), PROMPTS, PAD)
-    assert (ours - theirs).abs().max() < 1e-4
+    assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(theirs.abs().max()))
     assert (ours - bare).abs().max() > 1e-3
 
 

@@ -75,6 +75,11 @@ class Routing:
         self.indices: dict[Any, Any] = {}
 
     @property
+    def padded(self) -> list[Pages]:
+        """Pages of the rows, each entry as long as the longest: the empty page fills up."""
+        return [(*pages, *(0,) * (self.depth - len(pages))) for pages in self.rows]
+
+    @property
     def empty(self) -> bool:
         """Whether every token is the bare base's."""
         return not self.pages
@@ -97,6 +102,8 @@ class Stack:
     """
 
     def __init__(self, trunk: Trunk, pages: int, *, dtype: torch.dtype, device: Any) -> None:
+        import torch
+
         self.pages = pages
         self._trunk = trunk
         self._routing = Routing()
@@ -107,6 +114,8 @@ class Stack:
             for index, name in enumerate(layer.fused.names)
         }
         self._additions = [partial(self._add, layer) for layer in self._layers]
+        self._device = torch.device(device)
+        self._indices: dict[tuple[int, int], torch.Tensor] = {}
 
     @contextmanager
     def routed(self, routing: Routing) -> Iterator[None]:
@@ -121,6 +130,8 @@ class Stack:
             raise RuntimeError("Routings don't nest: one step is computed at a time.")
         try:
             self._routing = routing
+            if routing.rows and self._device.type != "cpu":
+                routing.indices["pages"] = self._static(routing)
             if not routing.empty:
                 for layer, addition in zip(self._layers, self._additions, strict=True):
                     layer.fused.addition = addition
@@ -129,6 +140,17 @@ class Stack:
             for layer in self._layers:
                 layer.fused.addition = None
             self._trunk.turn.release()
+
+    def _static(self, routing: Routing) -> torch.Tensor:
+        """The rows' pages, at one address for all routings of one shape: a captured graph reads
+        them there."""
+        import torch
+
+        pages = torch.tensor(routing.padded, dtype=torch.int64)
+        shape = (len(routing.rows), routing.depth)
+        if shape not in self._indices:
+            self._indices[shape] = torch.empty(shape, dtype=torch.int64, device=self._device)
+        return self._indices[shape].copy_(pages)
 
     @staticmethod
     def page_bytes(trunk: Trunk, item: int) -> int:
@@ -373,8 +395,7 @@ class _Layer:
         import torch
 
         if (found := routing.indices.get("pages")) is None:
-            padded = [(*pages, *(0,) * (routing.depth - len(pages))) for pages in routing.rows]
-            found = torch.tensor(padded, dtype=torch.int64, device=self.down.device)
+            found = torch.tensor(routing.padded, dtype=torch.int64, device=self.down.device)
             routing.indices["pages"] = found
         return found
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.bank import Bank
-from trunkline.adapters.stack import Routing
+from trunkline.adapters.stack import PAGE_RANK, Routing
 from trunkline.contracts import Template
 from trunkline.errors import (
     BaseModelError,
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from trunkline.base_model import Base
 
 __all__ = ["Engine", "EngineState", "Work"]
+
+PATIENCE = 50
+"""Rounds of admission in which a request whose adapter finds no place lets others go before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Engine:
         self._steps = 0
         self._loader: ThreadPoolExecutor | None = None
         self._loads: dict[str, Future[Any]] = {}
+        self._passed_over: dict[str, int] = {}
         atexit.register(_close, weakref.ref(self))
 
     def _make(self) -> tuple[Bank, Stepper]:
@@ -296,8 +300,8 @@ class Engine:
         if artifact is not None:
             resident = self.bank.acquire(key)
             if resident is None:
-                self._load_again(artifact, sequence.asked.ticket.name)
-                return False
+                return self._without_place(sequence.asked, artifact)
+            self._passed_over.pop(key, None)
         lease = self._blocks.lease(key, sequence.tokens, sequence.room)
         if lease is None:
             if resident is not None:
@@ -305,6 +309,33 @@ class Engine:
             return None
         sequence.seat(lease, resident)
         return True
+
+    def _without_place(self, asked: Asked, artifact: Artifact) -> bool | None:
+        """Let others go before a request whose adapter has no place, but not for ever.
+
+        One of a large rank needs several places at once, which those of small ranks would take
+        one by one as they are given back; so after some rounds nobody is admitted until it is.
+        """
+        key, name = asked.key, asked.ticket.name
+        self._load_again(artifact, name)
+        resident = self.bank.get(key)
+        if resident is None or resident.placing:
+            return False
+        pinned = sum(
+            -(-info.rank // PAGE_RANK)
+            for info in self.bank.residents()
+            if info.pinned and info.tier == "device"
+        )
+        if pinned + resident.needs > self.bank.pages:
+            error = BusyError(
+                f"{pinned} of {self.bank.pages} places for adapters are pinned; {name} needs "
+                f"{resident.needs}.",
+                "Unpin one, or give the server more --slots.",
+            )
+            self._end(asked, error, "failed")
+            return False
+        self._passed_over[key] = rounds = self._passed_over.get(key, 0) + 1
+        return None if rounds > PATIENCE else False
 
     def _load_again(self, artifact: Artifact, name: str) -> None:
         """Fetch an adapter that went out of memory while its request waited, beside the steps."""
@@ -376,6 +407,8 @@ class Engine:
 
     def _admit(self) -> None:
         now = time.monotonic()
+        if not self._waiting:
+            self._passed_over.clear()
         for sequence in self._waiting.admit(self._seat):
             asked = sequence.asked
             if asked.admitted is None:

@@ -141,7 +141,11 @@ def block_keys(salt: str, tokens: Sequence[int], after: Sequence[bytes] = ()) ->
 
 
 class Pool:
-    """The tensors: ``[2 · KV heads, tokens, width]`` a layer, keys before values."""
+    """The tensors: ``[2 · KV heads, tokens, width]`` a layer, keys before values.
+
+    They are not cleared: no place is read that was not written first, and the system gives memory
+    only for what is written.
+    """
 
     def __init__(self, model: Any, tokens: int) -> None:
         import torch
@@ -150,7 +154,7 @@ class Pool:
         width, heads = kv_measures(config)
         parameter = next(model.parameters())
         self.layers = [
-            torch.zeros(2 * heads, tokens, width, dtype=parameter.dtype, device=parameter.device)
+            torch.empty(2 * heads, tokens, width, dtype=parameter.dtype, device=parameter.device)
             for _ in range(config.num_hidden_layers)
         ]
 

@@ -92,6 +92,8 @@ class Stepper:
 
     def _read(self, ordered: list[Part], ends: Any, hidden: torch.Tensor) -> Result:
         """Draw tokens, or apply heads, where a sequence has nothing pending any more."""
+        import torch
+
         done = [
             (part.sequence, int(end))
             for part, end in zip(ordered, ends, strict=True)
@@ -107,6 +109,11 @@ class Stepper:
                 assert sequence.resident.head is not None
                 outputs.append((sequence, sequence.resident.head @ hidden[end].float()))
         drawn, broken = self._draw(writing, hidden)
+        if outputs:
+            finite = torch.stack([output.isfinite().all() for _, output in outputs]).tolist()
+            bad = [one for (one, _), good in zip(outputs, finite, strict=True) if not good]
+            broken += [(one, BrokenLogits((0,))) for one in bad]
+            outputs = [pair for pair in outputs if pair[0] not in bad]
         return Result(drawn, outputs, broken)
 
     def _draw(
