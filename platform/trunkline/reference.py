@@ -78,7 +78,8 @@ _CLI_INTRODUCTION = """\
 
 Results go to stdout, notes, warnings and progress to stderr. Every listing and every `show` has
 `--json`, and so have `train`, `eval`, `predict` and `generate`. `NO_COLOR` is honoured; into a
-pipe nothing is coloured, folded or cut. `ls` is short for `list`, `rm` for `uninstall`.
+pipe nothing is coloured, folded or cut. `ls` is short for `list`, and `plugins rm` for
+`plugins uninstall`.
 
 | exit code | meaning |
 |---|---|

@@ -168,6 +168,15 @@ def test_base_is_bare_again_after_an_exception(standing: tuple[Any, Bank, str]) 
         pass
 
 
+def test_adapter_may_go_again_after_the_block(standing: tuple[Any, Bank, str]) -> None:
+    _, bank, digest = standing
+    with bank.using(digest):
+        assert bank.residents()[0].in_use == 1
+    with pytest.raises(KeyError, match="inside"), bank.using(digest):
+        raise KeyError("inside")
+    assert bank.residents()[0].in_use == 0
+
+
 def test_none_is_the_bare_base(standing: tuple[Any, Bank, str]) -> None:
     model, bank, _ = standing
     before = next_logits(model, PROMPTS, PAD)

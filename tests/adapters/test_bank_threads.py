@@ -44,7 +44,7 @@ class Gate:
     def __call__(self, *args: Any) -> Any:
         self.calls += 1
         self.entered.set()
-        assert self.open.wait(10)
+        assert self.open.wait(30)
         return self.inner(*args)
 
 
@@ -139,12 +139,14 @@ def test_steps_and_requests_do_not_wait_for_a_file_that_is_read(
 def test_adapter_is_not_given_out_before_it_is_written(
     model: Any, trunk: Trunk, base: str, made: list[Artifact], placing: Gate
 ) -> None:
-    bank = small_bank(model, trunk, base, pages=1, ranks=64)
+    bank = small_bank(model, trunk, base, pages=2, ranks=64)
     loading = started(bank.load, made[FIRST])
     assert placing.entered.wait(10)
-    assert bank.acquire(made[FIRST].digest) is None
+    asking: list[Resident | None] = []
+    started(lambda: asking.append(bank.acquire(made[FIRST].digest))).join(5)
     placing.open.set()
     loading.join(10)
+    assert asking == [None]
     assert computes(bank, trunk, acquired(bank, made[FIRST]))
 
 

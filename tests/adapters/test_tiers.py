@@ -134,6 +134,20 @@ def test_least_recently_used_leaves_the_device_and_stays_in_memory(
     assert crowded.counters(made[LAST].digest) == Counters(loads=1, evictions=0)
 
 
+def test_one_that_was_used_since_stays_on_the_device(
+    model: Any, trunk: Trunk, base: str, made: list[Artifact]
+) -> None:
+    bank = small_bank(model, trunk, base, pages=2, ranks=64)
+    for index in (FIRST, LAST):
+        bank.load(made[index])
+    bank.release(acquired(bank, made[FIRST]))
+    bank.load(made[NEXT])
+    assert {one for one, tier in tiers(bank).items() if tier == "device"} == {
+        made[FIRST].digest,
+        made[NEXT].digest,
+    }
+
+
 def test_one_kept_ready_comes_to_the_device_without_the_disk(
     model: Any, trunk: Trunk, base: str, made: list[Artifact], tmp_path: Path
 ) -> None:
@@ -229,9 +243,9 @@ def test_running_with_one_that_is_not_in_memory_is_refused(
 
 def test_residents_are_told_the_last_used_first(full: Bank, made: list[Artifact]) -> None:
     full.pin(made[FIRST].digest)
-    for _ in range(2):
-        resident = acquired(full, made[FIRST])
-    full.release(resident)
+    for index in (FIRST, LAST):
+        full.release(acquired(full, made[index]))
+    acquired(full, made[FIRST])
     found = full.residents()
     size = found[0].bytes
     assert [replace(one, idle_seconds=0.0) for one in found] == [
@@ -243,7 +257,7 @@ def test_residents_are_told_the_last_used_first(full: Bank, made: list[Artifact]
             rank=8,
             pinned=index == FIRST,
             in_use=int(index == FIRST),
-            requests=2 if index == FIRST else 0,
+            requests=2 if index == FIRST else 1,
             idle_seconds=0.0,
         )
         for index in (FIRST, LAST)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from driving import Driven
 from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.errors import BaseMismatchError, DataError, UsageError
 from trunkline.inference.engine import Engine, Work
@@ -86,16 +87,6 @@ def test_regression_gives_the_number_in_its_unit(engine: Engine, artifacts: Arti
     assert answer.value > 0
 
 
-@pytest.mark.parametrize(("last", "finish"), [("end", "stop"), ("goat", "length")])
-def test_generation_says_why_it_ended(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, last: str, finish: str
-) -> None:
-    ids = [40, 41, engine.base.tokenizer.eos_token_id if last == "end" else 42]
-    monkeypatch.setattr("trunkline.inference.engine.new_tokens", lambda *_: [ids])
-    answer = engine.run([Work(Request(None, "goat"))])[0]
-    assert (answer.finish, answer.new_tokens) == (finish, 3)
-
-
 def test_adapter_s_own_limit_of_new_tokens_counts(engine: Engine, artifacts: Artifacts) -> None:
     answer = engine.run([work(artifacts, "generation", "goat")])[0]
     assert answer.new_tokens <= 8
@@ -118,46 +109,15 @@ def test_same_requests_in_other_batches_give_the_same(engine: Engine, artifacts:
         for length in (1, 9, 4, 20, 2)
         for kind in ("classification", "base")
     ]
-    one = engine.run(asked, batch_size=1)
-    other = engine.run(asked, batch_size=7)
-    for first, second in zip(one, other, strict=True):
-        assert plain(first) == figures(second)
+    together = engine.run(asked)
+    for one, answer in zip(asked, together, strict=True):
+        assert plain(engine.run([one])[0]) == figures(answer)
 
 
 def test_done_items_are_told(engine: Engine, artifacts: Artifacts) -> None:
     told: list[int] = []
-    engine.run([work(artifacts, "regression", "x")] * 5, batch_size=2, on_done=told.append)
-    assert told == [2, 2, 1]
-
-
-# ------------------------------------------------------------------------------------- sampling
-
-
-def test_sampled_answer_depends_on_its_seed_alone(engine: Engine, artifacts: Artifacts) -> None:
-    asked = work(artifacts, "base", "goat", temperature=1.5, seed=4, max_new_tokens=12)
-    alone = engine.run([asked])[0].text
-    torch.manual_seed(123)
-    others = [work(artifacts, kind, "sheep", temperature=1.0, seed=9) for kind in ("base",) * 3]
-    among = engine.run([*others, asked, work(artifacts, "generation", "cow")])[3].text
-    assert among == alone
-
-
-def test_other_seeds_give_other_texts(engine: Engine, artifacts: Artifacts) -> None:
-    asked = [
-        work(artifacts, "base", "goat", temperature=1.5, seed=seed, max_new_tokens=12)
-        for seed in range(4)
-    ]
-    assert len({answer.text for answer in engine.run(asked)}) > 1
-
-
-def test_sampling_leaves_the_callers_random_numbers_alone(
-    engine: Engine, artifacts: Artifacts
-) -> None:
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    engine.run([work(artifacts, "base", "goat", temperature=1.0, max_new_tokens=2)])
-    assert torch.equal(torch.rand(3), expected)
+    engine.run([work(artifacts, "regression", "x")] * 5, on_done=told.append)
+    assert sum(told) == 5
 
 
 # ------------------------------------------------------------------------------------- refused
@@ -214,28 +174,118 @@ def test_talk_with_a_classifier_is_refused(engine: Engine, artifacts: Artifacts)
         engine.run([Work(talk, artifacts["classification"], "toy/animals@1")])
 
 
-def test_talk_is_continued(engine: Engine, artifacts: Artifacts) -> None:
-    messages = (
-        {"role": "user", "content": "hello"},
-        {"role": "assistant", "content": "yes?"},
-        {"role": "user", "content": "a goat"},
-    )
-    answers = engine.run(
-        [Work(Request(None, messages=messages, max_new_tokens=4)),
-         Work(Request("x", messages=messages, max_new_tokens=4), artifacts["generation"])]
-    )  # fmt: skip
-    assert answers[0].prompt_tokens == answers[1].prompt_tokens > 10
+TALK = (
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "yes?"},
+    {"role": "user", "content": "a goat"},
+)
 
 
-def test_base_is_bare_after_a_failure(
-    engine: Engine, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch
+def test_adapter_s_template_is_applied_to_the_last_message_of_a_talk(
+    engine: Engine, artifacts: Artifacts
 ) -> None:
-    asked = work(artifacts, "base", "goat")
-    before = engine.run([asked])[0].text
+    filled = (*TALK[:2], {"role": "user", "content": "Plural: a goat"})
+    ours = engine.submit(
+        Work(Request("x", messages=TALK, max_new_tokens=4), artifacts["generation"])
+    )
+    base = engine.submit(Work(Request(None, messages=filled, max_new_tokens=4)))
+    assert ours.prompt_tokens == base.prompt_tokens > 20
+    assert ours.answer().text != base.answer().text
 
-    def fail(_: int) -> None:
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        engine.run([work(artifacts, "generation", "goat")], on_done=fail)
-    assert engine.run([asked])[0].text == before
+def test_a_talk_of_one_message_is_the_text_itself(engine: Engine, artifacts: Artifacts) -> None:
+    talk = Request("x", messages=TALK[2:], max_new_tokens=4)
+    text = work(artifacts, "generation", "a goat", max_new_tokens=4)
+    one, other = engine.run([Work(talk, artifacts["generation"]), text])
+    assert (one.text, one.prompt_tokens) == (other.text, other.prompt_tokens)
+
+
+def test_talk_that_does_not_end_with_the_user_is_refused(
+    engine: Engine, artifacts: Artifacts
+) -> None:
+    talk = Request("x", messages=TALK[:2])
+    with pytest.raises(UsageError, match="'assistant'") as caught:
+        engine.run([Work(talk, artifacts["generation"])])
+    assert caught.value.hint
+
+
+def test_raw_prompt_is_read_as_it_is(engine: Engine) -> None:
+    text = " spaces kept "
+    ticket = engine.submit(Work(Request(None, text, raw=True, max_new_tokens=1)))
+    ids = engine.base.tokenizer(text, add_special_tokens=False).input_ids
+    assert ticket.prompt_tokens == len(ids)
+
+
+# --------------------------------------------------------------------------------------- steps
+
+
+def test_long_prompt_does_not_stall_an_answer(
+    driven: Callable[..., Driven], artifacts: Artifacts
+) -> None:
+    one = driven(chunk_tokens=8)
+    one.engine._ends = frozenset()
+    writing = one.ask(None, "goat", max_new_tokens=60)
+    one.step()
+    long = one.ask(artifacts["generation"], "abcdefgh " * 16, max_new_tokens=2)
+    steps = 0
+    while not one.ids(long):
+        before = len(one.ids(writing))
+        one.step()
+        steps += 1
+        assert len(one.ids(writing)) == before + 1
+    assert steps == -(-long.prompt_tokens // 8) > 10
+
+
+def test_requests_join_while_others_are_running(driven: Callable[..., Driven]) -> None:
+    one = driven(rows=4)
+    one.engine._ends = frozenset()
+    tickets = []
+    for count in range(1, 5):
+        tickets.append(one.ask(None, "goat", max_new_tokens=50))
+        one.step()
+        assert one.engine.state().running == count
+    assert [len(one.ids(ticket)) for ticket in tickets] == [4, 3, 2, 1]
+
+
+def test_flood_for_one_adapter_does_not_keep_another_waiting(
+    driven: Callable[..., Driven], made: dict[str, Any]
+) -> None:
+    one = driven(rows=4, queue=2000)
+    one.engine._ends = frozenset()
+    flood = [one.ask(made["low"].artifact, "goat", max_new_tokens=3) for _ in range(1000)]
+    for _ in range(10):
+        one.step()
+    few = [one.ask(made["high"].artifact, "goat", max_new_tokens=3) for _ in range(5)]
+    done = sum(ticket.ended for ticket in flood)
+    while not all(ticket.ended for ticket in few):
+        one.step()
+    assert sum(ticket.ended for ticket in flood) - done <= 12
+
+
+def test_memory_for_keys_and_values_bounds_what_runs(driven: Callable[..., Driven]) -> None:
+    one = driven(rows=8, kv_tokens=128)
+    one.engine._ends = frozenset()
+    tickets = [one.ask(None, "goat", max_new_tokens=40) for _ in range(6)]
+    most = 0
+    while not all(ticket.ended for ticket in tickets):
+        one.step()
+        state = one.engine.state()
+        assert state.kv_tokens_used <= state.kv_tokens == 128
+        most = max(most, state.running)
+    assert 2 <= most <= 3
+    assert all(ticket.answer(0).new_tokens == 40 for ticket in tickets)
+
+
+def test_text_that_the_memory_never_holds_is_told(driven: Callable[..., Driven]) -> None:
+    one = driven(kv_tokens=64)
+    with pytest.raises(DataError, match="64 tokens") as caught:
+        one.ask(None, "goat", max_new_tokens=100)
+    assert caught.value.hint
+
+
+def test_steps_are_counted(driven: Callable[..., Driven]) -> None:
+    one = driven()
+    one.engine._ends = frozenset()
+    one.ask(None, "goat", max_new_tokens=4)
+    one.finish()
+    assert one.engine.state().steps == 4

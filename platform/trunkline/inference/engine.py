@@ -115,8 +115,9 @@ class Engine:
             adapter_mib=settings.adapter_mib,
         )
         stepper = Stepper(base.model, bank, self._blocks.total * BLOCK)
+        exact = str(base.dtype) == "torch.float32" and base.quantised is None
         with bank.routed(Routing()):
-            check_serves(base.model, stepper.pool.layers)
+            check_serves(base.model, stepper.pool.layers, exact=exact)
         return bank, stepper
 
     # -------------------------------------------------------------------------------- asking

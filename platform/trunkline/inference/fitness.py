@@ -25,12 +25,13 @@ _EXACT, _ROUGH = 0.01, 0.1
 _HINT = "Take a base with full attention in every layer, such as a Llama, Qwen or GPT-2."
 
 
-def check_serves(model: Any, layers: list[torch.Tensor]) -> None:
+def check_serves(model: Any, layers: list[torch.Tensor], *, exact: bool) -> None:
     """Compare both ways of computing; the first places of the pool are written over.
 
     Args:
         model: a causal LM, in eval mode.
         layers: of the pool, with room for 7 tokens at least.
+        exact: whether it computes in float32 throughout.
 
     Raises:
         BaseModelError: the model computes something that packed steps don't.
@@ -58,7 +59,6 @@ def check_serves(model: Any, layers: list[torch.Tensor]) -> None:
             _HINT,
         ) from error
     apart = float((alone - packed).abs().max() / alone.abs().max().clamp(min=1e-12))
-    exact = next(model.parameters()).dtype == torch.float32
     if not apart <= (_EXACT if exact else _ROUGH):
         raise BaseModelError(
             f"The base's {kind} gives other outputs in packed steps than by itself (by {apart:.0%} "
