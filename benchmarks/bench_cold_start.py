@@ -1,20 +1,20 @@
 """From a cold process to an answer, against the plain way with transformers and PEFT.
 
-Needs the adapters of `make demo` (or --workspace and --adapter). Prints medians of interleaved
-runs and ratios; asserts nothing.
+Needs the adapters of `make demo` (or --workspace and --adapter); without them it says so and
+measures nothing. Prints medians of interleaved runs and ratios; asserts nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import timing
+from timing import interleaved, line, title
 
 TEXT = "Type 2 diabetes mellitus with diabetic chronic kidney disease"
 
@@ -62,34 +62,26 @@ def printed(command: list[str]) -> float:
     return float(done.stdout.decode().split()[-1])
 
 
-def interleaved(what: Mapping[str, Callable[[], float]], runs: int) -> dict[str, float]:
-    """Medians of ``runs`` rounds, after one that is not counted."""
-    figures: dict[str, list[float]] = {name: [] for name in what}
-    for turn in range(runs + 1):
-        for name, measure in what.items():
-            value = measure()
-            if turn:
-                figures[name].append(value)
-    return {name: statistics.median(values) for name, values in figures.items()}
-
-
-def show(title: str, medians: Mapping[str, float]) -> None:
+def show(words: str, medians: dict[str, float]) -> None:
     """Medians, and each over the last."""
-    print(f"\n{title}")
+    title(words)
     last = list(medians.values())[-1]
     for name, value in medians.items():
-        print(f"  {name:<44} {value:8.3f} s   {value / last:6.2f}x")
+        line(name, value, f"{value / last:6.2f}x")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one run of each")
     parser.add_argument("--workspace", default="demo")
     parser.add_argument("--adapter", default="medical/icd10-chapter")
     parser.add_argument("--gguf", type=Path, help="the base's GGUF, to compare loading with")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     if not Path(options.workspace, "registry.db").exists():
-        sys.exit("There is no workspace with adapters here. Run `make demo` first.")
+        print("Cold start: there is no workspace with adapters here. Run `make demo` first.")
+        return
+    runs = 1 if options.quick else options.runs
 
     import trunkline
     from trunkline.base_model import DEFAULT_BASE, describe
@@ -99,8 +91,8 @@ def main() -> None:
     artifact = str(here.workspace.adapters / version.path)
     base = str(describe(DEFAULT_BASE).folder)
     ours = [str(Path(sys.executable).with_name("trunkline")), "--workspace", options.workspace]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(f"{version.ref}, medians of {options.runs} interleaved runs")
+    timing.say_where(None)
+    print(f"{version.ref}, medians of {runs} interleaved runs")
 
     show(
         "Help from the shell",
@@ -109,7 +101,7 @@ def main() -> None:
                 "trunkline --help": lambda: seconds([ours[0], "--help"]),
                 "python -c 'import click'": lambda: seconds([sys.executable, "-c", "import click"]),
             },
-            options.runs,
+            runs,
         ),
     )
     show(
@@ -121,7 +113,7 @@ def main() -> None:
                     [sys.executable, "-c", PLAIN_PEFT, base, artifact, TEXT]
                 ),
             },
-            options.runs,
+            runs,
         ),
     )
     load = [sys.executable, "-c", LOAD]
@@ -129,7 +121,7 @@ def main() -> None:
     if options.gguf is not None:
         folder, name = str(options.gguf.parent), options.gguf.name
         loads["the GGUF it was converted from"] = lambda: printed([*load, folder, name])
-    show("Weights and tokenizer into memory", interleaved(loads, min(3, options.runs)))
+    show("Weights and tokenizer into memory", interleaved(loads, min(3, runs)))
 
     here.predict(options.adapter, [TEXT])
     times = []
@@ -137,7 +129,8 @@ def main() -> None:
         started = time.perf_counter()
         here.predict(options.adapter, [TEXT])
         times.append(time.perf_counter() - started)
-    print(f"\nA further request in the same process: {1000 * statistics.median(times):.0f} ms")
+    title("A further request in the same process")
+    line("trunkline", statistics.median(times))
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def test_adapter_unloaded_while_it_is_written_goes_after_that(
     assert bank.total_bytes == 0
 
 
-@pytest.mark.parametrize("moment", ["load", "acquire"])
+@pytest.mark.parametrize("moment", ["from disk", "from the host"])
 def test_adapter_that_could_not_be_written_takes_no_page(
     model: Any,
     trunk: Trunk,
@@ -176,12 +176,12 @@ def test_adapter_that_could_not_be_written_takes_no_page(
         raise MemoryError
 
     bank = small_bank(model, trunk, base, pages=1, ranks=64)
-    if moment == "acquire":
+    if moment == "from the host":
         for index in (LAST, FIRST):
             bank.load(made[index])
     with monkeypatch.context() as patch:
         patch.setattr(Stack, "write", fail)
         with pytest.raises(MemoryError):
-            bank.load(made[LAST]) if moment == "load" else bank.acquire(made[LAST].digest)
+            bank.load(made[LAST])
     bank.load(made[LAST])
     assert computes(bank, trunk, acquired(bank, made[LAST]))

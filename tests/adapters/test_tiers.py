@@ -70,7 +70,7 @@ def test_bank_full_of_pinned_ones_is_busy_and_says_what_to_do(
 ) -> None:
     for index in (FIRST, LAST):
         full.pin(made[index].digest)
-    with pytest.raises(BusyError, match="no room") as caught:
+    with pytest.raises(BusyError, match="no place") as caught:
         full.load(made[NEXT])
     assert "Unpin" in (caught.value.hint or "")
     assert caught.value.retry_after > 0
@@ -153,9 +153,13 @@ def test_one_kept_ready_comes_to_the_device_without_the_disk(
 ) -> None:
     bank = small_bank(model, trunk, base, pages=1, ranks=64)
     folder = shutil.copytree(made[LAST].folder, tmp_path / "copy")
-    bank.load(read_artifact(folder))
+    copied = read_artifact(folder)
+    bank.load(copied)
     bank.load(made[FIRST])
     shutil.rmtree(folder)
+    assert bank.wanted(copied.digest)
+    bank.load(copied)
+    assert not bank.wanted(copied.digest)
     resident = acquired(bank, made[LAST])
     assert tiers(bank) == {made[FIRST].digest: "host", made[LAST].digest: "device"}
     assert bank.counters(made[LAST].digest).loads == 1
@@ -183,7 +187,10 @@ def test_page_goes_to_the_next_when_the_last_request_of_its_adapter_ends(
     residents = [acquired(crowded, made[FIRST]) for _ in range(2)]
     crowded.release(residents[0])
     assert crowded.acquire(made[LAST].digest) is None
+    assert not crowded.wanted(made[LAST].digest)
     crowded.release(residents[1])
+    assert crowded.wanted(made[LAST].digest)
+    crowded.load(made[LAST])
     assert computes(crowded, trunk, acquired(crowded, made[LAST]))
 
 
@@ -207,7 +214,7 @@ def test_one_in_use_goes_when_its_last_request_ends(
     assert computes(full, trunk, residents[1])
     full.release(residents[1])
     assert made[FIRST].digest not in full
-    assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=1)
+    assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=0)
 
 
 def test_loading_takes_back_an_unloading(full: Bank, made: list[Artifact]) -> None:
@@ -274,4 +281,11 @@ def test_counters_go_on_when_an_adapter_comes_back(full: Bank, made: list[Artifa
     for _ in range(3):
         full.unload(made[FIRST].digest)
         full.load(made[FIRST])
-    assert full.counters(made[FIRST].digest) == Counters(loads=4, evictions=3)
+    assert full.counters(made[FIRST].digest) == Counters(loads=4, evictions=0)
+
+
+def test_going_to_make_room_is_an_eviction_and_unloading_is_not(
+    full: Bank, made: list[Artifact]
+) -> None:
+    full.load(made[NEXT])
+    assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=1)

@@ -145,15 +145,18 @@ class Bank:
             IntegrityError: its tensors don't fit the base, are not finite, or changed since the
                 artifact was checked.
             RefusedError: its rank needs more pages than there are, or its bytes more memory.
-            BusyError: the memory for adapters is full of those in use or pinned.
+            BusyError: the memory for adapters is full of those in use or pinned, or every page
+                is pinned.
         """
         digest = artifact.digest
         while True:
             with self._lock:
-                if (resident := self._residents.get(digest)) is not None:
+                resident = self._residents.get(digest)
+                if resident is not None:
                     resident.used = time.monotonic()
                     resident.leaving = False
-                    return resident
+                    if resident.pages or not self._may_place(resident):
+                        return resident
                 if (other := self._loading.get(digest)) is None:
                     self._loading[digest] = threading.Event()
                     break
@@ -162,33 +165,46 @@ class Bank:
             # In a thread of its own: OpenMP workers that a caller's thread would keep make the
             # steps of the engine's thread slower (base_model/load.py says why).
             with ThreadPoolExecutor(1) as apart:
-                return apart.submit(self._load, artifact, name).result()
+                return apart.submit(self._load, artifact, name, resident).result()
         finally:
             with self._lock:
                 self._loading.pop(digest).set()
 
-    def _load(self, artifact: Artifact, name: str) -> Resident:
-        digest = artifact.digest
-        resident = self._read(artifact, name)
+    def _load(self, artifact: Artifact, name: str, resident: Resident | None) -> Resident:
+        """Read what is not in memory, and put it into pages if some can be had."""
+        fresh = resident is None
+        one = self._read(artifact, name) if resident is None else resident
         with self._lock:
-            self._make_room(resident.bytes)
-            self._residents[digest] = resident
-            known = self._counters.get(digest, Counters())
-            self._counters[digest] = Counters(known.loads + 1, known.evictions)
-            pages = self._take_pages(resident)
-            resident.placing = bool(pages)
-        if pages:
-            try:
-                self._stack.write(pages, resident.matrices, artifact.lora.scaling)
-            except BaseException:
-                with self._lock:
-                    self._free.extend(pages)
-                    self._drop(resident)
-                raise
+            self._check_pins(one)
+            if fresh:
+                self._make_room(one.bytes)
+                self._residents[artifact.digest] = one
+                self._count(artifact.digest, loads=1)
+            elif self._residents.get(artifact.digest) is not one:
+                return one
+            pages = self._take_pages(one)
+            one.placing = bool(pages)
+        if not pages:
+            return one
+        try:
+            self._stack.write(pages, one.matrices, artifact.lora.scaling)
+        except BaseException:
             with self._lock:
-                resident.pages, resident.placing = pages, False
-                self._leave(resident)
-        return resident
+                one.placing = False
+                self._free.extend(pages)
+                self._drop(one)
+            raise
+        with self._lock:
+            one.pages, one.placing = pages, False
+            self._leave(one)
+        return one
+
+    def wanted(self, digest: str) -> bool:
+        """Whether :meth:`load` would bring the adapter nearer: it is on disk, or on the host while
+        pages can be had."""
+        with self._lock:
+            resident = self._residents.get(digest)
+            return resident is None or (not resident.pages and self._may_place(resident))
 
     def get(self, digest: str) -> Resident | None:
         """The resident of this digest, if there is one."""
@@ -224,22 +240,12 @@ class Bank:
         """Take an adapter for a running request; it stays on the device until released.
 
         Returns:
-            None where it is not in memory, or every page is in use.
+            None where it does not stand there; :meth:`load` brings it.
         """
         with self._lock:
             resident = self._residents.get(digest)
-            if resident is None or resident.placing:
+            if resident is None or not resident.pages:
                 return None
-            if not resident.pages:
-                pages = self._take_pages(resident)
-                if not pages:
-                    return None
-                try:
-                    self._stack.write(pages, resident.matrices, resident.artifact.lora.scaling)
-                except BaseException:
-                    self._free.extend(pages)
-                    raise
-                resident.pages = pages
             resident.users += 1
             resident.requests += 1
             resident.used = time.monotonic()
@@ -323,17 +329,28 @@ class Bank:
 
     def _take_pages(self, resident: Resident) -> Pages:
         """Free pages, those of the least recently used if need be; none if too few can be had."""
+        if not self._may_place(resident):
+            return ()
         idle = sorted(
             (one for one in self._residents.values() if one.pages and self._may_go(one)),
             key=lambda one: -one.used,
         )
-        if len(self._free) + sum(len(one.pages) for one in idle) < resident.needs:
-            return ()
         while len(self._free) < resident.needs:
             last = idle.pop()
             self._free.extend(last.pages)
             last.pages = ()
         return tuple(self._free.pop() for _ in range(resident.needs))
+
+    def _may_place(self, resident: Resident) -> bool:
+        """Whether enough pages are free, or held by adapters that may go."""
+        if resident.placing:
+            return False
+        going = sum(len(one.pages) for one in self._residents.values() if self._may_go(one))
+        return len(self._free) + going >= resident.needs
+
+    def _count(self, digest: str, *, loads: int = 0, evictions: int = 0) -> None:
+        known = self._counters.get(digest, Counters())
+        self._counters[digest] = Counters(known.loads + loads, known.evictions + evictions)
 
     @staticmethod
     def _may_go(resident: Resident) -> bool:
@@ -348,8 +365,17 @@ class Bank:
         self._free.extend(resident.pages)
         resident.pages = ()
         del self._residents[digest]
-        known = self._counters[digest]
-        self._counters[digest] = Counters(known.loads, known.evictions + 1)
+
+    def _check_pins(self, resident: Resident) -> None:
+        pinned = sum(
+            len(one.pages) for one in self._residents.values() if one.pinned and one is not resident
+        )
+        if pinned + resident.needs > self._stack.pages:
+            raise BusyError(
+                f"There is no place for an adapter of rank {resident.artifact.lora.rank}: "
+                f"{pinned} of {self._stack.pages} are held by pinned adapters.",
+                "Unpin one, or give the server more --slots.",
+            )
 
     def _make_room(self, wanted: int) -> None:
         """Let the least recently used go until ``wanted`` more bytes fit the budget; none of them
@@ -371,6 +397,7 @@ class Bank:
             last = idle.pop()
             held -= last.bytes
             self._drop(last)
+            self._count(last.artifact.digest, evictions=1)
 
     # -------------------------------------------------------------------------------- reading
 

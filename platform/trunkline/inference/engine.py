@@ -339,9 +339,9 @@ class Engine:
         return None if rounds > PATIENCE else False
 
     def _load_again(self, artifact: Artifact, name: str) -> None:
-        """Fetch an adapter that went out of memory while its request waited, beside the steps."""
+        """Bring an adapter that went off the device while its request waited, beside the steps."""
         digest = artifact.digest
-        if digest in self._loads or digest in self.bank:
+        if digest in self._loads or not self.bank.wanted(digest):
             return
         if self._loader is None:
             self._loader = ThreadPoolExecutor(1, "trunkline-loader")

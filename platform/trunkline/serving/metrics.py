@@ -140,7 +140,7 @@ class _Watching(Collector):
             ("engine_running", state.running, "Requests in the batch."),
             ("engine_rows", state.rows, "Rows of the batch at most."),
             ("kv_tokens_used", state.kv_tokens_used, "Tokens with keys and values kept."),
-            ("kv_tokens_cached", state.cached_tokens, "Of these, kept for prompts to come."),
+            ("kv_tokens_cached", state.cached_tokens, "Beside these, kept for prompts to come."),
             ("kv_tokens", state.kv_tokens, "Tokens with keys and values at most."),
         ):
             yield GaugeMetricFamily(f"trunkline_{name}", text, value)

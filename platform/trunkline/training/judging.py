@@ -116,6 +116,8 @@ def cross_validate(bench: Bench, ingredients: Ingredients, folds: int) -> CrossV
 def evaluate_version(bench: Bench, ingredients: Ingredients, version: VersionRecord) -> Judgement:
     """Judge a published version on its own test rows again, and record it.
 
+    On a quantised base it is recorded apart: the gate asks for what was judged in floating point.
+
     Raises:
         RefusedError: the data changed since it was trained, so that its test rows are not known
             to be unseen.
@@ -133,11 +135,12 @@ def evaluate_version(bench: Bench, ingredients: Ingredients, version: VersionRec
             f"Train again: `trunkline train {ingredients.recipe.name}`.",
         )
     judgement, kept = judge_artifact(bench, ingredients, prepared, artifact)
+    quantised = bench.engine.base.quantised
     bench.registry.record_evaluation(
         recipe=ingredients.recipe.name,
         base_digest=record_base(bench),
         dataset_id=record_dataset(bench, ingredients, prepared),
-        split="test",
+        split=f"test, base in {quantised}" if quantised else "test",
         results={**judgement.to_json(), "gate": asdict(ingredients.recipe.gate)},
         predictions=[prediction_record(prediction) for prediction in kept],
         version=version.ref,
