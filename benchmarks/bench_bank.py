@@ -25,6 +25,7 @@ CONTEXT = 48
 PROMPT = 32
 DISTINCT = (1, 4, 16)
 RESIDENT = (16, 64)
+SWITCHED = (2, 16, 64, 256)
 
 
 def main() -> None:
@@ -222,7 +223,7 @@ def switches(shape: str | None, folders: list[Path]) -> None:
     title("Switch between residents, rank 2 (target: under 0.1 ms, flat)")
     bank = ByHand(load_base(shape), [], slots=len(folders)).bank
     draw = random.Random(0)
-    for resident in [number for number in (2, 16, 64, 256) if number <= len(folders)]:
+    for resident in [number for number in SWITCHED if number <= len(folders)]:
         digests = []
         for folder in folders[:resident]:
             artifact = read_artifact(folder)
