@@ -1,18 +1,14 @@
-"""What many adapters in one batch cost, over the base alone; and what a switch and a load cost.
+"""What many adapters in one batch cost, over the base alone; and which form of it is used where.
 
 Everything computes in one thread of one process: ours, transformers' own forward, and PEFT with
-``adapter_names``, interleaved. Prints medians and ratios; asserts nothing.
+``adapter_names``, interleaved. 16 rows; 64 on a GPU. Prints medians and ratios; asserts nothing.
 """
 
 from __future__ import annotations
 
 import copy
-import random
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,166 +16,122 @@ import timing
 from made import load_base, load_plain, load_tokenizer, make_adapters, make_prompts
 from timing import interleaved, line, timed, title
 
-ROWS = 16
 CONTEXT = 48
 PROMPT = 32
-DISTINCT = (1, 4, 16)
+DISTINCT = (1, 4, 16, 64)
 RESIDENT = (16, 64)
-SWITCHED = (2, 16, 64, 256)
+TARGETS = {"decode": 1.25, "prefill": 1.10}
 
 
 def main() -> None:
-    options = timing.options(__doc__).parse_args()
-    timing.say_where(options.shape)
-    quick, shape = options.quick, options.shape
-    with tempfile.TemporaryDirectory() as folder:
-        folders = make_adapters(Path(folder, "8"), shape, 16 if quick else 64, rank=8)
-        batches(shape, folders, quick=quick)
-        small = make_adapters(Path(folder, "2"), shape, 16 if quick else 256, rank=2)
-        switches(shape, small)
-
-
-def batches(shape: str | None, folders: list[Path], *, quick: bool) -> None:
-    """Steps of 16 rows, and loading, beside PEFT with 16 adapters."""
+    import torch
     from ours import ByHand
-    from peers import load_adapter, with_adapters
+    from peers import with_adapters
 
     from trunkline.adapters.artifact import read_artifact
 
-    base = load_base(shape)
-    plain = load_plain(shape)
-    adapted = with_adapters(_sharing(plain), folders[:16])
-    artifacts = [read_artifact(folder) for folder in folders]
-    sides = {
-        resident: ByHand(base, artifacts[:resident], slots=resident)
-        for resident in RESIDENT if resident <= len(folders)
-    }  # fmt: skip
-    tokenizer = load_tokenizer()
-    steps(base, plain, adapted, sides, artifacts, tokenizer, quick=quick)
-    forms(base, next(iter(sides.values())), [one.digest for one in artifacts[:16]], quick=quick)
-
-    bank = next(iter(sides.values())).bank
-    held = artifacts[0]
-    numbers = count(100)
-
-    def ours() -> float:
-        bank.unload(held.digest)
-        start = time.perf_counter()
-        bank.load(read_artifact(held.folder))
-        resident = bank.acquire(held.digest)
-        seconds = time.perf_counter() - start
-        assert resident is not None
-        bank.release(resident)
-        return seconds
-
-    def theirs(**settings: Any) -> Callable[[], float]:
-        def load() -> float:
-            name = str(next(numbers))
-            start = time.perf_counter()
-            load_adapter(adapted, held.folder, name, **settings)
-            seconds = time.perf_counter() - start
-            adapted.delete_adapter(name)
-            return seconds
-
-        return load
-
-    taken = interleaved(
-        {"ours": ours, "PEFT": theirs(), "PEFT low": theirs(low_cpu_mem_usage=True)},
-        1 if quick else 9,
-    )
-    title("From disk to first use, rank 8 beside 16 residents (target: 3x faster)")
-    line("ours, digests and numbers checked", taken["ours"])
-    for name, words in (("PEFT", ""), ("PEFT low", "(low_cpu_mem_usage=True)")):
-        times = taken[name] / taken["ours"]
-        line(f"PEFT, load_adapter{words}", taken[name], f"{times:.1f}x ours")
+    options = timing.options(__doc__).parse_args()
+    timing.say_where(options.shape)
+    rows = 64 if torch.cuda.is_available() else 16
+    most = rows if options.quick else 64
+    with tempfile.TemporaryDirectory() as folder:
+        folders = make_adapters(Path(folder), options.shape, most, rank=8)
+        base = load_base(options.shape)
+        plain = load_plain(options.shape)
+        adapted = with_adapters(_sharing(plain), folders[:rows])
+        artifacts = [read_artifact(one) for one in folders]
+        sides = {
+            resident: ByHand(base, artifacts[:resident], slots=resident)
+            for resident in RESIDENT if resident <= most
+        }  # fmt: skip
+    for kind, tokens in (("decode", CONTEXT), ("prefill", PROMPT)):
+        rounds = 2 if options.quick else {"decode": 25, "prefill": 9}[kind]
+        prompts = [ids for _, ids in make_prompts(load_tokenizer(), rows, tokens, seed=1)]
+        steps(kind, prompts, sides, plain, adapted, rounds)
+    title("Which form where: what the adapters add to all linear layers (* is what a step uses)")
+    side = sides[max(sides)]
+    for tokens in (1, PROMPT):
+        for distinct in _countable(rows, len(side.digests)):
+            rounds = 1 if options.quick else 15 if tokens == 1 else 3
+            forms(side, _spread(side.digests, distinct, rows), tokens, rounds)
 
 
 def steps(
-    base: Any, plain: Any, adapted: Any, sides: dict[int, Any], artifacts: list[Any],
-    tokenizer: Any, *, quick: bool,
+    kind: str, prompts: list[list[int]], sides: dict[int, Any], plain: Any, adapted: Any,
+    rounds: int,
 ) -> None:  # fmt: skip
-    """Decode and prefill with 0, 1, 4 and 16 distinct adapters."""
+    """Decode or prefill with no adapter, and with more and more distinct ones."""
     import peers
 
-    kinds = (
-        ("Decode step, 16 rows, context 48", "decode", CONTEXT, 1.25, 2 if quick else 25),
-        ("Prefill, 16 x 32 tokens", "prefill", PROMPT, 1.10, 1 if quick else 9),
-    )
-    for words, kind, tokens, target, rounds in kinds:
-        ids = [ids for _, ids in make_prompts(tokenizer, ROWS, tokens, seed=1)]
-        first = next(iter(sides.values()))
-        measured = {
-            "ours, no adapter": timed(getattr(first, kind)(ids, [None] * ROWS)),
-            "transformers, no adapter": timed(getattr(peers, kind)(plain, ids)),
-        }
-        for distinct in DISTINCT:
-            for resident, side in sides.items():
-                digests = [one.digest for one in artifacts[:resident]]
-                chosen = _spread(digests, distinct)
+    rows = len(prompts)
+    own = next(iter(sides.values()))
+    ours_alone, theirs_alone = "ours, no adapter", "transformers, no adapter"
+    measured = {
+        ours_alone: timed(getattr(own, kind)(prompts, [None] * rows)),
+        theirs_alone: timed(getattr(peers, kind)(plain, prompts)),
+    }
+    for distinct in _countable(rows, rows):
+        for resident, side in sides.items():
+            if distinct <= resident:
+                chosen = _spread(side.digests, distinct, rows)
                 name = f"ours, {distinct} distinct, {resident} resident"
-                measured[name] = timed(getattr(side, kind)(ids, chosen))
-            names = _spread([str(number) for number in range(16)], distinct)
-            step = getattr(peers, kind)(adapted, ids, adapter_names=names)
-            measured[f"PEFT, {distinct} distinct, 16 resident"] = timed(step)
-        taken = interleaved(measured, rounds)
-        alone = min(taken["ours, no adapter"], taken["transformers, no adapter"])
-        title(f"{words}, rank 8 on all linear layers (target: {target:.2f}x the faster base)")
-        for name, seconds in taken.items():
-            over = alone if name.startswith("ours") else taken["transformers, no adapter"]
-            of = "the faster base" if name.startswith("ours") else "transformers' base"
-            line(name, seconds, f"{seconds / over:5.2f}x {of}")
+                measured[name] = timed(getattr(side, kind)(prompts, chosen))
+        names = _spread([str(number) for number in range(rows)], distinct, rows)
+        step = getattr(peers, kind)(adapted, prompts, adapter_names=names)
+        measured[f"PEFT, {distinct} distinct, {rows} resident"] = timed(step)
+    taken = interleaved(measured, rounds)
+    alone = min(taken[ours_alone], taken[theirs_alone])
+    words = f"Decode step, {rows} rows, context {len(prompts[0])}"
+    if kind == "prefill":
+        words = f"Prefill, {rows} x {len(prompts[0])} tokens"
+    title(f"{words}, rank 8 on all linear layers (target: {TARGETS[kind]:.2f}x the faster base)")
+    for name, seconds in taken.items():
+        ours = name.startswith("ours")
+        over = seconds / (alone if ours else taken[theirs_alone])
+        of = "the faster base" if ours else "transformers' base"
+        line(name, seconds, f"{over:5.2f}x {of}")
 
 
-def forms(base: Any, side: Any, digests: list[str], *, quick: bool) -> None:
-    """The bank's arithmetic alone, in each of its forms, through all layers."""
+def forms(side: Any, digests: list[str], tokens: int, rounds: int) -> None:
+    """The bank's arithmetic alone, in each of its forms, through all layers.
+
+    Args:
+        digests: of the adapter of each prompt.
+        tokens: of each prompt.
+    """
+    pages = [side.bank.get(digest).pages for digest in digests for _ in range(tokens)]
+    taken = interleaved(_forms(side, pages), rounds)
+    used = ("rows" if "rows" in taken else "gathered") if tokens == 1 else "spans, as a step"
+    what = f"{len(digests)} x {tokens}, {len(set(digests))} distinct"
+    for form, seconds in taken.items():
+        line(f"{what}: {form}{' *' if form == used else ''}", seconds)
+
+
+def _forms(side: Any, pages: list[Any]) -> dict[str, Callable[[], float]]:
     import torch
 
-    layers = side.bank._stack._layers
-    cases = (
-        ("decode, 16 rows", 1, 2 if quick else 15),
-        ("prefill, 16 x 32", PROMPT, 1 if quick else 3),
-    )
-    title("Which form where: what the adapters add to all linear layers (* is what a step uses)")
-    for words, tokens, rounds in cases:
-        for distinct in DISTINCT:
-            pages = [side.bank.get(digest).pages for digest in _spread(digests, distinct)]
-            pages = [one for one in pages for _ in range(tokens)]
-            taken = interleaved(_forms(layers, pages, base, torch), rounds)
-            on_cuda = base.device.type == "cuda"
-            used = ("gathered" if on_cuda else "rows") if tokens == 1 else "spans, as a step"
-            for form, seconds in taken.items():
-                mark = "*" if form == used else ""
-                line(f"{words}, {distinct} distinct: {form} {mark}", seconds)
-
-
-def _forms(layers: Any, pages: list[Any], base: Any, torch: Any) -> dict[str, Callable[[], float]]:
     from trunkline.adapters.stack import Routing, Span
 
-    rows = Routing(rows=pages)
+    layers, base = side.bank._stack._layers, side.base
     spans = _spans(pages)
-    together = Routing(spans=spans)
-    given = {
-        layer.fused.inputs: torch.randn(
-            len(pages), layer.fused.inputs, dtype=base.dtype, device=base.device
-        )
-        for layer in layers
-    }
-    zeros = [
-        torch.zeros(len(pages), sum(layer.fused.outputs), dtype=base.dtype, device=base.device)
-        for layer in layers
+    rows, together = Routing(rows=pages), Routing(spans=spans)
+    alone = [
+        (slice(span.start, span.stop), Routing(spans=[Span(0, None, span.pages)])) for span in spans
     ]
+
+    def some(width: int) -> Any:
+        return torch.randn(len(pages), width, dtype=base.dtype, device=base.device)
+
+    given = {width: some(width) for width in {layer.fused.inputs for layer in layers}}
+    sums = [some(sum(layer.fused.outputs)) for layer in layers]
 
     def through(add: Callable[[Any, Any, Any], Any]) -> Callable[[], float]:
         def work() -> None:
             with torch.inference_mode():
-                for layer, y in zip(layers, zeros, strict=True):
+                for layer, y in zip(layers, sums, strict=True):
                     add(layer, given[layer.fused.inputs], y)
 
         return timed(work)
-
-    alone = [
-        (slice(span.start, span.stop), Routing(spans=[Span(0, None, span.pages)])) for span in spans
-    ]
 
     def one_by_one(layer: Any, x: Any, y: Any) -> None:
         for tokens, routing in alone:
@@ -211,59 +163,14 @@ def _spans(pages: Sequence[Any]) -> list[Any]:
     return spans
 
 
-def switches(shape: str | None, folders: list[Path]) -> None:
-    """From one resident to another, for a step of 16 rows; PEFT's ``set_adapter``."""
-    import torch
-    from ours import ByHand
-    from peers import load_adapter, with_adapters
-
-    from trunkline.adapters.artifact import read_artifact
-    from trunkline.adapters.stack import Routing
-
-    title("Switch between residents, rank 2 (target: under 0.1 ms, flat)")
-    bank = ByHand(load_base(shape), [], slots=len(folders)).bank
-    draw = random.Random(0)
-    for resident in [number for number in SWITCHED if number <= len(folders)]:
-        digests = []
-        for folder in folders[:resident]:
-            artifact = read_artifact(folder)
-            bank.load(artifact)
-            digests.append(artifact.digest)
-        indexed, tabled = [], []
-        for _ in range(200):
-            start = time.perf_counter()
-            held = bank.acquire(draw.choice(digests))
-            assert held is not None
-            routing = Routing([held.pages] * ROWS)
-            with bank.routed(routing):
-                indexed.append(time.perf_counter() - start)
-            bank.release(held)
-            start = time.perf_counter()
-            with torch.inference_mode():
-                for layer in bank._stack._layers:
-                    layer._down_rows(routing)
-                    layer._up_rows(routing)
-            tabled.append(time.perf_counter() - start)
-        seconds = statistics.median(indexed)
-        note = f"+ {1e3 * statistics.median(tabled):.3f} ms for the tables of the first step"
-        line(f"ours, {resident} resident: acquire, route 16 rows", seconds, note)
-    adapted = with_adapters(load_plain(shape), folders[:2])
-    for resident in (2, 16):
-        for number in range(len(adapted.peft_config), resident):
-            load_adapter(adapted, folders[number], str(number))
-        names = [str(number) for number in range(resident)]
-        taken = []
-        for _ in range(9):
-            start = time.perf_counter()
-            adapted.set_adapter(draw.choice(names), inference_mode=True)
-            taken.append(time.perf_counter() - start)
-        line(f"PEFT, {resident} resident: set_adapter", statistics.median(taken))
+def _countable(rows: int, adapters: int) -> list[int]:
+    return [distinct for distinct in DISTINCT if distinct <= min(rows, adapters)]
 
 
-def _spread(values: Sequence[Any], distinct: int) -> list[Any]:
-    """``distinct`` of the values, far from each other, for 16 rows; equal ones side by side."""
+def _spread(values: Sequence[Any], distinct: int, rows: int) -> list[Any]:
+    """``distinct`` of the values, far from each other, for all rows; equal ones side by side."""
     stride = len(values) // distinct
-    return [values[row // (ROWS // distinct) * stride] for row in range(ROWS)]
+    return [values[row // (rows // distinct) * stride] for row in range(rows)]
 
 
 def _sharing(model: Any) -> Any:

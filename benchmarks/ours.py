@@ -38,6 +38,7 @@ class ByHand:
         self.bank = Bank(base.model, base.digest, base.trunk, slots=slots, adapter_mib=AMPLE_MIB)
         for artifact in artifacts:
             self.bank.load(artifact)
+        self.digests = [artifact.digest for artifact in artifacts]
         self._stepper = Stepper(base.model, self.bank, 4096)
 
     def decode(

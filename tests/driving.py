@@ -6,7 +6,9 @@ Must not know: what is asked.
 
 from __future__ import annotations
 
+import copy
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -26,7 +28,10 @@ NEAR = 1e-3
 """Two logits of the reference that are closer than this may change places."""
 
 CLOSE = 1e-4
-"""Share of the largest logit by which ours may be off."""
+"""Share of the largest logit by which ours may be off from the reference."""
+
+ROUNDING = 4
+"""Where the reference itself is off by more, compared with float64: how many times that."""
 
 
 @dataclass
@@ -135,7 +140,7 @@ def true_logits(model: Any, prompt: Listed[int], ids: Listed[int]) -> torch.Tens
 
 
 def true_chances(model: Any, prompt: Listed[int]) -> torch.Tensor:
-    """A head's outputs for a prompt, ``[outputs]``."""
+    """A head's outputs of plain PEFT for a prompt, ``[outputs]``."""
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=torch.tensor([list(prompt)])).logits[0]
     return logits.float()
@@ -152,10 +157,9 @@ def count_ties(model: Any, drawn: Drawn, *, ends: frozenset[int], limit: int) ->
             that goes on after its end or stops before.
     """
     truth = true_logits(model, drawn.prompt, drawn.ids)
+    assert_close(torch.stack(drawn.logits), truth, model, true_logits, drawn.prompt, drawn.ids)
     ties = 0
-    for step, (token, ours, theirs) in enumerate(zip(drawn.ids, drawn.logits, truth, strict=True)):
-        off = float((ours - theirs).abs().max())
-        assert off <= CLOSE * max(1.0, float(theirs.abs().max())), f"step {step}: off by {off}"
+    for step, (token, theirs) in enumerate(zip(drawn.ids, truth, strict=True)):
         if token != int(theirs.argmax()):
             best, second = theirs.topk(2).values.tolist()
             assert best - second <= NEAR, f"step {step}: {token} is not {int(theirs.argmax())}"
@@ -163,3 +167,24 @@ def count_ties(model: Any, drawn: Drawn, *, ends: frozenset[int], limit: int) ->
     assert not ends.intersection(drawn.ids[:-1]), "it goes on after its end"
     assert drawn.ids[-1] in ends or len(drawn.ids) == limit, "it stops before its end"
     return ties
+
+
+def assert_close(
+    ours: torch.Tensor,
+    theirs: torch.Tensor,
+    model: Any,
+    compute: Callable[..., torch.Tensor],
+    *asked: Any,
+) -> None:
+    """Compare outputs, ``[steps, outputs]``, with those of the reference.
+
+    A random network may make much of the last digit: where ours differ, the reference is computed
+    in float64 too, and ours may be off from that by a few times what the reference is.
+    """
+    sizes = theirs.abs().amax(-1).clamp(min=1.0)
+    if bool(((ours - theirs).abs().amax(-1) <= CLOSE * sizes).all()):
+        return
+    exact = compute(copy.deepcopy(model).double(), *asked)
+    allowed = torch.maximum(CLOSE * sizes, ROUNDING * (theirs - exact).abs().amax(-1))
+    off = (ours - exact).abs().amax(-1)
+    assert bool((off <= allowed).all()), f"off by {off.tolist()}, allowed {allowed.tolist()}"

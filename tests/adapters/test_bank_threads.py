@@ -150,6 +150,26 @@ def test_adapter_is_not_given_out_before_it_is_written(
     assert computes(bank, trunk, acquired(bank, made[FIRST]))
 
 
+def test_second_thread_gets_an_adapter_that_can_answer(
+    model: Any, trunk: Trunk, base: str, made: list[Artifact], placing: Gate
+) -> None:
+    bank = small_bank(model, trunk, base, pages=2, ranks=64)
+    found: list[Resident | None] = []
+
+    def ask() -> None:
+        bank.load(made[FIRST])
+        found.append(bank.acquire(made[FIRST].digest))
+
+    threads = [started(ask)]
+    assert placing.entered.wait(10)
+    threads.append(started(ask))
+    threads[1].join(0.1)
+    placing.open.set()
+    for thread in threads:
+        thread.join(10)
+    assert found == [bank.get(made[FIRST].digest)] * 2
+
+
 def test_adapter_unloaded_while_it_is_written_goes_after_that(
     model: Any, trunk: Trunk, base: str, made: list[Artifact], placing: Gate
 ) -> None:
@@ -183,5 +203,6 @@ def test_adapter_that_could_not_be_written_takes_no_page(
         patch.setattr(Stack, "write", fail)
         with pytest.raises(MemoryError):
             bank.load(made[LAST])
+    assert made[LAST].digest not in bank
     bank.load(made[LAST])
     assert computes(bank, trunk, acquired(bank, made[LAST]))

@@ -76,6 +76,21 @@ def test_bank_full_of_pinned_ones_is_busy_and_says_what_to_do(
     assert caught.value.retry_after > 0
 
 
+def test_memory_full_of_those_that_stay_is_busy_and_says_what_to_do(
+    model: Any, trunk: Trunk, base: str, made: list[Artifact]
+) -> None:
+    bank = small_bank(model, trunk, base, pages=1, ranks=20)
+    for index in (FIRST, LAST):
+        bank.load(made[index])
+    bank.pin(made[FIRST].digest)
+    acquired(bank, made[LAST])
+    with pytest.raises(BusyError, match="no room") as caught:
+        bank.load(made[NEXT])
+    assert "Unpin" in (caught.value.hint or "")
+    assert caught.value.retry_after > 0
+    assert digests(bank) == {made[FIRST].digest, made[LAST].digest}
+
+
 def test_nothing_goes_where_that_would_not_make_room(full: Bank, made: list[Artifact]) -> None:
     full.pin(made[FIRST].digest)
     with pytest.raises(BusyError):
@@ -170,6 +185,7 @@ def test_page_in_use_is_given_to_nobody_else(
     crowded: Bank, trunk: Trunk, made: list[Artifact]
 ) -> None:
     resident = acquired(crowded, made[FIRST])
+    crowded.load(made[LAST])
     assert crowded.acquire(made[LAST].digest) is None
     assert computes(crowded, trunk, resident)
 
@@ -178,7 +194,9 @@ def test_page_of_a_pinned_adapter_is_given_to_nobody_else(
     crowded: Bank, made: list[Artifact]
 ) -> None:
     crowded.pin(made[FIRST].digest)
-    assert crowded.acquire(made[LAST].digest) is None
+    with pytest.raises(BusyError, match="no place"):
+        crowded.load(made[LAST])
+    assert tiers(crowded) == {made[FIRST].digest: "device", made[LAST].digest: "host"}
 
 
 def test_page_goes_to_the_next_when_the_last_request_of_its_adapter_ends(

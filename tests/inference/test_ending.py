@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable
@@ -162,6 +163,45 @@ def test_reader_that_cancels_after_some_pieces_frees_its_place(
     state = engine.state()
     assert (state.running, state.waiting, state.kv_tokens_used) == (0, 0, 0)
     assert not any(info.in_use for info in engine.bank.residents())
+
+
+@pytest.mark.slow
+def test_thousands_of_requests_that_come_and_are_cancelled_at_random_leave_nothing(
+    base: Base, made: dict[str, Any]
+) -> None:
+    engine = Engine(base, EngineSettings(rows=5, chunk_tokens=16, queue=10_000))
+    artifacts = [None, *(one.artifact for one in made.values())]
+    lost: list[BaseException] = []
+
+    def ask(seed: int) -> None:
+        chance = random.Random(seed)
+        for number in range(150):
+            artifact = chance.choice(artifacts)
+            text = LONG[: chance.randrange(1, len(LONG))].strip() or "x"
+            work = work_for(artifact, text, max_new_tokens=12, n=1 + (number % 7 == 0))
+            ticket = engine.submit(work)
+            if chance.random() < 0.5:
+                threading.Event().wait(chance.random() * 0.02)
+                ticket.cancel()
+            try:
+                ticket.answer(60)
+            except Interrupted:
+                pass
+            except BaseException as error:
+                lost.append(error)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert lost == []
+    idle(engine)
+    state = engine.state()
+    assert (state.running, state.waiting, state.kv_tokens_used) == (0, 0, 0)
+    assert not any(info.in_use for info in engine.bank.residents())
+    assert engine._waiting._running == {}
+    engine.close()
 
 
 def test_keyboard_interrupt_while_waiting_ends_all_of_it(base: Base) -> None:

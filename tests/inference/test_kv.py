@@ -189,6 +189,8 @@ def test_two_that_compute_the_same_at_once_don_t_mix_their_blocks() -> None:
         blocks.give_back(lease)
     assert blocks.available == blocks.total
     assert cached(blocks, tokens) == 2 * BLOCK
+    blocks.give_back(taken(blocks, tokens_of(3), room=20 * BLOCK))
+    assert cached(blocks, tokens) == 0
 
 
 def test_a_pool_that_is_full_gives_nothing_and_changes_nothing() -> None:

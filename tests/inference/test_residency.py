@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -245,6 +247,29 @@ def test_loading_beside_running_requests_changes_nothing_for_them(
         stop.set()
         thread.join()
         engine.close()
+
+
+@pytest.mark.slow
+def test_loading_and_unloading_a_thousand_times_leaves_memory_flat(
+    base: Base, many: list[tuple[Artifact, Any]]
+) -> None:
+    engine = Engine(base, EngineSettings(slots=2))
+    sizes = []
+    for number in range(1000):
+        artifact = many[number % 5][0]
+        engine.run([work_for(artifact, f"goat {number}", max_new_tokens=2)])
+        engine.bank.unload(artifact.digest)
+        if number in (200, 999):
+            gc.collect()
+            sizes.append(resident_bytes())
+    assert sizes[1] - sizes[0] < 8 << 20
+    assert engine.bank.total_bytes == 0
+    engine.close()
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # ----------------------------------------------------------------------------- broken adapters

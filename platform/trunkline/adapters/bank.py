@@ -155,7 +155,10 @@ class Bank:
                 if resident is not None:
                     resident.used = time.monotonic()
                     resident.leaving = False
-                    if resident.pages or not self._may_place(resident):
+                    if resident.pages:
+                        return resident
+                    if not resident.placing and not self._may_place(resident):
+                        self._check_pins(resident)
                         return resident
                 if (other := self._loading.get(digest)) is None:
                     self._loading[digest] = threading.Event()
