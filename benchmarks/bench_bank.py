@@ -110,7 +110,7 @@ def forms(side: Any, digests: list[str], tokens: int, rounds: int) -> None:
 def _forms(side: Any, pages: list[Any]) -> dict[str, Callable[[], float]]:
     import torch
 
-    from trunkline.adapters.stack import Routing, Span
+    from trunkline.adapters.routing import Routing, Span
 
     layers, base = side.bank._stack._layers, side.base
     spans = _spans(pages)
@@ -152,7 +152,7 @@ def _forms(side: Any, pages: list[Any]) -> dict[str, Callable[[], float]]:
 
 
 def _spans(pages: Sequence[Any]) -> list[Any]:
-    from trunkline.adapters.stack import Span
+    from trunkline.adapters.routing import Span
 
     spans: list[Any] = []
     for at, one in enumerate(pages):

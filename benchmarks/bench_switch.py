@@ -93,7 +93,7 @@ def switches(base: Any, folders: Sequence[Path]) -> None:
     from ours import ByHand
 
     from trunkline.adapters.artifact import read_artifact
-    from trunkline.adapters.stack import Routing
+    from trunkline.adapters.routing import Routing
 
     title("Switch between residents, all linear layers (target: under 0.1 ms, flat)")
     bank = ByHand(base, [], slots=len(folders)).bank

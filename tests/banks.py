@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from trunkline.adapters import bank as bank_module
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.adapters.bank import Bank, Resident
-from trunkline.adapters.stack import Routing, Stack
+from trunkline.adapters.routing import Routing
+from trunkline.adapters.stack import Stack
 from trunkline.base_model import describe
 from trunkline.base_model.trunk import Trunk, make_trunk
 from trunkline.contracts import Template

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_base import Family, make_tiny_base
 from trunkline.adapters.artifact import read_artifact
 from trunkline.adapters.bank import Bank
-from trunkline.adapters.stack import Routing
+from trunkline.adapters.routing import Routing
 from trunkline.base_model.trunk import make_trunk
 from trunkline.errors import BaseMismatchError, IntegrityError
 from trunkline.inference.forward import last_hidden, next_logits

@@ -26,7 +26,8 @@ from banks import (
 from trunkline.adapters import bank as bank_module
 from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.bank import Bank, Resident
-from trunkline.adapters.stack import Routing, Stack
+from trunkline.adapters.routing import Routing
+from trunkline.adapters.stack import Stack
 from trunkline.base_model.trunk import Trunk
 from trunkline.errors import IntegrityError
 
@@ -51,8 +52,8 @@ class Gate:
 @pytest.fixture
 def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Reading from disk stops until the gate is opened."""
-    gate = Gate(bank_module._read_weights)
-    monkeypatch.setattr(bank_module, "_read_weights", gate)
+    gate = Gate(bank_module.read_weights)
+    monkeypatch.setattr(bank_module, "read_weights", gate)
     yield gate
     gate.open.set()
 

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.adapters.lora import LoraShape
-from trunkline.adapters.stack import LONG, PAGE_RANK, Matrices, Pages, Routing, Span, Stack
+from trunkline.adapters.pages import LONG
+from trunkline.adapters.routing import PAGE_RANK, Pages, Routing, Span
+from trunkline.adapters.stack import Matrices, Stack
 from trunkline.base_model.trunk import Fused, Trunk
 
 PAGES = 14

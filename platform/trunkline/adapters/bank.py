@@ -8,31 +8,27 @@ a budget of bytes. *Disk*: everything else. The least recently used goes first, 
 and one that a running request uses is never put away. The host keeps what is on the device as
 well, so putting away from there costs nothing.
 
-Reads safetensors itself (importing peft takes seconds). What is computed is PEFT's
+What is computed is PEFT's
 ``scaling · B (A x)`` (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
 section 4.1).
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from trunkline.adapters.artifact import WEIGHTS, Artifact
-from trunkline.adapters.formats import REPAIR
-from trunkline.adapters.lora import adapted_module, is_head
-from trunkline.adapters.reasons import PREFIX
-from trunkline.adapters.stack import PAGE_RANK, Matrices, Pages, Routing, Span, Stack
+from trunkline.adapters.artifact import Artifact
+from trunkline.adapters.routing import PAGE_RANK, Pages, Routing, Span
+from trunkline.adapters.stack import Matrices, Stack
+from trunkline.adapters.weights import read_weights
 from trunkline.errors import (
-    BaseMismatchError,
     BusyError,
-    IntegrityError,
     NotFoundError,
     RefusedError,
 )
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
     from trunkline.base_model.trunk import Trunk
 
 MIB = 1 << 20
-_OTHER_BASE = "It was made for another base."
 
 
 @dataclass(slots=True, eq=False)
@@ -402,23 +397,8 @@ class Bank:
             self._drop(last)
             self._count(last.artifact.digest, evictions=1)
 
-    # -------------------------------------------------------------------------------- reading
-
     def _read(self, artifact: Artifact, name: str) -> Resident:
-        check_base(artifact, self._base_digest)
-        self._check_fits(artifact)
-        tensors = _read_weights(artifact)
-        for key, tensor in tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise IntegrityError(
-                    f"{artifact.folder / WEIGHTS}: {key} holds NaN or infinity.", "Train it again."
-                )
-        matrices = {
-            module: (tensor.float(), tensors[f"{PREFIX}{module}.lora_B.weight"].float())
-            for key, tensor in tensors.items()
-            if (module := adapted_module(key)) is not None
-        }
-        head = next((tensor for key, tensor in tensors.items() if is_head(key)), None)
+        matrices, head = read_weights(artifact, self._base_digest, self._linear, self._hidden)
         rank = max(down.shape[0] for down, _ in matrices.values())
         needs = -(-rank // PAGE_RANK)
         if needs > self._stack.pages:
@@ -427,7 +407,7 @@ class Bank:
                 f"{PAGE_RANK}; there are {self._stack.pages}.",
                 "Give the engine more slots or memory.",
             )
-        head = None if head is None else head.float().to(self._device)
+        head = None if head is None else head.to(self._device)
         size = sum(down.nbytes + up.nbytes for down, up in matrices.values())
         size += 0 if head is None else head.nbytes
         if size > self._host_budget:
@@ -437,62 +417,3 @@ class Bank:
                 "Give the server more with --adapter-mib.",
             )
         return Resident(artifact, name, head, size, needs, matrices)
-
-    def _check_fits(self, artifact: Artifact) -> None:
-        """Compare the header's shapes with the base, before a tensor is read."""
-        wanted = {name for name in self._linear if artifact.lora.adapts(name)}
-        adapted = {
-            module: (info.shape[1], artifact.tensors[f"{PREFIX}{module}.lora_B.weight"].shape[0])
-            for name, info in artifact.tensors.items()
-            if (module := adapted_module(name)) is not None
-        }
-        for name in sorted(adapted.keys() - wanted):
-            raise IntegrityError(
-                f"{artifact.folder} adapts {name!r}, which this base does not have.", _OTHER_BASE
-            )
-        for name in sorted(wanted - adapted.keys()):
-            raise IntegrityError(
-                f"{artifact.folder} lacks the matrices of {name!r}, though its configuration "
-                "adapts it.",
-                REPAIR,
-            )
-        for name, (inputs, outputs) in adapted.items():
-            features = self._linear[name]
-            if (inputs, outputs) != features:
-                raise IntegrityError(
-                    f"{artifact.folder} adapts {name!r} with {inputs} inputs and {outputs} "
-                    f"outputs; the base's layer has {features[0]} and {features[1]}.",
-                    _OTHER_BASE,
-                )
-        for name, info in artifact.tensors.items():
-            if is_head(name) and info.shape[1] != self._hidden:
-                raise IntegrityError(
-                    f"{artifact.folder} has a head for {info.shape[1]} hidden units; the base has "
-                    f"{self._hidden}.",
-                    _OTHER_BASE,
-                )
-
-
-def check_base(artifact: Artifact, base_digest: str) -> None:
-    """Raise :class:`BaseMismatchError` unless the artifact was trained on these very weights."""
-    wanted = artifact.manifest.base
-    if wanted["digest"] != base_digest:
-        raise BaseMismatchError(
-            f"The adapter in {artifact.folder} was trained on {wanted['name']} "
-            f"({wanted['digest'][:12]}…); the base here is {base_digest[:12]}….",
-            f"Load the base it was trained on (`--base {wanted['name']}`), or train it again.",
-        )
-
-
-def _read_weights(artifact: Artifact) -> Mapping[str, torch.Tensor]:
-    """The tensors, out of the very bytes whose digest is compared."""
-    from safetensors.torch import load
-
-    path = artifact.folder / WEIGHTS
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise IntegrityError(f"{path} can't be read: {error.strerror}.", REPAIR) from error
-    if hashlib.sha256(data).hexdigest() != artifact.manifest.weights:
-        raise IntegrityError(f"{path} was changed after it was published.", REPAIR)
-    return load(data)

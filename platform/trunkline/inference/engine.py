@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.bank import Bank
-from trunkline.adapters.stack import PAGE_RANK, Routing
+from trunkline.adapters.routing import PAGE_RANK, Routing
 from trunkline.contracts import Template
 from trunkline.errors import (
     BaseModelError,
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from trunkline.base_model import Base
 
 __all__ = ["Engine", "EngineState", "Work"]
+
+_AGAIN_SECONDS = 0.25
+"""After an adapter found no room in memory, so long until it is tried again."""
 
 PATIENCE = 50
 """Rounds of admission in which a request whose adapter finds no place lets others go before."""
@@ -102,6 +105,7 @@ class Engine:
         self._steps = 0
         self._loader: ThreadPoolExecutor | None = None
         self._loads: dict[str, Future[Any]] = {}
+        self._later: dict[str, float] = {}
         self._passed_over: dict[str, int] = {}
         atexit.register(_close, weakref.ref(self))
 
@@ -341,6 +345,9 @@ class Engine:
     def _load_again(self, artifact: Artifact, name: str) -> None:
         """Bring an adapter that went off the device while its request waited, beside the steps."""
         digest = artifact.digest
+        if self._later.get(digest, 0.0) > time.monotonic():
+            return
+        self._later.pop(digest, None)
         if digest in self._loads or not self.bank.wanted(digest):
             return
         if self._loader is None:
@@ -390,7 +397,9 @@ class Engine:
             if future.done():
                 del self._loads[digest]
                 error = future.exception()
-                if error is not None and not isinstance(error, BusyError):
+                if isinstance(error, BusyError):
+                    self._later[digest] = time.monotonic() + _AGAIN_SECONDS
+                elif error is not None:
                     running = {one.asked for one in self._running}
                     for asked in [one for one in self._open if one.key == digest]:
                         if asked not in running:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trunkline.adapters.bank import Bank
-from trunkline.adapters.stack import Pages, Routing, Span
+from trunkline.adapters.routing import Pages, Routing, Span
 from trunkline.inference.attention import Chunk, Layout, attending
 from trunkline.inference.kv import Pool
 from trunkline.inference.sampling import BrokenLogits, Chosen, choose

@@ -1,0 +1,270 @@
+"""The pages beside one product of the base, and the arithmetic of a batch that uses several.
+
+Owns: ``y += B (A x)`` with another A and B for each token. Must not know: files, digests, which
+adapters deserve a place.
+
+Two forms of one product (the figures are in ``benchmarks/bench_bank.py``):
+
+- *rows*, for single tokens (decode): both products are weighted sums of rows of a table, which
+  torch's ``embedding_bag`` reads in place, adapter by adapter; nothing is gathered or copied. The
+  idea of a kernel that reads each row's own adapter is Punica's (Chen et al. 2023).
+- *spans*, for many tokens of one adapter (prefill): two matrix products a span, or two batched
+  ones for spans of one length (SGMV of the same paper).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from trunkline.adapters.routing import PAGE_RANK, Routing
+
+if TYPE_CHECKING:
+    import torch
+
+    from trunkline.base_model.trunk import Fused
+
+LONG = 64
+"""A span of so many tokens is multiplied by oneDNN, which has more to set up than MKL."""
+
+Lines = tuple["torch.Tensor", "torch.Tensor"]
+"""Rows of a table to sum, one after the other, and where each sum begins."""
+
+
+class PagedLayer:
+    """The pages beside one fused product.
+
+    ``down`` is ``[pages, in, members · rank]``; where there is one member only, ``across`` is the
+    same as ``[pages, rank, in]``, which products of so few columns read twice as fast. ``up`` of a
+    member is ``[pages, rank, out]``. All
+    ``up`` lie in one table with rows of ``width``, the greatest width that divides every member's
+    outputs, so that one call sums rows for all members.
+    """
+
+    def __init__(self, fused: Fused, pages: int, dtype: torch.dtype, device: Any) -> None:
+        import torch
+
+        self.fused = fused
+        self.used: set[int] = set()
+        members = len(fused.outputs)
+        self.width = math.gcd(*fused.outputs)
+        self.down = torch.empty(
+            pages, fused.inputs, members * PAGE_RANK, dtype=dtype, device=device
+        )
+        self.down_rows = self.down.view(-1, members * PAGE_RANK)
+        self.across = (
+            torch.empty(pages, PAGE_RANK, fused.inputs, dtype=dtype, device=device)
+            if members == 1
+            else None
+        )
+        self.packs = (
+            self.down.device.type == "cpu"
+            and dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+        )
+        table = torch.empty(pages * PAGE_RANK * sum(fused.outputs), dtype=dtype, device=device)
+        self.table = table.view(-1, self.width)
+        self.up: list[torch.Tensor] = []
+        self.firsts: list[int] = []
+        at = 0
+        for outputs in fused.outputs:
+            size = pages * PAGE_RANK * outputs
+            self.up.append(table[at : at + size].view(pages, PAGE_RANK, outputs))
+            self.firsts.append(at // self.width)
+            at += size
+        self.pieces = [outputs // self.width for outputs in fused.outputs]
+        member_of = [index for index, pieces in enumerate(self.pieces) for _ in range(pieces)]
+        self.member_of = torch.tensor(member_of, device=device)
+        self.even = len(set(self.pieces)) == 1 and self.pieces[0] == 1
+        self.bounds = [sum(fused.outputs[:index]) for index in range(members + 1)]
+        self.clear(0, used=False)
+
+    def clear(self, page: int, *, used: bool) -> None:
+        """Empty a page; ``used`` says whether something will be written into it."""
+        self.down[page].zero_()
+        if self.across is not None:
+            self.across[page].zero_()
+        for up in self.up:
+            up[page].zero_()
+        (self.used.add if used else self.used.discard)(page)
+
+    def write(self, page: int, member: int, down: torch.Tensor, up: torch.Tensor) -> None:
+        """``down [rank, in]``, ``up [out, rank]``, rank at most :data:`PAGE_RANK`."""
+        rank = down.shape[0]
+        first = member * PAGE_RANK
+        self.down[page, :, first : first + rank].copy_(down.T)
+        if self.across is not None:
+            self.across[page, :rank].copy_(down)
+        self.up[member][page, :rank].copy_(up.T)
+
+    def add(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+        """``y [tokens, out] += B (A x)``, each token by its own pages."""
+        if routing.rows:
+            rows = len(routing.rows)
+            if x.device.type == "cpu":
+                self._add_rows(routing, x[:rows], y[:rows])
+            else:
+                self._add_gathered(routing, x[:rows], y[:rows])
+        if routing.even and not (self.packs and routing.even >= LONG):
+            first, last = routing.spans[0].start, routing.spans[-1].stop
+            self._add_even(routing, x[first:last], y[first:last])
+            return
+        for span in routing.spans:
+            for page in span.pages:
+                if page in self.used:
+                    self._add_page(page, x[span.start : span.stop], y[span.start : span.stop])
+
+    def _by_onednn(self, x: torch.Tensor) -> bool:
+        """Whether these tokens are many, and of the one type that is multiplied there."""
+        return self.packs and len(x) >= LONG and x.dtype == self.down.dtype
+
+    def _hidden(self, page: int, x: torch.Tensor) -> torch.Tensor:
+        """``A x`` of one page, ``[tokens, members · rank]``."""
+        import torch
+
+        if self._by_onednn(x):
+            ops: Any = torch.ops.mkldnn
+            hidden: torch.Tensor = ops._linear_pointwise(x, self.down[page].T, None, "none", [], "")
+            return hidden
+        if self.across is not None:
+            return torch.nn.functional.linear(x.to(self.across.dtype), self.across[page])
+        return x.to(self.down.dtype) @ self.down[page]
+
+    def _add_page(self, page: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        import torch
+
+        hidden = self._hidden(page, x)
+        if len(self.up) > 1 and self._by_onednn(x):
+            beside = self.down.new_zeros(self.down.shape[2], y.shape[1])
+            for member, up in enumerate(self.up):
+                lines = slice(member * PAGE_RANK, (member + 1) * PAGE_RANK)
+                beside[lines, self.bounds[member] : self.bounds[member + 1]] = up[page]
+            ops: Any = torch.ops.mkldnn
+            y.add_(ops._linear_pointwise(hidden, beside.T, None, "none", [], ""))
+            return
+        for member, up in enumerate(self.up):
+            ranks = hidden[:, member * PAGE_RANK : (member + 1) * PAGE_RANK]
+            columns = y[:, self.bounds[member] : self.bounds[member + 1]]
+            if y.dtype == up.dtype:
+                columns.addmm_(ranks, up[page])
+            else:
+                columns.add_(ranks @ up[page])
+
+    def _add_even(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Spans of one length: batched products, ``[spans, tokens, …]``."""
+        import torch
+
+        count, tokens = len(routing.spans), routing.even
+        x = x.view(count, tokens, -1).to(self.down.dtype)
+        y = y.view(count, tokens, -1)
+        pick = self._picked(routing)
+        if self.across is not None:
+            hidden = torch.bmm(x, pick(self.across).transpose(1, 2))
+        else:
+            hidden = torch.bmm(x, pick(self.down))
+        if len(self.up) == 1 and y.dtype == hidden.dtype:
+            y.baddbmm_(hidden, pick(self.up[0]))
+            return
+        parts = hidden.view(count, tokens, len(self.up), PAGE_RANK).transpose(1, 2).contiguous()
+        for member, up in enumerate(self.up):
+            columns = y[..., self.bounds[member] : self.bounds[member + 1]]
+            columns.add_(torch.bmm(parts[:, member], pick(up)))
+
+    def _picked(self, routing: Routing) -> Callable[[torch.Tensor], torch.Tensor]:
+        """How the spans' pages are taken out of a table: in place where they lie evenly."""
+        import torch
+
+        if (found := routing.indices.get("spans")) is None:
+            pages = [span.pages[0] for span in routing.spans]
+            steps = {other - one for one, other in pairwise(pages)}
+            if len(steps) == 1 and (step := steps.pop()) > 0:
+                found = itemgetter(slice(pages[0], pages[-1] + 1, step))
+            else:
+                chosen = torch.tensor(pages, dtype=torch.int64, device=self.down.device)
+                found = partial(torch.index_select, dim=0, index=chosen)
+            routing.indices["spans"] = found
+        return found
+
+    def _add_rows(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+        depth, rows = routing.depth, len(routing.rows)
+        if x.dtype != self.down.dtype:
+            x = x.to(self.down.dtype)
+        weights = x if depth == 1 else x.repeat_interleave(depth, 0)
+        hidden = _sums(self.down_rows, self._down_rows(routing), weights)
+        members = len(self.fused.outputs)
+        parts = hidden.view(rows, depth, members, PAGE_RANK)
+        if depth > 1 or not self.even:
+            parts = parts.transpose(1, 2)
+        if not self.even:
+            parts = parts.index_select(1, self.member_of)
+        y.add_(_sums(self.table, self._up_rows(routing), parts).view(rows, -1))
+
+    def _down_rows(self, routing: Routing) -> Lines:
+        """Rows of ``down`` to sum, ``[rows · depth, in]``; the same for all layers of one width."""
+        import torch
+
+        key = self.fused.inputs
+        if (found := routing.indices.get(key)) is None:
+            pages = self._pages(routing).view(-1, 1)
+            found = _lines(pages * key + torch.arange(key, device=pages.device))
+            routing.indices[key] = found
+        return found
+
+    def _up_rows(self, routing: Routing) -> Lines:
+        """Rows of the table to sum, ``[rows · pieces, depth · rank]``."""
+        import torch
+
+        key = (tuple(self.pieces), tuple(self.firsts))
+        if (found := routing.indices.get(key)) is None:
+            pages = self._pages(routing)
+            ranks = torch.arange(PAGE_RANK, device=pages.device)
+            line = (pages[:, :, None] * PAGE_RANK + ranks).view(len(routing.rows), -1)
+            listed = [
+                line * pieces + (first + piece)
+                for first, pieces in zip(self.firsts, self.pieces, strict=True)
+                for piece in range(pieces)
+            ]
+            found = _lines(torch.stack(listed, 1).view(-1, line.shape[1]))
+            routing.indices[key] = found
+        return found
+
+    def _add_gathered(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+        """The rows' form where gathering is cheap: two batched products a page."""
+        import torch
+
+        pages = self._pages(routing)
+        for depth in range(routing.depth):
+            chosen = pages[:, depth]
+            hidden = torch.bmm(x.unsqueeze(1).to(self.down.dtype), self.down[chosen])
+            for member, up in enumerate(self.up):
+                ranks = hidden[..., member * PAGE_RANK : (member + 1) * PAGE_RANK]
+                part = torch.bmm(ranks, up[chosen]).squeeze(1)
+                y[:, self.bounds[member] : self.bounds[member + 1]].add_(part)
+
+    def _pages(self, routing: Routing) -> torch.Tensor:
+        """``[rows, depth]``, padded with the empty page."""
+        import torch
+
+        if (found := routing.indices.get("pages")) is None:
+            found = torch.tensor(routing.padded, dtype=torch.int64, device=self.down.device)
+            routing.indices["pages"] = found
+        return found
+
+
+def _lines(rows: torch.Tensor) -> Lines:
+    """``[sums, rows]`` as ``embedding_bag`` wants it."""
+    import torch
+
+    starts = torch.arange(0, rows.numel(), rows.shape[1], dtype=torch.int32, device=rows.device)
+    return rows.reshape(-1).to(torch.int32), starts
+
+
+def _sums(table: torch.Tensor, lines: Lines, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sums of the table's rows, ``[sums, width]``."""
+    import torch
+
+    return torch.embedding_bag(table, lines[0], lines[1], False, 0, False, weights.reshape(-1))[0]
