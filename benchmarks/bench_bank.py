@@ -80,16 +80,17 @@ def steps(
         step = getattr(peers, kind)(adapted, prompts, adapter_names=names)
         measured[f"PEFT, {distinct} distinct, {rows} resident"] = timed(step)
     taken = interleaved(measured, rounds)
-    alone = min(taken[ours_alone], taken[theirs_alone])
+    faster = min((ours_alone, theirs_alone), key=lambda name: taken[name].median)
     words = f"Decode step, {rows} rows, context {len(prompts[0])}"
     if kind == "prefill":
         words = f"Prefill, {rows} x {len(prompts[0])} tokens"
     title(f"{words}, rank 8 on all linear layers (target: {TARGETS[kind]:.2f}x the faster base)")
-    for name, seconds in taken.items():
+    for name, times in taken.items():
         ours = name.startswith("ours")
-        over = seconds / (alone if ours else taken[theirs_alone])
+        base = taken[faster if ours else theirs_alone]
         of = "the faster base" if ours else "transformers' base"
-        line(name, seconds, f"{over:5.2f}x {of}")
+        note = f"{times.median / base.median:5.2f}x {of}"
+        line(name, times.median, f"{note}; the least of both {times.least / base.least:5.2f}x")
 
 
 def forms(side: Any, digests: list[str], tokens: int, rounds: int) -> None:
@@ -103,8 +104,8 @@ def forms(side: Any, digests: list[str], tokens: int, rounds: int) -> None:
     taken = interleaved(_forms(side, pages), rounds)
     used = ("rows" if "rows" in taken else "gathered") if tokens == 1 else "spans, as a step"
     what = f"{len(digests)} x {tokens}, {len(set(digests))} distinct"
-    for form, seconds in taken.items():
-        line(f"{what}: {form}{' *' if form == used else ''}", seconds)
+    for form, times in taken.items():
+        line(f"{what}: {form}{' *' if form == used else ''}", times.median)
 
 
 def _forms(side: Any, pages: list[Any]) -> dict[str, Callable[[], float]]:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import timing
-from timing import interleaved, line, title
+from timing import Taken, interleaved, line, title
 
 TEXT = "Type 2 diabetes mellitus with diabetic chronic kidney disease"
 
@@ -62,12 +62,12 @@ def printed(command: list[str]) -> float:
     return float(done.stdout.decode().split()[-1])
 
 
-def show(words: str, medians: dict[str, float]) -> None:
+def show(words: str, taken: dict[str, Taken]) -> None:
     """Medians, and each over the last."""
     title(words)
-    last = list(medians.values())[-1]
-    for name, value in medians.items():
-        line(name, value, f"{value / last:6.2f}x")
+    last = list(taken.values())[-1].median
+    for name, times in taken.items():
+        line(name, times.median, f"{times.median / last:6.2f}x")
 
 
 def main() -> None:

@@ -87,11 +87,12 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
 
         taken = interleaved({name: asking(name) for name in systems}, rounds)
 
-    speeds = {name: REQUESTS * NEW / seconds for name, seconds in taken.items()}
+    speeds = {name: REQUESTS * NEW / times.median for name, times in taken.items()}
+    best = {name: taken[GENERATE].least / times.least for name, times in taken.items()}
     static = speeds[GENERATE]
     title(f"{REQUESTS} requests of {PROMPT} tokens, {NEW} new ones (targets: 1.3x, int8 2.5x)")
     for name, speed in speeds.items():
-        rate(name, speed, f"{speed / static:5.2f}x generate")
+        rate(name, speed, f"{speed / static:5.2f}x generate; best rounds {best[name]:5.2f}x")
     same = _same(told["ours"], told[GENERATE])
     print(f"  answers of ours that are those of generate: {same} of {REQUESTS}")
     same = _same(told["ours, one adapter"], told[ONE_ADAPTER])

@@ -80,8 +80,9 @@ def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> Non
         ways["bf16: F.linear, fused"] = (by_weight(halved, short), 2)
     taken = interleaved({name: work for name, (work, _) in ways.items()}, rounds)
     title(f"All linear layers, {tokens} tokens ({numbers / 1e6:.0f} M numbers)")
-    first = next(iter(taken.values()))
-    for name, seconds in taken.items():
+    first = next(iter(taken.values())).median
+    for name, times in taken.items():
+        seconds = times.median
         speed = numbers * ways[name][1] / seconds / 1e9
         flops = 2 * tokens * numbers / seconds / 1e9
         note = f"{speed:6.1f} GB/s {flops:8.0f} GFLOP/s {first / seconds:5.2f}x as fast"
@@ -115,10 +116,10 @@ def floor(name: str, base: Any, rounds: int) -> None:
         },
         rounds,
     )
-    whole, *products = taken.values()
+    whole, *products = [times.median for times in taken.values()]
     title(f"{name}: decode step, 16 rows, context {CONTEXT}, over the floor of its matrix products")
-    for what, seconds in taken.items():
-        line(what, seconds, f"{100 * seconds / whole:3.0f} %")
+    for what, times in taken.items():
+        line(what, times.median, f"{100 * times.median / whole:3.0f} %")
     rest = whole - sum(products)
     line("everything else", rest, f"{100 * rest / whole:3.0f} %")
     print(

@@ -83,8 +83,8 @@ def loads(base: Any, plain: Any, folders: Sequence[Path], rounds: int) -> None:
     taken = interleaved(measured, rounds)
     title(f"From disk to first use, rank 8 beside {len(others)} residents (target: 3x faster)")
     own = next(iter(taken.values()))
-    for name, seconds in taken.items():
-        line(name, seconds, f"{seconds / own:5.1f}x ours")
+    for name, times in taken.items():
+        line(name, times.median, f"{times.median / own.median:5.1f}x ours")
 
 
 def switches(base: Any, folders: Sequence[Path]) -> None:

@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,16 @@ def options(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def interleaved(measured: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median of each, in seconds, after one round that is not counted.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Seconds of several runs of one thing: the median, and the least."""
+
+    median: float
+    least: float
+
+
+def interleaved(measured: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Taken]:
+    """What each takes, after one round that is not counted.
 
     Every round measures all of them, so that a noisy minute hits all alike. Each gives the seconds
     that it took.
@@ -44,7 +53,7 @@ def interleaved(measured: Mapping[str, Callable[[], float]], rounds: int) -> dic
     for _ in range(rounds):
         for name, measure in measured.items():
             taken[name].append(measure())
-    return {name: statistics.median(values) for name, values in taken.items()}
+    return {name: Taken(statistics.median(times), min(times)) for name, times in taken.items()}
 
 
 def timed(work: Callable[[], Any]) -> Callable[[], float]:

@@ -76,13 +76,17 @@ class Driven:
             self.engine._step(parts)
         return bool(parts)
 
-    def finish(self, most: int = 5000) -> None:
-        """Step until every request has ended."""
+    def go(self) -> None:
+        """Step, or wait a moment for an adapter that is being read."""
+        if not self.step():
+            threading.Event().wait(0.001)
+
+    def finish(self, *tickets: Ticket, most: int = 5000) -> None:
+        """Go on until these have ended; without any, all that there are."""
         for _ in range(most):
-            if not self.engine._open:
+            if all(one.ended for one in tickets) if tickets else not self.engine._open:
                 return
-            if not self.step():
-                threading.Event().wait(0.001)  # for an adapter that is being read
+            self.go()
         raise AssertionError(f"requests were still open after {most} steps")
 
     def answers(self, tickets: Listed[Ticket]) -> list[Answer]:

@@ -168,7 +168,7 @@ def test_second_request_reads_nothing_again(
 
     monkeypatch.setattr("trunkline.base_model.load", fail)
     monkeypatch.setattr("trunkline.adapters.store.read_artifact", fail)
-    monkeypatch.setattr("trunkline.adapters.bank._read_weights", fail)
+    monkeypatch.setattr("safetensors.torch.load", fail)
     assert platform.predict("toy/animals", ["a hen"]) == first
 
 

@@ -214,9 +214,12 @@ def test_keyboard_interrupt_while_waiting_ends_all_of_it(base: Base) -> None:
         return whole(parts)
 
     engine._stepper.run = run  # type: ignore[method-assign]
+    told: list[Served] = []
+    engine.observers.append(told.append)
     with pytest.raises(KeyboardInterrupt):
         engine.run([work_for(max_new_tokens=200) for _ in range(5)])
     idle(engine)
+    assert [account.outcome for account in told] == ["cancelled"] * 5
     assert engine.state().kv_tokens_used == 0
     assert len(engine.run([work_for(max_new_tokens=2)])) == 1
     engine.close()
@@ -227,10 +230,13 @@ def test_keyboard_interrupt_between_answers_ends_the_rest(engine: Engine) -> Non
         raise KeyboardInterrupt
 
     never_ending(engine)
+    told: list[Served] = []
+    engine.observers.append(told.append)
     works = [work_for(max_new_tokens=2), work_for(max_new_tokens=200)]
     with pytest.raises(KeyboardInterrupt):
         engine.run(works, on_done=stop)
     idle(engine)
+    assert [account.outcome for account in told] == ["done", "cancelled"]
     assert engine.state().kv_tokens_used == 0
 
 

@@ -171,8 +171,7 @@ def test_adapter_in_use_is_never_put_away_for_another(
     one.step()
     for artifact, truth in many[1:] * 2:
         ticket = one.ask(artifact, LONG, max_new_tokens=NEW)
-        while not ticket.ended:
-            one.step()
+        one.finish(ticket)
         assert_own(one, ticket, truth)
         assert tier(one, many[0][0]) == "device"
     one.finish()
@@ -190,29 +189,32 @@ def test_flood_of_a_small_rank_does_not_starve_one_that_needs_more_room(
     one.ask(artifact, max_new_tokens=5)
     one.step()
     large = one.ask(read_artifact(tmp_path / "large"), "a goat", max_new_tokens=2)
-    for _ in range(200):
+    for _ in range(500):
         if len(one.engine._waiting) < 3:
             one.ask(artifact, max_new_tokens=5)
-        one.step()
+        one.go()
         if large.ended:
             break
     assert large.ended
+    assert large.digest not in one.engine._passed_over
 
 
-def test_one_that_finds_all_places_pinned_is_told(
+def test_one_whose_place_was_pinned_while_it_waited_is_told(
     driven: Callable[..., Driven], many: list[tuple[Artifact, Any]]
 ) -> None:
     one = driven(slots=1)
-    one.ask(many[0][0], max_new_tokens=2)
-    one.finish()
+    first = one.ask(many[0][0], LONG, max_new_tokens=NEW)
+    one.step()
+    waiting = one.ask(many[1][0])
     one.engine.bank.pin(many[0][0].digest)
-    ticket, other = one.ask(many[1][0]), one.ask(many[0][0], max_new_tokens=NEW)
+    after = one.ask(many[0][0], LONG, max_new_tokens=NEW)
     one.finish()
-    error = one.error(ticket)
+    error = one.error(waiting)
     assert isinstance(error, BusyError)
-    assert "1 of 1 places" in error.message
+    assert "1 of 1" in error.message
     assert error.hint
-    assert_own(one, other, many[0][1])
+    assert_own(one, first, many[0][1])
+    assert_own(one, after, many[0][1])
 
 
 def test_a_rank_that_never_fits_is_told_at_once(
