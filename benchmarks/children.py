@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Child:
-    """An object in another process; :meth:`ask` calls its methods."""
+    """An object in another process; :meth:`ask` calls its methods, and its ``close`` ends it."""
 
     def __init__(self, make: Callable[..., Any], *args: Any, **settings: Any) -> None:
         context = get_context("spawn")
@@ -47,10 +47,10 @@ class Child:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if kind is None and self._process.is_alive():
             self.wait()
             self._pipe.send(None)
-            self._process.join(10)
+            self._process.join(20)
         self._process.kill()
 
     def _answer(self) -> Any:
@@ -70,5 +70,7 @@ def _serve(pipe: Any, make: Callable[..., Any], args: Any, settings: Any) -> Non
         while (asked := pipe.recv()) is not None:
             method, given = asked
             pipe.send((True, getattr(system, method)(*given)))
+        if hasattr(system, "close"):
+            system.close()
     except Exception:
         pipe.send((False, traceback.format_exc()))

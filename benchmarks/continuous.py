@@ -80,6 +80,11 @@ class Continuous:
         shared = [self._under(name, self._ask, ids, new_tokens) for name in [*names, ""]]
         return _equal(told, by_row), len(by_row), _equal(shared, alone), len(alone)
 
+    def close(self) -> None:
+        """End the manager's thread, which would keep the process."""
+        if self._manager is not None:
+            self._manager.stop(block=True)
+
     def _under(self, name: str, ask: Any, ids: list[int], new_tokens: int) -> list[int]:
         """One prompt under an adapter; without a name, under the base."""
         model = self._plain.model

@@ -110,6 +110,10 @@ class Served:
         """Take these adapters to be asked for, without loading them."""
         self.artifacts = [read_artifact(folder) for folder in folders]
 
+    def close(self) -> None:
+        """End the engine's thread."""
+        self.engine.close()
+
     def work(self, text: str, adapter: int | None, new_tokens: int) -> Work:
         """A request for an adapter by its number; None is the base."""
         if adapter is None:
