@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.adapters.lora import LoraShape
-from trunkline.adapters.pages import LONG
+from trunkline.adapters.pages import LONG, LONGEST_BATCHED
 from trunkline.adapters.routing import PAGE_RANK, Pages, Routing, Span
 from trunkline.adapters.stack import Matrices, Stack
 from trunkline.base_model.trunk import Fused, Trunk
@@ -275,7 +275,7 @@ def test_both_forms_of_rows_agree(resident: list[Adapter], rows: list[int]) -> N
 LAYOUTS = {
     "rows": Batch((0, -1, 1, 0), (), False),
     "equal spans": Batch((), ((6, 0), (6, 2), (6, 0)), False),
-    "long equal spans": Batch((), ((LONG, 2), (LONG, 0)), False),
+    "long equal spans": Batch((), ((LONGEST_BATCHED, 2), (LONGEST_BATCHED, 0)), False),
     "spans": Batch((), ((3, 0), (5, 1), (2, -1)), True),
     "a long span": Batch((), ((LONG + 3, 1),), False),
     "rows and a long span": Batch((2, 1), ((LONG, 0),), False),

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 LONG = 64
 """A span of so many tokens is multiplied by oneDNN, which has more to set up than MKL."""
 
+LONGEST_BATCHED = 200
+"""Spans of one length are batched up to so many tokens each; longer ones go one by one."""
+
 Lines = tuple["torch.Tensor", "torch.Tensor"]
 """Rows of a table to sum, one after the other, and where each sum begins."""
 
@@ -109,7 +112,7 @@ class PagedLayer:
                 self._add_rows(routing, x[:rows], y[:rows])
             else:
                 self._add_gathered(routing, x[:rows], y[:rows])
-        if routing.even and not (self.packs and routing.even >= LONG):
+        if routing.even and not (self.packs and routing.even >= LONGEST_BATCHED):
             first, last = routing.spans[0].start, routing.spans[-1].stop
             self._add_even(routing, x[first:last], y[first:last])
             return
