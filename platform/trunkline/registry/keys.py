@@ -153,7 +153,7 @@ def check_pattern(text: str) -> str:
     if not slash or "@" in text:
         raise UsageError(
             f"{shown(text)} is not a pattern for adapters.",
-            "Write '*', 'medical/*', 'medical/icd10-chapter' or 'base'; versions are not told "
+            "Write '*', 'domain/*', 'domain/name' or 'base'; versions are not told "
             "apart.",
         )
     check_domain(domain)
