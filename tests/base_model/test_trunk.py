@@ -197,12 +197,21 @@ def test_int8_row_of_nothing_gives_the_bias() -> None:
     assert torch.equal(fused.product(torch.zeros(2, fused.inputs)), bias.expand(2, -1))
 
 
-def test_int8_leaves_the_head_in_float() -> None:
+def test_int8_head_is_close_to_that_in_float() -> None:
     plain, small = made("llama"), made("llama")
     make_trunk(plain)
     make_trunk(small, quantised="int8")
     x = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(small.get_output_embeddings()(x), plain.get_output_embeddings()(x))
+    exact = plain.get_output_embeddings()(x)
+    apart = (small.get_output_embeddings()(x) - exact).abs().max()
+    assert 0 < apart < 0.02 * exact.abs().max()
+
+
+def test_int8_rows_are_the_same_however_many_there_are() -> None:
+    model = made("llama")
+    fused = make_trunk(model, quantised="int8").fused[0]
+    x = torch.randn(300, fused.inputs, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(fused.product(x)[140:150], fused.product(x[140:150]))
 
 
 def test_bfloat16_model_stays_in_bfloat16() -> None:

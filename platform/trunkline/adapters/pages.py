@@ -48,10 +48,18 @@ class PagedLayer:
     outputs, so that one call sums rows for all members.
     """
 
-    def __init__(self, fused: Fused, pages: int, dtype: torch.dtype, device: Any) -> None:
+    def __init__(
+        self,
+        fused: Fused,
+        pages: int,
+        dtype: torch.dtype,
+        device: Any,
+        lines: dict[Any, torch.Tensor],
+    ) -> None:
         import torch
 
         self.fused = fused
+        self.lines = lines
         self.used: set[int] = set()
         members = len(fused.outputs)
         self.width = math.gcd(*fused.outputs)
@@ -212,28 +220,38 @@ class PagedLayer:
 
         key = self.fused.inputs
         if (found := routing.indices.get(key)) is None:
-            pages = self._pages(routing).view(-1, 1)
-            found = _lines(pages * key + torch.arange(key, device=pages.device))
+            if (lines := self.lines.get(key)) is None:
+                every = torch.arange(len(self.down) * key, dtype=torch.int32)
+                lines = self.lines[key] = every.view(-1, key)
+            found = _sums_of(lines.index_select(0, self._pages(routing).view(-1)))
             routing.indices[key] = found
         return found
 
     def _up_rows(self, routing: Routing) -> Lines:
         """Rows of the table to sum, ``[rows · pieces, depth · rank]``."""
-        import torch
-
         key = (tuple(self.pieces), tuple(self.firsts))
         if (found := routing.indices.get(key)) is None:
-            pages = self._pages(routing)
-            ranks = torch.arange(PAGE_RANK, device=pages.device)
-            line = (pages[:, :, None] * PAGE_RANK + ranks).view(len(routing.rows), -1)
-            listed = [
-                line * pieces + (first + piece)
-                for first, pieces in zip(self.firsts, self.pieces, strict=True)
-                for piece in range(pieces)
-            ]
-            found = _lines(torch.stack(listed, 1).view(-1, line.shape[1]))
+            if (lines := self.lines.get(key)) is None:
+                lines = self.lines[key] = self._up_lines()
+            rows, depth = len(routing.rows), routing.depth
+            chosen = lines.index_select(0, self._pages(routing).view(-1))
+            if depth > 1:
+                chosen = chosen.view(rows, depth, -1, PAGE_RANK).transpose(1, 2)
+            found = _sums_of(chosen.reshape(-1, depth * PAGE_RANK))
             routing.indices[key] = found
         return found
+
+    def _up_lines(self) -> torch.Tensor:
+        """Rows of the table that each page has, ``[pages, pieces, rank]`` int32."""
+        import torch
+
+        ranks = torch.arange(len(self.down) * PAGE_RANK).view(-1, PAGE_RANK)
+        listed = [
+            ranks * pieces + (first + piece)
+            for first, pieces in zip(self.firsts, self.pieces, strict=True)
+            for piece in range(pieces)
+        ]
+        return torch.stack(listed, 1).to(torch.int32)
 
     def _add_gathered(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
         """The rows' form where gathering is cheap: two batched products a page."""
@@ -258,12 +276,12 @@ class PagedLayer:
         return found
 
 
-def _lines(rows: torch.Tensor) -> Lines:
-    """``[sums, rows]`` as ``embedding_bag`` wants it."""
+def _sums_of(rows: torch.Tensor) -> Lines:
+    """``[sums, rows]`` int32 as ``embedding_bag`` wants it."""
     import torch
 
-    starts = torch.arange(0, rows.numel(), rows.shape[1], dtype=torch.int32, device=rows.device)
-    return rows.reshape(-1).to(torch.int32), starts
+    starts = torch.arange(0, rows.numel(), rows.shape[1], dtype=torch.int32)
+    return rows.reshape(-1), starts
 
 
 def _sums(table: torch.Tensor, lines: Lines, weights: torch.Tensor) -> torch.Tensor:

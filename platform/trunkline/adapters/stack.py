@@ -38,10 +38,11 @@ class Stack:
     def __init__(self, trunk: Trunk, pages: int, *, dtype: torch.dtype, device: Any) -> None:
         import torch
 
+        lines: dict[Any, torch.Tensor] = {}
         self.pages = pages
         self._trunk = trunk
         self._routing = Routing()
-        self._layers = [PagedLayer(fused, pages + 1, dtype, device) for fused in trunk.fused]
+        self._layers = [PagedLayer(fused, pages + 1, dtype, device, lines) for fused in trunk.fused]
         self._by_name = {
             name: (layer, index)
             for layer in self._layers

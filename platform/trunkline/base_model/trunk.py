@@ -24,6 +24,7 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same input where they stand in the same module."""
 
 _FINER = 254  # what rounding leaves is at most a half: 127 steps of the second row
+_IN_CACHE = 128  # rows whose sums stay in the cache from one operation to the next
 _PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
 
 
@@ -99,7 +100,7 @@ def make_trunk(model: Any, *, quantised: Quantised | None = None) -> Trunk:
 
     Args:
         model: of transformers, in eval mode, not to be trained any more.
-        quantised: how to keep the layers' weights; the head stays as it is.
+        quantised: how to keep the layers' weights; nf4 leaves the head as it is.
     """
     from torch import nn
 
@@ -125,7 +126,7 @@ def make_trunk(model: Any, *, quantised: Quantised | None = None) -> Trunk:
                 tuple(f"{parent_name}.{name}" if parent_name else name for name in names),
                 weight.shape[1],
                 tuple(_outputs(layer) for layer in layers),
-                _product(weight, bias, quantised if inside else None),
+                _product(weight, bias, quantised if inside or quantised == "int8" else None),
             )
             for index, name in enumerate(names):
                 setattr(parent, name, Member(one, index))
@@ -225,7 +226,7 @@ def _in_int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     stored = (weight.float() / scale[:, None]).round_().to(torch.int8).T.contiguous()
     dtype = weight.dtype
 
-    def product(x: torch.Tensor) -> torch.Tensor:
+    def few(x: torch.Tensor) -> torch.Tensor:
         rows = len(x)
         largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(127)
         scaled = (x / largest).float()
@@ -236,6 +237,11 @@ def _in_int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
         if bias is not None:
             y.add_(bias)
         return y.to(dtype)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        if len(x) <= _IN_CACHE:
+            return few(x)
+        return torch.cat([few(rows) for rows in x.split(_IN_CACHE)])
 
     return product
 

@@ -153,8 +153,7 @@ def check_pattern(text: str) -> str:
     if not slash or "@" in text:
         raise UsageError(
             f"{shown(text)} is not a pattern for adapters.",
-            "Write '*', 'domain/*', 'domain/name' or 'base'; versions are not told "
-            "apart.",
+            "Write '*', 'domain/*', 'domain/name' or 'base'; versions are not told apart.",
         )
     check_domain(domain)
     if name != "*":
