@@ -153,7 +153,7 @@ class Bank:
                     if resident.pages:
                         return resident
                     if not resident.placing and not self._may_place(resident):
-                        self._check_pins(resident)
+                        self.check_pins(resident)
                         return resident
                 if (other := self._loading.get(digest)) is None:
                     self._loading[digest] = threading.Event()
@@ -173,7 +173,7 @@ class Bank:
         fresh = resident is None
         one = self._read(artifact, name) if resident is None else resident
         with self._lock:
-            self._check_pins(one)
+            self.check_pins(one)
             if fresh:
                 self._make_room(one.bytes)
                 self._residents[artifact.digest] = one
@@ -364,10 +364,11 @@ class Bank:
         resident.pages = ()
         del self._residents[digest]
 
-    def _check_pins(self, resident: Resident) -> None:
-        pinned = sum(
-            len(one.pages) for one in self._residents.values() if one.pinned and one is not resident
-        )
+    def check_pins(self, resident: Resident) -> None:
+        """Raise :class:`BusyError` where pinned adapters leave this one no place."""
+        with self._lock:
+            others = [one for one in self._residents.values() if one is not resident]
+            pinned = sum(len(one.pages) for one in others if one.pinned)
         if pinned + resident.needs > self._stack.pages:
             raise BusyError(
                 f"There is no place for an adapter of rank {resident.artifact.lora.rank}: "

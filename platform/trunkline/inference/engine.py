@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.bank import Bank
-from trunkline.adapters.routing import PAGE_RANK, Routing
+from trunkline.adapters.routing import Routing
 from trunkline.contracts import Template
 from trunkline.errors import (
     BaseModelError,
@@ -326,17 +326,9 @@ class Engine:
         resident = self.bank.get(key)
         if resident is None or resident.placing:
             return False
-        pinned = sum(
-            -(-info.rank // PAGE_RANK)
-            for info in self.bank.residents()
-            if info.pinned and info.tier == "device"
-        )
-        if pinned + resident.needs > self.bank.pages:
-            error = BusyError(
-                f"{pinned} of {self.bank.pages} places for adapters are pinned; {name} needs "
-                f"{resident.needs}.",
-                "Unpin one, or give the server more --slots.",
-            )
+        try:
+            self.bank.check_pins(resident)
+        except BusyError as error:
             self._end(asked, error, "failed")
             return False
         self._passed_over[key] = rounds = self._passed_over.get(key, 0) + 1

@@ -57,7 +57,6 @@ def new_tokens(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    streamer: Any = None,
 ) -> list[list[int]]:
     """Continue each prompt; the end-of-sequence token is kept, so that its absence tells
     that the limit was reached."""
@@ -85,7 +84,6 @@ def new_tokens(
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            streamer=streamer,
             **choice,
         )
     start = batch["input_ids"].shape[1]
