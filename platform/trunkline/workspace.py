@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from trunkline.configuration import Configuration
 from trunkline.errors import UsageError
 from trunkline.refs import Ref, shown
 
@@ -62,6 +63,11 @@ class Workspace:
     def registry_url(self) -> str:
         """SQLAlchemy URL: ``TRUNKLINE_REGISTRY``, else the file ``registry.db`` in the root."""
         return os.environ.get("TRUNKLINE_REGISTRY") or f"sqlite:///{self.root / 'registry.db'}"
+
+    @property
+    def configuration(self) -> Configuration:
+        """What ``trunkline.toml`` says, read anew each time."""
+        return Configuration.read(self.root)
 
     @property
     def adapters(self) -> Path:

@@ -41,8 +41,10 @@ CONFIG = "adapter_config.json"
 MANIFEST = "trunkline.json"
 PROVENANCE = "provenance.json"
 CARD = "README.md"
+CROISSANT = "croissant.json"
+SIGNATURE = "model.sig"
 REQUIRED = (CONFIG, WEIGHTS, MANIFEST)
-KNOWN = frozenset((*REQUIRED, PROVENANCE, CARD))
+KNOWN = frozenset((*REQUIRED, PROVENANCE, CARD, CROISSANT, SIGNATURE))
 
 FORMAT = 1
 

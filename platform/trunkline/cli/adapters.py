@@ -40,7 +40,19 @@ limit_option = click.option(
 @click.group(
     cls=Group,
     short_help="What was trained, how it was judged, what is live.",
-    lazy={"import": "trunkline.cli.importing:import_"},
+    lazy={
+        "promote": "trunkline.cli.promoting:promote",
+        "rollback": "trunkline.cli.promoting:rollback",
+        "unalias": "trunkline.cli.promoting:unalias",
+        "history": "trunkline.cli.history:history",
+        "diff": "trunkline.cli.diff:adapters_diff",
+        "card": "trunkline.cli.card:card",
+        "verify": "trunkline.cli.upkeep:verify",
+        "rm": "trunkline.cli.upkeep:rm",
+        "export": "trunkline.cli.moving:export",
+        "import": "trunkline.cli.importing:import_",
+        "sign": "trunkline.cli.moving:sign",
+    },
 )
 def adapters() -> None:
     """Adapters: the trained versions, their judgements and their aliases."""
@@ -210,42 +222,3 @@ def _print_versions(platform: Platform, versions: list[VersionRecord]) -> None:
         right=("version",),
         fold=("aliases", "score"),
     )
-
-
-@adapters.command(
-    "promote",
-    example="""
-    $ trunkline adapters promote medical/icd10-chapter
-    yes  beats the floor  (accuracy minus that of tfidf: +0.061 [+0.012, +0.103])
-    medical/icd10-chapter  champion: none → 2
-
-    $ trunkline adapters promote finance/naics-sector@1
-    Error: The gate refuses finance/naics-sector@1: beats the floor: no (accuracy minus that of
-    tfidf: +0.095 [+0.000, +0.188]).
-    Hint: Train a better one, or `trunkline adapters promote finance/naics-sector@1 --force --reason
-    "…"`.
-    """,
-)
-@click.argument("ref")
-@click.option("--alias", default="champion", show_default=True, help="The alias to move.")
-@click.option("--force", is_flag=True, help="Move it though the gate says no; needs --reason.")
-@click.option("--reason", default="", metavar="TEXT", help="Why; kept in the registry's events.")
-@json_option
-@with_globals
-def promote(said: Globals, ref: str, alias: str, force: bool, reason: str, as_json: bool) -> None:
-    """Move an alias to a version, if the gate of its recipe allows it.
-
-    Without @ the newest version is meant.
-    """
-    moved = said.platform.promote(ref, alias, force=force, reason=reason)
-    if as_json:
-        print_json({"adapter": str(moved.version.ref), **plain(moved)})
-        return
-    for check in moved.checks:
-        click.echo(f"{'yes' if check.passed else 'NO '}  {check.name}  ({check.figures})")
-    if moved.forced:
-        note(f"The gate says no; forced, because: {reason}")
-    step = f"{moved.old or 'none'} → {moved.new}"
-    if moved.old == moved.new:
-        step = f"{moved.new} already"
-    click.echo(f"{moved.version.ref.adapter}  {moved.alias}: {step}")

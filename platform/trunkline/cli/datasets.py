@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 _LABELS = 30
 
 
-@click.group(cls=Group, short_help="What the plugins bring to train on.")
+@click.group(
+    cls=Group,
+    short_help="What the plugins bring to train on.",
+    lazy={"croissant": "trunkline.cli.card:croissant"},
+)
 def datasets() -> None:
     """Data sets: named rows with a licence, a source and a way of splitting them."""
 

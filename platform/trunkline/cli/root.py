@@ -34,6 +34,11 @@ COMMANDS = {
     "keys": "trunkline.cli.keys:keys",
     "requests": "trunkline.cli.requests:requests",
     "lineage": "trunkline.cli.lineage:lineage",
+    "tag": "trunkline.cli.tags:tag",
+    "note": "trunkline.cli.tags:note_",
+    "audit": "trunkline.cli.audit:audit",
+    "gc": "trunkline.cli.upkeep:gc",
+    "db": "trunkline.cli.db:db",
 }
 
 

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 _STEPS = 20
 
 
-@click.group(cls=Group, short_help="What was trained when, and what came of it.")
+@click.group(
+    cls=Group,
+    short_help="What was trained when, and what came of it.",
+    lazy={"diff": "trunkline.cli.diff:runs_diff"},
+)
 def runs() -> None:
     """Runs: one execution of a recipe each, whatever became of it."""
 

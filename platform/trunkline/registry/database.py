@@ -19,12 +19,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from trunkline.errors import RegistryError
+from trunkline.registry.chain import EVENTS, append
 from trunkline.registry.engine import Engines, connect, translated
 from trunkline.registry.records import EventRecord
 from trunkline.registry.schema import bring_to_head
 from trunkline.registry.tables import Event, Table
 
 Row = TypeVar("Row", bound=Table)
+
+_TOLD = "events"
 
 BUSY_SECONDS = 10.0
 """How long a writer waits for another one before it gives up."""
@@ -94,6 +97,7 @@ class Database:
                     kind=row.kind,
                     subject=row.subject,
                     detail=row.detail,
+                    hash=row.hash,
                 )
                 for row in session.scalars(query)
             ]
@@ -117,20 +121,22 @@ class Database:
             session.begin(),
         ):
             yield session
+            if told := session.info.pop(_TOLD, None):
+                append(session, EVENTS, told)
 
 
 def add_event(
     session: Session, actor: str | None, kind: str, subject: str, detail: Mapping[str, Any]
 ) -> None:
-    """Append one event to the transaction in progress; no actor means the system's user."""
-    session.add(
-        Event(
-            at=utc_now(),
-            actor=actor or system_actor(),
-            kind=kind,
-            subject=subject,
-            detail=dict(detail),
-        )
+    """Tell one event at the end of the transaction in progress; no actor: the system's user."""
+    session.info.setdefault(_TOLD, []).append(
+        {
+            "at": utc_now(),
+            "actor": actor or system_actor(),
+            "kind": kind,
+            "subject": subject,
+            "detail": dict(detail),
+        }
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError
@@ -24,6 +24,7 @@ from trunkline.registry.tables import (
     Dataset,
     Evaluation,
     Prediction,
+    Score,
     Version,
 )
 
@@ -80,6 +81,8 @@ class Evaluations(Database):
             ]
             if answers:
                 session.execute(insert(Prediction), answers)
+            if row.version_id is not None:
+                keep_scores(session, row)
             return row.id
 
     def evaluations(
@@ -159,6 +162,28 @@ class Evaluations(Database):
                 )
                 for row in session.scalars(query)
             ]
+
+
+def keep_scores(session: Session, evaluation: Evaluation) -> None:
+    """Let the figures of a version's evaluation stand for its split, in place of older ones."""
+    figures = evaluation.results.get("scores")
+    if not isinstance(figures, Mapping):
+        return
+    of_split = (Score.version_id == evaluation.version_id, Score.split == evaluation.split)
+    session.execute(delete(Score).where(*of_split))
+    session.add_all(
+        Score(
+            version_id=evaluation.version_id,
+            split=evaluation.split,
+            metric=metric,
+            value=figure.get("value"),
+            low=figure.get("low"),
+            high=figure.get("high"),
+            evaluation_id=evaluation.id,
+        )
+        for metric, figure in figures.items()
+        if isinstance(figure, Mapping)
+    )
 
 
 def _check_exists(session: Session, evaluation: int) -> None:

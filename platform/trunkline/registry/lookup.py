@@ -168,6 +168,8 @@ def version_records(session: Session, rows: Sequence[VersionRow]) -> list[Versio
             run=version.run_id,
             created=version.created,
             aliases=tuple(pointing.get(version.id, ())),
+            files=version.files,
+            template_digest=version.template_digest,
         )
         for version, adapter, base, dataset in rows
     ]

@@ -53,6 +53,7 @@ class RunRecord:
         status: ``running``, ``finished``, ``failed`` or ``interrupted``.
         plugin: ``distribution version`` of the plugin, if one was recorded.
         versions: refs of the visible versions that it made.
+        specification: the recipe as it was then; None for a run of an earlier release.
     """
 
     number: int
@@ -73,6 +74,7 @@ class RunRecord:
     started: datetime
     finished: datetime | None
     versions: tuple[str, ...]
+    specification: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,8 @@ class VersionRecord:
         path: of the artifact's folder, relative to ``adapters/``, with forward slashes.
         bytes: size of the artifact's files together.
         aliases: those that point here, sorted.
+        files: file name → ``{"bytes", "sha256"}``; None for a version of an earlier release.
+        template_digest: sha256 of the prompt template, in hex.
     """
 
     domain: str
@@ -133,6 +137,8 @@ class VersionRecord:
     run: int | None
     created: datetime
     aliases: tuple[str, ...]
+    files: Mapping[str, Any] | None = None
+    template_digest: str | None = None
 
     @property
     def ref(self) -> Ref:
@@ -173,7 +179,8 @@ class PredictionRecord:
 class EventRecord:
     """Something that was done: ``seq`` orders, ``at`` only tells the time.
 
-    ``subject`` is ``run/<number>``, ``key/<id>`` or ``domain/name``.
+    ``subject`` is ``run/<number>``, ``key/<id>``, ``server/<number>``, ``domain/name`` or
+    ``domain/name@number``. ``hash`` chains it to the event before.
     """
 
     seq: int
@@ -182,6 +189,7 @@ class EventRecord:
     kind: str
     subject: str
     detail: Mapping[str, Any]
+    hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +263,7 @@ class RequestLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord(RequestLine):
-    """A line of the request log; ``seq`` orders."""
+    """A line of the request log; ``seq`` orders, ``hash`` chains it to the line before."""
 
     seq: int
+    hash: str

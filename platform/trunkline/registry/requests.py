@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import BASE, Ref, shown
+from trunkline.registry.chain import REQUESTS, append
 from trunkline.registry.database import Database
 from trunkline.registry.records import RequestLine, RequestRecord
 from trunkline.registry.tables import LoggedRequest
@@ -41,7 +42,7 @@ class Requests(Database):
         lines = [_values(row) for row in rows]
         if lines:
             with self._write() as session:
-                session.execute(insert(LoggedRequest), lines)
+                append(session, REQUESTS, lines)
 
     def request(self, id: str) -> RequestRecord:
         """One request.
@@ -137,6 +138,7 @@ def _checked_adapter(text: str) -> str:
 def _record(row: LoggedRequest) -> RequestRecord:
     return RequestRecord(
         seq=row.seq,
+        hash=row.hash,
         id=row.id,
         at=row.at,
         key=row.key_id,

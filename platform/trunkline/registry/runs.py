@@ -38,6 +38,7 @@ class Runs(Database):
         seed: int,
         settings: Mapping[str, Any],
         environment: Mapping[str, Any],
+        specification: Mapping[str, Any] | None = None,
         actor: str | None = None,
     ) -> int:
         """Record a run as ``running``; gives its number, which the database hands out.
@@ -55,6 +56,7 @@ class Runs(Database):
                 seed=seed,
                 settings=dict(settings),
                 environment=dict(environment),
+                specification=None if specification is None else dict(specification),
                 started=utc_now(),
             )
             session.add(run)
@@ -230,6 +232,7 @@ def _records(session: Session, rows: Sequence[RunRow]) -> list[RunRecord]:
             started=run.started,
             finished=run.finished,
             versions=tuple(made.get(run.id, ())),
+            specification=run.specification,
         )
         for run, base, dataset, plugin in rows
     ]

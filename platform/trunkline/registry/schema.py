@@ -19,7 +19,7 @@ from trunkline.registry.engine import (
     use_write_ahead_log,
 )
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision in ``migrations/versions``."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -26,11 +26,13 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 RUN_STATUSES = ("running", "finished", "failed", "interrupted")
-VERSION_STATUSES = ("pending", "visible", "failed")
+VERSION_STATUSES = ("pending", "visible", "failed", "removed")
+ALIAS_MOVES = ("promoted", "rolled-back", "dropped")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -125,7 +127,11 @@ class Dataset(Table):
 
 
 class Run(Table):
-    """One execution of a recipe; its key is the number that users see."""
+    """One execution of a recipe; its key is the number that users see.
+
+    ``specification`` is the recipe as it was then: dataset, transforms, template, loss, metrics,
+    gate, and the plugin's commit where it is known.
+    """
 
     __tablename__ = "runs"
     __table_args__ = (_one_of("status", RUN_STATUSES), {"sqlite_autoincrement": True})
@@ -143,6 +149,7 @@ class Run(Table):
     error: Mapped[str | None]
     started: Mapped[datetime]
     finished: Mapped[datetime | None]
+    specification: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class RunMetric(Table):
@@ -170,7 +177,11 @@ class Adapter(Table):
 
 
 class Version(Table):
-    """One artifact: ``pending`` while its files are written, then ``visible`` or ``failed``."""
+    """One artifact: ``pending`` while its files are written, then ``visible`` or ``failed``.
+
+    A ``removed`` one is a tombstone: its files are gone, its row and lineage stay, and its number
+    is never given again. ``files`` is file name → ``{"bytes", "sha256"}``.
+    """
 
     __tablename__ = "versions"
     __table_args__ = (
@@ -195,6 +206,10 @@ class Version(Table):
     dataset_id: Mapped[int | None] = mapped_column(ForeignKey("datasets.id"))
     run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"), index=True)
     created: Mapped[datetime]
+    files: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    template_digest: Mapped[str | None]
+    removed: Mapped[datetime | None]
+    removal: Mapped[str | None]
 
 
 class Alias(Table):
@@ -207,6 +222,35 @@ class Alias(Table):
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"))
     alias: Mapped[str]
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
+
+
+class AliasMove(Table):
+    """A change of an alias; the newest of an alias says where it stands. Rows are only added.
+
+    ``back_to`` is the move that a rollback of this one restores: the newest before it, or, of a
+    rollback, what the restored move had. So each further rollback goes one step further.
+    ``version_id`` is NULL where the alias was dropped.
+    """
+
+    __tablename__ = "alias_moves"
+    __table_args__ = (
+        Index(None, "adapter_id", "alias", "id"),
+        _one_of("kind", ALIAS_MOVES),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"))
+    alias: Mapped[str]
+    kind: Mapped[str]
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"), index=True)
+    old_version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
+    back_to: Mapped[int | None] = mapped_column(ForeignKey("alias_moves.id"))
+    at: Mapped[datetime]
+    actor: Mapped[str]
+    forced: Mapped[bool]
+    reason: Mapped[str | None]
+    gate: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Evaluation(Table):
@@ -225,6 +269,21 @@ class Evaluation(Table):
     created: Mapped[datetime]
 
 
+class Score(Table):
+    """The newest figure of a version by split and metric, beside its evaluation, for searching."""
+
+    __tablename__ = "scores"
+    __table_args__ = (Index(None, "metric", "split", "value"),)
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    metric: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    evaluation_id: Mapped[int] = mapped_column(ForeignKey("evaluations.id"))
+
+
 class Prediction(Table):
     """What was answered for one row of an evaluation."""
 
@@ -239,8 +298,21 @@ class Prediction(Table):
     floor_prediction: Mapped[str | None]
 
 
+class ChainHead(Table):
+    """The last row of a hash chain (``events`` or ``requests``); writers lock it in turn."""
+
+    __tablename__ = "chain_heads"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    hash: Mapped[str]
+
+
 class Event(Table):
-    """Something that was done, by whom, to what; rows are only ever added."""
+    """Something that was done, by whom, to what; rows are only ever added.
+
+    Each carries the hash of the one before; see :mod:`trunkline.registry.chain`.
+    """
 
     __tablename__ = "events"
     __table_args__ = ({"sqlite_autoincrement": True},)
@@ -251,6 +323,57 @@ class Event(Table):
     kind: Mapped[str]
     subject: Mapped[str] = mapped_column(index=True)
     detail: Mapped[dict[str, Any]]
+    previous_hash: Mapped[str] = mapped_column(server_default=text("''"))
+    hash: Mapped[str] = mapped_column(server_default=text("''"))
+
+
+class Tag(Table):
+    """A word about anything: ``subject`` is named as in events."""
+
+    __tablename__ = "tags"
+    __table_args__ = (UniqueConstraint("subject", "key"), Index(None, "key", "value"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    subject: Mapped[str]
+    key: Mapped[str]
+    value: Mapped[str]
+
+
+class Deployment(Table):
+    """A server's life: from start to stop, with the time at which it was last seen."""
+
+    __tablename__ = "deployments"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    actor: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int]
+    url: Mapped[str]
+    base_id: Mapped[int | None] = mapped_column(ForeignKey("bases.id"))
+    started: Mapped[datetime]
+    seen: Mapped[datetime]
+    stopped: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class DeploymentLoad(Table):
+    """A version in a server's memory, from ``loaded`` to ``unloaded``."""
+
+    __tablename__ = "deployment_loads"
+    __table_args__ = (
+        Index(None, "digest", "unloaded"),
+        Index(None, "deployment_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True
+    )
+    deployment_id: Mapped[int] = mapped_column(ForeignKey("deployments.id"))
+    version: Mapped[str]
+    digest: Mapped[str]
+    loaded: Mapped[datetime]
+    unloaded: Mapped[datetime | None]
 
 
 class ApiKey(Table):
@@ -306,3 +429,5 @@ class LoggedRequest(Table):
     seconds: Mapped[float]
     text: Mapped[str | None]
     output: Mapped[str | None]
+    previous_hash: Mapped[str] = mapped_column(server_default=text("''"))
+    hash: Mapped[str] = mapped_column(server_default=text("''"))

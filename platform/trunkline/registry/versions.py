@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from trunkline.errors import RefusedError, RegistryError, UsageError
 from trunkline.refs import Ref, check_alias, check_digest, shown
 from trunkline.registry.database import Database, add_event, find_or_add, utc_now
+from trunkline.registry.evaluations import keep_scores
 from trunkline.registry.lookup import (
     adapter_records,
     find_adapter,
@@ -85,6 +86,8 @@ class Versions(Database):
         bytes: int,
         base_digest: str | None = None,
         dataset_id: int | None = None,
+        files: Mapping[str, Any] | None = None,
+        template_digest: str | None = None,
         actor: str | None = None,
         detail: Mapping[str, Any] | None = None,
     ) -> VersionRecord:
@@ -95,6 +98,8 @@ class Versions(Database):
             path: of the folder, relative to ``adapters/``, with forward slashes.
             bytes: size of the files together.
             base_digest, dataset_id: those of the version's run if not given.
+            files: file name → ``{"bytes", "sha256"}``.
+            template_digest: sha256 of the prompt template, in hex.
             detail: kept in the event beside number and digest.
 
         Evaluations that the run recorded before are the version's from now on.
@@ -124,13 +129,18 @@ class Versions(Database):
             version.dataset_id = dataset_id or (run.dataset_id if run else None)
             version.status = "visible"
             version.digest, version.path, version.bytes = digest, path, bytes
+            version.files = None if files is None else dict(files)
+            version.template_digest = template_digest
             version.created = utc_now()
             if run is not None:
-                session.execute(
-                    update(Evaluation)
+                judged = session.scalars(
+                    select(Evaluation)
                     .where(Evaluation.run_id == run.id, Evaluation.version_id.is_(None))
-                    .values(version_id=version.id)
+                    .order_by(Evaluation.id)
                 )
+                for evaluation in judged:
+                    evaluation.version_id = version.id
+                    keep_scores(session, evaluation)
             told = {**(detail or {}), "number": number, "digest": digest, "run": version.run_id}
             add_event(session, actor, "version.published", f"{domain}/{name}", told)
             session.flush()
