@@ -91,7 +91,6 @@ class PagedLayer:
         member_of = [index for index, pieces in enumerate(self.pieces) for _ in range(pieces)]
         self.member_of = torch.tensor(member_of, device=device)
         self.even = len(set(self.pieces)) == 1 and self.pieces[0] == 1
-        self.bounds = [sum(fused.outputs[:index]) for index in range(members + 1)]
         self.clear(0, used=False)
 
     def clear(self, page: int, *, used: bool) -> None:
@@ -146,20 +145,10 @@ class PagedLayer:
         return x.to(self.down.dtype) @ self.down[page]
 
     def _add_page(self, page: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        import torch
-
         hidden = self._hidden(page, x)
-        if len(self.up) > 1 and self._by_onednn(x):
-            beside = self.down.new_zeros(self.down.shape[2], y.shape[1])
-            for member, up in enumerate(self.up):
-                lines = slice(member * PAGE_RANK, (member + 1) * PAGE_RANK)
-                beside[lines, self.bounds[member] : self.bounds[member + 1]] = up[page]
-            ops: Any = torch.ops.mkldnn
-            y.add_(ops._linear_pointwise(hidden, beside.T, None, "none", [], ""))
-            return
         for member, up in enumerate(self.up):
             ranks = hidden[:, member * PAGE_RANK : (member + 1) * PAGE_RANK]
-            columns = y[:, self.bounds[member] : self.bounds[member + 1]]
+            columns = y[:, self.fused.bounds[member] : self.fused.bounds[member + 1]]
             if y.dtype == up.dtype:
                 columns.addmm_(ranks, up[page])
             else:
@@ -174,16 +163,16 @@ class PagedLayer:
         y = y.view(count, tokens, -1)
         pick = self._picked(routing)
         if self.across is not None:
-            hidden = torch.bmm(x, pick(self.across).transpose(1, 2))
+            parts = [torch.bmm(pick(self.across), x.transpose(1, 2)).transpose(1, 2)]
         else:
-            hidden = torch.bmm(x, pick(self.down))
-        if len(self.up) == 1 and y.dtype == hidden.dtype:
-            y.baddbmm_(hidden, pick(self.up[0]))
-            return
-        parts = hidden.view(count, tokens, len(self.up), PAGE_RANK).transpose(1, 2).contiguous()
+            hidden = torch.bmm(x, pick(self.down)).view(count, tokens, len(self.up), PAGE_RANK)
+            parts = list(hidden.permute(2, 0, 1, 3).contiguous())
         for member, up in enumerate(self.up):
-            columns = y[..., self.bounds[member] : self.bounds[member + 1]]
-            columns.add_(torch.bmm(parts[:, member], pick(up)))
+            columns = y[..., self.fused.bounds[member] : self.fused.bounds[member + 1]]
+            if y.dtype == up.dtype:
+                columns.baddbmm_(parts[member], pick(up))
+            else:
+                columns.add_(torch.bmm(parts[member], pick(up)))
 
     def _picked(self, routing: Routing) -> Callable[[torch.Tensor], torch.Tensor]:
         """How the spans' pages are taken out of a table: in place where they lie evenly."""
@@ -264,7 +253,7 @@ class PagedLayer:
             for member, up in enumerate(self.up):
                 ranks = hidden[..., member * PAGE_RANK : (member + 1) * PAGE_RANK]
                 part = torch.bmm(ranks, up[chosen]).squeeze(1)
-                y[:, self.bounds[member] : self.bounds[member + 1]].add_(part)
+                y[:, self.fused.bounds[member] : self.fused.bounds[member + 1]].add_(part)
 
     def _pages(self, routing: Routing) -> torch.Tensor:
         """``[rows, depth]``, padded with the empty page."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -26,10 +27,15 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _FINER = 254  # what rounding leaves is at most a half: 127 steps of the second row
 _IN_CACHE = 128  # rows whose sums stay in the cache from one operation to the next
 _PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
+_PAGE = 4096  # bytes; rows a multiple of it apart fall into the same few places of the cache
+_LINE = 64
 
 
 class Product(Protocol):
-    """``x [rows, in] → [rows, out]``, bias included, a new tensor that may be written into."""
+    """``x [rows, in] → [rows, out]``, bias included, a new tensor that may be written into.
+
+    Columns after those of the layers mean nothing.
+    """
 
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor: ...
 
@@ -45,6 +51,7 @@ class Fused:
         names: of the layers within the model.
         inputs: features of ``x``.
         outputs: features of each layer, in the order of ``names``.
+        bounds: where in the product's columns each layer begins, and where the last one ends.
         addition: what is added to the product, if anything.
     """
 
@@ -54,6 +61,7 @@ class Fused:
         self.names = names
         self.inputs = inputs
         self.outputs = outputs
+        self.bounds = tuple(accumulate(outputs, initial=0))
         self.product = product
         self.addition: Addition | None = None
         self._x: torch.Tensor | None = None
@@ -63,7 +71,7 @@ class Fused:
         """The columns of one layer; the product is computed when the first is asked for."""
         if x is not self._x:
             rows = x.reshape(-1, self.inputs)
-            y = self.product(rows)
+            y = self.product(rows)[:, : self.bounds[-1]]
             if self.addition is not None:
                 self.addition(rows, y)
             self._x = x
@@ -199,10 +207,19 @@ def _product(
 
 
 def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    """oneDNN's product on weights in oneDNN's own order."""
+    """oneDNN's product on weights in oneDNN's own order.
+
+    Where the product's rows would lie whole pages apart, it gets a few empty columns more: adding
+    thin products in place to rows that share their places in the cache takes 2 to 3 times as long
+    (``benchmarks/bench_linear.py``).
+    """
     import torch
 
     ops: Any = torch.ops.mkldnn
+    if len(weight) * weight.element_size() % _PAGE == 0:
+        more = _LINE // weight.element_size()
+        weight = torch.cat((weight, weight.new_zeros(more, weight.shape[1])))
+        bias = None if bias is None else torch.cat((bias, bias.new_zeros(more)))
     packed = ops._reorder_linear_weight(weight, _PACKED_FOR)
 
     def product(x: torch.Tensor) -> torch.Tensor:
