@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from trunkline.base_model.trunk import Trunk
 
 MIB = 1 << 20
+
+Observer = Callable[[str, str, bool], None]
+"""Told of an adapter, by digest and name, that came into memory (True) or left it (False); under a
+lock and in the order in which it happens, so it must not wait."""
 
 
 @dataclass(slots=True, eq=False)
@@ -120,6 +124,7 @@ class Bank:
         self._counters: dict[str, Counters] = {}
         self._lock = threading.RLock()
         self._loading: dict[str, threading.Event] = {}
+        self._observers: list[Observer] = []
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._residents
@@ -178,6 +183,7 @@ class Bank:
                 self._make_room(one.bytes)
                 self._residents[artifact.digest] = one
                 self._count(artifact.digest, loads=1)
+                self._tell(one, True)
             elif self._residents.get(artifact.digest) is not one:
                 return one
             pages = self._take_pages(one)
@@ -313,6 +319,19 @@ class Bank:
         """Places of rank :data:`PAGE_RANK` on the device."""
         return self._stack.pages
 
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of what is in memory, and of all that comes and leaves from now on."""
+        with self._lock:
+            for resident in self._residents.values():
+                observer(resident.artifact.digest, resident.name, True)
+            self._observers.append(observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        """Tell an observer nothing more."""
+        with self._lock:
+            if observer in self._observers:
+                self._observers.remove(observer)
+
     # --------------------------------------------------------------------------------- tiers
 
     def _known(self, digest: str) -> Resident:
@@ -363,6 +382,11 @@ class Bank:
         self._free.extend(resident.pages)
         resident.pages = ()
         del self._residents[digest]
+        self._tell(resident, False)
+
+    def _tell(self, resident: Resident, loaded: bool) -> None:
+        for observer in self._observers:
+            observer(resident.artifact.digest, resident.name, loaded)
 
     def check_pins(self, resident: Resident) -> None:
         """Raise :class:`BusyError` where pinned adapters leave this one no place."""

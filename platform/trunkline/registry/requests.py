@@ -15,6 +15,7 @@ from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import BASE, Ref, shown
 from trunkline.registry.chain import REQUESTS, append
 from trunkline.registry.database import Database
+from trunkline.registry.engine import storable
 from trunkline.registry.records import RequestLine, RequestRecord
 from trunkline.registry.tables import LoggedRequest
 
@@ -22,7 +23,6 @@ LONGEST_ASKED = 200
 """So many characters of what a client called its adapter are kept; every ref is shorter."""
 
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,80}", re.ASCII)
-_UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
 _LAST = 2**63 - 1
 
 
@@ -103,14 +103,14 @@ def _values(line: RequestLine) -> dict[str, object]:
         "prompt_tokens": line.prompt_tokens,
         "new_tokens": line.new_tokens,
         "status": line.status,
-        "seconds": line.seconds,
+        "seconds": float(line.seconds),
         "text": _storable(line.text),
         "output": _storable(line.output),
     }
 
 
 def _storable(text: str | None) -> str | None:
-    return None if text is None else _UNSTORABLE.sub("\ufffd", text)
+    return None if text is None else storable(text)
 
 
 def _checked_id(text: str, kind: str) -> str:

@@ -62,6 +62,7 @@ def serve(
     app = create_app(platform, settings)
     service: Service = app.state.service
     listening = _listen(settings.host, settings.port)
+    service.url = _url(listening)
     config = uvicorn.Config(
         app,
         http=protocol(settings.read_timeout, settings.write_timeout),
@@ -75,7 +76,7 @@ def serve(
         timeout_graceful_shutdown=_LAST_SECONDS,
     )
     try:
-        _Server(config, service, _url(listening), on_ready).run(sockets=[listening])
+        _Server(config, service, on_ready).run(sockets=[listening])
     finally:
         listening.close()
         if service.ready:
@@ -89,12 +90,10 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         service: Service,
-        url: str,
         on_ready: Callable[[str], None] | None,
     ) -> None:
         super().__init__(config)
         self._service = service
-        self._url = url
         self._on_ready = on_ready
         self._deadline: float | None = None
 
@@ -103,7 +102,7 @@ class _Server(uvicorn.Server):
         service = self._service
         if service.ready and self._on_ready is not None:
             on_ready, self._on_ready = self._on_ready, None
-            on_ready(self._url)
+            on_ready(service.url)
         if service.failure is not None:
             return True
         if self._deadline is not None:

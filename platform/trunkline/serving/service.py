@@ -22,6 +22,7 @@ from trunkline.errors import (
     UnavailableError,
 )
 from trunkline.serving.auth import Doorkeeper
+from trunkline.serving.deployment import Presence
 from trunkline.serving.metrics import Metrics
 from trunkline.serving.models import ServedBase
 from trunkline.serving.request_log import RequestLog
@@ -43,6 +44,7 @@ class Service:
     Attributes:
         ready: the base is loaded.
         failure: why it could not be loaded.
+        url: where it listens; empty where another program holds the socket.
         draining: nothing new is taken.
         calls: in flight, by id.
     """
@@ -56,10 +58,12 @@ class Service:
         )
         self.metrics = Metrics()
         self.failure: TrunklineError | None = None
+        self.url = ""
         self.draining = False
         self.calls: dict[str, Call] = {}
         self._engine: Engine | None = None
         self._base: ServedBase | None = None
+        self._presence: Presence | None = None
         self._log = RequestLog(self.registry.log_requests) if settings.log_requests else None
         self._asking = ThreadPoolExecutor(settings.workers, "registry")
         self._loading = ThreadPoolExecutor(settings.workers, "adapters")
@@ -73,10 +77,13 @@ class Service:
         threading.Thread(target=self._load, name="base", daemon=True).start()
 
     async def stop(self) -> None:
-        """Write what is left of the log, and end the threads; the engine is its owner's."""
+        """Write what is left of the log, tell that the server ends, and end the threads; the
+        engine is its owner's."""
         self.draining = True
         if self._log is not None:
             await asyncio.to_thread(self._log.stop)
+        if self._presence is not None:
+            await asyncio.to_thread(self._presence.stop)
         if self._engine is not None and self.metrics.observe in self._engine.observers:
             self._engine.observers.remove(self.metrics.observe)
         self._asking.shutdown(wait=False)
@@ -88,6 +95,10 @@ class Service:
             self._base = ServedBase(engine.base.info.name, engine.base.digest, int(time.time()))
             engine.observers.append(self.metrics.observe)
             self.metrics.watch(engine)
+            if not (self.registry.read_only or self.draining):
+                self._presence = Presence(self.registry, engine.base.info, self.url)
+                self._presence.watch(engine.bank)
+                self._presence.start()
             self._engine = engine
         except TrunklineError as error:
             self.failure = error

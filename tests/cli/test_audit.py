@@ -1,0 +1,163 @@
+"""trunkline audit: what was done, whether the record of it holds, and handing it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from sqlalchemy import text
+
+from cli_runner import invoke
+from trunkline.registry.records import RequestLine
+from trunkline.registry.store import Registry
+
+Audit = Callable[..., Result]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """Three events and two requests."""
+    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as opened:
+        for pid in (1, 2, 3):
+            opened.start_deployment("web-1", pid, "http://web-1:8000", None, "system:ada")
+        now = datetime.now(UTC)
+        opened.log_requests(
+            [
+                RequestLine(
+                    f"req-{n}", now, None, "/v1/classify", "a/b", None, None, 1, 0, 404, 0.1
+                )
+                for n in (1, 2)
+            ]
+        )
+        yield opened
+
+
+@pytest.fixture
+def audit(registry: Registry, tmp_path: Path) -> Audit:
+    return lambda *words: invoke("--workspace", str(tmp_path), "audit", *words)
+
+
+def damage(registry: Registry, statement: str) -> None:
+    with registry._engines.writing.begin() as connection:
+        connection.execute(text(statement))
+
+
+# ---------------------------------------------------------------------------------------- verify
+
+
+def test_sound_chains_are_told_with_their_rows(audit: Audit) -> None:
+    result = audit("verify")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [(one[0], one[1], one[3]) for one in lines[1:]] == [
+        ("events", "3", "sound"),
+        ("requests", "2", "sound"),
+    ]
+
+
+def test_without_a_kept_head_it_says_what_it_can_not_know(audit: Audit) -> None:
+    assert "No kept head was given for the events and the requests" in audit("verify").stderr
+
+
+def test_a_kept_head_is_held_against(audit: Audit, registry: Registry) -> None:
+    result = audit("verify", "--head", str(registry.heads()["events"]))
+    assert "sound, with the head that was kept" in result.stdout
+
+
+def test_a_changed_row_is_told_and_exits_with_one(audit: Audit, registry: Registry) -> None:
+    damage(registry, "UPDATE events SET actor = 'nobody' WHERE seq = 2")
+    result = audit("verify")
+    told = "events: row 2 is not what its hash says: changed, or put in"
+    assert (told in result.stdout, result.exit_code) == (True, 1)
+
+
+def test_a_cut_tail_is_told_against_a_kept_head(audit: Audit, registry: Registry) -> None:
+    head = str(registry.heads()["requests"])
+    damage(registry, "DELETE FROM requests")
+    damage(registry, f"UPDATE chain_heads SET seq = 0, hash = '{'0' * 64}' WHERE name = 'requests'")
+    assert [audit("verify").exit_code, audit("verify", "--requests-head", head).exit_code] == [0, 1]
+
+
+def test_findings_as_json(audit: Audit, registry: Registry) -> None:
+    damage(registry, "DELETE FROM events WHERE seq = 2")
+    events = json.loads(audit("verify", "--json").stdout)[0]
+    told = [{"seq": 3, "what": "row 2 is missing before row 3"}]
+    assert (events["sound"], events["breaks"]) == (False, told)
+
+
+@pytest.mark.parametrize("head", ["12", "x:" + "0" * 64, "1:" + "0" * 63, "-1:" + "0" * 64])
+def test_what_is_no_head_is_refused(audit: Audit, head: str) -> None:
+    result = audit("verify", f"--head={head}")
+    assert (result.exit_code, repr(head) in result.stderr) == (2, True)
+
+
+# ---------------------------------------------------------------------------------------- export
+
+
+def test_events_go_to_stdout_and_the_head_to_stderr(audit: Audit, registry: Registry) -> None:
+    result = audit("export")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    told = f"Head of the events: {registry.heads()['events']}\n"
+    assert ([row["seq"] for row in rows], result.stderr) == ([1, 2, 3], told)
+
+
+def test_requests_go_to_a_file(audit: Audit, tmp_path: Path) -> None:
+    audit("export", "--requests", str(tmp_path / "log.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["req-1", "req-2"]
+
+
+def test_an_export_can_go_on_from_the_last_one(audit: Audit) -> None:
+    lines = audit("export", "--after", "2").stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == [3]
+
+
+def test_a_file_that_is_there_is_not_written_over(audit: Audit, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_text("mine")
+    result = audit("export", str(there))
+    assert (result.exit_code, there.read_text()) == (2, "mine")
+
+
+def test_a_file_that_can_not_be_written_is_one_clear_error(audit: Audit, tmp_path: Path) -> None:
+    result = audit("export", str(tmp_path / "nowhere" / "file"))
+    assert (result.exit_code, "can't be written: No such file" in result.stderr) == (1, True)
+
+
+def test_a_failed_export_leaves_no_file(audit: Audit, registry: Registry, tmp_path: Path) -> None:
+    damage(registry, "UPDATE events SET detail = '{' WHERE seq = 3")
+    before = set(tmp_path.iterdir())
+    result = audit("export", str(tmp_path / "file"))
+    assert (result.exit_code, set(tmp_path.iterdir()) - before) == (1, set())
+
+
+# ------------------------------------------------------------------------------------------ list
+
+
+def test_events_are_listed_newest_first(audit: Audit) -> None:
+    lines = audit("list").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["3", "2", "1"]
+
+
+def test_a_line_tells_who_did_what_to_what(audit: Audit) -> None:
+    line = audit("list").stdout.splitlines()[1]
+    assert line.split()[3:6] == ["system:ada", "server.started", "server/3"]
+
+
+def test_the_next_page_can_be_pasted(audit: Audit) -> None:
+    stderr = audit("list", "--limit", "2", "--kind", "server.started").stderr
+    words = stderr.partition("trunkline audit ")[2].split()
+    lines = audit(*words).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["1"]
+
+
+def test_events_of_one_thing(audit: Audit) -> None:
+    found = json.loads(audit("list", "--subject", "server/2", "--json").stdout)
+    assert [one["detail"]["pid"] for one in found] == [2]
+
+
+def test_no_event_is_said(audit: Audit) -> None:
+    assert audit("list", "--kind", "nothing").stderr == "No such event.\n"

@@ -1,0 +1,383 @@
+"""Whoever lays hands on the events or the request log is found out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+from sqlalchemy import Connection, delete, insert, select, text, update
+
+from trunkline.errors import IntegrityError, UsageError
+from trunkline.registry.audit import CHAINS
+from trunkline.registry.chain import EVENTS, ROOT, Chain, Head, row_hash
+from trunkline.registry.database import add_event
+from trunkline.registry.records import ChainReport, RequestLine
+from trunkline.registry.store import Registry
+from trunkline.registry.tables import ChainHead
+
+ROWS = 8
+NOW = datetime(2026, 11, 21, 22, 10, 3, 123456, tzinfo=UTC)
+
+each_chain = pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
+examples = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+chains = some.sampled_from(list(CHAINS.values()))
+numbers = some.integers(1, ROWS)
+
+
+@pytest.fixture
+def filled(registry: Registry) -> Registry:
+    """Eight events and eight requests."""
+    for number in range(1, ROWS + 1):
+        with registry._write() as session:
+            add_event(session, "system:ada", "note", f"run/{number}", {"text": "né", "n": 0.5})
+    registry.log_requests([request(number) for number in range(1, ROWS + 1)])
+    return registry
+
+
+def request(number: int) -> RequestLine:
+    return RequestLine(
+        f"req-{number}", NOW, None if number % 2 else "4k2mw0qz", "/v1/classify", "a/b",
+        "a/b@1", "sha256:d", 3, 0, 200, number / 7, None, "bird",
+    )  # fmt: skip
+
+
+def checked(registry: Registry, chain: Chain, head: Head | None = None) -> ChainReport:
+    reports = registry.verify_chains({} if head is None else {chain.name: head})
+    return next(report for report in reports if report.chain == chain.name)
+
+
+@contextmanager
+def tampering(registry: Registry, chain: Chain) -> Iterator[Connection]:
+    """A connection behind the registry's back; what it does is undone at the end of the test."""
+    table = chain.table.__table__
+    heads = ChainHead.__table__
+    with registry._engines.writing.connect() as connection:
+        kept = {
+            one: [dict(row) for row in connection.execute(select(one)).mappings()]
+            for one in (table, heads)
+        }
+        connection.commit()
+        try:
+            yield connection
+        finally:
+            connection.rollback()
+            for one, rows in kept.items():
+                connection.execute(delete(one))
+                connection.execute(insert(one), rows)
+            connection.commit()
+
+
+def rows_of(connection: Connection, chain: Chain) -> list[dict[str, Any]]:
+    table = chain.table.__table__
+    return [dict(row) for row in connection.execute(select(table).order_by("seq")).mappings()]
+
+
+def other(value: Any) -> Any:
+    """A value of the same kind that is not the same."""
+    if isinstance(value, datetime):
+        return value + timedelta(microseconds=1)
+    if isinstance(value, dict):
+        return {**value, "more": 1}
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value + 1e-9
+    return f"{value or ''}x"
+
+
+def change(connection: Connection, chain: Chain, seq: int, /, **values: Any) -> None:
+    table = chain.table.__table__
+    connection.execute(update(table).where(table.c.seq == seq).values(**values))
+
+
+def move_up(connection: Connection, chain: Chain, seq: int) -> None:
+    """Make room for a row before ``seq``."""
+    for step in (f"seq = seq + 1000 WHERE seq >= {seq}", "seq = seq - 999 WHERE seq >= 1000"):
+        connection.execute(text(f"UPDATE {chain.name} SET {step}"))
+
+
+def rewrite(connection: Connection, chain: Chain, seq: int) -> None:
+    """Make every hash from ``seq`` on fit, and the recorded end, as an attacker would."""
+    previous = ROOT
+    for row in rows_of(connection, chain):
+        digest = row["hash"]
+        if row["seq"] >= seq:
+            digest = row_hash(previous, {name: row[name] for name in chain.fields})
+            change(connection, chain, row["seq"], previous_hash=previous, hash=digest)
+        previous = digest
+        connection.execute(
+            update(ChainHead)
+            .where(ChainHead.name == chain.name)
+            .values(seq=row["seq"], hash=digest)
+        )
+
+
+# ------------------------------------------------------------------------------ what is sound
+
+
+@each_chain
+def test_an_untouched_chain_is_sound(filled: Registry, chain: Chain) -> None:
+    report = checked(filled, chain)
+    assert (report.sound, report.rows, report.head) == (True, ROWS, filled.heads()[chain.name])
+
+
+def test_empty_chains_are_sound(registry: Registry) -> None:
+    assert [report.sound for report in registry.verify_chains()] == [True, True]
+
+
+def test_a_chain_of_several_pages_is_sound(
+    filled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trunkline.registry.audit.PAGE", 3)
+    assert checked(filled, EVENTS).rows == ROWS
+
+
+@each_chain
+def test_a_head_of_before_still_holds(filled: Registry, chain: Chain) -> None:
+    head = filled.heads()[chain.name]
+    filled.log_requests([request(99)])
+    filled.start_deployment("host", 1, "", None)
+    assert checked(filled, chain, head).sound
+
+
+def test_seconds_that_are_whole_numbers_are_sound(registry: Registry) -> None:
+    line = RequestLine("one", NOW, None, "/", "a/b", None, None, 0, 0, 200, 1)
+    registry.log_requests([line])
+    assert all(report.sound for report in registry.verify_chains())
+
+
+def test_progress_is_told(filled: Registry) -> None:
+    seen: list[tuple[str, int, int]] = []
+    filled.verify_chains(told=lambda *what: seen.append(what))
+    assert seen == [("events", ROWS, ROWS), ("requests", ROWS, ROWS)]
+
+
+# ---------------------------------------------------------------------------- what is found out
+
+
+@examples
+@given(chain=chains, seq=numbers, data=some.data())
+def test_a_change_of_any_value_is_found(
+    filled: Registry, chain: Chain, seq: int, data: some.DataObject
+) -> None:
+    column = data.draw(some.sampled_from([*chain.fields, "previous_hash", "hash"]))
+    with tampering(filled, chain) as connection:
+        row = rows_of(connection, chain)[seq - 1]
+        value = row["seq"] + 1000 if column == "seq" else other(row[column])
+        change(connection, chain, seq, **{column: value})
+        connection.commit()
+        assert not checked(filled, chain).sound
+
+
+@each_chain
+@pytest.mark.parametrize("seq", [1, 4, ROWS])
+def test_a_changed_row_whose_own_hash_fits_is_found(
+    filled: Registry, chain: Chain, seq: int
+) -> None:
+    with tampering(filled, chain) as connection:
+        row = rows_of(connection, chain)[seq - 1]
+        row["id" if chain is not EVENTS else "actor"] = "someone"
+        row["hash"] = row_hash(row["previous_hash"], {name: row[name] for name in chain.fields})
+        change(connection, chain, seq, **{name: row[name] for name in row if name != "seq"})
+        connection.commit()
+        assert not checked(filled, chain).sound
+
+
+@examples
+@given(chain=chains, seqs=some.sets(numbers, min_size=1))
+def test_removed_rows_are_found(filled: Registry, chain: Chain, seqs: set[int]) -> None:
+    table = chain.table.__table__
+    with tampering(filled, chain) as connection:
+        connection.execute(delete(table).where(table.c.seq.in_(seqs)))
+        connection.commit()
+        assert not checked(filled, chain).sound
+
+
+@examples
+@given(chain=chains, seq=numbers, forged=some.booleans())
+def test_an_inserted_row_is_found(filled: Registry, chain: Chain, seq: int, forged: bool) -> None:
+    """Also one whose own hash was made to follow the row before it."""
+    with tampering(filled, chain) as connection:
+        row = rows_of(connection, chain)[seq - 1]
+        move_up(connection, chain, seq)
+        name = "id" if "id" in row else "subject"
+        row[name] = "put-in"
+        if forged:
+            told = {column: row[column] for column in chain.fields}
+            row["hash"] = row_hash(row["previous_hash"], told)
+        connection.execute(insert(chain.table.__table__), [row])
+        connection.commit()
+        assert not checked(filled, chain).sound
+
+
+@examples
+@given(chain=chains, one=numbers, two=numbers)
+def test_rows_that_changed_places_are_found(
+    filled: Registry, chain: Chain, one: int, two: int
+) -> None:
+    if one == two:
+        return
+    with tampering(filled, chain) as connection:
+        for seq, to in ((one, 5000), (two, one), (5000, two)):
+            change(connection, chain, seq, seq=to)
+        connection.commit()
+        assert not checked(filled, chain).sound
+
+
+@examples
+@given(chain=chains, seq=numbers)
+def test_a_cut_tail_is_found_only_with_a_head(filled: Registry, chain: Chain, seq: int) -> None:
+    table = chain.table.__table__
+    head = filled.heads()[chain.name]
+    with tampering(filled, chain) as connection:
+        connection.execute(delete(table).where(table.c.seq >= seq))
+        last = rows_of(connection, chain)[-1:] or [{"seq": 0, "hash": ROOT}]
+        end = {name: last[0][name] for name in ("seq", "hash")}
+        connection.execute(update(ChainHead).where(ChainHead.name == chain.name).values(**end))
+        connection.commit()
+        assert (checked(filled, chain).sound, checked(filled, chain, head).sound) == (True, False)
+
+
+@examples
+@given(chain=chains, seq=numbers)
+def test_a_rewritten_chain_is_found_only_with_a_head(
+    filled: Registry, chain: Chain, seq: int
+) -> None:
+    head = filled.heads()[chain.name]
+    with tampering(filled, chain) as connection:
+        change(connection, chain, seq, **{"id" if chain is not EVENTS else "actor": "someone"})
+        rewrite(connection, chain, seq)
+        connection.commit()
+        assert (checked(filled, chain).sound, checked(filled, chain, head).sound) == (True, False)
+
+
+@each_chain
+def test_a_head_vouches_for_nothing_after_it(filled: Registry, chain: Chain) -> None:
+    with tampering(filled, chain) as connection:
+        row = rows_of(connection, chain)[3]
+        change(connection, chain, 6, **{"id" if chain is not EVENTS else "actor": "someone"})
+        rewrite(connection, chain, 6)
+        connection.commit()
+        assert checked(filled, chain, Head(row["seq"], row["hash"])).sound
+
+
+@each_chain
+def test_a_chain_without_a_recorded_end_is_found(filled: Registry, chain: Chain) -> None:
+    with tampering(filled, chain) as connection:
+        connection.execute(delete(ChainHead).where(ChainHead.name == chain.name))
+        connection.commit()
+        assert not checked(filled, chain).sound
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE events SET at = 'yesterday' WHERE seq = 3",
+        "UPDATE events SET detail = '{' WHERE seq = 3",
+        "UPDATE events SET actor = x'ff00' WHERE seq = 3",
+        "UPDATE events SET subject = CAST(x'ff' AS TEXT) WHERE seq = 3",
+        "UPDATE events SET hash = x'ff00' WHERE seq = 3",
+    ],
+)
+def test_values_that_can_not_be_read_are_told_not_raised(tmp_path: Path, damage: str) -> None:
+    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
+        for number in range(5):
+            registry.start_deployment("host", number, "", None)
+        with registry._engines.writing.begin() as connection:
+            connection.execute(text(damage))
+        assert checked(registry, EVENTS).breaks[0].seq == 3
+
+
+# -------------------------------------------------------------------------------- what is said
+
+
+def test_missing_rows_are_named(filled: Registry) -> None:
+    with tampering(filled, EVENTS) as connection:
+        connection.execute(text("DELETE FROM events WHERE seq IN (3, 4)"))
+        connection.commit()
+        told = [one.what for one in checked(filled, EVENTS).breaks]
+    assert told == ["rows 3 to 4 are missing before row 5"]
+
+
+def test_a_tail_cut_off_carelessly_is_named(filled: Registry) -> None:
+    with tampering(filled, EVENTS) as connection:
+        connection.execute(text("DELETE FROM events WHERE seq > 6"))
+        connection.commit()
+        told = [one.what for one in checked(filled, EVENTS).breaks]
+    assert told == ["the chain's end is recorded at row 8, and its last row is 6: cut off"]
+
+
+def test_all_breaks_are_counted_and_the_first_are_told(
+    filled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trunkline.registry.audit.SHOWN", 2)
+    with tampering(filled, EVENTS) as connection:
+        connection.execute(text("UPDATE events SET actor = 'nobody'"))
+        connection.commit()
+        report = checked(filled, EVENTS)
+    assert (report.broken, len(report.breaks)) == (ROWS, 2)
+
+
+def test_a_head_of_no_chain_is_refused(registry: Registry) -> None:
+    with pytest.raises(UsageError, match="'runs'"):
+        registry.verify_chains({"runs": Head(0, ROOT)})
+
+
+# ---------------------------------------------------------------------------- what is handed out
+
+
+@each_chain
+def test_every_row_is_handed_out_in_order(filled: Registry, chain: Chain) -> None:
+    rows = list(filled.export_events(chain.name))
+    assert [row["seq"] for row in rows] == list(range(1, ROWS + 1))
+
+
+def test_rows_after_a_number_are_handed_out(filled: Registry) -> None:
+    assert [row["seq"] for row in filled.export_events("requests", after=6)] == [7, 8]
+
+
+def test_a_row_that_can_not_be_read_is_not_handed_out(tmp_path: Path) -> None:
+    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
+        registry.start_deployment("host", 1, "", None)
+        with registry._engines.writing.begin() as connection:
+            connection.execute(text("UPDATE events SET detail = '{'"))
+        with pytest.raises(IntegrityError, match="Row 1"):
+            list(registry.export_events())
+
+
+@each_chain
+def test_an_outsider_can_check_an_export(filled: Registry, chain: Chain, tmp_path: Path) -> None:
+    """The guide's program is run as it stands."""
+    guide = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    program = re.findall(r"```python\n(.*?)```", guide, re.S)[0]
+    export = tmp_path / "export.jsonl"
+    rows = [json.dumps(row, ensure_ascii=False) for row in filled.export_events(chain.name)]
+    export.write_text("\n".join(rows))
+    told: list[str] = []
+    exec(program, {"open": open, "FILE": str(export), "print": told.append})
+    assert told == [str(filled.heads()[chain.name])]
+
+
+# ------------------------------------------------------------------------------- pages of events
+
+
+def test_pages_follow_one_another(filled: Registry) -> None:
+    first = filled.events_page(limit=3)
+    second = filled.events_page(before=first[-1].seq, limit=3)
+    assert [one.seq for one in [*first, *second]] == [8, 7, 6, 5, 4, 3]
+
+
+def test_events_are_found_by_subject_and_kind(filled: Registry) -> None:
+    filled.start_deployment("host", 1, "", None)
+    found = [filled.events_page("run/3"), filled.events_page(kind="server.started")]
+    assert [[one.seq for one in page] for page in found] == [[3], [9]]
