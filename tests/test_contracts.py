@@ -138,6 +138,22 @@ def test_gate_refuses_a_bound_that_is_no_finite_number(value: Any) -> None:
         Gate(metric="accuracy", at_least=value)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"champion_margin": -0.01},
+        {"champion_margin": math.nan},
+        {"slices_at_least": "0.5"},
+        {"two_persons": 1},
+        {"beats_champion": "yes"},
+    ],
+    ids=str,
+)
+def test_gate_refuses_what_could_not_be_asked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Gate(metric="accuracy", **wrong)
+
+
 @pytest.mark.parametrize("count", [0, -3, MOST_NEW_TOKENS + 1, 2.5, True, "8"])
 def test_recipe_refuses_an_answer_length_that_could_not_be_served(count: Any) -> None:
     with pytest.raises(UsageError, match="max_new_tokens"):

@@ -349,18 +349,42 @@ class Gate:
         metric: the figure that decides; also chooses the best checkpoint.
         beats_floor: the interval of the paired difference to the best floor lies above zero.
         at_least: the lowest score that passes (highest, where lower is better).
+        beats_champion: the interval of the paired difference to the present champion, on the same
+            test rows, lies above zero.
+        champion_margin: no worse than the champion by more than this: that interval lies above
+            minus the margin, in the metric's unit.
+        slices_at_least: no slice scores less than this (more, where lower is better).
+        two_persons: who promotes is known by a key, and did not start the run or import the
+            version.
     """
 
     metric: str
     beats_floor: bool = True
     at_least: float | None = None
+    beats_champion: bool = False
+    champion_margin: float | None = None
+    slices_at_least: float | None = None
+    two_persons: bool = False
 
     def __post_init__(self) -> None:
-        if self.at_least is not None and not _is_number(self.at_least):
+        for name in ("at_least", "champion_margin", "slices_at_least"):
+            bound = getattr(self, name)
+            if bound is not None and not _is_number(bound):
+                raise UsageError(
+                    f"The gate's {name} is {bound!r}, not a finite number.",
+                    "Give a number in the metric's unit, or None for no such condition.",
+                )
+        if self.champion_margin is not None and self.champion_margin < 0:
             raise UsageError(
-                f"The gate's at_least is {self.at_least!r}, not a finite number.",
-                "Give the score that passes, or None for no such condition.",
+                f"The gate's champion_margin is {self.champion_margin!r}, which is below zero.",
+                "Give how much worse than the champion a version may be, for example 0.01.",
             )
+        for name in ("beats_floor", "beats_champion", "two_persons"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(
+                    f"The gate's {name} is {getattr(self, name)!r}, not true or false.",
+                    "Write True or False.",
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,26 +1,46 @@
-"""Letting a version go live: the gate is asked, the alias moves, the history keeps why.
+"""Letting a version go live, and taking that back: the gate is asked, the alias moves, the history
+keeps why.
 
-Owns: the order of these, and what a forced promotion needs. Must not know: how anything is judged,
-terminals, HTTP.
+Owns: the order of these, who counts as a second person, and what a forced promotion needs. Must
+not know: how anything is judged, terminals, HTTP.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.store import AdapterStore
-from trunkline.contracts import Gate
-from trunkline.errors import RefusedError, UsageError
-from trunkline.evaluation.gates import GateCheck, check_gate
+from trunkline.configuration import GateSettings
+from trunkline.contracts import Gate, MetricSpec
+from trunkline.errors import DataError, NotFoundError, PluginError, RefusedError, UsageError
+from trunkline.evaluation.gates import (
+    GateCheck,
+    asks_champion,
+    check_champion,
+    check_gate,
+    no_champion,
+    tightened,
+)
 from trunkline.evaluation.judgement import Judgement
-from trunkline.refs import Ref
-from trunkline.registry.records import VersionRecord
+from trunkline.evaluation.paired import Comparison, compare
+from trunkline.refs import Ref, check_alias
+from trunkline.registry.actors import Actor
+from trunkline.registry.alias_moves import reserved_for_base
+from trunkline.registry.database import system_actor
+from trunkline.registry.lookup import CHAMPION
+from trunkline.registry.records import AliasMoveRecord, EvaluationRecord, VersionRecord
 from trunkline.registry.store import Registry
+
+MetricNamed = Callable[[str], MetricSpec]
+
+TWO_PERSONS = "two persons"
 
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """An alias that moved."""
+    """An alias that moved; ``head`` is where the events' chain then ended, ``SEQ:DIGEST``."""
 
     version: VersionRecord
     alias: str
@@ -28,15 +48,31 @@ class Promotion:
     new: int
     checks: tuple[GateCheck, ...]
     forced: bool
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class AliasChange:
+    """An alias that was rolled back or dropped; ``head`` as of :class:`Promotion`."""
+
+    move: AliasMoveRecord
+    head: str
+
+
+class GateRefusedError(RefusedError):
+    """The gate says no; ``checks`` are all of its conditions."""
+
+    def __init__(self, message: str, hint: str | None, checks: Sequence[GateCheck]) -> None:
+        super().__init__(message, hint)
+        self.checks = tuple(checks)
 
 
 def judgement_of(registry: Registry, version: VersionRecord) -> tuple[Judgement, Gate] | None:
     """The newest judgement of a version on its test rows, with the gate it was made under."""
-    for record in registry.evaluations(version=version.ref):
-        if record.split == "test":
-            results = dict(record.results)
-            gate = Gate(**results.pop("gate"))
-            return Judgement.from_json(results), gate
+    for record in _judged_on_test(registry, version.ref):
+        results = dict(record.results)
+        gate = Gate(**results.pop("gate"))
+        return Judgement.from_json(results), gate
     return None
 
 
@@ -45,50 +81,251 @@ def promote(
     ref: Ref,
     alias: str,
     *,
+    metric: MetricNamed,
+    demanded: GateSettings,
     force: bool = False,
     reason: str = "",
     actor: str | None = None,
 ) -> Promotion:
-    """Move an alias to a version, if the gate of its recipe allows it.
+    """Move an alias to a version, if its recipe's gate and the workspace's demands allow it.
 
     Args:
         store: of the workspace.
         ref: without a selector, the newest version is meant.
         alias: to move.
+        metric: finds a metric by its name, for the comparison with the champion.
+        demanded: by the workspace, on top of the recipe's gate.
         force: move it though the gate says no; ``reason`` is then needed, and kept.
-        actor: who does it; by default the system's user.
+        actor: who does it, see :mod:`trunkline.registry.actors`; by default the system's user.
 
     Raises:
-        RefusedError: the gate says no, and ``force`` was not given.
+        GateRefusedError: the gate says no, and ``force`` was not given.
+        RefusedError: the alias moved while this was being decided.
+        UsageError: the alias is reserved, or a forced promotion has no reason.
         IntegrityError: the artifact is damaged or missing; no force helps.
     """
     registry = store.registry
+    _check_free(alias)
+    if force and not reason.strip():
+        raise UsageError("A forced promotion needs a reason.", 'Add --reason "…".')
     if ref.selector is None:
         ref = ref.at(registry.adapter(ref.domain, ref.name).newest)
     version = registry.resolve(ref)[0]
-    store.fetch(version)
-    judged = judgement_of(registry, version)
-    if judged is None:
-        checks: tuple[GateCheck, ...] = (
-            GateCheck("has been judged", False, "no evaluation on its test rows"),
-        )
-    else:
-        checks = check_gate(judged[1], judged[0])
+    standing = _newest_move(registry, version, alias)
+    artifact = store.fetch(version)
+    checks = _asked(registry, version, artifact, metric, demanded, actor or system_actor())
     failed = [check for check in checks if not check.passed]
     if failed and not force:
-        raise RefusedError(
+        raise GateRefusedError(
             f"The gate refuses {version.ref}: "
             + "; ".join(f"{check.name}: no ({check.figures})" for check in failed)
             + ".",
-            f"Train a better one, or `trunkline adapters promote {version.ref} --force "
-            '--reason "…"`.',
+            _advice(version.ref, failed),
+            checks,
         )
-    if force and not reason.strip():
-        raise UsageError("A forced promotion needs a reason.", 'Add --reason "…".')
-    detail = {
-        "gate": [asdict(check) for check in checks],
-        "forced": bool(failed),
-        "reason": reason or None,
-    }
-    old, new = registry.set_alias(version.ref, alias, actor=actor, detail=detail)
-    return Promotion(version, alias, old, new, checks, bool(failed))
+    registry.move_alias(
+        version.ref,
+        alias,
+        expected=None if standing is None else standing.id,
+        actor=actor,
+        forced=bool(failed),
+        reason=reason.strip() or None,
+        gate=[asdict(check) for check in checks],
+    )
+    old = None if standing is None else standing.new
+    return Promotion(version, alias, old, version.number, checks, bool(failed), _head(registry))
+
+
+def rollback(
+    store: AdapterStore,
+    ref: Ref,
+    alias: str = CHAMPION,
+    *,
+    reason: str = "",
+    actor: str | None = None,
+) -> AliasChange:
+    """Let an alias go back to its previous version, one step further each time; no gate is asked.
+
+    Args:
+        store: of the workspace.
+        ref: of the adapter, without a selector.
+        actor: as of :func:`promote`.
+
+    Raises:
+        NotFoundError: there is no such adapter, or it never had the alias.
+        RefusedError: nothing came before that is still there, or another move came first.
+        IntegrityError: the previous version's artifact is damaged or missing.
+    """
+    registry = store.registry
+    _check_bare(ref)
+    standing, earlier = registry.previous_version(ref.domain, ref.name, alias)
+    store.fetch(earlier)
+    move = registry.rollback_alias(
+        ref, alias, expected=standing.id, actor=actor, reason=reason.strip() or None
+    )
+    return AliasChange(move, _head(registry))
+
+
+def unalias(
+    registry: Registry, ref: Ref, alias: str, *, reason: str = "", actor: str | None = None
+) -> AliasChange:
+    """Take an alias away.
+
+    Without a champion the newest version answers, which no gate was asked about. So dropping that
+    alias needs a reason, and counts as forced.
+
+    Raises:
+        UsageError: the champion is to be dropped without a reason.
+        NotFoundError: the adapter has no such alias.
+    """
+    _check_bare(ref)
+    forced = alias == CHAMPION and CHAMPION in registry.adapter(ref.domain, ref.name).aliases
+    if forced and not reason.strip():
+        raise UsageError(
+            f"Without a champion the newest version of {ref} answers, and no gate was asked about "
+            "that; dropping it needs a reason.",
+            f'Add --reason "…", or go back a version with `trunkline adapters rollback {ref}`.',
+        )
+    move = registry.drop_alias(
+        ref, alias, actor=actor, forced=forced, reason=reason.strip() or None
+    )
+    return AliasChange(move, _head(registry))
+
+
+# ------------------------------------------------------------------------------------- the gate
+
+
+def _asked(
+    registry: Registry,
+    version: VersionRecord,
+    artifact: Artifact,
+    metric: MetricNamed,
+    demanded: GateSettings,
+    actor: str,
+) -> tuple[GateCheck, ...]:
+    """Every condition with its figures."""
+    judged = judgement_of(registry, version)
+    if judged is None:
+        checks: list[GateCheck] = [
+            GateCheck("has been judged", False, "no evaluation on its test rows")
+        ]
+        two_persons = demanded.two_persons
+    else:
+        judgement, recipes = judged
+        better = judgement.higher_is_better
+        gate = tightened(recipes, demanded, higher_is_better=better)
+        checks = list(check_gate(gate, judgement))
+        if asks_champion(gate):
+            labels = tuple(artifact.manifest.task.get("labels", ()))
+            checks += _beside_champion(registry, version, gate, judgement, labels, metric)
+        two_persons = gate.two_persons
+    if two_persons:
+        checks.append(check_persons(Actor.parse(actor), registry.makers(version)))
+    return tuple(checks)
+
+
+def check_persons(promoter: Actor, makers: Sequence[str]) -> GateCheck:
+    """Whether somebody who is known promotes what somebody else made."""
+    made = ", ".join(makers) or "nobody who is recorded"
+    figures = f"promoted by {promoter.text}; trained or imported by {made}"
+    if not promoter.authenticated:
+        return GateCheck(TWO_PERSONS, False, f"{figures}; the former is not authenticated")
+    if any(promoter.is_same_person(Actor.parse(maker)) for maker in makers):
+        return GateCheck(TWO_PERSONS, False, f"{figures}; that is one person")
+    return GateCheck(TWO_PERSONS, bool(makers), figures)
+
+
+def _advice(ref: Ref, failed: Sequence[GateCheck]) -> str:
+    if all(check.name == TWO_PERSONS for check in failed):
+        return (
+            "Somebody else may, with an administrator's key of their own: "
+            f"TRUNKLINE_API_KEY=… trunkline adapters promote {ref} --url URL."
+        )
+    return f'Train a better one, or `trunkline adapters promote {ref} --force --reason "…"`.'
+
+
+def _beside_champion(
+    registry: Registry,
+    version: VersionRecord,
+    gate: Gate,
+    judgement: Judgement,
+    labels: tuple[str, ...],
+    metric: MetricNamed,
+) -> tuple[GateCheck, ...]:
+    move = _newest_move(registry, version, CHAMPION)
+    if move is None or move.new is None:
+        return no_champion(gate, "there is no champion")
+    if move.new == version.number:
+        return no_champion(gate, f"{version.ref} is the champion")
+    champion = version.ref.at(move.new)
+    try:
+        found: Comparison | str = _compared(
+            registry, version.ref, champion, lambda: metric(gate.metric), labels
+        )
+    except (DataError, NotFoundError, PluginError) as error:
+        found = error.message
+    return check_champion(gate, judgement, str(champion), found)
+
+
+def _compared(
+    registry: Registry,
+    ref: Ref,
+    champion: Ref,
+    metric: Callable[[], MetricSpec],
+    labels: tuple[str, ...],
+) -> Comparison:
+    """Both on the same test rows.
+
+    Raises:
+        DataError: they were not judged on the same rows.
+        NotFoundError, PluginError: the metric is not there, or fails.
+    """
+    ours = next(_judged_on_test(registry, ref))
+    judged = list(_judged_on_test(registry, champion))
+    if not judged:
+        raise DataError("it was never judged on test rows")
+    theirs = next((one for one in judged if _rows_of(one) == _rows_of(ours)), None)
+    if theirs is None:
+        raise DataError(
+            f"the rows differ: it was judged on the split {judged[0].split_fingerprint[:12]}, "
+            f"not on {ours.split_fingerprint[:12]}"
+        )
+    return compare(metric(), registry.predictions(ours.id), registry.predictions(theirs.id), labels)
+
+
+def _rows_of(evaluation: EvaluationRecord) -> tuple[str, str, str]:
+    return evaluation.dataset, evaluation.dataset_fingerprint, evaluation.split_fingerprint
+
+
+def _judged_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:
+    """Evaluations of a version on its test rows, newest first."""
+    return (one for one in registry.evaluations(version=ref) if one.split == "test")
+
+
+# ---------------------------------------------------------------------------------- the aliases
+
+
+def _check_free(alias: str) -> None:
+    """Refuse what is no alias, or the name of a base that may not even be recorded here."""
+    from trunkline.base_model.sources import known_bases
+
+    check_alias(alias)
+    if alias in {base.name for base in known_bases()}:
+        raise reserved_for_base(alias)
+
+
+def _check_bare(ref: Ref) -> None:
+    if ref.selector is not None:
+        raise UsageError(
+            f"'{ref}' names a version, but an alias belongs to the adapter.",
+            f"Write {ref.adapter}.",
+        )
+
+
+def _newest_move(registry: Registry, version: VersionRecord, alias: str) -> AliasMoveRecord | None:
+    moves = registry.alias_moves(version.domain, version.name, alias, limit=1)
+    return moves[0] if moves else None
+
+
+def _head(registry: Registry) -> str:
+    return str(registry.heads()["events"])

@@ -1,12 +1,28 @@
-"""``trunkline adapters promote``: letting a version go live, and taking that back."""
+"""``trunkline adapters promote``, ``rollback`` and ``unalias``: what is live, and undoing that."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trunkline.cli.command import Command
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, note, plain, print_json
+
+if TYPE_CHECKING:
+    from trunkline.promotion import AliasChange
+
+url_option = click.option(
+    "--url",
+    metavar="URL",
+    help="Ask a running server, as the owner of the key in TRUNKLINE_API_KEY.",
+)
+reason_option = click.option(
+    "--reason", default="", metavar="TEXT", help="Why; kept in the alias's history."
+)
 
 
 @click.command(
@@ -16,8 +32,10 @@ from trunkline.cli.output import json_option, note, plain, print_json
     $ trunkline adapters promote medical/icd10-chapter
     yes  beats the floor  (accuracy minus that of tfidf: +0.061 [+0.012, +0.103])
     medical/icd10-chapter  champion: none → 2
+    Head of the events: 41:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 
     $ trunkline adapters promote finance/naics-sector@1
+    NO   beats the floor  (accuracy minus that of tfidf: +0.095 [+0.000, +0.188])
     Error: The gate refuses finance/naics-sector@1: beats the floor: no (accuracy minus that of
     tfidf: +0.095 [+0.000, +0.188]).
     Hint: Train a better one, or `trunkline adapters promote finance/naics-sector@1 --force --reason
@@ -27,23 +45,130 @@ from trunkline.cli.output import json_option, note, plain, print_json
 @click.argument("ref")
 @click.option("--alias", default="champion", show_default=True, help="The alias to move.")
 @click.option("--force", is_flag=True, help="Move it though the gate says no; needs --reason.")
-@click.option("--reason", default="", metavar="TEXT", help="Why; kept in the registry's events.")
+@reason_option
+@url_option
 @json_option
 @with_globals
-def promote(said: Globals, ref: str, alias: str, force: bool, reason: str, as_json: bool) -> None:
-    """Move an alias to a version, if the gate of its recipe allows it.
+def promote(
+    said: Globals, ref: str, alias: str, force: bool, reason: str, url: str | None, as_json: bool
+) -> None:
+    """Move an alias to a version, if the gates of its recipe and of the workspace allow it.
 
-    Without @ the newest version is meant.
+    Without @ the newest version is meant. Each condition is printed with its figures; one that
+    says no ends the command with exit code 1. Here you are the system's user, whom nobody checked;
+    a gate that wants two persons is met only with --url.
     """
-    moved = said.platform.promote(ref, alias, force=force, reason=reason)
+    from trunkline.promotion import GateRefusedError
+
+    asked = {"ref": ref, "alias": alias, "force": force, "reason": reason}
+    try:
+        told = _promoted_here(said, asked) if url is None else _there(url, "promote", asked)
+    except GateRefusedError as refused:
+        if as_json:
+            print_json({"promoted": False, "checks": refused.checks})
+        else:
+            _print_checks([asdict(check) for check in refused.checks])
+        raise
     if as_json:
-        print_json({"adapter": str(moved.version.ref), **plain(moved)})
+        print_json({"promoted": True, **told})
         return
-    for check in moved.checks:
-        click.echo(f"{'yes' if check.passed else 'NO '}  {check.name}  ({check.figures})")
-    if moved.forced:
+    _print_checks(told["checks"])
+    if told["forced"]:
         note(f"The gate says no; forced, because: {reason}")
-    step = f"{moved.old or 'none'} → {moved.new}"
-    if moved.old == moved.new:
-        step = f"{moved.new} already"
-    click.echo(f"{moved.version.ref.adapter}  {moved.alias}: {step}")
+    _print_step(told)
+
+
+@click.command(
+    "rollback",
+    cls=Command,
+    example="""
+    $ trunkline adapters rollback medical/icd10-chapter --reason "wrong codes since noon"
+    medical/icd10-chapter  champion: 3 → 2
+    Head of the events: 44:d2a84f4b8b650937ec8f73cd8be2c74add5a911ba64df27458ed8229da804a26
+    """,
+)
+@click.argument("name")
+@click.option("--alias", default="champion", show_default=True, help="The alias to move.")
+@reason_option
+@url_option
+@json_option
+@with_globals
+def rollback(
+    said: Globals, name: str, alias: str, reason: str, url: str | None, as_json: bool
+) -> None:
+    """Let an alias go back to its previous version; no gate is asked.
+
+    Each rollback goes one step further back. Versions that were removed are passed over.
+    """
+    if url is None:
+        told = _changed(said.platform.rollback(name, alias, reason=reason))
+    else:
+        told = _there(url, "rollback", {"ref": name, "alias": alias, "reason": reason})
+    if as_json:
+        print_json(told)
+    else:
+        _print_step(told)
+
+
+@click.command(
+    "unalias",
+    cls=Command,
+    example="""
+    $ trunkline adapters unalias medical/icd10-chapter canary
+    medical/icd10-chapter  canary: 3 → none
+    Head of the events: 45:aa5f3b1c0f6d3d4c8f1d1c4f4a0f6b6c5de6f2b7f7b9a1f0c3a5d8e2b4c6d8e0
+    """,
+)
+@click.argument("name")
+@click.argument("alias")
+@reason_option
+@json_option
+@with_globals
+def unalias(said: Globals, name: str, alias: str, reason: str, as_json: bool) -> None:
+    """Take an alias away; `adapters rollback` brings it back.
+
+    Without a champion the newest version answers, so dropping that one needs --reason.
+    """
+    told = _changed(said.platform.unalias(name, alias, reason=reason))
+    if as_json:
+        print_json(told)
+    else:
+        _print_step(told)
+
+
+def _promoted_here(said: Globals, asked: Mapping[str, Any]) -> dict[str, Any]:
+    moved = said.platform.promote(
+        asked["ref"], asked["alias"], force=asked["force"], reason=asked["reason"]
+    )
+    told: dict[str, Any] = plain(moved)
+    return {"ref": str(moved.version.ref), "adapter": moved.version.ref.adapter, **told}
+
+
+def _changed(change: AliasChange) -> dict[str, Any]:
+    return {**plain(change.move), "head": change.head}
+
+
+def _there(url: str, verb: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a running server answers to an administrator."""
+    from trunkline.cli.remote import Remote, not_understood
+
+    with Remote(url) as remote:
+        told = remote.post(f"/admin/{verb}", asked)
+    wanted = {"adapter", "alias", "old", "new", "head"} | (
+        {"checks", "forced"} if verb == "promote" else set()
+    )
+    if not wanted <= told.keys():
+        raise not_understood(url)
+    return told
+
+
+def _print_checks(checks: Sequence[Mapping[str, Any]]) -> None:
+    for check in checks:
+        click.echo(f"{'yes' if check['passed'] else 'NO '}  {check['name']}  ({check['figures']})")
+
+
+def _print_step(told: Mapping[str, Any]) -> None:
+    old, new = told["old"] or "none", told["new"] or "none"
+    step = f"{new} already" if old == new else f"{old} → {new}"
+    click.echo(f"{told['adapter']}  {told['alias']}: {step}")
+    note(f"Head of the events: {told['head']}")

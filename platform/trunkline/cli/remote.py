@@ -34,6 +34,8 @@ from trunkline.errors import (
     UnavailableError,
     UsageError,
 )
+from trunkline.evaluation.gates import GateCheck
+from trunkline.promotion import GateRefusedError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "TRUNKLINE_API_KEY"
@@ -176,6 +178,8 @@ class Remote:
         if hint:
             message = message.removesuffix(f" {hint}")
         hint = _HINTS.get(status) or hint
+        if (checks := told.get("checks")) is not None:
+            return GateRefusedError(message, hint, [GateCheck(**check) for check in checks])
         kind = _CODES.get(told.get("code") or "") or _KINDS.get(status)
         if kind is None and response is not None and status in (429, 503):
             busy = BusyError if status == 429 else UnavailableError

@@ -6,16 +6,21 @@ key, where keys are needed at all.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
+from trunkline.errors import BaseMismatchError
+from trunkline.promotion import GateRefusedError
 from trunkline.refs import Ref
+from trunkline.registry.actors import key_actor
 from trunkline.serving.auth import check_admin
 from trunkline.serving.call import Call
-from trunkline.serving.errors import unknown_model
+from trunkline.serving.errors import told, unknown_model
 from trunkline.serving.models import Model, find_model
 from trunkline.serving.schemas import ModelName
 from trunkline.serving.service import Service
@@ -26,6 +31,9 @@ async def _only_admins(request: Request) -> None:
 
 
 router = APIRouter(prefix="/admin", dependencies=[Depends(_only_admins)])
+
+
+_LONGEST, _LONGEST_REASON = 256, 10_000
 
 
 class RefBody(BaseModel):
@@ -43,9 +51,16 @@ class PinBody(RefBody):
 class PromoteBody(RefBody):
     """Where an alias is to move; see :meth:`~trunkline.api.Platform.promote`."""
 
-    alias: str = "champion"
+    alias: str = Field("champion", max_length=_LONGEST)
     force: bool = False
-    reason: str = ""
+    reason: str = Field("", max_length=_LONGEST_REASON)
+
+
+class RollbackBody(RefBody):
+    """Which alias is to go back; see :meth:`~trunkline.api.Platform.rollback`."""
+
+    alias: str = Field("champion", max_length=_LONGEST)
+    reason: str = Field("", max_length=_LONGEST_REASON)
 
 
 @router.get("/state")
@@ -93,11 +108,26 @@ async def pin(body: PinBody, request: Request) -> dict[str, Any]:
     return {"ref": model.root, "digest": model.digest, "pinned": body.pinned}
 
 
-@router.post("/promote")
-async def promote(body: PromoteBody, request: Request) -> dict[str, Any]:
-    """Move an alias, if the recipe's gate allows it; the next request sees it."""
+@router.post("/promote", response_model=None)
+async def promote(body: PromoteBody, request: Request) -> dict[str, Any] | JSONResponse:
+    """Move an alias, if the gate allows it; the next request sees it.
+
+    The key's owner is who promotes. A refusal carries ``checks`` beside the error's other fields.
+    """
     service = _service(request)
-    return await service.load(_promote, service, request.state.call, body)
+    try:
+        return await service.load(_promote, service, request.state.call, body)
+    except GateRefusedError as refused:
+        error = told(refused)["error"]
+        error["checks"] = [asdict(check) for check in refused.checks]
+        return JSONResponse({"error": error}, refused.http_status)
+
+
+@router.post("/rollback")
+async def rollback(body: RollbackBody, request: Request) -> dict[str, Any]:
+    """Let an alias go back to its previous version, without a gate; the next request sees it."""
+    service = _service(request)
+    return await service.load(_rollback, service, request.state.call, body)
 
 
 def _service(request: Request) -> Service:
@@ -128,20 +158,30 @@ def _load(service: Service, call: Call, ref: str) -> dict[str, Any]:
 def _promote(service: Service, call: Call, body: PromoteBody) -> dict[str, Any]:
     _find(service, call, body.ref)
     done = service.platform.promote(
-        body.ref,
-        body.alias,
-        force=body.force,
-        reason=body.reason,
-        actor=None if call.key is None else f"key/{call.key.id} {call.key.owner}",
+        body.ref, body.alias, force=body.force, reason=body.reason, actor=_actor(call)
     )
     return {
         "ref": str(done.version.ref),
+        "adapter": done.version.ref.adapter,
         "alias": done.alias,
         "old": done.old,
         "new": done.new,
         "forced": done.forced,
         "checks": [asdict(check) for check in done.checks],
+        "head": done.head,
     }
+
+
+def _rollback(service: Service, call: Call, body: RollbackBody) -> dict[str, Any]:
+    with suppress(BaseMismatchError):  # going back may be the way out of it
+        _find(service, call, body.ref)
+    done = service.platform.rollback(body.ref, body.alias, reason=body.reason, actor=_actor(call))
+    return {**asdict(done.move), "head": done.head}
+
+
+def _actor(call: Call) -> str | None:
+    """Who asks; where no key is needed, the system's user under whom the server runs."""
+    return None if call.key is None else key_actor(call.key.id, call.key.owner)
 
 
 def _residents(service: Service) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""promote, rollback and unalias, here and by a running server."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cli_runner import invoke
+from server_process import ServerProcess, wait_until
+
+if TYPE_CHECKING:
+    from conftest import Run, Shared
+
+FORCED = ("--force", "--reason", "a trial")
+HEAD = "Head of the events: "
+
+
+def promote(run: Run, name: str = "toy/prices", *words: str) -> Any:
+    return run("adapters", "promote", name, *words)
+
+
+# ---------------------------------------------------------------------------------------- here
+
+
+def test_head_is_told_on_stderr_and_audit_takes_it(run_copy: Run) -> None:
+    result = promote(run_copy)
+    told = next(line for line in result.stderr.splitlines() if line.startswith(HEAD))
+    assert HEAD not in result.stdout
+    verified = run_copy("audit", "verify", "--head", told.removeprefix(HEAD))
+    assert verified.exit_code == 0
+
+
+def test_refusal_prints_every_condition_with_its_figures(run_copy: Run) -> None:
+    result = promote(run_copy, "toy/animals")
+    assert result.exit_code == 1
+    assert [line[:3] for line in result.stdout.splitlines()] == ["NO ", "NO "]
+    assert "at least 0.99  (accuracy: " in result.stdout
+    assert "Error: The gate refuses toy/animals@1" in result.stderr
+
+
+def test_refusal_as_json_has_the_conditions_too(run_copy: Run) -> None:
+    result = promote(run_copy, "toy/animals", "--json")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["promoted"]) == (1, False)
+    assert told["checks"][0]["name"] == "beats the floor"
+
+
+def test_promotion_as_json_has_the_head(run_copy: Run) -> None:
+    told = json.loads(promote(run_copy, "toy/prices", "--json").stdout)
+    assert (told["promoted"], told["ref"], told["old"], told["new"]) == (
+        True, "toy/prices@1", None, 1,
+    )  # fmt: skip
+    assert told["head"].partition(":")[0].isdigit()
+
+
+def test_workspace_demands_more_than_the_recipe(run_copy: Run, tmp_path: Path) -> None:
+    (tmp_path / "copy" / "trunkline.toml").write_text("[gate]\ntwo_persons = true\n")
+    result = promote(run_copy)
+    assert result.exit_code == 1
+    assert "yes  at most 10000" in result.stdout
+    assert f"NO   two persons  (promoted by system:{getpass.getuser()}; " in result.stdout
+
+
+def test_base_is_no_alias(run_copy: Run) -> None:
+    result = promote(run_copy, "toy/prices", "--alias", "smollm2-135m")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is the name of a base" in result.stderr
+
+
+def test_rollback_says_from_where_to_where(run_copy: Run) -> None:
+    promote(run_copy)
+    run_copy("adapters", "unalias", "toy/prices", "champion", "--reason", "none is to be")
+    result = run_copy("adapters", "rollback", "toy/prices", "--reason", "yes, it is")
+    assert result.exit_code == 0
+    assert result.stdout == "toy/prices  champion: none → 1\n"
+    assert HEAD in result.stderr
+
+
+def test_rollback_as_json_is_the_move(run_copy: Run) -> None:
+    promote(run_copy, "toy/prices", "--alias", "canary")
+    run_copy("adapters", "unalias", "toy/prices", "canary")
+    words = ("adapters", "rollback", "toy/prices", "--alias", "canary", "--json")
+    told = json.loads(run_copy(*words).stdout)
+    assert (told["kind"], told["alias"], told["old"], told["new"]) == (
+        "rolled-back", "canary", None, 1,
+    )  # fmt: skip
+
+
+def test_nothing_to_go_back_to_is_told(run_copy: Run) -> None:
+    promote(run_copy)
+    result = run_copy("adapters", "rollback", "toy/prices")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "nothing to roll 'champion' of toy/prices back to" in result.stderr
+    assert "Hint: " in result.stderr
+
+
+def test_alias_that_never_was_is_wrong_use(run_copy: Run) -> None:
+    assert run_copy("adapters", "rollback", "toy/prices").exit_code == 2
+
+
+def test_unalias_says_what_is_gone(run_copy: Run) -> None:
+    promote(run_copy, "toy/prices", "--alias", "canary")
+    result = run_copy("adapters", "unalias", "toy/prices", "canary")
+    assert result.stdout == "toy/prices  canary: 1 → none\n"
+    assert "canary" not in run_copy("adapters", "list").stdout
+
+
+def test_unalias_of_the_champion_needs_a_reason(run_copy: Run) -> None:
+    promote(run_copy)
+    result = run_copy("adapters", "unalias", "toy/prices", "champion")
+    assert result.exit_code == 2
+    assert "--reason" in result.stderr
+
+
+# --------------------------------------------------------------------------- by a running server
+
+
+@pytest.fixture(scope="module")
+def server(
+    shared: Shared, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[ServerProcess, Path]]:
+    """A server on a workspace that wants two persons, which has keys of two owners."""
+    workspace = tmp_path_factory.mktemp("promoting") / "workspace"
+    shutil.copytree(shared.workspace, workspace)
+    (workspace / "trunkline.toml").write_text("[gate]\ntwo_persons = true\n")
+    with ServerProcess(workspace, shared.base) as started:
+        yield started, workspace
+
+
+@pytest.fixture
+def ask(server: tuple[ServerProcess, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the program with --url, in an empty workspace; first comes the owner of the key."""
+    monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(tmp_path))
+
+    def ask(owner: str, *words: str, input: str | None = None) -> Any:
+        place = ("--workspace", str(server[1]))
+        made = invoke(*place, "keys", "create", owner, "--admin")
+        monkeypatch.setenv("TRUNKLINE_API_KEY", made.stdout.strip())
+        wait_until(lambda: bool(server[0].get("/ready").get("base")), "the base is loaded")
+        return invoke(*words, "--url", server[0].url, input=input)
+
+    return ask
+
+
+def test_second_person_promotes_by_a_server_and_rolls_back(
+    ask: Run, server: tuple[ServerProcess, Path]
+) -> None:
+    promoted = ask("ada", "adapters", "promote", "toy/prices", "--alias", "shadow")
+    assert promoted.exit_code == 0, promoted.stderr
+    assert "yes  two persons  (promoted by key/" in promoted.stdout
+    assert promoted.stdout.endswith("toy/prices  shadow: none → 1\n")
+    assert HEAD in promoted.stderr
+    place = ("--workspace", str(server[1]))
+    invoke(*place, "adapters", "unalias", "toy/prices", "shadow")
+    back = ask("ada", "adapters", "rollback", "toy/prices", "--alias", "shadow", "--json")
+    told = json.loads(back.stdout)
+    assert (told["kind"], told["new"]) == ("rolled-back", 1)
+    assert told["actor"].endswith(" ada")
+
+
+def test_who_trained_is_refused_by_a_server_with_the_conditions(ask: Run) -> None:
+    result = ask(getpass.getuser(), "adapters", "promote", "toy/prices", "--alias", "shadow")
+    assert result.exit_code == 1
+    assert "yes  at most 10000" in result.stdout
+    assert "NO   two persons" in result.stdout
+    assert "Error: The gate refuses toy/prices@1: two persons: no" in result.stderr
+    assert "TRUNKLINE_API_KEY" in result.stderr
