@@ -1,37 +1,73 @@
 """Where versions are kept: publish a folder, find it again.
 
 Owns: the way from a finished folder to a visible version, and back. Must not know: how artifacts
-are made or used.
+are made or used, or what its storage is.
 
-A version is absent or complete. The database gives out the number in one transaction; the files
-are written to a temporary folder on the same disk, synced, and renamed into place; a second
-transaction makes the version visible. Killed in between, a number stays unused.
+A version is absent or complete. The database gives out the number in one transaction; the storage
+writes the files, all of them or none that count; a second transaction makes the version visible.
+Killed in between, a number stays unused, and upkeep takes what was written of it.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from trunkline.adapters.artifact import Artifact, read_artifact
-from trunkline.errors import NotFoundError, RegistryError
+from trunkline.adapters.artifact import (
+    CARD,
+    CROISSANT,
+    PROVENANCE,
+    SIGNATURE,
+    Artifact,
+    read_artifact,
+)
+from trunkline.adapters.cache import Cache
+from trunkline.adapters.formats import canonical_json
+from trunkline.adapters.storage import LocalStorage, Storage, writing
+from trunkline.errors import NotFoundError, RegistryError, UsageError
 from trunkline.refs import Ref
+from trunkline.registry.publisher import OCCUPIED
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.store import Registry
 from trunkline.workspace import Workspace
+
+BESIDE = (PROVENANCE, CARD, CROISSANT, SIGNATURE)
+"""Files of a version that lie outside of its identity and may be written anew."""
 
 
 class AdapterStore:
     """The artifacts of one workspace."""
 
     def __init__(self, workspace: Workspace, registry: Registry) -> None:
-        self._workspace = workspace
+        self.workspace = workspace
         self.registry = registry
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Copies of what lies in an object store."""
+        return Cache(self.workspace.root / ".trunkline" / "cache")
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Where the files lie: the folder ``adapters/``, or what ``trunkline.toml`` says.
+
+        Raises:
+            UsageError: ``trunkline.toml`` can't be read.
+        """
+        said = self.workspace.configuration.store
+        if said.url is None:
+            return LocalStorage(self.workspace.adapters)
+        protocol, separator, rest = said.url.partition("://")
+        if not separator or protocol in ("file", "local"):
+            folder = Path(rest if separator else said.url).expanduser()
+            return LocalStorage(self.workspace.root / folder)
+        from trunkline.adapters.objects import ObjectStorage
+
+        return ObjectStorage(said.url, said.options, self.cache)
 
     def publish(
         self,
@@ -41,7 +77,9 @@ class AdapterStore:
         task: str,
         run: int | None,
         base_digest: str | None = None,
+        dataset_id: int | None = None,
         detail: Mapping[str, Any] | None = None,
+        actor: str | None = None,
     ) -> VersionRecord:
         """Copy a sealed folder in as the next version of ``ref``.
 
@@ -51,46 +89,97 @@ class AdapterStore:
             task: what it is for.
             run: that made it, if one did.
             base_digest: of a recorded base; needed where there is no run.
+            dataset_id: of a recorded dataset; that of the run if not given.
             detail: kept in the event of the publication.
+            actor: who publishes; by default the system's user.
 
         Raises:
             IntegrityError: the folder is no sound artifact.
             RegistryError: it can't be written; nothing is left behind.
         """
-        artifact = read_artifact(source)
-        number, target = self._reserve(ref, task, run)
+        artifact, storage = read_artifact(source), self.storage
+        number, path = self._reserve(ref, task, run)
+        again = "import it again" if run is None else "train again with --resume"
         try:
-            _copy_in(artifact, target, self._workspace.adapters)
+            with writing(storage.place(path), again):
+                files = storage.add(artifact, path)
             return self.registry.publish_version(
                 ref.domain,
                 ref.name,
                 number,
                 digest=artifact.digest,
-                path=target.relative_to(self._workspace.adapters).as_posix(),
-                bytes=artifact.bytes,
+                path=path,
+                bytes=sum(entry["bytes"] for entry in files.values()),
                 base_digest=base_digest,
+                dataset_id=dataset_id,
+                files=files,
+                template_digest=template_digest(artifact),
+                actor=actor,
                 detail=detail,
             )
-        except BaseException as error:
+        except BaseException:
             with suppress(RegistryError):
                 self.registry.abandon_version(ref.domain, ref.name, number)
             if not self._may_be_visible(ref.at(number)):
-                _remove(target, self._workspace.adapters)
-            if isinstance(error, OSError):
-                again = "import it again" if run is None else "train again with --resume"
-                raise RegistryError(
-                    f"The artifact can't be written to {target}: {error.strerror or error}.",
-                    f"Make room or give write permission, then {again}.",
-                ) from error
+                with suppress(OSError, RegistryError):
+                    storage.remove(path)
             raise
 
-    def fetch(self, version: VersionRecord) -> Artifact:
-        """The verified artifact of a version.
+    def fetch(self, version: VersionRecord, *, signed: bool | None = None) -> Artifact:
+        """The verified artifact of a version, in a local folder that is only to be read.
+
+        Args:
+            version: from the registry.
+            signed: whether it must be signed by a key that counts; by default as
+                ``trunkline.toml`` demands.
 
         Raises:
-            IntegrityError: it is not what the registry knows under this digest.
+            IntegrityError: it is not what the registry knows under this digest, or it is not
+                signed as it must be.
+            RegistryError: the store can't be reached.
         """
-        return read_artifact(self._workspace.adapters / version.path, version.digest)
+        artifact = self.storage.fetch(version.path, version.digest, version.files)
+        demanded = self.workspace.configuration.signatures
+        if demanded.required if signed is None else signed:
+            from trunkline.adapters.signing import check_signature
+
+            check_signature(artifact.folder, demanded.keys)
+        return artifact
+
+    def examined(self, version: VersionRecord) -> AbstractContextManager[Artifact]:
+        """The verified artifact as it lies in the store itself, past any copy; for a while."""
+        return self.storage.examined(version.path, version.digest, version.files)
+
+    def place(self, version: VersionRecord) -> str:
+        """Where a version's files lie, for people: a folder or a URL."""
+        return self.storage.place(version.path)
+
+    def write_file(self, version: VersionRecord, name: str, data: bytes) -> VersionRecord:
+        """Write one of the files beside a version's identity, in the place of an earlier one.
+
+        Args:
+            version: a visible one.
+            name: one of :data:`BESIDE`.
+            data: the whole file.
+
+        Returns:
+            The version as the registry knows it now.
+
+        Raises:
+            UsageError: the file is part of the identity, or none of an artifact's.
+            RegistryError: it can't be written; the earlier one stands.
+        """
+        if name not in BESIDE:
+            raise UsageError(
+                f"{name!r} of {version.ref} can't be written anew.",
+                f"What lies outside of a version's identity is: {', '.join(BESIDE)}.",
+            )
+        size, digest = len(data), hashlib.sha256(data).hexdigest()
+        record = partial(self.registry.record_file, version.ref, name, bytes=size, sha256=digest)
+        record(written=False)
+        with writing(f"{self.place(version)}/{name}", "try again"):
+            self.storage.write_file(version.path, name, data)
+        return record(written=True)
 
     def _may_be_visible(self, ref: Ref) -> bool:
         try:
@@ -101,48 +190,21 @@ class AdapterStore:
             return True
         return True
 
-    def _reserve(self, ref: Ref, task: str, run: int | None) -> tuple[int, Path]:
-        """A number whose folder is free: files of an earlier registry are never written over."""
+    def _reserve(self, ref: Ref, task: str, run: int | None) -> tuple[int, str]:
+        """A number whose place is free: files of an earlier registry are never written over."""
         while True:
             number = self.registry.reserve_version(ref.domain, ref.name, task=task, run=run)
-            target = self._workspace.version_path(ref.domain, ref.name, number)
-            if not os.path.lexists(target):
-                return number, target
-            self.registry.abandon_version(ref.domain, ref.name, number)
+            path = f"{ref.domain}/{ref.name}/{number}"
+            try:
+                if not self.storage.holds(path):
+                    return number, path
+            except BaseException:
+                with suppress(RegistryError):
+                    self.registry.abandon_version(ref.domain, ref.name, number)
+                raise
+            self.registry.abandon_version(ref.domain, ref.name, number, reason=OCCUPIED)
 
 
-def _copy_in(artifact: Artifact, target: Path, root: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".publishing-", dir=root))
-    try:
-        for path in sorted(artifact.folder.iterdir()):
-            shutil.copyfile(path, work / path.name)
-            _sync(work / path.name)
-        read_artifact(work, artifact.digest)
-        os.chmod(work, 0o755)
-        _sync(work)
-        os.rename(work, target)
-        _sync(target.parent)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
-def _remove(target: Path, root: Path) -> None:
-    """Remove what was written of a version, and the folders above it that are empty now."""
-    shutil.rmtree(target, ignore_errors=True)
-    for folder in target.parents:
-        if folder == root:
-            return
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def template_digest(artifact: Artifact) -> str:
+    """sha256 of the canonical prompt template, in hex."""
+    return hashlib.sha256(canonical_json(dict(artifact.manifest.template))).hexdigest()

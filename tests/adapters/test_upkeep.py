@@ -1,0 +1,530 @@
+"""Upkeep takes what nobody holds, tells of what is lost, and touches nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from sqlalchemy import text
+
+from object_stores import memory_place
+from stores import BASE, REF, new_run, new_store, put
+from trunkline.adapters.artifact import read_artifact
+from trunkline.adapters.garbage import Found, collect, find_garbage
+from trunkline.adapters.store import AdapterStore
+from trunkline.adapters.upkeep import remove, verify
+from trunkline.errors import NotFoundError, RefusedError, RegistryError
+from trunkline.refs import Ref
+from trunkline.registry.publisher import OCCUPIED, PATIENCE, is_gone, this_process
+from trunkline.registry.store import Registry
+
+WEIGHTS = "adapter_model.safetensors"
+LONG_AGO = (datetime.now(UTC) - timedelta(hours=3)).timestamp()
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AdapterStore]:
+    """A store on a disk, and one of objects."""
+    made = new_store(tmp_path / "workspace", memory_place() if request.param == "memory" else None)
+    yield made
+    made.registry.close()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[AdapterStore]:
+    made = new_store(tmp_path / "workspace")
+    yield made
+    made.registry.close()
+
+
+def reserve(store: AdapterStore, ref: Ref = REF) -> str:
+    """Reserve a number as a process that is dead by now; gives the path of its files."""
+    script = (
+        "import sys; from trunkline.registry.store import Registry\n"
+        "with Registry.open(sys.argv[1]) as registry:\n"
+        "    print(registry.reserve_version(*sys.argv[2:4], task='classification'))"
+    )
+    url = f"sqlite:///{store.workspace.root / 'registry.db'}"
+    command = [sys.executable, "-c", script, url, ref.domain, ref.name]
+    number = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return f"{ref.domain}/{ref.name}/{number}"
+
+
+def kinds(store: AdapterStore, **named: bool) -> list[tuple[str, str]]:
+    return [(one.kind, one.name) for one in find_garbage(store, **named)]
+
+
+def tidy(store: AdapterStore, **named: bool) -> list[Found]:
+    return list(collect(store, [one for one in find_garbage(store, **named) if one.taken]))
+
+
+def put_aside(store: AdapterStore, path: str, source: Path) -> None:
+    """Write an artifact's files where no row says so."""
+    store.storage.add(read_artifact(source), path)
+    for one in store.cache.folders():
+        store.cache.drop(one)
+
+
+def age(folder: Path) -> None:
+    for one in (*folder.rglob("*"), folder):
+        os.utime(one, (LONG_AGO, LONG_AGO))
+
+
+# ----------------------------------------------------------------------------------- publishers
+
+
+def test_this_process_is_not_gone() -> None:
+    now = datetime.now(UTC)
+    assert not is_gone(this_process(), now - timedelta(days=9), now)
+
+
+def test_process_of_the_same_number_that_began_later_is_another_one() -> None:
+    now = datetime.now(UTC)
+    assert is_gone({**this_process(), "started": "1"}, now, now)
+
+
+@pytest.mark.parametrize("publisher", [None, {"host": "elsewhere", "pid": 1, "started": "1"}])
+def test_publisher_that_can_not_be_asked_is_waited_for(publisher: dict[str, Any] | None) -> None:
+    now = datetime.now(UTC)
+    assert not is_gone(publisher, now - PATIENCE, now)
+    assert is_gone(publisher, now - PATIENCE - timedelta(seconds=1), now)
+
+
+# --------------------------------------------------------------------------------------- garbage
+
+
+def test_nothing_is_found_in_a_sound_store(store: AdapterStore, sound: Path) -> None:
+    store.fetch(put(store, sound))
+    assert find_garbage(store) == []
+
+
+def test_reservation_of_a_dead_publisher_is_given_up(store: AdapterStore) -> None:
+    reserve(store)
+    assert kinds(store) == [("reservation", "toy/animals@1")]
+    tidy(store)
+    assert store.registry.pending_versions() == []
+    assert find_garbage(store) == []
+
+
+def test_files_of_a_dead_publisher_are_taken(store: AdapterStore, sound: Path) -> None:
+    path = reserve(store)
+    put_aside(store, path, sound)
+    tidy(store)
+    assert not store.storage.holds(path)
+    assert find_garbage(store) == []
+
+
+def test_what_is_being_published_is_left_alone(store: AdapterStore, sound: Path) -> None:
+    number = store.registry.reserve_version("toy", "animals", task="classification")
+    put_aside(store, f"toy/animals/{number}", sound)
+    assert find_garbage(store) == []
+
+
+def test_files_that_come_after_the_reservation_was_given_up_are_not_published(
+    store: AdapterStore, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publisher that was taken for gone finds its number given up, and tidies after itself."""
+    add = type(store.storage).add
+
+    def slow(self: Any, *given: Any) -> Any:
+        files = add(self, *given)
+        store.registry.abandon_version("toy", "animals", 1)
+        return files
+
+    monkeypatch.setattr(type(store.storage), "add", slow)
+    with pytest.raises(RegistryError, match="not reserved"):
+        put(store, sound)
+    assert not store.storage.holds("toy/animals/1")
+
+
+def test_files_of_a_failed_publication_are_taken(store: AdapterStore, sound: Path) -> None:
+    path = reserve(store)
+    put_aside(store, path, sound)
+    store.registry.abandon_version("toy", "animals", 1)
+    assert kinds(store) == [("folder", path)]
+
+
+def test_half_written_folder_of_a_dead_publisher_is_taken(local: AdapterStore) -> None:
+    reserve(local)
+    half = local.workspace.adapters / ".publishing-toy.animals.1-abc"
+    half.mkdir(parents=True)
+    (half / WEIGHTS).write_bytes(b"half")
+    assert ("leftover", half.name) in kinds(local)
+    tidy(local)
+    assert list(local.workspace.adapters.iterdir()) == []
+
+
+def test_half_written_folder_of_a_live_publisher_is_left_alone(local: AdapterStore) -> None:
+    local.registry.reserve_version("toy", "animals", task="classification")
+    half = local.workspace.adapters / ".publishing-toy.animals.1-abc"
+    half.mkdir(parents=True)
+    age(half)
+    assert find_garbage(local) == []
+
+
+def test_half_written_folder_that_names_no_version_is_taken_after_an_hour(
+    local: AdapterStore,
+) -> None:
+    half = local.workspace.adapters / ".publishing-xyz"
+    half.mkdir(parents=True)
+    assert find_garbage(local) == []
+    age(half)
+    assert kinds(local) == [("leftover", half.name)]
+
+
+def test_whole_version_of_another_registry_is_only_told_of(
+    store: AdapterStore, sound: Path
+) -> None:
+    put_aside(store, "toy/animals/7", sound)
+    assert kinds(store) == [("unknown", "toy/animals/7")]
+    assert tidy(store) == []
+    assert store.storage.holds("toy/animals/7")
+
+
+def test_whole_version_of_another_registry_is_taken_when_that_is_asked(
+    store: AdapterStore, sound: Path
+) -> None:
+    put_aside(store, "toy/animals/7", sound)
+    tidy(store, unknown=True)
+    assert not store.storage.holds("toy/animals/7")
+
+
+def test_whole_version_whose_number_was_passed_over_is_only_told_of(
+    store: AdapterStore, sound: Path
+) -> None:
+    put_aside(store, "toy/animals/1", sound)
+    assert put(store, sound).number == 2
+    assert kinds(store) == [("unknown", "toy/animals/1")]
+    row = store.registry.stored_versions([("toy", "animals", 1)])["toy", "animals", 1]
+    assert (row.status, row.removal) == ("failed", OCCUPIED)
+
+
+def test_files_that_are_no_whole_version_of_anything_are_taken(
+    store: AdapterStore, sound: Path
+) -> None:
+    put_aside(store, "toy/animals/7", sound)
+    remove_file(store, "toy/animals/7", WEIGHTS)
+    assert kinds(store) == [("folder", "toy/animals/7")]
+
+
+def remove_file(store: AdapterStore, path: str, name: str) -> None:
+    root = getattr(store.storage, "root", None)
+    if root is not None:
+        (root / path / name).unlink()
+    else:
+        fs, base = store.storage._file_system()  # type: ignore[attr-defined]
+        fs.rm_file(f"{base}/{path}/{name}")
+
+
+def test_version_that_the_store_lost_is_told_of(store: AdapterStore, sound: Path) -> None:
+    version = put(store, sound)
+    store.storage.remove(version.path)
+    assert kinds(store) == [("missing", "toy/animals@1")]
+    assert tidy(store) == []
+
+
+def test_what_stands_beside_the_versions_is_left_alone(local: AdapterStore, sound: Path) -> None:
+    put(local, sound)
+    for name in ("README.md", "Notes/x.txt", "toy/animals/notes.txt", "toy/animals/01/x"):
+        path = local.workspace.adapters / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("kept")
+    assert find_garbage(local) == []
+
+
+def test_link_in_a_versions_place_is_taken_without_what_it_leads_to(
+    local: AdapterStore, tmp_path: Path
+) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("kept")
+    (local.workspace.adapters / "toy/animals").mkdir(parents=True)
+    (local.workspace.adapters / "toy/animals/1").symlink_to(tmp_path / "precious")
+    tidy(local)
+    assert not (local.workspace.adapters / "toy").exists()
+    assert (tmp_path / "precious" / "file").exists()
+
+
+def test_finding_changes_nothing(local: AdapterStore, sound: Path) -> None:
+    path = reserve(local)
+    put_aside(local, path, sound)
+    before = snapshot(local.workspace.root)
+    find_garbage(local)
+    assert snapshot(local.workspace.root) == before
+
+
+def snapshot(root: Path) -> dict[str, int]:
+    return {
+        str(one.relative_to(root)): one.lstat().st_size
+        for one in root.rglob("*")
+        if not one.name.startswith("registry.db")
+    }
+
+
+def test_disk_that_fails_is_one_clear_error(
+    local: AdapterStore, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_aside(local, reserve(local), sound)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    with pytest.raises(RegistryError, match="Read-only") as caught:
+        tidy(local)
+    assert "gc" in (caught.value.hint or "")
+
+
+# ----------------------------------------------------------------------------------- the cache
+
+
+def test_copy_of_a_removed_version_is_taken(tmp_path: Path, sound: Path) -> None:
+    store = new_store(tmp_path / "workspace", memory_place())
+    version = store.fetch(put(store, sound)).digest
+    remove(store, REF.at(1), reason="old")
+    assert kinds(store) == [("cached", version.removeprefix("sha256:"))]
+    tidy(store)
+    assert list(store.cache.root.iterdir()) == []
+    store.registry.close()
+
+
+def test_copy_that_is_being_made_is_left_alone(local: AdapterStore) -> None:
+    with local.cache.making("sha256:" + "a" * 64):
+        assert find_garbage(local) == []
+
+
+def test_copy_that_was_not_finished_is_taken(local: AdapterStore) -> None:
+    half = local.cache.root / f".fetching-{'a' * 64}-x"
+    half.mkdir(parents=True)
+    assert kinds(local) == [("cached", half.name)]
+    tidy(local)
+    assert not half.exists()
+
+
+# ---------------------------------------------------------------------------------------- runs
+
+
+def run_folder(store: AdapterStore, *, checkpoint: bool = False) -> Path:
+    """The folder of a new run, as a training that is dead left it."""
+    folder = store.workspace.run_path(new_run(store.registry))
+    folder.mkdir(parents=True)
+    (folder / ".lock").touch()
+    if checkpoint:
+        (folder / "checkpoints/checkpoint-1").mkdir(parents=True)
+        (folder / "checkpoints/checkpoint-1/trainer_state.json").write_text("{}")
+    return folder
+
+
+def test_folder_of_a_dead_run_without_a_checkpoint_is_taken(local: AdapterStore) -> None:
+    folder = run_folder(local)
+    assert kinds(local) == [("run", folder.name)]
+    tidy(local)
+    assert not folder.exists()
+
+
+def test_folder_of_a_dead_run_that_can_be_resumed_is_left_alone(local: AdapterStore) -> None:
+    run_folder(local, checkpoint=True)
+    assert find_garbage(local) == []
+
+
+def test_folder_of_a_finished_run_is_taken_with_its_checkpoints(local: AdapterStore) -> None:
+    folder = run_folder(local, checkpoint=True)
+    local.registry.finish_run(int(folder.name), "finished")
+    assert kinds(local) == [("run", folder.name)]
+
+
+def test_folder_of_a_run_that_is_worked_on_is_left_alone(local: AdapterStore) -> None:
+    folder = run_folder(local)
+    with FileLock(folder / ".lock"):
+        assert find_garbage(local) == []
+        assert list(collect(local, [Found("run", folder.name, "asked too late")])) == []
+    assert folder.exists()
+
+
+# ------------------------------------------------------------------------------------ removing
+
+
+def test_removed_version_leaves_a_tombstone_and_no_files(store: AdapterStore, sound: Path) -> None:
+    version = put(store, sound)
+    removed = remove(store, REF.at(1), reason="trained on the wrong year")
+    assert (removed.version.digest, removed.files_stay) == (version.digest, None)
+    assert not store.storage.holds(version.path)
+    with pytest.raises(NotFoundError, match=r"was removed on .* trained on the wrong year"):
+        store.registry.resolve(REF.at(1))
+
+
+def test_number_of_a_removed_version_is_not_given_again(store: AdapterStore, sound: Path) -> None:
+    put(store, sound)
+    remove(store, REF.at(1), reason="old")
+    assert put(store, sound).number == 2
+
+
+def test_version_under_an_alias_is_not_removed(store: AdapterStore, sound: Path) -> None:
+    version = put(store, sound)
+    with store.registry._write() as session:
+        session.execute(
+            text("INSERT INTO aliases (adapter_id, alias, version_id) VALUES (1, 'canary', 1)")
+        )
+    with pytest.raises(RefusedError, match="alias 'canary' points at it"):
+        remove(store, REF.at(1), reason="old")
+    assert store.fetch(version).digest == version.digest
+
+
+def serve(store: AdapterStore, version: Any) -> int:
+    """A server of this process that holds a version."""
+    number = store.registry.start_deployment(
+        socket.gethostname(), os.getpid(), "http://127.0.0.1:1", BASE
+    )
+    store.registry.record_loads(number, [(str(version.ref), version.digest)])
+    return number
+
+
+def test_version_that_a_running_server_holds_is_not_removed(
+    store: AdapterStore, sound: Path
+) -> None:
+    version = put(store, sound)
+    serve(store, version)
+    with pytest.raises(RefusedError, match=r"server/1 .*holds it"):
+        remove(store, REF.at(1), reason="old")
+    assert store.fetch(version).digest == version.digest
+
+
+def test_files_that_a_server_has_loaded_just_now_stay_until_it_lets_go(
+    store: AdapterStore, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = put(store, sound)
+    original = Registry.remove_version
+
+    def raced(self: Registry, *given: Any, **named: Any) -> Any:
+        done = original(self, *given, **named)
+        serve(store, version)
+        return done
+
+    monkeypatch.setattr(Registry, "remove_version", raced)
+    assert "server/1" in (remove(store, REF.at(1), reason="old").files_stay or "")
+    assert find_garbage(store) == []
+    store.registry.stop_deployment(1)
+    assert ("folder", version.path) in kinds(store)
+
+
+def test_files_of_a_removal_that_ended_half_way_are_taken(store: AdapterStore, sound: Path) -> None:
+    version = put(store, sound)
+    store.registry.remove_version(REF.at(1), reason="old")
+    assert ("folder", version.path) in kinds(store)
+    tidy(store)
+    assert not store.storage.holds(version.path)
+
+
+# ----------------------------------------------------------------------------------- verifying
+
+
+def test_published_version_is_sound(store: AdapterStore, sound: Path) -> None:
+    verdict = verify(store, put(store, sound))
+    assert (verdict.damage, verdict.remarks) == (None, ())
+
+
+def test_flipped_bit_is_damage(local: AdapterStore, sound: Path) -> None:
+    version = put(local, sound)
+    path = local.workspace.adapters / version.path / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    assert "was changed" in (verify(local, version).damage or "")
+
+
+def with_extras(source: Path, folder: Path) -> Path:
+    copy = Path(shutil.copytree(source, folder))
+    (copy / "README.md").write_text("# Card\n")
+    (copy / "provenance.json").write_text("{}\n")
+    return copy
+
+
+def test_card_that_somebody_wrote_anew_is_told_of(
+    local: AdapterStore, sound: Path, tmp_path: Path
+) -> None:
+    version = put(local, with_extras(sound, tmp_path / "made"))
+    (local.workspace.adapters / version.path / "README.md").write_text("# Mine\n")
+    verdict = verify(local, version)
+    assert verdict.damage is None
+    assert verdict.remarks == ("README.md was changed since it was published",)
+
+
+def test_card_that_was_written_through_the_store_is_not_told_of(
+    local: AdapterStore, sound: Path, tmp_path: Path
+) -> None:
+    version = put(local, with_extras(sound, tmp_path / "made"))
+    assert verify(local, local.write_file(version, "README.md", b"# New\n")).remarks == ()
+
+
+@pytest.mark.parametrize("failing", ["storage", "registry"])
+def test_version_is_sound_though_writing_a_file_anew_ended_half_way(
+    store: AdapterStore,
+    sound: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: str,
+) -> None:
+    put(store, with_extras(sound, tmp_path / "made"))
+    version = store.registry.resolve(REF)[0]
+    record = Registry.record_file
+
+    def fail(*given: Any, **named: Any) -> Any:
+        if named.get("written") is False:
+            return record(*given, **named)
+        raise KeyboardInterrupt
+
+    owner: Any = type(store.storage) if failing == "storage" else Registry
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, "write_file" if failing == "storage" else "record_file", fail)
+        with pytest.raises(KeyboardInterrupt):
+            store.write_file(version, "provenance.json", b'{"run": 2}')
+    version = store.registry.resolve(REF)[0]
+    assert verify(store, version).damage is None
+    assert store.fetch(version).digest == version.digest
+
+
+@pytest.mark.parametrize("change", ["changed", "gone"])
+def test_provenance_that_is_not_the_published_one_is_damage(
+    local: AdapterStore, sound: Path, tmp_path: Path, change: str
+) -> None:
+    version = put(local, with_extras(sound, tmp_path / "made"))
+    path = local.workspace.adapters / version.path / "provenance.json"
+    path.write_text('{"run": 9}') if change == "changed" else path.unlink()
+    assert "provenance.json of toy/animals@1" in (verify(local, version).damage or "")
+
+
+def test_unsigned_version_is_damaged_where_a_signature_is_required(
+    local: AdapterStore, sound: Path, public_key: Path
+) -> None:
+    verdict = verify(local, put(local, sound), require_signature=True, keys=[public_key])
+    assert "not signed" in (verdict.damage or "")
+
+
+def test_unsigned_version_is_not_fetched_where_the_workspace_wants_signatures(
+    local: AdapterStore, sound: Path, public_key: Path
+) -> None:
+    version = put(local, sound)
+    (local.workspace.root / "trunkline.toml").write_text(
+        f'[signatures]\nrequired = true\nkeys = ["{public_key}"]\n'
+    )
+    with pytest.raises(Exception, match="not signed"):
+        local.fetch(version)
+    assert local.fetch(version, signed=False).digest == version.digest
+
+
+@pytest.fixture(scope="session")
+def public_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    path = tmp_path_factory.mktemp("keys") / "release.pub"
+    path.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return path
