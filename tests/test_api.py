@@ -167,7 +167,7 @@ def test_second_request_reads_nothing_again(
         raise AssertionError("read again")
 
     monkeypatch.setattr("trunkline.base_model.load", fail)
-    monkeypatch.setattr("trunkline.adapters.store.read_artifact", fail)
+    monkeypatch.setattr("trunkline.adapters.storage.read_artifact", fail)
     monkeypatch.setattr("safetensors.torch.load", fail)
     assert platform.predict("toy/animals", ["a hen"]) == first
 

@@ -102,7 +102,8 @@ def server(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A server on a copy of the trained workspace, with toy/animals in memory."""
     workspace = tmp_path_factory.mktemp("served") / "workspace"
     shutil.copytree(shared.workspace, workspace)
-    with process(workspace, shared.base, "--rows", "4", "--preload", "toy/animals") as started:
+    words = ("--rows", "4", "--limit", "max_new_tokens=200", "--preload", "toy/animals")
+    with process(workspace, shared.base, *words) as started:
         yield started
 
 
@@ -305,6 +306,9 @@ def test_serve_ends_well_when_it_is_told_to(shared: Shared, tmp_path: Path) -> N
         (("--host", "0.0.0.0"), "trunkline keys create"),
         (("--host", "no host"), "has no address"),
         (("--rows", "0"), "is not in the range"),
+        (("--limit", "request_timout=5"), "Did you mean 'request_timeout'?"),
+        (("--limit", "max_inputs=many"), "Give a whole number"),
+        (("--limit", "drain_seconds=-1"), "can't be -1"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -312,6 +316,12 @@ def test_wrong_use_of_serve_exits_with_2(run: Run, words: tuple[str, ...], told:
     result = run("serve", "--port", "0", *words)
     assert (result.exit_code, result.stdout) == (2, "")
     assert told in result.stderr
+
+
+def test_limit_of_serve_reaches_the_server(ask: Run) -> None:
+    refused = ask("generate", "base", "hello", "--max-new-tokens", "201")
+    assert refused.exit_code == 2
+    assert "200" in refused.stderr
 
 
 def test_serve_on_a_taken_port_says_so(run: Run) -> None:

@@ -135,6 +135,15 @@ def _gate(gate: Gate, metric: MetricSpec) -> str:
     if gate.at_least is not None:
         bound = "at least" if metric.higher_is_better else "at most"
         parts.append(f"{bound} {gate.at_least:g}")
+    if gate.beats_champion:
+        parts.append("beats the champion")
+    if gate.champion_margin is not None:
+        parts.append(f"at most {gate.champion_margin:g} worse than the champion")
+    if gate.slices_at_least is not None:
+        bound = "at least" if metric.higher_is_better else "at most"
+        parts.append(f"every slice {bound} {gate.slices_at_least:g}")
+    if gate.two_persons:
+        parts.append("promoted by another than who trained it")
     return f"{gate.metric}: {', '.join(parts) or 'no condition'}"
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trunkline.cli.command import Command
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import note
-from trunkline.errors import UsageError
+from trunkline.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -45,6 +45,14 @@ _COUNT = click.IntRange(min=1)
 @click.option("--no-request-log", is_flag=True, help="Keep no log of the requests.")
 @click.option("--log-text", is_flag=True, help="Keep prompts and answers in the request log too.")
 @click.option(
+    "--limit",
+    "limits",
+    metavar="NAME=N",
+    multiple=True,
+    help="Another limit, such as request_timeout=60 (seconds); may be repeated. An unknown name "
+    "lists them all.",
+)
+@click.option(
     "--preload", metavar="REF", multiple=True, help="Load before listening; may be repeated."
 )
 @with_globals
@@ -61,6 +69,7 @@ def serve(
     no_prefix_cache: bool,
     no_request_log: bool,
     log_text: bool,
+    limits: tuple[str, ...],
     preload: tuple[str, ...],
 ) -> None:
     """Serve the base and every adapter of this workspace until Ctrl-C or SIGTERM.
@@ -85,7 +94,11 @@ def serve(
     given = {name: value for name, value in sizes.items() if value is not None}
     said.engine = EngineSettings(prefix_cache=not no_prefix_cache, **given)
     settings = ServerSettings(
-        host=host, port=port, log_requests=not no_request_log, log_text=log_text
+        host=host,
+        port=port,
+        log_requests=not no_request_log,
+        log_text=log_text,
+        **_read_limits(limits),
     )
     platform = said.platform
     has_keys = platform.registry.has_keys()
@@ -98,6 +111,27 @@ def serve(
     from trunkline.serving.run import serve as serve_until_told
 
     serve_until_told(platform, settings, _teller(has_keys))
+
+
+def _read_limits(said: tuple[str, ...]) -> dict[str, Any]:
+    """``NAME=N`` as fields of the server's settings, which check the ranges."""
+    from trunkline.serving.settings import RANGES
+
+    limits: dict[str, Any] = {}
+    for pair in said:
+        name, _, text = pair.partition("=")
+        if name not in RANGES or name == "port":
+            known = [one for one in RANGES if one != "port"]
+            raise NotFoundError.named("limit", name, known, f"There are: {', '.join(known)}.")
+        kind = RANGES[name][0]
+        try:
+            limits[name] = kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise UsageError(
+                f"The limit {name} can't be {text!r}.", f"Give {what}, as in {name}=60."
+            ) from None
+    return limits
 
 
 def _preload(platform: Platform, refs: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from trunkline.errors import UsageError
 from trunkline.refs import shown
 
-_RANGES: dict[str, tuple[type, float, float]] = {
+RANGES: dict[str, tuple[type[int] | type[float], float, float]] = {
     "port": (int, 0, 65535),
     "max_body_bytes": (int, 1024, 1 << 30),
     "max_header_bytes": (int, 1024, 1 << 20),
@@ -28,6 +28,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "drain_seconds": (float, 0, 86_400),
     "workers": (int, 1, 256),
 }
+"""Field of :class:`ServerSettings` → its type, least and most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class ServerSettings:
             raise UsageError(
                 f"The host can't be {shown(self.host)}.", "Give an address such as 127.0.0.1."
             )
-        for name, (kind, least, most) in _RANGES.items():
+        for name, (kind, least, most) in RANGES.items():
             value = getattr(self, name)
             typed = isinstance(value, int) or (kind is float and isinstance(value, float))
             if isinstance(value, bool) or not typed or not least <= value <= most:
