@@ -636,15 +636,34 @@ def test_second_import_is_the_next_version(bring: Callable[..., Imported], folde
     assert [bring(folder).version.number for _ in range(2)] == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["version.published", "adapter.imported"])
 def test_event_tells_by_whom_and_from_which_folder(
-    bring: Callable[..., Imported], registry: Registry, folder: Path
+    bring: Callable[..., Imported], registry: Registry, folder: Path, kind: str
 ) -> None:
     version = bring(folder).version
-    event = registry.events(subject="toy/elsewhere")[0]
-    assert event.kind == "version.published"
+    event = next(one for one in registry.events(subject="toy/elsewhere") if one.kind == kind)
+    told = event.detail.get("imported", event.detail)
     assert event.actor.startswith("system:")
-    assert event.detail["imported"]["folder"] == "my-lora"
+    assert told["folder"] == "my-lora"
     assert event.detail["digest"] == version.digest
+
+
+def test_provenance_holds_no_control_characters_of_strangers(
+    bring: Callable[..., Imported], store: AdapterStore, folder: Path
+) -> None:
+    """What is written down is read again without trust, for an export or a rebuild."""
+    from trunkline.adapters.provenance import read_provenance
+
+    change_config(
+        folder,
+        base_model_name_or_path="a\x1b[2Jb\u202e",
+        revision="\x00",
+        auto_mapping={"a": [[[]]]},
+    )
+    imported = read_provenance(fetched(store, bring(folder)).folder).imported
+    assert imported is not None
+    assert imported["named_base"].isascii()
+    assert imported["left_out"]["revision"] == ascii("\x00")
 
 
 def test_another_named_base_is_told_and_recorded(
@@ -671,7 +690,7 @@ def test_card_says_what_is_not_known(
 ) -> None:
     card = (fetched(store, bring(folder)).folder / "README.md").read_text()
     assert "Made elsewhere" in card
-    assert "## Judgement\nNOT PROVIDED" in card
+    assert "## Evaluation\nNOT PROVIDED" in card
     assert "## Data\nNOT PROVIDED" in card
 
 

@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trunkline.adapters.account import card_text
 from trunkline.adapters.artifact import (
     CARD,
     CONFIG,
     MANIFEST,
-    PROVENANCE,
     WEIGHTS,
+    read_artifact,
     seal,
     write_json,
 )
+from trunkline.adapters.claims import checked_text
 from trunkline.adapters.foreign import (
     Foreign,
     check_finite,
@@ -34,9 +36,10 @@ from trunkline.adapters.foreign import (
     read_foreign,
 )
 from trunkline.adapters.formats import read_header, short
-from trunkline.adapters.imported_card import imported_card
 from trunkline.adapters.imported_task import Wishes, imported_task, task_type
 from trunkline.adapters.lora import LoraShape, check_config, check_tensors
+from trunkline.adapters.origin import BaseOrigin, Provenance
+from trunkline.adapters.provenance import write_provenance
 from trunkline.adapters.skeleton import read_skeleton
 from trunkline.adapters.store import AdapterStore
 from trunkline.errors import (
@@ -54,6 +57,7 @@ from trunkline.registry.store import Registry
 if TYPE_CHECKING:
     from trunkline.base_model import BaseInfo
 
+_SHOWN = 1000
 UNKNOWN = {"dataset": "unknown", "fingerprint": "unknown", "split": "unknown"}
 
 
@@ -75,6 +79,9 @@ def import_adapter(
     folder: Path,
     ref: Ref,
     wishes: Wishes,
+    *,
+    source: Mapping[str, str] | None = None,
+    actor: str | None = None,
 ) -> Imported:
     """Check a plain PEFT folder and publish it as the next version of ``ref``.
 
@@ -85,6 +92,8 @@ def import_adapter(
             neither opened nor copied.
         ref: ``domain/name`` without a selector.
         wishes: what the user says of it.
+        source: what is told of where the folder came from; by default its name.
+        actor: who imports; by default the system's user.
 
     Raises:
         UsageError: the wishes contradict the adapter or each other.
@@ -92,11 +101,14 @@ def import_adapter(
         RefusedError: the adapter exists for another task.
         RegistryError: it can't be written; nothing is left behind.
     """
-    if ref.selector is not None:
-        raise UsageError(
-            f"{str(ref)!r} names a version; an import makes the next one.", f"Use {ref.adapter}."
-        )
+    _check_no_selector(ref)
+    actor = actor or system_actor()
     foreign = read_foreign(folder)
+    named = foreign.named_base
+    origin = {
+        **(source or {"folder": _harmless(foreign.name)}),
+        "named_base": None if named is None else _harmless(named),
+    }
     notes: list[str] = []
     skeleton = read_skeleton(base.folder, headed=foreign.head is not None)
     config = plain_config(foreign, skeleton)
@@ -106,12 +118,12 @@ def import_adapter(
     task = imported_task(config["task_type"], foreign.head, wishes, base.context, notes)
     check_tensors(foreign.tensors, lora, task, folder / WEIGHTS)
     check_fits(foreign, lora, skeleton)
-    _check_free(registry, ref, task["kind"])
+    check_name(registry, ref, task["kind"])
     _tell_origin(foreign, base, notes)
     try:
         with tempfile.TemporaryDirectory(prefix="trunkline-import-") as staging:
             made = Path(staging)
-            _make(made, foreign, config, task, base, ref, wishes)
+            _make(made, foreign, config, task, base, ref, wishes, {**origin, "by": actor})
             registry.record_base(
                 digest=base.digest,
                 name=base.name,
@@ -126,18 +138,26 @@ def import_adapter(
                 task=task["kind"],
                 run=None,
                 base_digest=base.digest,
-                detail={"imported": _origin(foreign)},
+                detail={"imported": origin},
+                actor=actor,
             )
     except OSError as error:
         raise RegistryError(
             f"The adapter in {folder} can't be copied: {error.strerror or error}.",
             "Make room in the folder for temporary files, or name another with TMPDIR.",
         ) from error
+    registry.tell_moved("adapter.imported", version.ref, origin, actor=actor)
     return Imported(version, task, lora, len(foreign.adapted), tuple(notes))
 
 
-def _check_free(registry: Registry, ref: Ref, kind: str) -> None:
-    """The name must be new, or belong to an adapter of the same task."""
+def check_name(registry: Registry, ref: Ref, kind: str) -> None:
+    """A version may come in under a name that is new, or is of an adapter of the same task.
+
+    Raises:
+        UsageError: it names a version.
+        RefusedError: the adapter exists for another task.
+    """
+    _check_no_selector(ref)
     try:
         known = registry.adapter(ref.domain, ref.name)
     except NotFoundError:
@@ -146,6 +166,13 @@ def _check_free(registry: Registry, ref: Ref, kind: str) -> None:
         raise RefusedError(
             f"The adapter '{ref}' is for {known.task}, not for {kind}.",
             "Import it under another name.",
+        )
+
+
+def _check_no_selector(ref: Ref) -> None:
+    if ref.selector is not None:
+        raise UsageError(
+            f"{str(ref)!r} names a version; an import makes the next one.", f"Use {ref.adapter}."
         )
 
 
@@ -169,6 +196,7 @@ def _make(
     base: BaseInfo,
     ref: Ref,
     wishes: Wishes,
+    origin: Mapping[str, Any],
 ) -> None:
     """Write the artifact; the weights are checked as they were copied."""
     source = foreign.folder / WEIGHTS
@@ -178,23 +206,41 @@ def _make(
     check_finite(made / WEIGHTS, source)
     write_json(made / CONFIG, config)
     name = Path(base.name).name if Path(base.name).is_absolute() else base.name
-    manifest = seal(
+    seal(
         made,
         base={"name": name, "digest": base.digest},
         task=task,
         template=wishes.template,
         data=UNKNOWN,
     )
-    origin = {
-        "by": system_actor(),
-        "at": utc_now().isoformat(),
-        "left_out": foreign.left_out,
-        **_origin(foreign),
-    }
-    write_json(made / PROVENANCE, {"run": None, "dataset": None, "imported": origin})
-    card = imported_card(ref, manifest, config, foreign.name, foreign.named_base)
+    now = utc_now()
+    provenance = Provenance(
+        adapter=ref.adapter,
+        task=task["kind"],
+        created=now,
+        base=BaseOrigin(
+            digest=base.digest,
+            name=name,
+            source=base.source,
+            architecture=base.architecture,
+            parameters=base.parameters,
+            dtype=base.dtype,
+        ),
+        imported={**origin, "at": now.isoformat(), "left_out": _told(foreign.left_out)},
+    )
+    write_provenance(made, provenance)
+    card = card_text(read_artifact(made), provenance, str(ref))
     (made / CARD).write_text(card, encoding="utf-8")
 
 
-def _origin(foreign: Foreign) -> dict[str, str | None]:
-    return {"folder": foreign.name, "named_base": foreign.named_base}
+def _told(values: Mapping[str, Any]) -> dict[str, str]:
+    """Foreign values as short texts; whoever reads the provenance again finds them harmless."""
+    return {key: ascii(value)[:_SHOWN] for key, value in values.items()}
+
+
+def _harmless(text: str) -> str:
+    """A foreign text as it stands, or escaped where it holds control characters."""
+    try:
+        return checked_text(text, "name")
+    except ValueError:
+        return ascii(text)[:_SHOWN]

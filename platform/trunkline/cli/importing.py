@@ -1,20 +1,38 @@
-"""``trunkline adapters import``: an adapter that was made elsewhere.
+"""``trunkline adapters import``: an adapter that was made elsewhere, or a version on its way.
 
-Owns: how the user's words about it are read. Must not know: what is checked.
+Owns: how the user's words about it are read, and which kind of source they name. Must not know:
+what is checked.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from trunkline.cli.command import Command
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import bytes_text, json_option, note, plain, print_fields, print_json
+from trunkline.cli.progress import working
 from trunkline.contracts import CLEAN_STEPS, TASKS
 from trunkline.errors import UsageError
+
+if TYPE_CHECKING:
+    from trunkline.adapters.importing import Imported
+    from trunkline.adapters.moving import Arrived
+
+_OF_A_FOLDER = {
+    "task": "--task",
+    "labels": "--labels",
+    "labels_file": "--labels-file",
+    "template": "--template",
+    "chat": "--chat",
+    "clean": "--clean",
+    "max_new_tokens": "--max-new-tokens",
+    "unit": "--unit",
+}
+"""What is said of a folder; an archive says it itself."""
 
 
 @click.command(
@@ -30,11 +48,25 @@ from trunkline.errors import UsageError
     lora     rank 8, alpha 16, 210 modules
     digest   sha256:5f0c9a2b37d1e84406fb1c8a9e6d20735b94ce11a8f2d7063e95b4a87c2d1f60
     size     9.8 MB
+
+    $ trunkline adapters import department.tar
+    adapter      retail/department@1
+    was          retail/department
+    task         classification
+    base         smollm2-135m (sha256:0c2b5d6b5d3f7c8e6b7f…)
+    dataset      retail/department
+    run          1 of retail/department (there 3)
+    evaluations  1
+    digest       sha256:5f0c9a2b37d1e84406fb1c8a9e6d20735b94ce11a8f2d7063e95b4a87c2d1f60
+    size         19.7 MB
     """,
 )
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--name", required=True, metavar="DOMAIN/NAME", help="The adapter that it becomes.")
+@click.argument("source")
+@click.option("--name", metavar="DOMAIN/NAME", help="The adapter that it becomes.")
 @click.option("--base", metavar="NAME", help="The base that it was trained on.")
+@click.option(
+    "--digest", metavar="SHA256", help="Of an archive: the version in it must have this digest."
+)
 @click.option("--task", type=click.Choice(TASKS), help="By default what its files suggest.")
 @click.option("--labels", metavar="A,B,C", help="Of the head's outputs, in their order.")
 @click.option(
@@ -53,40 +85,78 @@ from trunkline.errors import UsageError
 def import_(
     said: Globals,
     /,
-    folder: Path,
-    name: str,
+    source: str,
+    name: str | None,
     base: str | None,
-    labels: str | None,
-    labels_file: Path | None,
-    template: str | None,
-    chat: bool,
-    clean: str | None,
+    digest: str | None,
     as_json: bool,
     **wishes: Any,
 ) -> None:
-    """Publish an adapter that PEFT saved elsewhere.
+    """Publish an adapter that PEFT saved elsewhere, or a version out of an archive.
 
-    It becomes the next version of --name. FOLDER holds adapter_config.json and
-    adapter_model.safetensors; other files in it are not opened. An adapter that would not be
-    computed exactly is refused, with the reason.
+    SOURCE is a folder, hf:<repo>[@revision] on the Hugging Face hub, or an archive made by
+    `trunkline adapters export`. It becomes the next version of --name.
+
+    A folder holds adapter_config.json and adapter_model.safetensors; other files in it are not
+    opened. An adapter that would not be computed exactly is refused, with the reason.
+
+    An archive brings its own name, task and lineage; of the options, --name, --digest and --base
+    are for it, and all three may be left away.
     """
-    from trunkline.contracts import CleanStep, Template
-
+    is_hub = source.startswith("hf:")
+    if not is_hub and _is_archive(source):
+        for key, option in _OF_A_FOLDER.items():
+            if wishes[key]:
+                raise UsageError(
+                    f"An archive says itself what {option} says of a folder.",
+                    f"Leave {option} away.",
+                )
+        with working() as listener:
+            listener.stage(f"checking {source}")
+            arrived = said.platform.import_archive(source, name, digest=digest, base=base)
+        _tell_arrived(arrived, as_json)
+        return
+    if digest is not None:
+        raise UsageError(
+            f"{source!r} is no archive, so it has no digest yet.", "Leave --digest away."
+        )
+    if name is None:
+        raise UsageError("An import needs a name.", "Name it with --name DOMAIN/NAME.")
     if (base := base or said.base) is None:
         raise UsageError("An import needs the base.", "Name it with --base smollm2-135m.")
+    with working() as listener:
+        if is_hub:
+            listener.stage(f"fetching {source} from the hub")
+        done = said.platform.import_adapter(source, name, base=base, **_wishes(wishes))
+    _tell_imported(done, as_json)
+
+
+def _is_archive(source: str) -> bool:
+    """Whether it is no folder: a file, or something that is not there but looks like one."""
+    try:
+        path = Path(source)
+        return path.is_file() or (path.suffix == ".tar" and not path.is_dir())
+    except ValueError:  # a NUL
+        return False
+
+
+def _wishes(said: dict[str, Any]) -> dict[str, Any]:
+    from trunkline.contracts import CleanStep, Template
+
+    words = said["template"]
     prompt = Template(
-        prompt="{text}" if template is None else template,
-        clean=tuple(cast(CleanStep, step) for step in _listed(clean)),
-        chat=chat,
+        prompt="{text}" if words is None else words,
+        clean=tuple(cast(CleanStep, step) for step in _listed(said["clean"])),
+        chat=said["chat"],
     )
-    done = said.platform.import_adapter(
-        folder,
-        name,
-        base=base,
-        template=prompt,
-        labels=_labels(labels, labels_file),
-        **wishes,
-    )
+    return {
+        "template": prompt,
+        "labels": _labels(said["labels"], said["labels_file"]),
+        **{key: said[key] for key in ("task", "max_new_tokens", "unit")},
+    }
+
+
+def _tell_imported(done: Imported, as_json: bool) -> None:
     for sentence in done.notes:
         note(sentence)
     version = done.version
@@ -99,6 +169,29 @@ def import_(
             ("adapter", version.ref),
             ("task", f"{version.task}: {task}" if task else version.task),
             ("lora", f"rank {done.lora.rank}, alpha {done.lora.alpha:g}, {done.modules} modules"),
+            ("digest", version.digest),
+            ("size", bytes_text(version.bytes)),
+        ]
+    )
+
+
+def _tell_arrived(done: Arrived, as_json: bool) -> None:
+    for sentence in done.notes:
+        note(sentence)
+    version, run = done.version, done.provenance.run
+    if as_json:
+        print_json({"adapter": str(version.ref), **plain(version), "notes": done.notes})
+        return
+    moved = done.provenance.moved[-1]
+    print_fields(
+        [
+            ("adapter", version.ref),
+            ("was", moved.origin),
+            ("task", version.task),
+            ("base", f"{version.base_name} ({version.base_digest})"),
+            ("dataset", version.dataset),
+            ("run", run and f"{run.number} of {run.recipe} (there {moved.run})"),
+            ("evaluations", len(done.provenance.evaluations) or None),
             ("digest", version.digest),
             ("size", bytes_text(version.bytes)),
         ]

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trunkline.errors import TooLargeError, TrunklineError
+from trunkline.refs import shown
 from trunkline.registry.records import KeyRecord
 from trunkline.serving.call import Call
 from trunkline.serving.errors import INTERNAL, ApiError, refusal
@@ -73,6 +74,7 @@ class Gate:
         headers = Headers(scope=scope)
         _check_head(headers, self._service.settings)
         path = scope["path"]
+        _check_path(path)
         if path in PROBES or (path == METRICS and self._service.doorkeeper.loopback):
             return receive
         if path != METRICS:
@@ -101,6 +103,15 @@ def _check_head(headers: Headers, settings: ServerSettings) -> None:
             f"Send {settings.max_header_bytes:,} at most.",
             status=431,
             code="too_large",
+        )
+
+
+def _check_path(path: str) -> None:
+    """Routers drop a newline at a path's end; no unprintable character has a place in one."""
+    if not path.isprintable():
+        raise ApiError(
+            f"The path {shown(path)} holds an unprintable character.",
+            "Write the model's name as GET /v1/models gives it.",
         )
 
 

@@ -1,0 +1,110 @@
+"""``trunkline adapters export`` and ``sign``: a version that goes out, and the word for it.
+
+Owns: their words. Must not know: what stands in an archive or a signature.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from trunkline.cli.command import Command
+from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.output import bytes_text, json_option, print_fields, print_json
+from trunkline.cli.progress import working
+from trunkline.errors import UsageError
+
+
+@click.command(
+    "export",
+    cls=Command,
+    example="""
+    $ trunkline adapters export retail/department@1 department.tar
+    retail/department@1
+    archive  department.tar
+    size     19.7 MB
+    files    README.md, adapter_config.json, adapter_model.safetensors, croissant.json,
+             provenance.json, trunkline.json
+    signed   no
+    digest   sha256:5f0c9a2b37d1e84406fb1c8a9e6d20735b94ce11a8f2d7063e95b4a87c2d1f60
+    """,
+)
+@click.argument("ref")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Put it in the place of a file that is there.")
+@json_option
+@with_globals
+def export(said: Globals, ref: str, file: Path, overwrite: bool, as_json: bool) -> None:
+    """Write a version into a plain tar archive: artifact, lineage, card and signature.
+
+    `trunkline adapters import FILE` reads it in another workspace. Compare the digest there with
+    this one, brought on another way: `--digest` does it.
+    """
+    version = said.version(ref)
+    with working() as listener:
+        listener.stage(f"writing {file}")
+        done = said.platform.export_adapter(str(version.ref), file, overwrite=overwrite)
+    if as_json:
+        told = {"file": done.file, "bytes": done.bytes, "files": done.names}
+        told |= {"digest": done.digest, "signed_by": done.signed_by}
+        print_json({"adapter": str(version.ref), **told})
+        return
+    print_fields(
+        [
+            ("archive", done.file),
+            ("size", bytes_text(done.bytes)),
+            ("files", ", ".join(done.names)),
+            ("signed", f"by {done.signed_by}" if done.signed_by else "no"),
+            ("digest", done.digest),
+        ]
+    )
+
+
+@click.command(
+    "sign",
+    cls=Command,
+    example="""
+    $ trunkline adapters sign retail/department@1 --key release.pem
+    retail/department@1
+    digest     sha256:5f0c9a2b37d1e84406fb1c8a9e6d20735b94ce11a8f2d7063e95b4a87c2d1f60
+    signed by  sha256:0b6a1f1c6d4f1f0c2cbb3f7a54b0a8a7e1cbb8a3b3a8b6ef0f8f3a6a7f0c4d21
+    """,
+)
+@click.argument("ref")
+@click.option(
+    "--key",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The private key: P-256, P-384 or P-521, in PEM.",
+)
+@click.option(
+    "--password-from",
+    metavar="VARIABLE",
+    help="The environment variable that holds the key's password.",
+)
+@json_option
+@with_globals
+def sign(said: Globals, ref: str, key: Path, password_from: str | None, as_json: bool) -> None:
+    """Sign a version's three identifying files with a key; verified against its digest first."""
+    version = said.version(ref)
+    password = None if password_from is None else _password(password_from)
+    fingerprint = said.platform.sign_adapter(str(version.ref), key, password=password)
+    if as_json:
+        told = {"digest": version.digest, "signed_by": fingerprint}
+        print_json({"adapter": str(version.ref), **told})
+        return
+    print_fields([("digest", version.digest), ("signed by", fingerprint)])
+
+
+def _password(variable: str) -> str:
+    value = os.environ.get(variable)
+    if not value:
+        raise UsageError(
+            f"The environment variable {variable!r} is not set.",
+            f"Put the key's password into it, for example with: read -rs {variable}; "
+            f"export {variable}",
+        )
+    return value
