@@ -31,6 +31,7 @@ from trunkline.registry.alias_moves import reserved_for_base
 from trunkline.registry.database import system_actor
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AliasMoveRecord, EvaluationRecord, VersionRecord
+from trunkline.registry.restoring import TOLD
 from trunkline.registry.store import Registry
 
 MetricNamed = Callable[[str], MetricSpec]
@@ -71,8 +72,13 @@ def judgement_of(registry: Registry, version: VersionRecord) -> tuple[Judgement,
     """The newest judgement of a version on its test rows, with the gate it was made under."""
     for record in _judged_on_test(registry, version.ref):
         results = dict(record.results)
-        gate = Gate(**results.pop("gate"))
-        return Judgement.from_json(results), gate
+        told = results.pop(TOLD, False)
+        try:
+            gate = Gate(**results.pop("gate"))
+            return Judgement.from_json(results), gate
+        except (KeyError, TypeError, UsageError):
+            if not told:
+                raise
     return None
 
 
@@ -214,7 +220,7 @@ def _asked(
         judgement, recipes = judged
         better = judgement.higher_is_better
         gate = tightened(recipes, demanded, higher_is_better=better)
-        checks = list(check_gate(gate, judgement))
+        checks = [*_judged_here(registry, version), *check_gate(gate, judgement)]
         if asks_champion(gate):
             labels = tuple(artifact.manifest.task.get("labels", ()))
             checks += _beside_champion(registry, version, gate, judgement, labels, metric)
@@ -295,6 +301,15 @@ def _compared(
 
 def _rows_of(evaluation: EvaluationRecord) -> tuple[str, str, str]:
     return evaluation.dataset, evaluation.dataset_fingerprint, evaluation.split_fingerprint
+
+
+def _judged_here(registry: Registry, version: VersionRecord) -> list[GateCheck]:
+    """A refusal where the figures only came with the files: neither digest nor signature covers
+    them."""
+    if not next(_judged_on_test(registry, version.ref)).results.get(TOLD):
+        return []
+    told = f"the figures came with its files; judge it with `trunkline eval {version.ref}`"
+    return [GateCheck("was judged here", False, told)]
 
 
 def _judged_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:

@@ -30,6 +30,7 @@ from trunkline.errors import (
     TrunklineError,
     UsageError,
 )
+from trunkline.promotion import GateRefusedError
 from trunkline.refs import Ref
 from trunkline.registry.records import PredictionRecord
 from workbench import make_artifact
@@ -39,6 +40,22 @@ RESULTS = {
     "scores": {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}},
     "floors": {"majority": {"accuracy": {"value": 0.4, "low": 0.3, "high": 0.5}}},
     "verdict": "beats",
+}
+NOON = "2026-01-01T12:00:00+00:00"
+_SURE = {"value": 0.5, "low": 0.4, "high": 0.6}
+WHOLE = {
+    "metric": "accuracy",
+    "higher_is_better": True,
+    "rows": 100,
+    "groups": 50,
+    "scores": {"accuracy": {"value": 0.9, "low": 0.8, "high": 1.0}},
+    "floors": {"majority": {"accuracy": {"value": 0.4, "low": 0.3, "high": 0.5}}},
+    "floor_details": {"majority": "the commonest label"},
+    "best_floor": "majority",
+    "difference": _SURE,
+    "verdict": "beats",
+    "slices": [],
+    "gate": {"metric": "accuracy"},
 }
 SPECIFICATION = {"description": "Kinds of animals", "transforms": [], "loss": {"name": "default"}}
 
@@ -223,6 +240,22 @@ def test_runs_number_here_is_the_next(places: Places) -> None:
 
 def test_evaluations_are_said_to_be_the_archives_word(places: Places) -> None:
     assert any("what the archive says" in one for one in places.move().notes)
+
+
+@pytest.mark.parametrize("results", [RESULTS, WHOLE], ids=["partial", "whole"])
+def test_figures_of_the_archive_let_nothing_go_live(
+    places: Places, tmp_path: Path, results: dict[str, Any]
+) -> None:
+    def claim(folder: Path) -> None:
+        said = json.loads((folder / "provenance.json").read_text())
+        said["evaluations"] = [{"split": "test", "results": results, "created": NOON}]
+        (folder / "provenance.json").write_text(json.dumps(said))
+
+    places.here.import_archive(rewritten(places, claim, tmp_path))
+    with pytest.raises(GateRefusedError) as refused:
+        places.here.promote("toy/animals")
+    failed = [check.name for check in refused.value.checks if not check.passed]
+    assert failed == (["was judged here"] if results is WHOLE else ["has been judged"])
 
 
 def test_imported_adapter_moves_on_without_a_run(places: Places, sound: Path, tiny: Path) -> None:

@@ -123,9 +123,9 @@ def test_artifact_tells_where_it_comes_from(whole: Whole) -> None:
     run = whole.runs["toy/animals"]
     folder = whole.platform.workspace.adapters / run.version.path
     provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["run"] == run.number
-    assert provenance["environment"]["packages"]["torch"]
-    assert provenance["report"]["tokens_trained"] == run.report["tokens_trained"]
+    assert provenance["run"]["number"] == run.number
+    assert provenance["run"]["environment"]["packages"]["torch"]
+    assert provenance["run"]["report"]["tokens_trained"] == run.report["tokens_trained"]
 
 
 def test_two_runs_of_one_seed_publish_one_digest(platform: Platform, whole: Whole) -> None:
@@ -392,7 +392,7 @@ def test_failed_publication_is_resumed_without_training_again(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr("trunkline.adapters.store.os.rename", full)
+        patched.setattr("trunkline.adapters.storage.os.rename", full)
         with pytest.raises(RegistryError, match="No space left"):
             platform.train("toy/animals", **SETTINGS)
     assert status(platform) == "failed"

@@ -6,7 +6,6 @@ that draws random numbers comes after the seed is set.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -192,9 +191,3 @@ def _write(
         raise TrainingError(
             f"What was trained can't be served: {error.message}", error.hint
         ) from error
-
-
-def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """What lies outside the identity: run, times, metrics, package versions."""
-    text = json.dumps(provenance, indent=2, sort_keys=True, ensure_ascii=False, default=str)
-    (folder / "provenance.json").write_text(text + "\n", encoding="utf-8")

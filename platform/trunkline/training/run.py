@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trunkline.adapters.account import card_text, provenance_of_run
+from trunkline.adapters.artifact import CARD, CROISSANT, Artifact, write_json
+from trunkline.adapters.provenance import write_provenance
+from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import DataError, Interrupted, RefusedError, TrainingError, TrunklineError
 from trunkline.evaluation.judgement import Judgement
@@ -26,12 +30,13 @@ from trunkline.training.bench import (
     record_base,
     record_dataset,
 )
-from trunkline.training.card import model_card
 from trunkline.training.checkpoints import last_checkpoint
+from trunkline.training.compute import EnergyMeter, compute_report
 from trunkline.training.environment import environment
-from trunkline.training.fit import Fitted, Ingredients, fit, write_provenance
+from trunkline.training.fit import Fitted, Ingredients, fit
 from trunkline.training.model import lora_targets, uses_bf16
 from trunkline.training.scoring import told
+from trunkline.training.specification import specification
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +80,20 @@ def train(
             bench.registry.resume_run(number)
             stack.enter_context(_account(bench, recipe.name, number, folder))
         started = time.monotonic()
+        meter = None if resume is not None else EnergyMeter()
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            if meter is not None:
+                meter.read()
+            bench.registry.log_metrics(number, step, values)
+
         fitted = fit(
             ingredients,
             prepared,
             bench.engine,
             folder,
             listener=bench.listener,
-            log=lambda step, values: bench.registry.log_metrics(number, step, values),
+            log=log,
             should_stop=bench.should_stop,
             resume=resume is not None,
         )
@@ -90,11 +102,10 @@ def train(
             raise Interrupted(
                 f"Run {number} was stopped at step {stepped.steps} of {stepped.total_steps}."
             )
-        report = _report(prepared, fitted, started)
-        judgement = _judge_and_record(
-            bench, ingredients, prepared, fitted, dataset_id, number, report
-        )
+        report = _report(bench, prepared, fitted, started, meter)
+        judgement = _judge_and_record(bench, ingredients, prepared, fitted, dataset_id, number)
         report["seconds"] = round(time.monotonic() - started, 1)
+        _write_account(bench, ingredients, prepared, fitted.artifact, number, report)
         bench.listener.stage("publishing")
         version = bench.store.publish(
             fitted.artifact.folder, Ref.parse(recipe.name), task=recipe.task, run=number
@@ -168,36 +179,38 @@ def _judge_and_record(
     fitted: Fitted,
     dataset_id: int,
     number: int,
-    report: dict[str, Any],
 ) -> Judgement:
     recipe, artifact = ingredients.recipe, fitted.artifact
     assert artifact is not None
     judgement, kept = judge_artifact(bench, ingredients, prepared, artifact)
-    results = {**judgement.to_json(), "gate": asdict(recipe.gate)}
     bench.registry.record_evaluation(
         recipe=recipe.name,
         base_digest=bench.engine.base.digest,
         dataset_id=dataset_id,
         split="test",
-        results=results,
+        results={**judgement.to_json(), "gate": asdict(recipe.gate)},
         predictions=[prediction_record(prediction) for prediction in kept],
         run=number,
     )
-    folder: Path = artifact.folder
-    write_provenance(
-        folder,
-        {
-            "run": number,
-            "recipe": recipe.name,
-            "settings": asdict(recipe.settings),
-            "environment": bench.registry.run(number).environment,
-            "report": report,
-            "evaluation": results,
-        },
-    )
-    card = model_card(recipe, ingredients.dataset, artifact.manifest, judgement, report)
-    (folder / "README.md").write_text(card, encoding="utf-8")
     return judgement
+
+
+def _write_account(
+    bench: Bench,
+    ingredients: Ingredients,
+    prepared: Prepared,
+    artifact: Artifact,
+    number: int,
+    report: Mapping[str, Any],
+) -> None:
+    """Write what lies outside of the identity: Croissant file, provenance and card."""
+    dataset = ingredients.dataset
+    described = croissant_of(dataset, prepared.split, prepared.fingerprint)
+    write_json(artifact.folder / CROISSANT, described)
+    provenance = provenance_of_run(bench.registry, number, artifact, dataset=dataset, report=report)
+    write_provenance(artifact.folder, provenance)
+    card = card_text(artifact, provenance, ingredients.recipe.name)
+    (artifact.folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _start(
@@ -220,6 +233,7 @@ def _start(
         seed=recipe.settings.seed,
         settings=asdict(recipe.settings),
         environment=environment(base.device, uses_bf16(recipe.settings.precision, base.device)),
+        specification=specification(ingredients, plugin),
     )
 
 
@@ -234,9 +248,18 @@ def _check_same_ground(run: RunRecord, prepared: Prepared, bench: Bench) -> None
         )
 
 
-def _report(prepared: Prepared, fitted: Fitted, started: float) -> dict[str, Any]:
+def _report(
+    bench: Bench, prepared: Prepared, fitted: Fitted, started: float, meter: EnergyMeter | None
+) -> dict[str, Any]:
+    base = bench.engine.base
     return {
         "data": prepared.report.to_json(),
         **fitted.to_json(),
         "train_seconds": round(time.monotonic() - started, 1),
+        "compute": compute_report(
+            parameters=base.info.parameters,
+            tokens=fitted.stepped.tokens,
+            device=base.device.type,
+            meter=meter,
+        ),
     }

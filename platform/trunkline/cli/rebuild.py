@@ -1,0 +1,61 @@
+"""``trunkline db rebuild``: a registry that was lost, made again from the artifacts.
+
+Owns: its words. Must not know: what is read from an artifact.
+"""
+
+from __future__ import annotations
+
+import click
+
+from trunkline.cli.command import Command
+from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.output import counted, json_option, note, plain, print_fields, print_json
+from trunkline.cli.progress import working
+
+
+@click.command(
+    "rebuild",
+    cls=Command,
+    example="""
+    $ trunkline db rebuild
+    reading artifacts
+      4 of 4
+    Lost for good: aliases and their history, events, tags and notes, API keys, the request log,
+    …
+    bases     1
+    datasets  4
+    runs      4
+    versions  4
+    cards     0 written anew
+    """,
+)
+@json_option
+@with_globals
+def rebuild(said: Globals, as_json: bool) -> None:
+    """Make a lost registry again out of what stands in the artifacts.
+
+    Bases, datasets, runs' summaries, versions and cards come back. What only the database knew is
+    lost, and the command says what that is. A registry that holds anything is left alone: if it is
+    only damaged, `trunkline db restore` of a backup brings back everything.
+    """
+    from trunkline.adapters.rebuild import LOST, rebuild_registry
+
+    platform = said.platform
+    with working("artifacts") as listener:
+        done = rebuild_registry(platform.store, listener=listener)
+    for sentence in done.notes:
+        note(sentence)
+    note(f"Lost for good: {LOST}.")
+    if as_json:
+        print_json({**plain(done), "lost": LOST})
+        return
+    print_fields(
+        [
+            ("bases", done.bases),
+            ("datasets", done.datasets),
+            ("runs", done.runs),
+            ("versions", done.versions),
+            ("left out", counted(len(done.left_out), "artifact") if done.left_out else None),
+            ("cards", f"{done.cards} written anew"),
+        ]
+    )

@@ -1,0 +1,212 @@
+"""A lost registry comes back from the artifacts; what only it knew is said to be lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from origins import provenance, written
+from trunkline.adapters.provenance import write_provenance
+from trunkline.adapters.rebuild import LOST, Rebuild, rebuild_registry
+from trunkline.adapters.store import AdapterStore
+from trunkline.errors import NotFoundError, RefusedError
+from trunkline.refs import Ref
+from trunkline.registry.store import Registry
+from trunkline.training.steps import Silent
+from trunkline.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, sound: Path) -> Path:
+    """A workspace without a registry, with three artifacts of two adapters."""
+    root = tmp_path / "work"
+    for path, run in (("toy/animals/1", 7), ("toy/animals/3", 9), ("toy/others/1", 8)):
+        folder = root / "adapters" / path
+        shutil.copytree(sound, folder)
+        write_provenance(folder, provenance(folder, run=run))
+        (folder / "README.md").write_text("# a card\n")
+    return root
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Registry]]:
+    made: list[Registry] = []
+    yield made
+    for registry in made:
+        registry.close()
+
+
+@pytest.fixture
+def store(workspace: Path, opened: list[Registry]) -> AdapterStore:
+    located = Workspace.locate(workspace)
+    opened.append(Registry.open(located.registry_url))
+    return AdapterStore(located, opened[-1])
+
+
+def rebuilt(store: AdapterStore) -> Rebuild:
+    return rebuild_registry(store, listener=Silent())
+
+
+def refs(registry: Registry) -> set[str]:
+    return {
+        str(version.ref)
+        for adapter in registry.adapters()
+        for version in registry.versions(adapter.domain, adapter.name)
+    }
+
+
+def test_every_version_is_back_under_its_number(store: AdapterStore) -> None:
+    done = rebuilt(store)
+    assert refs(store.registry) == {"toy/animals@1", "toy/animals@3", "toy/others@1"}
+    assert (done.versions, done.runs, done.bases, done.datasets) == (3, 3, 1, 1)
+
+
+def test_restored_versions_are_verified_and_can_be_fetched(store: AdapterStore) -> None:
+    rebuilt(store)
+    version = store.registry.resolve(Ref.parse("toy/animals@3"))[0]
+    assert store.fetch(version).digest == version.digest
+    assert version.files is not None
+    assert set(version.files) == {path.name for path in store.fetch(version).folder.iterdir()}
+
+
+def test_run_is_back_with_its_summary(store: AdapterStore) -> None:
+    rebuilt(store)
+    run = store.registry.run(9)
+    assert run.versions == ("toy/animals@3",)
+    assert (run.report or {})["tokens_trained"] == 900
+    assert store.registry.evaluations(version=Ref.parse("toy/animals@3"))[0].split == "test"
+
+
+def test_registry_that_knows_something_is_left_alone(store: AdapterStore) -> None:
+    rebuilt(store)
+    before = store.registry.events()
+    with pytest.raises(RefusedError, match="not empty"):
+        rebuilt(store)
+    assert store.registry.events() == before
+
+
+def test_damaged_artifact_is_left_out_and_named(store: AdapterStore, workspace: Path) -> None:
+    weights = workspace / "adapters/toy/others/1/adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    done = rebuilt(store)
+    assert done.left_out == ("toy/others/1",)
+    assert any("toy/others/1 is left out" in note for note in done.notes)
+    assert refs(store.registry) == {"toy/animals@1", "toy/animals@3"}
+
+
+def test_artifact_with_a_bad_origin_comes_back_without_it(
+    store: AdapterStore, workspace: Path
+) -> None:
+    (workspace / "adapters/toy/others/1/provenance.json").write_text("{")
+    done = rebuilt(store)
+    assert store.registry.resolve(Ref.parse("toy/others@1"))[0].run is None
+    assert any("without its origin" in note for note in done.notes)
+
+
+def test_artifact_of_an_earlier_release_comes_back(store: AdapterStore, workspace: Path) -> None:
+    path = workspace / "adapters/toy/others/1/provenance.json"
+    path.write_text(json.dumps({**written(), "run": 20}))
+    done = rebuilt(store)
+    assert store.registry.resolve(Ref.parse("toy/others@1"))[0].run == 20
+    assert any("recorded as unknown" in note for note in done.notes)
+
+
+def test_missing_card_is_written_anew(store: AdapterStore, workspace: Path) -> None:
+    card = workspace / "adapters/toy/others/1/README.md"
+    card.unlink()
+    done = rebuilt(store)
+    assert done.cards == 1
+    assert "# toy/others@1" in card.read_text()
+    version = store.registry.resolve(Ref.parse("toy/others@1"))[0]
+    assert (version.files or {})["README.md"]["bytes"] == card.stat().st_size
+
+
+def test_rebuild_that_failed_at_the_end_can_be_run_again(
+    store: AdapterStore, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "adapters/toy/others/1/README.md").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "rebuild", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rebuilt(store)
+    assert rebuilt(store).versions == 3
+    assert (workspace / "adapters/toy/others/1/README.md").exists()
+
+
+def test_card_that_is_there_stays(store: AdapterStore, workspace: Path) -> None:
+    assert rebuilt(store).cards == 0
+    assert (workspace / "adapters/toy/others/1/README.md").read_text() == "# a card\n"
+
+
+def test_folders_that_are_no_versions_are_passed_over(
+    store: AdapterStore, workspace: Path, sound: Path
+) -> None:
+    shutil.copytree(sound, workspace / "adapters/.publishing-toy.animals.4-x")
+    shutil.copytree(sound, workspace / "adapters/toy/animals/v4")
+    (workspace / "adapters/toy/animals/5").mkdir()
+    (workspace / "adapters/README.md").write_text("words")
+    assert rebuilt(store).versions == 3
+
+
+def test_version_for_another_task_than_its_adapter_is_left_out(
+    store: AdapterStore, workspace: Path, tiny: Path
+) -> None:
+    from workbench import make_artifact
+
+    make_artifact(workspace / "adapters/toy/animals/4", tiny, "generation")
+    assert rebuilt(store).left_out == ("toy/animals/4",)
+
+
+def test_empty_workspace_gives_an_empty_registry(store: AdapterStore, workspace: Path) -> None:
+    shutil.rmtree(workspace / "adapters")
+    assert rebuilt(store).versions == 0
+
+
+def test_lost_things_are_named() -> None:
+    for thing in ("aliases", "events", "keys", "request log", "removed versions"):
+        assert thing in LOST
+
+
+def test_alias_is_lost(store: AdapterStore, workspace: Path, opened: list[Registry]) -> None:
+    rebuilt(store)
+    store.registry.close()
+    for path in workspace.glob("registry.db*"):
+        path.unlink()
+    opened.append(Registry.open(Workspace.locate(workspace).registry_url))
+    again = AdapterStore(Workspace.locate(workspace), opened[-1])
+    rebuilt(again)
+    with pytest.raises(NotFoundError):
+        again.registry.resolve(Ref.parse("toy/animals@champion"))
+
+
+def test_imported_version_stays_imported(store: AdapterStore, workspace: Path) -> None:
+    folder = workspace / "adapters/toy/others/1"
+    said = replace(provenance(folder), run=None, evaluations=(), imported={"folder": "x"})
+    write_provenance(folder, said)
+    rebuilt(store)
+    assert store.registry.resolve(Ref.parse("toy/others@1"))[0].run is None
+
+
+def test_artifacts_in_an_object_store_come_back(
+    workspace: Path, opened: list[Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    url = f"memory://{workspace.name}-rebuild"
+    memory: Any = fsspec.filesystem("memory")
+    memory.put(str(workspace / "adapters") + "/", f"{url}/", recursive=True)
+    monkeypatch.setenv("TRUNKLINE_STORE", url)
+    located = Workspace.locate(workspace)
+    opened.append(Registry.open(located.registry_url))
+    store = AdapterStore(located, opened[-1])
+    done = rebuilt(store)
+    memory.rm(url, recursive=True)
+    assert done.versions == 3

@@ -1,0 +1,124 @@
+"""``db rebuild``, ``adapters card`` and ``datasets croissant`` as a user types them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+
+
+KEPT = (
+    *("adapter", "digest", "base_digest", "dataset", "dataset_fingerprint", "split_fingerprint"),
+    *("run", "bytes", "files", "template_digest", "judgement"),
+)
+ADAPTERS = ("toy/animals", "toy/plurals", "toy/prices")
+
+
+def shown(run: Run, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("adapters", "show", name, "--json").stdout)
+    return {key: found[key] for key in KEPT}
+
+
+@pytest.fixture
+def lose(tmp_path: Path) -> Any:
+    """Delete the registry of the copied workspace."""
+
+    def lose() -> None:
+        files = list((tmp_path / "copy").glob("registry.db*"))
+        assert files
+        for path in files:
+            path.unlink()
+
+    return lose
+
+
+def test_deleted_registry_is_rebuilt_to_what_it_was(run_copy: Run, lose: Any) -> None:
+    before = [shown(run_copy, name) for name in ADAPTERS]
+    run = json.loads(run_copy("runs", "show", "1", "--json").stdout)
+    lose()
+    done = run_copy("db", "rebuild")
+    assert done.exit_code == 0, done.stderr
+    assert [shown(run_copy, name) for name in ADAPTERS] == before
+    again = json.loads(run_copy("runs", "show", "1", "--json").stdout)
+    for key in ("recipe", "status", "seed", "settings", "environment", "specification", "report",
+                "plugin", "started", "versions"):  # fmt: skip
+        assert again[key] == run[key]
+
+
+def test_rebuild_says_what_is_lost(run_copy: Run, lose: Any) -> None:
+    lose()
+    done = run_copy("db", "rebuild", "--json")
+    assert "Lost for good: aliases" in done.stderr
+    found = json.loads(done.stdout)
+    assert (found["versions"], found["runs"], found["left_out"]) == (3, 3, [])
+
+
+def test_rebuilt_workspace_answers_as_before(run_copy: Run, lose: Any) -> None:
+    asked = ("predict", "toy/animals", "a sparrow", "--json")
+    before = json.loads(run_copy(*asked).stdout)
+    lose()
+    run_copy("db", "rebuild")
+    assert json.loads(run_copy(*asked).stdout) == before
+
+
+def test_rebuild_leaves_a_registry_alone_that_holds_rows(run_copy: Run) -> None:
+    done = run_copy("db", "rebuild")
+    assert done.exit_code == 1
+    assert "is not empty" in done.stderr
+    assert "db restore" in done.stderr
+
+
+def test_card_is_printed_with_its_metadata(run: Run) -> None:
+    done = run("adapters", "card", "toy/animals")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("---\nbase_model: ")
+    assert "# toy/animals@1" in done.stdout
+
+
+def test_card_of_json_names_the_digest(run: Run) -> None:
+    found = json.loads(run("adapters", "card", "toy/animals", "--json").stdout)
+    assert found["digest"].startswith("sha256:")
+    assert found["card"].startswith("---\n")
+
+
+def test_written_card_is_the_printed_one_and_verifies(run_copy: Run, tmp_path: Path) -> None:
+    done = run_copy("adapters", "card", "toy/animals", "--write")
+    kept = tmp_path / "copy/adapters/toy/animals/1/README.md"
+    assert kept.read_text(encoding="utf-8") == done.stdout
+    assert run_copy("adapters", "verify", "toy/animals").exit_code == 0
+
+
+def test_card_of_an_unknown_adapter_is_wrong_use(run: Run) -> None:
+    assert run("adapters", "card", "toy/animal").exit_code == 2
+
+
+def test_croissant_goes_to_stdout(run: Run) -> None:
+    found = json.loads(run("datasets", "croissant", "toy/animals").stdout)
+    assert found["conformsTo"] == "http://mlcommons.org/croissant/1.0"
+
+
+def test_croissant_describes_the_file_of_rows(run: Run, tmp_path: Path) -> None:
+    output, rows = tmp_path / "animals.json", tmp_path / "rows.jsonl"
+    done = run("datasets", "croissant", "toy/animals", "--output", str(output),
+               "--rows", str(rows), "--json")  # fmt: skip
+    assert done.exit_code == 0
+    said = json.loads(output.read_text())["distribution"][0]["sha256"]
+    assert json.loads(done.stdout)["sha256"] == said
+    assert hashlib.sha256(rows.read_bytes()).hexdigest() == said
+
+
+def test_croissant_that_can_t_be_written_is_one_error(run: Run, tmp_path: Path) -> None:
+    done = run("datasets", "croissant", "toy/animals", "--output", str(tmp_path / "no/x.json"))
+    assert done.exit_code == 2
+    assert "can't be written" in done.stderr
+
+
+def test_croissant_of_an_unknown_dataset_is_wrong_use(run: Run) -> None:
+    assert run("datasets", "croissant", "toy/animal").exit_code == 2

@@ -1,0 +1,221 @@
+"""Lineage from outside becomes rows, on both engines; a lost registry is filled again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from trunkline.errors import RefusedError
+from trunkline.refs import Ref
+from trunkline.registry.records import FoundVersion, VersionRecord
+from trunkline.registry.restoring import TOLD
+from trunkline.registry.store import Registry
+
+BASE = "sha256:" + "b" * 64
+CREATED = datetime(2026, 3, 29, 1, 40, tzinfo=UTC)
+SCORES = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}}
+
+
+def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> dict[str, Any]:
+    """A version's provenance, in the form of its file."""
+    told = {
+        "number": run,
+        "recipe": "medical/icd10",
+        "status": "finished",
+        "seed": 2,
+        "settings": {"rank": 8},
+        "environment": {"device": "cpu"},
+        "specification": {"loss": {"name": "default"}},
+        "report": {"steps": 7},
+        "started": started,
+        "finished": "2026-03-29T01:40:00+00:00",
+        "plugin": {
+            "distribution": "trunkline-medical", "version": "0.1", "api": 1, "domain": "medical",
+        },
+        "actor": "system:ada",
+    }  # fmt: skip
+    evaluation = {
+        "split": "test",
+        "results": {"scores": SCORES},
+        "created": "2026-03-29T01:40:00+00:00",
+    }
+    return {
+        "version": {
+            "adapter": "medical/icd10",
+            "task": "classification",
+            "created": CREATED.isoformat(),
+        },
+        "base": {
+            "digest": BASE, "name": "tiny", "source": "made in memory", "architecture": "Llama",
+            "parameters": 7_000_000_000, "dtype": "float32",
+        },
+        "dataset": {
+            "name": "medical/icd10", "fingerprint": "rows-1", "split_fingerprint": "split-1",
+            "rows": 100, "licence": "public domain", "source": "x", "counts": {"kept": 100},
+            "description": None, "grouping": "a category",
+        },
+        "run": None if run is None else told,
+        "evaluations": [] if run is None else [evaluation],
+        "imported": None,
+        "moved": [],
+    }  # fmt: skip
+
+
+def found(ref: str = "medical/icd10@1", **said: Any) -> FoundVersion:
+    parsed = Ref.parse(ref)
+    return FoundVersion(
+        ref=parsed,
+        task="classification",
+        digest="sha256:" + "d" * 64,
+        path=f"{parsed.adapter}/{parsed.number}",
+        bytes=12,
+        files={"trunkline.json": {"bytes": 12, "sha256": "a" * 64}},
+        template_digest="e" * 64,
+        created=CREATED,
+        provenance=origin(**said),
+    )
+
+
+# ------------------------------------------------------------------------------- one version's
+
+
+def test_base_dataset_and_run_become_rows(registry: Registry) -> None:
+    made = registry.restore_lineage(origin())
+    assert made.run is not None
+    run = registry.run(made.run)
+    assert (run.recipe, run.status, run.seed) == ("medical/icd10", "finished", 2)
+    assert (run.base_digest, run.dataset_fingerprint) == (BASE, "rows-1")
+    assert run.plugin == "trunkline-medical 0.1"
+    assert run.specification == {"loss": {"name": "default"}}
+    assert run.started == datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+
+
+def test_run_gets_the_next_number_here(registry: Registry) -> None:
+    assert [registry.restore_lineage(origin()).run for _ in range(2)] == [1, 2]
+
+
+def test_run_keeps_its_number_where_it_is_free(registry: Registry) -> None:
+    numbers = [registry.restore_lineage(origin(), keep_run_number=True).run for _ in range(2)]
+    assert numbers[0] == 7
+    assert (numbers[1] or 0) > 7
+
+
+def test_base_and_dataset_that_are_known_stay(registry: Registry, dataset: int) -> None:
+    made = registry.restore_lineage(origin())
+    assert made.dataset_id == dataset
+    assert [one.architecture for one in registry.bases()] == ["LlamaForCausalLM"]
+
+
+def test_event_says_which_run_it_was_and_who_began_it(registry: Registry) -> None:
+    made = registry.restore_lineage(origin(), actor="key/a bo")
+    event = registry.events(subject=f"run/{made.run}")[0]
+    assert (event.kind, event.actor) == ("run.restored", "key/a bo")
+    assert event.detail == {"recipe": "medical/icd10", "number": 7, "started_by": "system:ada"}
+
+
+def test_unknown_run_gives_base_and_data_alone(registry: Registry) -> None:
+    made = registry.restore_lineage(origin(run=None))
+    assert made.run is None
+    assert made.dataset_id is not None
+    assert registry.runs() == []
+
+
+def test_run_that_says_it_goes_on_is_not_told_as_running(registry: Registry) -> None:
+    said = origin()
+    said["run"] |= {"status": "running", "finished": None}
+    made = registry.restore_lineage(said)
+    assert registry.run(made.run or 0).status == "interrupted"
+
+
+def test_published_version_takes_the_evaluations_over(registry: Registry) -> None:
+    made = registry.restore_lineage(origin())
+    number = registry.reserve_version("medical", "new", task="classification", run=made.run)
+    version = registry.publish_version(
+        "medical", "new", number, digest="sha256:" + "c" * 64, path="medical/new/1", bytes=1
+    )
+    judged = registry.evaluations(version=version.ref)
+    assert [one.results for one in judged] == [{"scores": SCORES, TOLD: True}]
+
+
+# ------------------------------------------------------------------------------------- origin
+
+
+def test_what_was_restored_is_told_as_it_came(registry: Registry) -> None:
+    registry.rebuild([found()])
+    told = registry.origin(Ref.parse("medical/icd10@1"))
+    said = origin()
+    for name in ("description", "grouping"):
+        del said["dataset"][name]
+    assert told == {name: said[name] for name in ("base", "dataset", "run", "evaluations")}
+
+
+def test_origin_names_who_started_a_run_here(
+    registry: Registry, publish: Callable[..., VersionRecord]
+) -> None:
+    told = registry.origin(publish().ref)
+    assert told["run"]["actor"].startswith("system:")
+
+
+# ------------------------------------------------------------------------------------ rebuild
+
+
+def test_rebuilt_version_resolves_with_everything_behind_it(registry: Registry) -> None:
+    made = registry.rebuild([found("medical/icd10@3")])
+    version, how = registry.resolve(Ref.parse("medical/icd10"))
+    assert (made.bases, made.datasets, made.runs, made.versions) == (1, 1, 1, 1)
+    assert (version.number, how) == (3, "newest")
+    assert (version.run, version.dataset, version.base_name) == (7, "medical/icd10", "tiny")
+    assert (version.created, version.template_digest) == (CREATED, "e" * 64)
+
+
+def test_next_number_follows_the_highest_that_was_found(registry: Registry) -> None:
+    registry.rebuild([found("medical/icd10@2"), found("medical/icd10@5")])
+    assert registry.reserve_version("medical", "icd10", task="classification") == 6
+
+
+def test_next_run_follows_the_highest_that_was_found(registry: Registry, request: Any) -> None:
+    registry.rebuild([found(run=40)])
+    start = request.getfixturevalue("start")
+    assert start() > 40
+
+
+def test_two_versions_of_one_run_share_it(registry: Registry) -> None:
+    made = registry.rebuild([found("medical/a@1"), found("medical/b@1")])
+    assert made.runs == 1
+
+
+def test_two_runs_that_claim_one_number_are_kept_apart(registry: Registry) -> None:
+    later = "2026-03-30T00:00:00+00:00"
+    registry.rebuild([found("medical/a@1"), found("medical/b@1", started=later)])
+    runs = [registry.resolve(Ref.parse(f"medical/{name}"))[0].run for name in ("a", "b")]
+    assert runs == [7, 8]
+
+
+def test_scores_can_be_searched_again(registry: Registry) -> None:
+    registry.rebuild([found()])
+    judged = registry.evaluations(version=Ref.parse("medical/icd10@1"))[0]
+    assert judged.results == {"scores": SCORES, TOLD: True}
+    assert judged.run == 7
+
+
+def test_rebuild_is_an_event_of_a_sound_chain(registry: Registry) -> None:
+    registry.rebuild([found()], actor="system:ada")
+    assert registry.events(subject="registry")[0].kind == "registry.rebuilt"
+    assert all(report.sound for report in registry.verify_chains())
+
+
+def test_registry_that_holds_a_row_is_left_alone(registry: Registry, dataset: int) -> None:
+    with pytest.raises(RefusedError, match="is not empty: its table"):
+        registry.rebuild([found()])
+    assert registry.runs() == []
+
+
+def test_failure_in_the_middle_leaves_it_empty(registry: Registry) -> None:
+    broken = found("medical/b@1")
+    broken.provenance["run"]["seed"] = None  # type: ignore[index]
+    with pytest.raises(Exception, match=r"."):
+        registry.rebuild([found("medical/a@1", started="2026-03-28T00:00:00+00:00"), broken])
+    registry.check_empty()

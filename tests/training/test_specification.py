@@ -1,0 +1,86 @@
+"""What a run was told: the recipe, and the code behind its names."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trunkline.api import Platform
+from trunkline.training.specification import checkout, code_digest, specification
+
+
+@pytest.fixture
+def told(platform: Platform) -> dict[str, Any]:
+    ingredients = platform.ingredients("toy/animals", {})
+    return specification(ingredients, platform.catalogue.plugin("toy"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "plugin"
+    folder.mkdir()
+    (folder / "rows.py").write_text("ROWS = 1\n")
+    git(folder, "init", "-q")
+    git(folder, "add", "rows.py")
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    return folder
+
+
+def git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_specification_is_plain_json(told: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_every_named_function_has_the_digest_of_its_code(told: dict[str, Any]) -> None:
+    import toy_plugin
+
+    code = code_digest(toy_plugin.hit_rate)
+    assert told["loss"] == {"name": "toy/soft", "code": code}
+    assert {"name": "toy/hit_rate", "code": code} in told["metrics"]
+    assert told["dataset"]["code"] == code
+
+
+def test_core_metrics_have_the_digest_of_the_core(told: dict[str, Any]) -> None:
+    codes = {one["name"]: one["code"] for one in told["metrics"]}
+    assert codes["accuracy"] != codes["toy/hit_rate"]
+
+
+def test_plugin_is_told_with_its_release(told: dict[str, Any]) -> None:
+    assert told["plugin"]["distribution"] == "trunkline-toy"
+    assert told["plugin"]["version"] == "1.0"
+
+
+def test_partial_has_the_code_of_what_it_wraps() -> None:
+    assert code_digest(functools.partial(git, Path())) == code_digest(git)
+
+
+def test_function_without_a_source_has_no_digest() -> None:
+    assert code_digest(len) is None
+
+
+def test_clean_checkout_is_told_with_its_commit(repository: Path) -> None:
+    commit = git(repository, "rev-parse", "HEAD")
+    assert checkout(repository / "rows.py") == {"commit": commit, "changed": False}
+
+
+def test_changed_checkout_says_so(repository: Path) -> None:
+    (repository / "rows.py").write_text("ROWS = 2\n")
+    assert checkout(repository / "rows.py")["changed"] is True
+
+
+def test_file_that_git_does_not_track_has_no_commit(repository: Path) -> None:
+    (repository / "installed.py").write_text("")
+    assert checkout(repository / "installed.py") == {"commit": None, "changed": None}
+
+
+def test_folder_outside_of_git_has_no_commit(tmp_path: Path) -> None:
+    assert checkout(tmp_path / "rows.py") == {"commit": None, "changed": None}
