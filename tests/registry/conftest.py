@@ -1,17 +1,46 @@
-"""A registry in a temporary folder, and shortcuts to fill it."""
+"""A registry on each engine, and shortcuts to fill it.
+
+Whatever stands on ``url`` (and so on ``registry``) runs on SQLite and on PostgreSQL; what asks for
+``database``, the path of SQLite's file, runs on SQLite alone.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event, make_url
 
+from postgres_server import lent_database, lent_registry
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.store import Registry
 
 BASE = "sha256:" + "b" * 64
+
+ENGINES = ("sqlite", "postgresql")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database_engine" in metafunc.fixturenames:
+        only = "database" in metafunc.fixturenames
+        metafunc.parametrize("database_engine", ["sqlite"] if only else ENGINES)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Let SQLite not wait for the disk: no test here takes the power away."""
+
+    def relax(connection: Any, entry: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", relax)
+    yield
+    event.remove(Engine, "connect", relax)
 
 
 @pytest.fixture(scope="session")
@@ -22,15 +51,77 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def database(tmp_path: Path, migrated: Path) -> Path:
-    return Path(shutil.copy(migrated, tmp_path / "registry.db"))
+@pytest.fixture(scope="session")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the copy stands, in each test anew."""
+    return tmp_path_factory.mktemp("used") / "registry.db"
 
 
 @pytest.fixture
-def registry(database: Path) -> Iterator[Registry]:
-    with Registry.open(f"sqlite:///{database}", busy_seconds=0.5) as opened:
-        yield opened
+def url(database_engine: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty registry."""
+    if database_engine == "postgresql":
+        with lent_registry() as made:
+            yield made
+        return
+    file: Path = request.getfixturevalue("file")
+    for old in file.parent.iterdir():
+        old.unlink()
+    yield f"sqlite:///{shutil.copy(request.getfixturevalue('migrated'), file)}"
+
+
+@pytest.fixture
+def empty_url(database_engine: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database that has no table, or of a file that is not there."""
+    if database_engine == "sqlite":
+        yield f"sqlite:///{tmp_path / 'new.db'}"
+        return
+    with lent_database() as made:
+        yield made
+
+
+@pytest.fixture
+def database(url: str) -> Path:
+    """SQLite's file."""
+    return Path(make_url(url).database or "")
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The URL of an empty registry on PostgreSQL."""
+    with lent_registry() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def opened() -> dict[str, Registry]:
+    """Registries by URL; one that was closed can be used again, and knows its statements."""
+    return {}
+
+
+@pytest.fixture
+def registry(url: str, opened: dict[str, Registry]) -> Iterator[Registry]:
+    if url not in opened:
+        opened[url] = Registry.open(url, busy_seconds=0.5)
+    with opened[url] as registry:
+        yield registry
+
+
+@pytest.fixture
+def explain(registry: Registry) -> Callable[[str], str]:
+    """``explain(query)`` gives the plan of a query as if its tables were large."""
+
+    def explain(query: str) -> str:
+        with registry._engines.reading.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                lines = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}")
+            else:
+                for way in ("seqscan", "bitmapscan", "indexonlyscan"):
+                    connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+                lines = connection.exec_driver_sql("EXPLAIN " + query.replace("%", "%%"))
+            return "\n".join(str(line[-1]) for line in lines)
+
+    return explain
 
 
 @pytest.fixture

@@ -1,32 +1,27 @@
-"""Eight processes at once on one registry."""
+"""Eight processes at once on one registry, on each engine."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
+from forks import Child, together
+from trunkline.registry.records import VersionRecord
 from trunkline.registry.store import Registry
 
 PROCESSES = 8
 
-WAIT = """
-import sys, time
-from pathlib import Path
+BEGIN = """
+import sys
+from trunkline.errors import RefusedError
 from trunkline.refs import Ref
 from trunkline.registry.store import Registry
-folder = Path(sys.argv[1])
-me = sys.argv[2]
-(folder / f"ready-{me}").touch()
-while not (folder / "go").exists():
-    time.sleep(0.005)
-registry = Registry.open(f"sqlite:///{folder}/registry.db", busy_seconds=60)
+registry = Registry.open(sys.argv[1], busy_seconds=60)
+me = int(sys.argv[2])
 """
 
-OPEN = "registry.record_plugin(distribution='p', version=me, api=1, domain='d')"
+OPEN = "registry.record_plugin(distribution='p', version=str(me), api=1, domain='d')"
 
 PUBLISH = """
 digest = registry.bases()[0].digest
@@ -45,62 +40,80 @@ print(registry.start_run(
 ))
 """
 
+COMPARE_AND_MOVE = """
+try:
+    ref = Ref.parse(f"medical/icd10@{me + 1}")
+    registry.move_alias(ref, "champion", expected=None, actor=f"person-{me}")
+    print(f"won {me + 1}")
+except RefusedError as error:
+    print(error.message)
+"""
+
 MOVE = """
-old, new = registry.set_alias(Ref.parse(f"medical/icd10@{int(me) + 1}"), "champion")
+old, new = registry.set_alias(Ref.parse(f"medical/icd10@{me + 1}"), "champion")
 print(old, new)
 """
 
 
-def together(folder: Path, script: str) -> list[str]:
+def eight(url: str, script: str) -> list[str]:
     """Run the script in eight processes that begin at once; gives what each printed."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WAIT + script, str(folder), str(me)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for me in range(PROCESSES)
-    ]
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("ready-*"))) < PROCESSES and time.monotonic() < deadline:
-        time.sleep(0.02)
-    (folder / "go").touch()
-    results = [process.communicate(timeout=120) for process in processes]
-    assert [error for _, error in results] == [""] * PROCESSES
-    return [out.strip() for out, _ in results]
+    ended = together(BEGIN + script, [Child((url, str(me))) for me in range(PROCESSES)])
+    assert [(one.code, one.error) for one in ended] == [(0, "")] * PROCESSES
+    return [one.out for one in ended]
 
 
-def test_a_new_registry_opened_by_all_at_once_is_made_once(tmp_path: Path) -> None:
-    together(tmp_path, OPEN)
-    with Registry.open(f"sqlite:///{tmp_path}/registry.db") as registry:
+def test_a_new_registry_opened_by_all_at_once_is_made_once(empty_url: str) -> None:
+    eight(empty_url, OPEN)
+    with Registry.open(empty_url) as registry:
         new = registry.record_plugin(distribution="p", version="9", api=1, domain="d")
     assert new == PROCESSES + 1
 
 
 @pytest.mark.usefixtures("dataset")
 def test_versions_published_at_once_get_the_numbers_from_one_to_eight(
-    tmp_path: Path, registry: Registry
+    url: str, registry: Registry
 ) -> None:
-    printed = together(tmp_path, PUBLISH)
+    printed = eight(url, PUBLISH)
     assert sorted(map(int, printed)) == list(range(1, PROCESSES + 1))
     assert registry.adapter("medical", "icd10").versions == PROCESSES
 
 
 @pytest.mark.usefixtures("dataset")
+def test_events_of_all_at_once_are_one_chain(url: str, registry: Registry) -> None:
+    eight(url, PUBLISH)
+    assert [event.seq for event in registry.events()] == list(range(PROCESSES, 0, -1))
+    assert all(report.sound for report in registry.verify_chains())
+
+
+@pytest.mark.usefixtures("dataset")
 def test_runs_started_at_once_get_the_numbers_from_one_to_eight(
-    tmp_path: Path, registry: Registry
+    url: str, registry: Registry
 ) -> None:
-    printed = together(tmp_path, START)
+    printed = eight(url, START)
     assert sorted(map(int, printed)) == list(range(1, PROCESSES + 1))
 
 
-def test_an_alias_moved_by_all_at_once_moves_from_hand_to_hand(
-    tmp_path: Path, registry: Registry, publish: object
+def test_one_of_eight_that_move_an_alias_wins_and_the_others_are_told_who(
+    url: str, registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
     for _ in range(PROCESSES):
-        publish()  # type: ignore[operator]
-    moves = dict(line.split() for line in together(tmp_path, MOVE))
+        publish()
+    printed = eight(url, COMPARE_AND_MOVE)
+    (won,) = [line for line in printed if line.startswith("won ")]
+    winner = int(won.split()[1])
+    lost = [line for line in printed if line != won]
+    told = f"person-{winner - 1} moved 'champion' of medical/icd10 to version {winner} at "
+    assert all(told in line for line in lost)
+    assert registry.adapter("medical", "icd10").aliases == {"champion": winner}
+    assert len(registry.alias_moves("medical", "icd10")) == 1
+
+
+def test_an_alias_moved_by_all_at_once_moves_from_hand_to_hand(
+    url: str, publish: Callable[..., VersionRecord]
+) -> None:
+    for _ in range(PROCESSES):
+        publish()
+    moves = dict(line.split() for line in eight(url, MOVE))
     seen = ["None"]
     while seen[-1] in moves:
         seen.append(moves[seen[-1]])

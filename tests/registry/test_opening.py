@@ -1,4 +1,4 @@
-"""Opening a registry: new, up to date, too new, damaged, locked, read-only."""
+"""Opening a registry: new, up to date, too new, damaged, locked, read-only, out of reach."""
 
 from __future__ import annotations
 
@@ -6,62 +6,103 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine, inspect, make_url, text
 
+from postgres_server import server
 from trunkline.errors import RegistryError
-from trunkline.registry import schema
+from trunkline.registry import engine, schema
 from trunkline.registry.database import system_actor
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.store import Registry
 from trunkline.registry.tables import Table
+
+TABLES = tuple(Table.metadata.tables)
 
 
 def opened(path: Path, **more: object) -> Registry:
     return Registry.open(f"sqlite:///{path}", **more)  # type: ignore[arg-type]
 
 
-def test_the_head_in_the_code_is_the_newest_migration() -> None:
+def execute(url: str, *statements: str) -> None:
+    """Change the database behind the registry's back."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.fixture
+def holder(url: str) -> Iterator[Engine]:
+    """Holds the lock that every writer of an event wants, in a transaction of its own."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            driver.execute("BEGIN IMMEDIATE")
+        else:
+            connection.execute(text("SELECT * FROM chain_heads FOR UPDATE"))
+        yield engine
+    engine.dispose()
+
+
+def test_the_revisions_in_the_code_are_the_migrations() -> None:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
     config = Config()
     config.set_main_option("script_location", str(schema.MIGRATIONS))
-    assert ScriptDirectory.from_config(config).get_current_head() == schema.HEAD
+    script = ScriptDirectory.from_config(config)
+    found = [revision.revision for revision in script.walk_revisions()]
+    assert found == list(reversed(schema.REVISIONS))
+    assert script.get_current_head() == schema.HEAD
 
 
-def test_the_migrations_make_the_tables_of_the_code(database: Path) -> None:
+def test_the_migrations_make_the_tables_of_the_code(url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    engine = create_engine(f"sqlite:///{database}")
+    engine = create_engine(url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Table.metadata) == []
     engine.dispose()
 
 
-def test_the_migrations_name_the_constraints_of_the_code(tmp_path: Path, database: Path) -> None:
-    def constraints(path: Path) -> set[str]:
-        with sqlite3.connect(path) as connection:
-            texts = connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
-            words = {word for (text,) in texts for word in text.split()}
-        return {word for word in words if word.startswith(("ck_", "fk_", "ix_", "pk_", "uq_"))}
+def test_the_migrations_name_the_constraints_of_the_code(url: str, empty_url: str) -> None:
+    def constraints(url: str) -> set[tuple[str, str | None]]:
+        engine = create_engine(url)
+        found = inspect(engine)
+        names = {(table, found.get_pk_constraint(table)["name"]) for table in TABLES}
+        for look in (
+            found.get_foreign_keys,
+            found.get_unique_constraints,
+            found.get_check_constraints,
+            found.get_indexes,
+        ):
+            names |= {(table, one["name"]) for table in TABLES for one in look(table)}
+        engine.dispose()
+        return names
 
-    engine = create_engine(f"sqlite:///{tmp_path / 'made.db'}")
+    engine = create_engine(empty_url)
     Table.metadata.create_all(engine)
     engine.dispose()
-    assert constraints(database) == constraints(tmp_path / "made.db")
+    assert constraints(url) == constraints(empty_url)
 
 
 def test_a_database_is_not_left_half_migrated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "foreign_keys_broken", lambda connection: True)
+    monkeypatch.setattr(engine, "_foreign_keys_broken", lambda connection: True)
     path = tmp_path / "registry.db"
     with pytest.raises(RegistryError, match="left as it was"):
         opened(path)
@@ -75,11 +116,16 @@ def test_a_registry_in_memory_serves_one_thread() -> None:
 
 
 def test_a_registry_is_opened_again_with_what_it_held(
-    database: Path, registry: Registry, publish: Callable[..., VersionRecord]
+    url: str, registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
     publish()
-    with opened(database) as again:
+    with Registry.open(url) as again:
         assert [adapter.name for adapter in again.adapters()] == ["icd10"]
+
+
+def test_a_database_without_tables_becomes_a_registry(empty_url: str) -> None:
+    with Registry.open(empty_url) as made:
+        assert made.runs() == []
 
 
 def test_readers_and_writers_work_beside_each_other(database: Path) -> None:
@@ -93,24 +139,32 @@ def test_a_missing_file_is_not_made_where_that_was_not_asked(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_registry_newer_than_the_code_is_refused(database: Path) -> None:
-    with sqlite3.connect(database) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
+def test_a_registry_newer_than_the_code_is_refused_untouched(url: str) -> None:
+    execute(url, "UPDATE alembic_version SET version_num = '9999'")
+    before = schema.look(url)
     with pytest.raises(RegistryError, match="'9999'") as caught:
-        opened(database)
+        Registry.open(url)
     assert "newer release" in (caught.value.hint or "")
+    assert "pip install --upgrade" in (caught.value.hint or "")
+    assert schema.look(url) == before
 
 
-def test_a_database_of_something_else_is_refused_untouched(tmp_path: Path) -> None:
-    path = tmp_path / "other.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE customers (id INTEGER)")
-    connection.close()
-    before = path.read_bytes()
+def test_a_newer_registry_that_can_not_be_written_is_told_as_newer(
+    database: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(url, "UPDATE alembic_version SET version_num = '9999'")
+    only_reading(monkeypatch)
+    with pytest.raises(RegistryError, match="does not know"):
+        opened(database)
+
+
+def test_a_database_of_something_else_is_refused_untouched(empty_url: str) -> None:
+    execute(empty_url, "CREATE TABLE customers (id INTEGER)")
     with pytest.raises(RegistryError, match="holds other tables"):
-        opened(path)
-    assert path.read_bytes() == before
+        Registry.open(empty_url)
+    made = create_engine(empty_url)
+    assert inspect(made).get_table_names() == ["customers"]
+    made.dispose()
 
 
 @pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0" * 300])
@@ -138,11 +192,12 @@ def test_a_file_that_can_not_be_looked_at_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["registry.db", "", "nosuch://x/y", "sqlite+nosuch:///x", "postgresql://host:port/x"]
+    "text", ["registry.db", "", "nosuch://x/y", "sqlite+nosuch:///x", "postgresql://host:port/x"]
 )
-def test_a_url_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(RegistryError, match="is not one"):
-        Registry.open(url)
+def test_a_url_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(RegistryError, match="is not one") as caught:
+        Registry.open(text)
+    assert "postgresql://" in (caught.value.hint or "")
 
 
 def test_a_password_in_a_url_is_not_shown() -> None:
@@ -151,18 +206,50 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     assert "secret" not in caught.value.message
 
 
-def test_a_held_lock_is_told_after_the_time_out_and_readers_go_on(
-    database: Path, registry: Registry
-) -> None:
-    holder = sqlite3.connect(database, isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
+def test_a_held_lock_is_told_after_the_time_out(registry: Registry, holder: Engine) -> None:
     started = time.monotonic()
     with pytest.raises(RegistryError, match="locked") as caught:
-        registry.reserve_version("medical", "icd10", task="classification")
+        registry.create_key("ada")
     assert time.monotonic() - started >= 0.4
     assert "Try again" in (caught.value.hint or "")
-    assert registry.adapters() == []
-    holder.close()
+
+
+def test_readers_go_on_while_a_writer_holds_the_lock(
+    registry: Registry, publish: Callable[..., VersionRecord], request: pytest.FixtureRequest
+) -> None:
+    publish()
+    request.getfixturevalue("holder")
+    assert [adapter.name for adapter in registry.adapters()] == ["icd10"]
+    assert [event.kind for event in registry.events()] == ["version.published", "run.started"]
+
+
+def test_a_new_reader_opens_while_a_writer_holds_the_lock(url: str, holder: Engine) -> None:
+    with Registry.open(url, busy_seconds=0.5) as another:
+        assert another.runs() == []
+
+
+def test_a_lock_that_is_given_back_in_time_is_waited_for(url: str) -> None:
+    other = create_engine(url)
+    with Registry.open(url, busy_seconds=30) as registry, other.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(text("SELECT * FROM chain_heads FOR UPDATE"))
+        release = threading.Timer(0.3, connection.connection.rollback)
+        release.start()
+        registry.create_key("ada")
+        release.join()
+        assert len(registry.keys()) == 1
+    other.dispose()
+
+
+def test_a_reading_transaction_sees_one_moment(registry: Registry, url: str) -> None:
+    with registry._read() as session, Registry.open(url) as another:
+        count = text("SELECT count(*) FROM api_keys")
+        before = session.scalar(count)
+        another.create_key("ada")
+        assert (before, session.scalar(count)) == (0, 0)
+    assert len(registry.keys()) == 1
 
 
 def test_a_registry_that_can_not_be_written_can_be_read(
@@ -255,3 +342,80 @@ def test_opening_an_up_to_date_registry_imports_neither_alembic_nor_torch(databa
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+# ----------------------------------------------------------------------- PostgreSQL's own failures
+
+
+def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="can't be reached") as caught:
+        Registry.open(f"postgresql://user:secret@/registry?host={tmp_path}", busy_seconds=0.5)
+    assert "TRUNKLINE_REGISTRY" in (caught.value.hint or "")
+    assert "secret" not in caught.value.message
+
+
+def test_a_password_among_a_url_s_options_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError) as caught:
+        Registry.open(f"postgresql://user@/registry?host={tmp_path}&password=secret")
+    assert "secret" not in caught.value.message
+
+
+def test_a_database_that_is_not_there_is_told() -> None:
+    url = server().set(database="nosuch").render_as_string(hide_password=False)
+    with pytest.raises(RegistryError, match=r"can't be reached .*nosuch"):
+        Registry.open(url)
+
+
+def test_a_user_who_may_only_read_reads_and_is_told(postgres: str) -> None:
+    execute(
+        postgres,
+        "DROP ROLE IF EXISTS auditor",
+        "CREATE ROLE auditor LOGIN",
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO auditor",
+    )
+    url = make_url(postgres).set(username="auditor").render_as_string(hide_password=False)
+    with Registry.open(url) as registry:
+        assert registry.keys() == []
+        with pytest.raises(RegistryError, match="may not be used like this"):
+            registry.create_key("ada")
+    execute(postgres, "DROP OWNED BY auditor", "DROP ROLE auditor")
+
+
+def test_a_database_that_is_a_read_only_copy_is_told(postgres: str) -> None:
+    with Registry.open(f"{postgres}&options=-c%20default_transaction_read_only%3Don") as registry:
+        assert registry.keys() == []
+        with pytest.raises(RegistryError, match="is read-only"):
+            registry.create_key("ada")
+
+
+def test_a_connection_that_the_server_dropped_is_made_anew(postgres: str) -> None:
+    with Registry.open(postgres) as registry:
+        registry.create_key("ada")
+        with closing(psycopg.connect(postgres, autocommit=True)) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        assert len(registry.keys()) == 1
+
+
+def test_a_missing_driver_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(RegistryError, match="needs the package 'psycopg'") as caught:
+        Registry.open("postgresql://host/registry")
+    assert "trunkline[postgres]" in (caught.value.hint or "")
+
+
+def test_a_migration_waits_for_another_no_longer_than_the_time_out(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = create_engine(empty_url)
+    with held.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({schema._MIGRATING})"))
+        with pytest.raises(RegistryError, match="locked"):
+            Registry.open(empty_url, busy_seconds=0.3)
+    held.dispose()

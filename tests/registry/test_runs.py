@@ -111,7 +111,7 @@ def test_an_unknown_run_is_told_with_the_way_to_the_list(registry: Registry, num
 def test_runs_are_listed_newest_first_by_recipe_and_page(registry: Registry, start: Start) -> None:
     for recipe in ("medical/a", "medical/b", "medical/a", "medical/a"):
         start(recipe)
-    listed = registry.runs(recipe="medical/a", limit=2, offset=1)
+    listed = registry.runs(recipe="medical/a", limit=2, before=4)
     assert [run.number for run in listed] == [3, 1]
 
 

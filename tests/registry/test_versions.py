@@ -157,7 +157,8 @@ def test_no_number_is_given_to_a_malformed_name(registry: Registry, domain: str)
 def test_adapters_are_listed_by_name_domain_and_page(registry: Registry, publish: Publish) -> None:
     for name in ("c", "a", "b"):
         publish(name)
-    assert [row.name for row in registry.adapters(limit=2, offset=1)] == ["b", "c"]
+    page = registry.adapters(limit=2, after=Ref.parse("medical/a"))
+    assert [row.name for row in page] == ["b", "c"]
     assert registry.adapters(domain="retail") == []
 
 
@@ -183,7 +184,7 @@ def test_an_unknown_adapter_is_answered_with_the_nearest(
 def test_versions_are_listed_newest_first_and_paged(registry: Registry, publish: Publish) -> None:
     for _ in range(4):
         publish()
-    page = registry.versions("medical", "icd10", limit=2, offset=1)
+    page = registry.versions("medical", "icd10", limit=2, before=4)
     assert [version.number for version in page] == [3, 2]
 
 
@@ -266,15 +267,11 @@ def test_an_alias_moves_from_old_to_new(registry: Registry, publish: Publish) ->
 
 def test_a_move_leaves_an_event_with_its_detail(registry: Registry, publish: Publish) -> None:
     publish()
-    registry.set_alias(
-        Ref.parse("medical/icd10@1"), "champion", actor="ada", detail={"verdict": "beats"}
-    )
+    registry.set_alias(Ref.parse("medical/icd10@1"), "champion", actor="ada")
     event = registry.events(subject="medical/icd10")[0]
-    assert (event.kind, event.actor, event.detail) == (
-        "alias.moved",
-        "ada",
-        {"verdict": "beats", "alias": "champion", "old": None, "new": 1},
-    )
+    assert (event.kind, event.actor) == ("alias.moved", "ada")
+    told = {"alias": "champion", "old": None, "new": 1, "forced": False}
+    assert told.items() <= event.detail.items()
 
 
 def test_an_alias_that_does_not_move_leaves_no_event(registry: Registry, publish: Publish) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from trunkline.cli.command import Group
-from trunkline.cli.judgement_view import print_judgement, score_text
+from trunkline.cli.judgement_view import print_judgement, standing_text
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import (
     bytes_text,
@@ -21,15 +23,19 @@ from trunkline.cli.output import (
     print_table,
     short_digest,
 )
-from trunkline.errors import TrunklineError
+from trunkline.errors import TrunklineError, UsageError
+from trunkline.refs import Ref
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
-    from trunkline.registry.records import VersionRecord
+    from trunkline.registry.finding import Page
+    from trunkline.registry.records import AdapterRecord, VersionRecord
+
+_SISTERS = 50
 
 limit_option = click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=10_000),
     default=100,
     show_default=True,
     metavar="N",
@@ -66,33 +72,65 @@ def adapters() -> None:
     finance/naics-sector   classification  2 of 2  trial=1     accuracy 0.703 [0.591, 0.811]  ties
     medical/icd10-chapter  classification  2 of 2  champion=2  accuracy 0.853 [0.811, 0.892]  beats
     retail/department      classification  1 of 1  -           accuracy 0.767 [0.726, 0.805]  beats
+
+    $ trunkline adapters list --where "test.accuracy>0.8 and alias=champion"
+    version                  task            created           aliases   score                  …
+    medical/icd10-chapter@2  classification  2026-11-21 21:58  champion  accuracy 0.853 [0.811, …
     """,
 )
+@click.option(
+    "--where",
+    metavar="SEARCH",
+    help='List the versions that meet this, newest first: "test.accuracy>0.8 and alias=champion".',
+)
+@click.option("--removed", is_flag=True, help="List the versions that were removed, and why.")
+@click.option("--after", metavar="REF", help="Only what comes behind this one, for the next page.")
 @limit_option
 @json_option
 @with_globals
-def list_(said: Globals, limit: int, as_json: bool) -> None:
-    """List the adapters with the score and the verdict of their newest version."""
-    platform = said.platform
-    found = platform.registry.adapters(limit=limit + 1)
-    lines = []
-    for one in found[:limit]:
-        judged = platform.judgement(platform.resolve(f"{one.ref}@{one.newest}"))
-        lines.append((one, judged[0] if judged else None))
-    if as_json:
-        print_json(
-            [
-                {
-                    "adapter": str(one.ref),
-                    **plain(one),
-                    "metric": judgement and judgement.metric,
-                    "score": judgement and judgement.score,
-                    "verdict": judgement and judgement.verdict,
-                }
-                for one, judgement in lines
-            ]
+def list_(
+    said: Globals, where: str | None, removed: bool, after: str | None, limit: int, as_json: bool
+) -> None:
+    """List the adapters with the score and the verdict of their newest version.
+
+    With --where, versions are listed instead: fields are domain, name, adapter, task, version,
+    newest, alias, base, dataset, licence, run, created and others, tag.KEY, and figures such as
+    test.accuracy or test.accuracy.low; joined by and, or, not and brackets.
+    """
+    if where is not None and removed:
+        raise UsageError("--where and --removed can't be combined.", "Say one of the two.")
+    registry = said.platform.registry
+    behind = None if after is None else Ref.parse(after)
+    if where is not None:
+        found, last = _gathered(partial(registry.search, where), limit, behind)
+        _list_found(found, last, as_json)
+    elif removed:
+        found, last = _gathered(registry.removed_versions, limit, behind)
+        _list_removed(found, last, as_json)
+    else:
+        _list_adapters(
+            registry.adapters(limit=limit + 1, after=behind, scored=True), limit, as_json
         )
-    elif lines:
+
+
+def _gathered(
+    ask: Callable[..., Page], limit: int, after: Ref | None
+) -> tuple[list[VersionRecord], Ref | None]:
+    """So many versions, out of as many queries as it takes, and where the next page begins."""
+    found: list[VersionRecord] = []
+    while True:
+        page = ask(limit=limit - len(found), after=after)
+        found += page.versions
+        after = page.next
+        if after is None or len(found) == limit:
+            return found, after
+
+
+def _list_adapters(found: Sequence[AdapterRecord], limit: int, as_json: bool) -> None:
+    page = found[:limit]
+    if as_json:
+        print_json([{"adapter": str(one.ref), **plain(one), **_scored(one)} for one in page])
+    elif page:
         print_table(
             ["adapter", "task", "newest", "aliases", "its score", "floor"],
             [
@@ -101,22 +139,76 @@ def list_(said: Globals, limit: int, as_json: bool) -> None:
                     one.task,
                     f"{one.newest} of {one.versions}",
                     ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()) or "-",
-                    score_text(judgement),
-                    judgement.verdict if judgement else "-",
+                    standing_text(one.standing),
+                    one.standing.verdict if one.standing else "-",
                 )
-                for one, judgement in lines
+                for one in page
             ],
             fold=("aliases", "its score"),
         )
     else:
         note("No adapter yet: `trunkline recipes list`, then `trunkline train RECIPE`.")
-    tell_of_more(len(found) > limit)
+    if len(found) > limit:
+        note(f"There are more: --after {page[-1].ref}, or a higher --limit.")
 
 
-def tell_of_more(more: bool) -> None:
-    """Say on stderr that a listing was cut."""
-    if more:
-        note("There are more; --limit shows them.")
+def _list_found(found: Sequence[VersionRecord], behind: Ref | None, as_json: bool) -> None:
+    if as_json:
+        print_json([{"ref": str(one.ref), **plain(one)} for one in found])
+    elif found:
+        print_table(
+            ["version", "task", "created", "aliases", "score", "floor"],
+            [
+                (
+                    one.ref,
+                    one.task,
+                    moment(one.created),
+                    ", ".join(one.aliases) or "-",
+                    standing_text(one.standing),
+                    one.standing.verdict if one.standing else "-",
+                )
+                for one in found
+            ],
+            fold=("aliases", "score"),
+        )
+    else:
+        note("No version meets that.")
+    if behind is not None:
+        note(f"There may be more: --after {behind}.")
+
+
+def _list_removed(found: Sequence[VersionRecord], behind: Ref | None, as_json: bool) -> None:
+    if as_json:
+        print_json([{"ref": str(one.ref), **plain(one)} for one in found])
+    elif found:
+        print_table(
+            ["version", "digest", "created", "removed", "because"],
+            [
+                (
+                    one.ref,
+                    short_digest(one.digest),
+                    moment(one.created),
+                    moment(one.removed) if one.removed else "-",
+                    one.removal or "-",
+                )
+                for one in found
+            ],
+            fold=("because",),
+        )
+    else:
+        note("No version was removed.")
+    if behind is not None:
+        note(f"There may be more: --after {behind}.")
+
+
+def _scored(one: AdapterRecord) -> dict[str, object]:
+    """The standing in the words of a judgement."""
+    standing = one.standing
+    return {
+        "metric": standing and standing.metric,
+        "score": standing and {"value": standing.value, "low": standing.low, "high": standing.high},
+        "verdict": standing and standing.verdict,
+    }
 
 
 @adapters.command(
@@ -151,7 +243,11 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     """Show one version: its identity, origin and judgement; and its sisters."""
     version = said.version(ref)
     platform = said.platform
-    versions = platform.registry.versions(version.domain, version.name)
+    found = platform.registry.versions(
+        version.domain, version.name, limit=_SISTERS + 1, scored=True
+    )
+    versions = found[:_SISTERS]
+    tags = platform.registry.tags(str(version.ref)).tags
     judged = platform.judgement(version)
     folder = platform.workspace.adapters / version.path
     damage = _damage(platform, version)
@@ -162,6 +258,7 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
                 **plain(version),
                 "folder": folder,
                 "damage": damage,
+                "tags": tags,
                 "judgement": judged and judged[0],
                 "gate": judged and judged[1],
                 "versions": versions,
@@ -172,6 +269,7 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
         [
             ("adapter", version.ref),
             ("aliases", ", ".join(version.aliases) or "none"),
+            ("tags", ", ".join(f"{key}={value}" for key, value in tags.items()) or None),
             ("task", version.task),
             ("digest", version.digest),
             ("base", f"{version.base_name} ({version.base_digest})"),
@@ -190,7 +288,9 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     else:
         note(f"Not judged yet: `trunkline eval {version.ref}`.")
     heading("Versions")
-    _print_versions(platform, versions)
+    _print_versions(versions)
+    if len(found) > len(versions):
+        note(f'There are more: trunkline adapters list --where "adapter={version.ref.adapter}".')
 
 
 def _damage(platform: Platform, version: VersionRecord) -> str | None:
@@ -202,23 +302,20 @@ def _damage(platform: Platform, version: VersionRecord) -> str | None:
     return None
 
 
-def _print_versions(platform: Platform, versions: list[VersionRecord]) -> None:
-    lines = []
-    for one in versions:
-        judged = platform.judgement(one)
-        lines.append(
+def _print_versions(versions: Sequence[VersionRecord]) -> None:
+    print_table(
+        ["version", "digest", "created", "aliases", "score", "floor"],
+        [
             (
                 one.number,
                 short_digest(one.digest),
                 moment(one.created),
                 ", ".join(one.aliases) or "-",
-                score_text(judged[0] if judged else None),
-                judged[0].verdict if judged else "-",
+                standing_text(one.standing),
+                one.standing.verdict if one.standing else "-",
             )
-        )
-    print_table(
-        ["version", "digest", "created", "aliases", "score", "floor"],
-        lines,
+            for one in versions
+        ],
         right=("version",),
         fold=("aliases", "score"),
     )

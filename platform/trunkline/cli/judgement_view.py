@@ -16,6 +16,7 @@ from trunkline.evaluation.intervals import LEAST_GROUPS
 if TYPE_CHECKING:
     from trunkline.evaluation.intervals import Estimate
     from trunkline.evaluation.judgement import Judgement
+    from trunkline.registry.records import Standing
 
 _WIDE = 120
 _WORDS = {"beats": "beats the floor", "ties": "ties with the floor", "loses": "loses to the floor"}
@@ -69,12 +70,12 @@ def verdict_sentence(judgement: Judgement) -> str:
     )
 
 
-def score_text(judgement: Judgement | None) -> str:
+def standing_text(standing: Standing | None) -> str:
     """The deciding metric in a listing: ``accuracy 0.905 [0.862, 0.941]``."""
-    if judgement is None:
+    if standing is None:
         return "-"
     between = " " if width() >= _WIDE else "\n"
-    return f"{judgement.metric} {interval(judgement.score, between=between)}"
+    return f"{standing.metric} {interval(standing, between=between)}"
 
 
 def _cells(lines: list[dict[str, Estimate]]) -> list[list[str]]:

@@ -1,128 +1,105 @@
-"""``trunkline lineage``: from an answer back to the version, the run and the rows behind it."""
+"""``trunkline lineage``: from an answer or a version back to everything that it came from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from typing import TYPE_CHECKING
 
 import click
 
 from trunkline.cli.command import Command
 from trunkline.cli.options import Globals, with_globals
-from trunkline.cli.output import json_option, moment, note, print_fields, print_json, took
-from trunkline.errors import NotFoundError
+from trunkline.cli.output import json_option, note, print_json
+from trunkline.errors import UsageError
 from trunkline.refs import BASE, Ref
 
 if TYPE_CHECKING:
-    from trunkline.registry.records import RequestRecord, RunRecord, VersionRecord
+    from trunkline.registry.lineage import Lineage
     from trunkline.registry.store import Registry
 
-
-@dataclass(frozen=True, slots=True)
-class Lineage:
-    """A request with what is known of its answer's origin; None where nothing is."""
-
-    request: RequestRecord
-    version: VersionRecord | None
-    run: RunRecord | None
+_RUN = re.compile(r"run/([1-9][0-9]{0,8})", re.ASCII)
 
 
 @click.command(
     "lineage",
     cls=Command,
-    short_help="From an answer to its version, run and data.",
+    short_help="From an answer or a version back to everything behind it.",
     example="""
     $ trunkline lineage --request 5b0f6f0c0a6b4dd0a1f5a37d2c9b8e41
-    request  5b0f6f0c0a6b4dd0a1f5a37d2c9b8e41
-    at       2026-11-21T22:10:03+00:00
-    route    /v1/classify
-    asked    medical/icd10-chapter
-    key      4k2mw0qz
-    status   200
-    tokens   14 in, 0 out
-    took     82 ms
-    version  medical/icd10-chapter@2
-    digest   sha256:374e8fcf29327efbacd672f15de7f347042e651c4c5de9fe62ec7456dc2c21f5
-    aliases  champion
-    run      2 of medical/icd10-chapter, finished, 2026-11-21 21:58
-    plugin   trunkline-medical 0.1.0
-    dataset  medical/icd10-chapter
-    rows     bc376fb50efd47c8682aaa02b230adb51c1ab57afd88f610b9daece8c53a28c8
-    split    f57aa57c0862e319dd4442cb23ec6d1abc06aab2393df41e773495193bdb336f
-    base     smollm2-135m (81e285c179b0f7eafa4000990cbe8916e9fb16bd07206c3660276c13c3f712f0)
+    medical/icd10-chapter@2
+    ├── request 5b0f6f0c0a6b4dd0a1f5a37d2c9b8e41
+    │   ├── at: 2026-11-21T22:10:03+00:00
+    │   ├── asked: medical/icd10-chapter
+    │   └── let live: champion: promoted from 1 to 2 by system:ada at 2026-11-21T22:05:31+00:00
+    ├── version
+    │   ├── digest: sha256:374e8fcf29327efbacd672f15de7f347042e651c4c5de9fe62ec7456dc2c21f5
+    │   └── files: 3, 19.6 MB
+    ├── base smollm2-135m
+    ├── run 2 of medical/icd10-chapter: finished
+    │   ├── settings: epochs=2, max_steps=150, …
+    │   └── plugin: trunkline-medical 0.1.0
+    ├── dataset medical/icd10-chapter
+    │   ├── rows: bc376fb50efd47c8682aaa02b230adb51c1ab57afd88f610b9daece8c53a28c8
+    │   └── split: f57aa57c0862e319dd4442cb23ec6d1abc06aab2393df41e773495193bdb336f
+    ├── evaluations
+    │   └── test, 2026-11-21T22:00:12+00:00
+    │       └── accuracy: 0.853 [0.811, 0.892]
+    ├── alias moves
+    └── deployments
+    …
     """,
 )
+@click.argument("what", required=False, metavar="[REF|sha256:…|run/N]")
 @click.option(
     "--request",
     "request",
     metavar="ID",
-    required=True,
-    help="The id that came with the answer: its own, or that of the header x-request-id.",
+    help="The id that came with an answer: its own, or that of the header x-request-id.",
 )
 @json_option
 @with_globals
-def lineage(said: Globals, request: str, as_json: bool) -> None:
-    """Say which version gave an answer, what it was trained on, and what points at it now."""
-    found = _traced(said.platform.registry, request)
+def lineage(said: Globals, what: str | None, request: str | None, as_json: bool) -> None:
+    """Tell what stands behind an answer, a version, a digest or a run, as a tree.
+
+    Version, base, run with settings and environment, dataset, evaluations, moves of aliases,
+    deployments, tags and notes. Removed versions have their lineage still. Times are UTC. --json
+    has everything, also what the tree shortens.
+    """
+    if (what is None) == (request is None):
+        raise UsageError(
+            "lineage wants one thing to trace.",
+            "Name a version (domain/name@3), a digest (sha256:…), run/3, or --request ID.",
+        )
+    registry = said.platform.registry
+    if request is not None:
+        found = registry.lineage_of_request(request)
+    else:
+        found = _traced(registry, what or "")
     if as_json:
         print_json(found)
-        return
-    _print(found)
-    if found.request.version is None:
+    else:
+        from trunkline.cli.lineage_view import print_lineage
+
+        print_lineage(found)
+    _tell(found)
+
+
+def _traced(registry: Registry, what: str) -> Lineage:
+    if (run := _RUN.fullmatch(what)) is not None:
+        return registry.lineage_of_run(int(run[1]))
+    if what.startswith("sha256:"):
+        return registry.lineage_of_digest(what)
+    return registry.lineage(Ref.parse(what))
+
+
+def _tell(found: Lineage) -> None:
+    """What is missing, on stderr."""
+    request, version = found.request, found.version
+    if request is not None and request.version is None:
         note("No version was reached: the request ended before.")
-    elif found.version is None and found.request.version != BASE:
+    elif request is not None and request.version != BASE and version is None:
         note("This workspace's registry does not know that version.")
-
-
-def _request(registry: Registry, id: str) -> RequestRecord:
-    """The request of an id, which an answer's body words as ``chatcmpl-…`` or ``cmpl-…``."""
-    try:
-        return registry.request(id)
-    except NotFoundError:
-        kind, dash, rest = id.partition("-")
-        if not dash or kind not in ("chatcmpl", "cmpl"):
-            raise
-    return registry.request(rest)
-
-
-def _traced(registry: Registry, id: str) -> Lineage:
-    request = _request(registry, id)
-    version = None
-    if request.version is not None and request.version != BASE:
-        try:
-            version, _ = registry.resolve(Ref.parse(request.version))
-        except NotFoundError:
-            version = None
-        if version is not None and request.digest not in (None, version.digest):
-            version = None
-    run = None if version is None or version.run is None else registry.run(version.run)
-    return Lineage(request, version, run)
-
-
-def _print(found: Lineage) -> None:
-    request, version, run = found.request, found.version, found.run
-    fields: list[tuple[str, object]] = [
-        ("request", request.id),
-        ("at", request.at.isoformat(timespec="seconds")),
-        ("route", request.route),
-        ("asked", request.asked or "-"),
-        ("key", request.key or "-"),
-        ("status", request.status),
-        ("tokens", f"{request.prompt_tokens:,} in, {request.new_tokens:,} out"),
-        ("took", took(request.seconds)),
-        ("text", request.text),
-        ("output", request.output),
-        ("version", request.version or "-"),
-        ("digest", request.digest),
-    ]
-    if version is not None:
-        fields += [
-            ("aliases", ", ".join(version.aliases) or "none"),
-            ("run", run and f"{run.number} of {run.recipe}, {run.status}, {moment(run.started)}"),
-            ("plugin", run and run.plugin),
-            ("dataset", version.dataset),
-            ("rows", version.dataset_fingerprint),
-            ("split", version.split_fingerprint),
-            ("base", f"{version.base_name} ({version.base_digest})"),
-        ]
-    print_fields(fields)
+    for part in found.cut:
+        known = version.ref if version is not None else None
+        more = f": trunkline adapters history {known}" if known and part == "history" else ""
+        note(f"There are more {part} than the newest that are told{more}.")

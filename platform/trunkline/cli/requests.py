@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from trunkline.cli.adapters import limit_option, tell_of_more
+from trunkline.cli.adapters import limit_option
 from trunkline.cli.command import Group
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, moment, note, print_json, print_table, took
@@ -22,20 +22,30 @@ def requests() -> None:
     id                                at                adapter              status  tokens  took
     5b0f6f0c0a6b4dd0a1f5a37d2c9b8e41  2026-11-21 22:10  retail/department@1     200  14+0    82 ms
     c2d7be1b5e9c4a1c8f6de03b7a4410f9  2026-11-21 22:09  (retail/departmnt)      404  0+0     1 ms
-    There are more; --limit shows them.
+    There are more: --before c2d7be1b5e9c4a1c8f6de03b7a4410f9, or a higher --limit.
     """,
 )
 @click.option("--adapter", metavar="NAME", help="Only what one adapter, or base, answered.")
 @click.option("--key", metavar="ID", help="Only what came with one key.")
+@click.option("--before", metavar="ID", help="Only older ones than this, for the next page.")
 @limit_option
 @json_option
 @with_globals
-def list_(said: Globals, adapter: str | None, key: str | None, limit: int, as_json: bool) -> None:
+def list_(
+    said: Globals,
+    adapter: str | None,
+    key: str | None,
+    before: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
     """List the requests, newest first, with the version that answered; ( ) asked in vain.
 
     Tokens are those of the prompt and the new ones. --json has everything, the key too.
     """
-    found = said.platform.registry.requests(limit + 1, adapter=adapter, key=key)
+    registry = said.platform.registry
+    until = None if before is None else registry.request(before).seq
+    found = registry.requests(limit + 1, before=until, adapter=adapter, key=key)
     if as_json:
         print_json(found[:limit])
     elif found:
@@ -57,4 +67,5 @@ def list_(said: Globals, adapter: str | None, key: str | None, limit: int, as_js
         )
     else:
         note("No request in the log. `trunkline serve` writes it.")
-    tell_of_more(len(found) > limit)
+    if len(found) > limit:
+        note(f"There are more: --before {found[limit - 1].id}, or a higher --limit.")

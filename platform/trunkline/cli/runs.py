@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.adapters import limit_option, tell_of_more
+from trunkline.cli.adapters import limit_option
 from trunkline.cli.command import Group
 from trunkline.cli.judgement_view import print_judgement
 from trunkline.cli.options import Globals, with_globals
@@ -53,12 +53,13 @@ def runs() -> None:
     """,
 )
 @click.option("--recipe", metavar="NAME", help="Only those of one recipe.")
+@click.option("--before", type=int, metavar="RUN", help="Only older ones, for the next page.")
 @limit_option
 @json_option
 @with_globals
-def list_(said: Globals, recipe: str | None, limit: int, as_json: bool) -> None:
+def list_(said: Globals, recipe: str | None, before: int | None, limit: int, as_json: bool) -> None:
     """List the runs, newest first."""
-    found = said.platform.registry.runs(recipe=recipe, limit=limit + 1)
+    found = said.platform.registry.runs(recipe=recipe, limit=limit + 1, before=before)
     if as_json:
         print_json(found[:limit])
     elif found:
@@ -80,7 +81,8 @@ def list_(said: Globals, recipe: str | None, limit: int, as_json: bool) -> None:
         )
     else:
         note("No run yet: `trunkline recipes list`, then `trunkline train RECIPE`.")
-    tell_of_more(len(found) > limit)
+    if len(found) > limit:
+        note(f"There are more: --before {found[limit - 1].number}, or a higher --limit.")
 
 
 @runs.command(

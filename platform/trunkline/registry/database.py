@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from trunkline.errors import RegistryError
 from trunkline.registry.chain import EVENTS, append
-from trunkline.registry.engine import Engines, connect, translated
+from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, translated
 from trunkline.registry.records import EventRecord
 from trunkline.registry.schema import bring_to_head
 from trunkline.registry.tables import Event, Table
@@ -28,9 +28,6 @@ from trunkline.registry.tables import Event, Table
 Row = TypeVar("Row", bound=Table)
 
 _TOLD = "events"
-
-BUSY_SECONDS = 10.0
-"""How long a writer waits for another one before it gives up."""
 
 
 class Database:

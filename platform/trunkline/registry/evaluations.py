@@ -28,6 +28,8 @@ from trunkline.registry.tables import (
     Version,
 )
 
+_LAST = 2**31 - 1
+
 
 class Evaluations(Database):
     """Records evaluations and gives them back."""
@@ -93,11 +95,16 @@ class Evaluations(Database):
         run: int | None = None,
         limit: int = 100,
         offset: int = 0,
+        before: int | None = None,
     ) -> list[EvaluationRecord]:
         """Evaluations, newest first, of a version, a recipe or a run.
 
+        Args:
+            version: a removed one answers to its number and digest too.
+            before: only what is older than the evaluation with this id, for the next page.
+
         Raises:
-            NotFoundError: no visible version answers ``version``.
+            NotFoundError: no version answers ``version``.
         """
         query = (
             select(Evaluation, Dataset, Base.digest, Adapter, Version.number)
@@ -113,9 +120,11 @@ class Evaluations(Database):
             query = query.where(Evaluation.recipe == recipe)
         if run is not None:
             query = query.where(Evaluation.run_id == run)
+        if before is not None:
+            query = query.where(Evaluation.id < max(0, min(before, _LAST)))
         with self._read() as session:
             if version is not None:
-                row = find_version(session, version)[0][0]
+                row = find_version(session, version, gone=True)[0][0]
                 query = query.where(Evaluation.version_id == row.id)
             return [
                 EvaluationRecord(

@@ -6,13 +6,16 @@ Must not know: tables or sessions. ``dataclasses.asdict`` works on each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trunkline.errors import UsageError
 from trunkline.refs import BASE, Ref
+
+if TYPE_CHECKING:
+    from trunkline.registry.chain import Head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,30 @@ class MetricRecord:
     value: float
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a version stands by its newest judgement on its test rows: the deciding metric.
+
+    Attributes:
+        metric: its name; ``value`` with the interval from ``low`` to ``high``.
+        verdict: against the best floor: ``beats``, ``ties`` or ``loses``.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class TagsRecord:
+    """The tags of a subject, which is named as in events, by key."""
+
+    subject: str
+    tags: Mapping[str, str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterRecord:
     """An adapter that has at least one visible version.
@@ -94,6 +121,7 @@ class AdapterRecord:
         newest: the highest visible number.
         versions: how many are visible.
         aliases: alias → number.
+        standing: of the newest version, where it was asked for and there is one.
     """
 
     domain: str
@@ -102,6 +130,7 @@ class AdapterRecord:
     newest: int
     versions: int
     aliases: Mapping[str, int]
+    standing: Standing | None = None
 
     @property
     def ref(self) -> Ref:
@@ -111,7 +140,7 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionRecord:
-    """One visible version.
+    """One visible version, or, where ``removed`` is set, the tombstone of one.
 
     Attributes:
         digest: ``sha256:`` with 64 hex digits; the identity of the artifact.
@@ -120,6 +149,9 @@ class VersionRecord:
         aliases: those that point here, sorted.
         files: file name → ``{"bytes", "sha256"}``; None for a version of an earlier release.
         template_digest: sha256 of the prompt template, in hex.
+        removed: when its files were taken away, if they were.
+        removal: why.
+        standing: where it was asked for and there is one.
     """
 
     domain: str
@@ -139,11 +171,66 @@ class VersionRecord:
     aliases: tuple[str, ...]
     files: Mapping[str, Any] | None = None
     template_digest: str | None = None
+    removed: datetime | None = None
+    removal: str | None = None
+    standing: Standing | None = None
 
     @property
     def ref(self) -> Ref:
         """``domain/name@number``."""
         return Ref(self.domain, self.name, str(self.number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredVersion:
+    """A version's row as the upkeep of a store sees it, whatever its status; ``id`` orders.
+
+    ``removal`` is why a version failed or was removed, if that was said; ``publisher`` is that of
+    a pending one, see :mod:`trunkline.registry.publisher`.
+    """
+
+    id: int
+    domain: str
+    name: str
+    number: int
+    status: str
+    digest: str | None
+    path: str | None
+    reserved: datetime
+    removal: str | None = None
+    publisher: Mapping[str, Any] | None = None
+
+    @property
+    def ref(self) -> Ref:
+        """``domain/name@number``."""
+        return Ref(self.domain, self.name, str(self.number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AliasMoveRecord:
+    """A change of an alias; ``id`` orders.
+
+    Attributes:
+        adapter: ``domain/name``.
+        kind: ``promoted``, ``rolled-back`` or ``dropped``.
+        new, old: numbers of versions; ``new`` is None where the alias was dropped, ``old`` where
+            there was none before.
+        back_to: the move that a rollback of this one restores.
+        gate: what each gate said, as ``{"name", "passed", "figures"}``; None where none was asked.
+    """
+
+    id: int
+    adapter: str
+    alias: str
+    kind: str
+    new: int | None
+    old: int | None
+    back_to: int | None
+    at: datetime
+    actor: str
+    forced: bool
+    reason: str | None
+    gate: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +277,125 @@ class EventRecord:
     subject: str
     detail: Mapping[str, Any]
     hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChainBreak:
+    """A place where a hash chain does not hold: the row ``seq`` (None: the end), and what of it."""
+
+    seq: int | None
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainReport:
+    """What a check of a hash chain found.
+
+    Attributes:
+        chain: ``events`` or ``requests``.
+        rows: how many were read.
+        head: the last row that was read, as it stands.
+        kept: the head from elsewhere that the chain was held against, if one was given.
+        breaks: the first of what does not hold; empty where everything does.
+        broken: how many such places there are.
+    """
+
+    chain: str
+    rows: int
+    head: Head
+    kept: Head | None
+    breaks: tuple[ChainBreak, ...]
+    broken: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was found."""
+        return self.broken == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentRecord:
+    """A server's life.
+
+    Attributes:
+        number: ``server/<number>`` is the subject of its events.
+        url: where it listens; empty where another program holds the socket.
+        seen: when it last told that it lives.
+        stopped: when it said that it ends; None for one that runs, or was killed.
+        alive: whether it runs as far as can be known: not stopped, seen within 90 s, and not a
+            process of this host that is gone.
+        base_digest: None where the base was never recorded.
+    """
+
+    number: int
+    actor: str
+    host: str
+    pid: int
+    url: str
+    base_name: str | None
+    base_digest: str | None
+    started: datetime
+    seen: datetime
+    stopped: datetime | None
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRecord:
+    """A version in a server's memory; ``version`` is its ref, ``id`` orders.
+
+    ``unloaded`` is None while it is there, and for ever after a server that was killed:
+    ``server.seen`` says until when it was known to live.
+    """
+
+    id: int
+    version: str
+    digest: str
+    loaded: datetime
+    unloaded: datetime | None
+    server: DeploymentRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredLineage:
+    """What was recorded of a version's origin; None where nothing is known."""
+
+    base_digest: str
+    dataset_id: int | None
+    run: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundVersion:
+    """A sound artifact that no row knows.
+
+    Attributes:
+        ref: with the number that its folder has.
+        path: of the folder, relative to the store.
+        files: file name → ``{"bytes", "sha256"}``.
+        template_digest: sha256 of the prompt template, in hex.
+        provenance: in the form of ``provenance.json``.
+    """
+
+    ref: Ref
+    task: str
+    digest: str
+    path: str
+    bytes: int
+    files: Mapping[str, Any]
+    template_digest: str
+    created: datetime
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilt:
+    """How many rows of each kind were made again."""
+
+    bases: int
+    datasets: int
+    runs: int
+    versions: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from trunkline.registry.records import MetricRecord, RunRecord
 from trunkline.registry.sources import base_id
 from trunkline.registry.tables import Adapter, Base, Dataset, Plugin, Run, RunMetric, Version
 
+_LAST = 2**31 - 1
+
 ENDS = ("finished", "failed", "interrupted")
 
 RunRow = Row[Run, Base, Dataset, Plugin]
@@ -136,12 +138,14 @@ class Runs(Database):
             add_event(session, actor, "run.resumed", run_subject(run), detail)
 
     def runs(
-        self, *, recipe: str | None = None, limit: int = 100, offset: int = 0
+        self, *, recipe: str | None = None, limit: int = 100, before: int | None = None
     ) -> list[RunRecord]:
-        """Runs, newest first."""
-        query = _runs().order_by(Run.id.desc()).limit(limit).offset(offset)
+        """Runs, newest first; ``before`` a number, for the next page."""
+        query = _runs().order_by(Run.id.desc()).limit(limit)
         if recipe is not None:
             query = query.where(Run.recipe == recipe)
+        if before is not None:
+            query = query.where(Run.id < max(0, min(before, _LAST)))
         with self._read() as session:
             return _records(session, session.execute(query).all())
 
@@ -186,8 +190,7 @@ def run_subject(run: int) -> str:
 
 
 def _run(session: Session, number: int, *, lock: bool = False) -> Run:
-    most = 2**31 - 1
-    row = session.get(Run, number, with_for_update=lock) if 0 < number <= most else None
+    row = session.get(Run, number, with_for_update=lock) if 0 < number <= _LAST else None
     if row is None:
         raise NotFoundError(f"There is no run {number}.", "See them with: trunkline runs list.")
     return row

@@ -93,19 +93,7 @@ class Sources(Database):
         """The bases that were used, newest first."""
         query = select(Base).order_by(Base.id.desc()).limit(limit).offset(offset)
         with self._read() as session:
-            return [
-                BaseRecord(
-                    id=row.id,
-                    digest=row.digest,
-                    name=row.name,
-                    source=row.source,
-                    architecture=row.architecture,
-                    parameters=row.parameters,
-                    dtype=row.dtype,
-                    first_seen=row.first_seen,
-                )
-                for row in session.scalars(query)
-            ]
+            return [base_record(row) for row in session.scalars(query)]
 
     def datasets(
         self, *, name: str | None = None, limit: int = 100, offset: int = 0
@@ -115,20 +103,36 @@ class Sources(Database):
         if name is not None:
             query = query.where(Dataset.name == name)
         with self._read() as session:
-            return [
-                DatasetRecord(
-                    id=row.id,
-                    name=row.name,
-                    fingerprint=row.fingerprint,
-                    split_fingerprint=row.split_fingerprint,
-                    rows=row.rows,
-                    licence=row.licence,
-                    source=row.source,
-                    counts=row.counts,
-                    first_seen=row.first_seen,
-                )
-                for row in session.scalars(query)
-            ]
+            return [dataset_record(row) for row in session.scalars(query)]
+
+
+def base_record(row: Base) -> BaseRecord:
+    """A row of the bases as a record."""
+    return BaseRecord(
+        id=row.id,
+        digest=row.digest,
+        name=row.name,
+        source=row.source,
+        architecture=row.architecture,
+        parameters=row.parameters,
+        dtype=row.dtype,
+        first_seen=row.first_seen,
+    )
+
+
+def dataset_record(row: Dataset) -> DatasetRecord:
+    """A row of the datasets as a record."""
+    return DatasetRecord(
+        id=row.id,
+        name=row.name,
+        fingerprint=row.fingerprint,
+        split_fingerprint=row.split_fingerprint,
+        rows=row.rows,
+        licence=row.licence,
+        source=row.source,
+        counts=row.counts,
+        first_seen=row.first_seen,
+    )
 
 
 def base_id(session: Session, digest: str) -> int:

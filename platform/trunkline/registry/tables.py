@@ -26,7 +26,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    text,
+    literal_column,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -180,7 +180,8 @@ class Version(Table):
     """One artifact: ``pending`` while its files are written, then ``visible`` or ``failed``.
 
     A ``removed`` one is a tombstone: its files are gone, its row and lineage stay, and its number
-    is never given again. ``files`` is file name → ``{"bytes", "sha256"}``.
+    is never given again. ``files`` is file name → ``{"bytes", "sha256"}``; ``publisher`` is the
+    process that is writing a pending one.
     """
 
     __tablename__ = "versions"
@@ -210,6 +211,7 @@ class Version(Table):
     template_digest: Mapped[str | None]
     removed: Mapped[datetime | None]
     removal: Mapped[str | None]
+    publisher: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Alias(Table):
@@ -315,16 +317,20 @@ class Event(Table):
     """
 
     __tablename__ = "events"
-    __table_args__ = ({"sqlite_autoincrement": True},)
+    __table_args__ = (
+        Index(None, "subject", "seq"),
+        Index(None, "kind", "seq"),
+        {"sqlite_autoincrement": True},
+    )
 
     seq: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime]
     actor: Mapped[str]
     kind: Mapped[str]
-    subject: Mapped[str] = mapped_column(index=True)
+    subject: Mapped[str]
     detail: Mapped[dict[str, Any]]
-    previous_hash: Mapped[str] = mapped_column(server_default=text("''"))
-    hash: Mapped[str] = mapped_column(server_default=text("''"))
+    previous_hash: Mapped[str] = mapped_column(server_default=literal_column("''"))
+    hash: Mapped[str] = mapped_column(server_default=literal_column("''"))
 
 
 class Tag(Table):
@@ -429,5 +435,5 @@ class LoggedRequest(Table):
     seconds: Mapped[float]
     text: Mapped[str | None]
     output: Mapped[str | None]
-    previous_hash: Mapped[str] = mapped_column(server_default=text("''"))
-    hash: Mapped[str] = mapped_column(server_default=text("''"))
+    previous_hash: Mapped[str] = mapped_column(server_default=literal_column("''"))
+    hash: Mapped[str] = mapped_column(server_default=literal_column("''"))

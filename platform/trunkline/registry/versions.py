@@ -1,6 +1,6 @@
-"""Adapters, their versions and aliases: giving out numbers, publishing, resolving refs.
+"""Adapters and their versions: giving out numbers, publishing, resolving refs.
 
-Owns: the states of a version, and the moves of aliases.
+Owns: the states of a version.
 Must not know: the artifact's files; the store writes them between reserving and publishing.
 
 A number is reserved in one transaction and made visible in another. What is in between is seen
@@ -13,11 +13,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import Session
 
 from trunkline.errors import RefusedError, RegistryError, UsageError
-from trunkline.refs import Ref, check_alias, check_digest, shown
+from trunkline.refs import Ref, check_digest, shown
 from trunkline.registry.database import Database, add_event, find_or_add, utc_now
 from trunkline.registry.evaluations import keep_scores
 from trunkline.registry.lookup import (
@@ -28,19 +28,24 @@ from trunkline.registry.lookup import (
     visible_adapters,
     visible_versions,
 )
+from trunkline.registry.publisher import this_process
 from trunkline.registry.records import AdapterRecord, VersionRecord
 from trunkline.registry.sources import base_id
-from trunkline.registry.tables import Adapter, Alias, Evaluation, Run, Version
+from trunkline.registry.tables import Adapter, Evaluation, Run, Version
 
 _PART = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
 _RELATIVE_PATH = re.compile(rf"{_PART}(?:/{_PART})*", re.ASCII)
 
+_LAST = 2**31 - 1
+
 
 class Versions(Database):
-    """Publishes versions, moves aliases, and answers refs."""
+    """Publishes versions and answers refs."""
 
     def reserve_version(self, domain: str, name: str, *, task: str, run: int | None = None) -> int:
         """Take the next number of an adapter, which nobody sees until it is published.
+
+        The row keeps which process publishes, so that upkeep can tell when it has gone.
 
         Raises:
             RefusedError: the adapter exists and is for another task.
@@ -71,6 +76,7 @@ class Versions(Database):
                     status="pending",
                     run_id=run,
                     created=utc_now(),
+                    publisher=this_process(),
                 )
             )
             return number
@@ -131,6 +137,7 @@ class Versions(Database):
             version.digest, version.path, version.bytes = digest, path, bytes
             version.files = None if files is None else dict(files)
             version.template_digest = template_digest
+            version.publisher = None
             version.created = utc_now()
             if run is not None:
                 judged = session.scalars(
@@ -148,9 +155,15 @@ class Versions(Database):
             return version_records(session, [row])[0]
 
     def abandon_version(
-        self, domain: str, name: str, number: int, *, actor: str | None = None
+        self,
+        domain: str,
+        name: str,
+        number: int,
+        *,
+        reason: str | None = None,
+        actor: str | None = None,
     ) -> None:
-        """Mark a reserved version as failed; its number stays used.
+        """Mark a reserved version as failed, for a ``reason``; its number stays used.
 
         Raises:
             RegistryError: the number is not reserved.
@@ -158,20 +171,34 @@ class Versions(Database):
         with self._write() as session:
             version = _pending(session, Ref(domain, name, str(number)))
             version.status = "failed"
-            detail = {"number": number, "run": version.run_id}
+            version.publisher, version.removal = None, reason
+            detail: dict[str, Any] = {"number": number, "run": version.run_id}
+            if reason is not None:
+                detail["reason"] = reason
             add_event(session, actor, "version.abandoned", f"{domain}/{name}", detail)
 
     def adapters(
-        self, *, domain: str | None = None, limit: int = 100, offset: int = 0
+        self,
+        *,
+        domain: str | None = None,
+        limit: int = 100,
+        after: Ref | None = None,
+        scored: bool = False,
     ) -> list[AdapterRecord]:
-        """The adapters that have a visible version, by name."""
-        query = (
-            visible_adapters().order_by(Adapter.domain, Adapter.name).limit(limit).offset(offset)
-        )
+        """The adapters that have a visible version, by name.
+
+        Args:
+            after: the last one of the page before, whether or not it is there any more.
+            scored: whether the standing of each newest version is wanted.
+        """
+        query = visible_adapters().order_by(Adapter.domain, Adapter.name).limit(limit)
         if domain is not None:
             query = query.where(Adapter.domain == domain)
+        if after is not None:
+            behind = tuple_(Adapter.domain, Adapter.name) > tuple_(after.domain, after.name)
+            query = query.where(behind)
         with self._read() as session:
-            return adapter_records(session, session.execute(query).all())
+            return adapter_records(session, session.execute(query).all(), scored=scored)
 
     def adapter(self, domain: str, name: str) -> AdapterRecord:
         """One adapter.
@@ -186,9 +213,19 @@ class Versions(Database):
             return adapter_records(session, session.execute(query).all())[0]
 
     def versions(
-        self, domain: str, name: str, *, limit: int = 100, offset: int = 0
+        self,
+        domain: str,
+        name: str,
+        *,
+        limit: int = 100,
+        before: int | None = None,
+        scored: bool = False,
     ) -> list[VersionRecord]:
         """The visible versions of an adapter, newest first.
+
+        Args:
+            before: only lower numbers, for the next page.
+            scored: whether the standing of each is wanted.
 
         Raises:
             NotFoundError: it has none.
@@ -200,9 +237,10 @@ class Versions(Database):
                 .where(Version.adapter_id == adapter.id)
                 .order_by(Version.number.desc())
                 .limit(limit)
-                .offset(offset)
             )
-            return version_records(session, session.execute(query).all())
+            if before is not None:
+                query = query.where(Version.number < max(0, min(before, _LAST)))
+            return version_records(session, session.execute(query).all(), scored=scored)
 
     def resolve(self, ref: Ref, *, suggest: bool = True) -> tuple[VersionRecord, str]:
         """The version that answers ``ref``, and by what: ``number``, ``alias``, ``digest``, or,
@@ -217,41 +255,6 @@ class Versions(Database):
         with self._read() as session:
             row, how = find_version(session, ref, suggest=suggest)
             return version_records(session, [row])[0], how
-
-    def set_alias(
-        self,
-        ref: Ref,
-        alias: str,
-        *,
-        actor: str | None = None,
-        detail: Mapping[str, Any] | None = None,
-    ) -> tuple[int | None, int]:
-        """Move ``alias`` to the version that answers ``ref``; gives its old and new number.
-
-        The move and its event are one transaction; there is no event where nothing moves.
-        ``detail`` is kept in the event.
-
-        Raises:
-            NotFoundError: no visible version answers ``ref``.
-        """
-        check_alias(alias)
-        with self._write() as session:
-            adapter = find_adapter(session, ref, lock=True)
-            version = find_version(session, ref)[0][0]
-            row = session.scalar(
-                select(Alias).where(Alias.adapter_id == adapter.id, Alias.alias == alias)
-            )
-            if row is None:
-                old = None
-                session.add(Alias(adapter_id=adapter.id, alias=alias, version_id=version.id))
-            else:
-                old = session.get_one(Version, row.version_id).number
-                row.version_id = version.id
-            new = version.number
-            if old != new:
-                moved = {**(detail or {}), "alias": alias, "old": old, "new": new}
-                add_event(session, actor, "alias.moved", ref.adapter, moved)
-            return old, new
 
 
 def _pending(session: Session, ref: Ref) -> Version:

@@ -116,24 +116,31 @@ def _behind(
         if reached:
             yield _of_base(base)
         reached = reached or after == BASE
-    passed = (after or "").partition("@")[0]
-    for adapter in _adapters(registry):
-        name = str(adapter.ref)
-        if not _may_use(key, name) or not (reached or name == passed):
+    for adapter in _adapters(registry, None if reached else after):
+        if not _may_use(key, str(adapter.ref)):
             continue
         for model in _models_of(registry, base, adapter):
             if reached:
                 yield model
             reached = reached or model.id == after
+        if not reached:
+            break
     if not reached:
         raise ApiError("after is no model's id.", "Give the last id of a page.", param="after")
 
 
-def _adapters(registry: Registry) -> Iterator[AdapterRecord]:
-    offset = 0
-    while page := registry.adapters(limit=_PAGE, offset=offset):
+def _adapters(registry: Registry, after: str | None) -> Iterator[AdapterRecord]:
+    """All adapters, or the one that ``after`` is of and those behind it."""
+    last: Ref | None = None
+    if after is not None:
+        try:
+            last = Ref.parse(after)
+            yield registry.adapter(last.domain, last.name)
+        except (UsageError, NotFoundError):
+            return
+    while page := registry.adapters(limit=_PAGE, after=last):
         yield from page
-        offset += len(page)
+        last = page[-1].ref
 
 
 def _models_of(registry: Registry, base: ServedBase, adapter: AdapterRecord) -> list[Model]:

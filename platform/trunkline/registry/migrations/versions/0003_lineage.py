@@ -37,18 +37,22 @@ def _alter() -> None:
         op.add_column(
             name, sa.Column(column, sa.Text(), nullable=False, server_default=sa.text("''"))
         )
+    op.drop_index(op.f("ix_events_subject"), "events")
+    op.create_index(op.f("ix_events_subject_seq"), "events", ["subject", "seq"])
+    op.create_index(op.f("ix_events_kind_seq"), "events", ["kind", "seq"])
     op.add_column("runs", sa.Column("specification", sa.JSON(), nullable=True))
     added = (
         sa.Column("files", sa.JSON(), nullable=True),
         sa.Column("template_digest", sa.Text(), nullable=True),
         sa.Column("removed", sa.DateTime(timezone=True), nullable=True),
         sa.Column("removal", sa.Text(), nullable=True),
+        sa.Column("publisher", sa.JSON(), nullable=True),
     )
     with op.batch_alter_table("versions") as batch:
         batch.drop_constraint(op.f("ck_versions_status"), type_="check")
         batch.create_check_constraint(op.f("ck_versions_status"), _STATUSES)
-        for column in added:
-            batch.add_column(column)
+        for one in added:
+            batch.add_column(one)
 
 
 def _create() -> None:
@@ -169,7 +173,9 @@ def _create() -> None:
     )
 
 
-def _pages(connection: sa.Connection, query: sa.Select[Any], key: sa.Column[Any]) -> Iterator[Any]:
+def _pages(
+    connection: sa.Connection, query: sa.Select[Any], key: sa.ColumnClause[Any]
+) -> Iterator[Any]:
     """The rows in the order of ``key``, a page at a time."""
     last = 0
     while True:

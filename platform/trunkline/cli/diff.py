@@ -1,0 +1,127 @@
+"""``adapters diff`` and ``runs diff``: what differs between two versions or two runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trunkline.cli.command import Command
+from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.output import (
+    figure,
+    heading,
+    json_option,
+    note,
+    plain,
+    print_json,
+    print_table,
+)
+from trunkline.refs import Ref
+
+if TYPE_CHECKING:
+    from trunkline.registry.compare import Comparison
+
+
+@click.command(
+    "diff",
+    cls=Command,
+    example="""
+    $ trunkline adapters diff finance/naics-sector@1 finance/naics-sector@2
+    what                 finance/naics-sector@1  finance/naics-sector@2
+    version.digest       sha256:00bc6ba0b852…    sha256:374e8fcf2932…
+    settings.epochs      4                       2
+    environment.threads  2                       4
+
+    Figures
+    figure         finance/naics-sector@1  finance/naics-sector@2  difference
+    test.accuracy                   0.788                   0.703      -0.085
+    """,
+)
+@click.argument("a")
+@click.argument("b")
+@json_option
+@with_globals
+def adapters_diff(said: Globals, a: str, b: str, as_json: bool) -> None:
+    """Tell what differs between two versions: settings, data, base, environment, figures.
+
+    What both have in common is left out. The difference of a figure is B minus A.
+    """
+    from trunkline.registry.compare import compare
+
+    registry = said.platform.registry
+    left, right = (registry.lineage(Ref.parse(ref)) for ref in (a, b))
+    _tell(compare(left, right), as_json)
+
+
+@click.command(
+    "diff",
+    cls=Command,
+    example="""
+    $ trunkline runs diff 1 2
+    what             run/1  run/2
+    settings.epochs  4      2
+    settings.seed    0      7
+
+    Figures
+    figure         run/1  run/2  difference
+    test.accuracy  0.788  0.703      -0.085
+    """,
+)
+@click.argument("a", type=int)
+@click.argument("b", type=int)
+@json_option
+@with_globals
+def runs_diff(said: Globals, a: int, b: int, as_json: bool) -> None:
+    """Tell what differs between two runs: settings, data, base, environment, report, figures.
+
+    What both have in common is left out. The difference of a figure is B minus A.
+    """
+    from trunkline.registry.compare import compare
+
+    registry = said.platform.registry
+    left, right = (registry.lineage_of_run(number) for number in (a, b))
+    _tell(compare(left, right), as_json)
+
+
+def _tell(found: Comparison, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    heads = [found.left, found.right]
+    if found.differences:
+        print_table(
+            ["what", *heads],
+            [(one.what, _value(one.left), _value(one.right)) for one in found.differences],
+            fold=heads,
+        )
+    else:
+        note("Nothing differs but the figures, if they do.")
+    if found.figures:
+        heading("Figures")
+        print_table(
+            ["figure", *heads, "difference"],
+            [
+                (
+                    one.what,
+                    _figure(one.left),
+                    _figure(one.right),
+                    "-" if one.difference is None else figure(one.difference, sign=True),
+                )
+                for one in found.figures
+            ],
+            right=(*heads, "difference"),
+        )
+    if any(not one.same_rows for one in found.figures):
+        note("The figures are of different rows, so their difference says little.")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else figure(value)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)

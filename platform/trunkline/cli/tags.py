@@ -1,0 +1,100 @@
+"""``trunkline tag`` and ``trunkline note``: words about anything that the registry knows."""
+
+from __future__ import annotations
+
+import click
+
+from trunkline.cli.command import Command
+from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.output import json_option, note, print_fields, print_json
+from trunkline.errors import UsageError
+
+SUBJECTS = """SUBJECT is domain/name, domain/name@3, run/3, dataset/<id>, base/<digest>,
+    request/<id>, key/<id> or server/<number>."""
+
+
+@click.command(
+    "tag",
+    cls=Command,
+    short_help="Tag a version, a run, or anything else.",
+    help=f"""Set and remove tags, then print those that the subject has.
+
+    A tag is a key with a value; setting it again replaces the value. `adapters list --where
+    'tag.KEY=VALUE'` finds versions by their tags.
+
+    {SUBJECTS}
+    """,
+    example="""
+    $ trunkline tag medical/icd10-chapter@2 reviewed=yes ticket=AUD-114
+    medical/icd10-chapter@2 has the tags:
+    reviewed  yes
+    ticket    AUD-114
+    """,
+)
+@click.argument("subject")
+@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--remove", metavar="KEY", multiple=True, help="Take a tag away; may be repeated.")
+@json_option
+@with_globals
+def tag(
+    said: Globals, subject: str, pairs: tuple[str, ...], remove: tuple[str, ...], as_json: bool
+) -> None:
+    values = dict(_pair(pair) for pair in pairs)
+    if both := sorted(values.keys() & set(remove)):
+        raise UsageError(f"The tag {both[0]!r} is both set and removed.", "Say one of the two.")
+    registry = said.platform.registry
+    if values or remove:
+        registry.set_tags(subject, values, remove=remove)
+    found = registry.tags(subject)
+    if as_json:
+        print_json({"subject": found.subject, "tags": found.tags})
+    elif found.tags:
+        note(f"{found.subject} has the tags:")
+        print_fields(found.tags.items())
+    else:
+        note(f"{found.subject} has no tag.")
+
+
+@click.command(
+    "note",
+    cls=Command,
+    short_help="Add a note to anything's history.",
+    help=f"""Add a note, which stands in the history for good, or print the notes there are.
+
+    A note can't be changed or taken back; add another one.
+
+    {SUBJECTS}
+    """,
+    example="""
+    $ trunkline note medical/icd10-chapter@2 "Seen by the board on 21 November."
+    medical/icd10-chapter@2: noted
+    """,
+)
+@click.argument("subject")
+@click.argument("text", required=False)
+@json_option
+@with_globals
+def note_(said: Globals, subject: str, text: str | None, as_json: bool) -> None:
+    registry = said.platform.registry
+    if text is not None:
+        made = registry.add_note(subject, text)
+        if as_json:
+            print_json({"subject": made, "text": text})
+        else:
+            click.echo(f"{made}: noted")
+        return
+    notes = registry.notes(subject)
+    if as_json:
+        print_json(notes)
+        return
+    for one in notes:
+        click.echo(f"{one.at.isoformat(timespec='seconds')}  {one.actor}  {one.detail['text']}")
+    if not notes:
+        note(f"Nothing is noted of {subject}.")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is no tag.", "Write KEY=VALUE, for example reviewed=yes.")
+    return key, value

@@ -1,0 +1,194 @@
+"""lineage, history, diff, tag and note; searching and paging the listings."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cli_runner import invoke
+from trunkline.cli.history import told
+from trunkline.registry import finding
+from trunkline.registry.database import utc_now
+from trunkline.registry.records import EventRecord
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+
+def parsed(run: Run, *words: str) -> Any:
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_lineage_of_a_version_leads_to_everything(run: Run) -> None:
+    told = run("lineage", "toy/animals").stdout
+    for part in (
+        "toy/animals@1\n├── version\n",
+        "├── base ",
+        "├── run 1 of toy/animals: finished\n",
+        "├── dataset toy/animals\n",
+        "└── evaluations\n",
+        "floor tfidf: accuracy",
+        "settings: epochs=",
+        "packages: trunkline=",
+        "version.published: by system:",
+    ):
+        assert part in told
+
+
+def test_lineage_json_has_the_parts(run: Run) -> None:
+    told = parsed(run, "lineage", "toy/animals@1")
+    assert told["run"]["number"] == 1
+    assert told["evaluations"][0]["results"]["scores"]["accuracy"]["value"] is not None
+    assert told["dataset"]["licence"] == "CC0-1.0"
+
+
+@pytest.mark.parametrize("what", ["digest", "run/1"])
+def test_lineage_takes_digests_and_runs(run: Run, what: str) -> None:
+    if what == "digest":
+        what = parsed(run, "adapters", "show", "toy/animals")["digest"]
+    assert parsed(run, "lineage", what)["run"]["recipe"] == "toy/animals"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("toy/animals", "--request", "x"), ("toy/../x",), ("sha256:12",), ("run/99",), ("nope",)],
+    ids=" ".join,
+)
+def test_lineage_of_nothing_is_wrong_use(run: Run, words: tuple[str, ...]) -> None:
+    result = run("lineage", *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Hint: " in result.stderr
+
+
+def test_history_tells_who_what_and_why(run_copy: Run) -> None:
+    words = ("adapters", "promote", "toy/animals@1", "--alias", "trial")
+    run_copy(*words, "--force", "--reason", "a test of it")
+    lines = run_copy("adapters", "history", "toy/animals").stdout
+    assert "trial set to 1" in lines
+    assert "reason: a test of it" in lines
+    assert "version 1 published, sha256:" in lines
+    assert "system:" in lines
+
+
+def test_history_is_paged(run_copy: Run) -> None:
+    run_copy("note", "toy/animals", "hello")
+    result = run_copy("adapters", "history", "toy/animals", "--limit", "1")
+    before = result.stderr.rpartition("--before ")[2].split()[0]
+    rest = parsed(run_copy, "adapters", "history", "toy/animals", "--before", before)
+    assert [one["kind"] for one in rest] == ["version.published"]
+
+
+@pytest.mark.parametrize(
+    ("detail", "words"),
+    [
+        ({"alias": "a", "old": None, "new": 1}, "a set to 1"),
+        ({"alias": "a", "old": 1, "new": 2, "forced": True}, "a moved from 1 to 2, forced"),
+        ({"alias": "a", "old": 2, "new": 1, "kind": "rolled-back"}, "a moved from 2 to 1, rolled"),
+        ({"alias": "a", "old": 2, "new": None, "kind": "dropped"}, "a dropped, which was 2"),
+        ({"alias": "a", "new": 1, "gate": [{"name": "g", "passed": False}]}, "\ng: NO"),
+    ],
+)
+def test_a_move_is_told_in_words(detail: dict[str, Any], words: str) -> None:
+    event = EventRecord(
+        seq=1, at=utc_now(), actor="x", kind="alias.moved", subject="a/b", detail=detail, hash=""
+    )
+    assert words in told(event)
+
+
+def test_adapters_diff_tells_settings_and_figures(run: Run) -> None:
+    found = parsed(run, "adapters", "diff", "toy/animals", "toy/plurals")
+    differing = {one["what"] for one in found["differences"]}
+    assert {"version.digest", "dataset.name", "run.recipe"} <= differing
+    figures = {one["what"]: one for one in found["figures"]}
+    assert figures["test.accuracy"]["same_rows"] is False
+
+
+def test_runs_diff_prints_both_columns(run: Run) -> None:
+    result = run("runs", "diff", "1", "2")
+    assert result.stdout.splitlines()[0].split() == ["what", "run/1", "run/2"]
+    assert "different rows" in result.stderr
+
+
+def test_diff_with_itself_says_that_nothing_differs(run: Run) -> None:
+    result = run("adapters", "diff", "toy/animals", "toy/animals@1")
+    assert "Nothing differs" in result.stderr
+    assert "+0.000" in result.stdout
+
+
+def test_tag_sets_removes_and_prints(run_copy: Run) -> None:
+    run_copy("tag", "toy/animals@1", "a=1", "b=x=y")
+    assert parsed(run_copy, "tag", "toy/animals@1", "--remove", "a") == {
+        "subject": "toy/animals@1",
+        "tags": {"b": "x=y"},
+    }
+    assert "b=x=y" in run_copy("adapters", "show", "toy/animals").stdout
+
+
+@pytest.mark.parametrize("words", [("x",), ("X=1",), ("a=1", "--remove", "a"), ("--remove", "z")])
+def test_a_wrong_tag_is_wrong_use(run_copy: Run, words: tuple[str, ...]) -> None:
+    result = run_copy("tag", "toy/animals@1", *words)
+    assert result.exit_code == 2
+    assert "Hint: " in result.stderr
+
+
+def test_note_is_kept_and_printed(run_copy: Run) -> None:
+    assert run_copy("note", "run/1", "looked at").stdout == "run/1: noted\n"
+    assert "looked at" in run_copy("note", "run/1").stdout
+    assert "looked at" in run_copy("lineage", "toy/animals").stdout
+
+
+def test_list_where_lists_versions(run: Run) -> None:
+    found = parsed(run, "adapters", "list", "--where", "test.accuracy>=0 and name=animals")
+    assert [one["ref"] for one in found] == ["toy/animals@1"]
+    assert found[0]["standing"]["metric"] == "accuracy"
+
+
+def test_list_where_is_paged(run: Run) -> None:
+    words = ("adapters", "list", "--where", "domain=toy", "--limit", "2")
+    result = run(*words)
+    assert len(result.stdout.splitlines()) == 3
+    after = result.stderr.rpartition("--after ")[2].rstrip(".\n")
+    assert [one["ref"] for one in parsed(run, *words, "--after", after)] == ["toy/animals@1"]
+
+
+def test_list_where_asks_until_its_page_is_full(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "FAR", 1)
+    found = parsed(run, "adapters", "list", "--where", "not name=prices")
+    assert [one["ref"] for one in found] == ["toy/plurals@1", "toy/animals@1"]
+
+
+def test_list_where_tells_the_position_of_a_mistake(run: Run) -> None:
+    result = run("adapters", "list", "--where", "domain=toy and nme=x")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "at character 16: there is no field 'nme'" in result.stderr
+
+
+def test_adapters_are_paged_by_name(run: Run) -> None:
+    result = run("adapters", "list", "--limit", "1")
+    assert "--after toy/animals" in result.stderr
+    rest = parsed(run, "adapters", "list", "--after", "toy/animals")
+    assert [one["adapter"] for one in rest] == ["toy/plurals", "toy/prices"]
+
+
+def test_runs_are_paged_by_number(run: Run) -> None:
+    result = run("runs", "list", "--limit", "1")
+    assert "--before 3" in result.stderr
+    assert [one["number"] for one in parsed(run, "runs", "list", "--before", "3")] == [2, 1]
+
+
+def test_removed_versions_are_listed_with_their_reason(run_copy: Run) -> None:
+    assert "No version was removed" in run_copy("adapters", "list", "--removed").stderr
+    done = run_copy("adapters", "rm", "toy/animals@1", "--reason", "the rows were wrong")
+    assert done.exit_code == 0, done.stderr
+    assert "the rows were wrong" in run_copy("adapters", "list", "--removed").stdout
+    result = run_copy("adapters", "show", "toy/animals@1")
+    assert "was removed on" in result.stderr
+    assert "removed: " in run_copy("lineage", "toy/animals@1").stdout
+
+
+def test_where_and_removed_exclude_each_other() -> None:
+    assert invoke("adapters", "list", "--where", "name=a", "--removed").exit_code == 2

@@ -1,0 +1,338 @@
+"""The grammar of searches, what each condition finds, and the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from postgres_server import drop_database, migrated_database
+from trunkline.errors import UsageError
+from trunkline.refs import Ref
+from trunkline.registry import finding
+from trunkline.registry.search import Both, Either, Figure, Not, Plain, Tagged, parse
+from trunkline.registry.store import Registry
+
+Found = Callable[[str], list[str]]
+
+SCORES = {"a@1": 0.5, "a@2": 0.9, "b@1": 0.7, "b@2": 0.8, "c@1": None}
+BASE = "sha256:" + "b" * 64
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Registry]:
+    """A registry with five versions, made once for each engine and only read."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('search') / 'registry.db'}"
+    else:
+        url = migrated_database()
+    with Registry.open(url) as registry:
+        fill(registry)
+        yield registry
+    if request.param == "postgresql":
+        drop_database(url)
+
+
+@pytest.fixture
+def filled(registry: Registry) -> Registry:
+    """The same, for a test that changes it."""
+    fill(registry)
+    return registry
+
+
+@pytest.fixture
+def found(shared: Registry) -> Found:
+    """``found(where)`` gives what is found, as ``a@2``."""
+
+    def found(where: str) -> list[str]:
+        page = shared.search(where)
+        assert page.next is None
+        return [str(one.ref).removeprefix("medical/") for one in page.versions]
+
+    return found
+
+
+def fill(registry: Registry) -> None:
+    """Five versions of three adapters; c@1 was never judged, a@2 is champion, b@1 is tagged."""
+    registry.record_base(
+        digest=BASE,
+        name="tiny",
+        source="made up",
+        architecture="Llama",
+        parameters=1,
+        dtype="float32",
+    )
+    dataset = registry.record_dataset(
+        name="medical/icd10",
+        fingerprint="rows-1",
+        split_fingerprint="split-1",
+        rows=100,
+        licence="public domain",
+        source="made up",
+        counts={},
+    )
+    for name, value in SCORES.items():
+        publish(registry, name[0], dataset)
+        if value is not None:
+            judge(registry, Ref.parse(f"medical/{name}"), dataset, value)
+    registry.move_alias(Ref.parse("medical/a@2"), "champion")
+    registry.set_tag("medical/b@1", "reviewed", "yes")
+    registry.set_tag("medical/c", "team", "north")
+
+
+def publish(registry: Registry, name: str, dataset: int | None) -> None:
+    """A version with a run, or, without a dataset, one that was imported."""
+    run = None
+    if dataset is not None:
+        run = registry.start_run(
+            recipe=f"medical/{name}",
+            base_digest=BASE,
+            dataset_id=dataset,
+            seed=1,
+            settings={},
+            environment={},
+        )
+    number = registry.reserve_version("medical", name, task="classification", run=run)
+    registry.publish_version(
+        "medical",
+        name,
+        number,
+        digest="sha256:" + name * 64,
+        path=f"medical/{name}/{number}",
+        bytes=1000,
+        base_digest=BASE,
+    )
+
+
+def judge(registry: Registry, ref: Ref, dataset: int, value: float) -> None:
+    figure = {"value": value, "low": value - 0.1, "high": value + 0.1}
+    registry.record_evaluation(
+        recipe=ref.adapter,
+        base_digest=BASE,
+        dataset_id=dataset,
+        split="test",
+        results={
+            "metric": "accuracy",
+            "verdict": "ties",
+            "scores": {"accuracy": figure, "loss": {"value": 1 - value}},
+        },
+        version=ref,
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ("test.accuracy>0.7", ["b@2", "a@2"]),
+        ("test.accuracy>=0.7", ["b@2", "b@1", "a@2"]),
+        ("test.accuracy=0.5", ["a@1"]),
+        ("test.accuracy<0.8 and test.accuracy>0.5", ["b@1"]),
+        ("test.accuracy.low>0.75", ["a@2"]),
+        ("test.accuracy.high<0.7", ["a@1"]),
+        ("test.accuracy!=0.5", ["c@1", "b@2", "b@1", "a@2"]),
+        ("not test.accuracy>0", ["c@1"]),
+        ("validation.accuracy>0", []),
+        ("name=a", ["a@2", "a@1"]),
+        ("adapter=medical/b", ["b@2", "b@1"]),
+        ("adapter~ICAL/b", ["b@2", "b@1"]),
+        ("domain=medical and version=2", ["b@2", "a@2"]),
+        ("task=regression", []),
+        ("newest=yes", ["c@1", "b@2", "a@2"]),
+        ("newest=no", ["b@1", "a@1"]),
+        ("newest!=yes", ["b@1", "a@1"]),
+        ("alias=champion", ["a@2"]),
+        ("alias!=champion and newest=yes", ["c@1", "b@2"]),
+        ("tag.reviewed=yes", ["b@1"]),
+        ("tag.reviewed~Y", ["b@1"]),
+        ("tag.reviewed!=yes", ["c@1", "b@2", "a@2", "a@1"]),
+        ("tag.team=north", ["c@1"]),
+        ("base=tiny and run=3", ["b@1"]),
+        ("dataset=medical/icd10 and rows=rows-1 and bytes<=1000 and name=c", ["c@1"]),
+        ("licence~'Public Domain' and name=c", ["c@1"]),
+        ("created>2000-01-01 and created<2999-01-01T00:00+02:00 and name=c", ["c@1"]),
+        ("created<2000-01-01", []),
+        ("name=a or name=b and version=1", ["b@1", "a@2", "a@1"]),
+        ("(name=a or name=b) and version=1", ["b@1", "a@1"]),
+        ("NOT (name=a OR name=b)", ["c@1"]),
+        ('name="a"', ["a@2", "a@1"]),
+        ("name~%", []),
+        ("name~_", []),
+        ("digest=sha256:" + "b" * 64, ["b@2", "b@1"]),
+    ],
+)
+def test_search_finds(found: Found, where: str, names: list[str]) -> None:
+    assert found(where) == names
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [("name=a and test.accuracy>0.1", ["a@2", "a@1"]), ("tag.team=north or name=b", None)],
+)
+def test_search_is_the_same_from_whichever_side_it_begins(
+    found: Found, monkeypatch: pytest.MonkeyPatch, where: str, names: list[str] | None
+) -> None:
+    few = found(where)
+    monkeypatch.setattr(finding, "FEW", 0)
+    assert found(where) == few == (names or few)
+
+
+def test_a_version_without_a_dataset_is_found_by_not(filled: Registry) -> None:
+    publish(filled, "e", None)
+    assert [one.name for one in filled.search("dataset!=medical/icd10").versions] == ["e"]
+    assert [one.name for one in filled.search("not run>0").versions] == ["e"]
+
+
+def test_found_versions_bring_their_standing(shared: Registry) -> None:
+    (one,) = shared.search("alias=champion").versions
+    assert one.standing is not None
+    assert (one.standing.metric, one.standing.value, one.standing.verdict) == (
+        "accuracy",
+        0.9,
+        "ties",
+    )
+
+
+def test_pages_follow_each_other(shared: Registry) -> None:
+    first = shared.search("domain=medical", limit=2)
+    second = shared.search("domain=medical", limit=2, after=first.next)
+    third = shared.search("domain=medical", limit=2, after=second.next)
+    pages = [[str(one.ref)[8:] for one in page.versions] for page in (first, second, third)]
+    assert pages == [["c@1", "b@2"], ["b@1", "a@2"], ["a@1"]]
+    assert third.next is None
+
+
+def test_pages_follow_each_other_when_little_is_looked_at(
+    shared: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "FEW", 0)
+    monkeypatch.setattr(finding, "FAR", 2)
+    seen: list[str] = []
+    after: Ref | None = None
+    for _ in range(3):
+        page = shared.search("not name=b", after=after)
+        seen += [str(one.ref)[8:] for one in page.versions]
+        after = page.next
+    assert (seen, after) == (["c@1", "a@2", "a@1"], None)
+
+
+def test_removed_versions_are_not_found(filled: Registry) -> None:
+    filled.remove_version(Ref.parse("medical/c@1"), reason="old")
+    assert filled.search("name=c").versions == ()
+
+
+@pytest.mark.parametrize(
+    ("where", "at", "what"),
+    [
+        ("", 1, "a field is expected, and the search ends"),
+        ("name", 5, "an operator behind 'name' is expected"),
+        ("name=", 6, "a value is expected"),
+        ("name=a name=b", 8, "'and' or 'or' is expected, not 'name'"),
+        ("name=a and", 11, "a field is expected"),
+        ("(name=a", 8, "')' is expected"),
+        ("name=a)", 7, "'and' or 'or' is expected"),
+        ("nme=a", 1, "there is no field 'nme'"),
+        ("name<a", 5, "'name' can't be compared by '<'"),
+        ("test.accuracy~1", 14, "can't be compared by '~'"),
+        ("test.accuracy>high", 15, "a number is expected, not 'high'"),
+        ("test.accuracy>nan", 15, "a number is expected"),
+        ("name=a and created>yesterday", 20, "a time is expected"),
+        ("newest=1", 8, "yes or no is expected"),
+        ("name='a", 6, "is not understood"),
+        ("tag.=x", 1, "there is no field 'tag.'"),
+        ("tag.No=x", 1, "there is no field"),
+        ("name=a\0b", 6, "can't be looked for"),
+        ("and=1", 1, "there is no field 'and'"),
+        (" or ".join(["name=a"] * 21), 201, "more than 20 conditions"),
+        ("(" * 12 + "name=a" + ")" * 12, 12, "more than 10 brackets"),
+    ],
+)
+def test_a_wrong_search_is_told_with_its_position(where: str, at: int, what: str) -> None:
+    with pytest.raises(UsageError) as told:
+        parse(where)
+    assert told.value.message.startswith(f"In the search, at character {at}: ")
+    assert what in told.value.message
+
+
+def test_a_long_search_is_refused() -> None:
+    with pytest.raises(UsageError, match="1,001 characters"):
+        parse("a" * 1001)
+
+
+def test_and_binds_stronger_than_or() -> None:
+    a, b, c = (Plain("name", "=", letter) for letter in "abc")
+    assert parse("name=a or name=b and name=c") == Either((a, Both((b, c))))
+    assert parse("not name=a and name=b") == Both((Not(a), b))
+
+
+def test_words_of_fields_are_told_apart() -> None:
+    assert parse("tag.x=1 and test.d0/cost.low<=0.5") == Both(
+        (Tagged("x", "=", "1"), Figure("test", "d0/cost", "low", "<=", 0.5))
+    )
+
+
+@given(st.text(max_size=60))
+@settings(deadline=None)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    with suppress(UsageError):
+        parse(text)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A search, and whether it holds for a version by its name, number and score."""
+
+    text: str
+    holds: Callable[[str, int, float | None], bool]
+
+
+def _leaf() -> st.SearchStrategy[Case]:
+    names = st.sampled_from("abc").map(
+        lambda letter: Case(f"name={letter}", lambda name, number, score: name == letter)
+    )
+    numbers = st.integers(0, 3).map(
+        lambda least: Case(f"version>={least}", lambda name, number, score: number >= least)
+    )
+    scores = st.sampled_from([0.4, 0.5, 0.65, 0.8, 0.95]).map(
+        lambda least: Case(
+            f"test.accuracy>{least}",
+            lambda name, number, score: score is not None and score > least,
+        )
+    )
+    return st.one_of(names, numbers, scores)
+
+
+def _joined(part: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
+    pairs = st.tuples(part, part)
+    return st.one_of(
+        pairs.map(
+            lambda two: Case(
+                f"({two[0].text} and {two[1].text})",
+                lambda *version: two[0].holds(*version) and two[1].holds(*version),
+            )
+        ),
+        pairs.map(
+            lambda two: Case(
+                f"({two[0].text} or {two[1].text})",
+                lambda *version: two[0].holds(*version) or two[1].holds(*version),
+            )
+        ),
+        part.map(lambda one: Case(f"not {one.text}", lambda *version: not one.holds(*version))),
+    )
+
+
+def test_every_search_finds_exactly_what_it_describes(found: Found) -> None:
+    @given(st.recursive(_leaf(), _joined, max_leaves=6))
+    @settings(max_examples=50, deadline=None)
+    def check(case: Case) -> None:
+        expected = [
+            name for name, score in SCORES.items() if case.holds(name[0], int(name[2]), score)
+        ]
+        assert sorted(found(case.text)) == sorted(expected)
+
+    check()
