@@ -260,7 +260,7 @@ def test_second_base_in_one_process_is_refused(platform: Platform, tmp_path: Pat
         platform.workspace.root, base=str(make_tiny_base(tmp_path / "other", seed=5))
     )
     with pytest.raises(BaseModelError, match="holds the base"):
-        other.predict("toy/animals", ["hen"])
+        other.generate([(None, "hen")])
 
 
 @pytest.mark.parametrize("text", ["", "  "])

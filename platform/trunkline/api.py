@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import DatasetSpec, Gate, MetricSpec, RecipeSpec, Row
 from trunkline.data.prepare import Prepared, prepare
-from trunkline.errors import UsageError
+from trunkline.errors import BaseMismatchError, UsageError
 from trunkline.evaluation.judgement import Judgement
 from trunkline.evaluation.metrics import CORE_METRICS
 from trunkline.inference.request import Answer, Request
+from trunkline.lifecycle import Lifecycle
 from trunkline.plugins import Catalogue, load_plugins
-from trunkline.promotion import Promotion, judgement_of, promote
 from trunkline.refs import BASE, Ref
-from trunkline.registry.records import AdapterRecord, VersionRecord
+from trunkline.registry.records import VersionRecord
 from trunkline.registry.store import Registry
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
-    from trunkline.adapters.importing import Imported
     from trunkline.adapters.store import AdapterStore
     from trunkline.inference.engine import Engine
     from trunkline.inference.settings import EngineSettings
@@ -81,7 +80,7 @@ class DatasetReport:
 
 
 @dataclass(frozen=True)
-class Platform:
+class Platform(Lifecycle):
     """One workspace with its plugins, registry, adapters and base. Made by :func:`open`."""
 
     workspace: Workspace
@@ -167,6 +166,7 @@ class Platform:
 
         Raises:
             UsageError, NotFoundError: the ref is malformed or nothing answers to it.
+            BaseMismatchError: it was trained on another base.
             IntegrityError: the artifact is not what the registry knows.
         """
         from trunkline.inference.ticket import Work
@@ -174,6 +174,7 @@ class Platform:
         if request.adapter is None or request.adapter == BASE:
             return Work(request)
         version = self.resolve(request.adapter)
+        self._check_base(version)
         return Work(request, self._artifact(version), str(version.ref))
 
     def predict(self, adapter: str, texts: Sequence[str]) -> list[Answer]:
@@ -228,6 +229,30 @@ class Platform:
             if resident is not None:
                 return resident.artifact
         return self.store.fetch(version)
+
+    @cached_property
+    def _base_digest(self) -> str:
+        """Of the base in memory, else of its files; nothing is loaded for it."""
+        if "engine" in self.__dict__:
+            return self.engine.base.digest
+        from trunkline.base_model import DEFAULT_BASE, describe
+
+        return describe(self.base_name or DEFAULT_BASE).digest
+
+    def _check_base(self, version: VersionRecord) -> None:
+        """Refuse a version of other weights than the base's, with the command that retrains it."""
+        here = self._base_digest
+        if version.base_digest == here:
+            return
+        chosen = "" if self.base_name is None else f" --base {self.base_name}"
+        again = f"train it again: `trunkline{chosen} train {version.ref.adapter}`"
+        if version.run is None:
+            again = "import one that was made for this base"
+        raise BaseMismatchError(
+            f"{version.ref} was trained on {Path(version.base_name).name} "
+            f"({version.base_digest[:12]}…); the base here is {here[:12]}….",
+            f"Load the base that it was trained on, or {again}.",
+        )
 
     def _expect(self, adapter: str | None, *, generates: bool) -> None:
         if adapter is None or adapter == BASE:
@@ -332,7 +357,7 @@ class Platform:
             dataset=self.catalogue.dataset(spec.dataset),
             transforms=tuple(self.catalogue.transform(name) for name in spec.transforms),
             loss=None if spec.loss == "default" else self.catalogue.loss(spec.loss),
-            metrics=tuple(self._metric(name) for name in names),
+            metrics=tuple(self.metric(name) for name in names),
         )
 
     def dataset_report(self, name: str) -> DatasetReport:
@@ -353,7 +378,8 @@ class Platform:
                 labels[label] = sum(row.target == label for row in rows)
         return DatasetReport(spec, prepared, labels, rows[:: max(1, len(rows) // 5)][:5])
 
-    def _metric(self, name: str) -> MetricSpec:
+    def metric(self, name: str) -> MetricSpec:
+        """A metric of the core or of a plugin."""
         return CORE_METRICS.get(name) or self.catalogue.metric(name)
 
     def _plugin_of(self, recipe: str) -> Any:
@@ -371,55 +397,3 @@ class Platform:
             listener or Silent(),
             should_stop,
         )
-
-    # --------------------------------------------------------------------------------- adapters
-
-    def judgement(self, version: VersionRecord) -> tuple[Judgement, Gate] | None:
-        """The newest judgement of a version on its test rows, with the gate it was made under."""
-        return judgement_of(self.registry, version)
-
-    def promote(
-        self,
-        adapter: str,
-        alias: str = "champion",
-        *,
-        force: bool = False,
-        reason: str = "",
-        actor: str | None = None,
-    ) -> Promotion:
-        """Move an alias, if the recipe's gate allows it; see :func:`trunkline.promotion.promote`.
-
-        Without a selector the newest version is meant, not the present champion.
-        """
-        return promote(
-            self.store, Ref.parse(adapter), alias, force=force, reason=reason, actor=actor
-        )
-
-    def import_adapter(
-        self, folder: str | Path, name: str, *, base: str | None = None, **wishes: Any
-    ) -> Imported:
-        """Publish an adapter that PEFT saved elsewhere as the next version of ``name``.
-
-        Args:
-            folder: a plain PEFT folder.
-            name: ``domain/name``.
-            base: that it was trained on; by default this platform's.
-            wishes: task, labels, template, max_new_tokens, unit; see
-                :class:`~trunkline.adapters.imported_task.Wishes`.
-
-        Raises:
-            UsageError: the wishes contradict the adapter.
-            IntegrityError: it does not fit the base, or would not be computed exactly.
-        """
-        from trunkline.adapters.imported_task import Wishes
-        from trunkline.adapters.importing import import_adapter
-        from trunkline.base_model import DEFAULT_BASE, describe
-
-        info = describe(base or self.base_name or DEFAULT_BASE)
-        return import_adapter(
-            self.store, self.registry, info, Path(folder), Ref.parse(name), Wishes(**wishes)
-        )
-
-    def adapters(self) -> list[AdapterRecord]:
-        """The adapters that have a version."""
-        return self.registry.adapters()
