@@ -248,10 +248,11 @@ class Platform(Lifecycle):
         again = f"train it again: `trunkline{chosen} train {version.ref.adapter}`"
         if version.run is None:
             again = "import one that was made for this base"
+        theirs = Path(version.base_name).name
         raise BaseMismatchError(
-            f"{version.ref} was trained on {Path(version.base_name).name} "
+            f"{version.ref} was trained on {theirs} "
             f"({version.base_digest[:12]}…); the base here is {here[:12]}….",
-            f"Load the base that it was trained on, or {again}.",
+            f"Load the base that it was trained on (`--base {theirs}`), or {again}.",
         )
 
     def _expect(self, adapter: str | None, *, generates: bool) -> None:

@@ -12,8 +12,9 @@ from trunkline import __version__
 from trunkline.cli.root import trunkline
 from trunkline.reference import command_paths
 
-GROUPS = ("plugins", "base", "datasets", "recipes", "adapters", "runs", "keys", "requests")
-COMMANDS = [path for path in command_paths() if path and path not in {(one,) for one in GROUPS}]
+LISTS = ("plugins", "base", "datasets", "recipes", "adapters", "runs", "keys", "requests", "audit")
+GROUPS = {(one,) for one in (*LISTS, "db")}
+COMMANDS = [path for path in command_paths() if path and path not in GROUPS]
 
 WEB = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
 STACK = ("torch", "transformers", "peft", "datasets", "sklearn", "pandas", "pyarrow", *WEB)
@@ -37,11 +38,11 @@ def test_help_shows_an_example_with_its_output(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_listings_and_shows_have_json(path: tuple[str, ...]) -> None:
-    without = {("plugins", "uninstall"), ("chat",), ("serve",)}
+    without = {("plugins", "uninstall"), ("chat",), ("serve",), ("audit", "export")}
     assert ("--json" in invoke(*path, "--help").stdout) == (path not in without)
 
 
-@pytest.mark.parametrize("noun", GROUPS)
+@pytest.mark.parametrize("noun", LISTS)
 def test_ls_is_list(noun: str) -> None:
     help_of_list = invoke(noun, "list", "--help").stdout
     assert invoke(noun, "ls", "--help").stdout.replace(" ls ", " list ") == help_of_list
