@@ -352,7 +352,7 @@ def test_a_restoring_that_fails_leaves_the_old_registry_and_nothing_aside(
 
     monkeypatch.setattr(copying, "keep_numbers", fail)
     before = rows(url)
-    with pytest.raises(RegistryError, match="can't be written|failed"):
+    with pytest.raises(RegistryError, match=r"can't be written|failed"):
         read_back(url, backup, replace=True)
     assert rows(url) == before
     assert not (tmp_path / "aside.db").exists()

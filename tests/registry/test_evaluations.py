@@ -119,3 +119,11 @@ def test_an_evaluation_of_an_unknown_version_is_refused(
 def test_predictions_of_an_unknown_evaluation_are_refused(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no evaluation 9"):
         registry.predictions(9)
+
+
+def test_answer_that_is_no_text_is_kept_with_a_mark(
+    registry: Registry, evaluate: Callable[..., int]
+) -> None:
+    answer = PredictionRecord(row_id="1", group="g", target="a", prediction="x\0\ud800")
+    evaluation = evaluate(predictions=[answer])
+    assert registry.predictions(evaluation)[0].prediction == "x\ufffd\ufffd"

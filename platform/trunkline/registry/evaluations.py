@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from trunkline.errors import NotFoundError
 from trunkline.refs import Ref
 from trunkline.registry.database import Database, utc_now
+from trunkline.registry.engine import storable
 from trunkline.registry.lookup import find_version
 from trunkline.registry.records import EvaluationRecord, PredictionRecord
 from trunkline.registry.sources import base_id
@@ -74,10 +75,11 @@ class Evaluations(Database):
                     "evaluation_id": row.id,
                     "row_id": answer.row_id,
                     "group_name": answer.group,
-                    "target": answer.target,
-                    "prediction": answer.prediction,
+                    "target": storable(answer.target),
+                    "prediction": storable(answer.prediction),
                     "confidence": answer.confidence,
-                    "floor_prediction": answer.floor_prediction,
+                    "floor_prediction": answer.floor_prediction
+                    and storable(answer.floor_prediction),
                 }
                 for answer in predictions
             ]

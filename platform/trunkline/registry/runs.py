@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError, RegistryError
 from trunkline.registry.database import Database, add_event, utc_now
+from trunkline.registry.engine import storable
 from trunkline.registry.records import MetricRecord, RunRecord
 from trunkline.registry.sources import base_id
 from trunkline.registry.tables import Adapter, Base, Dataset, Plugin, Run, RunMetric, Version
@@ -115,7 +116,7 @@ class Runs(Database):
                 )
             row.status = status
             row.report = None if report is None else dict(report)
-            row.error = error
+            row.error = error and storable(error)
             row.finished = utc_now()
             detail = {"recipe": row.recipe} | ({} if error is None else {"error": error})
             add_event(session, actor, f"run.{status}", run_subject(run), detail)
