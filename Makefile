@@ -17,6 +17,7 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest
+	$(BIN)/python benchmarks/bench_registry.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

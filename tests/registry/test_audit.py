@@ -372,12 +372,12 @@ def test_an_outsider_can_check_an_export(filled: Registry, chain: Chain, tmp_pat
 
 
 def test_pages_follow_one_another(filled: Registry) -> None:
-    first = filled.events_page(limit=3)
-    second = filled.events_page(before=first[-1].seq, limit=3)
+    first = filled.events(limit=3)
+    second = filled.events(before=first[-1].seq, limit=3)
     assert [one.seq for one in [*first, *second]] == [8, 7, 6, 5, 4, 3]
 
 
 def test_events_are_found_by_subject_and_kind(filled: Registry) -> None:
     filled.start_deployment("host", 1, "", None)
-    found = [filled.events_page("run/3"), filled.events_page(kind="server.started")]
+    found = [filled.events("run/3"), filled.events(kind="server.started")]
     assert [[one.seq for one in page] for page in found] == [[3], [9]]

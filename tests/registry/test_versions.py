@@ -300,4 +300,4 @@ def test_events_are_paged(registry: Registry, publish: Publish) -> None:
     publish()
     publish()
     everything = registry.events()
-    assert registry.events(limit=2, offset=1) == everything[1:3]
+    assert registry.events(limit=2, before=everything[0].seq) == everything[1:3]

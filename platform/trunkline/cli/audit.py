@@ -188,7 +188,7 @@ def list_(
     as_json: bool,
 ) -> None:
     """List the events, newest first, a page at a time; --json has the details and the hashes."""
-    found = said.platform.registry.events_page(subject, kind, before, limit + 1)
+    found = said.platform.registry.events(subject, kind, before, limit + 1)
     page = found[:limit]
     if as_json:
         print_json(page)

@@ -6,16 +6,13 @@ Owns: what each part of a lineage says, and in which order. Must not know: where
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from trunkline.cli.history import told
-from trunkline.cli.output import bytes_text, duration, figure, plain, styled, took, width
+from trunkline.cli.output import bytes_text, duration, figure, plain, print_drawn, took
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -50,20 +47,7 @@ class Branch:
 
 def print_lineage(found: Lineage) -> None:
     """Write a lineage on stdout, folded where the terminal is narrower."""
-    from rich.console import Console
-
-    console = Console(
-        file=sys.stdout,
-        width=width(),
-        color_system="auto" if styled() else None,
-        markup=False,
-        emoji=False,
-        highlight=False,
-    )
-    with console.capture() as captured:
-        console.print(_drawn(tree(found)))
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip(), color=True)
+    print_drawn(_drawn(tree(found)))
 
 
 def _drawn(branch: Branch) -> Tree:

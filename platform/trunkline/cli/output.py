@@ -79,7 +79,7 @@ def print_table(
         )
     for row in rows:
         table.add_row(*(str(value) for value in row))
-    _print(table)
+    print_drawn(table)
 
 
 def print_fields(pairs: Iterable[tuple[str, object]]) -> None:
@@ -90,7 +90,7 @@ def print_fields(pairs: Iterable[tuple[str, object]]) -> None:
     for name, value in pairs:
         if value is not None:
             table.add_row(name, str(value))
-    _print(table)
+    print_drawn(table)
 
 
 def heading(text: str) -> None:
@@ -178,7 +178,8 @@ def _bare_table(*, show_header: bool) -> Table:
     )
 
 
-def _print(table: Table) -> None:
+def print_drawn(drawn: Any) -> None:
+    """Write what rich draws on stdout, folded where the terminal is narrower."""
     from rich.console import Console
 
     console = Console(
@@ -190,6 +191,6 @@ def _print(table: Table) -> None:
         highlight=False,
     )
     with console.capture() as captured:
-        console.print(table)
+        console.print(drawn)
     for line in captured.get().splitlines():
         click.echo(line.rstrip(), color=True)

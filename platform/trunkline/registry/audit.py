@@ -10,7 +10,6 @@ rewritten from some row on, only shows against a head that was kept elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -23,7 +22,7 @@ from sqlalchemy.orm import Session
 from trunkline.errors import IntegrityError, UsageError
 from trunkline.refs import shown
 from trunkline.registry.chain import EVENTS, REQUESTS, ROOT, Chain, Head, row_hash
-from trunkline.registry.database import Database
+from trunkline.registry.database import Database, event_record
 from trunkline.registry.records import ChainBreak, ChainReport, EventRecord
 from trunkline.registry.tables import ChainHead, Event
 
@@ -63,7 +62,7 @@ class Audit(Database):
         """
         for name in heads:
             chain_named(name)
-        with self._snapshot() as session:
+        with self._read() as session:
             return [
                 _verified(session, chain, heads.get(name), told) for name, chain in CHAINS.items()
             ]
@@ -83,7 +82,7 @@ class Audit(Database):
             IntegrityError: a row can't be read, so that somebody changed it by hand.
         """
         found = chain_named(chain)
-        with self._snapshot() as session:
+        with self._read() as session:
             for page in _pages(session, found, min(after, _LAST)):
                 for link in page:
                     if link.row is None:
@@ -94,7 +93,7 @@ class Audit(Database):
                     told = {name: _written(value) for name, value in link.row.items()}
                     yield {**told, "previous_hash": link.previous, "hash": link.hash}
 
-    def events_page(
+    def events(
         self,
         subject: str | None = None,
         kind: str | None = None,
@@ -116,26 +115,7 @@ class Audit(Database):
         if before is not None:
             query = query.where(Event.seq < max(0, min(before, _LAST)))
         with self._read() as session:
-            return [
-                EventRecord(
-                    seq=row.seq,
-                    at=row.at,
-                    actor=row.actor,
-                    kind=row.kind,
-                    subject=row.subject,
-                    detail=row.detail,
-                    hash=row.hash,
-                )
-                for row in session.scalars(query)
-            ]
-
-    @contextmanager
-    def _snapshot(self) -> Iterator[Session]:
-        """A reading transaction that sees one moment, however many queries it makes."""
-        with self._read() as session:
-            if session.get_bind().dialect.name != "sqlite":
-                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-            yield session
+            return [event_record(row) for row in session.scalars(query)]
 
 
 def chain_named(name: str) -> Chain:

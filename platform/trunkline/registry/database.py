@@ -78,27 +78,6 @@ class Database:
         """Whether only listing and showing will work."""
         return self._engines.read_only
 
-    def events(
-        self, *, subject: str | None = None, limit: int = 100, offset: int = 0
-    ) -> list[EventRecord]:
-        """What was done, newest first, of one ``subject`` if given; see :class:`EventRecord`."""
-        query = select(Event).order_by(Event.seq.desc()).limit(limit).offset(offset)
-        if subject is not None:
-            query = query.where(Event.subject == subject)
-        with self._read() as session:
-            return [
-                EventRecord(
-                    seq=row.seq,
-                    at=row.at,
-                    actor=row.actor,
-                    kind=row.kind,
-                    subject=row.subject,
-                    detail=row.detail,
-                    hash=row.hash,
-                )
-                for row in session.scalars(query)
-            ]
-
     @contextmanager
     def _read(self) -> Iterator[Session]:
         with translated(self._engines.where), Session(self._engines.reading) as session:
@@ -134,6 +113,19 @@ def add_event(
             "subject": subject,
             "detail": dict(detail),
         }
+    )
+
+
+def event_record(row: Event) -> EventRecord:
+    """A row of the events as a record."""
+    return EventRecord(
+        seq=row.seq,
+        at=row.at,
+        actor=row.actor,
+        kind=row.kind,
+        subject=row.subject,
+        detail=row.detail,
+        hash=row.hash,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Text, cast, or_, select, union_all
 
 from trunkline.refs import Ref
-from trunkline.registry.database import Database
+from trunkline.registry.database import Database, event_record
 from trunkline.registry.lookup import find_adapter, find_version
 from trunkline.registry.records import EventRecord
 from trunkline.registry.tables import Event, Version
@@ -71,17 +71,4 @@ def _concerns(number: int) -> ColumnElement[bool]:
             cast(Event.detail[name].as_string(), Text) == str(number)
             for name in ("number", "new", "old")
         )
-    )
-
-
-def event_record(row: Event) -> EventRecord:
-    """A row of the events as a record."""
-    return EventRecord(
-        seq=row.seq,
-        at=row.at,
-        actor=row.actor,
-        kind=row.kind,
-        subject=row.subject,
-        detail=row.detail,
-        hash=row.hash,
     )

@@ -19,9 +19,10 @@ from sqlalchemy.orm import Session
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import BASE, Ref, check_digest
 from trunkline.registry.alias_moves import record_of, told_moves
+from trunkline.registry.database import event_record
 from trunkline.registry.deployments import Deployments
 from trunkline.registry.evaluations import Evaluations
-from trunkline.registry.history import History, event_record, is_note
+from trunkline.registry.history import History, is_note
 from trunkline.registry.lookup import (
     CHAMPION,
     VersionRow,

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError, RefusedError, UsageError
 from trunkline.refs import shown
-from trunkline.registry.database import Database, add_event, find_or_add
-from trunkline.registry.history import event_record, is_note
+from trunkline.registry.database import Database, add_event, event_record, find_or_add
+from trunkline.registry.history import is_note
 from trunkline.registry.records import EventRecord, TagsRecord
 from trunkline.registry.subjects import find_subject
 from trunkline.registry.tables import Event, Tag
