@@ -31,6 +31,34 @@ def main() -> None:
         products(plain, bases, tokens, rounds)
     for name, base in bases.items():
         floor(name, base, rounds)
+    if plain.device.type == "cpu":
+        thin(rounds)
+
+
+def thin(rounds: int) -> None:
+    """``y += h B`` in place, where the rows of y lie whole pages of memory apart and where not."""
+    import torch
+
+    tokens, outputs, rank = 512, 3072, 8
+    hidden, up = torch.randn(tokens, rank), torch.randn(rank, outputs // 2)
+
+    def adding(stride: int) -> Callable[[], float]:
+        y = torch.randn(tokens, stride)
+
+        def work() -> None:
+            for first in (0, outputs // 2):
+                y[:, first : first + outputs // 2].addmm_(hidden, up)
+
+        return _inferring(work)
+
+    taken = interleaved(
+        {f"rows {4 * stride:,} bytes apart": adding(stride) for stride in (outputs, outputs + 16)},
+        20 * rounds,
+    )
+    title(f"Adding a product of rank {rank} to [{tokens}, {outputs}] in place")
+    first = next(iter(taken.values())).median
+    for name, times in taken.items():
+        line(name, times.median, f"{first / times.median:5.2f}x as fast")
 
 
 def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> None:
