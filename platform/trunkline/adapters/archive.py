@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,20 +79,18 @@ def pack(folder: Path, target: Path, *, overwrite: bool = False) -> int:
             f"There is something at {str(target)!r} already.",
             "Name another file, or write over it with --overwrite.",
         )
-    work: Path | None = None
+    work = target.with_name(f".{target.name[:64]}.part")
     try:
-        handle, made = tempfile.mkstemp(prefix=f".{target.name[:64]}-", dir=target.parent)
-        work = Path(made)
-        with os.fdopen(handle, "wb") as file:
+        work.unlink(missing_ok=True)
+        with work.open("xb") as file:
             _write(folder, file)
             file.flush()
             os.fsync(file.fileno())
         work.chmod(0o644)
         os.replace(work, target)
     except (OSError, ValueError) as error:
-        if work is not None:
-            with suppress(OSError):
-                work.unlink()
+        with suppress(OSError):
+            work.unlink()
         reason = getattr(error, "strerror", None) or error
         raise RegistryError(
             f"The archive {str(target)!r} can't be written: {reason}.",

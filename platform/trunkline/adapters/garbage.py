@@ -206,7 +206,7 @@ def _runs(store: AdapterStore) -> Iterator[Found]:
     for number, folder in sorted(folders.items()):
         status = statuses.get(number)
         resumable = any(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
-        if (resumable and status != "finished") or _is_worked_on(folder):
+        if (resumable and status != "finished") or _is_worked_on(folder, status):
             continue
         size = sum(path.lstat().st_size for path in folder.rglob("*"))
         why = "its run has finished" if status == "finished" else "its run left no checkpoint"
@@ -219,11 +219,13 @@ def _numbered(root: Path) -> list[Path]:
     return [one for one in root.iterdir() if _RUN.fullmatch(one.name) and one.is_dir()]
 
 
-def _is_worked_on(folder: Path) -> bool:
+def _is_worked_on(folder: Path, status: str | None) -> bool:
     """Whether a training holds the lock in its folder, or is about to."""
     from filelock import FileLock, Timeout
 
     if not (folder / ".lock").exists():
+        if status not in (None, "running") and not any(folder.iterdir()):
+            return False
         begun = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
         return datetime.now(UTC) - begun <= PATIENCE
     try:
@@ -239,6 +241,9 @@ def _drop_run(folder: Path) -> bool:
     with writing(str(folder), _AGAIN):
         try:
             with FileLock(folder / ".lock", timeout=0):
+                for one in folder.iterdir():
+                    if one.name != ".lock":
+                        shutil.rmtree(one) if one.is_dir() else one.unlink()
                 shutil.rmtree(folder)
         except Timeout:
             return False

@@ -138,7 +138,7 @@ def import_adapter(
                 task=task["kind"],
                 run=None,
                 base_digest=base.digest,
-                detail={"imported": origin},
+                imported=origin,
                 actor=actor,
             )
     except OSError as error:
@@ -146,7 +146,6 @@ def import_adapter(
             f"The adapter in {folder} can't be copied: {error.strerror or error}.",
             "Make room in the folder for temporary files, or name another with TMPDIR.",
         ) from error
-    registry.tell_moved("adapter.imported", version.ref, origin, actor=actor)
     return Imported(version, task, lora, len(foreign.adapted), tuple(notes))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from trunkline.adapters.origin import Provenance
 from trunkline.adapters.provenance import read_provenance, write_provenance
 from trunkline.adapters.signing import check_signature, sign, signed_by
 from trunkline.adapters.storage import file_sha256
-from trunkline.adapters.store import AdapterStore
+from trunkline.adapters.store import AdapterStore, Arriving
 from trunkline.errors import (
     BaseMismatchError,
     IntegrityError,
@@ -38,7 +38,7 @@ from trunkline.errors import (
 )
 from trunkline.refs import Ref
 from trunkline.registry.database import system_actor, utc_now
-from trunkline.registry.records import VersionRecord
+from trunkline.registry.records import RestoredLineage, VersionRecord
 
 _ASK_AGAIN = "Ask for the archive again, and compare its sha256."
 
@@ -134,36 +134,30 @@ def import_archive(
         kind = str(artifact.manifest.task["kind"])
         check_name(store.registry, ref, kind)
         _tell_same(store, ref, artifact, notes)
-        made = store.registry.restore_lineage(
-            provenance.to_json(), keep_run_number=False, actor=actor
-        )
-        came = provenance.moved_here(
-            run=made.run, origin=provenance.adapter or "unknown", by=actor, at=utc_now()
-        )
-        write_provenance(folder, came)
+        came = provenance
+
+        def settle(made: RestoredLineage) -> None:
+            nonlocal came
+            came = provenance.moved_here(
+                run=made.run, origin=provenance.adapter or "unknown", by=actor, at=utc_now()
+            )
+            write_provenance(folder, came)
+
         told = {
             "archive": file.name,
             "archive_sha256": file_sha256(file),
             "from": provenance.adapter,
             "signed_by": fingerprint,
         }
-        try:
-            version = store.publish(
-                folder,
-                ref,
-                task=kind,
-                run=made.run,
-                base_digest=made.base_digest,
-                dataset_id=made.dataset_id,
-                detail={"imported": told},
-                actor=actor,
-            )
-        except BaseException:
-            if made.run is not None:
-                with suppress(RegistryError):
-                    store.registry.take_back_run(made.run, actor=actor)
-            raise
-    store.registry.tell_moved("adapter.imported", version.ref, told, actor=actor)
+        version = store.publish(
+            folder,
+            ref,
+            task=kind,
+            run=None,
+            lineage=Arriving(provenance.to_json(), settle),
+            imported=told,
+            actor=actor,
+        )
     if provenance.evaluations:
         notes.append(
             "Its evaluations are what the archive says; `trunkline eval "

@@ -11,8 +11,9 @@ Killed in between, a number stays unused, and upkeep takes what was written of i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,25 @@ from trunkline.adapters.storage import LocalStorage, Storage, writing
 from trunkline.errors import NotFoundError, RegistryError, UsageError
 from trunkline.refs import Ref
 from trunkline.registry.publisher import OCCUPIED
-from trunkline.registry.records import VersionRecord
+from trunkline.registry.records import RestoredLineage, VersionRecord
 from trunkline.registry.store import Registry
 from trunkline.workspace import Workspace
 
 BESIDE = (PROVENANCE, CARD, CROISSANT, SIGNATURE)
 """Files of a version that lie outside of its identity and may be written anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """The lineage that comes with a version from elsewhere.
+
+    Attributes:
+        provenance: in the form of ``provenance.json``, read strictly before.
+        settle: told what it became here, before the files are copied.
+    """
+
+    provenance: Mapping[str, Any]
+    settle: Callable[[RestoredLineage], None]
 
 
 class AdapterStore:
@@ -77,8 +91,8 @@ class AdapterStore:
         task: str,
         run: int | None,
         base_digest: str | None = None,
-        dataset_id: int | None = None,
-        detail: Mapping[str, Any] | None = None,
+        lineage: Arriving | None = None,
+        imported: Mapping[str, Any] | None = None,
         actor: str | None = None,
     ) -> VersionRecord:
         """Copy a sealed folder in as the next version of ``ref``.
@@ -89,8 +103,9 @@ class AdapterStore:
             task: what it is for.
             run: that made it, if one did.
             base_digest: of a recorded base; needed where there is no run.
-            dataset_id: of a recorded dataset; that of the run if not given.
-            detail: kept in the event of the publication.
+            lineage: of a version from elsewhere; it is recorded together with the number, in place
+                of ``run``.
+            imported: where a version that was not made here comes from; told in an event.
             actor: who publishes; by default the system's user.
 
         Raises:
@@ -98,9 +113,11 @@ class AdapterStore:
             RegistryError: it can't be written; nothing is left behind.
         """
         artifact, storage = read_artifact(source), self.storage
-        number, path = self._reserve(ref, task, run)
+        number, path, made = self._reserve(ref, task, run, lineage, actor)
         again = "import it again" if run is None else "train again with --resume"
         try:
+            if lineage is not None and made is not None:
+                lineage.settle(made)
             with writing(storage.place(path), again):
                 files = storage.add(artifact, path)
             return self.registry.publish_version(
@@ -110,12 +127,12 @@ class AdapterStore:
                 digest=artifact.digest,
                 path=path,
                 bytes=sum(entry["bytes"] for entry in files.values()),
-                base_digest=base_digest,
-                dataset_id=dataset_id,
+                base_digest=base_digest if made is None else made.base_digest,
+                dataset_id=None if made is None else made.dataset_id,
                 files=files,
                 template_digest=template_digest(artifact),
                 actor=actor,
-                detail=detail,
+                imported=imported,
             )
         except BaseException:
             with suppress(RegistryError):
@@ -190,14 +207,22 @@ class AdapterStore:
             return True
         return True
 
-    def _reserve(self, ref: Ref, task: str, run: int | None) -> tuple[int, str]:
+    def _reserve(
+        self, ref: Ref, task: str, run: int | None, lineage: Arriving | None, actor: str | None
+    ) -> tuple[int, str, RestoredLineage | None]:
         """A number whose place is free: files of an earlier registry are never written over."""
+        made = None
         while True:
-            number = self.registry.reserve_version(ref.domain, ref.name, task=task, run=run)
+            if lineage is None:
+                number = self.registry.reserve_version(ref.domain, ref.name, task=task, run=run)
+            else:
+                number, made = self.registry.reserve_restored(
+                    ref, task=task, provenance=lineage.provenance, actor=actor
+                )
             path = f"{ref.domain}/{ref.name}/{number}"
             try:
                 if not self.storage.holds(path):
-                    return number, path
+                    return number, path, made
             except BaseException:
                 with suppress(RegistryError):
                     self.registry.abandon_version(ref.domain, ref.name, number)

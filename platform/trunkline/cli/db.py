@@ -166,6 +166,7 @@ def restore(said: Globals, file: Path, replace: bool, as_json: bool) -> None:
     registry had given out stay used, and the restoring is an event. Killed half-way, the registry
     is as it was before. End the servers of the workspace first.
     """
+    from trunkline.registry.from_backup import free_name
     from trunkline.registry.from_backup import restore as read_back
 
     workspace = said.platform.workspace
@@ -175,7 +176,7 @@ def restore(said: Globals, file: Path, replace: bool, as_json: bool) -> None:
             workspace.registry_url,
             file,
             replace=replace,
-            aside=workspace.root / f"registry-before-{stamp}.db",
+            aside=free_name(workspace.root, stamp),
             listener=listener,
         )
     if as_json:

@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,6 +43,9 @@ from trunkline.registry.schema import bring_to_head, revision_of
 
 SUBJECT = "registry"
 """What the event of a restoring is filed under."""
+
+ASIDE = "registry-before-"
+"""How the file begins to be called that holds what a restore replaced."""
 
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -103,6 +107,12 @@ def restore(
         return Restored(done.where, done.rows, moved, done.heads)
 
 
+def free_name(folder: Path, stamp: str) -> Path:
+    """Where the old registry of a restore may be set aside, a file that is not there yet."""
+    names = (f"{ASIDE}{stamp}{more}.db" for more in ("", *(f"-{n}" for n in count(2))))
+    return next(path for name in names if not (path := folder / name).exists())
+
+
 def _read_into(
     url: str | URL,
     copy: Engines,
@@ -129,6 +139,8 @@ def _read_into(
                             "with TRUNKLINE_REGISTRY.",
                         )
                     tell("setting the old registry aside")
+                    for left in aside.parent.glob(f".{ASIDE}*.part*"):
+                        left.unlink()
                     kept = back_up(url, aside, listener=listener, busy_seconds=busy_seconds).path
                 tell("copying the rows")
                 with _taken_back(kept):

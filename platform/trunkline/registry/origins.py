@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from trunkline.refs import Ref
 from trunkline.registry.database import Database
 from trunkline.registry.lookup import find_version
-from trunkline.registry.restoring import RESTORED, TOLD
-from trunkline.registry.runs import run_subject
+from trunkline.registry.restoring import TOLD
+from trunkline.registry.runs import RESTORED, run_subject
 from trunkline.registry.tables import Base, Dataset, Evaluation, Event, Plugin, Run
 
 MOST_EVALUATIONS = 1000

@@ -15,10 +15,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from trunkline.errors import RefusedError
+from trunkline.refs import Ref
 from trunkline.registry.database import Database, add_event, find_or_add, utc_now
 from trunkline.registry.evaluations import keep_scores
 from trunkline.registry.records import FoundVersion, Rebuilt, RestoredLineage
-from trunkline.registry.runs import run_subject
+from trunkline.registry.runs import RESTORED, run_subject
 from trunkline.registry.tables import (
     Adapter,
     Base,
@@ -30,9 +31,9 @@ from trunkline.registry.tables import (
     Table,
     Version,
 )
+from trunkline.registry.versions import reserve
 
 REBUILT = "registry.rebuilt"
-RESTORED = "run.restored"
 TOLD = "restored"
 """Marks the results of an evaluation that only a version's files tell of, so that no gate takes
 them for a judgement made here."""
@@ -59,19 +60,24 @@ class Restoring(Database):
                 has it, it gets the next.
         """
         with self._write() as session:
-            made = _base_and_dataset(session, provenance)
-            said = provenance["run"]
-            if said is None:
-                return made
-            number = int(said["number"])
-            if not keep_run_number or session.get(Run, number) is not None:
-                number = 0
-            run = _add_run(session, provenance, made, number)
-            _add_evaluations(session, provenance, made, run)
-            if number:
-                _settle_numbers(session)
-            _tell_run(session, said, run.id, actor)
-            return RestoredLineage(made.base_digest, made.dataset_id, run.id)
+            return _restore(session, provenance, keep_run_number, actor)
+
+    def reserve_restored(
+        self,
+        ref: Ref,
+        *,
+        task: str,
+        provenance: Mapping[str, Any],
+        actor: str | None = None,
+    ) -> tuple[int, RestoredLineage]:
+        """Take the next number of an adapter for a version that comes with its lineage.
+
+        Both in one transaction: if the version is never published, whoever gives the number up
+        takes the run back as well.
+        """
+        with self._write() as session:
+            made = _restore(session, provenance, False, actor)
+            return reserve(session, ref, task, made.run), made
 
     def rebuild(self, found: Sequence[FoundVersion], *, actor: str | None = None) -> Rebuilt:
         """Fill an empty registry with the versions that were found, in one transaction.
@@ -171,6 +177,24 @@ def _add_run(
     session.add(run)
     session.flush()
     return run
+
+
+def _restore(
+    session: Session, provenance: Mapping[str, Any], keep_run_number: bool, actor: str | None
+) -> RestoredLineage:
+    made = _base_and_dataset(session, provenance)
+    said = provenance["run"]
+    if said is None:
+        return made
+    number = int(said["number"])
+    if not keep_run_number or session.get(Run, number) is not None:
+        number = 0
+    run = _add_run(session, provenance, made, number)
+    _add_evaluations(session, provenance, made, run)
+    if number:
+        _settle_numbers(session)
+    _tell_run(session, said, run.id, actor)
+    return RestoredLineage(made.base_digest, made.dataset_id, run.id)
 
 
 def _add_evaluations(

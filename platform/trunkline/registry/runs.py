@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, insert, select
+from sqlalchemy import Row, Select, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError, RegistryError
@@ -18,9 +18,22 @@ from trunkline.registry.database import Database, add_event, utc_now
 from trunkline.registry.engine import storable
 from trunkline.registry.records import MetricRecord, RunRecord
 from trunkline.registry.sources import base_id
-from trunkline.registry.tables import Adapter, Base, Dataset, Plugin, Run, RunMetric, Version
+from trunkline.registry.tables import (
+    Adapter,
+    Base,
+    Dataset,
+    Evaluation,
+    Event,
+    Plugin,
+    Run,
+    RunMetric,
+    Version,
+)
 
 _LAST = 2**31 - 1
+
+RESTORED = "run.restored"
+"""The event of a run that came with a version of another workspace, or out of its files."""
 
 ENDS = ("finished", "failed", "interrupted")
 
@@ -188,6 +201,30 @@ class Runs(Database):
 def run_subject(run: int) -> str:
     """What a run's events are filed under; no adapter's name can look like it."""
     return f"run/{run}"
+
+
+def take_back_restored(session: Session, number: int, actor: str | None) -> None:
+    """Take away a run that was restored for a version which could not be published, with its
+    evaluations.
+
+    Its number is not given again; the event of its restoration stands. A run that began here, or
+    that a visible or removed version came from, is left alone.
+    """
+    restored = (Event.subject == run_subject(number)) & (Event.kind == RESTORED)
+    of_run = Version.run_id == number
+    kept = of_run & Version.status.in_(("visible", "removed"))
+    run = session.get(Run, number)
+    if (
+        run is None
+        or session.scalar(select(Event.seq).where(restored).limit(1)) is None
+        or session.scalar(select(Version.id).where(kept).limit(1)) is not None
+    ):
+        return
+    session.execute(update(Version).where(of_run).values(run_id=None))
+    session.execute(delete(Evaluation).where(Evaluation.run_id == number))
+    session.delete(run)
+    detail = {"recipe": run.recipe, "reason": "its version could not be published"}
+    add_event(session, actor, "run.taken-back", run_subject(number), detail)
 
 
 def _run(session: Session, number: int, *, lock: bool = False) -> Run:

@@ -30,6 +30,7 @@ from trunkline.registry.lookup import (
 )
 from trunkline.registry.publisher import this_process
 from trunkline.registry.records import AdapterRecord, VersionRecord
+from trunkline.registry.runs import take_back_restored
 from trunkline.registry.sources import base_id
 from trunkline.registry.tables import Adapter, Evaluation, Run, Version
 
@@ -50,36 +51,8 @@ class Versions(Database):
         Raises:
             RefusedError: the adapter exists and is for another task.
         """
-        ref = Ref(domain, name)
         with self._write() as session:
-            adapter = find_or_add(
-                session,
-                Adapter(domain=ref.domain, name=ref.name, task=task, last_number=0),
-                Adapter.domain == ref.domain,
-                Adapter.name == ref.name,
-            )
-            if adapter.task != task:
-                raise RefusedError(
-                    f"The adapter '{ref}' is for {adapter.task}, not for {task}.",
-                    "Give the recipe another name.",
-                )
-            number = session.execute(
-                update(Adapter)
-                .where(Adapter.id == adapter.id)
-                .values(last_number=Adapter.last_number + 1)
-                .returning(Adapter.last_number)
-            ).scalar_one()
-            session.add(
-                Version(
-                    adapter_id=adapter.id,
-                    number=number,
-                    status="pending",
-                    run_id=run,
-                    created=utc_now(),
-                    publisher=this_process(),
-                )
-            )
-            return number
+            return reserve(session, Ref(domain, name), task, run)
 
     def publish_version(
         self,
@@ -95,7 +68,7 @@ class Versions(Database):
         files: Mapping[str, Any] | None = None,
         template_digest: str | None = None,
         actor: str | None = None,
-        detail: Mapping[str, Any] | None = None,
+        imported: Mapping[str, Any] | None = None,
     ) -> VersionRecord:
         """Make a reserved version visible, its files being in place.
 
@@ -106,7 +79,8 @@ class Versions(Database):
             base_digest, dataset_id: those of the version's run if not given.
             files: file name → ``{"bytes", "sha256"}``.
             template_digest: sha256 of the prompt template, in hex.
-            detail: kept in the event beside number and digest.
+            imported: where a version that was not made here comes from; told in an event of its
+                own, in the same transaction.
 
         Evaluations that the run recorded before are the version's from now on.
 
@@ -148,8 +122,11 @@ class Versions(Database):
                 for evaluation in judged:
                     evaluation.version_id = version.id
                     keep_scores(session, evaluation)
-            told = {**(detail or {}), "number": number, "digest": digest, "run": version.run_id}
+            told = {"number": number, "digest": digest, "run": version.run_id}
             add_event(session, actor, "version.published", f"{domain}/{name}", told)
+            if imported is not None:
+                told = {**imported, "number": number, "digest": digest}
+                add_event(session, actor, "adapter.imported", f"{domain}/{name}", told)
             session.flush()
             row = session.execute(visible_versions().where(Version.id == version.id)).one()
             return version_records(session, [row])[0]
@@ -165,6 +142,8 @@ class Versions(Database):
     ) -> None:
         """Mark a reserved version as failed, for a ``reason``; its number stays used.
 
+        A run that was restored for this version alone is taken back.
+
         Raises:
             RegistryError: the number is not reserved.
         """
@@ -176,6 +155,9 @@ class Versions(Database):
             if reason is not None:
                 detail["reason"] = reason
             add_event(session, actor, "version.abandoned", f"{domain}/{name}", detail)
+            if version.run_id is not None:
+                session.flush()
+                take_back_restored(session, version.run_id, actor)
 
     def adapters(
         self,
@@ -255,6 +237,38 @@ class Versions(Database):
         with self._read() as session:
             row, how = find_version(session, ref, suggest=suggest)
             return version_records(session, [row])[0], how
+
+
+def reserve(session: Session, ref: Ref, task: str, run: int | None) -> int:
+    """Take the next number of an adapter; see :meth:`Versions.reserve_version`."""
+    adapter = find_or_add(
+        session,
+        Adapter(domain=ref.domain, name=ref.name, task=task, last_number=0),
+        Adapter.domain == ref.domain,
+        Adapter.name == ref.name,
+    )
+    if adapter.task != task:
+        raise RefusedError(
+            f"The adapter '{ref}' is for {adapter.task}, not for {task}.",
+            "Give the recipe another name.",
+        )
+    number = session.execute(
+        update(Adapter)
+        .where(Adapter.id == adapter.id)
+        .values(last_number=Adapter.last_number + 1)
+        .returning(Adapter.last_number)
+    ).scalar_one()
+    session.add(
+        Version(
+            adapter_id=adapter.id,
+            number=number,
+            status="pending",
+            run_id=run,
+            created=utc_now(),
+            publisher=this_process(),
+        )
+    )
+    return number
 
 
 def _pending(session: Session, ref: Ref) -> Version:

@@ -1,0 +1,113 @@
+"""What the forked processes do: commands as a user types them, and a look at what is left.
+
+Owns: calling Trunkline. Must not know: faults.
+Every function takes and gives what JSON can carry.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def command(words: list[str]) -> int:
+    """Run ``trunkline`` with these words; gives its exit status, having printed as it does."""
+    from trunkline.cli.root import trunkline
+
+    try:
+        trunkline.main(words, prog_name="trunkline")
+    except SystemExit as end:
+        return 0 if end.code is None else int(end.code)
+    return 0
+
+
+def commands(lines: list[list[str]]) -> list[dict[str, Any]]:
+    """Run several in turn; gives the status of each and what it wrote to both streams."""
+    import contextlib
+    import io
+
+    results = []
+    for words in lines:
+        written = io.StringIO()
+        with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
+            status = command(words)
+        results.append({"words": words, "status": status, "output": written.getvalue()})
+    return results
+
+
+def publish(source: str, ref: str, base_digest: str) -> int:
+    """Publish a sealed folder as a training does at its end; gives an exit status, as a command."""
+    import trunkline
+    from trunkline.cli.tell import exit_code_of
+    from trunkline.refs import Ref
+
+    platform = trunkline.open(no_plugins=True)
+
+    def work() -> None:
+        platform.store.publish(
+            Path(source), Ref.parse(ref), task="classification", run=None, base_digest=base_digest
+        )
+        platform.registry.close()
+
+    return exit_code_of(work, debug=lambda: False)
+
+
+def train(source: str, ref: str, base_digest: str) -> int:
+    """Publish a sealed folder under a run that was judged, without training anything."""
+    import trunkline
+    from trunkline.refs import Ref
+
+    platform = trunkline.open(no_plugins=True)
+    registry = platform.registry
+    dataset = registry.record_dataset(
+        name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, licence="CC0-1.0",
+        source="made up", counts={"train": 1, "validation": 1, "test": 1},
+    )  # fmt: skip
+    run = registry.start_run(
+        recipe="toy/animals", base_digest=base_digest, dataset_id=dataset, seed=0,
+        settings={"rank": 4}, environment={"torch": "2"},
+    )  # fmt: skip
+    results = {
+        "metric": "accuracy", "verdict": "better", "gate": {}, "counts": {"test": 1},
+        "scores": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
+    }  # fmt: skip
+    registry.record_evaluation(
+        recipe="toy/animals", base_digest=base_digest, dataset_id=dataset, split="test",
+        results=results, run=run,
+    )  # fmt: skip
+    registry.finish_run(run, "finished", report={"best_step": 1})
+    platform.store.publish(Path(source), Ref.parse(ref), task="classification", run=run)
+    registry.close()
+    return 0
+
+
+def write_beside_and_rename(path: str, text: str) -> None:
+    """Put a text in the place of a file as it should be done."""
+    import os
+
+    with open(f"{path}.new", "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.new", path)
+
+
+def publish_carelessly(source: str, ref: str, base_digest: str) -> int:
+    """Make a version visible before its files are there, as it must never be done."""
+    import shutil
+
+    import trunkline
+    from trunkline.adapters.artifact import read_artifact
+    from trunkline.refs import Ref
+
+    platform = trunkline.open(no_plugins=True)
+    said, artifact = Ref.parse(ref), read_artifact(Path(source))
+    number = platform.registry.reserve_version(said.domain, said.name, task="classification")
+    path = f"{said.domain}/{said.name}/{number}"
+    platform.registry.publish_version(
+        said.domain, said.name, number, digest=artifact.digest, path=path, bytes=artifact.bytes,
+        base_digest=base_digest,
+    )  # fmt: skip
+    shutil.copytree(source, platform.workspace.adapters / path)
+    platform.registry.close()
+    return 0
