@@ -224,7 +224,7 @@ def _is_worked_on(folder: Path, status: str | None) -> bool:
     from filelock import FileLock, Timeout
 
     if not (folder / ".lock").exists():
-        if status not in (None, "running") and not any(folder.iterdir()):
+        if status != "running" and not any(folder.iterdir()):
             return False
         begun = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
         return datetime.now(UTC) - begun <= PATIENCE

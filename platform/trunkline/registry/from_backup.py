@@ -109,8 +109,8 @@ def restore(
 
 def free_name(folder: Path, stamp: str) -> Path:
     """Where the old registry of a restore may be set aside, a file that is not there yet."""
-    names = (f"{ASIDE}{stamp}{more}.db" for more in ("", *(f"-{n}" for n in count(2))))
-    return next(path for name in names if not (path := folder / name).exists())
+    tries = (folder / f"{ASIDE}{stamp}{f'-{turn}' if turn > 1 else ''}.db" for turn in count(1))
+    return next(path for path in tries if not path.exists())
 
 
 def _read_into(
