@@ -64,11 +64,11 @@ def pages(registry: Registry, versions: int) -> dict[str, Callable[[], Any]]:
             101, adapter="d0/busy", before=versions // 2
         ),
         "requests list --key": lambda: registry.requests(101, key="00000007"),
-        "audit list": lambda: registry.events_page(limit=101),
-        "audit list --kind, a later page": lambda: registry.events_page(
+        "audit list": lambda: registry.events(limit=101),
+        "audit list --kind, a later page": lambda: registry.events(
             kind="alias.moved", before=5 * versions, limit=101
         ),
-        "audit list --subject": lambda: registry.events_page(subject="d0/busy", limit=101),
+        "audit list --subject": lambda: registry.events(subject="d0/busy", limit=101),
         "lineage of a version": lambda: registry.lineage(third),
         "lineage of the busy one's": lambda: registry.lineage(middle),
         "lineage of a digest": lambda: registry.lineage_of_digest(digest),
