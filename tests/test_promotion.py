@@ -163,6 +163,13 @@ def test_force_is_recorded_with_the_gate_and_the_reason(store: Any, registry: Re
     ]
 
 
+def test_reason_with_control_characters_is_refused(store: Any, registry: Registry) -> None:
+    add(registry)
+    with pytest.raises(UsageError, match="can't be kept"):
+        ask(store, 1, force=True, reason="a\x1b[2J")
+    assert registry.alias_moves("toy", "animals") == []
+
+
 def test_force_that_was_not_needed_is_not_recorded(store: Any, registry: Registry) -> None:
     add(registry, 30)
     assert not ask(store, 1, force=True, reason="to be sure").forced

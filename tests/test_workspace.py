@@ -80,6 +80,13 @@ def test_no_version_path_leaves_the_adapters(
         Workspace(tmp_path).version_path(domain, name, number)
 
 
+@pytest.mark.parametrize("url", ["", " "])
+def test_an_empty_url_of_the_store_is_refused(tmp_path: Path, url: str) -> None:
+    (tmp_path / "trunkline.toml").write_text(f'[store]\nurl = "{url}"\n')
+    with pytest.raises(UsageError, match="url is empty"):
+        _ = Workspace(tmp_path).configuration
+
+
 def test_the_cache_is_where_its_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/shared")
     monkeypatch.setenv("TRUNKLINE_CACHE", "/own")

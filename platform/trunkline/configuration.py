@@ -24,6 +24,7 @@ Owns: the file's form and its defaults. Must not know: how a store, a gate or a 
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -95,7 +96,12 @@ class Configuration:
         path = root / FILE
         try:
             said = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if path.is_symlink():
+                raise UsageError(
+                    f"The workspace's {path} points at a file that is not there.",
+                    "Mend the link, or move it away.",
+                ) from error
             said = {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise UsageError(
@@ -135,6 +141,17 @@ def _check(said: Mapping[str, Any], path: Path) -> None:
                     f"{path}: [{table}] {key} = {value!r} is not of the right kind.",
                     "See docs/promotion.md and docs/moving.md for examples.",
                 )
+    if "url" in said.get("store", {}) and not said["store"]["url"].strip():
+        raise UsageError(
+            f"{path}: [store] url is empty.", 'Write for example url = "s3://bucket/folder".'
+        )
+    for key in ("champion_margin", "slices_at_least"):
+        value = said.get("gate", {}).get(key, 0)
+        if not math.isfinite(value) or (key == "champion_margin" and value < 0):
+            raise UsageError(
+                f"{path}: [gate] {key} = {value!r} is no bound.",
+                "Give a finite number in the metric's unit, a margin from zero on.",
+            )
     keys = said.get("signatures", {}).get("keys", [])
     if not all(isinstance(key, str) for key in keys):
         raise UsageError(f"{path}: [signatures] keys must be paths.", 'Write ["keys/release.pub"].')

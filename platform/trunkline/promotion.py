@@ -33,10 +33,15 @@ from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AliasMoveRecord, EvaluationRecord, VersionRecord
 from trunkline.registry.restoring import TOLD
 from trunkline.registry.store import Registry
+from trunkline.registry.tags import check_reason
 
 MetricNamed = Callable[[str], MetricSpec]
 
 TWO_PERSONS = "two persons"
+
+
+JUDGED = "has been judged"
+JUDGED_HERE = "was judged here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,8 @@ def promote(
     """
     registry = store.registry
     _check_free(alias)
-    if force and not reason.strip():
+    reason = check_reason(reason)
+    if force and not reason:
         raise UsageError("A forced promotion needs a reason.", 'Add --reason "…".')
     if ref.selector is None:
         ref = ref.at(registry.adapter(ref.domain, ref.name).newest)
@@ -135,7 +141,7 @@ def promote(
         expected=None if standing is None else standing.id,
         actor=actor,
         forced=bool(failed),
-        reason=reason.strip() or None,
+        reason=reason or None,
         gate=[asdict(check) for check in checks],
     )
     old = None if standing is None else standing.new
@@ -164,10 +170,11 @@ def rollback(
     """
     registry = store.registry
     _check_bare(ref)
+    reason = check_reason(reason)
     standing, earlier = registry.previous_version(ref.domain, ref.name, alias)
     store.fetch(earlier)
     move = registry.rollback_alias(
-        ref, alias, expected=standing.id, actor=actor, reason=reason.strip() or None
+        ref, alias, expected=standing.id, actor=actor, reason=reason or None
     )
     return AliasChange(move, _head(registry))
 
@@ -185,16 +192,15 @@ def unalias(
         NotFoundError: the adapter has no such alias.
     """
     _check_bare(ref)
+    reason = check_reason(reason)
     forced = alias == CHAMPION and CHAMPION in registry.adapter(ref.domain, ref.name).aliases
-    if forced and not reason.strip():
+    if forced and not reason:
         raise UsageError(
             f"Without a champion the newest version of {ref} answers, and no gate was asked about "
             "that; dropping it needs a reason.",
             f'Add --reason "…", or go back a version with `trunkline adapters rollback {ref}`.',
         )
-    move = registry.drop_alias(
-        ref, alias, actor=actor, forced=forced, reason=reason.strip() or None
-    )
+    move = registry.drop_alias(ref, alias, actor=actor, forced=forced, reason=reason or None)
     return AliasChange(move, _head(registry))
 
 
@@ -212,9 +218,7 @@ def _asked(
     """Every condition with its figures."""
     judged = judgement_of(registry, version)
     if judged is None:
-        checks: list[GateCheck] = [
-            GateCheck("has been judged", False, "no evaluation on its test rows")
-        ]
+        checks: list[GateCheck] = [GateCheck(JUDGED, False, "no evaluation on its test rows")]
         two_persons = demanded.two_persons
     else:
         judgement, recipes = judged
@@ -247,6 +251,8 @@ def _advice(ref: Ref, failed: Sequence[GateCheck]) -> str:
             "Somebody else may, with an administrator's key of their own: "
             f"TRUNKLINE_API_KEY=… trunkline adapters promote {ref} --url URL."
         )
+    if any(check.name in (JUDGED_HERE, JUDGED) for check in failed):
+        return f"Judge it here with `trunkline eval {ref}`, where the plugin of its recipe is."
     return f'Train a better one, or `trunkline adapters promote {ref} --force --reason "…"`.'
 
 
@@ -309,7 +315,7 @@ def _judged_here(registry: Registry, version: VersionRecord) -> list[GateCheck]:
     if not next(_judged_on_test(registry, version.ref)).results.get(TOLD):
         return []
     told = f"the figures came with its files; judge it with `trunkline eval {version.ref}`"
-    return [GateCheck("was judged here", False, told)]
+    return [GateCheck(JUDGED_HERE, False, told)]
 
 
 def _judged_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:

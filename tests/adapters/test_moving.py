@@ -523,3 +523,16 @@ def test_version_in_an_object_store_is_signed_and_moved(
     version = places.move().version
     places.here.sign_adapter(str(version.ref), keys / "release.pem")
     assert places.here.export_adapter(str(version.ref), tmp_path / "out.tar").signed_by
+
+
+def test_archive_that_can_not_be_recorded_does_not_appear(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RegistryError("The registry is read-only.")
+
+    monkeypatch.setattr(type(places.there.registry), "tell_moved", fail)
+    with pytest.raises(RegistryError, match="read-only"):
+        places.there.export_adapter("toy/animals@1", places.archive)
+    assert list(places.archive.parent.glob("*.tar")) == []
+    assert list(places.archive.parent.glob(".*.part")) == []

@@ -268,6 +268,14 @@ def test_public_key_does_not_sign(artifact: Path, keys: Path) -> None:
         sign(artifact, keys / "release.pub")
 
 
+def test_missing_password_is_told_with_the_option_that_names_it(
+    artifact: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        sign(artifact, make_key(tmp_path, "key", password="right"))
+    assert "--password-from" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("password", [None, "wrong"])
 def test_wrong_password_is_wrong_use(artifact: Path, tmp_path: Path, password: str | None) -> None:
     with pytest.raises(UsageError, match="can't be used"):
@@ -278,6 +286,21 @@ def test_wrong_password_is_wrong_use(artifact: Path, tmp_path: Path, password: s
 def test_key_of_another_kind_is_wrong_use(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be used"):
         sign(artifact, make_key(tmp_path, "key", "SECP256K1"))
+
+
+def test_key_without_a_curve_is_told_in_words(artifact: Path, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    (tmp_path / "ed.pem").write_bytes(
+        Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    with pytest.raises(UsageError, match="it is no elliptic key"):
+        sign(artifact, tmp_path / "ed.pem")
 
 
 def test_signing_writes_nothing_into_the_artifact(artifact: Path, keys: Path) -> None:

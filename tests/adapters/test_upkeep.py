@@ -242,6 +242,15 @@ def test_what_stands_beside_the_versions_is_left_alone(local: AdapterStore, soun
     assert find_garbage(local) == []
 
 
+def test_files_that_no_version_has_are_only_told_of(local: AdapterStore) -> None:
+    precious = local.workspace.adapters / "photos/holiday/1/beach.jpg"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("kept")
+    assert kinds(local) == [("unknown", "photos/holiday/1")]
+    tidy(local, unknown=True)
+    assert precious.exists()
+
+
 def test_link_in_a_versions_place_is_taken_without_what_it_leads_to(
     local: AdapterStore, tmp_path: Path
 ) -> None:

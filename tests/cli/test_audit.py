@@ -12,6 +12,7 @@ from click.testing import Result
 from sqlalchemy import text
 
 from cli_runner import invoke
+from trunkline.errors import IntegrityError
 from trunkline.registry.records import RequestLine
 from trunkline.registry.store import Registry
 
@@ -134,7 +135,29 @@ def test_a_failed_export_leaves_no_file(audit: Audit, registry: Registry, tmp_pa
     assert (result.exit_code, set(tmp_path.iterdir()) - before) == (1, set())
 
 
+def test_a_chain_without_a_recorded_end_is_not_exported(audit: Audit, registry: Registry) -> None:
+    damage(registry, "DELETE FROM chain_heads")
+    result = audit("export")
+    assert (result.exit_code, "ends was removed by hand" in result.stderr) == (1, True)
+
+
+def test_nothing_is_appended_to_a_chain_without_a_recorded_end(registry: Registry) -> None:
+    damage(registry, "DELETE FROM chain_heads")
+    with pytest.raises(IntegrityError, match="ends was removed by hand"):
+        registry.start_deployment("web-1", 4, "", None)
+    assert len(registry.events()) == 3
+
+
 # ------------------------------------------------------------------------------------------ list
+
+
+@pytest.mark.parametrize("value", ["at = 'yesterday'", "detail = '{'"])
+def test_what_can_not_be_read_is_one_clear_error(
+    audit: Audit, registry: Registry, value: str
+) -> None:
+    damage(registry, f"UPDATE events SET {value} WHERE seq = 3")
+    result = audit("list")
+    assert (result.exit_code, "changed by hand and can't be read" in result.stderr) == (1, True)
 
 
 def test_events_are_listed_newest_first(audit: Audit) -> None:

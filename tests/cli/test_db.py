@@ -126,6 +126,27 @@ def test_a_backup_prints_its_heads_and_that_they_are_to_be_kept(
     assert "Keep the heads elsewhere" in told.stderr
 
 
+def test_a_backup_of_a_newer_registry_is_refused_by_its_own_name(
+    db: Db, path: Path, tmp_path: Path
+) -> None:
+    older(path, "9999")
+    told = db("backup", str(tmp_path / "copy.db"))
+    assert (told.exit_code, f"'{path}' has the schema '9999'" in told.stderr) == (1, True)
+
+
+def test_a_registry_whose_chain_ends_were_removed_is_backed_up_and_restored_over(
+    db: Db, path: Path, tmp_path: Path
+) -> None:
+    sound, kept = str(tmp_path / "sound.db"), heads(path)
+    db("backup", sound)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM chain_heads")
+    told = db("backup", str(tmp_path / "copy.db"))
+    assert (told.exit_code, "Not every chain has a head" in told.stderr) == (0, True)
+    assert db("restore", sound, "--replace").exit_code == 0
+    assert int(heads(path)["events"].split(":")[0]) == int(kept["events"].split(":")[0]) + 1
+
+
 def test_a_backup_in_json(db: Db, path: Path, tmp_path: Path) -> None:
     told = json.loads(db("backup", str(tmp_path / "copy.db"), "--json").stdout)
     assert (told["file"], told["heads"]) == (str(tmp_path / "copy.db"), heads(path))

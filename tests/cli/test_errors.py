@@ -50,6 +50,8 @@ WRONG_USE = [
     (("adapters", "show", "toy/animal"), "Did you mean 'toy/animals'?"),
     (("adapters", "promote", "toy/prices", "--alias", "latest"), "is reserved"),
     (("runs", "show", "99"), "trunkline runs list"),
+    (("lineage", "run/0"), "'0' is not the number of a run"),
+    (("adapters", "history", "toy/animals", "--limit", "9" * 20), "is not in the range"),
     (("base", "show", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
     (("base", "pull", "--from", "nothing.whl", "smollm2-135m"), "There is no file"),
     (("plugins", "check", "nothing"), "There is no plugin or folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,8 @@ from trunkline.registry.database import utc_now
 from trunkline.registry.records import EventRecord
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Run
 
 
@@ -37,6 +40,17 @@ def test_lineage_of_a_version_leads_to_everything(run: Run) -> None:
         "version.published: by system:",
     ):
         assert part in told
+
+
+def test_lineage_of_an_imported_version_says_who_began_its_run(
+    run_copy: Run, tmp_path: Path
+) -> None:
+    archive = str(tmp_path / "animals.tar")
+    run_copy("adapters", "export", "toy/animals", archive)
+    run_copy("adapters", "import", archive, "--name", "toy/others")
+    told = run_copy("lineage", "toy/others").stdout
+    assert "├── restored: " in told
+    assert re.search(r"├── began: \S+ by system:\S+, as run 1\n", told)
 
 
 def test_lineage_json_has_the_parts(run: Run) -> None:
@@ -96,6 +110,24 @@ def test_a_move_is_told_in_words(detail: dict[str, Any], words: str) -> None:
     event = EventRecord(
         seq=1, at=utc_now(), actor="x", kind="alias.moved", subject="a/b", detail=detail, hash=""
     )
+    assert words in told(event)
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "words"),
+    [
+        ("version.signed", {"signed_by": "sha256:" + "a" * 64}, "version 2 signed, signed by"),
+        ("adapter.exported", {"archive": "a.tar"}, "version 2 exported, a.tar"),
+        ("adapter.imported", {}, "version 2 imported"),
+    ],
+)
+def test_what_moved_or_signed_a_version_is_told_with_its_number(
+    kind: str, detail: dict[str, Any], words: str
+) -> None:
+    event = EventRecord(
+        seq=1, at=utc_now(), actor="x", kind=kind, subject="a/b",
+        detail={"number": 2, **detail}, hash="",
+    )  # fmt: skip
     assert words in told(event)
 
 

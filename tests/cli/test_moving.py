@@ -205,5 +205,8 @@ def test_unsigned_version_is_refused_where_signatures_are_demanded(
     words = f"[signatures]\nrequired = true\nkeys = [{public}]\n"
     (tmp_path / "there" / "trunkline.toml").write_text(words)
     assert "is not signed" in there("card", "toy/kinds").stderr
+    advice = there("verify", "toy/kinds").stderr
+    assert "adapters sign" in advice
+    assert "train it again" not in advice
     there("sign", "toy/kinds", "--key", str(key))
     assert there("card", "toy/kinds").exit_code == 0

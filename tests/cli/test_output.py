@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -221,3 +222,9 @@ def test_interrupt_outside_the_steps_stops_after_the_stage(
         signal.raise_signal(signal.SIGINT)
         assert asked()
     assert "stopping after this stage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_stream_is_no_failure(closed: str) -> None:
+    words = f"exec '{sys.executable}' -c 'from trunkline.cli import main; main()' --version"
+    assert subprocess.run(["sh", "-c", f"{words} {closed}"], check=False).returncode == 0

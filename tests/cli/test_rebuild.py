@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,21 @@ def test_rebuild_leaves_a_registry_alone_that_holds_rows(run_copy: Run) -> None:
     assert done.exit_code == 1
     assert "is not empty" in done.stderr
     assert "db restore" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [("seconds", "took         training "), ("data", "not of the form")],
+    ids=["of the first releases", "foreign"],
+)
+def test_run_is_shown_whatever_its_report_lacks(
+    run_copy: Run, lacks: str, said: str, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "copy" / "registry.db")) as connection, connection:
+        connection.execute("UPDATE runs SET report = json_remove(report, ?)", (f"$.{lacks}",))
+    shown = run_copy("runs", "show", "1")
+    assert shown.exit_code == 0, shown.stderr
+    assert said in shown.stdout + shown.stderr
 
 
 def test_card_is_printed_with_its_metadata(run: Run) -> None:

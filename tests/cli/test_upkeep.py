@@ -75,6 +75,13 @@ def test_verify_all_goes_on_after_a_damaged_one(run: Run, workspace: Path) -> No
     assert "1 of 2 versions is damaged." in result.stderr
 
 
+def test_show_names_the_folder_that_the_store_is_in(run: Run, workspace: Path) -> None:
+    (workspace / "adapters").rename(workspace / "elsewhere")
+    (workspace / "trunkline.toml").write_text('[store]\nurl = "elsewhere"\n')
+    told = json.loads(run("adapters", "show", "toy/animals@2", "--json").stdout)
+    assert told["folder"] == str(workspace / "elsewhere/toy/animals/2")
+
+
 def test_verify_all_of_a_sound_store_exits_0(run: Run) -> None:
     result = run("adapters", "verify", "--all")
     assert (result.exit_code, result.stdout.count("sound")) == (0, 2)

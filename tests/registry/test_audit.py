@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,10 +16,11 @@ from hypothesis import strategies as some
 from sqlalchemy import Connection, delete, insert, select, text, update
 
 from trunkline.errors import IntegrityError, UsageError
+from trunkline.refs import Ref
 from trunkline.registry.audit import CHAINS
 from trunkline.registry.chain import EVENTS, ROOT, Chain, Head, row_hash
 from trunkline.registry.database import add_event
-from trunkline.registry.records import ChainReport, RequestLine
+from trunkline.registry.records import ChainReport, RequestLine, VersionRecord
 from trunkline.registry.store import Registry
 from trunkline.registry.tables import ChainHead
 
@@ -381,3 +382,37 @@ def test_events_are_found_by_subject_and_kind(filled: Registry) -> None:
     filled.start_deployment("host", 1, "", None)
     found = [filled.events("run/3"), filled.events(kind="server.started")]
     assert [[one.seq for one in page] for page in found] == [[3], [9]]
+
+
+# ------------------------------------------------------------------------------------- the aliases
+
+
+def test_aliases_that_moved_through_the_registry_are_sound(
+    registry: Registry, publish: Callable[..., VersionRecord]
+) -> None:
+    for digest in "ab":
+        registry.set_alias(publish("icd10", digest).ref, "champion")
+    registry.set_alias(Ref("medical", "icd10", "1"), "trial")
+    registry.rollback_alias(Ref("medical", "icd10"), "champion")
+    registry.drop_alias(Ref("medical", "icd10"), "trial")
+    assert checked(registry, EVENTS).sound
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("UPDATE aliases SET version_id = 1", "stands at version 1, but its last event says 2"),
+        ("DELETE FROM aliases", "is gone, but its last event says 2"),
+        ("UPDATE aliases SET alias = 'canary'", "but no event tells of it"),
+    ],
+    ids=["moved", "taken away", "made"],
+)
+def test_alias_that_was_moved_past_the_registry_is_found(
+    registry: Registry, publish: Callable[..., VersionRecord], change: str, says: str
+) -> None:
+    for digest in "ab":
+        registry.set_alias(publish("icd10", digest).ref, "champion")
+    with registry._engines.writing.begin() as connection:
+        connection.execute(text(change))
+    found = checked(registry, EVENTS)
+    assert any(says in one.what for one in found.breaks)

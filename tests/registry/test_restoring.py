@@ -116,6 +116,18 @@ def test_event_says_which_run_it_was_and_who_began_it(registry: Registry) -> Non
     assert event.detail == {"recipe": "medical/icd10", "number": 7, "started_by": "system:ada"}
 
 
+def test_who_began_the_run_elsewhere_is_one_of_its_makers(registry: Registry) -> None:
+    number, made = registry.reserve_restored(
+        Ref("medical", "icd10"), task="classification", provenance=origin(), actor="key/a bo"
+    )
+    version = registry.publish_version(
+        "medical", "icd10", number, path=f"medical/icd10/{number}",
+        digest="sha256:" + "a" * 64, bytes=1, actor="system:bo",
+    )  # fmt: skip
+    assert version.run == made.run
+    assert registry.makers(version) == ["system:ada", "system:bo"]
+
+
 def test_unknown_run_gives_base_and_data_alone(registry: Registry) -> None:
     made = registry.restore_lineage(origin(run=None))
     assert made.run is None

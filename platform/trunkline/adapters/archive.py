@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,13 @@ from typing import BinaryIO
 
 from trunkline.adapters.artifact import KNOWN, WEIGHTS
 from trunkline.adapters.formats import MAX_JSON_BYTES
-from trunkline.errors import IntegrityError, NotFoundError, RegistryError, UsageError
+from trunkline.errors import (
+    IntegrityError,
+    NotFoundError,
+    RegistryError,
+    TrunklineError,
+    UsageError,
+)
 from trunkline.refs import shown
 
 MAX_BYTES = 8 << 30
@@ -64,11 +70,17 @@ class Member:
     size: int
 
 
-def pack(folder: Path, target: Path, *, overwrite: bool = False) -> int:
+def pack(
+    folder: Path,
+    target: Path,
+    *,
+    overwrite: bool = False,
+    before: Callable[[Path], None] | None = None,
+) -> int:
     """Write the known files of a folder into an archive; gives its size in bytes.
 
     The same files give the same archive, byte for byte. It appears whole under its name or not
-    at all.
+    at all; ``before`` is given the whole file just before that, and may refuse by raising.
 
     Raises:
         UsageError: ``target`` exists, or can't be written to.
@@ -87,7 +99,13 @@ def pack(folder: Path, target: Path, *, overwrite: bool = False) -> int:
             file.flush()
             os.fsync(file.fileno())
         work.chmod(0o644)
+        if before is not None:
+            before(work)
         os.replace(work, target)
+    except TrunklineError:
+        with suppress(OSError):
+            work.unlink()
+        raise
     except (OSError, ValueError) as error:
         with suppress(OSError):
             work.unlink()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from trunkline.adapters.artifact import REQUIRED
+from trunkline.adapters.artifact import KNOWN, REQUIRED
 from trunkline.adapters.storage import LEFTOVER, StoredFolder, writing
 from trunkline.adapters.store import AdapterStore
 from trunkline.errors import RegistryError
@@ -39,8 +39,8 @@ class Found:
 
     Attributes:
         kind: ``reservation``, ``folder``, ``leftover``, ``cached`` or ``run``, which it takes;
-            ``unknown`` (a whole artifact of another registry) and ``missing`` (a version without
-            files), which it tells of.
+            ``unknown`` (a whole artifact of another registry, or files that are no version's)
+            and ``missing`` (a version without files), which it tells of.
         name: a ref, a path in the store, or a folder.
         bytes: what taking it away frees.
     """
@@ -159,6 +159,9 @@ def _judge(
     if kind == "folder" and _is_foreign(folder, row):
         why = "a whole version of another registry; `trunkline db rebuild` may want it"
         return Found("folder" if unknown else "unknown", folder.path, why, folder.bytes)
+    if row is None and kind == "folder" and not folder.names <= KNOWN:
+        why = "files that no version has: is this folder for the store alone?"
+        return Found("unknown", folder.path, why, folder.bytes)
     return Found(kind, folder.path, _why(row), folder.bytes)
 
 

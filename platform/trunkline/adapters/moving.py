@@ -74,6 +74,8 @@ def export_version(
 ) -> Exported:
     """Write a version into an archive: artifact, lineage as it is known now, card, signature.
 
+    The event is written before the archive appears, so that none goes out unrecorded.
+
     Raises:
         UsageError: there is something at ``target``.
         IntegrityError: the artifact is not what the registry knows.
@@ -87,9 +89,12 @@ def export_version(
         write_provenance(folder, provenance_of(store.registry, version, copied))
         names = tuple(sorted(path.name for path in folder.iterdir()))
         fingerprint = signed_by(folder)
-        size = pack(folder, target, overwrite=overwrite)
-    told = {"archive": target.name, "archive_sha256": file_sha256(target)}
-    store.registry.tell_moved("adapter.exported", version.ref, told, actor=actor)
+
+        def tell(whole: Path) -> None:
+            told = {"archive": target.name, "archive_sha256": file_sha256(whole)}
+            store.registry.tell_moved("adapter.exported", version.ref, told, actor=actor)
+
+        size = pack(folder, target, overwrite=overwrite, before=tell)
     return Exported(version, target, size, names, version.digest, fingerprint)
 
 

@@ -30,6 +30,7 @@ _MADE_BY_KEY = (
     "Make one with `openssl ecparam -genkey -name prime256v1 -noout -out release.pem` and "
     "`openssl ec -in release.pem -pubout -out release.pub`."
 )
+_PRIVATE = "It must be a private key on the curve P-256, P-384 or P-521, in PEM. " + _MADE_BY_KEY
 _SIGN_IT = "Sign it with `trunkline adapters sign REF --key FILE`, if you trust it."
 
 
@@ -61,10 +62,16 @@ def sign(folder: Path, key: Path, password: str | None = None) -> Signature:
     try:
         fingerprint = _fingerprint(_private_key(key, secret).public_key())
         signer = signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
-    except (OSError, TypeError, ValueError, AttributeError) as error:
+    except TypeError as error:  # a password that is missing, or that none was needed
         raise UsageError(
             f"The key {str(key)!r} can't be used: {_reason(error)}.",
-            "It must be a private key on the curve P-256, P-384 or P-521, in PEM. " + _MADE_BY_KEY,
+            "Name the variable that holds its password with --password-from VARIABLE."
+            if password is None
+            else "Leave --password-from away.",
+        ) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"The key {str(key)!r} can't be used: {_reason(error)}.", _PRIVATE
         ) from error
     try:
         with tempfile.TemporaryDirectory(prefix="trunkline-sign-") as staging:
@@ -168,7 +175,10 @@ def _package() -> Any:
 def _private_key(path: Path, secret: bytes | None) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    return load_pem_private_key(path.read_bytes(), secret)
+    key = load_pem_private_key(path.read_bytes(), secret)
+    if not hasattr(key, "curve"):
+        raise ValueError("it is no elliptic key")
+    return key
 
 
 def _fingerprint(public: Any) -> str:

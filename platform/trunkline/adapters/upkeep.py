@@ -26,6 +26,7 @@ class Verdict:
         damage: what is wrong, in a sentence; None where the version is sound.
         remarks: what was written anew since it was published, outside of its identity.
         signed_by: fingerprint of the key, where a signature was asked for.
+        advice: on the damage.
     """
 
     version: str
@@ -33,6 +34,7 @@ class Verdict:
     damage: str | None
     remarks: tuple[str, ...] = ()
     signed_by: str | None = None
+    advice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def verify(
 
                 signed_by = check_signature(artifact.folder, keys)
     except IntegrityError as error:
-        return Verdict(str(version.ref), version.digest, error.message)
+        return Verdict(str(version.ref), version.digest, error.message, advice=error.hint)
     return Verdict(str(version.ref), version.digest, None, remarks, signed_by)
 
 

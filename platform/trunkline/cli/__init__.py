@@ -12,6 +12,13 @@ from __future__ import annotations
 
 def main() -> None:
     """The program ``trunkline``."""
+    import os
+    import sys
+
     from trunkline.cli.root import trunkline
 
+    if sys.stdout is None:  # it was closed; no database may get its number
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     trunkline.main(prog_name="trunkline")

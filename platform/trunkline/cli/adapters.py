@@ -249,7 +249,7 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     versions = found[:_SISTERS]
     tags = platform.registry.tags(str(version.ref)).tags
     judged = platform.judgement(version)
-    folder = platform.workspace.adapters / version.path
+    folder = platform.store.place(version)
     damage = _damage(platform, version)
     if as_json:
         print_json(

@@ -124,6 +124,7 @@ def backup(said: Globals, file: Path, as_json: bool) -> None:
     the store are not in it. It tells who asked what, if the log does: keep it as you keep the
     registry.
     """
+    from trunkline.registry.audit import CHAINS
     from trunkline.registry.backup import back_up
 
     with working("parts") as listener:
@@ -134,6 +135,9 @@ def backup(said: Globals, file: Path, as_json: bool) -> None:
         return
     click.echo(f"{made.path}: schema {made.revision}, {bytes_text(made.bytes)}")
     print_fields(_written(made.heads).items())
+    if len(made.heads) < len(CHAINS):
+        note("Not every chain has a head in it: ask `trunkline audit verify`.")
+        return
     note("Keep the heads elsewhere; `trunkline audit verify --head` is asked with them.")
 
 

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     "history",
     cls=Command,
     example="""
-    $ trunkline adapters history finance/naics-sector
-    event  at                    who          what                        to
-       12  2026-11-21T22:20:28Z  system:ada   champion moved from 1 to 2  finance/naics-sector
-                                              beats the floor: yes
-        9  2026-11-21T22:12:10Z  system:ada   version 2 published         finance/naics-sector
-        5  2026-11-21T22:03:44Z  system:ada   version 1 published         finance/naics-sector
+    $ trunkline adapters history retail/prices
+    event  at                    who         what                                      to
+       12  2026-11-21T22:20:28Z  system:ada  champion moved from 1 to 2                retail/prices
+                                             beats the floor: yes
+        9  2026-11-21T22:12:10Z  system:ada  version 2 published, sha256:374e8fcf2932  retail/prices
+        5  2026-11-21T22:03:44Z  system:ada  version 1 published, sha256:00bc6ba0b852  retail/prices
     """,
 )
 @click.argument("ref")
 @click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=10_000),
     default=50,
     show_default=True,
     metavar="N",
@@ -68,7 +68,8 @@ def history(said: Globals, ref: str, limit: int, before: int | None, as_json: bo
             fold=("who", "what", "to"),
         )
     else:
-        note(f"Nothing is known to have happened to {ref} before that.")
+        earlier = "" if before is None else " before that"
+        note(f"Nothing is known to have happened to {ref}{earlier}.")
     if len(found) > limit:
         note(f"There are more; --before {page[-1].seq} shows them.")
 
@@ -89,6 +90,8 @@ def told(event: EventRecord) -> str:
             text = f"tag {detail.get('key')}={detail.get('value')}"
         case "tag.removed":
             text = f"tag {detail.get('key')} removed"
+        case "version.signed" | "adapter.imported" | "adapter.exported":
+            text = f"version{_number(detail)} {event.kind.partition('.')[2]}{_by_which(detail)}"
         case _:
             text = event.kind.replace(".", " ")
     lines = [text, *_gate(detail.get("gate"))]
@@ -99,6 +102,13 @@ def told(event: EventRecord) -> str:
 
 def _number(detail: Mapping[str, Any]) -> str:
     return f" {detail['number']}" if detail.get("number") else ""
+
+
+def _by_which(detail: Mapping[str, Any]) -> str:
+    """The archive that a version came or went with, and the key that signed it."""
+    archive = f", {detail['archive']}" if detail.get("archive") else ""
+    key = detail.get("signed_by")
+    return archive + (f", signed by {short_digest(str(key))}" if key else "")
 
 
 def _moved(detail: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import bytes_text, json_option, note, plain, print_fields, print_json
 from trunkline.cli.progress import working
 from trunkline.contracts import CLEAN_STEPS, TASKS
-from trunkline.errors import UsageError
+from trunkline.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from trunkline.adapters.importing import Imported
@@ -116,6 +116,11 @@ def import_(
             arrived = said.platform.import_archive(source, name, digest=digest, base=base)
         _tell_arrived(arrived, as_json)
         return
+    if not is_hub and not (source and Path(source).exists()):
+        raise NotFoundError(
+            f"There is nothing at {source!r} to import.",
+            "Give a folder, an archive, or hf:<repo>[@revision].",
+        )
     if digest is not None:
         raise UsageError(
             f"{source!r} is no archive, so it has no digest yet.", "Leave --digest away."

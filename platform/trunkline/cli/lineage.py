@@ -11,7 +11,7 @@ from trunkline.cli.command import Command
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, note, print_json
 from trunkline.errors import UsageError
-from trunkline.refs import BASE, Ref
+from trunkline.refs import BASE, Ref, shown
 
 if TYPE_CHECKING:
     from trunkline.registry.lineage import Lineage
@@ -87,6 +87,10 @@ def lineage(said: Globals, what: str | None, request: str | None, as_json: bool)
 def _traced(registry: Registry, what: str) -> Lineage:
     if (run := _RUN.fullmatch(what)) is not None:
         return registry.lineage_of_run(int(run[1]))
+    if what.startswith("run/"):
+        raise UsageError(
+            f"{shown(what[4:])} is not the number of a run.", "Write for example run/3."
+        )
     if what.startswith("sha256:"):
         return registry.lineage_of_digest(what)
     return registry.lineage(Ref.parse(what))

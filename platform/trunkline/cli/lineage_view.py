@@ -165,6 +165,10 @@ def _run(run: RunRecord, found: Lineage) -> Branch:
     for one in reversed(found.history):
         if one.subject == f"run/{run.number}" and one.kind.startswith("run."):
             made.add(one.kind.partition(".")[2], f"{moment(one.at)} by {one.actor}")
+            if "started_by" in one.detail:
+                who = one.detail["started_by"] or "somebody who is not recorded"
+                there = f"{moment(run.started)} by {who}, as run {one.detail.get('number')}"
+                made.add("began", there)
     if run.finished is not None:
         made.add("took", duration((run.finished - run.started).total_seconds()))
     made.add("made", ", ".join(run.versions) or None)

@@ -42,6 +42,8 @@ def export(said: Globals, ref: str, file: Path, overwrite: bool, as_json: bool) 
     `trunkline adapters import FILE` reads it in another workspace. Compare the digest there with
     this one, brought on another way: `--digest` does it.
     """
+    if str(file) in ("-", "."):
+        raise UsageError(f"{str(file)!r} is no file for an archive.", "Name one, such as out.tar.")
     version = said.version(ref)
     with working() as listener:
         listener.stage(f"writing {file}")

@@ -73,7 +73,7 @@ def promote(
         print_json({"promoted": True, **told})
         return
     _print_checks(told["checks"])
-    if told["forced"]:
+    if told["forced"] and told["old"] != told["new"]:
         note(f"The gate says no; forced, because: {reason}")
     _print_step(told)
 

@@ -146,7 +146,11 @@ def show(said: Globals, number: int, as_json: bool) -> None:
 
         heading("Report")
         validated = [one.name for one in metrics if one.name.startswith("validation.")]
-        print_report(run.report, validated[0].partition(".")[2] if validated else "score")
+        try:
+            print_report(run.report, validated[0].partition(".")[2] if validated else "score")
+        except (AttributeError, KeyError, TypeError, ValueError):
+            # An artifact made elsewhere brought its run along, with whatever stands in its report.
+            note("It is not of the form that training writes: --json shows it as it is.")
     if metrics:
         heading("Figures")
         _print_metrics(metrics)

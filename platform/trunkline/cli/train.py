@@ -160,7 +160,7 @@ def print_report(report: Mapping[str, Any], metric: str) -> None:
                 if proof
                 else None,
             ),
-            ("took", f"{duration(report['seconds'])}, training {_training(report)}"),
+            ("took", _took(report)),
         ]
     )
 
@@ -174,8 +174,10 @@ def rows_text(data: Mapping[str, Any]) -> str:
     )
 
 
-def _training(report: Mapping[str, Any]) -> str:
-    return duration(report["train_seconds"])
+def _took(report: Mapping[str, Any]) -> str:
+    """The whole time is not in the reports of the first releases' artifacts."""
+    training = f"training {duration(report['train_seconds'])}"
+    return f"{duration(report['seconds'])}, {training}" if "seconds" in report else training
 
 
 def _dry_run(platform: Platform, recipe: str, settings: Mapping[str, Any], as_json: bool) -> None:

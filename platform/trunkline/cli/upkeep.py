@@ -89,7 +89,10 @@ def verify(
             else f"{counted(len(verdicts), 'version')}, all sound."
         )
     if damaged:
-        note("Hint: restore the files from a copy, or train it again.")
+        usual = "Restore the files from a copy, or train it again."
+        advice = {one.advice or usual: None for one in verdicts if one.damage is not None}
+        for text in advice:
+            note(f"Hint: {text}")
         sys.exit(1)
 
 

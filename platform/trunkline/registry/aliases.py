@@ -37,6 +37,7 @@ from trunkline.registry.lookup import (
     visible_versions,
 )
 from trunkline.registry.records import AliasMoveRecord, VersionRecord
+from trunkline.registry.runs import RESTORED
 from trunkline.registry.tables import Adapter, Alias, AliasMove, Event, Version
 
 _MADE = ("version.published", "adapter.imported")
@@ -230,7 +231,10 @@ class Aliases(Database):
             return [record_of(row) for row in session.execute(query)]
 
     def makers(self, version: VersionRecord) -> list[str]:
-        """The actors who started or resumed the version's run, published it or imported it."""
+        """The actors who started or resumed the version's run, published it or imported it.
+
+        Of a run that came from elsewhere, also who is said to have started it there.
+        """
         published = select(Event.actor).where(
             Event.subject.in_((version.ref.adapter, str(version.ref))),
             Event.kind.in_(_MADE),
@@ -243,6 +247,8 @@ class Aliases(Database):
             queries.append(
                 select(Event.actor).where(run, Event.kind.in_(("run.started", "run.resumed")))
             )
+            there = Event.detail["started_by"].as_string()
+            queries.append(select(there).where(run, Event.kind == RESTORED, there.is_not(None)))
         with self._read() as session:
             found = [session.scalars(query.limit(_MOST_MAKERS)).all() for query in queries]
         return sorted({actor for actors in found for actor in actors})

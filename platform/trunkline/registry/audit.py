@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 
 from trunkline.errors import IntegrityError, UsageError
 from trunkline.refs import shown
-from trunkline.registry.chain import EVENTS, REQUESTS, ROOT, Chain, Head, row_hash
+from trunkline.registry.chain import EVENTS, REQUESTS, ROOT, Chain, Head, head_of, row_hash
 from trunkline.registry.database import Database, event_record
 from trunkline.registry.records import ChainBreak, ChainReport, EventRecord
-from trunkline.registry.tables import ChainHead, Event
+from trunkline.registry.tables import Adapter, Alias, ChainHead, Event, Version
 
 CHAINS = {chain.name: chain for chain in (EVENTS, REQUESTS)}
 
@@ -36,6 +36,9 @@ SHOWN = 20
 
 Told = Callable[[str, int, int], None]
 
+Standing = dict[tuple[str, str], Any]
+"""Adapter and alias → number that the alias's last event told."""
+
 _LAST = 2**63 - 1
 
 
@@ -43,10 +46,13 @@ class Audit(Database):
     """Reads the chains: their heads, whether they hold, and every row."""
 
     def heads(self) -> dict[str, Head]:
-        """Where each chain ends now, by its name: what to keep elsewhere."""
+        """Where each chain ends now, by its name: what to keep elsewhere.
+
+        Raises:
+            IntegrityError: the record of it was removed.
+        """
         with self._read() as session:
-            rows = session.scalars(select(ChainHead).order_by(ChainHead.name))
-            return {row.name: Head(row.seq, row.hash) for row in rows}
+            return {name: head_of(session, chain) for name, chain in CHAINS.items()}
 
     def verify_chains(
         self, heads: Mapping[str, Head] = MappingProxyType({}), *, told: Told | None = None
@@ -150,6 +156,7 @@ def _verified(session: Session, chain: Chain, kept: Head | None, told: Told | No
     stored = session.scalar(select(ChainHead).where(ChainHead.name == chain.name))
     expected = 0 if stored is None else stored.seq
     breaks: list[ChainBreak] = []
+    stood: Standing = {}
     broken = rows = 0
     met = kept is None or (kept.seq == 0 and kept.hash == ROOT)
     last = Head(0, ROOT)
@@ -174,6 +181,8 @@ def _verified(session: Session, chain: Chain, kept: Head | None, told: Told | No
                         f"row {link.seq} is not the one that was kept: the chain was rewritten "
                         "from there or from before",
                     )
+            if chain is EVENTS and link.row is not None and link.row["kind"] == "alias.moved":
+                _note_move(stood, link.row)
             last = Head(link.seq, link.hash)
         rows += len(page)
         if told is not None:
@@ -187,9 +196,36 @@ def _verified(session: Session, chain: Chain, kept: Head | None, told: Told | No
             None,
             f"row {kept.seq}, whose head was kept, is missing: the chain ends at row {last.seq}",
         )
+    if chain is EVENTS:
+        for what in _moved_unseen(session, stood):
+            add(None, what)
     return ChainReport(
         chain=chain.name, rows=rows, head=last, kept=kept, breaks=tuple(breaks), broken=broken
     )
+
+
+def _note_move(stood: Standing, event: Mapping[str, Any]) -> None:
+    detail = event["detail"]
+    if isinstance(detail, dict) and isinstance(detail.get("alias"), str):
+        stood[event["subject"], detail["alias"]] = detail.get("new")
+
+
+def _moved_unseen(session: Session, stood: Standing) -> Iterator[str]:
+    """Aliases that stand elsewhere than their last events say."""
+    query = (
+        select(Adapter.domain, Adapter.name, Alias.alias, Version.number)
+        .join(Alias, Alias.adapter_id == Adapter.id)
+        .join(Version, Version.id == Alias.version_id)
+        .execution_options(yield_per=PAGE)
+    )
+    left = {key: number for key, number in stood.items() if number is not None}
+    for domain, name, alias, number in session.execute(query):
+        told = left.pop((f"{domain}/{name}", alias), None)
+        if told != number:
+            says = "no event tells of it" if told is None else f"its last event says {told}"
+            yield f"the alias {alias!r} of {domain}/{name} stands at version {number}, but {says}"
+    for (subject, alias), told in left.items():
+        yield f"the alias {alias!r} of {subject} is gone, but its last event says {told}"
 
 
 def _gap(before: int, seq: int) -> str:

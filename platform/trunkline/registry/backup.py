@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import URL
+from sqlalchemy import URL, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -28,6 +28,7 @@ from trunkline.registry import copying
 from trunkline.registry.chain import EVENTS, REQUESTS, Head, head_of
 from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, rewriting, translated
 from trunkline.registry.schema import HEAD, bring_to_head, revision_of
+from trunkline.registry.tables import ChainHead
 
 _PAGES = 1000
 UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
@@ -49,7 +50,7 @@ def progress_to(listener: Listener | None) -> copying.Told:
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A file that holds the registry; ``heads`` are those of its chains, by name."""
+    """A file that holds the registry; ``heads`` are the recorded ones of its chains, by name."""
 
     path: Path
     revision: str
@@ -70,7 +71,8 @@ def back_up(
 
     Raises:
         RefusedError: ``target`` exists already.
-        RegistryError: the registry can't be read, or the file can't be written.
+        RegistryError: the registry can't be read or is newer than this code, or the file can't be
+            written.
     """
     target = target.absolute()
     if target.exists():
@@ -87,6 +89,7 @@ def back_up(
     try:
         with _writable(target), translated(engines.where):
             _remove(part)
+            revision_of(engines)
             if engines.sqlite:
                 _copy_pages(engines, part, listener)
             else:
@@ -151,10 +154,15 @@ def _described(path: Path) -> Backup:
     try:
         revision = revision_of(made)
         with Session(made.reading) as session:
-            heads = heads_of(session) if revision == HEAD else {}
+            heads = _recorded_heads(session) if revision == HEAD else {}
     finally:
         made.reading.dispose()
     return Backup(path, revision or "", path.stat().st_size, heads)
+
+
+def _recorded_heads(session: Session) -> dict[str, Head]:
+    """The heads that are there: a registry that somebody tampered with is copied too."""
+    return {row.name: Head(row.seq, row.hash) for row in session.scalars(select(ChainHead))}
 
 
 def bare_file(path: Path) -> sqlite3.Connection:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import Select, insert, select
 from sqlalchemy.orm import Session
 
+from trunkline.errors import IntegrityError
 from trunkline.registry.engine import dump_json
 from trunkline.registry.tables import ChainHead, Event, LoggedRequest
 
@@ -82,9 +83,7 @@ def append(session: Session, chain: Chain, rows: Sequence[Mapping[str, Any]]) ->
 
     Call it last in a transaction, so that nothing else is waited for while the head is locked.
     """
-    last = session.scalars(
-        select(ChainHead).where(ChainHead.name == chain.name).with_for_update()
-    ).one()
+    last = _end(session, chain, select(ChainHead).with_for_update())
     made = linked(chain, Head(last.seq, last.hash), rows)
     if made:
         session.execute(insert(chain.table), made)
@@ -92,9 +91,23 @@ def append(session: Session, chain: Chain, rows: Sequence[Mapping[str, Any]]) ->
 
 
 def head_of(session: Session, chain: Chain) -> Head:
-    """Where the chain ends now."""
-    last = session.scalars(select(ChainHead).where(ChainHead.name == chain.name)).one()
+    """Where the chain ends now.
+
+    Raises:
+        IntegrityError: the record of it was removed.
+    """
+    last = _end(session, chain, select(ChainHead))
     return Head(last.seq, last.hash)
+
+
+def _end(session: Session, chain: Chain, query: Select[ChainHead]) -> ChainHead:
+    last = session.scalar(query.where(ChainHead.name == chain.name))
+    if last is None:
+        raise IntegrityError(
+            f"The record of where the chain of the {chain.name} ends was removed by hand.",
+            "Restore a backup with: trunkline db restore FILE --replace.",
+        )
+    return last
 
 
 def _plain(value: Any) -> Any:

@@ -80,8 +80,17 @@ class Database:
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
-        with translated(self._engines.where), Session(self._engines.reading) as session:
-            yield session
+        """One moment of the database. What no code of ours wrote can't be read: one error."""
+        try:
+            with translated(self._engines.where), Session(self._engines.reading) as session:
+                yield session
+        except ValueError as error:
+            raise RegistryError(
+                f"The registry '{self._engines.where}' holds what was changed by hand and can't "
+                f"be read: {error}.",
+                "See where with: trunkline audit verify. Then restore a backup with: trunkline db "
+                "restore FILE --replace.",
+            ) from error
 
     @contextmanager
     def _write(self) -> Iterator[Session]:

@@ -23,6 +23,7 @@ from trunkline.registry.lookup import (
 )
 from trunkline.registry.records import StoredVersion, VersionRecord
 from trunkline.registry.tables import Adapter, Run, Version
+from trunkline.registry.tags import check_reason
 
 Key = TypeVar("Key")
 
@@ -59,7 +60,7 @@ class Removal(Database):
                 f"Write its number, as in {ref.adapter}@3; "
                 f"`trunkline adapters show {ref.adapter}` lists them.",
             )
-        if not reason.strip():
+        if not (reason := check_reason(reason)):
             raise UsageError("A removal needs a reason.", 'Add --reason "…"; it is kept.')
         with self._write() as session:
             version = _locked(session, ref)
@@ -67,7 +68,7 @@ class Removal(Database):
             record = version_records(session, [row])[0]
             _check_free(record, held or {})
             version.status = "removed"
-            version.removed, version.removal = utc_now(), reason.strip()
+            version.removed, version.removal = utc_now(), reason
             detail = {
                 "number": record.number,
                 "digest": record.digest,

@@ -28,8 +28,8 @@ LONGEST_VALUE = 500
 LONGEST_NOTE = 4000
 
 _KEY = re.compile(r"[a-z][a-z0-9_-]{0,39}", re.ASCII)
-_UNPRINTED = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_UNPRINTED_IN_NOTES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNPRINTED_IN_NOTES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Tags(Database):
@@ -146,6 +146,20 @@ def check_key(key: str) -> str:
             "Use a-z, 0-9, '_' and '-', a letter first, at most 40 characters.",
         )
     return key
+
+
+def check_reason(reason: str) -> str:
+    """Give a reason back without the spaces around it; it is kept for good and printed.
+
+    Raises:
+        UsageError: it is longer than a note may be, or holds control characters.
+    """
+    if len(reason) > LONGEST_NOTE or _UNPRINTED_IN_NOTES.search(reason):
+        raise UsageError(
+            f"The reason {shown(reason)} can't be kept.",
+            f"Write at most {LONGEST_NOTE:,} printable characters.",
+        )
+    return reason.strip()
 
 
 def _check_tag(key: str, value: str) -> None:

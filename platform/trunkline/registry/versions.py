@@ -122,11 +122,12 @@ class Versions(Database):
                 for evaluation in judged:
                     evaluation.version_id = version.id
                     keep_scores(session, evaluation)
-            told = {"number": number, "digest": digest, "run": version.run_id}
-            add_event(session, actor, "version.published", f"{domain}/{name}", told)
+            told: dict[str, Any] = {"number": number, "digest": digest, "run": version.run_id}
             if imported is not None:
-                told = {**imported, "number": number, "digest": digest}
-                add_event(session, actor, "adapter.imported", f"{domain}/{name}", told)
+                told["imported"] = dict(imported)
+                came = {**imported, "number": number, "digest": digest}
+                add_event(session, actor, "adapter.imported", f"{domain}/{name}", came)
+            add_event(session, actor, "version.published", f"{domain}/{name}", told)
             session.flush()
             row = session.execute(visible_versions().where(Version.id == version.id)).one()
             return version_records(session, [row])[0]
