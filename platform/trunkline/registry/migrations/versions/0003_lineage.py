@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,9 +25,9 @@ def upgrade() -> None:
     _alter()
     _create()
     connection = op.get_bind()
+    _retell_moves(connection)
     _chain(connection, EVENTS)
     _chain(connection, REQUESTS)
-    _retell_moves(connection)
     _retell_scores(connection)
 
 
@@ -212,7 +213,8 @@ def _chain(connection: sa.Connection, chain: Chain) -> None:
 
 
 def _retell_moves(connection: sa.Connection) -> None:
-    """Alias moves out of the events that told them, and one for each alias that has none."""
+    """Alias moves out of the events that told them; where an alias stands elsewhere than its
+    events say, a move and an event of their own."""
     adapters = sa.table("adapters", sa.column("id"), sa.column("domain"), sa.column("name"))
     versions = sa.table("versions", sa.column("id"), sa.column("adapter_id"), sa.column("number"))
     aliases = sa.table(
@@ -285,20 +287,41 @@ def _retell_moves(connection: sa.Connection) -> None:
             reason=detail.get("reason"),
             gate=detail.get("gate"),
         )
-    now = sa.func.current_timestamp()
+    now = datetime.now(UTC)
+    reason = "stood so before moves were kept"
+    numbers = sa.select(versions.c.id, versions.c.number)
     for row in connection.execute(sa.select(aliases)).all():
         known = last.get((row.adapter_id, row.alias))
-        if known is None or known[1] != row.version_id:
-            add(
-                row.adapter_id,
-                row.alias,
-                row.version_id,
-                at=now,
-                actor="unknown",
-                forced=False,
-                reason="stood so before moves were kept",
-                gate=None,
+        if known is not None and known[1] == row.version_id:
+            continue
+        stood = {row.version_id} if known is None else {row.version_id, known[1]}
+        found = connection.execute(numbers.where(versions.c.id.in_(stood))).all()
+        number = {one.id: one.number for one in found}
+        detail = {
+            "alias": row.alias,
+            "old": None if known is None else number.get(known[1]),
+            "new": number[row.version_id],
+            "kind": "promoted",
+            "gate": None,
+            "forced": False,
+            "reason": reason,
+        }
+        subject = next(name for name, id in names.items() if id == row.adapter_id)
+        connection.execute(
+            sa.insert(events).values(
+                at=now, actor="unknown", kind="alias.moved", subject=subject, detail=detail
             )
+        )
+        add(
+            row.adapter_id,
+            row.alias,
+            row.version_id,
+            at=now,
+            actor="unknown",
+            forced=False,
+            reason=reason,
+            gate=None,
+        )
 
 
 def _retell_scores(connection: sa.Connection) -> None:
