@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tiny_base import HIDDEN, Family, make_model
+from trunkline.base_model import trunk as module
 from trunkline.base_model.trunk import Fused, Trunk, make_trunk
+from trunkline.errors import BaseModelError
 
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "gpt2")
 VOCABULARY = 64
@@ -212,6 +214,67 @@ def test_int8_rows_are_the_same_however_many_there_are() -> None:
     fused = make_trunk(model, quantised="int8").fused[0]
     x = torch.randn(300, fused.inputs, generator=torch.Generator().manual_seed(1))
     assert torch.equal(fused.product(x)[140:150], fused.product(x[140:150]))
+
+
+def test_int8_input_is_held_in_twice_8_bits_whatever_its_row_holds() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randint(-127, 128, (48, 96), generator=generator).float()
+    weight[:, 0] = 127  # so that the weights are what 8 bits hold
+    x = torch.randn(40, 96, generator=generator)
+    x[::2, 7] *= 300
+    product = module._in_int8(weight, None)
+    apart = (product(x).double() - x.double() @ weight.double().T).abs().amax(1)
+    step = x.abs().amax(1) / 127 / 254
+    assert (apart <= step * 127 * 96**0.5 * 2).all()
+
+
+@pytest.fixture
+def forms() -> Any:
+    module._integer_form.cache_clear()
+    yield
+    module._integer_form.cache_clear()
+
+
+@pytest.mark.parametrize("form", [module._by_onednn, module._by_int_mm])
+def test_every_form_of_the_integer_product_is_exact(form: module.MakeMultiply) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(0, 256, (33, 1536), generator=generator).to(torch.uint8)
+    weight = torch.randint(-127, 128, (40, 1536), generator=generator).to(torch.int8)
+    scale = 2.0 ** torch.arange(-20, 20)
+    right = ((x.double() - 128) @ weight.double().T * scale).float()
+    assert torch.equal(form(weight, scale)(x), right)
+
+
+def cut_off(weight: torch.Tensor, scale: torch.Tensor) -> module.Multiply:
+    """What a CPU without VNNI may do: sums of pairs in 16 bits."""
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        pairs = (x.float()[:, None] * weight.float()[None]).unflatten(-1, (-1, 2)).sum(-1)
+        return (pairs.clamp(-32768, 32767).sum(-1) - 128.0 * weight.float().sum(1)) * scale
+
+    return multiply
+
+
+def missing(weight: torch.Tensor, scale: torch.Tensor) -> module.Multiply:
+    raise AttributeError("no such operator")
+
+
+@pytest.mark.usefixtures("forms")
+@pytest.mark.parametrize("first", [cut_off, missing])
+def test_form_that_is_wrong_or_missing_gives_way_to_the_next(
+    first: module.MakeMultiply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_by_onednn", first)
+    assert module._integer_form() is module._by_int_mm
+
+
+@pytest.mark.usefixtures("forms")
+def test_cpu_without_exact_integer_products_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_by_onednn", cut_off)
+    monkeypatch.setattr(module, "_by_int_mm", missing)
+    with pytest.raises(BaseModelError, match="8-bit") as raised:
+        make_trunk(made("llama"), quantised="int8")
+    assert "fp32" in (raised.value.hint or "")
 
 
 def test_bfloat16_model_stays_in_bfloat16() -> None:

@@ -12,11 +12,14 @@ times as long here for 16 rows (``benchmarks/bench_linear.py``).
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from trunkline.errors import BaseModelError
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +27,10 @@ if TYPE_CHECKING:
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same input where they stand in the same module."""
 
+_MOST = 127  # of a signed number in 8 bits
+_ZERO = 128  # of an unsigned one that stands for nothing
+_HALF = 0.5  # numbers are cut off, not rounded, when they become integers
 _FINER = 254  # what rounding leaves is at most a half: 127 steps of the second row
-_IN_CACHE = 128  # rows whose sums stay in the cache from one operation to the next
 _PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
 _PAGE = 4096  # bytes; rows a multiple of it apart fall into the same few places of the cache
 _LINE = 64
@@ -239,28 +244,90 @@ def _in_int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     """
     import torch
 
-    scale = weight.float().abs().amax(1).clamp_(min=1e-12).div_(127)
-    stored = (weight.float() / scale[:, None]).round_().to(torch.int8).T.contiguous()
-    dtype = weight.dtype
+    scale = weight.float().abs().amax(1).clamp_(min=1e-12).div_(_MOST)
+    make = _integer_form()
+    multiply = make((weight.float() / scale[:, None]).round_().to(torch.int8), scale)
+    start = torch.tensor(_HALF - _FINER / 2 + _ZERO, dtype=torch.float32)
+    shape, dtype = weight.shape, weight.dtype
 
-    def few(x: torch.Tensor) -> torch.Tensor:
-        rows = len(x)
-        largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(127)
-        scaled = (x / largest).float()
-        coarse = scaled.round()
-        fine = scaled.sub_(coarse).mul_(_FINER).round_()
-        sums = torch._int_mm(torch.cat((coarse, fine)).to(torch.int8), stored).float()
-        y = torch.add(sums[:rows], sums[rows:], alpha=1 / _FINER).mul_(scale).mul_(largest)
+    def product(x: torch.Tensor) -> torch.Tensor:
+        largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(_MOST)
+        both = torch.empty((2, *x.shape), dtype=torch.uint8)
+        coarse, fine = both.unbind()
+        scaled = x.div(largest).float().add_(_ZERO + _HALF)
+        coarse.copy_(scaled)  # what is cut off is the rest plus a half
+        fine.copy_(torch.add(start, scaled.frac_(), alpha=_FINER))
+        sums, rest = multiply(both.view(-1, shape[1])).view(2, -1, shape[0]).unbind()
+        y = sums.add_(rest, alpha=1 / _FINER).mul_(largest)
         if bias is not None:
             y.add_(bias)
         return y.to(dtype)
 
-    def product(x: torch.Tensor) -> torch.Tensor:
-        if len(x) <= _IN_CACHE:
-            return few(x)
-        return torch.cat([few(rows) for rows in x.split(_IN_CACHE)])
-
     return product
+
+
+Multiply = Callable[["torch.Tensor"], "torch.Tensor"]
+"""``x [rows, in]`` uint8, 128 of which stand for nothing → ``[rows, out]`` float32."""
+
+MakeMultiply = Callable[["torch.Tensor", "torch.Tensor"], Multiply]
+"""Of weights ``[out, in]`` int8 and the scale of each output."""
+
+
+@functools.cache
+def _integer_form() -> MakeMultiply:
+    """The fastest product of integers whose sums are right on this CPU.
+
+    Those of CPUs without instructions for it (VNNI) may add pairs in 16 bits, where large ones are
+    cut off without a word; and not every build of torch has every form.
+
+    Raises:
+        BaseModelError: there is none.
+    """
+    import torch
+
+    x = torch.tensor([[255] * 64, [0] * 64, [_ZERO] * 64], dtype=torch.uint8)
+    weight = torch.full((32, 64), _MOST, dtype=torch.int8)
+    right = (x.float() - _ZERO) @ weight.float().T
+    for make in (_by_onednn, _by_int_mm):
+        try:
+            if make(weight, torch.ones(32))(x).equal(right):
+                return make
+        except (AttributeError, RuntimeError):
+            continue
+    raise BaseModelError(
+        "This CPU, or this build of torch, computes no exact products of 8-bit integers.",
+        "Take --dtype fp32 or bf16.",
+    )
+
+
+def _by_onednn(weight: torch.Tensor, scale: torch.Tensor) -> Multiply:
+    """Weights in the order oneDNN packs them in, scaled as the sums leave the registers."""
+    import torch
+
+    ops: Any = torch.ops.onednn
+    packed = ops.qlinear_prepack(weight, None)
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = ops.qlinear_pointwise(
+            x, 1.0, _ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return y
+
+    return multiply
+
+
+def _by_int_mm(weight: torch.Tensor, scale: torch.Tensor) -> Multiply:
+    """torch's product of int8, which packs the weights each time."""
+    import torch
+
+    columns = weight.T.contiguous()
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        centred = x.to(torch.int16).sub_(_ZERO).to(torch.int8)
+        return torch._int_mm(centred, columns).float().mul_(scale)
+
+    return multiply
 
 
 def _in_nf4(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:

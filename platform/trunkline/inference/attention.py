@@ -52,7 +52,7 @@ class Layout:
         places: where in the pool each token's key and value go, ``[tokens]``.
         rows: tokens at the start that continue a sequence each.
         context: places of each row's tokens so far, ``[rows, longest]``, padded.
-        mask: ``[rows, 1, longest]``, added to the scores: 0, or minus infinity for the padding.
+        mask: ``[rows, 1, 1, longest]``, added to the scores: 0, or minus infinity for the padding.
         chunks: of prompts, after the rows.
     """
 
@@ -116,20 +116,19 @@ def attend(
     assert layout is not None
     check_plain(settings)
     pool = layout.layers[module.layer_idx]
-    both = torch.cat((key[0], value[0]))
-    pool.index_copy_(1, layout.places, both)
     heads, tokens, width = query.shape[1:]
     kv_heads = key.shape[1]
     group = heads // kv_heads
+    both = torch.cat((key[0].transpose(0, 1), value[0].transpose(0, 1)), 1)
+    pool.index_copy_(0, layout.places, both)
     out = torch.empty(tokens, heads, width, dtype=query.dtype, device=query.device)
     if (rows := layout.rows) > 0:
         assert layout.context is not None
-        longest = layout.context.shape[1]
-        gathered = pool.index_select(1, layout.context.view(-1))
-        gathered = gathered.view(2, kv_heads, rows, longest, width)
-        asked = query[0, :, :rows].view(kv_heads, group, rows, width).transpose(1, 2)
-        given = sdpa(asked, gathered[0], gathered[1], attn_mask=layout.mask, scale=scaling)
-        out[:rows].view(rows, kv_heads, group, width).copy_(given.transpose(0, 1))
+        past = pool.index_select(0, layout.context.view(-1))
+        keys, values = past.view(rows, -1, 2, kv_heads, width).permute(2, 0, 3, 1, 4)
+        asked = query[0, :, :rows].transpose(0, 1).reshape(rows, kv_heads, group, width)
+        given = sdpa(asked, keys, values, attn_mask=layout.mask, scale=scaling)
+        out[:rows].view(rows, kv_heads, group, width).copy_(given)
     for chunk in layout.chunks:
         span = slice(chunk.start, chunk.stop)
         if chunk.context is None:
@@ -138,9 +137,10 @@ def attend(
                 is_causal=True, scale=scaling, enable_gqa=group > 1,
             )  # fmt: skip
         else:
-            gathered = pool.index_select(1, chunk.context).view(2, 1, kv_heads, -1, width)
+            past = pool.index_select(0, chunk.context)
+            keys, values = past.view(1, -1, 2, kv_heads, width).permute(2, 0, 3, 1, 4)
             given = sdpa(
-                query[:, :, span], gathered[0], gathered[1],
+                query[:, :, span], keys, values,
                 attn_mask=chunk.mask, scale=scaling, enable_gqa=group > 1,
             )  # fmt: skip
         out[span] = given[0].transpose(0, 1)

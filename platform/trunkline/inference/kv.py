@@ -141,10 +141,11 @@ def block_keys(salt: str, tokens: Sequence[int], after: Sequence[bytes] = ()) ->
 
 
 class Pool:
-    """The tensors: ``[2 · KV heads, tokens, width]`` a layer, keys before values.
+    """The tensors: ``[tokens, 2 · KV heads, width]`` a layer, keys before values.
 
-    They are not cleared: no place is read that was not written first, and the system gives memory
-    only for what is written.
+    What a token left lies together, so that gathering a context copies few long pieces. They are
+    not cleared: no place is read that was not written first, and the system gives memory only for
+    what is written.
     """
 
     def __init__(self, model: Any, tokens: int) -> None:
@@ -154,7 +155,7 @@ class Pool:
         width, heads = kv_measures(config)
         parameter = next(model.parameters())
         self.layers = [
-            torch.empty(2 * heads, tokens, width, dtype=parameter.dtype, device=parameter.device)
+            torch.empty(tokens, 2 * heads, width, dtype=parameter.dtype, device=parameter.device)
             for _ in range(config.num_hidden_layers)
         ]
 

@@ -181,7 +181,7 @@ class Stepper:
             if int(lengths.min()) < longest:
                 hidden = torch.from_numpy(np.arange(longest)[None] >= lengths[:, None])
                 mask = torch.zeros(hidden.shape, dtype=self.pool.layers[0].dtype)
-                mask = mask.masked_fill_(hidden, float("-inf"))[:, None].to(self._device)
+                mask = mask.masked_fill_(hidden, float("-inf"))[:, None, None].to(self._device)
         laid: list[Chunk] = []
         at = len(rows)
         for part in chunks:
