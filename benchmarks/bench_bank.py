@@ -124,7 +124,7 @@ def _forms(side: Any, pages: list[Any]) -> dict[str, Callable[[], float]]:
         return torch.randn(len(pages), width, dtype=base.dtype, device=base.device)
 
     given = {width: some(width) for width in {layer.fused.inputs for layer in layers}}
-    sums = [some(sum(layer.fused.outputs)) for layer in layers]
+    sums = [[some(block.columns) for block in layer.fused.blocks] for layer in layers]
 
     def through(add: Callable[[Any, Any, Any], Any]) -> Callable[[], float]:
         def work() -> None:
@@ -136,7 +136,7 @@ def _forms(side: Any, pages: list[Any]) -> dict[str, Callable[[], float]]:
 
     def one_by_one(layer: Any, x: Any, y: Any) -> None:
         for tokens, routing in alone:
-            layer.add(routing, x[tokens], y[tokens])
+            layer.add(routing, x[tokens], [block[tokens] for block in y])
 
     measured = {
         "rows": through(lambda layer, x, y: layer.add(rows, x, y)),

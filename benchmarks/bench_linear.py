@@ -36,29 +36,42 @@ def main() -> None:
 
 
 def thin(rounds: int) -> None:
-    """``y += h B`` in place, where the rows of y lie whole pages of memory apart and where not."""
+    """``y += h B`` in place for two layers: as columns of one tensor, and each in its own.
+
+    The rows of y lie whole (or half) pages of memory apart, or 64 bytes more.
+    """
     import torch
 
-    tokens, outputs, rank = 512, 3072, 8
-    hidden, up = torch.randn(tokens, rank), torch.randn(rank, outputs // 2)
+    tokens, outputs, rank, adapters = 512, 1536, 8, 16
+    hidden = torch.randn(adapters, tokens // adapters, rank)
 
-    def adding(stride: int) -> Callable[[], float]:
-        y = torch.randn(tokens, stride)
+    def adding(columns: int, apart: bool, distinct: int) -> Callable[[], float]:
+        if apart:
+            layers = [torch.randn(tokens, columns) for _ in range(2)]
+        else:
+            y = torch.randn(tokens, columns)
+            layers = [y[:, :outputs], y[:, outputs : 2 * outputs]]
+        up = torch.randn(distinct, rank, layers[0].shape[1])
 
         def work() -> None:
-            for first in (0, outputs // 2):
-                y[:, first : first + outputs // 2].addmm_(hidden, up)
+            for y in layers:
+                y.view(distinct, -1, y.shape[1]).baddbmm_(hidden.view(distinct, -1, rank), up)
 
         return _inferring(work)
 
-    taken = interleaved(
-        {f"rows {4 * stride:,} bytes apart": adding(stride) for stride in (outputs, outputs + 16)},
-        20 * rounds,
-    )
-    title(f"Adding a product of rank {rank} to [{tokens}, {outputs}] in place")
-    first = next(iter(taken.values())).median
-    for name, times in taken.items():
-        line(name, times.median, f"{first / times.median:5.2f}x as fast")
+    for distinct in (1, adapters):
+        ways = {
+            f"{'two tensors' if apart else 'one tensor'}, rows {4 * columns:,} bytes apart": adding(
+                columns, apart, distinct
+            )
+            for apart in (False, True)
+            for columns in ((outputs, outputs + 16) if apart else (2 * outputs, 2 * outputs + 16))
+        }
+        taken = interleaved(ways, 20 * rounds)
+        title(f"Adding products of rank {rank}, {distinct} distinct, to 2 x [{tokens}, {outputs}]")
+        first = next(iter(taken.values())).median
+        for name, times in taken.items():
+            line(name, times.median, f"{first / times.median:5.2f}x as fast")
 
 
 def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trunkline.adapters import bank as bank_module
+from products import whole
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.adapters.bank import Bank, Resident
 from trunkline.adapters.routing import Routing
@@ -100,12 +100,11 @@ def numbers(trunk: Trunk) -> int:
 def small_bank(model: Any, trunk: Trunk, base: str, *, pages: int, ranks: int) -> Bank:
     """A bank with so many pages, and room for adapters whose ranks sum to ``ranks``.
 
-    Pages get half of the memory at most, so ``ranks`` is at least 9.5 a page where there are two.
+    A bank of its own would give pages half of its memory at most.
     """
-    wanted = pages * Stack.page_bytes(trunk, 4) + ranks * numbers(trunk) * 4
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_module, "MIB", wanted)
-        bank = Bank(model, base, trunk, slots=pages, adapter_mib=1)
+    bank = Bank(model, base, trunk, slots=pages, adapter_mib=1024)
+    bank._host_budget = ranks * numbers(trunk) * 4
+    bank.budget_bytes = pages * Stack.page_bytes(trunk, 4) + bank._host_budget
     assert bank.pages == pages
     return bank
 
@@ -115,7 +114,7 @@ def computes(bank: Bank, trunk: Trunk, resident: Resident) -> bool:
     tensors = load_file(resident.artifact.folder / "adapter_model.safetensors")
     for fused in (trunk.fused[0], trunk.fused[-1]):
         x = torch.linspace(-1, 1, 2 * fused.inputs).view(2, -1)
-        want = [fused.product(x)]
+        want = [whole(fused, x)]
         for name in fused.names:
             down, up = (tensors[f"base_model.model.{name}.lora_{one}.weight"] for one in "AB")
             want.append((x[:1] @ down.T) @ up.T * resident.artifact.lora.scaling)

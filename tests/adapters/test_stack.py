@@ -16,7 +16,7 @@ from trunkline.adapters.lora import LoraShape
 from trunkline.adapters.pages import LONG, LONGEST_BATCHED
 from trunkline.adapters.routing import PAGE_RANK, Pages, Routing, Span
 from trunkline.adapters.stack import Matrices, Stack
-from trunkline.base_model.trunk import Fused, Trunk
+from trunkline.base_model.trunk import Block, Fused, Product, Trunk
 
 PAGES = 14
 TOLERANCE = 1e-4
@@ -31,6 +31,12 @@ SHAPES = {
     ("odd", "prime"): (9, (10, 7)),
 }
 """Members of a product → inputs, outputs: even widths, uneven ones, and none in common."""
+BLOCKS = {
+    ("gate", "up"): (Block(1, 44), Block(1, 44)),
+    ("down",): (Block(1, 32),),
+    ("odd", "prime"): (Block(1, 10), Block(1, 7)),
+}
+"""Those whose members are apart, some with columns that mean nothing."""
 MODULES = {
     name: (inputs, outputs[index])
     for names, (inputs, outputs) in SHAPES.items()
@@ -89,7 +95,8 @@ class Bench:
         for names, (inputs, outputs) in SHAPES.items():
             weight = torch.randn(sum(outputs), inputs, generator=draw).to(base)
             self.weights[names] = weight
-            fused.append(Fused(names, inputs, outputs, _by(weight)))
+            blocks = BLOCKS.get(names, (Block(len(names), sum(outputs)),))
+            fused.append(Fused(names, inputs, outputs, _by(weight, outputs, blocks), blocks))
         self.trunk = Trunk(tuple(fused))
         self.stack = Stack(self.trunk, PAGES, dtype=dtype, device="cpu")
         self.placed: dict[Pages, Adapter] = {}
@@ -142,10 +149,13 @@ class Bench:
             assert error <= allowed, (name, error)
 
 
-def _by(weight: torch.Tensor) -> torch.nn.Module:
-    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
-    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    return layer
+def _by(weight: torch.Tensor, outputs: Sequence[int], blocks: Sequence[Block]) -> Product:
+    own = weight.split([sum(outputs)] if len(blocks) == 1 else list(outputs))
+    padded = [
+        torch.cat((one, one.new_zeros(block.columns - len(one), weight.shape[1])))
+        for one, block in zip(own, blocks, strict=True)
+    ]
+    return lambda x: [torch.nn.functional.linear(x, one) for one in padded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +275,10 @@ def test_both_forms_of_rows_agree(resident: list[Adapter], rows: list[int]) -> N
         return
     for layer in bench.stack._layers:
         x = bench.inputs(layer.fused, len(rows))
-        summed = torch.zeros(len(rows), sum(layer.fused.outputs))
-        gathered = summed.clone()
+        summed, gathered = (
+            [torch.zeros(len(rows), block.columns) for block in layer.fused.blocks]
+            for _ in range(2)
+        )
         layer._add_rows(routing, x, summed)
         layer._add_gathered(routing, x, gathered)
         torch.testing.assert_close(summed, gathered, atol=1e-5, rtol=1e-5)
@@ -346,11 +358,14 @@ def test_row_does_not_depend_on_a_neighbour_that_broke() -> None:
     routing = Routing([one, other, ()])
     for layer in bench.stack._layers:
         x = bench.inputs(layer.fused, 3)
-        sound, broken = (torch.zeros(3, sum(layer.fused.outputs)) for _ in range(2))
+        sound, broken = (
+            [torch.zeros(3, block.columns) for block in layer.fused.blocks] for _ in range(2)
+        )
         layer.add(routing, x, sound)
         x[1] = float("nan")
         layer.add(routing, x, broken)
-        assert torch.equal(broken[::2], sound[::2])
+        for one, other in zip(broken, sound, strict=True):
+            assert torch.equal(one[::2], other[::2])
 
 
 def test_routing_is_of_use_again_after_its_pages_were_written_anew() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from products import whole
 from tiny_base import HIDDEN, Family, make_model
 from trunkline.base_model import trunk as module
 from trunkline.base_model.trunk import Fused, Trunk, make_trunk
@@ -80,7 +82,7 @@ def test_each_product_is_computed_once_a_forward(family: Family) -> None:
     def counting(fused: Fused) -> Any:
         product = fused.product
 
-        def count(x: torch.Tensor) -> torch.Tensor:
+        def count(x: torch.Tensor) -> Sequence[torch.Tensor]:
             computed.append(fused.names)
             return product(x)
 
@@ -123,10 +125,10 @@ def trunk() -> Trunk:
 def test_parts_of_another_input_never_stand_for_this_ones(trunk: Trunk) -> None:
     fused = trunk.fused[0]
     one, other = some_rows(fused, 3, 1), some_rows(fused, 3, 2)
-    whole = fused.product(other)
+    together = whole(fused, other)
     fused.part(0, one)
     parts = [fused.part(index, other) for index in range(3)]
-    assert torch.equal(torch.cat(parts, -1), whole)
+    assert torch.equal(torch.cat(parts, -1), together)
 
 
 def test_nothing_of_a_step_is_held_after_its_last_part(trunk: Trunk) -> None:
@@ -153,9 +155,10 @@ def test_addition_sees_rows_and_the_whole_product(trunk: Trunk) -> None:
     bare = torch.cat([fused.part(index, x) for index in range(2)], -1)
     seen: list[tuple[int, ...]] = []
 
-    def addition(rows: torch.Tensor, y: torch.Tensor) -> None:
-        seen.append((*rows.shape, *y.shape))
-        y.add_(1.0)
+    def addition(rows: torch.Tensor, blocks: Sequence[torch.Tensor]) -> None:
+        for y in blocks:
+            seen.append((*rows.shape, *y.shape))
+            y.add_(1.0)
 
     fused.addition = addition
     parts = [fused.part(index, x) for index in range(2)]
@@ -163,13 +166,44 @@ def test_addition_sees_rows_and_the_whole_product(trunk: Trunk) -> None:
     assert torch.equal(torch.cat(parts, -1), bare + 1)
 
 
+@pytest.mark.parametrize("quantised", [None, "int8"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("outputs", "blocks"),
+    [
+        ((512, 512), [(1, 528), (1, 528)]),
+        ((520, 520), [(1, 520), (1, 520)]),
+        ((1024, 512, 512), [(1, 1024), (1, 512), (1, 512)]),
+        ((512, 256, 256), [(3, 1024)]),
+        ((512,), [(1, 528)]),
+    ],
+)
+def test_large_layers_are_apart_in_rows_that_share_no_place(
+    outputs: tuple[int, ...],
+    blocks: list[tuple[int, int]],
+    bias: bool,
+    quantised: module.Quantised | None,
+) -> None:
+    layers = [torch.nn.Linear(8, each, bias=bias).requires_grad_(False) for each in outputs]
+    found, affine = module._blocked(layers, outputs)
+    assert found == blocks
+    product = module._product(affine, quantised)
+    fused = Fused(tuple(map(str, outputs)), 8, outputs, product, found)
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    assert [y.shape for y in product(x)] == [(5, block.columns) for block in found]
+    assert all(y.is_contiguous() for y in product(x))
+    exact = torch.cat([layer(x) for layer in layers], 1)
+    torch.testing.assert_close(whole(fused, x), exact, atol=0.03 if quantised else 1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_int8_products_are_close_to_those_in_float(family: Family) -> None:
     plain, small = make_trunk(made(family)), make_trunk(made(family), quantised="int8")
     for one, other in zip(plain.fused, small.fused, strict=True):
         x = some_rows(one, 20)
-        error = (other.product(x) - one.product(x)).abs().amax()
-        assert 0 < error < INT8_ERROR * one.product(x).abs().amax()
+        exact = whole(one, x)
+        error = (whole(other, x) - exact).abs().amax()
+        assert 0 < error < INT8_ERROR * exact.abs().amax()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -186,17 +220,17 @@ def test_int8_model_writes_much_the_same_distribution(family: Family) -> None:
 def test_int8_row_does_not_depend_on_its_neighbours(neighbour: float) -> None:
     for fused in make_trunk(made("qwen2"), quantised="int8").fused:
         x = some_rows(fused, 17)
-        alone = fused.product(x[4:5])
+        alone = whole(fused, x[4:5])
         x[:4] *= neighbour
         x[5:] *= neighbour
-        assert torch.equal(fused.product(x)[4:5], alone)
+        assert torch.equal(whole(fused, x)[4:5], alone)
 
 
 def test_int8_row_of_nothing_gives_the_bias() -> None:
     fused = make_trunk(made("qwen2"), quantised="int8").fused[0]
     own = made("qwen2").model.layers[0].self_attn
     bias = torch.cat([own.q_proj.bias, own.k_proj.bias, own.v_proj.bias])
-    assert torch.equal(fused.product(torch.zeros(2, fused.inputs)), bias.expand(2, -1))
+    assert torch.equal(whole(fused, torch.zeros(2, fused.inputs)), bias.expand(2, -1))
 
 
 def test_int8_head_is_close_to_that_in_float() -> None:
@@ -213,7 +247,7 @@ def test_int8_rows_are_the_same_however_many_there_are() -> None:
     model = made("llama")
     fused = make_trunk(model, quantised="int8").fused[0]
     x = torch.randn(300, fused.inputs, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(fused.product(x)[140:150], fused.product(x[140:150]))
+    assert torch.equal(whole(fused, x)[140:150], whole(fused, x[140:150]))
 
 
 def test_int8_input_is_held_in_twice_8_bits_whatever_its_row_holds() -> None:
@@ -222,8 +256,8 @@ def test_int8_input_is_held_in_twice_8_bits_whatever_its_row_holds() -> None:
     weight[:, 0] = 127  # so that the weights are what 8 bits hold
     x = torch.randn(40, 96, generator=generator)
     x[::2, 7] *= 300
-    product = module._in_int8(weight, None)
-    apart = (product(x).double() - x.double() @ weight.double().T).abs().amax(1)
+    (y,) = module._in_int8([(weight, None)])(x)
+    apart = (y.double() - x.double() @ weight.double().T).abs().amax(1)
     step = x.abs().amax(1) / 127 / 254
     assert (apart <= step * 127 * 96**0.5 * 2).all()
 
@@ -281,5 +315,5 @@ def test_bfloat16_model_stays_in_bfloat16() -> None:
     model = made("qwen2").to(torch.bfloat16)
     before = logits(model)
     trunk = make_trunk(model)
-    assert trunk.fused[0].product(some_rows(trunk.fused[0], 2).bfloat16()).dtype == torch.bfloat16
+    assert whole(trunk.fused[0], some_rows(trunk.fused[0], 2).bfloat16()).dtype == torch.bfloat16
     torch.testing.assert_close(logits(model), before, atol=0.1, rtol=0.05)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from driving import Driven, true_chances, true_logits
+from products import whole
 from trunkline.base_model import Base
 from trunkline.base_model.trunk import Fused
 
@@ -34,14 +35,14 @@ def driven(int8: Base) -> Callable[..., Driven]:
 def test_rows_of_a_product_do_not_depend_on_one_another(int8: Base) -> None:
     fused: Fused = int8.trunk.fused[0]
     rows = torch.randn(17, fused.inputs) * torch.logspace(-3, 3, 17)[:, None]
-    together = fused.product(rows)
+    together = whole(fused, rows)
     for start, stop in ((0, 1), (3, 4), (5, 9), (16, 17)):
-        assert torch.equal(fused.product(rows[start:stop].clone()), together[start:stop])
+        assert torch.equal(whole(fused, rows[start:stop].clone()), together[start:stop])
 
 
 def test_row_of_zeros_gives_no_nan(int8: Base) -> None:
     fused: Fused = int8.trunk.fused[0]
-    assert fused.product(torch.zeros(2, fused.inputs)).isfinite().all()
+    assert whole(fused, torch.zeros(2, fused.inputs)).isfinite().all()
 
 
 def test_answers_are_the_same_alone_and_in_a_crowd(

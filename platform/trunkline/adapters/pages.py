@@ -15,11 +15,11 @@ Two forms of one product (the figures are in ``benchmarks/bench_bank.py``):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trunkline.adapters.routing import PAGE_RANK, Routing
 
@@ -38,14 +38,19 @@ Lines = tuple["torch.Tensor", "torch.Tensor"]
 """Rows of a table to sum, one after the other, and where each sum begins."""
 
 
+Blocks = Sequence["torch.Tensor"]
+"""What a product gave, ``[tokens, columns]`` each (``base_model/trunk.py``)."""
+
+
 class PagedLayer:
     """The pages beside one fused product.
 
     ``down`` is ``[pages, in, members · rank]``; where there is one member only, ``across`` is the
     same as ``[pages, rank, in]``, which products of so few columns read twice as fast. ``up`` of a
-    member is ``[pages, rank, out]``. All
-    ``up`` lie in one table with rows of ``width``, the greatest width that divides every member's
-    outputs, so that one call sums rows for all members.
+    block is ``[pages, members · rank, columns]``, each member's in its own rows and columns and
+    nothing elsewhere, so that all of them are one product. All ``up`` lie in one table with rows of
+    ``width``, the greatest width that divides every member's columns, so that one call sums what
+    is not empty of them, for all members.
     """
 
     def __init__(
@@ -62,7 +67,10 @@ class PagedLayer:
         self.lines = lines
         self.used: set[int] = set()
         members = len(fused.outputs)
-        self.width = math.gcd(*fused.outputs)
+        self.columns = [block.columns for block in fused.blocks]
+        self.width = math.gcd(
+            *self.columns, *(fused.outputs if len(self.columns) < members else ())
+        )
         self.down = torch.empty(
             pages, fused.inputs, members * PAGE_RANK, dtype=dtype, device=device
         )
@@ -77,17 +85,15 @@ class PagedLayer:
             and dtype == torch.float32
             and torch.backends.mkldnn.is_available()
         )
-        table = torch.empty(pages * PAGE_RANK * sum(fused.outputs), dtype=dtype, device=device)
+        sizes = [pages * block.layers * PAGE_RANK * block.columns for block in fused.blocks]
+        table = torch.empty(sum(sizes), dtype=dtype, device=device)
         self.table = table.view(-1, self.width)
-        self.up: list[torch.Tensor] = []
-        self.firsts: list[int] = []
-        at = 0
-        for outputs in fused.outputs:
-            size = pages * PAGE_RANK * outputs
-            self.up.append(table[at : at + size].view(pages, PAGE_RANK, outputs))
-            self.firsts.append(at // self.width)
-            at += size
-        self.pieces = [outputs // self.width for outputs in fused.outputs]
+        self.up = [
+            part.view(pages, -1, columns)
+            for part, columns in zip(table.split(sizes), self.columns, strict=True)
+        ]
+        self.members = list(_members(fused))
+        self.pieces = [member.columns // self.width for member in self.members]
         member_of = [index for index, pieces in enumerate(self.pieces) for _ in range(pieces)]
         self.member_of = torch.tensor(member_of, device=device)
         self.even = len(set(self.pieces)) == 1 and self.pieces[0] == 1
@@ -109,24 +115,26 @@ class PagedLayer:
         self.down[page, :, first : first + rank].copy_(down.T)
         if self.across is not None:
             self.across[page, :rank].copy_(down)
-        self.up[member][page, :rank].copy_(up.T)
+        block, row, column, _ = self.members[member]
+        self.up[block][page, row : row + rank, column : column + len(up)].copy_(up.T)
 
-    def add(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
-        """``y [tokens, out] += B (A x)``, each token by its own pages."""
-        if routing.rows:
-            rows = len(routing.rows)
-            if x.device.type == "cpu":
-                self._add_rows(routing, x[:rows], y[:rows])
-            else:
-                self._add_gathered(routing, x[:rows], y[:rows])
+    def add(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
+        """``y [tokens, out] += B (A x)``, each token by its own pages; y is in blocks."""
+        if rows := len(routing.rows):
+            add = self._add_rows if x.device.type == "cpu" else self._add_gathered
+            if rows == len(x):
+                add(routing, x, blocks)
+                return
+            add(routing, x[:rows], _part(blocks, slice(rows)))
         if routing.even and not (self.packs and routing.even >= LONGEST_BATCHED):
-            first, last = routing.spans[0].start, routing.spans[-1].stop
-            self._add_even(routing, x[first:last], y[first:last])
+            tokens = slice(routing.spans[0].start, routing.spans[-1].stop)
+            self._add_even(routing, x[tokens], _part(blocks, tokens))
             return
         for span in routing.spans:
+            tokens = slice(span.start, span.stop)
             for page in span.pages:
                 if page in self.used:
-                    self._add_page(page, x[span.start : span.stop], y[span.start : span.stop])
+                    self._add_page(page, x[tokens], _part(blocks, tokens))
 
     def _by_onednn(self, x: torch.Tensor) -> bool:
         """Whether these tokens are many, and of the one type that is multiplied there."""
@@ -144,35 +152,35 @@ class PagedLayer:
             return torch.nn.functional.linear(x.to(self.across.dtype), self.across[page])
         return x.to(self.down.dtype) @ self.down[page]
 
-    def _add_page(self, page: int, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add_page(self, page: int, x: torch.Tensor, blocks: Blocks) -> None:
         hidden = self._hidden(page, x)
-        for member, up in enumerate(self.up):
-            ranks = hidden[:, member * PAGE_RANK : (member + 1) * PAGE_RANK]
-            columns = y[:, self.fused.bounds[member] : self.fused.bounds[member + 1]]
+        for ranks, up, y in zip(self._ranks(hidden), self.up, blocks, strict=True):
             if y.dtype == up.dtype:
-                columns.addmm_(ranks, up[page])
+                y.addmm_(ranks, up[page])
             else:
-                columns.add_(ranks @ up[page])
+                y.add_(ranks @ up[page])
 
-    def _add_even(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add_even(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
         """Spans of one length: batched products, ``[spans, tokens, …]``."""
         import torch
 
         count, tokens = len(routing.spans), routing.even
         x = x.view(count, tokens, -1).to(self.down.dtype)
-        y = y.view(count, tokens, -1)
         pick = self._picked(routing)
         if self.across is not None:
-            parts = [torch.bmm(pick(self.across), x.transpose(1, 2)).transpose(1, 2)]
+            hidden = torch.bmm(pick(self.across), x.transpose(1, 2)).transpose(1, 2)
         else:
-            hidden = torch.bmm(x, pick(self.down)).view(count, tokens, len(self.up), PAGE_RANK)
-            parts = list(hidden.permute(2, 0, 1, 3).contiguous())
-        for member, up in enumerate(self.up):
-            columns = y[..., self.fused.bounds[member] : self.fused.bounds[member + 1]]
+            hidden = torch.bmm(x, pick(self.down))
+        for ranks, up, block in zip(self._ranks(hidden), self.up, blocks, strict=True):
+            y = block.view(count, tokens, -1)
             if y.dtype == up.dtype:
-                columns.baddbmm_(parts[member], pick(up))
+                y.baddbmm_(ranks, pick(up))
             else:
-                columns.add_(torch.bmm(parts[member], pick(up)))
+                y.add_(torch.bmm(ranks, pick(up)))
+
+    def _ranks(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """``A x`` of each block's members."""
+        return hidden.split([block.layers * PAGE_RANK for block in self.fused.blocks], -1)
 
     def _picked(self, routing: Routing) -> Callable[[torch.Tensor], torch.Tensor]:
         """How the spans' pages are taken out of a table: in place where they lie evenly."""
@@ -189,7 +197,7 @@ class PagedLayer:
             routing.indices["spans"] = found
         return found
 
-    def _add_rows(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add_rows(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
         depth, rows = routing.depth, len(routing.rows)
         if x.dtype != self.down.dtype:
             x = x.to(self.down.dtype)
@@ -201,7 +209,9 @@ class PagedLayer:
             parts = parts.transpose(1, 2)
         if not self.even:
             parts = parts.index_select(1, self.member_of)
-        y.add_(_sums(self.table, self._up_rows(routing), parts).view(rows, -1))
+        sums = _sums(self.table, self._up_rows(routing), parts).view(rows, -1)
+        for y, added in zip(blocks, sums.split(self.columns, 1), strict=True):
+            y.add_(added)
 
     def _down_rows(self, routing: Routing) -> Lines:
         """Rows of ``down`` to sum, ``[rows · depth, in]``; the same for all layers of one width."""
@@ -218,7 +228,7 @@ class PagedLayer:
 
     def _up_rows(self, routing: Routing) -> Lines:
         """Rows of the table to sum, ``[rows · pieces, depth · rank]``."""
-        key = (tuple(self.pieces), tuple(self.firsts))
+        key = (self.fused.blocks, tuple(self.pieces))
         if (found := routing.indices.get(key)) is None:
             if (lines := self.lines.get(key)) is None:
                 lines = self.lines[key] = self._up_lines()
@@ -234,15 +244,19 @@ class PagedLayer:
         """Rows of the table that each page has, ``[pages, pieces, rank]`` int32."""
         import torch
 
-        ranks = torch.arange(len(self.down) * PAGE_RANK).view(-1, PAGE_RANK)
-        listed = [
-            ranks * pieces + (first + piece)
-            for first, pieces in zip(self.firsts, self.pieces, strict=True)
-            for piece in range(pieces)
-        ]
-        return torch.stack(listed, 1).to(torch.int32)
+        every = torch.arange(len(self.table), dtype=torch.int32).split(
+            [up.numel() // self.width for up in self.up]
+        )
+        lines = [
+            each.view(*up.shape[:2], -1) for each, up in zip(every, self.up, strict=True)
+        ]  # [pages, members · rank, columns / width]
+        listed = []
+        for block, row, column, columns in self.members:
+            pieces = slice(column // self.width, (column + columns) // self.width)
+            listed.append(lines[block][:, row : row + PAGE_RANK, pieces].transpose(1, 2))
+        return torch.cat(listed, 1)
 
-    def _add_gathered(self, routing: Routing, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add_gathered(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
         """The rows' form where gathering is cheap: two batched products a page."""
         import torch
 
@@ -250,10 +264,8 @@ class PagedLayer:
         for depth in range(routing.depth):
             chosen = pages[:, depth]
             hidden = torch.bmm(x.unsqueeze(1).to(self.down.dtype), self.down[chosen])
-            for member, up in enumerate(self.up):
-                ranks = hidden[..., member * PAGE_RANK : (member + 1) * PAGE_RANK]
-                part = torch.bmm(ranks, up[chosen]).squeeze(1)
-                y[:, self.fused.bounds[member] : self.fused.bounds[member + 1]].add_(part)
+            for ranks, up, y in zip(self._ranks(hidden), self.up, blocks, strict=True):
+                y.add_(torch.bmm(ranks, up[chosen]).squeeze(1))
 
     def _pages(self, routing: Routing) -> torch.Tensor:
         """``[rows, depth]``, padded with the empty page."""
@@ -263,6 +275,29 @@ class PagedLayer:
             found = torch.tensor(routing.padded, dtype=torch.int64, device=self.down.device)
             routing.indices["pages"] = found
         return found
+
+
+class _Member(NamedTuple):
+    """Where a member's B stands in a page of its block: from which row and column on."""
+
+    block: int
+    row: int
+    column: int
+    columns: int
+
+
+def _members(fused: Fused) -> Iterator[_Member]:
+    outputs = iter(fused.outputs)
+    for index, block in enumerate(fused.blocks):
+        column = 0
+        for place, own in enumerate(islice(outputs, block.layers)):
+            columns = own if block.layers > 1 else block.columns
+            yield _Member(index, place * PAGE_RANK, column, columns)
+            column += columns
+
+
+def _part(blocks: Blocks, tokens: slice) -> list[torch.Tensor]:
+    return [block[tokens] for block in blocks]
 
 
 def _sums_of(rows: torch.Tensor) -> Lines:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from trunkline.adapters.pages import PagedLayer
+from trunkline.adapters.pages import Blocks, PagedLayer
 from trunkline.adapters.routing import PAGE_RANK, Pages, Routing
 
 if TYPE_CHECKING:
@@ -91,7 +91,9 @@ class Stack:
     def page_bytes(trunk: Trunk, item: int) -> int:
         """Bytes of one page with ``item`` bytes a number."""
         numbers = sum(
-            fused.inputs * max(2, len(fused.outputs)) + sum(fused.outputs) for fused in trunk.fused
+            fused.inputs * max(2, len(fused.outputs))
+            + sum(block.layers * block.columns for block in fused.blocks)
+            for fused in trunk.fused
         )
         return numbers * PAGE_RANK * item
 
@@ -110,6 +112,6 @@ class Stack:
                 ranks = slice(place * PAGE_RANK, (place + 1) * PAGE_RANK)
                 layer.write(page, index, down[ranks], up[:, ranks] * scaling)
 
-    def _add(self, layer: PagedLayer, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add(self, layer: PagedLayer, x: torch.Tensor, blocks: Blocks) -> None:
         if not layer.used.isdisjoint(self._routing.pages):
-            layer.add(self._routing, x, y)
+            layer.add(self._routing, x, blocks)

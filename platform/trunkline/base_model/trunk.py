@@ -3,11 +3,11 @@
 Owns: how a matrix product of the base is computed, and the place beside it where something may be
 added. Must not know: adapters, tokens, batches.
 
-Layers that read the same input (q, k and v; gate and up) become one product. transformers' model
-code stays as it is: each layer is replaced by a :class:`Member` that gives its columns of the
-product. On a CPU, float32 weights are kept in the order that oneDNN packs them in, which reads
-them once a step at the speed of the memory; torch's own product goes through MKL, which takes 2.3
-times as long here for 16 rows (``benchmarks/bench_linear.py``).
+Layers that read the same input (q, k and v; gate and up) are computed together. transformers' model
+code stays as it is: each layer is replaced by a :class:`Member` that gives its columns. On a CPU,
+float32 weights are kept in the order that oneDNN packs them in, which reads them once a step at the
+speed of the memory; torch's own product goes through MKL, which takes 2.3 times as long here for 16
+rows (``benchmarks/bench_linear.py``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from trunkline.errors import BaseModelError
 
@@ -32,21 +32,34 @@ _ZERO = 128  # of an unsigned one that stands for nothing
 _HALF = 0.5  # numbers are cut off, not rounded, when they become integers
 _FINER = 254  # what rounding leaves is at most a half: 127 steps of the second row
 _PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
-_PAGE = 4096  # bytes; rows a multiple of it apart fall into the same few places of the cache
+_HALF_PAGE = 2048  # bytes; rows a multiple of it apart fall into the same few places of the cache
 _LINE = 64
+_LARGE = 512  # outputs from which a layer is a block of its own
 
 
 class Product(Protocol):
-    """``x [rows, in] → [rows, out]``, bias included, a new tensor that may be written into.
+    """``x [rows, in]`` → ``[rows, columns]`` of each block, bias included, new and contiguous.
 
-    Columns after those of the layers mean nothing.
+    They may be written into. Columns after those of the layers mean nothing.
     """
 
-    def __call__(self, x: torch.Tensor, /) -> torch.Tensor: ...
+    def __call__(self, x: torch.Tensor, /) -> Sequence[torch.Tensor]: ...
 
 
-Addition = Callable[["torch.Tensor", "torch.Tensor"], None]
-"""Told ``x [rows, in]`` and ``y [rows, out]``; adds to ``y`` in place."""
+Addition = Callable[["torch.Tensor", "Sequence[torch.Tensor]"], None]
+"""Told ``x [rows, in]`` and what the product gave; adds to that in place."""
+
+
+class Block(NamedTuple):
+    """Layers side by side in one tensor of a product.
+
+    Attributes:
+        layers: how many.
+        columns: of the tensor: as many as the layers have outputs, or more for a single layer.
+    """
+
+    layers: int
+    columns: int
 
 
 class Fused:
@@ -56,34 +69,45 @@ class Fused:
         names: of the layers within the model.
         inputs: features of ``x``.
         outputs: features of each layer, in the order of ``names``.
-        bounds: where in the product's columns each layer begins, and where the last one ends.
+        blocks: what the product gives, in the order of the layers.
         addition: what is added to the product, if anything.
     """
 
     def __init__(
-        self, names: tuple[str, ...], inputs: int, outputs: tuple[int, ...], product: Product
+        self,
+        names: tuple[str, ...],
+        inputs: int,
+        outputs: tuple[int, ...],
+        product: Product,
+        blocks: Sequence[Block] | None = None,
     ) -> None:
         self.names = names
         self.inputs = inputs
         self.outputs = outputs
-        self.bounds = tuple(accumulate(outputs, initial=0))
         self.product = product
         self.addition: Addition | None = None
         self._x: torch.Tensor | None = None
-        self._parts: tuple[torch.Tensor, ...] = ()
+        self._parts: list[torch.Tensor] = []
+        self.blocks = tuple(blocks or [Block(len(outputs), sum(outputs))])
+        left = iter(outputs)
+        self._cuts = [tuple(islice(left, block.layers)) for block in self.blocks]
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """The columns of one layer; the product is computed when the first is asked for."""
         if x is not self._x:
             rows = x.reshape(-1, self.inputs)
-            y = self.product(rows)[:, : self.bounds[-1]]
+            blocks = self.product(rows)
             if self.addition is not None:
-                self.addition(rows, y)
+                self.addition(rows, blocks)
             self._x = x
-            self._parts = y.view(*x.shape[:-1], -1).split(self.outputs, -1)
+            self._parts = [
+                part.view(*x.shape[:-1], -1)
+                for block, cut in zip(blocks, self._cuts, strict=True)
+                for part in block[:, : sum(cut)].split(cut, -1)
+            ]
         part = self._parts[index]
         if index == len(self._parts) - 1:
-            self._x, self._parts = None, ()
+            self._x, self._parts = None, []
         return part
 
 
@@ -134,12 +158,14 @@ def make_trunk(model: Any, *, quantised: Quantised | None = None) -> Trunk:
         for names in _groups(parent):
             layers = [getattr(parent, name) for name in names]
             inside = f"{parent_name}.".startswith(backbone)
-            weight, bias = _joined(layers)
+            outputs = tuple(_outputs(layer) for layer in layers)
+            blocks, affine = _blocked(layers, outputs)
             one = Fused(
                 tuple(f"{parent_name}.{name}" if parent_name else name for name in names),
-                weight.shape[1],
-                tuple(_outputs(layer) for layer in layers),
-                _product(weight, bias, quantised if inside or quantised == "int8" else None),
+                affine[0][0].shape[1],
+                outputs,
+                _product(affine, quantised if inside or quantised == "int8" else None),
+                blocks,
             )
             for index, name in enumerate(names):
                 setattr(parent, name, Member(one, index))
@@ -171,8 +197,31 @@ def _outputs(layer: Any) -> int:
     return int(layer.weight.shape[1 if type(layer).__name__ == "Conv1D" else 0])
 
 
-def _joined(layers: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight ``[out, in]`` and bias ``[out]`` of layers one below another."""
+Affine = tuple["torch.Tensor", "torch.Tensor | None"]
+"""Weight ``[columns, in]`` and bias ``[columns]`` of a block."""
+
+
+def _blocked(layers: Sequence[Any], outputs: Sequence[int]) -> tuple[list[Block], list[Affine]]:
+    """Layers of one input in as few blocks as is good for whoever adds to them.
+
+    On a CPU, thin products are added up to three times as fast to a whole contiguous tensor as to
+    some of its columns, so large layers are apart. And they are added faster where its rows do not
+    lie a multiple of half a page apart, so layers that are alone, or of one size, get a few empty
+    columns more if they would (``benchmarks/bench_linear.py``).
+    """
+    apart = len(layers) == 1 or min(outputs) >= _LARGE
+    groups = [[layer] for layer in layers] if apart else [layers]
+    affine = [_joined(group) for group in groups]
+    if layers[0].weight.device.type == "cpu" and apart and len(set(outputs)) == 1:
+        affine = [_spread(*one) for one in affine]
+    blocks = [
+        Block(len(group), len(weight)) for group, (weight, _) in zip(groups, affine, strict=True)
+    ]
+    return blocks, affine
+
+
+def _joined(layers: Sequence[Any]) -> Affine:
+    """Weight and bias of layers one below another."""
     import torch
 
     weights = [
@@ -189,52 +238,52 @@ def _joined(layers: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
     return weight, torch.cat(biases)
 
 
-def _product(
-    weight: torch.Tensor, bias: torch.Tensor | None, quantised: Quantised | None
-) -> Product:
+def _spread(weight: torch.Tensor, bias: torch.Tensor | None) -> Affine:
+    """The same with some empty columns more, if need be."""
     import torch
 
+    if len(weight) * weight.element_size() % _HALF_PAGE:
+        return weight, bias
+    more = _LINE // weight.element_size()
+    weight = torch.cat((weight, weight.new_zeros(more, weight.shape[1])))
+    return weight, None if bias is None else torch.cat((bias, bias.new_zeros(more)))
+
+
+def _product(affine: Sequence[Affine], quantised: Quantised | None) -> Product:
+    import torch
+
+    weight = affine[0][0]
     if quantised == "int8":
-        return _in_int8(weight, bias)
+        return _in_int8(affine)
     if quantised == "nf4":
-        return _in_nf4(weight, bias)
+        return _in_nf4(affine)
     if (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
     ):
-        return _packed(weight, bias)
+        return _packed(affine)
 
-    def product(x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x, weight, bias)
+    def product(x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.nn.functional.linear(x, weight, bias) for weight, bias in affine]
 
     return product
 
 
-def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    """oneDNN's product on weights in oneDNN's own order.
-
-    Where the product's rows would lie whole pages apart, it gets a few empty columns more: adding
-    thin products in place to rows that share their places in the cache takes 2 to 3 times as long
-    (``benchmarks/bench_linear.py``).
-    """
+def _packed(affine: Sequence[Affine]) -> Product:
+    """oneDNN's product on weights in oneDNN's own order."""
     import torch
 
     ops: Any = torch.ops.mkldnn
-    if len(weight) * weight.element_size() % _PAGE == 0:
-        more = _LINE // weight.element_size()
-        weight = torch.cat((weight, weight.new_zeros(more, weight.shape[1])))
-        bias = None if bias is None else torch.cat((bias, bias.new_zeros(more)))
-    packed = ops._reorder_linear_weight(weight, _PACKED_FOR)
+    packed = [(ops._reorder_linear_weight(weight, _PACKED_FOR), bias) for weight, bias in affine]
 
-    def product(x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = ops._linear_pointwise(x, packed, bias, "none", [], "")
-        return y
+    def product(x: torch.Tensor) -> list[torch.Tensor]:
+        return [ops._linear_pointwise(x, weight, bias, "none", [], "") for weight, bias in packed]
 
     return product
 
 
-def _in_int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+def _in_int8(affine: Sequence[Affine]) -> Product:
     """Weights in 8 bits, inputs in twice 8 bits, sums in 32.
 
     One scale an output for the weights; one scale a row for the inputs, so that no row depends on
@@ -244,26 +293,36 @@ def _in_int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     """
     import torch
 
-    scale = weight.float().abs().amax(1).clamp_(min=1e-12).div_(_MOST)
-    make = _integer_form()
-    multiply = make((weight.float() / scale[:, None]).round_().to(torch.int8), scale)
+    dtype = affine[0][0].dtype
     start = torch.tensor(_HALF - _FINER / 2 + _ZERO, dtype=torch.float32)
-    shape, dtype = weight.shape, weight.dtype
+    blocks = [(_weight_in_int8(weight), len(weight), bias) for weight, bias in affine]
 
-    def product(x: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor) -> list[torch.Tensor]:
+        rows, inputs = x.shape
         largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(_MOST)
-        both = torch.empty((2, *x.shape), dtype=torch.uint8)
+        both = torch.empty((2, rows, inputs), dtype=torch.uint8)
         coarse, fine = both.unbind()
         scaled = x.div(largest).float().add_(_ZERO + _HALF)
         coarse.copy_(scaled)  # what is cut off is the rest plus a half
         fine.copy_(torch.add(start, scaled.frac_(), alpha=_FINER))
-        sums, rest = multiply(both.view(-1, shape[1])).view(2, -1, shape[0]).unbind()
-        y = sums.add_(rest, alpha=1 / _FINER).mul_(largest)
-        if bias is not None:
-            y.add_(bias)
-        return y.to(dtype)
+        given = []
+        for multiply, columns, bias in blocks:
+            sums, rest = multiply(both.view(-1, inputs)).view(2, rows, columns).unbind()
+            y = sums.add_(rest, alpha=1 / _FINER).mul_(largest)
+            if bias is not None:
+                y.add_(bias)
+            given.append(y.to(dtype))
+        return given
 
     return product
+
+
+def _weight_in_int8(weight: torch.Tensor) -> Multiply:
+    import torch
+
+    scale = weight.float().abs().amax(1).clamp_(min=1e-12).div_(_MOST)
+    rounded = (weight.float() / scale[:, None]).round_().to(torch.int8)
+    return _integer_form()(rounded, scale)
 
 
 Multiply = Callable[["torch.Tensor"], "torch.Tensor"]
@@ -330,14 +389,19 @@ def _by_int_mm(weight: torch.Tensor, scale: torch.Tensor) -> Multiply:
     return multiply
 
 
-def _in_nf4(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+def _in_nf4(affine: Sequence[Affine]) -> Product:
     """Weights in 4 bits, 64 to a scale, by bitsandbytes; inputs as they are."""
     import bitsandbytes
 
-    packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)
+    packed = [
+        (*bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64), bias)
+        for weight, bias in affine
+    ]
 
-    def product(x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = bitsandbytes.matmul_4bit(x, packed.t(), quant_state=state, bias=bias)
-        return y
+    def product(x: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            bitsandbytes.matmul_4bit(x, weight.t(), quant_state=state, bias=bias)
+            for weight, state, bias in packed
+        ]
 
     return product
