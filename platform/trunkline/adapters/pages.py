@@ -9,7 +9,7 @@ Two forms of one product (the figures are in ``benchmarks/bench_bank.py``):
   torch's ``embedding_bag`` reads in place, adapter by adapter; nothing is gathered or copied. The
   idea of a kernel that reads each row's own adapter is Punica's (Chen et al. 2023).
 - *spans*, for many tokens of one adapter (prefill): two matrix products a span, or two batched
-  ones for spans of one length (SGMV of the same paper).
+  ones for spans of one length (SGMV of the same paper). Many short ones are rows.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import torch
 
     from trunkline.base_model.trunk import Fused
+
+SHORT = 32
+"""Several spans of unequal lengths, shorter than this on average, are computed as rows are."""
 
 LONG = 64
 """A span of so many tokens is multiplied by oneDNN, which has more to set up than MKL."""
@@ -129,6 +132,10 @@ class PagedLayer:
         if routing.even and not (self.packs and routing.even >= LONGEST_BATCHED):
             tokens = slice(routing.spans[0].start, routing.spans[-1].stop)
             self._add_even(routing, x[tokens], _part(blocks, tokens))
+            return
+        if routing.mean_span < SHORT and x.device.type == "cpu":
+            tokens = slice(routing.spans[0].start, routing.spans[-1].stop)
+            self._add_rows(routing.token_by_token, x[tokens], _part(blocks, tokens))
             return
         for span in routing.spans:
             tokens = slice(span.start, span.stop)

@@ -5,8 +5,10 @@ Owns: the words for it, free of tensors. Must not know: what is computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +33,7 @@ class Routing:
     Args:
         rows: pages of the first tokens, one entry a token; tokens after those and outside of
             every span are the bare base's.
-        spans: of tokens that come after them.
+        spans: of tokens that come after them, in their order.
     """
 
     def __init__(self, rows: Sequence[Pages] = (), spans: Sequence[Span] = ()) -> None:
@@ -44,6 +46,23 @@ class Routing:
         used = {page for pages in self.rows for page in pages}
         self.pages = used | {page for span in self.spans for page in span.pages}
         self.indices: dict[Any, Any] = {}
+
+    @cached_property
+    def mean_span(self) -> float:
+        """Tokens of a span on average; without end for one alone, or one that goes to the end."""
+        if len(self.spans) < 2 or any(span.stop is None for span in self.spans):
+            return math.inf
+        return sum(span.stop - span.start for span in self.spans if span.stop) / len(self.spans)
+
+    @cached_property
+    def token_by_token(self) -> Routing:
+        """Each token from the first span's start to the last one's end as a row of its own."""
+        rows: list[Pages] = []
+        for span in self.spans:
+            assert span.stop is not None
+            gap = span.start - self.spans[0].start - len(rows)
+            rows += [()] * gap + [span.pages] * (span.stop - span.start)
+        return Routing(rows)
 
     @property
     def padded(self) -> list[Pages]:
