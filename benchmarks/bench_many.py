@@ -33,13 +33,13 @@ SETTINGS = EngineSettings(slots=64, adapter_mib=1024, kv_mib=64)
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What came of a soak; memory in bytes, of the process, before, after a quarter and at last."""
+    """What came of a soak; memory in bytes, of the process, before and after each quarter."""
 
     failures: list[str]
     seconds: float
     most_resident: int
     budget: int
-    memory: tuple[int, int, int]
+    memory: list[int]
     loads: int
     evictions: int
 
@@ -56,7 +56,7 @@ class Soaked(Served):
         on_way: deque[Any] = deque()
         start = time.perf_counter()
         for number, (text, adapter) in enumerate(zip(texts, adapters, strict=True)):
-            if number == len(texts) // 4:
+            if number and number % (len(texts) // 4) == 0:
                 memory.append(_memory())
             try:
                 on_way.append(self.engine.submit(self.work(text, adapter, NEW)))
@@ -70,7 +70,7 @@ class Soaked(Served):
         seconds = time.perf_counter() - start
         counted = [bank.counters(artifact.digest) for artifact in self.artifacts]
         return Account(
-            failures, seconds, most, bank.budget_bytes, (memory[0], memory[1], _memory()),
+            failures, seconds, most, bank.budget_bytes, [*memory, _memory()],
             sum(one.loads for one in counted), sum(one.evictions for one in counted),
         )  # fmt: skip
 
@@ -97,15 +97,15 @@ def main() -> None:
 def tell(account: Account, adapters: int, requests: int) -> None:
     """Print the account."""
     title(f"{requests} requests of {PROMPT} tokens, {NEW} new ones, over {adapters} adapters")
-    before, quarter, last = (one / MIB for one in account.memory)
+    before, *quarters = (f"{one / MIB:,.0f}" for one in account.memory)
     speed = requests / account.seconds
     print(f"  failures                  {len(account.failures)}   (target: none)")
     for failure in sorted(set(account.failures))[:3]:
         print(f"    {failure}")
     print(f"  resident bytes at most    {account.most_resident / MIB:.0f} MiB"
           f" of {account.budget / MIB:.0f} MiB")  # fmt: skip
-    print(f"  memory of the process     {before:.0f} MiB before, {quarter:.0f} after a quarter,"
-          f" {last:.0f} at the end")  # fmt: skip
+    print(f"  memory of the process     {before} MiB before; after each quarter"
+          f" {' '.join(quarters)}   (target: flat)")  # fmt: skip
     print(f"  loads, evictions          {account.loads}, {account.evictions}")
     print(f"  speed                     {speed:.1f} requests/s, {speed * NEW:.0f} tok/s,"
           f" {account.seconds:.0f} s")  # fmt: skip

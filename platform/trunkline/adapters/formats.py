@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trunkline.errors import IntegrityError
 
@@ -26,10 +26,18 @@ _BYTES_PER_NUMBER = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One entry of a safetensors header."""
+    """One entry of a safetensors header; its numbers begin at byte ``start`` of the file."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int
+
+
+class Readable(Protocol):
+    """An open file, or what stands for one."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, fewer at the end."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -58,26 +66,29 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         IntegrityError: the header's length, its JSON, or a tensor's dtype, shape or range is off.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise IntegrityError(f"{path} is not a whole safetensors file.", REPAIR)
-        header = _object(file.read(length), f"The header of {path}")
+        return header_in(file, path.stat().st_size, path)
+
+
+def header_in(file: Readable, size: int, path: Path) -> dict[str, TensorInfo]:
+    """As :func:`read_header`, of ``size`` bytes that stand elsewhere; ``path`` is what they are."""
+    prefix = file.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise IntegrityError(f"{path} is not a whole safetensors file.", REPAIR)
+    header = _object(file.read(length), f"The header of {path}")
     header.pop("__metadata__", None)
     ranges: list[tuple[int, int]] = []
     tensors: dict[str, TensorInfo] = {}
     for name, entry in header.items():
-        info, begin, end = _entry(name, entry, path)
-        tensors[name] = info
-        ranges.append((begin, end))
-    position = 0
+        tensors[name], end = _entry(name, entry, path, 8 + length)
+        ranges.append((tensors[name].start, end))
+    position = 8 + length
     for begin, end in sorted(ranges):
         if begin != position:
             raise IntegrityError(f"{path} has tensors that overlap or leave gaps.", REPAIR)
         position = end
-    if position != size - 8 - length:
+    if position != size:
         raise IntegrityError(f"{path} is cut off or has bytes too many.", REPAIR)
     return tensors
 
@@ -88,7 +99,8 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _entry(name: str, entry: Any, path: Path) -> tuple[TensorInfo, int, int]:
+def _entry(name: str, entry: Any, path: Path, start: int) -> tuple[TensorInfo, int]:
+    """A tensor and where it ends, of a file whose first one begins at ``start``."""
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     dtype: Any = fields.get("dtype")
     shape: Any = fields.get("shape")
@@ -107,7 +119,7 @@ def _entry(name: str, entry: Any, path: Path) -> tuple[TensorInfo, int, int]:
             f"{path}: {short(name)} has the shape {short(shape)}, which its bytes don't hold.",
             REPAIR,
         )
-    return TensorInfo(str(dtype), tuple(shape)), begin, end
+    return TensorInfo(str(dtype), tuple(shape), start + begin), start + end
 
 
 def _counts(value: Any) -> bool:

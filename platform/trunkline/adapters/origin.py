@@ -142,7 +142,7 @@ class Provenance:
         """The same after a move: its run has the number ``run`` in the workspace it came to.
 
         Args:
-            run: from ``restore_lineage``; None where no run is known.
+            run: from ``reserve_restored``; None where no run is known.
             origin: the ref that it had.
             by: who moved it.
             at: aware.

@@ -7,11 +7,14 @@ seconds). Must not know: tiers, batches.
 from __future__ import annotations
 
 import hashlib
+import math
+import mmap
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from trunkline.adapters.artifact import WEIGHTS, Artifact
-from trunkline.adapters.formats import REPAIR
+from trunkline.adapters.formats import REPAIR, TensorInfo, header_in
 from trunkline.adapters.lora import adapted_module, is_head
 from trunkline.adapters.reasons import PREFIX
 from trunkline.adapters.stack import Matrices
@@ -22,6 +25,11 @@ if TYPE_CHECKING:
 
 Features = Mapping[str, tuple[int, int]]
 """Linear layer of the base → its inputs and outputs."""
+
+_OWN: dict[str, int] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+)
+"""Of memory that no other process shares; systems without the flags have no other."""
 
 _OTHER_BASE = "It was made for another base."
 
@@ -106,14 +114,30 @@ def _check_fits(artifact: Artifact, linear: Features, hidden: int) -> None:
 
 
 def _read(artifact: Artifact) -> Mapping[str, torch.Tensor]:
-    """The tensors, out of the very bytes whose digest is compared."""
-    from safetensors.torch import load
+    """The tensors, in place in the very bytes whose digest is compared.
 
+    Those lie in pages of their own, which the system has back when the last tensor is gone:
+    hundreds of small tensors an adapter would leave holes all over the heap.
+    """
     path = artifact.folder / WEIGHTS
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = mmap.mmap(-1, max(1, size), **_OWN)
+            read = file.readinto(data)
     except OSError as error:
         raise IntegrityError(f"{path} can't be read: {error.strerror}.", REPAIR) from error
-    if hashlib.sha256(data).hexdigest() != artifact.manifest.weights:
+    if read != size or hashlib.sha256(data).hexdigest() != artifact.manifest.weights:
         raise IntegrityError(f"{path} was changed after it was published.", REPAIR)
-    return load(data)
+    return {name: _tensor(data, info) for name, info in header_in(data, size, path).items()}
+
+
+def _tensor(data: mmap.mmap, info: TensorInfo) -> torch.Tensor:
+    import torch
+
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[info.dtype]
+    numbers = math.prod(info.shape)
+    if info.start % dtype.itemsize:  # the format does not forbid it
+        plain = bytearray(data[info.start : info.start + numbers * dtype.itemsize])
+        return torch.frombuffer(plain, dtype=dtype).view(info.shape)
+    return torch.frombuffer(data, dtype=dtype, count=numbers, offset=info.start).view(info.shape)

@@ -42,26 +42,6 @@ them for a judgement made here."""
 class Restoring(Database):
     """Takes over what others wrote down."""
 
-    def restore_lineage(
-        self,
-        provenance: Mapping[str, Any],
-        *,
-        keep_run_number: bool = False,
-        actor: str | None = None,
-    ) -> RestoredLineage:
-        """Record the base, dataset, plugin, run and evaluations behind a version.
-
-        The evaluations stand under the run; :meth:`Versions.publish_version` makes those of a
-        version's run its own. The run's event says which number it had and who started it.
-
-        Args:
-            provenance: in the form of ``provenance.json``, read strictly before.
-            keep_run_number: whether the run should keep its number; else, and where another run
-                has it, it gets the next.
-        """
-        with self._write() as session:
-            return _restore(session, provenance, keep_run_number, actor)
-
     def reserve_restored(
         self,
         ref: Ref,
@@ -72,11 +52,20 @@ class Restoring(Database):
     ) -> tuple[int, RestoredLineage]:
         """Take the next number of an adapter for a version that comes with its lineage.
 
-        Both in one transaction: if the version is never published, whoever gives the number up
-        takes the run back as well.
+        The base, dataset, plugin, run and evaluations behind it are recorded in the same
+        transaction: if the version is never published, whoever gives the number up takes the run
+        back as well. The run gets the next number here; its event says which it had and who
+        started it. The evaluations stand under the run until
+        :meth:`Versions.publish_version` makes them the version's own.
+
+        Args:
+            ref: of the adapter.
+            task: its kind.
+            provenance: in the form of ``provenance.json``, read strictly before.
+            actor: who brings it.
         """
         with self._write() as session:
-            made = _restore(session, provenance, False, actor)
+            made = _restore(session, provenance, actor)
             return reserve(session, ref, task, made.run), made
 
     def rebuild(self, found: Sequence[FoundVersion], *, actor: str | None = None) -> Rebuilt:
@@ -152,7 +141,7 @@ def _base_and_dataset(session: Session, provenance: Mapping[str, Any]) -> Restor
 
 
 def _add_run(
-    session: Session, provenance: Mapping[str, Any], made: RestoredLineage, number: int
+    session: Session, provenance: Mapping[str, Any], made: RestoredLineage, number: int = 0
 ) -> Run:
     """The run's row; ``number`` 0 takes the next. One that says no time began with the version."""
     said = provenance["run"]
@@ -179,20 +168,13 @@ def _add_run(
     return run
 
 
-def _restore(
-    session: Session, provenance: Mapping[str, Any], keep_run_number: bool, actor: str | None
-) -> RestoredLineage:
+def _restore(session: Session, provenance: Mapping[str, Any], actor: str | None) -> RestoredLineage:
     made = _base_and_dataset(session, provenance)
     said = provenance["run"]
     if said is None:
         return made
-    number = int(said["number"])
-    if not keep_run_number or session.get(Run, number) is not None:
-        number = 0
-    run = _add_run(session, provenance, made, number)
+    run = _add_run(session, provenance, made)
     _add_evaluations(session, provenance, made, run)
-    if number:
-        _settle_numbers(session)
     _tell_run(session, said, run.id, actor)
     return RestoredLineage(made.base_digest, made.dataset_id, run.id)
 
