@@ -20,9 +20,14 @@ from children import Child
 from made import load_tokenizer, make_adapters, make_prompts
 from timing import interleaved, rate, title
 
+from trunkline.inference.settings import EngineSettings
+
 REQUESTS = 16
 PROMPT = 32
 NEW = 24
+AT_ONCE = EngineSettings(chunk_tokens=REQUESTS * PROMPT)
+"""Nobody waits for the first tokens of a batch, so all prompts are one step, as in `generate`."""
+
 GENERATE = "transformers, generate, static batch"
 CONTINUOUS = "transformers, continuous batching"
 ONE_ADAPTER = "transformers, continuous batching, PEFT, one adapter"
@@ -55,8 +60,8 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
         generate = child(Generating)
         continuous = child(Continuous)
         adapted = child(Continuous, folders)
-        ours = child(Served, folders)
-        ours_small = child(Served, quantised=small) if has_small else ours
+        ours = child(Served, folders, settings=AT_ONCE)
+        ours_small = child(Served, quantised=small, settings=AT_ONCE) if has_small else ours
         for one in (generate, continuous, adapted, ours, ours_small):
             one.wait()
         long = make_prompts(tokenizer, 1, 2 * PAGE + 1, seed=2)[0][1]

@@ -170,12 +170,13 @@ def make_trunk(model: Any, *, quantised: Quantised | None = None) -> Trunk:
             layers = [getattr(parent, name) for name in names]
             inside = f"{parent_name}.".startswith(backbone)
             outputs = tuple(_outputs(layer) for layer in layers)
-            blocks, affine = _blocked(layers, outputs)
+            way = quantised if inside or quantised == "int8" else None
+            blocks, affine = _blocked(layers, outputs, apart=way != "int8")
             one = Fused(
                 tuple(f"{parent_name}.{name}" if parent_name else name for name in names),
                 affine[0][0].shape[1],
                 outputs,
-                _product(affine, quantised if inside or quantised == "int8" else None),
+                _product(affine, way),
                 blocks,
             )
             for index, name in enumerate(names):
@@ -212,15 +213,20 @@ Affine = tuple["torch.Tensor", "torch.Tensor | None"]
 """Weight ``[columns, in]`` and bias ``[columns]`` of a block."""
 
 
-def _blocked(layers: Sequence[Any], outputs: Sequence[int]) -> tuple[list[Block], list[Affine]]:
+def _blocked(
+    layers: Sequence[Any], outputs: Sequence[int], *, apart: bool = True
+) -> tuple[list[Block], list[Affine]]:
     """Layers of one input in as few blocks as is good for whoever adds to them.
 
     On a CPU, thin products are added up to three times as fast to a whole contiguous tensor as to
     some of its columns, so large layers are apart. And they are added faster where its rows do not
     lie a multiple of half a page apart, so layers that are alone, or of one size, get a few empty
     columns more if they would (``benchmarks/bench_linear.py``).
+
+    Args:
+        apart: whether large layers may be; 8-bit products have much to do for each block.
     """
-    apart = len(layers) == 1 or min(outputs) >= _LARGE
+    apart = len(layers) == 1 or (apart and min(outputs) >= _LARGE)
     groups = [[layer] for layer in layers] if apart else [layers]
     affine = [_joined(group) for group in groups]
     if layers[0].weight.device.type == "cpu" and apart and len(set(outputs)) == 1:
@@ -305,21 +311,21 @@ def _in_int8(affine: Sequence[Affine]) -> Product:
     import torch
 
     dtype = affine[0][0].dtype
-    start = torch.tensor(_HALF - _FINER / 2 + _ZERO, dtype=torch.float32)
+    whole, rest = torch.tensor([_ZERO + _HALF, _ZERO + _HALF - _FINER / 2]).unbind()
     blocks = [(_weight_in_int8(weight), len(weight), bias) for weight, bias in affine]
 
     def product(x: torch.Tensor) -> list[torch.Tensor]:
         rows, inputs = x.shape
-        largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(_MOST)
+        largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12)
         both = torch.empty((2, rows, inputs), dtype=torch.uint8)
         coarse, fine = both.unbind()
-        scaled = x.div(largest).float().add_(_ZERO + _HALF)
+        scaled = torch.add(whole, x.div(largest).float(), alpha=_MOST)
         coarse.copy_(scaled)  # what is cut off is the rest plus a half
-        fine.copy_(torch.add(start, scaled.frac_(), alpha=_FINER))
+        fine.copy_(torch.add(rest, scaled.frac_(), alpha=_FINER))
         given = []
         for multiply, columns, bias in blocks:
-            sums, rest = multiply(both.view(-1, inputs)).view(2, rows, columns).unbind()
-            y = sums.add_(rest, alpha=1 / _FINER).mul_(largest)
+            y, finer = multiply(both.view(-1, inputs)).view(2, rows, columns).unbind()
+            y.add_(finer, alpha=1 / _FINER).mul_(largest)
             if bias is not None:
                 y.add_(bias)
             given.append(y.to(dtype))
@@ -333,7 +339,7 @@ def _weight_in_int8(weight: torch.Tensor) -> Multiply:
 
     scale = weight.float().abs().amax(1).clamp_(min=1e-12).div_(_MOST)
     rounded = (weight.float() / scale[:, None]).round_().to(torch.int8)
-    return _integer_form()(rounded, scale)
+    return _integer_form()(rounded, scale / _MOST)
 
 
 Multiply = Callable[["torch.Tensor"], "torch.Tensor"]
