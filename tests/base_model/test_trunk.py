@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -309,6 +310,16 @@ def test_cpu_without_exact_integer_products_is_told_so(monkeypatch: pytest.Monke
     with pytest.raises(BaseModelError, match="8-bit") as raised:
         make_trunk(made("llama"), quantised="int8")
     assert "fp32" in (raised.value.hint or "")
+
+
+def test_what_onednn_keeps_is_bounded_unless_somebody_said_how(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    make_trunk(made("llama"))
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "256"
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
 
 
 def test_bfloat16_model_stays_in_bfloat16() -> None:
