@@ -13,6 +13,7 @@ import torch
 
 from products import whole
 from tiny_base import HIDDEN, Family, make_model
+from trunkline.base_model import quantised
 from trunkline.base_model import trunk as module
 from trunkline.base_model.trunk import Fused, Trunk, make_trunk
 from trunkline.errors import BaseModelError
@@ -167,7 +168,7 @@ def test_addition_sees_rows_and_the_whole_product(trunk: Trunk) -> None:
     assert torch.equal(torch.cat(parts, -1), bare + 1)
 
 
-@pytest.mark.parametrize("quantised", [None, "int8"])
+@pytest.mark.parametrize("kept", [None, "int8"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     ("outputs", "blocks"),
@@ -183,18 +184,18 @@ def test_large_layers_are_apart_in_rows_that_share_no_place(
     outputs: tuple[int, ...],
     blocks: list[tuple[int, int]],
     bias: bool,
-    quantised: module.Quantised | None,
+    kept: module.Quantised | None,
 ) -> None:
     layers = [torch.nn.Linear(8, each, bias=bias).requires_grad_(False) for each in outputs]
     found, affine = module._blocked(layers, outputs)
     assert found == blocks
-    product = module._product(affine, quantised)
+    product = module._product(affine, kept)
     fused = Fused(tuple(map(str, outputs)), 8, outputs, product, found)
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
     assert [y.shape for y in product(x)] == [(5, block.columns) for block in found]
     assert all(y.is_contiguous() for y in product(x))
     exact = torch.cat([layer(x) for layer in layers], 1)
-    torch.testing.assert_close(whole(fused, x), exact, atol=0.03 if quantised else 1e-5, rtol=0)
+    torch.testing.assert_close(whole(fused, x), exact, atol=0.03 if kept else 1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -257,7 +258,7 @@ def test_int8_input_is_held_in_twice_8_bits_whatever_its_row_holds() -> None:
     weight[:, 0] = 127  # so that the weights are what 8 bits hold
     x = torch.randn(40, 96, generator=generator)
     x[::2, 7] *= 300
-    (y,) = module._in_int8([(weight, None)])(x)
+    (y,) = quantised.in_int8([(weight, None)])(x)
     apart = (y.double() - x.double() @ weight.double().T).abs().amax(1)
     step = x.abs().amax(1) / 127 / 254
     assert (apart <= step * 127 * 96**0.5 * 2).all()
@@ -265,13 +266,13 @@ def test_int8_input_is_held_in_twice_8_bits_whatever_its_row_holds() -> None:
 
 @pytest.fixture
 def forms() -> Any:
-    module._integer_form.cache_clear()
+    quantised.integer_form.cache_clear()
     yield
-    module._integer_form.cache_clear()
+    quantised.integer_form.cache_clear()
 
 
-@pytest.mark.parametrize("form", [module._by_onednn, module._by_int_mm])
-def test_every_form_of_the_integer_product_is_exact(form: module.MakeMultiply) -> None:
+@pytest.mark.parametrize("form", [quantised.by_onednn, quantised.by_int_mm])
+def test_every_form_of_the_integer_product_is_exact(form: quantised.MakeMultiply) -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randint(0, 256, (33, 1536), generator=generator).to(torch.uint8)
     weight = torch.randint(-127, 128, (40, 1536), generator=generator).to(torch.int8)
@@ -280,7 +281,7 @@ def test_every_form_of_the_integer_product_is_exact(form: module.MakeMultiply) -
     assert torch.equal(form(weight, scale)(x), right)
 
 
-def cut_off(weight: torch.Tensor, scale: torch.Tensor) -> module.Multiply:
+def cut_off(weight: torch.Tensor, scale: torch.Tensor) -> quantised.Multiply:
     """What a CPU without VNNI may do: sums of pairs in 16 bits."""
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
@@ -290,23 +291,23 @@ def cut_off(weight: torch.Tensor, scale: torch.Tensor) -> module.Multiply:
     return multiply
 
 
-def missing(weight: torch.Tensor, scale: torch.Tensor) -> module.Multiply:
+def missing(weight: torch.Tensor, scale: torch.Tensor) -> quantised.Multiply:
     raise AttributeError("no such operator")
 
 
 @pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize("first", [cut_off, missing])
 def test_form_that_is_wrong_or_missing_gives_way_to_the_next(
-    first: module.MakeMultiply, monkeypatch: pytest.MonkeyPatch
+    first: quantised.MakeMultiply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_by_onednn", first)
-    assert module._integer_form() is module._by_int_mm
+    monkeypatch.setattr(quantised, "by_onednn", first)
+    assert quantised.integer_form() is quantised.by_int_mm
 
 
 @pytest.mark.usefixtures("forms")
 def test_cpu_without_exact_integer_products_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_by_onednn", cut_off)
-    monkeypatch.setattr(module, "_by_int_mm", missing)
+    monkeypatch.setattr(quantised, "by_onednn", cut_off)
+    monkeypatch.setattr(quantised, "by_int_mm", missing)
     with pytest.raises(BaseModelError, match="8-bit") as raised:
         make_trunk(made("llama"), quantised="int8")
     assert "fp32" in (raised.value.hint or "")

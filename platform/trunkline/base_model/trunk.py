@@ -12,7 +12,6 @@ rows (``benchmarks/bench_linear.py``).
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from trunkline.errors import BaseModelError
+from trunkline.base_model.quantised import Affine, in_int8, in_nf4
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same input where they stand in the same module."""
 
-_MOST = 127  # of a signed number in 8 bits
-_ZERO = 128  # of an unsigned one that stands for nothing
-_HALF = 0.5  # numbers are cut off, not rounded, when they become integers
-_FINER = 254  # what rounding leaves is at most a half: 127 steps of the second row
 _PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
 _HALF_PAGE = 2048  # bytes; rows a multiple of it apart fall into the same few places of the cache
 _LINE = 64
@@ -209,10 +204,6 @@ def _outputs(layer: Any) -> int:
     return int(layer.weight.shape[1 if type(layer).__name__ == "Conv1D" else 0])
 
 
-Affine = tuple["torch.Tensor", "torch.Tensor | None"]
-"""Weight ``[columns, in]`` and bias ``[columns]`` of a block."""
-
-
 def _blocked(
     layers: Sequence[Any], outputs: Sequence[int], *, apart: bool = True
 ) -> tuple[list[Block], list[Affine]]:
@@ -271,9 +262,9 @@ def _product(affine: Sequence[Affine], quantised: Quantised | None) -> Product:
 
     weight = affine[0][0]
     if quantised == "int8":
-        return _in_int8(affine)
+        return in_int8(affine)
     if quantised == "nf4":
-        return _in_nf4(affine)
+        return in_nf4(affine)
     if (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
@@ -296,129 +287,5 @@ def _packed(affine: Sequence[Affine]) -> Product:
 
     def product(x: torch.Tensor) -> list[torch.Tensor]:
         return [ops._linear_pointwise(x, weight, bias, "none", [], "") for weight, bias in packed]
-
-    return product
-
-
-def _in_int8(affine: Sequence[Affine]) -> Product:
-    """Weights in 8 bits, inputs in twice 8 bits, sums in 32.
-
-    One scale an output for the weights; one scale a row for the inputs, so that no row depends on
-    its neighbours. A few inputs of a language model are hundreds of times the others (Dettmers et
-    al. 2022, "LLM.int8()"), which 8 bits a row can't hold: what the first 8 leave over is
-    multiplied as a second row. That costs little where reading the weights is what takes time.
-    """
-    import torch
-
-    dtype = affine[0][0].dtype
-    whole, rest = torch.tensor([_ZERO + _HALF, _ZERO + _HALF - _FINER / 2]).unbind()
-    blocks = [(_weight_in_int8(weight), len(weight), bias) for weight, bias in affine]
-
-    def product(x: torch.Tensor) -> list[torch.Tensor]:
-        rows, inputs = x.shape
-        largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12)
-        both = torch.empty((2, rows, inputs), dtype=torch.uint8)
-        coarse, fine = both.unbind()
-        scaled = torch.add(whole, x.div(largest).float(), alpha=_MOST)
-        coarse.copy_(scaled)  # what is cut off is the rest plus a half
-        fine.copy_(torch.add(rest, scaled.frac_(), alpha=_FINER))
-        given = []
-        for multiply, columns, bias in blocks:
-            y, finer = multiply(both.view(-1, inputs)).view(2, rows, columns).unbind()
-            y.add_(finer, alpha=1 / _FINER).mul_(largest)
-            if bias is not None:
-                y.add_(bias)
-            given.append(y.to(dtype))
-        return given
-
-    return product
-
-
-def _weight_in_int8(weight: torch.Tensor) -> Multiply:
-    import torch
-
-    scale = weight.float().abs().amax(1).clamp_(min=1e-12).div_(_MOST)
-    rounded = (weight.float() / scale[:, None]).round_().to(torch.int8)
-    return _integer_form()(rounded, scale / _MOST)
-
-
-Multiply = Callable[["torch.Tensor"], "torch.Tensor"]
-"""``x [rows, in]`` uint8, 128 of which stand for nothing → ``[rows, out]`` float32."""
-
-MakeMultiply = Callable[["torch.Tensor", "torch.Tensor"], Multiply]
-"""Of weights ``[out, in]`` int8 and the scale of each output."""
-
-
-@functools.cache
-def _integer_form() -> MakeMultiply:
-    """The fastest product of integers whose sums are right on this CPU.
-
-    Those of CPUs without instructions for it (VNNI) may add pairs in 16 bits, where large ones are
-    cut off without a word; and not every build of torch has every form.
-
-    Raises:
-        BaseModelError: there is none.
-    """
-    import torch
-
-    x = torch.tensor([[255] * 64, [0] * 64, [_ZERO] * 64], dtype=torch.uint8)
-    weight = torch.full((32, 64), _MOST, dtype=torch.int8)
-    right = (x.float() - _ZERO) @ weight.float().T
-    for make in (_by_onednn, _by_int_mm):
-        try:
-            if make(weight, torch.ones(32))(x).equal(right):
-                return make
-        except (AttributeError, RuntimeError):
-            continue
-    raise BaseModelError(
-        "This CPU, or this build of torch, computes no exact products of 8-bit integers.",
-        "Take --dtype fp32 or bf16.",
-    )
-
-
-def _by_onednn(weight: torch.Tensor, scale: torch.Tensor) -> Multiply:
-    """Weights in the order oneDNN packs them in, scaled as the sums leave the registers."""
-    import torch
-
-    ops: Any = torch.ops.onednn
-    packed = ops.qlinear_prepack(weight, None)
-    zeros = torch.zeros(len(weight), dtype=torch.int64)
-
-    def multiply(x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = ops.qlinear_pointwise(
-            x, 1.0, _ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        return y
-
-    return multiply
-
-
-def _by_int_mm(weight: torch.Tensor, scale: torch.Tensor) -> Multiply:
-    """torch's product of int8, which packs the weights each time."""
-    import torch
-
-    columns = weight.T.contiguous()
-
-    def multiply(x: torch.Tensor) -> torch.Tensor:
-        centred = x.to(torch.int16).sub_(_ZERO).to(torch.int8)
-        return torch._int_mm(centred, columns).float().mul_(scale)
-
-    return multiply
-
-
-def _in_nf4(affine: Sequence[Affine]) -> Product:
-    """Weights in 4 bits, 64 to a scale, by bitsandbytes; inputs as they are."""
-    import bitsandbytes
-
-    packed = [
-        (*bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64), bias)
-        for weight, bias in affine
-    ]
-
-    def product(x: torch.Tensor) -> list[torch.Tensor]:
-        return [
-            bitsandbytes.matmul_4bit(x, weight.t(), quant_state=state, bias=bias)
-            for weight, state, bias in packed
-        ]
 
     return product
