@@ -40,7 +40,6 @@ LONGEST_BATCHED = 200
 Lines = tuple["torch.Tensor", "torch.Tensor"]
 """Rows of a table to sum, one after the other, and where each sum begins."""
 
-
 Blocks = Sequence["torch.Tensor"]
 """What a product gave, ``[tokens, columns]`` each (``base_model/trunk.py``)."""
 

@@ -209,10 +209,10 @@ def _blocked(
 ) -> tuple[list[Block], list[Affine]]:
     """Layers of one input in as few blocks as is good for whoever adds to them.
 
-    On a CPU, thin products are added up to three times as fast to a whole contiguous tensor as to
-    some of its columns, so large layers are apart. And they are added faster where its rows do not
-    lie a multiple of half a page apart, so layers that are alone, or of one size, get a few empty
-    columns more if they would (``benchmarks/bench_linear.py``).
+    On a CPU, a batch of thin products is added in parallel to a whole contiguous tensor, one by one
+    to some of its columns, so large layers are apart. And thin products are added up to twice as
+    fast where the rows do not lie a multiple of half a page apart, so layers that are alone, or of
+    one size, get a few empty columns more if they would (``benchmarks/bench_linear.py``).
 
     Args:
         apart: whether large layers may be; 8-bit products have much to do for each block.
