@@ -129,12 +129,10 @@ class PagedLayer:
                 return
             add(routing, x[:rows], _part(blocks, slice(rows)))
         if routing.even and not (self.packs and routing.even >= LONGEST_BATCHED):
-            tokens = slice(routing.spans[0].start, routing.spans[-1].stop)
-            self._add_even(routing, x[tokens], _part(blocks, tokens))
+            self._add_even(routing, *_spanned(routing, x, blocks))
             return
         if routing.mean_span < SHORT and x.device.type == "cpu":
-            tokens = slice(routing.spans[0].start, routing.spans[-1].stop)
-            self._add_rows(routing.token_by_token, x[tokens], _part(blocks, tokens))
+            self._add_rows(routing.token_by_token, *_spanned(routing, x, blocks))
             return
         for span in routing.spans:
             tokens = slice(span.start, span.stop)
@@ -300,6 +298,15 @@ def _members(fused: Fused) -> Iterator[_Member]:
             columns = own if block.layers > 1 else block.columns
             yield _Member(index, place * PAGE_RANK, column, columns)
             column += columns
+
+
+def _spanned(routing: Routing, x: torch.Tensor, blocks: Blocks) -> tuple[torch.Tensor, Blocks]:
+    """From the first span's start to the last one's end; not cut where that is everything."""
+    start, stop = routing.spans[0].start, routing.spans[-1].stop
+    if start == 0 and stop == len(x):
+        return x, blocks
+    tokens = slice(start, stop)
+    return x[tokens], _part(blocks, tokens)
 
 
 def _part(blocks: Blocks, tokens: slice) -> list[torch.Tensor]:

@@ -121,13 +121,17 @@ def attend(
     group = heads // kv_heads
     both = torch.cat((key[0].transpose(0, 1), value[0].transpose(0, 1)), 1)
     pool.index_copy_(0, layout.places, both)
-    out = torch.empty(tokens, heads, width, dtype=query.dtype, device=query.device)
-    if (rows := layout.rows) > 0:
+    rows = layout.rows
+    if rows > 0:
         assert layout.context is not None
         past = pool.index_select(0, layout.context.view(-1))
         keys, values = past.view(rows, -1, 2, kv_heads, width).permute(2, 0, 3, 1, 4)
         asked = query[0, :, :rows].transpose(0, 1).reshape(rows, kv_heads, group, width)
         given = sdpa(asked, keys, values, attn_mask=layout.mask, scale=scaling)
+        if rows == tokens:
+            return given.reshape(1, tokens, heads, width), None
+    out = torch.empty(tokens, heads, width, dtype=query.dtype, device=query.device)
+    if rows > 0:
         out[:rows].view(rows, kv_heads, group, width).copy_(given)
     for chunk in layout.chunks:
         span = slice(chunk.start, chunk.stop)
