@@ -16,10 +16,10 @@ from streams import Arrival, Course
 
 from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.adapters.bank import Bank
+from trunkline.inference.asked import Asked
 from trunkline.inference.engine import Engine, Work
 from trunkline.inference.kv import BLOCK, Blocks
 from trunkline.inference.request import Request
-from trunkline.inference.sequence import Asked
 from trunkline.inference.sequence import Sequence as Written
 from trunkline.inference.settings import EngineSettings
 from trunkline.inference.step import Part, Stepper

@@ -18,14 +18,13 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Listed
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.bank import Bank
 from trunkline.adapters.routing import Routing
-from trunkline.contracts import Template
 from trunkline.errors import (
     BaseModelError,
     BusyError,
@@ -35,24 +34,23 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
 )
+from trunkline.inference.asked import Asked
 from trunkline.inference.fitness import check_serves
+from trunkline.inference.intake import Intake
 from trunkline.inference.kv import BLOCK, Blocks, bytes_per_token
-from trunkline.inference.prompts import BASE_NEW_TOKENS, encode_request, new_tokens, start_of
-from trunkline.inference.request import Answer, Request, TokenScore
+from trunkline.inference.reloads import Reloads
+from trunkline.inference.request import Answer, TokenScore
 from trunkline.inference.scheduler import Waiting
-from trunkline.inference.sequence import Asked, Sequence
+from trunkline.inference.sequence import Sequence
 from trunkline.inference.settings import MIB, EngineSettings
 from trunkline.inference.step import Part, Stepper, plan
 from trunkline.inference.ticket import End, Served, Ticket, Work
-from trunkline.tasks import AnyTask, GenerationTask, task_from_json
+from trunkline.tasks import GenerationTask
 
 if TYPE_CHECKING:
     from trunkline.base_model import Base
 
 __all__ = ["Engine", "EngineState", "Work"]
-
-_AGAIN_SECONDS = 0.25
-"""After an adapter found no room in memory, so long until it is tried again."""
 
 PATIENCE = 50
 """Rounds of admission in which a request whose adapter finds no place lets others go before."""
@@ -93,19 +91,16 @@ class Engine:
         with ThreadPoolExecutor(1) as apart:
             self.bank, self._stepper = apart.submit(self._make).result()
         self._ends = frozenset(_end_ids(base))
-        self._tasks: dict[str, tuple[AnyTask, Template]] = {}
+        self._intake = Intake(base, self.bank, self._blocks.total * BLOCK)
         self._waiting: Waiting[Sequence] = Waiting()
         self._running: list[Sequence] = []
         self._open: set[Asked] = set()
         self._changed = threading.Condition()
-        self._tokenizing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._draining = False
         self._closed = False
         self._steps = 0
-        self._loader: ThreadPoolExecutor | None = None
-        self._loads: dict[str, Future[Any]] = {}
-        self._later: dict[str, float] = {}
+        self._reloads = Reloads(self.bank, self._wake)
         self._passed_over: dict[str, int] = {}
         atexit.register(_close, weakref.ref(self))
 
@@ -141,7 +136,7 @@ class Engine:
         with self._changed:
             self._check_open()
             self._check_queue()
-        return self._enqueue([self._asked(work)], limited=True)[0]
+        return self._enqueue([self._intake.take(work, self._cancel)], limited=True)[0]
 
     def run(
         self, works: Listed[Work], *, on_done: Callable[[int], None] | None = None
@@ -159,7 +154,7 @@ class Engine:
         asked: list[Asked] = []
         for place, work in enumerate(works):
             try:
-                asked.append(self._asked(work))
+                asked.append(self._intake.take(work, self._cancel))
             except DataError as error:
                 if len(works) == 1:
                     raise
@@ -210,8 +205,7 @@ class Engine:
         with self._changed:
             for asked in list(self._open):
                 self._end(asked, UnavailableError("The engine was closed.", "Ask again."), "failed")
-        if self._loader is not None:
-            self._loader.shutdown(wait=False)
+        self._reloads.close()
 
     # ------------------------------------------------------------------------------ admission
 
@@ -224,45 +218,6 @@ class Engine:
             raise BusyError(
                 f"{waiting} requests are waiting already.",
                 "Try again later, or give the server a longer --queue.",
-            )
-
-    def _asked(self, work: Work) -> Asked:
-        """Check a request and encode it; its adapter is in memory after that."""
-        request, artifact = work.request, work.artifact
-        task, template = self._task(artifact)
-        if artifact is not None:
-            self.bank.load(artifact, work.name)
-        with self._tokenizing:
-            prompt = encode_request(request, work.name, task, template, self.base.tokenizer)
-        limit = new_tokens(request, task)
-        self._check_length(request, len(prompt), limit)
-        digest = artifact.digest if artifact is not None else self.base.digest
-        ticket = Ticket(work, digest, len(prompt), self._cancel)
-        return Asked(ticket, task, prompt, limit)
-
-    def _task(self, artifact: Artifact | None) -> tuple[AnyTask, Template | None]:
-        if artifact is None:
-            return GenerationTask(BASE_NEW_TOKENS), None
-        if (found := self._tasks.get(artifact.digest)) is None:
-            manifest = artifact.manifest
-            found = task_from_json(dict(manifest.task)), manifest.make_template()
-            if len(self._tasks) > 10_000:
-                self._tasks.clear()
-            self._tasks[artifact.digest] = found
-        return found
-
-    def _check_length(self, request: Request, prompt: int, limit: int) -> None:
-        context = self.base.info.context
-        most = min(context, self._blocks.total * BLOCK)
-        if prompt + limit > most:
-            what = f"the base's context of {context}" if most == context else (
-                f"the memory for keys and values, {most} tokens"
-            )  # fmt: skip
-            raise DataError(
-                f"The text {start_of(request)!r} is too long: {prompt} tokens"
-                + (f" and {limit} new ones" if limit else "")
-                + f" don't fit {what}.",
-                "Shorten the text or ask for fewer new tokens." if limit else "Shorten the text.",
             )
 
     def _enqueue(self, asked: Iterable[Asked], *, limited: bool = False) -> list[Ticket]:
@@ -322,7 +277,7 @@ class Engine:
         one by one as they are given back; so after some rounds nobody is admitted until it is.
         """
         key, name = asked.key, asked.ticket.name
-        self._load_again(artifact, name)
+        self._reloads.begin(artifact, name)
         resident = self.bank.get(key)
         if resident is None or resident.placing:
             return False
@@ -333,19 +288,6 @@ class Engine:
             return False
         self._passed_over[key] = rounds = self._passed_over.get(key, 0) + 1
         return None if rounds > PATIENCE else False
-
-    def _load_again(self, artifact: Artifact, name: str) -> None:
-        """Bring an adapter that went off the device while its request waited, beside the steps."""
-        digest = artifact.digest
-        if self._later.get(digest, 0.0) > time.monotonic():
-            return
-        self._later.pop(digest, None)
-        if digest in self._loads or not self.bank.wanted(digest):
-            return
-        if self._loader is None:
-            self._loader = ThreadPoolExecutor(1, "trunkline-loader")
-        self._loads[digest] = future = self._loader.submit(self.bank.load, artifact, name)
-        future.add_done_callback(lambda _: self._wake())
 
     def _wake(self) -> None:
         with self._changed:
@@ -385,17 +327,11 @@ class Engine:
 
     def _sweep(self) -> None:
         """End what was cancelled or is late, and what waits for an adapter that can't be had."""
-        for digest, future in list(self._loads.items()):
-            if future.done():
-                del self._loads[digest]
-                error = future.exception()
-                if isinstance(error, BusyError):
-                    self._later[digest] = time.monotonic() + _AGAIN_SECONDS
-                elif error is not None:
-                    running = {one.asked for one in self._running}
-                    for asked in [one for one in self._open if one.key == digest]:
-                        if asked not in running:
-                            self._end(asked, _told(error), "failed")
+        for digest, error in self._reloads.failed():
+            running = {one.asked for one in self._running}
+            for asked in [one for one in self._open if one.key == digest]:
+                if asked not in running:
+                    self._end(asked, _told(error), "failed")
         for asked in [one for one in self._open if one.cancelled or one.late]:
             if asked.cancelled:
                 self._end(asked, Interrupted("The request was cancelled."), "cancelled")
@@ -442,7 +378,7 @@ class Engine:
             for sequence, output in result.outputs:
                 sequence.asked.output = output
                 self._leave(sequence)
-                self._end(sequence.asked, self._answer(sequence.asked), "done")
+                self._end(sequence.asked, sequence.asked.answer, "done")
             for sequence, broken in result.broken:
                 self._end(sequence.asked, broken, "failed")
 
@@ -475,7 +411,7 @@ class Engine:
         if piece is not None:
             asked.ticket.tell(piece)
         if len(asked.choices) == asked.ticket.work.request.n:
-            self._end(asked, self._answer(asked), "done")
+            self._end(asked, asked.answer, "done")
 
     def _word(self, token: int) -> str:
         return str(self.base.tokenizer.decode([token]))
@@ -501,23 +437,8 @@ class Engine:
             self._leave(sequence)
         self._waiting.remove(lambda one: one.asked is asked)
         self._open.discard(asked)
-        now = time.monotonic()
-        ticket = asked.ticket
-        served = Served(
-            name=ticket.name,
-            digest=ticket.digest,
-            task=asked.task.kind,
-            outcome=outcome,
-            queue_seconds=(asked.admitted or now) - asked.submitted,
-            first_token_seconds=(
-                asked.first_token - asked.submitted if asked.first_token else None
-            ),
-            seconds=now - asked.submitted,
-            prompt_tokens=len(asked.prompt),
-            cached_tokens=asked.cached,
-            new_tokens=asked.new_tokens,
-        )
-        ticket.end(how, served)
+        served = asked.served(outcome)
+        asked.ticket.end(how, served)
         for observer in self.observers:
             try:
                 observer(served)
@@ -525,34 +446,6 @@ class Engine:
                 warnings.warn(f"An observer of the engine failed: {error!r}", stacklevel=2)
         if not self._open:
             self._changed.notify_all()
-
-    def _answer(self, asked: Asked) -> Answer:
-        ticket, task = asked.ticket, asked.task
-        common: dict[str, Any] = {
-            "adapter": ticket.name,
-            "digest": ticket.digest,
-            "task": task.kind,
-            "prompt_tokens": len(asked.prompt),
-            "cached_tokens": asked.cached,
-        }
-        if isinstance(task, GenerationTask):
-            choices = tuple(asked.choices[index] for index in sorted(asked.choices))
-            return Answer(
-                **common,
-                new_tokens=asked.new_tokens,
-                text=choices[0].text,
-                finish=choices[0].finish,
-                choices=choices,
-            )
-        assert asked.output is not None
-        value, chances = task.decode(asked.output[None])[0]
-        return Answer(
-            **common,
-            label=str(value) if task.kind == "classification" else None,
-            probabilities=dict(zip(task.labels, chances, strict=True)) if chances else None,
-            value=float(value) if task.kind == "regression" else None,
-            unit=getattr(task, "unit", None),
-        )
 
 
 def _told(error: BaseException) -> TrunklineError:

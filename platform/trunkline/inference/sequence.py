@@ -5,59 +5,17 @@ Owns: the state of a sequence between two steps. Must not know: threads, other s
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trunkline.adapters.bank import Resident
+from trunkline.inference.asked import Asked
 from trunkline.inference.kv import BLOCK, Lease
 from trunkline.inference.request import Choice, Piece, TokenScore
 from trunkline.inference.sampling import Choosing
-from trunkline.inference.ticket import Ticket
 from trunkline.inference.wording import Wording
-from trunkline.tasks import AnyTask, GenerationTask
-
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(slots=True, eq=False)
-class Asked:
-    """What all sequences of one request share.
-
-    Attributes:
-        choices: those that have ended, by index.
-        output: a head's, ``[outputs]``.
-        unstarted: sequences that wait for the first to have computed the prompt.
-    """
-
-    ticket: Ticket
-    task: AnyTask
-    prompt: list[int]
-    limit: int
-    submitted: float = field(default_factory=time.monotonic)
-    admitted: float | None = None
-    first_token: float | None = None
-    cached: int = 0
-    cancelled: bool = False
-    ended: bool = False
-    choices: dict[int, Choice] = field(default_factory=dict)
-    output: torch.Tensor | None = None
-    unstarted: list[Sequence] = field(default_factory=list)
-    new_tokens: int = 0
-
-    @property
-    def key(self) -> str:
-        """Digest of the version that answers."""
-        return self.ticket.digest
-
-    @property
-    def late(self) -> bool:
-        """Whether the deadline has passed."""
-        deadline = self.ticket.work.request.deadline
-        return deadline is not None and time.monotonic() - self.submitted > deadline
+from trunkline.tasks import GenerationTask
 
 
 class Sequence:

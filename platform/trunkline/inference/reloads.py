@@ -1,0 +1,62 @@
+"""Adapters that went off the device while requests for them wait.
+
+Owns: bringing them back beside the steps, one at a time. Must not know: requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from trunkline.adapters.artifact import Artifact
+from trunkline.adapters.bank import Bank
+from trunkline.errors import BusyError
+
+_AGAIN_SECONDS = 0.25
+"""After an adapter found no room in memory, so long until it is tried again."""
+
+
+class Reloads:
+    """Loads of one bank, in a thread of their own; ``on_end`` is called there after each.
+
+    Not safe from several threads: whoever asks holds a lock of its own.
+    """
+
+    def __init__(self, bank: Bank, on_end: Callable[[], None]) -> None:
+        self._bank = bank
+        self._on_end = on_end
+        self._thread: ThreadPoolExecutor | None = None
+        self._under_way: dict[str, Future[Any]] = {}
+        self._not_before: dict[str, float] = {}
+
+    def begin(self, artifact: Artifact, name: str) -> None:
+        """Bring it back, unless that is under way, has just found no room, or needs no work."""
+        digest = artifact.digest
+        if self._not_before.get(digest, 0.0) > time.monotonic():
+            return
+        self._not_before.pop(digest, None)
+        if digest in self._under_way or not self._bank.wanted(digest):
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "trunkline-loader")
+        self._under_way[digest] = future = self._thread.submit(self._bank.load, artifact, name)
+        future.add_done_callback(lambda _: self._on_end())
+
+    def failed(self) -> Iterator[tuple[str, BaseException]]:
+        """Digest and error of each that ended since and can't be had; no room is not the end."""
+        for digest, future in list(self._under_way.items()):
+            if not future.done():
+                continue
+            del self._under_way[digest]
+            error = future.exception()
+            if isinstance(error, BusyError):
+                self._not_before[digest] = time.monotonic() + _AGAIN_SECONDS
+            elif error is not None:
+                yield digest, error
+
+    def close(self) -> None:
+        """Begin nothing more; what is under way is not waited for."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
