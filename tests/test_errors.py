@@ -46,6 +46,39 @@ def test_http_status_is_an_error_status(kind: type[TrunklineError]) -> None:
     assert 400 <= kind("x").http_status < 600
 
 
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.TrunklineError, None),
+        (errors.UsageError, None),
+        (errors.NotFoundError, "not_found"),
+        (errors.PluginError, None),
+        (errors.DataError, "unusable_input"),
+        (errors.BaseModelError, "base_unavailable"),
+        (errors.BaseMismatchError, "other_base"),
+        (errors.IntegrityError, "damaged_artifact"),
+        (errors.RegistryError, "registry_unavailable"),
+        (errors.TrainingError, None),
+        (errors.RefusedError, "refused"),
+        (errors.Interrupted, "cancelled"),
+        (errors.AuthenticationError, "invalid_api_key"),
+        (errors.ForbiddenError, "forbidden"),
+        (errors.TooLargeError, "too_large"),
+        (errors.BusyError, "busy"),
+        (errors.UnavailableError, "unavailable"),
+        (errors.DeadlineError, "deadline_exceeded"),
+    ],
+)
+def test_code_is_the_one_that_clients_know(kind: type[TrunklineError], code: str | None) -> None:
+    assert kind("x").code == code
+
+
+def test_no_code_stands_for_two_kinds() -> None:
+    codes = [kind.code for kind in EVERY if kind.code is not None]
+
+    assert len(set(codes)) == len(codes)
+
+
 def test_unknown_name_is_answered_with_the_nearest_one_and_the_hint() -> None:
     error = NotFoundError.named("setting", "ranks", ["rank", "alpha"], "See the list.")
 

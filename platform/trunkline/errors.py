@@ -1,6 +1,6 @@
 """The one family of errors that a user can cause.
 
-Owns: the message, the hint, and what they become at the edge (exit code, HTTP status).
+Owns: the message, the hint, and what they become at the edge (exit code, HTTP status and code).
 Must not know: anything else of Trunkline; every other module imports this one.
 
 The command line prints ``Error: <message>`` and ``Hint: <hint>`` and exits with
@@ -19,10 +19,15 @@ class TrunklineError(Exception):
     Args:
         message: one sentence that holds the offending value.
         hint: the next step, if possible a command that can be pasted.
+
+    Attributes:
+        code: the word by which a server tells this kind; None where the status says it all. Clients
+            compare it, so it never changes. A subclass without its own is told by its parent's.
     """
 
     exit_code = 1
     http_status = 500
+    code: str | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -41,6 +46,7 @@ class NotFoundError(UsageError):
     """A name that nothing answers to."""
 
     http_status = 404
+    code = "not_found"
 
     @classmethod
     def named(
@@ -62,30 +68,35 @@ class DataError(TrunklineError):
     """The rows can't be trained on or judged: none, one class, an answer that would be cut off."""
 
     http_status = 422
+    code = "unusable_input"
 
 
 class BaseModelError(TrunklineError):
     """The base can't be had, read, or is not the one that was asked for."""
 
     http_status = 503
+    code = "base_unavailable"
 
 
 class BaseMismatchError(BaseModelError):
     """An adapter meets a base whose weights are not those it was trained on."""
 
     http_status = 409
+    code = "other_base"
 
 
 class IntegrityError(TrunklineError):
     """An artifact is not what its digest says, or holds something that must not be loaded."""
 
     http_status = 422
+    code = "damaged_artifact"
 
 
 class RegistryError(TrunklineError):
     """The registry can't be opened, read or written."""
 
     http_status = 503
+    code = "registry_unavailable"
 
 
 class TrainingError(TrunklineError):
@@ -96,6 +107,7 @@ class RefusedError(TrunklineError):
     """A gate or a rule said no; nothing was changed."""
 
     http_status = 409
+    code = "refused"
 
 
 class Interrupted(TrunklineError):
@@ -103,30 +115,35 @@ class Interrupted(TrunklineError):
 
     exit_code = 130
     http_status = 499
+    code = "cancelled"
 
 
 class AuthenticationError(TrunklineError):
     """A server's request brings no key, or one that is not known."""
 
     http_status = 401
+    code = "invalid_api_key"
 
 
 class ForbiddenError(TrunklineError):
     """A key may not do what was asked with it."""
 
     http_status = 403
+    code = "forbidden"
 
 
 class TooLargeError(TrunklineError):
     """A request is bigger than the server takes."""
 
     http_status = 413
+    code = "too_large"
 
 
 class BusyError(TrunklineError):
     """There is no room for the request now; ``retry_after`` is in seconds."""
 
     http_status = 429
+    code = "busy"
 
     def __init__(self, message: str, hint: str | None = None, *, retry_after: float = 1.0) -> None:
         super().__init__(message, hint)
@@ -137,9 +154,11 @@ class UnavailableError(BusyError):
     """The engine takes no work: it is ending, or not there yet."""
 
     http_status = 503
+    code = "unavailable"
 
 
 class DeadlineError(TrunklineError):
     """The request's own deadline passed before it was answered."""
 
     http_status = 504
+    code = "deadline_exceeded"

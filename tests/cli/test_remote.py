@@ -16,12 +16,17 @@ from cli_runner import invoke
 from trunkline.cli.remote import Remote
 from trunkline.errors import (
     AuthenticationError,
+    BaseMismatchError,
+    BaseModelError,
     BusyError,
     DataError,
     DeadlineError,
     ForbiddenError,
+    IntegrityError,
+    Interrupted,
     NotFoundError,
     RefusedError,
+    RegistryError,
     TooLargeError,
     TrunklineError,
     UnavailableError,
@@ -41,8 +46,10 @@ class Scripted:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         self.replies.append((status, names, body))
 
-    def refuse(self, status: int, message: str = "No.", **headers: str) -> None:
-        body = {"error": {"message": message, "type": "x", "param": None, "code": None}}
+    def refuse(
+        self, status: int, message: str = "No.", code: str | None = None, **headers: str
+    ) -> None:
+        body = {"error": {"message": message, "type": "x", "param": None, "code": code}}
         self.reply(status, json.dumps(body).encode(), **headers)
 
     def stream(self, *data: str) -> None:
@@ -119,6 +126,31 @@ def test_refusal_becomes_one_of_our_errors(
         remote.post("/x", {})
     assert type(caught.value) is kind
     assert caught.value.message == "Not so."
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (409, "other_base", BaseMismatchError),
+        (422, "damaged_artifact", IntegrityError),
+        (499, "cancelled", Interrupted),
+        (503, "base_unavailable", BaseModelError),
+        (503, "registry_unavailable", RegistryError),
+        (504, "deadline_exceeded", DeadlineError),
+        (404, "model_not_found", NotFoundError),
+        (409, "refused", RefusedError),
+        (503, "unavailable", UnavailableError),
+        (418, "busy", TrunklineError),
+        (431, "too_large", TrunklineError),
+    ],
+)
+def test_code_tells_more_than_the_status_where_it_is_one_of_six(
+    server: Scripted, remote: Remote, status: int, code: str, kind: type[TrunklineError]
+) -> None:
+    server.refuse(status, code=code)
+    with pytest.raises(TrunklineError) as caught:
+        remote.get("/x")
+    assert type(caught.value) is kind
 
 
 def test_hint_of_the_server_is_told_as_one(server: Scripted, remote: Remote) -> None:
@@ -236,6 +268,12 @@ def test_error_in_mid_stream_is_raised(server: Scripted, remote: Remote) -> None
     next(told)
     with pytest.raises(TrunklineError, match="The engine failed"):
         next(told)
+
+
+def test_code_in_mid_stream_says_what_kind_of_error_it_is(server: Scripted, remote: Remote) -> None:
+    server.stream('{"error": {"message": "Late.", "code": "deadline_exceeded"}}')
+    with pytest.raises(DeadlineError, match="Late"):
+        next(remote.events("/x", {}))
 
 
 def test_refused_stream_is_an_error(server: Scripted, remote: Remote) -> None:

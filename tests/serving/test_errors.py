@@ -6,6 +6,7 @@ import pytest
 
 from trunkline.errors import (
     AuthenticationError,
+    BaseMismatchError,
     BusyError,
     DataError,
     RegistryError,
@@ -13,7 +14,8 @@ from trunkline.errors import (
     UnavailableError,
     UsageError,
 )
-from trunkline.serving.errors import ApiError, refusal, told, unknown_model
+from trunkline.promotion import GateRefusedError
+from trunkline.serving.errors import ApiError, refusal, told, too_late, unknown_model
 
 
 def test_the_hint_is_part_of_the_message() -> None:
@@ -29,7 +31,10 @@ def test_the_hint_is_part_of_the_message() -> None:
         (BusyError("x"), "rate_limit_error", "busy"),
         (UnavailableError("x"), "server_error", "unavailable"),
         (RegistryError("x"), "server_error", "registry_unavailable"),
+        (BaseMismatchError("x"), "invalid_request_error", "other_base"),
+        (GateRefusedError("x", None, []), "invalid_request_error", "refused"),
         (TrunklineError("x"), "server_error", None),
+        (ApiError("x"), "invalid_request_error", None),
         (ApiError("x", code="c"), "invalid_request_error", "c"),
     ],
 )
@@ -38,6 +43,22 @@ def test_type_and_code_say_what_kind_of_error_it_is(
 ) -> None:
     body = told(error)["error"]
     assert (body["type"], body["code"]) == (kind, code)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "limit"),
+    [
+        (2, "the 2 seconds of its timeout"),
+        (0.5, "the 0.5 seconds of its timeout"),
+        (60, "the 60 seconds that this server gives"),
+        (90, "the 60 seconds that this server gives"),
+        (None, "the 60 seconds that this server gives"),
+    ],
+)
+def test_a_request_that_is_too_late_names_the_limit_that_struck(
+    timeout: float | None, limit: str
+) -> None:
+    assert limit in too_late(timeout, most=60).message
 
 
 def test_what_is_to_be_tried_again_says_when() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trunkline.errors import TooLargeError
 from trunkline.inference.request import Request
@@ -93,6 +93,20 @@ def test_log_probabilities_are_off_unless_asked_for() -> None:
 def test_the_likeliest_tokens_need_log_probabilities() -> None:
     with pytest.raises(ApiError, match="top_logprobs"):
         chat(top_logprobs=3).scores()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 10**400, True, "2", [2]])
+@pytest.mark.parametrize("body", [ChatBody, CompletionBody, PredictBody])
+def test_a_timeout_that_is_no_time_is_refused(body: type[BaseModel], timeout: Any) -> None:
+    fields = {"model": "base", "messages": SAID, "prompt": "x", "input": "x", "timeout": timeout}
+    with pytest.raises(ValidationError) as caught:
+        body.model_validate(fields)
+    assert [one["loc"] for one in caught.value.errors()] == [("timeout",)]
+
+
+@pytest.mark.parametrize("timeout", [2, 0.05, None])
+def test_a_timeout_may_have_decimals_or_be_left_out(timeout: float | None) -> None:
+    assert chat(timeout=timeout).timeout == timeout
 
 
 def test_parts_of_a_message_are_joined() -> None:

@@ -53,15 +53,18 @@ _KINDS: dict[int, type[TrunklineError]] = {
     422: DataError,
     504: DeadlineError,
 }
-_CODES: dict[str, type[TrunklineError]] = {
-    "base_unavailable": BaseModelError,
-    "cancelled": Interrupted,
-    "damaged_artifact": IntegrityError,
-    "deadline_exceeded": DeadlineError,
-    "other_base": BaseMismatchError,
-    "registry_unavailable": RegistryError,
+_TOLD_BY_CODE: dict[str | None, type[TrunklineError]] = {
+    kind.code: kind
+    for kind in (
+        BaseMismatchError,
+        BaseModelError,
+        DeadlineError,
+        IntegrityError,
+        Interrupted,
+        RegistryError,
+    )
 }
-"""What the server's code tells more exactly than its status."""
+"""Where the server's code tells more exactly than its status, or comes without one."""
 
 _HINTS = {
     401: f"Put a key of `trunkline keys create` into {KEY_VARIABLE}.",
@@ -180,7 +183,7 @@ class Remote:
         hint = _HINTS.get(status) or hint
         if (checks := told.get("checks")) is not None:
             return GateRefusedError(message, hint, [GateCheck(**check) for check in checks])
-        kind = _CODES.get(told.get("code") or "") or _KINDS.get(status)
+        kind = _TOLD_BY_CODE.get(told.get("code") or "") or _KINDS.get(status)
         if kind is None and response is not None and status in (429, 503):
             busy = BusyError if status == 429 else UnavailableError
             return busy(message, hint, retry_after=_seconds(response.headers.get("retry-after")))

@@ -18,11 +18,17 @@ from typing import TYPE_CHECKING, Any
 from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
-from trunkline.errors import Interrupted, RegistryError, TrunklineError, UnavailableError
+from trunkline.errors import (
+    DeadlineError,
+    Interrupted,
+    RegistryError,
+    TrunklineError,
+    UnavailableError,
+)
 from trunkline.inference.request import Answer, Piece, Request
 from trunkline.inference.ticket import Ticket
 from trunkline.registry.records import KeyRecord, RequestLine
-from trunkline.serving.errors import ApiError
+from trunkline.serving.errors import ApiError, too_late
 from trunkline.serving.models import Model, find_model
 from trunkline.serving.schemas import check_size
 from trunkline.serving.streams import gone, merged
@@ -60,6 +66,7 @@ class Call:
         self.model: Model | None = None
         self.at = datetime.now(UTC)
         self._started = time.monotonic()
+        self._timeout: float | None = None
         self._tickets: list[Ticket] = []
         self._given_up = False
         self._settled = False
@@ -101,13 +108,16 @@ class Call:
             )
         return model
 
-    async def submit(self, model: Model, texts: list[str], requests: Sequence[Request]) -> None:
+    async def submit(
+        self, model: Model, texts: list[str], requests: Sequence[Request], timeout: float | None
+    ) -> None:
         """Hand all requests to the engine, or none.
 
         Args:
             model: of all of them.
             texts: everything in them that counts against the limits.
             requests: their adapter and deadline are set here.
+            timeout: seconds; None, or more than the server gives, is as long as that gives.
 
         Raises:
             TooLargeError: more than one request may hold.
@@ -116,12 +126,12 @@ class Call:
         settings = self.service.settings
         check_size(texts, settings.max_inputs, settings.max_prompt_chars)
         adapter = None if model.parent is None else model.root
+        self._timeout = timeout
+        most = settings.request_timeout
+        deadline = most if timeout is None else min(timeout, most)
         await self.service.load(
             self._submit,
-            [
-                replace(request, adapter=adapter, deadline=settings.request_timeout)
-                for request in requests
-            ],
+            [replace(request, adapter=adapter, deadline=deadline) for request in requests],
         )
 
     def _submit(self, requests: list[Request]) -> None:
@@ -207,6 +217,8 @@ class Call:
         self.cancel()
         if isinstance(error, Interrupted) and self.service.draining:
             error = UnavailableError("The server ended before the answer did.", "Ask again.")
+        elif isinstance(error, DeadlineError):
+            error = too_late(self._timeout, self.service.settings.request_timeout)
         try:
             await self.settle(error.http_status)
         except RegistryError as unwritten:

@@ -38,7 +38,8 @@ async def chat(body: ChatBody, request: Request) -> Response:
         logprobs=body.scores(),
         **body.sampling(call.service.settings.max_new_tokens),
     )
-    await call.submit(model, ["".join(message["content"] for message in messages)], [asked])
+    said = "".join(message["content"] for message in messages)
+    await call.submit(model, [said], [asked], body.timeout)
     if body.stream:
         return _stream(call, model, body, asked.n)
     answer = (await call.answers(request.receive))[0]

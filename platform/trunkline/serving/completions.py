@@ -41,7 +41,7 @@ async def complete(body: CompletionBody, request: Request) -> Response:
         inference.Request(None, text, logprobs=body.logprobs, raw=model.root == BASE, **sampling)
         for text in prompts
     ]
-    await call.submit(model, prompts, asked)
+    await call.submit(model, prompts, asked, body.timeout)
     n: int = sampling["n"]
     if body.stream:
         return _stream(call, model, body, n)

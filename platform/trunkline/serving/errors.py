@@ -15,23 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from trunkline.errors import (
-    AuthenticationError,
-    BaseMismatchError,
-    BaseModelError,
-    BusyError,
-    DataError,
-    DeadlineError,
-    ForbiddenError,
-    IntegrityError,
-    Interrupted,
-    NotFoundError,
-    RefusedError,
-    RegistryError,
-    TooLargeError,
-    TrunklineError,
-    UnavailableError,
-)
+from trunkline.errors import BusyError, DeadlineError, TrunklineError
 from trunkline.refs import shown
 
 INTERNAL = TrunklineError(
@@ -39,22 +23,6 @@ INTERNAL = TrunklineError(
     "Tell its operator the request's id.",
 )
 
-_CODES: dict[type[TrunklineError], str] = {
-    AuthenticationError: "invalid_api_key",
-    ForbiddenError: "forbidden",
-    NotFoundError: "not_found",
-    TooLargeError: "too_large",
-    DataError: "unusable_input",
-    UnavailableError: "unavailable",
-    BusyError: "busy",
-    DeadlineError: "deadline_exceeded",
-    Interrupted: "cancelled",
-    RefusedError: "refused",
-    IntegrityError: "damaged_artifact",
-    BaseMismatchError: "other_base",
-    BaseModelError: "base_unavailable",
-    RegistryError: "registry_unavailable",
-}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -87,23 +55,31 @@ def unknown_model(asked: str) -> ApiError:
     )
 
 
+def too_late(timeout: float | None, most: float) -> DeadlineError:
+    """Names the limit that struck: the request's own ``timeout``, or the server's ``most``; in
+    seconds."""
+    if timeout is not None and timeout < most:
+        return DeadlineError(
+            f"The request was not answered in the {timeout:g} seconds of its timeout.",
+            f"Give it more, {most:g} at most, or try when less is going on.",
+        )
+    return DeadlineError(
+        f"The request was not answered in the {most:g} seconds that this server gives.",
+        "Ask for less at once, or try when less is going on.",
+    )
+
+
 def told(error: TrunklineError) -> dict[str, Any]:
     """The body of an error: ``{"error": {message, type, param, code}}``."""
     status = error.http_status
-    code: str | None
-    if isinstance(error, ApiError):
-        code, param = error.code, error.param
-    else:
-        code = next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), None)
-        param = None
     fallback = "server_error" if status >= 500 else "invalid_request_error"
     message = f"{error.message} {error.hint}" if error.hint else error.message
     return {
         "error": {
             "message": message,
             "type": _TYPES.get(status, fallback),
-            "param": param,
-            "code": code,
+            "param": error.param if isinstance(error, ApiError) else None,
+            "code": error.code,
         }
     }
 

@@ -54,7 +54,8 @@ async def _predict(
     call.about(body.model, json.dumps(body.input, ensure_ascii=False))
     texts = body.texts()
     model = await call.resolve(body.model, task)
-    await call.submit(model, texts, [inference.Request(None, text) for text in texts])
+    asked = [inference.Request(None, text) for text in texts]
+    await call.submit(model, texts, asked, body.timeout)
     answers = await call.answers(request.receive)
     data = [
         {"index": index, **told(answer), "prompt_tokens": answer.prompt_tokens}

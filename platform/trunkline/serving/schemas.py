@@ -50,6 +50,8 @@ def _storable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_storable)]
 ModelName = Annotated[Text, Field(min_length=1, max_length=256)]
+Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+"""Seconds after which a request is given up; the server's own limit holds beside it."""
 
 
 class TextPart(BaseModel):
@@ -96,6 +98,7 @@ class Generation(BaseModel):
     seed: int | None = None
     stop: Text | list[Text] | None = None
     max_tokens: int | None = None
+    timeout: Timeout | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -213,6 +216,7 @@ class PredictBody(BaseModel):
 
     model: ModelName
     input: Text | list[Text]
+    timeout: Timeout | None = None
 
     def texts(self) -> list[str]:
         """The texts.
