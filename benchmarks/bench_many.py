@@ -6,7 +6,6 @@ requests for 1,000 adapters, which take 2.4 GB of disk while it runs. Asserts no
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
 import time
@@ -51,13 +50,13 @@ class Soaked(Served):
         """Ask each text of its adapter, with at most :data:`IN_FLIGHT` on their way."""
         bank = self.engine.bank
         failures: list[str] = []
-        memory = [_memory()]
+        memory = [timing.memory()]
         most = 0
         on_way: deque[Any] = deque()
         start = time.perf_counter()
         for number, (text, adapter) in enumerate(zip(texts, adapters, strict=True)):
             if number and number % (len(texts) // 4) == 0:
-                memory.append(_memory())
+                memory.append(timing.memory())
             try:
                 on_way.append(self.engine.submit(self.work(text, adapter, NEW)))
             except TrunklineError as error:
@@ -70,7 +69,7 @@ class Soaked(Served):
         seconds = time.perf_counter() - start
         counted = [bank.counters(artifact.digest) for artifact in self.artifacts]
         return Account(
-            failures, seconds, most, bank.budget_bytes, [*memory, _memory()],
+            failures, seconds, most, bank.budget_bytes, [*memory, timing.memory()],
             sum(one.loads for one in counted), sum(one.evictions for one in counted),
         )  # fmt: skip
 
@@ -116,12 +115,6 @@ def _finish(ticket: Any, failures: list[str]) -> None:
         ticket.answer(120)
     except (TrunklineError, TimeoutError) as error:
         failures.append(str(error))
-
-
-def _memory() -> int:
-    """Bytes of this process that are in memory, as Linux tells."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

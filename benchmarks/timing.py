@@ -74,6 +74,12 @@ def timed(work: Callable[[], Any]) -> Callable[[], float]:
     return measure
 
 
+def memory() -> int:
+    """Bytes of this process that are in memory, as Linux tells."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def line(name: str, seconds: float, note: str = "") -> None:
     """Print one time."""
     told = f"{1e3 * seconds:9.3f} ms" if seconds < 0.01 else f"{1e3 * seconds:9.1f} ms"
