@@ -13,6 +13,8 @@ from trunkline.registry.store import Registry
 
 Publish = Callable[..., VersionRecord]
 
+BASE = "sha256:" + "b" * 64
+
 
 def reserve(registry: Registry, run: int | None = None) -> int:
     return registry.reserve_version("medical", "icd10", task="classification", run=run)
@@ -189,6 +191,58 @@ def test_versions_are_listed_newest_first_and_paged(registry: Registry, publish:
 
 
 # ------------------------------------------------------------------------------ resolving
+
+
+def test_versions_of_several_adapters_come_newest_first_with_their_aliases(
+    registry: Registry, publish: Publish
+) -> None:
+    for name in ("b", "a", "a", "c"):
+        publish(name)
+    registry.set_alias(Ref("medical", "a", "1"), "champion")
+    asked = [Ref("medical", "b"), Ref("medical", "a")]
+    assert registry.versions_of(asked, base_digest=BASE, limit=9) == {
+        Ref("medical", name): registry.versions("medical", name) for name in ("a", "b")
+    }
+
+
+def test_versions_of_several_adapters_are_the_visible_ones_of_one_base(
+    registry: Registry, publish: Publish
+) -> None:
+    registry.record_base(
+        digest="other", name="other", source="made", architecture="L", parameters=1, dtype="float32"
+    )
+    for name in ("a", "a", "gone", "strange"):
+        publish(name)
+    for name in ("a", "strange"):
+        number = registry.reserve_version("medical", name, task="classification")
+        registry.publish_version(
+            "medical", name, number, digest="sha256:" + "f" * 64, path=f"medical/{name}/{number}",
+            bytes=1, base_digest="other",
+        )  # fmt: skip
+    registry.reserve_version("medical", "a", task="classification")
+    for ref in ("medical/a@1", "medical/gone@1", "medical/strange@1"):
+        registry.remove_version(Ref.parse(ref), reason="a test")
+    asked = [Ref("medical", name) for name in ("a", "gone", "strange", "unknown")]
+    found = registry.versions_of(asked, base_digest=BASE, limit=9)
+    assert [str(one.ref) for some in found.values() for one in some] == ["medical/a@2"]
+
+
+def test_versions_of_several_adapters_are_bounded_together(
+    registry: Registry, publish: Publish
+) -> None:
+    for name in ("a", "a", "b", "b"):
+        publish(name)
+    asked = [Ref("medical", "a"), Ref("medical", "b")]
+    found = registry.versions_of(asked, base_digest=BASE, limit=3)
+    assert [str(one.ref) for some in found.values() for one in some] == [
+        "medical/a@2",
+        "medical/a@1",
+        "medical/b@2",
+    ]
+
+
+def test_versions_of_no_adapters_are_none(registry: Registry) -> None:
+    assert registry.versions_of([], base_digest=BASE, limit=9) == {}
 
 
 def test_without_a_champion_the_newest_answers(registry: Registry, publish: Publish) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import pytest
+from sqlalchemy import event
 
 from trunkline.errors import BaseMismatchError
+from trunkline.refs import Ref
 from trunkline.registry.records import KeyRecord
 from trunkline.registry.store import Registry
+from trunkline.serving import models as module
 from trunkline.serving.errors import ApiError
-from trunkline.serving.models import ServedBase, find_model, list_models
+from trunkline.serving.models import Model, ServedBase, find_model, list_models
 
 HERE = ServedBase("tiny", "b" * 64, 1)
+ELSEWHERE = "c" * 64
 ALL = [
     "base",
     "medical/icd",
@@ -31,6 +37,84 @@ def ids(registry: Registry, key: KeyRecord | None = None, **page: object) -> lis
     assert isinstance(limit, int)
     assert after is None or isinstance(after, str)
     return [model.id for model in list_models(registry, HERE, key, limit, after)[0]]
+
+
+def publish(registry: Registry, ref: Ref, base: str = HERE.digest) -> None:
+    number = registry.reserve_version(ref.domain, ref.name, task="classification")
+    registry.publish_version(
+        ref.domain, ref.name, number, digest=f"sha256:{number:064x}", path=f"{ref}/{number}",
+        bytes=1, base_digest=base,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def mixed(versions: Registry) -> Registry:
+    """``versions``, and adapters of which some versions are removed, or of another base."""
+    for adapter, bases in {
+        "finance/both": [HERE.digest, ELSEWHERE, HERE.digest, ELSEWHERE],
+        "finance/moved": [HERE.digest, ELSEWHERE],
+        "retail/gone": [HERE.digest],
+        "retail/lost": [HERE.digest] * 4,
+    }.items():
+        for base in bases:
+            publish(versions, Ref.parse(adapter), base)
+    versions.reserve_version("retail", "lost", task="classification")
+    for alias, pointed in {
+        "canary": ["finance/both@1", "retail/lost@3"],
+        "champion": ["finance/moved@1", "retail/lost@1"],
+        "beta": ["finance/both@2", "retail/lost@3"],
+    }.items():
+        for ref in pointed:
+            versions.set_alias(Ref.parse(ref), alias)
+    for ref in ("retail/gone@1", "retail/lost@2", "retail/lost@4"):
+        versions.remove_version(Ref.parse(ref), reason="a test")
+    return versions
+
+
+@pytest.fixture
+def asked_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """``asked_in(page, together)`` sets how many adapters and versions one query asks for."""
+
+    def asked_in(page: int, together: int) -> None:
+        monkeypatch.setattr(module, "_PAGE", page)
+        monkeypatch.setattr(module, "_TOGETHER", together)
+
+    return asked_in
+
+
+ASKED = [(500, 1000), (500, 5), (3, 3), (2, 1), (1, 2)]
+
+
+def found_one_by_one(
+    registry: Registry, key: KeyRecord | None, adapters: Iterable[str]
+) -> list[Model]:
+    """What answers of the base and all that an adapter may have, up to five versions."""
+    selectors = ["", "@beta", "@canary", "@champion", *(f"@{number}" for number in range(5, 0, -1))]
+    names = ["base", *(f"{adapter}{selector}" for adapter in adapters for selector in selectors)]
+    found = []
+    for name in names:
+        try:
+            found.append(find_model(registry, HERE, key, name))
+        except (ApiError, BaseMismatchError):
+            continue
+    return found
+
+
+def statements(registry: Registry, adapters: int, limit: int) -> int:
+    """How many are sent to list the base and ``adapters`` adapters, two versions each."""
+    sent: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *more: object) -> None:
+        sent.append(statement)
+
+    engine = registry._engines.reading
+    key = registry.create_key("me", ["base", *(f"many/a-{one}" for one in range(adapters))])[0]
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        list_models(registry, HERE, key, limit, None)
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    return len(sent)
 
 
 def test_base_names_aliases_and_versions_of_this_base_are_listed(versions: Registry) -> None:
@@ -55,6 +139,53 @@ def test_pages_follow_one_another(versions: Registry, after: str | None) -> None
 def test_a_page_says_whether_there_is_more(versions: Registry) -> None:
     told = [list_models(versions, HERE, None, limit, None)[1] for limit in (len(ALL) - 1, len(ALL))]
     assert told == [True, False]
+
+
+@pytest.mark.parametrize(("page", "together"), ASKED)
+@pytest.mark.parametrize(
+    "patterns", [None, ["*"], ["finance/*", "base"], ["retail/lost", "finance/both"], ["x/*"]]
+)
+def test_the_list_is_what_is_found_one_by_one(
+    mixed: Registry,
+    asked_in: Callable[[int, int], None],
+    patterns: list[str] | None,
+    page: int,
+    together: int,
+) -> None:
+    asked_in(page, together)
+    used = None if patterns is None else key(mixed, *patterns)
+    adapters = ["finance/both", "finance/moved", "medical/icd", "medical/strange"]
+    adapters += ["retail/gone", "retail/lost", "retail/tax"]
+    assert list_models(mixed, HERE, used, 100, None) == (
+        found_one_by_one(mixed, used, adapters),
+        False,
+    )
+
+
+@pytest.mark.parametrize(("page", "together"), ASKED)
+@pytest.mark.parametrize("limit", [1, 3, 7])
+def test_pages_put_together_are_the_list(
+    mixed: Registry, asked_in: Callable[[int, int], None], page: int, together: int, limit: int
+) -> None:
+    whole = ids(mixed)
+    asked_in(page, together)
+    listed: list[str] = []
+    for _ in whole:
+        listed += ids(mixed, limit=limit, after=listed[-1] if listed else None)
+    assert listed == whole
+
+
+@pytest.mark.parametrize("limit", [100, 10_000])
+def test_more_adapters_take_no_more_statements(versions: Registry, limit: int) -> None:
+    for one in range(30):
+        for _ in range(2):
+            publish(versions, Ref("many", f"a-{one}"))
+    assert statements(versions, 30, limit) == statements(versions, 3, limit)
+
+
+def test_no_place_to_go_on_from_is_what_a_key_may_not_use(versions: Registry) -> None:
+    with pytest.raises(ApiError, match="after"):
+        ids(versions, key(versions, "retail/*"), after="medical/icd@1")
 
 
 def test_an_unknown_place_to_go_on_from_is_refused(versions: Registry) -> None:

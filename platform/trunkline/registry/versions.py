@@ -10,7 +10,7 @@ by nobody, and a number that was given out is never given out again.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select, tuple_, update
@@ -32,7 +32,7 @@ from trunkline.registry.publisher import this_process
 from trunkline.registry.records import AdapterRecord, VersionRecord
 from trunkline.registry.runs import take_back_restored
 from trunkline.registry.sources import base_id
-from trunkline.registry.tables import Adapter, Evaluation, Run, Version
+from trunkline.registry.tables import Adapter, Base, Evaluation, Run, Version
 
 _PART = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
 _RELATIVE_PATH = re.compile(rf"{_PART}(?:/{_PART})*", re.ASCII)
@@ -225,6 +225,32 @@ class Versions(Database):
             if before is not None:
                 query = query.where(Version.number < max(0, min(before, _LAST)))
             return version_records(session, session.execute(query).all(), scored=scored)
+
+    def versions_of(
+        self, adapters: Sequence[Ref], *, base_digest: str, limit: int
+    ) -> dict[Ref, list[VersionRecord]]:
+        """The visible versions of several adapters that were made on one base, in two queries.
+
+        Args:
+            adapters: without selectors, a page of them at most.
+            limit: of all versions together; :attr:`AdapterRecord.versions` tells how many to
+                expect.
+
+        Returns:
+            Adapter → its versions, newest first; one that has none on this base is left out.
+        """
+        names = [(adapter.domain, adapter.name) for adapter in adapters]
+        query = (
+            visible_versions()
+            .where(tuple_(Adapter.domain, Adapter.name).in_(names), Base.digest == base_digest)
+            .order_by(Adapter.domain, Adapter.name, Version.number.desc())
+            .limit(limit)
+        )
+        found: dict[Ref, list[VersionRecord]] = {}
+        with self._read() as session:
+            for version in version_records(session, session.execute(query).all()):
+                found.setdefault(Ref(version.domain, version.name), []).append(version)
+        return found
 
     def resolve(self, ref: Ref, *, suggest: bool = True) -> tuple[VersionRecord, str]:
         """The version that answers ``ref``, and by what: ``number``, ``alias``, ``digest``, or,

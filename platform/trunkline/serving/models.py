@@ -6,7 +6,7 @@ registry and blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from trunkline.serving.errors import ApiError, unknown_model
 
 MOST_LISTED = 10_000
 _PAGE = 500
+
+_TOGETHER = 1000
+"""So many versions are asked for at once, or those of one adapter that has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def list_models(
         ApiError: 400, ``after`` is not in the list.
     """
     found: list[Model] = []
-    for model in _behind(registry, base, key, after):
+    for model in _behind(registry, base, key, limit, after):
         if len(found) == limit:
             return found, True
         found.append(model)
@@ -109,45 +112,78 @@ def list_models(
 
 
 def _behind(
-    registry: Registry, base: ServedBase, key: KeyRecord | None, after: str | None
+    registry: Registry, base: ServedBase, key: KeyRecord | None, limit: int, after: str | None
 ) -> Iterator[Model]:
+    """The models behind ``after``, asked for as they are taken; ``limit`` of them are expected."""
     reached = after is None
     if _may_use(key, BASE):
         if reached:
             yield _of_base(base)
         reached = reached or after == BASE
-    for adapter in _adapters(registry, None if reached else after):
-        if not _may_use(key, str(adapter.ref)):
-            continue
-        for model in _models_of(registry, base, adapter):
-            if reached:
-                yield model
-            reached = reached or model.id == after
+    for page in _pages(registry, None if reached else after):
+        usable = [adapter for adapter in page if _may_use(key, str(adapter.ref))]
+        for adapter, versions in _with_versions(registry, base, usable, limit):
+            for model in _models_of(base, adapter, versions):
+                if reached:
+                    yield model
+                reached = reached or model.id == after
         if not reached:
             break
     if not reached:
         raise ApiError("after is no model's id.", "Give the last id of a page.", param="after")
 
 
-def _adapters(registry: Registry, after: str | None) -> Iterator[AdapterRecord]:
-    """All adapters, or the one that ``after`` is of and those behind it."""
+def _pages(registry: Registry, after: str | None) -> Iterator[list[AdapterRecord]]:
+    """All adapters, or the one that ``after`` is of, by itself, and those behind it."""
     last: Ref | None = None
     if after is not None:
         try:
             last = Ref.parse(after)
-            yield registry.adapter(last.domain, last.name)
+            yield [registry.adapter(last.domain, last.name)]
         except (UsageError, NotFoundError):
             return
     while page := registry.adapters(limit=_PAGE, after=last):
-        yield from page
+        yield page
         last = page[-1].ref
 
 
-def _models_of(registry: Registry, base: ServedBase, adapter: AdapterRecord) -> list[Model]:
-    versions = {
-        version.number: version
-        for version in registry.versions(adapter.domain, adapter.name, limit=MOST_LISTED)
-    }
+def _with_versions(
+    registry: Registry, base: ServedBase, adapters: Sequence[AdapterRecord], expected: int
+) -> Iterator[tuple[AdapterRecord, Sequence[VersionRecord]]]:
+    """Each adapter with its newest versions, ``MOST_LISTED`` at most; in few queries."""
+    for batch in _batches(adapters, expected):
+        first = batch[0]
+        if first.versions > _TOGETHER:
+            yield first, registry.versions(first.domain, first.name, limit=MOST_LISTED)
+            continue
+        refs = [adapter.ref for adapter in batch]
+        # What is published meanwhile has room up to the limit, so that nothing is cut off.
+        found = registry.versions_of(refs, base_digest=base.digest, limit=MOST_LISTED)
+        for adapter, ref in zip(batch, refs, strict=True):
+            yield adapter, found.get(ref, ())
+
+
+def _batches(adapters: Sequence[AdapterRecord], expected: int) -> Iterator[list[AdapterRecord]]:
+    """Neighbours with as many versions together as are expected, then with twice as many each time,
+    but never more than ``_TOGETHER``; an adapter that has more stands alone."""
+    room = min(expected, _TOGETHER)
+    batch: list[AdapterRecord] = []
+    together = 0
+    for adapter in adapters:
+        together += adapter.versions
+        if batch and together > room:
+            yield batch
+            room = min(2 * room, _TOGETHER)
+            batch, together = [], adapter.versions
+        batch.append(adapter)
+    if batch:
+        yield batch
+
+
+def _models_of(
+    base: ServedBase, adapter: AdapterRecord, listed: Sequence[VersionRecord]
+) -> list[Model]:
+    versions = {version.number: version for version in listed}
     name = str(adapter.ref)
     numbers = {name: adapter.aliases.get(CHAMPION, adapter.newest)}
     numbers |= {f"{name}@{alias}": number for alias, number in sorted(adapter.aliases.items())}
