@@ -331,10 +331,17 @@ class Platform(Lifecycle):
         return cross_validate(bench, ingredients, folds)
 
     def evaluate(self, adapter: str, *, listener: Listener | None = None) -> Judgement:
-        """Judge a version on its own test rows again, and record it."""
+        """Judge a version on its own test rows again, and record it.
+
+        Raises:
+            DataError: it came without a dataset, or its dataset can't be judged on.
+        """
+        from trunkline.promotion import without_rows
         from trunkline.training.judging import evaluate_version
 
         version = self.resolve(adapter)
+        if version.dataset is None:
+            raise without_rows(version)
         settings = dict(self.registry.run(version.run).settings) if version.run else {}
         ingredients = self.ingredients(version.ref.adapter, settings)
         return evaluate_version(self._bench(listener, lambda: False), ingredients, version)

@@ -132,7 +132,7 @@ def promote(
             f"The gate refuses {version.ref}: "
             + "; ".join(f"{check.name}: no ({check.figures})" for check in failed)
             + ".",
-            _advice(version.ref, failed),
+            _advice(version, failed),
             checks,
         )
     registry.move_alias(
@@ -245,13 +245,26 @@ def check_persons(promoter: Actor, makers: Sequence[str]) -> GateCheck:
     return GateCheck(TWO_PERSONS, bool(makers), figures)
 
 
-def _advice(ref: Ref, failed: Sequence[GateCheck]) -> str:
+def without_rows(version: VersionRecord) -> DataError:
+    """Why an imported version without a dataset has no judgement, and what can be done with it."""
+    return DataError(
+        f"{version.ref} can't be judged: it came without a dataset, so there are no rows to judge "
+        "it on.",
+        f'`trunkline adapters promote {version.ref} --force --reason "…"` lets it go live all the '
+        "same.",
+    )
+
+
+def _advice(version: VersionRecord, failed: Sequence[GateCheck]) -> str:
+    ref = version.ref
     if all(check.name == TWO_PERSONS for check in failed):
         return (
             "Somebody else may, with an administrator's key of their own: "
             f"TRUNKLINE_API_KEY=… trunkline adapters promote {ref} --url URL."
         )
     if any(check.name in (JUDGED_HERE, JUDGED) for check in failed):
+        if version.dataset is None:
+            return f"{(why := without_rows(version)).message} {why.hint}"
         return f"Judge it here with `trunkline eval {ref}`, where the plugin of its recipe is."
     return f'Train a better one, or `trunkline adapters promote {ref} --force --reason "…"`.'
 

@@ -155,7 +155,7 @@ def test_a_backup_in_json(db: Db, path: Path, tmp_path: Path) -> None:
 def test_a_backup_is_not_written_over(db: Db, tmp_path: Path) -> None:
     (tmp_path / "copy.db").write_text("mine")
     told = db("backup", str(tmp_path / "copy.db"))
-    assert (told.exit_code, (tmp_path / "copy.db").read_text()) == (1, "mine")
+    assert (told.exit_code, (tmp_path / "copy.db").read_text()) == (2, "mine")
     assert "Name another file" in told.stderr
 
 

@@ -50,7 +50,9 @@ WRONG_USE = [
     (("adapters", "show", "toy/animal"), "Did you mean 'toy/animals'?"),
     (("adapters", "promote", "toy/prices", "--alias", "latest"), "is reserved"),
     (("runs", "show", "99"), "trunkline runs list"),
-    (("lineage", "run/0"), "'0' is not the number of a run"),
+    (("lineage", "run/0"), "'run/0' is not the number of a run"),
+    (("runs", "diff", "1", "run/2/3"), "'run/2/3' is not the number of a run"),
+    (("runs", "list", "--before", "9" * 20), "is not the number of a run"),
     (("adapters", "history", "toy/animals", "--limit", "9" * 20), "is not in the range"),
     (("base", "show", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
     (("base", "pull", "--from", "nothing.whl", "smollm2-135m"), "There is no file"),
@@ -60,7 +62,7 @@ WRONG_USE = [
     (("adapters", "list", "--jsn"), "Did you mean '--json'?"),
     (("adapters", "list", "--workspace", "x"), "`trunkline --workspace … adapters list …`"),
     (("train",), "Missing argument 'RECIPE'"),
-    (("runs", "show", "one"), "'one' is not a valid integer"),
+    (("runs", "show", "one"), "'one' is not the number of a run"),
 ]
 
 
@@ -71,6 +73,50 @@ def test_wrong_use_exits_with_2(run: Run, words: tuple[str, ...], told: str) -> 
     lines = [line for line in result.stderr.splitlines() if line.startswith(("Error", "Hint"))]
     assert [line.partition(":")[0] for line in lines] == ["Error", "Hint"]
     assert told in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("adapters", "export", "toy/animals"), ("audit", "export"), ("db", "backup")],
+    ids=" ".join,
+)
+def test_file_that_is_there_is_wrong_use_whoever_writes_it(
+    run: Run, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    there.write_text("mine")
+    result = run(*words, str(there))
+    assert (result.exit_code, result.stdout, there.read_text()) == (2, "", "mine")
+    assert "Name another file" in result.stderr
+
+
+CLEAR = "\x1b[2J\x9b2J\u202e"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("runs", "list", CLEAR),
+        ("runs", "list", f"--{CLEAR}"),
+        ("runs", CLEAR),
+        ("adapters", "list", "--limit", CLEAR),
+        ("plugins", "show", CLEAR),
+        ("db", "backup", f"/nowhere/{CLEAR}/x.db"),
+    ],
+    ids=["argument", "option", "command", "value", "name", "path"],
+)
+def test_control_characters_of_an_argument_are_told_and_not_sent(
+    run: Run, words: tuple[str, ...]
+) -> None:
+    told = run(*words).stderr
+    assert told.isascii()
+    assert r"\x1b[2J\x9b2J\u202e" in told
+    assert "\x1b" not in told
+
+
+def test_error_stays_in_its_line_whatever_was_typed(run: Run) -> None:
+    lines = run("runs", "list", "x\nError: y").stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["Error", "Hint"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,35 @@ def test_imported_version_is_shown_as_verified(bring: Import, workspace: Path) -
     shown = invoke("--workspace", str(workspace), "adapters", "show", "toy/kinds")
     assert shown.exit_code == 0
     assert "verified" in shown.stdout
+
+
+def test_imported_version_is_shown_with_a_next_step_that_works(
+    bring: Import, workspace: Path
+) -> None:
+    bring()
+    told = invoke("--workspace", str(workspace), "adapters", "show", "toy/kinds").stderr
+    assert "trunkline eval" not in told
+    assert "can't be judged: it came without a dataset" in told
+    command = shlex.split(told.split("`")[1])[1:]
+    assert invoke("--workspace", str(workspace), *command).exit_code == 0
+
+
+def test_judging_an_imported_version_says_why_it_can_t_be(bring: Import, workspace: Path) -> None:
+    bring()
+    told = invoke("--workspace", str(workspace), "eval", "toy/kinds")
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert "Error: toy/kinds@1 can't be judged: it came without a dataset" in told.stderr
+    assert "--force" in told.stderr
+
+
+def test_gate_names_the_one_way_by_which_an_imported_version_goes_live(
+    bring: Import, workspace: Path
+) -> None:
+    bring()
+    told = invoke("--workspace", str(workspace), "adapters", "promote", "toy/kinds")
+    assert told.exit_code == 1
+    assert "trunkline eval" not in told.stderr
+    assert '`trunkline adapters promote toy/kinds@1 --force --reason "…"`' in told.stderr
 
 
 def test_labels_come_from_a_file(bring: Import, tmp_path: Path) -> None:

@@ -145,6 +145,16 @@ def test_runs_diff_prints_both_columns(run: Run) -> None:
     assert "different rows" in result.stderr
 
 
+def test_runs_diff_takes_runs_as_they_are_printed(run: Run) -> None:
+    printed = run("runs", "diff", "run/1", "run/2")
+    assert printed.exit_code == 0
+    assert printed.stdout == run("runs", "diff", "1", "2").stdout
+
+
+def test_runs_show_takes_a_run_as_it_is_printed(run: Run) -> None:
+    assert parsed(run, "runs", "show", "run/2")["number"] == 2
+
+
 def test_diff_with_itself_says_that_nothing_differs(run: Run) -> None:
     result = run("adapters", "diff", "toy/animals", "toy/animals@1")
     assert "Nothing differs" in result.stderr

@@ -62,6 +62,32 @@ def test_rebuild_says_what_is_lost(run_copy: Run, lose: Any) -> None:
     assert (found["versions"], found["runs"], found["left_out"]) == (3, 3, [])
 
 
+@pytest.fixture
+def damaged(run_copy: Run, lose: Any, tmp_path: Path) -> Run:
+    """Runs the program where the registry is lost and one of three artifacts is damaged."""
+    lose()
+    weights = tmp_path / "copy/adapters/toy/prices/1/adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    return run_copy
+
+
+def test_rebuild_that_left_something_out_fails_and_says_so_at_the_end(damaged: Run) -> None:
+    done = damaged("db", "rebuild")
+    assert done.exit_code == 1
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error == "Error: 1 of 3 artifacts was left out; the rest was rebuilt."
+    assert hint.startswith("Hint: ")
+    assert "toy/prices/1 is left out: " in done.stderr
+
+
+def test_rebuild_that_left_something_out_has_rebuilt_the_rest(damaged: Run) -> None:
+    found = json.loads(damaged("db", "rebuild", "--json").stdout)
+    assert (found["versions"], found["left_out"]) == (2, ["toy/prices/1"])
+    assert damaged("adapters", "verify", "--all").exit_code == 0
+
+
 def test_rebuilt_workspace_answers_as_before(run_copy: Run, lose: Any) -> None:
     asked = ("predict", "toy/animals", "a sparrow", "--json")
     before = json.loads(run_copy(*asked).stdout)

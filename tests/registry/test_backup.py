@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, select, text
 
 from forks import alone
 from postgres_server import lent_database
-from trunkline.errors import IntegrityError, NotFoundError, RefusedError, RegistryError
+from trunkline.errors import IntegrityError, NotFoundError, RefusedError, RegistryError, UsageError
 from trunkline.refs import Ref
 from trunkline.registry import copying, from_backup
 from trunkline.registry.backup import back_up
@@ -197,7 +197,7 @@ def test_a_backup_is_of_one_moment_though_others_write(
 
 def test_no_backup_is_written_over(full: Registry, url: str, backup: Path) -> None:
     before = backup.read_bytes()
-    with pytest.raises(RefusedError, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         back_up(url, backup)
     assert backup.read_bytes() == before
 

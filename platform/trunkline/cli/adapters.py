@@ -285,6 +285,11 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     )
     if judged:
         print_judgement(judged[0], slices=True)
+    elif version.dataset is None:
+        from trunkline.promotion import without_rows
+
+        why = without_rows(version)
+        note(f"{why.message} {why.hint}")
     else:
         note(f"Not judged yet: `trunkline eval {version.ref}`.")
     heading("Versions")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trunkline.cli.command import Command
-from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.options import Globals, run_number, with_globals
 from trunkline.cli.output import (
     figure,
     heading,
@@ -69,14 +69,15 @@ def adapters_diff(said: Globals, a: str, b: str, as_json: bool) -> None:
     test.accuracy  0.788  0.703      -0.085
     """,
 )
-@click.argument("a", type=int)
-@click.argument("b", type=int)
+@click.argument("a", type=run_number)
+@click.argument("b", type=run_number)
 @json_option
 @with_globals
 def runs_diff(said: Globals, a: int, b: int, as_json: bool) -> None:
     """Tell what differs between two runs: settings, data, base, environment, report, figures.
 
-    What both have in common is left out. The difference of a figure is B minus A.
+    A and B are numbers of runs, written 3 or run/3. What both have in common is left out. The
+    difference of a figure is B minus A.
     """
     from trunkline.registry.compare import compare
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import click
 
 from trunkline.cli.command import Command
-from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.options import Globals, run_number, with_globals
 from trunkline.cli.output import json_option, note, print_json
 from trunkline.errors import UsageError
-from trunkline.refs import BASE, Ref, shown
+from trunkline.refs import BASE, Ref
 
 if TYPE_CHECKING:
     from trunkline.registry.lineage import Lineage
     from trunkline.registry.store import Registry
-
-_RUN = re.compile(r"run/([1-9][0-9]{0,8})", re.ASCII)
 
 
 @click.command(
@@ -85,12 +82,8 @@ def lineage(said: Globals, what: str | None, request: str | None, as_json: bool)
 
 
 def _traced(registry: Registry, what: str) -> Lineage:
-    if (run := _RUN.fullmatch(what)) is not None:
-        return registry.lineage_of_run(int(run[1]))
     if what.startswith("run/"):
-        raise UsageError(
-            f"{shown(what[4:])} is not the number of a run.", "Write for example run/3."
-        )
+        return registry.lineage_of_run(run_number(what))
     if what.startswith("sha256:"):
         return registry.lineage_of_digest(what)
     return registry.lineage(Ref.parse(what))

@@ -1,20 +1,27 @@
 """The global options, and the platform that they open.
 
-Owns: what stands before the command on the command line. Must not know: any noun.
+Owns: what stands before the command on the command line, and words that several commands take.
+Must not know: what they do with them.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import click
 
+from trunkline.errors import UsageError
+from trunkline.refs import shown
+
 if TYPE_CHECKING:
     from trunkline.api import Platform
     from trunkline.inference.settings import EngineSettings
     from trunkline.registry.records import VersionRecord
+
+_RUN = re.compile(r"(?:run/)?([1-9][0-9]{0,8})", re.ASCII)
 
 
 @dataclass
@@ -70,6 +77,21 @@ class Globals:
         why = f" ({how})" if how in ("champion", "newest") else ""
         click.echo(f"{version.ref}{why}", err=True)
         return version
+
+
+def run_number(text: str) -> int:
+    """The number of a run that is written ``3`` or ``run/3``; both are printed.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    found = _RUN.fullmatch(text)
+    if found is None:
+        raise UsageError(
+            f"{shown(text)} is not the number of a run.",
+            "Write for example 3 or run/3; `trunkline runs list` shows them.",
+        )
+    return int(found[1])
 
 
 url_option = click.option(

@@ -1,9 +1,11 @@
 """``trunkline db rebuild``: a registry that was lost, made again from the artifacts.
 
-Owns: its words. Must not know: what is read from an artifact.
+Owns: its words and exit code. Must not know: what is read from an artifact.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -11,6 +13,10 @@ from trunkline.cli.command import Command
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import counted, json_option, note, plain, print_fields, print_json
 from trunkline.cli.progress import working
+from trunkline.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from trunkline.adapters.rebuild import Rebuild
 
 
 @click.command(
@@ -35,8 +41,9 @@ def rebuild(said: Globals, as_json: bool) -> None:
     """Make a lost registry again out of what stands in the artifacts.
 
     Bases, datasets, runs' summaries, versions and cards come back. What only the database knew is
-    lost, and the command says what that is. A registry that holds anything is left alone: if it is
-    only damaged, `trunkline db restore` of a backup brings back everything.
+    lost, and the command says what that is. What is damaged is left out and named, the rest comes
+    back, and the command exits 1. A registry that holds anything is left alone: if it is only
+    damaged, `trunkline db restore` of a backup brings back everything.
     """
     from trunkline.adapters.rebuild import LOST, rebuild_registry
 
@@ -48,14 +55,26 @@ def rebuild(said: Globals, as_json: bool) -> None:
     note(f"Lost for good: {LOST}.")
     if as_json:
         print_json({**plain(done), "lost": LOST})
-        return
-    print_fields(
-        [
-            ("bases", done.bases),
-            ("datasets", done.datasets),
-            ("runs", done.runs),
-            ("versions", done.versions),
-            ("left out", counted(len(done.left_out), "artifact") if done.left_out else None),
-            ("cards", f"{done.cards} written anew"),
-        ]
+    else:
+        print_fields(
+            [
+                ("bases", done.bases),
+                ("datasets", done.datasets),
+                ("runs", done.runs),
+                ("versions", done.versions),
+                ("left out", counted(len(done.left_out), "artifact") if done.left_out else None),
+                ("cards", f"{done.cards} written anew"),
+            ]
+        )
+    if done.left_out:
+        _fail(done)
+
+
+def _fail(done: Rebuild) -> NoReturn:
+    count = len(done.left_out)
+    out_of = counted(done.versions + count, "artifact")
+    raise IntegrityError(
+        f"{count} of {out_of} {'was' if count == 1 else 'were'} left out; the rest was rebuilt.",
+        "What was said above tells why. Bring those back from a copy and rebuild once more into an "
+        "empty registry, or take them out of the store, so that their numbers are free.",
     )

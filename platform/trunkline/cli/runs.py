@@ -11,7 +11,7 @@ import click
 from trunkline.cli.adapters import limit_option
 from trunkline.cli.command import Group
 from trunkline.cli.judgement_view import print_judgement
-from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.options import Globals, run_number, with_globals
 from trunkline.cli.output import (
     counted,
     duration,
@@ -53,7 +53,9 @@ def runs() -> None:
     """,
 )
 @click.option("--recipe", metavar="NAME", help="Only those of one recipe.")
-@click.option("--before", type=int, metavar="RUN", help="Only older ones, for the next page.")
+@click.option(
+    "--before", type=run_number, metavar="RUN", help="Only older ones, for the next page."
+)
 @limit_option
 @json_option
 @with_globals
@@ -110,7 +112,7 @@ def list_(said: Globals, recipe: str | None, before: int | None, limit: int, as_
     …
     """,
 )
-@click.argument("number", type=int)
+@click.argument("number", type=run_number)
 @json_option
 @with_globals
 def show(said: Globals, number: int, as_json: bool) -> None:

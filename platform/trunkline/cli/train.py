@@ -9,7 +9,7 @@ import click
 
 from trunkline.cli.command import Command
 from trunkline.cli.judgement_view import print_judgement
-from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.options import Globals, run_number, with_globals
 from trunkline.cli.output import (
     bytes_text,
     counts,
@@ -75,7 +75,9 @@ set_option = click.option(
 @click.argument("recipe")
 @set_option
 @click.option("--dry-run", is_flag=True, help="Only show the resolved recipe and its cost.")
-@click.option("--resume", type=int, metavar="RUN", help="Go on with a run that did not finish.")
+@click.option(
+    "--resume", type=run_number, metavar="RUN", help="Go on with a run that did not finish."
+)
 @json_option
 @with_globals
 def train(

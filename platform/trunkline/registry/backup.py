@@ -23,7 +23,7 @@ from sqlalchemy import URL, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from trunkline.errors import RefusedError, RegistryError
+from trunkline.errors import RegistryError, UsageError
 from trunkline.registry import copying
 from trunkline.registry.chain import EVENTS, REQUESTS, Head, head_of
 from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, rewriting, translated
@@ -70,13 +70,13 @@ def back_up(
     A SQLite registry of an older schema is copied as it is; on PostgreSQL it is migrated first.
 
     Raises:
-        RefusedError: ``target`` exists already.
+        UsageError: ``target`` exists already.
         RegistryError: the registry can't be read or is newer than this code, or the file can't be
             written.
     """
     target = target.absolute()
-    if target.exists():
-        raise RefusedError(
+    if os.path.lexists(target):
+        raise UsageError(
             f"The file '{target}' exists already, and no backup is written over.",
             "Name another file.",
         )
