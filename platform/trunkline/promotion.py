@@ -264,7 +264,8 @@ def _advice(version: VersionRecord, failed: Sequence[GateCheck]) -> str:
         )
     if any(check.name in (JUDGED_HERE, JUDGED) for check in failed):
         if version.dataset is None:
-            return f"{(why := without_rows(version)).message} {why.hint}"
+            why = without_rows(version)
+            return f"{why.message} {why.hint}"
         return f"Judge it here with `trunkline eval {ref}`, where the plugin of its recipe is."
     return f'Train a better one, or `trunkline adapters promote {ref} --force --reason "…"`.'
 

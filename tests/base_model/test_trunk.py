@@ -261,7 +261,7 @@ def test_int8_input_is_held_in_twice_8_bits_whatever_its_row_holds() -> None:
     (y,) = quantised.in_int8([(weight, None)])(x)
     apart = (y.double() - x.double() @ weight.double().T).abs().amax(1)
     step = x.abs().amax(1) / 127 / 256
-    assert (apart <= step * 127 * 96**0.5).all()
+    assert (apart <= step * 127 * 96**0.5 * 0.75).all()
 
 
 @pytest.fixture

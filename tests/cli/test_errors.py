@@ -14,6 +14,7 @@ import pytest
 from cli_runner import invoke
 from toy_plugin import install_toy
 from trunkline import api
+from trunkline.cli.output import note
 
 if TYPE_CHECKING:
     from conftest import Run, Shared
@@ -112,6 +113,13 @@ def test_control_characters_of_an_argument_are_told_and_not_sent(
     assert told.isascii()
     assert r"\x1b[2J\x9b2J\u202e" in told
     assert "\x1b" not in told
+
+
+def test_control_characters_in_a_note_are_told_and_not_sent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    note(f"{CLEAR} is left out")
+    assert capsys.readouterr().err == "\\x1b[2J\\x9b2J\\u202e is left out\n"
 
 
 def test_error_stays_in_its_line_whatever_was_typed(run: Run) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -204,6 +207,15 @@ def test_thousands_of_requests_that_come_and_are_cancelled_at_random_leave_nothi
     engine.close()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C counts, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_keyboard_interrupt_while_waiting_ends_all_of_it(base: Base) -> None:
     engine = never_ending(Engine(base, EngineSettings(rows=2)))
     whole, steps = engine._stepper.run, itertools.count()
@@ -355,6 +367,36 @@ def test_closing_tells_all_that_is_left(
     one.assert_nothing_is_held()
     with pytest.raises(UnavailableError):
         one.ask(None)
+
+
+def test_closed_engine_goes_at_once_with_all_its_memory(base: Base) -> None:
+    engine = Engine(base)
+    engine.run([work_for(max_new_tokens=1)])
+    engine.close()
+    gone = [weakref.ref(one) for one in (engine, engine.bank, engine._stepper)]
+    gc.collect()
+    gc.disable()
+    try:
+        del engine
+        assert [one() for one in gone] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+def test_time_that_an_adapter_takes_to_load_counts_against_the_deadline(
+    base: Base, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(base)
+    load = engine.bank.load
+
+    def slowly(*what: Any) -> Any:
+        time.sleep(0.3)
+        return load(*what)
+
+    monkeypatch.setattr(engine.bank, "load", slowly)
+    with pytest.raises(DeadlineError):
+        engine.run([work_for(made["low"].artifact, max_new_tokens=1, deadline=0.2)])
+    engine.close()
 
 
 def test_closing_ends_the_thread(base: Base) -> None:

@@ -202,6 +202,15 @@ def test_no_backup_is_written_over(full: Registry, url: str, backup: Path) -> No
     assert backup.read_bytes() == before
 
 
+def test_no_backup_is_written_through_a_dangling_link(
+    full: Registry, url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "nowhere.db")
+    with pytest.raises(UsageError, match="exists already"):
+        back_up(url, tmp_path / "link.db")
+    assert not (tmp_path / "nowhere.db").exists()
+
+
 def test_a_backup_that_can_not_be_written_leaves_nothing(
     full: Registry, url: str, tmp_path: Path
 ) -> None:

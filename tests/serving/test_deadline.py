@@ -59,12 +59,13 @@ def client(http: TestClient) -> OpenAI:
 
 
 @pytest.fixture
-def deadlines(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+def deadlines(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the engine is given, in seconds; every request is late whatever that is."""
-    given: list[float | None] = []
+    given: list[float] = []
     submit = platform.engine.submit
 
     def hurried(work: Work) -> Ticket:
+        assert work.request.deadline is not None
         given.append(work.request.deadline)
         return submit(replace(work, request=replace(work.request, deadline=AT_ONCE)))
 
@@ -76,13 +77,14 @@ def deadlines(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> list[float
 @pytest.mark.parametrize(("timeout", "limit"), [(2, 2), (90, 60), (None, 60)])
 def test_the_shorter_limit_holds(
     http: TestClient,
-    deadlines: list[float | None],
+    deadlines: list[float],
     path: str,
     timeout: float | None,
     limit: float,
 ) -> None:
     http.post(path, json={**ROUTES[path], "timeout": timeout})
-    assert set(deadlines) == {limit}
+    assert deadlines
+    assert all(limit / 2 < left <= limit for left in deadlines)  # from the request's arrival
 
 
 @every_route

@@ -70,6 +70,7 @@ class PagedLayer:
         self.used: set[int] = set()
         members = len(fused.outputs)
         self.columns = [block.columns for block in fused.blocks]
+        self.ranks = [block.layers * PAGE_RANK for block in fused.blocks]
         self.width = math.gcd(
             *self.columns, *(fused.outputs if len(self.columns) < members else ())
         )
@@ -158,7 +159,7 @@ class PagedLayer:
 
     def _add_page(self, page: int, x: torch.Tensor, blocks: Blocks) -> None:
         hidden = self._hidden(page, x)
-        for ranks, up, y in zip(self._ranks(hidden), self.up, blocks, strict=True):
+        for ranks, up, y in zip(hidden.split(self.ranks, -1), self.up, blocks, strict=True):
             if y.dtype == up.dtype:
                 y.addmm_(ranks, up[page])
             else:
@@ -175,16 +176,12 @@ class PagedLayer:
             hidden = torch.bmm(pick(self.across), x.transpose(1, 2)).transpose(1, 2)
         else:
             hidden = torch.bmm(x, pick(self.down))
-        for ranks, up, block in zip(self._ranks(hidden), self.up, blocks, strict=True):
+        for ranks, up, block in zip(hidden.split(self.ranks, -1), self.up, blocks, strict=True):
             y = block.view(count, tokens, -1)
             if y.dtype == up.dtype:
                 y.baddbmm_(ranks, pick(up))
             else:
                 y.add_(torch.bmm(ranks, pick(up)))
-
-    def _ranks(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """``A x`` of each block's members."""
-        return hidden.split([block.layers * PAGE_RANK for block in self.fused.blocks], -1)
 
     def _picked(self, routing: Routing) -> Callable[[torch.Tensor], torch.Tensor]:
         """How the spans' pages are taken out of a table: in place where they lie evenly."""
@@ -268,7 +265,7 @@ class PagedLayer:
         for depth in range(routing.depth):
             chosen = pages[:, depth]
             hidden = torch.bmm(x.unsqueeze(1).to(self.down.dtype), self.down[chosen])
-            for ranks, up, y in zip(self._ranks(hidden), self.up, blocks, strict=True):
+            for ranks, up, y in zip(hidden.split(self.ranks, -1), self.up, blocks, strict=True):
                 y.add_(torch.bmm(ranks, up[chosen]).squeeze(1))
 
     def _pages(self, routing: Routing) -> torch.Tensor:

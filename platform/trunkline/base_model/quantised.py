@@ -48,9 +48,10 @@ def in_int8(affine: Sequence[Affine]) -> Product:
     blocks = [(_weight_in_int8(weight), len(weight), bias) for weight, bias in affine]
 
     def product(x: torch.Tensor) -> list[torch.Tensor]:
+        x = x.float()
         rows, inputs = x.shape
         largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12)
-        scaled = x.div(largest).float()
+        scaled = x.div(largest)
         whole = torch.add(nothing, scaled, alpha=_MOST * _BYTE, out=scaled).to(torch.int32)
         both = torch.empty((2, rows, inputs), dtype=torch.uint8)
         upper, lower = both.unbind()

@@ -76,5 +76,5 @@ def _fail(done: Rebuild) -> NoReturn:
     raise IntegrityError(
         f"{count} of {out_of} {'was' if count == 1 else 'were'} left out; the rest was rebuilt.",
         "What was said above tells why. Bring those back from a copy and rebuild once more into an "
-        "empty registry, or take them out of the store, so that their numbers are free.",
+        "empty registry.",
     )

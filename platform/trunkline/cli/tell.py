@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,10 +16,10 @@ from typing import Any
 
 import click
 
+from trunkline.cli.output import printable
 from trunkline.errors import Interrupted, TrunklineError
 
 INTERRUPTED = 130
-_BREAK = re.compile(r"\s*\n\s*")
 
 
 def exit_code_of(work: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
@@ -104,18 +103,11 @@ def _global_options(context: click.Context) -> set[str]:
     return {word for option in root.params for word in option.opts}
 
 
-def _shown(text: str) -> str:
-    """In one line, with control characters as Python writes them: what was typed, or stands in
-    somebody's file, must not reach the terminal as a command to it."""
-    line = _BREAK.sub(" ", text)
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
-
-
 def _lines(first: str, hint: str | None) -> None:
-    first = _shown(first)
+    first = printable(first)
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     word, colon, rest = first.partition(":")
     click.echo(click.style(word, fg="red", bold=True) + colon + rest if colour else first, err=True)
     if hint:
         word = click.style("Hint", fg="cyan") if colour else "Hint"
-        click.echo(f"{word}: {_shown(hint)}", err=True)
+        click.echo(f"{word}: {printable(hint)}", err=True)

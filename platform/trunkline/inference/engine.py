@@ -100,7 +100,7 @@ class Engine:
         self._draining = False
         self._closed = False
         self._steps = 0
-        self._reloads = Reloads(self.bank, self._wake)
+        self._reloads = Reloads(self.bank)
         self._passed_over: dict[str, int] = {}
         atexit.register(_close, weakref.ref(self))
 
@@ -277,7 +277,7 @@ class Engine:
         one by one as they are given back; so after some rounds nobody is admitted until it is.
         """
         key, name = asked.key, asked.ticket.name
-        self._reloads.begin(artifact, name)
+        self._reloads.begin(artifact, name, self._wake)
         resident = self.bank.get(key)
         if resident is None or resident.placing:
             return False

@@ -6,6 +6,7 @@ Owns: what is checked before a request is taken on. Must not know: queues, steps
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ class Intake:
             UsageError: the adapter can't be asked like this.
             IntegrityError, BaseMismatchError: the adapter can't be loaded.
         """
+        submitted = time.monotonic()
         request, artifact = work.request, work.artifact
         task, template = self._task(artifact)
         if artifact is not None:
@@ -56,7 +58,7 @@ class Intake:
         limit = new_tokens(request, task)
         self._check_length(request, len(prompt), limit)
         digest = artifact.digest if artifact is not None else self._base.digest
-        return Asked(Ticket(work, digest, len(prompt), cancel), task, prompt, limit)
+        return Asked(Ticket(work, digest, len(prompt), cancel), task, prompt, limit, submitted)
 
     def _task(self, artifact: Artifact | None) -> tuple[AnyTask, Template | None]:
         if artifact is None:

@@ -6,7 +6,7 @@ Owns: bringing them back beside the steps, one at a time. Must not know: request
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -19,20 +19,24 @@ _AGAIN_SECONDS = 0.25
 
 
 class Reloads:
-    """Loads of one bank, in a thread of their own; ``on_end`` is called there after each.
+    """Loads of one bank, in a thread of their own.
 
     Not safe from several threads: whoever asks holds a lock of its own.
     """
 
-    def __init__(self, bank: Bank, on_end: Callable[[], None]) -> None:
+    def __init__(self, bank: Bank) -> None:
         self._bank = bank
-        self._on_end = on_end
         self._thread: ThreadPoolExecutor | None = None
         self._under_way: dict[str, Future[Any]] = {}
         self._not_before: dict[str, float] = {}
 
-    def begin(self, artifact: Artifact, name: str) -> None:
-        """Bring it back, unless that is under way, has just found no room, or needs no work."""
+    def begin(self, artifact: Artifact, name: str, on_end: Callable[[], None]) -> None:
+        """Bring it back, unless that is under way, has just found no room, or needs no work.
+
+        Args:
+            on_end: called once it has ended: in the thread that loads, or in this one if it has
+                ended before this returns.
+        """
         digest = artifact.digest
         if self._not_before.get(digest, 0.0) > time.monotonic():
             return
@@ -42,10 +46,11 @@ class Reloads:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "trunkline-loader")
         self._under_way[digest] = future = self._thread.submit(self._bank.load, artifact, name)
-        future.add_done_callback(lambda _: self._on_end())
+        future.add_done_callback(lambda _: on_end())
 
-    def failed(self) -> Iterator[tuple[str, BaseException]]:
+    def failed(self) -> list[tuple[str, BaseException]]:
         """Digest and error of each that ended since and can't be had; no room is not the end."""
+        found = []
         for digest, future in list(self._under_way.items()):
             if not future.done():
                 continue
@@ -54,9 +59,10 @@ class Reloads:
             if isinstance(error, BusyError):
                 self._not_before[digest] = time.monotonic() + _AGAIN_SECONDS
             elif error is not None:
-                yield digest, error
+                found.append((digest, error))
+        return found
 
     def close(self) -> None:
-        """Begin nothing more; what is under way is not waited for."""
+        """End the thread once what it has begun is through; begin nothing after this."""
         if self._thread is not None:
             self._thread.shutdown(wait=False)

@@ -233,8 +233,8 @@ class Versions(Database):
 
         Args:
             adapters: without selectors, a page of them at most.
-            limit: of all versions together; :attr:`AdapterRecord.versions` tells how many to
-                expect.
+            limit: of all versions together; :attr:`AdapterRecord.versions` tells how many
+                there are at most.
 
         Returns:
             Adapter → its versions, newest first; one that has none on this base is left out.

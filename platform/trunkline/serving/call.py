@@ -128,17 +128,16 @@ class Call:
         adapter = None if model.parent is None else model.root
         self._timeout = timeout
         most = settings.request_timeout
-        deadline = most if timeout is None else min(timeout, most)
-        await self.service.load(
-            self._submit,
-            [replace(request, adapter=adapter, deadline=deadline) for request in requests],
-        )
+        seconds = most if timeout is None else min(timeout, most)
+        asked = [replace(request, adapter=adapter) for request in requests]
+        await self.service.load(self._submit, asked, self._started + seconds)
 
-    def _submit(self, requests: list[Request]) -> None:
+    def _submit(self, requests: list[Request], until: float) -> None:
         work = self.service.platform.work(requests[0])
         engine = self.service.engine
         try:
             for request in requests:
+                request = replace(request, deadline=max(0.0, until - time.monotonic()))
                 self._tickets.append(engine.submit(replace(work, request=request)))
                 if self._given_up:
                     break
