@@ -45,7 +45,7 @@ def main() -> None:
             for resident in RESIDENT if resident <= most
         }  # fmt: skip
     for kind, tokens in (("decode", CONTEXT), ("prefill", PROMPT)):
-        rounds = 2 if options.quick else {"decode": 25, "prefill": 9}[kind]
+        rounds = 2 if options.quick else 25
         prompts = [ids for _, ids in make_prompts(load_tokenizer(), rows, tokens, seed=1)]
         steps(kind, prompts, sides, plain, adapted, rounds)
     title("Which form where: what the adapters add to all linear layers (* is what a step uses)")
