@@ -118,8 +118,8 @@ def test_control_characters_of_an_argument_are_told_and_not_sent(
 def test_control_characters_in_a_note_are_told_and_not_sent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    note(f"{CLEAR} is left out")
-    assert capsys.readouterr().err == "\\x1b[2J\\x9b2J\\u202e is left out\n"
+    note(f"two lines:\n{CLEAR} is left out")
+    assert capsys.readouterr().err == "two lines:\n\\x1b[2J\\x9b2J\\u202e is left out\n"
 
 
 def test_error_stays_in_its_line_whatever_was_typed(run: Run) -> None:

@@ -105,14 +105,13 @@ def styled() -> bool:
 
 
 def note(text: str) -> None:
-    """Write a line that is not the result on stderr."""
-    click.echo(printable(text), err=True)
+    """Write lines that are not the result on stderr."""
+    click.echo("\n".join(map(printable, text.split("\n"))), err=True)
 
 
-def printable(text: str) -> str:
-    """In one line, with control characters as Python writes them: what was typed, or stands in
-    somebody's file, must not reach the terminal as a command to it."""
-    line = " ".join(part.strip() for part in text.split("\n"))
+def printable(line: str) -> str:
+    """With control characters as Python writes them: what was typed, or stands in somebody's file,
+    must not reach the terminal as a command to it."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
 

@@ -103,11 +103,16 @@ def _global_options(context: click.Context) -> set[str]:
     return {word for option in root.params for word in option.opts}
 
 
+def _in_one(text: str) -> str:
+    """In one line, so that nothing quoted can look like an error of its own."""
+    return printable(" ".join(part.strip() for part in text.split("\n")))
+
+
 def _lines(first: str, hint: str | None) -> None:
-    first = printable(first)
+    first = _in_one(first)
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     word, colon, rest = first.partition(":")
     click.echo(click.style(word, fg="red", bold=True) + colon + rest if colour else first, err=True)
     if hint:
         word = click.style("Hint", fg="cyan") if colour else "Hint"
-        click.echo(f"{word}: {printable(hint)}", err=True)
+        click.echo(f"{word}: {_in_one(hint)}", err=True)
