@@ -55,7 +55,7 @@ def in_int8(affine: Sequence[Affine]) -> Product:
         whole = torch.add(nothing, scaled, alpha=_MOST * _BYTE, out=scaled).to(torch.int32)
         both = torch.empty((2, rows, inputs), dtype=torch.uint8)
         upper, lower = both.unbind()
-        lower.copy_(whole)  # torch takes floats to 8 bits six times as slowly as through 32
+        lower.copy_(whole)  # torch takes floats to unsigned bytes without vectors
         upper.copy_(whole.bitwise_right_shift_(8))
         given = []
         for multiply, columns, bias in blocks:

@@ -51,8 +51,7 @@ def _storable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_storable)]
 ModelName = Annotated[Text, Field(min_length=1, max_length=256)]
 Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-"""Seconds from a request's arrival."""
-"""Seconds after which a request is given up; the server's own limit holds beside it."""
+"""Seconds from its arrival after which a request is given up; the server's own limit holds too."""
 
 
 class TextPart(BaseModel):
