@@ -150,6 +150,10 @@ class BusyError(TrunklineError):
         self.retry_after = retry_after
 
 
+class PinnedError(BusyError):
+    """What is pinned leaves no place, however long one waits."""
+
+
 class UnavailableError(BusyError):
     """The engine takes no work: it is ending, or not there yet."""
 

@@ -236,6 +236,35 @@ def test_long_prompt_does_not_stall_an_answer(
     assert steps == -(-long.prompt_tokens // 8) > 10
 
 
+def test_long_prompts_of_one_adapter_do_not_stall_a_short_one_of_another(
+    driven: Callable[..., Driven], artifacts: Artifacts
+) -> None:
+    one = driven(chunk_tokens=16, kv_tokens=8192)
+    for number in range(8):
+        one.ask(artifacts["generation"], f"{number} " + "abcdefgh " * 16, max_new_tokens=2)
+    one.step()
+    short = one.ask(artifacts["classification"], "a hen")
+    steps = 0
+    while not short.ended:
+        one.step()
+        steps += 1
+    assert steps <= 2 + -(-short.prompt_tokens // 16)
+
+
+def test_time_in_the_queue_ends_with_the_first_step_not_with_the_place(
+    driven: Callable[..., Driven], artifacts: Artifacts
+) -> None:
+    one = driven(chunk_tokens=8)
+    first = one.ask(artifacts["generation"], "abcdefgh " * 16, max_new_tokens=1)
+    second = one.ask(artifacts["generation"], "abcdefgh " * 16, max_new_tokens=1)
+    one.step()
+    assert one.engine.state().running == 2
+    assert [asked.ticket for asked in one.engine._open if asked.begun is not None] == [first]
+    one.finish()
+    assert second.served is not None
+    assert second.served.queue_seconds > 0
+
+
 def test_requests_join_while_others_are_running(driven: Callable[..., Driven]) -> None:
     one = driven(rows=4)
     one.engine._ends = frozenset()

@@ -14,7 +14,9 @@ from driving import Driven, count_ties
 from trunkline.base_model import Base
 from trunkline.base_model.trunk import make_trunk
 from trunkline.errors import BaseModelError
+from trunkline.inference import kv
 from trunkline.inference.engine import Engine
+from trunkline.inference.kv import bytes_per_token
 from trunkline.inference.settings import EngineSettings
 
 SMALL: dict[str, Any] = {
@@ -116,6 +118,35 @@ def test_fit_base_answers_as_by_itself(base: Base, kind: str) -> None:
         driven.finish()
         for ticket in tickets:
             count_ties(truth, driven.drawn[ticket, 0], ends=frozenset(), limit=5)
+
+
+def test_memory_that_the_machine_does_not_have_is_told_before_it_is_taken(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = 64 * bytes_per_token(base.model)
+    for free, fits in ((wanted, True), (wanted - 1, False), (None, True)):
+        monkeypatch.setattr(kv, "free_bytes", lambda _, free=free: free)
+        if fits:
+            kv.Pool(base.model, 64)
+            continue
+        with pytest.raises(BaseModelError, match="MiB are free") as caught:
+            Engine(base, EngineSettings(kv_tokens=64))
+        assert "kv_mib" in (caught.value.hint or "")
+
+
+def test_free_memory_is_that_of_the_machine_or_of_its_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = torch.device("cpu")
+    texts = {"/proc/meminfo": "MemTotal:  9 kB\nMemAvailable:    7 kB\n"}
+    monkeypatch.setattr(kv, "_text", lambda path: texts.get(path, ""))
+    assert kv.free_bytes(device) == 7 * 1024
+    texts["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert kv.free_bytes(device) == 7 * 1024
+    texts["/sys/fs/cgroup/memory.max"] = "5000\n"
+    assert kv.free_bytes(device) == 5000
+    texts.clear()
+    assert kv.free_bytes(device) is None
 
 
 def test_memory_below_one_block_is_told(base: Base) -> None:

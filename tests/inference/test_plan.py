@@ -35,6 +35,12 @@ def test_writers_get_one_token_and_prompts_their_budget(pending: list[int], chun
     assert spent == min(chunk, sum(prompts.values()))
 
 
+def test_prompts_of_whom_was_served_least_go_first() -> None:
+    running: list[Any] = [Pending(30), Pending(20), Pending(1)]
+    parts = plan(running, 40, served=lambda one: one.pending)
+    assert [(part.sequence.pending, part.tokens) for part in parts] == [(1, 1), (20, 20), (30, 20)]
+
+
 def test_the_first_prompt_goes_first() -> None:
     assert planned([30, 30], 40) == {0: 30, 1: 10}
     assert planned([60, 30], 40) == {0: 40}

@@ -17,7 +17,7 @@ from driving import Driven, count_ties, work_for
 from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.adapters.bank import Bank
 from trunkline.base_model import Base
-from trunkline.errors import BusyError, IntegrityError, RefusedError
+from trunkline.errors import BusyError, IntegrityError, PinnedError, RefusedError
 from trunkline.inference.engine import Engine
 from trunkline.inference.settings import EngineSettings
 from trunkline.inference.ticket import Ticket
@@ -197,6 +197,71 @@ def test_flood_of_a_small_rank_does_not_starve_one_that_needs_more_room(
             break
     assert large.ended
     assert large.digest not in one.engine._passed_over
+
+
+def crowded_out(one: Driven, many: list[tuple[Artifact, Any]]) -> Ticket:
+    """A request whose adapter went out of memory for another while it waited for a row.
+
+    Memory holds two adapters, both in use.
+    """
+    (first, _), (second, _), (third, _) = many[:3]
+    only(one.engine.bank, 2.5, first)
+    one.engine._ends = frozenset()
+    for number in range(one.engine.settings.rows):
+        one.ask(first, max_new_tokens=4 + 5 * number)
+    one.step()
+    waiting = one.ask(third, LONG, max_new_tokens=NEW)
+    one.ask(second, max_new_tokens=60)
+    assert tier(one, third) is None
+    return waiting
+
+
+def test_flood_that_fills_the_memory_does_not_starve_one_that_went_out_of_it(
+    driven: Callable[..., Driven], many: list[tuple[Artifact, Any]]
+) -> None:
+    one = driven(slots=3, rows=6)
+    waiting = crowded_out(one, many)
+    flood: dict[int, list[Ticket]] = {0: [], 1: []}
+    for step in range(1000):
+        for index, tickets in flood.items():
+            flood[index] = [ticket for ticket in tickets if not ticket.ended]
+            while len(flood[index]) < 6:
+                length = 6 + (7 * step + len(flood[index])) % 25
+                flood[index].append(one.ask(many[index][0], max_new_tokens=length))
+        one.go()
+        if waiting.ended:
+            break
+    assert_own(one, waiting, many[2][1])
+    assert waiting.digest not in one.engine._passed_over
+    one.finish()
+    one.assert_nothing_is_held()
+
+
+def test_one_whose_memory_was_pinned_while_it_waited_is_told(
+    driven: Callable[..., Driven], many: list[tuple[Artifact, Any]]
+) -> None:
+    one = driven(slots=3, rows=6)
+    waiting = crowded_out(one, many)
+    for artifact, _ in many[:2]:
+        one.engine.bank.pin(artifact.digest)
+    one.finish()
+    error = one.error(waiting)
+    assert isinstance(error, PinnedError)
+    assert "no room for an adapter" in error.message
+    assert error.hint
+    one.assert_nothing_is_held()
+
+
+def test_requests_of_an_adapter_count_once_however_long_they_wait(
+    driven: Callable[..., Driven], many: list[tuple[Artifact, Any]]
+) -> None:
+    one = driven(kv_tokens=64)
+    one.engine._ends = frozenset()
+    for count in (1, 1, 3):
+        one.ask(many[0][0], max_new_tokens=30, n=count)
+    one.finish()
+    (info,) = one.engine.bank.residents()
+    assert info.requests == 3
 
 
 def test_one_whose_place_was_pinned_while_it_waited_is_told(

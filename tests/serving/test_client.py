@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,8 +19,12 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from trunkline.api import Platform
+from trunkline.inference.request import Request
+from trunkline.inference.sampling import BrokenLogits
+from trunkline.inference.step import Result
 from trunkline.refs import Ref
 from trunkline.registry.store import Registry
+from trunkline.serving import metrics
 from trunkline.serving.app import create_app
 from trunkline.serving.settings import ServerSettings
 from workbench import LABELS, opened
@@ -400,6 +406,50 @@ def test_a_stream_whose_line_cannot_be_kept_ends_with_an_error(
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "registry_unavailable"
 
 
+def test_a_failed_stream_has_its_line_though_its_client_leaves_meanwhile(
+    keyed: tuple[TestClient, Platform], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    http, platform = keyed
+    app: Any = http.app
+    stepper = platform.engine._stepper
+    run, failed = stepper.run, threading.Event()
+
+    def failing(parts: Any) -> Result:
+        """The first of two prompts breaks; the step after that takes long."""
+        if failed.is_set():
+            time.sleep(0.5)
+            return run(parts)
+        result = run(parts)
+        if len(result.drawn) < 2:
+            return result
+        failed.set()
+        return Result(result.drawn[1:], [], [(result.drawn[0][0], BrokenLogits((0,)))])
+
+    monkeypatch.setattr(stepper, "run", failing)
+    body = {"model": "base", "prompt": ["a", "b"], "max_tokens": 30, "stream": True}
+    coming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        if coming:
+            return coming.pop()
+        await asyncio.to_thread(failed.wait, 30)
+        await asyncio.sleep(0.1)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None: ...
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "path": "/v1/completions", "raw_path": b"/v1/completions", "root_path": "",
+        "query_string": b"", "scheme": "http", "headers": [*headers, (b"x-request-id", b"left")],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+    }  # fmt: skip
+    assert http.portal is not None
+    http.portal.call(app, scope, receive, send)
+    assert platform.registry.request("left").status == BrokenLogits.http_status
+
+
 @contextmanager
 def locked(platform: Platform) -> Iterator[None]:
     """Another process writes to the registry and does not end."""
@@ -479,6 +529,24 @@ def test_figures_name_the_versions_that_answered(http: TestClient) -> None:
         "trunkline_engine_running 0.0",
     ):
         assert line in text
+
+
+def test_loads_and_evictions_beyond_the_bound_count_as_other(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MOST_VERSIONS", 0)
+    watching = metrics.Metrics()
+    watching.watch(platform.engine)
+    bank = platform.engine.bank
+    artifact = platform.work(Request("toy/animals", "a cow")).artifact
+    assert artifact is not None
+    bank.load(artifact, "toy/animals@1")
+    counted = [one for _, one in bank.all_counters()]
+    lines = watching.exposition(0).decode().splitlines()
+    for name in ("loads", "evictions"):
+        total = float(sum(getattr(one, name) for one in counted))
+        assert f'trunkline_adapter_{name}_total{{version="other"}} {total}' in lines
+    assert sum(one.loads for one in counted) > 0
 
 
 def test_names_that_clients_invent_are_nowhere_in_the_figures(http: TestClient) -> None:

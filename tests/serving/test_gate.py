@@ -213,7 +213,7 @@ def test_with_a_key_only_probes_are_open(client: TestClient, platform: Platform)
         for path in ("/health", "/metrics", "/v1/models", "/admin/state", "/openapi.json", "/x")
     }
     assert told == {
-        "/health": 200, "/metrics": 200, "/v1/models": 401, "/admin/state": 401,
+        "/health": 200, "/metrics": 401, "/v1/models": 401, "/admin/state": 401,
         "/openapi.json": 401, "/x": 401,
     }  # fmt: skip
     mine = {"authorization": f"Bearer {plain}"}
@@ -228,6 +228,20 @@ def test_figures_need_a_key_where_others_reach_the_server(platform: Platform) ->
         assert client.get("/metrics").status_code == 401
         mine = {"authorization": f"Bearer {plain}"}
         assert client.get("/metrics", headers=mine).status_code == 200
+
+
+def test_figures_name_every_adapter_so_a_key_for_some_does_not_see_them(
+    client: TestClient, platform: Platform
+) -> None:
+    assert client.get("/metrics").status_code == 200
+    told = {}
+    for owner, adapters, admin in (
+        ("some", ["toy/plurals"], False), ("all", ["*"], False), ("admin", ["toy/x"], True)
+    ):  # fmt: skip
+        _, plain = platform.registry.create_key(owner, adapters, admin=admin)
+        response = client.get("/metrics", headers={"authorization": f"Bearer {plain}"})
+        told[owner] = response.status_code
+    assert told == {"some": 403, "all": 200, "admin": 200}
 
 
 # ----------------------------------------------------------------------------------------- log

@@ -156,6 +156,16 @@ def test_who_says_nothing_is_hung_up_on(running: ServerProcess) -> None:
         assert connection.recv(1) == b""
 
 
+def test_who_says_half_a_second_head_is_hung_up_on(running: ServerProcess) -> None:
+    with closing(connect(running)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        told = b""
+        while not told.endswith(b'{"status":"alive"}'):
+            told += connection.recv(65536)
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        assert connection.recv(1) == b""
+
+
 # -------------------------------------------------------------------------------- what is no HTTP
 
 

@@ -30,6 +30,7 @@ from trunkline.adapters.weights import read_weights
 from trunkline.errors import (
     BusyError,
     NotFoundError,
+    PinnedError,
     RefusedError,
 )
 
@@ -122,6 +123,7 @@ class Bank:
         self._free = list(range(pages, 0, -1))
         self._residents: dict[str, Resident] = {}
         self._counters: dict[str, Counters] = {}
+        self._names: dict[str, str] = {}
         self._lock = threading.RLock()
         self._loading: dict[str, threading.Event] = {}
         self._observers: list[Observer] = []
@@ -145,8 +147,8 @@ class Bank:
             IntegrityError: its tensors don't fit the base, are not finite, or changed since the
                 artifact was checked.
             RefusedError: its rank needs more pages than there are, or its bytes more memory.
-            BusyError: the memory for adapters is full of those in use or pinned, or every page
-                is pinned.
+            PinnedError: pinned adapters leave it no page, or too little memory.
+            BusyError: the memory for adapters is full of those in use or pinned.
         """
         digest = artifact.digest
         while True:
@@ -182,7 +184,7 @@ class Bank:
             if fresh:
                 self._make_room(one.bytes)
                 self._residents[artifact.digest] = one
-                self._count(artifact.digest, loads=1)
+                self._count(one, loads=1)
                 self._tell(one, True)
             elif self._residents.get(artifact.digest) is not one:
                 return one
@@ -251,7 +253,6 @@ class Bank:
             if resident is None or not resident.pages:
                 return None
             resident.users += 1
-            resident.requests += 1
             resident.used = time.monotonic()
             return resident
 
@@ -307,6 +308,11 @@ class Bank:
     def counters(self, digest: str) -> Counters:
         """Loads and evictions of an adapter so far."""
         return self._counters.get(digest, Counters())
+
+    def all_counters(self) -> list[tuple[str, Counters]]:
+        """Name, and counters, of every adapter that was ever in memory."""
+        with self._lock:
+            return [(self._names[digest], counted) for digest, counted in self._counters.items()]
 
     @property
     def total_bytes(self) -> int:
@@ -365,9 +371,11 @@ class Bank:
         going = sum(len(one.pages) for one in self._residents.values() if self._may_go(one))
         return len(self._free) + going >= resident.needs
 
-    def _count(self, digest: str, *, loads: int = 0, evictions: int = 0) -> None:
+    def _count(self, resident: Resident, *, loads: int = 0, evictions: int = 0) -> None:
+        digest = resident.artifact.digest
         known = self._counters.get(digest, Counters())
         self._counters[digest] = Counters(known.loads + loads, known.evictions + evictions)
+        self._names[digest] = resident.name
 
     @staticmethod
     def _may_go(resident: Resident) -> bool:
@@ -389,12 +397,12 @@ class Bank:
             observer(resident.artifact.digest, resident.name, loaded)
 
     def check_pins(self, resident: Resident) -> None:
-        """Raise :class:`BusyError` where pinned adapters leave this one no place."""
+        """Raise :class:`PinnedError` where pinned adapters leave this one no place."""
         with self._lock:
             others = [one for one in self._residents.values() if one is not resident]
             pinned = sum(len(one.pages) for one in others if one.pinned)
         if pinned + resident.needs > self._stack.pages:
-            raise BusyError(
+            raise PinnedError(
                 f"There is no place for an adapter of rank {resident.artifact.lora.rank}: "
                 f"{pinned} of {self._stack.pages} are held by pinned adapters.",
                 "Unpin one, or give the server more --slots.",
@@ -410,7 +418,9 @@ class Bank:
         )
         staying = held - sum(one.bytes for one in idle)
         if staying + wanted > self._host_budget:
-            raise BusyError(
+            pinned = sum(one.bytes for one in self._residents.values() if one.pinned)
+            for_ever = pinned + wanted > self._host_budget
+            raise (PinnedError if for_ever else BusyError)(
                 f"There is no room for an adapter of {wanted / MIB:.1f} MiB: "
                 f"{staying / MIB:.1f} of {self._host_budget / MIB:.1f} MiB are held by adapters "
                 "that are in use or pinned.",
@@ -420,7 +430,7 @@ class Bank:
             last = idle.pop()
             held -= last.bytes
             self._drop(last)
-            self._count(last.artifact.digest, evictions=1)
+            self._count(last, evictions=1)
 
     def _read(self, artifact: Artifact, name: str) -> Resident:
         matrices, head = read_weights(artifact, self._base_digest, self._linear, self._hidden)

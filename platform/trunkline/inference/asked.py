@@ -34,7 +34,7 @@ class Asked:
     prompt: list[int]
     limit: int
     submitted: float = field(default_factory=time.monotonic)
-    admitted: float | None = None
+    begun: float | None = None
     first_token: float | None = None
     cached: int = 0
     cancelled: bool = False
@@ -93,7 +93,7 @@ class Asked:
             digest=self.ticket.digest,
             task=self.task.kind,
             outcome=outcome,
-            queue_seconds=(self.admitted or now) - self.submitted,
+            queue_seconds=(self.begun or now) - self.submitted,
             first_token_seconds=first - self.submitted if first else None,
             seconds=now - self.submitted,
             prompt_tokens=len(self.prompt),

@@ -31,6 +31,7 @@ from trunkline.errors import (
     DataError,
     DeadlineError,
     Interrupted,
+    PinnedError,
     TrunklineError,
     UnavailableError,
 )
@@ -274,17 +275,21 @@ class Engine:
         """Let others go before a request whose adapter has no place, but not for ever.
 
         One of a large rank needs several places at once, which those of small ranks would take
-        one by one as they are given back; so after some rounds nobody is admitted until it is.
+        one by one as they are given back, and one that went out of memory comes back only where
+        others are not in use all the time; so after some rounds nobody is admitted until it is.
         """
         key, name = asked.key, asked.ticket.name
         self._reloads.begin(artifact, name, self._wake)
         resident = self.bank.get(key)
-        if resident is None or resident.placing:
-            return False
-        try:
-            self.bank.check_pins(resident)
-        except BusyError as error:
-            self._end(asked, error, "failed")
+        if resident is not None:
+            if resident.placing:
+                return False
+            try:
+                self.bank.check_pins(resident)
+            except PinnedError as error:
+                self._end(asked, error, "failed")
+                return False
+        elif not self._reloads.crowded(key):
             return False
         self._passed_over[key] = rounds = self._passed_over.get(key, 0) + 1
         return None if rounds > PATIENCE else False
@@ -318,7 +323,11 @@ class Engine:
         """What the next step computes; none: nothing can go on now."""
         self._sweep()
         self._admit()
-        return plan(self._running, self.settings.chunk_tokens)
+        return plan(
+            self._running,
+            self.settings.chunk_tokens,
+            served=lambda one: self._waiting.counter(one.asked.key),
+        )
 
     def _fail_all(self, error: Exception) -> None:
         """The last resort: whoever waits is told, and the thread lives on for those to come."""
@@ -344,20 +353,22 @@ class Engine:
                 self._end(asked, error, "deadline")
 
     def _admit(self) -> None:
-        now = time.monotonic()
         if not self._waiting:
             self._passed_over.clear()
         for sequence in self._waiting.admit(self._seat):
-            asked = sequence.asked
-            if asked.admitted is None:
-                asked.admitted = now
             assert sequence.lease is not None
             if sequence.index == 0:
-                asked.cached = sequence.lease.cached
+                sequence.asked.cached = sequence.lease.cached
+                if sequence.resident is not None:
+                    sequence.resident.requests += 1
             self._running.append(sequence)
 
     def _step(self, parts: list[Part]) -> None:
+        now = time.monotonic()
         running = [part.sequence for part in parts]
+        for sequence in running:
+            if sequence.asked.begun is None:
+                sequence.asked.begun = now
         sizes = [(part.sequence, part.tokens) for part in parts]
         try:
             result = self._stepper.run(parts)

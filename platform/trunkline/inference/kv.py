@@ -13,10 +13,12 @@ another adapter, or under another version of one, is another block.
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trunkline.errors import BaseModelError
@@ -145,7 +147,11 @@ class Pool:
 
     What a token left lies together, so that gathering a context copies few long pieces. They are
     not cleared: no place is read that was not written first, and the system gives memory only for
-    what is written.
+    what is written. Therefore what will be wanted is compared with what is free before anything is
+    asked for.
+
+    Raises:
+        BaseModelError: there is not that much memory.
     """
 
     def __init__(self, model: Any, tokens: int) -> None:
@@ -154,10 +160,46 @@ class Pool:
         config = model.config.get_text_config()
         width, heads = kv_measures(config)
         parameter = next(model.parameters())
-        self.layers = [
-            torch.empty(tokens, 2 * heads, width, dtype=parameter.dtype, device=parameter.device)
-            for _ in range(config.num_hidden_layers)
-        ]
+        wanted, free = tokens * bytes_per_token(model), free_bytes(parameter.device)
+        if free is not None and wanted > free:
+            raise _too_large(tokens, wanted, f"{free >> 20:,} MiB are free")
+        try:
+            self.layers = [
+                torch.empty(
+                    tokens, 2 * heads, width, dtype=parameter.dtype, device=parameter.device
+                )
+                for _ in range(config.num_hidden_layers)
+            ]
+        except (MemoryError, RuntimeError):
+            raise _too_large(tokens, wanted, "the system does not give them") from None
+
+
+def free_bytes(device: Any) -> int | None:
+    """Memory that can be had on a device; None where nothing tells."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    told = [
+        re.search(r"^MemAvailable: *(\d+) kB$", _text("/proc/meminfo"), re.MULTILINE),
+        re.search(r"^(\d+)$", _text("/sys/fs/cgroup/memory.max"), re.MULTILINE),
+    ]
+    sizes = [int(one[1]) * unit for one, unit in zip(told, (1024, 1), strict=True) if one]
+    return min(sizes, default=None)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def _too_large(tokens: int, wanted: int, but: str) -> BaseModelError:
+    return BaseModelError(
+        f"Keys and values of {tokens:,} tokens take {wanted >> 20:,} MiB; {but}.",
+        "Give the engine a smaller kv_mib, or fewer rows.",
+    )
 
 
 def kv_measures(config: Any) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.bank import Bank
-from trunkline.errors import BusyError
+from trunkline.errors import BusyError, PinnedError
 
 _AGAIN_SECONDS = 0.25
 """After an adapter found no room in memory, so long until it is tried again."""
@@ -29,6 +29,7 @@ class Reloads:
         self._thread: ThreadPoolExecutor | None = None
         self._under_way: dict[str, Future[Any]] = {}
         self._not_before: dict[str, float] = {}
+        self._crowded: set[str] = set()
 
     def begin(self, artifact: Artifact, name: str, on_end: Callable[[], None]) -> None:
         """Bring it back, unless that is under way, has just found no room, or needs no work.
@@ -49,18 +50,26 @@ class Reloads:
         future.add_done_callback(lambda _: on_end())
 
     def failed(self) -> list[tuple[str, BaseException]]:
-        """Digest and error of each that ended since and can't be had; no room is not the end."""
+        """Digest and error of each that ended since and can't be had; no room is not the end,
+        unless pinned adapters take it."""
         found = []
         for digest, future in list(self._under_way.items()):
             if not future.done():
                 continue
             del self._under_way[digest]
             error = future.exception()
-            if isinstance(error, BusyError):
+            if isinstance(error, BusyError) and not isinstance(error, PinnedError):
                 self._not_before[digest] = time.monotonic() + _AGAIN_SECONDS
-            elif error is not None:
+                self._crowded.add(digest)
+                continue
+            self._crowded.discard(digest)
+            if error is not None:
                 found.append((digest, error))
         return found
+
+    def crowded(self, digest: str) -> bool:
+        """Whether it found no room in memory when it was last tried."""
+        return digest in self._crowded
 
     def close(self) -> None:
         """End the thread once what it has begun is through; begin nothing after this."""

@@ -5,7 +5,8 @@ Owns: the queues and the order of admission. Must not know: models, memory, time
 The policy is the virtual token counter (Sheng et al. 2024, "Fairness in serving large language
 models", section 4): each adapter has a counter of the tokens that it was served, prompt tokens
 once and new tokens twice; the next free row goes to the waiting adapter with the smallest counter,
-of equals to the one with fewer rows, and within an adapter to whoever came first. An adapter that
+of equals to the one with fewer rows, and within an adapter to whoever came first. Prompts that are
+being read share a step in the same order. An adapter that
 comes back after a pause is lifted to the smallest counter of those that are busy, so that nobody
 saves up. A flood for one adapter therefore delays its own requests, and the others by at most the
 rows already given.
@@ -75,6 +76,10 @@ class Waiting(Generic[T]):
         """Count tokens that an adapter got."""
         if key in self._counters:
             self._counters[key] += PROMPT_WEIGHT * prompt + NEW_WEIGHT * new
+
+    def counter(self, key: str) -> float:
+        """Tokens that an adapter got, weighted; what decides who comes first."""
+        return self._counters.get(key, 0.0)
 
     def ended(self, key: str) -> None:
         """An item that was given has ended."""

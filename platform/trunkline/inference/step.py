@@ -6,6 +6,7 @@ queues, threads, tickets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,18 +46,23 @@ class Result:
     broken: list[tuple[Sequence, BrokenLogits]]
 
 
-def plan(running: Listed[Sequence], chunk_tokens: int) -> list[Part]:
+def plan(
+    running: Listed[Sequence],
+    chunk_tokens: int,
+    served: Callable[[Sequence], float] = lambda _: 0.0,
+) -> list[Part]:
     """What of the running sequences is computed next.
 
-    Every sequence that is being written gets its token; prompts share ``chunk_tokens``, first come
-    first served.
+    Every sequence that is being written gets its token. Prompts share ``chunk_tokens``: first those
+    whose adapter was ``served`` least, of equals those that came first.
     """
     parts = [Part(one, 1) for one in running if one.pending == 1]
     left = chunk_tokens
-    for one in running:
-        if one.pending > 1 and left > 0:
-            parts.append(Part(one, min(one.pending, left)))
-            left -= parts[-1].tokens
+    for one in sorted((one for one in running if one.pending > 1), key=served):
+        parts.append(Part(one, min(one.pending, left)))
+        left -= parts[-1].tokens
+        if not left:
+            break
     return parts
 
 

@@ -27,7 +27,6 @@ class Doorkeeper:
 
     def __init__(self, registry: Registry, *, loopback: bool, host: str) -> None:
         self._registry = registry
-        self.loopback = loopback
         self._names = _LOCAL_NAMES | {host.lower()}
         self._closed = not loopback
 
@@ -62,6 +61,19 @@ class Doorkeeper:
                 "`trunkline keys create`.",
             )
         return None
+
+
+def check_figures(key: KeyRecord | None) -> None:
+    """Let those through who may know of every adapter, since the figures name all.
+
+    Raises:
+        ForbiddenError: the key is neither an admin's nor for every adapter.
+    """
+    if key is not None and not key.admin and "*" not in key.adapters:
+        raise ForbiddenError(
+            f"The key {key.id} may not see every adapter, and the figures name all.",
+            "Make one that may with: trunkline keys create OWNER.",
+        )
 
 
 def check_admin(key: KeyRecord | None) -> None:

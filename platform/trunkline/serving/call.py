@@ -69,7 +69,7 @@ class Call:
         self._timeout: float | None = None
         self._tickets: list[Ticket] = []
         self._given_up = False
-        self._settled = False
+        self._settling: asyncio.Future[None] | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -198,14 +198,22 @@ class Call:
         return response
 
     async def settle(self, status: int, output: str | None = None) -> None:
-        """Commit the request's line, once; a request that named no model has none.
+        """Commit the request's line, once, though whoever waits for that is cancelled; a request
+        that named no model has none.
 
         Raises:
-            RegistryError: it could not be written.
+            RegistryError: it could not be written; told to the first who asks.
         """
-        if self._settled or self.asked is None:
+        if self.asked is None:
             return
-        self._settled = True
+        if self._settling is None:
+            self._settling = asyncio.ensure_future(self._settle(status, output))
+            await asyncio.shield(self._settling)
+        else:
+            await asyncio.wait({self._settling})
+            self._settling.exception()
+
+    async def _settle(self, status: int, output: str | None) -> None:
         if status >= 400:
             self.service.metrics.count_error(self.model.root if self.model else None, status)
             await self._end()

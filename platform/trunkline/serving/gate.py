@@ -75,7 +75,7 @@ class Gate:
         _check_head(headers, self._service.settings)
         path = scope["path"]
         _check_path(path)
-        if path in PROBES or (path == METRICS and self._service.doorkeeper.loopback):
+        if path in PROBES:
             return receive
         if path != METRICS:
             self._service.enter(call)

@@ -17,8 +17,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from trunkline.errors import TrunklineError
-
 if TYPE_CHECKING:
     from trunkline.inference.engine import Engine
     from trunkline.inference.ticket import Served
@@ -37,7 +35,6 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._lock = threading.Lock()
         self._names: set[str] = set()
-        self._digests: dict[str, str] = {}
         by_version = ["version"]
 
         def counter(name: str, text: str, labels: list[str]) -> Counter:
@@ -73,11 +70,11 @@ class Metrics:
 
     def watch(self, engine: Engine) -> None:
         """Tell the engine's and the bank's own figures, too, whenever they are asked for."""
-        self._registry.register(_Watching(engine, self._labelled, self._known))
+        self._registry.register(_Watching(engine, self._labelled))
 
     def observe(self, served: Served) -> None:
         """Count a request that the engine has ended."""
-        version = self._labelled(served.name, served.digest)
+        version = self._labelled(served.name)
         self._requests.labels(version, served.outcome).inc()
         self._prompt.labels(version).inc(served.prompt_tokens)
         self._cached.labels(version).inc(served.cached_tokens)
@@ -102,33 +99,21 @@ class Metrics:
         self._in_flight.set(in_flight)
         return generate_latest(self._registry)
 
-    def _labelled(self, name: str, digest: str | None = None) -> str:
+    def _labelled(self, name: str) -> str:
         with self._lock:
             if name not in self._names:
                 if len(self._names) >= MOST_VERSIONS:
                     return OTHER
                 self._names.add(name)
-            if digest is not None:
-                self._digests[digest] = name
             return name
-
-    def _known(self) -> dict[str, str]:
-        with self._lock:
-            return dict(self._digests)
 
 
 class _Watching(Collector):
     """Reads the engine and the bank when figures are asked for."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        labelled: Callable[[str, str], str],
-        known: Callable[[], dict[str, str]],
-    ) -> None:
+    def __init__(self, engine: Engine, labelled: Callable[[str], str]) -> None:
         self._engine = engine
         self._labelled = labelled
-        self._known = known
 
     def describe(self) -> list[Metric]:
         return []
@@ -151,7 +136,7 @@ class _Watching(Collector):
         bank = self._engine.bank
         held: Sums[tuple[str, str]] = Sums()
         for one in bank.residents():
-            held[self._labelled(one.name, one.digest), one.tier] += one.bytes
+            held[self._labelled(one.name), one.tier] += one.bytes
         sizes = GaugeMetricFamily(
             "trunkline_adapter_bytes", "Memory for an adapter.", labels=["version", "tier"]
         )
@@ -159,13 +144,10 @@ class _Watching(Collector):
             sizes.add_metric(labels, size)
         loads: Sums[str] = Sums()
         evictions: Sums[str] = Sums()
-        for digest, name in self._known().items():
-            try:
-                counted = bank.counters(digest)
-            except TrunklineError:
-                continue
-            loads[name] += counted.loads
-            evictions[name] += counted.evictions
+        for name, counted in bank.all_counters():
+            version = self._labelled(name)
+            loads[version] += counted.loads
+            evictions[version] += counted.evictions
         yield sizes
         for told, text, sums in (
             ("adapter_loads", "Adapters read from disk.", loads),

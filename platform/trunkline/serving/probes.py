@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from trunkline.errors import UnavailableError
+from trunkline.serving.auth import check_figures
 from trunkline.serving.call import Call
 
 router = APIRouter()
@@ -35,8 +36,9 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """The figures, in Prometheus' text format."""
+    """The figures, in Prometheus' text format, for keys that may use every adapter."""
     call: Call = request.state.call
+    check_figures(call.key)
     service = call.service
     text = await service.ask(service.metrics.exposition, len(service.calls))
     return Response(text, media_type=CONTENT_TYPE_LATEST)

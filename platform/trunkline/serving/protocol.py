@@ -21,25 +21,39 @@ def protocol(read_timeout: float, write_timeout: float) -> type[H11Protocol]:
     """The protocol's class, with its times in seconds.
 
     Args:
-        read_timeout: from the connection, or the end of the last answer, to a whole head.
+        read_timeout: from the connection, or the first byte after an answer, to a whole head.
         write_timeout: without the client taking what was written.
     """
 
     class Protocol(H11Protocol):
         _stuck: asyncio.TimerHandle | None = None
+        _headless: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             assert isinstance(transport, asyncio.Transport)
             super().connection_made(transport)
-            self.loop.call_later(read_timeout, self._expect_head)
+            self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._unstick()
+            self._forget_head()
             super().connection_lost(exc)
 
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is None or self.cycle.response_complete:
+                self._expect_head()
+            else:
+                self._forget_head()
+
         def _expect_head(self) -> None:
-            if self.cycle is None:
-                self.transport.abort()
+            if self._headless is None:
+                self._headless = self.loop.call_later(read_timeout, self.transport.abort)
+
+        def _forget_head(self) -> None:
+            if self._headless is not None:
+                self._headless.cancel()
+                self._headless = None
 
         def pause_writing(self) -> None:
             super().pause_writing()
