@@ -26,12 +26,14 @@ _START_SECONDS = 120.0
 _WAIT_SECONDS = 30.0
 
 _PROGRAM = """
-import json, sys
+import json, resource, sys
 import trunkline
 from trunkline.errors import TrunklineError
 from trunkline.serving.run import serve
 from trunkline.serving.settings import ServerSettings
 
+for files in sys.argv[4:]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
 platform = trunkline.open(sys.argv[1], base=sys.argv[2], no_plugins=True)
 try:
     serve(platform, ServerSettings(**json.loads(sys.argv[3])), lambda url: print(url, flush=True))
@@ -47,14 +49,18 @@ class ServerProcess:
     Args:
         workspace: of the platform.
         base: folder of the base.
+        files: that the process may open at most.
         settings: for ``ServerSettings``; the port is a free one unless given.
     """
 
-    def __init__(self, workspace: Path, base: Path, **settings: Any) -> None:
+    def __init__(
+        self, workspace: Path, base: Path, *, files: int | None = None, **settings: Any
+    ) -> None:
         self.workspace = workspace
         told = json.dumps({"port": 0} | settings)
+        limit = [] if files is None else [str(files)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(workspace), str(base), told],
+            [sys.executable, "-c", _PROGRAM, str(workspace), str(base), told, *limit],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

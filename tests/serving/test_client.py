@@ -360,6 +360,19 @@ def test_a_key_reaches_what_it_may_use_and_sees_no_more(
             client.models.retrieve(hidden)
 
 
+def test_an_admin_sees_the_residents_that_the_key_covers(
+    keyed: tuple[TestClient, Platform],
+) -> None:
+    http, platform = keyed
+    for model in ("toy/plurals", "base"):
+        http.post("/v1/chat/completions", json=greedy(model=model))
+    http.post("/v1/classify", json={"model": "toy/animals", "input": "a cow"})
+    _, plain = platform.registry.create_key("me", ["toy/plurals"], admin=True)
+    told = http.get("/admin/residents", headers={"authorization": f"Bearer {plain}"}).json()
+    assert {one["name"] for one in told["data"]} == {"toy/plurals@2"}
+    assert len(platform.engine.bank) > 1
+
+
 def test_a_wrong_key_is_refused(keyed: tuple[TestClient, Platform]) -> None:
     http, platform = keyed
     platform.registry.create_key("me")
@@ -404,6 +417,39 @@ def test_a_stream_whose_line_cannot_be_kept_ends_with_an_error(
         response = http.post("/v1/chat/completions", json=greedy(stream=True))
     *_, last = response.text.strip().split("\n\n")
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "registry_unavailable"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_id_that_was_taken_meanwhile_costs_neither_the_answer_nor_its_line(
+    keyed: tuple[TestClient, Platform], monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    http, platform = keyed
+    first = http.post("/v1/chat/completions", json=greedy(), headers={"x-request-id": "twice"})
+    app: Any = http.app
+    monkeypatch.setattr(app.state.service, "id_is_free", lambda _: True)
+    second = http.post(
+        "/v1/chat/completions", json=greedy(stream=stream), headers={"x-request-id": "twice"}
+    )
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert not stream or second.text.endswith("data: [DONE]\n\n")
+    logged = [one.id for one in platform.registry.requests()]
+    assert len(logged) == 2
+    assert {one.partition("-")[0] for one in logged} == {"twice"}
+    assert stream or second.headers["x-request-id"] in logged
+
+
+def test_no_client_is_told_where_the_workspace_lies(keyed: tuple[TestClient, Platform]) -> None:
+    http, platform = keyed
+    version = platform.resolve("toy/prices")
+    weights = platform.workspace.adapters / version.path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    platform.engine.bank.residents()
+    for one in platform.engine.bank.residents():
+        platform.engine.bank.unload(one.digest)
+    response = http.post("/v1/regress", json={"model": "toy/prices", "input": "tea"})
+    assert response.status_code == 422
+    assert str(platform.workspace.root) not in response.text
+    assert "adapter_model.safetensors" in response.text
 
 
 def test_a_failed_stream_has_its_line_though_its_client_leaves_meanwhile(

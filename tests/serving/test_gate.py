@@ -236,12 +236,13 @@ def test_figures_name_every_adapter_so_a_key_for_some_does_not_see_them(
     assert client.get("/metrics").status_code == 200
     told = {}
     for owner, adapters, admin in (
-        ("some", ["toy/plurals"], False), ("all", ["*"], False), ("admin", ["toy/x"], True)
+        ("some", ["toy/plurals"], False), ("all", ["*"], False),
+        ("admin", ["toy/x"], True), ("both", ["*"], True),
     ):  # fmt: skip
         _, plain = platform.registry.create_key(owner, adapters, admin=admin)
         response = client.get("/metrics", headers={"authorization": f"Bearer {plain}"})
         told[owner] = response.status_code
-    assert told == {"some": 403, "all": 200, "admin": 200}
+    assert told == {"some": 403, "all": 200, "admin": 403, "both": 200}
 
 
 # ----------------------------------------------------------------------------------------- log

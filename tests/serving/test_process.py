@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,41 @@ def ask_all(server: ServerProcess, count: int) -> None:
 
 def test_streams_side_by_side_are_what_each_is_alone(running: ServerProcess) -> None:
     ask_all(running, 24)
+
+
+def test_more_connections_than_files_are_refused_and_break_nothing(site: Path, tiny: Path) -> None:
+    with ServerProcess(site, tiny, files=200) as server, ExitStack() as opened:
+        told = b""
+        for _ in range(180):
+            connection = opened.enter_context(closing(connect(server)))
+            with suppress(ConnectionError):
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                told = connection.recv(65536)
+                connection.sendall(b"GET /hea")
+        assert told.startswith(b"HTTP/1.1 503 ")
+        assert b'"code": "unavailable"' in told
+        opened.close()
+        wait_until(lambda: server.get("/ready")["status"] == "ready", "there is room again")
+        assert server.stop() == 0
+    assert server.finish() == ""
+
+
+def test_clients_that_leave_or_do_not_read_at_its_end_are_no_errors(site: Path, tiny: Path) -> None:
+    heavy = {**LONG, "n": 16, "logprobs": True, "top_logprobs": 20, "stream": True}
+    with ServerProcess(site, tiny, drain_seconds=1, write_timeout=60) as server:
+        for _ in range(3):
+            with closing(connect(server)) as connection:
+                post(connection, "/v1/chat/completions", {**LONG, "n": 8})
+                wait_until(lambda: server.get("/admin/state")["running"] > 0, "it runs")
+        wait_until(lambda: is_idle(server), "the rows are free again")
+        with closing(connect(server, receive_buffer=4096)) as connection:
+            post(connection, "/v1/chat/completions", heavy)
+            wait_until(lambda: server.get("/admin/state")["in_flight"] > 1, "it is there")
+            time.sleep(1)
+            assert server.stop() == 0
+    assert server.finish() == ""
+    with Registry.open(f"sqlite:///{site / 'registry.db'}") as registry:
+        assert len(registry.requests()) == 4
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from trunkline.inference.request import Request
 from trunkline.serving.errors import ApiError
 from trunkline.serving.schemas import ChatBody, CompletionBody, PredictBody, check_size
 
+FAULTS = 10_000
 SAID = [{"role": "user", "content": "hi"}]
 
 
@@ -148,3 +149,44 @@ def test_no_text_is_refused() -> None:
 def test_more_than_one_request_may_hold_is_refused(texts: list[str], named: str) -> None:
     with pytest.raises(TooLargeError, match=named):
         check_size(texts, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (CompletionBody, {"prompt": [{}] * FAULTS}),
+        (CompletionBody, {"prompt": [[0.5]] * FAULTS}),
+        (CompletionBody, {"prompt": [[0.5] * FAULTS]}),
+        (CompletionBody, {"prompt": "x", "stop": [0] * FAULTS}),
+        (PredictBody, {"input": [0] * FAULTS}),
+        (ChatBody, {"messages": [{}] * FAULTS}),
+        (ChatBody, {"messages": [{"role": "user", "content": [{}] * FAULTS}]}),
+        (ChatBody, {"messages": SAID * FAULTS}),
+    ],
+)
+def test_a_list_of_faults_costs_as_little_as_one(
+    body: type[BaseModel], fields: dict[str, Any]
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        body.model_validate({"model": "base", **fields})
+    assert caught.value.error_count() < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", True),
+        ("temperature", "0.5"),
+        ("n", "2"),
+        ("n", True),
+        ("stream", "yes"),
+        ("logprobs", 1),
+    ],
+)
+def test_a_field_of_another_type_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValidationError):
+        chat(**{name: value})
+
+
+def test_a_whole_number_is_a_temperature() -> None:
+    assert chat(temperature=1).sampling(10)["temperature"] == 1.0

@@ -78,9 +78,9 @@ async def state(request: Request) -> dict[str, Any]:
 
 @router.get("/residents")
 async def residents(request: Request) -> dict[str, Any]:
-    """The adapters in memory."""
+    """The adapters in memory that the key may see; the bytes are those of all."""
     service = _service(request)
-    return await service.ask(_residents, service)
+    return await service.ask(_residents, service, request.state.call)
 
 
 @router.post("/load")
@@ -184,11 +184,14 @@ def _actor(call: Call) -> str | None:
     return None if call.key is None else key_actor(call.key.id, call.key.owner)
 
 
-def _residents(service: Service) -> dict[str, Any]:
-    bank = service.engine.bank
+def _residents(service: Service, call: Call) -> dict[str, Any]:
+    bank, key = service.engine.bank, call.key
+    seen = [
+        one for one in bank.residents() if key is None or key.may_use(one.name.partition("@")[0])
+    ]
     return {
         "object": "list",
-        "data": [{**asdict(one), **asdict(bank.counters(one.digest))} for one in bank.residents()],
+        "data": [{**asdict(one), **asdict(bank.counters(one.digest))} for one in seen],
         "total_bytes": bank.total_bytes,
         "budget_bytes": bank.budget_bytes,
     }

@@ -67,9 +67,9 @@ def check_figures(key: KeyRecord | None) -> None:
     """Let those through who may know of every adapter, since the figures name all.
 
     Raises:
-        ForbiddenError: the key is neither an admin's nor for every adapter.
+        ForbiddenError: the key is not for every adapter.
     """
-    if key is not None and not key.admin and "*" not in key.adapters:
+    if key is not None and "*" not in key.adapters:
         raise ForbiddenError(
             f"The key {key.id} may not see every adapter, and the figures name all.",
             "Make one that may with: trunkline keys create OWNER.",

@@ -7,10 +7,12 @@ log. Must not know: the forms of requests and answers.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -180,6 +182,7 @@ class Call:
             self.cancel()
             for one in waiting:
                 one.cancel()
+                one.add_done_callback(_heard)
 
     def pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
         """The streams of all requests as they come, each piece with its request's place."""
@@ -193,9 +196,8 @@ class Call:
         Raises:
             RegistryError: the line could not be written.
         """
-        response = JSONResponse(content, headers=self.headers)
         await self.settle(200, output)
-        return response
+        return JSONResponse(content, headers=self.headers)
 
     async def settle(self, status: int, output: str | None = None) -> None:
         """Commit the request's line, once, though whoever waits for that is cancelled; a request
@@ -217,10 +219,19 @@ class Call:
         if status >= 400:
             self.service.metrics.count_error(self.model.root if self.model else None, status)
             await self._end()
-        await self.service.keep(self, status, output)
+        try:
+            await self.service.keep(self, status, output)
+        except RegistryError:
+            if not self.named_by_client or await self.service.ask(self.service.id_is_new, self.id):
+                raise
+            self.service.rename(self, f"{self.id[:40]}-{uuid.uuid4().hex}")
+            await self.service.keep(self, status, output)
 
     async def fail(self, error: TrunklineError) -> TrunklineError:
         """Commit the line of a request that failed; gives what the client is to be told."""
+        return self._without_folder(await self._fail(error))
+
+    async def _fail(self, error: TrunklineError) -> TrunklineError:
         self.cancel()
         if isinstance(error, Interrupted) and self.service.draining:
             error = UnavailableError("The server ended before the answer did.", "Ask again.")
@@ -231,6 +242,15 @@ class Call:
         except RegistryError as unwritten:
             return unwritten
         return error
+
+    def _without_folder(self, error: TrunklineError) -> TrunklineError:
+        """Where the workspace lies on this machine is nothing to its clients."""
+        folder = f"{self.service.platform.workspace.root}{os.sep}"
+        if folder not in error.message:
+            return error
+        told = copy(error)
+        told.message = error.message.replace(folder, "")
+        return told
 
     async def _end(self) -> None:
         """Wait until the engine has let go, so that its tokens can be counted."""
@@ -257,3 +277,9 @@ class Call:
             text=text,
             output=output,
         )
+
+
+def _heard(ended: asyncio.Future[Any]) -> None:
+    """Take the exception of what nobody waits for any more, so that asyncio does not tell it."""
+    if not ended.cancelled():
+        ended.exception()

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from http import HTTPStatus
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from trunkline.errors import TrunklineError, UnavailableError
 from trunkline.serving.errors import ApiError, told
 
 
-def protocol(read_timeout: float, write_timeout: float) -> type[H11Protocol]:
+def protocol(read_timeout: float, write_timeout: float, connections: int) -> type[H11Protocol]:
     """The protocol's class, with its times in seconds.
 
     Args:
+        connections: at once; one more is told 503, and hung up on.
         read_timeout: from the connection, or the first byte after an answer, to a whole head.
         write_timeout: without the client taking what was written.
     """
@@ -32,6 +35,9 @@ def protocol(read_timeout: float, write_timeout: float) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             assert isinstance(transport, asyncio.Transport)
             super().connection_made(transport)
+            if len(self.connections) > connections:
+                self._refuse(_crowded(connections))
+                return
             self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -70,17 +76,24 @@ def protocol(read_timeout: float, write_timeout: float) -> type[H11Protocol]:
                 self._stuck = None
 
         def send_400_response(self, msg: str) -> None:
+            self._refuse(_unreadable())
+
+        def _refuse(self, error: TrunklineError) -> None:
+            """Tell why, whatever was asked, and hang up."""
             if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
                 self.transport.close()
                 return
-            body = json.dumps(told(_unreadable())).encode()
+            status = error.http_status
+            body = json.dumps(told(error)).encode()
             headers = [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
                 (b"connection", b"close"),
             ]
             parts: list[Any] = [
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Response(
+                    status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode()
+                ),
                 h11.Data(data=body),
                 h11.EndOfMessage(),
             ]
@@ -89,6 +102,13 @@ def protocol(read_timeout: float, write_timeout: float) -> type[H11Protocol]:
             self.transport.close()
 
     return Protocol
+
+
+def _crowded(connections: int) -> UnavailableError:
+    return UnavailableError(
+        f"{connections:,} connections are open already.",
+        "Close some, or ask the server's operator for a higher limit of open files.",
+    )
 
 
 def _unreadable() -> ApiError:

@@ -30,7 +30,9 @@ from trunkline.serving.settings import ServerSettings, addresses, is_loopback
 if TYPE_CHECKING:
     from trunkline.api import Platform
 
-_BACKLOG = 2048
+_BACKLOG = 512
+_OWN_FILES = 64
+_MOST_FILES = 65_536
 _UNSENT = 128 << 10
 _LAST_SECONDS = 3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -61,14 +63,17 @@ def serve(
         )
     app = create_app(platform, settings)
     service: Service = app.state.service
+    backlog, connections = _shares(_descriptors())
     listening = _listen(settings.host, settings.port)
     service.url = _url(listening)
     config = uvicorn.Config(
         app,
-        http=protocol(settings.read_timeout, settings.write_timeout),
+        http=protocol(settings.read_timeout, settings.write_timeout, connections),
         ws="none",
         lifespan="on",
         log_config=None,
+        log_level="error",
+        backlog=backlog,
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -115,7 +120,15 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def _let_go(self) -> None:
-        """Give what was cancelled a moment to tell its clients."""
+        """Give what was cancelled a moment to tell its clients; then hang up on those that do not
+        listen, and wait until their lines are written."""
+        await self._until_none_is_left()
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await self._until_none_is_left()
+
+    async def _until_none_is_left(self) -> None:
         until = time.monotonic() + _LAST_SECONDS
         while self._service.calls and time.monotonic() < until:
             await asyncio.sleep(0.05)
@@ -141,6 +154,30 @@ class _Server(uvicorn.Server):
                 signal.signal(one, handler)
 
 
+def _descriptors() -> int:
+    """Files and sockets that this process may open, after asking for as many as it may get."""
+    try:
+        import resource
+    except ImportError:
+        return _MOST_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def _shares(descriptors: int) -> tuple[int, int]:
+    """Connections that may wait to be taken, and those that may be open.
+
+    Connections are taken in heaps as large as may wait, before any of them can be refused; asyncio
+    can't go on where the descriptors run out meanwhile.
+    """
+    backlog = max(1, min(_BACKLOG, descriptors // 8))
+    return backlog, max(1, descriptors - _OWN_FILES - 2 * backlog)
+
+
 def _listen(host: str, port: int) -> socket.socket:
     address = addresses(host)[0]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -149,7 +186,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNSENT)
         listening.bind((address, port))
-        listening.listen(_BACKLOG)
+        listening.listen()
         listening.setblocking(False)
     except OSError as error:
         listening.close()

@@ -48,8 +48,17 @@ def _storable(text: str) -> str:
     return text
 
 
+MOST_MESSAGES = 2048
+"""Of one talk, as with OpenAI; each costs work however short it is."""
+
 Text = Annotated[str, AfterValidator(_storable)]
 ModelName = Annotated[Text, Field(min_length=1, max_length=256)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+"""Told of its first fault only, so that a list full of faults costs no more than another."""
+
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 """Seconds from its arrival after which a request is given up; the server's own limit holds too."""
 
@@ -65,7 +74,7 @@ class Message(BaseModel):
     """One turn of a talk; ``developer`` is today's word for ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def plain(self) -> dict[str, str]:
         """Role and text as the base's chat template knows them."""
@@ -78,7 +87,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream says besides the answer."""
 
-    include_usage: bool | None = None
+    include_usage: Flag | None = None
 
 
 class Generation(BaseModel):
@@ -91,15 +100,15 @@ class Generation(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: ModelName
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    n: int | None = None
-    seed: int | None = None
-    stop: Text | list[Text] | None = None
-    max_tokens: int | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: Whole | None = None
+    n: Whole | None = None
+    seed: Whole | None = None
+    stop: Text | Texts | None = None
+    max_tokens: Whole | None = None
     timeout: Timeout | None = None
-    stream: bool | None = None
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
 
     def check_supported(self) -> None:
@@ -164,10 +173,12 @@ class Generation(BaseModel):
 class ChatBody(Generation):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
+    ]
+    max_completion_tokens: Whole | None = None
+    logprobs: Flag | None = None
+    top_logprobs: Whole | None = None
 
     def new_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -190,8 +201,13 @@ class ChatBody(Generation):
 class CompletionBody(Generation):
     """``POST /v1/completions``; a prompt is text, token ids are refused."""
 
-    prompt: Text | list[Text] | list[int] | list[list[int]]
-    logprobs: int | None = None
+    prompt: (
+        Text
+        | Texts
+        | Annotated[list[int], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
+    )
+    logprobs: Whole | None = None
 
     def prompts(self) -> list[str]:
         """The texts.
@@ -215,7 +231,7 @@ class PredictBody(BaseModel):
     """``POST /v1/classify`` and ``/v1/regress``."""
 
     model: ModelName
-    input: Text | list[Text]
+    input: Text | Texts
     timeout: Timeout | None = None
 
     def texts(self) -> list[str]:

@@ -167,8 +167,10 @@ class Service:
 
     def id_is_free(self, id: str) -> bool:
         """Whether no request, running or logged, has this id; blocks."""
-        if id in self.calls:
-            return False
+        return id not in self.calls and self.id_is_new(id)
+
+    def id_is_new(self, id: str) -> bool:
+        """Whether no logged request has this id; blocks."""
         try:
             self.registry.request(id)
         except NotFoundError:
@@ -194,9 +196,9 @@ class Service:
         self.calls[call.id] = call
 
     def rename(self, call: Call, id: str) -> None:
-        """Give a request in flight the id that its client chose."""
+        """Give a request in flight the id that its client chose, or another if that was taken."""
         self.calls[id] = self.calls.pop(call.id)
-        call.id, call.named_by_client = id, True
+        call.id, call.named_by_client = id, not call.named_by_client
 
     def leave(self, call: Call) -> None:
         """Count a request out, and give up what it has left behind."""
