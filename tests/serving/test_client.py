@@ -220,6 +220,49 @@ def test_completions_have_log_probabilities(client: OpenAI) -> None:
     assert len(scores.tokens) == len(scores.token_logprobs) == len(scores.text_offset) == 4
 
 
+def test_parts_of_characters_keep_their_own_scores_and_the_characters_place(
+    client: OpenAI,
+) -> None:
+    asked: dict[str, Any] = {
+        "model": "base", "prompt": "The", "logprobs": 5, "max_tokens": 40, "seed": 3,
+    }  # fmt: skip
+    told = client.completions.create(**asked).choices[0]
+    scores, parts = told.logprobs, 0
+    assert {len(top) for top in scores.top_logprobs} == {5}
+    for token, offset in zip(scores.tokens, scores.text_offset, strict=True):
+        if token.startswith("token_id:"):
+            parts += 1
+        elif offset < len(told.text):
+            assert told.text[offset : offset + len(token)] == token
+    assert parts > 3
+    streamed = [
+        one
+        for chunk in client.completions.create(**asked, stream=True)
+        if chunk.choices and chunk.choices[0].logprobs
+        for one in chunk.choices[0].logprobs.text_offset
+    ]
+    assert streamed == scores.text_offset
+
+
+def test_more_likeliest_tokens_than_there_are_told_name_their_own_field(http: TestClient) -> None:
+    response = http.post("/v1/chat/completions", json=greedy(logprobs=True, top_logprobs=21))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "top_logprobs")
+
+
+def test_an_image_is_told_to_be_no_text(http: TestClient) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    body = greedy(messages=[{"role": "user", "content": parts}])
+    error = http.post("/v1/chat/completions", json=body).json()["error"]
+    assert error["param"] == "messages[0]"
+    assert "'text'" in error["message"]
+
+
+def test_an_empty_text_among_others_is_told_by_its_place(http: TestClient) -> None:
+    response = http.post("/v1/classify", json={"model": "toy/animals", "input": ["a cow", ""]})
+    assert response.status_code == 422
+    assert response.json()["error"]["message"].startswith("Text 2 of 2: ")
+
+
 # ----------------------------------------------------------------------------- labels and numbers
 
 
@@ -544,6 +587,16 @@ def test_adapters_are_loaded_pinned_and_unloaded(http: TestClient, platform: Pla
     assert http.post("/admin/unload", json=ref).status_code == 200
     assert digest not in {one["digest"] for one in http.get("/admin/residents").json()["data"]}
     assert http.post("/admin/unload", json=ref).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/admin/unload", "/admin/pin"])
+def test_what_is_not_in_memory_is_told_by_its_ref(http: TestClient, path: str) -> None:
+    http.post("/admin/load", json={"ref": "toy/prices"})
+    http.post("/admin/unload", json={"ref": "toy/prices"})
+    response = http.post(path, json={"ref": "toy/prices"})
+    assert response.status_code == 404
+    message = response.json()["error"]["message"]
+    assert message == "toy/prices@1 is not in memory. POST /admin/load brings it there."
 
 
 def test_the_state_tells_what_is_in_flight(http: TestClient) -> None:

@@ -136,3 +136,13 @@ def test_a_timeout_that_is_none_is_refused_by_name(
     body = json.dumps(ROUTES[path])[:-1] + f', "timeout": {timeout}}}'
     response = http.post(path, content=body, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "timeout")
+
+
+def test_openais_client_does_not_ask_again_for_what_was_late(
+    http: TestClient, platform: Platform
+) -> None:
+    client = OpenAI(base_url="http://127.0.0.1/v1", api_key="x", http_client=http, max_retries=2)
+    before = len(platform.registry.requests())
+    with pytest.raises(openai.APIStatusError):
+        client.chat.completions.create(**CHAT, extra_body={"timeout": AT_ONCE})
+    assert len(platform.registry.requests()) == before + 1

@@ -95,13 +95,15 @@ class Request:
 class TokenScore:
     """One new token with its natural log probability, before temperature and cut-offs.
 
-    ``top`` holds (id, token, log probability) of the likeliest, best first.
+    ``top`` holds (id, token, log probability) of the likeliest, best first. ``offset`` is where in
+    the answer's text the token begins, in characters; parts of a character begin where it does.
     """
 
     id: int
     token: str
     logprob: float
     top: tuple[tuple[int, str, float], ...] = ()
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Owns: the state of a sequence between two steps. Must not know: threads, other s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from trunkline.inference.asked import Asked
 from trunkline.inference.kv import BLOCK, Lease
 from trunkline.inference.request import Choice, Piece, TokenScore
 from trunkline.inference.sampling import Choosing
-from trunkline.inference.wording import Wording
+from trunkline.inference.wording import PART, Wording
 from trunkline.tasks import GenerationTask
 
 
@@ -83,9 +84,12 @@ class Sequence:
         """Take a drawn token; what can be told of the text by now."""
         assert self._wording is not None
         self.tokens.append(token)
+        before = 0 if score is None else self._wording.characters
         text = self._wording.add(token)
         if score is not None:
-            self.scores.append(score)
+            whole = PART not in score.token
+            begins = self._wording.characters - len(score.token) if whole else 0
+            self.scores.append(replace(score, offset=max(before, begins)))
         if token in self._ends:
             text += self._wording.finish()
             self.finish = "stop"

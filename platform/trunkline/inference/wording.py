@@ -20,7 +20,9 @@ window that begins inside one is back in step before its unsaid end begins."""
 _LONGEST = 16
 """Tokens at which the window is cut."""
 
-_REPLACEMENT = "\ufffd"
+PART = "\ufffd"
+"""What a part of a character is decoded as."""
+
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -63,6 +65,11 @@ class Wording:
         """All text that is certain so far."""
         return "".join(self._pieces)
 
+    @property
+    def characters(self) -> int:
+        """Of the text so far, with what may yet become a stop string."""
+        return sum(map(len, self._pieces)) + len(self._held)
+
     def add(self, token_id: int) -> str:
         """The text that this token makes certain.
 
@@ -98,7 +105,7 @@ class Wording:
     def _read(self, *, last: bool) -> str:
         """What the window says and was not said yet; a character may still be on its way."""
         text = self._decode(self._window)
-        begun = text.endswith(_REPLACEMENT) and not last
+        begun = text.endswith(PART) and not last
         certain = max(self._said, len(text) - begun)
         fresh, self._said = text[self._said : certain], certain
         if len(self._window) >= _LONGEST:

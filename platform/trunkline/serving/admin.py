@@ -6,7 +6,8 @@ key, where keys are needed at all.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -14,13 +15,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from trunkline.errors import BaseMismatchError
+from trunkline.errors import BaseMismatchError, NotFoundError
 from trunkline.promotion import GateRefusedError
 from trunkline.refs import Ref
 from trunkline.registry.actors import key_actor
 from trunkline.serving.auth import check_admin
 from trunkline.serving.call import Call
-from trunkline.serving.errors import told, unknown_model
+from trunkline.serving.errors import ApiError, told
 from trunkline.serving.models import Model, find_model
 from trunkline.serving.schemas import ModelName
 from trunkline.serving.service import Service
@@ -92,10 +93,11 @@ async def load(body: RefBody, request: Request) -> dict[str, Any]:
 
 @router.post("/unload")
 async def unload(body: RefBody, request: Request) -> dict[str, Any]:
-    """Put an adapter out of memory; one in use goes when its last request ends."""
+    """Put an adapter out of memory, pinned or not; one in use goes when its last request ends."""
     service = _service(request)
     model = await _adapter(request, body.ref)
-    gone = await service.load(service.engine.bank.unload, model.digest)
+    with _named(model):
+        gone = await service.load(service.engine.bank.unload, model.digest)
     return {"ref": model.root, "digest": model.digest, "resident": not gone}
 
 
@@ -104,7 +106,8 @@ async def pin(body: PinBody, request: Request) -> dict[str, Any]:
     """Keep a resident adapter whatever else needs room, or no longer."""
     service = _service(request)
     model = await _adapter(request, body.ref)
-    await service.load(service.engine.bank.pin, model.digest, body.pinned)
+    with _named(model):
+        await service.load(service.engine.bank.pin, model.digest, body.pinned)
     return {"ref": model.root, "digest": model.digest, "pinned": body.pinned}
 
 
@@ -144,8 +147,25 @@ def _find(service: Service, call: Call, ref: str) -> Model:
     """One adapter's version; the base is none, and can't be moved."""
     model = find_model(service.registry, service.base, call.key, ref)
     if model.parent is None:
-        raise unknown_model(ref)
+        raise ApiError(
+            "The base is no adapter: it is always there, and stays as it is.",
+            "GET /v1/models lists the adapters.",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
     return model
+
+
+@contextmanager
+def _named(model: Model) -> Iterator[None]:
+    """The bank knows digests only."""
+    try:
+        yield
+    except NotFoundError:
+        raise NotFoundError(
+            f"{model.root} is not in memory.", "POST /admin/load brings it there."
+        ) from None
 
 
 def _load(service: Service, call: Call, ref: str) -> dict[str, Any]:

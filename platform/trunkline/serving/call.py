@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
 from trunkline.errors import (
+    DataError,
     DeadlineError,
     Interrupted,
     RegistryError,
@@ -138,9 +139,15 @@ class Call:
         work = self.service.platform.work(requests[0])
         engine = self.service.engine
         try:
-            for request in requests:
+            for place, request in enumerate(requests):
                 request = replace(request, deadline=max(0.0, until - time.monotonic()))
-                self._tickets.append(engine.submit(replace(work, request=request)))
+                try:
+                    self._tickets.append(engine.submit(replace(work, request=request)))
+                except DataError as error:
+                    if len(requests) == 1:
+                        raise
+                    told = f"Text {place + 1} of {len(requests)}: {error.message}"
+                    raise DataError(told, error.hint) from None
                 if self._given_up:
                     break
         except BaseException:

@@ -15,6 +15,7 @@ from fastapi.responses import Response
 
 from trunkline.inference import request as inference
 from trunkline.inference.request import Answer, Choice, Piece, TokenScore
+from trunkline.inference.wording import PART
 from trunkline.serving.call import Call
 from trunkline.serving.models import Model
 from trunkline.serving.parts import finite, usage
@@ -110,7 +111,7 @@ def _logprobs(scores: Sequence[TokenScore]) -> dict[str, Any]:
 
 def _token(token: str, logprob: float) -> dict[str, Any]:
     """A token; its bytes are not told where it is a part of a character only."""
-    whole = "\ufffd" not in token
+    whole = PART not in token
     return {
         "token": token,
         "logprob": finite(logprob),

@@ -18,6 +18,7 @@ from fastapi.responses import Response
 
 from trunkline.inference import request as inference
 from trunkline.inference.request import Answer, Piece, TokenScore
+from trunkline.inference.wording import PART
 from trunkline.refs import BASE
 from trunkline.serving.call import Call
 from trunkline.serving.models import Model
@@ -51,7 +52,7 @@ async def complete(body: CompletionBody, request: Request) -> Response:
             place * n + choice.index,
             choice.text,
             choice.finish,
-            _logprobs(choice.scores, 0) if body.logprobs is not None else None,
+            _logprobs(choice.scores) if body.logprobs is not None else None,
         )
         for place, answer in enumerate(answers)
         for choice in answer.choices
@@ -64,7 +65,6 @@ def _stream(call: Call, model: Model, body: CompletionBody, n: int) -> EventStre
     head = _head(call, model)
     if body.wants_usage:
         head["usage"] = None
-    offsets: dict[int, int] = {}
 
     def chunks(place: int, piece: Piece) -> list[Chunk]:
         if not piece.text and not piece.scores and piece.finish is None:
@@ -72,8 +72,7 @@ def _stream(call: Call, model: Model, body: CompletionBody, n: int) -> EventStre
         index = place * n + piece.index
         scores = None
         if body.logprobs is not None and piece.scores:
-            scores = _logprobs(piece.scores, offsets.get(index, 0))
-            offsets[index] = offsets.get(index, 0) + sum(len(one.token) for one in piece.scores)
+            scores = _logprobs(piece.scores)
         return [{**head, "choices": [_choice(index, piece.text, piece.finish, scores)]}]
 
     def closing(answers: list[Answer]) -> list[Chunk]:
@@ -98,17 +97,19 @@ def _choice(
     return {"index": index, "text": text, "logprobs": scores, "finish_reason": finish}
 
 
-def _logprobs(scores: Sequence[TokenScore], offset: int) -> dict[str, Any]:
-    """``offset``: characters of the choice's text before these tokens."""
-    offsets = []
-    for score in scores:
-        offsets.append(offset)
-        offset += len(score.token)
+def _logprobs(scores: Sequence[TokenScore]) -> dict[str, Any]:
     return {
-        "tokens": [score.token for score in scores],
+        "tokens": [_name(score.id, score.token) for score in scores],
         "token_logprobs": [finite(score.logprob) for score in scores],
         "top_logprobs": [
-            {token: finite(logprob) for _, token, logprob in score.top} for score in scores
+            {_name(id, token): finite(logprob) for id, token, logprob in score.top}
+            for score in scores
         ],
-        "text_offset": offsets,
+        "text_offset": [score.offset for score in scores],
     }
+
+
+def _name(id: int, token: str) -> str:
+    """A token's text; parts of characters have none of their own, and go by their ids, as in vLLM's
+    ``return_tokens_as_token_ids``."""
+    return f"token_id:{id}" if PART in token else token

@@ -90,6 +90,8 @@ def refusal(error: TrunklineError, headers: dict[str, str]) -> JSONResponse:
     if error.http_status in (429, 503):
         seconds = error.retry_after if isinstance(error, BusyError) else 1.0
         headers["retry-after"] = str(max(1, math.ceil(seconds)))
+    if error.http_status == 504:  # else OpenAI's clients ask twice more, in vain
+        headers["x-should-retry"] = "false"
     if error.http_status == 401:
         headers["www-authenticate"] = "Bearer"
     if error.http_status in (408, 413, 431):
@@ -99,7 +101,10 @@ def refusal(error: TrunklineError, headers: dict[str, str]) -> JSONResponse:
 
 def of_validation(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a body or a query; never echoes its content."""
-    first = error.errors()[0]
+    found = error.errors()
+    first = found[0]
+    if first["loc"][1:2] == ("messages",):  # of text or parts, the one that came further
+        first = max(found, key=lambda one: len(one["loc"]))
     where, problem = list(first["loc"]), str(first["msg"])
     if first["type"] == "json_invalid":
         reason = str(first.get("ctx", {}).get("error", "unreadable"))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from trunkline.errors import TooLargeError
+from trunkline.inference.request import MOST_LOGPROBS
 from trunkline.serving.errors import ApiError
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -187,8 +188,14 @@ class ChatBody(Generation):
         """How many likeliest tokens are to be told; None: no log probabilities at all.
 
         Raises:
-            ApiError: 400, ``top_logprobs`` without ``logprobs``.
+            ApiError: 400, ``top_logprobs`` without ``logprobs``, or out of range.
         """
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MOST_LOGPROBS:
+            raise ApiError(
+                f"top_logprobs can't be {self.top_logprobs}.",
+                f"0 to {MOST_LOGPROBS}.",
+                param="top_logprobs",
+            )
         if self.logprobs:
             return self.top_logprobs or 0
         if self.top_logprobs:
