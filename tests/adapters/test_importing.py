@@ -210,6 +210,16 @@ def test_pattern_is_replaced_by_names_and_never_compiled(
     assert fetched(store, done).lora.targets == ("q_proj", "v_proj")
 
 
+@pytest.mark.parametrize("said", [True, False], ids=["null", "absent"])
+def test_targets_that_were_left_to_peft_are_told_by_the_tensors(
+    bring: Callable[..., Imported], store: AdapterStore, folder: Path, said: bool
+) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    del config["target_modules"]
+    (folder / CONFIG).write_text(json.dumps(config | ({"target_modules": None} if said else {})))
+    assert fetched(store, bring(folder)).lora.targets == ("q_proj", "v_proj")
+
+
 def test_history_of_the_training_is_left_out(
     bring: Callable[..., Imported], store: AdapterStore, folder: Path
 ) -> None:
@@ -393,6 +403,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "rank too large": ({"r": 1025}, "rank 1025"),
     "rank of the file's own": ({"r": 8}, "the rank is 8"),
     "dropout": ({"lora_dropout": "much"}, "lora_dropout"),
+    "targets that are a number": ({"target_modules": 5}, "target_modules = 5."),
+    "targets that are off": ({"target_modules": False}, "target_modules = False."),
+    "targets that are a table": ({"target_modules": {"q_proj": 1}}, "= {'q_proj': 1}."),
+    "targets that are not all names": ({"target_modules": ["q_proj", 3]}, "= ['q_proj', 3]."),
     "target without tensors": ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "lacks"),
     "tensors without target": ({"target_modules": ["q_proj"]}, "PEFT ignores them"),
     "tensors of another layer": ({"layers_to_transform": [0]}, "PEFT ignores them"),

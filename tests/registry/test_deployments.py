@@ -63,6 +63,18 @@ def test_the_start_tells_where_and_what(registry: Registry, dataset: int) -> Non
     )
 
 
+def test_the_start_tells_in_what_the_base_computes(registry: Registry) -> None:
+    number = registry.start_deployment("web-1", 812, "", None, dtype="int8")
+    assert registry.events(subject=f"server/{number}")[0].detail["dtype"] == "int8"
+
+
+def test_what_the_base_computes_in_stands_before_the_digest_that_fills_a_line(
+    registry: Registry,
+) -> None:
+    number = registry.start_deployment("web-1", 812, "", "sha256:" + "b" * 64, dtype="int8")
+    assert list(registry.events(subject=f"server/{number}")[0].detail)[-2:] == ["dtype", "base"]
+
+
 def test_a_server_shows_its_base(registry: Registry, dataset: int) -> None:
     registry.start_deployment("web-1", 812, "", "sha256:" + "b" * 64)
     assert registry.deployments()[0].base_name == "tiny"

@@ -55,6 +55,36 @@ def holder(url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+def test_a_file_that_was_removed_under_its_users_fails_them_and_is_not_made_anew(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "registry.db"
+    with opened(path) as registry:
+        registry.create_key("me")
+        (tmp_path / "kept").write_bytes(path.read_bytes())
+        for one in tmp_path.glob("registry.db*"):
+            one.unlink()
+        for ask in (registry.has_keys, lambda: registry.create_key("you")):
+            with pytest.raises(RegistryError, match="was removed while it was in use") as caught:
+                ask()
+            assert caught.value.hint
+        assert not path.exists()
+
+
+def test_a_file_that_was_put_in_the_place_of_another_is_the_registry_from_then_on(
+    tmp_path: Path,
+) -> None:
+    path, other = tmp_path / "registry.db", tmp_path / "other.db"
+    with opened(other) as registry:
+        registry.create_key("other")
+    with opened(path) as registry:
+        assert not registry.has_keys()
+        for end in ("-wal", "-shm"):
+            Path(f"{path}{end}").unlink(missing_ok=True)
+        other.rename(path)
+        assert [key.owner for key in registry.keys()] == ["other"]
+
+
 def test_the_revisions_in_the_code_are_the_migrations() -> None:
     from alembic.config import Config
     from alembic.script import ScriptDirectory

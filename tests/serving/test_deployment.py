@@ -62,7 +62,7 @@ def memory() -> Memory:
 
 @pytest.fixture
 def presence(registry: Registry, memory: Any) -> Presence:
-    made = Presence(registry, BASE, "http://127.0.0.1:8000", beat=0.05)
+    made = Presence(registry, BASE, "http://127.0.0.1:8000", dtype="int8", beat=0.05)
     made.watch(memory)
     return made
 
@@ -95,6 +95,11 @@ def test_it_has_stopped_once_it_says_so(registry: Registry, presence: Presence) 
     presence.start()
     presence.stop()
     assert registry.deployments()[0].stopped is not None
+
+
+def test_the_arithmetic_of_its_base_is_told(registry: Registry, running: Presence) -> None:
+    (started,) = [one for one in registry.events() if one.kind == "server.started"]
+    assert started.detail["dtype"] == "int8"
 
 
 def test_it_gives_signs_of_life(registry: Registry, running: Presence) -> None:

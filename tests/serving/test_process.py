@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from server_process import ServerProcess, wait_until
+from trunkline.refs import Ref
 from trunkline.registry.records import RequestRecord
 from trunkline.registry.store import Registry
 
@@ -120,6 +121,52 @@ def test_clients_that_leave_or_do_not_read_at_its_end_are_no_errors(site: Path, 
     assert server.finish() == ""
     with Registry.open(f"sqlite:///{site / 'registry.db'}") as registry:
         assert len(registry.requests()) == 4
+
+
+def test_openais_client_gets_choices_stops_and_errors(running: ServerProcess) -> None:
+    asked: dict[str, Any] = {
+        "model": "toy/plurals", "messages": SAID, "temperature": 0, "max_tokens": 30,
+    }  # fmt: skip
+    with running.client() as client:
+        told = client.chat.completions.create(**asked, n=3)
+        texts = {choice.message.content for choice in told.choices}
+        assert (len(told.choices), len(texts)) == (3, 1)
+        assert told.usage is not None
+        assert told.usage.completion_tokens <= 3 * 30
+        (text,) = texts
+        assert text
+        stop = text[3:5]
+        cut = client.chat.completions.create(**asked, stop=[stop]).choices[0]
+        assert (cut.message.content, cut.finish_reason) == (text[: text.index(stop)], "stop")
+        for wrong, kind in (
+            ({"model": "toy/nothing"}, openai.NotFoundError),
+            ({"n": 0}, openai.BadRequestError),
+            ({"messages": [{"role": "user", "content": ""}]}, openai.UnprocessableEntityError),
+        ):
+            with pytest.raises(kind) as caught:
+                client.chat.completions.create(**{**asked, **wrong})
+            assert caught.value.body["message"]
+
+
+def test_an_answer_in_flight_keeps_its_version_when_the_alias_moves(
+    running: ServerProcess,
+) -> None:
+    body = {"model": "toy/plurals@live", "messages": SAID, "max_tokens": 150, "seed": 1}
+    with Registry.open(f"sqlite:///{running.workspace / 'registry.db'}") as registry:
+        registry.set_alias(Ref("toy", "plurals", "1"), "live")
+        with running.stream("/v1/chat/completions", body) as response:
+            lines = response.iter_lines()
+            first = next(line for line in lines if line)
+            registry.set_alias(Ref("toy", "plurals", "2"), "live")
+            told = {
+                json.loads(line.removeprefix("data: "))["model"]
+                for line in (first, *lines)
+                if line and not line.endswith("[DONE]")
+            }
+        assert told == {"toy/plurals@1"}
+        with running.client() as client:
+            after = client.chat.completions.create(**{**body, "max_tokens": 1})
+        assert after.model == "toy/plurals@2"
 
 
 @pytest.mark.slow

@@ -129,9 +129,9 @@ def check_fits(foreign: Foreign, lora: LoraShape, skeleton: Skeleton) -> None:
     """Compare every pair, known to be one, with the base's layers.
 
     Raises:
-        IntegrityError: a module is not there, is not linear, or has other measures; or the tensors
-            are not those that the configuration asks for, as far as that can be told without
-            running a pattern.
+        IntegrityError: a module is not there, is not linear, or has other measures; its targets are
+            neither names nor a pattern; or the tensors are not those that the configuration asks
+            for, as far as that can be told without running a pattern.
     """
     path = foreign.folder / WEIGHTS
     for name in sorted(foreign.adapted):
@@ -163,6 +163,7 @@ def check_fits(foreign: Foreign, lora: LoraShape, skeleton: Skeleton) -> None:
 
 
 def _check_named(foreign: Foreign, skeleton: Skeleton, path: Path) -> None:
+    _check_targets(foreign)
     named = _named_targets(foreign.config, skeleton)
     if named is None:
         return
@@ -176,6 +177,16 @@ def _check_named(foreign: Foreign, skeleton: Skeleton, path: Path) -> None:
             f"{path} holds matrices of {short(name)}, which its configuration does not adapt; PEFT "
             "ignores them.",
             "Add the module to target_modules, or take its tensors out.",
+        )
+
+
+def _check_targets(foreign: Foreign) -> None:
+    """Absent or null, PEFT chooses them by the architecture."""
+    targets = foreign.config.get("target_modules")
+    if not (targets is None or isinstance(targets, str) or _texts(targets)):
+        raise IntegrityError(
+            f"{foreign.folder / CONFIG} has target_modules = {short(targets)}.",
+            "It must be a list of names, or a pattern.",
         )
 
 
@@ -224,7 +235,10 @@ def check_finite(weights: Path, told: Path) -> None:
 
 
 def _named_targets(config: Mapping[str, Any], skeleton: Skeleton) -> frozenset[str] | None:
-    """The linear layers that the configuration names; None where a pattern would have to be run."""
+    """The linear layers that the configuration names; None where it does not name them.
+
+    That is where a pattern would have to be run, or PEFT's own choice be known.
+    """
     targets: Any = config.get("target_modules")
     out: Any = config.get("exclude_modules") or []
     layers: Any = config.get("layers_to_transform")

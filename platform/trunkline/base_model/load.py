@@ -56,6 +56,11 @@ class Base:
         """The base's identity, 64 hex digits."""
         return self.info.digest
 
+    @property
+    def kind(self) -> str:
+        """The arithmetic of the linear layers: ``float32``, ``bfloat16``, ``int8``, ``nf4``."""
+        return self.quantised or str(self.dtype).removeprefix("torch.")
+
 
 _held: Base | None = None
 _lock = threading.Lock()
@@ -216,9 +221,8 @@ def _check_same(held: Base, wanted: BaseInfo, device: str, dtype: str) -> None:
         wants is not None or pick_dtype(dtype, held.device) == held.dtype
     )
     if not on_it or (dtype != "auto" and not same):
-        kind = held.quantised or str(held.dtype).removeprefix("torch.")
         raise BaseModelError(
-            f"This process holds the base {held.info.name!r} on {held.device} as {kind}, not on "
+            f"This process holds the base {held.info.name!r} on {held.device} as {held.kind}, not on "
             f"{device} as {dtype}.",
             "Ask for the same device and dtype, or call trunkline.base_model.release() first.",
         )

@@ -34,13 +34,21 @@ class Deployments(Database):
     """Adds what servers tell of themselves, and reads it."""
 
     def start_deployment(
-        self, host: str, pid: int, url: str, base_digest: str | None, actor: str | None = None
+        self,
+        host: str,
+        pid: int,
+        url: str,
+        base_digest: str | None,
+        actor: str | None = None,
+        *,
+        dtype: str | None = None,
     ) -> int:
         """A server has begun to serve; gives its number.
 
         Args:
             url: where it listens; empty where another program holds the socket.
             base_digest: of the base that it serves.
+            dtype: in which the base computes, such as ``int8``; the event tells it, if it is known.
         """
         with self._write() as session:
             now = _clock(session)
@@ -57,7 +65,9 @@ class Deployments(Database):
             )
             session.add(row)
             session.flush()
-            detail = {"host": host, "pid": pid, "url": url, "base": base_digest}
+            told = {} if dtype is None else {"dtype": dtype}
+            # A listing cuts off what is long, so the digest stands last.
+            detail = {"host": host, "pid": pid, "url": url, **told, "base": base_digest}
             add_event(session, row.actor, "server.started", server_subject(row.id), detail)
             return row.id
 

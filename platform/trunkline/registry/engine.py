@@ -27,7 +27,13 @@ from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    IntegrityError,
+    NoSuchModuleError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
@@ -37,6 +43,7 @@ BUSY_SECONDS = 10.0
 """How long a writer waits for another one before it gives up."""
 
 _WRITES = "trunkline_writes"
+_FILE = "trunkline_file"
 _UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
 
 
@@ -99,6 +106,9 @@ def connect(url: str | URL, *, create: bool, busy_seconds: float) -> Engines:
     if backend == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        name = parsed.database or ":memory:"
+        if name != ":memory:" and not name.startswith("file:"):
+            _watch_file(engine, Path(name))
         writing = engine.execution_options(**{_WRITES: True})
         return Engines(parsed, parsed.database or "in memory", read_only, engine, writing)
     shown = parsed.difference_update_query(["password", "sslpassword", "options"])
@@ -180,6 +190,47 @@ def _prepare_file(url: URL, create: bool, options: dict[str, Any], busy_seconds:
 
     options.update(creator=open_read_only, poolclass=QueuePool)
     return True
+
+
+def _watch_file(engine: Engine, path: Path) -> None:
+    """Notice that the file was removed or replaced: SQLite would go on with what has no name.
+
+    A removed one fails whoever asks, and is not made anew; one that was put in its place is opened.
+    """
+    known = False
+
+    def gone() -> RegistryError:
+        return RegistryError(
+            f"The registry '{path}' was removed while it was in use.",
+            "Put it back, or restore a backup: trunkline db restore FILE.",
+        )
+
+    def identity() -> tuple[int, int] | None:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def before(*_: Any) -> None:
+        if known and not path.exists():
+            raise gone()
+
+    def opened(_connection: Any, entry: ConnectionPoolEntry) -> None:
+        nonlocal known
+        known = True
+        entry.info[_FILE] = identity()
+
+    def taken(_connection: Any, entry: ConnectionPoolEntry, _fairy: Any) -> None:
+        now = identity()
+        if now is None:
+            raise gone()
+        if entry.info.get(_FILE) != now:
+            raise DisconnectionError("the file was replaced")
+
+    event.listen(engine, "do_connect", before)
+    event.listen(engine, "connect", opened)
+    event.listen(engine, "checkout", taken)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:

@@ -69,13 +69,21 @@ class Presence:
 
     Args:
         url: where the server listens; empty where another program holds the socket.
+        dtype: in which the base computes.
         beat: seconds between two signs of life.
     """
 
     def __init__(
-        self, registry: Registry, base: BaseInfo, url: str, *, beat: float = BEAT_SECONDS
+        self,
+        registry: Registry,
+        base: BaseInfo,
+        url: str,
+        *,
+        dtype: str | None = None,
+        beat: float = BEAT_SECONDS,
     ) -> None:
         self._registry = registry
+        self._dtype = dtype
         self._base = base
         self._url = url
         self._beat = beat
@@ -189,7 +197,7 @@ class Presence:
             dtype=base.dtype,
         )
         return self._registry.start_deployment(
-            socket.gethostname(), os.getpid(), self._url, base.digest
+            socket.gethostname(), os.getpid(), self._url, base.digest, dtype=self._dtype
         )
 
     def _end(self) -> None:

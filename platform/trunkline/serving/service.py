@@ -96,7 +96,9 @@ class Service:
             engine.observers.append(self.metrics.observe)
             self.metrics.watch(engine)
             if not (self.registry.read_only or self.draining):
-                self._presence = Presence(self.registry, engine.base.info, self.url)
+                self._presence = Presence(
+                    self.registry, engine.base.info, self.url, dtype=engine.base.kind
+                )
                 self._presence.watch(engine.bank)
                 self._presence.start()
             self._engine = engine
