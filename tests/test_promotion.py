@@ -352,6 +352,20 @@ def test_refusal_for_want_of_a_second_person_tells_the_way(store: Any, registry:
     assert "TRUNKLINE_API_KEY" in (caught.value.hint or "")
 
 
+def test_forcing_command_names_the_alias(store: Any, registry: Registry) -> None:
+    add(registry, 30, gate=Gate(metric="accuracy", at_least=0.99))
+    with pytest.raises(GateRefusedError) as caught:
+        ask(store, 1, "beta")
+    assert "promote toy/animals@1 --alias beta --force" in (caught.value.hint or "")
+
+
+def test_second_persons_command_names_the_alias(store: Any, registry: Registry) -> None:
+    add(registry, 30)
+    with pytest.raises(GateRefusedError) as caught:
+        ask(store, 1, "beta", demanded=TWO)
+    assert "promote toy/animals@1 --alias beta --url URL." in (caught.value.hint or "")
+
+
 # --------------------------------------------------------------------------------- going back
 
 

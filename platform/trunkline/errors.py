@@ -153,6 +153,8 @@ class BusyError(TrunklineError):
 class PinnedError(BusyError):
     """What is pinned leaves no place, however long one waits."""
 
+    code = "pinned"
+
 
 class UnavailableError(BusyError):
     """The engine takes no work: it is ending, or not there yet."""

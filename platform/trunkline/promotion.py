@@ -132,7 +132,7 @@ def promote(
             f"The gate refuses {version.ref}: "
             + "; ".join(f"{check.name}: no ({check.figures})" for check in failed)
             + ".",
-            _advice(version, failed),
+            _advice(version, alias, failed),
             checks,
         )
     registry.move_alias(
@@ -245,29 +245,36 @@ def check_persons(promoter: Actor, makers: Sequence[str]) -> GateCheck:
     return GateCheck(TWO_PERSONS, bool(makers), figures)
 
 
-def without_rows(version: VersionRecord) -> DataError:
-    """Why an imported version without a dataset has no judgement, and what can be done with it."""
+def without_rows(version: VersionRecord, alias: str = CHAMPION) -> DataError:
+    """Why an imported version without a dataset has no judgement, and how ``alias`` can be moved to
+    it all the same."""
     return DataError(
         f"{version.ref} can't be judged: it came without a dataset, so there are no rows to judge "
         "it on.",
-        f'`trunkline adapters promote {version.ref} --force --reason "…"` lets it go live all the '
-        "same.",
+        f'`{_command(version, alias)} --force --reason "…"` lets it go live all the same.',
     )
 
 
-def _advice(version: VersionRecord, failed: Sequence[GateCheck]) -> str:
-    ref = version.ref
+def _advice(version: VersionRecord, alias: str, failed: Sequence[GateCheck]) -> str:
     if all(check.name == TWO_PERSONS for check in failed):
         return (
             "Somebody else may, with an administrator's key of their own: "
-            f"TRUNKLINE_API_KEY=… trunkline adapters promote {ref} --url URL."
+            f"TRUNKLINE_API_KEY=… {_command(version, alias)} --url URL."
         )
     if any(check.name in (JUDGED_HERE, JUDGED) for check in failed):
         if version.dataset is None:
-            why = without_rows(version)
+            why = without_rows(version, alias)
             return f"{why.message} {why.hint}"
-        return f"Judge it here with `trunkline eval {ref}`, where the plugin of its recipe is."
-    return f'Train a better one, or `trunkline adapters promote {ref} --force --reason "…"`.'
+        return (
+            f"Judge it here with `trunkline eval {version.ref}`, where the plugin of its recipe is."
+        )
+    return f'Train a better one, or `{_command(version, alias)} --force --reason "…"`.'
+
+
+def _command(version: VersionRecord, alias: str) -> str:
+    """What the user types to move this very alias to this very version."""
+    which = "" if alias == CHAMPION else f" --alias {alias}"
+    return f"trunkline adapters promote {version.ref}{which}"
 
 
 def _beside_champion(

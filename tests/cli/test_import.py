@@ -126,6 +126,24 @@ def test_gate_names_the_one_way_by_which_an_imported_version_goes_live(
     assert '`trunkline adapters promote toy/kinds@1 --force --reason "…"`' in told.stderr
 
 
+def test_champion_is_shown_without_a_way_to_let_it_go_live(bring: Import, workspace: Path) -> None:
+    bring()
+    place = ("--workspace", str(workspace), "adapters")
+    invoke(*place, "promote", "toy/kinds", "--force", "--reason", "known to be good")
+    told = invoke(*place, "show", "toy/kinds").stderr
+    assert "can't be judged" in told
+    assert "--force" not in told
+
+
+def test_gate_names_the_alias_to_which_an_imported_version_may_be_forced(
+    bring: Import, workspace: Path
+) -> None:
+    bring()
+    words = ("adapters", "promote", "toy/kinds", "--alias", "beta")
+    told = invoke("--workspace", str(workspace), *words).stderr
+    assert '`trunkline adapters promote toy/kinds@1 --alias beta --force --reason "…"`' in told
+
+
 def test_labels_come_from_a_file(bring: Import, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("cat, wild\ndog\n\n", encoding="utf-8")
     result = bring("--labels-file", str(tmp_path / "labels.txt"))
@@ -147,7 +165,7 @@ def test_base_before_the_command_is_taken(elsewhere: Path, base: Path, workspace
 
 
 WRONG_USE = [
-    (("--name", "kinds"), "is not a ref"),
+    (("--name", "kinds"), "Hint: Write --name domain/name, for example --name "),
     (("--name", "toy/kinds@2"), "names a version"),
     (("--labels", "cat"), "1 labels"),
     (("--labels", "a,b", "--labels-file", __file__), "say the same"),

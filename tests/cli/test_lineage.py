@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cli_runner import invoke
+from trunkline.cli.diff import _tell
 from trunkline.cli.history import told
+from trunkline.cli.lineage_view import _judged
 from trunkline.registry import finding
+from trunkline.registry.compare import Comparison, FigureDifference
 from trunkline.registry.database import utc_now
-from trunkline.registry.records import EventRecord
+from trunkline.registry.records import EvaluationRecord, EventRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +43,30 @@ def test_lineage_of_a_version_leads_to_everything(run: Run) -> None:
         "version.published: by system:",
     ):
         assert part in told
+
+
+def test_lineage_tells_every_time_to_the_second(run: Run) -> None:
+    told = run("lineage", "toy/animals").stdout
+    assert re.search(r"── first seen: \S+T\d\d:\d\d:\d\d\+00:00\n", told)
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(13, "slices: 13, the 10 worst first; --json has all"),
+                        (10, "slices: 10, the worst first")],
+)  # fmt: skip
+def test_lineage_tells_how_many_slices_it_shows(count: int, told: str) -> None:
+    slices = [
+        {"slice": "length", "value": str(n), "rows": 5, "score": n / 20} for n in range(count)
+    ]
+    judged = _judged(
+        EvaluationRecord(
+            id=1, version=None, run=1, recipe="toy/animals", base_digest="b", dataset="toy/animals",
+            dataset_fingerprint="f", split_fingerprint="s", split="test",
+            results={"slices": slices}, created=utc_now(),
+        )
+    )  # fmt: skip
+    shown = next(one for one in judged.below if one.text.startswith("slices"))
+    assert (shown.text, len(shown.below)) == (told, 10)
 
 
 def test_lineage_of_an_imported_version_says_who_began_its_run(
@@ -142,7 +169,22 @@ def test_adapters_diff_tells_settings_and_figures(run: Run) -> None:
 def test_runs_diff_prints_both_columns(run: Run) -> None:
     result = run("runs", "diff", "1", "2")
     assert result.stdout.splitlines()[0].split() == ["what", "run/1", "run/2"]
-    assert "different rows" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (FigureDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=True), False),
+        (FigureDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=False), True),
+        (FigureDifference("test.accuracy", 0.8, None, None, same_rows=False), False),
+    ],
+    ids=["same rows", "different rows", "one side"],
+)
+def test_only_figures_that_both_have_are_said_to_be_of_different_rows(
+    capsys: pytest.CaptureFixture[str], figure: FigureDifference, said: bool
+) -> None:
+    _tell(Comparison("a/b@1", "a/b@2", (), (figure,)), as_json=False)
+    assert ("different rows" in capsys.readouterr().err) is said
 
 
 def test_runs_diff_takes_runs_as_they_are_printed(run: Run) -> None:
@@ -220,6 +262,10 @@ def test_runs_are_paged_by_number(run: Run) -> None:
     result = run("runs", "list", "--limit", "1")
     assert "--before 3" in result.stderr
     assert [one["number"] for one in parsed(run, "runs", "list", "--before", "3")] == [2, 1]
+
+
+def test_recipe_without_a_run_is_told_as_such(run: Run) -> None:
+    assert run("runs", "list", "--recipe", "nope/x").stderr == "No such run.\n"
 
 
 def test_removed_versions_are_listed_with_their_reason(run_copy: Run) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,56 @@ def test_table_on_a_terminal_fits_and_keeps_every_word(monkeypatch: pytest.Monke
     plain = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(monkeypatch, write))
     assert max(map(len, plain.splitlines())) <= 80
     assert plain.split().count("name") == 9
+
+
+def _plain(monkeypatch: pytest.MonkeyPatch, *table: Any, **said: Any) -> str:
+    """A table as it is written on a terminal of 80 columns, without its colours."""
+    told = on_terminal(monkeypatch, lambda: output.print_table(*table, **said))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", told).splitlines()
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def test_column_without_room_moves_below_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    id, at = "5b0f6f0c0a6b4dd0a1f5a37d2c9b8e41", "2026-11-21 22:10"
+    rows = [
+        (id, at, "retail/department@1", 200, "14+0", "82 ms"),
+        (id, at, "-", 404, "0+0", "1 ms"),
+    ]
+    heads = ["id", "at", "adapter", "status", "tokens", "took"]
+    assert _plain(monkeypatch, heads, rows, right=("status",), fold=("adapter",)) == (
+        "id                                at                status  tokens  took\n"
+        f"{id}  {at}     200  14+0    82 ms\n"
+        "    adapter  retail/department@1\n"
+        f"{id}  {at}     404  0+0     1 ms\n"
+    )
+
+
+def test_fold_keeps_every_word_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = [f"retail/a-name-of-some-length-{number}@1" for number in range(3)]
+    rows = [("0" * 20, one, f"made with {one}") for one in refs]
+    told = _plain(monkeypatch, ["id", "ref", "why"], rows, fold=("ref", "why"))
+    assert [told.split().count(one) for one in refs] == [2, 2, 2]
+
+
+def test_folded_text_is_not_squeezed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = _plain(monkeypatch, ["id", "text"], [("0" * 66, "a b " * 20)], fold=("text",))
+    assert "    text  a b a b a b" in told
+
+
+def test_first_column_stays_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("a b " * 10, "0" * 50)]
+    told = _plain(monkeypatch, ["name", "digest"], rows, fold=("name",))
+    assert told.startswith("name                          digest\na b a b")
+
+
+def test_row_that_fits_in_no_way_is_a_block_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = _plain(monkeypatch, ["one", "other"], [("a" * 50, "b" * 50), ("c", "d")])
+    assert told == f"one    {'a' * 50}\nother  {'b' * 50}\n\none    c\nother  d\n"
+
+
+def test_table_of_exactly_80_columns_stays_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = _plain(monkeypatch, ["one", "other"], [("a" * 39, "b" * 39)], fold=("other",))
+    assert told.splitlines()[1] == f"{'a' * 39}  {'b' * 39}"
 
 
 def test_terminal_gets_its_heads_in_bold(monkeypatch: pytest.MonkeyPatch) -> None:

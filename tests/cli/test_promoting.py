@@ -67,6 +67,11 @@ def test_workspace_demands_more_than_the_recipe(run_copy: Run, tmp_path: Path) -
     assert f"NO   two persons  (promoted by system:{getpass.getuser()}; " in result.stdout
 
 
+def test_refusal_names_a_command_for_the_alias_that_was_asked_for(run_copy: Run) -> None:
+    told = promote(run_copy, "toy/animals", "--alias", "beta").stderr
+    assert '`trunkline adapters promote toy/animals@1 --alias beta --force --reason "…"`' in told
+
+
 def test_base_is_no_alias(run_copy: Run) -> None:
     result = promote(run_copy, "toy/prices", "--alias", "smollm2-135m")
     assert (result.exit_code, result.stdout) == (2, "")
@@ -171,3 +176,18 @@ def test_who_trained_is_refused_by_a_server_with_the_conditions(ask: Run) -> Non
     assert "NO   two persons" in result.stdout
     assert "Error: The gate refuses toy/prices@1: two persons: no" in result.stderr
     assert "TRUNKLINE_API_KEY" in result.stderr
+
+
+def test_servers_refusal_names_a_command_for_that_server(
+    ask: Run, server: tuple[ServerProcess, Path]
+) -> None:
+    told = ask("ada", "adapters", "promote", "toy/animals", "--alias", "beta").stderr
+    there = f"promote toy/animals@1 --url {server[0].url} --alias beta"
+    assert f"`trunkline adapters {there} --force" in told
+
+
+def test_servers_refusal_of_one_person_names_that_server(
+    ask: Run, server: tuple[ServerProcess, Path]
+) -> None:
+    told = ask(getpass.getuser(), "adapters", "promote", "toy/prices", "--alias", "shadow").stderr
+    assert f"promote toy/prices@1 --url {server[0].url} --alias shadow." in told

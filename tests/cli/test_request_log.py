@@ -54,6 +54,14 @@ def log(registry: Registry, version: VersionRecord) -> Log:
     return write
 
 
+@pytest.mark.parametrize("words", [("--key", "nope"), ("--adapter", "nope/x")])
+def test_filter_that_nothing_meets_is_told_as_one(
+    run_copy: Run, log: Log, words: tuple[str, ...]
+) -> None:
+    log("a" * 32)
+    assert run_copy("requests", "list", *words).stderr == "No such request.\n"
+
+
 UNKNOWN = {"asked": "toy/animal", "version": None, "digest": None, "status": 404}
 
 

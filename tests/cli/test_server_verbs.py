@@ -285,7 +285,7 @@ def test_unknown_key_is_told(
 
 
 def test_serve_says_who_is_answered_and_what_it_loads(server: Process) -> None:
-    assert server.told.startswith("No key was made yet")
+    assert server.told.startswith("No key is in force")
     assert "loading toy/animals@1\n" in server.told
 
 
@@ -316,6 +316,12 @@ def test_wrong_use_of_serve_exits_with_2(run: Run, words: tuple[str, ...], told:
     result = run("serve", "--port", "0", *words)
     assert (result.exit_code, result.stdout) == (2, "")
     assert told in result.stderr
+
+
+def test_server_that_does_not_start_says_only_why(run: Run) -> None:
+    words = ("--port", "0", "--host", "0.0.0.0", "--preload", "toy/animals")
+    told = run("serve", *words).stderr
+    assert [line.partition(":")[0] for line in told.splitlines()] == ["Error", "Hint"]
 
 
 def test_limit_of_serve_reaches_the_server(ask: Run) -> None:

@@ -136,6 +136,25 @@ def test_removed_version_says_when_and_why_it_is_gone(run: Run) -> None:
     assert "wrong year" in result.stderr
 
 
+def test_rm_names_every_alias_in_its_way(run: Run, workspace: Path) -> None:
+    for alias in ("canary", "champion"):
+        words = ("--alias", alias, "--force", "--reason", "a trial")
+        assert run("adapters", "promote", "toy/animals@1", *words).exit_code == 0
+    result = run("adapters", "rm", "toy/animals@1", "--reason", "old")
+    assert result.exit_code == 1
+    assert "the aliases 'canary' and 'champion' point at it" in result.stderr
+    for alias in ("canary", "champion"):
+        assert f"`trunkline adapters unalias toy/animals {alias}`" in result.stderr
+    assert (workspace / "adapters/toy/animals/1").exists()
+
+
+def test_rm_names_the_one_alias_in_its_way(run: Run) -> None:
+    words = ("--force", "--reason", "a trial")
+    run("adapters", "promote", "toy/animals@1", *words)
+    told = run("adapters", "rm", "toy/animals@1", "--reason", "old").stderr
+    assert "the alias 'champion' points at it" in told
+
+
 def test_rm_without_a_reason_is_wrong_use(run: Run, workspace: Path) -> None:
     assert run("adapters", "rm", "toy/animals@1").exit_code == 2
     assert (workspace / "adapters/toy/animals/1").exists()

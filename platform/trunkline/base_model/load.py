@@ -222,8 +222,8 @@ def _check_same(held: Base, wanted: BaseInfo, device: str, dtype: str) -> None:
     )
     if not on_it or (dtype != "auto" and not same):
         raise BaseModelError(
-            f"This process holds the base {held.info.name!r} on {held.device} as {held.kind}, not on "
-            f"{device} as {dtype}.",
+            f"This process holds the base {held.info.name!r} on {held.device} as {held.kind}, not "
+            f"on {device} as {dtype}.",
             "Ask for the same device and dtype, or call trunkline.base_model.release() first.",
         )
 

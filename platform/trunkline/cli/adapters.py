@@ -287,9 +287,11 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
         print_judgement(judged[0], slices=True)
     elif version.dataset is None:
         from trunkline.promotion import without_rows
+        from trunkline.registry.lookup import CHAMPION
 
         why = without_rows(version)
-        note(f"{why.message} {why.hint}")
+        live = CHAMPION in version.aliases
+        note(why.message if live else f"{why.message} {why.hint}")
     else:
         note(f"Not judged yet: `trunkline eval {version.ref}`.")
     heading("Versions")

@@ -114,7 +114,7 @@ def _tell(found: Comparison, as_json: bool) -> None:
             ],
             right=(*heads, "difference"),
         )
-    if any(not one.same_rows for one in found.figures):
+    if any(one.difference is not None and not one.same_rows for one in found.figures):
         note("The figures are of different rows, so their difference says little.")
 
 

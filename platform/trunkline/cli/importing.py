@@ -17,6 +17,7 @@ from trunkline.cli.output import bytes_text, json_option, note, plain, print_fie
 from trunkline.cli.progress import working
 from trunkline.contracts import CLEAN_STEPS, TASKS
 from trunkline.errors import NotFoundError, UsageError
+from trunkline.refs import EXAMPLE, shown
 
 if TYPE_CHECKING:
     from trunkline.adapters.importing import Imported
@@ -103,6 +104,11 @@ def import_(
     An archive brings its own name, task and lineage; of the options, --name, --digest and --base
     are for it, and all three may be left away.
     """
+    if name is not None and name.count("/") != 1:
+        raise UsageError(
+            f"{shown(name)} is no adapter's name.",
+            f"Write --name domain/name, for example --name {EXAMPLE.partition('@')[0]}.",
+        )
     is_hub = source.startswith("hf:")
     if not is_hub and _is_archive(source):
         for key, option in _OF_A_FOLDER.items():

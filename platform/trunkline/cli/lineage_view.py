@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from trunkline.cli.history import told
-from trunkline.cli.output import bytes_text, duration, figure, plain, print_drawn, took
+from trunkline.cli.output import bytes_text, duration, figure, print_drawn, took
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -239,7 +239,9 @@ def _judged(evaluation: EvaluationRecord) -> Branch:
         for one in slices[:SLICES_SHOWN]
     ]
     if slices:
-        made.add("slices", f"{len(slices)}, the worst first", *below)
+        left = len(slices) - len(below)
+        told = f"the {len(below)} worst first; --json has all" if left else "the worst first"
+        made.add("slices", f"{len(slices)}, {told}", *below)
     made.add("gate", _pairs(results["gate"]) if isinstance(results.get("gate"), Mapping) else None)
     return made
 
@@ -263,9 +265,12 @@ def _tags(tags: Mapping[str, Mapping[str, str]]) -> list[Branch]:
 
 def _flat(title: str, record: Any, *, skip: tuple[str, ...]) -> Branch:
     made = Branch(title)
-    for name, value in plain(record).items():
-        if name not in skip:
-            made.add(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
+    for spec in fields(record):
+        value = getattr(record, spec.name)
+        if isinstance(value, datetime):
+            value = moment(value)
+        if spec.name not in skip:
+            made.add(spec.name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
     return made
 
 

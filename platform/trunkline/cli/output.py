@@ -1,7 +1,7 @@
 """What is written on stdout: tables, fields and JSON; and notes on stderr.
 
-Owns: how values look. Must not know: any command. Tables fold at the terminal's width and are
-never cut; into a pipe they are as wide as they need to be.
+Owns: how values look. Must not know: any command. Tables fit the terminal's width, see ``layout``,
+and are never cut; into a pipe they are as wide as they need to be.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _UNLIMITED = 100_000
@@ -67,24 +64,20 @@ def print_table(
         heads: of the columns.
         rows: a value a column.
         right: heads of columns that are aligned to the right.
-        fold: heads of columns that may be folded when the terminal is narrow.
+        fold: heads of columns that may be folded, or stand below their row, when the terminal is
+            narrow; see :mod:`trunkline.cli.layout`.
     """
-    table = _bare_table(show_header=any(heads))
-    for head in heads:
-        table.add_column(
-            head,
-            justify="right" if head in right else "left",
-            no_wrap=head not in fold,
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*(str(value) for value in row))
-    print_drawn(table)
+    from trunkline.cli.layout import laid_out
+
+    texts = [[str(value) for value in row] for row in rows]
+    print_drawn(laid_out(heads, texts, right=right, fold=fold, width=width()))
 
 
 def print_fields(pairs: Iterable[tuple[str, object]]) -> None:
     """Write names and values, one a line; pairs whose value is None are left out."""
-    table = _bare_table(show_header=False)
+    from trunkline.cli.layout import bare_table
+
+    table = bare_table(show_header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     for name, value in pairs:
@@ -174,14 +167,6 @@ def counts(values: Mapping[str, int]) -> str:
 def short_digest(digest: str) -> str:
     """The first twelve digits, after ``sha256:`` if that stands before them."""
     return digest[:19] if digest.startswith("sha256:") else digest[:12]
-
-
-def _bare_table(*, show_header: bool) -> Table:
-    from rich.table import Table
-
-    return Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=show_header
-    )
 
 
 def print_drawn(drawn: Any) -> None:

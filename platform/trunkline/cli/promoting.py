@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -151,15 +153,29 @@ def _changed(change: AliasChange) -> dict[str, Any]:
 def _there(url: str, verb: str, asked: dict[str, Any]) -> dict[str, Any]:
     """What a running server answers to an administrator."""
     from trunkline.cli.remote import Remote, not_understood
+    from trunkline.promotion import GateRefusedError
 
     with Remote(url) as remote:
-        told = remote.post(f"/admin/{verb}", asked)
+        try:
+            told = remote.post(f"/admin/{verb}", asked)
+        except GateRefusedError as refused:
+            message, hint = (_by_server(text, url) for text in (refused.message, refused.hint))
+            raise GateRefusedError(message, hint or None, refused.checks) from None
     wanted = {"adapter", "alias", "old", "new", "head"} | (
         {"checks", "forced"} if verb == "promote" else set()
     )
     if not wanted <= told.keys():
         raise not_understood(url)
     return told
+
+
+def _by_server(text: str | None, url: str) -> str:
+    """What a server says, with commands that ask that server too, and not the registry here."""
+    return re.sub(
+        r"trunkline adapters promote [a-z0-9/@-]+",
+        lambda command: f"{command[0]} --url {shlex.quote(url)}",
+        (text or "").replace(" --url URL", ""),
+    )
 
 
 def _print_checks(checks: Sequence[Mapping[str, Any]]) -> None:

@@ -62,7 +62,7 @@ def ps(url: str | None, as_json: bool) -> None:
             ["adapter", "tier", "size", "rank", "pinned", "running", "requests", "idle"],
             rows,
             right=("rank", "running", "requests"),
-            fold=("adapter",),
+            fold=("idle",),
         )
 
 

@@ -65,6 +65,8 @@ def list_(
             right=("status",),
             fold=("adapter",),
         )
+    elif (adapter, key, before) != (None, None, None):
+        note("No such request.")
     else:
         note("No request in the log. `trunkline serve` writes it.")
     if len(found) > limit:

@@ -81,6 +81,8 @@ def list_(said: Globals, recipe: str | None, before: int | None, limit: int, as_
             right=("run",),
             fold=("made",),
         )
+    elif recipe is not None or before is not None:
+        note("No such run.")
     else:
         note("No run yet: `trunkline recipes list`, then `trunkline train RECIPE`.")
     if len(found) > limit:

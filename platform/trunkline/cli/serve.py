@@ -24,11 +24,11 @@ _COUNT = click.IntRange(min=1)
     short_help="Answer over HTTP, as OpenAI's clients ask.",
     example="""
     $ trunkline serve --preload medical/icd10-chapter
-    No key was made yet, so only this machine is answered: `trunkline keys create OWNER` makes one.
+    No key is in force, so only this machine is answered: `trunkline keys create OWNER` makes one.
     loading medical/icd10-chapter@2
     Listening on http://127.0.0.1:8000; Ctrl-C ends it. Ask it with:
       curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-        -d '{"model": "base", "messages": [{"role": "user", "content": "Hello"}]}'
+        -d '{"model": "base", "temperature": 0, "messages": [{"role": "user", "content": "Hello"}]}'
     """,
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -81,7 +81,7 @@ def serve(
             "--log-text and --no-request-log exclude each other.", "Leave one of them away."
         )
     from trunkline.inference.settings import EngineSettings
-    from trunkline.serving.settings import ServerSettings
+    from trunkline.serving.settings import ServerSettings, is_loopback
 
     sizes = {
         "rows": rows,
@@ -102,12 +102,13 @@ def serve(
     )
     platform = said.platform
     has_keys = platform.registry.has_keys()
-    if not has_keys:
-        note(
-            "No key was made yet, so only this machine is answered: "
-            "`trunkline keys create OWNER` makes one."
-        )
-    _preload(platform, preload)
+    if has_keys or is_loopback(host):  # else the server says why it does not start
+        if not has_keys:
+            note(
+                "No key is in force, so only this machine is answered: "
+                "`trunkline keys create OWNER` makes one."
+            )
+        _preload(platform, preload)
     from trunkline.serving.run import serve as serve_until_told
 
     serve_until_told(platform, settings, _teller(has_keys))
@@ -147,7 +148,7 @@ def _teller(has_keys: bool) -> Callable[[str], None]:
 
     def tell(url: str) -> None:
         key = ' -H "Authorization: Bearer $TRUNKLINE_API_KEY"' if has_keys else ""
-        talk = '{"model": "base", "messages": [{"role": "user", "content": "Hello"}]}'
+        talk = '{"model": "base", "temperature": 0, "messages": [{"role": "user", "content": "Hello"}]}'
         note(f"Listening on {url}; Ctrl-C ends it. Ask it with:")
         note(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\")
         note(f"    -d '{talk}'")

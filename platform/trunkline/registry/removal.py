@@ -204,18 +204,26 @@ def _locked(session: Session, ref: Ref) -> Version:
 
 
 def _check_free(record: VersionRecord, held: Mapping[str, Sequence[str]]) -> None:
-    if record.aliases:
-        alias = record.aliases[0]
+    if aliases := record.aliases:
+        names = _and([f"'{alias}'" for alias in aliases])
+        drop = _and([f"`trunkline adapters unalias {record.ref.adapter} {one}`" for one in aliases])
+        one = len(aliases) == 1
         raise RefusedError(
-            f"'{record.ref}' can't be removed: the alias '{alias}' points at it.",
-            f"Move it with `trunkline adapters promote` or `trunkline adapters rollback`, or drop "
-            f"it with `trunkline adapters unalias {record.ref.adapter} {alias}`.",
+            f"'{record.ref}' can't be removed: the "
+            f"{'alias' if one else 'aliases'} {names} point{'s' if one else ''} at it.",
+            f"Move {'it' if one else 'each'} with `trunkline adapters promote` or `trunkline "
+            f"adapters rollback`, or drop {'it' if one else 'them'} with {drop}.",
         )
     if servers := held.get(record.digest):
         raise RefusedError(
             f"'{record.ref}' can't be removed: the running {servers[0]} holds it in memory.",
-            "Stop that server, or wait until it has let go of the version.",
+            "Stop that server, or let it unload the version: POST /admin/unload.",
         )
+
+
+def _and(parts: Sequence[str]) -> str:
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _pages(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
