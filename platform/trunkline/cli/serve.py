@@ -148,9 +148,9 @@ def _teller(has_keys: bool) -> Callable[[str], None]:
 
     def tell(url: str) -> None:
         key = ' -H "Authorization: Bearer $TRUNKLINE_API_KEY"' if has_keys else ""
-        talk = '{"model": "base", "temperature": 0, "messages": [{"role": "user", "content": "Hello"}]}'
+        said = '[{"role": "user", "content": "Hello"}]'
         note(f"Listening on {url}; Ctrl-C ends it. Ask it with:")
         note(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\")
-        note(f"    -d '{talk}'")
+        note(f"""    -d '{{"model": "base", "temperature": 0, "messages": {said}}}'""")
 
     return tell
