@@ -113,7 +113,7 @@ WRONG_USE = [
     (("--chat",), 2, "--chat"),
     (("--task", "regression"), 2, "--task"),
     (("--max-new-tokens", "3"), 2, "--max-new-tokens"),
-    (("--name", "kinds"), 2, "is not a ref"),
+    (("--name", "kinds"), 2, "is no adapter's name"),
     (("--name", "toy/kinds@2"), 2, "names a version"),
     (("--digest", "5f0c"), 2, "is not a digest"),
     (("--digest", "sha256:" + "0" * 64), 1, "holds sha256:"),
