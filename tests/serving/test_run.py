@@ -1,7 +1,8 @@
-"""What keeps a server from starting is told in one sentence."""
+"""What keeps a server from starting is told in one sentence; and what it may open."""
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import trunkline
 from trunkline.api import Platform
 from trunkline.errors import BaseModelError, UsageError
+from trunkline.serving import run
 from trunkline.serving.run import serve
 from trunkline.serving.settings import ServerSettings
 
@@ -48,3 +50,30 @@ def test_a_base_that_cannot_be_loaded_ends_the_server(platform: Platform) -> Non
     with pytest.raises(BaseModelError):
         serve(platform, ServerSettings(port=0), told.append)
     assert told == []
+
+
+@pytest.mark.parametrize("files", [16, 150, 1024, 65_536])
+def test_connections_and_those_that_wait_leave_room_for_files(files: int) -> None:
+    waiting, opened = run._shares(files)
+    assert waiting >= 1
+    assert opened >= 1
+    assert files < 150 or opened + waiting + run._OWN_FILES <= files
+
+
+def test_as_many_files_are_asked_for_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    assert run._descriptors() == 4096
+    assert asked == [(4096, 4096)]
+
+
+def test_a_limit_that_the_system_does_not_give_stays_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: int, limits: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert run._descriptors() == 256

@@ -48,7 +48,10 @@ lock and in the order in which it happens, so it must not wait."""
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """One adapter in memory; ``head`` is ``[outputs, hidden]`` float32 or None."""
+    """One adapter in memory; ``head`` is ``[outputs, hidden]`` float32 or None.
+
+    ``requests`` are counted by whoever answers them: one may :meth:`Bank.acquire` several times.
+    """
 
     artifact: Artifact
     name: str

@@ -37,7 +37,7 @@ from trunkline.errors import (
 )
 from trunkline.inference.asked import Asked
 from trunkline.inference.fitness import check_serves
-from trunkline.inference.intake import Intake
+from trunkline.inference.intake import Intake, of_text
 from trunkline.inference.kv import BLOCK, Blocks, bytes_per_token
 from trunkline.inference.reloads import Reloads
 from trunkline.inference.request import Answer, TokenScore
@@ -157,10 +157,7 @@ class Engine:
             try:
                 asked.append(self._intake.take(work, self._cancel))
             except DataError as error:
-                if len(works) == 1:
-                    raise
-                told = f"Text {place + 1} of {len(works)}: {error.message}"
-                raise DataError(told, error.hint) from None
+                raise of_text(error, place, len(works)) from None
         tickets = self._enqueue(asked)
         try:
             answers = []

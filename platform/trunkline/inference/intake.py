@@ -84,3 +84,10 @@ class Intake:
                 + f" don't fit {what}.",
                 "Shorten the text or ask for fewer new tokens." if limit else "Shorten the text.",
             )
+
+
+def of_text(error: DataError, place: int, count: int) -> DataError:
+    """What is wrong with one of ``count`` texts, with its place among them if there are others."""
+    if count == 1:
+        return error
+    return DataError(f"Text {place + 1} of {count}: {error.message}", error.hint)

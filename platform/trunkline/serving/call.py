@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
 )
+from trunkline.inference.intake import of_text
 from trunkline.inference.request import Answer, Piece, Request
 from trunkline.inference.ticket import Ticket
 from trunkline.registry.records import KeyRecord, RequestLine
@@ -144,10 +144,7 @@ class Call:
                 try:
                     self._tickets.append(engine.submit(replace(work, request=request)))
                 except DataError as error:
-                    if len(requests) == 1:
-                        raise
-                    told = f"Text {place + 1} of {len(requests)}: {error.message}"
-                    raise DataError(told, error.hint) from None
+                    raise of_text(error, place, len(requests)) from None
                 if self._given_up:
                     break
         except BaseException:
@@ -220,7 +217,7 @@ class Call:
             await asyncio.shield(self._settling)
         else:
             await asyncio.wait({self._settling})
-            self._settling.exception()
+            _heard(self._settling)
 
     async def _settle(self, status: int, output: str | None) -> None:
         if status >= 400:
@@ -231,7 +228,8 @@ class Call:
         except RegistryError:
             if not self.named_by_client or await self.service.ask(self.service.id_is_new, self.id):
                 raise
-            self.service.rename(self, f"{self.id[:40]}-{uuid.uuid4().hex}")
+            free = f"{self.id[:40]}-{uuid.uuid4().hex}"
+            self.service.rename(self, free, by_client=False)
             await self.service.keep(self, status, output)
 
     async def fail(self, error: TrunklineError) -> TrunklineError:
@@ -253,11 +251,8 @@ class Call:
     def _without_folder(self, error: TrunklineError) -> TrunklineError:
         """Where the workspace lies on this machine is nothing to its clients."""
         folder = f"{self.service.platform.workspace.root}{os.sep}"
-        if folder not in error.message:
-            return error
-        told = copy(error)
-        told.message = error.message.replace(folder, "")
-        return told
+        error.message = error.message.replace(folder, "")
+        return error
 
     async def _end(self) -> None:
         """Wait until the engine has let go, so that its tokens can be counted."""

@@ -82,7 +82,7 @@ class Gate:
         asked_id = headers.get("x-request-id", "")
         free = await self._service.ask(self._identify, call, headers, asked_id)
         if free and asked_id not in self._service.calls and path != METRICS:
-            self._service.rename(call, asked_id)
+            self._service.rename(call, asked_id, by_client=True)
         body = await _read(receive, headers, self._service.settings)
         return _replayed(body, receive)
 

@@ -160,11 +160,15 @@ def _descriptors() -> int:
         import resource
     except ImportError:
         return _MOST_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (_MOST_FILES if one == resource.RLIM_INFINITY else one for one in limits)
+    wanted = min(hard, _MOST_FILES)
+    if soft >= wanted:
+        return soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
+    except (OSError, ValueError):  # macOS gives fewer than it names
+        return soft
     return wanted
 
 

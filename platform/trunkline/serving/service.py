@@ -197,10 +197,10 @@ class Service:
             )
         self.calls[call.id] = call
 
-    def rename(self, call: Call, id: str) -> None:
-        """Give a request in flight the id that its client chose, or another if that was taken."""
+    def rename(self, call: Call, id: str, *, by_client: bool) -> None:
+        """Give a request in flight the id that its client chose, or another where that is taken."""
         self.calls[id] = self.calls.pop(call.id)
-        call.id, call.named_by_client = id, not call.named_by_client
+        call.id, call.named_by_client = id, by_client
 
     def leave(self, call: Call) -> None:
         """Count a request out, and give up what it has left behind."""
