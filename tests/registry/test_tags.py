@@ -98,7 +98,7 @@ def test_a_tag_of_an_alias_is_its_versions(registry: Registry, version: VersionR
 
 def test_a_removed_version_can_be_noted(registry: Registry, version: VersionRecord) -> None:
     registry.remove_version(version.ref, reason="old")
-    registry.add_note(VERSION, "its licence had ended")
+    registry.add_note(VERSION, "its license had ended")
     assert len(registry.notes(VERSION)) == 1
 
 

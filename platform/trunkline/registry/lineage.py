@@ -116,7 +116,7 @@ class Lineages(Runs, Evaluations, Requests, Deployments, History):
         return self._of_version(row)
 
     def lineage_of_run(self, number: int) -> Lineage:
-        """Everything behind a run, and how what it made was judged.
+        """Everything behind a run, and how what it made was evaluated.
 
         Raises:
             NotFoundError: no run has this number.

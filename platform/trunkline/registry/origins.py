@@ -36,8 +36,8 @@ class Origins(Database):
         with self._read() as session:
             version, _, base, dataset = find_version(session, ref)[0]
             run = None if version.run_id is None else session.get_one(Run, version.run_id)
-            judged = _evaluations(session, Evaluation.version_id == version.id)
-            return _told(session, base, dataset, run, judged)
+            evaluated = _evaluations(session, Evaluation.version_id == version.id)
+            return _told(session, base, dataset, run, evaluated)
 
     def origin_of_run(self, number: int) -> dict[str, Any]:
         """The same of a run, which has no version yet."""
@@ -45,8 +45,8 @@ class Origins(Database):
             run = session.get_one(Run, number)
             base = session.get_one(Base, run.base_id)
             dataset = session.get_one(Dataset, run.dataset_id)
-            judged = _evaluations(session, Evaluation.run_id == run.id)
-            return _told(session, base, dataset, run, judged)
+            evaluated = _evaluations(session, Evaluation.run_id == run.id)
+            return _told(session, base, dataset, run, evaluated)
 
 
 def _told(
@@ -83,7 +83,7 @@ def _base(row: Base) -> dict[str, Any]:
 
 
 def _dataset(row: Dataset) -> dict[str, Any]:
-    names = ("name", "fingerprint", "split_fingerprint", "rows", "licence", "source", "counts")
+    names = ("name", "fingerprint", "split_fingerprint", "rows", "license", "source", "counts")
     return {name: getattr(row, name) for name in names}
 
 

@@ -81,7 +81,7 @@ class Runs(Database):
             return run.id
 
     def log_metrics(self, run: int, step: int, values: Mapping[str, float]) -> None:
-        """Store figures of an optimiser step; the same step and name again replaces them."""
+        """Store figures of an optimizer step; the same step and name again replaces them."""
         if not values:
             return
         rows = [

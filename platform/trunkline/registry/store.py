@@ -1,7 +1,7 @@
 """The registry as the rest of Trunkline sees it.
 
 Owns: nothing of its own; it joins the parts, each of which holds the queries of its subject.
-Must not know: torch, artifacts' files, or how anything is trained or judged.
+Must not know: torch, artifacts' files, or how anything is trained or evaluated.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Registry(
     Restoring,
     Origins,
 ):
-    """What was used, run, published, judged, moved, allowed and asked, in one database.
+    """What was used, run, published, evaluated, moved, allowed and asked, in one database.
 
     ``Registry.open(url)`` gives one. Every method is one transaction and gives frozen records;
     each change of state leaves an event. Use it as a context manager, or close it.
