@@ -172,8 +172,8 @@ def fetched(store: AdapterStore, done: Imported) -> Artifact:
         ("gpt2", None, {"target_modules": r".*h\.\d\.attn\.c_proj"}),
         ("gpt2", 2, {"fan_in_fan_out": True}),
     ],
-    ids=["pattern", "one layer", "layers pattern", "without one", "use_rslora", "orthogonal", "bf16",
-         "pattern with head", "fp16 with head", "gpt2 pattern", "gpt2 with head"],
+    ids=["pattern", "one layer", "layers pattern", "without one", "use_rslora", "orthogonal",
+         "bf16", "pattern with head", "fp16 with head", "gpt2 pattern", "gpt2 with head"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore")
 def test_plain_peft_computes_the_same_from_the_published_folder(
@@ -257,7 +257,7 @@ def skeleton(tiny: Path) -> Skeleton:
     return read_skeleton(tiny, headed=True)
 
 
-@settings(max_train_samples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(adapted=st.sets(st.sampled_from(_MODULES), min_size=1), rank=st.integers(1, 48))
 def test_any_subset_of_modules_at_any_rank_keeps_exactly_its_targets(
     skeleton: Skeleton, tmp_path: Path, adapted: set[str], rank: int

@@ -14,7 +14,7 @@ from trunkline.contracts import Template
 from trunkline.data.encode import encode_answer, encode_chat, encode_prompt
 from trunkline.errors import DataError, UsageError
 
-quick = settings(max_train_samples=50, deadline=None)
+quick = settings(max_examples=50, deadline=None)
 
 CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "{text}", "TRUNKLINETEXTMARK0TRUNKLINE"]
 

@@ -141,7 +141,7 @@ def test_duplicate_of_a_conflicting_row_is_still_one_duplicate() -> None:
     assert (report.kept, report.duplicated, report.conflicting) == (31, 1, 2)
 
 
-@settings(max_train_samples=25, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     drawn=st.lists(
         st.tuples(

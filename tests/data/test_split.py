@@ -15,7 +15,7 @@ from trunkline.contracts import Row, Task
 from trunkline.data.split import PARTS, Fold, Split, split_fingerprint, split_rows, stratum_of
 from trunkline.errors import DataError
 
-quick = settings(max_train_samples=40, deadline=None)
+quick = settings(max_examples=40, deadline=None)
 
 row_lists = st.lists(
     st.tuples(st.integers(0, 14), st.sampled_from("abcd"), st.sampled_from([None, "x", "y"])),

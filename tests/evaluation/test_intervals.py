@@ -23,7 +23,7 @@ from trunkline.evaluation.intervals import (
 )
 from trunkline.evaluation.metrics import CORE_METRICS
 
-few = settings(max_train_samples=8, deadline=None)
+few = settings(max_examples=8, deadline=None)
 ACCURACY, MAE = CORE_METRICS["accuracy"], CORE_METRICS["mae"]
 
 seeds = st.integers(0, 10**6)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trunkline.contracts import TASKS, Scored
 from trunkline.evaluation.metrics import CORE_METRICS
 
-quick = settings(max_train_samples=40, deadline=None)
+quick = settings(max_examples=40, deadline=None)
 
 labels = st.sampled_from(["a", "b", "c", "a much longer label", "ü"])
 label_pairs = st.lists(st.tuples(labels, labels), min_size=1, max_size=40)

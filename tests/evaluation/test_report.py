@@ -134,7 +134,7 @@ def test_evaluating_twice_gives_the_same() -> None:
     assert evaluated() == evaluated()
 
 
-@settings(max_train_samples=5, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(said=st.lists(st.sampled_from("ab"), min_size=40, max_size=40))
 def test_evaluation_report_comes_back_from_json(said: list[str]) -> None:
     found, _ = evaluated(said)

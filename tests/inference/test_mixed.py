@@ -163,7 +163,7 @@ def test_answers_of_any_mixture_are_those_of_plain_peft(
 ) -> None:
     tally = Tally()
 
-    @settings(max_train_samples=examples, deadline=None, phases=QUICK)
+    @settings(max_examples=examples, deadline=None, phases=QUICK)
     @given(mixtures())
     def check(mixture: tuple[Family, list[dict[str, Any]], list[Coming]]) -> None:
         family, loras, comings = mixture

@@ -225,7 +225,7 @@ def test_the_token_that_crosses_the_threshold_is_in_the_nucleus(
 # -------------------------------------------------------------------------- independent rows
 
 
-@settings(deadline=None, max_train_samples=150)
+@settings(deadline=None, max_examples=150)
 @given(batches())
 def test_a_row_draws_alone_what_it_draws_in_a_batch(
     batch: tuple[torch.Tensor, list[SamplingParams], list[int]],
@@ -250,7 +250,7 @@ def test_a_row_of_a_large_vocabulary_draws_alone_what_it_draws_in_a_batch(device
     assert [one.logprobs[0] for one in alone] == together.logprobs
 
 
-@settings(deadline=None, max_train_samples=150)
+@settings(deadline=None, max_examples=150)
 @given(batches(), st.integers(1, 40))
 def test_ranking_some_or_all_tokens_draws_the_same(
     batch: tuple[torch.Tensor, list[SamplingParams], list[int]], likeliest: int

@@ -205,7 +205,7 @@ def test_counters_of_the_idle_are_bounded_while_somebody_is_busy() -> None:
     assert "busy" in house.waiting._counters
 
 
-@settings(max_train_samples=60, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("cast"), st.sampled_from("xyz")), max_size=80))
 def test_every_item_is_given_once_whatever_happens(steps: list[tuple[str, str]]) -> None:
     house = House(rows=2)

@@ -85,7 +85,7 @@ def adapters(draw: st.DrawFn) -> tuple[Family, dict[str, Any], int]:
     return family, lora, draw(st.integers(0, 1000))
 
 
-@settings(max_train_samples=40, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(adapters())
 def test_logits_are_those_of_peft(
     bases: dict[Family, Path],

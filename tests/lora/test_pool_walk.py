@@ -148,7 +148,7 @@ def ground(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact
     return Ground(model, fused_layers, base, made)
 
 
-@settings(max_train_samples=40, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(ACTIONS, st.integers(0, 39)), min_size=10, max_size=50))
 def test_any_walk_keeps_budget_pages_and_promises(
     ground: Ground, steps: list[tuple[str, int]]

@@ -201,7 +201,7 @@ def batches(draw: st.DrawFn) -> Batch:
     )
 
 
-@settings(max_train_samples=60, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(adapters(), min_size=4, max_size=4), st.lists(batches(), min_size=3, max_size=3))
 def test_any_batch_is_the_plain_loop(resident: list[Adapter], made_up: list[Batch]) -> None:
     bench = RunContext()
@@ -262,7 +262,7 @@ def test_only_neighbors_of_one_length_and_page_are_batched(spans: list[Span]) ->
     assert Routing(spans=spans).even == 0
 
 
-@settings(max_train_samples=25, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(adapters(), min_size=3, max_size=3),
     st.lists(st.integers(-1, 2), min_size=1, max_size=8),

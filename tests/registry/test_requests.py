@@ -96,7 +96,7 @@ def test_a_malformed_key_is_not_logged(registry: Registry) -> None:
         registry.log_requests([replace(LINE, key="a b")])
 
 
-@settings(max_train_samples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=())))
 def test_no_text_keeps_a_line_from_the_log(registry: Registry, text: str) -> None:
     id = uuid4().hex

@@ -328,7 +328,7 @@ def _joined(part: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
 
 def test_every_search_finds_exactly_what_it_describes(found: Found) -> None:
     @given(st.recursive(_leaf(), _joined, max_leaves=6))
-    @settings(max_train_samples=50, deadline=None)
+    @settings(max_examples=50, deadline=None)
     def check(case: Case) -> None:
         expected = [
             name for name, score in SCORES.items() if case.holds(name[0], int(name[2]), score)

@@ -25,7 +25,7 @@ from trunkline.tasks import (
 from trunkline.tasks.batches import by_length, pad
 from trunkline.tasks.generation import IGNORED
 
-quick = settings(max_train_samples=50, deadline=None)
+quick = settings(max_examples=50, deadline=None)
 
 CLASSES = ClassificationTask(("b", "a", "c"))
 PRICES = RegressionTask("log", 1.5, 0.5, "USD")
