@@ -139,7 +139,7 @@ def victim(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 @pytest.mark.parametrize("name", IDENTITY)
 @settings(
-    max_train_samples=150,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -179,7 +179,7 @@ ANY = st.recursive(
 
 
 @settings(
-    max_train_samples=150,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

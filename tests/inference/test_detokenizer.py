@@ -18,7 +18,7 @@ ALPHABET = "ab ß€😀\n" + BROKEN
 TEXTS = st.one_of(st.text(ALPHABET, max_size=40), st.text(max_size=20))
 THOROUGH = settings(
     deadline=None,
-    max_train_samples=200,
+    max_examples=200,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

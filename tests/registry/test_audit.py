@@ -29,7 +29,7 @@ NOW = datetime(2026, 11, 21, 22, 10, 3, 123456, tzinfo=UTC)
 
 each_chain = pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
 examples = settings(
-    max_train_samples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 chains = some.sampled_from(list(CHAINS.values()))
 numbers = some.integers(1, ROWS)
