@@ -87,7 +87,7 @@ def main() -> None:
     from trunkline.bases import DEFAULT_BASE, describe
 
     here = trunkline.open(options.workspace)
-    version = here.resolve(options.adapter)
+    version = here.resolve(options.adapter).version
     artifact = str(here.workspace.adapters / version.path)
     base = str(describe(DEFAULT_BASE).folder)
     ours = [str(Path(sys.executable).with_name("trunkline")), "--workspace", options.workspace]

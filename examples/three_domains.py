@@ -73,7 +73,7 @@ def main() -> None:
     for column in ("adapter", "task", "examples", "score", "baselines", "verdict"):
         table.add_column(column, no_wrap=column == "adapter", overflow="fold")
     for recipe in RECIPES:
-        version = platform.resolve(recipe)
+        version = platform.resolve(recipe).version
         evaluated = platform.evaluation_report(version)
         assert evaluated is not None
         evaluation_report: EvaluationReport = evaluated[0]

@@ -322,7 +322,7 @@ def test_damaged_version_is_refused(platform: Platform, no_base: None, damage: s
     assert caught.value.hint
     with pytest.raises(IntegrityError):
         platform.promote("toy/animals", force=True, reason="never mind")
-    assert platform.resolve("toy/animals").aliases == ()
+    assert platform.resolve("toy/animals").version.aliases == ()
 
 
 # ------------------------------------------------------------------------------------- training
@@ -364,7 +364,7 @@ def test_gate_that_passes_moves_the_alias(platform: Platform) -> None:
     moved = platform.promote("toy/prices@1")
     assert (moved.alias, moved.old, moved.new, moved.forced) == ("champion", None, 1, False)
     assert all(check.passed for check in moved.checks)
-    assert platform.resolve("toy/prices@champion").number == 1
+    assert platform.resolve("toy/prices@champion").version.number == 1
 
 
 def test_move_is_an_event_with_the_gate_s_figures(platform: Platform) -> None:
@@ -381,7 +381,7 @@ def test_second_move_says_old_and_new(platform: Platform) -> None:
     platform.train("toy/prices", max_steps=5)
     moved = platform.promote("toy/prices")
     assert (moved.old, moved.new) == (1, 2)
-    assert platform.resolve("toy/prices").number == 2
+    assert platform.resolve("toy/prices").version.number == 2
 
 
 def test_newest_is_meant_without_a_selector(platform: Platform) -> None:
@@ -416,7 +416,7 @@ def test_force_with_a_reason_is_recorded(platform: Platform) -> None:
 
 def test_other_alias_leaves_the_champion(platform: Platform) -> None:
     platform.promote("toy/prices", "shadow")
-    assert platform.resolve("toy/prices@shadow").number == 1
+    assert platform.resolve("toy/prices@shadow").version.number == 1
     with pytest.raises(NotFoundError):
         platform.resolve("toy/prices@champion")
 
@@ -455,7 +455,7 @@ def test_adapters_are_listed(platform: Platform) -> None:
 
 
 def test_evaluation_report_of_a_version_is_found_again(platform: Platform) -> None:
-    found = platform.evaluation_report(platform.resolve("toy/animals"))
+    found = platform.evaluation_report(platform.resolve("toy/animals").version)
     assert found is not None
     evaluation_report, gate = found
     assert gate.metric == evaluation_report.metric == "accuracy"

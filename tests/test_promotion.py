@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from trunkline.configuration import GateSettings
 from trunkline.contracts import Gate, MetricSpec
 from trunkline.errors import IntegrityError, NotFoundError, RefusedError, UsageError
 from trunkline.evaluation.gates import GateCheck
@@ -22,6 +21,7 @@ from trunkline.refs import Ref
 from trunkline.registry.actors import key_actor
 from trunkline.registry.records import PredictionRecord, VersionRecord
 from trunkline.registry.store import Registry
+from trunkline.workspace import GateSettings
 
 BASE = "b" * 64
 NAME = Ref("toy", "animals")

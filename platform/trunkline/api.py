@@ -1,32 +1,39 @@
-"""``trunkline.open()`` → :class:`Platform`: what the command line calls and what users import.
+"""``trunkline.open()`` → :class:`Platform`, the object behind the command line and the Python API.
 
-Owns: putting the parts of one workspace together, lazily. Must not know: click, terminals.
+A platform connects the parts of one workspace: plugins, registry, artifact store and base. Each
+part is created when it is first used, so opening a workspace is cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trunkline.contracts import DatasetSpec, Gate, MetricSpec, RecipeSpec, Row
+from trunkline import promotion
+from trunkline.contracts import DatasetSpec, Gate, MetricSpec, NoProgress, RecipeSpec, Row
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import BaseMismatchError, UsageError
 from trunkline.evaluation.metrics import CORE_METRICS
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.inference.request import Answer, Request
-from trunkline.lifecycle import Lifecycle
 from trunkline.plugins import Catalog, load_plugins
-from trunkline.refs import BASE, Ref
-from trunkline.registry.records import VersionRecord
+from trunkline.promotion import AliasChange, Promotion
+from trunkline.refs import BASE, Ref, check_digest
+from trunkline.registry.records import AdapterRecord, VersionRecord
 from trunkline.registry.store import Registry
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
+    from trunkline.adapters.gc import Found
+    from trunkline.adapters.importing import Imported
+    from trunkline.adapters.moving import Arrived, Exported
     from trunkline.adapters.store import AdapterStore
+    from trunkline.adapters.upkeep import Removed, Verdict
+    from trunkline.contracts import ProgressListener
     from trunkline.inference.engine import Engine
     from trunkline.inference.handle import GenerationHandle, Work
     from trunkline.inference.settings import EngineSettings
@@ -35,7 +42,6 @@ if TYPE_CHECKING:
     from trunkline.training.plan import TrainingPlan
     from trunkline.training.run import TrainedRun
     from trunkline.training.run_context import RunContext
-    from trunkline.training.steps import Listener
 
 
 def open(
@@ -49,29 +55,96 @@ def open(
     strict: bool = False,
     engine: EngineSettings | None = None,
 ) -> Platform:
-    """The platform on one workspace; nothing heavy is loaded before it is needed.
+    """Open a workspace; heavy parts are loaded when they are first used.
 
     Args:
-        workspace: the folder that holds ``registry.db`` and ``adapters/``; by default
+        workspace: the folder that contains ``registry.db`` and ``adapters/``; by default
             ``TRUNKLINE_WORKSPACE``, else the current folder.
-        base: name of the base, ``hf:<repo>[@revision]`` or a folder; the default is
-            ``smollm2-135m``.
-        device, dtype: of the base; ``auto`` takes CUDA, MPS, CPU in this order.
-        no_plugins: load none.
-        block: names of plugins that are not even imported.
-        strict: a plugin that fails is an error, not a set-aside.
-        engine: rows, memory and queue of the engine.
+        base: name of the base, ``hf:<repo>[@revision]`` or a folder; by default ``smollm2-135m``.
+        device: of the base; ``auto`` takes CUDA, MPS or CPU, in this order.
+        dtype: of the base's weights.
+        no_plugins: load no plugins.
+        block: names of plugins that must not be imported.
+        strict: fail if a plugin fails, instead of skipping it.
+        engine: settings of the inference engine: rows, memory, queue.
 
     Raises:
-        UsageError: the workspace is no folder.
+        UsageError: the workspace is not a folder.
     """
     located = Workspace.locate(workspace)
     return Platform(located, base, device, dtype, no_plugins, tuple(block), strict, engine)
 
 
+@dataclass(frozen=True)
+class ResolvedModel:
+    """The model that a ref selects: one immutable version, or the bare base.
+
+    A ref is resolved once, by :meth:`Platform.resolve`; callers pass this object on.
+
+    Attributes:
+        record: the version; None for the bare base.
+        selected_by: ``number``, ``alias``, ``digest``, ``champion``, ``newest`` or ``base``.
+    """
+
+    platform: Platform = field(repr=False, compare=False)
+    record: VersionRecord | None
+    selected_by: str
+
+    @property
+    def version(self) -> VersionRecord:
+        """The version.
+
+        Raises:
+            UsageError: this is the bare base.
+        """
+        if self.record is None:
+            raise UsageError(
+                "'base' means the bare base, which is not an adapter.", "Name an adapter."
+            )
+        return self.record
+
+    @property
+    def ref(self) -> Ref:
+        """``domain/name@number``; raises :class:`UsageError` for the bare base."""
+        return self.version.ref
+
+    @property
+    def name(self) -> str:
+        """The version's ref as text, or ``base``."""
+        return BASE if self.record is None else str(self.record.ref)
+
+    @property
+    def task(self) -> str:
+        """The version's task; the bare base generates text."""
+        return "generation" if self.record is None else self.record.task
+
+    @property
+    def digest(self) -> str:
+        """Digest of the artifact; of the bare base, its own digest."""
+        return self.base_digest if self.record is None else self.record.digest
+
+    @property
+    def base_digest(self) -> str:
+        """Digest of the base that the version was trained on."""
+        return self.platform.base_digest if self.record is None else self.record.base_digest
+
+    def artifact(self) -> Artifact | None:
+        """The verified artifact, read once; None for the bare base.
+
+        Raises:
+            BaseMismatchError: the version was trained on another base than the platform's.
+            IntegrityError: the artifact does not match the registry.
+        """
+        return self._artifact
+
+    @cached_property
+    def _artifact(self) -> Artifact | None:
+        return None if self.record is None else self.platform.load_artifact(self.record)
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetReport:
-    """A dataset looked at: what is left after the core's own checks, and some of its rows."""
+    """A dataset after the core's checks, with label counts and some example rows."""
 
     spec: DatasetSpec
     prepared: Prepared
@@ -80,8 +153,8 @@ class DatasetReport:
 
 
 @dataclass(frozen=True)
-class Platform(Lifecycle):
-    """One workspace with its plugins, registry, adapters and base. Made by :func:`open`."""
+class Platform:
+    """One workspace with its plugins, registry, adapters and base; created by :func:`open`."""
 
     workspace: Workspace
     base_name: str | None = None
@@ -94,7 +167,7 @@ class Platform(Lifecycle):
 
     @cached_property
     def catalog(self) -> Catalog:
-        """What the plugins bring."""
+        """Everything that the plugins contribute."""
         return load_plugins(
             no_plugins=self.no_plugins,
             block=self.block,
@@ -104,26 +177,51 @@ class Platform(Lifecycle):
 
     @cached_property
     def registry(self) -> Registry:
-        """The registry; made if it is not there."""
+        """The registry; created if it does not exist."""
         return Registry.open(self.workspace.registry_url)
 
     @cached_property
     def store(self) -> AdapterStore:
-        """The artifacts."""
+        """The store of artifacts."""
         from trunkline.adapters.store import AdapterStore
 
         return AdapterStore(self.workspace, self.registry)
 
     @cached_property
     def engine(self) -> Engine:
-        """The base in memory, with its adapter pool of adapters."""
+        """The base in memory, with its pool of adapters."""
         from trunkline.bases import DEFAULT_BASE, load
         from trunkline.inference.engine import Engine
 
         name = self.base_name or DEFAULT_BASE
         return Engine(load(name, device=self.device, dtype=self.dtype), self.engine_settings)
 
+    @cached_property
+    def base_digest(self) -> str:
+        """Digest of the base; does not load it."""
+        if "engine" in self.__dict__:
+            return self.engine.base.digest
+        from trunkline.bases import DEFAULT_BASE, describe
+
+        return describe(self.base_name or DEFAULT_BASE).digest
+
     # ------------------------------------------------------------------------------ inference
+
+    def resolve(self, ref: str | None, *, suggest: bool = True) -> ResolvedModel:
+        """Find the one version that a ref selects now.
+
+        Args:
+            ref: ``domain/name[@selector]``; None or ``base`` is the bare base.
+            suggest: name the closest adapter in the error for an unknown one.
+
+        Raises:
+            UsageError: the ref is malformed.
+            NotFoundError: no version matches it.
+        """
+        if ref is None or ref == BASE:
+            return ResolvedModel(self, None, BASE)
+        version, selected_by = self.registry.resolve(Ref.parse(ref), suggest=suggest)
+        return ResolvedModel(self, version, selected_by)
 
     def run(
         self,
@@ -131,62 +229,46 @@ class Platform(Lifecycle):
         *,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """Answer requests of any mixture, in their order.
-
-        Each ref is resolved once, to one immutable version, which the answer names.
+        """Answer requests for any mixture of adapters, in their order.
 
         Raises:
-            UsageError, NotFoundError: a ref is malformed or nothing answers to it.
+            UsageError, NotFoundError: a ref is malformed or matches no version.
             BaseMismatchError: an adapter was trained on another base.
-            IntegrityError: an artifact is not what the registry knows.
+            IntegrityError: an artifact does not match the registry.
             DataError: a text is empty or too long.
         """
-        resolved: dict[str | None, Work] = {}
-        works: list[Work] = []
-        for request in requests:
-            known = resolved.get(request.adapter)
-            if known is None:
-                known = resolved[request.adapter] = self.work(request)
-            works.append(replace(known, request=request))
-        if not works:
-            return []
-        return self.engine.run(works, on_done=on_done)
+        return self._run(requests, {}, on_done)
 
-    def submit(self, request: Request) -> GenerationHandle:
-        """Ask for an answer that is waited for, awaited or streamed by its ticket.
+    def submit(self, request: Request, model: ResolvedModel | None = None) -> GenerationHandle:
+        """Start answering a request; the handle waits for, awaits or streams the answer.
+
+        Args:
+            model: of the request, if its ref is resolved already.
 
         Raises:
             BusyError: too many requests are waiting.
-            As :meth:`run`.
+            TrunklineError: as :meth:`run`.
         """
-        return self.engine.submit(self.work(request))
+        return self.engine.submit(self.work(request, model))
 
-    def work(self, request: Request) -> Work:
-        """A request with the one immutable version that answers it.
-
-        Raises:
-            UsageError, NotFoundError: the ref is malformed or nothing answers to it.
-            BaseMismatchError: it was trained on another base.
-            IntegrityError: the artifact is not what the registry knows.
-        """
+    def work(self, request: Request, model: ResolvedModel | None = None) -> Work:
+        """A request with the artifact that answers it; raises as :meth:`run`."""
         from trunkline.inference.handle import Work
 
-        if request.adapter is None or request.adapter == BASE:
-            return Work(request)
-        version = self.resolve(request.adapter)
-        self._check_base(version)
-        return Work(request, self._artifact(version), str(version.ref))
+        model = model or self.resolve(request.adapter)
+        return Work(request, model.artifact(), model.name)
 
     def predict(self, adapter: str, texts: Sequence[str]) -> list[Answer]:
-        """Labels with probabilities, or numbers in their unit, one a text.
+        """Predict a label with probabilities, or a number, for each text.
 
         Raises:
-            UsageError: the adapter generates text, or ``texts`` is one string.
+            UsageError: the adapter generates text, or ``texts`` is a single string.
         """
         if isinstance(texts, str):
-            raise UsageError("predict wants a list of texts.", "Write [text] for a single one.")
-        self._expect(adapter, generates=False)
-        return self.run([Request(adapter, text) for text in texts])
+            raise UsageError("predict takes a list of texts.", "Write [text] for a single one.")
+        model = self.resolve(adapter)
+        _check_task(adapter, model, generates=False)
+        return self._run([Request(adapter, text) for text in texts], {adapter: model})
 
     def generate(
         self,
@@ -197,7 +279,7 @@ class Platform(Lifecycle):
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[Answer]:
-        """Texts for pairs of adapter (None: the bare base) and prompt.
+        """Generate a text for each pair of adapter (None: the bare base) and prompt.
 
         Raises:
             UsageError: an adapter does not generate text.
@@ -206,68 +288,63 @@ class Platform(Lifecycle):
             isinstance(pair, tuple | list) and len(pair) == 2 for pair in prompts
         ):
             raise UsageError(
-                "generate wants pairs of adapter and prompt.",
+                "generate takes pairs of adapter and prompt.",
                 'Write [("domain/name", "…")]; None stands for the bare base.',
             )
-        for adapter in dict.fromkeys(adapter for adapter, _ in prompts):
-            self._expect(adapter, generates=True)
-        return self.run(
-            [
-                Request(adapter, text, max_new_tokens, temperature, top_p, seed)
-                for adapter, text in prompts
-            ]
-        )
+        adapters = dict.fromkeys(adapter for adapter, _ in prompts)
+        models = {adapter: self.resolve(adapter) for adapter in adapters}
+        for adapter, model in models.items():
+            _check_task(adapter, model, generates=True)
+        requests = [
+            Request(adapter, text, max_new_tokens, temperature, top_p, seed)
+            for adapter, text in prompts
+        ]
+        return self._run(requests, models)
 
-    def resolve(self, adapter: str) -> VersionRecord:
-        """The one version that answers a ref."""
-        return self.registry.resolve(Ref.parse(adapter))[0]
+    def load_artifact(self, version: VersionRecord) -> Artifact:
+        """The artifact of a version, from the adapter pool or the store.
 
-    def _artifact(self, version: VersionRecord) -> Artifact:
-        """The artifact of a version; one that is resident already is not read again."""
+        Raises:
+            BaseMismatchError, IntegrityError: see :meth:`ResolvedModel.artifact`.
+        """
+        self._check_base(version)
         if "engine" in self.__dict__:
             resident = self.engine.pool.get(version.digest)
             if resident is not None:
                 return resident.artifact
         return self.store.fetch(version)
 
-    @cached_property
-    def _base_digest(self) -> str:
-        """Of the base in memory, else of its files; nothing is loaded for it."""
-        if "engine" in self.__dict__:
-            return self.engine.base.digest
-        from trunkline.bases import DEFAULT_BASE, describe
-
-        return describe(self.base_name or DEFAULT_BASE).digest
+    def _run(
+        self,
+        requests: Sequence[Request],
+        models: Mapping[str | None, ResolvedModel],
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """Answer requests; ``models`` holds the refs that are resolved already."""
+        resolved = dict(models)
+        works: list[Work] = []
+        for request in requests:
+            model = resolved.get(request.adapter)
+            if model is None:
+                model = resolved[request.adapter] = self.resolve(request.adapter)
+            works.append(self.work(request, model))
+        return self.engine.run(works, on_done=on_done) if works else []
 
     def _check_base(self, version: VersionRecord) -> None:
-        """Refuse a version of other weights than the base's, with the command that retrains it."""
-        here = self._base_digest
-        if version.base_digest == here:
+        """Refuse a version of another base, with the command that retrains it."""
+        digest = self.base_digest
+        if version.base_digest == digest:
             return
-        chosen = "" if self.base_name is None else f" --base {self.base_name}"
-        again = f"train it again: `trunkline{chosen} train {version.ref.adapter}`"
+        option = "" if self.base_name is None else f" --base {self.base_name}"
+        remedy = f"train it again: `trunkline{option} train {version.ref.adapter}`"
         if version.run is None:
-            again = "import one that was made for this base"
-        theirs = Path(version.base_name).name
+            remedy = "import one that was made for this base"
+        name = Path(version.base_name).name
         raise BaseMismatchError(
-            f"{version.ref} was trained on {theirs} "
-            f"({version.base_digest[:12]}…); the base here is {here[:12]}….",
-            f"Load the base that it was trained on (`--base {theirs}`), or {again}.",
+            f"{version.ref} was trained on {name} ({version.base_digest[:12]}…); the current base "
+            f"is {digest[:12]}….",
+            f"Load the base that it was trained on (`--base {name}`), or {remedy}.",
         )
-
-    def _expect(self, adapter: str | None, *, generates: bool) -> None:
-        if adapter is None or adapter == BASE:
-            if not generates:
-                raise UsageError(
-                    "The bare base gives no labels.", 'Ask it with `trunkline generate base "…"`.'
-                )
-            return
-        task = self.resolve(adapter).task
-        if (task == "generation") != generates:
-            verb = "predict" if generates else "generate"
-            raise UsageError(
-                f"{adapter} is for {task}.", f'Ask it with `trunkline {verb} {adapter} "…"`.'
-            )
 
     # ------------------------------------------------------------------------------- training
 
@@ -276,17 +353,17 @@ class Platform(Lifecycle):
         recipe: str,
         *,
         resume: int | None = None,
-        listener: Listener | None = None,
+        listener: ProgressListener | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> TrainedRun:
-        """Train a recipe, evaluate it, publish the version whatever the verdict.
+        """Train a recipe, evaluate the adapter and publish it, whatever the verdict.
 
         Args:
             recipe: ``domain/name``.
-            resume: number of a run that did not finish; its settings are used.
-            listener: hears of stages and progress.
-            should_stop: asked after every step; true ends the run as interrupted.
+            resume: number of an unfinished run; its settings are used.
+            listener: receives stages and progress.
+            should_stop: called after each step; true stops the run as interrupted.
             settings: overrides, such as ``max_steps=200``.
 
         Raises:
@@ -295,66 +372,65 @@ class Platform(Lifecycle):
         """
         from trunkline.training.run import train
 
-        begun = None
+        run = None
         if resume is not None:
-            begun = self.registry.run(resume)
-            if begun.recipe != recipe:
+            run = self.registry.run(resume)
+            if run.recipe != recipe:
                 raise UsageError(
-                    f"Run {resume} is of {begun.recipe}, not of {recipe}.",
-                    f"`trunkline train {begun.recipe} --resume {resume}`",
+                    f"Run {resume} is of {run.recipe}, not of {recipe}.",
+                    f"`trunkline train {run.recipe} --resume {resume}`",
                 )
             if settings:
                 raise UsageError(
-                    "A resumed run keeps its settings.", "Leave --set away, or start a new run."
+                    "A resumed run keeps its settings.", "Omit --set, or start a new run."
                 )
-            settings = dict(begun.settings)
+            settings = dict(run.settings)
         training_job = self.training_job(recipe, settings)
-        bench = self._bench(listener, should_stop)
-        return train(bench, training_job, self._plugin_of(recipe), begun)
+        plugin = self.catalog.plugin(recipe.split("/")[0])
+        return train(self._run_context(listener, should_stop), training_job, plugin, run)
 
     def cross_validate(
         self,
         recipe: str,
         folds: int,
         *,
-        listener: Listener | None = None,
+        listener: ProgressListener | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> CrossValidation:
-        """Train once a fold and evaluate all held-out rows together; nothing is published."""
+        """Train once per fold and evaluate all held-out rows together; publish nothing."""
         from trunkline.training.cross_validation import cross_validate
 
         if not 2 <= folds <= 20:
-            raise UsageError(f"{folds} folds can't be made.", "Use 2 to 20.")
+            raise UsageError(f"The number of folds can't be {folds}.", "Use 2 to 20.")
         training_job = self.training_job(recipe, settings)
-        bench = self._bench(listener, should_stop)
-        return cross_validate(bench, training_job, folds)
+        return cross_validate(self._run_context(listener, should_stop), training_job, folds)
 
-    def evaluate(self, adapter: str, *, listener: Listener | None = None) -> EvaluationReport:
-        """Evaluate a version on its own test rows again, and record it.
+    def evaluate(
+        self, adapter: str, *, listener: ProgressListener | None = None
+    ) -> EvaluationReport:
+        """Evaluate a version on its own test rows again, and record the result.
 
         Raises:
-            DataError: it came without a dataset, or its dataset can't be evaluated on.
+            DataError: the version has no dataset, or its dataset has changed.
         """
-        from trunkline.promotion import without_rows
         from trunkline.training.cross_validation import evaluate_version
 
-        version = self.resolve(adapter)
+        version = self.resolve(adapter).version
         if version.dataset is None:
-            raise without_rows(version)
+            raise promotion.without_rows(version)
         settings = dict(self.registry.run(version.run).settings) if version.run else {}
         training_job = self.training_job(version.ref.adapter, settings)
-        return evaluate_version(self._bench(listener, lambda: False), training_job, version)
+        return evaluate_version(self._run_context(listener), training_job, version)
 
     def plan(self, recipe: str, **settings: Any) -> TrainingPlan:
-        """What training would take: nothing is trained or written."""
+        """Estimate what a training would take; trains and writes nothing."""
         from trunkline.training.plan import plan_training
 
-        training_job = self.training_job(recipe, settings)
-        return plan_training(training_job, self.engine, self.registry)
+        return plan_training(self.training_job(recipe, settings), self.engine, self.registry)
 
     def training_job(self, recipe: str, settings: Mapping[str, Any]) -> TrainingJob:
-        """A recipe with its overrides and everything it names."""
+        """A recipe with overridden settings and everything that it names."""
         from trunkline.training.fit import TrainingJob
         from trunkline.training.settings import with_settings
 
@@ -369,7 +445,7 @@ class Platform(Lifecycle):
         )
 
     def dataset_report(self, name: str) -> DatasetReport:
-        """Read a dataset and count it as the default split would divide it."""
+        """Read a dataset and split it with the default split."""
         spec = self.catalog.dataset(name)
         recipe = RecipeSpec(
             name=spec.name,
@@ -390,18 +466,213 @@ class Platform(Lifecycle):
         """A metric of the core or of a plugin."""
         return CORE_METRICS.get(name) or self.catalog.metric(name)
 
-    def _plugin_of(self, recipe: str) -> Any:
-        return self.catalog.plugin(recipe.split("/")[0])
-
-    def _bench(self, listener: Listener | None, should_stop: Callable[[], bool]) -> RunContext:
+    def _run_context(
+        self, listener: ProgressListener | None, should_stop: Callable[[], bool] = lambda: False
+    ) -> RunContext:
         from trunkline.training.run_context import RunContext
-        from trunkline.training.steps import Silent
 
         return RunContext(
             self.workspace,
             self.registry,
             self.store,
             self.engine,
-            listener or Silent(),
+            listener or NoProgress(),
             should_stop,
         )
+
+    # ------------------------------------------------------------------------------- versions
+
+    def adapters(self) -> list[AdapterRecord]:
+        """The adapters that have a version."""
+        return self.registry.adapters()
+
+    def evaluation_report(self, version: VersionRecord) -> tuple[EvaluationReport, Gate] | None:
+        """The newest evaluation of a version on its test rows, with the gate of its recipe."""
+        return promotion.evaluation_report_of(self.registry, version)
+
+    def promote(
+        self,
+        adapter: str,
+        alias: str = "champion",
+        *,
+        force: bool = False,
+        reason: str = "",
+        actor: str | None = None,
+    ) -> Promotion:
+        """Move an alias if the gate passes; see :func:`trunkline.promotion.promote`.
+
+        Without a selector, ``adapter`` means the newest version, not the current champion.
+        """
+        return promotion.promote(
+            self.store,
+            Ref.parse(adapter),
+            alias,
+            metric=self.metric,
+            demanded=self.workspace.configuration.gate,
+            force=force,
+            reason=reason,
+            actor=actor,
+        )
+
+    def rollback(
+        self, adapter: str, alias: str = "champion", *, reason: str = "", actor: str | None = None
+    ) -> AliasChange:
+        """Move an alias back by one version, without a gate; each call goes one step further."""
+        ref = Ref.parse(adapter)
+        return promotion.rollback(self.store, ref, alias, reason=reason, actor=actor)
+
+    def unalias(
+        self, adapter: str, alias: str, *, reason: str = "", actor: str | None = None
+    ) -> AliasChange:
+        """Remove an alias; see :func:`trunkline.promotion.unalias`."""
+        ref = Ref.parse(adapter)
+        return promotion.unalias(self.registry, ref, alias, reason=reason, actor=actor)
+
+    def import_adapter(
+        self,
+        source: str | Path,
+        name: str,
+        *,
+        base: str | None = None,
+        actor: str | None = None,
+        **wishes: Any,
+    ) -> Imported:
+        """Publish an adapter that PEFT saved elsewhere as the next version of ``name``.
+
+        Args:
+            source: a plain PEFT folder, or ``hf:<repo>[@revision]``.
+            name: ``domain/name``.
+            base: the base that it was trained on; by default this platform's.
+            actor: recorded as the importer; by default the system's user.
+            wishes: task, labels, template, max_new_tokens, unit; see
+                :class:`~trunkline.adapters.imported_task.Wishes`.
+
+        Raises:
+            UsageError: the options contradict the adapter.
+            IntegrityError: it does not fit the base, or can't be computed exactly.
+        """
+        from trunkline.adapters.hub import SCHEME, fetch_adapter
+        from trunkline.adapters.imported_task import Wishes
+        from trunkline.adapters.importing import import_adapter
+        from trunkline.bases import DEFAULT_BASE, describe
+
+        ref = Ref.parse(name)
+        info = describe(base or self.base_name or DEFAULT_BASE)
+        fetched = fetch_adapter(str(source)) if str(source).startswith(SCHEME) else None
+        return import_adapter(
+            self.store,
+            self.registry,
+            info,
+            Path(source) if fetched is None else fetched.folder,
+            ref,
+            Wishes(**wishes),
+            source=None if fetched is None else fetched.origin,
+            actor=actor,
+        )
+
+    def import_archive(
+        self,
+        file: str | Path,
+        name: str | None = None,
+        *,
+        digest: str | None = None,
+        base: str | None = None,
+        actor: str | None = None,
+    ) -> Arrived:
+        """Publish the version in an archive, with its lineage.
+
+        Args:
+            file: written by :meth:`export_adapter`, in any workspace.
+            name: ``domain/name`` of the new version; by default its old name.
+            digest: the required digest of the version, ``sha256:…``.
+            base: the required base of the version.
+            actor: recorded as the importer; by default the system's user.
+        """
+        from trunkline.adapters.moving import import_archive
+        from trunkline.bases import describe
+
+        return import_archive(
+            self.store,
+            Path(file),
+            None if name is None else Ref.parse(name),
+            digest=None if digest is None else check_digest(digest),
+            base_digest=None if base is None else describe(base).digest,
+            actor=actor,
+        )
+
+    def export_adapter(
+        self, adapter: str, file: str | Path, *, overwrite: bool = False, actor: str | None = None
+    ) -> Exported:
+        """Write a version into an archive."""
+        from trunkline.adapters.moving import export_version
+
+        version = self.resolve(adapter).version
+        return export_version(self.store, version, Path(file), overwrite=overwrite, actor=actor)
+
+    def sign_adapter(
+        self,
+        adapter: str,
+        key: str | Path,
+        *,
+        password: str | None = None,
+        actor: str | None = None,
+    ) -> str:
+        """Sign a version with a private key."""
+        from trunkline.adapters.moving import sign_version
+
+        version = self.resolve(adapter).version
+        return sign_version(self.store, version, Path(key), password, actor=actor)
+
+    def verify(
+        self,
+        version: VersionRecord,
+        *,
+        require_signature: bool = False,
+        keys: Sequence[Path] = (),
+    ) -> Verdict:
+        """Recompute a version's digests in the store and check its signature.
+
+        The signature rules of ``trunkline.toml`` always apply; its keys are used unless ``keys``
+        is given.
+        """
+        from trunkline.adapters.upkeep import verify
+
+        rules = self.workspace.configuration.signatures
+        return verify(
+            self.store,
+            version,
+            require_signature=require_signature or rules.required,
+            keys=keys or rules.keys,
+        )
+
+    def remove_version(self, adapter: str, reason: str, *, actor: str | None = None) -> Removed:
+        """Delete a version's files and keep its lineage."""
+        from trunkline.adapters.upkeep import remove
+
+        return remove(self.store, Ref.parse(adapter), reason=reason, actor=actor)
+
+    def find_garbage(self, *, unknown: bool = False) -> list[Found]:
+        """List files in the store that no version uses."""
+        from trunkline.adapters.gc import find_garbage
+
+        return find_garbage(self.store, unknown=unknown)
+
+    def collect_garbage(self, found: Sequence[Found]) -> Iterator[Found]:
+        """Delete garbage listed by :meth:`find_garbage`, yielding each deleted piece."""
+        from trunkline.adapters.gc import collect
+
+        return collect(self.store, [one for one in found if one.taken])
+
+
+def _check_task(adapter: str | None, model: ResolvedModel, *, generates: bool) -> None:
+    """Raise :class:`UsageError` if the model is for the other kind of task."""
+    if (model.task == "generation") == generates:
+        return
+    if model.record is None:
+        raise UsageError(
+            "The bare base predicts no labels.", 'Use `trunkline generate base "…"` instead.'
+        )
+    verb = "predict" if generates else "generate"
+    raise UsageError(
+        f"{adapter} is for {model.task}.", f'Use `trunkline {verb} {adapter} "…"` instead.'
+    )

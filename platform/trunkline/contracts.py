@@ -1,8 +1,7 @@
-"""What a plugin hands over: frozen values, checked when they are made.
+"""The contract between the platform and its callers: specs of plugins, and progress listeners.
 
-Owns: the vocabulary between the platform and a domain plugin.
-Must not know: torch, the registry, or any domain. Callables inside a spec import what they need
-when they are called, so listing plugins stays cheap.
+Specs are frozen values, checked when they are created. Callables inside a spec import what they
+need when they are called, so listing plugins stays cheap.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trunkline.errors import UsageError
 
@@ -33,6 +32,27 @@ Target = str | float
 
 MOST_NEW_TOKENS = 4096
 """The longest answer that a recipe may ask for, in tokens."""
+
+
+# ----------------------------------------------------------------------------------- progress
+
+
+class ProgressListener(Protocol):
+    """Receives the progress of a long operation: a training, a backup, a restore."""
+
+    def stage(self, text: str) -> None:
+        """A new stage begins; ``text`` names it, such as ``reading data``."""
+
+    def progress(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        """``done`` of ``total`` units are complete; ``values`` holds the latest metrics."""
+
+
+class NoProgress:
+    """A :class:`ProgressListener` that ignores everything."""
+
+    def stage(self, text: str) -> None: ...
+
+    def progress(self, done: int, total: int, values: Mapping[str, float]) -> None: ...
 
 
 # --------------------------------------------------------------------------------------- data

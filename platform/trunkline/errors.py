@@ -1,10 +1,8 @@
-"""The one family of errors that a user can cause.
-
-Owns: the message, the hint, and what they become at the edge (exit code, HTTP status and code).
-Must not know: anything else of Trunkline; every other module imports this one.
+"""The errors that users can cause: a message, a hint, and an exit code or HTTP status.
 
 The command line prints ``Error: <message>`` and ``Hint: <hint>`` and exits with
-:attr:`TrunklineError.exit_code`; a traceback is shown only under ``--debug``.
+:attr:`TrunklineError.exit_code`; a traceback appears only under ``--debug``. This module imports
+nothing else of Trunkline.
 """
 
 from __future__ import annotations
@@ -14,15 +12,16 @@ from collections.abc import Iterable
 
 
 class TrunklineError(Exception):
-    """Something failed or was refused, told in one sentence, with what to do about it.
+    """An operation failed or was refused.
 
     Args:
-        message: one sentence that holds the offending value.
-        hint: the next step, if possible a command that can be pasted.
+        message: what is wrong, in one sentence that contains the offending value.
+        hint: what to do about it, if possible a command to paste.
 
     Attributes:
-        code: the word by which a server tells this kind; None where the status says it all. Clients
-            compare it, so it never changes. A subclass without its own is told by its parent's.
+        code: identifies the kind of error to HTTP clients; None where the status is enough.
+            Clients compare it, so it never changes. A subclass without a code of its own inherits
+            its parent's.
     """
 
     exit_code = 1
@@ -36,58 +35,70 @@ class TrunklineError(Exception):
 
 
 class UsageError(TrunklineError):
-    """The request itself is wrong: a malformed name, a value out of range."""
+    """The request is invalid: a malformed name, a value out of range."""
 
     exit_code = 2
     http_status = 400
 
 
 class NotFoundError(UsageError):
-    """A name that nothing answers to."""
+    """No object has this name."""
 
     http_status = 404
     code = "not_found"
 
     @classmethod
     def named(
-        cls, kind: str, name: str, known: Iterable[str], hint: str | None = None
+        cls, kind: str, name: str, candidates: Iterable[str], hint: str | None = None
     ) -> NotFoundError:
-        """Build the error for an unknown ``name``, naming the nearest known one if there is one."""
-        spellings = {one.casefold(): one for one in known}
+        """Build the error for an unknown ``name``; suggest the closest candidate, if any."""
+        spellings = {candidate.casefold(): candidate for candidate in candidates}
         close = difflib.get_close_matches(name.casefold(), spellings, n=1, cutoff=0.5)
-        nearest = f"Did you mean {spellings[close[0]]!r}?" if close else None
-        parts = [part for part in (nearest, hint) if part]
+        suggestion = f"Did you mean {spellings[close[0]]!r}?" if close else None
+        parts = [part for part in (suggestion, hint) if part]
         return cls(f"There is no {kind} {name!r}.", " ".join(parts) or None)
 
 
 class PluginError(TrunklineError):
-    """A plugin failed to import, broke a rule of the contracts, or raised while it was asked."""
+    """A plugin can't be imported or breaks a rule of the contracts."""
+
+
+class PluginCallError(PluginError):
+    """A plugin's function raised, or returned a value that its contract does not allow."""
+
+    @classmethod
+    def raised(cls, subject: str, error: BaseException, hint: str | None = None) -> PluginCallError:
+        """Build the error for an exception that a plugin's function raised.
+
+        Args:
+            subject: what was called, as the start of a sentence: ``The metric toy/hit_rate``.
+        """
+        return cls(f"{subject} failed: {one_line(error, with_type=True)}.", hint)
 
 
 class DataError(TrunklineError):
-    """The rows can't be trained on or evaluated: none, one class, an answer that would be cut
-    off."""
+    """Rows or texts can't be used: none are left, there is one class, an answer would be cut."""
 
     http_status = 422
     code = "unusable_input"
 
 
 class BaseModelError(TrunklineError):
-    """The base can't be had, read, or is not the one that was asked for."""
+    """The base is not available, can't be read, or is not the one requested."""
 
     http_status = 503
     code = "base_unavailable"
 
 
 class BaseMismatchError(BaseModelError):
-    """An adapter meets a base whose weights are not those it was trained on."""
+    """An adapter was trained on a base with other weights."""
 
     http_status = 409
     code = "other_base"
 
 
 class IntegrityError(TrunklineError):
-    """An artifact is not what its digest says, or holds something that must not be loaded."""
+    """An artifact does not match its digest, or contains something that must not be loaded."""
 
     http_status = 422
     code = "damaged_artifact"
@@ -101,18 +112,18 @@ class RegistryError(TrunklineError):
 
 
 class TrainingError(TrunklineError):
-    """A run failed: the loss is not a number, the adapter does nothing, the head was lost."""
+    """A run failed: the loss is not finite, the adapter has no effect, the head was lost."""
 
 
 class RefusedError(TrunklineError):
-    """A gate or a rule said no; nothing was changed."""
+    """A gate or a rule refused the operation; nothing was changed."""
 
     http_status = 409
     code = "refused"
 
 
 class Interrupted(TrunklineError):
-    """The user stopped the work; what was done so far is kept."""
+    """The user stopped the operation; finished work is kept."""
 
     exit_code = 130
     http_status = 499
@@ -120,28 +131,28 @@ class Interrupted(TrunklineError):
 
 
 class AuthenticationError(TrunklineError):
-    """A server's request brings no key, or one that is not known."""
+    """An HTTP request has no API key, or an invalid one."""
 
     http_status = 401
     code = "invalid_api_key"
 
 
 class ForbiddenError(TrunklineError):
-    """A key may not do what was asked with it."""
+    """The API key does not permit the operation."""
 
     http_status = 403
     code = "forbidden"
 
 
 class TooLargeError(TrunklineError):
-    """A request is bigger than the server takes."""
+    """A request exceeds the server's limits."""
 
     http_status = 413
     code = "too_large"
 
 
 class BusyError(TrunklineError):
-    """There is no room for the request now; ``retry_after`` is in seconds."""
+    """There is no capacity for the request now; retry after ``retry_after`` seconds."""
 
     http_status = 429
     code = "busy"
@@ -152,20 +163,35 @@ class BusyError(TrunklineError):
 
 
 class PinnedError(BusyError):
-    """What is pinned leaves no place, however long one waits."""
+    """Pinned adapters occupy all slots; waiting does not help."""
 
     code = "pinned"
 
 
 class UnavailableError(BusyError):
-    """The engine takes no work: it is ending, or not there yet."""
+    """The engine accepts no requests: it is starting or shutting down."""
 
     http_status = 503
     code = "unavailable"
 
 
 class DeadlineError(TrunklineError):
-    """The request's own deadline passed before it was answered."""
+    """The request's deadline passed before it was answered."""
 
     http_status = 504
     code = "deadline_exceeded"
+
+
+def one_line(error: BaseException, *, with_type: bool = False) -> str:
+    """The first line of an exception's message, without a final period.
+
+    Args:
+        with_type: put the name of the exception's class first: ``ValueError: bad digit``.
+    """
+    text = error.message if isinstance(error, TrunklineError) else str(error)
+    name = type(error).__name__
+    lines = text.strip().splitlines()
+    if not lines:
+        return f"{name}: no message" if with_type else name
+    first = lines[0].rstrip().rstrip(".")
+    return f"{name}: {first}" if with_type else first

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.store import AdapterStore
-from trunkline.configuration import GateSettings
 from trunkline.contracts import Gate, MetricSpec
 from trunkline.errors import DataError, NotFoundError, PluginError, RefusedError, UsageError
 from trunkline.evaluation.gates import (
@@ -34,6 +33,7 @@ from trunkline.registry.records import AliasMoveRecord, EvaluationRecord, Versio
 from trunkline.registry.restoring import TOLD
 from trunkline.registry.store import Registry
 from trunkline.registry.tags import check_reason
+from trunkline.workspace import GateSettings
 
 MetricNamed = Callable[[str], MetricSpec]
 

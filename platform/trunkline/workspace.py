@@ -1,23 +1,127 @@
-"""Where things are: the workspace's registry, adapters and runs, and the user's cache.
+"""The workspace: paths of registry, adapters and runs, the user's cache, and ``trunkline.toml``.
 
-Owns: paths and the environment variables that move them.
-Must not know: what is in the files.
+``trunkline.toml`` lies beside ``registry.db`` and applies to everything in the workspace::
+
+    [store]
+    url = "s3://models/trunkline"        # default: the folder adapters/
+
+    [store.options]                      # passed to fsspec unchanged
+    endpoint_url = "https://s3.example.org"
+
+    [gate]                               # only ever tightens a recipe's own gate
+    beats_baseline = true
+    beats_champion = false
+    champion_margin = 0.01
+    slices_at_least = 0.5
+    two_persons = true
+
+    [signatures]
+    required = true
+    keys = ["keys/release.pub"]          # relative to the workspace
 """
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from trunkline.configuration import Configuration
 from trunkline.errors import UsageError
 from trunkline.refs import Ref, shown
+
+CONFIGURATION_FILE = "trunkline.toml"
+
+_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
+    "store": {"url": (str,), "options": (dict,)},
+    "gate": {
+        "beats_baseline": (bool,),
+        "beats_champion": (bool,),
+        "champion_margin": (int, float),
+        "slices_at_least": (int, float),
+        "two_persons": (bool,),
+    },
+    "signatures": {"required": (bool,), "keys": (list,)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where artifacts are stored; ``url`` is None for the workspace's own ``adapters/``."""
+
+    url: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """Conditions added to the gate of every recipe; see :class:`contracts.Gate`."""
+
+    beats_baseline: bool = False
+    beats_champion: bool = False
+    champion_margin: float | None = None
+    slices_at_least: float | None = None
+    two_persons: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureSettings:
+    """Whether served versions must be signed, and the public keys that are accepted."""
+
+    required: bool = False
+    keys: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The contents of a workspace's ``trunkline.toml``."""
+
+    store: StoreSettings = StoreSettings()
+    gate: GateSettings = GateSettings()
+    signatures: SignatureSettings = SignatureSettings()
+
+    @classmethod
+    def read(cls, root: Path) -> Configuration:
+        """Read the workspace's file; without one, everything has its default.
+
+        ``TRUNKLINE_STORE`` overrides the store's url.
+
+        Raises:
+            UsageError: the file is not valid TOML, or has an unknown key or a wrong value.
+        """
+        path = root / CONFIGURATION_FILE
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            if path.is_symlink():
+                raise UsageError(
+                    f"The workspace's {path} is a link to a file that does not exist.",
+                    "Repair the link, or move it away.",
+                ) from error
+            tables = {}
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(
+                f"The workspace's {path} can't be read: {error}.", "Correct it, or move it away."
+            ) from error
+        _check_tables(tables, path)
+        store = dict(tables.get("store", {}))
+        if url := os.environ.get("TRUNKLINE_STORE"):
+            store["url"] = url
+        signatures = tables.get("signatures", {})
+        keys = tuple(root / key for key in signatures.get("keys", ()))
+        return cls(
+            StoreSettings(**store),
+            GateSettings(**tables.get("gate", {})),
+            SignatureSettings(bool(signatures.get("required")), keys),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The folder that holds ``registry.db`` and ``adapters/``.
+    """The folder that contains ``registry.db`` and ``adapters/``.
 
     Attributes:
         root: absolute path of an existing folder.
@@ -38,23 +142,23 @@ class Workspace:
             exists, is_folder = root.exists(), root.is_dir()
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
-                f"The workspace folder {shown(str(chosen))} can't be reached: {error}.",
+                f"The workspace folder {shown(str(chosen))} can't be accessed: {error}.",
                 "Name an existing folder with --workspace.",
             ) from error
         if not exists:
             raise UsageError(
                 f"The workspace folder '{root}' does not exist.",
-                f"Make it with: mkdir -p '{root}', or name another with --workspace.",
+                f"Create it with: mkdir -p '{root}', or name another with --workspace.",
             )
         if not is_folder:
             raise UsageError(
                 f"The workspace '{root}' is a file, not a folder.",
-                "Name the folder that holds registry.db with --workspace.",
+                "Name the folder that contains registry.db with --workspace.",
             )
         if "?" in str(root):
             raise UsageError(
-                f"The workspace folder '{root}' has a '?' in its path, which a registry's URL "
-                "can't carry.",
+                f"The workspace folder '{root}' has a '?' in its path, which a registry URL "
+                "can't contain.",
                 "Rename the folder, or name another with --workspace.",
             )
         return cls(root)
@@ -66,17 +170,17 @@ class Workspace:
 
     @property
     def configuration(self) -> Configuration:
-        """What ``trunkline.toml`` says, read anew each time."""
+        """The contents of ``trunkline.toml``, read again on each access."""
         return Configuration.read(self.root)
 
     @property
     def adapters(self) -> Path:
-        """The folder of the artifacts; the paths in the registry are relative to it."""
+        """The folder of the artifacts; paths in the registry are relative to it."""
         return self.root / "adapters"
 
     @property
     def runs(self) -> Path:
-        """The folder of the running and past trainings' own files."""
+        """The folder for the files of training runs."""
         return self.root / ".trunkline" / "runs"
 
     def run_path(self, number: int) -> Path:
@@ -87,7 +191,7 @@ class Workspace:
         """The folder of one version's artifact.
 
         Raises:
-            UsageError: a part that could not stand in a ref, so no path leaves ``adapters/``.
+            UsageError: a part is not valid in a ref, so that no path can leave ``adapters/``.
         """
         ref = Ref(domain, name, str(number))
         if ref.number is None:
@@ -98,7 +202,7 @@ class Workspace:
 
 
 def cache_folder() -> Path:
-    """The user's cache, for converted bases and extracted data; not made here.
+    """The user's cache folder for converted bases and extracted data; it may not exist yet.
 
     ``TRUNKLINE_CACHE``, else ``trunkline`` under ``XDG_CACHE_HOME`` or ``~/.cache``.
     """
@@ -107,3 +211,42 @@ def cache_folder() -> Path:
     shared = os.environ.get("XDG_CACHE_HOME", "")
     parent = Path(shared) if os.path.isabs(shared) else Path.home() / ".cache"
     return parent / "trunkline"
+
+
+def _check_tables(tables: Mapping[str, Any], path: Path) -> None:
+    for table, values in tables.items():
+        types = _TABLES.get(table)
+        if types is None or not isinstance(values, dict):
+            raise UsageError(
+                f"{path} has an unknown table {table!r}.",
+                f"The tables are: {', '.join(_TABLES)}.",
+            )
+        for key, value in values.items():
+            _check_value(path, table, key, value)
+
+
+def _check_value(path: Path, table: str, key: str, value: Any) -> None:
+    types = _TABLES[table]
+    if key not in types:
+        raise UsageError(
+            f"{path}: [{table}] has an unknown key {key!r}.", f"The keys are: {', '.join(types)}."
+        )
+    place = f"{path}: [{table}] {key} = {value!r}"
+    is_stray_bool = isinstance(value, bool) and bool not in types[key]
+    if is_stray_bool or not isinstance(value, types[key]):
+        raise UsageError(
+            f"{place} has the wrong type.",
+            "See docs/promotion.md and docs/moving.md for examples.",
+        )
+    if key == "url" and not value.strip():
+        raise UsageError(
+            f"{path}: [store] url is empty.", 'Write for example url = "s3://bucket/folder".'
+        )
+    if key == "keys" and not all(isinstance(one, str) for one in value):
+        raise UsageError(f"{place} must be a list of paths.", 'Write ["keys/release.pub"].')
+    out_of_range = isinstance(value, float) and not math.isfinite(value)
+    if out_of_range or (key == "champion_margin" and value < 0):
+        raise UsageError(
+            f"{place} is out of range.",
+            "Give a finite number in the metric's unit; a margin must not be negative.",
+        )

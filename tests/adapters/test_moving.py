@@ -164,7 +164,7 @@ def test_files_arrive_byte_for_byte(places: Places, sound: Path) -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "croissant.json"])
 def test_card_and_croissant_arrive_as_they_were(places: Places, name: str) -> None:
-    version = places.there.resolve("toy/animals@1")
+    version = places.there.resolve("toy/animals@1").version
     places.there.store.write_file(version, name, b'{"a": "\xc3\xbc"}')
     folder = places.here.store.fetch(places.move().version).folder
     assert (folder / name).read_bytes() == b'{"a": "\xc3\xbc"}'
@@ -430,7 +430,7 @@ def test_full_store_leaves_no_version_run_or_file(
 
 
 def test_damaged_version_is_not_exported(places: Places) -> None:
-    folder = Path(places.there.store.place(places.there.resolve("toy/animals")))
+    folder = Path(places.there.store.place(places.there.resolve("toy/animals").version))
     (folder / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(IntegrityError):
         places.there.export_adapter("toy/animals", places.archive)
@@ -475,7 +475,7 @@ def test_unsigned_version_is_not_served_where_signatures_are_demanded(
     places: Places, keys: Path
 ) -> None:
     demand(places.there, keys / "release.pub")
-    version = places.there.resolve("toy/animals")
+    version = places.there.resolve("toy/animals").version
     with pytest.raises(IntegrityError, match="is not signed"):
         places.there.store.fetch(version)
 
@@ -485,7 +485,7 @@ def test_unsigned_version_can_be_signed_where_signatures_are_demanded(
 ) -> None:
     demand(places.there, keys / "release.pub")
     places.there.sign_adapter("toy/animals", keys / "release.pem")
-    assert places.there.store.fetch(places.there.resolve("toy/animals"))
+    assert places.there.store.fetch(places.there.resolve("toy/animals").version)
 
 
 def test_signing_leaves_an_event_with_the_key(places: Places, keys: Path) -> None:
@@ -500,14 +500,14 @@ def test_signing_leaves_an_event_with_the_key(places: Places, keys: Path) -> Non
 def test_signature_does_not_change_the_identity(places: Places, keys: Path) -> None:
     before = places.there.resolve("toy/animals").digest
     places.there.sign_adapter("toy/animals", keys / "release.pem")
-    after = places.there.resolve("toy/animals")
+    after = places.there.resolve("toy/animals").version
     assert after.digest == before
     assert after.files is not None
     assert "model.sig" in after.files
 
 
 def test_damaged_version_is_not_signed(places: Places, keys: Path) -> None:
-    folder = Path(places.there.store.place(places.there.resolve("toy/animals")))
+    folder = Path(places.there.store.place(places.there.resolve("toy/animals").version))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(IntegrityError):
         places.there.sign_adapter("toy/animals", keys / "release.pem")

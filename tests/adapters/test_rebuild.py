@@ -15,10 +15,10 @@ from origins import provenance, written
 from trunkline.adapters.provenance import write_provenance
 from trunkline.adapters.rebuild import LOST, Rebuild, rebuild_registry
 from trunkline.adapters.store import AdapterStore
+from trunkline.contracts import NoProgress
 from trunkline.errors import NotFoundError, RefusedError
 from trunkline.refs import Ref
 from trunkline.registry.store import Registry
-from trunkline.training.steps import Silent
 from trunkline.workspace import Workspace
 
 
@@ -50,7 +50,7 @@ def store(workspace: Path, opened: list[Registry]) -> AdapterStore:
 
 
 def rebuilt(store: AdapterStore) -> Rebuild:
-    return rebuild_registry(store, listener=Silent())
+    return rebuild_registry(store, listener=NoProgress())
 
 
 def refs(registry: Registry) -> set[str]:

@@ -441,6 +441,6 @@ def test_another_process_sees_the_damage_too(platform: Platform, damaged: Path, 
     fresh = open(platform.workspace.root, base=str(tiny), no_plugins=True)
     try:
         with pytest.raises(IntegrityError):
-            fresh.store.fetch(fresh.resolve("toy/damaged"))
+            fresh.store.fetch(fresh.resolve("toy/damaged").version)
     finally:
         fresh.registry.close()

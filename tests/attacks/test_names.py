@@ -171,8 +171,8 @@ def test_api_refuses_every_one(own: Platform, ground: Path, tmp_path: Path) -> N
     before = contents(ground.parent)
     for ref in REFS.values():
         for ask in (
-            lambda ref=ref: own.resolve(ref),
-            lambda ref=ref: own.predict(ref, ["a text"]) if ref != "base" else own.resolve(ref),
+            lambda ref=ref: own.resolve(ref).version,
+            lambda ref=ref: own.predict(ref, ["a text"]),
             lambda ref=ref: own.export_adapter(ref, tmp_path / "out.tar"),
             lambda ref=ref: own.sign_adapter(ref, tmp_path / "key.pem"),
             lambda ref=ref: own.promote(ref, force=True, reason="because"),

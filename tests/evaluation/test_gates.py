@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from trunkline.configuration import GateSettings
 from trunkline.contracts import Gate
 from trunkline.errors import UsageError
 from trunkline.evaluation.gates import (
@@ -21,6 +20,7 @@ from trunkline.evaluation.gates import (
 from trunkline.evaluation.intervals import Estimate
 from trunkline.evaluation.paired import Comparison
 from trunkline.evaluation.report import EvaluationReport, SliceScore
+from trunkline.workspace import GateSettings
 
 
 def evaluation_report(

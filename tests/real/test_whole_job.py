@@ -24,7 +24,7 @@ TEXTS = {
 
 
 def artifact_of(platform: Platform, adapter: str) -> Artifact:
-    version = platform.resolve(adapter)
+    version = platform.resolve(adapter).version
     return read_artifact(platform.workspace.adapters / version.path, version.digest)
 
 
@@ -52,7 +52,7 @@ def plain_peft(base: Path, adapter: Artifact) -> Any:
 
 @pytest.mark.parametrize("adapter", TEXTS)
 def test_every_task_was_trained_evaluated_and_published(trained: Platform, adapter: str) -> None:
-    version = trained.resolve(adapter)
+    version = trained.resolve(adapter).version
     run = trained.registry.run(version.run or 0)
     assert run.status == "finished"
     assert run.report is not None

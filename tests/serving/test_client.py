@@ -96,7 +96,7 @@ def test_chat_answers_and_counts(client: OpenAI) -> None:
 def test_an_adapters_name_is_answered_by_one_version(client: OpenAI, platform: Platform) -> None:
     asked = greedy(model="toy/plurals")
     raw = client.chat.completions.with_raw_response.create(**asked)
-    version = platform.resolve("toy/plurals")
+    version = platform.resolve("toy/plurals").version
     assert raw.parse().model == raw.headers["x-trunkline-version"] == "toy/plurals@2"
     assert raw.headers["x-trunkline-digest"] == version.digest
 
@@ -483,7 +483,7 @@ def test_an_id_that_was_taken_meanwhile_costs_neither_the_answer_nor_its_line(
 
 def test_no_client_is_told_where_the_workspace_lies(keyed: tuple[TestClient, Platform]) -> None:
     http, platform = keyed
-    version = platform.resolve("toy/prices")
+    version = platform.resolve("toy/prices").version
     weights = platform.workspace.adapters / version.path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     platform.engine.pool.residents()

@@ -13,11 +13,10 @@ import pytest
 import toy_plugin
 from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.api import Platform
-from trunkline.contracts import Scored
+from trunkline.contracts import NoProgress, Scored
 from trunkline.data.prepare import prepare
 from trunkline.errors import DataError, NotFoundError, PluginError, TrainingError, UsageError
 from trunkline.training.fit import Fitted, TrainingJob, fit
-from trunkline.training.steps import Silent
 
 RECIPES = ("toy/animals", "toy/prices", "toy/plurals")
 
@@ -51,7 +50,7 @@ def fitted(
         prepare(training_job.dataset, training_job.recipe, training_job.transforms),
         platform.engine,
         folder,
-        listener=Silent(),
+        listener=NoProgress(),
         log=log or Log(),
         should_stop=lambda: False,
     )

@@ -159,7 +159,7 @@ def show(said: Globals, number: int, as_json: bool) -> None:
         heading("Figures")
         _print_metrics(metrics)
     for ref in run.versions:
-        if evaluated := platform.evaluation_report(platform.resolve(ref)):
+        if evaluated := platform.evaluation_report(platform.resolve(ref).version):
             print_evaluation_report(evaluated[0])
 
 

@@ -137,10 +137,10 @@ def _read_limits(said: tuple[str, ...]) -> dict[str, Any]:
 
 def _preload(platform: Platform, refs: tuple[str, ...]) -> None:
     """Read adapters into memory; a wrong ref or a damaged artifact ends the program here."""
-    versions = {str(version.ref): version for version in map(platform.resolve, refs)}
-    for name, version in versions.items():
+    models = {model.name: model for model in map(platform.resolve, refs)}
+    for name, model in models.items():
         note(f"loading {name}")
-        platform.engine.pool.load(platform.store.fetch(version), name)
+        platform.engine.pool.load(platform.store.fetch(model.version), name)
 
 
 def _teller(has_keys: bool) -> Callable[[str], None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from trunkline.configuration import GateSettings
 from trunkline.contracts import Gate
 from trunkline.evaluation.intervals import LEAST_GROUPS
 from trunkline.evaluation.paired import Comparison
 from trunkline.evaluation.report import EvaluationReport, SliceScore
+from trunkline.workspace import GateSettings
 
 LEAST_SLICE_ROWS = 20
 """A slice with fewer rows is named but does not decide: one row more or less would move its share

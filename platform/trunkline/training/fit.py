@@ -17,6 +17,7 @@ from trunkline.contracts import (
     DatasetSpec,
     LossSpec,
     MetricSpec,
+    ProgressListener,
     RecipeSpec,
     TransformSpec,
 )
@@ -29,7 +30,7 @@ from trunkline.training.examples import Encoded, check_answers_fit, encode_rows
 from trunkline.training.model import lora_model, uses_bf16
 from trunkline.training.proof import SAMPLE, Proof, prove
 from trunkline.training.scoring import build_loss, prompt_of, validator
-from trunkline.training.steps import Listener, Plan, Stepped, take_steps
+from trunkline.training.steps import Plan, Stepped, take_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def fit(
     engine: Engine,
     folder: Path,
     *,
-    listener: Listener,
+    listener: ProgressListener,
     log: Callable[[int, Mapping[str, float]], None],
     should_stop: Callable[[], bool],
     resume: bool = False,

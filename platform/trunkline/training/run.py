@@ -18,7 +18,14 @@ from trunkline.adapters.artifact import CARD, CROISSANT, Artifact, write_json
 from trunkline.adapters.provenance import write_provenance
 from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import Prepared, prepare
-from trunkline.errors import DataError, Interrupted, RefusedError, TrainingError, TrunklineError
+from trunkline.errors import (
+    DataError,
+    Interrupted,
+    RefusedError,
+    TrainingError,
+    TrunklineError,
+    one_line,
+)
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.plugins import PluginInfo
 from trunkline.refs import Ref
@@ -35,7 +42,6 @@ from trunkline.training.run_context import (
     record_base,
     record_dataset,
 )
-from trunkline.training.scoring import told
 from trunkline.training.specification import specification
 
 
@@ -136,7 +142,7 @@ def _account(bench: RunContext, recipe: str, number: int, folder: Path) -> Itera
         _drop_unless_resumable(folder)
         raise
     except Exception as error:
-        reason = told(error)
+        reason = one_line(error, with_type=True)
         bench.registry.finish_run(number, "failed", error=reason)
         _drop_unless_resumable(folder)
         raise TrainingError(

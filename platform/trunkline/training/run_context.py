@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.adapters.store import AdapterStore
+from trunkline.contracts import ProgressListener
 from trunkline.data.prepare import Prepared
 from trunkline.errors import Interrupted
 from trunkline.evaluation.assess import predict_rows
@@ -20,7 +21,6 @@ from trunkline.inference.engine import Engine
 from trunkline.registry.records import PredictionRecord
 from trunkline.registry.store import Registry
 from trunkline.training.fit import TrainingJob
-from trunkline.training.steps import Listener
 from trunkline.workspace import Workspace
 
 
@@ -32,7 +32,7 @@ class RunContext:
     registry: Registry
     store: AdapterStore
     engine: Engine
-    listener: Listener
+    listener: ProgressListener
     should_stop: Callable[[], bool]
 
     def stage(self, text: str) -> None:

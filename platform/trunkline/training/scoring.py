@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import LossFunction, LossSpec, MetricSpec, Row, Scored
-from trunkline.errors import PluginError, TrunklineError
+from trunkline.errors import PluginCallError, TrunklineError, one_line
 from trunkline.inference.forward import continue_all
 from trunkline.tasks import AnyTask, GenerationTask
 from trunkline.tasks.batches import by_length
@@ -28,7 +28,7 @@ def build_loss(spec: LossSpec | None, task: AnyTask, train: Sequence[Row]) -> Lo
     """The loss of a recipe, checked whenever it is called; None: the task's own.
 
     Raises:
-        PluginError: it can't be built. Called, it raises the same where the plugin's function
+        PluginCallError: it can't be built. Called, it raises the same where the plugin's function
             raises, or gives no differentiable scalar.
     """
     if spec is None:
@@ -39,7 +39,8 @@ def build_loss(spec: LossSpec | None, task: AnyTask, train: Sequence[Row]) -> Lo
     except TrunklineError:
         raise
     except Exception as error:
-        raise PluginError(f"The loss {name} can't be built: {told(error)}.", hint) from error
+        reason = one_line(error, with_type=True)
+        raise PluginCallError(f"The loss {name} can't be built: {reason}.", hint) from error
 
     import torch
 
@@ -49,12 +50,12 @@ def build_loss(spec: LossSpec | None, task: AnyTask, train: Sequence[Row]) -> Lo
         except (TrunklineError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise PluginError(f"The loss {name} failed: {told(error)}.", hint) from error
+            raise PluginCallError.raised(f"The loss {name}", error, hint) from error
         if not isinstance(value, torch.Tensor) or value.dim() != 0:
             shape = f"a tensor of shape {tuple(value.shape)}" if hasattr(value, "shape") else value
-            raise PluginError(f"The loss {name} gave {shape}, not a scalar tensor.", hint)
+            raise PluginCallError(f"The loss {name} gave {shape}, not a scalar tensor.", hint)
         if outputs.requires_grad and not value.requires_grad:
-            raise PluginError(
+            raise PluginCallError(
                 f"The loss {name} gave a number that doesn't depend on the outputs.", hint
             )
         return value
@@ -62,18 +63,12 @@ def build_loss(spec: LossSpec | None, task: AnyTask, train: Sequence[Row]) -> Lo
     return checked
 
 
-def told(error: BaseException) -> str:
-    """Somebody else's exception in one line, without a full stop."""
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}"
-
-
 def validator(
     metric: MetricSpec, rows: Sequence[Row], encoded: Encoded, task: AnyTask, tokenizer: Any
 ) -> Callable[[Any], float]:
     """The deciding metric on the validation rows, as a function of the model in training.
 
-    The function raises :class:`PluginError` where the metric raises or gives no finite number.
+    The function raises :class:`PluginCallError` where the metric raises or gives no finite number.
     """
 
     def score(predictions: Sequence[Any], targets: Sequence[Any]) -> float:
@@ -84,9 +79,9 @@ def validator(
         except TrunklineError:
             raise
         except Exception as error:
-            raise PluginError(f"The metric {metric.name} failed: {told(error)}.", hint) from error
+            raise PluginCallError.raised(f"The metric {metric.name}", error, hint) from error
         if not math.isfinite(value):
-            raise PluginError(
+            raise PluginCallError(
                 f"The metric {metric.name} gave {value} on the validation rows; no checkpoint "
                 "can be chosen by it.",
                 hint,

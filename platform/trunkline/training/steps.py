@@ -11,33 +11,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from trunkline.contracts import LossFunction, MetricSpec, Settings
+from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
 from trunkline.errors import TrainingError
 from trunkline.tasks import AnyTask
 from trunkline.training.checkpoints import Order, last_checkpoint, load_weights, step_of
 
 _DONE = "steps.json"
 """Holds what the steps came to once they are all taken: a resumed run begins after them."""
-
-
-class Listener(Protocol):
-    """Whoever wants to hear how the work goes on."""
-
-    def stage(self, text: str) -> None:
-        """A new part of the work begins."""
-
-    def progress(self, done: int, total: int, values: Mapping[str, float]) -> None:
-        """``done`` of ``total`` optimizer steps, with the latest figures."""
-
-
-class Silent:
-    """Hears nothing."""
-
-    def stage(self, text: str) -> None: ...
-
-    def progress(self, done: int, total: int, values: Mapping[str, float]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +50,7 @@ class Plan:
     bf16: bool
     resume: bool
     log: Callable[[int, Mapping[str, float]], None]
-    listener: Listener
+    listener: ProgressListener
     should_stop: Callable[[], bool]
 
 
