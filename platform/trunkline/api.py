@@ -21,7 +21,7 @@ from trunkline.lifecycle import Lifecycle
 from trunkline.plugins import Catalogue, load_plugins
 from trunkline.refs import BASE, Ref
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Platform(Lifecycle):
 
     def resolve(self, adapter: str) -> VersionRecord:
         """The one version that answers a ref."""
-        return self.registry.resolve(Ref.parse(adapter))[0]
+        return self.registry.versions.resolve(Ref.parse(adapter))[0]
 
     def _artifact(self, version: VersionRecord) -> Artifact:
         """The artifact of a version; one that is resident already is not read again."""
@@ -297,7 +297,7 @@ class Platform(Lifecycle):
 
         begun = None
         if resume is not None:
-            begun = self.registry.run(resume)
+            begun = self.registry.runs.get(resume)
             if begun.recipe != recipe:
                 raise UsageError(
                     f"Run {resume} is of {begun.recipe}, not of {recipe}.",
@@ -342,7 +342,7 @@ class Platform(Lifecycle):
         version = self.resolve(adapter)
         if version.dataset is None:
             raise without_rows(version)
-        settings = dict(self.registry.run(version.run).settings) if version.run else {}
+        settings = dict(self.registry.runs.get(version.run).settings) if version.run else {}
         ingredients = self.ingredients(version.ref.adapter, settings)
         return evaluate_version(self._bench(listener, lambda: False), ingredients, version)
 

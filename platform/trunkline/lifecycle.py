@@ -15,7 +15,7 @@ from trunkline.evaluation.judgement import Judgement
 from trunkline.promotion import AliasChange, Promotion, judgement_of, promote, rollback, unalias
 from trunkline.refs import Ref, check_digest
 from trunkline.registry.records import AdapterRecord, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -227,6 +227,6 @@ class Lifecycle:
 
         return collect(self.store, [one for one in found if one.taken])
 
-    def adapters(self) -> list[AdapterRecord]:
+    def adapters(self) -> Sequence[AdapterRecord]:
         """The adapters that have a version."""
-        return self.registry.adapters()
+        return self.registry.adapters.list()

@@ -102,7 +102,7 @@ def cross_validate(bench: Bench, ingredients: Ingredients, folds: int) -> CrossV
     judgement, kept = judge(
         rows, values, list(pooled.values()), ingredients.metrics, labels, confidences
     )
-    evaluation = bench.registry.record_evaluation(
+    evaluation = bench.registry.evaluations.record(
         recipe=recipe.name,
         base_digest=record_base(bench),
         dataset_id=dataset_id,
@@ -136,7 +136,7 @@ def evaluate_version(bench: Bench, ingredients: Ingredients, version: VersionRec
         )
     judgement, kept = judge_artifact(bench, ingredients, prepared, artifact)
     quantised = bench.engine.base.quantised
-    bench.registry.record_evaluation(
+    bench.registry.evaluations.record(
         recipe=ingredients.recipe.name,
         base_digest=record_base(bench),
         dataset_id=record_dataset(bench, ingredients, prepared),
