@@ -257,7 +257,7 @@ def dying(original, after):
         os.kill(os.getpid(), signal.SIGKILL)
     return call
 name, _, when = where.partition(" ")
-owner = {"copyfile": shutil, "rename": os, "fsync": os, "publish_version": Registry}[name]
+owner = {"copyfile": shutil, "rename": os, "fsync": os, "publish": Versions}[name]
 setattr(owner, name, dying(getattr(owner, name), when == "after"))
 registry = Registry.open(f"sqlite:///{workspace / 'registry.db'}")
 AdapterStore(Workspace(workspace), registry).publish(
@@ -272,8 +272,8 @@ AdapterStore(Workspace(workspace), registry).publish(
         ("fsync before", False),
         ("rename before", False),
         ("rename after", False),
-        ("publish_version before", False),
-        ("publish_version after", True),
+        ("publish before", False),
+        ("publish after", True),
     ],
 )
 def test_killed_process_leaves_a_version_absent_or_complete(

@@ -17,9 +17,7 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 
 from trunkline.errors import IntegrityError, UsageError
 from trunkline.refs import Ref
-from trunkline.registry.audit import 
-from trunkline.registry.chain import CHAINS
-from trunkline.registry.chain import EVENTS, ROOT, Chain, Head, row_hash
+from trunkline.registry.chain import CHAINS, EVENTS, ROOT, Chain, Head, row_hash
 from trunkline.registry.records import ChainReport, RequestLine, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.registry.session import add_event
