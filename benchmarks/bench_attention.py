@@ -66,12 +66,12 @@ def alone(side: Any, plain: Any, prompts: dict[str, list[list[int]]], rounds: in
     """Attention through all layers, the new keys and values put away first; random numbers."""
     import torch
 
-    pool = side._stepper.pool.layers
-    for layer in pool:
+    kv_cache = side._stepper.kv_cache.layers
+    for layer in kv_cache:
         layer.normal_()
-    tables = [layer.transpose(0, 1).contiguous() for layer in pool]
-    config, kind = plain.config, {"dtype": pool[0].dtype, "device": pool[0].device}
-    width = pool[0].shape[2]
+    tables = [layer.transpose(0, 1).contiguous() for layer in kv_cache]
+    config, kind = plain.config, {"dtype": kv_cache[0].dtype, "device": kv_cache[0].device}
+    width = kv_cache[0].shape[2]
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
     new = New(*(torch.randn(1, count, ROWS, width, **kind) for count in heads))
     measured: dict[tuple[str, str], Callable[[], float]] = {}
@@ -88,7 +88,9 @@ def alone(side: Any, plain: Any, prompts: dict[str, list[list[int]]], rounds: in
     taken = _interleaved(measured, rounds)
     for lengths, rows in prompts.items():
         tokens = sum(map(len, rows))
-        title(f"Attention in all {len(pool)} layers, {ROWS} rows, {lengths} long: {tokens} tokens")
+        title(
+            f"Attention in all {len(kv_cache)} layers, {ROWS} rows, {lengths} long: {tokens} tokens"
+        )
         _tell(taken, lengths, off)
 
 
@@ -136,10 +138,10 @@ def _layout(side: Any, rows: Sequence[list[int]]) -> Any:
     """The engine's layout of a step for the last token of each row; blocks lie anywhere."""
     import numpy as np
 
-    from trunkline.inference.kv import BLOCK
+    from trunkline.inference.kv_cache import BLOCK
     from trunkline.inference.step import Part
 
-    blocks = len(side._stepper.pool.layers[0]) // BLOCK
+    blocks = len(side._stepper.kv_cache.layers[0]) // BLOCK
     moved = np.random.default_rng(1).permutation(blocks)[:, None] * BLOCK + np.arange(BLOCK)
     parts = [Part(row, 1) for row in side._seated(rows, [None] * len(rows))]
     for part in parts:

@@ -84,7 +84,7 @@ def main() -> None:
     runs = 1 if options.quick else options.runs
 
     import trunkline
-    from trunkline.base_model import DEFAULT_BASE, describe
+    from trunkline.bases import DEFAULT_BASE, describe
 
     here = trunkline.open(options.workspace)
     version = here.resolve(options.adapter)

@@ -61,7 +61,7 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
         continuous = child(Continuous)
         adapted = child(Continuous, folders)
         ours = child(Served, folders, settings=AT_ONCE)
-        ours_small = child(Served, quantised=small, settings=AT_ONCE) if has_small else ours
+        ours_small = child(Served, quantized=small, settings=AT_ONCE) if has_small else ours
         for one in (generate, continuous, adapted, ours, ours_small):
             one.wait()
         long = make_prompts(tokenizer, 1, 2 * PAGE + 1, seed=2)[0][1]

@@ -1,7 +1,8 @@
 """What int8 costs in quality: the test scores of adapters with the base in fp32 and in int8.
 
 Needs the adapters of `make demo` (or --workspace); without them it says so and measures nothing.
-Each is judged by `trunkline eval` in a process of its own, on a copy of the workspace, on the same
+Each is evaluated by `trunkline eval` in a process of its own, on a copy of the workspace, on the
+same
 test rows. Asserts nothing.
 """
 
@@ -50,7 +51,9 @@ def main() -> None:
 def show(workspace: str, ref: str) -> None:
     """One adapter's deciding metric, in both."""
     found = {
-        dtype: told("--workspace", workspace, "--base-dtype", dtype, "eval", ref)["judgement"]
+        dtype: told("--workspace", workspace, "--base-dtype", dtype, "eval", ref)[
+            "evaluation_report"
+        ]
         for dtype in DTYPES
     }
     metric, rows = found["fp32"]["metric"], found["fp32"]["rows"]

@@ -26,11 +26,11 @@ def main() -> None:
     plain = load_plain(options.shape)
     bases = {"ours": load_base(options.shape)}
     if plain.device.type == "cpu":
-        bases["ours, int8"] = load_base(options.shape, quantised="int8")
+        bases["ours, int8"] = load_base(options.shape, quantized="int8")
     for tokens in TOKENS:
         products(plain, bases, tokens, rounds)
     for name, base in bases.items():
-        floor(name, base, rounds)
+        baseline(name, base, rounds)
     if plain.device.type == "cpu":
         thin(rounds)
 
@@ -79,11 +79,11 @@ def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> Non
     import torch
     from torch.nn.functional import linear
 
-    trunk = bases["ours"].trunk
-    single = [plain.get_submodule(name).weight for name, _, _ in trunk.places()]
+    fused_layers = bases["ours"].fused_layers
+    single = [plain.get_submodule(name).weight for name, _, _ in fused_layers.places()]
     joined = [
         torch.cat([plain.get_submodule(name).weight for name in fused.names])
-        for fused in trunk.fused
+        for fused in fused_layers.fused
     ]
     numbers = sum(weight.numel() for weight in joined)
     widths = {weight.shape[1] for weight in joined}
@@ -99,9 +99,9 @@ def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> Non
 
         return _inferring(work)
 
-    def by_trunk(base: Any) -> Callable[[], float]:
+    def by_fused_layers(base: Any) -> Callable[[], float]:
         def work() -> None:
-            for fused in base.trunk.fused:
+            for fused in base.fused_layers.fused:
                 fused.product(given[fused.inputs])
 
         return _inferring(work)
@@ -111,7 +111,7 @@ def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> Non
         "F.linear, layer by layer, as transformers": (by_weight(single, given), size),
         "F.linear, fused": (by_weight(joined, given), size),
         **{
-            f"{name}: as the trunk computes": (by_trunk(base), 1 if "int8" in name else size)
+            f"{name}: as the trunk computes": (by_fused_layers(base), 1 if "int8" in name else size)
             for name, base in bases.items()
         },
     }
@@ -130,7 +130,7 @@ def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> Non
         line(name, seconds, note)
 
 
-def floor(name: str, base: Any, rounds: int) -> None:
+def baseline(name: str, base: Any, rounds: int) -> None:
     """A decode step of 16 rows without adapters, and what of it is matrix products."""
     import torch
     from ours import ByHand
@@ -140,13 +140,13 @@ def floor(name: str, base: Any, rounds: int) -> None:
     step = side.decode(ids, [None] * ROWS)
     given = {
         fused.inputs: torch.randn(ROWS, fused.inputs, dtype=base.dtype, device=base.device)
-        for fused in base.trunk.fused
+        for fused in base.fused_layers.fused
     }
     hidden = torch.randn(ROWS, base.model.config.hidden_size, dtype=base.dtype, device=base.device)
     head = base.model.get_output_embeddings()
 
     def layers() -> None:
-        for fused in base.trunk.fused:
+        for fused in base.fused_layers.fused:
             fused.product(given[fused.inputs])
 
     taken = interleaved(
@@ -158,7 +158,9 @@ def floor(name: str, base: Any, rounds: int) -> None:
         rounds,
     )
     whole, *products = [times.median for times in taken.values()]
-    title(f"{name}: decode step, 16 rows, context {CONTEXT}, over the floor of its matrix products")
+    title(
+        f"{name}: decode step, 16 rows, context {CONTEXT}, over the baseline of its matrix products"
+    )
     for what, times in taken.items():
         line(what, times.median, f"{100 * times.median / whole:3.0f} %")
     rest = whole - sum(products)

@@ -48,7 +48,7 @@ class Soaked(Served):
 
     def soak(self, texts: Sequence[str], adapters: Sequence[int]) -> Account:
         """Ask each text of its adapter, with at most :data:`IN_FLIGHT` on their way."""
-        bank = self.engine.bank
+        pool = self.engine.pool
         failures: list[str] = []
         memory = [timing.memory()]
         most = 0
@@ -61,15 +61,15 @@ class Soaked(Served):
                 on_way.append(self.engine.submit(self.work(text, adapter, NEW)))
             except TrunklineError as error:
                 failures.append(str(error))
-            most = max(most, bank.total_bytes)
+            most = max(most, pool.total_bytes)
             if len(on_way) == IN_FLIGHT:
                 _finish(on_way.popleft(), failures)
-        for ticket in on_way:
-            _finish(ticket, failures)
+        for handle in on_way:
+            _finish(handle, failures)
         seconds = time.perf_counter() - start
-        counted = [bank.counters(artifact.digest) for artifact in self.artifacts]
+        counted = [pool.counters(artifact.digest) for artifact in self.artifacts]
         return Account(
-            failures, seconds, most, bank.budget_bytes, [*memory, timing.memory()],
+            failures, seconds, most, pool.budget_bytes, [*memory, timing.memory()],
             sum(one.loads for one in counted), sum(one.evictions for one in counted),
         )  # fmt: skip
 
@@ -110,9 +110,9 @@ def tell(account: Account, adapters: int, requests: int) -> None:
           f" {account.seconds:.0f} s")  # fmt: skip
 
 
-def _finish(ticket: Any, failures: list[str]) -> None:
+def _finish(handle: Any, failures: list[str]) -> None:
     try:
-        ticket.answer(120)
+        handle.answer(120)
     except (TrunklineError, TimeoutError) as error:
         failures.append(str(error))
 

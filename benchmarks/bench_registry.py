@@ -95,7 +95,7 @@ SEARCHES = (
     "tag.reviewed~maybe",
     "adapter=d0/busy and test.accuracy>0.999",
     "name~busy or dataset~rows-77",
-    "licence~gpl",
+    "license~gpl",
     "created>2026-01-01T01:00 and created<2026-01-01T06:00 and task=regression",
 )
 

@@ -45,7 +45,7 @@ def loads(base: Any, plain: Any, folders: Sequence[Path], rounds: int) -> None:
     from trunkline.adapters.artifact import read_artifact
 
     *others, another = folders
-    bank = ByHand(base, [read_artifact(one) for one in others], slots=len(folders)).bank
+    pool = ByHand(base, [read_artifact(one) for one in others], slots=len(folders)).pool
     adapted = with_adapters(plain, others[: PEFT_RESIDENT[0]])
     for resident in PEFT_RESIDENT:
         for number in range(len(adapted.peft_config), resident):
@@ -55,12 +55,12 @@ def loads(base: Any, plain: Any, folders: Sequence[Path], rounds: int) -> None:
 
     def ours() -> float:
         start = time.perf_counter()
-        resident = bank.load(read_artifact(another))
-        acquired = bank.acquire(resident.artifact.digest)
+        resident = pool.load(read_artifact(another))
+        acquired = pool.acquire(resident.artifact.digest)
         seconds = time.perf_counter() - start
         assert acquired is not None
-        bank.release(acquired)
-        gone = bank.unload(resident.artifact.digest)
+        pool.release(acquired)
+        gone = pool.unload(resident.artifact.digest)
         assert gone
         return seconds
 
@@ -93,29 +93,29 @@ def switches(base: Any, folders: Sequence[Path]) -> None:
     from ours import ByHand
 
     from trunkline.adapters.artifact import read_artifact
-    from trunkline.adapters.routing import Routing
+    from trunkline.lora.routing import Routing
 
     title("Switch between residents, all linear layers (target: under 0.1 ms, flat)")
-    bank = ByHand(base, [], slots=len(folders)).bank
+    pool = ByHand(base, [], slots=len(folders)).pool
     draw = random.Random(0)
     digests: list[str] = []
     for resident in [number for number in RESIDENT if number <= len(folders)]:
         for folder in folders[len(digests) : resident]:
             artifact = read_artifact(folder)
-            bank.load(artifact)
+            pool.load(artifact)
             digests.append(artifact.digest)
         routed, tables = [], []
         for _ in range(SWITCHES):
             start = time.perf_counter()
-            held = bank.acquire(draw.choice(digests))
+            held = pool.acquire(draw.choice(digests))
             assert held is not None
             routing = Routing([held.pages] * ROWS)
-            with bank.routed(routing):
+            with pool.routed(routing):
                 routed.append(time.perf_counter() - start)
-            bank.release(held)
+            pool.release(held)
             start = time.perf_counter()
             with torch.inference_mode():
-                for layer in bank._stack._layers:
+                for layer in pool._lora_slots._layers:
                     layer._down_rows(routing)
                     layer._up_rows(routing)
             tables.append(time.perf_counter() - start)

@@ -2,7 +2,7 @@
 
 Owns: the pipe. Must not know: what the systems are. One that is not asked sleeps on its end of the
 pipe, so it takes nothing from the others; within one process, two threads that compute would slow
-each other (``base_model/load.py`` says why).
+each other (``bases/load.py`` says why).
 """
 
 from __future__ import annotations

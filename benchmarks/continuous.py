@@ -26,7 +26,7 @@ SIZES = {"page_size": PAGE, "num_blocks": 256, "max_batch_tokens": 512}
 class Continuous:
     """A manager over the base, or over PEFT's model where there are adapters.
 
-    It computes in a thread of its own, so the model is loaded in one too (``base_model/load.py``
+    It computes in a thread of its own, so the model is loaded in one too (``bases/load.py``
     says why). It changes the model's attention while it runs, so it starts with the first batch.
     """
 

@@ -70,7 +70,7 @@ def adapters_of(versions: int) -> list[tuple[int, str, str, int]]:
 def _rows(versions: int) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
     adapters = adapters_of(versions)
     which = [(adapter, number) for adapter in adapters for number in range(1, adapter[3] + 1)]
-    # Versions of all adapters are made in turn, so that neighbours are of different adapters.
+    # Versions of all adapters are made in turn, so that neighbors are of different adapters.
     which.sort(key=lambda one: (one[1] / one[0][3], one[0][0]))
     yield tables.Base, iter([_base()])
     yield tables.Plugin, iter([_plugin()])
@@ -139,7 +139,7 @@ def _dataset(id: int) -> dict[str, Any]:
         "fingerprint": _hex("rows", id),
         "split_fingerprint": _hex("split", id),
         "rows": 5000,
-        "licence": "CC0-1.0",
+        "license": "CC0-1.0",
         "source": "made up",
         "counts": {"parts": {"train": 4000, "validation": 500, "test": 500}},
         "first_seen": _START,
@@ -263,7 +263,7 @@ def _moves(which: _Which) -> Iterator[dict[str, Any]]:
                 "actor": "system:ada",
                 "forced": False,
                 "reason": None,
-                "gate": [{"name": "beats the floor", "passed": True, "figures": "+0.1"}],
+                "gate": [{"name": "beats the baseline", "passed": True, "figures": "+0.1"}],
             }
 
 

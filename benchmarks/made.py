@@ -35,7 +35,7 @@ def config_of(shape: str | None) -> Any:
     """transformers' configuration of the default base, or of a random Llama."""
     from transformers import AutoConfig, LlamaConfig
 
-    from trunkline.base_model import describe
+    from trunkline.bases import describe
 
     stored = AutoConfig.from_pretrained(describe(BASE).folder)
     if shape is None:
@@ -48,7 +48,7 @@ def config_of(shape: str | None) -> Any:
 
 def digest_of(shape: str | None) -> str:
     """Identity of the base that adapters are made for."""
-    from trunkline.base_model import describe
+    from trunkline.bases import describe
 
     return describe(BASE).digest if shape is None else hashlib.sha256(shape.encode()).hexdigest()
 
@@ -57,7 +57,7 @@ def load_tokenizer() -> Any:
     """The default base's."""
     from transformers import AutoTokenizer
 
-    from trunkline.base_model import describe
+    from trunkline.bases import describe
 
     return AutoTokenizer.from_pretrained(describe(BASE).folder)
 
@@ -67,9 +67,9 @@ def load_plain(shape: str | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from trunkline.base_model import describe
-    from trunkline.base_model.load import pick_device, pick_dtype
-    from trunkline.base_model.quiet import quiet_transformers
+    from trunkline.bases import describe
+    from trunkline.bases.load import pick_device, pick_dtype
+    from trunkline.bases.quiet import quiet_transformers
 
     device = pick_device("auto")
     dtype = pick_dtype("auto", device)
@@ -84,18 +84,18 @@ def load_plain(shape: str | None) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_base(shape: str | None, *, quantised: Any = None) -> Any:
+def load_base(shape: str | None, *, quantized: Any = None) -> Any:
     """A :class:`Base` of ours; computed in the calling thread, whose OpenMP workers it keeps."""
-    from trunkline.base_model import describe
-    from trunkline.base_model.load import Base
-    from trunkline.base_model.trunk import make_trunk
+    from trunkline.bases import describe
+    from trunkline.bases.linear import fuse_linear_layers
+    from trunkline.bases.load import Base
 
     model = load_plain(shape)
     info = describe(BASE)
     if shape is not None:
         info = replace(info, name=shape, digest=digest_of(shape), context=2048)
-    trunk = make_trunk(model, quantised=quantised)
-    return Base(info, model, load_tokenizer(), model.device, model.dtype, trunk, quantised)
+    fused_layers = fuse_linear_layers(model, quantized=quantized)
+    return Base(info, model, load_tokenizer(), model.device, model.dtype, fused_layers, quantized)
 
 
 def make_adapters(folder: Path, shape: str | None, count: int, *, rank: int) -> list[Path]:

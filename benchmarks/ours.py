@@ -15,15 +15,15 @@ from made import load_base
 from streams import Arrival, Course
 
 from trunkline.adapters.artifact import Artifact, read_artifact
-from trunkline.adapters.bank import Bank
-from trunkline.inference.asked import Asked
 from trunkline.inference.engine import Engine, Work
-from trunkline.inference.kv import BLOCK, Blocks
+from trunkline.inference.handle import GenerationHandle
+from trunkline.inference.kv_cache import BLOCK, Blocks
 from trunkline.inference.request import Request
+from trunkline.inference.request_state import RequestState
 from trunkline.inference.sequence import Sequence as Written
 from trunkline.inference.settings import EngineSettings
 from trunkline.inference.step import Part, Stepper
-from trunkline.inference.ticket import Ticket
+from trunkline.lora.pool import AdapterPool
 from trunkline.tasks import GenerationTask
 
 AMPLE_MIB = 32 << 10
@@ -35,11 +35,13 @@ class ByHand:
 
     def __init__(self, base: Any, artifacts: Sequence[Artifact], *, slots: int) -> None:
         self.base = base
-        self.bank = Bank(base.model, base.digest, base.trunk, slots=slots, adapter_mib=AMPLE_MIB)
+        self.pool = AdapterPool(
+            base.model, base.digest, base.fused_layers, slots=slots, adapter_mib=AMPLE_MIB
+        )
         for artifact in artifacts:
-            self.bank.load(artifact)
+            self.pool.load(artifact)
         self.digests = [artifact.digest for artifact in artifacts]
-        self._stepper = Stepper(base.model, self.bank, 4096)
+        self._stepper = Stepper(base.model, self.pool, 4096)
 
     def decode(
         self, prompts: Sequence[list[int]], digests: Sequence[str | None]
@@ -73,12 +75,12 @@ class ByHand:
         rows = []
         for ids, digest in zip(prompts, digests, strict=True):
             work = Work(Request(None, "-", raw=True))
-            ticket = Ticket(work, digest or self.base.digest, len(ids), lambda _: None)
-            asked = Asked(ticket, GenerationTask(1), ids, 1)
+            handle = GenerationHandle(work, digest or self.base.digest, len(ids), lambda _: None)
+            asked = RequestState(handle, GenerationTask(1), ids, 1)
             row = Written(asked, 0, self.base.tokenizer, frozenset())
             lease = blocks.lease("", row.tokens, row.room)
             assert lease is not None
-            row.seat(lease, self.bank.acquire(digest) if digest else None)
+            row.seat(lease, self.pool.acquire(digest) if digest else None)
             rows.append(row)
         return rows
 
@@ -95,16 +97,16 @@ class Served:
         shape: str | None,
         folders: Sequence[Path] = (),
         *,
-        quantised: str | None = None,
+        quantized: str | None = None,
         settings: EngineSettings | None = None,
     ) -> None:
         with ThreadPoolExecutor(1) as apart:
-            base = apart.submit(load_base, shape, quantised=quantised).result()
+            base = apart.submit(load_base, shape, quantized=quantized).result()
         self.engine = Engine(base, settings)
         self.engine._ends = frozenset()
         self.know(folders)
         for artifact in self.artifacts:
-            self.engine.bank.load(artifact, "random/adapter")
+            self.engine.pool.load(artifact, "random/adapter")
 
     def know(self, folders: Sequence[Path]) -> None:
         """Take these adapters to be asked for, without loading them."""
@@ -135,16 +137,16 @@ class Served:
     def serve(self, stream: Sequence[Arrival], new_tokens: int) -> list[Course]:
         """Submit each request when it is due."""
         start = time.perf_counter()
-        tickets: list[tuple[Ticket, float, float]] = []
+        handles: list[tuple[GenerationHandle, float, float]] = []
         for arrival in stream:
             time.sleep(max(0.0, start + arrival.due - time.perf_counter()))
-            ticket = self.engine.submit(self.work(arrival.text, arrival.adapter, new_tokens))
+            handle = self.engine.submit(self.work(arrival.text, arrival.adapter, new_tokens))
             at = time.perf_counter() - start
-            tickets.append((ticket, at, at - arrival.due))
+            handles.append((handle, at, at - arrival.due))
         courses = []
-        for ticket, at, late in tickets:
-            ticket.answer()
-            told = ticket.served
+        for handle, at, late in handles:
+            handle.answer()
+            told = handle.served
             assert told is not None
             assert told.first_token_seconds is not None
             courses.append(Course(late + told.first_token_seconds, at + told.seconds))

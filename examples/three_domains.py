@@ -1,4 +1,4 @@
-"""Three short adapters on one base: fetch, train, judge, swap.
+"""Three short adapters on one base: fetch, train, evaluate, swap.
 
 Run by `make demo`. It works in ./demo, so running it again finds the adapters there and goes
 straight to the table. The trainings are cut short to take minutes; the recipes' own settings do
@@ -19,7 +19,7 @@ from rich.table import Table
 import trunkline
 from trunkline import Request, base_model
 from trunkline.evaluation.intervals import Estimate
-from trunkline.evaluation.judgement import Judgement
+from trunkline.evaluation.report import EvaluationReport
 
 SHORT = {"max_steps": 150, "learning_rate": 1e-3}
 RECIPES = ("medical/icd10-chapter", "finance/naics-sector", "retail/department")
@@ -67,26 +67,27 @@ def main() -> None:
 
     table = Table(
         box=box.SIMPLE_HEAD,
-        title="Three adapters, one base (95 % intervals; verdict against the best floor)",
+        title="Three adapters, one base (95 % intervals; verdict against the best baseline)",
         title_justify="left",
     )
-    for column in ("adapter", "task", "examples", "score", "floors", "verdict"):
+    for column in ("adapter", "task", "examples", "score", "baselines", "verdict"):
         table.add_column(column, no_wrap=column == "adapter", overflow="fold")
     for recipe in RECIPES:
         version = platform.resolve(recipe)
-        judged = platform.judgement(version)
-        assert judged is not None
-        judgement: Judgement = judged[0]
-        floors = "\n".join(
-            f"{name} {told(scores[judgement.metric])}" for name, scores in judgement.floors.items()
+        evaluated = platform.evaluation_report(version)
+        assert evaluated is not None
+        evaluation_report: EvaluationReport = evaluated[0]
+        baselines = "\n".join(
+            f"{name} {told(scores[evaluation_report.metric])}"
+            for name, scores in evaluation_report.baselines.items()
         )
         table.add_row(
             str(version.ref),
             version.task,
-            f"{judgement.rows} rows\n{judgement.groups} groups",
-            f"{judgement.metric} {told(judgement.score)}".replace(" [", "\n["),
-            floors,
-            judgement.verdict,
+            f"{evaluation_report.rows} rows\n{evaluation_report.groups} groups",
+            f"{evaluation_report.metric} {told(evaluation_report.score)}".replace(" [", "\n["),
+            baselines,
+            evaluation_report.verdict,
         )
 
     requests = [Request(None, text, max_new_tokens=24) for text in PROMPTS]

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from trunkline.base_model import Base
+from trunkline.bases import Base
 from trunkline.errors import TrunklineError
 from trunkline.inference.engine import Engine, Work
+from trunkline.inference.handle import GenerationHandle
 from trunkline.inference.request import Answer, Request
 from trunkline.inference.sequence import Sequence
 from trunkline.inference.settings import EngineSettings
-from trunkline.inference.ticket import Ticket
 
 NEAR = 1e-3
 """Two logits of the reference that are closer than this may change places."""
@@ -49,7 +49,7 @@ class Driven:
     def __init__(self, base: Base, **settings: Any) -> None:
         self.engine = Engine(base, EngineSettings(**settings))
         self.engine._thread = threading.current_thread()
-        self.drawn: dict[tuple[Ticket, int], Drawn] = {}
+        self.drawn: dict[tuple[GenerationHandle, int], Drawn] = {}
         self._choose = self.engine._stepper._choose
         self.engine._stepper._choose = self._watched  # type: ignore[method-assign]
 
@@ -64,7 +64,7 @@ class Driven:
     ) -> None:
         self.engine.close()
 
-    def ask(self, artifact: Any = None, text: str = "a goat", **asked: Any) -> Ticket:
+    def ask(self, artifact: Any = None, text: str = "a goat", **asked: Any) -> GenerationHandle:
         """Submit a request; the bare base is asked without any template."""
         return self.engine.submit(work_for(artifact, text, **asked))
 
@@ -81,37 +81,37 @@ class Driven:
         if not self.step():
             threading.Event().wait(0.001)
 
-    def finish(self, *tickets: Ticket, most: int = 5000) -> None:
+    def finish(self, *handles: GenerationHandle, most: int = 5000) -> None:
         """Go on until these have ended; without any, all that there are."""
         for _ in range(most):
-            if all(one.ended for one in tickets) if tickets else not self.engine._open:
+            if all(one.ended for one in handles) if handles else not self.engine._open:
                 return
             self.go()
         raise AssertionError(f"requests were still open after {most} steps")
 
-    def answers(self, tickets: Listed[Ticket]) -> list[Answer]:
+    def answers(self, handles: Listed[GenerationHandle]) -> list[Answer]:
         """Of these requests, after all that is needed for them."""
         self.finish()
-        return [ticket.answer(0) for ticket in tickets]
+        return [handle.answer(0) for handle in handles]
 
-    def error(self, ticket: Ticket) -> TrunklineError:
+    def error(self, handle: GenerationHandle) -> TrunklineError:
         """What a request ended with."""
         try:
-            answer = ticket.answer(0)
+            answer = handle.answer(0)
         except TrunklineError as error:
             return error
         raise AssertionError(f"it was answered: {answer}")
 
-    def ids(self, ticket: Ticket, index: int = 0) -> list[int]:
+    def ids(self, handle: GenerationHandle, index: int = 0) -> list[int]:
         """Tokens that were drawn for a request so far."""
-        found = self.drawn.get((ticket, index))
+        found = self.drawn.get((handle, index))
         return found.ids if found else []
 
     def assert_nothing_is_held(self) -> None:
         """No row, block or adapter is taken by anybody."""
         state = self.engine.state()
         assert (state.running, state.waiting, state.kv_tokens_used) == (0, 0, 0)
-        assert [info.in_use for info in self.engine.bank.residents() if info.in_use] == []
+        assert [info.in_use for info in self.engine.pool.residents() if info.in_use] == []
         assert self.engine._waiting._running == {}
         blocks = self.engine._blocks
         assert blocks.available == blocks.total
@@ -120,7 +120,7 @@ class Driven:
     def _watched(self, sequences: list[Sequence], logits: torch.Tensor) -> Any:
         chosen = self._choose(sequences, logits)
         for row, one in enumerate(sequences):
-            key = (one.asked.ticket, one.index)
+            key = (one.asked.handle, one.index)
             drawn = self.drawn.setdefault(key, Drawn(one.asked.prompt))
             drawn.ids.append(chosen.ids[row])
             drawn.logits.append(logits[row].clone())

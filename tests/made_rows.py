@@ -34,7 +34,7 @@ def make_dataset(rows: Sequence[Any], task: Task = "classification", **fields: A
     given: dict[str, Any] = {
         "name": "toy/things",
         "description": "made-up rows",
-        "licence": "CC0-1.0",
+        "license": "CC0-1.0",
         "source": "made up",
         "grouping": "every row stands alone",
     }

@@ -28,16 +28,16 @@ RESULTS: dict[str, Any] = {
     "rows": 18,
     "groups": 6,
     "scores": {"accuracy": {"value": 0.5, "low": 0.25, "high": 0.75}},
-    "floors": {"majority": {"accuracy": {"value": 0.33, "low": 0.1, "high": 0.5}}},
-    "floor_details": {"majority": "always 'bird'"},
-    "best_floor": "majority",
+    "baselines": {"majority": {"accuracy": {"value": 0.33, "low": 0.1, "high": 0.5}}},
+    "baseline_details": {"majority": "always 'bird'"},
+    "best_baseline": "majority",
     "difference": {"value": 0.17, "low": -0.1, "high": 0.4},
     "verdict": "ties",
     "slices": [
         {"slice": "age", "value": "old", "rows": 6, "score": 0.75},
         {"slice": "age", "value": "young", "rows": 6, "score": 0.25},
     ],
-    "gate": {"metric": "accuracy", "beats_floor": True, "at_least": None},
+    "gate": {"metric": "accuracy", "beats_baseline": True, "at_least": None},
 }
 
 REPORT: dict[str, Any] = {
@@ -77,7 +77,7 @@ def provenance(folder: Path, *, run: int = 7, recipe: str = "toy/animals") -> Pr
             fingerprint=manifest.data["fingerprint"],
             split_fingerprint=manifest.data["split"],
             rows=63,
-            licence="CC0-1.0",
+            license="CC0-1.0",
             source="made up",
             counts={"parts": {"train": 39}, "dropped": {"empty text": 1}, "near_duplicates": 2},
             description="animals and their class",
@@ -88,7 +88,7 @@ def provenance(folder: Path, *, run: int = 7, recipe: str = "toy/animals") -> Pr
             recipe=recipe,
             status="finished",
             seed=2,
-            settings={"max_tokens": 96, "seed": 2},
+            settings={"max_length": 96, "seed": 2},
             environment={"device": "cpu", "device_name": "x", "packages": {"torch": "2.13.0"}},
             specification={
                 "description": "class of an animal",

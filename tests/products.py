@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from trunkline.base_model.trunk import Fused
+from trunkline.bases.linear import FusedLinear
 
 
-def whole(fused: Fused, x: torch.Tensor) -> torch.Tensor:
+def whole(fused: FusedLinear, x: torch.Tensor) -> torch.Tensor:
     """All layers of a product, ``[rows, sum of outputs]``."""
     return torch.cat([fused.part(index, x) for index in range(len(fused.names))], -1)

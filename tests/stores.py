@@ -43,7 +43,7 @@ def _empty() -> bytes:
 def new_run(registry: Registry, recipe: str = str(REF)) -> int:
     """A run of made-up rows."""
     dataset = registry.sources.record_dataset(
-        name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, licence="CC0-1.0",
+        name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, license="CC0-1.0",
         source="made up", counts={},
     )  # fmt: skip
     return registry.runs.start(

@@ -35,7 +35,7 @@ RECIPES = ("toy/animals", "toy/prices", "toy/plurals")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Path]:
     """A workspace with a version of each recipe, only to be read."""
-    from trunkline.base_model import release
+    from trunkline.bases import release
 
     folder = tmp_path_factory.mktemp("api")
     (folder / "workspace").mkdir()
@@ -70,7 +70,7 @@ def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("the base was loaded")
 
-    monkeypatch.setattr("trunkline.base_model.load", fail)
+    monkeypatch.setattr("trunkline.bases.load", fail)
 
 
 # -------------------------------------------------------------------------------------- opening
@@ -101,7 +101,7 @@ def test_unknown_name_of_the_package_is_an_attribute_error() -> None:
 
 def test_importing_and_opening_import_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys, trunkline; p = trunkline.open(sys.argv[1]); p.catalogue; p.registry; "
+        "import sys, trunkline; p = trunkline.open(sys.argv[1]); p.catalog; p.registry; "
         "p.adapters(); trunkline.Request(None, 'x'); "
         "sys.exit(' '.join(m for m in ('torch', 'transformers', 'peft', 'sklearn', 'pandas') "
         "if m in sys.modules) or 0)"
@@ -166,7 +166,7 @@ def test_second_request_reads_nothing_again(
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("read again")
 
-    monkeypatch.setattr("trunkline.base_model.load", fail)
+    monkeypatch.setattr("trunkline.bases.load", fail)
     monkeypatch.setattr("trunkline.adapters.storage.read_artifact", fail)
     monkeypatch.setattr("safetensors.torch.load", fail)
     assert platform.predict("toy/animals", ["a hen"]) == first
@@ -238,7 +238,7 @@ def test_unknown_base_is_told(platform: Platform) -> None:
 
 def test_adapter_of_another_base_is_refused(platform: Platform, tmp_path: Path) -> None:
     from tiny_base import make_tiny_base
-    from trunkline.base_model import release
+    from trunkline.bases import release
 
     release()
     other = trunkline.open(
@@ -427,9 +427,11 @@ def test_impossible_alias_is_told(platform: Platform, alias: str) -> None:
         platform.promote("toy/prices", alias)
 
 
-def test_unjudged_version_is_refused(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trunkline.promotion.judgement_of", lambda registry, version: None)
-    with pytest.raises(RefusedError, match="has been judged: no"):
+def test_unevaluated_version_is_refused(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trunkline.promotion.evaluation_report_of", lambda registry, version: None)
+    with pytest.raises(RefusedError, match="has been evaluated: no"):
         platform.promote("toy/prices")
 
 
@@ -452,9 +454,9 @@ def test_adapters_are_listed(platform: Platform) -> None:
     assert [record.name for record in platform.adapters()] == ["animals", "plurals", "prices"]
 
 
-def test_judgement_of_a_version_is_found_again(platform: Platform) -> None:
-    found = platform.judgement(platform.resolve("toy/animals"))
+def test_evaluation_report_of_a_version_is_found_again(platform: Platform) -> None:
+    found = platform.evaluation_report(platform.resolve("toy/animals"))
     assert found is not None
-    judgement, gate = found
-    assert gate.metric == judgement.metric == "accuracy"
-    assert json.dumps(judgement.to_json())
+    evaluation_report, gate = found
+    assert gate.metric == evaluation_report.metric == "accuracy"
+    assert json.dumps(evaluation_report.to_json())

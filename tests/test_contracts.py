@@ -112,12 +112,12 @@ def test_number_setting_refuses_what_is_no_finite_number(name: str, value: Any) 
 @pytest.mark.parametrize("value", [True, 2.0, "2"])
 def test_whole_number_setting_refuses_what_is_none(value: Any) -> None:
     with pytest.raises(UsageError, match="rank wants a whole number"):
-        Settings(rank=value)
+        Settings(r=value)
 
 
 def test_choice_names_what_is_allowed() -> None:
     with pytest.raises(UsageError, match="'step'") as caught:
-        Settings(schedule="step")
+        Settings(lr_scheduler_type="step")
 
     assert caught.value.hint == "One of: linear, cosine, constant."
 

@@ -15,8 +15,8 @@ from trunkline.contracts import Gate, MetricSpec
 from trunkline.errors import IntegrityError, NotFoundError, RefusedError, UsageError
 from trunkline.evaluation.gates import GateCheck
 from trunkline.evaluation.intervals import Estimate
-from trunkline.evaluation.judgement import Judgement
 from trunkline.evaluation.metrics import CORE_METRICS
+from trunkline.evaluation.report import EvaluationReport
 from trunkline.promotion import GateRefusedError, Promotion, promote, rollback, unalias
 from trunkline.refs import Ref
 from trunkline.registry.actors import key_actor
@@ -66,10 +66,11 @@ def add(
     trained_by: str = "system:grace",
     predictions: bool = True,
 ) -> int:
-    """Train and publish the next version; with ``right`` it is judged, so many rows being right."""
+    """Train and publish the next version; with ``right`` it is evaluated, so many rows being
+    right."""
     dataset = registry.sources.record_dataset(
         name="toy/animals", fingerprint="f" * 64, split_fingerprint=split, rows=ROWS,
-        licence="CC0-1.0", source="made", counts={},
+        license="CC0-1.0", source="made", counts={},
     )  # fmt: skip
     run = registry.runs.start(
         recipe="toy/animals", base_digest=BASE, dataset_id=dataset, seed=0, settings={},
@@ -82,14 +83,14 @@ def add(
     )  # fmt: skip
     if right is not None:
         score = Estimate(right / ROWS, 0.0, 1.0)
-        judged = Judgement(
+        evaluated = EvaluationReport(
             metric="accuracy", higher_is_better=True, rows=ROWS, groups=GROUPS,
-            scores={"accuracy": score}, floors={"tfidf": {"accuracy": score}}, floor_details={},
-            best_floor="tfidf", difference=Estimate(0.1, 0.02, 0.2), verdict="beats", slices=(),
+            scores={"accuracy": score}, baselines={"tfidf": {"accuracy": score}}, baseline_details={},
+            best_baseline="tfidf", difference=Estimate(0.1, 0.02, 0.2), verdict="beats", slices=(),
         )  # fmt: skip
         registry.evaluations.record(
             recipe="toy/animals", base_digest=BASE, dataset_id=dataset, split="test",
-            results={**judged.to_json(), "gate": asdict(gate or Gate(metric="accuracy"))},
+            results={**evaluated.to_json(), "gate": asdict(gate or Gate(metric="accuracy"))},
             predictions=answers(right) if predictions else (), version=NAME.at(number),
         )  # fmt: skip
     return number
@@ -129,19 +130,19 @@ def checks(store: Any, number: int, demanded: GateSettings, **said: Any) -> dict
 def test_workspace_adds_its_demands_to_the_recipes(store: Any, registry: Registry) -> None:
     add(registry, 30)
     found = checks(store, 1, GateSettings(slices_at_least=0.5, two_persons=True))
-    assert list(found) == ["beats the floor", "every slice at least 0.5", "two persons"]
+    assert list(found) == ["beats the baseline", "every slice at least 0.5", "two persons"]
 
 
 def test_recipes_own_demands_are_asked(store: Any, registry: Registry) -> None:
-    add(registry, 30, gate=Gate(metric="accuracy", beats_floor=False, two_persons=True))
+    add(registry, 30, gate=Gate(metric="accuracy", beats_baseline=False, two_persons=True))
     assert list(checks(store, 1, GateSettings())) == ["two persons"]
 
 
-def test_unjudged_version_is_refused_whoever_asks(store: Any, registry: Registry) -> None:
+def test_unevaluated_version_is_refused_whoever_asks(store: Any, registry: Registry) -> None:
     add(registry)
     found = checks(store, 1, GateSettings(two_persons=True), actor=ADA)
     assert [(name, check.passed) for name, check in found.items()] == [
-        ("has been judged", False), ("two persons", True),
+        ("has been evaluated", False), ("two persons", True),
     ]  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def test_force_is_recorded_with_the_gate_and_the_reason(store: Any, registry: Re
     (move,) = registry.aliases.moves("toy", "animals")
     assert (move.forced, move.reason) == (True, "a trial")
     assert move.gate == [
-        {"name": "has been judged", "passed": False, "figures": "no evaluation on its test rows"}
+        {"name": "has been evaluated", "passed": False, "figures": "no evaluation on its test rows"}
     ]
 
 
@@ -271,17 +272,18 @@ def test_champion_on_other_rows_says_so_and_says_no(store: Any, registry: Regist
     check = checks(store, 2, BEATS)["beats the champion"]
     assert not check.passed
     assert (
-        "the rows differ: it was judged on the split tttttttttttt, not on ssssss" in check.figures
+        "the rows differ: it was evaluated on the split tttttttttttt, not on ssssss"
+        in check.figures
     )
 
 
-def test_champion_that_was_never_judged_says_no(store: Any, registry: Registry) -> None:
+def test_champion_that_was_never_evaluated_says_no(store: Any, registry: Registry) -> None:
     add(registry)
     add(registry, 39)
     ask(store, 1, force=True, reason="there is no other")
     check = checks(store, 2, BEATS)["beats the champion"]
     assert (check.passed, check.figures) == (
-        False, "toy/animals@1: it was never judged on test rows",
+        False, "toy/animals@1: it was never evaluated on test rows",
     )  # fmt: skip
 
 

@@ -41,7 +41,14 @@ _ANIMALS = {
     "mammal": ("horse", "badger", "otter", "weasel", "donkey", "rabbit", "whale"),
 }
 _FORMS = ("a {} in the wild", "the young {}", "an old {} at rest")
-_SETTINGS = Settings(epochs=1, rank=4, alpha=8, batch_size=16, evals_per_epoch=1, max_tokens=96)
+_SETTINGS = Settings(
+    num_train_epochs=1,
+    r=4,
+    lora_alpha=8,
+    per_device_train_batch_size=16,
+    evals_per_epoch=1,
+    max_length=96,
+)
 
 
 def read_animals() -> Iterator[Row]:
@@ -100,7 +107,7 @@ def hit_rate(scored: Scored) -> float:
 
 @hookimpl
 def trunkline_datasets() -> Iterator[DatasetSpec]:
-    shared: dict[str, Any] = {"licence": "CC0-1.0", "source": "made up"}
+    shared: dict[str, Any] = {"license": "CC0-1.0", "source": "made up"}
     yield DatasetSpec(
         name="toy/animals",
         description="animals and the class they belong to",
@@ -152,7 +159,7 @@ def trunkline_recipes() -> Iterator[RecipeSpec]:
         settings=_SETTINGS,
         metrics=("mae", "median_ape"),
         scale="log",
-        gate=Gate(metric="mae", beats_floor=False, at_least=10_000),
+        gate=Gate(metric="mae", beats_baseline=False, at_least=10_000),
     )
     yield RecipeSpec(
         name="toy/plurals",
@@ -162,7 +169,7 @@ def trunkline_recipes() -> Iterator[RecipeSpec]:
         template=Template(prompt="Plural: {text}", chat=True),
         settings=_SETTINGS,
         metrics=("exact_match",),
-        gate=Gate(metric="exact_match", beats_floor=False, at_least=0.0),
+        gate=Gate(metric="exact_match", beats_baseline=False, at_least=0.0),
         max_new_tokens=8,
     )
 

@@ -26,7 +26,7 @@ from trunkline.training.run import TrainedRun
 LABELS = ["bird", "fish", "mammal"]
 BASE_NAME = "tiny"
 
-SETTINGS: dict[str, Any] = {"max_steps": 7, "evals_per_epoch": 2, "dropout": 0.1, "seed": 2}
+SETTINGS: dict[str, Any] = {"max_steps": 7, "evals_per_epoch": 2, "lora_dropout": 0.1, "seed": 2}
 """Of the trainings in :func:`whole`: dropout and several validations, so that going on is hard."""
 
 
@@ -60,7 +60,7 @@ def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Ite
 
 def opened(workspace: Path, base: Path) -> Iterator[Platform]:
     """A platform on a base that the process holds from one test to the next."""
-    from trunkline.base_model import load, release
+    from trunkline.bases import load, release
 
     try:
         load(str(base))
@@ -135,7 +135,7 @@ def make_artifact(
     from peft import LoraConfig, get_peft_model
 
     from trunkline.adapters.artifact import seal
-    from trunkline.base_model import describe, load_fresh
+    from trunkline.bases import describe, load_fresh
 
     head = {"classification": len(LABELS), "regression": 1, "generation": None}[kind]
     model = load_fresh(str(base), head, device="cpu", dtype="fp32")

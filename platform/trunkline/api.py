@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from trunkline.contracts import DatasetSpec, Gate, MetricSpec, RecipeSpec, Row
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import BaseMismatchError, UsageError
-from trunkline.evaluation.judgement import Judgement
 from trunkline.evaluation.metrics import CORE_METRICS
+from trunkline.evaluation.report import EvaluationReport
 from trunkline.inference.request import Answer, Request
 from trunkline.lifecycle import Lifecycle
-from trunkline.plugins import Catalogue, load_plugins
+from trunkline.plugins import Catalog, load_plugins
 from trunkline.refs import BASE, Ref
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
     from trunkline.adapters.store import AdapterStore
     from trunkline.inference.engine import Engine
+    from trunkline.inference.handle import GenerationHandle, Work
     from trunkline.inference.settings import EngineSettings
-    from trunkline.inference.ticket import Ticket, Work
-    from trunkline.training.bench import Bench
-    from trunkline.training.fit import Ingredients
-    from trunkline.training.judging import CrossValidation
-    from trunkline.training.planning import TrainingPlan
+    from trunkline.training.cross_validation import CrossValidation
+    from trunkline.training.fit import TrainingJob
+    from trunkline.training.plan import TrainingPlan
     from trunkline.training.run import TrainedRun
+    from trunkline.training.run_context import RunContext
     from trunkline.training.steps import Listener
 
 
@@ -93,7 +93,7 @@ class Platform(Lifecycle):
     engine_settings: EngineSettings | None = None
 
     @cached_property
-    def catalogue(self) -> Catalogue:
+    def catalog(self) -> Catalog:
         """What the plugins bring."""
         return load_plugins(
             no_plugins=self.no_plugins,
@@ -116,8 +116,8 @@ class Platform(Lifecycle):
 
     @cached_property
     def engine(self) -> Engine:
-        """The base in memory, with its bank of adapters."""
-        from trunkline.base_model import DEFAULT_BASE, load
+        """The base in memory, with its adapter pool of adapters."""
+        from trunkline.bases import DEFAULT_BASE, load
         from trunkline.inference.engine import Engine
 
         name = self.base_name or DEFAULT_BASE
@@ -152,7 +152,7 @@ class Platform(Lifecycle):
             return []
         return self.engine.run(works, on_done=on_done)
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: Request) -> GenerationHandle:
         """Ask for an answer that is waited for, awaited or streamed by its ticket.
 
         Raises:
@@ -169,7 +169,7 @@ class Platform(Lifecycle):
             BaseMismatchError: it was trained on another base.
             IntegrityError: the artifact is not what the registry knows.
         """
-        from trunkline.inference.ticket import Work
+        from trunkline.inference.handle import Work
 
         if request.adapter is None or request.adapter == BASE:
             return Work(request)
@@ -225,7 +225,7 @@ class Platform(Lifecycle):
     def _artifact(self, version: VersionRecord) -> Artifact:
         """The artifact of a version; one that is resident already is not read again."""
         if "engine" in self.__dict__:
-            resident = self.engine.bank.get(version.digest)
+            resident = self.engine.pool.get(version.digest)
             if resident is not None:
                 return resident.artifact
         return self.store.fetch(version)
@@ -235,7 +235,7 @@ class Platform(Lifecycle):
         """Of the base in memory, else of its files; nothing is loaded for it."""
         if "engine" in self.__dict__:
             return self.engine.base.digest
-        from trunkline.base_model import DEFAULT_BASE, describe
+        from trunkline.bases import DEFAULT_BASE, describe
 
         return describe(self.base_name or DEFAULT_BASE).digest
 
@@ -280,7 +280,7 @@ class Platform(Lifecycle):
         should_stop: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> TrainedRun:
-        """Train a recipe, judge it, publish the version whatever the verdict.
+        """Train a recipe, evaluate it, publish the version whatever the verdict.
 
         Args:
             recipe: ``domain/name``.
@@ -308,9 +308,9 @@ class Platform(Lifecycle):
                     "A resumed run keeps its settings.", "Leave --set away, or start a new run."
                 )
             settings = dict(begun.settings)
-        ingredients = self.ingredients(recipe, settings)
+        training_job = self.training_job(recipe, settings)
         bench = self._bench(listener, should_stop)
-        return train(bench, ingredients, self._plugin_of(recipe), begun)
+        return train(bench, training_job, self._plugin_of(recipe), begun)
 
     def cross_validate(
         self,
@@ -321,56 +321,56 @@ class Platform(Lifecycle):
         should_stop: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> CrossValidation:
-        """Train once a fold and judge all held-out rows together; nothing is published."""
-        from trunkline.training.judging import cross_validate
+        """Train once a fold and evaluate all held-out rows together; nothing is published."""
+        from trunkline.training.cross_validation import cross_validate
 
         if not 2 <= folds <= 20:
             raise UsageError(f"{folds} folds can't be made.", "Use 2 to 20.")
-        ingredients = self.ingredients(recipe, settings)
+        training_job = self.training_job(recipe, settings)
         bench = self._bench(listener, should_stop)
-        return cross_validate(bench, ingredients, folds)
+        return cross_validate(bench, training_job, folds)
 
-    def evaluate(self, adapter: str, *, listener: Listener | None = None) -> Judgement:
-        """Judge a version on its own test rows again, and record it.
+    def evaluate(self, adapter: str, *, listener: Listener | None = None) -> EvaluationReport:
+        """Evaluate a version on its own test rows again, and record it.
 
         Raises:
-            DataError: it came without a dataset, or its dataset can't be judged on.
+            DataError: it came without a dataset, or its dataset can't be evaluated on.
         """
         from trunkline.promotion import without_rows
-        from trunkline.training.judging import evaluate_version
+        from trunkline.training.cross_validation import evaluate_version
 
         version = self.resolve(adapter)
         if version.dataset is None:
             raise without_rows(version)
         settings = dict(self.registry.runs.get(version.run).settings) if version.run else {}
-        ingredients = self.ingredients(version.ref.adapter, settings)
-        return evaluate_version(self._bench(listener, lambda: False), ingredients, version)
+        training_job = self.training_job(version.ref.adapter, settings)
+        return evaluate_version(self._bench(listener, lambda: False), training_job, version)
 
     def plan(self, recipe: str, **settings: Any) -> TrainingPlan:
         """What training would take: nothing is trained or written."""
-        from trunkline.training.planning import plan_training
+        from trunkline.training.plan import plan_training
 
-        ingredients = self.ingredients(recipe, settings)
-        return plan_training(ingredients, self.engine, self.registry)
+        training_job = self.training_job(recipe, settings)
+        return plan_training(training_job, self.engine, self.registry)
 
-    def ingredients(self, recipe: str, settings: Mapping[str, Any]) -> Ingredients:
+    def training_job(self, recipe: str, settings: Mapping[str, Any]) -> TrainingJob:
         """A recipe with its overrides and everything it names."""
-        from trunkline.training.fit import Ingredients
+        from trunkline.training.fit import TrainingJob
         from trunkline.training.settings import with_settings
 
-        spec = with_settings(self.catalogue.recipe(recipe), settings)
+        spec = with_settings(self.catalog.recipe(recipe), settings)
         names = dict.fromkeys((spec.gate.metric, *spec.metrics))
-        return Ingredients(
+        return TrainingJob(
             recipe=spec,
-            dataset=self.catalogue.dataset(spec.dataset),
-            transforms=tuple(self.catalogue.transform(name) for name in spec.transforms),
-            loss=None if spec.loss == "default" else self.catalogue.loss(spec.loss),
+            dataset=self.catalog.dataset(spec.dataset),
+            transforms=tuple(self.catalog.transform(name) for name in spec.transforms),
+            loss=None if spec.loss == "default" else self.catalog.loss(spec.loss),
             metrics=tuple(self.metric(name) for name in names),
         )
 
     def dataset_report(self, name: str) -> DatasetReport:
         """Read a dataset and count it as the default split would divide it."""
-        spec = self.catalogue.dataset(name)
+        spec = self.catalog.dataset(name)
         recipe = RecipeSpec(
             name=spec.name,
             description="a look at the data",
@@ -388,16 +388,16 @@ class Platform(Lifecycle):
 
     def metric(self, name: str) -> MetricSpec:
         """A metric of the core or of a plugin."""
-        return CORE_METRICS.get(name) or self.catalogue.metric(name)
+        return CORE_METRICS.get(name) or self.catalog.metric(name)
 
     def _plugin_of(self, recipe: str) -> Any:
-        return self.catalogue.plugin(recipe.split("/")[0])
+        return self.catalog.plugin(recipe.split("/")[0])
 
-    def _bench(self, listener: Listener | None, should_stop: Callable[[], bool]) -> Bench:
-        from trunkline.training.bench import Bench
+    def _bench(self, listener: Listener | None, should_stop: Callable[[], bool]) -> RunContext:
+        from trunkline.training.run_context import RunContext
         from trunkline.training.steps import Silent
 
-        return Bench(
+        return RunContext(
             self.workspace,
             self.registry,
             self.store,

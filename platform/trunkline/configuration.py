@@ -11,7 +11,7 @@ Owns: the file's form and its defaults. Must not know: how a store, a gate or a 
     endpoint_url = "https://s3.example.org"
 
     [gate]                               # only ever tightens a recipe's own gate
-    beats_floor = true
+    beats_baseline = true
     beats_champion = false
     champion_margin = 0.01
     slices_at_least = 0.5
@@ -39,7 +39,7 @@ FILE = "trunkline.toml"
 _KEYS: dict[str, dict[str, tuple[type, ...]]] = {
     "store": {"url": (str,), "options": (dict,)},
     "gate": {
-        "beats_floor": (bool,),
+        "beats_baseline": (bool,),
         "beats_champion": (bool,),
         "champion_margin": (int, float),
         "slices_at_least": (int, float),
@@ -61,7 +61,7 @@ class StoreSettings:
 class GateSettings:
     """Conditions that are added to the gate of every recipe; see :class:`contracts.Gate`."""
 
-    beats_floor: bool = False
+    beats_baseline: bool = False
     beats_champion: bool = False
     champion_margin: float | None = None
     slices_at_least: float | None = None

@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """Named rows with a licence, a source, and the way they are split.
+    """Named rows with a license, a source, and the way they are split.
 
     Attributes:
         name: ``domain/name``.
@@ -72,7 +72,7 @@ class DatasetSpec:
         task: what the rows' targets are.
         load: reads the rows; called only when they are needed, always gives the same rows in the
             same order.
-        licence: SPDX identifier or a short sentence.
+        license: SPDX identifier or a short sentence.
         source: where the bytes come from, with the version.
         grouping: one sentence: what a group is, and why it is held out as a whole.
         unit: of a regression target (``"USD"``).
@@ -85,7 +85,7 @@ class DatasetSpec:
     description: str
     task: Task
     load: Callable[[], Iterable[Row]]
-    licence: str
+    license: str
     source: str
     grouping: str
     unit: str | None = None
@@ -143,7 +143,7 @@ class LossSpec:
         task: what it is for.
         build: gives ``loss(outputs, targets) -> scalar``. Shapes: classification
             ``[batch, labels]`` float logits and ``[batch]`` int64 label indices; regression
-            ``[batch]`` and ``[batch]`` float, both on the recipe's scale (standardised, after the
+            ``[batch]`` and ``[batch]`` float, both on the recipe's scale (standardized, after the
             logarithm if the recipe says so); generation ``[tokens, vocabulary]`` float logits and
             ``[tokens]`` int64 token ids of the answer.
     """
@@ -260,28 +260,34 @@ def _setting(
 class Settings:
     """Every number that a recipe may set and ``--set`` may override; each is range-checked."""
 
-    epochs: float = _setting(3.0, "passes over the training rows", least=0.0, most=1000)
-    max_steps: int = _setting(0, "stop after so many optimiser steps; 0: by epochs", least=0)
-    max_examples: int = _setting(0, "use at most so many training rows; 0: all", least=0)
+    num_train_epochs: float = _setting(3.0, "passes over the training rows", least=0.0, most=1000)
+    max_steps: int = _setting(0, "stop after so many optimizer steps; 0: by epochs", least=0)
+    max_train_samples: int = _setting(0, "use at most so many training rows; 0: all", least=0)
     learning_rate: float = _setting(5e-4, "peak learning rate of AdamW", least=0.0, most=1.0)
-    schedule: str = _setting(
+    lr_scheduler_type: str = _setting(
         "linear", "how the learning rate falls", choices=("linear", "cosine", "constant")
     )
-    warmup: float = _setting(0.06, "share of the steps that warm up", least=0.0, most=1.0)
+    warmup_ratio: float = _setting(0.06, "share of the steps that warm up", least=0.0, most=1.0)
     weight_decay: float = _setting(0.0, "of AdamW", least=0.0, most=1.0)
-    batch_size: int = _setting(16, "rows in a step on the device", least=1, most=4096)
-    accumulate: int = _setting(1, "batches summed before an optimiser step", least=1, most=4096)
-    rank: int = _setting(16, "LoRA rank", least=1, most=1024)
-    alpha: float = _setting(32.0, "LoRA alpha; the update is scaled by alpha / rank", least=1e-6)
-    dropout: float = _setting(0.0, "LoRA dropout", least=0.0, most=0.9)
-    rslora: bool = _setting(False, "scale by alpha / sqrt(rank) (rank-stabilised LoRA)")
+    per_device_train_batch_size: int = _setting(
+        16, "rows in a step on the device", least=1, most=4096
+    )
+    gradient_accumulation_steps: int = _setting(
+        1, "batches summed before an optimizer step", least=1, most=4096
+    )
+    r: int = _setting(16, "LoRA rank", least=1, most=1024)
+    lora_alpha: float = _setting(
+        32.0, "LoRA alpha; the update is scaled by alpha / rank", least=1e-6
+    )
+    lora_dropout: float = _setting(0.0, "LoRA dropout", least=0.0, most=0.9)
+    use_rslora: bool = _setting(False, "scale by alpha / sqrt(rank) (rank-stabilized LoRA)")
     target_modules: str = _setting(
         "all-linear", "'all-linear', or module names with commas: 'q_proj,v_proj'"
     )
-    upper_layers: int = _setting(0, "adapt only the topmost layers; 0: all", least=0)
-    max_tokens: int = _setting(128, "longest prompt with answer, in tokens", least=4)
+    layers_to_transform: int = _setting(0, "adapt only the topmost layers; 0: all", least=0)
+    max_length: int = _setting(128, "longest prompt with answer, in tokens", least=4)
     evals_per_epoch: int = _setting(2, "validations in an epoch", least=1, most=100)
-    patience: int = _setting(
+    early_stopping_patience: int = _setting(
         4, "stop after so many validations without a better one; 0: never", least=0
     )
     precision: str = _setting(
@@ -289,7 +295,7 @@ class Settings:
         "arithmetic of training: bf16 where the device is fast at it, else fp32",
         choices=("auto", "fp32", "bf16"),
     )
-    seed: int = _setting(0, "of initialisation and row order", least=0, most=2**31 - 1)
+    seed: int = _setting(0, "of initialization and row order", least=0, most=2**31 - 1)
     split_seed: int = _setting(0, "of the split by group", least=0, most=2**31 - 1)
 
     def __post_init__(self) -> None:
@@ -347,7 +353,7 @@ class Gate:
 
     Attributes:
         metric: the figure that decides; also chooses the best checkpoint.
-        beats_floor: the interval of the paired difference to the best floor lies above zero.
+        beats_baseline: the interval of the paired difference to the best baseline lies above zero.
         at_least: the lowest score that passes (highest, where lower is better).
         beats_champion: the interval of the paired difference to the present champion, on the same
             test rows, lies above zero.
@@ -359,7 +365,7 @@ class Gate:
     """
 
     metric: str
-    beats_floor: bool = True
+    beats_baseline: bool = True
     at_least: float | None = None
     beats_champion: bool = False
     champion_margin: float | None = None
@@ -379,7 +385,7 @@ class Gate:
                 f"The gate's champion_margin is {self.champion_margin!r}, which is below zero.",
                 "Give how much worse than the champion a version may be, for example 0.01.",
             )
-        for name in ("beats_floor", "beats_champion", "two_persons"):
+        for name in ("beats_baseline", "beats_champion", "two_persons"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(
                     f"The gate's {name} is {getattr(self, name)!r}, not true or false.",
@@ -403,7 +409,7 @@ class RecipeSpec:
             ``exact_match``, …) or of :class:`MetricSpec`; the gate's is added if missing.
         gate: when a version may go live.
         transforms: names of :class:`TransformSpec`, in order.
-        floors: names of cheap methods beside the task's own (see ``docs/evaluation.md``):
+        baselines: names of cheap methods beside the task's own (see ``docs/evaluation.md``):
             ``few-shot``, ``nearest``.
         scale: of a regression target: ``linear`` or ``log``.
         max_new_tokens: of a generated answer.
@@ -419,7 +425,7 @@ class RecipeSpec:
     loss: str = "default"
     metrics: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()
-    floors: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     scale: Literal["linear", "log"] = "linear"
     max_new_tokens: int = 32
 

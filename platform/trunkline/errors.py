@@ -65,7 +65,8 @@ class PluginError(TrunklineError):
 
 
 class DataError(TrunklineError):
-    """The rows can't be trained on or judged: none, one class, an answer that would be cut off."""
+    """The rows can't be trained on or evaluated: none, one class, an answer that would be cut
+    off."""
 
     http_status = 422
     code = "unusable_input"

@@ -38,7 +38,7 @@ def trunkline_datasets() -> Iterable[DatasetSpec]:  # type: ignore[empty-body]
                 description="ICD-10-CM diagnoses and the chapter they stand in",
                 task="classification",
                 load=read_chapters,
-                licence="public domain",
+                license="public domain",
                 source="simple-icd-10-cm 1.5.0",
                 grouping="a 3-character category: its codes are near-copies of one another",
             )
@@ -62,7 +62,7 @@ def trunkline_recipes() -> Iterable[RecipeSpec]:  # type: ignore[empty-body]
                 dataset="medical/icd10-chapter",
                 task="classification",
                 template=Template(prompt="Diagnosis: {text}"),
-                settings=Settings(epochs=2, rank=16),
+                settings=Settings(num_train_epochs=2, rank=16),
                 loss="medical/hierarchical",
                 metrics=("accuracy", "macro_f1", "medical/hierarchy_distance"),
                 gate=Gate(metric="accuracy"),

@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import Gate, MetricSpec
-from trunkline.evaluation.judgement import Judgement
-from trunkline.promotion import AliasChange, Promotion, judgement_of, promote, rollback, unalias
+from trunkline.evaluation.report import EvaluationReport
+from trunkline.promotion import (
+    AliasChange,
+    Promotion,
+    evaluation_report_of,
+    promote,
+    rollback,
+    unalias,
+)
 from trunkline.refs import Ref, check_digest
 from trunkline.registry.records import AdapterRecord, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from trunkline.adapters.garbage import Found
+    from trunkline.adapters.gc import Found
     from trunkline.adapters.importing import Imported
     from trunkline.adapters.moving import Arrived, Exported
     from trunkline.adapters.store import AdapterStore
@@ -44,9 +51,9 @@ class Lifecycle:
 
         def metric(self, name: str) -> MetricSpec: ...
 
-    def judgement(self, version: VersionRecord) -> tuple[Judgement, Gate] | None:
-        """The newest judgement of a version on its test rows, with the gate it was made under."""
-        return judgement_of(self.registry, version)
+    def evaluation_report(self, version: VersionRecord) -> tuple[EvaluationReport, Gate] | None:
+        """The newest evaluation of a version on its test rows, with the gate it was made under."""
+        return evaluation_report_of(self.registry, version)
 
     def promote(
         self,
@@ -118,7 +125,7 @@ class Lifecycle:
         from trunkline.adapters.hub import SCHEME, fetch_adapter
         from trunkline.adapters.imported_task import Wishes
         from trunkline.adapters.importing import import_adapter
-        from trunkline.base_model import DEFAULT_BASE, describe
+        from trunkline.bases import DEFAULT_BASE, describe
 
         ref = Ref.parse(name)
         info = describe(base or self.base_name or DEFAULT_BASE)
@@ -154,7 +161,7 @@ class Lifecycle:
             actor: who imports; by default the system's user.
         """
         from trunkline.adapters.moving import import_archive
-        from trunkline.base_model import describe
+        from trunkline.bases import describe
 
         return import_archive(
             self.store,
@@ -217,13 +224,13 @@ class Lifecycle:
 
     def find_garbage(self, *, unknown: bool = False) -> list[Found]:
         """What nobody holds; see :func:`adapters.garbage.find_garbage`."""
-        from trunkline.adapters.garbage import find_garbage
+        from trunkline.adapters.gc import find_garbage
 
         return find_garbage(self.store, unknown=unknown)
 
     def collect_garbage(self, found: Sequence[Found]) -> Iterator[Found]:
         """Take away what :meth:`find_garbage` found, giving each piece that was taken."""
-        from trunkline.adapters.garbage import collect
+        from trunkline.adapters.gc import collect
 
         return collect(self.store, [one for one in found if one.taken])
 

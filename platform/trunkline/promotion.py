@@ -2,7 +2,7 @@
 keeps why.
 
 Owns: the order of these, who counts as a second person, and what a forced promotion needs. Must
-not know: how anything is judged, terminals, HTTP.
+not know: how anything is evaluated, terminals, HTTP.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trunkline.evaluation.gates import (
     no_champion,
     tightened,
 )
-from trunkline.evaluation.judgement import Judgement
 from trunkline.evaluation.paired import Comparison, compare
+from trunkline.evaluation.report import EvaluationReport
 from trunkline.refs import Ref, check_alias
 from trunkline.registry.actors import Actor
 from trunkline.registry.alias_moves import reserved_for_base
@@ -40,8 +40,8 @@ MetricNamed = Callable[[str], MetricSpec]
 TWO_PERSONS = "two persons"
 
 
-JUDGED = "has been judged"
-JUDGED_HERE = "was judged here"
+EVALUATED = "has been evaluated"
+EVALUATED_HERE = "was evaluated here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,16 @@ class GateRefusedError(RefusedError):
         self.checks = tuple(checks)
 
 
-def judgement_of(registry: Registry, version: VersionRecord) -> tuple[Judgement, Gate] | None:
-    """The newest judgement of a version on its test rows, with the gate it was made under."""
-    for record in _judged_on_test(registry, version.ref):
+def evaluation_report_of(
+    registry: Registry, version: VersionRecord
+) -> tuple[EvaluationReport, Gate] | None:
+    """The newest evaluation of a version on its test rows, with the gate it was made under."""
+    for record in _evaluated_on_test(registry, version.ref):
         results = dict(record.results)
         told = results.pop(TOLD, False)
         try:
             gate = Gate(**results.pop("gate"))
-            return Judgement.from_json(results), gate
+            return EvaluationReport.from_json(results), gate
         except (KeyError, TypeError, UsageError):
             if not told:
                 raise
@@ -216,18 +218,18 @@ def _asked(
     actor: str,
 ) -> tuple[GateCheck, ...]:
     """Every condition with its figures."""
-    judged = judgement_of(registry, version)
-    if judged is None:
-        checks: list[GateCheck] = [GateCheck(JUDGED, False, "no evaluation on its test rows")]
+    evaluated = evaluation_report_of(registry, version)
+    if evaluated is None:
+        checks: list[GateCheck] = [GateCheck(EVALUATED, False, "no evaluation on its test rows")]
         two_persons = demanded.two_persons
     else:
-        judgement, recipes = judged
-        better = judgement.higher_is_better
+        evaluation_report, recipes = evaluated
+        better = evaluation_report.higher_is_better
         gate = tightened(recipes, demanded, higher_is_better=better)
-        checks = [*_judged_here(registry, version), *check_gate(gate, judgement)]
+        checks = [*_evaluated_here(registry, version), *check_gate(gate, evaluation_report)]
         if asks_champion(gate):
             labels = tuple(artifact.manifest.task.get("labels", ()))
-            checks += _beside_champion(registry, version, gate, judgement, labels, metric)
+            checks += _beside_champion(registry, version, gate, evaluation_report, labels, metric)
         two_persons = gate.two_persons
     if two_persons:
         checks.append(check_persons(Actor.parse(actor), registry.versions.contributors(version)))
@@ -246,10 +248,11 @@ def check_persons(promoter: Actor, makers: Sequence[str]) -> GateCheck:
 
 
 def without_rows(version: VersionRecord, alias: str = CHAMPION) -> DataError:
-    """Why an imported version without a dataset has no judgement, and how ``alias`` can be moved to
+    """Why an imported version without a dataset has no evaluation, and how ``alias`` can be moved
+    to
     it all the same."""
     return DataError(
-        f"{version.ref} can't be judged: it came without a dataset, so there are no rows to judge "
+        f"{version.ref} can't be evaluated: it came without a dataset, so there are no rows to evaluate "
         "it on.",
         f'`{_command(version, alias)} --force --reason "…"` lets it go live all the same.',
     )
@@ -261,13 +264,11 @@ def _advice(version: VersionRecord, alias: str, failed: Sequence[GateCheck]) -> 
             "Somebody else may, with an administrator's key of their own: "
             f"TRUNKLINE_API_KEY=… {_command(version, alias)} --url URL."
         )
-    if any(check.name in (JUDGED_HERE, JUDGED) for check in failed):
+    if any(check.name in (EVALUATED_HERE, EVALUATED) for check in failed):
         if version.dataset is None:
             why = without_rows(version, alias)
             return f"{why.message} {why.hint}"
-        return (
-            f"Judge it here with `trunkline eval {version.ref}`, where the plugin of its recipe is."
-        )
+        return f"Evaluate it here with `trunkline eval {version.ref}`, where the plugin of its recipe is."
     return f'Train a better one, or `{_command(version, alias)} --force --reason "…"`.'
 
 
@@ -281,7 +282,7 @@ def _beside_champion(
     registry: Registry,
     version: VersionRecord,
     gate: Gate,
-    judgement: Judgement,
+    evaluation_report: EvaluationReport,
     labels: tuple[str, ...],
     metric: MetricNamed,
 ) -> tuple[GateCheck, ...]:
@@ -297,7 +298,7 @@ def _beside_champion(
         )
     except (DataError, NotFoundError, PluginError) as error:
         found = error.message
-    return check_champion(gate, judgement, str(champion), found)
+    return check_champion(gate, evaluation_report, str(champion), found)
 
 
 def _compared(
@@ -310,17 +311,17 @@ def _compared(
     """Both on the same test rows.
 
     Raises:
-        DataError: they were not judged on the same rows.
+        DataError: they were not evaluated on the same rows.
         NotFoundError, PluginError: the metric is not there, or fails.
     """
-    ours = next(_judged_on_test(registry, ref))
-    judged = list(_judged_on_test(registry, champion))
-    if not judged:
-        raise DataError("it was never judged on test rows")
-    theirs = next((one for one in judged if _rows_of(one) == _rows_of(ours)), None)
+    ours = next(_evaluated_on_test(registry, ref))
+    evaluated = list(_evaluated_on_test(registry, champion))
+    if not evaluated:
+        raise DataError("it was never evaluated on test rows")
+    theirs = next((one for one in evaluated if _rows_of(one) == _rows_of(ours)), None)
     if theirs is None:
         raise DataError(
-            f"the rows differ: it was judged on the split {judged[0].split_fingerprint[:12]}, "
+            f"the rows differ: it was evaluated on the split {evaluated[0].split_fingerprint[:12]}, "
             f"not on {ours.split_fingerprint[:12]}"
         )
     return compare(
@@ -335,16 +336,16 @@ def _rows_of(evaluation: EvaluationRecord) -> tuple[str, str, str]:
     return evaluation.dataset, evaluation.dataset_fingerprint, evaluation.split_fingerprint
 
 
-def _judged_here(registry: Registry, version: VersionRecord) -> list[GateCheck]:
+def _evaluated_here(registry: Registry, version: VersionRecord) -> list[GateCheck]:
     """A refusal where the figures only came with the files: neither digest nor signature covers
     them."""
-    if not next(_judged_on_test(registry, version.ref)).results.get(TOLD):
+    if not next(_evaluated_on_test(registry, version.ref)).results.get(TOLD):
         return []
-    told = f"the figures came with its files; judge it with `trunkline eval {version.ref}`"
-    return [GateCheck(JUDGED_HERE, False, told)]
+    told = f"the figures came with its files; evaluate it with `trunkline eval {version.ref}`"
+    return [GateCheck(EVALUATED_HERE, False, told)]
 
 
-def _judged_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:
+def _evaluated_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:
     """Evaluations of a version on its test rows, newest first."""
     return (one for one in registry.evaluations.list(version=ref) if one.split == "test")
 
@@ -354,7 +355,7 @@ def _judged_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:
 
 def _check_free(alias: str) -> None:
     """Refuse what is no alias, or the name of a base that may not even be recorded here."""
-    from trunkline.base_model.sources import known_bases
+    from trunkline.bases.sources import known_bases
 
     check_alias(alias)
     if alias in {base.name for base in known_bases()}:

@@ -1,6 +1,6 @@
 """Fixtures for plugin authors; pytest loads them through the entry point ``pytest11``.
 
-Owns: what a plugin's own tests need: a workspace, a catalogue, one call that checks the plugin.
+Owns: what a plugin's own tests need: a workspace, a catalog, one call that checks the plugin.
 Must not know: any domain. pytest imports this module in every environment that holds Trunkline,
 so the platform is imported only when a fixture or :func:`check_plugin` is used.
 """
@@ -15,9 +15,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from trunkline.plugins import Catalogue
+    from trunkline.plugins import Catalog
 
-__all__ = ["check_plugin", "trunkline_catalogue", "trunkline_workspace"]
+__all__ = ["check_plugin", "trunkline_catalog", "trunkline_workspace"]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def trunkline_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 @pytest.fixture
-def trunkline_catalogue() -> Catalogue:
+def trunkline_catalog() -> Catalog:
     """Give what all installed plugins contribute, broken ones set aside."""
     from trunkline.plugins import load_plugins
 

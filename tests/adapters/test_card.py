@@ -37,7 +37,7 @@ def metadata(text: str) -> dict[str, Any]:
     "said",
     [
         "animals and their class",
-        "licence: CC0-1.0",
+        "license: CC0-1.0",
         '"train": 39',
         "`toy/lower` (clean), sha256 of its code `c0de`",
         f"commit `{COMMIT}` with uncommitted changes",
@@ -46,8 +46,8 @@ def metadata(text: str) -> dict[str, Any]:
         "5.4e+09 operations, estimated: 6 x parameters x tokens",
         "energy: not measured: no counter",
         "| this adapter | 0.500 [0.250, 0.750] |",
-        "| floor: majority | 0.330 [0.100, 0.500] |",
-        "**ties** the floor",
+        "| baseline: majority | 0.330 [0.100, 0.500] |",
+        "**ties** the baseline",
         "| age = young | 6 | 0.250 |\n| age = old | 6 | 0.750 |",
         "3 training rows were cut off",
         "2 test rows have a near-copy",
@@ -112,7 +112,7 @@ def test_foreign_words_stay_words(artifact: Path) -> None:
     said = provenance(artifact)
     assert said.dataset is not None
     assert said.run is not None
-    evil = replace(said.dataset, licence=EVIL, source=EVIL, description=EVIL, grouping=EVIL)
+    evil = replace(said.dataset, license=EVIL, source=EVIL, description=EVIL, grouping=EVIL)
     run = replace(said.run, specification={"description": EVIL, "loss": {"name": EVIL}})
     text = card(artifact, replace(said, dataset=evil, run=run, imported={"folder": EVIL}))
     assert "license" not in metadata(text)
@@ -140,10 +140,10 @@ TEMPLATES = {
 def test_code_for_plain_peft_answers_as_the_platform_does(
     tmp_path: Path, tiny: Path, kind: str, template: str
 ) -> None:
-    from trunkline.base_model import load
+    from trunkline.bases import load
     from trunkline.inference.engine import Engine
+    from trunkline.inference.handle import Work
     from trunkline.inference.request import Request
-    from trunkline.inference.ticket import Work
 
     folder = tmp_path / "made"
     make_artifact(folder, tiny, kind, template=TEMPLATES[template])

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from tiny_base import HIDDEN, make_tiny_base
 from trunkline.adapters.artifact import Artifact
+from trunkline.adapters.config import check_config, check_tensors
 from trunkline.adapters.foreign import check_fits, plain_config, read_foreign
 from trunkline.adapters.imported_task import Wishes
 from trunkline.adapters.importing import Imported, import_adapter
-from trunkline.adapters.lora import check_config, check_tensors
 from trunkline.adapters.skeleton import Skeleton, read_skeleton
 from trunkline.adapters.store import AdapterStore
-from trunkline.base_model import describe, load_fresh
+from trunkline.bases import describe, load_fresh
 from trunkline.contracts import Template
 from trunkline.errors import (
     IntegrityError,
@@ -172,7 +172,7 @@ def fetched(store: AdapterStore, done: Imported) -> Artifact:
         ("gpt2", None, {"target_modules": r".*h\.\d\.attn\.c_proj"}),
         ("gpt2", 2, {"fan_in_fan_out": True}),
     ],
-    ids=["pattern", "one layer", "layers pattern", "without one", "rslora", "orthogonal", "bf16",
+    ids=["pattern", "one layer", "layers pattern", "without one", "use_rslora", "orthogonal", "bf16",
          "pattern with head", "fp16 with head", "gpt2 pattern", "gpt2 with head"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore")

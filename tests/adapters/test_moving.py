@@ -38,7 +38,7 @@ from workbench import make_artifact
 RESULTS = {
     "metric": "accuracy",
     "scores": {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}},
-    "floors": {"majority": {"accuracy": {"value": 0.4, "low": 0.3, "high": 0.5}}},
+    "baselines": {"majority": {"accuracy": {"value": 0.4, "low": 0.3, "high": 0.5}}},
     "verdict": "beats",
 }
 NOON = "2026-01-01T12:00:00+00:00"
@@ -49,9 +49,9 @@ WHOLE = {
     "rows": 100,
     "groups": 50,
     "scores": {"accuracy": {"value": 0.9, "low": 0.8, "high": 1.0}},
-    "floors": {"majority": {"accuracy": {"value": 0.4, "low": 0.3, "high": 0.5}}},
-    "floor_details": {"majority": "the commonest label"},
-    "best_floor": "majority",
+    "baselines": {"majority": {"accuracy": {"value": 0.4, "low": 0.3, "high": 0.5}}},
+    "baseline_details": {"majority": "the commonest label"},
+    "best_baseline": "majority",
     "difference": _SURE,
     "verdict": "beats",
     "slices": [],
@@ -62,7 +62,7 @@ SPECIFICATION = {"description": "Kinds of animals", "transforms": [], "loss": {"
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> Path:
-    """A workspace in which run 2 made ``toy/animals@1``, judged twice; to copy."""
+    """A workspace in which run 2 made ``toy/animals@1``, evaluated twice; to copy."""
     folder = tmp_path_factory.mktemp("there") / "workspace"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> Path:
         record_base(registry, base)
         rows = registry.sources.record_dataset(
             name="toy/animals", fingerprint="f", split_fingerprint="s", rows=12,
-            licence="CC0-1.0", source="made by hand", counts={"kept": 12, "parts": {"test": 2}},
+            license="CC0-1.0", source="made by hand", counts={"kept": 12, "parts": {"test": 2}},
         )  # fmt: skip
         plugin = registry.sources.record_plugin(
             distribution="trunkline-toy", version="1.2", api=1, domain="toy"
@@ -84,15 +84,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> Path:
                 settings={"rank": 4}, environment={"python": "3.11"},
                 specification=SPECIFICATION, actor="system:ada",
             )  # fmt: skip
-        judge = {"recipe": "toy/animals", "base_digest": base, "dataset_id": rows}
+        evaluate = {"recipe": "toy/animals", "base_digest": base, "dataset_id": rows}
         registry.evaluations.record(
-            **judge, split="test", results=RESULTS, run=run,
+            **evaluate, split="test", results=RESULTS, run=run,
             predictions=[PredictionRecord(row_id="1", group="g", target="a", prediction="a")],
         )  # fmt: skip
         platform.store.publish(sound, Ref("toy", "animals"), task="classification", run=run)
         registry.runs.finish(run, "finished", report={"steps": 3, "train_seconds": 1.5})
         registry.evaluations.record(
-            **judge, split="validation", results=RESULTS, version=Ref("toy", "animals", "1")
+            **evaluate, split="validation", results=RESULTS, version=Ref("toy", "animals", "1")
         )
         registry.close()
     return folder
@@ -170,11 +170,11 @@ def test_card_and_croissant_arrive_as_they_were(places: Places, name: str) -> No
     assert (folder / name).read_bytes() == b'{"a": "\xc3\xbc"}'
 
 
-def test_dataset_arrives_with_fingerprints_and_licence(places: Places) -> None:
+def test_dataset_arrives_with_fingerprints_and_license(places: Places) -> None:
     version = places.move().version
     [dataset] = places.here.registry.sources.list_datasets()
     assert (dataset.fingerprint, dataset.split_fingerprint) == ("f", "s")
-    assert (dataset.licence, dataset.source, dataset.rows) == ("CC0-1.0", "made by hand", 12)
+    assert (dataset.license, dataset.source, dataset.rows) == ("CC0-1.0", "made by hand", 12)
     assert (version.dataset, version.dataset_fingerprint) == ("toy/animals", "f")
 
 
@@ -255,7 +255,7 @@ def test_figures_of_the_archive_let_nothing_go_live(
     with pytest.raises(GateRefusedError) as refused:
         places.here.promote("toy/animals")
     failed = [check.name for check in refused.value.checks if not check.passed]
-    assert failed == (["was judged here"] if results is WHOLE else ["has been judged"])
+    assert failed == (["was evaluated here"] if results is WHOLE else ["has been evaluated"])
 
 
 def test_imported_adapter_moves_on_without_a_run(places: Places, sound: Path, tiny: Path) -> None:

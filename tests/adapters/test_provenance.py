@@ -50,7 +50,7 @@ def test_without_a_file_the_manifest_says_what_is_known(artifact: Path) -> None:
     found = read_provenance(artifact)
     assert found.run is None
     assert found.dataset is not None
-    assert (found.dataset.name, found.dataset.licence) == ("toy/animals", "unknown")
+    assert (found.dataset.name, found.dataset.license) == ("toy/animals", "unknown")
     assert found.base.name == "tiny"
 
 
@@ -121,7 +121,7 @@ REFUSED: dict[str, Change] = {
     "a time without a zone": lambda said: said["run"].update(started="2026-01-01T00:00:00"),
     "a time that is none": lambda said: said["version"].update(created="soon"),
     "a time out of range": lambda said: said["version"].update(created="0001-01-01T00:00:00+14:00"),
-    "a NUL": lambda said: said["dataset"].update(licence="MIT\0"),
+    "a NUL": lambda said: said["dataset"].update(license="MIT\0"),
     "an escape sequence": lambda said: said["run"]["settings"].update(x="\x1b[2J"),
     "an escape sequence as a key": lambda said: said["run"]["report"].update({"\x1b[2J": 1}),
     "a turned text": lambda said: said["base"].update(name="a\u202eb"),

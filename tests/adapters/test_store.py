@@ -49,7 +49,7 @@ def start_run(registry: Registry) -> int:
         parameters=1, dtype="float32",
     )  # fmt: skip
     dataset = registry.sources.record_dataset(
-        name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, licence="CC0-1.0",
+        name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, license="CC0-1.0",
         source="made up", counts={},
     )  # fmt: skip
     return registry.runs.start(

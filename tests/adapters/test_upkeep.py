@@ -20,7 +20,7 @@ from sqlalchemy import text
 from object_stores import memory_place
 from stores import BASE, REF, new_run, new_store, put
 from trunkline.adapters.artifact import read_artifact
-from trunkline.adapters.garbage import Found, collect, find_garbage
+from trunkline.adapters.gc import Found, collect, find_garbage
 from trunkline.adapters.store import AdapterStore
 from trunkline.adapters.upkeep import remove, verify
 from trunkline.errors import NotFoundError, RefusedError, RegistryError

@@ -51,8 +51,8 @@ def publish(platform: Platform, folder: Path, name: str) -> Path:
 
 def forget(platform: Platform, digest: str) -> None:
     """Put a version out of memory, if it is there."""
-    if platform.engine.bank.get(digest) is not None:
-        platform.engine.bank.unload(digest)
+    if platform.engine.pool.get(digest) is not None:
+        platform.engine.pool.unload(digest)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def damaged(platform: Platform, artifacts: dict[str, Path]) -> Iterator[Path]:
 
 
 def check_refused(platform: Platform, answers: Callable[[], Any], *kinds: type[Exception]) -> str:
-    """The damaged version fails in words; its neighbour answers in the same batch of work."""
+    """The damaged version fails in words; its neighbor answers in the same batch of work."""
     before = answers()
     with pytest.raises(kinds or (IntegrityError,)) as caught:
         platform.predict("toy/damaged", ["a text"])
@@ -266,7 +266,7 @@ def check_forged(platform: Platform, answers: Callable[[], Any], folder: Path) -
     """A forger's artifact, put into the store with a row of its own, is not served."""
     before = answers()
     with pytest.raises(IntegrityError) as caught:
-        platform.engine.bank.load(read_artifact(folder), "toy/forged")
+        platform.engine.pool.load(read_artifact(folder), "toy/forged")
     assert str(caught.value).endswith(".")
     assert answers() == before
 

@@ -34,7 +34,7 @@ REF_COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("adapters", "export", "REF", "OUT"),
     "sign": ("adapters", "sign", "REF", "--key", "OUT"),
     "lineage": ("lineage", "REF"),
-    "tag": ("tag", "REF", "colour=red"),
+    "tag": ("tag", "REF", "color=red"),
     "note": ("note", "REF", "a note"),
     "predict": ("predict", "REF", "a text"),
     "generate": ("generate", "REF", "a text"),

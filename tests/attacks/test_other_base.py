@@ -14,7 +14,7 @@ from hostile import record_base
 from tiny_base import make_tiny_base
 from trunkline.adapters.artifact import read_artifact
 from trunkline.api import Platform, open
-from trunkline.base_model import describe, release
+from trunkline.bases import describe, release
 from trunkline.errors import BaseMismatchError, IntegrityError
 from trunkline.refs import Ref
 
@@ -38,7 +38,7 @@ def workspace(tmp_path: Path, artifacts: dict[str, Path]) -> Path:
         digest = read_artifact(artifacts[made]).manifest.base["digest"]
         record_base(registry, digest)
         rows = registry.sources.record_dataset(
-            name="toy/animals", fingerprint="f", split_fingerprint="s", rows=1, licence="none",
+            name="toy/animals", fingerprint="f", split_fingerprint="s", rows=1, license="none",
             source="made", counts={},
         )  # fmt: skip
         run = None

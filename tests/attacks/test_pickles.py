@@ -20,7 +20,7 @@ from trunkline.adapters.imported_task import Wishes
 from trunkline.adapters.importing import import_adapter
 from trunkline.adapters.store import AdapterStore
 from trunkline.api import open
-from trunkline.base_model import describe
+from trunkline.bases import describe
 from trunkline.errors import IntegrityError, TrunklineError
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord

@@ -30,7 +30,7 @@ class Shared:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    from trunkline.base_model import release
+    from trunkline.bases import release
 
     folder = tmp_path_factory.mktemp("cli")
     workspace = folder / "workspace"

@@ -103,16 +103,18 @@ def test_imported_version_is_shown_with_a_next_step_that_works(
     bring()
     told = invoke("--workspace", str(workspace), "adapters", "show", "toy/kinds").stderr
     assert "trunkline eval" not in told
-    assert "can't be judged: it came without a dataset" in told
+    assert "can't be evaluated: it came without a dataset" in told
     command = shlex.split(told.split("`")[1])[1:]
     assert invoke("--workspace", str(workspace), *command).exit_code == 0
 
 
-def test_judging_an_imported_version_says_why_it_can_t_be(bring: Import, workspace: Path) -> None:
+def test_evaluating_an_imported_version_says_why_it_can_t_be(
+    bring: Import, workspace: Path
+) -> None:
     bring()
     told = invoke("--workspace", str(workspace), "eval", "toy/kinds")
     assert (told.exit_code, told.stdout) == (1, "")
-    assert "Error: toy/kinds@1 can't be judged: it came without a dataset" in told.stderr
+    assert "Error: toy/kinds@1 can't be evaluated: it came without a dataset" in told.stderr
     assert "--force" in told.stderr
 
 
@@ -131,7 +133,7 @@ def test_champion_is_shown_without_a_way_to_let_it_go_live(bring: Import, worksp
     place = ("--workspace", str(workspace), "adapters")
     invoke(*place, "promote", "toy/kinds", "--force", "--reason", "known to be good")
     told = invoke(*place, "show", "toy/kinds").stderr
-    assert "can't be judged" in told
+    assert "can't be evaluated" in told
     assert "--force" not in told
 
 

@@ -11,7 +11,7 @@ import pytest
 from cli_runner import invoke
 from trunkline.cli.diff import _tell
 from trunkline.cli.history import told
-from trunkline.cli.lineage_view import _judged
+from trunkline.cli.lineage_view import _evaluated
 from trunkline.registry import finding
 from trunkline.registry.compare import Comparison, FigureDifference
 from trunkline.registry.records import EvaluationRecord, EventRecord
@@ -37,7 +37,7 @@ def test_lineage_of_a_version_leads_to_everything(run: Run) -> None:
         "├── run 1 of toy/animals: finished\n",
         "├── dataset toy/animals\n",
         "└── evaluations\n",
-        "floor tfidf: accuracy",
+        "baseline tfidf: accuracy",
         "settings: epochs=",
         "packages: trunkline=",
         "version.published: by system:",
@@ -58,14 +58,14 @@ def test_lineage_tells_how_many_slices_it_shows(count: int, told: str) -> None:
     slices = [
         {"slice": "length", "value": str(n), "rows": 5, "score": n / 20} for n in range(count)
     ]
-    judged = _judged(
+    evaluated = _evaluated(
         EvaluationRecord(
             id=1, version=None, run=1, recipe="toy/animals", base_digest="b", dataset="toy/animals",
             dataset_fingerprint="f", split_fingerprint="s", split="test",
             results={"slices": slices}, created=utc_now(),
         )
     )  # fmt: skip
-    shown = next(one for one in judged.below if one.text.startswith("slices"))
+    shown = next(one for one in evaluated.below if one.text.startswith("slices"))
     assert (shown.text, len(shown.below)) == (told, 10)
 
 
@@ -84,7 +84,7 @@ def test_lineage_json_has_the_parts(run: Run) -> None:
     told = parsed(run, "lineage", "toy/animals@1")
     assert told["run"]["number"] == 1
     assert told["evaluations"][0]["results"]["scores"]["accuracy"]["value"] is not None
-    assert told["dataset"]["licence"] == "CC0-1.0"
+    assert told["dataset"]["license"] == "CC0-1.0"
 
 
 @pytest.mark.parametrize("what", ["digest", "run/1"])

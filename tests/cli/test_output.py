@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from trunkline.cli import output
-from trunkline.cli.judgement_view import print_judgement
 from trunkline.cli.progress import Lines, stop_on_interrupt
+from trunkline.cli.report_view import print_evaluation_report
 from trunkline.evaluation.intervals import Estimate
-from trunkline.evaluation.judgement import Judgement
+from trunkline.evaluation.report import EvaluationReport
 
 LONG = "a name that goes on and on " * 8
 
@@ -41,23 +41,23 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, write: Callable[[], None]) -> s
 
 
 @pytest.fixture(autouse=True)
-def no_wish_for_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_wish_for_color(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
 
 
-def _judgement(verdict: str = "ties", groups: int = 60) -> Judgement:
+def _evaluation_report(verdict: str = "ties", groups: int = 60) -> EvaluationReport:
     one = Estimate(0.7, 0.6, 0.8)
     names = ("accuracy", "macro_f1", "domain/some_longer_metric")
-    return Judgement(
+    return EvaluationReport(
         metric="accuracy",
         higher_is_better=True,
         rows=200,
         groups=groups,
         scores=dict.fromkeys(names, one),
-        floors={"tfidf": dict.fromkeys(names, one)},
-        floor_details={"tfidf": "words 1-2, C=1"},
-        best_floor="tfidf",
+        baselines={"tfidf": dict.fromkeys(names, one)},
+        baseline_details={"tfidf": "words 1-2, C=1"},
+        best_baseline="tfidf",
         difference=Estimate(0.01, -0.02, 0.04),
         verdict=verdict,
         slices=(),
@@ -69,7 +69,7 @@ def test_table_in_a_pipe_is_not_folded(capsys: pytest.CaptureFixture[str]) -> No
     assert LONG.strip() in capsys.readouterr().out
 
 
-def test_table_in_a_pipe_has_neither_colour_nor_boxes_nor_trailing_blanks(
+def test_table_in_a_pipe_has_neither_color_nor_boxes_nor_trailing_blanks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output.print_table(["name", "text"], [("a", "b"), ("long name", "c")])
@@ -86,7 +86,7 @@ def test_table_on_a_terminal_fits_and_keeps_every_word(monkeypatch: pytest.Monke
 
 
 def _plain(monkeypatch: pytest.MonkeyPatch, *table: Any, **said: Any) -> str:
-    """A table as it is written on a terminal of 80 columns, without its colours."""
+    """A table as it is written on a terminal of 80 columns, without its colors."""
     told = on_terminal(monkeypatch, lambda: output.print_table(*table, **said))
     lines = re.sub(r"\x1b\[[0-9;]*m", "", told).splitlines()
     return "".join(f"{line.rstrip()}\n" for line in lines)
@@ -140,7 +140,7 @@ def test_terminal_gets_its_heads_in_bold(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "\x1b[1mname" in told
 
 
-def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_is_honored(monkeypatch: pytest.MonkeyPatch) -> None:
     def write() -> None:
         output.print_table(["name"], [("a",)])
         output.print_fields([("name", "a")])
@@ -155,10 +155,10 @@ def test_text_in_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> No
     assert "[bold]x[/bold] :smile:" in capsys.readouterr().out
 
 
-def test_judgement_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = on_terminal(monkeypatch, lambda: print_judgement(_judgement()))
+def test_evaluation_report_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = on_terminal(monkeypatch, lambda: print_evaluation_report(_evaluation_report()))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", told)
-    table = plain.partition("groups resampled)\n")[2].partition("floor tfidf: words")[0]
+    table = plain.partition("groups resampled)\n")[2].partition("baseline tfidf: words")[0]
     assert max(map(len, table.splitlines())) <= 80
     assert "[0.600, 0.800]" in table
 
@@ -166,21 +166,21 @@ def test_judgement_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
-        ("beats", "It beats the floor tfidf"),
-        ("ties", "It ties with the floor tfidf"),
-        ("loses", "It loses to the floor tfidf"),
+        ("beats", "It beats the baseline tfidf"),
+        ("ties", "It ties with the baseline tfidf"),
+        ("loses", "It loses to the baseline tfidf"),
     ],
 )
 def test_verdict_is_a_sentence_with_the_difference(
     verdict: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_judgement(_judgement(verdict))
+    print_evaluation_report(_evaluation_report(verdict))
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (f"{words}: accuracy 0.700 against 0.700, difference +0.010 [-0.020, +0.040].")
 
 
 def test_verdict_on_few_groups_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    print_judgement(_judgement(groups=4))
+    print_evaluation_report(_evaluation_report(groups=4))
     assert "There are 4 groups; a verdict needs 6." in capsys.readouterr().out
 
 
@@ -243,11 +243,11 @@ def test_plain_progress_of_fast_work_is_its_last_line(capsys: pytest.CaptureFixt
     for done in range(1, 51):
         clock.now = done / 100
         lines.progress(done, 50, {"loss": 1.0, "validation.accuracy": 0.5, "grad_norm": 3.0})
-    lines.stage("judging")
+    lines.stage("evaluating")
     assert _told(capsys) == [
         "training",
         "  50 of 50, loss 1.000, accuracy 0.500, 100.0 steps/s",
-        "judging",
+        "evaluating",
     ]
 
 

@@ -48,7 +48,7 @@ def test_refusal_as_json_has_the_conditions_too(run_copy: Run) -> None:
     result = promote(run_copy, "toy/animals", "--json")
     told = json.loads(result.stdout)
     assert (result.exit_code, told["promoted"]) == (1, False)
-    assert told["checks"][0]["name"] == "beats the floor"
+    assert told["checks"][0]["name"] == "beats the baseline"
 
 
 def test_promotion_as_json_has_the_head(run_copy: Run) -> None:

@@ -18,7 +18,7 @@ Run = Callable[..., Result]
 
 KEPT = (
     *("adapter", "digest", "base_digest", "dataset", "dataset_fingerprint", "split_fingerprint"),
-    *("run", "bytes", "files", "template_digest", "judgement"),
+    *("run", "bytes", "files", "template_digest", "evaluation_report"),
 )
 ADAPTERS = ("toy/animals", "toy/plurals", "toy/prices")
 

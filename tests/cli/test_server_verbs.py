@@ -21,7 +21,7 @@ import pytest
 from click.testing import Result
 
 from cli_runner import invoke
-from trunkline.cli.answering import Here, There, Voice
+from trunkline.cli.answering import HttpClient, LocalClient, Voice
 from trunkline.cli.options import Globals
 from trunkline.cli.remote import Remote
 
@@ -216,7 +216,7 @@ TALK = [{"role": "user", "content": "hello"}]
 def test_answer_that_is_left_frees_its_place_here(shared: Shared) -> None:
     said = Globals(workspace=str(shared.workspace), base=str(shared.base))
     ended = _outcomes(said.platform)
-    pieces = Here(said).stream(Voice(), TALK, LONG)
+    pieces = LocalClient(said).stream(Voice(), TALK, LONG)
     next(pieces)
     pieces.close()
     _wait_until(lambda: bool(ended))
@@ -227,7 +227,7 @@ def test_answer_that_is_left_frees_its_place_here(shared: Shared) -> None:
 def test_answer_that_is_left_frees_its_place_there(shared: Shared, tmp_path: Path) -> None:
     with threaded(tmp_path, shared.base) as (url, platform), Remote(url) as remote:
         ended = _outcomes(platform)
-        pieces = There(remote).stream(Voice(), TALK, LONG)
+        pieces = HttpClient(remote).stream(Voice(), TALK, LONG)
         next(pieces)
         pieces.close()
         _wait_until(lambda: bool(ended))

@@ -26,9 +26,15 @@ def test_train_reports_what_became_of_the_rows(shared: Shared) -> None:
     assert "truncated" in told
 
 
-def test_train_ends_with_the_judgement_beside_the_floors(shared: Shared) -> None:
+def test_train_ends_with_the_evaluation_report_beside_the_baselines(shared: Shared) -> None:
     told = shared.trained["toy/animals"].stdout
-    for part in ("this adapter", "floor majority", "floor tfidf", "toy/hit_rate", "the floor"):
+    for part in (
+        "this adapter",
+        "baseline majority",
+        "baseline tfidf",
+        "toy/hit_rate",
+        "the baseline",
+    ):
         assert part in told
 
 
@@ -50,11 +56,11 @@ def test_train_tells_progress_on_stderr_only(shared: Shared) -> None:
     assert "reading data" not in result.stdout
 
 
-def test_train_json_holds_version_report_and_judgement(shared: Shared) -> None:
+def test_train_json_holds_version_report_and_evaluation_report(shared: Shared) -> None:
     told = json.loads(shared.trained["toy/prices"].stdout)
     assert told["adapter"] == "toy/prices@1"
     assert told["report"]["data"]["read"] == 60
-    assert told["judgement"]["scores"].keys() == {"mae", "median_ape"}
+    assert told["evaluation_report"]["scores"].keys() == {"mae", "median_ape"}
 
 
 def test_dry_run_shows_the_resolved_recipe_and_its_cost(run: Run) -> None:
@@ -113,7 +119,7 @@ def test_handler_of_interrupts_is_put_back(run_copy: Run) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_eval_judges_a_version_again_with_slices(run_copy: Run) -> None:
+def test_eval_evaluates_a_version_again_with_slices(run_copy: Run) -> None:
     result = run_copy("eval", "toy/animals")
     assert result.exit_code == 0
     assert "toy/animals@1 (newest)" in result.stderr
@@ -121,17 +127,17 @@ def test_eval_judges_a_version_again_with_slices(run_copy: Run) -> None:
     assert "unknown" in result.stdout
 
 
-def test_eval_json_holds_the_judgement(run_copy: Run) -> None:
+def test_eval_json_holds_the_evaluation_report(run_copy: Run) -> None:
     told = json.loads(run_copy("eval", "toy/animals@1", "--json").stdout)
     assert told["adapter"] == "toy/animals@1"
-    assert told["judgement"]["verdict"] in ("beats", "ties", "loses")
+    assert told["evaluation_report"]["verdict"] in ("beats", "ties", "loses")
 
 
 def test_eval_over_folds_publishes_nothing(run_copy: Run) -> None:
     words = ("eval", "toy/prices", "--folds", "2", "--set", "max_steps=1", "--json")
     told = json.loads(run_copy(*words).stdout)
     assert told["folds"] == 2
-    assert told["judgement"]["rows"] == 60
+    assert told["evaluation_report"]["rows"] == 60
     assert run_copy("adapters", "list").stdout.count("1 of 1") == 3
 
 
@@ -143,7 +149,7 @@ def test_eval_over_folds_prints_a_line_a_fold(run_copy: Run) -> None:
 
 def test_adapters_list_shows_score_and_verdict(run: Run) -> None:
     lines = run("adapters", "list").stdout.splitlines()
-    assert lines[0].split() == ["adapter", "task", "newest", "aliases", "its", "score", "floor"]
+    assert lines[0].split() == ["adapter", "task", "newest", "aliases", "its", "score", "baseline"]
     assert [line.split()[0] for line in lines[1:]] == ["toy/animals", "toy/plurals", "toy/prices"]
     assert "accuracy 0." in lines[1]
 
@@ -160,7 +166,7 @@ def test_adapters_list_says_when_there_are_more(run: Run) -> None:
     assert "--limit" in result.stderr
 
 
-def test_adapters_show_tells_identity_and_judgement(run: Run, shared: Shared) -> None:
+def test_adapters_show_tells_identity_and_evaluation_report(run: Run, shared: Shared) -> None:
     told = run("adapters", "show", "toy/animals").stdout
     folder = shared.workspace / "adapters" / "toy" / "animals" / "1"
     for part in ("sha256:", "toy/animals@1", str(folder), "this adapter", "Slices", "Versions"):
@@ -170,7 +176,7 @@ def test_adapters_show_tells_identity_and_judgement(run: Run, shared: Shared) ->
 def test_adapters_show_json_names_the_folder(run: Run) -> None:
     told = json.loads(run("adapters", "show", "toy/animals@1", "--json").stdout)
     assert Path(told["folder"], "adapter_config.json").is_file()
-    assert told["judgement"]["rows"] == 18
+    assert told["evaluation_report"]["rows"] == 18
 
 
 def test_promote_prints_the_conditions_and_the_move(run_copy: Run) -> None:
@@ -222,7 +228,14 @@ def test_runs_list_of_one_recipe(run: Run) -> None:
 
 def test_runs_show_tells_changed_settings_report_and_figures(run: Run) -> None:
     told = run("runs", "show", "1").stdout
-    for part in ("epochs=1, ", "rank=4", "torch", "65 read", "learning_rate", "toy/animals@1"):
+    for part in (
+        "num_train_epochs=1, ",
+        "rank=4",
+        "torch",
+        "65 read",
+        "learning_rate",
+        "toy/animals@1",
+    ):
         assert part in told
     assert "warmup" not in told
 

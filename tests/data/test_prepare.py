@@ -248,7 +248,7 @@ def test_fingerprint_does_not_depend_on_the_order_of_slices() -> None:
 def test_fingerprint_is_of_the_kept_rows_and_not_of_the_seed() -> None:
     rows = things()
     dataset = make_dataset([*rows, make_row(90, text="")])
-    other = prepare(dataset, make_recipe(settings=Settings(split_seed=5, max_examples=3)))
+    other = prepare(dataset, make_recipe(settings=Settings(split_seed=5, max_train_samples=3)))
 
     assert other.fingerprint == prepare(dataset, make_recipe()).fingerprint == fingerprint(rows)
 
@@ -263,7 +263,7 @@ def test_preparing_twice_gives_the_same() -> None:
 def test_max_examples_cuts_train_alone() -> None:
     dataset = make_dataset(things())
     whole = prepare(dataset, make_recipe())
-    few = prepare(dataset, make_recipe(settings=Settings(max_examples=5)))
+    few = prepare(dataset, make_recipe(settings=Settings(max_train_samples=5)))
 
     assert len(few.split.train) == few.report.parts["train"] == 5
     assert all(row in whole.split.train for row in few.split.train)
@@ -275,7 +275,7 @@ def test_max_examples_cuts_train_alone() -> None:
 def test_max_examples_above_the_number_of_rows_changes_nothing() -> None:
     dataset = make_dataset(things())
 
-    assert prepare(dataset, make_recipe(settings=Settings(max_examples=999))) == prepare(
+    assert prepare(dataset, make_recipe(settings=Settings(max_train_samples=999))) == prepare(
         dataset, make_recipe()
     )
 

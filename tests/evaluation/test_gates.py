@@ -19,52 +19,54 @@ from trunkline.evaluation.gates import (
     tightened,
 )
 from trunkline.evaluation.intervals import Estimate
-from trunkline.evaluation.judgement import Judgement, SliceScore
 from trunkline.evaluation.paired import Comparison
+from trunkline.evaluation.report import EvaluationReport, SliceScore
 
 
-def judgement(verdict: str = "beats", score: float = 0.8, **fields: Any) -> Judgement:
+def evaluation_report(
+    verdict: str = "beats", score: float = 0.8, **fields: Any
+) -> EvaluationReport:
     given: dict[str, Any] = {
         "metric": "accuracy",
         "higher_is_better": True,
         "rows": 100,
         "groups": 50,
         "scores": {"accuracy": Estimate(score, score - 0.1, score + 0.1)},
-        "floors": {"tfidf": {"accuracy": Estimate(0.7, 0.6, 0.8)}},
-        "floor_details": {"tfidf": ""},
-        "best_floor": "tfidf",
+        "baselines": {"tfidf": {"accuracy": Estimate(0.7, 0.6, 0.8)}},
+        "baseline_details": {"tfidf": ""},
+        "best_baseline": "tfidf",
         "difference": Estimate(0.1, 0.02, 0.18),
         "verdict": verdict,
         "slices": (),
     }
-    return Judgement(**(given | fields))
+    return EvaluationReport(**(given | fields))
 
 
 @pytest.mark.parametrize(
     ("verdict", "passed"), [("beats", True), ("ties", False), ("loses", False)]
 )
-def test_floor_must_be_beaten(verdict: str, passed: bool) -> None:
-    (check,) = check_gate(Gate(metric="accuracy"), judgement(verdict))
+def test_baseline_must_be_beaten(verdict: str, passed: bool) -> None:
+    (check,) = check_gate(Gate(metric="accuracy"), evaluation_report(verdict))
 
-    assert (check.name, check.passed) == ("beats the floor", passed)
+    assert (check.name, check.passed) == ("beats the baseline", passed)
 
 
 def test_figures_are_told() -> None:
-    (check,) = check_gate(Gate(metric="accuracy"), judgement())
+    (check,) = check_gate(Gate(metric="accuracy"), evaluation_report())
 
     assert check.figures == "accuracy minus that of tfidf: +0.100 [+0.020, +0.180]"
 
 
 def test_too_few_groups_are_told() -> None:
-    (check,) = check_gate(Gate(metric="accuracy"), judgement("ties", groups=3))
+    (check,) = check_gate(Gate(metric="accuracy"), evaluation_report("ties", groups=3))
 
     assert check.figures.endswith("3 groups where 6 are needed")
 
 
 @pytest.mark.parametrize(("bound", "passed"), [(0.79, True), (0.8, True), (0.81, False)])
 def test_score_must_reach_the_bound(bound: float, passed: bool) -> None:
-    gate = Gate(metric="accuracy", beats_floor=False, at_least=bound)
-    (check,) = check_gate(gate, judgement("loses"))
+    gate = Gate(metric="accuracy", beats_baseline=False, at_least=bound)
+    (check,) = check_gate(gate, evaluation_report("loses"))
 
     assert (check.name, check.passed) == (f"at least {bound:g}", passed)
     assert check.figures == "accuracy: 0.800"
@@ -72,36 +74,38 @@ def test_score_must_reach_the_bound(bound: float, passed: bool) -> None:
 
 @pytest.mark.parametrize(("bound", "passed"), [(0.81, True), (0.8, True), (0.79, False)])
 def test_error_must_stay_below_the_bound(bound: float, passed: bool) -> None:
-    gate = Gate(metric="accuracy", beats_floor=False, at_least=bound)
-    (check,) = check_gate(gate, judgement(higher_is_better=False))
+    gate = Gate(metric="accuracy", beats_baseline=False, at_least=bound)
+    (check,) = check_gate(gate, evaluation_report(higher_is_better=False))
 
     assert (check.name, check.passed) == (f"at most {bound:g}", passed)
 
 
 def test_both_conditions_are_told_each_by_itself() -> None:
-    checks = check_gate(Gate(metric="accuracy", at_least=0.9), judgement())
+    checks = check_gate(Gate(metric="accuracy", at_least=0.9), evaluation_report())
 
     assert [check.passed for check in checks] == [True, False]
 
 
 def test_gate_without_conditions_is_always_met() -> None:
-    assert check_gate(Gate(metric="accuracy", beats_floor=False), judgement("loses")) == ()
+    assert (
+        check_gate(Gate(metric="accuracy", beats_baseline=False), evaluation_report("loses")) == ()
+    )
 
 
 # -------------------------------------------------------------------------------------- slices
 
 
-def sliced(*rows_and_scores: tuple[int, float], **fields: Any) -> Judgement:
+def sliced(*rows_and_scores: tuple[int, float], **fields: Any) -> EvaluationReport:
     slices = tuple(
         SliceScore("country", f"c{index}", rows, score)
         for index, (rows, score) in enumerate(rows_and_scores)
     )
-    return judgement(slices=slices, **fields)
+    return evaluation_report(slices=slices, **fields)
 
 
-def slice_check(bound: float, judged: Judgement) -> GateCheck:
-    gate = Gate(metric="accuracy", beats_floor=False, slices_at_least=bound)
-    (check,) = check_gate(gate, judged)
+def slice_check(bound: float, evaluated: EvaluationReport) -> GateCheck:
+    gate = Gate(metric="accuracy", beats_baseline=False, slices_at_least=bound)
+    (check,) = check_gate(gate, evaluated)
     return check
 
 
@@ -142,7 +146,7 @@ def test_no_slice_large_enough_is_told() -> None:
 
 
 def test_dataset_without_slices_is_told() -> None:
-    assert slice_check(0.5, judgement()) == GateCheck(
+    assert slice_check(0.5, evaluation_report()) == GateCheck(
         "every slice at least 0.5", True, "the dataset has no slices"
     )
 
@@ -150,11 +154,11 @@ def test_dataset_without_slices_is_told() -> None:
 # ------------------------------------------------------------------------------------ champion
 
 
-BEATS = Gate(metric="accuracy", beats_floor=False, beats_champion=True)
+BEATS = Gate(metric="accuracy", beats_baseline=False, beats_champion=True)
 
 
 def within(margin: float) -> Gate:
-    return Gate(metric="accuracy", beats_floor=False, champion_margin=margin)
+    return Gate(metric="accuracy", beats_baseline=False, champion_margin=margin)
 
 
 def beside(verdict: str, low: float, high: float, groups: int = 50) -> Comparison:
@@ -170,20 +174,20 @@ def beside(verdict: str, low: float, high: float, groups: int = 50) -> Compariso
     ],
 )
 def test_champion_must_be_beaten(found: Comparison, passed: bool) -> None:
-    (check,) = check_champion(BEATS, judgement(), "a/b@1", found)
+    (check,) = check_champion(BEATS, evaluation_report(), "a/b@1", found)
 
     assert (check.name, check.passed) == ("beats the champion", passed)
 
 
 def test_figures_beside_the_champion_are_told() -> None:
-    (check,) = check_champion(BEATS, judgement(), "a/b@1", beside("beats", 0.01, 0.09))
+    (check,) = check_champion(BEATS, evaluation_report(), "a/b@1", beside("beats", 0.01, 0.09))
 
     assert check.figures == "accuracy minus that of a/b@1: +0.050 [+0.010, +0.090] on 100 rows"
 
 
 @pytest.mark.parametrize(("low", "passed"), [(-0.01, True), (-0.02, True), (-0.021, False)])
 def test_interval_must_stay_above_the_margin(low: float, passed: bool) -> None:
-    (check,) = check_champion(within(0.02), judgement(), "a/b@1", beside("ties", low, 0.1))
+    (check,) = check_champion(within(0.02), evaluation_report(), "a/b@1", beside("ties", low, 0.1))
 
     assert (check.name, check.passed) == (
         "no worse than the champion by more than 0.02",
@@ -193,7 +197,7 @@ def test_interval_must_stay_above_the_margin(low: float, passed: bool) -> None:
 
 @pytest.mark.parametrize(("high", "passed"), [(2.0, True), (3.5, False)])
 def test_error_may_grow_by_the_margin(high: float, passed: bool) -> None:
-    errors = judgement(higher_is_better=False)
+    errors = evaluation_report(higher_is_better=False)
     (check,) = check_champion(within(3), errors, "a/b@1", beside("ties", -9.0, high))
 
     assert check.passed is passed
@@ -201,7 +205,7 @@ def test_error_may_grow_by_the_margin(high: float, passed: bool) -> None:
 
 def test_few_groups_do_not_show_that_it_is_no_worse() -> None:
     few = beside("ties", 0.0, 0.1, groups=5)
-    (check,) = check_champion(within(0.5), judgement(), "a/b@1", few)
+    (check,) = check_champion(within(0.5), evaluation_report(), "a/b@1", few)
 
     assert not check.passed
     assert check.figures.endswith("5 groups where 6 are needed")
@@ -209,7 +213,7 @@ def test_few_groups_do_not_show_that_it_is_no_worse() -> None:
 
 def test_what_cannot_be_compared_fails_and_says_why() -> None:
     both = Gate(metric="accuracy", beats_champion=True, champion_margin=0.1)
-    checks = check_champion(both, judgement(), "a/b@1", "the rows differ")
+    checks = check_champion(both, evaluation_report(), "a/b@1", "the rows differ")
 
     assert [(check.passed, check.figures) for check in checks] == [
         (False, "a/b@1: the rows differ")
@@ -225,16 +229,16 @@ def test_without_a_champion_its_conditions_are_met() -> None:
 # --------------------------------------------------------------------------------- tightening
 
 
-@pytest.mark.parametrize("name", ["beats_floor", "beats_champion", "two_persons"])
+@pytest.mark.parametrize("name", ["beats_baseline", "beats_champion", "two_persons"])
 @pytest.mark.parametrize(("recipe", "workspace"), [(True, False), (False, True), (True, True)])
 def test_either_side_may_demand_it(name: str, recipe: bool, workspace: bool) -> None:
-    gate = Gate(**{"metric": "accuracy", "beats_floor": False, name: recipe})
+    gate = Gate(**{"metric": "accuracy", "beats_baseline": False, name: recipe})
 
     assert getattr(tightened(gate, GateSettings(**{name: workspace})), name) is True
 
 
 def test_nothing_demanded_changes_nothing() -> None:
-    gate = Gate(metric="accuracy", beats_floor=False, at_least=0.5, slices_at_least=0.1)
+    gate = Gate(metric="accuracy", beats_baseline=False, at_least=0.5, slices_at_least=0.1)
 
     assert tightened(gate, GateSettings()) == gate
 

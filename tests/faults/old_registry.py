@@ -32,7 +32,7 @@ def _rows() -> dict[str, list[dict[str, Any]]]:
         ],
         "datasets": [
             {"name": "toy/rows", "fingerprint": "rows", "split_fingerprint": "split", "rows": 9,
-             "licence": "MIT", "source": "made up", "counts": {"test": 2}, "first_seen": _THEN},
+             "license": "MIT", "source": "made up", "counts": {"test": 2}, "first_seen": _THEN},
         ],
         "plugins": [
             {"distribution": "trunkline-toy", "version": "1.0", "api": 1, "domain": "toy",
@@ -66,7 +66,7 @@ def _rows() -> dict[str, list[dict[str, Any]]]:
         ],
         "predictions": [
             {"evaluation_id": 1, "row_id": f"row-{row}", "group_name": "g", "target": "bird",
-             "prediction": "fish", "confidence": 0.5, "floor_prediction": None}
+             "prediction": "fish", "confidence": 0.5, "baseline_prediction": None}
             for row in range(4)
         ],
         "events": [

@@ -38,7 +38,7 @@ def commands(lines: list[list[str]]) -> list[dict[str, Any]]:
 def publish(source: str, ref: str, base_digest: str) -> int:
     """Publish a sealed folder as a training does at its end; gives an exit status, as a command."""
     import trunkline
-    from trunkline.cli.tell import exit_code_of
+    from trunkline.cli.errors import exit_code_of
     from trunkline.refs import Ref
 
     platform = trunkline.open(no_plugins=True)
@@ -53,14 +53,14 @@ def publish(source: str, ref: str, base_digest: str) -> int:
 
 
 def train(source: str, ref: str, base_digest: str) -> int:
-    """Publish a sealed folder under a run that was judged, without training anything."""
+    """Publish a sealed folder under a run that was evaluated, without training anything."""
     import trunkline
     from trunkline.refs import Ref
 
     platform = trunkline.open(no_plugins=True)
     registry = platform.registry
     dataset = registry.sources.record_dataset(
-        name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, licence="CC0-1.0",
+        name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, license="CC0-1.0",
         source="made up", counts={"train": 1, "validation": 1, "test": 1},
     )  # fmt: skip
     run = registry.runs.start(

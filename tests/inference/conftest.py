@@ -13,7 +13,7 @@ import pytest
 from driving import Driven
 from tiny_base import Family, make_tiny_base
 from trunkline.adapters.artifact import Artifact, read_artifact
-from trunkline.base_model import Base
+from trunkline.bases import Base
 from trunkline.contracts import Template
 from trunkline.inference.engine import Engine
 from workbench import make_artifact, tiny
@@ -31,7 +31,7 @@ class Made:
 
 def held(folder: Path) -> Base:
     """The base in a folder, without this process being bound to it."""
-    from trunkline.base_model import load, release
+    from trunkline.bases import load, release
 
     release()
     loaded = load(str(folder), device="cpu")
@@ -57,7 +57,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str,
 def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Made]:
     """Name → an artifact on the tiny Llama whose prompt is the text; of other ranks and targets.
 
-    Ranks are below, at and above that of a page of the bank.
+    Ranks are below, at and above that of a page of the adapter pool.
     """
     room = tmp_path_factory.mktemp("made")
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
@@ -121,7 +121,7 @@ def driven(base: Base) -> Iterator[Callable[..., Driven]]:
 
 @pytest.fixture
 def engine(base: Base) -> Iterator[Engine]:
-    """An engine with an empty bank, on its own thread."""
+    """An engine with an empty adapter pool, on its own thread."""
     made_engine = Engine(base)
     yield made_engine
     made_engine.close()

@@ -14,8 +14,8 @@ import torch
 from driving import Driven, true_logits, work_for
 from trunkline.errors import Interrupted, TrunklineError
 from trunkline.inference.engine import Engine
+from trunkline.inference.handle import GenerationHandle
 from trunkline.inference.request import Answer, Piece
-from trunkline.inference.ticket import Ticket
 
 HOT: dict[str, Any] = {"temperature": 1.3, "max_new_tokens": 10}
 LONG = "organic whole milk, one gallon, from the dairy department: what is it? " * 2
@@ -41,8 +41,8 @@ def test_same_seed_gives_the_same_alone_and_in_a_crowd(
             crowd(one, made)
             for _ in range(before):
                 one.step()
-        ticket = one.ask(made["middle"].artifact, LONG, seed=7, **HOT, **way)
-        texts.append(one.answers([ticket])[0].text)
+        handle = one.ask(made["middle"].artifact, LONG, seed=7, **HOT, **way)
+        texts.append(one.answers([handle])[0].text)
     assert len(set(texts)) == 1
 
 
@@ -65,12 +65,12 @@ def test_answers_of_one_request_read_its_prompt_once(
     driven: Callable[..., Driven], made: dict[str, Any]
 ) -> None:
     one = driven(rows=8, chunk_tokens=16)
-    ticket = one.ask(made["low"].artifact, LONG, n=6, max_new_tokens=2)
+    handle = one.ask(made["low"].artifact, LONG, n=6, max_new_tokens=2)
     read: list[int] = []
     one.engine._waiting.served = lambda key, prompt, new: read.append(prompt)  # type: ignore[method-assign]
     one.finish()
-    again = 5 * (ticket.prompt_tokens - (ticket.prompt_tokens - 1) // 16 * 16)
-    assert sum(read) == ticket.prompt_tokens + again
+    again = 5 * (handle.prompt_tokens - (handle.prompt_tokens - 1) // 16 * 16)
+    assert sum(read) == handle.prompt_tokens + again
 
 
 def test_other_seeds_give_other_texts(driven: Callable[..., Driven]) -> None:
@@ -97,11 +97,11 @@ def test_log_probabilities_are_those_of_peft(
 ) -> None:
     one = driven(rows=3, chunk_tokens=8)
     crowd(one, made)
-    ticket = one.ask(
+    handle = one.ask(
         made["high"].artifact, LONG, max_new_tokens=6, temperature=heat, seed=3, logprobs=4
     )
-    (answer,) = one.answers([ticket])
-    scores, drawn = answer.choices[0].scores, one.drawn[ticket, 0]
+    (answer,) = one.answers([handle])
+    scores, drawn = answer.choices[0].scores, one.drawn[handle, 0]
     assert [score.id for score in scores] == drawn.ids
     assert len(scores) == answer.new_tokens
     truth = true_logits(made["high"].truth, drawn.prompt, drawn.ids).log_softmax(-1)
@@ -142,16 +142,16 @@ def test_answer_ends_before_the_stop_that_comes_first(driven: Callable[..., Driv
     assert len(whole) > 12
     for start, stop in ((0, 2), (3, 5), (8, 12)):
         string = whole[start:stop]
-        ticket = one.ask(None, max_new_tokens=30, stop=("never, ever", string))
-        (answer,) = one.answers([ticket])
+        handle = one.ask(None, max_new_tokens=30, stop=("never, ever", string))
+        (answer,) = one.answers([handle])
         assert (answer.text, answer.finish) == (whole[: whole.index(string)], "stop")
-        assert "".join(piece.text for piece in ticket.pieces()) == answer.text
+        assert "".join(piece.text for piece in handle.pieces()) == answer.text
 
 
 def test_stop_that_never_comes_cuts_nothing(driven: Callable[..., Driven]) -> None:
     one = without_end(driven())
-    tickets = [one.ask(None, max_new_tokens=12, stop=stop) for stop in ((), ("never, ever",))]
-    plain, stopped = one.answers(tickets)
+    handles = [one.ask(None, max_new_tokens=12, stop=stop) for stop in ((), ("never, ever",))]
+    plain, stopped = one.answers(handles)
     assert stopped.text == plain.text
     assert stopped.finish == plain.finish == "length"
 
@@ -196,24 +196,24 @@ def assert_pieces_say_the_answer(pieces: list[Piece], answer: Answer) -> None:
 def test_pieces_together_are_the_answer(
     engine: Engine, made: dict[str, Any], asked: dict[str, Any]
 ) -> None:
-    ticket = engine.submit(work_for(made["low"].artifact, seed=5, **HOT, **asked))
-    pieces = list(ticket.pieces())
-    assert_pieces_say_the_answer(pieces, ticket.answer(0))
-    assert list(ticket.pieces()) == pieces
+    handle = engine.submit(work_for(made["low"].artifact, seed=5, **HOT, **asked))
+    pieces = list(handle.pieces())
+    assert_pieces_say_the_answer(pieces, handle.answer(0))
+    assert list(handle.pieces()) == pieces
 
 
 def test_label_has_no_pieces(engine: Engine, made: dict[str, Any]) -> None:
-    ticket = engine.submit(work_for(made["labels"].artifact))
-    assert list(ticket.pieces()) == []
-    assert ticket.answer(0).label is not None
+    handle = engine.submit(work_for(made["labels"].artifact))
+    assert list(handle.pieces()) == []
+    assert handle.answer(0).label is not None
 
 
 def test_async_stream_and_answer_say_the_same(engine: Engine, made: dict[str, Any]) -> None:
     async def ask() -> tuple[list[Piece], Answer]:
         work = work_for(made["low"].artifact, n=2, seed=5, **HOT)
-        ticket = await asyncio.to_thread(engine.submit, work)
-        pieces = [piece async for piece in ticket.stream()]
-        return pieces, await ticket.answer_async()
+        handle = await asyncio.to_thread(engine.submit, work)
+        pieces = [piece async for piece in handle.stream()]
+        return pieces, await handle.answer_async()
 
     assert_pieces_say_the_answer(*asyncio.run(ask()))
 
@@ -226,12 +226,12 @@ def test_many_async_streams_at_once(engine: Engine, made: dict[str, Any]) -> Non
     ]
     expected = [answer.text for answer in engine.run(works)]
 
-    async def read(ticket: Ticket) -> str:
-        return "".join([piece.text async for piece in ticket.stream()])
+    async def read(handle: GenerationHandle) -> str:
+        return "".join([piece.text async for piece in handle.stream()])
 
     async def ask() -> list[str]:
-        tickets = [await asyncio.to_thread(engine.submit, work) for work in works]
-        return await asyncio.gather(*(read(ticket) for ticket in tickets))
+        handles = [await asyncio.to_thread(engine.submit, work) for work in works]
+        return await asyncio.gather(*(read(handle) for handle in handles))
 
     assert asyncio.run(ask()) == expected
 
@@ -263,11 +263,11 @@ def test_leaving_an_async_stream_does_not_cancel(engine: Engine) -> None:
     engine._ends = frozenset()
 
     async def ask() -> Answer:
-        ticket = await asyncio.to_thread(engine.submit, work_for(max_new_tokens=20))
-        stream = ticket.stream()
+        handle = await asyncio.to_thread(engine.submit, work_for(max_new_tokens=20))
+        stream = handle.stream()
         await anext(stream)
         await stream.aclose()  # type: ignore[attr-defined]
-        return await ticket.answer_async()
+        return await handle.answer_async()
 
     assert asyncio.run(ask()).new_tokens == 20
 
@@ -276,10 +276,10 @@ def test_awaiting_a_cancelled_request_tells_so(driven: Callable[..., Driven]) ->
     one = driven()
 
     async def ask() -> None:
-        ticket = one.ask(None)
-        waiting = asyncio.create_task(ticket.answer_async())
+        handle = one.ask(None)
+        waiting = asyncio.create_task(handle.answer_async())
         await asyncio.sleep(0)
-        ticket.cancel()
+        handle.cancel()
         one.step()
         with pytest.raises(Interrupted):
             await waiting
@@ -289,10 +289,10 @@ def test_awaiting_a_cancelled_request_tells_so(driven: Callable[..., Driven]) ->
 
 def test_waiting_too_shortly_leaves_the_request_alone(driven: Callable[..., Driven]) -> None:
     one = driven()
-    ticket = one.ask(None, max_new_tokens=2)
+    handle = one.ask(None, max_new_tokens=2)
     with pytest.raises(TimeoutError):
-        ticket.answer(0.001)
-    assert one.answers([ticket])[0].text is not None
+        handle.answer(0.001)
+    assert one.answers([handle])[0].text is not None
 
 
 # -------------------------------------------------------------------------------------- threads

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from driving import Driven, work_for
-from trunkline.base_model import Base
+from trunkline.bases import Base
 from trunkline.errors import (
     BusyError,
     DeadlineError,
@@ -25,9 +25,9 @@ from trunkline.errors import (
     UnavailableError,
 )
 from trunkline.inference.engine import Engine
+from trunkline.inference.handle import GenerationHandle, Served
 from trunkline.inference.request import Answer
 from trunkline.inference.settings import EngineSettings
-from trunkline.inference.ticket import Served, Ticket
 
 LONG = "organic whole milk, one gallon, from the dairy department: what is it? " * 2
 
@@ -58,7 +58,7 @@ def alike(answer: Answer, other: Answer) -> bool:
     return answer.output == other.output
 
 
-def mixture(driven: Driven, made: dict[str, Any]) -> list[Ticket]:
+def mixture(driven: Driven, made: dict[str, Any]) -> list[GenerationHandle]:
     """Every kind of request; more sequences than rows."""
     return [
         driven.ask(made["low"].artifact, LONG, max_new_tokens=6),
@@ -78,36 +78,36 @@ def test_cancelled_after_any_number_of_steps_nothing_is_held(
     one = driven(rows=3, chunk_tokens=16)
     for steps in itertools.count():
         one.engine._blocks.forget()
-        tickets = mixture(one, made)
+        handles = mixture(one, made)
         for _ in range(steps):
             one.step()
-        left = [ticket for ticket in tickets if not ticket.ended]
-        for ticket in tickets:
-            ticket.cancel()
+        left = [handle for handle in handles if not handle.ended]
+        for handle in handles:
+            handle.cancel()
         one.step()
         one.assert_nothing_is_held()
-        assert all(isinstance(one.error(ticket), Interrupted) for ticket in left)
-        assert all(ticket.answer(0) for ticket in tickets if ticket not in left)
+        assert all(isinstance(one.error(handle), Interrupted) for handle in left)
+        assert all(handle.answer(0) for handle in handles if handle not in left)
         if not left:
             break
     assert steps > 10
 
 
-def test_cancelling_one_changes_nothing_for_its_neighbours(
+def test_cancelling_one_changes_nothing_for_its_neighbors(
     driven: Callable[..., Driven], made: dict[str, Any]
 ) -> None:
     one = driven(rows=8, chunk_tokens=16)
     undisturbed = one.answers(mixture(one, made))
     for steps, victim in itertools.product((0, 1, 3, 6), (0, 1)):
         one.engine._blocks.forget()
-        tickets = mixture(one, made)
+        handles = mixture(one, made)
         for _ in range(steps):
             one.step()
-        tickets[victim].cancel()
+        handles[victim].cancel()
         one.finish()
-        for place, ticket in enumerate(tickets):
+        for place, handle in enumerate(handles):
             if place != victim:
-                assert alike(ticket.answer(0), undisturbed[place])
+                assert alike(handle.answer(0), undisturbed[place])
         one.assert_nothing_is_held()
 
 
@@ -140,12 +140,12 @@ def test_cancelled_while_waiting(driven: Callable[..., Driven]) -> None:
 
 def test_cancelling_twice_or_after_the_end_changes_nothing(driven: Callable[..., Driven]) -> None:
     one = driven()
-    ticket = one.ask(None, max_new_tokens=2)
-    (answer,) = one.answers([ticket])
-    ticket.cancel()
-    ticket.cancel()
+    handle = one.ask(None, max_new_tokens=2)
+    (answer,) = one.answers([handle])
+    handle.cancel()
+    handle.cancel()
     one.step()
-    assert ticket.answer(0) == answer
+    assert handle.answer(0) == answer
 
 
 @pytest.mark.parametrize("pieces", [0, 1, 3, 7])
@@ -153,19 +153,19 @@ def test_reader_that_cancels_after_some_pieces_frees_its_place(
     engine: Engine, made: dict[str, Any], pieces: int
 ) -> None:
     never_ending(engine)
-    ticket = engine.submit(work_for(made["low"].artifact, max_new_tokens=200))
+    handle = engine.submit(work_for(made["low"].artifact, max_new_tokens=200))
 
     def read() -> None:
-        for number, _ in enumerate(ticket.pieces()):
+        for number, _ in enumerate(handle.pieces()):
             if number == pieces:
-                ticket.cancel()
+                handle.cancel()
 
     with pytest.raises(Interrupted):
         read()
     idle(engine)
     state = engine.state()
     assert (state.running, state.waiting, state.kv_tokens_used) == (0, 0, 0)
-    assert not any(info.in_use for info in engine.bank.residents())
+    assert not any(info.in_use for info in engine.pool.residents())
 
 
 @pytest.mark.slow
@@ -182,12 +182,12 @@ def test_thousands_of_requests_that_come_and_are_cancelled_at_random_leave_nothi
             artifact = chance.choice(artifacts)
             text = LONG[: chance.randrange(1, len(LONG))].strip() or "x"
             work = work_for(artifact, text, max_new_tokens=12, n=1 + (number % 7 == 0))
-            ticket = engine.submit(work)
+            handle = engine.submit(work)
             if chance.random() < 0.5:
                 threading.Event().wait(chance.random() * 0.02)
-                ticket.cancel()
+                handle.cancel()
             try:
-                ticket.answer(60)
+                handle.answer(60)
             except Interrupted:
                 pass
             except BaseException as error:
@@ -202,7 +202,7 @@ def test_thousands_of_requests_that_come_and_are_cancelled_at_random_leave_nothi
     idle(engine)
     state = engine.state()
     assert (state.running, state.waiting, state.kv_tokens_used) == (0, 0, 0)
-    assert not any(info.in_use for info in engine.bank.residents())
+    assert not any(info.in_use for info in engine.pool.residents())
     assert engine._waiting._running == {}
     engine.close()
 
@@ -279,8 +279,8 @@ def test_late_request_is_told_so_and_frees_its_place(
 
 def test_deadline_that_holds_changes_nothing(driven: Callable[..., Driven]) -> None:
     one = driven()
-    tickets = [one.ask(None, max_new_tokens=4, deadline=deadline) for deadline in (None, 600)]
-    first, second = one.answers(tickets)
+    handles = [one.ask(None, max_new_tokens=4, deadline=deadline) for deadline in (None, 600)]
+    first, second = one.answers(handles)
     assert first.text == second.text
 
 
@@ -299,14 +299,14 @@ def test_thread_that_has_nothing_to_compute_sees_the_deadline_too(
 
 def test_more_than_the_queue_holds_is_refused(driven: Callable[..., Driven]) -> None:
     one = driven(rows=1, queue=2)
-    tickets = [one.ask(None, max_new_tokens=2) for _ in range(2)]
+    handles = [one.ask(None, max_new_tokens=2) for _ in range(2)]
     with pytest.raises(BusyError) as caught:
         one.ask(None, max_new_tokens=2)
     assert "2 requests" in caught.value.message
     assert caught.value.hint
     one.step()
-    tickets.append(one.ask(None, max_new_tokens=2))
-    assert len(one.answers(tickets)) == 3
+    handles.append(one.ask(None, max_new_tokens=2))
+    assert len(one.answers(handles)) == 3
 
 
 def test_crowd_never_makes_the_queue_longer_than_it_may_be(
@@ -336,7 +336,7 @@ def test_draining_refuses_and_lets_finish_what_there_is(
     driven: Callable[..., Driven], made: dict[str, Any]
 ) -> None:
     one = driven(rows=2)
-    tickets = mixture(one, made)
+    handles = mixture(one, made)
     one.step()
     assert not one.engine.drain(0)
     assert one.engine.state().draining
@@ -345,25 +345,25 @@ def test_draining_refuses_and_lets_finish_what_there_is(
     assert caught.value.hint
     with pytest.raises(UnavailableError):
         one.engine.run([work_for()])
-    assert all(one.answers(tickets))
+    assert all(one.answers(handles))
     assert one.engine.drain(0)
 
 
 def test_drain_waits_for_the_last(engine: Engine) -> None:
-    tickets = [engine.submit(work_for(max_new_tokens=30)) for _ in range(20)]
+    handles = [engine.submit(work_for(max_new_tokens=30)) for _ in range(20)]
     assert engine.drain(60)
-    assert all(ticket.ended for ticket in tickets)
-    assert all(ticket.answer(0).text is not None for ticket in tickets)
+    assert all(handle.ended for handle in handles)
+    assert all(handle.answer(0).text is not None for handle in handles)
 
 
 def test_closing_tells_all_that_is_left(
     driven: Callable[..., Driven], made: dict[str, Any]
 ) -> None:
     one = driven(rows=2)
-    tickets = mixture(one, made)
+    handles = mixture(one, made)
     one.step()
     one.engine.close()
-    assert all(isinstance(one.error(ticket), UnavailableError) for ticket in tickets)
+    assert all(isinstance(one.error(handle), UnavailableError) for handle in handles)
     one.assert_nothing_is_held()
     with pytest.raises(UnavailableError):
         one.ask(None)
@@ -373,7 +373,7 @@ def test_closed_engine_goes_at_once_with_all_its_memory(base: Base) -> None:
     engine = Engine(base)
     engine.run([work_for(max_new_tokens=1)])
     engine.close()
-    gone = [weakref.ref(one) for one in (engine, engine.bank, engine._stepper)]
+    gone = [weakref.ref(one) for one in (engine, engine.pool, engine._stepper)]
     gc.collect()
     gc.disable()
     try:
@@ -387,13 +387,13 @@ def test_time_that_an_adapter_takes_to_load_counts_against_the_deadline(
     base: Base, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(base)
-    load = engine.bank.load
+    load = engine.pool.load
 
     def slowly(*what: Any) -> Any:
         time.sleep(0.3)
         return load(*what)
 
-    monkeypatch.setattr(engine.bank, "load", slowly)
+    monkeypatch.setattr(engine.pool, "load", slowly)
     with pytest.raises(DeadlineError):
         engine.run([work_for(made["low"].artifact, max_new_tokens=1, deadline=0.2)])
     engine.close()
@@ -401,13 +401,13 @@ def test_time_that_an_adapter_takes_to_load_counts_against_the_deadline(
 
 def test_closing_ends_the_thread(base: Base) -> None:
     engine = never_ending(Engine(base))
-    ticket = engine.submit(work_for(max_new_tokens=200))
-    next(ticket.pieces())
+    handle = engine.submit(work_for(max_new_tokens=200))
+    next(handle.pieces())
     engine.close()
     assert engine._thread is not None
     assert not engine._thread.is_alive()
     with pytest.raises(UnavailableError):
-        ticket.answer(0)
+        handle.answer(0)
 
 
 # ------------------------------------------------------------------------------------ failures
@@ -434,19 +434,19 @@ def test_step_that_fails_ends_its_requests_and_no_others(
     before = one.answers(mixture(one, made))
     one.engine._blocks.forget()
     failing_once(one.engine, step)
-    tickets = mixture(one, made)
+    handles = mixture(one, made)
     one.finish()
-    ended = [isinstance(ticket._end, TrunklineError) for ticket in tickets]
+    ended = [isinstance(handle._end, TrunklineError) for handle in handles]
     assert 1 <= sum(ended) <= 2
-    for ticket, failed, undisturbed in zip(tickets, ended, before, strict=True):
+    for handle, failed, undisturbed in zip(handles, ended, before, strict=True):
         if failed:
-            error = one.error(ticket)
+            error = one.error(handle)
             assert "the device is on fire" in error.message
             assert error.hint
-            assert ticket.served is not None
-            assert ticket.served.outcome == "failed"
+            assert handle.served is not None
+            assert handle.served.outcome == "failed"
         else:
-            assert alike(ticket.answer(0), undisturbed)
+            assert alike(handle.answer(0), undisturbed)
     one.assert_nothing_is_held()
 
 

@@ -211,9 +211,9 @@ def test_talk_that_does_not_end_with_the_user_is_refused(
 
 def test_raw_prompt_is_read_as_it_is(engine: Engine) -> None:
     text = " spaces kept "
-    ticket = engine.submit(Work(Request(None, text, raw=True, max_new_tokens=1)))
+    handle = engine.submit(Work(Request(None, text, raw=True, max_new_tokens=1)))
     ids = engine.base.tokenizer(text, add_special_tokens=False).input_ids
-    assert ticket.prompt_tokens == len(ids)
+    assert handle.prompt_tokens == len(ids)
 
 
 # --------------------------------------------------------------------------------------- steps
@@ -259,7 +259,7 @@ def test_time_in_the_queue_ends_with_the_first_step_not_with_the_place(
     second = one.ask(artifacts["generation"], "abcdefgh " * 16, max_new_tokens=1)
     one.step()
     assert one.engine.state().running == 2
-    assert [asked.ticket for asked in one.engine._open if asked.begun is not None] == [first]
+    assert [asked.handle for asked in one.engine._open if asked.begun is not None] == [first]
     one.finish()
     assert second.served is not None
     assert second.served.queue_seconds > 0
@@ -268,12 +268,12 @@ def test_time_in_the_queue_ends_with_the_first_step_not_with_the_place(
 def test_requests_join_while_others_are_running(driven: Callable[..., Driven]) -> None:
     one = driven(rows=4)
     one.engine._ends = frozenset()
-    tickets = []
+    handles = []
     for count in range(1, 5):
-        tickets.append(one.ask(None, "goat", max_new_tokens=50))
+        handles.append(one.ask(None, "goat", max_new_tokens=50))
         one.step()
         assert one.engine.state().running == count
-    assert [len(one.ids(ticket)) for ticket in tickets] == [4, 3, 2, 1]
+    assert [len(one.ids(handle)) for handle in handles] == [4, 3, 2, 1]
 
 
 def test_flood_for_one_adapter_does_not_keep_another_waiting(
@@ -285,23 +285,23 @@ def test_flood_for_one_adapter_does_not_keep_another_waiting(
     for _ in range(10):
         one.step()
     few = [one.ask(made["high"].artifact, "goat", max_new_tokens=3) for _ in range(5)]
-    done = sum(ticket.ended for ticket in flood)
+    done = sum(handle.ended for handle in flood)
     one.finish(*few)
-    assert sum(ticket.ended for ticket in flood) - done <= 12
+    assert sum(handle.ended for handle in flood) - done <= 12
 
 
 def test_memory_for_keys_and_values_bounds_what_runs(driven: Callable[..., Driven]) -> None:
     one = driven(rows=8, kv_tokens=128)
     one.engine._ends = frozenset()
-    tickets = [one.ask(None, "goat", max_new_tokens=40) for _ in range(6)]
+    handles = [one.ask(None, "goat", max_new_tokens=40) for _ in range(6)]
     most = 0
-    while not all(ticket.ended for ticket in tickets):
+    while not all(handle.ended for handle in handles):
         one.step()
         state = one.engine.state()
         assert state.kv_tokens_used <= state.kv_tokens == 128
         most = max(most, state.running)
     assert 2 <= most <= 3
-    assert all(ticket.answer(0).new_tokens == 40 for ticket in tickets)
+    assert all(handle.answer(0).new_tokens == 40 for handle in handles)
 
 
 def test_text_that_the_memory_never_holds_is_told(driven: Callable[..., Driven]) -> None:

@@ -36,7 +36,7 @@ def loaded(
 
 
 @pytest.mark.parametrize("function", [last_hidden, next_logits])
-def test_rows_do_not_depend_on_their_neighbours(loaded: tuple[Any, Any], function: Any) -> None:
+def test_rows_do_not_depend_on_their_neighbors(loaded: tuple[Any, Any], function: Any) -> None:
     model, tokenizer = loaded
     together = function(model, PROMPTS, tokenizer.pad_token_id)
     for row, prompt in zip(together, PROMPTS, strict=True):

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from driving import Driven, assert_close, count_ties, true_chances
 from tiny_base import Family
 from trunkline.adapters.artifact import read_artifact
-from trunkline.base_model import Base
+from trunkline.bases import Base
 from trunkline.data.encode import encode_prompt
+from trunkline.inference.handle import GenerationHandle
 from trunkline.inference.request import Answer
-from trunkline.inference.ticket import Ticket
 from trunkline.tasks import task_from_json
 from workbench import make_artifact
 
@@ -63,19 +63,21 @@ class Tally:
         assert self.ties * 50 <= self.tokens
 
 
-def compare(driven: Driven, tickets: list[Ticket], truths: dict[str, Any], tally: Tally) -> None:
+def compare(
+    driven: Driven, handles: list[GenerationHandle], truths: dict[str, Any], tally: Tally
+) -> None:
     """Every answer with the truth of the version that is named in it."""
     ends = driven.engine._ends
-    for ticket in tickets:
-        answer, truth = ticket.answer(0), truths[ticket.digest]
+    for handle in handles:
+        answer, truth = handle.answer(0), truths[handle.digest]
         tally.cached += answer.cached_tokens
         if answer.task != "generation":
-            compare_head(driven, ticket, answer, truth)
+            compare_head(driven, handle, answer, truth)
             continue
-        request = ticket.work.request
+        request = handle.work.request
         assert len(answer.choices) == request.n
         for choice in answer.choices:
-            drawn = driven.drawn[ticket, choice.index]
+            drawn = driven.drawn[handle, choice.index]
             limit = request.max_new_tokens or 8
             tally.ties += count_ties(truth, drawn, ends=ends, limit=limit)
             tally.tokens += len(drawn.ids)
@@ -84,12 +86,12 @@ def compare(driven: Driven, tickets: list[Ticket], truths: dict[str, Any], tally
             assert choice.text == decode(worded, skip_special_tokens=True)
 
 
-def compare_head(driven: Driven, ticket: Ticket, answer: Answer, truth: Any) -> None:
+def compare_head(driven: Driven, handle: GenerationHandle, answer: Answer, truth: Any) -> None:
     """A label's probabilities or the logarithm of a number."""
-    artifact = ticket.work.artifact
+    artifact = handle.work.artifact
     assert artifact is not None
     tokenizer, template = driven.engine.base.tokenizer, artifact.manifest.make_template()
-    prompt = encode_prompt(ticket.work.request.text, template, tokenizer)
+    prompt = encode_prompt(handle.work.request.text, template, tokenizer)
     task = task_from_json(dict(artifact.manifest.task))
 
     def compute(model: Any, prompt: list[int]) -> torch.Tensor:
@@ -176,16 +178,16 @@ def test_answers_of_any_mixture_are_those_of_plain_peft(
             truths[artifacts[-1][1].digest] = truth
         found = dict(artifacts)
         with Driven(base, **TIGHT, kv_tokens=1024) as driven:
-            tickets = []
+            handles = []
             for one in comings:
                 for _ in range(one.pause):
                     driven.step()
                 asked: dict[str, Any] = {"max_new_tokens": one.new_tokens}
                 if one.adapter in (0, 1, 4):
                     asked["n"] = one.n
-                tickets.append(driven.ask(found.get(one.adapter), TEXTS[one.text], **asked))
+                handles.append(driven.ask(found.get(one.adapter), TEXTS[one.text], **asked))
             driven.finish()
-            compare(driven, tickets, truths, tally)
+            compare(driven, handles, truths, tally)
             driven.assert_nothing_is_held()
 
     check()
@@ -219,14 +221,14 @@ def test_texts_are_those_that_peft_generates_from_the_sealed_folder(
         for name in names
         if name is not None
     }
-    tickets = [
+    handles = [
         (name, one.ask(made[name].artifact if name else None, text, max_new_tokens=12))
         for text in TEXTS[:4]
         for name in names
     ]
     one.finish()
-    for name, ticket in tickets:
-        drawn = one.drawn[ticket, 0]
+    for name, handle in handles:
+        drawn = one.drawn[handle, 0]
         theirs = models[name].generate(
             input_ids=torch.tensor([drawn.prompt]),
             attention_mask=torch.ones(1, len(drawn.prompt), dtype=torch.int64),

@@ -15,33 +15,33 @@ from safetensors.torch import load_file, save_file
 
 from driving import Driven, count_ties, work_for
 from trunkline.adapters.artifact import Artifact, read_artifact
-from trunkline.adapters.bank import Bank
-from trunkline.base_model import Base
+from trunkline.bases import Base
 from trunkline.errors import BusyError, IntegrityError, PinnedError, RefusedError
 from trunkline.inference.engine import Engine
+from trunkline.inference.handle import GenerationHandle
 from trunkline.inference.settings import EngineSettings
-from trunkline.inference.ticket import Ticket
+from trunkline.lora.pool import AdapterPool
 from workbench import make_artifact, reseal
 
 LONG = "organic whole milk, one gallon, from the dairy department: what is it? " * 2
 NEW = 4
 
 
-def assert_own(driven: Driven, ticket: Ticket, truth: Any) -> None:
+def assert_own(driven: Driven, handle: GenerationHandle, truth: Any) -> None:
     """A greedy answer is that of plain PEFT."""
-    ticket.answer(0)
-    count_ties(truth, driven.drawn[ticket, 0], ends=driven.engine._ends, limit=NEW)
+    handle.answer(0)
+    count_ties(truth, driven.drawn[handle, 0], ends=driven.engine._ends, limit=NEW)
 
 
-def only(bank: Bank, adapters: float, like: Artifact) -> None:
+def only(pool: AdapterPool, adapters: float, like: Artifact) -> None:
     """Let the host hold so many adapters of one's size."""
-    size = bank.load(like).bytes
-    bank.unload(like.digest)
-    bank._host_budget = int(size * adapters)
+    size = pool.load(like).bytes
+    pool.unload(like.digest)
+    pool._host_budget = int(size * adapters)
 
 
 def tier(driven: Driven, artifact: Artifact) -> str | None:
-    found = [info for info in driven.engine.bank.residents() if info.digest == artifact.digest]
+    found = [info for info in driven.engine.pool.residents() if info.digest == artifact.digest]
     return found[0].tier if found else None
 
 
@@ -59,10 +59,10 @@ def test_more_adapters_than_the_device_holds(
     driven: Callable[..., Driven], many: list[tuple[Artifact, Any]]
 ) -> None:
     one = driven(slots=1, rows=4, chunk_tokens=16)
-    tickets = [one.ask(artifact, LONG, max_new_tokens=NEW) for artifact, _ in many * 2]
+    handles = [one.ask(artifact, LONG, max_new_tokens=NEW) for artifact, _ in many * 2]
     one.finish()
-    for ticket, (_, truth) in zip(tickets, many * 2, strict=True):
-        assert_own(one, ticket, truth)
+    for handle, (_, truth) in zip(handles, many * 2, strict=True):
+        assert_own(one, handle, truth)
     one.assert_nothing_is_held()
 
 
@@ -77,7 +77,7 @@ def test_requests_of_the_base_pass_those_whose_adapter_has_no_place(
     third = one.ask(None, max_new_tokens=2)
     for _ in range(4):
         one.step()
-    assert [ticket.ended for ticket in (first, second, third)] == [False, False, True]
+    assert [handle.ended for handle in (first, second, third)] == [False, False, True]
     one.finish()
     assert second.answer(0).new_tokens == 2
 
@@ -94,10 +94,10 @@ def test_more_adapters_than_memory_holds_are_read_again(
     expected = [answer.text for answer in plain.run(works)]
     plain.close()
     engine = Engine(base, EngineSettings(slots=2, rows=3))
-    only(engine.bank, 2.5, many[0][0])
+    only(engine.pool, 2.5, many[0][0])
     assert [answer.text for answer in engine.run(works)] == expected
-    assert sum(engine.bank.counters(artifact.digest).loads for artifact, _ in many) > len(many)
-    assert len(engine.bank) == 2
+    assert sum(engine.pool.counters(artifact.digest).loads for artifact, _ in many) > len(many)
+    assert len(engine.pool) == 2
     engine.close()
 
 
@@ -109,11 +109,11 @@ def test_adapter_that_left_memory_while_its_request_waited_is_read_again(
     artifact, truth = many[0]
     waiting = one.ask(artifact, LONG, max_new_tokens=NEW)
     one.step()
-    assert one.engine.bank.unload(artifact.digest)
+    assert one.engine.pool.unload(artifact.digest)
     one.finish()
     assert first.ended
     assert_own(one, waiting, truth)
-    assert one.engine.bank.counters(artifact.digest).loads == 2
+    assert one.engine.pool.counters(artifact.digest).loads == 2
 
 
 def test_adapter_that_vanished_while_its_request_waited_is_told(
@@ -123,11 +123,11 @@ def test_adapter_that_vanished_while_its_request_waited_is_told(
     artifact = read_artifact(tmp_path / "gone")
     one = driven(rows=1)
     other = one.ask(None, max_new_tokens=2)
-    ticket = one.ask(artifact, LONG, max_new_tokens=NEW)
-    one.engine.bank.unload(artifact.digest)
+    handle = one.ask(artifact, LONG, max_new_tokens=NEW)
+    one.engine.pool.unload(artifact.digest)
     shutil.rmtree(tmp_path / "gone")
     one.finish()
-    assert isinstance(one.error(ticket), IntegrityError)
+    assert isinstance(one.error(handle), IntegrityError)
     assert other.answer(0).text is not None
     one.assert_nothing_is_held()
 
@@ -138,12 +138,12 @@ def test_adapter_that_vanished_between_two_answers_of_one_request_is_told(
     make_artifact(tmp_path / "gone", tiny, "generation")
     artifact = read_artifact(tmp_path / "gone")
     one = driven(rows=1)
-    ticket = one.ask(artifact, LONG, max_new_tokens=1, n=3)
+    handle = one.ask(artifact, LONG, max_new_tokens=1, n=3)
     one.step()
-    one.engine.bank.unload(artifact.digest)
+    one.engine.pool.unload(artifact.digest)
     shutil.rmtree(tmp_path / "gone")
     one.finish()
-    assert isinstance(one.error(ticket), IntegrityError)
+    assert isinstance(one.error(handle), IntegrityError)
     one.assert_nothing_is_held()
 
 
@@ -152,14 +152,14 @@ def test_adapter_unloaded_while_in_use_goes_on_to_the_end(
 ) -> None:
     one = driven()
     (artifact, truth), (other, other_truth) = many[:2]
-    ticket = one.ask(artifact, LONG, max_new_tokens=NEW)
+    handle = one.ask(artifact, LONG, max_new_tokens=NEW)
     one.step()
-    assert not one.engine.bank.unload(artifact.digest)
-    neighbour = one.ask(other, LONG, max_new_tokens=NEW)
+    assert not one.engine.pool.unload(artifact.digest)
+    neighbor = one.ask(other, LONG, max_new_tokens=NEW)
     one.finish()
-    assert_own(one, ticket, truth)
-    assert_own(one, neighbour, other_truth)
-    assert artifact.digest not in one.engine.bank
+    assert_own(one, handle, truth)
+    assert_own(one, neighbor, other_truth)
+    assert artifact.digest not in one.engine.pool
 
 
 def test_adapter_in_use_is_never_put_away_for_another(
@@ -170,9 +170,9 @@ def test_adapter_in_use_is_never_put_away_for_another(
     running = one.ask(many[0][0], max_new_tokens=40)
     one.step()
     for artifact, truth in many[1:] * 2:
-        ticket = one.ask(artifact, LONG, max_new_tokens=NEW)
-        one.finish(ticket)
-        assert_own(one, ticket, truth)
+        handle = one.ask(artifact, LONG, max_new_tokens=NEW)
+        one.finish(handle)
+        assert_own(one, handle, truth)
         assert tier(one, many[0][0]) == "device"
     one.finish()
     drawn = one.drawn[running, 0]
@@ -199,13 +199,13 @@ def test_flood_of_a_small_rank_does_not_starve_one_that_needs_more_room(
     assert large.digest not in one.engine._passed_over
 
 
-def crowded_out(one: Driven, many: list[tuple[Artifact, Any]]) -> Ticket:
+def crowded_out(one: Driven, many: list[tuple[Artifact, Any]]) -> GenerationHandle:
     """A request whose adapter went out of memory for another while it waited for a row.
 
     Memory holds two adapters, both in use.
     """
     (first, _), (second, _), (third, _) = many[:3]
-    only(one.engine.bank, 2.5, first)
+    only(one.engine.pool, 2.5, first)
     one.engine._ends = frozenset()
     for number in range(one.engine.settings.rows):
         one.ask(first, max_new_tokens=4 + 5 * number)
@@ -221,10 +221,10 @@ def test_flood_that_fills_the_memory_does_not_starve_one_that_went_out_of_it(
 ) -> None:
     one = driven(slots=3, rows=6)
     waiting = crowded_out(one, many)
-    flood: dict[int, list[Ticket]] = {0: [], 1: []}
+    flood: dict[int, list[GenerationHandle]] = {0: [], 1: []}
     for step in range(1000):
-        for index, tickets in flood.items():
-            flood[index] = [ticket for ticket in tickets if not ticket.ended]
+        for index, handles in flood.items():
+            flood[index] = [handle for handle in handles if not handle.ended]
             while len(flood[index]) < 6:
                 length = 6 + (7 * step + len(flood[index])) % 25
                 flood[index].append(one.ask(many[index][0], max_new_tokens=length))
@@ -243,7 +243,7 @@ def test_one_whose_memory_was_pinned_while_it_waited_is_told(
     one = driven(slots=3, rows=6)
     waiting = crowded_out(one, many)
     for artifact, _ in many[:2]:
-        one.engine.bank.pin(artifact.digest)
+        one.engine.pool.pin(artifact.digest)
     one.finish()
     error = one.error(waiting)
     assert isinstance(error, PinnedError)
@@ -260,7 +260,7 @@ def test_requests_of_an_adapter_count_once_however_long_they_wait(
     for count in (1, 1, 3):
         one.ask(many[0][0], max_new_tokens=30, n=count)
     one.finish()
-    (info,) = one.engine.bank.residents()
+    (info,) = one.engine.pool.residents()
     assert info.requests == 3
 
 
@@ -271,7 +271,7 @@ def test_one_whose_place_was_pinned_while_it_waited_is_told(
     first = one.ask(many[0][0], LONG, max_new_tokens=NEW)
     one.step()
     waiting = one.ask(many[1][0])
-    one.engine.bank.pin(many[0][0].digest)
+    one.engine.pool.pin(many[0][0].digest)
     after = one.ask(many[0][0], LONG, max_new_tokens=NEW)
     one.finish()
     error = one.error(waiting)
@@ -303,8 +303,8 @@ def test_loading_beside_running_requests_changes_nothing_for_them(
     def churn() -> None:
         while not stop.is_set():
             for artifact, _ in many[1:]:
-                engine.bank.load(artifact, "churn")
-                engine.bank.unload(artifact.digest)
+                engine.pool.load(artifact, "churn")
+                engine.pool.unload(artifact.digest)
 
     thread = threading.Thread(target=churn)
     thread.start()
@@ -325,12 +325,12 @@ def test_loading_and_unloading_a_thousand_times_leaves_memory_flat(
     for number in range(1000):
         artifact = many[number % 5][0]
         engine.run([work_for(artifact, f"goat {number}", max_new_tokens=2)])
-        engine.bank.unload(artifact.digest)
+        engine.pool.unload(artifact.digest)
         if number in (200, 999):
             gc.collect()
             sizes.append(resident_bytes())
     assert sizes[1] - sizes[0] < 8 << 20
-    assert engine.bank.total_bytes == 0
+    assert engine.pool.total_bytes == 0
     engine.close()
 
 
@@ -363,18 +363,18 @@ def test_outputs_that_are_no_numbers_fail_their_request_alone(
         (None, truth),
     ]
     asked.insert(place, (broken, None))
-    tickets = [
+    handles = [
         one.ask(artifact, f"{LONG[: 20 * number]}goat", max_new_tokens=NEW)
         for number, (artifact, _) in enumerate(asked)
     ]
     one.finish()
-    for ticket, (artifact, own) in zip(tickets, asked, strict=True):
+    for handle, (artifact, own) in zip(handles, asked, strict=True):
         if artifact is broken:
-            error = one.error(ticket)
+            error = one.error(handle)
             assert isinstance(error, IntegrityError)
             assert error.hint
         else:
-            assert_own(one, ticket, own)
+            assert_own(one, handle, own)
     one.assert_nothing_is_held()
 
 
@@ -384,10 +384,10 @@ def test_blocks_that_held_no_numbers_harm_nobody_later(
     one = driven(rows=4, kv_tokens=256)
     one.ask(broken, LONG, max_new_tokens=NEW)
     one.finish()
-    tickets = [one.ask(None, LONG[:length], max_new_tokens=NEW) for length in (9, 60, 30, 90)]
+    handles = [one.ask(None, LONG[:length], max_new_tokens=NEW) for length in (9, 60, 30, 90)]
     one.finish()
-    for ticket in tickets:
-        assert_own(one, ticket, truth)
+    for handle in handles:
+        assert_own(one, handle, truth)
 
 
 def test_head_that_gives_no_numbers_fails_its_request_alone(
@@ -399,8 +399,8 @@ def test_head_that_gives_no_numbers_fails_its_request_alone(
     save_file(tensors, path, metadata={"format": "pt"})
     reseal(tmp_path / "broken")
     one = driven()
-    ticket = one.ask(read_artifact(tmp_path / "broken"))
+    handle = one.ask(read_artifact(tmp_path / "broken"))
     other = one.ask(made["labels"].artifact)
     one.finish()
-    assert isinstance(one.error(ticket), IntegrityError)
+    assert isinstance(one.error(handle), IntegrityError)
     assert other.answer(0).label is not None

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.inference.scheduler import Waiting
+from trunkline.inference.scheduler import WaitQueue
 
 Item = tuple[str, int]
 
@@ -16,7 +16,7 @@ class House:
     """Some rows; each item that is seated gets one step of a prompt and leaves when told."""
 
     def __init__(self, rows: int = 1) -> None:
-        self.waiting: Waiting[Item] = Waiting()
+        self.waiting: WaitQueue[Item] = WaitQueue()
         self.rows = rows
         self.seated: list[Item] = []
         self.order: list[Item] = []
@@ -144,7 +144,7 @@ def test_a_pause_does_not_pay_a_debt() -> None:
 
 
 def test_no_for_an_adapter_lets_others_pass() -> None:
-    waiting: Waiting[Item] = Waiting()
+    waiting: WaitQueue[Item] = WaitQueue()
     for key in ("absent", "here"):
         for number in range(3):
             waiting.add(key, (key, number))
@@ -155,7 +155,7 @@ def test_no_for_an_adapter_lets_others_pass() -> None:
 
 
 def test_no_for_anybody_ends_the_round() -> None:
-    waiting: Waiting[Item] = Waiting()
+    waiting: WaitQueue[Item] = WaitQueue()
     for number in range(3):
         waiting.add("one", ("one", number))
     waiting.add("other", ("other", 0))
@@ -171,7 +171,7 @@ def test_no_for_anybody_ends_the_round() -> None:
 
 
 def test_removed_items_are_gone_and_the_rest_keeps_its_order() -> None:
-    waiting: Waiting[Item] = Waiting()
+    waiting: WaitQueue[Item] = WaitQueue()
     for number in range(4):
         waiting.add("one", ("one", number))
     waiting.add("other", ("other", 1))

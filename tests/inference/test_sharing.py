@@ -12,9 +12,9 @@ import pytest
 
 from driving import Driven, count_ties, work_for
 from trunkline.adapters.artifact import read_artifact
-from trunkline.base_model import Base
+from trunkline.bases import Base
 from trunkline.inference.engine import Engine
-from trunkline.inference.ticket import Ticket
+from trunkline.inference.handle import GenerationHandle
 from workbench import make_artifact
 
 PROMPT = "organic whole milk, one gallon, from the dairy department: what is it? " * 2
@@ -32,16 +32,16 @@ def versions(made: dict[str, Any], truth: Any) -> dict[str, tuple[Any, Any]]:
 
 def ask_all(
     driven: Driven, versions: dict[str, tuple[Any, Any]], order: Sequence[str]
-) -> list[tuple[str, Ticket]]:
+) -> list[tuple[str, GenerationHandle]]:
     return [(name, driven.ask(versions[name][0], PROMPT, max_new_tokens=NEW)) for name in order]
 
 
 def assert_own_answers(
-    driven: Driven, asked: list[tuple[str, Ticket]], versions: dict[str, tuple[Any, Any]]
+    driven: Driven, asked: list[tuple[str, GenerationHandle]], versions: dict[str, tuple[Any, Any]]
 ) -> None:
-    for name, ticket in asked:
-        ticket.answer(0)
-        drawn = driven.drawn[ticket, 0]
+    for name, handle in asked:
+        handle.answer(0)
+        drawn = driven.drawn[handle, 0]
         count_ties(versions[name][1], drawn, ends=driven.engine._ends, limit=NEW)
 
 
@@ -52,15 +52,15 @@ def test_in_all_orders_each_gets_its_own_answer(
     asked = ask_all(one, versions, NAMES)
     one.finish()
     assert_own_answers(one, asked, versions)
-    own = {name: one.drawn[ticket, 0].ids for name, ticket in asked}
+    own = {name: one.drawn[handle, 0].ids for name, handle in asked}
     assert len({tuple(ids) for ids in own.values()}) == 4
     for order in itertools.permutations(NAMES):
         one.engine._blocks.forget()
         for known in (False, True):
             asked = ask_all(one, versions, order)
             one.finish()
-            assert {name: one.drawn[ticket, 0].ids for name, ticket in asked} == own
-            assert [ticket.answer(0).cached_tokens > 0 for _, ticket in asked] == [known] * 4
+            assert {name: one.drawn[handle, 0].ids for name, handle in asked} == own
+            assert [handle.answer(0).cached_tokens > 0 for _, handle in asked] == [known] * 4
 
 
 def test_one_after_the_other_each_finds_its_own_beginning_alone(
@@ -87,16 +87,16 @@ def test_a_prompt_that_is_still_being_read_is_shared_as_far_as_it_is(
     second = ask_all(one, versions, ["low", "high"])
     one.finish()
     assert_own_answers(one, first + second, versions)
-    assert [ticket.answer(0).cached_tokens for _, ticket in first + second] == [0, 32, 0]
+    assert [handle.answer(0).cached_tokens for _, handle in first + second] == [0, 32, 0]
 
 
 def test_an_answer_s_own_tokens_are_kept_for_the_next_turn(driven: Callable[..., Driven]) -> None:
     one = driven(rows=2)
-    ticket = one.ask(None, PROMPT, max_new_tokens=40)
+    handle = one.ask(None, PROMPT, max_new_tokens=40)
     one.finish()
-    drawn = one.drawn[ticket, 0]
+    drawn = one.drawn[handle, 0]
     tokens = drawn.prompt + drawn.ids
-    lease = one.engine._blocks.lease(ticket.digest, [*tokens, 5], len(tokens) + 1)
+    lease = one.engine._blocks.lease(handle.digest, [*tokens, 5], len(tokens) + 1)
     assert lease is not None
     assert lease.cached == (len(tokens) - 1) // 16 * 16 > len(drawn.prompt)
 
@@ -109,7 +109,7 @@ def test_without_the_cache_answers_are_the_same(
         asked = ask_all(one, versions, NAMES)
         one.finish()
         assert_own_answers(one, asked, versions)
-        assert [ticket.answer(0).cached_tokens for _, ticket in asked] == [0, 0, 0, 0]
+        assert [handle.answer(0).cached_tokens for _, handle in asked] == [0, 0, 0, 0]
 
 
 def test_a_pool_that_is_nearly_full_gives_nobody_another_s_tokens(
@@ -136,11 +136,11 @@ def test_a_new_version_never_gets_the_old_one_s_keys_and_values(
             truth = make_artifact(folder, tiny, "generation", seed=version)
             answers[version] = (read_artifact(folder), truth)
         artifact, truth = answers[version]
-        ticket = one.ask(artifact, PROMPT, max_new_tokens=NEW)
+        handle = one.ask(artifact, PROMPT, max_new_tokens=NEW)
         one.finish()
-        count_ties(truth, one.drawn[ticket, 0], ends=one.engine._ends, limit=NEW)
-        assert ticket.answer(0).digest == artifact.digest
-        assert (ticket.answer(0).cached_tokens > 0) == known
+        count_ties(truth, one.drawn[handle, 0], ends=one.engine._ends, limit=NEW)
+        assert handle.answer(0).digest == artifact.digest
+        assert (handle.answer(0).cached_tokens > 0) == known
 
 
 def test_a_version_that_was_unloaded_and_came_back_finds_its_prompt_again(
@@ -152,7 +152,7 @@ def test_a_version_that_was_unloaded_and_came_back_finds_its_prompt_again(
         one.finish()
         assert_own_answers(one, asked, versions)
         artifact = versions[name][0]
-        one.engine.bank.unload(artifact.digest)
+        one.engine.pool.unload(artifact.digest)
     assert asked[0][1].answer(0).cached_tokens > 0
 
 

@@ -26,7 +26,7 @@ def load():
 def dataset(name, **other):
     given = dict(
         name=name, description="d", task="classification", load=load,
-        licence="CC0-1.0", source="made up", grouping="every row is its own",
+        license="CC0-1.0", source="made up", grouping="every row is its own",
     )
     return DatasetSpec(**(given | other))
 

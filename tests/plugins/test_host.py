@@ -64,9 +64,9 @@ def test_good_plugin_is_loaded_beside_all_the_broken_ones(add_plugin: AddPlugin)
     for domain, (source, _) in BROKEN.items():
         add_plugin(domain, source)
     add_plugin("good")
-    catalogue = load_plugins()
-    assert catalogue.plugin("good").status == "loaded"
-    assert catalogue.recipe("good/letters").dataset == "good/letters"
+    catalog = load_plugins()
+    assert catalog.plugin("good").status == "loaded"
+    assert catalog.recipe("good/letters").dataset == "good/letters"
 
 
 def test_plugin_tells_what_it_contributes(add_plugin: AddPlugin) -> None:
@@ -105,9 +105,9 @@ def test_unreadable_entry_points_file_harms_only_its_distribution(
     add_plugin("torn")
     (site / "fake_torn-1.0.dist-info" / "entry_points.txt").write_text("[trunkline]\ntorn\n")
     add_plugin("good")
-    catalogue = load_plugins()
-    assert catalogue.plugin("good").status == "loaded"
-    assert "can't be parsed" in (catalogue.plugin("fake-torn").reason or "")
+    catalog = load_plugins()
+    assert catalog.plugin("good").status == "loaded"
+    assert "can't be parsed" in (catalog.plugin("fake-torn").reason or "")
 
 
 def test_two_distributions_of_one_domain_are_both_set_aside_and_named(

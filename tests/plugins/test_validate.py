@@ -24,7 +24,7 @@ def dataset(name: str = "farm/crops", **other: Any) -> DatasetSpec:
         "description": "d",
         "task": "classification",
         "load": list,
-        "licence": "CC0-1.0",
+        "license": "CC0-1.0",
         "source": "s",
         "grouping": "g",
     }

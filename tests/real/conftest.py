@@ -17,7 +17,7 @@ import pytest
 import trunkline
 from trunkline.api import Platform
 from trunkline.contracts import Row
-from trunkline.training.fit import Ingredients
+from trunkline.training.fit import TrainingJob
 
 RECIPES = {
     "medical/icd10-chapter": ("group", 12),
@@ -27,7 +27,7 @@ RECIPES = {
 """Recipe → what is thinned, and every so-manieth of it is kept."""
 
 SETTINGS: dict[str, Any] = {
-    "max_steps": 6, "max_examples": 64, "batch_size": 8, "evals_per_epoch": 1, "warmup": 0.0,
+    "max_steps": 6, "max_train_samples": 64, "per_device_train_batch_size": 8, "evals_per_epoch": 1, "warmup_ratio": 0.0,
 }  # fmt: skip
 
 
@@ -58,13 +58,13 @@ def in_three_groups(rows: Iterable[Row]) -> bool:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform on the real base with a version of each recipe, a few steps trained."""
-    from trunkline.base_model import DEFAULT_BASE, pull, release
+    from trunkline.bases import DEFAULT_BASE, pull, release
 
     release()
     pull(DEFAULT_BASE)
-    whole = Platform.ingredients
+    whole = Platform.training_job
 
-    def ingredients(self: Platform, recipe: str, settings: Mapping[str, Any]) -> Ingredients:
+    def training_job(self: Platform, recipe: str, settings: Mapping[str, Any]) -> TrainingJob:
         found = whole(self, recipe, settings)
         rows = thinned(found.dataset.load(), *RECIPES[recipe])
         return replace(found, dataset=replace(found.dataset, load=lambda: rows))
@@ -73,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TRUNKLINE_REGISTRY", "TRUNKLINE_LOAD_PLUGINS"):
             patch.delenv(name, raising=False)
-        patch.setattr(Platform, "ingredients", ingredients)
+        patch.setattr(Platform, "training_job", training_job)
         platform = trunkline.open(folder)
         for recipe in RECIPES:
             platform.train(recipe, **SETTINGS)
@@ -85,6 +85,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 @pytest.fixture(scope="session")
 def base_folder() -> Path:
     """The converted base, as plain transformers loads it."""
-    from trunkline.base_model import DEFAULT_BASE, describe
+    from trunkline.bases import DEFAULT_BASE, describe
 
     return describe(DEFAULT_BASE).folder

@@ -40,7 +40,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> dict[
 @pytest.fixture(scope="module")
 def driven() -> Iterator[Driven]:
     """The engine on the base, with small chunks and fewer rows than requests."""
-    from trunkline.base_model import DEFAULT_BASE, load, pull, release
+    from trunkline.bases import DEFAULT_BASE, load, pull, release
 
     release()
     pull(DEFAULT_BASE)
@@ -75,27 +75,27 @@ def test_each_answer_in_a_mixed_batch_is_that_of_plain_peft(
             driven.step()
     driven.finish()
     driven.assert_nothing_is_held()
-    assert [ticket.answer(0).cached_tokens > 0 for _, ticket in asked[4:8]] == [True] * 4
+    assert [handle.answer(0).cached_tokens > 0 for _, handle in asked[4:8]] == [True] * 4
     tokens = ties = 0
     for name in ("low", "high", "labels", "base"):
         truth = plain(base_folder, sealed.get(name))
-        for _, ticket in [one for one in asked if one[0] == name]:
-            answer = ticket.answer(0)
+        for _, handle in [one for one in asked if one[0] == name]:
+            answer = handle.answer(0)
             if name == "labels":
                 ids = driven.engine.base.tokenizer(
-                    ticket.work.request.text, add_special_tokens=False
+                    handle.work.request.text, add_special_tokens=False
                 ).input_ids
                 chances = true_chances(truth, ids).softmax(-1).tolist()
                 assert list((answer.probabilities or {}).values()) == pytest.approx(
                     chances, abs=1e-4
                 )
             else:
-                drawn = driven.drawn[ticket, 0]
+                drawn = driven.drawn[handle, 0]
                 ties += count_ties(truth, drawn, ends=driven.engine._ends, limit=NEW)
                 tokens += len(drawn.ids)
         del truth
         gc.collect()
     print(f"\n{tokens} tokens, {ties} where the reference's best two are equal")
     assert ties * 20 <= tokens
-    texts = [ticket.answer(0).text for name, ticket in asked[:4] if name != "labels"]
+    texts = [handle.answer(0).text for name, handle in asked[:4] if name != "labels"]
     assert len(set(texts)) == 3

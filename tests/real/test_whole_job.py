@@ -51,14 +51,14 @@ def plain_peft(base: Path, adapter: Artifact) -> Any:
 
 
 @pytest.mark.parametrize("adapter", TEXTS)
-def test_every_task_was_trained_judged_and_published(trained: Platform, adapter: str) -> None:
+def test_every_task_was_trained_evaluated_and_published(trained: Platform, adapter: str) -> None:
     version = trained.resolve(adapter)
     run = trained.registry.runs.get(version.run or 0)
     assert run.status == "finished"
     assert run.report is not None
     assert run.report["steps"] == 6
     assert run.report["proof"]["to_trained"] < 1e-4
-    found = trained.judgement(version)
+    found = trained.evaluation_report(version)
     assert found is not None
     assert found[0].verdict in ("beats", "ties", "loses")
 
@@ -75,7 +75,7 @@ def test_plain_peft_gives_the_same_head_outputs(
     engine = trained.engine
     trained.predict(adapter, TEXTS[adapter])
     ids = prompts(trained, adapter)
-    with engine.bank.using(artifact.digest) as resident:
+    with engine.pool.using(artifact.digest) as resident:
         assert resident is not None
         assert resident.head is not None
         ours = last_hidden(engine.base.model, ids, 0) @ resident.head.T
@@ -94,7 +94,7 @@ def test_plain_peft_gives_the_same_next_token_logits(trained: Platform, base_fol
     engine = trained.engine
     trained.generate([(TITLE, TEXTS[TITLE][0])], max_new_tokens=1)
     ids = prompts(trained, TITLE)
-    with engine.bank.using(artifact.digest):
+    with engine.pool.using(artifact.digest):
         ours = next_logits(engine.base.model, ids, 0)
     model = plain_peft(base_folder, artifact)
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def test_adapter_answers_otherwise_than_the_base(trained: Platform) -> None:
     ids = prompts(trained, TITLE)
     trained.generate([(TITLE, TEXTS[TITLE][0])], max_new_tokens=1)
     bare = next_logits(engine.base.model, ids, 0)
-    with engine.bank.using(trained.resolve(TITLE).digest):
+    with engine.pool.using(trained.resolve(TITLE).digest):
         assert not torch.allclose(next_logits(engine.base.model, ids, 0), bare, atol=1e-2)
     assert torch.equal(next_logits(engine.base.model, ids, 0), bare)
 
@@ -151,7 +151,7 @@ def test_bare_base_knows_the_capital_of_france(trained: Platform) -> None:
 def test_python_lines_of_a_newcomer(trained: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(trained.workspace.root))
     platform = trunkline.open()
-    run = platform.train("medical/icd10-chapter", max_steps=2, max_examples=16)
+    run = platform.train("medical/icd10-chapter", max_steps=2, max_train_samples=16)
     assert str(run.version.ref) == "medical/icd10-chapter@2"
     (label,) = platform.predict("medical/icd10-chapter@1", ["Acute appendicitis"])
     assert label.adapter == "medical/icd10-chapter@1"

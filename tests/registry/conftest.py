@@ -140,7 +140,7 @@ def dataset(registry: Registry) -> int:
         fingerprint="rows-1",
         split_fingerprint="split-1",
         rows=100,
-        licence="public domain",
+        license="public domain",
         source="made in memory",
         counts={"train": 70, "validation": 10, "test": 20},
     )

@@ -48,7 +48,7 @@ def step_back(registry: Registry, times: int = 1, **said: Any) -> list[int | Non
 
 def test_a_move_is_told_with_everything(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
-    gate = [{"name": "beats the floor", "passed": False, "figures": "+0.1"}]
+    gate = [{"name": "beats the baseline", "passed": False, "figures": "+0.1"}]
     moved = registry_of_four.aliases.move(
         NAME.at(2), "champion", actor="ada", forced=True, reason="a trial", gate=gate
     )

@@ -91,7 +91,7 @@ def test_predictions_come_back_by_row_id(registry: Registry, evaluate: Callable[
             target="x",
             prediction="x",
             confidence=0.75,
-            floor_prediction="y",
+            baseline_prediction="y",
         ),
     ]
     number = evaluate(predictions=given)

@@ -34,7 +34,7 @@ any_text = st.text(st.characters(exclude_categories=()))
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
-    """``at(time)`` sets the clock that keys are judged by."""
+    """``at(time)`` sets the clock that keys are evaluated by."""
 
     def at(time: datetime) -> None:
         monkeypatch.setattr(module, "utc_now", lambda: time)

@@ -23,20 +23,20 @@ Start = Callable[..., int]
 
 @pytest.fixture
 def version(registry: Registry, publish: Publish, dataset: int) -> VersionRecord:
-    """medical/icd10@1: published, judged, champion for a while, served, tagged and noted."""
+    """medical/icd10@1: published, evaluated, champion for a while, served, tagged and noted."""
     made = publish()
-    judge(registry, made, dataset, 0.8)
+    evaluate(registry, made, dataset, 0.8)
     registry.aliases.move(
         made.ref, "champion", reason="first", gate=[{"name": "g", "passed": True, "figures": "f"}]
     )
     server = registry.servers.start("here", 1, "http://here", made.base_digest)
     registry.servers.record_loads(server, [(str(made.ref), made.digest)])
     registry.tags.set("run/1", "ticket", "AUD-1")
-    registry.tags.add_note(f"dataset/{dataset}", "licence seen")
+    registry.tags.add_note(f"dataset/{dataset}", "license seen")
     return registry.versions.resolve(made.ref)[0]
 
 
-def judge(
+def evaluate(
     registry: Registry, version: VersionRecord, dataset: int, value: float, split: str = "test"
 ) -> None:
     registry.evaluations.record(
@@ -90,7 +90,7 @@ def test_everything_behind_a_version_is_told(registry: Registry, version: Versio
         "moves": [("champion", None, 1, "first")],
         "loads": [1],
         "tags": {"run/1": {"ticket": "AUD-1"}},
-        "notes": ["licence seen"],
+        "notes": ["license seen"],
     }
 
 
@@ -125,9 +125,9 @@ def test_a_removed_version_resolves_no_longer_and_says_why(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.aliases.drop(Ref.parse("medical/icd10"), "champion")
-    registry.versions.remove(version.ref, reason="its licence ended.")
+    registry.versions.remove(version.ref, reason="its license ended.")
     for ref in ("medical/icd10@1", "medical/icd10", f"medical/icd10@{version.digest}"):
-        with pytest.raises(NotFoundError, match=r"was removed on .*: its licence ended\.$") as told:
+        with pytest.raises(NotFoundError, match=r"was removed on .*: its license ended\.$") as told:
             registry.versions.resolve(Ref.parse(ref))
         assert "trunkline lineage medical/icd10@" in (told.value.hint or "")
 
@@ -217,7 +217,7 @@ def test_parts_are_bounded_and_say_so(
     registry: Registry, version: VersionRecord, dataset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lineage, "MOST", 1)
-    judge(registry, version, dataset, 0.9, "validation")
+    evaluate(registry, version, dataset, 0.9, "validation")
     found = registry.lineage.of_version(version.ref)
     assert [one.split for one in found.evaluations] == ["validation"]
     assert found.cut == ("evaluations", "history")
@@ -231,7 +231,7 @@ def compared(registry: Registry, version: VersionRecord, dataset: int) -> Compar
         fingerprint="rows-1",
         split_fingerprint="split-2",
         rows=100,
-        licence="public domain",
+        license="public domain",
         source="made in memory",
         counts={"train": 70, "validation": 10, "test": 20},
     )
@@ -248,7 +248,7 @@ def compared(registry: Registry, version: VersionRecord, dataset: int) -> Compar
     second = registry.versions.publish(
         "medical", "icd10", number, digest="sha256:" + "c" * 64, path="medical/icd10/2", bytes=1000
     )
-    judge(registry, second, other, 0.9)
+    evaluate(registry, second, other, 0.9)
     return compare(
         registry.lineage.of_version(version.ref), registry.lineage.of_version(second.ref)
     )

@@ -31,7 +31,7 @@ ROWS = (
     f"""INSERT INTO bases (digest, name, source, architecture, parameters, dtype, first_seen)
     VALUES ('sha256:b', 'tiny', 'memory', 'Llama', 7000000000, 'float32', {AT})""",
     f"""INSERT INTO datasets
-    (name, fingerprint, split_fingerprint, rows, licence, source, counts, first_seen)
+    (name, fingerprint, split_fingerprint, rows, license, source, counts, first_seen)
     VALUES ('medical/icd10', 'rows', 'split', 9, 'MIT', 'memory', '{{"test": 2}}', {AT})""",
     f"""INSERT INTO runs (recipe, status, base_id, dataset_id, seed, settings, environment, started)
     VALUES ('medical/icd10', 'finished', 1, 1, 0, '{{}}', '{{}}', {AT})""",

@@ -54,7 +54,7 @@ def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> d
         },
         "dataset": {
             "name": "medical/icd10", "fingerprint": "rows-1", "split_fingerprint": "split-1",
-            "rows": 100, "licence": "public domain", "source": "x", "counts": {"kept": 100},
+            "rows": 100, "license": "public domain", "source": "x", "counts": {"kept": 100},
             "description": None, "grouping": "a category",
         },
         "run": None if run is None else told,
@@ -151,8 +151,8 @@ def test_published_version_takes_the_evaluations_over(registry: Registry) -> Non
     version = registry.versions.publish(
         "medical", "new", number, digest="sha256:" + "c" * 64, path="medical/new/1", bytes=1
     )
-    judged = registry.evaluations.list(version=version.ref)
-    assert [one.results for one in judged] == [{"scores": SCORES, TOLD: True}]
+    evaluated = registry.evaluations.list(version=version.ref)
+    assert [one.results for one in evaluated] == [{"scores": SCORES, TOLD: True}]
 
 
 # ------------------------------------------------------------------------------------- origin
@@ -211,9 +211,9 @@ def test_two_runs_that_claim_one_number_are_kept_apart(registry: Registry) -> No
 
 def test_scores_can_be_searched_again(registry: Registry) -> None:
     registry.rebuild([found()])
-    judged = registry.evaluations.list(version=Ref.parse("medical/icd10@1"))[0]
-    assert judged.results == {"scores": SCORES, TOLD: True}
-    assert judged.run == 7
+    evaluated = registry.evaluations.list(version=Ref.parse("medical/icd10@1"))[0]
+    assert evaluated.results == {"scores": SCORES, TOLD: True}
+    assert evaluated.run == 7
 
 
 def test_rebuild_is_an_event_of_a_sound_chain(registry: Registry) -> None:

@@ -59,7 +59,7 @@ def found(shared: Registry) -> Found:
 
 
 def fill(registry: Registry) -> None:
-    """Five versions of three adapters; c@1 was never judged, a@2 is champion, b@1 is tagged."""
+    """Five versions of three adapters; c@1 was never evaluated, a@2 is champion, b@1 is tagged."""
     registry.sources.record_base(
         digest=BASE,
         name="tiny",
@@ -73,14 +73,14 @@ def fill(registry: Registry) -> None:
         fingerprint="rows-1",
         split_fingerprint="split-1",
         rows=100,
-        licence="public domain",
+        license="public domain",
         source="made up",
         counts={},
     )
     for name, value in SCORES.items():
         publish(registry, name[0], dataset)
         if value is not None:
-            judge(registry, Ref.parse(f"medical/{name}"), dataset, value)
+            evaluate(registry, Ref.parse(f"medical/{name}"), dataset, value)
     registry.aliases.move(Ref.parse("medical/a@2"), "champion")
     registry.tags.set("medical/b@1", "reviewed", "yes")
     registry.tags.set("medical/c", "team", "north")
@@ -110,7 +110,7 @@ def publish(registry: Registry, name: str, dataset: int | None) -> None:
     )
 
 
-def judge(registry: Registry, ref: Ref, dataset: int, value: float) -> None:
+def evaluate(registry: Registry, ref: Ref, dataset: int, value: float) -> None:
     figure = {"value": value, "low": value - 0.1, "high": value + 0.1}
     registry.evaluations.record(
         recipe=ref.adapter,
@@ -154,7 +154,7 @@ def judge(registry: Registry, ref: Ref, dataset: int, value: float) -> None:
         ("tag.team=north", ["c@1"]),
         ("base=tiny and run=3", ["b@1"]),
         ("dataset=medical/icd10 and rows=rows-1 and bytes<=1000 and name=c", ["c@1"]),
-        ("licence~'Public Domain' and name=c", ["c@1"]),
+        ("license~'Public Domain' and name=c", ["c@1"]),
         ("created>2000-01-01 and created<2999-01-01T00:00+02:00 and name=c", ["c@1"]),
         ("created<2000-01-01", []),
         ("name=a or name=b and version=1", ["b@1", "a@2", "a@1"]),

@@ -46,7 +46,7 @@ def test_another_split_of_a_dataset_is_another_row(registry: Registry, dataset: 
         fingerprint="rows-1",
         split_fingerprint="split-2",
         rows=100,
-        licence="public domain",
+        license="public domain",
         source="made in memory",
         counts={},
     )
@@ -58,7 +58,7 @@ def test_another_split_of_a_dataset_is_another_row(registry: Registry, dataset: 
 
 def test_datasets_are_given_back_as_recorded(registry: Registry, dataset: int) -> None:
     (row,) = registry.sources.list_datasets()
-    assert (row.rows, row.licence, row.counts["test"]) == (100, "public domain", 20)
+    assert (row.rows, row.license, row.counts["test"]) == (100, "public domain", 20)
 
 
 def test_times_come_back_aware_and_in_utc(registry: Registry, dataset: int) -> None:

@@ -98,7 +98,7 @@ def test_a_tag_of_an_alias_is_its_versions(registry: Registry, version: VersionR
 
 def test_a_removed_version_can_be_noted(registry: Registry, version: VersionRecord) -> None:
     registry.versions.remove(version.ref, reason="old")
-    registry.tags.add_note(VERSION, "its licence had ended")
+    registry.tags.add_note(VERSION, "its license had ended")
     assert len(registry.tags.notes(VERSION)) == 1
 
 

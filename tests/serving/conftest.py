@@ -76,7 +76,7 @@ def made_site(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
         made = Template(prompt="{text}", chat=kind == "generation")
         make_artifact(source, tiny, kind, seed=seed, template=made)
         if not digest:
-            from trunkline.base_model import describe
+            from trunkline.bases import describe
 
             digest = describe(str(tiny)).digest
             record_base(platform.registry, digest, tiny.name)

@@ -8,13 +8,13 @@ import pytest
 
 from trunkline.errors import AuthenticationError, ForbiddenError
 from trunkline.registry.registry import Registry
-from trunkline.serving.auth import Doorkeeper, check_admin
+from trunkline.serving.auth import Authenticator, check_admin
 
 LOCAL = "127.0.0.1:8000"
 
 
-def local(registry: Registry) -> Doorkeeper:
-    return Doorkeeper(registry, loopback=True, host="127.0.0.1")
+def local(registry: Registry) -> Authenticator:
+    return Authenticator(registry, loopback=True, host="127.0.0.1")
 
 
 @pytest.mark.parametrize("shown", [None, "Bearer anything", "Basic eDp5"])
@@ -64,7 +64,7 @@ def test_an_expired_key_stays_out(registry: Registry) -> None:
 
 def test_a_server_that_others_reach_is_never_open(registry: Registry) -> None:
     with pytest.raises(AuthenticationError):
-        Doorkeeper(registry, loopback=False, host="0.0.0.0").key_of(None, LOCAL)
+        Authenticator(registry, loopback=False, host="0.0.0.0").key_of(None, LOCAL)
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", None, "", "[::2]:1"])

@@ -413,7 +413,7 @@ def test_an_admin_sees_the_residents_that_the_key_covers(
     _, plain = platform.registry.keys.create("me", ["toy/plurals"], admin=True)
     told = http.get("/admin/residents", headers={"authorization": f"Bearer {plain}"}).json()
     assert {one["name"] for one in told["data"]} == {"toy/plurals@2"}
-    assert len(platform.engine.bank) > 1
+    assert len(platform.engine.pool) > 1
 
 
 def test_a_wrong_key_is_refused(keyed: tuple[TestClient, Platform]) -> None:
@@ -486,9 +486,9 @@ def test_no_client_is_told_where_the_workspace_lies(keyed: tuple[TestClient, Pla
     version = platform.resolve("toy/prices")
     weights = platform.workspace.adapters / version.path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    platform.engine.bank.residents()
-    for one in platform.engine.bank.residents():
-        platform.engine.bank.unload(one.digest)
+    platform.engine.pool.residents()
+    for one in platform.engine.pool.residents():
+        platform.engine.pool.unload(one.digest)
     response = http.post("/v1/regress", json={"model": "toy/prices", "input": "tea"})
     assert response.status_code == 422
     assert str(platform.workspace.root) not in response.text
@@ -636,11 +636,11 @@ def test_loads_and_evictions_beyond_the_bound_count_as_other(
     monkeypatch.setattr(metrics, "MOST_VERSIONS", 0)
     watching = metrics.Metrics()
     watching.watch(platform.engine)
-    bank = platform.engine.bank
+    pool = platform.engine.pool
     artifact = platform.work(Request("toy/animals", "a cow")).artifact
     assert artifact is not None
-    bank.load(artifact, "toy/animals@1")
-    counted = [one for _, one in bank.all_counters()]
+    pool.load(artifact, "toy/animals@1")
+    counted = [one for _, one in pool.all_counters()]
     lines = watching.exposition(0).decode().splitlines()
     for name in ("loads", "evictions"):
         total = float(sum(getattr(one, name) for one in counted))

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from trunkline.api import Platform
-from trunkline.inference.ticket import Ticket, Work
+from trunkline.inference.handle import GenerationHandle, Work
 from trunkline.serving.app import create_app
 from trunkline.serving.settings import ServerSettings
 from workbench import opened
@@ -64,7 +64,7 @@ def deadlines(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> list[float
     given: list[float] = []
     submit = platform.engine.submit
 
-    def hurried(work: Work) -> Ticket:
+    def hurried(work: Work) -> GenerationHandle:
         assert work.request.deadline is not None
         given.append(work.request.deadline)
         return submit(replace(work, request=replace(work.request, deadline=AT_ONCE)))

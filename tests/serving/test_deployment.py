@@ -23,7 +23,7 @@ BASE: Any = SimpleNamespace(
 
 
 class Memory:
-    """A bank as far as it can be watched."""
+    """A adapter pool as far as it can be watched."""
 
     def __init__(self) -> None:
         self.observers: list[Callable[[str, str, bool], None]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trunkline.inference.ticket import Served
+from trunkline.inference.handle import Served
 from trunkline.serving.metrics import MOST_VERSIONS, Metrics
 
 

@@ -76,9 +76,9 @@ def test_refusal_is_an_error_with_its_conditions(http: TestClient, platform: Pla
     asked = {"ref": "toy/animals@2"}
     error = http.post("/admin/promote", json=asked, headers=key(platform, "ada")).json()["error"]
     assert error["code"] == "refused"
-    assert error["message"].startswith("The gate refuses toy/animals@2: has been judged: no")
+    assert error["message"].startswith("The gate refuses toy/animals@2: has been evaluated: no")
     assert error["checks"][0] == {
-        "name": "has been judged", "passed": False, "figures": "no evaluation on its test rows",
+        "name": "has been evaluated", "passed": False, "figures": "no evaluation on its test rows",
     }  # fmt: skip
 
 

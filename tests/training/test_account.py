@@ -46,7 +46,7 @@ def test_provenance_names_base_data_and_plugin(whole: Whole, animals: Provenance
     info = whole.platform.engine.base.info
     assert (animals.base.digest, animals.base.parameters) == (info.digest, info.parameters)
     assert animals.dataset is not None
-    assert (animals.dataset.licence, animals.dataset.rows) == ("CC0-1.0", 63)
+    assert (animals.dataset.license, animals.dataset.rows) == ("CC0-1.0", 63)
     assert animals.run is not None
     assert animals.run.plugin is not None
     assert animals.run.plugin.distribution == "trunkline-toy"
@@ -123,23 +123,23 @@ def test_metadata_is_yaml_that_names_base_and_data(whole: Whole, recipe: str) ->
 
 def test_metadata_carries_every_score(whole: Whole) -> None:
     found = metadata(card_text(whole, "toy/animals"))["model-index"][0]["results"][0]
-    scores = whole.runs["toy/animals"].judgement.scores
+    scores = whole.runs["toy/animals"].evaluation_report.scores
     assert {one["type"]: one["value"] for one in found["metrics"]} == {
         metric: score.value for metric, score in scores.items()
     }
 
 
-def test_card_names_data_licence_split_and_counts(whole: Whole) -> None:
+def test_card_names_data_license_split_and_counts(whole: Whole) -> None:
     card = card_text(whole, "toy/animals")
     for said in ("CC0-1.0", "made up", "an animal: its rows", '"train": 39', '"empty text": 1'):
         assert said in card
 
 
-def test_card_gives_scores_with_intervals_floors_and_the_verdict(whole: Whole) -> None:
+def test_card_gives_scores_with_intervals_baselines_and_the_verdict(whole: Whole) -> None:
     card = card_text(whole, "toy/animals")
     assert re.search(r"\| this adapter \| \d\.\d{3} \[", card)
-    for floor in ("majority", "tfidf"):
-        assert f"| floor: {floor} |" in card
+    for baseline in ("majority", "tfidf"):
+        assert f"| baseline: {baseline} |" in card
     assert re.search(r"\*\*(beats|ties|loses)\*\*", card)
 
 
@@ -162,7 +162,7 @@ def test_card_tells_the_unit_and_the_scale(whole: Whole) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_card_leaves_to_people_what_only_they_can_say(whole: Whole, recipe: str) -> None:
     card = card_text(whole, recipe)
-    for said in ("what it is not for", "licence of the adapter", "authors, contact"):
+    for said in ("what it is not for", "license of the adapter", "authors, contact"):
         assert re.search(rf"{said}.*: NOT PROVIDED", card)
 
 
@@ -175,7 +175,7 @@ def test_words_of_a_plugin_do_not_break_the_metadata(
 ) -> None:
     odd = 'it\'s: "odd" # x\x07\n---'
     monkeypatch.setattr(
-        toy_plugin, "DatasetSpec", lambda **named: DatasetSpec(**{**named, "licence": odd})
+        toy_plugin, "DatasetSpec", lambda **named: DatasetSpec(**{**named, "license": odd})
     )
     run = platform.train("toy/animals", max_steps=2)
     card = (platform.workspace.adapters / run.version.path / "README.md").read_text()

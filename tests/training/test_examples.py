@@ -27,7 +27,7 @@ def tokenizer() -> Any:
 
 
 def encoded(task: Any = LABELS, rows: Any = ROWS, max_tokens: int = 128, **recipe: Any) -> Encoded:
-    given = make_recipe(task.kind, settings=Settings(max_tokens=max_tokens), **recipe)
+    given = make_recipe(task.kind, settings=Settings(max_length=max_tokens), **recipe)
     return encode_rows(rows, given, task, tokenizer())
 
 
@@ -74,7 +74,7 @@ def test_generation_that_would_be_cut_is_refused_with_row_and_length() -> None:
     with pytest.raises(DataError, match=rf"Row 'r5' takes {longest} tokens") as caught:
         encoded(ANSWERS, max_tokens=longest - 1)
 
-    assert caught.value.hint == f"Use --set max_tokens={longest} or more."
+    assert caught.value.hint == f"Use --set max_length={longest} or more."
     assert encoded(ANSWERS, max_tokens=longest).truncated == 0
 
 

@@ -16,7 +16,7 @@ from trunkline.api import Platform
 from trunkline.contracts import Scored
 from trunkline.data.prepare import prepare
 from trunkline.errors import DataError, NotFoundError, PluginError, TrainingError, UsageError
-from trunkline.training.fit import Fitted, Ingredients, fit
+from trunkline.training.fit import Fitted, TrainingJob, fit
 from trunkline.training.steps import Silent
 
 RECIPES = ("toy/animals", "toy/prices", "toy/plurals")
@@ -41,14 +41,14 @@ def fitted(
     recipe: str = "toy/animals",
     *,
     log: Log | None = None,
-    change: Callable[[Ingredients], Ingredients] = lambda ingredients: ingredients,
+    change: Callable[[TrainingJob], TrainingJob] = lambda training_job: training_job,
     **settings: Any,
 ) -> Fitted:
     """Fit a recipe of the toy plugin, outside any run."""
-    ingredients = change(platform.ingredients(recipe, {"max_steps": 4, **settings}))
+    training_job = change(platform.training_job(recipe, {"max_steps": 4, **settings}))
     return fit(
-        ingredients,
-        prepare(ingredients.dataset, ingredients.recipe, ingredients.transforms),
+        training_job,
+        prepare(training_job.dataset, training_job.recipe, training_job.transforms),
         platform.engine,
         folder,
         listener=Silent(),
@@ -65,7 +65,12 @@ def artifact_of(done: Fitted) -> Artifact:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_loss_falls(platform: Platform, tmp_path: Path, recipe: str) -> None:
     log = Log()
-    rate = {"learning_rate": 0.01, "warmup": 0.0, "evals_per_epoch": 5, "patience": 0}
+    rate = {
+        "learning_rate": 0.01,
+        "warmup_ratio": 0.0,
+        "evals_per_epoch": 5,
+        "early_stopping_patience": 0,
+    }
     fitted(platform, tmp_path / "run", recipe, log=log, max_steps=30, **rate)
     losses = log.named("loss")
     assert losses[-1] < 0.9 * losses[0]
@@ -79,8 +84,8 @@ def test_same_seed_gives_the_same_digest(platform: Platform, tmp_path: Path, rec
 
 
 def test_same_seed_gives_the_same_digest_with_dropout(platform: Platform, tmp_path: Path) -> None:
-    one = fitted(platform, tmp_path / "one", dropout=0.2)
-    other = fitted(platform, tmp_path / "other", dropout=0.2)
+    one = fitted(platform, tmp_path / "one", lora_dropout=0.2)
+    other = fitted(platform, tmp_path / "other", lora_dropout=0.2)
     assert artifact_of(one).digest == artifact_of(other).digest
 
 
@@ -104,18 +109,18 @@ def test_digest_does_not_depend_on_what_was_drawn_before(
 def test_alpha_as_whole_number_or_not_is_the_same_adapter(
     platform: Platform, tmp_path: Path
 ) -> None:
-    one = fitted(platform, tmp_path / "one", alpha=8)
-    other = fitted(platform, tmp_path / "other", alpha="8.0")
+    one = fitted(platform, tmp_path / "one", lora_alpha=8)
+    other = fitted(platform, tmp_path / "other", lora_alpha="8.0")
     assert artifact_of(one).digest == artifact_of(other).digest
 
 
 def test_tokens_of_every_pass_are_counted(platform: Platform, tmp_path: Path) -> None:
-    done = fitted(platform, tmp_path / "run", max_steps=0, epochs=2)
+    done = fitted(platform, tmp_path / "run", max_steps=0, num_train_epochs=2)
     assert done.to_json()["tokens_trained"] == 2 * done.encoded.tokens
 
 
 def test_truncated_prompts_are_counted(platform: Platform, tmp_path: Path) -> None:
-    done = fitted(platform, tmp_path / "run", max_tokens=8)
+    done = fitted(platform, tmp_path / "run", max_length=8)
     assert done.to_json()["truncated"] > 0
     assert done.encoded.longest == 8
 
@@ -126,13 +131,13 @@ def test_last_step_is_validated(platform: Platform, tmp_path: Path) -> None:
     assert [f["step"] for f in log.figures if "validation.accuracy" in f] == [3, 5]
 
 
-def scripted(scores: list[float]) -> Callable[[Ingredients], Ingredients]:
+def scripted(scores: list[float]) -> Callable[[TrainingJob], TrainingJob]:
     """Ingredients whose validation gives these scores, one after another."""
     given = iter(scores)
 
-    def change(ingredients: Ingredients) -> Ingredients:
-        metric = replace(ingredients.deciding, compute=lambda _: next(given))
-        return replace(ingredients, metrics=(metric,))
+    def change(training_job: TrainingJob) -> TrainingJob:
+        metric = replace(training_job.deciding, compute=lambda _: next(given))
+        return replace(training_job, metrics=(metric,))
 
     return change
 
@@ -144,7 +149,7 @@ def test_early_stopping_ends_after_the_patience(platform: Platform, tmp_path: Pa
         change=scripted([0.5, 0.4, 0.3, 0.2, 0.1, 0.0]),
         max_steps=6,
         evals_per_epoch=3,
-        patience=2,
+        early_stopping_patience=2,
     )
     assert (done.stepped.steps, done.stepped.best_step) == (3, 1)
 
@@ -156,13 +161,13 @@ def test_no_patience_means_no_early_stopping(platform: Platform, tmp_path: Path)
         change=scripted([0.5, 0.4, 0.3, 0.2]),
         max_steps=4,
         evals_per_epoch=3,
-        patience=0,
+        early_stopping_patience=0,
     )
     assert done.stepped.steps == 4
 
 
 def test_best_checkpoint_is_what_is_written(platform: Platform, tmp_path: Path) -> None:
-    choice = {"evals_per_epoch": 3, "schedule": "constant", "warmup": 0.0}
+    choice = {"evals_per_epoch": 3, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
     one = fitted(platform, tmp_path / "one", max_steps=1, **choice)
     other = fitted(
         platform, tmp_path / "other", max_steps=3, change=scripted([0.9, 0.1, 0.1]), **choice
@@ -192,7 +197,7 @@ def adapted(artifact: Artifact) -> set[str]:
 
 
 def test_upper_layers_alone_are_adapted(platform: Platform, tmp_path: Path) -> None:
-    names = adapted(artifact_of(fitted(platform, tmp_path / "run", upper_layers=1)))
+    names = adapted(artifact_of(fitted(platform, tmp_path / "run", layers_to_transform=1)))
     assert {name.split(".")[2] for name in names} == {"2"}
     assert len(names) == 7
 
@@ -202,15 +207,15 @@ def test_named_target_modules_alone_are_adapted(platform: Platform, tmp_path: Pa
     assert {name.rpartition(".")[2] for name in adapted(artifact_of(done))} == {"q_proj", "v_proj"}
 
 
-def test_rank_stabilised_scaling_survives(platform: Platform, tmp_path: Path) -> None:
-    done = fitted(platform, tmp_path / "run", rslora=True, rank=16)
+def test_rank_stabilized_scaling_survives(platform: Platform, tmp_path: Path) -> None:
+    done = fitted(platform, tmp_path / "run", use_rslora=True, r=16)
     assert artifact_of(done).lora.scaling == pytest.approx(8 / 4)
 
 
 def test_too_many_upper_layers_are_refused(platform: Platform, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="upper_layers = 9, but the base has 3") as caught:
-        fitted(platform, tmp_path / "run", upper_layers=9)
-    assert "upper_layers=3" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="layers_to_transform = 9, but the base has 3") as caught:
+        fitted(platform, tmp_path / "run", layers_to_transform=9)
+    assert "layers_to_transform=3" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("name", ["qproj", "q_proj,qproj", "lm_head", "embed_tokens", "score"])
@@ -260,7 +265,7 @@ def test_artifact_loaded_by_plain_peft_answers_the_same(
         ).eval()
         theirs = next_logits(plain, [ids], 0)
         engine.run([work])
-        with engine.bank.using(artifact.digest):
+        with engine.pool.using(artifact.digest):
             ours = next_logits(engine.base.model, [ids], 0)
         assert torch.allclose(ours, theirs, atol=1e-5)
         return
@@ -286,12 +291,12 @@ def test_artifact_loaded_by_plain_peft_answers_the_same(
 # ------------------------------------------------------------------------------- what goes wrong
 
 
-def with_loss(function: Any) -> Callable[[Ingredients], Ingredients]:
+def with_loss(function: Any) -> Callable[[TrainingJob], TrainingJob]:
     """Ingredients whose plugin's loss is built into ``function``."""
 
-    def change(ingredients: Ingredients) -> Ingredients:
-        assert ingredients.loss is not None
-        return replace(ingredients, loss=replace(ingredients.loss, build=lambda _: function))
+    def change(training_job: TrainingJob) -> TrainingJob:
+        assert training_job.loss is not None
+        return replace(training_job, loss=replace(training_job.loss, build=lambda _: function))
 
     return change
 
@@ -349,9 +354,9 @@ def test_loss_that_is_no_number_ends_the_training(
 def test_broken_metric_is_told_with_its_name(
     platform: Platform, tmp_path: Path, compute: Callable[[Scored], Any], words: str
 ) -> None:
-    def change(ingredients: Ingredients) -> Ingredients:
-        metric = replace(ingredients.deciding, name="toy/broken", compute=compute)
-        return replace(ingredients, metrics=(metric,))
+    def change(training_job: TrainingJob) -> TrainingJob:
+        metric = replace(training_job.deciding, name="toy/broken", compute=compute)
+        return replace(training_job, metrics=(metric,))
 
     with pytest.raises(PluginError, match=f"toy/broken.*{words}"):
         fitted(platform, tmp_path / "run", change=change)
@@ -361,12 +366,12 @@ def test_broken_metric_is_told_with_its_name(
 def test_answer_longer_than_may_be_generated_is_refused_before_training(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    ingredients = platform.ingredients("toy/plurals", {})
-    prepared = prepare(ingredients.dataset, ingredients.recipe)
+    training_job = platform.training_job("toy/plurals", {})
+    prepared = prepare(training_job.dataset, training_job.recipe)
     chosen = getattr(prepared.split, part)[0].id
     read = toy_plugin.read_plurals
 
-    def change(found: Ingredients) -> Ingredients:
+    def change(found: TrainingJob) -> TrainingJob:
         rows = [
             replace(row, target="a very long answer indeed") if row.id == chosen else row
             for row in read()
@@ -382,27 +387,27 @@ def test_answer_longer_than_may_be_generated_is_refused_before_training(
 
 def test_answer_beyond_max_tokens_is_refused(platform: Platform, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="would cut the answer off") as caught:
-        fitted(platform, tmp_path / "run", "toy/plurals", max_tokens=20)
+        fitted(platform, tmp_path / "run", "toy/plurals", max_length=20)
     assert "max_tokens=" in (caught.value.hint or "")
 
 
-def lengthened(ingredients: Ingredients) -> Ingredients:
-    rows = [replace(row, text=f"{row.text} {'very ' * 400}") for row in ingredients.dataset.load()]
-    return replace(ingredients, dataset=replace(ingredients.dataset, load=lambda: rows))
+def lengthened(training_job: TrainingJob) -> TrainingJob:
+    rows = [replace(row, text=f"{row.text} {'very ' * 400}") for row in training_job.dataset.load()]
+    return replace(training_job, dataset=replace(training_job.dataset, load=lambda: rows))
 
 
 def test_a_row_longer_than_the_context_is_refused_before_training(
     platform: Platform, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="the base's context is 256"):
-        fitted(platform, tmp_path / "run", change=lengthened, max_tokens=4000)
+        fitted(platform, tmp_path / "run", change=lengthened, max_length=4000)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_floor_is_refused_before_training(platform: Platform, tmp_path: Path) -> None:
-    def with_floor(ingredients: Ingredients) -> Ingredients:
-        return replace(ingredients, recipe=replace(ingredients.recipe, floors=("nearst",)))
+def test_an_unknown_baseline_is_refused_before_training(platform: Platform, tmp_path: Path) -> None:
+    def with_baseline(training_job: TrainingJob) -> TrainingJob:
+        return replace(training_job, recipe=replace(training_job.recipe, baselines=("nearst",)))
 
     with pytest.raises(NotFoundError, match="'nearst'"):
-        fitted(platform, tmp_path / "run", change=with_floor)
+        fitted(platform, tmp_path / "run", change=with_baseline)
     assert not (tmp_path / "run").exists()

@@ -98,18 +98,18 @@ def test_metrics_over_time_are_kept(whole: Whole) -> None:
 
 def test_every_test_row_has_its_prediction(whole: Whole) -> None:
     platform, version = whole.platform, whole.runs["toy/animals"].version
-    ingredients = platform.ingredients("toy/animals", {})
-    rows = prepare(ingredients.dataset, ingredients.recipe).split.test
+    training_job = platform.training_job("toy/animals", {})
+    rows = prepare(training_job.dataset, training_job.recipe).split.test
     record = platform.registry.evaluations.list(version=version.ref)[0]
     kept = platform.registry.evaluations.predictions(record.id)
     assert {one.row_id for one in kept} == {row.id for row in rows}
-    assert all(one.floor_prediction for one in kept)
+    assert all(one.baseline_prediction for one in kept)
 
 
 def test_stages_are_heard_in_their_order(platform: Platform) -> None:
     heard = Heard()
     platform.train("toy/prices", listener=heard, max_steps=2)
-    wanted = ["reading data", "encoding", "training", "proving the artifact", "judging"]
+    wanted = ["reading data", "encoding", "training", "proving the artifact", "evaluating"]
     assert [stage for stage in heard.stages if stage in wanted] == wanted
     assert heard.stages[-1] == "publishing"
     assert heard.steps == [1, 2]
@@ -135,7 +135,7 @@ def test_two_runs_of_one_seed_publish_one_digest(platform: Platform, whole: Whol
 
 def test_published_whatever_the_verdict(whole: Whole) -> None:
     run = whole.runs["toy/animals"]
-    assert run.judgement.verdict != "beats"
+    assert run.evaluation_report.verdict != "beats"
     assert run.version.number == 1
 
 
@@ -228,7 +228,13 @@ def test_surprise_is_told_in_one_line(platform: Platform, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     "settings",
-    [{"upper_layers": 9}, {"target_modules": "nose"}, {"rank": 0}, {"ranc": 4}, {"seed": "x"}],
+    [
+        {"layers_to_transform": 9},
+        {"target_modules": "nose"},
+        {"rank": 0},
+        {"ranc": 4},
+        {"seed": "x"},
+    ],
 )
 def test_wrong_setting_begins_no_run(platform: Platform, settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
@@ -286,7 +292,7 @@ def test_interrupted_run_is_resumed_to_the_same_digest(
 def test_interrupted_run_that_accumulates_is_resumed_to_the_same_digest(
     platform: Platform,
 ) -> None:
-    choice = {**SETTINGS, "accumulate": 2}
+    choice = {**SETTINGS, "gradient_accumulation_steps": 2}
     with pytest.raises(Interrupted, match="step 3"):
         platform.train("toy/animals", should_stop=StopAfter(2), **choice)
     resumed = platform.train("toy/animals", resume=1)
@@ -305,15 +311,20 @@ def test_patience_goes_on_after_resuming(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toy_plugin, "hit_rate", lambda scored: 0.5)
-    ingredients = Platform.ingredients
+    training_job = Platform.training_job
 
     def by_hit_rate(self: Platform, recipe: str, settings: Any) -> Any:
-        found = ingredients(self, recipe, settings)
+        found = training_job(self, recipe, settings)
         last = next(metric for metric in found.metrics if metric.name == "toy/hit_rate")
         return replace(found, metrics=(last, *found.metrics))
 
-    monkeypatch.setattr(Platform, "ingredients", by_hit_rate)
-    choice = {"max_steps": 12, "evals_per_epoch": 3, "patience": 3, "learning_rate": 0.01}
+    monkeypatch.setattr(Platform, "training_job", by_hit_rate)
+    choice = {
+        "max_steps": 12,
+        "evals_per_epoch": 3,
+        "early_stopping_patience": 3,
+        "learning_rate": 0.01,
+    }
     with pytest.raises(Interrupted):
         platform.train("toy/animals", should_stop=StopAfter(1), **choice)
     resumed = platform.train("toy/animals", resume=1)
@@ -357,8 +368,8 @@ def test_checkpoint_that_was_cut_off_is_passed_over(
     assert platform.train("toy/animals", resume=1).version.digest == whole.digest("toy/animals")
 
 
-@pytest.mark.parametrize("stage", ["floor: tfidf", "predicting", "judging"])
-def test_stop_while_judging_keeps_what_was_trained(
+@pytest.mark.parametrize("stage", ["baseline: tfidf", "predicting", "evaluating"])
+def test_stop_while_evaluating_keeps_what_was_trained(
     platform: Platform, whole: Whole, stage: str
 ) -> None:
     heard = Heard(at_stage=stage, raising=KeyboardInterrupt())
@@ -372,13 +383,13 @@ def test_stop_while_judging_keeps_what_was_trained(
     assert resumed.version.digest == whole.digest("toy/animals")
 
 
-def test_wish_to_stop_is_heard_while_judging(platform: Platform) -> None:
+def test_wish_to_stop_is_heard_while_evaluating(platform: Platform) -> None:
     heard = Heard()
-    with pytest.raises(Interrupted, match="judgement") as caught:
+    with pytest.raises(Interrupted, match="evaluation_report") as caught:
         platform.train(
             "toy/animals",
             listener=heard,
-            should_stop=lambda: "floor: tfidf" in heard.stages,
+            should_stop=lambda: "baseline: tfidf" in heard.stages,
             **SETTINGS,
         )
     assert "--resume 1" in (caught.value.hint or "")
@@ -462,16 +473,16 @@ def test_run_that_another_process_works_on_is_left_alone(platform: Platform, sto
     assert platform.train("toy/animals", resume=stopped).number == stopped
 
 
-# --------------------------------------------------------------------------- judging once more
+# --------------------------------------------------------------------------- evaluating once more
 
 
-def test_judging_again_gives_the_same_figures(platform: Platform, run: TrainedRun) -> None:
+def test_evaluating_again_gives_the_same_figures(platform: Platform, run: TrainedRun) -> None:
     again = platform.evaluate("toy/animals@1")
-    assert again.scores == run.judgement.scores
+    assert again.scores == run.evaluation_report.scores
     assert len(platform.registry.evaluations.list(version=Ref.parse("toy/animals@1"))) == 2
 
 
-def test_judging_again_on_other_rows_is_refused(
+def test_evaluating_again_on_other_rows_is_refused(
     platform: Platform, run: TrainedRun, monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
     rows = list(toy_plugin.read_animals())
@@ -485,7 +496,7 @@ def test_judging_again_on_other_rows_is_refused(
 
 def test_folds_hold_every_row_out_once_and_publish_nothing(platform: Platform) -> None:
     result = platform.cross_validate("toy/animals", 3, max_steps=2)
-    assert result.judgement.rows == sum(fold["test_rows"] for fold in result.per_fold) == 63
+    assert result.evaluation_report.rows == sum(fold["test_rows"] for fold in result.per_fold) == 63
     kept = platform.registry.evaluations.predictions(result.evaluation)
     assert len({one.row_id for one in kept}) == 63
     assert_nothing_published(platform)

@@ -15,12 +15,12 @@ from trunkline.errors import NotFoundError, UsageError
 from trunkline.training.settings import parse_assignment, with_settings
 
 quick = settings(max_examples=40, deadline=None)
-RECIPE = make_recipe(settings=Settings(epochs=7.0, rank=4))
+RECIPE = make_recipe(settings=Settings(num_train_epochs=7.0, r=4))
 OTHERS: dict[str, Any] = {
     "schedule": "cosine",
     "precision": "fp32",
     "target_modules": "q_proj,v_proj",
-    "rslora": True,
+    "use_rslora": True,
     "max_tokens": 9,
 }
 
@@ -45,9 +45,9 @@ def test_every_setting_can_be_set_from_a_word_and_from_a_value(name: str) -> Non
 def test_what_is_not_overridden_stays_the_recipes() -> None:
     changed = with_settings(RECIPE, {"rank": "8"})
 
-    assert (changed.settings.epochs, changed.settings.rank) == (7.0, 8)
+    assert (changed.settings.num_train_epochs, changed.settings.r) == (7.0, 8)
     assert changed.template == RECIPE.template
-    assert RECIPE.settings.rank == 4
+    assert RECIPE.settings.r == 4
 
 
 def test_no_overrides_change_nothing() -> None:
@@ -74,21 +74,21 @@ def test_unknown_setting_is_answered_with_the_nearest(wrong: str, right: str) ->
 
 @pytest.mark.parametrize("word", ["true", "Yes", "ON", "1"])
 def test_words_for_yes(word: str) -> None:
-    assert with_settings(RECIPE, {"rslora": word}).settings.rslora is True
+    assert with_settings(RECIPE, {"use_rslora": word}).settings.use_rslora is True
 
 
 @pytest.mark.parametrize("word", ["false", "No", "OFF", "0"])
 def test_words_for_no(word: str) -> None:
-    recipe = make_recipe(settings=Settings(rslora=True))
+    recipe = make_recipe(settings=Settings(use_rslora=True))
 
-    assert with_settings(recipe, {"rslora": word}).settings.rslora is False
+    assert with_settings(recipe, {"use_rslora": word}).settings.use_rslora is False
 
 
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("rslora", "perhaps", "true or false"),
-        ("rslora", 1, "true or false"),
+        ("use_rslora", "perhaps", "true or false"),
+        ("use_rslora", 1, "true or false"),
         ("rank", "many", "a whole number"),
         ("rank", "2.5", "a whole number"),
         ("rank", "", "a whole number"),
@@ -140,7 +140,9 @@ def test_value_out_of_range_is_refused_with_the_value(name: str, value: Any) -> 
 @quick
 @given(value=st.floats(0, 1000))
 def test_number_written_out_comes_back(value: float) -> None:
-    assert with_settings(RECIPE, {"epochs": repr(value)}).settings.epochs == value
+    assert (
+        with_settings(RECIPE, {"num_train_epochs": repr(value)}).settings.num_train_epochs == value
+    )
 
 
 # --------------------------------------------------------------------------------- assignments

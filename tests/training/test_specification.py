@@ -16,8 +16,8 @@ from trunkline.training.specification import checkout, code_digest, specificatio
 
 @pytest.fixture
 def told(platform: Platform) -> dict[str, Any]:
-    ingredients = platform.ingredients("toy/animals", {})
-    return specification(ingredients, platform.catalogue.plugin("toy"))
+    training_job = platform.training_job("toy/animals", {})
+    return specification(training_job, platform.catalog.plugin("toy"))
 
 
 @pytest.fixture

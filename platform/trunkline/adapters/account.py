@@ -14,7 +14,6 @@ from typing import Any
 from trunkline.adapters.artifact import CARD, CONFIG, CROISSANT, PROVENANCE, Artifact
 from trunkline.adapters.card import model_card
 from trunkline.adapters.claims import plain_value
-from trunkline.adapters.formats import read_json
 from trunkline.adapters.origin import FORM, Provenance
 from trunkline.adapters.provenance import (
     provenance_bytes,
@@ -22,6 +21,7 @@ from trunkline.adapters.provenance import (
     read_provenance,
     unknown_origin,
 )
+from trunkline.adapters.safetensors_io import read_json
 from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import DatasetSpec
 from trunkline.errors import IntegrityError

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trunkline.adapters.artifact import KNOWN, WEIGHTS
-from trunkline.adapters.formats import MAX_JSON_BYTES
+from trunkline.adapters.safetensors_io import MAX_JSON_BYTES
 from trunkline.errors import (
     IntegrityError,
     NotFoundError,

@@ -18,20 +18,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.adapters.formats import (
+from trunkline.adapters.config import (
+    TASK_TYPES,
+    LoraShape,
+    check_config,
+    check_tensors,
+    normalized_config,
+)
+from trunkline.adapters.safetensors_io import (
     REPAIR,
     TensorInfo,
     canonical_json,
     read_header,
     read_json,
     short,
-)
-from trunkline.adapters.lora import (
-    TASK_TYPES,
-    LoraShape,
-    check_config,
-    check_tensors,
-    normalised_config,
 )
 from trunkline.contracts import Template
 from trunkline.errors import IntegrityError, UsageError
@@ -112,7 +112,7 @@ def seal(
     """
     config = read_json(folder / CONFIG)
     check_config(config, folder / CONFIG)
-    config = normalised_config(config, base["name"])
+    config = normalized_config(config, base["name"])
     write_json(folder / CONFIG, config)
     manifest = Manifest(
         weights=_sha256_file(folder / WEIGHTS),

@@ -4,7 +4,7 @@ Owns: the order of the card, its words and its metadata block for the Hugging Fa
 Must not know: the registry, or where anything is kept; everything comes from the manifest,
 PEFT's configuration and the provenance.
 
-What only people can say (intended use, licence of the adapter, contact) is NOT PROVIDED: it is
+What only people can say (intended use, license of the adapter, contact) is NOT PROVIDED: it is
 never guessed, and the card that an imported adapter may have come with is not read.
 """
 
@@ -69,9 +69,9 @@ def model_card(
             *use_lines(manifest),
             "",
             *_origin(provenance),
-            "## Licence, authors, contact",
-            f"- licence of the adapter: {NOT_PROVIDED}",
-            f"- licence of the base: {NOT_PROVIDED}",
+            "## License, authors, contact",
+            f"- license of the adapter: {NOT_PROVIDED}",
+            f"- license of the base: {NOT_PROVIDED}",
             f"- authors, contact, how to cite: {NOT_PROVIDED}",
             "",
         ]
@@ -149,7 +149,7 @@ def _data(provenance: Provenance, croissant: bool) -> list[str]:
     steps = _specified(provenance).get("transforms")
     lines = [
         f"- {code(dataset.name)}: {words(dataset.description or NOT_PROVIDED)}",
-        f"- source: {_known(dataset.source)}; licence: {_known(dataset.licence)}",
+        f"- source: {_known(dataset.source)}; license: {_known(dataset.license)}",
         f"- split by group: {words(dataset.grouping or NOT_PROVIDED)}",
         f"- rows: {dataset.rows:,}"
         + (f"; {code(kept['parts'])}" if kept["parts"] else "")
@@ -171,7 +171,7 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     targets = config.get("target_modules")
     named = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
     lora = f"- LoRA: rank {config.get('r')}, alpha {config.get('lora_alpha'):g}"
-    lora += ", rank-stabilised" if config.get("use_rslora") else ""
+    lora += ", rank-stabilized" if config.get("use_rslora") else ""
     lines = [f"{lora}, on {words(named)}"]
     run = provenance.run
     if run is None:
@@ -191,7 +191,7 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     if steps := report.get("steps"):
         best = f", the best after {words(report['best_step'])}" if "best_step" in report else ""
         tokens = words(report.get("tokens_trained"))
-        lines.append(f"- {words(steps)} optimiser steps{best}; {tokens} tokens")
+        lines.append(f"- {words(steps)} optimizer steps{best}; {tokens} tokens")
     parts = [where.get("device_name"), where.get("precision")]
     took = _number(report.get("train_seconds"))
     lasted = "" if took is None else f", {duration(took)} of training"
@@ -222,7 +222,7 @@ def _evaluations(provenance: Provenance) -> list[str]:
 def _evaluation(one: EvaluationOrigin) -> list[str]:
     results = one.results
     scores: Mapping[str, Any] = results.get("scores") or {}
-    floors: Mapping[str, Any] = results.get("floors") or {}
+    baselines: Mapping[str, Any] = results.get("baselines") or {}
     rows, groups = results.get("rows", "?"), results.get("groups", "?")
     lines = [
         f"On {rows} held-out rows in {groups} groups (split {code(one.split)}); intervals are "
@@ -233,8 +233,11 @@ def _evaluation(one: EvaluationOrigin) -> list[str]:
             [
                 ["this adapter", *(estimate(score) for score in scores.values())],
                 *(
-                    [f"floor: {words(name)}", *(estimate(figures.get(metric)) for metric in scores)]
-                    for name, figures in floors.items()
+                    [
+                        f"baseline: {words(name)}",
+                        *(estimate(figures.get(metric)) for metric in scores),
+                    ]
+                    for name, figures in baselines.items()
                 ),
             ],
         ),
@@ -243,8 +246,8 @@ def _evaluation(one: EvaluationOrigin) -> list[str]:
         lines += [
             "",
             f"{words(results.get('metric'))} minus that of "
-            f"{words(results.get('best_floor'))}: {estimate(difference)}: "
-            f"**{words(results.get('verdict'))}** the floor.",
+            f"{words(results.get('best_baseline'))}: {estimate(difference)}: "
+            f"**{words(results.get('verdict'))}** the baseline.",
         ]
     return [*lines, *_slices(results)]
 

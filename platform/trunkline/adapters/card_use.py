@@ -88,5 +88,5 @@ def _meaning(task: Mapping[str, Any]) -> str:
     if task["kind"] == "regression":
         unit = f", in {words(str(task['unit']))}" if task["unit"] else ""
         scale = ", on a log scale" if task["scale"] == "log" else ""
-        return f"The output at the prompt's last token is the number, standardised{scale}{unit}."
+        return f"The output at the prompt's last token is the number, standardized{scale}{unit}."
     return f"An answer has at most {task['max_new_tokens']} new tokens."

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.adapters.artifact import CONFIG, WEIGHTS
-from trunkline.adapters.formats import REPAIR, TensorInfo, read_header, read_json, short
-from trunkline.adapters.lora import LoraShape, adapted_module, is_head
+from trunkline.adapters.config import LoraShape, adapted_module, is_head
 from trunkline.adapters.reasons import PREFIX
+from trunkline.adapters.safetensors_io import REPAIR, TensorInfo, read_header, read_json, short
 from trunkline.adapters.skeleton import Skeleton
 from trunkline.errors import IntegrityError, NotFoundError
 

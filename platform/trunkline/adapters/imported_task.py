@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from trunkline.adapters.formats import TensorInfo, short
-from trunkline.adapters.lora import TASK_TYPES
+from trunkline.adapters.config import TASK_TYPES
+from trunkline.adapters.safetensors_io import TensorInfo, short
 from trunkline.contracts import Task, Template, check_new_tokens
 from trunkline.errors import UsageError
 

@@ -27,6 +27,7 @@ from trunkline.adapters.artifact import (
     write_json,
 )
 from trunkline.adapters.claims import checked_text
+from trunkline.adapters.config import LoraShape, check_config, check_tensors
 from trunkline.adapters.foreign import (
     Foreign,
     check_finite,
@@ -35,11 +36,10 @@ from trunkline.adapters.foreign import (
     plain_config,
     read_foreign,
 )
-from trunkline.adapters.formats import read_header, short
 from trunkline.adapters.imported_task import Wishes, imported_task, task_type
-from trunkline.adapters.lora import LoraShape, check_config, check_tensors
 from trunkline.adapters.origin import BaseOrigin, Provenance
 from trunkline.adapters.provenance import write_provenance
+from trunkline.adapters.safetensors_io import read_header, short
 from trunkline.adapters.skeleton import read_skeleton
 from trunkline.adapters.store import AdapterStore
 from trunkline.errors import (
@@ -55,7 +55,7 @@ from trunkline.registry.registry import Registry
 from trunkline.registry.session import system_actor, utc_now
 
 if TYPE_CHECKING:
-    from trunkline.base_model import BaseInfo
+    from trunkline.bases import BaseInfo
 
 _SHOWN = 1000
 UNKNOWN = {"dataset": "unknown", "fingerprint": "unknown", "split": "unknown"}

@@ -22,10 +22,10 @@ from trunkline.adapters.account import provenance_of
 from trunkline.adapters.archive import pack, unpack
 from trunkline.adapters.artifact import SIGNATURE, WEIGHTS, Artifact, read_artifact
 from trunkline.adapters.foreign import check_finite
-from trunkline.adapters.formats import REPAIR
 from trunkline.adapters.importing import check_name
 from trunkline.adapters.origin import Provenance
 from trunkline.adapters.provenance import read_provenance, write_provenance
+from trunkline.adapters.safetensors_io import REPAIR
 from trunkline.adapters.signing import check_signature, sign, signed_by
 from trunkline.adapters.storage import file_sha256
 from trunkline.adapters.store import AdapterStore, Arriving
@@ -166,7 +166,7 @@ def import_archive(
     if provenance.evaluations:
         notes.append(
             "Its evaluations are what the archive says; `trunkline eval "
-            f"{version.ref}` judges it here, where its recipe is installed."
+            f"{version.ref}` evaluates it here, where its recipe is installed."
         )
     return Arrived(version, came, tuple(notes))
 

@@ -1,4 +1,5 @@
-"""Artifacts in an object store, behind any URL that fsspec knows: ``s3://``, ``gs://``, ``memory://``.
+"""Artifacts in an object store, behind any URL that fsspec knows: ``s3://``, ``gs://``,
+``memory://``.
 
 Owns: the order in which a version's objects are written and taken away, the copies that are read
 from, and what a store's failures mean. Must not know: the registry.
@@ -20,7 +21,7 @@ from typing import Any
 
 from trunkline.adapters.artifact import KNOWN, MANIFEST, REQUIRED, Artifact, read_artifact
 from trunkline.adapters.cache import Cache
-from trunkline.adapters.formats import REPAIR
+from trunkline.adapters.safetensors_io import REPAIR
 from trunkline.adapters.storage import (
     DOMAIN,
     NAME,

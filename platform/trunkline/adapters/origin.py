@@ -40,7 +40,7 @@ class DatasetOrigin:
     fingerprint: str
     split_fingerprint: str
     rows: int
-    licence: str = UNKNOWN
+    license: str = UNKNOWN
     source: str = UNKNOWN
     counts: Mapping[str, Any] = field(default_factory=dict)
     description: str | None = None

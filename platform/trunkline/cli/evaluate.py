@@ -1,14 +1,14 @@
-"""``trunkline eval``: judge a version again, or a recipe over folds."""
+"""``trunkline eval``: evaluate a version again, or a recipe over folds."""
 
 from __future__ import annotations
 
 import click
 
 from trunkline.cli.command import Command
-from trunkline.cli.judgement_view import print_judgement
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import figure, heading, json_option, plain, print_json, print_table
 from trunkline.cli.progress import stop_on_interrupt, working
+from trunkline.cli.report_view import print_evaluation_report
 from trunkline.cli.train import parsed, set_option
 from trunkline.errors import UsageError
 
@@ -16,19 +16,19 @@ from trunkline.errors import UsageError
 @click.command(
     "eval",
     cls=Command,
-    short_help="Judge a version again, or a recipe over folds.",
+    short_help="Evaluate a version again, or a recipe over folds.",
     example="""
     $ trunkline eval medical/icd10-chapter
     medical/icd10-chapter@2 (champion)
     …
-    Judged on 511 held-out rows in 192 groups (95 % intervals, groups resampled)
+    Evaluated on 511 held-out rows in 192 groups (95 % intervals, groups resampled)
                     accuracy              macro_f1              medical/hierarchy_distance
     this adapter    0.853 [0.811, 0.892]  0.822 [0.735, 0.858]  0.256 [0.185, 0.330]
-    floor majority  0.141 [0.096, 0.193]  0.012 [0.009, 0.016]  1.571 [1.467, 1.671]
-    floor tfidf     0.793 [0.743, 0.837]  0.715 [0.643, 0.768]  0.354 [0.278, 0.441]
-    floor majority: always 'External causes of morbidity'
-    floor tfidf: characters 2-5, C=10
-    It beats the floor tfidf: accuracy 0.853 against 0.793,
+    baseline majority  0.141 [0.096, 0.193]  0.012 [0.009, 0.016]  1.571 [1.467, 1.671]
+    baseline tfidf     0.793 [0.743, 0.837]  0.715 [0.643, 0.768]  0.354 [0.278, 0.441]
+    baseline majority: always 'External causes of morbidity'
+    baseline tfidf: characters 2-5, C=10
+    It beats the baseline tfidf: accuracy 0.853 against 0.793,
     difference +0.061 [+0.012, +0.103].
 
     Slices, by accuracy
@@ -51,7 +51,8 @@ from trunkline.errors import UsageError
 def evaluate(
     said: Globals, name: str, folds: int | None, assignments: tuple[str, ...], as_json: bool
 ) -> None:
-    """Judge a version on its held-out rows again, or a recipe over folds, beside the floors."""
+    """Evaluate a version on its held-out rows again, or a recipe over folds, beside the
+    baselines."""
     if folds is None:
         if assignments:
             raise UsageError(
@@ -68,11 +69,17 @@ def _version(said: Globals, name: str, as_json: bool) -> None:
     platform = said.with_plugins
     with working() as listener:
         listener.stage("opening the base")
-        judgement = platform.evaluate(str(version.ref), listener=listener)
+        evaluation_report = platform.evaluate(str(version.ref), listener=listener)
     if as_json:
-        print_json({"adapter": str(version.ref), "digest": version.digest, "judgement": judgement})
+        print_json(
+            {
+                "adapter": str(version.ref),
+                "digest": version.digest,
+                "evaluation_report": evaluation_report,
+            }
+        )
         return
-    print_judgement(judgement, slices=True)
+    print_evaluation_report(evaluation_report, slices=True)
 
 
 def _folds(
@@ -85,7 +92,7 @@ def _folds(
         )
     settings = parsed(assignments)
     platform = said.with_plugins
-    platform.ingredients(recipe, settings)
+    platform.training_job(recipe, settings)
     with working() as listener, stop_on_interrupt(listener) as asked:
         listener.stage("opening the base")
         result = platform.cross_validate(
@@ -109,4 +116,4 @@ def _folds(
         ],
         right=("fold", "test rows", "steps", "best step", "best on validation"),
     )
-    print_judgement(result.judgement, slices=True)
+    print_evaluation_report(result.evaluation_report, slices=True)

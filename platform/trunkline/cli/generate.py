@@ -58,8 +58,8 @@ def generate(
     """Let an adapter, or the bare `base`, write a text; the prompt `-` is read from stdin."""
     if prompt == "-":
         prompt = sys.stdin.read()
-    with answering(said, url) as answerer:
-        answer = answerer.generate(answerer.find(ref), prompt, sampling)
+    with answering(said, url) as client:
+        answer = client.generate(client.find(ref), prompt, sampling)
     if as_json:
         print_json({"prompt": prompt, **answer.to_json()})
         return

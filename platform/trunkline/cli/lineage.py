@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     │   └── files: 3, 19.6 MB
     ├── base smollm2-135m
     ├── run 2 of medical/icd10-chapter: finished
-    │   ├── settings: epochs=2, max_steps=150, …
+    │   ├── settings: num_train_epochs=2, max_steps=150, …
     │   └── plugin: trunkline-medical 0.1.0
     ├── dataset medical/icd10-chapter
     │   ├── rows: bc376fb50efd47c8682aaa02b230adb51c1ab57afd88f610b9daece8c53a28c8

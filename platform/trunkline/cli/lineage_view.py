@@ -69,7 +69,7 @@ def tree(found: Lineage) -> Branch:
         found.base and _flat(f"base {found.base.name}", found.base, skip=("id", "name")),
         found.run and _run(found.run, found),
         found.dataset and _dataset(found.dataset, found.run),
-        found.evaluations and Branch("evaluations", [_judged(one) for one in found.evaluations]),
+        found.evaluations and Branch("evaluations", [_evaluated(one) for one in found.evaluations]),
         found.moves and Branch("alias moves", [Branch(move_text(one)) for one in found.moves]),
         found.loads and Branch("deployments", [_load(one) for one in found.loads]),
         found.tags and Branch("tags", _tags(found.tags)),
@@ -198,7 +198,7 @@ def _dataset(dataset: DatasetRecord, run: RunRecord | None) -> Branch:
     made.add("split", dataset.split_fingerprint)
     made.add("count", f"{dataset.rows:,}")
     made.below += _below("counts", dataset.counts)
-    made.add("licence", dataset.licence)
+    made.add("license", dataset.license)
     made.add("source", dataset.source)
     specification = (run and run.specification) or {}
     steps = specification.get("transforms")
@@ -209,22 +209,22 @@ def _dataset(dataset: DatasetRecord, run: RunRecord | None) -> Branch:
     return made
 
 
-def _judged(evaluation: EvaluationRecord) -> Branch:
+def _evaluated(evaluation: EvaluationRecord) -> Branch:
     results = evaluation.results
     made = Branch(f"{evaluation.split}, {moment(evaluation.created)}")
     made.add("dataset", f"{evaluation.dataset}, rows {evaluation.dataset_fingerprint}")
     made.add("split", evaluation.split_fingerprint)
     if "rows" in results:
-        made.add("judged on", f"{results['rows']} rows in {results.get('groups', '-')} groups")
+        made.add("evaluated on", f"{results['rows']} rows in {results.get('groups', '-')} groups")
     for metric, one in _mapping(results.get("scores")):
         made.add(metric, _estimate(one))
-    for floor, scores in _mapping(results.get("floors")):
+    for baseline, scores in _mapping(results.get("baselines")):
         said = ", ".join(f"{metric} {_estimate(one)}" for metric, one in _mapping(scores))
-        made.add(f"floor {floor}", said or "-")
+        made.add(f"baseline {baseline}", said or "-")
     if isinstance(results.get("difference"), Mapping):
         made.add(
             "verdict",
-            f"{results.get('verdict')} {results.get('best_floor')}, {results.get('metric')} "
+            f"{results.get('verdict')} {results.get('best_baseline')}, {results.get('metric')} "
             f"differs by {_estimate(results['difference'], sign=True)}",
         )
     slices = [one for one in results.get("slices") or () if isinstance(one, Mapping)]

@@ -59,7 +59,7 @@ class Globals:
     def with_plugins(self) -> Platform:
         """The platform with its plugins loaded; tells once on stderr of those that failed."""
         failed = [
-            plugin.domain for plugin in self.platform.catalogue.plugins if plugin.status == "failed"
+            plugin.domain for plugin in self.platform.catalog.plugins if plugin.status == "failed"
         ]
         for domain in dict.fromkeys(failed):
             click.echo(

@@ -49,7 +49,7 @@ def plugins() -> None:
 @with_globals
 def list_(said: Globals, as_json: bool) -> None:
     """List the installed plugins and what each contributes."""
-    found = said.platform.catalogue.plugins
+    found = said.platform.catalog.plugins
     if as_json:
         print_json(found)
         return
@@ -86,7 +86,7 @@ def list_(said: Globals, as_json: bool) -> None:
 @with_globals
 def show(said: Globals, name: str, as_json: bool) -> None:
     """Show one plugin: its contributions, or why it was set aside."""
-    plugin = said.platform.catalogue.plugin(name)
+    plugin = said.platform.catalog.plugin(name)
     if as_json:
         print_json(plugin)
         return

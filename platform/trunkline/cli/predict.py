@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.answering import Answerer, Voice, answering
+from trunkline.cli.answering import Client, Voice, answering
 from trunkline.cli.command import Command
 from trunkline.cli.options import Globals, url_option, with_globals
 from trunkline.cli.output import counted, figure, json_option, note, plain, print_json, print_table
@@ -104,16 +104,16 @@ def predict(
         texts = tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
         if not texts:
             raise UsageError("No text came on stdin.", "Send one text a line.")
-    with answering(said, url) as answerer:
+    with answering(said, url) as client:
         if ref == BASE:
-            answerer.predict(Voice(), [])
+            client.predict(Voice(), [])
         if file is not None:
             from trunkline.cli.texts import open_texts
 
             rows = open_texts(file, column, skip_empty=skip_empty)
-            _answer_file(answerer, answerer.find(ref), rows, out, top)
+            _answer_file(client, client.find(ref), rows, out, top)
             return
-        answers = answerer.predict(answerer.find(ref), texts)
+        answers = client.predict(client.find(ref), texts)
     if as_json:
         print_json(
             [
@@ -168,15 +168,13 @@ def _shown(answer: Answer, top: int) -> dict[str, Any]:
     return fields
 
 
-def _answer_file(
-    answerer: Answerer, voice: Voice, rows: TextFile, out: Path | None, top: int
-) -> None:
+def _answer_file(client: Client, voice: Voice, rows: TextFile, out: Path | None, top: int) -> None:
     with working("rows") as listener, _written(out) as sink:
-        answerer.prepare(listener)
+        client.prepare(listener)
         listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
         done = 0
         for batch in rows.batches():
-            for row, answer in zip(batch, _answers(answerer, voice, batch), strict=True):
+            for row, answer in zip(batch, _answers(client, voice, batch), strict=True):
                 fields = {"row": row.number, "text": row.text, **_shown(answer, top)}
                 for name in ("digest", "prompt_tokens", "new_tokens", "cached_tokens"):
                     fields.pop(name, None)
@@ -189,13 +187,13 @@ def _answer_file(
         note(f"{counted(rows.rows, 'answer')} in {out}")
 
 
-def _answers(answerer: Answerer, voice: Voice, batch: Sequence[TextRow]) -> list[Answer]:
+def _answers(client: Client, voice: Voice, batch: Sequence[TextRow]) -> list[Answer]:
     try:
-        return answerer.predict(voice, [row.text for row in batch])
+        return client.predict(voice, [row.text for row in batch])
     except (DataError, TooLargeError):
         for row in batch:  # a text that is refused is refused before anything is computed
             try:
-                answerer.predict(voice, [row.text])
+                client.predict(voice, [row.text])
             except (DataError, TooLargeError) as error:
                 raise DataError(f"Row {row.number}: {error.message}", error.hint) from error
         raise

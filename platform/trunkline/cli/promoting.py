@@ -32,13 +32,13 @@ reason_option = click.option(
     cls=Command,
     example="""
     $ trunkline adapters promote medical/icd10-chapter
-    yes  beats the floor  (accuracy minus that of tfidf: +0.061 [+0.012, +0.103])
+    yes  beats the baseline  (accuracy minus that of tfidf: +0.061 [+0.012, +0.103])
     medical/icd10-chapter  champion: none → 2
     Head of the events: 41:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 
     $ trunkline adapters promote finance/naics-sector@1
-    NO   beats the floor  (accuracy minus that of tfidf: +0.095 [+0.000, +0.188])
-    Error: The gate refuses finance/naics-sector@1: beats the floor: no (accuracy minus that of
+    NO   beats the baseline  (accuracy minus that of tfidf: +0.095 [+0.000, +0.188])
+    Error: The gate refuses finance/naics-sector@1: beats the baseline: no (accuracy minus that of
     tfidf: +0.095 [+0.000, +0.188]).
     Hint: Train a better one, or `trunkline adapters promote finance/naics-sector@1 --force --reason
     "…"`.

@@ -20,7 +20,7 @@ from trunkline.cli.output import (
 
 if TYPE_CHECKING:
     from trunkline.contracts import Gate, MetricSpec
-    from trunkline.training.fit import Ingredients
+    from trunkline.training.fit import TrainingJob
 
 
 @click.group(cls=Group, short_help="How adapters are made.")
@@ -44,7 +44,7 @@ def recipes() -> None:
 @with_globals
 def list_(said: Globals, as_json: bool) -> None:
     """List the recipes of all plugins."""
-    found = said.with_plugins.catalogue.recipes()
+    found = said.with_plugins.catalog.recipes()
     if as_json:
         names = ("name", "description", "task", "dataset", "loss", "metrics", "gate")
         print_json([{name: getattr(spec, name) for name in names} for spec in found])
@@ -70,12 +70,12 @@ def list_(said: Globals, as_json: bool) -> None:
     template     'Diagnosis: {text}'; text: strip, squeeze
     loss         medical/hierarchical
     metrics      accuracy, macro_f1, medical/hierarchy_distance
-    gate         accuracy: beats the best floor
+    gate         accuracy: beats the best baseline
 
     Settings (* differs from the platform's default)
     setting          value          meaning
     epochs           2           *  passes over the training rows
-    max_steps        0              stop after so many optimiser steps; 0: by epochs
+    max_steps        0              stop after so many optimizer steps; 0: by epochs
     …
     """,
 )
@@ -84,16 +84,16 @@ def list_(said: Globals, as_json: bool) -> None:
 @with_globals
 def show(said: Globals, name: str, as_json: bool) -> None:
     """Show a recipe with all its settings; each can be changed by `train --set`."""
-    ingredients = said.with_plugins.ingredients(name, {})
+    training_job = said.with_plugins.training_job(name, {})
     if as_json:
-        print_json(asdict(ingredients.recipe))
+        print_json(asdict(training_job.recipe))
         return
-    print_recipe(ingredients)
+    print_recipe(training_job)
 
 
-def print_recipe(ingredients: Ingredients) -> None:
+def print_recipe(training_job: TrainingJob) -> None:
     """Write a recipe and its settings on stdout."""
-    recipe, template = ingredients.recipe, ingredients.recipe.template
+    recipe, template = training_job.recipe, training_job.recipe.template
     shape = f"as a chat, {template.prompt!r}" if template.chat else repr(template.prompt)
     print_fields(
         [
@@ -105,8 +105,8 @@ def print_recipe(ingredients: Ingredients) -> None:
             ("system", template.system),
             ("loss", recipe.loss),
             ("metrics", ", ".join(dict.fromkeys((recipe.gate.metric, *recipe.metrics)))),
-            ("gate", _gate(recipe.gate, ingredients.deciding)),
-            ("more floors", ", ".join(recipe.floors) or None),
+            ("gate", _gate(recipe.gate, training_job.deciding)),
+            ("more baselines", ", ".join(recipe.baselines) or None),
             ("transforms", ", ".join(recipe.transforms) or None),
             ("scale", recipe.scale if recipe.task == "regression" else None),
             ("new tokens", recipe.max_new_tokens if recipe.task == "generation" else None),
@@ -130,8 +130,8 @@ def print_recipe(ingredients: Ingredients) -> None:
 
 
 def _gate(gate: Gate, metric: MetricSpec) -> str:
-    """``accuracy: beats the best floor, at least 0.8``."""
-    parts = ["beats the best floor"] if gate.beats_floor else []
+    """``accuracy: beats the best baseline, at least 0.8``."""
+    parts = ["beats the best baseline"] if gate.beats_baseline else []
     if gate.at_least is not None:
         bound = "at least" if metric.higher_is_better else "at most"
         parts.append(f"{bound} {gate.at_least:g}")

@@ -14,8 +14,8 @@ import click
 
 from trunkline import __version__
 from trunkline.cli.command import Group
+from trunkline.cli.errors import exit_code_of
 from trunkline.cli.options import Globals, with_globals
-from trunkline.cli.tell import exit_code_of
 
 COMMANDS = {
     "plugins": "trunkline.cli.plugins:plugins",
@@ -107,7 +107,7 @@ class Program(Group):
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @with_globals
 def trunkline(said: Globals, /, **options: Any) -> None:
-    """One foundation model, many trades: train LoRA adapters on one base, judge them, swap them.
+    """One foundation model, many trades: train LoRA adapters on one base, evaluate them, swap them.
 
     \b
     A first round:

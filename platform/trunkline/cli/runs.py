@@ -10,7 +10,6 @@ import click
 
 from trunkline.cli.adapters import limit_option
 from trunkline.cli.command import Group
-from trunkline.cli.judgement_view import print_judgement
 from trunkline.cli.options import Globals, run_number, with_globals
 from trunkline.cli.output import (
     counted,
@@ -26,6 +25,7 @@ from trunkline.cli.output import (
     print_table,
     short_digest,
 )
+from trunkline.cli.report_view import print_evaluation_report
 from trunkline.contracts import Settings
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def list_(said: Globals, recipe: str | None, before: int | None, limit: int, as_
     base      smollm2-135m (81e285c179b0)
     dataset   finance/naics-sector (rows bc376fb50efd, split f57aa57c0862)
     seed      0
-    settings  epochs=4, max_steps=80
+    settings  num_train_epochs=4, max_steps=80
     …
     Figures
     step  grad_norm  learning_rate   loss  validation.accuracy
@@ -159,8 +159,8 @@ def show(said: Globals, number: int, as_json: bool) -> None:
         heading("Figures")
         _print_metrics(metrics)
     for ref in run.versions:
-        if judged := platform.judgement(platform.resolve(ref)):
-            print_judgement(judged[0])
+        if evaluated := platform.evaluation_report(platform.resolve(ref)):
+            print_evaluation_report(evaluated[0])
 
 
 def _took(run: RunRecord) -> str:

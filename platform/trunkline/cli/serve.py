@@ -140,7 +140,7 @@ def _preload(platform: Platform, refs: tuple[str, ...]) -> None:
     versions = {str(version.ref): version for version in map(platform.resolve, refs)}
     for name, version in versions.items():
         note(f"loading {name}")
-        platform.engine.bank.load(platform.store.fetch(version), name)
+        platform.engine.pool.load(platform.store.fetch(version), name)
 
 
 def _teller(has_keys: bool) -> Callable[[str], None]:

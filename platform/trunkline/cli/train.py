@@ -1,4 +1,4 @@
-"""``trunkline train``: a recipe becomes a judged version; or what that would cost."""
+"""``trunkline train``: a recipe becomes a evaluated version; or what that would cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trunkline.cli.command import Command
-from trunkline.cli.judgement_view import print_judgement
 from trunkline.cli.options import Globals, run_number, with_globals
 from trunkline.cli.output import (
     bytes_text,
@@ -23,11 +22,12 @@ from trunkline.cli.output import (
     short_digest,
 )
 from trunkline.cli.progress import stop_on_interrupt, working
+from trunkline.cli.report_view import print_evaluation_report
 from trunkline.errors import UsageError
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
-    from trunkline.training.planning import TrainingPlan
+    from trunkline.training.plan import TrainingPlan
 
 set_option = click.option(
     "--set",
@@ -41,7 +41,7 @@ set_option = click.option(
 @click.command(
     "train",
     cls=Command,
-    short_help="Train a recipe, judge it, publish it as a version.",
+    short_help="Train a recipe, evaluate it, publish it as a version.",
     example="""
     $ trunkline train finance/naics-sector --set max_steps=80
     opening the base
@@ -57,14 +57,14 @@ set_option = click.option(
     proof        loaded back, 16 rows: 0.00% from the trained model, 94.06% from the base
     took         2 min 9 s, training 1 min 52 s
 
-    Judged on 273 held-out rows in 61 groups (95 % intervals, groups resampled)
+    Evaluated on 273 held-out rows in 61 groups (95 % intervals, groups resampled)
                     accuracy              macro_f1              finance/expected_cost
     this adapter    0.703 [0.591, 0.811]  0.471 [0.347, 0.540]  0.319 [0.198, 0.451]
-    floor majority  0.355 [0.195, 0.512]  0.031 [0.021, 0.051]  0.668 [0.497, 0.844]
-    floor tfidf     0.692 [0.572, 0.808]  0.438 [0.321, 0.513]  0.299 [0.189, 0.414]
-    floor majority: always 'Manufacturing'
-    floor tfidf: characters 2-5, C=100
-    It ties with the floor tfidf: accuracy 0.703 against 0.692,
+    baseline majority  0.355 [0.195, 0.512]  0.031 [0.021, 0.051]  0.668 [0.497, 0.844]
+    baseline tfidf     0.692 [0.572, 0.808]  0.438 [0.321, 0.513]  0.299 [0.189, 0.414]
+    baseline majority: always 'Manufacturing'
+    baseline tfidf: characters 2-5, C=100
+    It ties with the baseline tfidf: accuracy 0.703 against 0.692,
     difference +0.011 [-0.074, +0.091].
 
     Run 2 published finance/naics-sector@2 (sha256:374e8fcf2932)
@@ -88,14 +88,14 @@ def train(
     resume: int | None,
     as_json: bool,
 ) -> None:
-    """Train an adapter, prove it, judge it beside the floors, and publish it as a version.
+    """Train an adapter, prove it, evaluate it beside the baselines, and publish it as a version.
 
     It is published whatever the verdict; `adapters promote` asks the gate. Ctrl-C stops after the
     step and keeps the run for --resume.
     """
     settings = parsed(assignments)
     platform = said.with_plugins
-    platform.ingredients(recipe, settings)
+    platform.training_job(recipe, settings)
     if dry_run:
         if resume is not None:
             raise UsageError("A dry run resumes nothing.", "Leave --dry-run or --resume away.")
@@ -113,12 +113,12 @@ def train(
                 "version": run.version,
                 "adapter": str(run.version.ref),
                 "report": run.report,
-                "judgement": run.judgement,
+                "evaluation_report": run.evaluation_report,
             }
         )
         return
-    print_report(run.report, run.judgement.metric)
-    print_judgement(run.judgement)
+    print_report(run.report, run.evaluation_report.metric)
+    print_evaluation_report(run.evaluation_report)
     heading(f"Run {run.number} published {run.version.ref} ({short_digest(run.version.digest)})")
     verb = "generate" if run.version.task == "generation" else "predict"
     note(f'Ask it:     trunkline {verb} {run.version.ref} "a text"')
@@ -191,7 +191,7 @@ def _dry_run(platform: Platform, recipe: str, settings: Mapping[str, Any], as_js
     if as_json:
         print_json(plan)
         return
-    print_recipe(platform.ingredients(recipe, settings))
+    print_recipe(platform.training_job(recipe, settings))
     _print_cost(plan)
 
 

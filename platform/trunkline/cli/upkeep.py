@@ -20,7 +20,7 @@ from trunkline.refs import EXAMPLE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trunkline.adapters.garbage import Found
+    from trunkline.adapters.gc import Found
     from trunkline.adapters.upkeep import Verdict
     from trunkline.api import Platform
 

@@ -90,7 +90,7 @@ def croissant_of(
             f"group: {dataset.grouping}. Rows: {counted} (split {split.fingerprint}). When the "
             f"source was published: {NOT_PROVIDED}; the date here is that of the description."
         ),
-        "license": dataset.licence,
+        "license": dataset.license,
         "url": said[0].rstrip(".,;") if said else f"urn:sha256:{fingerprint}",
         "datePublished": (day or datetime.now(UTC).date()).isoformat(),
         "creator": {"@type": "sc:Organization", "name": NOT_PROVIDED},

@@ -117,7 +117,7 @@ def prepare(
     """Read, clean, check, and split a dataset for a recipe.
 
     Raises:
-        DataError: nothing to train on or judge: no rows left, a single class, a class with a
+        DataError: nothing to train on or evaluate: no rows left, a single class, a class with a
             single row, a target of the wrong kind.
         PluginError: the reader or a transform raised, or broke its contract.
     """
@@ -144,8 +144,10 @@ def prepare(
         test_share=dataset.test_share,
         fold=fold,
     )
-    if settings.max_examples and settings.max_examples < len(split.train):
-        chosen = random.Random(settings.seed).sample(range(len(split.train)), settings.max_examples)
+    if settings.max_train_samples and settings.max_train_samples < len(split.train):
+        chosen = random.Random(settings.seed).sample(
+            range(len(split.train)), settings.max_train_samples
+        )
         split = replace(split, train=tuple(split.train[index] for index in sorted(chosen)))
     augmented = augment_rows(split.train, transforms, random.Random(settings.seed))
     _check_augmented(dataset, recipe, augmented, labels)
@@ -236,7 +238,7 @@ def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
     if single:
         raise DataError(
             f"The class {single[0]!r} of {dataset.name} has one row; it can't be both trained on "
-            "and judged.",
+            "and evaluated.",
             "Add rows, or fold small classes together in the plugin.",
         )
     unknown = [label for label in counts if dataset.labels and label not in dataset.labels]

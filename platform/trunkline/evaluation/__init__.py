@@ -1,1 +1,1 @@
-"""Judgement: metrics, floors, intervals, verdicts."""
+"""Evaluation: metrics, baselines, intervals, verdicts."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from trunkline.configuration import GateSettings
 from trunkline.contracts import Gate
 from trunkline.evaluation.intervals import LEAST_GROUPS
-from trunkline.evaluation.judgement import Judgement, SliceScore
 from trunkline.evaluation.paired import Comparison
+from trunkline.evaluation.report import EvaluationReport, SliceScore
 
 LEAST_SLICE_ROWS = 20
 """A slice with fewer rows is named but does not decide: one row more or less would move its share
@@ -42,7 +42,7 @@ def tightened(gate: Gate, demanded: GateSettings, *, higher_is_better: bool = Tr
     strictest = max if higher_is_better else min
     return replace(
         gate,
-        beats_floor=gate.beats_floor or demanded.beats_floor,
+        beats_baseline=gate.beats_baseline or demanded.beats_baseline,
         beats_champion=gate.beats_champion or demanded.beats_champion,
         two_persons=gate.two_persons or demanded.two_persons,
         champion_margin=_both(min, gate.champion_margin, demanded.champion_margin),
@@ -50,32 +50,36 @@ def tightened(gate: Gate, demanded: GateSettings, *, higher_is_better: bool = Tr
     )
 
 
-def check_gate(gate: Gate, judgement: Judgement) -> tuple[GateCheck, ...]:
+def check_gate(gate: Gate, evaluation_report: EvaluationReport) -> tuple[GateCheck, ...]:
     """The conditions on a version by itself, each in words."""
     checks: list[GateCheck] = []
-    if gate.beats_floor:
-        difference = judgement.difference
+    if gate.beats_baseline:
+        difference = evaluation_report.difference
         figures = (
-            f"{judgement.metric} minus that of {judgement.best_floor}: "
+            f"{evaluation_report.metric} minus that of {evaluation_report.best_baseline}: "
             f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
         )
-        figures += _too_few(judgement.groups)
-        checks.append(GateCheck("beats the floor", judgement.verdict == "beats", figures))
+        figures += _too_few(evaluation_report.groups)
+        checks.append(
+            GateCheck("beats the baseline", evaluation_report.verdict == "beats", figures)
+        )
     if gate.at_least is not None:
-        score = judgement.scores[gate.metric].value
-        enough = _reaches(score, gate.at_least, judgement)
+        score = evaluation_report.scores[gate.metric].value
+        enough = _reaches(score, gate.at_least, evaluation_report)
         checks.append(
             GateCheck(
-                f"{_bound(judgement)} {gate.at_least:g}", enough, f"{judgement.metric}: {score:.3f}"
+                f"{_bound(evaluation_report)} {gate.at_least:g}",
+                enough,
+                f"{evaluation_report.metric}: {score:.3f}",
             )
         )
     if gate.slices_at_least is not None:
-        checks.append(_check_slices(gate.slices_at_least, judgement))
+        checks.append(_check_slices(gate.slices_at_least, evaluation_report))
     return tuple(checks)
 
 
 def check_champion(
-    gate: Gate, judgement: Judgement, champion: str, found: Comparison | str
+    gate: Gate, evaluation_report: EvaluationReport, champion: str, found: Comparison | str
 ) -> tuple[GateCheck, ...]:
     """The conditions on a version beside the present champion.
 
@@ -88,11 +92,11 @@ def check_champion(
         return tuple(GateCheck(name, False, f"{champion}: {found}") for name in names)
     difference = found.difference
     figures = (
-        f"{judgement.metric} minus that of {champion}: {difference.value:+.3f} "
+        f"{evaluation_report.metric} minus that of {champion}: {difference.value:+.3f} "
         f"[{difference.low:+.3f}, {difference.high:+.3f}] on {found.rows:,} rows"
         f"{_too_few(found.groups)}"
     )
-    worst = difference.low if judgement.higher_is_better else -difference.high
+    worst = difference.low if evaluation_report.higher_is_better else -difference.high
     passed = {
         name: found.verdict == "beats"
         if margin is None
@@ -123,30 +127,30 @@ def _champion_conditions(gate: Gate) -> dict[str, float | None]:
     return names
 
 
-def _check_slices(bound: float, judgement: Judgement) -> GateCheck:
-    name = f"every slice {_bound(judgement)} {bound:g}"
-    if not judgement.slices:
+def _check_slices(bound: float, evaluation_report: EvaluationReport) -> GateCheck:
+    name = f"every slice {_bound(evaluation_report)} {bound:g}"
+    if not evaluation_report.slices:
         return GateCheck(name, True, "the dataset has no slices")
-    deciding = [one for one in judgement.slices if one.rows >= LEAST_SLICE_ROWS]
-    small = [one for one in judgement.slices if one.rows < LEAST_SLICE_ROWS]
-    sign = 1 if judgement.higher_is_better else -1
-    failed = [one for one in deciding if not _reaches(one.score, bound, judgement)]
+    deciding = [one for one in evaluation_report.slices if one.rows >= LEAST_SLICE_ROWS]
+    small = [one for one in evaluation_report.slices if one.rows < LEAST_SLICE_ROWS]
+    sign = 1 if evaluation_report.higher_is_better else -1
+    failed = [one for one in deciding if not _reaches(one.score, bound, evaluation_report)]
     if deciding:
         worst = min(deciding, key=lambda one: sign * one.score)
-        figures = f"worst of {len(deciding)}: {_slice(judgement.metric, worst)}"
+        figures = f"worst of {len(deciding)}: {_slice(evaluation_report.metric, worst)}"
     else:
         figures = f"no slice has {LEAST_SLICE_ROWS} rows"
     if len(failed) > 1:
         figures += f"; {len(failed)} fail"
     if small:
-        figures += f"; too small to decide: {_named(judgement, small, sign)}"
+        figures += f"; too small to decide: {_named(evaluation_report, small, sign)}"
     return GateCheck(name, not failed, figures)
 
 
-def _named(judgement: Judgement, small: Sequence[SliceScore], sign: int) -> str:
+def _named(evaluation_report: EvaluationReport, small: Sequence[SliceScore], sign: int) -> str:
     """The worst of the small slices, and how many more there are."""
     ordered = sorted(small, key=lambda one: sign * one.score)
-    named = ", ".join(_slice(judgement.metric, one) for one in ordered[:_SLICES_NAMED])
+    named = ", ".join(_slice(evaluation_report.metric, one) for one in ordered[:_SLICES_NAMED])
     rest = len(small) - _SLICES_NAMED
     return named if rest <= 0 else f"{named} and {rest} more"
 
@@ -156,12 +160,12 @@ def _slice(metric: str, one: SliceScore) -> str:
     return f"{one.slice}={one.value} {metric} {one.score:.3f} on {rows}"
 
 
-def _reaches(score: float, bound: float, judgement: Judgement) -> bool:
-    return score >= bound if judgement.higher_is_better else score <= bound
+def _reaches(score: float, bound: float, evaluation_report: EvaluationReport) -> bool:
+    return score >= bound if evaluation_report.higher_is_better else score <= bound
 
 
-def _bound(judgement: Judgement) -> str:
-    return "at least" if judgement.higher_is_better else "at most"
+def _bound(evaluation_report: EvaluationReport) -> str:
+    return "at least" if evaluation_report.higher_is_better else "at most"
 
 
 def _too_few(groups: int) -> str:

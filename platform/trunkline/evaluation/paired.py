@@ -51,7 +51,7 @@ def compare(
     """
     others = {one.row_id: one for one in theirs}
     if not ours or not others:
-        raise DataError("no predictions are kept", "Judge both again with: trunkline eval.")
+        raise DataError("no predictions are kept", "Evaluate both again with: trunkline eval.")
     alike = sum(
         one.row_id in others
         and (others[one.row_id].target, others[one.row_id].group) == (one.target, one.group)

@@ -115,16 +115,16 @@ def attend(
     layout = _step
     assert layout is not None
     check_plain(settings)
-    pool = layout.layers[module.layer_idx]
+    kv_cache = layout.layers[module.layer_idx]
     heads, tokens, width = query.shape[1:]
     kv_heads = key.shape[1]
     group = heads // kv_heads
     both = torch.cat((key[0].transpose(0, 1), value[0].transpose(0, 1)), 1)
-    pool.index_copy_(0, layout.places, both)
+    kv_cache.index_copy_(0, layout.places, both)
     rows = layout.rows
     if rows > 0:
         assert layout.context is not None
-        past = pool.index_select(0, layout.context.view(-1))
+        past = kv_cache.index_select(0, layout.context.view(-1))
         keys, values = past.view(rows, -1, 2, kv_heads, width).permute(2, 0, 3, 1, 4)
         asked = query[0, :, :rows].transpose(0, 1).reshape(rows, kv_heads, group, width)
         given = sdpa(asked, keys, values, attn_mask=layout.mask, scale=scaling)
@@ -141,7 +141,7 @@ def attend(
                 is_causal=True, scale=scaling, enable_gqa=group > 1,
             )  # fmt: skip
         else:
-            past = pool.index_select(0, chunk.context)
+            past = kv_cache.index_select(0, chunk.context)
             keys, values = past.view(1, -1, 2, kv_heads, width).permute(2, 0, 3, 1, 4)
             given = sdpa(
                 query[:, :, span], keys, values,

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trunkline.adapters.artifact import Artifact
-from trunkline.adapters.bank import Bank
-from trunkline.adapters.routing import Routing
 from trunkline.errors import (
     BaseModelError,
     BusyError,
@@ -35,21 +33,23 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
 )
-from trunkline.inference.asked import Asked
-from trunkline.inference.fitness import check_serves
-from trunkline.inference.intake import Intake, of_text
-from trunkline.inference.kv import BLOCK, Blocks, bytes_per_token
-from trunkline.inference.reloads import Reloads
+from trunkline.inference.handle import End, GenerationHandle, Served, Work
+from trunkline.inference.kv_cache import BLOCK, Blocks, bytes_per_token
+from trunkline.inference.reload_queue import ReloadQueue
 from trunkline.inference.request import Answer, TokenScore
-from trunkline.inference.scheduler import Waiting
+from trunkline.inference.request_state import RequestState
+from trunkline.inference.scheduler import WaitQueue
+from trunkline.inference.self_check import check_serves
 from trunkline.inference.sequence import Sequence
 from trunkline.inference.settings import MIB, EngineSettings
 from trunkline.inference.step import Part, Stepper, plan
-from trunkline.inference.ticket import End, Served, Ticket, Work
+from trunkline.inference.validation import RequestValidator, of_text
+from trunkline.lora.pool import AdapterPool
+from trunkline.lora.routing import Routing
 from trunkline.tasks import GenerationTask
 
 if TYPE_CHECKING:
-    from trunkline.base_model import Base
+    from trunkline.bases import Base
 
 __all__ = ["Engine", "EngineState", "Work"]
 
@@ -72,7 +72,7 @@ class EngineState:
 
 
 class Engine:
-    """One base with its bank, and the thread that computes. Safe from any thread."""
+    """One base with its adapter pool, and the thread that computes. Safe from any thread."""
 
     def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
         self.base = base
@@ -88,41 +88,41 @@ class Engine:
                 f"than a block of {BLOCK}.",
                 "Give the engine a larger kv_mib.",
             )
-        # In a thread of its own, as the base was loaded (base_model/load.py says why).
+        # In a thread of its own, as the base was loaded (bases/load.py says why).
         with ThreadPoolExecutor(1) as apart:
-            self.bank, self._stepper = apart.submit(self._make).result()
+            self.pool, self._stepper = apart.submit(self._make).result()
         self._ends = frozenset(_end_ids(base))
-        self._intake = Intake(base, self.bank, self._blocks.total * BLOCK)
-        self._waiting: Waiting[Sequence] = Waiting()
+        self._intake = RequestValidator(base, self.pool, self._blocks.total * BLOCK)
+        self._waiting: WaitQueue[Sequence] = WaitQueue()
         self._running: list[Sequence] = []
-        self._open: set[Asked] = set()
+        self._open: set[RequestState] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._draining = False
         self._closed = False
         self._steps = 0
-        self._reloads = Reloads(self.bank)
+        self._reloads = ReloadQueue(self.pool)
         self._passed_over: dict[str, int] = {}
         atexit.register(_close, weakref.ref(self))
 
-    def _make(self) -> tuple[Bank, Stepper]:
+    def _make(self) -> tuple[AdapterPool, Stepper]:
         base, settings = self.base, self.settings
-        bank = Bank(
+        pool = AdapterPool(
             base.model,
             base.digest,
-            base.trunk,
+            base.fused_layers,
             slots=settings.slots,
             adapter_mib=settings.adapter_mib,
         )
-        stepper = Stepper(base.model, bank, self._blocks.total * BLOCK)
-        exact = str(base.dtype) == "torch.float32" and base.quantised is None
-        with bank.routed(Routing()):
-            check_serves(base.model, stepper.pool.layers, exact=exact)
-        return bank, stepper
+        stepper = Stepper(base.model, pool, self._blocks.total * BLOCK)
+        exact = str(base.dtype) == "torch.float32" and base.quantized is None
+        with pool.routed(Routing()):
+            check_serves(base.model, stepper.kv_cache.layers, exact=exact)
+        return pool, stepper
 
     # -------------------------------------------------------------------------------- asking
 
-    def submit(self, work: Work) -> Ticket:
+    def submit(self, work: Work) -> GenerationHandle:
         """Take a request on; returns as soon as it waits its turn.
 
         An adapter that is not in memory is read from disk by the calling thread.
@@ -152,24 +152,24 @@ class Engine:
             As :meth:`submit`; however it ends, nothing of it goes on.
         """
         self._check_open()
-        asked: list[Asked] = []
+        asked: list[RequestState] = []
         for place, work in enumerate(works):
             try:
                 asked.append(self._intake.take(work, self._cancel))
             except DataError as error:
                 raise of_text(error, place, len(works)) from None
-        tickets = self._enqueue(asked)
+        handles = self._enqueue(asked)
         try:
             answers = []
-            for ticket in tickets:
-                answers.append(ticket.answer())
+            for handle in handles:
+                answers.append(handle.answer())
                 if on_done is not None:
                     on_done(1)
             return answers
         finally:
-            for ticket in tickets:
-                if not ticket.ended:
-                    ticket.cancel()
+            for handle in handles:
+                if not handle.ended:
+                    handle.cancel()
 
     def state(self) -> EngineState:
         """How busy the engine is."""
@@ -218,14 +218,16 @@ class Engine:
                 "Try again later, or give the server a longer --queue.",
             )
 
-    def _enqueue(self, asked: Iterable[Asked], *, limited: bool = False) -> list[Ticket]:
-        tickets = []
+    def _enqueue(
+        self, asked: Iterable[RequestState], *, limited: bool = False
+    ) -> list[GenerationHandle]:
+        handles = []
         with self._changed:
             self._check_open()
             if limited:
                 self._check_queue()
             for one in asked:
-                request = one.ticket.work.request
+                request = one.handle.work.request
                 count = request.n if isinstance(one.task, GenerationTask) else 1
                 first, *rest = (
                     Sequence(one, index, self.base.tokenizer, self._ends) for index in range(count)
@@ -233,19 +235,19 @@ class Engine:
                 one.unstarted = rest
                 self._open.add(one)
                 self._waiting.add(one.key, first)
-                tickets.append(one.ticket)
+                handles.append(one.handle)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._work, name="trunkline-engine", daemon=True
                 )
                 self._thread.start()
             self._changed.notify_all()
-        return tickets
+        return handles
 
-    def _cancel(self, ticket: Ticket) -> None:
+    def _cancel(self, handle: GenerationHandle) -> None:
         with self._changed:
             for asked in self._open:
-                if asked.ticket is ticket:
+                if asked.handle is handle:
                     asked.cancelled = True
             self._changed.notify_all()
 
@@ -254,35 +256,35 @@ class Engine:
         if len(self._running) >= self.settings.rows:
             return None
         resident = None
-        artifact = sequence.asked.ticket.work.artifact
+        artifact = sequence.asked.handle.work.artifact
         if artifact is not None:
-            resident = self.bank.acquire(key)
+            resident = self.pool.acquire(key)
             if resident is None:
                 return self._without_place(sequence.asked, artifact)
             self._passed_over.pop(key, None)
         lease = self._blocks.lease(key, sequence.tokens, sequence.room)
         if lease is None:
             if resident is not None:
-                self.bank.release(resident)
+                self.pool.release(resident)
             return None
         sequence.seat(lease, resident)
         return True
 
-    def _without_place(self, asked: Asked, artifact: Artifact) -> bool | None:
+    def _without_place(self, asked: RequestState, artifact: Artifact) -> bool | None:
         """Let others go before a request whose adapter has no place, but not for ever.
 
         One of a large rank needs several places at once, which those of small ranks would take
         one by one as they are given back, and one that went out of memory comes back only where
         others are not in use all the time; so after some rounds nobody is admitted until it is.
         """
-        key, name = asked.key, asked.ticket.name
+        key, name = asked.key, asked.handle.name
         self._reloads.begin(artifact, name, self._wake)
-        resident = self.bank.get(key)
+        resident = self.pool.get(key)
         if resident is not None:
             if resident.placing:
                 return False
             try:
-                self.bank.check_pins(resident)
+                self.pool.check_pins(resident)
             except PinnedError as error:
                 self._end(asked, error, "failed")
                 return False
@@ -342,7 +344,7 @@ class Engine:
             if asked.cancelled:
                 self._end(asked, Interrupted("The request was cancelled."), "cancelled")
             else:
-                deadline = asked.ticket.work.request.deadline
+                deadline = asked.handle.work.request.deadline
                 error = DeadlineError(
                     f"The request was not answered in its {deadline:g} seconds.",
                     "Give it more time, or try when less is going on.",
@@ -417,8 +419,8 @@ class Engine:
             asked.choices[sequence.index] = sequence.choice()
             self._leave(sequence)
         if piece is not None:
-            asked.ticket.tell(piece)
-        if len(asked.choices) == asked.ticket.work.request.n:
+            asked.handle.tell(piece)
+        if len(asked.choices) == asked.handle.work.request.n:
             self._end(asked, asked.answer, "done")
 
     def _word(self, token: int) -> str:
@@ -434,10 +436,10 @@ class Engine:
         self._blocks.give_back(sequence.lease)
         sequence.lease = None
         if sequence.resident is not None:
-            self.bank.release(sequence.resident)
+            self.pool.release(sequence.resident)
         self._waiting.ended(sequence.asked.key)
 
-    def _end(self, asked: Asked, how: End, outcome: str) -> None:
+    def _end(self, asked: RequestState, how: End, outcome: str) -> None:
         if asked.ended:
             return
         asked.ended = True
@@ -446,7 +448,7 @@ class Engine:
         self._waiting.remove(lambda one: one.asked is asked)
         self._open.discard(asked)
         served = asked.served(outcome)
-        asked.ticket.end(how, served)
+        asked.handle.end(how, served)
         for observer in self.observers:
             try:
                 observer(served)

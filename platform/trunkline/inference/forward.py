@@ -1,7 +1,7 @@
 """Batches through a model: the last token's hidden state, or new tokens.
 
 Owns: the two ways of asking a model. Must not know: adapters, requests. Works on the bare base,
-on the base inside :meth:`Bank.using`, and on a model in training.
+on the base inside :meth:`AdapterPool.using`, and on a model in training.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _COLDEST = 1e-100
 
 
 @dataclass(frozen=True, slots=True)
-class Choosing:
+class SamplingParams:
     """How one sequence's next token is drawn.
 
     Attributes:
@@ -57,7 +57,7 @@ class Choosing:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class SampledTokens:
     """What was drawn, a place a row.
 
     ``logprobs`` are natural logarithms of the softmax without temperature and cut-offs; ``tops``
@@ -97,7 +97,9 @@ class Draws:
         return float(int.from_bytes(block, "little") >> 11) * 2.0**-53
 
 
-def choose(logits: torch.Tensor, ways: Sequence[Choosing], steps: Sequence[int]) -> Chosen:
+def choose(
+    logits: torch.Tensor, ways: Sequence[SamplingParams], steps: Sequence[int]
+) -> SampledTokens:
     """Draw the next token of each row.
 
     Rows that are greedy and ask for no log probabilities share one argmax; the others are weighed
@@ -142,7 +144,7 @@ def choose(logits: torch.Tensor, ways: Sequence[Choosing], steps: Sequence[int])
                 if (count := ways[row].logprobs) is not None:
                     logprobs[row] = logit - one.norm
                     tops[row] = tuple((token, at - one.norm) for token, at in one.top(count))
-    return Chosen(ids, logprobs, tops)
+    return SampledTokens(ids, logprobs, tops)
 
 
 class _Row:
@@ -176,7 +178,7 @@ class _Row:
         self._logits = logits
         self._weights = weights
 
-    def draw(self, way: Choosing, uniform: float) -> tuple[int, float]:
+    def draw(self, way: SamplingParams, uniform: float) -> tuple[int, float]:
         """A token's id and logit."""
         place = self._place(way, uniform)
         if place is None:
@@ -192,7 +194,7 @@ class _Row:
         pairs = zip(self.ids[:count], self.logits[:count], strict=True)
         return [(int(token), float(logit)) for token, logit in pairs]
 
-    def _place(self, way: Choosing, uniform: float) -> int | None:
+    def _place(self, way: SamplingParams, uniform: float) -> int | None:
         """The drawn token's rank, or None if it may be beyond those that are ranked."""
         import numpy as np
 
@@ -222,7 +224,9 @@ class _Row:
         self.weights = self._weights[order].cpu().numpy()
 
 
-def _weigh(logits: torch.Tensor, peaks: torch.Tensor, ways: Sequence[Choosing]) -> Iterator[_Row]:
+def _weigh(
+    logits: torch.Tensor, peaks: torch.Tensor, ways: Sequence[SamplingParams]
+) -> Iterator[_Row]:
     """Rank each row; ``peaks``: ``[rows, 1]`` float64, the greatest logit of each."""
     import torch
 

@@ -24,7 +24,7 @@ NEW_WEIGHT = 2
 T = TypeVar("T")
 
 
-class Waiting(Generic[T]):
+class WaitQueue(Generic[T]):
     """Queues by adapter; one thread at a time."""
 
     def __init__(self) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from trunkline.adapters.bank import Resident
-from trunkline.inference.asked import Asked
-from trunkline.inference.kv import BLOCK, Lease
+from trunkline.inference.detokenizer import PART, IncrementalDetokenizer
+from trunkline.inference.kv_cache import BLOCK, Lease
 from trunkline.inference.request import Choice, Piece, TokenScore
-from trunkline.inference.sampling import Choosing
-from trunkline.inference.wording import PART, Wording
+from trunkline.inference.request_state import RequestState
+from trunkline.inference.sampling import SamplingParams
+from trunkline.lora.pool import Resident
 from trunkline.tasks import GenerationTask
 
 
@@ -28,8 +28,10 @@ class Sequence:
         places: in the pool, of every token that this sequence may have, ``[room]``.
     """
 
-    def __init__(self, asked: Asked, index: int, tokenizer: Any, ends: frozenset[int]) -> None:
-        request = asked.ticket.work.request
+    def __init__(
+        self, asked: RequestState, index: int, tokenizer: Any, ends: frozenset[int]
+    ) -> None:
+        request = asked.handle.work.request
         self.asked = asked
         self.index = index
         self.tokens = list(asked.prompt)
@@ -37,7 +39,7 @@ class Sequence:
         self.lease: Lease | None = None
         self.resident: Resident | None = None
         self.places = np.empty(0, dtype=np.int64)
-        self.choosing = Choosing(
+        self.choosing = SamplingParams(
             request.temperature, request.top_p, request.top_k, request.seed + index,
             request.logprobs,
         )  # fmt: skip
@@ -46,7 +48,9 @@ class Sequence:
         self._told = 0
         self._ends = ends
         self._tokenizer = tokenizer
-        self._wording = Wording(tokenizer, request.stop, ends) if self.generates else None
+        self._wording = (
+            IncrementalDetokenizer(tokenizer, request.stop, ends) if self.generates else None
+        )
 
     @property
     def generates(self) -> bool:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trunkline.adapters.bank import Bank
-from trunkline.adapters.routing import Pages, Routing, Span
 from trunkline.inference.attention import Chunk, Layout, attending
-from trunkline.inference.kv import Pool
-from trunkline.inference.sampling import BrokenLogits, Chosen, choose
+from trunkline.inference.kv_cache import KVCache
+from trunkline.inference.sampling import BrokenLogits, SampledTokens, choose
 from trunkline.inference.sequence import Sequence
+from trunkline.lora.pool import AdapterPool
+from trunkline.lora.routing import Pages, Routing, Span
 
 if TYPE_CHECKING:
     import torch
@@ -67,12 +67,12 @@ def plan(
 
 
 class Stepper:
-    """The trunk with its pool of keys and values, and the bank beside it."""
+    """The trunk with its pool of keys and values, and the adapter pool beside it."""
 
-    def __init__(self, model: Any, bank: Bank, kv_tokens: int) -> None:
+    def __init__(self, model: Any, pool: AdapterPool, kv_tokens: int) -> None:
         self.model = model
-        self.bank = bank
-        self.pool = Pool(model, kv_tokens)
+        self.pool = pool
+        self.kv_cache = KVCache(model, kv_tokens)
         self._backbone = getattr(model, model.base_model_prefix)
         self._head = model.get_output_embeddings()
         self._device = next(model.parameters()).device
@@ -87,7 +87,7 @@ class Stepper:
         with torch.inference_mode():
             ids, positions, places = self._flat(ordered)
             layout = self._layout(rows, chunks, places)
-            with self.bank.routed(self._route(rows, chunks)), attending(self.model, layout):
+            with self.pool.routed(self._route(rows, chunks)), attending(self.model, layout):
                 hidden = self._backbone(
                     input_ids=ids[None], position_ids=positions[None], use_cache=False
                 ).last_hidden_state[0]
@@ -148,7 +148,7 @@ class Stepper:
         return drawn, broken
 
     @staticmethod
-    def _choose(sequences: list[Sequence], logits: torch.Tensor) -> Chosen:
+    def _choose(sequences: list[Sequence], logits: torch.Tensor) -> SampledTokens:
         ways = [one.choosing for one in sequences]
         return choose(logits, ways, [one.new_tokens for one in sequences])
 
@@ -186,14 +186,14 @@ class Stepper:
             context = torch.from_numpy(padded).to(self._device)
             if int(lengths.min()) < longest:
                 hidden = torch.from_numpy(np.arange(longest)[None] >= lengths[:, None])
-                mask = torch.zeros(hidden.shape, dtype=self.pool.layers[0].dtype)
+                mask = torch.zeros(hidden.shape, dtype=self.kv_cache.layers[0].dtype)
                 mask = mask.masked_fill_(hidden, float("-inf"))[:, None, None].to(self._device)
         laid: list[Chunk] = []
         at = len(rows)
         for part in chunks:
             laid.append(self._chunk(part, at))
             at += part.tokens
-        return Layout(self.pool.layers, places, len(rows), context, mask, tuple(laid))
+        return Layout(self.kv_cache.layers, places, len(rows), context, mask, tuple(laid))
 
     def _chunk(self, part: Part, at: int) -> Chunk:
         import torch
@@ -203,7 +203,7 @@ class Stepper:
             return Chunk(at, at + part.tokens, None, None)
         context = torch.from_numpy(part.sequence.places[:stop]).to(self._device)
         later = torch.ones(part.tokens, stop, dtype=torch.bool).triu(start + 1)
-        mask = torch.zeros(part.tokens, stop, dtype=self.pool.layers[0].dtype)
+        mask = torch.zeros(part.tokens, stop, dtype=self.kv_cache.layers[0].dtype)
         mask = mask.masked_fill_(later, float("-inf")).to(self._device)
         return Chunk(at, at + part.tokens, context, mask)
 

@@ -1,15 +1,15 @@
 """Plugins: find them, block them, ask each by itself, validate, install.
 
-``load_plugins`` gives a :class:`Catalogue`; nothing is imported before it is called.
+``load_plugins`` gives a :class:`Catalog`; nothing is imported before it is called.
 """
 
-from trunkline.plugins.catalogue import Catalogue, Contribution, PluginInfo
-from trunkline.plugins.checks import Finding, check
+from trunkline.plugins.catalog import Catalog, Contribution, PluginInfo
+from trunkline.plugins.check import Finding, check
 from trunkline.plugins.host import load_plugins
-from trunkline.plugins.installation import install, removable, uninstall
+from trunkline.plugins.install import install, removable, uninstall
 
 __all__ = [
-    "Catalogue",
+    "Catalog",
     "Contribution",
     "Finding",
     "PluginInfo",

@@ -27,7 +27,7 @@ import pluggy
 from trunkline import hookspecs
 from trunkline.contracts import API
 from trunkline.errors import NotFoundError, PluginError, TrunklineError
-from trunkline.plugins.catalogue import SPECS, Catalogue, Contribution, Kind, PluginInfo
+from trunkline.plugins.catalog import SPECS, Catalog, Contribution, Kind, PluginInfo
 from trunkline.plugins.validate import domain_violation, violations
 
 GROUP = "trunkline"
@@ -65,7 +65,7 @@ def load_plugins(
     no_plugins: bool = False,
     strict: bool = False,
     core_metrics: Collection[str] | None = None,
-) -> Catalogue:
+) -> Catalog:
     """Import the installed plugins, ask each for its specs, and set aside those that fail.
 
     The variable ``TRUNKLINE_LOAD_PLUGINS`` (domains with commas; empty: none) names the only ones
@@ -113,7 +113,7 @@ def load_plugins(
             f"{len(failed)} of {len(infos)} plugins failed. {told}.",
             f"See `trunkline plugins show {failed[0].domain}`, or leave out --strict.",
         )
-    return Catalogue(infos, contributions)
+    return Catalog(infos, contributions)
 
 
 def find_plugins() -> tuple[Candidate, ...]:

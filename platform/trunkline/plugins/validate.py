@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from trunkline.contracts import TASKS, DatasetSpec, RecipeSpec
-from trunkline.plugins.catalogue import SPECS, Contribution, Kind
+from trunkline.plugins.catalog import SPECS, Contribution, Kind
 
 RESERVED_DOMAINS = frozenset({"base"})
 _DOMAIN = re.compile(r"[a-z][a-z0-9-]{0,39}")

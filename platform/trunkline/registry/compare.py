@@ -95,7 +95,7 @@ def _facts(lineage: Lineage) -> Iterator[tuple[str, Any]]:
                 "rows": dataset.fingerprint,
                 "split": dataset.split_fingerprint,
                 "count": dataset.rows,
-                "licence": dataset.licence,
+                "license": dataset.license,
                 "source": dataset.source,
                 "counts": dataset.counts,
             },

@@ -50,7 +50,7 @@ class Evaluations(Aggregate):
         """Store figures and predictions together; gives the evaluation's id.
 
         Args:
-            version: what was judged, if it is published. One that is recorded under a ``run``
+            version: what was evaluated, if it is published. One that is recorded under a ``run``
                 before its version is published becomes the version's when that happens; neither
                 means the bare base.
 
@@ -78,8 +78,8 @@ class Evaluations(Aggregate):
                     "target": storable(answer.target),
                     "prediction": storable(answer.prediction),
                     "confidence": answer.confidence,
-                    "floor_prediction": answer.floor_prediction
-                    and storable(answer.floor_prediction),
+                    "baseline_prediction": answer.baseline_prediction
+                    and storable(answer.baseline_prediction),
                 }
                 for answer in predictions
             ]
@@ -169,7 +169,7 @@ class Evaluations(Aggregate):
                     target=row.target,
                     prediction=row.prediction,
                     confidence=row.confidence,
-                    floor_prediction=row.floor_prediction,
+                    baseline_prediction=row.baseline_prediction,
                 )
                 for row in session.scalars(query)
             ]

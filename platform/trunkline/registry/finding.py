@@ -60,7 +60,7 @@ _COLUMNS: dict[str, InstrumentedAttribute[Any]] = {
     "digest": Version.digest,
     "base": Base.name,
     "dataset": Dataset.name,
-    "licence": Dataset.licence,
+    "license": Dataset.license,
     "rows": Dataset.fingerprint,
     "run": Version.run_id,
     "bytes": Version.bytes,
@@ -100,13 +100,13 @@ def _page(
 ) -> Page:
     """The newest of what matches and comes behind ``after``."""
     before = None if after is None else find_version(session, after, gone=True)[0][0].id
-    floor = 0
+    baseline = 0
     if few is not None:
         matching = matching.where(Version.id.in_(few))
     else:
         newest = session.scalar(select(func.max(Version.id))) or 0
-        floor = max(0, (newest + 1 if before is None else before) - FAR)
-        matching = matching.where(Version.id >= floor)
+        baseline = max(0, (newest + 1 if before is None else before) - FAR)
+        matching = matching.where(Version.id >= baseline)
     if before is not None:
         matching = matching.where(Version.id < before)
     ids = session.scalars(matching.order_by(Version.id.desc()).limit(limit + 1)).all()
@@ -116,7 +116,7 @@ def _page(
     records = tuple(version_records(session, rows, scored=True))
     if len(ids) > limit:
         return Page(records, records[-1].ref)
-    return Page(records, _earlier(session, floor))
+    return Page(records, _earlier(session, baseline))
 
 
 def _matching(condition: Condition) -> Select[int]:
@@ -130,13 +130,13 @@ def _matching(condition: Condition) -> Select[int]:
     )
 
 
-def _earlier(session: Session, floor: int) -> Ref | None:
+def _earlier(session: Session, baseline: int) -> Ref | None:
     """The first version from which on was looked, if there are others before it."""
     known = Version.status.in_(("visible", "removed"))
-    if session.scalar(select(Version.id).where(Version.id < floor, known).limit(1)) is None:
+    if session.scalar(select(Version.id).where(Version.id < baseline, known).limit(1)) is None:
         return None
     row = session.execute(
-        known_versions().where(Version.id >= floor).order_by(Version.id).limit(1)
+        known_versions().where(Version.id >= baseline).order_by(Version.id).limit(1)
     ).one()
     return Ref(row[1].domain, row[1].name, str(row[0].number))
 

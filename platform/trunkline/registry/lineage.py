@@ -133,7 +133,7 @@ class Tracer(Aggregate):
         return self._of_version(row)
 
     def of_run(self, number: int) -> Lineage:
-        """Everything behind a run, and how what it made was judged.
+        """Everything behind a run, and how what it made was evaluated.
 
         Raises:
             NotFoundError: no run has this number.

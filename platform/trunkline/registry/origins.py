@@ -75,7 +75,7 @@ def _base(row: Base) -> dict[str, Any]:
 
 
 def _dataset(row: Dataset) -> dict[str, Any]:
-    names = ("name", "fingerprint", "split_fingerprint", "rows", "licence", "source", "counts")
+    names = ("name", "fingerprint", "split_fingerprint", "rows", "license", "source", "counts")
     return {name: getattr(row, name) for name in names}
 
 

@@ -41,7 +41,7 @@ class DatasetRecord:
     fingerprint: str
     split_fingerprint: str
     rows: int
-    licence: str
+    license: str
     source: str
     counts: Mapping[str, Any]
     first_seen: datetime
@@ -82,7 +82,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricRecord:
-    """A figure at an optimiser step of a run; ``value`` may be not-a-number."""
+    """A figure at an optimizer step of a run; ``value`` may be not-a-number."""
 
     step: int
     name: str
@@ -91,11 +91,11 @@ class MetricRecord:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a version stands by its newest judgement on its test rows: the deciding metric.
+    """How a version stands by its newest evaluation on its test rows: the deciding metric.
 
     Attributes:
         metric: its name; ``value`` with the interval from ``low`` to ``high``.
-        verdict: against the best floor: ``beats``, ``ties`` or ``loses``.
+        verdict: against the best baseline: ``beats``, ``ties`` or ``loses``.
     """
 
     metric: str
@@ -259,7 +259,7 @@ class PredictionRecord:
     target: str
     prediction: str
     confidence: float | None = None
-    floor_prediction: str | None = None
+    baseline_prediction: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

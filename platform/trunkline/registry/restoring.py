@@ -40,7 +40,7 @@ from trunkline.registry.tables import (
 REBUILT = "registry.rebuilt"
 TOLD = "restored"
 """Marks the results of an evaluation that only a version's files tell of, so that no gate takes
-them for a judgement made here."""
+them for a evaluation made here."""
 
 
 def rebuild(sessions: Sessions, found: Sequence[FoundVersion], actor: str | None = None) -> Rebuilt:
@@ -108,7 +108,7 @@ def _base_and_dataset(session: Session, provenance: Mapping[str, Any]) -> Restor
     find_or_add(session, Base(**base, first_seen=utc_now()), Base.digest == base["digest"])
     if dataset is None:
         return RestoredLineage(base["digest"], None, None)
-    columns = ("name", "fingerprint", "split_fingerprint", "rows", "licence", "source", "counts")
+    columns = ("name", "fingerprint", "split_fingerprint", "rows", "license", "source", "counts")
     row = find_or_add(
         session,
         Dataset(**{name: dataset[name] for name in columns}, first_seen=utc_now()),

@@ -79,7 +79,7 @@ class Runs(Aggregate):
             return run.id
 
     def log_metrics(self, run: int, step: int, values: Mapping[str, float]) -> None:
-        """Store figures of an optimiser step; the same step and name again replaces them."""
+        """Store figures of an optimizer step; the same step and name again replaces them."""
         if not values:
             return
         rows = [

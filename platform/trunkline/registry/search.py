@@ -44,7 +44,7 @@ FIELDS: dict[str, Kind] = {
     "alias": "name",
     "base": "name",
     "dataset": "name",
-    "licence": "text",
+    "license": "text",
     "rows": "name",
     "run": "number",
     "bytes": "number",

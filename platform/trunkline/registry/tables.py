@@ -120,7 +120,7 @@ class Dataset(Table):
     fingerprint: Mapped[str]
     split_fingerprint: Mapped[str]
     rows: Mapped[int]
-    licence: Mapped[str]
+    license: Mapped[str]
     source: Mapped[str]
     counts: Mapped[dict[str, Any]]
     first_seen: Mapped[datetime]
@@ -153,7 +153,7 @@ class Run(Table):
 
 
 class RunMetric(Table):
-    """A figure at an optimiser step; NULL stands for not-a-number."""
+    """A figure at an optimizer step; NULL stands for not-a-number."""
 
     __tablename__ = "run_metrics"
 
@@ -297,7 +297,7 @@ class Prediction(Table):
     target: Mapped[str]
     prediction: Mapped[str]
     confidence: Mapped[float | None]
-    floor_prediction: Mapped[str | None]
+    baseline_prediction: Mapped[str | None]
 
 
 class ChainHead(Table):

@@ -120,12 +120,12 @@ class Versions(Aggregate):
             version.publisher = None
             version.created = utc_now()
             if run is not None:
-                judged = session.scalars(
+                evaluated = session.scalars(
                     select(Evaluation)
                     .where(Evaluation.run_id == run.id, Evaluation.version_id.is_(None))
                     .order_by(Evaluation.id)
                 )
-                for evaluation in judged:
+                for evaluation in evaluated:
                     evaluation.version_id = version.id
                     keep_scores(session, evaluation)
             told: dict[str, Any] = {"number": number, "digest": digest, "run": version.run_id}

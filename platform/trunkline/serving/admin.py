@@ -97,7 +97,7 @@ async def unload(body: RefBody, request: Request) -> dict[str, Any]:
     service = _service(request)
     model = await _adapter(request, body.ref)
     with _named(model):
-        gone = await service.load(service.engine.bank.unload, model.digest)
+        gone = await service.load(service.engine.pool.unload, model.digest)
     return {"ref": model.root, "digest": model.digest, "resident": not gone}
 
 
@@ -107,7 +107,7 @@ async def pin(body: PinBody, request: Request) -> dict[str, Any]:
     service = _service(request)
     model = await _adapter(request, body.ref)
     with _named(model):
-        await service.load(service.engine.bank.pin, model.digest, body.pinned)
+        await service.load(service.engine.pool.pin, model.digest, body.pinned)
     return {"ref": model.root, "digest": model.digest, "pinned": body.pinned}
 
 
@@ -159,7 +159,7 @@ def _find(service: Service, call: Call, ref: str) -> Model:
 
 @contextmanager
 def _named(model: Model) -> Iterator[None]:
-    """The bank knows digests only."""
+    """The adapter pool knows digests only."""
     try:
         yield
     except NotFoundError:
@@ -171,7 +171,7 @@ def _named(model: Model) -> Iterator[None]:
 def _load(service: Service, call: Call, ref: str) -> dict[str, Any]:
     model = _find(service, call, ref)
     version = service.registry.versions.resolve(Ref.parse(model.root))[0]
-    service.engine.bank.load(service.platform.store.fetch(version), model.root)
+    service.engine.pool.load(service.platform.store.fetch(version), model.root)
     return {"ref": model.root, "digest": model.digest, "resident": True}
 
 
@@ -205,13 +205,13 @@ def _actor(call: Call) -> str | None:
 
 
 def _residents(service: Service, call: Call) -> dict[str, Any]:
-    bank, key = service.engine.bank, call.key
+    pool, key = service.engine.pool, call.key
     seen = [
-        one for one in bank.residents() if key is None or key.may_use(one.name.partition("@")[0])
+        one for one in pool.residents() if key is None or key.may_use(one.name.partition("@")[0])
     ]
     return {
         "object": "list",
-        "data": [{**asdict(one), **asdict(bank.counters(one.digest))} for one in seen],
-        "total_bytes": bank.total_bytes,
-        "budget_bytes": bank.budget_bytes,
+        "data": [{**asdict(one), **asdict(pool.counters(one.digest))} for one in seen],
+        "total_bytes": pool.total_bytes,
+        "budget_bytes": pool.budget_bytes,
     }

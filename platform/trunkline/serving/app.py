@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from trunkline.serving import admin, chat, completions, listing, predict, probes
 from trunkline.serving.call import Call
 from trunkline.serving.errors import of_http, of_validation
-from trunkline.serving.gate import Gate
+from trunkline.serving.middleware import Gate
 from trunkline.serving.service import Service
 from trunkline.serving.settings import ServerSettings
 

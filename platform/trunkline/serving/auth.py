@@ -14,7 +14,7 @@ from trunkline.registry.registry import Registry
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
-class Doorkeeper:
+class Authenticator:
     """Decides whether a request comes in.
 
     A server that only this machine reaches is open as long as no key was ever made for it. Once

@@ -27,9 +27,9 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
 )
-from trunkline.inference.intake import of_text
+from trunkline.inference.handle import GenerationHandle
 from trunkline.inference.request import Answer, Piece, Request
-from trunkline.inference.ticket import Ticket
+from trunkline.inference.validation import of_text
 from trunkline.registry.records import KeyRecord, RequestLine
 from trunkline.serving.errors import ApiError, too_late
 from trunkline.serving.models import Model, find_model
@@ -70,7 +70,7 @@ class Call:
         self.at = datetime.now(UTC)
         self._started = time.monotonic()
         self._timeout: float | None = None
-        self._tickets: list[Ticket] = []
+        self._tickets: list[GenerationHandle] = []
         self._given_up = False
         self._settling: asyncio.Future[None] | None = None
 
@@ -157,9 +157,9 @@ class Call:
     def cancel(self) -> None:
         """Give up what the engine still has of this request."""
         self._given_up = True
-        for ticket in list(self._tickets):
-            if not ticket.ended:
-                ticket.cancel()
+        for handle in list(self._tickets):
+            if not handle.ended:
+                handle.cancel()
 
     # -------------------------------------------------------------------------------- and back
 
@@ -173,7 +173,7 @@ class Call:
             Interrupted: it did.
             TrunklineError: what the first request that failed ended with.
         """
-        answering = asyncio.gather(*(ticket.answer_async() for ticket in self._tickets))
+        answering = asyncio.gather(*(handle.answer_async() for handle in self._tickets))
         waiting: set[asyncio.Future[Any]] = {answering}
         if receive is not None:
             waiting.add(asyncio.ensure_future(gone(receive)))
@@ -190,7 +190,7 @@ class Call:
 
     def pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
         """The streams of all requests as they come, each piece with its request's place."""
-        return merged([ticket.stream() for ticket in self._tickets])
+        return merged([handle.stream() for handle in self._tickets])
 
     # -------------------------------------------------------------------------------- the account
 
@@ -257,13 +257,13 @@ class Call:
     async def _end(self) -> None:
         """Wait until the engine has let go, so that its tokens can be counted."""
         self.cancel()
-        ending = [ticket.answer_async() for ticket in self._tickets if not ticket.ended]
+        ending = [handle.answer_async() for handle in self._tickets if not handle.ended]
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*ending, return_exceptions=True), _CANCEL_SECONDS)
 
     def line(self, status: int, text: str | None, output: str | None) -> RequestLine:
         """What the log says of this request."""
-        served = [ticket.served for ticket in self._tickets if ticket.served is not None]
+        served = [handle.served for handle in self._tickets if handle.served is not None]
         return RequestLine(
             id=self.id,
             at=self.at,
@@ -272,7 +272,7 @@ class Call:
             asked=self.asked or "",
             version=None if self.model is None else self.model.root,
             digest=None if self.model is None else self.model.digest,
-            prompt_tokens=sum(ticket.prompt_tokens for ticket in self._tickets),
+            prompt_tokens=sum(handle.prompt_tokens for handle in self._tickets),
             new_tokens=sum(one.new_tokens for one in served),
             status=status,
             seconds=time.monotonic() - self._started,

@@ -17,8 +17,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from trunkline.inference import request as inference
+from trunkline.inference.detokenizer import PART
 from trunkline.inference.request import Answer, Piece, TokenScore
-from trunkline.inference.wording import PART
 from trunkline.refs import BASE
 from trunkline.serving.call import Call
 from trunkline.serving.models import Model

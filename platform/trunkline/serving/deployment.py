@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from trunkline.errors import TrunklineError
 
 if TYPE_CHECKING:
-    from trunkline.adapters.bank import Bank
-    from trunkline.base_model.info import BaseInfo
+    from trunkline.bases.info import BaseInfo
+    from trunkline.lora.pool import AdapterPool
     from trunkline.registry.registry import Registry
 
 BEAT_SECONDS = 15.0
@@ -95,10 +95,10 @@ class Presence:
         self._unwatch: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="deployment", daemon=True)
 
-    def watch(self, bank: Bank) -> None:
-        """Tell of what the bank holds, and of what it loads and puts out from now on."""
-        bank.observe(self._observe)
-        self._unwatch = lambda: bank.unobserve(self._observe)
+    def watch(self, pool: AdapterPool) -> None:
+        """Tell of what the adapter pool holds, and of what it loads and puts out from now on."""
+        pool.observe(self._observe)
+        self._unwatch = lambda: pool.unobserve(self._observe)
 
     def start(self) -> None:
         """Begin to tell."""

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from trunkline.inference.engine import Engine
-    from trunkline.inference.ticket import Served
+    from trunkline.inference.handle import Served
 
 MOST_VERSIONS = 1000
 OTHER = "other"
@@ -69,12 +69,13 @@ class Metrics:
         )
 
     def watch(self, engine: Engine) -> None:
-        """Tell the engine's and the bank's own figures, too, whenever they are asked for."""
-        self._registry.register(_Watching(engine, self._labelled))
+        """Tell the engine's and the adapter pool's own figures, too, whenever they are asked
+        for."""
+        self._registry.register(_Watching(engine, self._labeled))
 
     def observe(self, served: Served) -> None:
         """Count a request that the engine has ended."""
-        version = self._labelled(served.name)
+        version = self._labeled(served.name)
         self._requests.labels(version, served.outcome).inc()
         self._prompt.labels(version).inc(served.prompt_tokens)
         self._cached.labels(version).inc(served.cached_tokens)
@@ -88,7 +89,7 @@ class Metrics:
 
     def count_error(self, version: str | None, status: int) -> None:
         """Count a request that ended in an error; ``version`` None: it came to none."""
-        self._errors.labels("" if version is None else self._labelled(version), status).inc()
+        self._errors.labels("" if version is None else self._labeled(version), status).inc()
 
     def count_response(self, route: str, status: int) -> None:
         """Count a response; ``route`` is the template of a path, never the path."""
@@ -99,7 +100,7 @@ class Metrics:
         self._in_flight.set(in_flight)
         return generate_latest(self._registry)
 
-    def _labelled(self, name: str) -> str:
+    def _labeled(self, name: str) -> str:
         with self._lock:
             if name not in self._names:
                 if len(self._names) >= MOST_VERSIONS:
@@ -109,11 +110,11 @@ class Metrics:
 
 
 class _Watching(Collector):
-    """Reads the engine and the bank when figures are asked for."""
+    """Reads the engine and the adapter pool when figures are asked for."""
 
-    def __init__(self, engine: Engine, labelled: Callable[[str], str]) -> None:
+    def __init__(self, engine: Engine, labeled: Callable[[str], str]) -> None:
         self._engine = engine
-        self._labelled = labelled
+        self._labeled = labeled
 
     def describe(self) -> list[Metric]:
         return []
@@ -130,13 +131,13 @@ class _Watching(Collector):
         ):
             yield GaugeMetricFamily(f"trunkline_{name}", text, value)
         yield CounterMetricFamily("trunkline_engine_steps", "Steps of the batch.", state.steps)
-        yield from self._bank()
+        yield from self._pool()
 
-    def _bank(self) -> Iterator[Metric]:
-        bank = self._engine.bank
+    def _pool(self) -> Iterator[Metric]:
+        pool = self._engine.pool
         held: Sums[tuple[str, str]] = Sums()
-        for one in bank.residents():
-            held[self._labelled(one.name), one.tier] += one.bytes
+        for one in pool.residents():
+            held[self._labeled(one.name), one.tier] += one.bytes
         sizes = GaugeMetricFamily(
             "trunkline_adapter_bytes", "Memory for an adapter.", labels=["version", "tier"]
         )
@@ -144,8 +145,8 @@ class _Watching(Collector):
             sizes.add_metric(labels, size)
         loads: Sums[str] = Sums()
         evictions: Sums[str] = Sums()
-        for name, counted in bank.all_counters():
-            version = self._labelled(name)
+        for name, counted in pool.all_counters():
+            version = self._labeled(name)
             loads[version] += counted.loads
             evictions[version] += counted.evictions
         yield sizes
@@ -157,5 +158,9 @@ class _Watching(Collector):
             for version, number in sums.items():
                 family.add_metric([version], number)
             yield family
-        yield GaugeMetricFamily("trunkline_bank_bytes", "Memory for adapters.", bank.total_bytes)
-        yield GaugeMetricFamily("trunkline_bank_budget_bytes", "Its limit.", bank.budget_bytes)
+        yield GaugeMetricFamily(
+            "trunkline_adapter_pool_bytes", "Memory for adapters.", pool.total_bytes
+        )
+        yield GaugeMetricFamily(
+            "trunkline_adapter_pool_budget_bytes", "Its limit.", pool.budget_bytes
+        )

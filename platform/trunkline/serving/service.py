@@ -21,7 +21,7 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
 )
-from trunkline.serving.auth import Doorkeeper
+from trunkline.serving.auth import Authenticator
 from trunkline.serving.deployment import Presence
 from trunkline.serving.metrics import Metrics
 from trunkline.serving.models import ServedBase
@@ -53,7 +53,7 @@ class Service:
         self.platform = platform
         self.settings = settings
         self.registry = platform.registry
-        self.doorkeeper = Doorkeeper(
+        self.doorkeeper = Authenticator(
             self.registry, loopback=is_loopback(settings.host), host=settings.host
         )
         self.metrics = Metrics()
@@ -99,7 +99,7 @@ class Service:
                 self._presence = Presence(
                     self.registry, engine.base.info, self.url, dtype=engine.base.kind
                 )
-                self._presence.watch(engine.bank)
+                self._presence.watch(engine.pool)
                 self._presence.start()
             self._engine = engine
         except TrunklineError as error:

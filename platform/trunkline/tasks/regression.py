@@ -1,4 +1,4 @@
-"""Regression: one output on the last token's hidden state, on a standardised scale."""
+"""Regression: one output on the last token's hidden state, on a standardized scale."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class RegressionTask:
     def outputs(
         self, model: Any, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions and targets, both ``[batch]`` float32 on the standardised scale."""
+        """Predictions and targets, both ``[batch]`` float32 on the standardized scale."""
         answer = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return answer.logits.float().squeeze(-1), batch["targets"]
 
@@ -73,7 +73,7 @@ class RegressionTask:
         return LossContext()
 
     def decode(self, outputs: torch.Tensor) -> list[tuple[Target, None]]:
-        """``[batch]`` or ``[batch, 1]`` on the standardised scale → numbers in the unit."""
+        """``[batch]`` or ``[batch, 1]`` on the standardized scale → numbers in the unit."""
         return [(self.unscaled(value), None) for value in outputs.float().reshape(-1).tolist()]
 
     def to_json(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Recipe and data → a proven, judged, published artifact."""
+"""Recipe and data → a proven, evaluated, published artifact."""

@@ -49,7 +49,7 @@ class Order:
 
     Args:
         lengths: of the examples, in tokens.
-        rows: of one optimiser step.
+        rows: of one optimizer step.
     """
 
     def __init__(self, lengths: Sequence[int], rows: int) -> None:

@@ -28,7 +28,7 @@ def encode_rows(rows: Sequence[Row], recipe: RecipeSpec, task: AnyTask, tokenize
     Raises:
         DataError: an answer would be cut off: a model trained on halves of answers learns halves.
     """
-    limit = recipe.settings.max_tokens
+    limit = recipe.settings.max_length
     examples: list[dict[str, Any]] = []
     truncated = tokens = longest = 0
     for row in rows:
@@ -42,7 +42,7 @@ def encode_rows(rows: Sequence[Row], recipe: RecipeSpec, task: AnyTask, tokenize
             raise DataError(
                 f"Row {row.id!r} takes {length} tokens with its answer; max_tokens = {limit} would "
                 "cut the answer off.",
-                f"Use --set max_tokens={length} or more.",
+                f"Use --set max_length={length} or more.",
             )
         examples.append(example)
         tokens += length

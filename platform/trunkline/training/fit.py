@@ -22,7 +22,7 @@ from trunkline.contracts import (
 )
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, TrainingError, TrunklineError
-from trunkline.evaluation.floors import floor_names
+from trunkline.evaluation.baselines import baseline_names
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, task_for
 from trunkline.training.examples import Encoded, check_answers_fit, encode_rows
@@ -33,7 +33,7 @@ from trunkline.training.steps import Listener, Plan, Stepped, take_steps
 
 
 @dataclass(frozen=True, slots=True)
-class Ingredients:
+class TrainingJob:
     """A recipe with everything it names; ``metrics`` has the deciding one first."""
 
     recipe: RecipeSpec
@@ -72,7 +72,7 @@ class Fitted:
 
 
 def fit(
-    ingredients: Ingredients,
+    training_job: TrainingJob,
     prepared: Prepared,
     engine: Engine,
     folder: Path,
@@ -90,7 +90,7 @@ def fit(
         engine: on the clean base; also tells which base to train.
         folder: of this run; its checkpoints stay there if the work is interrupted.
         listener: hears of stages and progress.
-        log: receives figures by optimiser step.
+        log: receives figures by optimizer step.
         should_stop: asked after every step.
         resume: go on from the last checkpoint in ``folder``.
 
@@ -99,12 +99,12 @@ def fit(
     """
     from transformers import set_seed
 
-    recipe, settings = ingredients.recipe, ingredients.recipe.settings
+    recipe, settings = training_job.recipe, training_job.recipe.settings
     base = engine.base
-    floor_names(recipe)
+    baseline_names(recipe)
     listener.stage("encoding")
     train = (*prepared.split.train, *prepared.augmented)
-    task = task_for(recipe, prepared.labels, train, ingredients.dataset.unit)
+    task = task_for(recipe, prepared.labels, train, training_job.dataset.unit)
     encoded = encode_rows(train, recipe, task, base.tokenizer)
     check_no_answer_cut(prepared, recipe, base.tokenizer)
     validation = encode_rows(prepared.split.validation, recipe, task, base.tokenizer)
@@ -113,13 +113,13 @@ def fit(
     if longest > base.info.context:
         raise DataError(
             f"A row takes {longest} tokens; the base's context is {base.info.context}.",
-            f"Use --set max_tokens={base.info.context} or less, or leave long rows out.",
+            f"Use --set max_length={base.info.context} or less, or leave long rows out.",
         )
 
     listener.stage("loading the base")
     set_seed(settings.seed)
     model = lora_model(base.info.name, task, settings, str(base.device))
-    loss = build_loss(ingredients.loss, task, train)
+    loss = build_loss(training_job.loss, task, train)
     listener.stage("training")
     stepped = take_steps(
         Plan(
@@ -128,9 +128,9 @@ def fit(
             examples=encoded.examples,
             pad_id=base.tokenizer.pad_token_id,
             loss=loss,
-            metric=ingredients.deciding,
+            metric=training_job.deciding,
             validate=validator(
-                ingredients.deciding, prepared.split.validation, validation, task, base.tokenizer
+                training_job.deciding, prepared.split.validation, validation, task, base.tokenizer
             ),
             settings=settings,
             folder=folder,
@@ -145,7 +145,7 @@ def fit(
         return Fitted(task, encoded, stepped, None, None)
 
     listener.stage("proving the artifact")
-    artifact = _write(model, folder / "artifact", ingredients, prepared, engine, task)
+    artifact = _write(model, folder / "artifact", training_job, prepared, engine, task)
     prompts = [prompt_of(example) for example in sample.examples]
     proof = prove(model, engine, artifact, task, prompts)
     return Fitted(task, encoded, stepped, artifact, proof)
@@ -162,7 +162,7 @@ def check_no_answer_cut(prepared: Prepared, recipe: RecipeSpec, tokenizer: Any) 
 def _write(
     model: Any,
     folder: Path,
-    ingredients: Ingredients,
+    training_job: TrainingJob,
     prepared: Prepared,
     engine: Engine,
     task: AnyTask,
@@ -179,9 +179,9 @@ def _write(
             folder,
             base={"name": name, "digest": info.digest},
             task=task.to_json(),
-            template=ingredients.recipe.template,
+            template=training_job.recipe.template,
             data={
-                "dataset": ingredients.dataset.name,
+                "dataset": training_job.dataset.name,
                 "fingerprint": prepared.fingerprint,
                 "split": prepared.split.fingerprint,
             },

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from trunkline.adapters.lora import TASK_TYPES
+from trunkline.adapters.config import TASK_TYPES
 from trunkline.contracts import Settings
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.tasks import AnyTask
@@ -25,16 +25,16 @@ def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -
     """
     from peft import LoraConfig, get_peft_model
 
-    from trunkline.base_model import load_fresh
+    from trunkline.bases import load_fresh
 
     dtype = "fp32" if device == "cpu" else "auto"
     model = load_fresh(base_name, task.head_size, device=device, dtype=dtype, seed=settings.seed)
     targets, layers = lora_targets(model, settings)
     config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        use_rslora=settings.rslora,
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        use_rslora=settings.use_rslora,
         target_modules=targets,
         layers_to_transform=layers,
         task_type=TASK_TYPES[task.kind],
@@ -59,12 +59,12 @@ def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] |
     """
     from transformers.pytorch_utils import Conv1D
 
-    trunk = f"{model.base_model_prefix}."
+    fused_layers = f"{model.base_model_prefix}."
     known = sorted(
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if name.startswith(trunk)
+            if name.startswith(fused_layers)
             and (hasattr(module, "in_features") or isinstance(module, Conv1D))
         }
     )
@@ -82,12 +82,16 @@ def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] |
                 "linear layer", name, known, f"The base has {', '.join(known)}."
             )
     layers = int(model.config.get_text_config().num_hidden_layers)
-    if settings.upper_layers > layers:
+    if settings.layers_to_transform > layers:
         raise UsageError(
-            f"upper_layers = {settings.upper_layers}, but the base has {layers} layers.",
-            f"Use --set upper_layers={layers} or less.",
+            f"layers_to_transform = {settings.layers_to_transform}, but the base has {layers} layers.",
+            f"Use --set layers_to_transform={layers} or less.",
         )
-    chosen = range(layers - settings.upper_layers, layers) if settings.upper_layers else None
+    chosen = (
+        range(layers - settings.layers_to_transform, layers)
+        if settings.layers_to_transform
+        else None
+    )
     return sorted(set(names)), None if chosen is None else list(chosen)
 
 

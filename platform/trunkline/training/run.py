@@ -1,4 +1,4 @@
-"""A run: a recipe trained, judged, published, and written down whatever happens.
+"""A run: a recipe trained, evaluated, published, and written down whatever happens.
 
 Owns: the order of things and the registry's account of them. Must not know: the command line.
 """
@@ -19,22 +19,22 @@ from trunkline.adapters.provenance import write_provenance
 from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import DataError, Interrupted, RefusedError, TrainingError, TrunklineError
-from trunkline.evaluation.judgement import Judgement
+from trunkline.evaluation.report import EvaluationReport
 from trunkline.plugins import PluginInfo
 from trunkline.refs import Ref
 from trunkline.registry.records import RunRecord, VersionRecord
-from trunkline.training.bench import (
-    Bench,
-    judge_artifact,
+from trunkline.training.checkpoints import last_checkpoint
+from trunkline.training.compute import EnergyMeter, compute_report
+from trunkline.training.environment import environment
+from trunkline.training.fit import Fitted, TrainingJob, fit
+from trunkline.training.model import lora_targets, uses_bf16
+from trunkline.training.run_context import (
+    RunContext,
+    evaluate_artifact,
     prediction_record,
     record_base,
     record_dataset,
 )
-from trunkline.training.checkpoints import last_checkpoint
-from trunkline.training.compute import EnergyMeter, compute_report
-from trunkline.training.environment import environment
-from trunkline.training.fit import Fitted, Ingredients, fit
-from trunkline.training.model import lora_targets, uses_bf16
 from trunkline.training.scoring import told
 from trunkline.training.specification import specification
 
@@ -45,13 +45,13 @@ class TrainedRun:
 
     number: int
     version: VersionRecord
-    judgement: Judgement
+    evaluation_report: EvaluationReport
     report: dict[str, Any]
 
 
 def train(
-    bench: Bench,
-    ingredients: Ingredients,
+    bench: RunContext,
+    training_job: TrainingJob,
     plugin: PluginInfo | None,
     resume: RunRecord | None = None,
 ) -> TrainedRun:
@@ -61,14 +61,14 @@ def train(
         Interrupted: stopped by the user; the run can be resumed.
         TrunklineError: the run failed; it is recorded as failed, nothing is published.
     """
-    recipe = ingredients.recipe
+    recipe = training_job.recipe
     lora_targets(bench.engine.base.model, recipe.settings)
     bench.listener.stage("reading data")
-    prepared = prepare(ingredients.dataset, recipe, ingredients.transforms)
-    dataset_id = record_dataset(bench, ingredients, prepared)
+    prepared = prepare(training_job.dataset, recipe, training_job.transforms)
+    dataset_id = record_dataset(bench, training_job, prepared)
     with ExitStack() as stack:
         if resume is None:
-            number = _start(bench, ingredients, plugin, dataset_id)
+            number = _start(bench, training_job, plugin, dataset_id)
             folder = bench.workspace.run_path(number)
             stack.enter_context(_account(bench, recipe.name, number, folder))
             stack.enter_context(_held(folder, number))
@@ -88,7 +88,7 @@ def train(
             bench.registry.runs.log_metrics(number, step, values)
 
         fitted = fit(
-            ingredients,
+            training_job,
             prepared,
             bench.engine,
             folder,
@@ -103,20 +103,22 @@ def train(
                 f"Run {number} was stopped at step {stepped.steps} of {stepped.total_steps}."
             )
         report = _report(bench, prepared, fitted, started, meter)
-        judgement = _judge_and_record(bench, ingredients, prepared, fitted, dataset_id, number)
+        evaluation_report = _evaluate_and_record(
+            bench, training_job, prepared, fitted, dataset_id, number
+        )
         report["seconds"] = round(time.monotonic() - started, 1)
-        _write_account(bench, ingredients, prepared, fitted.artifact, number, report)
+        _write_account(bench, training_job, prepared, fitted.artifact, number, report)
         bench.listener.stage("publishing")
         version = bench.store.publish(
             fitted.artifact.folder, Ref.parse(recipe.name), task=recipe.task, run=number
         )
         bench.registry.runs.finish(number, "finished", report=report)
     shutil.rmtree(folder, ignore_errors=True)
-    return TrainedRun(number, version, judgement, report)
+    return TrainedRun(number, version, evaluation_report, report)
 
 
 @contextmanager
-def _account(bench: Bench, recipe: str, number: int, folder: Path) -> Iterator[None]:
+def _account(bench: RunContext, recipe: str, number: int, folder: Path) -> Iterator[None]:
     """Write down how the run ended if the block raises, and say it in one sentence."""
     try:
         yield
@@ -172,51 +174,51 @@ def _drop_unless_resumable(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _judge_and_record(
-    bench: Bench,
-    ingredients: Ingredients,
+def _evaluate_and_record(
+    bench: RunContext,
+    training_job: TrainingJob,
     prepared: Prepared,
     fitted: Fitted,
     dataset_id: int,
     number: int,
-) -> Judgement:
-    recipe, artifact = ingredients.recipe, fitted.artifact
+) -> EvaluationReport:
+    recipe, artifact = training_job.recipe, fitted.artifact
     assert artifact is not None
-    judgement, kept = judge_artifact(bench, ingredients, prepared, artifact)
+    evaluation_report, kept = evaluate_artifact(bench, training_job, prepared, artifact)
     bench.registry.evaluations.record(
         recipe=recipe.name,
         base_digest=bench.engine.base.digest,
         dataset_id=dataset_id,
         split="test",
-        results={**judgement.to_json(), "gate": asdict(recipe.gate)},
+        results={**evaluation_report.to_json(), "gate": asdict(recipe.gate)},
         predictions=[prediction_record(prediction) for prediction in kept],
         run=number,
     )
-    return judgement
+    return evaluation_report
 
 
 def _write_account(
-    bench: Bench,
-    ingredients: Ingredients,
+    bench: RunContext,
+    training_job: TrainingJob,
     prepared: Prepared,
     artifact: Artifact,
     number: int,
     report: Mapping[str, Any],
 ) -> None:
     """Write what lies outside of the identity: Croissant file, provenance and card."""
-    dataset = ingredients.dataset
+    dataset = training_job.dataset
     described = croissant_of(dataset, prepared.split, prepared.fingerprint)
     write_json(artifact.folder / CROISSANT, described)
     provenance = provenance_of_run(bench.registry, number, artifact, dataset=dataset, report=report)
     write_provenance(artifact.folder, provenance)
-    card = card_text(artifact, provenance, ingredients.recipe.name)
+    card = card_text(artifact, provenance, training_job.recipe.name)
     (artifact.folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _start(
-    bench: Bench, ingredients: Ingredients, plugin: PluginInfo | None, dataset_id: int
+    bench: RunContext, training_job: TrainingJob, plugin: PluginInfo | None, dataset_id: int
 ) -> int:
-    recipe, base = ingredients.recipe, bench.engine.base
+    recipe, base = training_job.recipe, bench.engine.base
     plugin_id = None
     if plugin is not None:
         plugin_id = bench.registry.sources.record_plugin(
@@ -233,11 +235,11 @@ def _start(
         seed=recipe.settings.seed,
         settings=asdict(recipe.settings),
         environment=environment(base.device, uses_bf16(recipe.settings.precision, base.device)),
-        specification=specification(ingredients, plugin),
+        specification=specification(training_job, plugin),
     )
 
 
-def _check_same_ground(run: RunRecord, prepared: Prepared, bench: Bench) -> None:
+def _check_same_ground(run: RunRecord, prepared: Prepared, bench: RunContext) -> None:
     """A checkpoint goes on only on the base, rows and split that it began with."""
     begun = (run.base_digest, run.dataset_fingerprint, run.split_fingerprint)
     now = (bench.engine.base.digest, prepared.fingerprint, prepared.split.fingerprint)
@@ -249,7 +251,7 @@ def _check_same_ground(run: RunRecord, prepared: Prepared, bench: Bench) -> None
 
 
 def _report(
-    bench: Bench, prepared: Prepared, fitted: Fitted, started: float, meter: EnergyMeter | None
+    bench: RunContext, prepared: Prepared, fitted: Fitted, started: float, meter: EnergyMeter | None
 ) -> dict[str, Any]:
     base = bench.engine.base
     return {

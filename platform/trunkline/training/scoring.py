@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 VALIDATION_GENERATIONS = 128
-"""Most validation rows that a generation is judged on between steps."""
+"""Most validation rows that a generation is evaluated on between steps."""
 
 
 def build_loss(spec: LossSpec | None, task: AnyTask, train: Sequence[Row]) -> LossFunction:

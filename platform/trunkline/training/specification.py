@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.plugins import PluginInfo
-from trunkline.training.fit import Ingredients
+from trunkline.training.fit import TrainingJob
 
 _CORE = Path(__file__).parents[1] / "__init__.py"
 _GIT_SECONDS = 10
 
 
-def specification(ingredients: Ingredients, plugin: PluginInfo | None) -> dict[str, Any]:
+def specification(training_job: TrainingJob, plugin: PluginInfo | None) -> dict[str, Any]:
     """The recipe with everything that it names, as plain values.
 
     ``code`` is null where a function has no source file; ``commit`` where the source is no
     checkout; ``changed`` says that the checkout's folder differed from its commit.
     """
-    recipe, dataset, loss = ingredients.recipe, ingredients.dataset, ingredients.loss
+    recipe, dataset, loss = training_job.recipe, training_job.dataset, training_job.loss
     return {
         "description": recipe.description,
         "task": recipe.task,
@@ -48,7 +48,7 @@ def specification(ingredients: Ingredients, plugin: PluginInfo | None) -> dict[s
         },
         "transforms": [
             {"name": step.name, "stage": step.stage, "code": code_digest(step.apply)}
-            for step in ingredients.transforms
+            for step in training_job.transforms
         ],
         "template": {**asdict(recipe.template), "clean": list(recipe.template.clean)},
         "loss": {
@@ -57,9 +57,9 @@ def specification(ingredients: Ingredients, plugin: PluginInfo | None) -> dict[s
         },
         "metrics": [
             {"name": metric.name, "code": code_digest(metric.compute)}
-            for metric in ingredients.metrics
+            for metric in training_job.metrics
         ],
-        "floors": list(recipe.floors),
+        "baselines": list(recipe.baselines),
         "gate": asdict(recipe.gate),
         "scale": recipe.scale,
         "max_new_tokens": recipe.max_new_tokens,

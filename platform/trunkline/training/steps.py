@@ -1,7 +1,7 @@
-"""The optimiser steps: transformers' Trainer with our loss, our validation and our reports.
+"""The optimizer steps: transformers' Trainer with our loss, our validation and our reports.
 
 Owns: everything that happens between a fresh model and the best checkpoint. Must not know: the
-registry, plugins, floors.
+registry, plugins, baselines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Listener(Protocol):
         """A new part of the work begins."""
 
     def progress(self, done: int, total: int, values: Mapping[str, float]) -> None:
-        """``done`` of ``total`` optimiser steps, with the latest figures."""
+        """``done`` of ``total`` optimizer steps, with the latest figures."""
 
 
 class Silent:
@@ -76,12 +76,18 @@ def total_steps(settings: Settings, examples: int) -> int:
     """Optimiser steps that a run takes if nothing stops it early."""
     if settings.max_steps:
         return settings.max_steps
-    return max(1, math.ceil(settings.epochs * steps_per_epoch(settings, examples)))
+    return max(1, math.ceil(settings.num_train_epochs * steps_per_epoch(settings, examples)))
 
 
 def steps_per_epoch(settings: Settings, examples: int) -> int:
     """Optimiser steps of one pass over the examples."""
-    return max(1, math.ceil(math.ceil(examples / settings.batch_size) / settings.accumulate))
+    return max(
+        1,
+        math.ceil(
+            math.ceil(examples / settings.per_device_train_batch_size)
+            / settings.gradient_accumulation_steps
+        ),
+    )
 
 
 def validation_interval(settings: Settings, examples: int) -> int:
@@ -92,7 +98,7 @@ def validation_interval(settings: Settings, examples: int) -> int:
 
 def warmup_steps(settings: Settings, examples: int) -> int:
     """Steps in which the learning rate rises; the first has none, so short runs do without."""
-    share = settings.warmup * total_steps(settings, examples)
+    share = settings.warmup_ratio * total_steps(settings, examples)
     return math.ceil(share) if share >= 1 else 0
 
 
@@ -112,7 +118,9 @@ def take_steps(plan: Plan) -> Stepped:
     settings, task = plan.settings, plan.task
     every = validation_interval(settings, len(plan.examples))
     lengths = [len(example["input_ids"]) for example in plan.examples]
-    order = Order(lengths, settings.batch_size * settings.accumulate)
+    order = Order(
+        lengths, settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    )
 
     class _Steps(Trainer):  # type: ignore[misc]  # untyped package
         control: Any
@@ -173,12 +181,12 @@ def take_steps(plan: Plan) -> Stepped:
 
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
-        num_train_epochs=settings.epochs,
+        num_train_epochs=settings.num_train_epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=warmup_steps(settings, len(plan.examples)),
         weight_decay=settings.weight_decay,
         optim="adamw_torch",
@@ -206,8 +214,10 @@ def take_steps(plan: Plan) -> Stepped:
     )
     report = _Report()
     callbacks: list[Any] = [report]
-    if settings.patience:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
+    if settings.early_stopping_patience:
+        callbacks.append(
+            EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience)
+        )
     trainer = _Steps(
         model=plan.model,
         args=arguments,

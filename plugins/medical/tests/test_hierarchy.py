@@ -39,7 +39,7 @@ def test_distance_obeys_the_triangle_inequality() -> None:
             assert tree_distance(a, b) <= min(detours)
 
 
-def test_every_chapter_has_a_neighbour_and_a_stranger() -> None:
+def test_every_chapter_has_a_neighbor_and_a_stranger() -> None:
     for one in CHAPTERS:
         assert {tree_distance(one, other) for other in CHAPTERS} == {0, 1, 2}
 
@@ -49,17 +49,17 @@ def test_loss_is_the_documented_formula() -> None:
     assert loss_of([0.5, 0.3, 0.2], target=0) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_neighbours_mistake_costs_less_than_a_strangers() -> None:
+def test_a_neighbors_mistake_costs_less_than_a_strangers() -> None:
     assert loss_of([0.1, 0.8, 0.1], target=0) < loss_of([0.1, 0.1, 0.8], target=0)
 
 
-def test_the_gradient_pushes_a_stranger_down_harder_than_a_neighbour() -> None:
+def test_the_gradient_pushes_a_stranger_down_harder_than_a_neighbor() -> None:
     loss = build_hierarchical(LossContext(labels=LABELS))
     logits = torch.zeros(1, 3, requires_grad=True)
     loss(logits, torch.tensor([0])).backward()
     assert logits.grad is not None
-    right, neighbour, stranger = logits.grad[0].tolist()
-    assert right < 0 < neighbour < stranger
+    right, neighbor, stranger = logits.grad[0].tolist()
+    assert right < 0 < neighbor < stranger
 
 
 def test_the_loss_nears_zero_for_a_sure_right_answer() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from trunkline.contracts import Row
 from trunkline_retail import datasets
-from trunkline_retail.datasets import department_rows, description, normalised, unit_price_rows
+from trunkline_retail.datasets import department_rows, description, normalized, unit_price_rows
 from trunkline_retail.journey import Product, Sales
 
 
@@ -77,8 +77,8 @@ def test_departments_with_too_few_types_are_left_out() -> None:
     assert {row.target for row in department_rows(many + few)} == {"GROCERY"}
 
 
-def test_normalised_drops_case_punctuation_and_spaces() -> None:
-    assert normalised("  BREADINGS  & CRUMBS: (S/W) <=") == "breadings crumbs s w"
+def test_normalized_drops_case_punctuation_and_spaces() -> None:
+    assert normalized("  BREADINGS  & CRUMBS: (S/W) <=") == "breadings crumbs s w"
 
 
 def test_description_leaves_a_missing_size_out() -> None:
@@ -181,7 +181,7 @@ class TestRealRows:
     ) -> None:
         groups: dict[str, set[str]] = defaultdict(set)
         for row in request.getfixturevalue(name):
-            groups[normalised(row.text)].add(row.group)
+            groups[normalized(row.text)].add(row.group)
         assert [text for text, found in groups.items() if len(found) > 1] == []
 
     def test_unit_price_is_the_same_twice(self, prices: list[Row]) -> None:

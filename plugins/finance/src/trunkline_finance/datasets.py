@@ -1,4 +1,4 @@
-"""The data sets that this domain brings: name, licence, source, split.
+"""The data sets that this domain brings: name, license, source, split.
 
 Owns: their descriptions. Must not know: how rows are read; loading imports that when asked.
 """
@@ -27,7 +27,7 @@ DATASETS = (
         description="industry titles of NAICS 2022 and the sector they stand in",
         task="classification",
         load=_sectors,
-        licence="public domain (US Census Bureau); the package is MIT",
+        license="public domain (US Census Bureau); the package is MIT",
         source="naics 1.0.1",
         grouping=(
             "a 4-digit industry group: the titles below it vary one another, and at random "
@@ -42,7 +42,7 @@ DATASETS = (
         description="bank-statement lines of 33 countries and what the money was spent on",
         task="classification",
         load=_lines,
-        licence="MIT",
+        license="MIT",
         source="solyanka 0.4.1",
         grouping=(
             "a merchant: its branches and spellings share the name, and at random the test "

@@ -16,7 +16,7 @@ RECIPES = (
         dataset="finance/naics-sector",
         task="classification",
         template=Template(prompt="Business: {text}", clean=("strip", "squeeze")),
-        settings=Settings(epochs=4),
+        settings=Settings(num_train_epochs=4),
         loss="finance/cost-sensitive",
         metrics=METRICS,
         gate=Gate(metric="accuracy"),
@@ -29,7 +29,7 @@ RECIPES = (
         template=Template(
             prompt="Bank statement line: {text}", clean=("strip", "squeeze", "lowercase")
         ),
-        settings=Settings(epochs=3),
+        settings=Settings(num_train_epochs=3),
         loss="finance/cost-sensitive",
         metrics=METRICS,
         gate=Gate(metric="accuracy"),

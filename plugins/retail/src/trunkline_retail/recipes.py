@@ -19,7 +19,7 @@ DEPARTMENT_RECIPE = RecipeSpec(
     dataset=DEPARTMENT.name,
     task="classification",
     template=_TEMPLATE,
-    settings=Settings(epochs=4, learning_rate=3e-4, dropout=0.1),
+    settings=Settings(num_train_epochs=4, learning_rate=3e-4, lora_dropout=0.1),
     metrics=("accuracy", "macro_f1"),
     gate=Gate(metric="accuracy"),
 )
@@ -30,7 +30,7 @@ UNIT_PRICE_RECIPE = RecipeSpec(
     dataset=UNIT_PRICE.name,
     task="regression",
     template=_TEMPLATE,
-    settings=Settings(epochs=2),
+    settings=Settings(num_train_epochs=2),
     loss=HUBER.name,
     metrics=("median_ape", "mae", WITHIN_25_PERCENT.name),
     gate=Gate(metric="median_ape"),

@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("fingerprint", sa.Text(), nullable=False),
         sa.Column("split_fingerprint", sa.Text(), nullable=False),
         sa.Column("rows", sa.Integer(), nullable=False),
-        sa.Column("licence", sa.Text(), nullable=False),
+        sa.Column("license", sa.Text(), nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("counts", sa.JSON(), nullable=False),
         sa.Column("first_seen", sa.DateTime(timezone=True), nullable=False),
@@ -204,7 +204,7 @@ def upgrade() -> None:
         sa.Column("target", sa.Text(), nullable=False),
         sa.Column("prediction", sa.Text(), nullable=False),
         sa.Column("confidence", sa.Float(), nullable=True),
-        sa.Column("floor_prediction", sa.Text(), nullable=True),
+        sa.Column("baseline_prediction", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(
             ["evaluation_id"],
             ["evaluations.id"],

@@ -1,0 +1,94 @@
+"""A evaluation on the terminal: one table, one sentence, the slices.
+
+Owns: how a verdict reads; train, eval, adapters show and runs show share it.
+Must not know: where the evaluation comes from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from trunkline.cli.output import figure, heading, interval, print_table, width
+from trunkline.evaluation.intervals import LEAST_GROUPS
+
+if TYPE_CHECKING:
+    from trunkline.evaluation.intervals import Estimate
+    from trunkline.evaluation.report import EvaluationReport
+    from trunkline.registry.records import Standing
+
+_WIDE = 120
+_WORDS = {
+    "beats": "beats the baseline",
+    "ties": "ties with the baseline",
+    "loses": "loses to the baseline",
+}
+
+
+def print_evaluation_report(evaluation_report: EvaluationReport, *, slices: bool = False) -> None:
+    """Write the scores beside the baselines, the verdict, and if wanted the slices."""
+    heading(
+        f"Evaluated on {evaluation_report.rows:,} held-out rows in {evaluation_report.groups:,} groups "
+        "(95 % intervals, groups resampled)"
+    )
+    names = list(evaluation_report.scores)
+    lines = {"this adapter": evaluation_report.scores} | {
+        f"baseline {name}": scores for name, scores in evaluation_report.baselines.items()
+    }
+    heads = ["", *names]
+    print_table(
+        heads,
+        [[name, *cells] for name, cells in zip(lines, _cells(list(lines.values())), strict=True)],
+        fold=names,
+    )
+    for name, detail in evaluation_report.baseline_details.items():
+        if detail:
+            click.echo(f"baseline {name}: {detail}")
+    click.echo(verdict_sentence(evaluation_report))
+    if slices and evaluation_report.slices:
+        heading(f"Slices, by {evaluation_report.metric}")
+        print_table(
+            ["slice", "value", "rows", evaluation_report.metric],
+            [
+                (one.slice, one.value, f"{one.rows:,}", figure(one.score))
+                for one in evaluation_report.slices
+            ],
+            right=("rows", evaluation_report.metric),
+            fold=("value",),
+        )
+
+
+def verdict_sentence(evaluation_report: EvaluationReport) -> str:
+    """``It beats the baseline tfidf: accuracy 0.905 against 0.763, difference +0.142 [...].``"""
+    ours = evaluation_report.score.value
+    theirs = evaluation_report.baselines[evaluation_report.best_baseline][
+        evaluation_report.metric
+    ].value
+    direction = "" if evaluation_report.higher_is_better else " (lower is better)"
+    few = ""
+    if evaluation_report.groups < LEAST_GROUPS:
+        few = f" There are {evaluation_report.groups} groups; a verdict needs {LEAST_GROUPS}."
+    return (
+        f"It {_WORDS[evaluation_report.verdict]} {evaluation_report.best_baseline}: {evaluation_report.metric} "
+        f"{figure(ours)} against {figure(theirs)}{direction}, "
+        f"difference {interval(evaluation_report.difference, sign=True)}.{few}"
+    )
+
+
+def standing_text(standing: Standing | None) -> str:
+    """The deciding metric in a listing: ``accuracy 0.905 [0.862, 0.941]``."""
+    if standing is None:
+        return "-"
+    between = " " if width() >= _WIDE else "\n"
+    return f"{standing.metric} {interval(standing, between=between)}"
+
+
+def _cells(lines: list[dict[str, Estimate]]) -> list[list[str]]:
+    """One line a cell if the table fits, else the interval below its figure."""
+    flat = [[interval(score) for score in scores.values()] for scores in lines]
+    columns = [max(len(name), *(len(cell) for cell in cells)) + 2 for name, cells in
+               zip(lines[0], zip(*flat, strict=True), strict=True)]  # fmt: skip
+    if sum(columns) + 20 <= width():
+        return flat
+    return [[interval(score, between="\n") for score in scores.values()] for scores in lines]

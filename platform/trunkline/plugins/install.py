@@ -1,0 +1,272 @@
+"""Bring a plugin into the running environment with pip, and take it out again.
+
+Owns: what pip is told, what its failure is told as, and the fresh view of the plugins afterwards.
+Must not know: any domain, or the registry.
+
+Modules can't be imported anew reliably, so what a plugin contributes now is asked of a fresh
+interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from trunkline.errors import NotFoundError, PluginError, UsageError
+from trunkline.plugins.catalog import SPECS, PluginInfo
+
+PINNED = ("torch", "transformers", "peft", "trunkline")
+"""A plugin must run on what is installed of these, never replace it."""
+
+_VIEW = """
+import dataclasses, json, sys
+from trunkline.plugins import load_plugins
+catalog = load_plugins(no_plugins=sys.argv[1] == "find", core_metrics=json.loads(sys.argv[2]))
+print(json.dumps([dataclasses.asdict(plugin) for plugin in catalog.plugins]))
+"""
+
+
+def install(
+    target: str,
+    *,
+    upgrade: bool = False,
+    editable: bool = False,
+    python: str = sys.executable,
+    core_metrics: Collection[str] | None = None,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> tuple[PluginInfo, ...]:
+    """Install a plugin with pip and say what has become of the plugins.
+
+    Args:
+        target: name of a distribution, with a version if wanted (``trunkline-x>=1.2``); path of a
+            folder (``./x``), wheel or source archive; or URL.
+        upgrade: take a newer version if there is one.
+        editable: link the folder instead of copying it.
+        python: interpreter of the environment to install into. pip's own settings hold.
+        core_metrics: as for ``load_plugins``.
+        on_line: is given each line that pip prints.
+
+    Returns:
+        The plugins that the target brought, and any other that is not what it was before, for
+        example because both now claim one domain. A plugin that is broken is among them, failed.
+
+    Raises:
+        UsageError: the target is neither a name nor a path nor a URL.
+        NotFoundError: there is no such file or folder.
+        PluginError: pip failed (nothing is changed then), or what it installed is no plugin.
+    """
+    wanted, name = _pip_target(target, editable)
+    before = _view(python, core_metrics)
+    with tempfile.TemporaryDirectory(prefix="trunkline-") as folder:
+        constraints = Path(folder, "constraints.txt")
+        constraints.write_text(_constraints(), encoding="utf-8")
+        report = Path(folder, "report.json")
+        options = ["--constraint", str(constraints), "--report", str(report)]
+        options += ["--upgrade"] if upgrade else []
+        _pip(python, ["install", *options, *wanted], f"install {target!r}", on_line)
+        installed = json.loads(report.read_text(encoding="utf-8"))["install"]
+
+    brought = {canonicalize_name(item["metadata"]["name"]) for item in installed}
+    if name:
+        brought.add(canonicalize_name(name))
+    after = _view(python, core_metrics)
+    plugins = [plugin for plugin in after if canonicalize_name(plugin.distribution) in brought]
+    if not plugins:
+        asked = [item["metadata"]["name"] for item in installed if item["requested"]]
+        what = asked[0] if asked else name or target
+        raise PluginError(
+            f"{what!r} was installed, but it is no plugin: it has no entry point of the group "
+            "'trunkline'.",
+            f"Take it out with `{python} -m pip uninstall {what}`.",
+        )
+    others = [plugin for plugin in after if plugin not in before and plugin not in plugins]
+    return (*plugins, *others)
+
+
+def uninstall(
+    name: str,
+    *,
+    python: str = sys.executable,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> PluginInfo:
+    """Remove the distribution of a plugin, without importing it, and say which it was.
+
+    Args:
+        name: the plugin's domain, or its distribution where several claim the domain.
+
+    Raises:
+        NotFoundError: no installed plugin has that name.
+        UsageError: several distributions claim the domain.
+        PluginError: pip failed, or the distribution is still there afterwards.
+    """
+    plugin = removable(name, python=python)
+    _pip(python, ["uninstall", "--yes", plugin.distribution], f"uninstall {name!r}", on_line)
+    left = {one.distribution for one in _view(python, None, load=False)}
+    if plugin.distribution in left:
+        raise PluginError(
+            f"pip did not remove {plugin.distribution!r}: it was not installed by this "
+            "environment's pip.",
+            "Remove it from PYTHONPATH, or uninstall it in the environment that it belongs to.",
+        )
+    return plugin
+
+
+def removable(name: str, *, python: str = sys.executable) -> PluginInfo:
+    """The one plugin that :func:`uninstall` would remove; nothing is imported.
+
+    Raises:
+        NotFoundError, UsageError, PluginError: as :func:`uninstall`, before pip is asked.
+    """
+    plugins = _view(python, None, load=False)
+    matching = [plugin for plugin in plugins if plugin.domain == name] or [
+        plugin
+        for plugin in plugins
+        if canonicalize_name(plugin.distribution) == canonicalize_name(name)
+    ]
+    if not matching:
+        known = [plugin.domain for plugin in plugins]
+        raise NotFoundError.named("plugin", name, known, "`trunkline plugins list` shows all.")
+    distributions = sorted({plugin.distribution for plugin in matching})
+    if len(distributions) > 1:
+        raise UsageError(
+            f"The domain {name!r} is claimed by {' and '.join(distributions)}.",
+            f"Name the one to remove: `trunkline plugins uninstall {distributions[0]}`.",
+        )
+    if distributions[0] == "unknown":
+        raise PluginError(
+            f"The distribution behind {name!r} has no readable metadata, so pip can't remove it.",
+            "Delete its folder from site-packages by hand.",
+        )
+    return matching[0]
+
+
+def _pip_target(target: str, editable: bool) -> tuple[list[str], str | None]:
+    """The arguments for pip, and the distribution's name where the target tells it."""
+    flag = ["--editable"] if editable else []
+    if not target.strip() or target.startswith("-") or not target.isprintable():
+        raise UsageError(
+            f"{target!r} is nothing that can be installed.",
+            "Give the name of a distribution, a folder such as ./my-plugin, or a wheel.",
+        )
+    if "://" in target and "@" not in target.partition("://")[0]:
+        return [*flag, target], None
+    archive = target.endswith((".whl", ".tar.gz", ".zip"))
+    if editable or archive or target.startswith((".", "~")) or os.sep in target.split("@")[0]:
+        path = Path(target).expanduser().resolve()
+        if not path.exists():
+            raise NotFoundError(
+                f"There is no file or folder {target!r}.",
+                "A path holds a '/' or starts with '.'; a bare name is looked up by pip.",
+            )
+        if path.is_dir() and not any((path / name).exists() for name in _PROJECT_FILES):
+            raise UsageError(
+                f"The folder {target!r} holds no {' or '.join(_PROJECT_FILES)}.",
+                "Name the folder of the plugin's distribution, or its wheel.",
+            )
+        return [*flag, str(path)], _wheel_name(path)
+    try:
+        return [target], Requirement(target).name
+    except InvalidRequirement:
+        raise UsageError(
+            f"{target!r} is neither the name of a distribution nor a path.",
+            "Give a name such as my-plugin or my-plugin==1.2, a folder such as ./my-plugin, or a "
+            "wheel.",
+        ) from None
+
+
+_PROJECT_FILES = ("pyproject.toml", "setup.py")
+
+
+def _wheel_name(path: Path) -> str | None:
+    if path.suffix != ".whl":
+        return None
+    try:
+        return str(parse_wheel_filename(path.name)[0])
+    except InvalidWheelFilename as error:
+        raise UsageError(f"{path.name!r} is no name of a wheel.", str(error)) from None
+
+
+def _constraints() -> str:
+    """One line ``name==version`` for each installed distribution of :data:`PINNED`."""
+    lines = []
+    for name in PINNED:
+        try:
+            lines.append(f"{name}=={metadata.version(name)}\n")
+        except metadata.PackageNotFoundError:
+            continue
+    return "".join(lines)
+
+
+def _pip(
+    python: str, arguments: Sequence[str], action: str, on_line: Callable[[str], None]
+) -> None:
+    command = [python, "-P", "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments]
+    lines: list[str] = []
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            on_line(line.rstrip())
+    if process.returncode:
+        raise PluginError(f"pip could not {action}: {_last_error(lines)}", _pip_hint(python, lines))
+
+
+def _last_error(lines: Iterable[str]) -> str:
+    told = [line.strip() for line in lines if line.strip()]
+    errors = [
+        line.removeprefix("ERROR:").strip()
+        for line in told
+        if line.startswith("ERROR:") and "ResolutionImpossible" not in line
+    ]
+    return (errors or told or ["it said nothing"])[-1]
+
+
+def _pip_hint(python: str, lines: Iterable[str]) -> str:
+    text = "\n".join(lines)
+    if "No module named pip" in text:
+        return f"Bring pip in first: `{python} -m ensurepip`."
+    clash = re.search(r"The user requested \(constraint\) (\S+)", text)
+    if clash:
+        return f"It asks for another version than the installed {clash[1]}; nothing was changed."
+    return f"Run `{python} -m pip` by hand to see all that it says; nothing was changed."
+
+
+def _view(
+    python: str, core_metrics: Collection[str] | None, *, load: bool = True
+) -> tuple[PluginInfo, ...]:
+    """The plugins as a fresh interpreter sees them, with no filter of the user's."""
+    metrics = json.dumps(None if core_metrics is None else sorted(core_metrics))
+    filters = ("TRUNKLINE_LOAD_PLUGINS", "TRUNKLINE_TRACE_HOOKS")
+    done = subprocess.run(
+        [python, "-P", "-c", _VIEW, "load" if load else "find", metrics],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name not in filters},
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise PluginError(
+            f"The plugins can't be listed by {python}: {last}",
+            "Trunkline must be installed in that environment.",
+        )
+    told = json.loads(done.stdout.splitlines()[-1])
+    return tuple(
+        PluginInfo(**(item | {kind: tuple(item[kind]) for kind in SPECS})) for item in told
+    )

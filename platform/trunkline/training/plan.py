@@ -1,0 +1,80 @@
+"""What a training would take. Owns the estimate; trains and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trunkline.contracts import RecipeSpec
+from trunkline.data.prepare import prepare
+from trunkline.inference.engine import Engine
+from trunkline.registry.registry import Registry
+from trunkline.tasks import task_for
+from trunkline.training.examples import encode_rows
+from trunkline.training.fit import TrainingJob, check_no_answer_cut
+from trunkline.training.model import lora_model, lora_targets
+from trunkline.training.steps import steps_per_epoch, total_steps
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """The resolved recipe and its cost.
+
+    ``training_flops`` counts 6 operations a parameter and token (Kaplan et al. 2020, section
+    2.1), an upper bound here, since frozen weights need no gradient of their own. ``seconds`` is
+    scaled from this recipe's newest finished run on this machine's kind of device; None if there
+    was none.
+    """
+
+    recipe: RecipeSpec
+    base: str
+    data: dict[str, Any]
+    tokens: int
+    truncated: int
+    longest: int
+    steps: int
+    trainable_parameters: int
+    adapter_bytes: int
+    training_flops: float
+    seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan_training(training_job: TrainingJob, engine: Engine, registry: Registry) -> TrainingPlan:
+    """Read and encode the data, build the adapter, count; then throw it away."""
+    recipe, base = training_job.recipe, engine.base
+    lora_targets(base.model, recipe.settings)
+    prepared = prepare(training_job.dataset, recipe, training_job.transforms)
+    train = (*prepared.split.train, *prepared.augmented)
+    task = task_for(recipe, prepared.labels, train, training_job.dataset.unit)
+    encoded = encode_rows(train, recipe, task, base.tokenizer)
+    check_no_answer_cut(prepared, recipe, base.tokenizer)
+    model = lora_model(base.info.name, task, recipe.settings, str(base.device))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    steps = total_steps(recipe.settings, len(encoded.examples))
+    epochs = steps / steps_per_epoch(recipe.settings, len(encoded.examples))
+    tokens = round(encoded.tokens * epochs)
+    return TrainingPlan(
+        recipe=recipe,
+        base=base.info.name,
+        data=prepared.report.to_json(),
+        tokens=tokens,
+        truncated=encoded.truncated,
+        longest=encoded.longest,
+        steps=steps,
+        trainable_parameters=trainable,
+        adapter_bytes=4 * trainable,
+        training_flops=6.0 * base.info.parameters * tokens,
+        seconds=_seconds(recipe.name, tokens, str(base.device), registry),
+    )
+
+
+def _seconds(recipe: str, tokens: int, device: str, registry: Registry) -> float | None:
+    for run in registry.runs.list(recipe=recipe, limit=20):
+        report = run.report or {}
+        trained = report.get("tokens_trained")
+        if run.status == "finished" and trained and run.environment.get("device") == device:
+            return float(report["train_seconds"]) / trained * tokens
+    return None

@@ -1,0 +1,211 @@
+"""A adapter pool that several threads use: nobody waits for a disk, nobody reads twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pools import (
+    FIRST,
+    LAST,
+    NEXT,
+    acquired,
+    base,
+    computes,
+    full,
+    fused_layers,
+    made,
+    model,
+    small_pool,
+)  # fmt: skip
+from trunkline.adapters import pool as pool_module
+from trunkline.adapters.artifact import Artifact
+from trunkline.bases.linear import FusedLayers
+from trunkline.errors import IntegrityError
+from trunkline.lora.pool import AdapterPool, Resident
+from trunkline.lora.routing import Routing
+from trunkline.lora.slots import LoraSlots
+
+__all__ = ["base", "full", "fused_layers", "made", "model"]
+
+
+class Gate:
+    """Stops whoever calls a function until it is opened, and counts the calls."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.entered, self.open = threading.Event(), threading.Event()
+        self.calls = 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        self.entered.set()
+        assert self.open.wait(30)
+        return self.inner(*args)
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Reading from disk stops until the gate is opened."""
+    gate = Gate(pool_module.read_weights)
+    monkeypatch.setattr(pool_module, "read_weights", gate)
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def placing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Writing into pages stops until the gate is opened; the stack is taken as bound."""
+    gate = Gate(LoraSlots.write)
+    monkeypatch.setattr(LoraSlots, "write", lambda *args: gate(*args))
+    yield gate
+    gate.open.set()
+
+
+def started(work: Any, *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=work, args=args)
+    thread.start()
+    return thread
+
+
+def test_eight_threads_that_want_one_adapter_read_it_once(
+    full: AdapterPool, made: list[Artifact], reading: Gate
+) -> None:
+    found: list[Resident] = []
+    threads = [started(lambda: found.append(full.load(made[NEXT]))) for _ in range(8)]
+    assert reading.entered.wait(10)
+    for thread in threads:
+        thread.join(0.02)
+    reading.open.set()
+    for thread in threads:
+        thread.join(10)
+    assert reading.calls == full.counters(made[NEXT].digest).loads == 1
+    assert len(found) == 8
+    assert len({id(one) for one in found}) == 1
+
+
+def test_every_thread_hears_that_an_adapter_is_damaged(
+    full: AdapterPool, made: list[Artifact], tmp_path: Path
+) -> None:
+    artifact = replace(made[NEXT], folder=tmp_path / "nowhere")
+    heard: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            full.load(artifact)
+        except IntegrityError as error:
+            heard.append(error)
+
+    threads = [started(ask) for _ in range(4)]
+    for thread in threads:
+        thread.join(10)
+    assert len(heard) == 4
+
+
+def test_loading_does_not_wait_for_the_step_that_runs(
+    full: AdapterPool, made: list[Artifact]
+) -> None:
+    resident = acquired(full, made[FIRST])
+    with full.routed(Routing([resident.pages])):
+        thread = started(full.load, made[NEXT])
+        thread.join(10)
+        assert not thread.is_alive()
+        assert made[NEXT].digest in full
+
+
+def test_steps_and_requests_do_not_wait_for_a_file_that_is_read(
+    full: AdapterPool, fused_layers: FusedLayers, made: list[Artifact], reading: Gate
+) -> None:
+    loading = started(full.load, made[NEXT])
+    assert reading.entered.wait(10)
+    done = threading.Event()
+
+    def serve() -> None:
+        resident = acquired(full, made[FIRST])
+        assert computes(full, fused_layers, resident)
+        full.release(resident)
+        full.residents()
+        done.set()
+
+    serving = started(serve)
+    assert done.wait(10)
+    reading.open.set()
+    for thread in (serving, loading):
+        thread.join(10)
+
+
+def test_adapter_is_not_given_out_before_it_is_written(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], placing: Gate
+) -> None:
+    pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
+    loading = started(pool.load, made[FIRST])
+    assert placing.entered.wait(10)
+    asking: list[Resident | None] = []
+    started(lambda: asking.append(pool.acquire(made[FIRST].digest))).join(5)
+    placing.open.set()
+    loading.join(10)
+    assert asking == [None]
+    assert computes(pool, fused_layers, acquired(pool, made[FIRST]))
+
+
+def test_second_thread_gets_an_adapter_that_can_answer(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], placing: Gate
+) -> None:
+    pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
+    found: list[Resident | None] = []
+
+    def ask() -> None:
+        pool.load(made[FIRST])
+        found.append(pool.acquire(made[FIRST].digest))
+
+    threads = [started(ask)]
+    assert placing.entered.wait(10)
+    threads.append(started(ask))
+    threads[1].join(0.1)
+    placing.open.set()
+    for thread in threads:
+        thread.join(10)
+    assert found == [pool.get(made[FIRST].digest)] * 2
+
+
+def test_adapter_unloaded_while_it_is_written_goes_after_that(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], placing: Gate
+) -> None:
+    pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
+    loading = started(pool.load, made[FIRST])
+    assert placing.entered.wait(10)
+    assert pool.unload(made[FIRST].digest) is False
+    placing.open.set()
+    loading.join(10)
+    assert made[FIRST].digest not in pool
+    assert pool.total_bytes == 0
+
+
+@pytest.mark.parametrize("moment", ["from disk", "from the host"])
+def test_adapter_that_could_not_be_written_takes_no_page(
+    model: Any,
+    fused_layers: FusedLayers,
+    base: str,
+    made: list[Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
+    if moment == "from the host":
+        for index in (LAST, FIRST):
+            pool.load(made[index])
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraSlots, "write", fail)
+        with pytest.raises(MemoryError):
+            pool.load(made[LAST])
+    assert made[LAST].digest not in pool
+    pool.load(made[LAST])
+    assert computes(pool, fused_layers, acquired(pool, made[LAST]))

@@ -1,0 +1,208 @@
+"""A adapter pool after any steps, and after very many: promises kept, nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pools import acquired, base, computes, digests, fused_layers, made, model, small_pool
+from trunkline.adapters.artifact import Artifact
+from trunkline.bases.linear import FusedLayers
+from trunkline.errors import BusyError, NotFoundError
+from trunkline.lora.pool import AdapterPool, Counters, Resident
+
+__all__ = ["base", "fused_layers", "made", "model"]
+
+
+class Walk:
+    """A adapter pool beside what must be true of it after any steps."""
+
+    def __init__(
+        self, pool: AdapterPool, fused_layers: FusedLayers, made: Sequence[Artifact]
+    ) -> None:
+        self.pool, self.fused_layers, self.made = pool, fused_layers, made
+        self.held: list[tuple[Resident, tuple[int, ...]]] = []
+        self.pinned: set[str] = set()
+        self.leaving: set[str] = set()
+        self.order: list[str] = []
+        self.loads = dict.fromkeys((one.digest for one in made), 0)
+        self.evictions = dict(self.loads)
+
+    def touch(self, digest: str) -> None:
+        self.order = [one for one in self.order if one != digest] + [digest]
+
+    def users(self, digest: str) -> int:
+        return sum(resident.artifact.digest == digest for resident, _ in self.held)
+
+    def step(self, action: str, index: int) -> None:
+        artifact = self.made[index % len(self.made)]
+        getattr(self, action)(artifact, index)
+        self.check()
+
+    def load(self, artifact: Artifact, _: int) -> None:
+        digest, before = artifact.digest, digests(self.pool)
+        idle = [
+            one
+            for one in self.order
+            if one in before and one not in self.pinned and not self.users(one)
+        ]
+        kept = self.kept_pages(but=digest)
+        try:
+            resident = self.pool.load(artifact)
+        except BusyError:
+            assert digests(self.pool) == before
+            return
+        assert resident.pages or kept + resident.needs > self.pool.pages
+        gone = before - digests(self.pool)
+        assert gone == set(idle[: len(gone)])
+        for one in gone:
+            self.evictions[one] += 1
+        self.loads[digest] += digest not in before
+        self.leaving.discard(digest)
+        self.touch(digest)
+
+    def acquire(self, artifact: Artifact, _: int) -> None:
+        resident = self.pool.acquire(artifact.digest)
+        if resident is None:
+            known = self.pool.get(artifact.digest)
+            assert known is None or not known.pages
+            return
+        self.held.append((resident, resident.pages))
+        self.touch(artifact.digest)
+
+    def release(self, _: Artifact, index: int) -> None:
+        if not self.held:
+            return
+        resident, _ = self.held.pop(index % len(self.held))
+        digest = resident.artifact.digest
+        self.pool.release(resident)
+        self.touch(digest)
+        if digest in self.leaving and not self.users(digest):
+            self.forget(digest)
+
+    def pin(self, artifact: Artifact, index: int) -> None:
+        if artifact.digest in self.pool:
+            self.pool.pin(artifact.digest, bool(index % 2))
+            (self.pinned.add if index % 2 else self.pinned.discard)(artifact.digest)
+
+    def unload(self, artifact: Artifact, _: int) -> None:
+        digest = artifact.digest
+        if digest not in self.pool:
+            with pytest.raises(NotFoundError):
+                self.pool.unload(digest)
+            return
+        self.leaving.add(digest)
+        assert self.pool.unload(digest) == (not self.users(digest))
+        if not self.users(digest):
+            self.forget(digest)
+
+    def forget(self, digest: str) -> None:
+        assert digest not in self.pool
+        self.pinned.discard(digest)
+        self.leaving.discard(digest)
+
+    def kept_pages(self, but: str) -> int:
+        """How many pages nobody else may have."""
+        staying = {one for one in digests(self.pool) if one in self.pinned or self.users(one)}
+        found = (self.pool.get(digest) for digest in staying - {but})
+        return sum(len(one.pages) for one in found if one is not None)
+
+    def check(self) -> None:
+        pool = self.pool
+        assert pool.total_bytes <= pool.budget_bytes
+        assert pool.total_bytes == sum(one.bytes for one in pool.residents())
+        assert self.pinned <= digests(pool)
+        taken = [page for one in digests(pool) for page in pool.get(one).pages]  # type: ignore[union-attr]
+        assert sorted(taken + pool._free) == list(range(1, pool.pages + 1))
+        for resident, pages in self.held:
+            assert pool.get(resident.artifact.digest) is resident
+            assert resident.pages == pages
+        for info in pool.residents():
+            assert info.in_use == self.users(info.digest)
+            assert info.pinned == (info.digest in self.pinned)
+        for digest, loads in self.loads.items():
+            assert pool.counters(digest) == Counters(loads, self.evictions[digest])
+
+
+ACTIONS = st.sampled_from(["load", "load", "acquire", "acquire", "release", "pin", "unload"])
+
+
+class Ground:
+    """What every walk stands on; kept out of a failed example's description."""
+
+    def __init__(
+        self, model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+    ) -> None:
+        self.fused_layers, self.made = fused_layers, made
+        self.pool = partial(small_pool, model, fused_layers, base, pages=4, ranks=40)
+
+
+@pytest.fixture(scope="module")
+def ground(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]) -> Ground:
+    return Ground(model, fused_layers, base, made)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(ACTIONS, st.integers(0, 39)), min_size=10, max_size=50))
+def test_any_walk_keeps_budget_pages_and_promises(
+    ground: Ground, steps: list[tuple[str, int]]
+) -> None:
+    walk = Walk(ground.pool(), ground.fused_layers, ground.made)
+    for action, index in steps:
+        walk.step(action, index)
+    for resident, _ in walk.held:
+        assert computes(walk.pool, ground.fused_layers, resident)
+
+
+def cycle(
+    pool: AdapterPool, fused_layers: FusedLayers, made: Sequence[Artifact], times: int
+) -> None:
+    """Load, use and unload one after the other."""
+    for turn in range(times):
+        artifact = made[turn % len(made)]
+        pool.load(artifact)
+        resident = acquired(pool, artifact)
+        if turn % 10 == 0:
+            assert computes(pool, fused_layers, resident)
+        pool.release(resident)
+        pool.unload(artifact.digest)
+
+
+def kept() -> int:
+    gc.collect()
+    return sum(type(one) is Resident for one in gc.get_objects())
+
+
+def test_nothing_is_left_of_50_adapters_that_came_and_went(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+) -> None:
+    pool, before = small_pool(model, fused_layers, base, pages=4, ranks=64), kept()
+    cycle(pool, fused_layers, made, 50)
+    assert kept() == before
+    assert (len(pool), pool.total_bytes, len(pool._free)) == (0, 0, pool.pages)
+    assert not pool._loading
+    assert len(pool._counters) == len(made)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_1000_adapters_that_come_and_go(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+) -> None:
+    import psutil
+
+    process = psutil.Process()
+    pool = small_pool(model, fused_layers, base, pages=4, ranks=64)
+    cycle(pool, fused_layers, made, 200)
+    gc.collect()
+    before = process.memory_info().rss
+    cycle(pool, fused_layers, made, 1000)
+    gc.collect()
+    grown = process.memory_info().rss - before
+    # One that stayed each time would be 1,000 times 20 to 150 KiB.
+    assert grown < 8 << 20, grown

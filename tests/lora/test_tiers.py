@@ -1,0 +1,315 @@
+"""Adapters on the device, in memory and on disk: who goes, who stays, what an operator sees."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pools import (
+    FIRST,
+    LABELS,
+    LAST,
+    NEXT,
+    acquired,
+    base,
+    computes,
+    digests,
+    full,
+    fused_layers,
+    made,
+    model,
+    numbers,
+    small_pool,
+    tiers,
+    write_artifact,
+)  # fmt: skip
+from trunkline.adapters.artifact import Artifact, read_artifact
+from trunkline.bases.linear import FusedLayers
+from trunkline.errors import BusyError, NotFoundError, RefusedError
+from trunkline.lora.pool import AdapterPool, Counters, ResidentInfo
+from trunkline.lora.slots import LoraSlots
+
+__all__ = ["base", "full", "fused_layers", "made", "model"]
+
+
+def test_least_recently_used_goes_out_of_memory_first(
+    full: AdapterPool, made: list[Artifact]
+) -> None:
+    full.release(acquired(full, made[FIRST]))
+    full.load(made[NEXT])
+    assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
+
+
+def test_pinned_stays_though_it_was_used_longest_ago(
+    full: AdapterPool, made: list[Artifact]
+) -> None:
+    full.pin(made[FIRST].digest)
+    full.load(made[NEXT])
+    assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
+
+
+def test_unpinned_may_go_again(full: AdapterPool, made: list[Artifact]) -> None:
+    full.pin(made[FIRST].digest)
+    full.pin(made[FIRST].digest, False)
+    full.load(made[NEXT])
+    assert digests(full) == {made[LAST].digest, made[NEXT].digest}
+
+
+def test_one_in_use_stays_though_it_was_used_longest_ago(
+    full: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
+) -> None:
+    resident = acquired(full, made[FIRST])
+    full.release(acquired(full, made[LAST]))
+    full.load(made[NEXT])
+    assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
+    assert computes(full, fused_layers, resident)
+
+
+def test_bank_full_of_pinned_ones_is_busy_and_says_what_to_do(
+    full: AdapterPool, made: list[Artifact]
+) -> None:
+    for index in (FIRST, LAST):
+        full.pin(made[index].digest)
+    with pytest.raises(BusyError, match="no place") as caught:
+        full.load(made[NEXT])
+    assert "Unpin" in (caught.value.hint or "")
+    assert caught.value.retry_after > 0
+
+
+def test_memory_full_of_those_that_stay_is_busy_and_says_what_to_do(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+) -> None:
+    pool = small_pool(model, fused_layers, base, pages=1, ranks=20)
+    for index in (FIRST, LAST):
+        pool.load(made[index])
+    pool.pin(made[FIRST].digest)
+    acquired(pool, made[LAST])
+    with pytest.raises(BusyError, match="no room") as caught:
+        pool.load(made[NEXT])
+    assert "Unpin" in (caught.value.hint or "")
+    assert caught.value.retry_after > 0
+    assert digests(pool) == {made[FIRST].digest, made[LAST].digest}
+
+
+def test_nothing_goes_where_that_would_not_make_room(
+    full: AdapterPool, made: list[Artifact]
+) -> None:
+    full.pin(made[FIRST].digest)
+    with pytest.raises(BusyError):
+        full.load(made[2])
+    assert digests(full) == {made[FIRST].digest, made[LAST].digest}
+
+
+def test_adapter_larger_than_the_whole_memory_is_refused_and_nothing_goes(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+) -> None:
+    pool = small_pool(model, fused_layers, base, pages=1, ranks=6)
+    pool.load(made[1])
+    with pytest.raises(RefusedError, match="MiB") as caught:
+        pool.load(made[FIRST], "toy/big@2")
+    assert "toy/big@2" in caught.value.message
+    assert "--adapter-mib" in (caught.value.hint or "")
+    assert digests(pool) == {made[1].digest}
+
+
+def test_rank_that_needs_more_pages_than_there_are_is_refused(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+) -> None:
+    pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
+    with pytest.raises(RefusedError, match=r"rank 24 and needs 3 places") as caught:
+        pool.load(made[4])
+    assert caught.value.hint
+    assert len(pool) == 0
+
+
+def test_bytes_are_those_of_the_matrices_the_head_and_the_pages(
+    model: Any, fused_layers: FusedLayers, base: str, tmp_path: Path
+) -> None:
+    artifact = write_artifact(tmp_path / "headed", fused_layers, base, 9, head=True)
+    pool = small_pool(model, fused_layers, base, pages=2, ranks=20)
+    pool.load(artifact)
+    matrices, head = 9 * numbers(fused_layers) * 4, LABELS * 32 * 4
+    assert pool.total_bytes == matrices + head + 2 * LoraSlots.page_bytes(fused_layers, 4)
+
+
+# ------------------------------------------------------------------------- device and host
+
+
+@pytest.fixture
+def crowded(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]) -> AdapterPool:
+    """One page and much memory: the first adapter stands on it, the last is kept ready."""
+    pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
+    for index in (LAST, FIRST):
+        pool.load(made[index])
+    return pool
+
+
+def test_least_recently_used_leaves_the_device_and_stays_in_memory(
+    crowded: AdapterPool, made: list[Artifact]
+) -> None:
+    assert tiers(crowded) == {made[FIRST].digest: "device", made[LAST].digest: "host"}
+    assert crowded.counters(made[LAST].digest) == Counters(loads=1, evictions=0)
+
+
+def test_one_that_was_used_since_stays_on_the_device(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+) -> None:
+    pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
+    for index in (FIRST, LAST):
+        pool.load(made[index])
+    pool.release(acquired(pool, made[FIRST]))
+    pool.load(made[NEXT])
+    assert {one for one, tier in tiers(pool).items() if tier == "device"} == {
+        made[FIRST].digest,
+        made[NEXT].digest,
+    }
+
+
+def test_one_kept_ready_comes_to_the_device_without_the_disk(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], tmp_path: Path
+) -> None:
+    pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
+    folder = shutil.copytree(made[LAST].folder, tmp_path / "copy")
+    copied = read_artifact(folder)
+    pool.load(copied)
+    pool.load(made[FIRST])
+    shutil.rmtree(folder)
+    assert pool.wanted(copied.digest)
+    pool.load(copied)
+    assert not pool.wanted(copied.digest)
+    resident = acquired(pool, made[LAST])
+    assert tiers(pool) == {made[FIRST].digest: "host", made[LAST].digest: "device"}
+    assert pool.counters(made[LAST].digest).loads == 1
+    assert computes(pool, fused_layers, replace(resident, artifact=made[LAST]))
+
+
+def test_page_in_use_is_given_to_nobody_else(
+    crowded: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
+) -> None:
+    resident = acquired(crowded, made[FIRST])
+    crowded.load(made[LAST])
+    assert crowded.acquire(made[LAST].digest) is None
+    assert computes(crowded, fused_layers, resident)
+
+
+def test_page_of_a_pinned_adapter_is_given_to_nobody_else(
+    crowded: AdapterPool, made: list[Artifact]
+) -> None:
+    crowded.pin(made[FIRST].digest)
+    with pytest.raises(BusyError, match="no place"):
+        crowded.load(made[LAST])
+    assert tiers(crowded) == {made[FIRST].digest: "device", made[LAST].digest: "host"}
+
+
+def test_page_goes_to_the_next_when_the_last_request_of_its_adapter_ends(
+    crowded: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
+) -> None:
+    residents = [acquired(crowded, made[FIRST]) for _ in range(2)]
+    crowded.release(residents[0])
+    assert crowded.acquire(made[LAST].digest) is None
+    assert not crowded.wanted(made[LAST].digest)
+    crowded.release(residents[1])
+    assert crowded.wanted(made[LAST].digest)
+    crowded.load(made[LAST])
+    assert computes(crowded, fused_layers, acquired(crowded, made[LAST]))
+
+
+def test_loading_where_every_page_is_in_use_keeps_the_adapter_ready(
+    crowded: AdapterPool, made: list[Artifact]
+) -> None:
+    acquired(crowded, made[FIRST])
+    crowded.load(made[NEXT])
+    assert tiers(crowded)[made[NEXT].digest] == "host"
+
+
+# ---------------------------------------------------------------------------------- unloading
+
+
+def test_one_in_use_goes_when_its_last_request_ends(
+    full: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
+) -> None:
+    residents = [acquired(full, made[FIRST]) for _ in range(2)]
+    assert full.unload(made[FIRST].digest) is False
+    full.release(residents[0])
+    assert computes(full, fused_layers, residents[1])
+    full.release(residents[1])
+    assert made[FIRST].digest not in full
+    assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=0)
+
+
+def test_loading_takes_back_an_unloading(full: AdapterPool, made: list[Artifact]) -> None:
+    resident = acquired(full, made[FIRST])
+    full.unload(made[FIRST].digest)
+    assert full.load(made[FIRST]) is resident
+    full.release(resident)
+    assert made[FIRST].digest in full
+
+
+def test_pinned_one_is_unloaded_when_asked_for(full: AdapterPool, made: list[Artifact]) -> None:
+    full.pin(made[FIRST].digest)
+    assert full.unload(made[FIRST].digest) is True
+    assert made[FIRST].digest not in full
+
+
+@pytest.mark.parametrize("ask", [AdapterPool.unload, AdapterPool.pin], ids=["unload", "pin"])
+def test_adapter_that_is_not_in_memory_is_not_found(full: AdapterPool, ask: Any) -> None:
+    with pytest.raises(NotFoundError, match="sha256:0000") as caught:
+        ask(full, "sha256:" + "0" * 64)
+    assert "trunkline ps" in (caught.value.hint or "")
+
+
+def test_running_with_one_that_is_not_in_memory_is_refused(
+    full: AdapterPool, made: list[Artifact]
+) -> None:
+    with pytest.raises(RefusedError, match="not in memory"), full.using(made[NEXT].digest):
+        pass
+
+
+# ------------------------------------------------------------------------------- looking at it
+
+
+def test_residents_are_told_the_last_used_first(full: AdapterPool, made: list[Artifact]) -> None:
+    full.pin(made[FIRST].digest)
+    for index in (FIRST, LAST):
+        full.release(acquired(full, made[index]))
+    acquired(full, made[FIRST]).requests += 1
+    found = full.residents()
+    size = found[0].bytes
+    assert [replace(one, idle_seconds=0.0) for one in found] == [
+        ResidentInfo(
+            digest=made[index].digest,
+            name=f"toy/{index}@1",
+            tier="device",
+            bytes=size,
+            rank=8,
+            pinned=index == FIRST,
+            in_use=int(index == FIRST),
+            requests=int(index == FIRST),
+            idle_seconds=0.0,
+        )
+        for index in (FIRST, LAST)
+    ]
+    assert found[0].idle_seconds == 0.0
+    assert found[1].idle_seconds > 0.0
+
+
+def test_counters_of_an_unknown_adapter_are_nothing(full: AdapterPool) -> None:
+    assert full.counters("sha256:" + "0" * 64) == Counters(0, 0)
+
+
+def test_counters_go_on_when_an_adapter_comes_back(full: AdapterPool, made: list[Artifact]) -> None:
+    for _ in range(3):
+        full.unload(made[FIRST].digest)
+        full.load(made[FIRST])
+    assert full.counters(made[FIRST].digest) == Counters(loads=4, evictions=0)
+
+
+def test_going_to_make_room_is_an_eviction_and_unloading_is_not(
+    full: AdapterPool, made: list[Artifact]
+) -> None:
+    full.load(made[NEXT])
+    assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=1)

@@ -1,0 +1,147 @@
+"""Real pip, in a virtual environment that sees the packages of the running one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trunkline.errors import NotFoundError, PluginError, UsageError
+from trunkline.plugins import install, uninstall
+from trunkline.plugins.install import _constraints
+
+MakeWheel = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give the interpreter of an environment that may be installed into."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    outer = sysconfig.get_path("purelib")
+    (site / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
+    return str(folder / "bin" / "python")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep pip from any index; that this has an effect shows that its settings are honored."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+
+
+def test_wheel_is_installed_told_and_removed_again(python: str, make_wheel: MakeWheel) -> None:
+    lines: list[str] = []
+    wheel = make_wheel("fused_layers-farm", "farm")
+    (plugin,) = install(str(wheel), python=python, on_line=lines.append)
+    assert (plugin.domain, plugin.status, plugin.recipes) == ("farm", "loaded", ("farm/letters",))
+    assert any("Successfully installed" in line for line in lines)
+    assert uninstall("farm", python=python).distribution == "fused_layers-farm"
+    with pytest.raises(NotFoundError, match="'farm'"):
+        uninstall("farm", python=python)
+
+
+def test_broken_plugin_is_installed_as_failed_and_can_be_removed(
+    python: str, make_wheel: MakeWheel
+) -> None:
+    (plugin,) = install(
+        str(make_wheel("fused_layers-sick", "sick", "raise SystemExit(1)")), python=python
+    )
+    assert (plugin.status, "exits (1)" in (plugin.reason or "")) == ("failed", True)
+    assert uninstall("fused_layers-sick", python=python).domain == "sick"
+
+
+def test_second_claimant_is_told_together_with_the_first(
+    python: str, make_wheel: MakeWheel
+) -> None:
+    install(str(make_wheel("fused_layers-one", "shared")), python=python)
+    plugins = install(str(make_wheel("fused_layers-two", "shared")), python=python)
+    assert [plugin.distribution for plugin in plugins] == ["fused_layers-two", "fused_layers-one"]
+    with pytest.raises(UsageError, match="trunk-one and trunk-two"):
+        uninstall("shared", python=python)
+    for name in ("fused_layers-one", "fused_layers-two"):
+        uninstall(name, python=python)
+
+
+def test_folder_is_installed_editable(python: str, tmp_path: Path) -> None:
+    folder = tmp_path / "field"
+    folder.mkdir()
+    (folder / "fused_layers_field.py").write_text("TRUNKLINE_API = 1\n")
+    (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    (folder / "backend.py").write_text(EDITABLE_BACKEND)
+    (plugin,) = install(str(folder), editable=True, python=python)
+    assert (plugin.domain, plugin.status) == ("field", "loaded")
+    uninstall("field", python=python)
+
+
+EDITABLE_BACKEND = """
+from pathlib import Path
+from zipfile import ZipFile
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    name, info = "trunk_field-1.0-py3-none-any.whl", "trunk_field-1.0.dist-info"
+    members = {
+        "trunk_field.pth": f"{Path.cwd()}\\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\\nName: trunk-field\\nVersion: 1.0\\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+        f"{info}/entry_points.txt": "[trunkline]\\nfield = trunk_field\\n",
+    }
+    members[f"{info}/RECORD"] = "".join(f"{member},,\\n" for member in members)
+    with ZipFile(Path(folder, name), "w") as wheel:
+        for member, text in members.items():
+            wheel.writestr(member, text)
+    return name
+"""
+
+
+def test_distribution_without_entry_point_is_told_with_the_way_out(
+    python: str, make_wheel: MakeWheel
+) -> None:
+    with pytest.raises(PluginError, match="'trunk-plain' was installed, but it is no plugin") as no:
+        install(str(make_wheel("fused_layers-plain")), python=python)
+    assert "pip uninstall trunk-plain" in (no.value.hint or "")
+
+
+def test_plugin_that_asks_for_another_torch_is_refused(python: str, make_wheel: MakeWheel) -> None:
+    wheel = make_wheel("fused_layers-old", "old", requires="torch==1.0")
+    with pytest.raises(PluginError) as caught:
+        install(str(wheel), python=python)
+    assert "conflicting dependencies" in caught.value.message
+    assert "torch" in (caught.value.hint or "")
+    with pytest.raises(NotFoundError):
+        uninstall("old", python=python)
+
+
+def test_pips_last_error_is_told(python: str) -> None:
+    with pytest.raises(PluginError, match="No matching distribution found for no-such-plugin-x"):
+        install("no-such-plugin-x", python=python)
+
+
+def test_constraints_pin_what_the_core_runs_on() -> None:
+    pinned = {line.partition("==")[0] for line in _constraints().splitlines()}
+    assert pinned == {"torch", "transformers", "peft", "trunkline"}
+
+
+@pytest.mark.parametrize("target", ["", " ", "--target=/tmp/x", "-e .", "a b c", "x\ny", "../x@!"])
+def test_target_that_is_none_is_refused_before_pip_runs(target: str) -> None:
+    with pytest.raises(UsageError):
+        install(target, python="/no/such/python")
+
+
+def test_missing_folder_is_told_before_pip_runs() -> None:
+    with pytest.raises(NotFoundError, match=r"no file or folder '\./nowhere'"):
+        install("./nowhere", python="/no/such/python")
+
+
+def test_folder_that_is_no_project_is_told_before_pip_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no pyproject"):
+        install(str(tmp_path), python="/no/such/python")
