@@ -102,7 +102,7 @@ def test_setting_refuses_a_value_out_of_its_range(spec: dataclasses.Field[Any]) 
             Settings(**{spec.name: value})
 
 
-@pytest.mark.parametrize("name", ["epochs", "learning_rate", "alpha"])
+@pytest.mark.parametrize("name", ["num_train_epochs", "learning_rate", "lora_alpha"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, 10**400])
 def test_number_setting_refuses_what_is_no_finite_number(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"{name} wants a number"):
@@ -169,4 +169,4 @@ def test_values_are_frozen() -> None:
 
 def test_a_frozen_value_is_replaced_with_its_checks() -> None:
     with pytest.raises(UsageError):
-        replace(Settings(), rank=0)
+        replace(Settings(), r=0)

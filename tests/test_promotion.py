@@ -85,8 +85,9 @@ def add(
         score = Estimate(right / ROWS, 0.0, 1.0)
         evaluated = EvaluationReport(
             metric="accuracy", higher_is_better=True, rows=ROWS, groups=GROUPS,
-            scores={"accuracy": score}, baselines={"tfidf": {"accuracy": score}}, baseline_details={},
-            best_baseline="tfidf", difference=Estimate(0.1, 0.02, 0.2), verdict="beats", slices=(),
+            scores={"accuracy": score}, baselines={"tfidf": {"accuracy": score}},
+            baseline_details={}, best_baseline="tfidf",
+            difference=Estimate(0.1, 0.02, 0.2), verdict="beats", slices=(),
         )  # fmt: skip
         registry.evaluations.record(
             recipe="toy/animals", base_digest=BASE, dataset_id=dataset, split="test",

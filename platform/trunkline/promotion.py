@@ -252,8 +252,8 @@ def without_rows(version: VersionRecord, alias: str = CHAMPION) -> DataError:
     to
     it all the same."""
     return DataError(
-        f"{version.ref} can't be evaluated: it came without a dataset, so there are no rows to evaluate "
-        "it on.",
+        f"{version.ref} can't be evaluated: it came without a dataset, so there are no rows "
+        "to evaluate it on.",
         f'`{_command(version, alias)} --force --reason "…"` lets it go live all the same.',
     )
 
@@ -268,7 +268,7 @@ def _advice(version: VersionRecord, alias: str, failed: Sequence[GateCheck]) -> 
         if version.dataset is None:
             why = without_rows(version, alias)
             return f"{why.message} {why.hint}"
-        return f"Evaluate it here with `trunkline eval {version.ref}`, where the plugin of its recipe is."
+        return f"Evaluate it here with `trunkline eval {version.ref}`, where its plugin is."
     return f'Train a better one, or `{_command(version, alias)} --force --reason "…"`.'
 
 
@@ -321,8 +321,8 @@ def _compared(
     theirs = next((one for one in evaluated if _rows_of(one) == _rows_of(ours)), None)
     if theirs is None:
         raise DataError(
-            f"the rows differ: it was evaluated on the split {evaluated[0].split_fingerprint[:12]}, "
-            f"not on {ours.split_fingerprint[:12]}"
+            f"the rows differ: its split is {evaluated[0].split_fingerprint[:12]}, "
+            f"not {ours.split_fingerprint[:12]}"
         )
     return compare(
         metric(),

@@ -172,8 +172,8 @@ def fetched(store: AdapterStore, done: Imported) -> Artifact:
         ("gpt2", None, {"target_modules": r".*h\.\d\.attn\.c_proj"}),
         ("gpt2", 2, {"fan_in_fan_out": True}),
     ],
-    ids=["pattern", "one layer", "layers pattern", "without one", "use_rslora", "orthogonal", "bf16",
-         "pattern with head", "fp16 with head", "gpt2 pattern", "gpt2 with head"],
+    ids=["pattern", "one layer", "layers pattern", "without one", "use_rslora", "orthogonal",
+         "bf16", "pattern with head", "fp16 with head", "gpt2 pattern", "gpt2 with head"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore")
 def test_plain_peft_computes_the_same_from_the_published_folder(

@@ -179,7 +179,9 @@ ANY = st.recursive(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_any_change_is_refused_or_makes_a_card(sealed: Path, data: st.DataObject) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from products import whole
 from tiny_base import HIDDEN, Family, make_model
-from trunkline.bases import fused_layers as module
+from trunkline.bases import linear as module
 from trunkline.bases import quantized
 from trunkline.bases.linear import FusedLayers, FusedLinear, fuse_linear_layers
 from trunkline.errors import BaseModelError

@@ -38,7 +38,7 @@ def test_lineage_of_a_version_leads_to_everything(run: Run) -> None:
         "├── dataset toy/animals\n",
         "└── evaluations\n",
         "baseline tfidf: accuracy",
-        "settings: epochs=",
+        "settings: num_train_epochs=",
         "packages: trunkline=",
         "version.published: by system:",
     ):

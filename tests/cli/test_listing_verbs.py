@@ -164,7 +164,7 @@ def test_datasets_show_of_a_regression_names_the_unit(run: Run) -> None:
 def test_recipes_show_marks_what_differs_from_the_default(run: Run) -> None:
     lines = run("recipes", "show", "toy/animals").stdout.splitlines()
     marked = [line.split()[0] for line in lines if line.split()[2:3] == ["*"]]
-    assert marked == ["epochs", "rank", "alpha", "max_tokens", "evals_per_epoch"]
+    assert marked == ["num_train_epochs", "r", "lora_alpha", "max_length", "evals_per_epoch"]
 
 
 def test_recipes_show_tells_the_direction_of_the_gate(run: Run) -> None:
@@ -172,9 +172,7 @@ def test_recipes_show_tells_the_direction_of_the_gate(run: Run) -> None:
 
 
 def test_recipes_show_json_holds_the_settings(run: Run) -> None:
-    assert (
-        json.loads(run("recipes", "show", "toy/animals", "--json").stdout)["settings"]["rank"] == 4
-    )
+    assert json.loads(run("recipes", "show", "toy/animals", "--json").stdout)["settings"]["r"] == 4
 
 
 @pytest.mark.parametrize("noun", ["adapters", "runs"])

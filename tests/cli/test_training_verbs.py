@@ -64,7 +64,7 @@ def test_train_json_holds_version_report_and_evaluation_report(shared: Shared) -
 
 
 def test_dry_run_shows_the_resolved_recipe_and_its_cost(run: Run) -> None:
-    result = run("train", "toy/animals", "--set", "rank=2", "--dry-run")
+    result = run("train", "toy/animals", "--set", "r=2", "--dry-run")
     assert result.exit_code == 0
     assert "rank             2" in result.stdout
     assert "nothing was trained or written" in result.stdout
@@ -230,14 +230,14 @@ def test_runs_show_tells_changed_settings_report_and_figures(run: Run) -> None:
     told = run("runs", "show", "1").stdout
     for part in (
         "num_train_epochs=1, ",
-        "rank=4",
+        "r=4",
         "torch",
         "65 read",
         "learning_rate",
         "toy/animals@1",
     ):
         assert part in told
-    assert "warmup" not in told
+    assert "warmup_ratio" not in told
 
 
 def test_runs_show_json_has_the_figures(run: Run) -> None:

@@ -112,7 +112,7 @@ def test_row_given_back_unchanged_is_not_counted_as_added() -> None:
 
 
 def test_only_the_chosen_examples_are_augmented() -> None:
-    result = prepared(augment(doubled), max_examples=4)
+    result = prepared(augment(doubled), max_train_samples=4)
 
     assert {row.group for row in result.augmented} == {row.group for row in result.split.train}
     assert result.report.augmented == 4

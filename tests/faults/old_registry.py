@@ -40,7 +40,7 @@ def _rows() -> dict[str, list[dict[str, Any]]]:
         ],
         "runs": [
             {"recipe": "toy/animals", "status": "finished", "base_id": 1, "dataset_id": 1,
-             "plugin_id": 1, "seed": 1, "settings": {"rank": 8}, "environment": {"torch": "2"},
+             "plugin_id": 1, "seed": 1, "settings": {"r": 8}, "environment": {"torch": "2"},
              "report": {"best_step": 7}, "error": None, "started": _THEN,
              "finished": _THEN + timedelta(minutes=4)},
         ],

@@ -65,7 +65,7 @@ def train(source: str, ref: str, base_digest: str) -> int:
     )  # fmt: skip
     run = registry.runs.start(
         recipe="toy/animals", base_digest=base_digest, dataset_id=dataset, seed=0,
-        settings={"rank": 4}, environment={"torch": "2"},
+        settings={"r": 4}, environment={"torch": "2"},
     )  # fmt: skip
     results = {
         "metric": "accuracy", "verdict": "better", "gate": {}, "counts": {"test": 1},

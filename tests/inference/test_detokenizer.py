@@ -17,7 +17,9 @@ END = 2
 ALPHABET = "ab ß€😀\n" + BROKEN
 TEXTS = st.one_of(st.text(ALPHABET, max_size=40), st.text(max_size=20))
 THOROUGH = settings(
-    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

@@ -14,7 +14,7 @@ from driving import Driven, count_ties
 from trunkline.bases import Base
 from trunkline.bases.linear import fuse_linear_layers
 from trunkline.errors import BaseModelError
-from trunkline.inference import kv
+from trunkline.inference import kv_cache
 from trunkline.inference.engine import Engine
 from trunkline.inference.kv_cache import bytes_per_token
 from trunkline.inference.settings import EngineSettings
@@ -125,9 +125,9 @@ def test_memory_that_the_machine_does_not_have_is_told_before_it_is_taken(
 ) -> None:
     wanted = 64 * bytes_per_token(base.model)
     for free, fits in ((wanted, True), (wanted - 1, False), (None, True)):
-        monkeypatch.setattr(kv, "free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr(kv_cache, "free_bytes", lambda _, free=free: free)
         if fits:
-            kv.KVCache(base.model, 64)
+            kv_cache.KVCache(base.model, 64)
             continue
         with pytest.raises(BaseModelError, match="MiB are free") as caught:
             Engine(base, EngineSettings(kv_tokens=64))
@@ -139,14 +139,14 @@ def test_free_memory_is_that_of_the_machine_or_of_its_container(
 ) -> None:
     device = torch.device("cpu")
     texts = {"/proc/meminfo": "MemTotal:  9 kB\nMemAvailable:    7 kB\n"}
-    monkeypatch.setattr(kv, "_text", lambda path: texts.get(path, ""))
-    assert kv.free_bytes(device) == 7 * 1024
+    monkeypatch.setattr(kv_cache, "_text", lambda path: texts.get(path, ""))
+    assert kv_cache.free_bytes(device) == 7 * 1024
     texts["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert kv.free_bytes(device) == 7 * 1024
+    assert kv_cache.free_bytes(device) == 7 * 1024
     texts["/sys/fs/cgroup/memory.max"] = "5000\n"
-    assert kv.free_bytes(device) == 5000
+    assert kv_cache.free_bytes(device) == 5000
     texts.clear()
-    assert kv.free_bytes(device) is None
+    assert kv_cache.free_bytes(device) is None
 
 
 def test_memory_below_one_block_is_told(base: Base) -> None:

@@ -27,7 +27,8 @@ RECIPES = {
 """Recipe → what is thinned, and every so-manieth of it is kept."""
 
 SETTINGS: dict[str, Any] = {
-    "max_steps": 6, "max_train_samples": 64, "per_device_train_batch_size": 8, "evals_per_epoch": 1, "warmup_ratio": 0.0,
+    "max_steps": 6, "max_train_samples": 64, "per_device_train_batch_size": 8, "evals_per_epoch": 1,
+    "warmup_ratio": 0.0,
 }  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def start(registry: Registry, dataset: int) -> Callable[..., int]:
             base_digest=BASE,
             dataset_id=dataset,
             seed=1,
-            settings={"rank": 8},
+            settings={"r": 8},
             environment={"torch": "2.13"},
         )
 

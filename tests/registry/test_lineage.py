@@ -240,7 +240,7 @@ def compared(registry: Registry, version: VersionRecord, dataset: int) -> Compar
         base_digest=version.base_digest,
         dataset_id=other,
         seed=2,
-        settings={"rank": 16},
+        settings={"r": 16},
         environment={"torch": "2.13"},
         specification={"loss": {"name": "default"}},
     )

@@ -26,7 +26,7 @@ def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> d
         "recipe": "medical/icd10",
         "status": "finished",
         "seed": 2,
-        "settings": {"rank": 8},
+        "settings": {"r": 8},
         "environment": {"device": "cpu"},
         "specification": {"loss": {"name": "default"}},
         "report": {"steps": 7},

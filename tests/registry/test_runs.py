@@ -26,7 +26,7 @@ def test_a_run_tells_what_it_was_made_of(registry: Registry, start: Start) -> No
         "medical/icd10",
         "split-1",
         1,
-        {"rank": 8},
+        {"r": 8},
     )
 
 

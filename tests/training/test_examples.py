@@ -26,8 +26,8 @@ def tokenizer() -> Any:
     return make_tokenizer()
 
 
-def encoded(task: Any = LABELS, rows: Any = ROWS, max_tokens: int = 128, **recipe: Any) -> Encoded:
-    given = make_recipe(task.kind, settings=Settings(max_length=max_tokens), **recipe)
+def encoded(task: Any = LABELS, rows: Any = ROWS, max_length: int = 128, **recipe: Any) -> Encoded:
+    given = make_recipe(task.kind, settings=Settings(max_length=max_length), **recipe)
     return encode_rows(rows, given, task, tokenizer())
 
 
@@ -52,7 +52,7 @@ def test_tokens_are_counted() -> None:
 def test_long_prompt_is_cut_at_its_end_and_counted(task: Any) -> None:
     rows = ROWS if task is LABELS else [make_row(n, text=row.text, target=1.0)
                                         for n, row in enumerate(ROWS)]  # fmt: skip
-    whole, cut = encoded(task, rows), encoded(task, rows, max_tokens=4)
+    whole, cut = encoded(task, rows), encoded(task, rows, max_length=4)
 
     lengths = [len(one["input_ids"]) for one in whole.examples]
     assert cut.truncated == sum(length > 4 for length in lengths) > 0
@@ -65,17 +65,17 @@ def test_long_prompt_is_cut_at_its_end_and_counted(task: Any) -> None:
 def test_prompt_of_just_the_limit_is_not_cut() -> None:
     longest = encoded().longest
 
-    assert encoded(max_tokens=longest).truncated == 0
-    assert encoded(max_tokens=longest - 1).truncated == 1
+    assert encoded(max_length=longest).truncated == 0
+    assert encoded(max_length=longest - 1).truncated == 1
 
 
 def test_generation_that_would_be_cut_is_refused_with_row_and_length() -> None:
     longest = encoded(ANSWERS).longest
     with pytest.raises(DataError, match=rf"Row 'r5' takes {longest} tokens") as caught:
-        encoded(ANSWERS, max_tokens=longest - 1)
+        encoded(ANSWERS, max_length=longest - 1)
 
     assert caught.value.hint == f"Use --set max_length={longest} or more."
-    assert encoded(ANSWERS, max_tokens=longest).truncated == 0
+    assert encoded(ANSWERS, max_length=longest).truncated == 0
 
 
 def test_generation_keeps_every_token_of_the_answer() -> None:

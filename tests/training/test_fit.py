@@ -385,10 +385,10 @@ def test_answer_longer_than_may_be_generated_is_refused_before_training(
     assert not log.figures
 
 
-def test_answer_beyond_max_tokens_is_refused(platform: Platform, tmp_path: Path) -> None:
+def test_answer_beyond_max_length_is_refused(platform: Platform, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="would cut the answer off") as caught:
         fitted(platform, tmp_path / "run", "toy/plurals", max_length=20)
-    assert "max_tokens=" in (caught.value.hint or "")
+    assert "max_length=" in (caught.value.hint or "")
 
 
 def lengthened(training_job: TrainingJob) -> TrainingJob:

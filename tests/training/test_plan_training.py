@@ -57,7 +57,7 @@ def test_plan_is_plain_values(platform: Platform) -> None:
     [
         ("toy/animals", {"layers_to_transform": 8}, UsageError),
         ("toy/animals", {"target_modules": "q_prj"}, NotFoundError),
-        ("toy/plurals", {"max_tokens": 20}, DataError),
+        ("toy/plurals", {"max_length": 20}, DataError),
     ],
 )
 def test_what_would_fail_in_training_fails_here(

@@ -231,8 +231,8 @@ def test_surprise_is_told_in_one_line(platform: Platform, monkeypatch: pytest.Mo
     [
         {"layers_to_transform": 9},
         {"target_modules": "nose"},
-        {"rank": 0},
-        {"ranc": 4},
+        {"r": 0},
+        {"rr": 4},
         {"seed": "x"},
     ],
 )

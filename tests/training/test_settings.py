@@ -17,11 +17,11 @@ from trunkline.training.settings import parse_assignment, with_settings
 quick = settings(max_examples=40, deadline=None)
 RECIPE = make_recipe(settings=Settings(num_train_epochs=7.0, r=4))
 OTHERS: dict[str, Any] = {
-    "schedule": "cosine",
+    "lr_scheduler_type": "cosine",
     "precision": "fp32",
     "target_modules": "q_proj,v_proj",
     "use_rslora": True,
-    "max_tokens": 9,
+    "max_length": 9,
 }
 
 
@@ -43,7 +43,7 @@ def test_every_setting_can_be_set_from_a_word_and_from_a_value(name: str) -> Non
 
 
 def test_what_is_not_overridden_stays_the_recipes() -> None:
-    changed = with_settings(RECIPE, {"rank": "8"})
+    changed = with_settings(RECIPE, {"r": "8"})
 
     assert (changed.settings.num_train_epochs, changed.settings.r) == (7.0, 8)
     assert changed.template == RECIPE.template
@@ -60,8 +60,8 @@ def test_no_overrides_change_nothing() -> None:
         ("learning-rate", "learning_rate"),
         ("learn_rate", "learning_rate"),
         ("MAX_STEPS", "max_steps"),
-        ("ranks", "rank"),
-        ("epoch", "epochs"),
+        ("lora_alpa", "lora_alpha"),
+        ("num_epochs", "num_train_epochs"),
     ],
 )
 def test_unknown_setting_is_answered_with_the_nearest(wrong: str, right: str) -> None:
@@ -89,19 +89,19 @@ def test_words_for_no(word: str) -> None:
     [
         ("use_rslora", "perhaps", "true or false"),
         ("use_rslora", 1, "true or false"),
-        ("rank", "many", "a whole number"),
-        ("rank", "2.5", "a whole number"),
-        ("rank", "", "a whole number"),
-        ("rank", 2.0, "a whole number"),
-        ("rank", True, "a whole number"),
-        ("rank", None, "a whole number"),
-        ("rank", "9" * 5000, "a whole number"),
-        ("epochs", "few", "a number"),
-        ("epochs", True, "a number"),
-        ("epochs", "nan", "a number"),
+        ("r", "many", "a whole number"),
+        ("r", "2.5", "a whole number"),
+        ("r", "", "a whole number"),
+        ("r", 2.0, "a whole number"),
+        ("r", True, "a whole number"),
+        ("r", None, "a whole number"),
+        ("r", "9" * 5000, "a whole number"),
+        ("num_train_epochs", "few", "a number"),
+        ("num_train_epochs", True, "a number"),
+        ("num_train_epochs", "nan", "a number"),
         ("learning_rate", "inf", "a number"),
         ("learning_rate", 10**400, "a number"),
-        ("schedule", 3, "a word"),
+        ("lr_scheduler_type", 3, "a word"),
     ],
 )
 def test_value_of_another_type_is_refused_with_what_is_wanted(
@@ -117,15 +117,15 @@ def test_value_of_another_type_is_refused_with_what_is_wanted(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("rank", "0"),
-        ("rank", -1),
+        ("r", "0"),
+        ("r", -1),
         ("learning_rate", "1.5"),
-        ("dropout", "1"),
+        ("lora_dropout", "1"),
         ("warmup", "-0.1"),
         ("batch_size", "0"),
         ("max_steps", "-5"),
         ("seed", 2**31),
-        ("schedule", "step"),
+        ("lr_scheduler_type", "step"),
         ("precision", "fp8"),
         ("target_modules", ""),
     ],
@@ -151,8 +151,8 @@ def test_number_written_out_comes_back(value: float) -> None:
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ("rank=8", ("rank", "8")),
-        (" rank = 8 ", ("rank", "8")),
+        ("rank=8", ("r", "8")),
+        (" rank = 8 ", ("r", "8")),
         ("target_modules=", ("target_modules", "")),
         ("a=b=c", ("a", "b=c")),
     ],
@@ -161,7 +161,7 @@ def test_assignment_is_divided_at_the_first_sign(text: str, parsed: tuple[str, s
     assert parse_assignment(text) == parsed
 
 
-@pytest.mark.parametrize("text", ["rank", "", "=8", " =8"])
+@pytest.mark.parametrize("text", ["r", "", "=8", " =8"])
 def test_what_is_no_assignment_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not key=value") as caught:
         parse_assignment(text)

@@ -281,7 +281,7 @@ def sorted_slices(results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 def _limits(manifest: Manifest, provenance: Provenance) -> list[str]:
     lines = []
     run = provenance.run
-    if run is not None and (longest := run.settings.get("max_tokens")):
+    if run is not None and (longest := run.settings.get("max_length")):
         cut = (run.report or {}).get("truncated")
         lines.append(
             f"- trained on at most {words(longest)} tokens a row"

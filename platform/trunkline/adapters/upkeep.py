@@ -82,7 +82,7 @@ def remove(store: AdapterStore, ref: Ref, *, reason: str, actor: str | None = No
 
     Raises:
         RefusedError: an alias or a running server holds it.
-        NotFoundError, UsageError: see :meth:`Versions.remove`.
+        NotFoundError, UsageError: see :meth:`Removal.remove_version`.
     """
     registry = store.registry
     version = registry.versions.remove(

@@ -68,8 +68,8 @@ def adapters() -> None:
     "list",
     example="""
     $ trunkline adapters list
-    adapter                task            newest  aliases     its score                      baseline
-    finance/naics-sector   classification  2 of 2  trial=1     accuracy 0.703 [0.591, 0.811]  ties
+    adapter                task            newest  aliases     its score                    baseline
+    finance/naics-sector   classification  2 of 2  trial=1     accuracy 0.70 [0.59, 0.81] ties
     medical/icd10-chapter  classification  2 of 2  champion=2  accuracy 0.853 [0.811, 0.892]  beats
     retail/department      classification  1 of 1  -           accuracy 0.767 [0.726, 0.805]  beats
 
@@ -232,7 +232,7 @@ def _scored(one: AdapterRecord) -> dict[str, object]:
     …
     Versions
     version  digest               created           aliases  score                          baseline
-          2  sha256:374e8fcf2932  2026-11-21 22:12  -        accuracy 0.703 [0.591, 0.811]  ties
+          2  sha256:374e8fcf2932  2026-11-21 22:12  -        accuracy 0.70 [0.59, 0.81] ties
           1  sha256:00bc6ba0b852  2026-11-21 22:03  trial    accuracy 0.788 [0.688, 0.875]  ties
     """,
 )

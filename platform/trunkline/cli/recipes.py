@@ -74,7 +74,7 @@ def list_(said: Globals, as_json: bool) -> None:
 
     Settings (* differs from the platform's default)
     setting          value          meaning
-    epochs           2           *  passes over the training rows
+    num_train_epochs  2           *  passes over the training rows
     max_steps        0              stop after so many optimizer steps; 0: by epochs
     …
     """,

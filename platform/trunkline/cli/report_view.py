@@ -26,15 +26,15 @@ _WORDS = {
 }
 
 
-def print_evaluation_report(evaluation_report: EvaluationReport, *, slices: bool = False) -> None:
+def print_evaluation_report(report: EvaluationReport, *, slices: bool = False) -> None:
     """Write the scores beside the baselines, the verdict, and if wanted the slices."""
     heading(
-        f"Evaluated on {evaluation_report.rows:,} held-out rows in {evaluation_report.groups:,} groups "
+        f"Evaluated on {report.rows:,} held-out rows in {report.groups:,} groups "
         "(95 % intervals, groups resampled)"
     )
-    names = list(evaluation_report.scores)
-    lines = {"this adapter": evaluation_report.scores} | {
-        f"baseline {name}": scores for name, scores in evaluation_report.baselines.items()
+    names = list(report.scores)
+    lines = {"this adapter": report.scores} | {
+        f"baseline {name}": scores for name, scores in report.baselines.items()
     }
     heads = ["", *names]
     print_table(
@@ -42,37 +42,32 @@ def print_evaluation_report(evaluation_report: EvaluationReport, *, slices: bool
         [[name, *cells] for name, cells in zip(lines, _cells(list(lines.values())), strict=True)],
         fold=names,
     )
-    for name, detail in evaluation_report.baseline_details.items():
+    for name, detail in report.baseline_details.items():
         if detail:
             click.echo(f"baseline {name}: {detail}")
-    click.echo(verdict_sentence(evaluation_report))
-    if slices and evaluation_report.slices:
-        heading(f"Slices, by {evaluation_report.metric}")
+    click.echo(verdict_sentence(report))
+    if slices and report.slices:
+        heading(f"Slices, by {report.metric}")
         print_table(
-            ["slice", "value", "rows", evaluation_report.metric],
-            [
-                (one.slice, one.value, f"{one.rows:,}", figure(one.score))
-                for one in evaluation_report.slices
-            ],
-            right=("rows", evaluation_report.metric),
+            ["slice", "value", "rows", report.metric],
+            [(one.slice, one.value, f"{one.rows:,}", figure(one.score)) for one in report.slices],
+            right=("rows", report.metric),
             fold=("value",),
         )
 
 
-def verdict_sentence(evaluation_report: EvaluationReport) -> str:
+def verdict_sentence(report: EvaluationReport) -> str:
     """``It beats the baseline tfidf: accuracy 0.905 against 0.763, difference +0.142 [...].``"""
-    ours = evaluation_report.score.value
-    theirs = evaluation_report.baselines[evaluation_report.best_baseline][
-        evaluation_report.metric
-    ].value
-    direction = "" if evaluation_report.higher_is_better else " (lower is better)"
+    ours = report.score.value
+    theirs = report.baselines[report.best_baseline][report.metric].value
+    direction = "" if report.higher_is_better else " (lower is better)"
     few = ""
-    if evaluation_report.groups < LEAST_GROUPS:
-        few = f" There are {evaluation_report.groups} groups; a verdict needs {LEAST_GROUPS}."
+    if report.groups < LEAST_GROUPS:
+        few = f" There are {report.groups} groups; a verdict needs {LEAST_GROUPS}."
     return (
-        f"It {_WORDS[evaluation_report.verdict]} {evaluation_report.best_baseline}: {evaluation_report.metric} "
+        f"It {_WORDS[report.verdict]} {report.best_baseline}: {report.metric} "
         f"{figure(ours)} against {figure(theirs)}{direction}, "
-        f"difference {interval(evaluation_report.difference, sign=True)}.{few}"
+        f"difference {interval(report.difference, sign=True)}.{few}"
     )
 
 

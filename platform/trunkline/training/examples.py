@@ -14,7 +14,7 @@ from trunkline.tasks import AnyTask, GenerationTask
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Examples of one part; ``truncated`` prompts lost their end to ``max_tokens``."""
+    """Examples of one part; ``truncated`` prompts lost their end to ``max_length``."""
 
     examples: list[dict[str, Any]]
     truncated: int
@@ -40,7 +40,7 @@ def encode_rows(rows: Sequence[Row], recipe: RecipeSpec, task: AnyTask, tokenize
         length = len(example["input_ids"])
         if length > limit:
             raise DataError(
-                f"Row {row.id!r} takes {length} tokens with its answer; max_tokens = {limit} would "
+                f"Row {row.id!r} takes {length} tokens with its answer; max_length = {limit} would "
                 "cut the answer off.",
                 f"Use --set max_length={length} or more.",
             )

@@ -84,7 +84,8 @@ def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] |
     layers = int(model.config.get_text_config().num_hidden_layers)
     if settings.layers_to_transform > layers:
         raise UsageError(
-            f"layers_to_transform = {settings.layers_to_transform}, but the base has {layers} layers.",
+            f"layers_to_transform is {settings.layers_to_transform}, "
+            f"but the base has {layers} layers.",
             f"Use --set layers_to_transform={layers} or less.",
         )
     chosen = (
