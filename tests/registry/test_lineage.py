@@ -260,7 +260,7 @@ def test_only_what_differs_is_told(compared: Comparison) -> None:
         "version.run": (1, 2),
         "dataset.split": ("split-1", "split-2"),
         "run.seed": (1, 2),
-        "settings.rank": (8, 16),
+        "settings.r": (8, 16),
         "specification.loss.name": (None, "default"),
     }
 
