@@ -1,7 +1,7 @@
 """What memory steps take that have a number of tokens which none had before.
 
 oneDNN, and torch's way to it, keep what they made ready for each number of rows of a product; the
-trunk bounds how many (``bases/trunk.py``). Two processes compute the same prefills, of every
+trunk bounds how many (``bases/linear.py``). Two processes compute the same prefills, of every
 number of tokens up to 300, in one random order, so that no quarter has the long ones: one process
 as the trunk leaves it, one with torch's own bounds. Prints the memory of both; asserts nothing.
 """

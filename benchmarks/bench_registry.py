@@ -23,7 +23,7 @@ import filled
 from sqlalchemy import Connection, event
 
 from trunkline.refs import Ref
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 LIMIT_MS = 100.0
 _INDEX = re.compile(
@@ -37,49 +37,49 @@ def pages(registry: Registry, versions: int) -> dict[str, Callable[[], Any]]:
     busy, small = Ref.parse("d0/busy"), _small(versions)
     middle = _visible(registry, busy, versions // 20)
     third = _visible(registry, small, 4)
-    digest = registry.resolve(middle)[0].digest
+    digest = registry.versions.resolve(middle)[0].digest
     request = f"req-{versions // 2}"
     found: dict[str, Callable[[], Any]] = {
-        "adapters list": lambda: registry.adapters(limit=101, scored=True),
-        "adapters list, a later page": lambda: registry.adapters(
+        "adapters list": lambda: registry.adapters.list(limit=101, scored=True),
+        "adapters list, a later page": lambda: registry.adapters.list(
             limit=101, after=small, scored=True
         ),
-        "adapters list --removed": lambda: registry.removed_versions(),
-        "adapters show: the version": lambda: registry.resolve(busy),
-        "adapters show: by digest": lambda: registry.resolve(busy.at(digest)),
-        "adapters show: its sisters": lambda: registry.versions("d0", "busy", scored=True),
-        "adapters show: its evaluations": lambda: registry.evaluations(version=middle),
-        "adapters history, of an adapter": lambda: registry.history(small),
-        "adapters history, of the busy one": lambda: registry.history(busy),
-        "adapters history, of its version": lambda: registry.history(middle),
-        "moves of an alias": lambda: registry.alias_moves("d0", "busy", "champion"),
-        "runs list": lambda: registry.runs(limit=101),
-        "runs list --recipe, a later page": lambda: registry.runs(
+        "adapters list --removed": lambda: registry.versions.list_removed(),
+        "adapters show: the version": lambda: registry.versions.resolve(busy),
+        "adapters show: by digest": lambda: registry.versions.resolve(busy.at(digest)),
+        "adapters show: its sisters": lambda: registry.versions.list("d0", "busy", scored=True),
+        "adapters show: its evaluations": lambda: registry.evaluations.list(version=middle),
+        "adapters history, of an adapter": lambda: registry.events.history(small),
+        "adapters history, of the busy one": lambda: registry.events.history(busy),
+        "adapters history, of its version": lambda: registry.events.history(middle),
+        "moves of an alias": lambda: registry.aliases.moves("d0", "busy", "champion"),
+        "runs list": lambda: registry.runs.list(limit=101),
+        "runs list --recipe, a later page": lambda: registry.runs.list(
             recipe="d0/busy", limit=101, before=versions // 2
         ),
-        "runs show": lambda: registry.run(versions // 2),
-        "runs show: its figures": lambda: registry.run_metrics(versions // 2),
-        "requests list": lambda: registry.requests(101),
-        "requests list --adapter, a later page": lambda: registry.requests(
+        "runs show": lambda: registry.runs.get(versions // 2),
+        "runs show: its figures": lambda: registry.runs.metrics(versions // 2),
+        "requests list": lambda: registry.requests.list(101),
+        "requests list --adapter, a later page": lambda: registry.requests.list(
             101, adapter="d0/busy", before=versions // 2
         ),
-        "requests list --key": lambda: registry.requests(101, key="00000007"),
-        "audit list": lambda: registry.events(limit=101),
-        "audit list --kind, a later page": lambda: registry.events(
+        "requests list --key": lambda: registry.requests.list(101, key="00000007"),
+        "audit list": lambda: registry.events.list(limit=101),
+        "audit list --kind, a later page": lambda: registry.events.list(
             kind="alias.moved", before=5 * versions, limit=101
         ),
-        "audit list --subject": lambda: registry.events(subject="d0/busy", limit=101),
-        "lineage of a version": lambda: registry.lineage(third),
-        "lineage of the busy one's": lambda: registry.lineage(middle),
-        "lineage of a digest": lambda: registry.lineage_of_digest(digest),
-        "lineage of a run": lambda: registry.lineage_of_run(versions // 2),
-        "lineage of a request": lambda: registry.lineage_of_request(request),
-        "tags and notes": lambda: (registry.tags(str(middle)), registry.notes("run/7")),
-        "deployments of a digest": lambda: registry.deployments_of(digest),
-        "what servers hold": lambda: registry.holders(),
+        "audit list --subject": lambda: registry.events.list(subject="d0/busy", limit=101),
+        "lineage of a version": lambda: registry.lineage.of_version(third),
+        "lineage of the busy one's": lambda: registry.lineage.of_version(middle),
+        "lineage of a digest": lambda: registry.lineage.of_digest(digest),
+        "lineage of a run": lambda: registry.lineage.of_run(versions // 2),
+        "lineage of a request": lambda: registry.lineage.of_request(request),
+        "tags and notes": lambda: (registry.tags.get(str(middle)), registry.tags.notes("run/7")),
+        "deployments of a digest": lambda: registry.servers.list_loads(digest),
+        "what servers hold": lambda: registry.servers.holders(),
     }
     for where in SEARCHES:
-        found[f"search {where}"] = lambda where=where: registry.search(where)  # type: ignore[misc]
+        found[f"search {where}"] = lambda where=where: registry.versions.search(where)  # type: ignore[misc]
     return found
 
 
@@ -102,7 +102,7 @@ SEARCHES = (
 
 def _visible(registry: Registry, ref: Ref, before: int) -> Ref:
     """A version that is there, of a lower number."""
-    return registry.versions(ref.domain, ref.name, limit=1, before=before)[0].ref
+    return registry.versions.list(ref.domain, ref.name, limit=1, before=before)[0].ref
 
 
 def _small(versions: int) -> Ref:
@@ -119,7 +119,7 @@ def statements(registry: Registry, call: Callable[[], Any]) -> list[tuple[str, A
         if not statement.startswith(("BEGIN", "EXPLAIN")):
             heard.append((statement, parameters))
 
-    engine = registry._engines.reading
+    engine = registry.sessions.engines.reading
     event.listen(engine, "before_cursor_execute", hear)
     try:
         call()
@@ -140,7 +140,7 @@ def used(registry: Registry, call: Callable[[], Any]) -> tuple[set[str], set[str
     indexes: set[str] = set()
     scanned: set[str] = set()
     asked = statements(registry, call)
-    with registry._engines.reading.connect() as connection:
+    with registry.sessions.engines.reading.connect() as connection:
         for statement, parameters in asked:
             for line in plan(connection, statement, parameters).splitlines():
                 if "PRIMARY KEY" in line:

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, create_engine, insert, text, update
 
 from trunkline.registry import tables
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 DOMAINS = 8
 METRICS = ("accuracy", "macro_f1", "precision", "recall", "loss")

@@ -59,7 +59,7 @@ def main() -> None:
     folder = Path("demo")
     folder.mkdir(exist_ok=True)
     platform = trunkline.open(folder)
-    there = {str(adapter.ref) for adapter in platform.registry.adapters()}
+    there = {str(adapter.ref) for adapter in platform.registry.adapters.list()}
     for recipe in RECIPES:
         if recipe not in there:
             print(f"Training {recipe} for {SHORT['max_steps']} steps.", file=sys.stderr)

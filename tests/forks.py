@@ -75,7 +75,7 @@ def _serve() -> None:
     import psycopg
     import sqlalchemy.dialects.postgresql.psycopg
 
-    import trunkline.registry.store
+    import trunkline.registry.registry
 
     assert alembic
     assert psycopg

@@ -10,7 +10,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 REFS = {
     "climbing": "../x",
@@ -113,6 +113,6 @@ def contents(folder: Path) -> dict[str, str]:
 
 def record_base(registry: Registry, digest: str, name: str = "tiny") -> None:
     """Record a base of which nothing but the digest matters."""
-    registry.record_base(
+    registry.sources.record_base(
         digest=digest, name=name, source="a test", architecture="Llama", parameters=1, dtype="F32"
     )

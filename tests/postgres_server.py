@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 QUICK = (
     *("fsync = off", "synchronous_commit = off", "full_page_writes = off"),

@@ -11,7 +11,7 @@ from object_stores import Place
 from trunkline.adapters.store import AdapterStore
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 REF = Ref("toy", "animals")
@@ -25,7 +25,7 @@ def new_store(workspace: Path, place: Place | None = None) -> AdapterStore:
         place.configure(workspace)
     (workspace / "registry.db").write_bytes(_empty())
     registry = Registry.open(f"sqlite:///{workspace / 'registry.db'}")
-    registry.record_base(
+    registry.sources.record_base(
         digest=BASE, name="tiny", source="made up", architecture="LlamaForCausalLM",
         parameters=1, dtype="float32",
     )  # fmt: skip
@@ -42,11 +42,11 @@ def _empty() -> bytes:
 
 def new_run(registry: Registry, recipe: str = str(REF)) -> int:
     """A run of made-up rows."""
-    dataset = registry.record_dataset(
+    dataset = registry.sources.record_dataset(
         name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, license="CC0-1.0",
         source="made up", counts={},
     )  # fmt: skip
-    return registry.start_run(
+    return registry.runs.start(
         recipe=recipe, base_digest=BASE, dataset_id=dataset, seed=0, settings={}, environment={},
     )  # fmt: skip
 

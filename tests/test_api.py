@@ -356,7 +356,7 @@ def test_unknown_recipe_or_setting_is_told_before_a_base_is_loaded(
 
 
 def moves(platform: Platform, adapter: str) -> list[Any]:
-    events = platform.registry.events(subject=adapter)
+    events = platform.registry.events.list(subject=adapter)
     return [event.detail for event in events if event.kind == "alias.moved"]
 
 

@@ -111,7 +111,7 @@ def test_number_setting_refuses_what_is_no_finite_number(name: str, value: Any) 
 
 @pytest.mark.parametrize("value", [True, 2.0, "2"])
 def test_whole_number_setting_refuses_what_is_none(value: Any) -> None:
-    with pytest.raises(UsageError, match="rank wants a whole number"):
+    with pytest.raises(UsageError, match="r wants a whole number"):
         Settings(r=value)
 
 

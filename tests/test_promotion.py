@@ -20,7 +20,7 @@ from trunkline.promotion import GateRefusedError, Promotion, promote, rollback, 
 from trunkline.refs import Ref
 from trunkline.registry.actors import key_actor
 from trunkline.registry.records import PredictionRecord, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import GateSettings
 
 BASE = "b" * 64
@@ -46,7 +46,7 @@ class Shelf:
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as opened:
-        opened.record_base(
+        opened.sources.record_base(
             digest=BASE, name="tiny", source="made", architecture="L", parameters=1, dtype="float32"
         )
         yield opened
@@ -68,16 +68,16 @@ def add(
 ) -> int:
     """Train and publish the next version; with ``right`` it is evaluated, so many rows being
     right."""
-    dataset = registry.record_dataset(
+    dataset = registry.sources.record_dataset(
         name="toy/animals", fingerprint="f" * 64, split_fingerprint=split, rows=ROWS,
         license="CC0-1.0", source="made", counts={},
     )  # fmt: skip
-    run = registry.start_run(
+    run = registry.runs.start(
         recipe="toy/animals", base_digest=BASE, dataset_id=dataset, seed=0, settings={},
         environment={}, actor=trained_by,
     )  # fmt: skip
-    number = registry.reserve_version("toy", "animals", task="classification", run=run)
-    registry.publish_version(
+    number = registry.versions.reserve("toy", "animals", task="classification", run=run)
+    registry.versions.publish(
         "toy", "animals", number, digest=f"sha256:{number:064x}", path=f"toy/animals/{number}",
         bytes=1, actor=trained_by,
     )  # fmt: skip
@@ -89,7 +89,7 @@ def add(
             baseline_details={}, best_baseline="tfidf",
             difference=Estimate(0.1, 0.02, 0.2), verdict="beats", slices=(),
         )  # fmt: skip
-        registry.record_evaluation(
+        registry.evaluations.record(
             recipe="toy/animals", base_digest=BASE, dataset_id=dataset, split="test",
             results={**evaluated.to_json(), "gate": asdict(gate or Gate(metric="accuracy"))},
             predictions=answers(right) if predictions else (), version=NAME.at(number),
@@ -149,16 +149,16 @@ def test_unevaluated_version_is_refused_whoever_asks(store: Any, registry: Regis
 
 def test_refusal_changes_nothing(store: Any, registry: Registry) -> None:
     add(registry)
-    before = registry.heads()
+    before = registry.events.heads()
     with pytest.raises(GateRefusedError, match="refuses toy/animals@1"):
         ask(store, 1)
-    assert registry.heads() == before
+    assert registry.events.heads() == before
 
 
 def test_force_is_recorded_with_the_gate_and_the_reason(store: Any, registry: Registry) -> None:
     add(registry)
     assert ask(store, 1, force=True, reason=" a trial ").forced
-    (move,) = registry.alias_moves("toy", "animals")
+    (move,) = registry.aliases.moves("toy", "animals")
     assert (move.forced, move.reason) == (True, "a trial")
     assert move.gate == [
         {"name": "has been evaluated", "passed": False, "figures": "no evaluation on its test rows"}
@@ -169,7 +169,7 @@ def test_reason_with_control_characters_is_refused(store: Any, registry: Registr
     add(registry)
     with pytest.raises(UsageError, match="can't be kept"):
         ask(store, 1, force=True, reason="a\x1b[2J")
-    assert registry.alias_moves("toy", "animals") == []
+    assert registry.aliases.moves("toy", "animals") == []
 
 
 def test_force_that_was_not_needed_is_not_recorded(store: Any, registry: Registry) -> None:
@@ -180,8 +180,8 @@ def test_force_that_was_not_needed_is_not_recorded(store: Any, registry: Registr
 def test_head_is_that_of_the_events_after_the_move(store: Any, registry: Registry) -> None:
     add(registry, 30)
     head = ask(store, 1).head
-    assert head == str(registry.heads()["events"])
-    assert registry.events(limit=1)[0].kind == "alias.moved"
+    assert head == str(registry.events.heads()["events"])
+    assert registry.events.list(limit=1)[0].kind == "alias.moved"
 
 
 @pytest.mark.parametrize("alias", ["smollm2-135m", "tiny", "latest", "7"])
@@ -191,13 +191,13 @@ def test_reserved_alias_is_refused_before_the_gate_is_asked(
     add(registry, 30)
     with pytest.raises(UsageError):
         ask(store, 1, alias)
-    assert registry.alias_moves("toy", "animals") == []
+    assert registry.aliases.moves("toy", "animals") == []
 
 
 def test_removed_version_is_not_promoted(store: Any, registry: Registry) -> None:
     add(registry, 30)
     add(registry, 30)
-    registry.remove_version(NAME.at(1), reason="wrong")
+    registry.versions.remove(NAME.at(1), reason="wrong")
     with pytest.raises(NotFoundError):
         ask(store, 1, force=True, reason="never mind")
 
@@ -208,13 +208,13 @@ def test_alias_that_moves_meanwhile_is_not_moved_again(store: Any, registry: Reg
     fetch = store.fetch
 
     def overtaken(version: VersionRecord) -> Any:
-        registry.move_alias(NAME.at(2), "champion", actor=ADA)
+        registry.aliases.move(NAME.at(2), "champion", actor=ADA)
         return fetch(version)
 
     store.fetch = overtaken
     with pytest.raises(RefusedError, match="ada moved 'champion' of toy/animals to version 2"):
         ask(store, 1)
-    assert registry.adapter("toy", "animals").aliases == {"champion": 2}
+    assert registry.adapters.get("toy", "animals").aliases == {"champion": 2}
 
 
 # ------------------------------------------------------------------------------- the champion
@@ -272,10 +272,7 @@ def test_champion_on_other_rows_says_so_and_says_no(store: Any, registry: Regist
     ask(store, 1)
     check = checks(store, 2, BEATS)["beats the champion"]
     assert not check.passed
-    assert (
-        "the rows differ: it was evaluated on the split tttttttttttt, not on ssssss"
-        in check.figures
-    )
+    assert "the rows differ: its split is tttttttttttt, not ssssss" in check.figures
 
 
 def test_champion_that_was_never_evaluated_says_no(store: Any, registry: Registry) -> None:
@@ -340,8 +337,8 @@ def test_both_persons_are_named(store: Any, registry: Registry) -> None:
 
 
 def test_who_imported_is_no_second_person(store: Any, registry: Registry) -> None:
-    registry.reserve_version("toy", "animals", task="classification")
-    registry.publish_version(
+    registry.versions.reserve("toy", "animals", task="classification")
+    registry.versions.publish(
         "toy", "animals", 1, digest="sha256:" + "a" * 64, path="toy/animals/1", bytes=1,
         base_digest=BASE, actor="system:ada",
     )  # fmt: skip
@@ -379,7 +376,7 @@ def test_rollback_asks_no_gate(store: Any, registry: Registry) -> None:
         ask(store, number, force=True, reason="a trial")
     done = rollback(store, NAME, reason="wrong codes", actor=ADA)
     assert (done.move.new, done.move.actor, done.move.gate) == (1, ADA, None)
-    assert done.head == str(registry.heads()["events"])
+    assert done.head == str(registry.events.heads()["events"])
 
 
 def test_rollback_to_a_damaged_version_is_refused(store: Any, registry: Registry) -> None:
@@ -388,7 +385,7 @@ def test_rollback_to_a_damaged_version_is_refused(store: Any, registry: Registry
     store.damaged = {1}
     with pytest.raises(IntegrityError):
         rollback(store, NAME)
-    assert registry.adapter("toy", "animals").aliases == {"champion": 2}
+    assert registry.adapters.get("toy", "animals").aliases == {"champion": 2}
 
 
 @pytest.mark.parametrize("ref", ["toy/animals@1", "toy/animals@champion"])

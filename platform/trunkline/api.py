@@ -23,7 +23,7 @@ from trunkline.plugins import Catalog, load_plugins
 from trunkline.promotion import AliasChange, Promotion
 from trunkline.refs import BASE, Ref, check_digest
 from trunkline.registry.records import AdapterRecord, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Platform:
         """
         if ref is None or ref == BASE:
             return ResolvedModel(self, None, BASE)
-        version, selected_by = self.registry.resolve(Ref.parse(ref), suggest=suggest)
+        version, selected_by = self.registry.versions.resolve(Ref.parse(ref), suggest=suggest)
         return ResolvedModel(self, version, selected_by)
 
     def run(
@@ -374,7 +374,7 @@ class Platform:
 
         run = None
         if resume is not None:
-            run = self.registry.run(resume)
+            run = self.registry.runs.get(resume)
             if run.recipe != recipe:
                 raise UsageError(
                     f"Run {resume} is of {run.recipe}, not of {recipe}.",
@@ -419,7 +419,7 @@ class Platform:
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.without_rows(version)
-        settings = dict(self.registry.run(version.run).settings) if version.run else {}
+        settings = dict(self.registry.runs.get(version.run).settings) if version.run else {}
         training_job = self.training_job(version.ref.adapter, settings)
         return evaluate_version(self._run_context(listener), training_job, version)
 
@@ -482,9 +482,9 @@ class Platform:
 
     # ------------------------------------------------------------------------------- versions
 
-    def adapters(self) -> list[AdapterRecord]:
+    def adapters(self) -> Sequence[AdapterRecord]:
         """The adapters that have a version."""
-        return self.registry.adapters()
+        return self.registry.adapters.list()
 
     def evaluation_report(self, version: VersionRecord) -> tuple[EvaluationReport, Gate] | None:
         """The newest evaluation of a version on its test rows, with the gate of its recipe."""

@@ -27,11 +27,11 @@ from trunkline.evaluation.report import EvaluationReport
 from trunkline.refs import Ref, check_alias
 from trunkline.registry.actors import Actor
 from trunkline.registry.alias_moves import reserved_for_base
-from trunkline.registry.database import system_actor
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AliasMoveRecord, EvaluationRecord, VersionRecord
+from trunkline.registry.registry import Registry
 from trunkline.registry.restoring import TOLD
-from trunkline.registry.store import Registry
+from trunkline.registry.session import system_actor
 from trunkline.registry.tags import check_reason
 from trunkline.workspace import GateSettings
 
@@ -123,8 +123,8 @@ def promote(
     if force and not reason:
         raise UsageError("A forced promotion needs a reason.", 'Add --reason "…".')
     if ref.selector is None:
-        ref = ref.at(registry.adapter(ref.domain, ref.name).newest)
-    version = registry.resolve(ref)[0]
+        ref = ref.at(registry.adapters.get(ref.domain, ref.name).newest)
+    version = registry.versions.resolve(ref)[0]
     standing = _newest_move(registry, version, alias)
     artifact = store.fetch(version)
     checks = _asked(registry, version, artifact, metric, demanded, actor or system_actor())
@@ -137,7 +137,7 @@ def promote(
             _advice(version, alias, failed),
             checks,
         )
-    registry.move_alias(
+    registry.aliases.move(
         version.ref,
         alias,
         expected=None if standing is None else standing.id,
@@ -173,9 +173,9 @@ def rollback(
     registry = store.registry
     _check_bare(ref)
     reason = check_reason(reason)
-    standing, earlier = registry.previous_version(ref.domain, ref.name, alias)
+    standing, earlier = registry.aliases.previous(ref.domain, ref.name, alias)
     store.fetch(earlier)
-    move = registry.rollback_alias(
+    move = registry.aliases.rollback(
         ref, alias, expected=standing.id, actor=actor, reason=reason or None
     )
     return AliasChange(move, _head(registry))
@@ -195,14 +195,14 @@ def unalias(
     """
     _check_bare(ref)
     reason = check_reason(reason)
-    forced = alias == CHAMPION and CHAMPION in registry.adapter(ref.domain, ref.name).aliases
+    forced = alias == CHAMPION and CHAMPION in registry.adapters.get(ref.domain, ref.name).aliases
     if forced and not reason:
         raise UsageError(
             f"Without a champion the newest version of {ref} answers, and no gate was asked about "
             "that; dropping it needs a reason.",
             f'Add --reason "…", or go back a version with `trunkline adapters rollback {ref}`.',
         )
-    move = registry.drop_alias(ref, alias, actor=actor, forced=forced, reason=reason or None)
+    move = registry.aliases.drop(ref, alias, actor=actor, forced=forced, reason=reason or None)
     return AliasChange(move, _head(registry))
 
 
@@ -232,7 +232,7 @@ def _asked(
             checks += _beside_champion(registry, version, gate, evaluation_report, labels, metric)
         two_persons = gate.two_persons
     if two_persons:
-        checks.append(check_persons(Actor.parse(actor), registry.makers(version)))
+        checks.append(check_persons(Actor.parse(actor), registry.versions.contributors(version)))
     return tuple(checks)
 
 
@@ -324,7 +324,12 @@ def _compared(
             f"the rows differ: its split is {evaluated[0].split_fingerprint[:12]}, "
             f"not {ours.split_fingerprint[:12]}"
         )
-    return compare(metric(), registry.predictions(ours.id), registry.predictions(theirs.id), labels)
+    return compare(
+        metric(),
+        registry.evaluations.predictions(ours.id),
+        registry.evaluations.predictions(theirs.id),
+        labels,
+    )
 
 
 def _rows_of(evaluation: EvaluationRecord) -> tuple[str, str, str]:
@@ -342,7 +347,7 @@ def _evaluated_here(registry: Registry, version: VersionRecord) -> list[GateChec
 
 def _evaluated_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:
     """Evaluations of a version on its test rows, newest first."""
-    return (one for one in registry.evaluations(version=ref) if one.split == "test")
+    return (one for one in registry.evaluations.list(version=ref) if one.split == "test")
 
 
 # ---------------------------------------------------------------------------------- the aliases
@@ -366,9 +371,9 @@ def _check_bare(ref: Ref) -> None:
 
 
 def _newest_move(registry: Registry, version: VersionRecord, alias: str) -> AliasMoveRecord | None:
-    moves = registry.alias_moves(version.domain, version.name, alias, limit=1)
+    moves = registry.aliases.moves(version.domain, version.name, alias, limit=1)
     return moves[0] if moves else None
 
 
 def _head(registry: Registry) -> str:
-    return str(registry.heads()["events"])
+    return str(registry.events.heads()["events"])

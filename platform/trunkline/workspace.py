@@ -232,8 +232,7 @@ def _check_value(path: Path, table: str, key: str, value: Any) -> None:
             f"{path}: [{table}] has an unknown key {key!r}.", f"The keys are: {', '.join(types)}."
         )
     place = f"{path}: [{table}] {key} = {value!r}"
-    is_stray_bool = isinstance(value, bool) and bool not in types[key]
-    if is_stray_bool or not isinstance(value, types[key]):
+    if type(value) not in types[key]:
         raise UsageError(
             f"{place} has the wrong type.",
             "See docs/promotion.md and docs/moving.md for examples.",

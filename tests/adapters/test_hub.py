@@ -98,7 +98,7 @@ def test_version_tells_repository_and_commit(hub: Path, own: Platform) -> None:
     folder = own.store.fetch(version).folder
     imported = json.loads((folder / "provenance.json").read_text())["imported"]
     assert (imported["source"], imported["revision"]) == ("hf:acme/kinds", COMMIT)
-    event = own.registry.events(subject="toy/kinds")[0]
+    event = own.registry.events.list(subject="toy/kinds")[0]
     assert event.detail["source"] == "hf:acme/kinds"
 
 
@@ -112,4 +112,4 @@ def test_repository_without_safetensors_is_refused(hub: Path, own: Platform) -> 
     (hub / "adapter_model.safetensors").unlink()
     with pytest.raises(IntegrityError, match=r"holds no adapter_model\.safetensors"):
         own.import_adapter("hf:acme/kinds", "toy/kinds")
-    assert own.registry.adapters() == []
+    assert own.registry.adapters.list() == []

@@ -34,7 +34,7 @@ from trunkline.errors import (
     UsageError,
 )
 from trunkline.refs import Ref
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.tasks import task_from_json
 from trunkline.workspace import Workspace
 
@@ -364,9 +364,9 @@ def refused(
             bring(folder, **wishes)
         assert caught.value.hint
         assert "\n" not in caught.value.message
-        assert registry.adapters() == []
-        assert registry.bases() == []
-        assert registry.events() == []
+        assert registry.adapters.list() == []
+        assert registry.sources.list_bases() == []
+        assert registry.events.list() == []
         assert not (tmp_path / "workspace" / "adapters").exists()
         return caught.value.message
 
@@ -655,7 +655,7 @@ def test_event_tells_by_whom_and_from_which_folder(
     bring: Callable[..., Imported], registry: Registry, folder: Path, kind: str
 ) -> None:
     version = bring(folder).version
-    event = next(one for one in registry.events(subject="toy/elsewhere") if one.kind == kind)
+    event = next(one for one in registry.events.list(subject="toy/elsewhere") if one.kind == kind)
     told = event.detail.get("imported", event.detail)
     assert event.actor.startswith("system:")
     assert told["folder"] == "my-lora"

@@ -71,27 +71,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> Path:
         registry = platform.registry
         base = read_artifact(sound).manifest.base["digest"]
         record_base(registry, base)
-        rows = registry.record_dataset(
+        rows = registry.sources.record_dataset(
             name="toy/animals", fingerprint="f", split_fingerprint="s", rows=12,
             license="CC0-1.0", source="made by hand", counts={"kept": 12, "parts": {"test": 2}},
         )  # fmt: skip
-        plugin = registry.record_plugin(
+        plugin = registry.sources.record_plugin(
             distribution="trunkline-toy", version="1.2", api=1, domain="toy"
         )
         for _ in range(2):
-            run = registry.start_run(
+            run = registry.runs.start(
                 recipe="toy/animals", base_digest=base, dataset_id=rows, plugin_id=plugin, seed=7,
                 settings={"rank": 4}, environment={"python": "3.11"},
                 specification=SPECIFICATION, actor="system:ada",
             )  # fmt: skip
         evaluate = {"recipe": "toy/animals", "base_digest": base, "dataset_id": rows}
-        registry.record_evaluation(
+        registry.evaluations.record(
             **evaluate, split="test", results=RESULTS, run=run,
             predictions=[PredictionRecord(row_id="1", group="g", target="a", prediction="a")],
         )  # fmt: skip
         platform.store.publish(sound, Ref("toy", "animals"), task="classification", run=run)
-        registry.finish_run(run, "finished", report={"steps": 3, "train_seconds": 1.5})
-        registry.record_evaluation(
+        registry.runs.finish(run, "finished", report={"steps": 3, "train_seconds": 1.5})
+        registry.evaluations.record(
             **evaluate, split="validation", results=RESULTS, version=Ref("toy", "animals", "1")
         )
         registry.close()
@@ -172,7 +172,7 @@ def test_card_and_croissant_arrive_as_they_were(places: Places, name: str) -> No
 
 def test_dataset_arrives_with_fingerprints_and_license(places: Places) -> None:
     version = places.move().version
-    [dataset] = places.here.registry.datasets()
+    [dataset] = places.here.registry.sources.list_datasets()
     assert (dataset.fingerprint, dataset.split_fingerprint) == ("f", "s")
     assert (dataset.license, dataset.source, dataset.rows) == ("CC0-1.0", "made by hand", 12)
     assert (version.dataset, version.dataset_fingerprint) == ("toy/animals", "f")
@@ -181,7 +181,7 @@ def test_dataset_arrives_with_fingerprints_and_license(places: Places) -> None:
 def test_run_arrives_with_everything_but_its_number(places: Places) -> None:
     version = places.move().version
     assert version.run == 1
-    there, here = places.there.registry.run(2), places.here.registry.run(1)
+    there, here = places.there.registry.runs.get(2), places.here.registry.runs.get(1)
     for field in (
         "recipe", "status", "base_digest", "dataset", "plugin", "seed", "settings", "environment",
         "specification", "report", "started", "finished",
@@ -191,19 +191,19 @@ def test_run_arrives_with_everything_but_its_number(places: Places) -> None:
 
 def test_evaluations_arrive_also_those_made_after_the_publication(places: Places) -> None:
     version = places.move().version
-    found = places.here.registry.evaluations(version=version.ref)
+    found = places.here.registry.evaluations.list(version=version.ref)
     assert {one.split for one in found} == {"test", "validation"}
     assert found[0].results["scores"] == RESULTS["scores"]
 
 
 def test_base_arrives(places: Places) -> None:
     places.move()
-    there, here = (one.registry.bases()[0] for one in (places.there, places.here))
+    there, here = (one.registry.sources.list_bases()[0] for one in (places.there, places.here))
     assert (here.digest, here.name, here.parameters) == (there.digest, there.name, there.parameters)
 
 
 def test_provenance_tells_the_way_and_the_runs_number_here(places: Places) -> None:
-    places.here.registry.create_key("me", ())
+    places.here.registry.keys.create("me", ())
     version = places.move(actor="key/1 grace").version
     provenance = read_provenance(places.here.store.fetch(version).folder)
     assert provenance.run is not None
@@ -275,8 +275,8 @@ def test_exporting_twice_gives_the_same_archive(places: Places, tmp_path: Path) 
 
 def test_export_and_import_leave_events(places: Places) -> None:
     version = places.move(actor="key/1 grace").version
-    out = places.there.registry.events(subject="toy/animals")[0]
-    came = {one.kind: one for one in places.here.registry.events(subject="toy/animals")}
+    out = places.there.registry.events.list(subject="toy/animals")[0]
+    came = {one.kind: one for one in places.here.registry.events.list(subject="toy/animals")}
     assert (out.kind, out.detail["archive"]) == ("adapter.exported", "animals.tar")
     assert came["adapter.imported"].actor == "key/1 grace"
     assert came["adapter.imported"].detail["archive_sha256"] == out.detail["archive_sha256"]
@@ -291,7 +291,7 @@ def refused(
     places: Places, kind: type[TrunklineError], name: str | None = None, **asked: Any
 ) -> str:
     """A refused import leaves nothing behind."""
-    places.here.registry.adapters()
+    places.here.registry.adapters.list()
     before = contents(places.here.workspace.root)
     with pytest.raises(kind) as caught:
         places.here.import_archive(places.archive, name, **asked)
@@ -424,7 +424,11 @@ def test_full_store_leaves_no_version_run_or_file(
         with pytest.raises(RegistryError, match="No space left"):
             places.move()
     registry = places.here.registry
-    assert (registry.adapters(), registry.runs(), registry.evaluations()) == ([], [], [])
+    assert (registry.adapters.list(), registry.runs.list(), registry.evaluations.list()) == (
+        [],
+        [],
+        [],
+    )
     assert not list((places.here.workspace.root / "adapters").rglob("*.json"))
     assert places.move().version.number == 2
 
@@ -492,7 +496,7 @@ def test_signing_leaves_an_event_with_the_key(places: Places, keys: Path) -> Non
     fingerprint = places.there.sign_adapter(
         "toy/animals", keys / "release.pem", actor="key/1 grace"
     )
-    event = places.there.registry.events(subject="toy/animals")[0]
+    event = places.there.registry.events.list(subject="toy/animals")[0]
     assert (event.kind, event.actor) == ("version.signed", "key/1 grace")
     assert event.detail["signed_by"] == fingerprint
 
@@ -531,7 +535,7 @@ def test_archive_that_can_not_be_recorded_does_not_appear(
     def fail(*_: Any, **__: Any) -> None:
         raise RegistryError("The registry is read-only.")
 
-    monkeypatch.setattr(type(places.there.registry), "tell_moved", fail)
+    monkeypatch.setattr(type(places.there.registry.events), "append", fail)
     with pytest.raises(RegistryError, match="read-only"):
         places.there.export_adapter("toy/animals@1", places.archive)
     assert list(places.archive.parent.glob("*.tar")) == []

@@ -18,7 +18,7 @@ from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import NoProgress
 from trunkline.errors import NotFoundError, RefusedError
 from trunkline.refs import Ref
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 
@@ -56,8 +56,8 @@ def rebuilt(store: AdapterStore) -> Rebuild:
 def refs(registry: Registry) -> set[str]:
     return {
         str(version.ref)
-        for adapter in registry.adapters()
-        for version in registry.versions(adapter.domain, adapter.name)
+        for adapter in registry.adapters.list()
+        for version in registry.versions.list(adapter.domain, adapter.name)
     }
 
 
@@ -69,7 +69,7 @@ def test_every_version_is_back_under_its_number(store: AdapterStore) -> None:
 
 def test_restored_versions_are_verified_and_can_be_fetched(store: AdapterStore) -> None:
     rebuilt(store)
-    version = store.registry.resolve(Ref.parse("toy/animals@3"))[0]
+    version = store.registry.versions.resolve(Ref.parse("toy/animals@3"))[0]
     assert store.fetch(version).digest == version.digest
     assert version.files is not None
     assert set(version.files) == {path.name for path in store.fetch(version).folder.iterdir()}
@@ -77,18 +77,18 @@ def test_restored_versions_are_verified_and_can_be_fetched(store: AdapterStore) 
 
 def test_run_is_back_with_its_summary(store: AdapterStore) -> None:
     rebuilt(store)
-    run = store.registry.run(9)
+    run = store.registry.runs.get(9)
     assert run.versions == ("toy/animals@3",)
     assert (run.report or {})["tokens_trained"] == 900
-    assert store.registry.evaluations(version=Ref.parse("toy/animals@3"))[0].split == "test"
+    assert store.registry.evaluations.list(version=Ref.parse("toy/animals@3"))[0].split == "test"
 
 
 def test_registry_that_knows_something_is_left_alone(store: AdapterStore) -> None:
     rebuilt(store)
-    before = store.registry.events()
+    before = store.registry.events.list()
     with pytest.raises(RefusedError, match="not empty"):
         rebuilt(store)
-    assert store.registry.events() == before
+    assert store.registry.events.list() == before
 
 
 def test_damaged_artifact_is_left_out_and_named(store: AdapterStore, workspace: Path) -> None:
@@ -107,7 +107,7 @@ def test_artifact_with_a_bad_origin_comes_back_without_it(
 ) -> None:
     (workspace / "adapters/toy/others/1/provenance.json").write_text("{")
     done = rebuilt(store)
-    assert store.registry.resolve(Ref.parse("toy/others@1"))[0].run is None
+    assert store.registry.versions.resolve(Ref.parse("toy/others@1"))[0].run is None
     assert any("without its origin" in note for note in done.notes)
 
 
@@ -115,7 +115,7 @@ def test_artifact_of_an_earlier_release_comes_back(store: AdapterStore, workspac
     path = workspace / "adapters/toy/others/1/provenance.json"
     path.write_text(json.dumps({**written(), "run": 20}))
     done = rebuilt(store)
-    assert store.registry.resolve(Ref.parse("toy/others@1"))[0].run == 20
+    assert store.registry.versions.resolve(Ref.parse("toy/others@1"))[0].run == 20
     assert any("recorded as unknown" in note for note in done.notes)
 
 
@@ -125,7 +125,7 @@ def test_missing_card_is_written_anew(store: AdapterStore, workspace: Path) -> N
     done = rebuilt(store)
     assert done.cards == 1
     assert "# toy/others@1" in card.read_text()
-    version = store.registry.resolve(Ref.parse("toy/others@1"))[0]
+    version = store.registry.versions.resolve(Ref.parse("toy/others@1"))[0]
     assert (version.files or {})["README.md"]["bytes"] == card.stat().st_size
 
 
@@ -184,7 +184,7 @@ def test_alias_is_lost(store: AdapterStore, workspace: Path, opened: list[Regist
     again = AdapterStore(Workspace.locate(workspace), opened[-1])
     rebuilt(again)
     with pytest.raises(NotFoundError):
-        again.registry.resolve(Ref.parse("toy/animals@champion"))
+        again.registry.versions.resolve(Ref.parse("toy/animals@champion"))
 
 
 def test_imported_version_stays_imported(store: AdapterStore, workspace: Path) -> None:
@@ -192,7 +192,7 @@ def test_imported_version_stays_imported(store: AdapterStore, workspace: Path) -
     said = replace(provenance(folder), run=None, evaluations=(), imported={"folder": "x"})
     write_provenance(folder, said)
     rebuilt(store)
-    assert store.registry.resolve(Ref.parse("toy/others@1"))[0].run is None
+    assert store.registry.versions.resolve(Ref.parse("toy/others@1"))[0].run is None
 
 
 def test_artifacts_in_an_object_store_come_back(

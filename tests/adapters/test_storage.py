@@ -201,7 +201,7 @@ def test_store_that_fails_while_it_is_written_keeps_nothing(
     assert caught.value.hint
     assert (keys(memory), cached(memory)) == ([], [])
     with pytest.raises(NotFoundError):
-        memory.registry.resolve(REF)
+        memory.registry.versions.resolve(REF)
     assert put(memory, sound).number == 2
 
 
@@ -338,7 +338,7 @@ def test_unknown_kind_of_store_is_refused_before_a_number_is_taken(
     store = new_store(tmp_path / "workspace", Place("nosuch://x", {}))
     with pytest.raises(UsageError, match="nosuch"):
         put(store, sound)
-    assert store.registry.pending_versions() == []
+    assert store.registry.artifacts.list_pending() == []
     store.registry.close()
 
 

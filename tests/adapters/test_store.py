@@ -18,7 +18,8 @@ from trunkline.adapters.artifact import read_artifact
 from trunkline.adapters.store import AdapterStore
 from trunkline.errors import IntegrityError, NotFoundError, RegistryError
 from trunkline.refs import Ref
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
+from trunkline.registry.versions import Versions
 from trunkline.workspace import Workspace
 
 REF = Ref("toy", "animals")
@@ -43,15 +44,15 @@ def run(registry: Registry) -> int:
 
 
 def start_run(registry: Registry) -> int:
-    registry.record_base(
+    registry.sources.record_base(
         digest=BASE, name="tiny", source="made up", architecture="LlamaForCausalLM",
         parameters=1, dtype="float32",
     )  # fmt: skip
-    dataset = registry.record_dataset(
+    dataset = registry.sources.record_dataset(
         name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, license="CC0-1.0",
         source="made up", counts={},
     )  # fmt: skip
-    return registry.start_run(
+    return registry.runs.start(
         recipe="toy/animals", base_digest=BASE, dataset_id=dataset, seed=0, settings={},
         environment={},
     )  # fmt: skip
@@ -66,7 +67,7 @@ def left_in(workspace: Path) -> list[str]:
 
 def assert_nothing_was_published(registry: Registry, workspace: Path) -> None:
     with pytest.raises(NotFoundError):
-        registry.resolve(REF)
+        registry.versions.resolve(REF)
     assert left_in(workspace) == []
 
 
@@ -212,7 +213,7 @@ def test_registry_that_fails_last_leaves_no_folder(
     def fail(*_: Any, **__: Any) -> Any:
         raise RegistryError("The registry is full.", "Make room.")
 
-    monkeypatch.setattr(Registry, "publish_version", fail)
+    monkeypatch.setattr(Versions, "publish", fail)
     with pytest.raises(RegistryError, match="full"):
         store.publish(sound, REF, task="classification", run=run)
     assert_nothing_was_published(registry, tmp_path / "workspace")
@@ -225,16 +226,16 @@ def test_visible_version_keeps_its_files_when_the_user_interrupts_just_then(
     registry: Registry,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    publish = Registry.publish_version
+    publish = Versions.publish
 
-    def interrupted(self: Registry, *given: Any, **named: Any) -> Any:
+    def interrupted(self: Versions, *given: Any, **named: Any) -> Any:
         publish(self, *given, **named)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Registry, "publish_version", interrupted)
+    monkeypatch.setattr(Versions, "publish", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.publish(sound, REF, task="classification", run=run)
-    assert store.fetch(registry.resolve(REF)[0]).lora.rank == 4
+    assert store.fetch(registry.versions.resolve(REF)[0]).lora.rank == 4
 
 
 # ------------------------------------------------------------------------------------- killed
@@ -245,7 +246,8 @@ from pathlib import Path
 from trunkline.adapters import store as module
 from trunkline.adapters.store import AdapterStore
 from trunkline.refs import Ref
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
+from trunkline.registry.versions import Versions
 from trunkline.workspace import Workspace
 workspace, source, run, where = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 def dying(original, after):
@@ -255,7 +257,7 @@ def dying(original, after):
         os.kill(os.getpid(), signal.SIGKILL)
     return call
 name, _, when = where.partition(" ")
-owner = {"copyfile": shutil, "rename": os, "fsync": os, "publish_version": Registry}[name]
+owner = {"copyfile": shutil, "rename": os, "fsync": os, "publish": Versions}[name]
 setattr(owner, name, dying(getattr(owner, name), when == "after"))
 registry = Registry.open(f"sqlite:///{workspace / 'registry.db'}")
 AdapterStore(Workspace(workspace), registry).publish(
@@ -270,8 +272,8 @@ AdapterStore(Workspace(workspace), registry).publish(
         ("fsync before", False),
         ("rename before", False),
         ("rename after", False),
-        ("publish_version before", False),
-        ("publish_version after", True),
+        ("publish before", False),
+        ("publish after", True),
     ],
 )
 def test_killed_process_leaves_a_version_absent_or_complete(
@@ -287,10 +289,10 @@ def test_killed_process_leaves_a_version_absent_or_complete(
     died = subprocess.run([*command, where], check=False, capture_output=True, text=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
     if published:
-        assert store.fetch(registry.resolve(REF)[0]).digest == read_artifact(sound).digest
+        assert store.fetch(registry.versions.resolve(REF)[0]).digest == read_artifact(sound).digest
     else:
         with pytest.raises(NotFoundError):
-            registry.resolve(REF)
+            registry.versions.resolve(REF)
     following = store.publish(sound, REF, task="classification", run=start_run(registry))
     assert following.number == 2
     assert store.fetch(following).digest == read_artifact(sound).digest

@@ -25,8 +25,9 @@ from trunkline.adapters.store import AdapterStore
 from trunkline.adapters.upkeep import remove, verify
 from trunkline.errors import NotFoundError, RefusedError, RegistryError
 from trunkline.refs import Ref
+from trunkline.registry.artifacts import Artifacts
 from trunkline.registry.publisher import OCCUPIED, PATIENCE, is_gone, this_process
-from trunkline.registry.store import Registry
+from trunkline.registry.versions import Versions
 
 WEIGHTS = "adapter_model.safetensors"
 LONG_AGO = (datetime.now(UTC) - timedelta(hours=3)).timestamp()
@@ -50,9 +51,9 @@ def local(tmp_path: Path) -> Iterator[AdapterStore]:
 def reserve(store: AdapterStore, ref: Ref = REF) -> str:
     """Reserve a number as a process that is dead by now; gives the path of its files."""
     script = (
-        "import sys; from trunkline.registry.store import Registry\n"
+        "import sys; from trunkline.registry.registry import Registry\n"
         "with Registry.open(sys.argv[1]) as registry:\n"
-        "    print(registry.reserve_version(*sys.argv[2:4], task='classification'))"
+        "    print(registry.versions.reserve(*sys.argv[2:4], task='classification'))"
     )
     url = f"sqlite:///{store.workspace.root / 'registry.db'}"
     command = [sys.executable, "-c", script, url, ref.domain, ref.name]
@@ -112,7 +113,7 @@ def test_reservation_of_a_dead_publisher_is_given_up(store: AdapterStore) -> Non
     reserve(store)
     assert kinds(store) == [("reservation", "toy/animals@1")]
     tidy(store)
-    assert store.registry.pending_versions() == []
+    assert store.registry.artifacts.list_pending() == []
     assert find_garbage(store) == []
 
 
@@ -125,7 +126,7 @@ def test_files_of_a_dead_publisher_are_taken(store: AdapterStore, sound: Path) -
 
 
 def test_what_is_being_published_is_left_alone(store: AdapterStore, sound: Path) -> None:
-    number = store.registry.reserve_version("toy", "animals", task="classification")
+    number = store.registry.versions.reserve("toy", "animals", task="classification")
     put_aside(store, f"toy/animals/{number}", sound)
     assert find_garbage(store) == []
 
@@ -138,7 +139,7 @@ def test_files_that_come_after_the_reservation_was_given_up_are_not_published(
 
     def slow(self: Any, *given: Any) -> Any:
         files = add(self, *given)
-        store.registry.abandon_version("toy", "animals", 1)
+        store.registry.versions.abandon("toy", "animals", 1)
         return files
 
     monkeypatch.setattr(type(store.storage), "add", slow)
@@ -150,7 +151,7 @@ def test_files_that_come_after_the_reservation_was_given_up_are_not_published(
 def test_files_of_a_failed_publication_are_taken(store: AdapterStore, sound: Path) -> None:
     path = reserve(store)
     put_aside(store, path, sound)
-    store.registry.abandon_version("toy", "animals", 1)
+    store.registry.versions.abandon("toy", "animals", 1)
     assert kinds(store) == [("folder", path)]
 
 
@@ -165,7 +166,7 @@ def test_half_written_folder_of_a_dead_publisher_is_taken(local: AdapterStore) -
 
 
 def test_half_written_folder_of_a_live_publisher_is_left_alone(local: AdapterStore) -> None:
-    local.registry.reserve_version("toy", "animals", task="classification")
+    local.registry.versions.reserve("toy", "animals", task="classification")
     half = local.workspace.adapters / ".publishing-toy.animals.1-abc"
     half.mkdir(parents=True)
     age(half)
@@ -205,7 +206,7 @@ def test_whole_version_whose_number_was_passed_over_is_only_told_of(
     put_aside(store, "toy/animals/1", sound)
     assert put(store, sound).number == 2
     assert kinds(store) == [("unknown", "toy/animals/1")]
-    row = store.registry.stored_versions([("toy", "animals", 1)])["toy", "animals", 1]
+    row = store.registry.artifacts.find([("toy", "animals", 1)])["toy", "animals", 1]
     assert (row.status, row.removal) == ("failed", OCCUPIED)
 
 
@@ -347,7 +348,7 @@ def test_folder_of_a_dead_run_that_can_be_resumed_is_left_alone(local: AdapterSt
 
 def test_folder_of_a_finished_run_is_taken_with_its_checkpoints(local: AdapterStore) -> None:
     folder = run_folder(local, checkpoint=True)
-    local.registry.finish_run(int(folder.name), "finished")
+    local.registry.runs.finish(int(folder.name), "finished")
     assert kinds(local) == [("run", folder.name)]
 
 
@@ -368,7 +369,7 @@ def test_removed_version_leaves_a_tombstone_and_no_files(store: AdapterStore, so
     assert (removed.version.digest, removed.files_stay) == (version.digest, None)
     assert not store.storage.holds(version.path)
     with pytest.raises(NotFoundError, match=r"was removed on .* trained on the wrong year"):
-        store.registry.resolve(REF.at(1))
+        store.registry.versions.resolve(REF.at(1))
 
 
 def test_number_of_a_removed_version_is_not_given_again(store: AdapterStore, sound: Path) -> None:
@@ -379,7 +380,7 @@ def test_number_of_a_removed_version_is_not_given_again(store: AdapterStore, sou
 
 def test_version_under_an_alias_is_not_removed(store: AdapterStore, sound: Path) -> None:
     version = put(store, sound)
-    with store.registry._write() as session:
+    with store.registry.sessions.write() as session:
         session.execute(
             text("INSERT INTO aliases (adapter_id, alias, version_id) VALUES (1, 'canary', 1)")
         )
@@ -390,10 +391,10 @@ def test_version_under_an_alias_is_not_removed(store: AdapterStore, sound: Path)
 
 def serve(store: AdapterStore, version: Any) -> int:
     """A server of this process that holds a version."""
-    number = store.registry.start_deployment(
+    number = store.registry.servers.start(
         socket.gethostname(), os.getpid(), "http://127.0.0.1:1", BASE
     )
-    store.registry.record_loads(number, [(str(version.ref), version.digest)])
+    store.registry.servers.record_loads(number, [(str(version.ref), version.digest)])
     return number
 
 
@@ -411,23 +412,23 @@ def test_files_that_a_server_has_loaded_just_now_stay_until_it_lets_go(
     store: AdapterStore, sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = put(store, sound)
-    original = Registry.remove_version
+    original = Versions.remove
 
-    def raced(self: Registry, *given: Any, **named: Any) -> Any:
+    def raced(self: Versions, *given: Any, **named: Any) -> Any:
         done = original(self, *given, **named)
         serve(store, version)
         return done
 
-    monkeypatch.setattr(Registry, "remove_version", raced)
+    monkeypatch.setattr(Versions, "remove", raced)
     assert "server/1" in (remove(store, REF.at(1), reason="old").files_stay or "")
     assert find_garbage(store) == []
-    store.registry.stop_deployment(1)
+    store.registry.servers.stop(1)
     assert ("folder", version.path) in kinds(store)
 
 
 def test_files_of_a_removal_that_ended_half_way_are_taken(store: AdapterStore, sound: Path) -> None:
     version = put(store, sound)
-    store.registry.remove_version(REF.at(1), reason="old")
+    store.registry.versions.remove(REF.at(1), reason="old")
     assert ("folder", version.path) in kinds(store)
     tidy(store)
     assert not store.storage.holds(version.path)
@@ -481,20 +482,20 @@ def test_version_is_sound_though_writing_a_file_anew_ended_half_way(
     failing: str,
 ) -> None:
     put(store, with_extras(sound, tmp_path / "made"))
-    version = store.registry.resolve(REF)[0]
-    record = Registry.record_file
+    version = store.registry.versions.resolve(REF)[0]
+    record = Artifacts.record_file
 
     def fail(*given: Any, **named: Any) -> Any:
         if named.get("written") is False:
             return record(*given, **named)
         raise KeyboardInterrupt
 
-    owner: Any = type(store.storage) if failing == "storage" else Registry
+    owner: Any = type(store.storage) if failing == "storage" else Artifacts
     with monkeypatch.context() as patched:
         patched.setattr(owner, "write_file" if failing == "storage" else "record_file", fail)
         with pytest.raises(KeyboardInterrupt):
             store.write_file(version, "provenance.json", b'{"run": 2}')
-    version = store.registry.resolve(REF)[0]
+    version = store.registry.versions.resolve(REF)[0]
     assert verify(store, version).damage is None
     assert store.fetch(version).digest == version.digest
 

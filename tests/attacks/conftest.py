@@ -12,7 +12,7 @@ from hostile import record_base
 from trunkline.adapters.store import AdapterStore
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 from workbench import make_artifact, platform, tiny
 

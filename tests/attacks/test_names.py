@@ -193,7 +193,7 @@ def test_registry_gives_no_number_to_such_a_name(own: Platform) -> None:
         if (domain, name) == ("toy", "animals"):
             continue
         with pytest.raises(UsageError):
-            own.registry.reserve_version(domain, name, task="classification")
+            own.registry.versions.reserve(domain, name, task="classification")
 
 
 def test_archives_own_name_is_not_trusted(own: Platform, ground: Path, tmp_path: Path) -> None:

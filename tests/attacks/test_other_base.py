@@ -37,13 +37,13 @@ def workspace(tmp_path: Path, artifacts: dict[str, Path]) -> Path:
     for name, made in (("animals", "sound"), ("others", "other")):
         digest = read_artifact(artifacts[made]).manifest.base["digest"]
         record_base(registry, digest)
-        rows = registry.record_dataset(
+        rows = registry.sources.record_dataset(
             name="toy/animals", fingerprint="f", split_fingerprint="s", rows=1, license="none",
             source="made", counts={},
         )  # fmt: skip
         run = None
         if name == "animals":
-            run = registry.start_run(
+            run = registry.runs.start(
                 recipe="toy/animals", base_digest=digest, dataset_id=rows, seed=1, settings={},
                 environment={},
             )  # fmt: skip
@@ -156,7 +156,10 @@ def test_archive_for_another_base_is_refused_where_the_base_is_named(
     platform.export_adapter("toy/animals", tmp_path / "a.tar")
     with pytest.raises(BaseMismatchError, match="trained on tiny"):
         platform.import_archive(tmp_path / "a.tar", "toy/moved", base=str(base))
-    assert [str(one.ref) for one in platform.registry.adapters()] == ["toy/animals", "toy/others"]
+    assert [str(one.ref) for one in platform.registry.adapters.list()] == [
+        "toy/animals",
+        "toy/others",
+    ]
     platform.registry.close()
 
 

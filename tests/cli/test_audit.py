@@ -14,7 +14,7 @@ from sqlalchemy import text
 from cli_runner import invoke
 from trunkline.errors import IntegrityError
 from trunkline.registry.records import RequestLine
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 Audit = Callable[..., Result]
 
@@ -24,9 +24,9 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     """Three events and two requests."""
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as opened:
         for pid in (1, 2, 3):
-            opened.start_deployment("web-1", pid, "http://web-1:8000", None, "system:ada")
+            opened.servers.start("web-1", pid, "http://web-1:8000", None, "system:ada")
         now = datetime.now(UTC)
-        opened.log_requests(
+        opened.requests.log(
             [
                 RequestLine(
                     f"req-{n}", now, None, "/v1/classify", "a/b", None, None, 1, 0, 404, 0.1
@@ -43,7 +43,7 @@ def audit(registry: Registry, tmp_path: Path) -> Audit:
 
 
 def damage(registry: Registry, statement: str) -> None:
-    with registry._engines.writing.begin() as connection:
+    with registry.sessions.engines.writing.begin() as connection:
         connection.execute(text(statement))
 
 
@@ -64,7 +64,7 @@ def test_without_a_kept_head_it_says_what_it_can_not_know(audit: Audit) -> None:
 
 
 def test_a_kept_head_is_held_against(audit: Audit, registry: Registry) -> None:
-    result = audit("verify", "--head", str(registry.heads()["events"]))
+    result = audit("verify", "--head", str(registry.events.heads()["events"]))
     assert "sound, with the head that was kept" in result.stdout
 
 
@@ -76,7 +76,7 @@ def test_a_changed_row_is_told_and_exits_with_one(audit: Audit, registry: Regist
 
 
 def test_a_cut_tail_is_told_against_a_kept_head(audit: Audit, registry: Registry) -> None:
-    head = str(registry.heads()["requests"])
+    head = str(registry.events.heads()["requests"])
     damage(registry, "DELETE FROM requests")
     damage(registry, f"UPDATE chain_heads SET seq = 0, hash = '{'0' * 64}' WHERE name = 'requests'")
     assert [audit("verify").exit_code, audit("verify", "--requests-head", head).exit_code] == [0, 1]
@@ -101,7 +101,7 @@ def test_what_is_no_head_is_refused(audit: Audit, head: str) -> None:
 def test_events_go_to_stdout_and_the_head_to_stderr(audit: Audit, registry: Registry) -> None:
     result = audit("export")
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    told = f"Head of the events: {registry.heads()['events']}\n"
+    told = f"Head of the events: {registry.events.heads()['events']}\n"
     assert ([row["seq"] for row in rows], result.stderr) == ([1, 2, 3], told)
 
 
@@ -144,8 +144,8 @@ def test_a_chain_without_a_recorded_end_is_not_exported(audit: Audit, registry: 
 def test_nothing_is_appended_to_a_chain_without_a_recorded_end(registry: Registry) -> None:
     damage(registry, "DELETE FROM chain_heads")
     with pytest.raises(IntegrityError, match="ends was removed by hand"):
-        registry.start_deployment("web-1", 4, "", None)
-    assert len(registry.events()) == 3
+        registry.servers.start("web-1", 4, "", None)
+    assert len(registry.events.list()) == 3
 
 
 # ------------------------------------------------------------------------------------------ list

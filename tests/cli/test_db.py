@@ -13,7 +13,7 @@ from click.testing import Result
 
 from cli_runner import invoke
 from trunkline.registry import schema
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 Db = Callable[..., Result]
 
@@ -22,8 +22,8 @@ Db = Callable[..., Result]
 def path(tmp_path: Path) -> Path:
     """The file of a registry with two keys."""
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
-        registry.create_key("ada")
-        registry.create_key("bob")
+        registry.keys.create("ada")
+        registry.keys.create("bob")
     return tmp_path / "registry.db"
 
 
@@ -39,7 +39,7 @@ def db(path: Path) -> Db:
 
 def heads(path: Path) -> dict[str, str]:
     with Registry.open(f"sqlite:///{path}") as registry:
-        return {name: str(head) for name, head in registry.heads().items()}
+        return {name: str(head) for name, head in registry.events.heads().items()}
 
 
 def older(path: Path, revision: str) -> None:

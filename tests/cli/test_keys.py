@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli_runner import invoke
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 
@@ -30,7 +30,7 @@ def registry(workspace: Path) -> Iterator[Registry]:
 
 def test_create_prints_the_key_alone_on_stdout(registry: Registry) -> None:
     plain = invoke("keys", "create", "ada").stdout.strip()
-    found = registry.key_of(plain)
+    found = registry.keys.authenticate(plain)
     assert found is not None
     assert found.owner == "ada"
 
@@ -44,7 +44,7 @@ def test_create_tells_the_rest_on_stderr(workspace: Path) -> None:
 
 def test_create_json_holds_the_key(registry: Registry) -> None:
     told = json.loads(invoke("keys", "create", "ada", "--admin", "--json").stdout)
-    found = registry.key_of(told["key"])
+    found = registry.keys.authenticate(told["key"])
     assert found is not None
     assert found.admin
     assert told["id"] == found.id
@@ -56,7 +56,7 @@ def test_create_json_holds_the_key(registry: Registry) -> None:
 )
 def test_expires_counts_from_now(registry: Registry, span: str, length: timedelta) -> None:
     plain = invoke("keys", "create", "ada", "--expires", span).stdout.strip()
-    found = registry.key_of(plain)
+    found = registry.keys.authenticate(plain)
     assert found is not None
     assert found.expires is not None
     assert abs(found.expires - datetime.now(UTC) - length) < timedelta(minutes=5)
@@ -100,7 +100,7 @@ def test_list_without_keys_says_what_that_means(workspace: Path) -> None:
 def test_removed_key_opens_nothing(registry: Registry) -> None:
     told = json.loads(invoke("keys", "create", "ada", "--json").stdout)
     assert invoke("keys", "rm", told["id"]).stdout == f"Removed the key {told['id']} of ada.\n"
-    assert registry.key_of(told["key"]) is None
+    assert registry.keys.authenticate(told["key"]) is None
 
 
 def test_removed_key_stays_in_the_list(workspace: Path) -> None:

@@ -14,8 +14,8 @@ from trunkline.cli.history import told
 from trunkline.cli.lineage_view import _evaluated
 from trunkline.registry import finding
 from trunkline.registry.compare import Comparison, FigureDifference
-from trunkline.registry.database import utc_now
 from trunkline.registry.records import EvaluationRecord, EventRecord
+from trunkline.registry.session import utc_now
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -131,15 +131,15 @@ def test_base_pull_of_a_folder_describes_it(run: Run) -> None:
 def test_base_pull_tells_stages_and_bytes_on_stderr(
     run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trunkline import base_model
+    from trunkline import bases
 
     def pull(name: str, *, progress: Any, on_stage: Any, **_: Any) -> Any:
         on_stage("downloading")
         progress(5_000_000, 10_000_000)
         progress(10_000_000, 10_000_000)
-        return base_model.describe(str(shared.base))
+        return bases.describe(str(shared.base))
 
-    monkeypatch.setattr(base_model, "pull", pull)
+    monkeypatch.setattr(bases, "pull", pull)
     result = run("base", "pull", "smollm2-135m")
     assert "downloading\n  10.0 MB of 10.0 MB" in result.stderr
 

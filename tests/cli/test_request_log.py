@@ -12,7 +12,7 @@ import pytest
 
 from trunkline.refs import Ref
 from trunkline.registry.records import RequestLine, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def registry(run_copy: Run, tmp_path: Path) -> Iterator[Registry]:
 
 @pytest.fixture
 def version(registry: Registry) -> VersionRecord:
-    return registry.resolve(Ref.parse("toy/animals@1"))[0]
+    return registry.versions.resolve(Ref.parse("toy/animals@1"))[0]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def log(registry: Registry, version: VersionRecord) -> Log:
             "status": 200,
             "seconds": 0.082,
         }
-        registry.log_requests([RequestLine(id=id, **line | other)])
+        registry.requests.log([RequestLine(id=id, **line | other)])
 
     return write
 

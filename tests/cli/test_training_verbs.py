@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def test_train_json_holds_version_report_and_evaluation_report(shared: Shared) -
 def test_dry_run_shows_the_resolved_recipe_and_its_cost(run: Run) -> None:
     result = run("train", "toy/animals", "--set", "r=2", "--dry-run")
     assert result.exit_code == 0
-    assert "rank             2" in result.stdout
+    assert re.search(r"^r +2\b", result.stdout, re.MULTILINE)
     assert "nothing was trained or written" in result.stdout
 
 

@@ -59,11 +59,11 @@ def train(source: str, ref: str, base_digest: str) -> int:
 
     platform = trunkline.open(no_plugins=True)
     registry = platform.registry
-    dataset = registry.record_dataset(
+    dataset = registry.sources.record_dataset(
         name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, license="CC0-1.0",
         source="made up", counts={"train": 1, "validation": 1, "test": 1},
     )  # fmt: skip
-    run = registry.start_run(
+    run = registry.runs.start(
         recipe="toy/animals", base_digest=base_digest, dataset_id=dataset, seed=0,
         settings={"r": 4}, environment={"torch": "2"},
     )  # fmt: skip
@@ -71,11 +71,11 @@ def train(source: str, ref: str, base_digest: str) -> int:
         "metric": "accuracy", "verdict": "better", "gate": {}, "counts": {"test": 1},
         "scores": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
     }  # fmt: skip
-    registry.record_evaluation(
+    registry.evaluations.record(
         recipe="toy/animals", base_digest=base_digest, dataset_id=dataset, split="test",
         results=results, run=run,
     )  # fmt: skip
-    registry.finish_run(run, "finished", report={"best_step": 1})
+    registry.runs.finish(run, "finished", report={"best_step": 1})
     platform.store.publish(Path(source), Ref.parse(ref), task="classification", run=run)
     registry.close()
     return 0
@@ -102,9 +102,9 @@ def publish_carelessly(source: str, ref: str, base_digest: str) -> int:
 
     platform = trunkline.open(no_plugins=True)
     said, artifact = Ref.parse(ref), read_artifact(Path(source))
-    number = platform.registry.reserve_version(said.domain, said.name, task="classification")
+    number = platform.registry.versions.reserve(said.domain, said.name, task="classification")
     path = f"{said.domain}/{said.name}/{number}"
-    platform.registry.publish_version(
+    platform.registry.versions.publish(
         said.domain, said.name, number, digest=artifact.digest, path=path, bytes=artifact.bytes,
         base_digest=base_digest,
     )  # fmt: skip

@@ -23,10 +23,10 @@ from pools import (
     model,
     small_pool,
 )  # fmt: skip
-from trunkline.lora import pool as pool_module
 from trunkline.adapters.artifact import Artifact
 from trunkline.bases.linear import FusedLayers
 from trunkline.errors import IntegrityError
+from trunkline.lora import pool as pool_module
 from trunkline.lora.pool import AdapterPool, Resident
 from trunkline.lora.routing import Routing
 from trunkline.lora.slots import LoraSlots

@@ -39,11 +39,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wheel_is_installed_told_and_removed_again(python: str, make_wheel: MakeWheel) -> None:
     lines: list[str] = []
-    wheel = make_wheel("fused_layers-farm", "farm")
+    wheel = make_wheel("trunk-farm", "farm")
     (plugin,) = install(str(wheel), python=python, on_line=lines.append)
     assert (plugin.domain, plugin.status, plugin.recipes) == ("farm", "loaded", ("farm/letters",))
     assert any("Successfully installed" in line for line in lines)
-    assert uninstall("farm", python=python).distribution == "fused_layers-farm"
+    assert uninstall("farm", python=python).distribution == "trunk-farm"
     with pytest.raises(NotFoundError, match="'farm'"):
         uninstall("farm", python=python)
 
@@ -51,29 +51,27 @@ def test_wheel_is_installed_told_and_removed_again(python: str, make_wheel: Make
 def test_broken_plugin_is_installed_as_failed_and_can_be_removed(
     python: str, make_wheel: MakeWheel
 ) -> None:
-    (plugin,) = install(
-        str(make_wheel("fused_layers-sick", "sick", "raise SystemExit(1)")), python=python
-    )
+    (plugin,) = install(str(make_wheel("trunk-sick", "sick", "raise SystemExit(1)")), python=python)
     assert (plugin.status, "exits (1)" in (plugin.reason or "")) == ("failed", True)
-    assert uninstall("fused_layers-sick", python=python).domain == "sick"
+    assert uninstall("trunk-sick", python=python).domain == "sick"
 
 
 def test_second_claimant_is_told_together_with_the_first(
     python: str, make_wheel: MakeWheel
 ) -> None:
-    install(str(make_wheel("fused_layers-one", "shared")), python=python)
-    plugins = install(str(make_wheel("fused_layers-two", "shared")), python=python)
-    assert [plugin.distribution for plugin in plugins] == ["fused_layers-two", "fused_layers-one"]
+    install(str(make_wheel("trunk-one", "shared")), python=python)
+    plugins = install(str(make_wheel("trunk-two", "shared")), python=python)
+    assert [plugin.distribution for plugin in plugins] == ["trunk-two", "trunk-one"]
     with pytest.raises(UsageError, match="trunk-one and trunk-two"):
         uninstall("shared", python=python)
-    for name in ("fused_layers-one", "fused_layers-two"):
+    for name in ("trunk-one", "trunk-two"):
         uninstall(name, python=python)
 
 
 def test_folder_is_installed_editable(python: str, tmp_path: Path) -> None:
     folder = tmp_path / "field"
     folder.mkdir()
-    (folder / "fused_layers_field.py").write_text("TRUNKLINE_API = 1\n")
+    (folder / "trunk_field.py").write_text("TRUNKLINE_API = 1\n")
     (folder / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     )
@@ -107,12 +105,12 @@ def test_distribution_without_entry_point_is_told_with_the_way_out(
     python: str, make_wheel: MakeWheel
 ) -> None:
     with pytest.raises(PluginError, match="'trunk-plain' was installed, but it is no plugin") as no:
-        install(str(make_wheel("fused_layers-plain")), python=python)
+        install(str(make_wheel("trunk-plain")), python=python)
     assert "pip uninstall trunk-plain" in (no.value.hint or "")
 
 
 def test_plugin_that_asks_for_another_torch_is_refused(python: str, make_wheel: MakeWheel) -> None:
-    wheel = make_wheel("fused_layers-old", "old", requires="torch==1.0")
+    wheel = make_wheel("trunk-old", "old", requires="torch==1.0")
     with pytest.raises(PluginError) as caught:
         install(str(wheel), python=python)
     assert "conflicting dependencies" in caught.value.message

@@ -53,7 +53,7 @@ def plain_peft(base: Path, adapter: Artifact) -> Any:
 @pytest.mark.parametrize("adapter", TEXTS)
 def test_every_task_was_trained_evaluated_and_published(trained: Platform, adapter: str) -> None:
     version = trained.resolve(adapter).version
-    run = trained.registry.run(version.run or 0)
+    run = trained.registry.runs.get(version.run or 0)
     assert run.status == "finished"
     assert run.report is not None
     assert run.report["steps"] == 6

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event, make_url
 
 from postgres_server import lent_database, lent_registry
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 BASE = "sha256:" + "b" * 64
 
@@ -112,7 +112,7 @@ def explain(registry: Registry) -> Callable[[str], str]:
     """``explain(query)`` gives the plan of a query as if its tables were large."""
 
     def explain(query: str) -> str:
-        with registry._engines.reading.connect() as connection:
+        with registry.sessions.engines.reading.connect() as connection:
             if connection.dialect.name == "sqlite":
                 lines = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}")
             else:
@@ -127,7 +127,7 @@ def explain(registry: Registry) -> Callable[[str], str]:
 @pytest.fixture
 def dataset(registry: Registry) -> int:
     """A recorded base and dataset; gives the dataset's id."""
-    registry.record_base(
+    registry.sources.record_base(
         digest=BASE,
         name="tiny",
         source="made in memory",
@@ -135,7 +135,7 @@ def dataset(registry: Registry) -> int:
         parameters=7_000_000_000,
         dtype="float32",
     )
-    return registry.record_dataset(
+    return registry.sources.record_dataset(
         name="medical/icd10",
         fingerprint="rows-1",
         split_fingerprint="split-1",
@@ -151,7 +151,7 @@ def start(registry: Registry, dataset: int) -> Callable[..., int]:
     """``start(recipe)`` starts a run and gives its number."""
 
     def start(recipe: str = "medical/icd10") -> int:
-        return registry.start_run(
+        return registry.runs.start(
             recipe=recipe,
             base_digest=BASE,
             dataset_id=dataset,
@@ -169,8 +169,8 @@ def publish(registry: Registry, start: Callable[..., int]) -> Callable[..., Vers
 
     def publish(name: str = "icd10", digest: str = "a") -> VersionRecord:
         run = start(f"medical/{name}")
-        number = registry.reserve_version("medical", name, task="classification", run=run)
-        return registry.publish_version(
+        number = registry.versions.reserve("medical", name, task="classification", run=run)
+        return registry.versions.publish(
             "medical",
             name,
             number,

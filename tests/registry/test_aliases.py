@@ -12,7 +12,7 @@ from trunkline.errors import NotFoundError, RefusedError, UsageError
 from trunkline.refs import Ref
 from trunkline.registry.alias_moves import ANY
 from trunkline.registry.records import AliasMoveRecord, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 NAME = Ref("medical", "icd10")
 MOVERS = 8
@@ -28,19 +28,19 @@ def registry_of_four(registry: Registry, publish: Callable[..., VersionRecord]) 
 
 def promote(registry: Registry, *numbers: int, alias: str = "champion") -> None:
     for number in numbers:
-        registry.move_alias(NAME.at(number), alias)
+        registry.aliases.move(NAME.at(number), alias)
 
 
 def standing(registry: Registry, alias: str = "champion") -> int | None:
-    return registry.adapter("medical", "icd10").aliases.get(alias)
+    return registry.adapters.get("medical", "icd10").aliases.get(alias)
 
 
 def newest(registry: Registry, alias: str = "champion") -> AliasMoveRecord:
-    return registry.alias_moves("medical", "icd10", alias)[0]
+    return registry.aliases.moves("medical", "icd10", alias)[0]
 
 
 def step_back(registry: Registry, times: int = 1, **said: Any) -> list[int | None]:
-    return [registry.rollback_alias(NAME, "champion", **said).new for _ in range(times)]
+    return [registry.aliases.rollback(NAME, "champion", **said).new for _ in range(times)]
 
 
 # ------------------------------------------------------------------------------------- moving
@@ -49,7 +49,7 @@ def step_back(registry: Registry, times: int = 1, **said: Any) -> list[int | Non
 def test_a_move_is_told_with_everything(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     gate = [{"name": "beats the baseline", "passed": False, "figures": "+0.1"}]
-    moved = registry_of_four.move_alias(
+    moved = registry_of_four.aliases.move(
         NAME.at(2), "champion", actor="ada", forced=True, reason="a trial", gate=gate
     )
     assert moved == newest(registry_of_four)
@@ -60,8 +60,8 @@ def test_a_move_is_told_with_everything(registry_of_four: Registry) -> None:
 
 
 def test_a_move_leaves_an_event_with_the_same_figures(registry_of_four: Registry) -> None:
-    registry_of_four.move_alias(NAME.at(1), "champion", actor="ada", reason="why", gate=[])
-    (event,) = registry_of_four.events(subject="medical/icd10", limit=1)
+    registry_of_four.aliases.move(NAME.at(1), "champion", actor="ada", reason="why", gate=[])
+    (event,) = registry_of_four.events.list(subject="medical/icd10", limit=1)
     assert (event.kind, event.actor) == ("alias.moved", "ada")
     assert event.detail == {
         "alias": "champion", "old": None, "new": 1, "kind": "promoted", "gate": [],
@@ -71,15 +71,15 @@ def test_a_move_leaves_an_event_with_the_same_figures(registry_of_four: Registry
 
 def test_a_move_to_where_it_stands_is_none(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
-    before = registry_of_four.heads()
-    assert registry_of_four.move_alias(NAME.at(1), "champion") is None
-    assert registry_of_four.heads() == before
+    before = registry_of_four.events.heads()
+    assert registry_of_four.aliases.move(NAME.at(1), "champion") is None
+    assert registry_of_four.events.heads() == before
 
 
 def test_the_expected_move_lets_it_move(registry_of_four: Registry) -> None:
-    registry_of_four.move_alias(NAME.at(1), "champion", expected=None)
+    registry_of_four.aliases.move(NAME.at(1), "champion", expected=None)
     seen = newest(registry_of_four).id
-    registry_of_four.move_alias(NAME.at(2), "champion", expected=seen)
+    registry_of_four.aliases.move(NAME.at(2), "champion", expected=seen)
     assert standing(registry_of_four) == 2
 
 
@@ -88,13 +88,13 @@ def test_the_loser_is_told_who_won_when_and_to_what(
     registry_of_four: Registry, seen: int | None
 ) -> None:
     promote(registry_of_four, 1)
-    won = registry_of_four.move_alias(NAME.at(3), "champion", actor="system:grace")
+    won = registry_of_four.aliases.move(NAME.at(3), "champion", actor="system:grace")
     assert won is not None
     when = won.at.strftime("%Y-%m-%dT%H:%M:%SZ")
     with pytest.raises(
         RefusedError, match=f"system:grace moved 'champion' of .* to version 3 at {when}"
     ):
-        registry_of_four.move_alias(NAME.at(2), "champion", expected=seen)
+        registry_of_four.aliases.move(NAME.at(2), "champion", expected=seen)
     assert standing(registry_of_four) == 3
 
 
@@ -103,7 +103,7 @@ def test_moving_away_and_back_in_between_is_noticed(registry_of_four: Registry) 
     seen = newest(registry_of_four).id
     promote(registry_of_four, 2, 1)
     with pytest.raises(RefusedError, match="Another was first"):
-        registry_of_four.move_alias(NAME.at(3), "champion", expected=seen)
+        registry_of_four.aliases.move(NAME.at(3), "champion", expected=seen)
 
 
 def test_of_movers_with_one_expectation_one_wins(registry_of_four: Registry) -> None:
@@ -114,7 +114,7 @@ def test_of_movers_with_one_expectation_one_wins(registry_of_four: Registry) -> 
     def move(number: int) -> None:
         gate.wait()
         try:
-            registry_of_four.move_alias(NAME.at(2 + number % 3), "champion", expected=seen)
+            registry_of_four.aliases.move(NAME.at(2 + number % 3), "champion", expected=seen)
             outcomes.append("won")
         except RefusedError as error:
             outcomes.append(error.message[:17])
@@ -125,18 +125,18 @@ def test_of_movers_with_one_expectation_one_wins(registry_of_four: Registry) -> 
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["Another was first"] * (MOVERS - 1) + ["won"]
-    assert len(registry_of_four.alias_moves("medical", "icd10")) == 2
+    assert len(registry_of_four.aliases.moves("medical", "icd10")) == 2
 
 
 @pytest.mark.parametrize("alias", ["tiny", "latest", "base", "v3", "7", "Big", "a" * 41, "../x"])
 def test_a_reserved_or_malformed_alias_is_refused(registry_of_four: Registry, alias: str) -> None:
     with pytest.raises(UsageError):
-        registry_of_four.move_alias(NAME.at(1), alias)
-    assert registry_of_four.alias_moves("medical", "icd10") == []
+        registry_of_four.aliases.move(NAME.at(1), alias)
+    assert registry_of_four.aliases.moves("medical", "icd10") == []
 
 
 def test_a_removed_version_is_not_promoted(registry_of_four: Registry) -> None:
-    registry_of_four.remove_version(NAME.at(2), reason="wrong")
+    registry_of_four.versions.remove(NAME.at(2), reason="wrong")
     with pytest.raises(NotFoundError):
         promote(registry_of_four, 2)
 
@@ -171,7 +171,7 @@ def test_a_promotion_after_rollbacks_goes_back_to_where_they_ended(
 
 def test_removed_versions_are_passed_over(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2, 3)
-    registry_of_four.remove_version(NAME.at(2), reason="wrong")
+    registry_of_four.versions.remove(NAME.at(2), reason="wrong")
     assert step_back(registry_of_four) == [1]
 
 
@@ -181,7 +181,7 @@ def test_a_rollback_is_told_as_such(registry_of_four: Registry) -> None:
     move = newest(registry_of_four)
     assert (move.kind, move.old, move.new) == ("rolled-back", 2, 1)
     assert (move.actor, move.reason, move.gate) == ("ada", "wrong codes", None)
-    (event,) = registry_of_four.events(subject="medical/icd10", limit=1)
+    (event,) = registry_of_four.events.list(subject="medical/icd10", limit=1)
     assert (event.kind, event.detail["kind"]) == ("alias.moved", "rolled-back")
 
 
@@ -196,7 +196,7 @@ def test_a_rollback_that_another_came_before_is_refused(registry_of_four: Regist
 
 def test_an_alias_that_never_was_is_told(registry_of_four: Registry) -> None:
     with pytest.raises(NotFoundError, match="never had an alias 'canary'"):
-        registry_of_four.rollback_alias(NAME, "canary")
+        registry_of_four.aliases.rollback(NAME, "canary")
 
 
 def test_each_alias_steps_back_by_itself(registry_of_four: Registry) -> None:
@@ -208,7 +208,7 @@ def test_each_alias_steps_back_by_itself(registry_of_four: Registry) -> None:
 
 def test_the_previous_version_is_told_beforehand(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 3)
-    move, version = registry_of_four.previous_version("medical", "icd10", "champion")
+    move, version = registry_of_four.aliases.previous("medical", "icd10", "champion")
     assert (move, version.number) == (newest(registry_of_four), 1)
 
 
@@ -217,27 +217,27 @@ def test_the_previous_version_is_told_beforehand(registry_of_four: Registry) -> 
 
 def test_a_dropped_alias_is_gone_and_its_move_told(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
-    move = registry_of_four.drop_alias(NAME, "champion", reason="no more")
+    move = registry_of_four.aliases.drop(NAME, "champion", reason="no more")
     assert standing(registry_of_four) is None
     assert (move.kind, move.old, move.new, move.reason) == ("dropped", 1, None, "no more")
 
 
 def test_rollback_brings_a_dropped_alias_back(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
-    registry_of_four.drop_alias(NAME, "champion")
+    registry_of_four.aliases.drop(NAME, "champion")
     assert step_back(registry_of_four, 2) == [2, 1]
 
 
 def test_rollback_passes_over_a_drop(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
-    registry_of_four.drop_alias(NAME, "champion")
+    registry_of_four.aliases.drop(NAME, "champion")
     promote(registry_of_four, 2)
     assert step_back(registry_of_four) == [1]
 
 
 def test_rollback_never_stays_at_the_same_version(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
-    registry_of_four.drop_alias(NAME, "champion")
+    registry_of_four.aliases.drop(NAME, "champion")
     promote(registry_of_four, 2)
     assert step_back(registry_of_four) == [1]
 
@@ -245,7 +245,7 @@ def test_rollback_never_stays_at_the_same_version(registry_of_four: Registry) ->
 def test_an_alias_that_is_not_there_is_not_dropped(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     with pytest.raises(NotFoundError, match="'champoin'") as caught:
-        registry_of_four.drop_alias(NAME, "champoin")
+        registry_of_four.aliases.drop(NAME, "champoin")
     assert "'champion'" in (caught.value.hint or "")
 
 
@@ -255,32 +255,32 @@ def test_an_alias_that_is_not_there_is_not_dropped(registry_of_four: Registry) -
 def test_moves_are_paged_newest_first(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2, 3)
     promote(registry_of_four, 4, alias="canary")
-    first = registry_of_four.alias_moves("medical", "icd10", limit=2)
-    rest = registry_of_four.alias_moves("medical", "icd10", before=first[-1].id)
+    first = registry_of_four.aliases.moves("medical", "icd10", limit=2)
+    rest = registry_of_four.aliases.moves("medical", "icd10", before=first[-1].id)
     assert [move.new for move in (*first, *rest)] == [4, 3, 2, 1]
-    assert [one.new for one in registry_of_four.alias_moves("medical", "icd10", "canary")] == [4]
+    assert [one.new for one in registry_of_four.aliases.moves("medical", "icd10", "canary")] == [4]
 
 
 def test_a_set_alias_moves_whatever_stood_there(registry_of_four: Registry) -> None:
-    assert registry_of_four.set_alias(NAME.at(1), "champion") == (None, 1)
-    assert registry_of_four.set_alias(NAME.at(2), "champion") == (1, 2)
-    assert registry_of_four.set_alias(NAME.at(2), "champion") == (2, 2)
-    assert registry_of_four.move_alias(NAME.at(3), "champion", expected=ANY) is not None
+    assert registry_of_four.aliases.set(NAME.at(1), "champion") == (None, 1)
+    assert registry_of_four.aliases.set(NAME.at(2), "champion") == (1, 2)
+    assert registry_of_four.aliases.set(NAME.at(2), "champion") == (2, 2)
+    assert registry_of_four.aliases.move(NAME.at(3), "champion", expected=ANY) is not None
 
 
 def test_makers_started_the_run_and_published(
     registry: Registry, dataset: int, start: Callable[..., int]
 ) -> None:
-    run = registry.start_run(
-        recipe="medical/icd10", base_digest=registry.bases()[0].digest, dataset_id=dataset,
-        seed=1, settings={}, environment={}, actor="system:ada",
+    run = registry.runs.start(
+        recipe="medical/icd10", base_digest=registry.sources.list_bases()[0].digest,
+        dataset_id=dataset, seed=1, settings={}, environment={}, actor="system:ada",
     )  # fmt: skip
     start()
     publisher = {"actor": "system:grace", "digest": "sha256:" + "a" * 64, "bytes": 1}
     for number in (1, 2):
-        registry.reserve_version("medical", "icd10", task="classification", run=run)
-        version = registry.publish_version(
+        registry.versions.reserve("medical", "icd10", task="classification", run=run)
+        version = registry.versions.publish(
             "medical", "icd10", number, path=f"medical/icd10/{number}", **publisher
         )  # type: ignore[arg-type]
         publisher["actor"] = "system:other"
-    assert registry.makers(version) == ["system:ada", "system:other"]
+    assert registry.versions.contributors(version) == ["system:ada", "system:other"]

@@ -17,11 +17,10 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 
 from trunkline.errors import IntegrityError, UsageError
 from trunkline.refs import Ref
-from trunkline.registry.audit import CHAINS
-from trunkline.registry.chain import EVENTS, ROOT, Chain, Head, row_hash
-from trunkline.registry.database import add_event
+from trunkline.registry.chain import CHAINS, EVENTS, ROOT, Chain, Head, row_hash
 from trunkline.registry.records import ChainReport, RequestLine, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
+from trunkline.registry.session import add_event
 from trunkline.registry.tables import ChainHead
 
 ROWS = 8
@@ -39,9 +38,9 @@ numbers = some.integers(1, ROWS)
 def filled(registry: Registry) -> Registry:
     """Eight events and eight requests."""
     for number in range(1, ROWS + 1):
-        with registry._write() as session:
+        with registry.sessions.write() as session:
             add_event(session, "system:ada", "note", f"run/{number}", {"text": "né", "n": 0.5})
-    registry.log_requests([request(number) for number in range(1, ROWS + 1)])
+    registry.requests.log([request(number) for number in range(1, ROWS + 1)])
     return registry
 
 
@@ -53,7 +52,7 @@ def request(number: int) -> RequestLine:
 
 
 def checked(registry: Registry, chain: Chain, head: Head | None = None) -> ChainReport:
-    reports = registry.verify_chains({} if head is None else {chain.name: head})
+    reports = registry.audit.verify({} if head is None else {chain.name: head})
     return next(report for report in reports if report.chain == chain.name)
 
 
@@ -62,7 +61,7 @@ def tampering(registry: Registry, chain: Chain) -> Iterator[Connection]:
     """A connection behind the registry's back; what it does is undone at the end of the test."""
     table = chain.table.__table__
     heads = ChainHead.__table__
-    with registry._engines.writing.connect() as connection:
+    with registry.sessions.engines.writing.connect() as connection:
         kept = {
             one: [dict(row) for row in connection.execute(select(one)).mappings()]
             for one in (table, heads)
@@ -129,11 +128,15 @@ def rewrite(connection: Connection, chain: Chain, seq: int) -> None:
 @each_chain
 def test_an_untouched_chain_is_sound(filled: Registry, chain: Chain) -> None:
     report = checked(filled, chain)
-    assert (report.sound, report.rows, report.head) == (True, ROWS, filled.heads()[chain.name])
+    assert (report.sound, report.rows, report.head) == (
+        True,
+        ROWS,
+        filled.events.heads()[chain.name],
+    )
 
 
 def test_empty_chains_are_sound(registry: Registry) -> None:
-    assert [report.sound for report in registry.verify_chains()] == [True, True]
+    assert [report.sound for report in registry.audit.verify()] == [True, True]
 
 
 def test_a_chain_of_several_pages_is_sound(
@@ -145,21 +148,21 @@ def test_a_chain_of_several_pages_is_sound(
 
 @each_chain
 def test_a_head_of_before_still_holds(filled: Registry, chain: Chain) -> None:
-    head = filled.heads()[chain.name]
-    filled.log_requests([request(99)])
-    filled.start_deployment("host", 1, "", None)
+    head = filled.events.heads()[chain.name]
+    filled.requests.log([request(99)])
+    filled.servers.start("host", 1, "", None)
     assert checked(filled, chain, head).sound
 
 
 def test_seconds_that_are_whole_numbers_are_sound(registry: Registry) -> None:
     line = RequestLine("one", NOW, None, "/", "a/b", None, None, 0, 0, 200, 1)
-    registry.log_requests([line])
-    assert all(report.sound for report in registry.verify_chains())
+    registry.requests.log([line])
+    assert all(report.sound for report in registry.audit.verify())
 
 
 def test_progress_is_told(filled: Registry) -> None:
     seen: list[tuple[str, int, int]] = []
-    filled.verify_chains(told=lambda *what: seen.append(what))
+    filled.audit.verify(told=lambda *what: seen.append(what))
     assert seen == [("events", ROWS, ROWS), ("requests", ROWS, ROWS)]
 
 
@@ -239,7 +242,7 @@ def test_rows_that_changed_places_are_found(
 @given(chain=chains, seq=numbers)
 def test_a_cut_tail_is_found_only_with_a_head(filled: Registry, chain: Chain, seq: int) -> None:
     table = chain.table.__table__
-    head = filled.heads()[chain.name]
+    head = filled.events.heads()[chain.name]
     with tampering(filled, chain) as connection:
         connection.execute(delete(table).where(table.c.seq >= seq))
         last = rows_of(connection, chain)[-1:] or [{"seq": 0, "hash": ROOT}]
@@ -254,7 +257,7 @@ def test_a_cut_tail_is_found_only_with_a_head(filled: Registry, chain: Chain, se
 def test_a_rewritten_chain_is_found_only_with_a_head(
     filled: Registry, chain: Chain, seq: int
 ) -> None:
-    head = filled.heads()[chain.name]
+    head = filled.events.heads()[chain.name]
     with tampering(filled, chain) as connection:
         change(connection, chain, seq, **{"id" if chain is not EVENTS else "actor": "someone"})
         rewrite(connection, chain, seq)
@@ -293,8 +296,8 @@ def test_a_chain_without_a_recorded_end_is_found(filled: Registry, chain: Chain)
 def test_values_that_can_not_be_read_are_told_not_raised(tmp_path: Path, damage: str) -> None:
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
         for number in range(5):
-            registry.start_deployment("host", number, "", None)
-        with registry._engines.writing.begin() as connection:
+            registry.servers.start("host", number, "", None)
+        with registry.sessions.engines.writing.begin() as connection:
             connection.execute(text(damage))
         assert checked(registry, EVENTS).breaks[0].seq == 3
 
@@ -331,7 +334,7 @@ def test_all_breaks_are_counted_and_the_first_are_told(
 
 def test_a_head_of_no_chain_is_refused(registry: Registry) -> None:
     with pytest.raises(UsageError, match="'runs'"):
-        registry.verify_chains({"runs": Head(0, ROOT)})
+        registry.audit.verify({"runs": Head(0, ROOT)})
 
 
 # ---------------------------------------------------------------------------- what is handed out
@@ -339,21 +342,21 @@ def test_a_head_of_no_chain_is_refused(registry: Registry) -> None:
 
 @each_chain
 def test_every_row_is_handed_out_in_order(filled: Registry, chain: Chain) -> None:
-    rows = list(filled.export_events(chain.name))
+    rows = list(filled.audit.export(chain.name))
     assert [row["seq"] for row in rows] == list(range(1, ROWS + 1))
 
 
 def test_rows_after_a_number_are_handed_out(filled: Registry) -> None:
-    assert [row["seq"] for row in filled.export_events("requests", after=6)] == [7, 8]
+    assert [row["seq"] for row in filled.audit.export("requests", after=6)] == [7, 8]
 
 
 def test_a_row_that_can_not_be_read_is_not_handed_out(tmp_path: Path) -> None:
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
-        registry.start_deployment("host", 1, "", None)
-        with registry._engines.writing.begin() as connection:
+        registry.servers.start("host", 1, "", None)
+        with registry.sessions.engines.writing.begin() as connection:
             connection.execute(text("UPDATE events SET detail = '{'"))
         with pytest.raises(IntegrityError, match="Row 1"):
-            list(registry.export_events())
+            list(registry.audit.export())
 
 
 @each_chain
@@ -362,25 +365,25 @@ def test_an_outsider_can_check_an_export(filled: Registry, chain: Chain, tmp_pat
     guide = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
     program = re.findall(r"```python\n(.*?)```", guide, re.S)[0]
     export = tmp_path / "export.jsonl"
-    rows = [json.dumps(row, ensure_ascii=False) for row in filled.export_events(chain.name)]
+    rows = [json.dumps(row, ensure_ascii=False) for row in filled.audit.export(chain.name)]
     export.write_text("\n".join(rows))
     told: list[str] = []
     exec(program, {"open": open, "FILE": str(export), "print": told.append})
-    assert told == [str(filled.heads()[chain.name])]
+    assert told == [str(filled.events.heads()[chain.name])]
 
 
 # ------------------------------------------------------------------------------- pages of events
 
 
 def test_pages_follow_one_another(filled: Registry) -> None:
-    first = filled.events(limit=3)
-    second = filled.events(before=first[-1].seq, limit=3)
+    first = filled.events.list(limit=3)
+    second = filled.events.list(before=first[-1].seq, limit=3)
     assert [one.seq for one in [*first, *second]] == [8, 7, 6, 5, 4, 3]
 
 
 def test_events_are_found_by_subject_and_kind(filled: Registry) -> None:
-    filled.start_deployment("host", 1, "", None)
-    found = [filled.events("run/3"), filled.events(kind="server.started")]
+    filled.servers.start("host", 1, "", None)
+    found = [filled.events.list("run/3"), filled.events.list(kind="server.started")]
     assert [[one.seq for one in page] for page in found] == [[3], [9]]
 
 
@@ -391,10 +394,10 @@ def test_aliases_that_moved_through_the_registry_are_sound(
     registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
     for digest in "ab":
-        registry.set_alias(publish("icd10", digest).ref, "champion")
-    registry.set_alias(Ref("medical", "icd10", "1"), "trial")
-    registry.rollback_alias(Ref("medical", "icd10"), "champion")
-    registry.drop_alias(Ref("medical", "icd10"), "trial")
+        registry.aliases.set(publish("icd10", digest).ref, "champion")
+    registry.aliases.set(Ref("medical", "icd10", "1"), "trial")
+    registry.aliases.rollback(Ref("medical", "icd10"), "champion")
+    registry.aliases.drop(Ref("medical", "icd10"), "trial")
     assert checked(registry, EVENTS).sound
 
 
@@ -411,8 +414,8 @@ def test_alias_that_was_moved_past_the_registry_is_found(
     registry: Registry, publish: Callable[..., VersionRecord], change: str, says: str
 ) -> None:
     for digest in "ab":
-        registry.set_alias(publish("icd10", digest).ref, "champion")
-    with registry._engines.writing.begin() as connection:
+        registry.aliases.set(publish("icd10", digest).ref, "champion")
+    with registry.sessions.engines.writing.begin() as connection:
         connection.execute(text(change))
     found = checked(registry, EVENTS)
     assert any(says in one.what for one in found.breaks)

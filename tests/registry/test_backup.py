@@ -21,7 +21,7 @@ from trunkline.registry import copying, from_backup
 from trunkline.registry.backup import back_up
 from trunkline.registry.from_backup import Restored, restore
 from trunkline.registry.records import PredictionRecord, RequestLine, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.registry.tables import Table
 
 KILL = """
@@ -48,9 +48,9 @@ restore(sys.argv[1], Path(sys.argv[2]), aside=Path(sys.argv[3]), replace=True)
 
 WRITE = """
 import sys
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 with Registry.open(sys.argv[1], busy_seconds=30) as registry:
-    print(registry.create_key("later")[0].owner)
+    print(registry.keys.create("later")[0].owner)
 """
 
 
@@ -59,10 +59,10 @@ def full(registry: Registry, publish: Callable[..., VersionRecord]) -> Registry:
     """The registry with something in most of its tables."""
     version = publish()
     publish()
-    registry.set_alias(Ref.parse("medical/icd10@1"), "champion", actor="key/0aaaaaaa ada")
-    registry.set_alias(Ref.parse("medical/icd10@2"), "champion")
-    registry.log_metrics(version.run or 0, 10, {"loss": 0.5, "broken": float("nan")})
-    registry.record_evaluation(
+    registry.aliases.set(Ref.parse("medical/icd10@1"), "champion", actor="key/0aaaaaaa ada")
+    registry.aliases.set(Ref.parse("medical/icd10@2"), "champion")
+    registry.runs.log_metrics(version.run or 0, 10, {"loss": 0.5, "broken": float("nan")})
+    registry.evaluations.record(
         recipe="medical/icd10",
         base_digest=version.base_digest,
         dataset_id=1,
@@ -71,8 +71,8 @@ def full(registry: Registry, publish: Callable[..., VersionRecord]) -> Registry:
         predictions=[PredictionRecord(row_id="a", group="g", target="größer", prediction="😀")],
         version=version.ref,
     )
-    registry.create_key("ada", expires=datetime(2099, 1, 1, tzinfo=UTC))
-    registry.log_requests(
+    registry.keys.create("ada", expires=datetime(2099, 1, 1, tzinfo=UTC))
+    registry.requests.log(
         RequestLine(
             id=f"r{number}",
             at=datetime(2026, 1, 1, 12, 0, 0, number, tzinfo=UTC),
@@ -88,7 +88,7 @@ def full(registry: Registry, publish: Callable[..., VersionRecord]) -> Registry:
         )
         for number in range(3)
     )
-    registry.set_tag("medical/icd10@1", "stage", "trial")
+    registry.tags.set("medical/icd10@1", "stage", "trial")
     return registry
 
 
@@ -138,8 +138,8 @@ def test_a_backup_holds_every_row(full: Registry, url: str, backup: Path) -> Non
 
 def test_a_backup_is_a_registry_by_itself(backup: Path) -> None:
     with Registry.open(f"sqlite:///{backup}") as registry:
-        assert registry.adapter("medical", "icd10").aliases == {"champion": 2}
-        assert all(report.sound for report in registry.verify_chains())
+        assert registry.adapters.get("medical", "icd10").aliases == {"champion": 2}
+        assert all(report.sound for report in registry.audit.verify())
 
 
 def test_a_backup_is_one_file(backup: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_backup_tells_the_heads_of_what_it_holds(
     full: Registry, url: str, tmp_path: Path
 ) -> None:
     made = back_up(url, tmp_path / "backup.db")
-    assert made.heads == full.heads()
+    assert made.heads == full.events.heads()
     assert (made.revision, made.bytes) == ("0003", made.path.stat().st_size)
 
 
@@ -160,14 +160,14 @@ def test_a_backup_s_head_shows_a_registry_that_was_rewritten_since(
     full: Registry, url: str, tmp_path: Path
 ) -> None:
     heads = back_up(url, tmp_path / "backup.db").heads
-    full.create_key("bob")
-    assert all(report.sound for report in full.verify_chains(heads))
+    full.keys.create("bob")
+    assert all(report.sound for report in full.audit.verify(heads))
 
 
 def test_a_backup_goes_on_while_a_writer_holds_the_lock(
     full: Registry, url: str, tmp_path: Path
 ) -> None:
-    with full._write() as session:
+    with full.sessions.write() as session:
         session.execute(text("UPDATE api_keys SET owner = 'half-way'"))
         back_up(url, tmp_path / "backup.db")
     (key,) = rows(tmp_path / "backup.db")["api_keys"]
@@ -187,12 +187,12 @@ def test_a_backup_is_of_one_moment_though_others_write(
 
         def progress(self, done: int, total: int, values: object) -> None:
             if not self.written:
-                full.create_key("meanwhile")
+                full.keys.create("meanwhile")
                 self.written += 1
 
     back_up(url, tmp_path / "backup.db", listener=Writer())
     assert rows(tmp_path / "backup.db") == before
-    assert len(full.keys()) == 2
+    assert len(full.keys.list()) == 2
 
 
 def test_no_backup_is_written_over(full: Registry, url: str, backup: Path) -> None:
@@ -251,12 +251,12 @@ def test_a_backup_of_either_engine_comes_back_into_either(
 def test_a_restored_registry_s_chains_hold_and_end_with_the_restoring(
     full: Registry, backup: Path, other_url: str, read_back: Callable[..., Restored]
 ) -> None:
-    kept = full.heads()
+    kept = full.events.heads()
     done = read_back(other_url, backup, actor="system:ada")
     with Registry.open(other_url) as registry:
-        assert all(report.sound for report in registry.verify_chains(kept))
-        assert registry.heads() == done.heads
-        event = registry.events(limit=1)[0]
+        assert all(report.sound for report in registry.audit.verify(kept))
+        assert registry.events.heads() == done.heads
+        event = registry.events.list(limit=1)[0]
     assert (event.actor, event.detail["backup"]) == ("system:ada", "backup.db")
     assert event.detail["heads"] == {name: str(head) for name, head in kept.items()}
 
@@ -266,9 +266,9 @@ def test_a_restored_registry_goes_on_with_the_next_numbers(
 ) -> None:
     read_back(other_url, backup)
     with Registry.open(other_url) as registry:
-        assert registry.reserve_version("medical", "icd10", task="classification") == 3
-        run = registry.run(2)
-        started = registry.start_run(
+        assert registry.versions.reserve("medical", "icd10", task="classification") == 3
+        run = registry.runs.get(2)
+        started = registry.runs.start(
             recipe=run.recipe,
             base_digest=run.base_digest,
             dataset_id=run.dataset_id,
@@ -277,9 +277,9 @@ def test_a_restored_registry_goes_on_with_the_next_numbers(
             environment={},
         )
         assert started == 3
-        registry.create_key("bob")
-        registry.set_alias(Ref.parse("medical/icd10@1"), "canary")
-        assert all(report.sound for report in registry.verify_chains())
+        registry.keys.create("bob")
+        registry.aliases.set(Ref.parse("medical/icd10@1"), "canary")
+        assert all(report.sound for report in registry.audit.verify())
 
 
 def test_a_registry_with_rows_is_not_restored_over(
@@ -295,12 +295,12 @@ def test_a_registry_with_rows_is_not_restored_over(
 def test_what_was_there_is_set_aside(
     full: Registry, url: str, backup: Path, read_back: Callable[..., Restored], tmp_path: Path
 ) -> None:
-    full.create_key("after the backup")
+    full.keys.create("after the backup")
     before = rows(url)
     done = read_back(url, backup, replace=True)
     assert done.aside == tmp_path / "aside.db"
     assert rows(tmp_path / "aside.db") == before
-    (key,) = full.keys()
+    (key,) = full.keys.list()
     assert key.owner == "ada"
 
 
@@ -314,17 +314,17 @@ def test_numbers_given_out_after_the_backup_stay_used(
     publish()
     publish("other")
     read_back(url, backup, replace=True)
-    assert full.adapter("medical", "icd10").newest == 2
-    assert full.reserve_version("medical", "icd10", task="classification") == 4
-    assert full.reserve_version("medical", "other", task="classification") == 2
+    assert full.adapters.get("medical", "icd10").newest == 2
+    assert full.versions.reserve("medical", "icd10", task="classification") == 4
+    assert full.versions.reserve("medical", "other", task="classification") == 2
 
 
 def test_readers_and_an_open_server_see_the_restored_registry(
     full: Registry, url: str, backup: Path, read_back: Callable[..., Restored]
 ) -> None:
-    full.set_alias(Ref.parse("medical/icd10@1"), "champion")
+    full.aliases.set(Ref.parse("medical/icd10@1"), "champion")
     read_back(url, backup, replace=True)
-    assert full.resolve(Ref.parse("medical/icd10"))[0].number == 2
+    assert full.versions.resolve(Ref.parse("medical/icd10"))[0].number == 2
     assert alone(WRITE, url).out == "later"
 
 
@@ -337,12 +337,12 @@ def test_a_killed_restoring_leaves_the_old_registry_and_is_done_again(
     tmp_path: Path,
     moment: str,
 ) -> None:
-    full.create_key("after the backup")
+    full.keys.create("after the backup")
     before = rows(url)
     if moment.startswith("DELETE") and "postgresql" in url:
         moment = "TRUNCATE"
     aside = tmp_path / "killed-aside.db"
-    shown = str(full._engines.url)
+    shown = str(full.sessions.engines.url)
     assert alone(KILL, url, str(backup), str(aside), moment, shown).code == -9
     assert rows(url) == before
     assert read_back(url, backup, replace=True).rows == sum(map(len, rows(backup).values()))
@@ -371,7 +371,7 @@ def test_a_held_lock_is_told_and_nothing_is_changed(
     full: Registry, url: str, backup: Path, read_back: Callable[..., Restored], tmp_path: Path
 ) -> None:
     before = rows(url)
-    with full._write() as session:
+    with full.sessions.write() as session:
         session.execute(text("UPDATE api_keys SET owner = owner"))
         with pytest.raises(RegistryError, match="locked"):
             read_back(url, backup, replace=True)
@@ -386,8 +386,8 @@ def test_a_held_lock_is_told_and_nothing_is_changed(
 def one_backup(tmp_path: Path) -> Path:
     """A backup of a small registry on SQLite."""
     with Registry.open(f"sqlite:///{tmp_path / 'small.db'}") as registry:
-        registry.create_key("ada")
-        registry.create_key("bob")
+        registry.keys.create("ada")
+        registry.keys.create("bob")
     return back_up(f"sqlite:///{tmp_path / 'small.db'}", tmp_path / "one.db").path
 
 
@@ -419,7 +419,7 @@ def test_a_backup_whose_pages_are_damaged_is_refused(
     one_backup.write_bytes(content)
     with pytest.raises(RegistryError, match=r"one\.db"):
         read_back(url, one_backup)
-    assert registry.keys() == []
+    assert registry.keys.list() == []
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_a_backup_whose_chain_does_not_hold_is_refused(
         connection.execute(tampering)
     with pytest.raises(IntegrityError, match="not as it was written"):
         read_back(url, one_backup)
-    assert registry.events() == []
+    assert registry.events.list() == []
 
 
 def test_a_backup_of_a_newer_release_is_refused(
@@ -494,7 +494,7 @@ def test_a_damaged_registry_is_moved_aside_and_restored(
     assert done.aside is not None
     assert done.aside.read_bytes() == b"no database at all" * 100
     with Registry.open(f"sqlite:///{damaged}") as registry:
-        assert len(registry.keys()) == 2
+        assert len(registry.keys.list()) == 2
 
 
 def test_a_damaged_registry_is_left_alone_where_that_was_not_asked(
@@ -512,7 +512,7 @@ def test_a_raw_copy_with_its_log_beside_it_is_read_like_a_backup(
     url: str, tmp_path: Path, read_back: Callable[..., Restored]
 ) -> None:
     with Registry.open(f"sqlite:///{tmp_path / 'live.db'}") as live:
-        live.create_key("ada")
+        live.keys.create("ada")
         (tmp_path / "copy").mkdir()
         for path in tmp_path.glob("live.db*"):
             shutil.copy(path, tmp_path / "copy" / path.name)

@@ -12,7 +12,7 @@ import pytest
 from forks import Child, alone, together
 from trunkline.refs import Ref
 from trunkline.registry.records import RequestLine, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 NEW_YORK = ZoneInfo("America/New_York")
@@ -21,13 +21,13 @@ LOG = """
 import sys
 from datetime import datetime
 from trunkline.registry.records import RequestLine
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 with Registry.open(sys.argv[1], busy_seconds=60) as registry:
     at = datetime.fromtimestamp(1_790_000_000).astimezone()
-    registry.log_requests([
+    registry.requests.log([
         RequestLine(sys.argv[2], at, None, "/v1", "base", "base", None, 1, 1, 200, 0.1)
     ])
-    print(at.utcoffset(), registry.request(sys.argv[2]).at)
+    print(at.utcoffset(), registry.requests.get(sys.argv[2]).at)
 """
 
 
@@ -59,8 +59,8 @@ def line(id: str, at: datetime) -> RequestLine:
 @pytest.mark.usefixtures("backwards")
 def test_events_stand_in_the_order_in_which_they_happened(registry: Registry) -> None:
     for owner in ("a", "b", "c"):
-        registry.create_key(owner)
-    events = registry.events()
+        registry.keys.create(owner)
+    events = registry.events.list()
     assert [event.detail["owner"] for event in events] == ["c", "b", "a"]
     assert [event.at for event in events] == sorted(event.at for event in events)
 
@@ -71,8 +71,8 @@ def test_the_newest_version_is_the_one_with_the_highest_number(
 ) -> None:
     first, second = publish(), publish()
     assert second.created < first.created
-    assert registry.resolve(Ref.parse("medical/icd10"))[0].number == 2
-    assert [one.number for one in registry.versions("medical", "icd10")] == [2, 1]
+    assert registry.versions.resolve(Ref.parse("medical/icd10"))[0].number == 2
+    assert [one.number for one in registry.versions.list("medical", "icd10")] == [2, 1]
 
 
 @pytest.mark.usefixtures("backwards")
@@ -82,28 +82,28 @@ def test_an_alias_stands_where_it_was_moved_last(
     for _ in range(2):
         publish()
     for number in (1, 2):
-        registry.set_alias(Ref.parse(f"medical/icd10@{number}"), "champion")
-    assert [move.new for move in registry.alias_moves("medical", "icd10")] == [2, 1]
-    registry.rollback_alias(Ref.parse("medical/icd10"), "champion")
-    assert registry.adapter("medical", "icd10").aliases == {"champion": 1}
+        registry.aliases.set(Ref.parse(f"medical/icd10@{number}"), "champion")
+    assert [move.new for move in registry.aliases.moves("medical", "icd10")] == [2, 1]
+    registry.aliases.rollback(Ref.parse("medical/icd10"), "champion")
+    assert registry.adapters.get("medical", "icd10").aliases == {"champion": 1}
 
 
 @pytest.mark.usefixtures("backwards")
 def test_a_chain_holds_whatever_its_times_say(registry: Registry) -> None:
     for owner in ("a", "b"):
-        registry.create_key(owner)
-    assert all(report.sound for report in registry.verify_chains())
+        registry.keys.create(owner)
+    assert all(report.sound for report in registry.audit.verify())
 
 
 def test_the_hour_that_comes_twice_is_two_hours(registry: Registry) -> None:
     """On 2026-11-01 New York's clocks showed 01:30 twice."""
     twice = [datetime(2026, 11, 1, 1, 30, fold=fold, tzinfo=NEW_YORK) for fold in (0, 1)]
-    registry.log_requests([line(f"r{n}", at) for n, at in enumerate(twice)])
-    assert [registry.request(f"r{n}").at for n in (0, 1)] == [
+    registry.requests.log([line(f"r{n}", at) for n, at in enumerate(twice)])
+    assert [registry.requests.get(f"r{n}").at for n in (0, 1)] == [
         datetime(2026, 11, 1, 5, 30, tzinfo=UTC),
         datetime(2026, 11, 1, 6, 30, tzinfo=UTC),
     ]
-    assert all(report.sound for report in registry.verify_chains())
+    assert all(report.sound for report in registry.audit.verify())
 
 
 def test_processes_in_two_time_zones_mean_the_same_moment(registry: Registry, url: str) -> None:
@@ -118,18 +118,18 @@ def test_processes_in_two_time_zones_mean_the_same_moment(registry: Registry, ur
     offsets, shown = zip(*(one.out.split(" 2026", 1) for one in done), strict=True)
     assert offsets == ("-1 day, 20:00:00", "9:00:00")
     assert shown[0] == shown[1]
-    assert registry.request("west").at == registry.request("east").at
-    assert registry.request("west").at.tzinfo is UTC
+    assert registry.requests.get("west").at == registry.requests.get("east").at
+    assert registry.requests.get("west").at.tzinfo is UTC
 
 
 def test_a_chain_is_checked_the_same_in_every_time_zone(registry: Registry, url: str) -> None:
-    registry.create_key("ada", expires=datetime(2099, 7, 1, tzinfo=NEW_YORK))
-    registry.log_requests([line("r1", datetime(2026, 3, 8, 3, 0, tzinfo=NEW_YORK))])
+    registry.keys.create("ada", expires=datetime(2099, 7, 1, tzinfo=NEW_YORK))
+    registry.requests.log([line("r1", datetime(2026, 3, 8, 3, 0, tzinfo=NEW_YORK))])
     check = (
         "import sys\n"
-        "from trunkline.registry.store import Registry\n"
+        "from trunkline.registry.registry import Registry\n"
         "with Registry.open(sys.argv[1]) as registry:\n"
-        "    print([report.sound for report in registry.verify_chains()])\n"
+        "    print([report.sound for report in registry.audit.verify()])\n"
     )
     done = alone(check, url, TZ="Australia/Lord_Howe", PGTZ="Australia/Lord_Howe")
     assert (done.out, done.error) == ("[True, True]", "")
@@ -137,5 +137,5 @@ def test_a_chain_is_checked_the_same_in_every_time_zone(registry: Registry, url:
 
 def test_a_time_without_a_zone_is_not_taken(registry: Registry) -> None:
     with pytest.raises(Exception, match="no time zone"):
-        registry.log_requests([line("r1", datetime(2026, 1, 1))])
-    assert registry.requests() == []
+        registry.requests.log([line("r1", datetime(2026, 1, 1))])
+    assert registry.requests.list() == []

@@ -8,7 +8,7 @@ import pytest
 
 from forks import Child, together
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 PROCESSES = 8
 
@@ -16,17 +16,17 @@ BEGIN = """
 import sys
 from trunkline.errors import RefusedError
 from trunkline.refs import Ref
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 registry = Registry.open(sys.argv[1], busy_seconds=60)
 me = int(sys.argv[2])
 """
 
-OPEN = "registry.record_plugin(distribution='p', version=str(me), api=1, domain='d')"
+OPEN = "registry.sources.record_plugin(distribution='p', version=str(me), api=1, domain='d')"
 
 PUBLISH = """
-digest = registry.bases()[0].digest
-number = registry.reserve_version("medical", "icd10", task="classification")
-registry.publish_version(
+digest = registry.sources.list_bases()[0].digest
+number = registry.versions.reserve("medical", "icd10", task="classification")
+registry.versions.publish(
     "medical", "icd10", number, digest="sha256:" + "a" * 64, path=f"medical/icd10/{number}",
     bytes=1, base_digest=digest,
 )
@@ -34,23 +34,23 @@ print(number)
 """
 
 START = """
-print(registry.start_run(
-    recipe="medical/icd10", base_digest=registry.bases()[0].digest,
-    dataset_id=registry.datasets()[0].id, seed=0, settings={}, environment={},
+print(registry.runs.start(
+    recipe="medical/icd10", base_digest=registry.sources.list_bases()[0].digest,
+    dataset_id=registry.sources.list_datasets()[0].id, seed=0, settings={}, environment={},
 ))
 """
 
 COMPARE_AND_MOVE = """
 try:
     ref = Ref.parse(f"medical/icd10@{me + 1}")
-    registry.move_alias(ref, "champion", expected=None, actor=f"person-{me}")
+    registry.aliases.move(ref, "champion", expected=None, actor=f"person-{me}")
     print(f"won {me + 1}")
 except RefusedError as error:
     print(error.message)
 """
 
 MOVE = """
-old, new = registry.set_alias(Ref.parse(f"medical/icd10@{me + 1}"), "champion")
+old, new = registry.aliases.set(Ref.parse(f"medical/icd10@{me + 1}"), "champion")
 print(old, new)
 """
 
@@ -65,7 +65,7 @@ def eight(url: str, script: str) -> list[str]:
 def test_a_new_registry_opened_by_all_at_once_is_made_once(empty_url: str) -> None:
     eight(empty_url, OPEN)
     with Registry.open(empty_url) as registry:
-        new = registry.record_plugin(distribution="p", version="9", api=1, domain="d")
+        new = registry.sources.record_plugin(distribution="p", version="9", api=1, domain="d")
     assert new == PROCESSES + 1
 
 
@@ -75,14 +75,14 @@ def test_versions_published_at_once_get_the_numbers_from_one_to_eight(
 ) -> None:
     printed = eight(url, PUBLISH)
     assert sorted(map(int, printed)) == list(range(1, PROCESSES + 1))
-    assert registry.adapter("medical", "icd10").versions == PROCESSES
+    assert registry.adapters.get("medical", "icd10").versions == PROCESSES
 
 
 @pytest.mark.usefixtures("dataset")
 def test_events_of_all_at_once_are_one_chain(url: str, registry: Registry) -> None:
     eight(url, PUBLISH)
-    assert [event.seq for event in registry.events()] == list(range(PROCESSES, 0, -1))
-    assert all(report.sound for report in registry.verify_chains())
+    assert [event.seq for event in registry.events.list()] == list(range(PROCESSES, 0, -1))
+    assert all(report.sound for report in registry.audit.verify())
 
 
 @pytest.mark.usefixtures("dataset")
@@ -104,8 +104,8 @@ def test_one_of_eight_that_move_an_alias_wins_and_the_others_are_told_who(
     lost = [line for line in printed if line != won]
     told = f"person-{winner - 1} moved 'champion' of medical/icd10 to version {winner} at "
     assert all(told in line for line in lost)
-    assert registry.adapter("medical", "icd10").aliases == {"champion": winner}
-    assert len(registry.alias_moves("medical", "icd10")) == 1
+    assert registry.adapters.get("medical", "icd10").aliases == {"champion": winner}
+    assert len(registry.aliases.moves("medical", "icd10")) == 1
 
 
 def test_an_alias_moved_by_all_at_once_moves_from_hand_to_hand(

@@ -10,7 +10,7 @@ import pytest
 from trunkline.errors import NotFoundError, RegistryError
 from trunkline.refs import Ref
 from trunkline.registry.records import PredictionRecord, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 Publish = Callable[..., VersionRecord]
 
@@ -18,9 +18,9 @@ Publish = Callable[..., VersionRecord]
 @pytest.fixture
 def evaluate(registry: Registry, dataset: int) -> Callable[..., int]:
     def evaluate(**more: Any) -> int:
-        return registry.record_evaluation(
+        return registry.evaluations.record(
             recipe="medical/icd10",
-            base_digest=registry.bases()[0].digest,
+            base_digest=registry.sources.list_bases()[0].digest,
             dataset_id=dataset,
             split="test",
             results={"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}},
@@ -35,7 +35,7 @@ def test_an_evaluation_comes_back_under_its_version(
 ) -> None:
     version = publish()
     number = evaluate(version=version.ref)
-    (found,) = registry.evaluations(version=version.ref)
+    (found,) = registry.evaluations.list(version=version.ref)
     assert (found.id, found.version, found.split_fingerprint, found.results["accuracy"]["low"]) == (
         number,
         "medical/icd10@1",
@@ -50,7 +50,7 @@ def test_evaluations_of_other_versions_are_left_out(
     publish()
     publish()
     evaluate(version=Ref.parse("medical/icd10@1"))
-    assert registry.evaluations(version=Ref.parse("medical/icd10@2")) == []
+    assert registry.evaluations.list(version=Ref.parse("medical/icd10@2")) == []
 
 
 def test_an_evaluation_of_a_run_becomes_its_version_s(
@@ -58,11 +58,11 @@ def test_an_evaluation_of_a_run_becomes_its_version_s(
 ) -> None:
     run = start()
     evaluate(run=run)
-    number = registry.reserve_version("medical", "icd10", task="classification", run=run)
-    registry.publish_version(
+    number = registry.versions.reserve("medical", "icd10", task="classification", run=run)
+    registry.versions.publish(
         "medical", "icd10", number, digest="sha256:" + "a" * 64, path="medical/icd10/1", bytes=1
     )
-    (found,) = registry.evaluations(run=run)
+    (found,) = registry.evaluations.list(run=run)
     assert found.version == "medical/icd10@1"
 
 
@@ -70,7 +70,7 @@ def test_the_bare_base_is_evaluated_without_a_version(
     registry: Registry, evaluate: Callable[..., int]
 ) -> None:
     evaluate()
-    (found,) = registry.evaluations(recipe="medical/icd10")
+    (found,) = registry.evaluations.list(recipe="medical/icd10")
     assert (found.version, found.run) == (None, None)
 
 
@@ -78,7 +78,7 @@ def test_evaluations_are_listed_newest_first_and_paged(
     registry: Registry, evaluate: Callable[..., int]
 ) -> None:
     numbers = [evaluate() for _ in range(4)]
-    page = registry.evaluations(recipe="medical/icd10", limit=2, offset=1)
+    page = registry.evaluations.list(recipe="medical/icd10", limit=2, offset=1)
     assert [row.id for row in page] == [numbers[2], numbers[1]]
 
 
@@ -95,8 +95,8 @@ def test_predictions_come_back_by_row_id(registry: Registry, evaluate: Callable[
         ),
     ]
     number = evaluate(predictions=given)
-    assert registry.predictions(number) == [given[1], given[0]]
-    assert registry.predictions(number, limit=1, offset=1) == [given[0]]
+    assert registry.evaluations.predictions(number) == [given[1], given[0]]
+    assert registry.evaluations.predictions(number, limit=1, offset=1) == [given[0]]
 
 
 def test_an_evaluation_and_its_predictions_are_kept_together_or_not_at_all(
@@ -105,7 +105,7 @@ def test_an_evaluation_and_its_predictions_are_kept_together_or_not_at_all(
     twice = PredictionRecord(row_id="a", group="g", target="x", prediction="y")
     with pytest.raises(RegistryError):
         evaluate(predictions=[twice, twice])
-    assert registry.evaluations() == []
+    assert registry.evaluations.list() == []
 
 
 def test_an_evaluation_of_an_unknown_version_is_refused(
@@ -118,7 +118,7 @@ def test_an_evaluation_of_an_unknown_version_is_refused(
 
 def test_predictions_of_an_unknown_evaluation_are_refused(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no evaluation 9"):
-        registry.predictions(9)
+        registry.evaluations.predictions(9)
 
 
 def test_answer_that_is_no_text_is_kept_with_a_mark(
@@ -126,4 +126,4 @@ def test_answer_that_is_no_text_is_kept_with_a_mark(
 ) -> None:
     answer = PredictionRecord(row_id="1", group="g", target="a", prediction="x\0\ud800")
     evaluation = evaluate(predictions=[answer])
-    assert registry.predictions(evaluation)[0].prediction == "x\ufffd\ufffd"
+    assert registry.evaluations.predictions(evaluation)[0].prediction == "x\ufffd\ufffd"

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event
 
 from trunkline.registry import finding
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZES = (1000, 4000)
@@ -64,7 +64,7 @@ def steps(registry: Registry, call: Callable[[], Any]) -> int:
         driver = cursor_connection.connection.driver_connection
         driver.set_progress_handler(one_more, STEP)
 
-    engine = registry._engines.reading
+    engine = registry.sessions.engines.reading
     event.listen(engine, "before_cursor_execute", listen)
     try:
         call()

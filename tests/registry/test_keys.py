@@ -19,7 +19,7 @@ from trunkline.refs import Ref
 from trunkline.registry import keys as module
 from trunkline.registry.keys import check_pattern
 from trunkline.registry.records import KeyRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.registry.tables import Table
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -46,7 +46,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
 def statements(registry: Registry) -> Iterator[list[str]]:
     """Every statement that the registry sends from here on."""
     sent: list[str] = []
-    engine = registry._engines.reading
+    engine = registry.sessions.engines.reading
 
     def note(connection: object, cursor: object, statement: str, *more: object) -> None:
         sent.append(statement)
@@ -60,18 +60,18 @@ def statements(registry: Registry) -> Iterator[list[str]]:
 
 
 def test_a_key_has_an_id_and_a_secret(registry: Registry) -> None:
-    record, plain = registry.create_key("ada")
+    record, plain = registry.keys.create("ada")
     prefix, id, secret = plain.split("-", 2)
     assert (prefix, id, len(id), len(secret)) == ("tl", record.id, 8, 43)
 
 
 def test_a_key_may_use_everything_unless_told(registry: Registry) -> None:
-    assert registry.create_key("ada")[0].adapters == ("*",)
+    assert registry.keys.create("ada")[0].adapters == ("*",)
 
 
 def test_a_created_key_is_given_back_as_it_is_kept(registry: Registry) -> None:
     until = datetime(2099, 1, 1, 12, tzinfo=timezone(timedelta(hours=-5)))
-    record, plain = registry.create_key(
+    record, plain = registry.keys.create(
         "ada", ["medical/*", "base", "medical/*"], admin=True, expires=until
     )
     assert (record.owner, record.adapters, record.admin, record.expires, record.removed) == (
@@ -81,24 +81,24 @@ def test_a_created_key_is_given_back_as_it_is_kept(registry: Registry) -> None:
         until,
         None,
     )
-    assert registry.key_of(plain) == record
-    assert registry.keys() == [record]
+    assert registry.keys.authenticate(plain) == record
+    assert registry.keys.list() == [record]
 
 
 def test_no_row_holds_a_key_or_its_secret(registry: Registry) -> None:
-    record, plain = registry.create_key("ada", admin=True)
-    registry.remove_key(record.id)
-    with registry._engines.reading.connect() as connection:
+    record, plain = registry.keys.create("ada", admin=True)
+    registry.keys.remove(record.id)
+    with registry.sessions.engines.reading.connect() as connection:
         rows = [connection.execute(select(table)).all() for table in Table.metadata.sorted_tables]
     assert record.id in repr(rows)
     assert plain.split("-", 2)[2] not in repr(rows)
 
 
 def test_neither_key_nor_secret_is_in_the_file(registry: Registry, database: Path) -> None:
-    plains = [registry.create_key("ada", admin=True)[1] for _ in range(3)]
+    plains = [registry.keys.create("ada", admin=True)[1] for _ in range(3)]
     for plain in plains:
-        registry.key_of(plain)
-    registry.remove_key(plains[0].split("-")[1])
+        registry.keys.authenticate(plain)
+    registry.keys.remove(plains[0].split("-")[1])
     files = [path.read_bytes() for path in database.parent.glob("registry.db*")]
     registry.close()
     files.append(database.read_bytes())
@@ -108,9 +108,9 @@ def test_neither_key_nor_secret_is_in_the_file(registry: Registry, database: Pat
 
 
 def test_a_key_s_beginning_and_end_are_events_without_the_secret(registry: Registry) -> None:
-    record, plain = registry.create_key("ada", ["medical/*"], actor="root")
-    registry.remove_key(record.id)
-    removed, created = registry.events(subject=f"key/{record.id}")
+    record, plain = registry.keys.create("ada", ["medical/*"], actor="root")
+    registry.keys.remove(record.id)
+    removed, created = registry.events.list(subject=f"key/{record.id}")
     assert (created.kind, created.actor, created.detail) == (
         "key-created",
         "root",
@@ -124,7 +124,7 @@ def test_a_key_s_beginning_and_end_are_events_without_the_secret(registry: Regis
 def test_no_adapter_can_be_named_like_a_key_s_events(registry: Registry) -> None:
     for _ in range(20):
         with pytest.raises(UsageError):
-            Ref("key", registry.create_key("ada")[0].id)
+            Ref("key", registry.keys.create("ada")[0].id)
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_no_adapter_can_be_named_like_a_key_s_events(registry: Registry) -> None
 )
 def test_an_owner_that_can_not_be_shown_is_refused(registry: Registry, owner: str) -> None:
     with pytest.raises(UsageError, match="owner of a key"):
-        registry.create_key(owner)
+        registry.keys.create(owner)
 
 
 def test_an_owner_may_be_written_in_any_script(registry: Registry) -> None:
-    assert registry.create_key("Łukasz 様")[0].owner == "Łukasz 様"
+    assert registry.keys.create("Łukasz 様")[0].owner == "Łukasz 様"
 
 
 @pytest.mark.parametrize(
@@ -151,42 +151,42 @@ def test_an_expiry_that_can_not_be_is_refused(
     registry: Registry, expires: datetime, reason: str
 ) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
-        registry.create_key("ada", expires=expires)
+        registry.keys.create("ada", expires=expires)
     assert caught.value.hint
 
 
 def test_adapters_given_as_one_text_are_refused(registry: Registry) -> None:
     with pytest.raises(UsageError, match="are a list"):
-        registry.create_key("ada", "*")
+        registry.keys.create("ada", "*")
 
 
 def test_a_refused_key_leaves_nothing(registry: Registry) -> None:
     with pytest.raises(UsageError):
-        registry.create_key("ada", ["medical/*", "medical/icd10@3"])
-    assert (registry.keys(), registry.events()) == ([], [])
+        registry.keys.create("ada", ["medical/*", "medical/icd10@3"])
+    assert (registry.keys.list(), registry.events.list()) == ([], [])
 
 
 # -------------------------------------------------------------------------------- finding
 
 
 def test_a_wrong_secret_with_the_right_id_finds_nothing(registry: Registry) -> None:
-    plain = registry.create_key("ada")[1]
-    other = registry.create_key("bob")[1]
-    assert registry.key_of(plain[:12] + other[12:]) is None
-    assert registry.key_of(plain[:-1] + ("A" if plain[-1] != "A" else "B")) is None
+    plain = registry.keys.create("ada")[1]
+    other = registry.keys.create("bob")[1]
+    assert registry.keys.authenticate(plain[:12] + other[12:]) is None
+    assert registry.keys.authenticate(plain[:-1] + ("A" if plain[-1] != "A" else "B")) is None
 
 
 def test_the_hash_of_a_key_is_not_a_key(registry: Registry) -> None:
-    plain = registry.create_key("ada")[1]
-    assert registry.key_of(module._hash(plain)) is None
+    plain = registry.keys.create("ada")[1]
+    assert registry.keys.authenticate(module._hash(plain)) is None
 
 
 def test_secrets_are_compared_in_constant_time(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = registry.create_key("ada")[1]
+    plain = registry.keys.create("ada")[1]
     monkeypatch.setattr(module.hmac, "compare_digest", lambda a, b: False)
-    assert registry.key_of(plain) is None
+    assert registry.keys.authenticate(plain) is None
 
 
 @pytest.mark.parametrize(
@@ -206,22 +206,22 @@ def test_secrets_are_compared_in_constant_time(
     ids=range(10),
 )
 def test_any_text_may_be_asked_about(registry: Registry, text: str) -> None:
-    assert registry.key_of(text) is None
+    assert registry.keys.authenticate(text) is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(any_text)
 def test_no_text_makes_the_lookup_fail(registry: Registry, text: str) -> None:
-    assert registry.key_of(text) is None
-    assert registry.key_of(f"tl-0aaaaaaa-{text}") is None
+    assert registry.keys.authenticate(text) is None
+    assert registry.keys.authenticate(f"tl-0aaaaaaa-{text}") is None
 
 
 def test_finding_a_key_is_one_query_by_its_index(
     registry: Registry, statements: list[str], explain: Callable[..., str]
 ) -> None:
-    plain = registry.create_key("ada")[1]
+    plain = registry.keys.create("ada")[1]
     statements.clear()
-    registry.key_of(plain)
+    registry.keys.authenticate(plain)
     (query,) = [text for text in statements if text.startswith("SELECT")]
     plan = explain(re.sub(r"\?|%\(\w+\)s(::\w+)?", f"'{plain[3:11]}'", query))
     assert re.search(r"USING INDEX|Index Scan using uq_api_keys_id", plan)
@@ -229,8 +229,8 @@ def test_finding_a_key_is_one_query_by_its_index(
 
 def test_a_thousand_unknown_keys_leave_no_rows(registry: Registry) -> None:
     for number in range(1000):
-        assert registry.key_of(f"tl-0{number:07d}-{'a' * 43}") is None
-    assert (registry.keys(), registry.events(), registry.requests()) == ([], [], [])
+        assert registry.keys.authenticate(f"tl-0{number:07d}-{'a' * 43}") is None
+    assert (registry.keys.list(), registry.events.list(), registry.requests.list()) == ([], [], [])
 
 
 def test_a_key_is_good_until_the_moment_it_expires(
@@ -238,77 +238,77 @@ def test_a_key_is_good_until_the_moment_it_expires(
 ) -> None:
     at(NOW)
     until = (NOW + timedelta(hours=1)).astimezone(timezone(timedelta(hours=9)))
-    plain = registry.create_key("ada", expires=until)[1]
+    plain = registry.keys.create("ada", expires=until)[1]
     at(until - timedelta(microseconds=1))
-    assert registry.key_of(plain) is not None
+    assert registry.keys.authenticate(plain) is not None
     at(until)
-    assert registry.key_of(plain) is None
+    assert registry.keys.authenticate(plain) is None
 
 
 # ------------------------------------------------------------------------------- removing
 
 
 def test_a_removed_key_finds_nothing_but_stays_listed(registry: Registry) -> None:
-    record, plain = registry.create_key("ada")
-    removed = registry.remove_key(record.id)
-    assert registry.key_of(plain) is None
+    record, plain = registry.keys.create("ada")
+    removed = registry.keys.remove(record.id)
+    assert registry.keys.authenticate(plain) is None
     assert removed.removed is not None
-    assert registry.keys() == [removed]
+    assert registry.keys.list() == [removed]
 
 
 def test_a_key_is_removed_once(registry: Registry) -> None:
-    id = registry.create_key("ada")[0].id
-    first = registry.remove_key(id)
-    assert registry.remove_key(id) == first
-    assert len(registry.events(subject=f"key/{id}")) == 2
+    id = registry.keys.create("ada")[0].id
+    first = registry.keys.remove(id)
+    assert registry.keys.remove(id) == first
+    assert len(registry.events.list(subject=f"key/{id}")) == 2
 
 
 @pytest.mark.parametrize("id", ["0aaaaaaa", "", "\ud800", "x" * 1000])
 def test_removing_an_unknown_key_is_refused(registry: Registry, id: str) -> None:
     with pytest.raises(NotFoundError, match="no key") as caught:
-        registry.remove_key(id)
+        registry.keys.remove(id)
     assert "trunkline keys list" in (caught.value.hint or "")
 
 
 def test_keys_are_listed_newest_first(registry: Registry) -> None:
     for owner in ("a", "b", "c"):
-        registry.create_key(owner)
-    listed = registry.keys()
+        registry.keys.create(owner)
+    listed = registry.keys.list()
     assert [key.owner for key in listed] == ["c", "b", "a"]
 
 
 def test_a_registry_has_keys_until_all_are_removed(registry: Registry) -> None:
-    assert not registry.has_keys()
-    ids = [registry.create_key("ada")[0].id for _ in range(2)]
-    registry.remove_key(ids[0])
-    assert registry.has_keys()
-    registry.remove_key(ids[1])
-    assert not registry.has_keys()
+    assert not registry.keys.has_any()
+    ids = [registry.keys.create("ada")[0].id for _ in range(2)]
+    registry.keys.remove(ids[0])
+    assert registry.keys.has_any()
+    registry.keys.remove(ids[1])
+    assert not registry.keys.has_any()
 
 
 def test_an_expired_key_still_means_that_there_are_keys(
     registry: Registry, at: Callable[[datetime], None]
 ) -> None:
     at(NOW)
-    registry.create_key("ada", expires=NOW + timedelta(days=1))
+    registry.keys.create("ada", expires=NOW + timedelta(days=1))
     at(NOW + timedelta(days=2))
-    assert registry.has_keys()
+    assert registry.keys.has_any()
 
 
 def test_another_process_s_key_is_known_at_once_and_gone_at_once(
     registry: Registry, url: str
 ) -> None:
     def elsewhere(work: str) -> str:
-        opening = "import sys\nfrom trunkline.registry.store import Registry\n"
+        opening = "import sys\nfrom trunkline.registry.registry import Registry\n"
         done = alone(f"{opening}registry = Registry.open(sys.argv[1])\n{work}", url)
         assert (done.code, done.error) == (0, "")
         return done.out
 
-    plain = elsewhere("print(registry.create_key('ada')[1])")
-    found = registry.key_of(plain)
+    plain = elsewhere("print(registry.keys.create('ada')[1])")
+    found = registry.keys.authenticate(plain)
     assert found is not None
-    elsewhere(f"registry.remove_key({found.id!r})")
-    assert registry.key_of(plain) is None
+    elsewhere(f"registry.keys.remove({found.id!r})")
+    assert registry.keys.authenticate(plain) is None
 
 
 # ------------------------------------------------------------------------------- patterns
@@ -350,7 +350,7 @@ def test_only_what_is_of_the_grammar_is_taken(text: str) -> None:
 )
 def test_a_pattern_outside_the_grammar_is_refused(registry: Registry, pattern: str) -> None:
     with pytest.raises(UsageError) as caught:
-        registry.create_key("ada", [pattern])
+        registry.keys.create("ada", [pattern])
     assert caught.value.hint
 
 

@@ -12,10 +12,10 @@ from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import Ref
 from trunkline.registry import lineage
 from trunkline.registry.compare import Comparison, compare
-from trunkline.registry.database import utc_now
 from trunkline.registry.lineage import Lineage
 from trunkline.registry.records import RequestLine, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
+from trunkline.registry.session import utc_now
 
 Publish = Callable[..., VersionRecord]
 Start = Callable[..., int]
@@ -26,20 +26,20 @@ def version(registry: Registry, publish: Publish, dataset: int) -> VersionRecord
     """medical/icd10@1: published, evaluated, champion for a while, served, tagged and noted."""
     made = publish()
     evaluate(registry, made, dataset, 0.8)
-    registry.move_alias(
+    registry.aliases.move(
         made.ref, "champion", reason="first", gate=[{"name": "g", "passed": True, "figures": "f"}]
     )
-    server = registry.start_deployment("here", 1, "http://here", made.base_digest)
-    registry.record_loads(server, [(str(made.ref), made.digest)])
-    registry.set_tag("run/1", "ticket", "AUD-1")
-    registry.add_note(f"dataset/{dataset}", "license seen")
-    return registry.resolve(made.ref)[0]
+    server = registry.servers.start("here", 1, "http://here", made.base_digest)
+    registry.servers.record_loads(server, [(str(made.ref), made.digest)])
+    registry.tags.set("run/1", "ticket", "AUD-1")
+    registry.tags.add_note(f"dataset/{dataset}", "license seen")
+    return registry.versions.resolve(made.ref)[0]
 
 
 def evaluate(
     registry: Registry, version: VersionRecord, dataset: int, value: float, split: str = "test"
 ) -> None:
-    registry.record_evaluation(
+    registry.evaluations.record(
         recipe="medical/icd10",
         base_digest=version.base_digest,
         dataset_id=dataset,
@@ -81,7 +81,7 @@ def parts(found: Lineage) -> dict[str, Any]:
 
 
 def test_everything_behind_a_version_is_told(registry: Registry, version: VersionRecord) -> None:
-    assert parts(registry.lineage(version.ref)) == {
+    assert parts(registry.lineage.of_version(version.ref)) == {
         "version": "medical/icd10@1",
         "base": "tiny",
         "dataset": "rows-1",
@@ -97,7 +97,7 @@ def test_everything_behind_a_version_is_told(registry: Registry, version: Versio
 def test_history_has_who_started_the_run_and_who_published(
     registry: Registry, version: VersionRecord
 ) -> None:
-    found = registry.lineage(version.ref).history
+    found = registry.lineage.of_version(version.ref).history
     assert [one.kind for one in found if one.kind != "tag.set"] == [
         "alias.moved",
         "version.published",
@@ -106,37 +106,37 @@ def test_history_has_who_started_the_run_and_who_published(
 
 
 def test_a_digest_leads_to_the_same(registry: Registry, version: VersionRecord) -> None:
-    assert registry.lineage_of_digest(version.digest) == registry.lineage(version.ref)
+    assert registry.lineage.of_digest(version.digest) == registry.lineage.of_version(version.ref)
 
 
 def test_a_tombstone_still_has_its_lineage(registry: Registry, version: VersionRecord) -> None:
-    before = parts(registry.lineage(version.ref))
-    registry.drop_alias(Ref.parse("medical/icd10"), "champion")
-    registry.remove_version(version.ref, reason="old")
-    found = registry.lineage(version.ref)
+    before = parts(registry.lineage.of_version(version.ref))
+    registry.aliases.drop(Ref.parse("medical/icd10"), "champion")
+    registry.versions.remove(version.ref, reason="old")
+    found = registry.lineage.of_version(version.ref)
     assert found.version is not None
     assert found.version.removal == "old"
     moved = {"moves": [("champion", 1, None, None), ("champion", None, 1, "first")]}
     assert parts(found) == before | moved
-    assert parts(registry.lineage_of_digest(version.digest)) == parts(found)
+    assert parts(registry.lineage.of_digest(version.digest)) == parts(found)
 
 
 def test_a_removed_version_resolves_no_longer_and_says_why(
     registry: Registry, version: VersionRecord
 ) -> None:
-    registry.drop_alias(Ref.parse("medical/icd10"), "champion")
-    registry.remove_version(version.ref, reason="its license ended.")
+    registry.aliases.drop(Ref.parse("medical/icd10"), "champion")
+    registry.versions.remove(version.ref, reason="its license ended.")
     for ref in ("medical/icd10@1", "medical/icd10", f"medical/icd10@{version.digest}"):
         with pytest.raises(NotFoundError, match=r"was removed on .*: its license ended\.$") as told:
-            registry.resolve(Ref.parse(ref))
+            registry.versions.resolve(Ref.parse(ref))
         assert "trunkline lineage medical/icd10@" in (told.value.hint or "")
 
 
 def test_removed_versions_are_listed_in_pages(registry: Registry, publish: Publish) -> None:
     for digest in "abc":
-        registry.remove_version(publish(digest=digest).ref, reason="old")
-    first = registry.removed_versions(limit=1)
-    rest = registry.removed_versions(after=first.next)
+        registry.versions.remove(publish(digest=digest).ref, reason="old")
+    first = registry.versions.list_removed(limit=1)
+    rest = registry.versions.list_removed(after=first.next)
     assert [one.number for one in (*first.versions, *rest.versions)] == [3, 2, 1]
     assert rest.next is None
 
@@ -145,39 +145,39 @@ def test_the_same_artifact_under_another_name_is_named(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     publish("copy")
-    assert registry.lineage(version.ref).same == ("medical/copy@1",)
+    assert registry.lineage.of_version(version.ref).same == ("medical/copy@1",)
 
 
 def test_an_unknown_digest_is_told(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="knows no version with the digest"):
-        registry.lineage_of_digest("sha256:" + "0" * 64)
+        registry.lineage.of_digest("sha256:" + "0" * 64)
 
 
 def test_a_malformed_digest_is_refused(registry: Registry) -> None:
     with pytest.raises(UsageError, match="is not a digest"):
-        registry.lineage_of_digest("sha256:abc")
+        registry.lineage.of_digest("sha256:abc")
 
 
 def test_a_run_without_a_version_has_its_lineage(registry: Registry, start: Start) -> None:
     number = start()
-    found = registry.lineage_of_run(number)
+    found = registry.lineage.of_run(number)
     assert (found.version, found.base and found.base.name) == (None, "tiny")
     assert [one.kind for one in found.history] == ["run.started"]
 
 
 def test_a_request_leads_to_its_version(registry: Registry, version: VersionRecord) -> None:
-    registry.log_requests([line(version)])
-    found = registry.lineage_of_request("req-1")
-    assert parts(found) == parts(registry.lineage(version.ref))
+    registry.requests.log([line(version)])
+    found = registry.lineage.of_request("req-1")
+    assert parts(found) == parts(registry.lineage.of_version(version.ref))
     assert found.request is not None
 
 
 def test_a_request_is_told_the_move_that_let_its_version_live(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
-    registry.log_requests([line(version)])
-    registry.move_alias(publish(digest="b").ref, "champion")
-    let_live = registry.lineage_of_request("req-1").let_live
+    registry.requests.log([line(version)])
+    registry.aliases.move(publish(digest="b").ref, "champion")
+    let_live = registry.lineage.of_request("req-1").let_live
     assert let_live is not None
     assert (let_live.alias, let_live.new, let_live.reason) == ("champion", 1, "first")
 
@@ -185,23 +185,23 @@ def test_a_request_is_told_the_move_that_let_its_version_live(
 def test_a_request_before_any_move_was_let_live_by_none(
     registry: Registry, version: VersionRecord
 ) -> None:
-    registry.log_requests([line(version, at=utc_now() - timedelta(days=1))])
-    assert registry.lineage_of_request("req-1").let_live is None
+    registry.requests.log([line(version, at=utc_now() - timedelta(days=1))])
+    assert registry.lineage.of_request("req-1").let_live is None
 
 
 def test_a_request_by_number_was_let_live_by_none(
     registry: Registry, version: VersionRecord
 ) -> None:
-    registry.log_requests([line(version, asked="medical/icd10@1")])
-    assert registry.lineage_of_request("req-1").let_live is None
+    registry.requests.log([line(version, asked="medical/icd10@1")])
+    assert registry.lineage.of_request("req-1").let_live is None
 
 
 def test_the_digest_decides_which_version_answered(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     other = publish("other", digest="d")
-    registry.log_requests([line(other, version="medical/icd10@1")])
-    found = registry.lineage_of_request("req-1")
+    registry.requests.log([line(other, version="medical/icd10@1")])
+    found = registry.lineage.of_request("req-1")
     assert found.version is not None
     assert str(found.version.ref) == "medical/other@1"
 
@@ -209,8 +209,8 @@ def test_the_digest_decides_which_version_answered(
 def test_an_unknown_digest_in_the_log_leads_nowhere(
     registry: Registry, version: VersionRecord
 ) -> None:
-    registry.log_requests([line(version, digest="sha256:" + "0" * 64)])
-    assert registry.lineage_of_request("req-1").version is None
+    registry.requests.log([line(version, digest="sha256:" + "0" * 64)])
+    assert registry.lineage.of_request("req-1").version is None
 
 
 def test_parts_are_bounded_and_say_so(
@@ -218,7 +218,7 @@ def test_parts_are_bounded_and_say_so(
 ) -> None:
     monkeypatch.setattr(lineage, "MOST", 1)
     evaluate(registry, version, dataset, 0.9, "validation")
-    found = registry.lineage(version.ref)
+    found = registry.lineage.of_version(version.ref)
     assert [one.split for one in found.evaluations] == ["validation"]
     assert found.cut == ("evaluations", "history")
 
@@ -226,7 +226,7 @@ def test_parts_are_bounded_and_say_so(
 @pytest.fixture
 def compared(registry: Registry, version: VersionRecord, dataset: int) -> Comparison:
     """medical/icd10@1 beside a second version of another seed, rank and split."""
-    other = registry.record_dataset(
+    other = registry.sources.record_dataset(
         name="medical/icd10",
         fingerprint="rows-1",
         split_fingerprint="split-2",
@@ -235,7 +235,7 @@ def compared(registry: Registry, version: VersionRecord, dataset: int) -> Compar
         source="made in memory",
         counts={"train": 70, "validation": 10, "test": 20},
     )
-    run = registry.start_run(
+    run = registry.runs.start(
         recipe="medical/icd10",
         base_digest=version.base_digest,
         dataset_id=other,
@@ -244,12 +244,14 @@ def compared(registry: Registry, version: VersionRecord, dataset: int) -> Compar
         environment={"torch": "2.13"},
         specification={"loss": {"name": "default"}},
     )
-    number = registry.reserve_version("medical", "icd10", task="classification", run=run)
-    second = registry.publish_version(
+    number = registry.versions.reserve("medical", "icd10", task="classification", run=run)
+    second = registry.versions.publish(
         "medical", "icd10", number, digest="sha256:" + "c" * 64, path="medical/icd10/2", bytes=1000
     )
     evaluate(registry, second, other, 0.9)
-    return compare(registry.lineage(version.ref), registry.lineage(second.ref))
+    return compare(
+        registry.lineage.of_version(version.ref), registry.lineage.of_version(second.ref)
+    )
 
 
 def test_only_what_differs_is_told(compared: Comparison) -> None:
@@ -258,7 +260,7 @@ def test_only_what_differs_is_told(compared: Comparison) -> None:
         "version.run": (1, 2),
         "dataset.split": ("split-1", "split-2"),
         "run.seed": (1, 2),
-        "settings.rank": (8, 16),
+        "settings.r": (8, 16),
         "specification.loss.name": (None, "default"),
     }
 
@@ -274,15 +276,17 @@ def test_figures_of_other_rows_say_so(compared: Comparison) -> None:
 
 
 def test_a_version_does_not_differ_from_itself(registry: Registry, version: VersionRecord) -> None:
-    found = compare(registry.lineage(version.ref), registry.lineage(version.ref))
+    found = compare(
+        registry.lineage.of_version(version.ref), registry.lineage.of_version(version.ref)
+    )
     assert (found.differences, found.figures[0].same_rows) == ((), True)
 
 
 def test_listed_versions_and_adapters_bring_their_standing(
     registry: Registry, version: VersionRecord
 ) -> None:
-    (listed,) = registry.versions("medical", "icd10", scored=True)
-    (adapter,) = registry.adapters(scored=True)
+    (listed,) = registry.versions.list("medical", "icd10", scored=True)
+    (adapter,) = registry.adapters.list(scored=True)
     assert listed.standing is not None
     assert adapter.standing is not None
     for standing in (listed.standing, adapter.standing):

@@ -21,7 +21,7 @@ from trunkline.refs import Ref
 from trunkline.registry import schema
 from trunkline.registry.engine import connect, rewriting
 from trunkline.registry.records import RequestLine, RequestRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.registry.tables import Score, Table
 
 AT = "'2026-01-01 00:00:00'"
@@ -193,24 +193,24 @@ def test_an_older_registry_gets_the_tables_of_the_code(
 
 
 def test_an_older_registry_answers_as_before(brought_up: Registry) -> None:
-    version, how = brought_up.resolve(Ref.parse("medical/icd10"))
+    version, how = brought_up.versions.resolve(Ref.parse("medical/icd10"))
     assert (str(version.ref), how, version.base_name) == ("medical/icd10@2", "champion", "tiny")
 
 
 def test_an_older_registry_s_rows_are_chained(brought_up: Registry) -> None:
-    events, requests = brought_up.verify_chains()
+    events, requests = brought_up.audit.verify()
     assert (events.sound, events.rows, events.head.seq) == (True, 4, 4)
     assert (requests.sound, requests.rows, requests.head.seq) == (True, 3, 4)
 
 
 def test_an_older_registry_s_chains_are_the_same_on_every_engine(brought_up: Registry) -> None:
-    third = list(brought_up.export_events())[2]
+    third = list(brought_up.audit.export())[2]
     assert f"{third['seq']}:{third['hash']}"[:18] == "3:a93ebdf399cff883"
-    assert str(brought_up.heads()["requests"])[:18] == "4:c2c8cc272b2b52c4"
+    assert str(brought_up.events.heads()["requests"])[:18] == "4:c2c8cc272b2b52c4"
 
 
 def test_the_moves_of_aliases_are_told_out_of_their_events(brought_up: Registry) -> None:
-    moves = brought_up.alias_moves("medical", "icd10", "champion")
+    moves = brought_up.aliases.moves("medical", "icd10", "champion")
     assert [(move.old, move.new, move.actor, move.forced, move.reason) for move in moves] == [
         (1, 2, "system:bob", True, "größer"),
         (None, 1, "system:ada", False, None),
@@ -219,17 +219,17 @@ def test_the_moves_of_aliases_are_told_out_of_their_events(brought_up: Registry)
 
 
 def test_an_alias_whose_moves_nobody_told_has_one(brought_up: Registry) -> None:
-    (move,) = brought_up.alias_moves("medical", "icd10", "canary")
+    (move,) = brought_up.aliases.moves("medical", "icd10", "canary")
     assert (move.new, move.actor, move.reason) == (1, "unknown", "stood so before moves were kept")
 
 
 def test_a_move_of_before_is_rolled_back(brought_up: Registry) -> None:
-    move = brought_up.rollback_alias(Ref.parse("medical/icd10"), "champion")
+    move = brought_up.aliases.rollback(Ref.parse("medical/icd10"), "champion")
     assert (move.old, move.new) == (2, 1)
 
 
 def test_the_newest_figures_of_before_can_be_searched(brought_up: Registry) -> None:
-    with brought_up._read() as session:
+    with brought_up.sessions.read() as session:
         (score,) = session.scalars(select(Score))
         assert (score.version_id, score.split, score.metric, score.value) == (
             2,
@@ -240,8 +240,8 @@ def test_the_newest_figures_of_before_can_be_searched(brought_up: Registry) -> N
 
 
 def test_what_comes_after_goes_on_with_the_next_numbers(brought_up: Registry) -> None:
-    assert brought_up.reserve_version("medical", "icd10", task="classification") == 3
-    run = brought_up.start_run(
+    assert brought_up.versions.reserve("medical", "icd10", task="classification") == 3
+    run = brought_up.runs.start(
         recipe="medical/icd10",
         base_digest="sha256:b",
         dataset_id=1,
@@ -250,11 +250,11 @@ def test_what_comes_after_goes_on_with_the_next_numbers(brought_up: Registry) ->
         environment={},
     )
     assert run == 2
-    assert [event.seq for event in brought_up.events()] == [5, 4, 3, 2, 1]
-    line = brought_up.request("r4")
-    brought_up.log_requests([replace(_line(line), id="r5")])
-    assert brought_up.request("r5").seq == 5
-    assert all(report.sound for report in brought_up.verify_chains())
+    assert [event.seq for event in brought_up.events.list()] == [5, 4, 3, 2, 1]
+    line = brought_up.requests.get("r4")
+    brought_up.requests.log([replace(_line(line), id="r5")])
+    assert brought_up.requests.get("r5").seq == 5
+    assert all(report.sound for report in brought_up.audit.verify())
 
 
 def _line(record: RequestRecord) -> RequestLine:
@@ -294,7 +294,7 @@ def test_a_killed_migration_leaves_all_as_it_was_and_is_run_again(second: str, m
     assert schema.look(second).revision == "0002"
     assert [step.revision for step in schema.upgrade(second).steps] == ["0003"]
     with Registry.open(second) as registry:
-        assert all(report.sound for report in registry.verify_chains())
+        assert all(report.sound for report in registry.audit.verify())
 
 
 def test_a_migration_that_is_not_interrupted_ends_with_zero(second: str) -> None:

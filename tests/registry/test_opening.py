@@ -19,9 +19,9 @@ from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from postgres_server import server
 from trunkline.errors import RegistryError
 from trunkline.registry import engine, schema
-from trunkline.registry.database import system_actor
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
+from trunkline.registry.session import system_actor
 from trunkline.registry.tables import Table
 
 TABLES = tuple(Table.metadata.tables)
@@ -60,11 +60,11 @@ def test_a_file_that_was_removed_under_its_users_fails_them_and_is_not_made_anew
 ) -> None:
     path = tmp_path / "registry.db"
     with opened(path) as registry:
-        registry.create_key("me")
+        registry.keys.create("me")
         (tmp_path / "kept").write_bytes(path.read_bytes())
         for one in tmp_path.glob("registry.db*"):
             one.unlink()
-        for ask in (registry.has_keys, lambda: registry.create_key("you")):
+        for ask in (registry.keys.has_any, lambda: registry.keys.create("you")):
             with pytest.raises(RegistryError, match="was removed while it was in use") as caught:
                 ask()
             assert caught.value.hint
@@ -76,13 +76,13 @@ def test_a_file_that_was_put_in_the_place_of_another_is_the_registry_from_then_o
 ) -> None:
     path, other = tmp_path / "registry.db", tmp_path / "other.db"
     with opened(other) as registry:
-        registry.create_key("other")
+        registry.keys.create("other")
     with opened(path) as registry:
-        assert not registry.has_keys()
+        assert not registry.keys.has_any()
         for end in ("-wal", "-shm"):
             Path(f"{path}{end}").unlink(missing_ok=True)
         other.rename(path)
-        (key,) = registry.keys()
+        (key,) = registry.keys.list()
         assert key.owner == "other"
 
 
@@ -143,7 +143,7 @@ def test_a_database_is_not_left_half_migrated(
 
 def test_a_registry_in_memory_serves_one_thread() -> None:
     with Registry.open("sqlite://") as registry:
-        assert registry.runs() == []
+        assert registry.runs.list() == []
 
 
 def test_a_registry_is_opened_again_with_what_it_held(
@@ -151,12 +151,12 @@ def test_a_registry_is_opened_again_with_what_it_held(
 ) -> None:
     publish()
     with Registry.open(url) as again:
-        assert [adapter.name for adapter in again.adapters()] == ["icd10"]
+        assert [adapter.name for adapter in again.adapters.list()] == ["icd10"]
 
 
 def test_a_database_without_tables_becomes_a_registry(empty_url: str) -> None:
     with Registry.open(empty_url) as made:
-        assert made.runs() == []
+        assert made.runs.list() == []
 
 
 def test_readers_and_writers_work_beside_each_other(database: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_password_in_a_url_is_not_shown() -> None:
 def test_a_held_lock_is_told_after_the_time_out(registry: Registry, holder: Engine) -> None:
     started = time.monotonic()
     with pytest.raises(RegistryError, match="locked") as caught:
-        registry.create_key("ada")
+        registry.keys.create("ada")
     assert time.monotonic() - started >= 0.4
     assert "Try again" in (caught.value.hint or "")
 
@@ -250,13 +250,13 @@ def test_readers_go_on_while_a_writer_holds_the_lock(
 ) -> None:
     publish()
     request.getfixturevalue("holder")
-    assert [adapter.name for adapter in registry.adapters()] == ["icd10"]
-    assert [event.kind for event in registry.events()] == ["version.published", "run.started"]
+    assert [adapter.name for adapter in registry.adapters.list()] == ["icd10"]
+    assert [event.kind for event in registry.events.list()] == ["version.published", "run.started"]
 
 
 def test_a_new_reader_opens_while_a_writer_holds_the_lock(url: str, holder: Engine) -> None:
     with Registry.open(url, busy_seconds=0.5) as another:
-        assert another.runs() == []
+        assert another.runs.list() == []
 
 
 def test_a_lock_that_is_given_back_in_time_is_waited_for(url: str) -> None:
@@ -268,19 +268,19 @@ def test_a_lock_that_is_given_back_in_time_is_waited_for(url: str) -> None:
             connection.execute(text("SELECT * FROM chain_heads FOR UPDATE"))
         release = threading.Timer(0.3, connection.connection.rollback)
         release.start()
-        registry.create_key("ada")
+        registry.keys.create("ada")
         release.join()
-        assert len(registry.keys()) == 1
+        assert len(registry.keys.list()) == 1
     other.dispose()
 
 
 def test_a_reading_transaction_sees_one_moment(registry: Registry, url: str) -> None:
-    with registry._read() as session, Registry.open(url) as another:
+    with registry.sessions.read() as session, Registry.open(url) as another:
         count = text("SELECT count(*) FROM api_keys")
         before = session.scalar(count)
-        another.create_key("ada")
+        another.keys.create("ada")
         assert (before, session.scalar(count)) == (0, 0)
-    assert len(registry.keys()) == 1
+    assert len(registry.keys.list()) == 1
 
 
 def test_a_registry_that_can_not_be_written_can_be_read(
@@ -295,7 +295,7 @@ def test_a_registry_that_can_not_be_written_can_be_read(
     before = sorted(path.name for path in database.parent.iterdir())
     with opened(database) as again:
         assert again.read_only
-        assert [version.number for version in again.versions("medical", "icd10")] == [1]
+        assert [version.number for version in again.versions.list("medical", "icd10")] == [1]
         assert sorted(path.name for path in database.parent.iterdir()) == before
 
 
@@ -308,7 +308,7 @@ def test_a_reader_without_the_right_to_write_sees_what_is_still_in_the_log(
     publish()
     only_reading(monkeypatch)
     with opened(database) as again:
-        assert [version.number for version in again.versions("medical", "icd10")] == [1]
+        assert [version.number for version in again.versions.list("medical", "icd10")] == [1]
 
 
 def test_writing_to_a_read_only_registry_is_refused(
@@ -316,13 +316,13 @@ def test_writing_to_a_read_only_registry_is_refused(
 ) -> None:
     only_reading(monkeypatch)
     with opened(database) as registry, pytest.raises(RegistryError, match="read-only"):
-        registry.reserve_version("medical", "icd10", task="classification")
+        registry.versions.reserve("medical", "icd10", task="classification")
 
 
 def test_writing_through_a_read_only_url_is_refused(database: Path) -> None:
     url = f"sqlite:///file:{database}?mode=ro&uri=true"
     with Registry.open(url) as registry, pytest.raises(RegistryError, match="read-only"):
-        registry.reserve_version("medical", "icd10", task="classification")
+        registry.versions.reserve("medical", "icd10", task="classification")
 
 
 def test_an_empty_read_only_file_is_refused(
@@ -355,15 +355,15 @@ def test_a_user_without_a_name_still_acts(monkeypatch: pytest.MonkeyPatch) -> No
     def nameless() -> str:
         raise KeyError("uid not found")
 
-    monkeypatch.setattr("trunkline.registry.database.getpass.getuser", nameless)
+    monkeypatch.setattr("trunkline.registry.session.getpass.getuser", nameless)
     assert system_actor() == f"system:{os.getuid()}"
 
 
 def test_opening_an_up_to_date_registry_imports_neither_alembic_nor_torch(database: Path) -> None:
     script = (
         "import sys\n"
-        "from trunkline.registry.store import Registry\n"
-        "Registry.open(sys.argv[1]).adapters()\n"
+        "from trunkline.registry.registry import Registry\n"
+        "Registry.open(sys.argv[1]).adapters.list()\n"
         "print(sorted({'alembic', 'torch', 'numpy', 'transformers'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
@@ -406,28 +406,28 @@ def test_a_user_who_may_only_read_reads_and_is_told(postgres: str) -> None:
     )
     url = make_url(postgres).set(username="auditor").render_as_string(hide_password=False)
     with Registry.open(url) as registry:
-        assert registry.keys() == []
+        assert registry.keys.list() == []
         with pytest.raises(RegistryError, match="may not be used like this"):
-            registry.create_key("ada")
+            registry.keys.create("ada")
     execute(postgres, "DROP OWNED BY auditor", "DROP ROLE auditor")
 
 
 def test_a_database_that_is_a_read_only_copy_is_told(postgres: str) -> None:
     with Registry.open(f"{postgres}&options=-c%20default_transaction_read_only%3Don") as registry:
-        assert registry.keys() == []
+        assert registry.keys.list() == []
         with pytest.raises(RegistryError, match="is read-only"):
-            registry.create_key("ada")
+            registry.keys.create("ada")
 
 
 def test_a_connection_that_the_server_dropped_is_made_anew(postgres: str) -> None:
     with Registry.open(postgres) as registry:
-        registry.create_key("ada")
+        registry.keys.create("ada")
         with closing(psycopg.connect(postgres, autocommit=True)) as other:
             other.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-        assert len(registry.keys()) == 1
+        assert len(registry.keys.list()) == 1
 
 
 def test_a_missing_driver_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,17 @@ from sqlalchemy import text
 
 from trunkline.errors import NotFoundError, RefusedError, RegistryError, UsageError
 from trunkline.refs import Ref
-from trunkline.registry import removal
+from trunkline.registry import artifacts
 from trunkline.registry.publisher import this_process
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 REF = Ref("medical", "icd10")
 Publish = Callable[..., VersionRecord]
 
 
 def remove(registry: Registry, number: int = 1, **named: object) -> VersionRecord:
-    return registry.remove_version(
+    return registry.versions.remove(
         REF.at(number),
         reason="trained on the wrong year",
         actor="system:ada",
@@ -31,13 +31,13 @@ def test_removed_version_answers_to_no_ref(registry: Registry, publish: Publish)
     publish()
     remove(registry)
     with pytest.raises(NotFoundError):
-        registry.resolve(REF)
+        registry.versions.resolve(REF)
 
 
 def test_removal_leaves_one_event_with_its_reason(registry: Registry, publish: Publish) -> None:
     version = publish()
     remove(registry)
-    event = registry.events(subject="medical/icd10", limit=1)[0]
+    event = registry.events.list(subject="medical/icd10", limit=1)[0]
     assert (event.kind, event.actor) == ("version.removed", "system:ada")
     assert event.detail == {
         "number": 1,
@@ -50,14 +50,14 @@ def test_removal_leaves_one_event_with_its_reason(registry: Registry, publish: P
 def test_removed_version_keeps_what_is_known_of_it(registry: Registry, publish: Publish) -> None:
     version = publish()
     remove(registry)
-    row = registry.stored_versions([("medical", "icd10", 1)])["medical", "icd10", 1]
+    row = registry.artifacts.find([("medical", "icd10", 1)])["medical", "icd10", 1]
     assert (row.status, row.digest, row.path) == ("removed", version.digest, version.path)
     assert row.removal == "trained on the wrong year"
 
 
 def test_version_is_removed_by_its_digest(registry: Registry, publish: Publish) -> None:
     version = publish()
-    assert registry.remove_version(REF.at(version.digest), reason="x").number == 1
+    assert registry.versions.remove(REF.at(version.digest), reason="x").number == 1
 
 
 def test_number_of_a_removed_version_is_not_given_again(
@@ -81,36 +81,36 @@ def test_removal_wants_a_ref_that_means_one_version_for_good(
 ) -> None:
     publish()
     with pytest.raises(UsageError, match="which version"):
-        registry.remove_version(REF.at(selector), reason="x")
+        registry.versions.remove(REF.at(selector), reason="x")
 
 
 def test_removal_wants_a_reason(registry: Registry, publish: Publish) -> None:
     publish()
     with pytest.raises(UsageError, match="reason"):
-        registry.remove_version(REF.at(1), reason=" ")
+        registry.versions.remove(REF.at(1), reason=" ")
 
 
 def test_removal_of_what_an_alias_holds_is_refused(registry: Registry, publish: Publish) -> None:
     publish()
-    with registry._write() as session:
+    with registry.sessions.write() as session:
         session.execute(
             text("INSERT INTO aliases (adapter_id, alias, version_id) VALUES (1, 'canary', 1)")
         )
     with pytest.raises(RefusedError, match="'canary'"):
         remove(registry)
-    assert registry.resolve(REF.at(1))[0].number == 1
+    assert registry.versions.resolve(REF.at(1))[0].number == 1
 
 
 def test_removal_of_what_a_server_holds_is_refused(registry: Registry, publish: Publish) -> None:
     version = publish()
     with pytest.raises(RefusedError, match="server/3"):
         remove(registry, held={version.digest: ["server/3 (process 7 on box)"]})
-    assert registry.resolve(REF.at(1))[0].number == 1
+    assert registry.versions.resolve(REF.at(1))[0].number == 1
 
 
 def test_reserved_number_says_who_publishes(registry: Registry, start: Callable[..., int]) -> None:
-    registry.reserve_version("medical", "icd10", task="classification", run=start())
-    (pending,) = registry.pending_versions()
+    registry.versions.reserve("medical", "icd10", task="classification", run=start())
+    (pending,) = registry.artifacts.list_pending()
     assert (pending.ref, pending.publisher) == (REF.at(1), this_process())
 
 
@@ -118,23 +118,23 @@ def test_published_version_says_nothing_of_its_publisher(
     registry: Registry, publish: Publish
 ) -> None:
     assert publish().files is None
-    assert registry.pending_versions() == []
+    assert registry.artifacts.list_pending() == []
 
 
 def test_abandoned_number_says_why(registry: Registry, start: Callable[..., int]) -> None:
-    registry.reserve_version("medical", "icd10", task="classification", run=start())
-    registry.abandon_version("medical", "icd10", 1, reason="no room")
-    row = registry.stored_versions([("medical", "icd10", 1)])["medical", "icd10", 1]
+    registry.versions.reserve("medical", "icd10", task="classification", run=start())
+    registry.versions.abandon("medical", "icd10", 1, reason="no room")
+    row = registry.artifacts.find([("medical", "icd10", 1)])["medical", "icd10", 1]
     assert (row.status, row.removal, row.publisher) == ("failed", "no room", None)
 
 
 def test_abandoned_number_can_not_be_published(
     registry: Registry, start: Callable[..., int]
 ) -> None:
-    registry.reserve_version("medical", "icd10", task="classification", run=start())
-    registry.abandon_version("medical", "icd10", 1)
+    registry.versions.reserve("medical", "icd10", task="classification", run=start())
+    registry.versions.abandon("medical", "icd10", 1)
     with pytest.raises(RegistryError, match="not reserved"):
-        registry.publish_version(
+        registry.versions.publish(
             "medical", "icd10", 1, digest="sha256:" + "a" * 64, path="medical/icd10/1", bytes=1
         )
 
@@ -142,9 +142,9 @@ def test_abandoned_number_can_not_be_published(
 def test_pending_versions_come_in_pages(registry: Registry, start: Callable[..., int]) -> None:
     run = start()
     for _ in range(3):
-        registry.reserve_version("medical", "icd10", task="classification", run=run)
-    first = registry.pending_versions(limit=2)
-    rest = registry.pending_versions(limit=2, after=first[-1].id)
+        registry.versions.reserve("medical", "icd10", task="classification", run=run)
+    first = registry.artifacts.list_pending(limit=2)
+    rest = registry.artifacts.list_pending(limit=2, after=first[-1].id)
     assert [one.number for one in (*first, *rest)] == [1, 2, 3]
 
 
@@ -152,23 +152,23 @@ def test_pending_versions_come_in_pages(registry: Registry, start: Callable[...,
 def test_every_version_is_given_once_whatever_the_page(
     registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    monkeypatch.setattr(removal, "PAGE", page)
+    monkeypatch.setattr(artifacts, "PAGE", page)
     for _ in range(2):
         publish()
     publish("other")
     remove(registry)
-    registry.reserve_version("medical", "icd10", task="classification")
-    assert [str(one.ref) for one in registry.every_version()] == [
+    registry.versions.reserve("medical", "icd10", task="classification")
+    assert [str(one.ref) for one in registry.artifacts.iter_visible()] == [
         "medical/icd10@2",
         "medical/other@1",
     ]
-    assert registry.count_versions() == 2
+    assert registry.artifacts.count() == 2
 
 
 def test_stored_versions_leave_out_what_is_not_known(registry: Registry, publish: Publish) -> None:
     publish()
     asked = [("medical", "icd10", 1), ("medical", "icd10", 2), ("retail", "icd10", 1)]
-    assert list(registry.stored_versions(asked)) == asked[:1]
+    assert list(registry.artifacts.find(asked)) == asked[:1]
 
 
 def test_visible_digests_are_those_of_visible_versions(
@@ -176,19 +176,21 @@ def test_visible_digests_are_those_of_visible_versions(
 ) -> None:
     kept, gone = publish(digest="c"), publish(digest="d")
     remove(registry, gone.number)
-    assert registry.visible_digests([kept.digest, gone.digest, "sha256:x"]) == {kept.digest}
+    assert registry.artifacts.visible_digests([kept.digest, gone.digest, "sha256:x"]) == {
+        kept.digest
+    }
 
 
 def test_run_statuses_leave_out_what_is_not_known(
     registry: Registry, start: Callable[..., int]
 ) -> None:
     run = start()
-    assert registry.run_statuses([run, run + 1]) == {run: "running"}
+    assert registry.runs.statuses([run, run + 1]) == {run: "running"}
 
 
 def test_file_beside_the_identity_is_recorded_anew(registry: Registry, publish: Publish) -> None:
     publish()
-    registry.record_file(REF.at(1), "README.md", bytes=5, sha256="a" * 64)
-    version = registry.record_file(REF.at(1), "README.md", bytes=7, sha256="b" * 64)
+    registry.artifacts.record_file(REF.at(1), "README.md", bytes=5, sha256="a" * 64)
+    version = registry.artifacts.record_file(REF.at(1), "README.md", bytes=7, sha256="b" * 64)
     assert version.files == {"README.md": {"bytes": 7, "sha256": "b" * 64}}
     assert version.bytes == 1007

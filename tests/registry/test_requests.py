@@ -20,8 +20,8 @@ import trunkline.registry
 from forks import Child, together
 from trunkline.errors import NotFoundError, RegistryError, UsageError
 from trunkline.registry.records import RequestLine
+from trunkline.registry.registry import Registry
 from trunkline.registry.requests import Requests
-from trunkline.registry.store import Registry
 from trunkline.registry.tables import LoggedRequest
 
 NAMES = (ast.Name, ast.Attribute)
@@ -46,8 +46,8 @@ def lines(count: int, start: int = 0, **more: Any) -> list[RequestLine]:
 
 
 def test_a_request_comes_back_as_it_was_logged(registry: Registry) -> None:
-    registry.log_requests([LINE])
-    found = registry.request("req-1")
+    registry.requests.log([LINE])
+    found = registry.requests.get("req-1")
     assert {field.name: getattr(found, field.name) for field in fields(LINE)} == {
         field.name: getattr(LINE, field.name) for field in fields(LINE)
     }
@@ -55,70 +55,70 @@ def test_a_request_comes_back_as_it_was_logged(registry: Registry) -> None:
 
 
 def test_text_and_output_are_kept_where_given(registry: Registry) -> None:
-    registry.log_requests([replace(LINE, text="What is it?", output="Appendicitis.")])
-    found = registry.request("req-1")
+    registry.requests.log([replace(LINE, text="What is it?", output="Appendicitis.")])
+    found = registry.requests.get("req-1")
     assert (found.text, found.output) == ("What is it?", "Appendicitis.")
 
 
 def test_a_request_that_came_to_no_version_is_logged(registry: Registry) -> None:
-    registry.log_requests([replace(LINE, key=None, version=None, digest=None, status=404)])
-    found = registry.request("req-1")
+    registry.requests.log([replace(LINE, key=None, version=None, digest=None, status=404)])
+    found = registry.requests.get("req-1")
     assert (found.key, found.version, found.digest, found.status) == (None, None, None, 404)
 
 
 def test_no_lines_are_no_transaction(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_write", None)
-    registry.log_requests([])
+    monkeypatch.setattr(registry.sessions, "write", None)
+    registry.requests.log([])
 
 
 def test_lines_are_logged_together_or_not_at_all(registry: Registry) -> None:
     with pytest.raises(RegistryError, match=r"(?i)unique"):
-        registry.log_requests([*lines(3), LINE, LINE])
-    assert registry.requests() == []
+        registry.requests.log([*lines(3), LINE, LINE])
+    assert registry.requests.list() == []
 
 
 def test_an_id_is_used_once(registry: Registry) -> None:
-    registry.log_requests([LINE])
+    registry.requests.log([LINE])
     with pytest.raises(RegistryError):
-        registry.log_requests([replace(LINE, status=500)])
-    assert registry.request("req-1").status == 200
+        registry.requests.log([replace(LINE, status=500)])
+    assert registry.requests.get("req-1").status == 200
 
 
 @pytest.mark.parametrize("id", ["", "a" * 81, "a b", "a/b", "a\n", "é", "\ud800", "\0"])
 def test_a_malformed_id_is_not_logged(registry: Registry, id: str) -> None:
     with pytest.raises(UsageError, match="not the id of a request") as caught:
-        registry.log_requests([replace(LINE, id=id)])
+        registry.requests.log([replace(LINE, id=id)])
     assert caught.value.hint
 
 
 def test_a_malformed_key_is_not_logged(registry: Registry) -> None:
     with pytest.raises(UsageError, match="not the id of a key"):
-        registry.log_requests([replace(LINE, key="a b")])
+        registry.requests.log([replace(LINE, key="a b")])
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=())))
 def test_no_text_keeps_a_line_from_the_log(registry: Registry, text: str) -> None:
     id = uuid4().hex
-    registry.log_requests([replace(LINE, id=id, asked=text, text=text, output=text)])
-    assert len(registry.request(id).text or "") == len(text)
+    registry.requests.log([replace(LINE, id=id, asked=text, text=text, output=text)])
+    assert len(registry.requests.get(id).text or "") == len(text)
 
 
 def test_what_no_database_takes_is_replaced(registry: Registry) -> None:
-    registry.log_requests([replace(LINE, asked="a\0b", text="\ud800ä😀")])
-    found = registry.request("req-1")
+    registry.requests.log([replace(LINE, asked="a\0b", text="\ud800ä😀")])
+    found = registry.requests.get("req-1")
     assert (found.asked, found.text) == ("a\ufffdb", "\ufffdä😀")
 
 
 def test_a_name_that_a_client_made_long_is_cut(registry: Registry) -> None:
-    registry.log_requests([replace(LINE, asked="x" * 1_000_000)])
-    assert registry.request("req-1").asked == "x" * 200
+    registry.requests.log([replace(LINE, asked="x" * 1_000_000)])
+    assert registry.requests.get("req-1").asked == "x" * 200
 
 
 @pytest.mark.parametrize("id", ["req-2", "", "x" * 1000, "\ud800", "\0"])
 def test_an_unknown_request_is_refused(registry: Registry, id: str) -> None:
     with pytest.raises(NotFoundError, match="no request") as caught:
-        registry.request(id)
+        registry.requests.get(id)
     assert "trunkline requests list" in (caught.value.hint or "")
 
 
@@ -126,49 +126,49 @@ def test_an_unknown_request_is_refused(registry: Registry, id: str) -> None:
 
 
 def test_requests_are_listed_newest_first_whatever_their_times(registry: Registry) -> None:
-    registry.log_requests([LINE, replace(LINE, id="req-2", at=LINE.at - timedelta(days=1))])
-    assert [row.id for row in registry.requests()] == ["req-2", "req-1"]
+    registry.requests.log([LINE, replace(LINE, id="req-2", at=LINE.at - timedelta(days=1))])
+    assert [row.id for row in registry.requests.list()] == ["req-2", "req-1"]
 
 
 def test_pages_follow_one_another_while_lines_are_added(registry: Registry) -> None:
-    registry.log_requests(lines(5))
-    first = registry.requests(2)
-    registry.log_requests(lines(5, start=5))
-    second = registry.requests(2, before=first[-1].seq)
+    registry.requests.log(lines(5))
+    first = registry.requests.list(2)
+    registry.requests.log(lines(5, start=5))
+    second = registry.requests.list(2, before=first[-1].seq)
     assert [row.id for row in first + second] == ["r4", "r3", "r2", "r1"]
 
 
 @pytest.mark.parametrize(("before", "count"), [(-(10**30), 0), (0, 0), (10**30, 3)])
 def test_a_page_may_begin_anywhere(registry: Registry, before: int, count: int) -> None:
-    registry.log_requests(lines(3))
-    assert len(registry.requests(before=before)) == count
+    registry.requests.log(lines(3))
+    assert len(registry.requests.list(before=before)) == count
 
 
 def test_requests_are_chosen_by_adapter_whatever_the_version(registry: Registry) -> None:
     versions = ["medical/icd10@3", "medical/icd10@4", "medical/icd10-chapter@3", "base", None]
-    registry.log_requests(
+    registry.requests.log(
         [replace(LINE, id=f"r{n}", version=version) for n, version in enumerate(versions)]
     )
-    assert [row.id for row in registry.requests(adapter="medical/icd10")] == ["r1", "r0"]
-    assert [row.id for row in registry.requests(adapter="base")] == ["r3"]
+    assert [row.id for row in registry.requests.list(adapter="medical/icd10")] == ["r1", "r0"]
+    assert [row.id for row in registry.requests.list(adapter="base")] == ["r3"]
 
 
 def test_requests_are_chosen_by_key(registry: Registry) -> None:
-    registry.log_requests([LINE, *lines(2, key="1bbbbbbb"), *lines(1, start=2, key=None)])
-    assert [row.id for row in registry.requests(key="1bbbbbbb")] == ["r1", "r0"]
-    assert registry.requests(key="9unknown") == []
+    registry.requests.log([LINE, *lines(2, key="1bbbbbbb"), *lines(1, start=2, key=None)])
+    assert [row.id for row in registry.requests.list(key="1bbbbbbb")] == ["r1", "r0"]
+    assert registry.requests.list(key="9unknown") == []
 
 
 @pytest.mark.parametrize("adapter", ["medical", "medical/icd10@3", "", "\ud800/x"])
 def test_a_malformed_adapter_is_refused(registry: Registry, adapter: str) -> None:
     with pytest.raises(UsageError) as caught:
-        registry.requests(adapter=adapter)
+        registry.requests.list(adapter=adapter)
     assert caught.value.hint
 
 
 def test_a_malformed_key_is_refused(registry: Registry) -> None:
     with pytest.raises(UsageError, match="not the id of a key"):
-        registry.requests(key="\ud800")
+        registry.requests.list(key="\ud800")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_page_is_read_from_an_index_without_sorting(
     query = select(LoggedRequest).where(LoggedRequest.seq < 9).order_by(LoggedRequest.seq.desc())
     if column is not None:
         query = query.where(column == "x")
-    engine = registry._engines.reading
+    engine = registry.sessions.engines.reading
     plan = explain(str(query.compile(engine, compile_kwargs={"literal_binds": True})))
     assert re.search(rf"(SEARCH .*|Index Scan Backward using ){index}", plan)
     assert not re.search(r"SCAN |B-TREE|Seq Scan|Sort", plan)
@@ -202,7 +202,7 @@ def test_a_version_s_requests_are_found_by_its_digest(
 
 def test_the_log_can_only_be_added_to_and_read() -> None:
     methods = {name for name in vars(Requests) if not name.startswith("_")}
-    assert methods == {"log_requests", "request", "requests"}
+    assert methods == {"log", "get", "list"}
 
 
 def test_no_module_changes_or_deletes_a_line_of_the_log() -> None:
@@ -223,10 +223,10 @@ LOGGING = """
 import sys
 from datetime import UTC, datetime
 from trunkline.registry.records import RequestLine
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 registry = Registry.open(sys.argv[1], busy_seconds=60)
 for number in range(20):
-    registry.log_requests([
+    registry.requests.log([
         RequestLine(f"{sys.argv[2]}-{number}-{part}", datetime.now(UTC), None, "/v1",
                     "base", "base", None, 1, 1, 200, 0.1)
         for part in range(5)
@@ -237,7 +237,7 @@ for number in range(20):
 def test_two_processes_log_at_once_and_lose_nothing(registry: Registry, url: str) -> None:
     done = together(LOGGING, [Child((url, me)) for me in "ab"])
     assert [(one.code, one.error) for one in done] == [(0, ""), (0, "")]
-    rows = registry.requests(1000)
+    rows = registry.requests.list(1000)
     assert {row.id for row in rows} == {
         f"{me}-{number}-{part}" for me in "ab" for number in range(20) for part in range(5)
     }

@@ -11,8 +11,8 @@ import pytest
 from trunkline.errors import RefusedError
 from trunkline.refs import Ref
 from trunkline.registry.records import FoundVersion, RestoredLineage, VersionRecord
+from trunkline.registry.registry import Registry
 from trunkline.registry.restoring import TOLD
-from trunkline.registry.store import Registry
 
 BASE = "sha256:" + "b" * 64
 CREATED = datetime(2026, 3, 29, 1, 40, tzinfo=UTC)
@@ -83,7 +83,7 @@ def restored(
     registry: Registry, provenance: dict[str, Any], actor: str | None = None
 ) -> RestoredLineage:
     """What became of the lineage of a version that came from elsewhere."""
-    return registry.reserve_restored(
+    return registry.versions.reserve_imported(
         Ref("medical", "icd10"), task="classification", provenance=provenance, actor=actor
     )[1]
 
@@ -94,7 +94,7 @@ def restored(
 def test_base_dataset_and_run_become_rows(registry: Registry) -> None:
     made = restored(registry, origin())
     assert made.run is not None
-    run = registry.run(made.run)
+    run = registry.runs.get(made.run)
     assert (run.recipe, run.status, run.seed) == ("medical/icd10", "finished", 2)
     assert (run.base_digest, run.dataset_fingerprint) == (BASE, "rows-1")
     assert run.plugin == "trunkline-medical 0.1"
@@ -109,49 +109,49 @@ def test_run_gets_the_next_number_here(registry: Registry) -> None:
 def test_base_and_dataset_that_are_known_stay(registry: Registry, dataset: int) -> None:
     made = restored(registry, origin())
     assert made.dataset_id == dataset
-    assert [one.architecture for one in registry.bases()] == ["LlamaForCausalLM"]
+    assert [one.architecture for one in registry.sources.list_bases()] == ["LlamaForCausalLM"]
 
 
 def test_event_says_which_run_it_was_and_who_began_it(registry: Registry) -> None:
     made = restored(registry, origin(), actor="key/a bo")
-    event = registry.events(subject=f"run/{made.run}")[0]
+    event = registry.events.list(subject=f"run/{made.run}")[0]
     assert (event.kind, event.actor) == ("run.restored", "key/a bo")
     assert event.detail == {"recipe": "medical/icd10", "number": 7, "started_by": "system:ada"}
 
 
 def test_who_began_the_run_elsewhere_is_one_of_its_makers(registry: Registry) -> None:
-    number, made = registry.reserve_restored(
+    number, made = registry.versions.reserve_imported(
         Ref("medical", "icd10"), task="classification", provenance=origin(), actor="key/a bo"
     )
-    version = registry.publish_version(
+    version = registry.versions.publish(
         "medical", "icd10", number, path=f"medical/icd10/{number}",
         digest="sha256:" + "a" * 64, bytes=1, actor="system:bo",
     )  # fmt: skip
     assert version.run == made.run
-    assert registry.makers(version) == ["system:ada", "system:bo"]
+    assert registry.versions.contributors(version) == ["system:ada", "system:bo"]
 
 
 def test_unknown_run_gives_base_and_data_alone(registry: Registry) -> None:
     made = restored(registry, origin(run=None))
     assert made.run is None
     assert made.dataset_id is not None
-    assert registry.runs() == []
+    assert registry.runs.list() == []
 
 
 def test_run_that_says_it_goes_on_is_not_told_as_running(registry: Registry) -> None:
     said = origin()
     said["run"] |= {"status": "running", "finished": None}
     made = restored(registry, said)
-    assert registry.run(made.run or 0).status == "interrupted"
+    assert registry.runs.get(made.run or 0).status == "interrupted"
 
 
 def test_published_version_takes_the_evaluations_over(registry: Registry) -> None:
     made = restored(registry, origin())
-    number = registry.reserve_version("medical", "new", task="classification", run=made.run)
-    version = registry.publish_version(
+    number = registry.versions.reserve("medical", "new", task="classification", run=made.run)
+    version = registry.versions.publish(
         "medical", "new", number, digest="sha256:" + "c" * 64, path="medical/new/1", bytes=1
     )
-    evaluated = registry.evaluations(version=version.ref)
+    evaluated = registry.evaluations.list(version=version.ref)
     assert [one.results for one in evaluated] == [{"scores": SCORES, TOLD: True}]
 
 
@@ -160,7 +160,7 @@ def test_published_version_takes_the_evaluations_over(registry: Registry) -> Non
 
 def test_what_was_restored_is_told_as_it_came(registry: Registry) -> None:
     registry.rebuild([found()])
-    told = registry.origin(Ref.parse("medical/icd10@1"))
+    told = registry.versions.provenance(Ref.parse("medical/icd10@1"))
     said = origin()
     for name in ("description", "grouping"):
         del said["dataset"][name]
@@ -170,7 +170,7 @@ def test_what_was_restored_is_told_as_it_came(registry: Registry) -> None:
 def test_origin_names_who_started_a_run_here(
     registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
-    told = registry.origin(publish().ref)
+    told = registry.versions.provenance(publish().ref)
     assert told["run"]["actor"].startswith("system:")
 
 
@@ -179,7 +179,7 @@ def test_origin_names_who_started_a_run_here(
 
 def test_rebuilt_version_resolves_with_everything_behind_it(registry: Registry) -> None:
     made = registry.rebuild([found("medical/icd10@3")])
-    version, how = registry.resolve(Ref.parse("medical/icd10"))
+    version, how = registry.versions.resolve(Ref.parse("medical/icd10"))
     assert (made.bases, made.datasets, made.runs, made.versions) == (1, 1, 1, 1)
     assert (version.number, how) == (3, "newest")
     assert (version.run, version.dataset, version.base_name) == (7, "medical/icd10", "tiny")
@@ -188,7 +188,7 @@ def test_rebuilt_version_resolves_with_everything_behind_it(registry: Registry) 
 
 def test_next_number_follows_the_highest_that_was_found(registry: Registry) -> None:
     registry.rebuild([found("medical/icd10@2"), found("medical/icd10@5")])
-    assert registry.reserve_version("medical", "icd10", task="classification") == 6
+    assert registry.versions.reserve("medical", "icd10", task="classification") == 6
 
 
 def test_next_run_follows_the_highest_that_was_found(registry: Registry, request: Any) -> None:
@@ -205,27 +205,27 @@ def test_two_versions_of_one_run_share_it(registry: Registry) -> None:
 def test_two_runs_that_claim_one_number_are_kept_apart(registry: Registry) -> None:
     later = "2026-03-30T00:00:00+00:00"
     registry.rebuild([found("medical/a@1"), found("medical/b@1", started=later)])
-    runs = [registry.resolve(Ref.parse(f"medical/{name}"))[0].run for name in ("a", "b")]
+    runs = [registry.versions.resolve(Ref.parse(f"medical/{name}"))[0].run for name in ("a", "b")]
     assert runs == [7, 8]
 
 
 def test_scores_can_be_searched_again(registry: Registry) -> None:
     registry.rebuild([found()])
-    evaluated = registry.evaluations(version=Ref.parse("medical/icd10@1"))[0]
+    evaluated = registry.evaluations.list(version=Ref.parse("medical/icd10@1"))[0]
     assert evaluated.results == {"scores": SCORES, TOLD: True}
     assert evaluated.run == 7
 
 
 def test_rebuild_is_an_event_of_a_sound_chain(registry: Registry) -> None:
     registry.rebuild([found()], actor="system:ada")
-    assert registry.events(subject="registry")[0].kind == "registry.rebuilt"
-    assert all(report.sound for report in registry.verify_chains())
+    assert registry.events.list(subject="registry")[0].kind == "registry.rebuilt"
+    assert all(report.sound for report in registry.audit.verify())
 
 
 def test_registry_that_holds_a_row_is_left_alone(registry: Registry, dataset: int) -> None:
     with pytest.raises(RefusedError, match="is not empty: its table"):
         registry.rebuild([found()])
-    assert registry.runs() == []
+    assert registry.runs.list() == []
 
 
 def test_failure_in_the_middle_leaves_it_empty(registry: Registry) -> None:

@@ -9,18 +9,18 @@ import pytest
 
 from trunkline.errors import NotFoundError, RegistryError
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 Start = Callable[..., int]
 
 
 def test_a_started_run_is_running(registry: Registry, start: Start) -> None:
-    run = registry.run(start())
+    run = registry.runs.get(start())
     assert (run.number, run.status, run.finished) == (1, "running", None)
 
 
 def test_a_run_tells_what_it_was_made_of(registry: Registry, start: Start) -> None:
-    run = registry.run(start())
+    run = registry.runs.get(start())
     assert (run.base_name, run.dataset, run.split_fingerprint, run.seed, run.settings) == (
         "tiny",
         "medical/icd10",
@@ -31,24 +31,24 @@ def test_a_run_tells_what_it_was_made_of(registry: Registry, start: Start) -> No
 
 
 def test_a_run_names_its_plugin(registry: Registry, dataset: int) -> None:
-    plugin = registry.record_plugin(
+    plugin = registry.sources.record_plugin(
         distribution="trunkline-medical", version="1.0", api=1, domain="medical"
     )
-    run = registry.start_run(
+    run = registry.runs.start(
         recipe="medical/icd10",
-        base_digest=registry.bases()[0].digest,
+        base_digest=registry.sources.list_bases()[0].digest,
         dataset_id=dataset,
         plugin_id=plugin,
         seed=0,
         settings={},
         environment={},
     )
-    assert registry.run(run).plugin == "trunkline-medical 1.0"
+    assert registry.runs.get(run).plugin == "trunkline-medical 1.0"
 
 
 def test_a_run_on_an_unrecorded_base_is_refused(registry: Registry, dataset: int) -> None:
     with pytest.raises(NotFoundError, match="no base"):
-        registry.start_run(
+        registry.runs.start(
             recipe="medical/icd10",
             base_digest="sha256:unknown",
             dataset_id=dataset,
@@ -56,13 +56,13 @@ def test_a_run_on_an_unrecorded_base_is_refused(registry: Registry, dataset: int
             settings={},
             environment={},
         )
-    assert registry.runs() == []
+    assert registry.runs.list() == []
 
 
 def test_a_finished_run_keeps_its_report(registry: Registry, start: Start) -> None:
     number = start()
-    registry.finish_run(number, "finished", report={"rows": 70, "loss": math.nan})
-    run = registry.run(number)
+    registry.runs.finish(number, "finished", report={"rows": 70, "loss": math.nan})
+    run = registry.runs.get(number)
     assert run.status == "finished"
     assert run.report == {"rows": 70, "loss": None}
     assert run.finished is not None
@@ -70,48 +70,48 @@ def test_a_finished_run_keeps_its_report(registry: Registry, start: Start) -> No
 
 def test_a_failed_run_keeps_its_error(registry: Registry, start: Start) -> None:
     number = start()
-    registry.finish_run(number, "failed", error="The loss is not a number.")
-    assert registry.run(number).error == "The loss is not a number."
+    registry.runs.finish(number, "failed", error="The loss is not a number.")
+    assert registry.runs.get(number).error == "The loss is not a number."
 
 
 def test_a_run_ends_once(registry: Registry, start: Start) -> None:
     number = start()
-    registry.finish_run(number, "interrupted")
+    registry.runs.finish(number, "interrupted")
     with pytest.raises(RegistryError, match="ended already"):
-        registry.finish_run(number, "finished")
+        registry.runs.finish(number, "finished")
 
 
 def test_a_run_ends_in_a_known_way(registry: Registry, start: Start) -> None:
     with pytest.raises(RegistryError, match="paused"):
-        registry.finish_run(start(), "paused")
+        registry.runs.finish(start(), "paused")
 
 
 def test_an_interrupted_run_goes_on_when_resumed(registry: Registry, start: Start) -> None:
     number = start()
-    registry.finish_run(number, "interrupted")
-    registry.resume_run(number)
-    run = registry.run(number)
+    registry.runs.finish(number, "interrupted")
+    registry.runs.resume(number)
+    run = registry.runs.get(number)
     assert (run.status, run.finished) == ("running", None)
 
 
 def test_a_finished_run_is_not_resumed(registry: Registry, start: Start) -> None:
     number = start()
-    registry.finish_run(number, "finished")
+    registry.runs.finish(number, "finished")
     with pytest.raises(RegistryError, match="nothing to resume"):
-        registry.resume_run(number)
+        registry.runs.resume(number)
 
 
 @pytest.mark.parametrize("number", [0, -1, 99, 2**70])
 def test_an_unknown_run_is_told_with_the_way_to_the_list(registry: Registry, number: int) -> None:
     with pytest.raises(NotFoundError, match=str(number)) as caught:
-        registry.run(number)
+        registry.runs.get(number)
     assert "trunkline runs list" in (caught.value.hint or "")
 
 
 def test_runs_are_listed_newest_first_by_recipe_and_page(registry: Registry, start: Start) -> None:
     for recipe in ("medical/a", "medical/b", "medical/a", "medical/a"):
         start(recipe)
-    listed = registry.runs(recipe="medical/a", limit=2, before=4)
+    listed = registry.runs.list(recipe="medical/a", limit=2, before=4)
     assert [run.number for run in listed] == [3, 1]
 
 
@@ -120,15 +120,15 @@ def test_a_run_names_the_versions_that_it_made(
 ) -> None:
     version = publish()
     assert version.run is not None
-    assert registry.run(version.run).versions == ("medical/icd10@1",)
+    assert registry.runs.get(version.run).versions == ("medical/icd10@1",)
 
 
 def test_every_start_and_end_of_a_run_leaves_an_event(registry: Registry, start: Start) -> None:
     number = start()
-    registry.finish_run(number, "interrupted")
-    registry.resume_run(number)
-    registry.finish_run(number, "finished", actor="ada")
-    events = registry.events(subject=f"run/{number}")
+    registry.runs.finish(number, "interrupted")
+    registry.runs.resume(number)
+    registry.runs.finish(number, "finished", actor="ada")
+    events = registry.events.list(subject=f"run/{number}")
     assert [event.kind for event in reversed(events)] == [
         "run.started",
         "run.interrupted",
@@ -141,24 +141,24 @@ def test_every_start_and_end_of_a_run_leaves_an_event(registry: Registry, start:
 
 def test_metrics_come_back_by_step_and_name(registry: Registry, start: Start) -> None:
     run = start()
-    registry.log_metrics(run, 20, {"loss": 0.5, "accuracy": 0.8})
-    registry.log_metrics(run, 10, {"loss": 1.5})
-    figures = [(row.step, row.name, row.value) for row in registry.run_metrics(run)]
+    registry.runs.log_metrics(run, 20, {"loss": 0.5, "accuracy": 0.8})
+    registry.runs.log_metrics(run, 10, {"loss": 1.5})
+    figures = [(row.step, row.name, row.value) for row in registry.runs.metrics(run)]
     assert figures == [(10, "loss", 1.5), (20, "accuracy", 0.8), (20, "loss", 0.5)]
 
 
 def test_a_metric_logged_again_is_replaced(registry: Registry, start: Start) -> None:
     run = start()
-    registry.log_metrics(run, 10, {"loss": 1.5, "accuracy": 0.1})
-    registry.log_metrics(run, 10, {"loss": 1.0})
-    figures = {row.name: row.value for row in registry.run_metrics(run)}
+    registry.runs.log_metrics(run, 10, {"loss": 1.5, "accuracy": 0.1})
+    registry.runs.log_metrics(run, 10, {"loss": 1.0})
+    figures = {row.name: row.value for row in registry.runs.metrics(run)}
     assert figures == {"loss": 1.0, "accuracy": 0.1}
 
 
 def test_not_a_number_and_infinity_are_kept(registry: Registry, start: Start) -> None:
     run = start()
-    registry.log_metrics(run, 1, {"a": math.nan, "b": math.inf})
-    first, second = (row.value for row in registry.run_metrics(run))
+    registry.runs.log_metrics(run, 1, {"a": math.nan, "b": math.inf})
+    first, second = (row.value for row in registry.runs.metrics(run))
     assert math.isnan(first)
     assert second == math.inf
 
@@ -166,13 +166,13 @@ def test_not_a_number_and_infinity_are_kept(registry: Registry, start: Start) ->
 def test_metrics_are_chosen_by_name_and_paged(registry: Registry, start: Start) -> None:
     run = start()
     for step in range(5):
-        registry.log_metrics(run, step, {"loss": float(step), "other": 0.0})
-    page = registry.run_metrics(run, name="loss", limit=2, offset=3)
+        registry.runs.log_metrics(run, step, {"loss": float(step), "other": 0.0})
+    page = registry.runs.metrics(run, name="loss", limit=2, offset=3)
     assert [row.step for row in page] == [3, 4]
 
 
 def test_metrics_of_an_unknown_run_are_refused(registry: Registry) -> None:
     with pytest.raises(NotFoundError):
-        registry.log_metrics(5, 1, {"loss": 1.0})
+        registry.runs.log_metrics(5, 1, {"loss": 1.0})
     with pytest.raises(NotFoundError):
-        registry.run_metrics(5)
+        registry.runs.metrics(5)

@@ -14,8 +14,8 @@ from postgres_server import drop_database, migrated_database
 from trunkline.errors import UsageError
 from trunkline.refs import Ref
 from trunkline.registry import finding
+from trunkline.registry.registry import Registry
 from trunkline.registry.search import Both, Either, Figure, Not, Plain, Tagged, parse
-from trunkline.registry.store import Registry
 
 Found = Callable[[str], list[str]]
 
@@ -51,7 +51,7 @@ def found(shared: Registry) -> Found:
     """``found(where)`` gives what is found, as ``a@2``."""
 
     def found(where: str) -> list[str]:
-        page = shared.search(where)
+        page = shared.versions.search(where)
         assert page.next is None
         return [str(one.ref).removeprefix("medical/") for one in page.versions]
 
@@ -60,7 +60,7 @@ def found(shared: Registry) -> Found:
 
 def fill(registry: Registry) -> None:
     """Five versions of three adapters; c@1 was never evaluated, a@2 is champion, b@1 is tagged."""
-    registry.record_base(
+    registry.sources.record_base(
         digest=BASE,
         name="tiny",
         source="made up",
@@ -68,7 +68,7 @@ def fill(registry: Registry) -> None:
         parameters=1,
         dtype="float32",
     )
-    dataset = registry.record_dataset(
+    dataset = registry.sources.record_dataset(
         name="medical/icd10",
         fingerprint="rows-1",
         split_fingerprint="split-1",
@@ -81,16 +81,16 @@ def fill(registry: Registry) -> None:
         publish(registry, name[0], dataset)
         if value is not None:
             evaluate(registry, Ref.parse(f"medical/{name}"), dataset, value)
-    registry.move_alias(Ref.parse("medical/a@2"), "champion")
-    registry.set_tag("medical/b@1", "reviewed", "yes")
-    registry.set_tag("medical/c", "team", "north")
+    registry.aliases.move(Ref.parse("medical/a@2"), "champion")
+    registry.tags.set("medical/b@1", "reviewed", "yes")
+    registry.tags.set("medical/c", "team", "north")
 
 
 def publish(registry: Registry, name: str, dataset: int | None) -> None:
     """A version with a run, or, without a dataset, one that was imported."""
     run = None
     if dataset is not None:
-        run = registry.start_run(
+        run = registry.runs.start(
             recipe=f"medical/{name}",
             base_digest=BASE,
             dataset_id=dataset,
@@ -98,8 +98,8 @@ def publish(registry: Registry, name: str, dataset: int | None) -> None:
             settings={},
             environment={},
         )
-    number = registry.reserve_version("medical", name, task="classification", run=run)
-    registry.publish_version(
+    number = registry.versions.reserve("medical", name, task="classification", run=run)
+    registry.versions.publish(
         "medical",
         name,
         number,
@@ -112,7 +112,7 @@ def publish(registry: Registry, name: str, dataset: int | None) -> None:
 
 def evaluate(registry: Registry, ref: Ref, dataset: int, value: float) -> None:
     figure = {"value": value, "low": value - 0.1, "high": value + 0.1}
-    registry.record_evaluation(
+    registry.evaluations.record(
         recipe=ref.adapter,
         base_digest=BASE,
         dataset_id=dataset,
@@ -184,12 +184,12 @@ def test_search_is_the_same_from_whichever_side_it_begins(
 
 def test_a_version_without_a_dataset_is_found_by_not(filled: Registry) -> None:
     publish(filled, "e", None)
-    assert [one.name for one in filled.search("dataset!=medical/icd10").versions] == ["e"]
-    assert [one.name for one in filled.search("not run>0").versions] == ["e"]
+    assert [one.name for one in filled.versions.search("dataset!=medical/icd10").versions] == ["e"]
+    assert [one.name for one in filled.versions.search("not run>0").versions] == ["e"]
 
 
 def test_found_versions_bring_their_standing(shared: Registry) -> None:
-    (one,) = shared.search("alias=champion").versions
+    (one,) = shared.versions.search("alias=champion").versions
     assert one.standing is not None
     assert (one.standing.metric, one.standing.value, one.standing.verdict) == (
         "accuracy",
@@ -199,9 +199,9 @@ def test_found_versions_bring_their_standing(shared: Registry) -> None:
 
 
 def test_pages_follow_each_other(shared: Registry) -> None:
-    first = shared.search("domain=medical", limit=2)
-    second = shared.search("domain=medical", limit=2, after=first.next)
-    third = shared.search("domain=medical", limit=2, after=second.next)
+    first = shared.versions.search("domain=medical", limit=2)
+    second = shared.versions.search("domain=medical", limit=2, after=first.next)
+    third = shared.versions.search("domain=medical", limit=2, after=second.next)
     pages = [[str(one.ref)[8:] for one in page.versions] for page in (first, second, third)]
     assert pages == [["c@1", "b@2"], ["b@1", "a@2"], ["a@1"]]
     assert third.next is None
@@ -215,15 +215,15 @@ def test_pages_follow_each_other_when_little_is_looked_at(
     seen: list[str] = []
     after: Ref | None = None
     for _ in range(3):
-        page = shared.search("not name=b", after=after)
+        page = shared.versions.search("not name=b", after=after)
         seen += [str(one.ref)[8:] for one in page.versions]
         after = page.next
     assert (seen, after) == (["c@1", "a@2", "a@1"], None)
 
 
 def test_removed_versions_are_not_found(filled: Registry) -> None:
-    filled.remove_version(Ref.parse("medical/c@1"), reason="old")
-    assert filled.search("name=c").versions == ()
+    filled.versions.remove(Ref.parse("medical/c@1"), reason="old")
+    assert filled.versions.search("name=c").versions == ()
 
 
 @pytest.mark.parametrize(

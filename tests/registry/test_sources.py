@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 
 def test_the_same_plugin_release_keeps_its_id(registry: Registry) -> None:
     release = {"distribution": "trunkline-medical", "version": "1.0", "domain": "medical"}
-    first = registry.record_plugin(**release, api=1)
-    assert registry.record_plugin(**release, api=1) == first
+    first = registry.sources.record_plugin(**release, api=1)
+    assert registry.sources.record_plugin(**release, api=1) == first
 
 
 def test_another_plugin_release_gets_another_id(registry: Registry) -> None:
-    first = registry.record_plugin(distribution="p", version="1.0", api=1, domain="medical")
-    second = registry.record_plugin(distribution="p", version="1.1", api=1, domain="medical")
+    first = registry.sources.record_plugin(distribution="p", version="1.0", api=1, domain="medical")
+    second = registry.sources.record_plugin(
+        distribution="p", version="1.1", api=1, domain="medical"
+    )
     assert first != second
 
 
 def test_a_base_keeps_the_name_it_first_came_under(registry: Registry, dataset: int) -> None:
-    (known,) = registry.bases()
-    registry.record_base(
+    (known,) = registry.sources.list_bases()
+    registry.sources.record_base(
         digest=known.digest,
         name="another",
         source="elsewhere",
@@ -29,17 +31,17 @@ def test_a_base_keeps_the_name_it_first_came_under(registry: Registry, dataset: 
         parameters=1,
         dtype="float32",
     )
-    assert [base.name for base in registry.bases()] == ["tiny"]
+    assert [base.name for base in registry.sources.list_bases()] == ["tiny"]
 
 
 def test_a_base_may_have_more_parameters_than_four_bytes_count(
     registry: Registry, dataset: int
 ) -> None:
-    assert registry.bases()[0].parameters == 7_000_000_000
+    assert registry.sources.list_bases()[0].parameters == 7_000_000_000
 
 
 def test_another_split_of_a_dataset_is_another_row(registry: Registry, dataset: int) -> None:
-    other = registry.record_dataset(
+    other = registry.sources.record_dataset(
         name="medical/icd10",
         fingerprint="rows-1",
         split_fingerprint="split-2",
@@ -48,18 +50,21 @@ def test_another_split_of_a_dataset_is_another_row(registry: Registry, dataset: 
         source="made in memory",
         counts={},
     )
-    assert [row.id for row in registry.datasets(name="medical/icd10")] == [other, dataset]
+    assert [row.id for row in registry.sources.list_datasets(name="medical/icd10")] == [
+        other,
+        dataset,
+    ]
 
 
 def test_datasets_are_given_back_as_recorded(registry: Registry, dataset: int) -> None:
-    (row,) = registry.datasets()
+    (row,) = registry.sources.list_datasets()
     assert (row.rows, row.license, row.counts["test"]) == (100, "public domain", 20)
 
 
 def test_times_come_back_aware_and_in_utc(registry: Registry, dataset: int) -> None:
-    assert registry.bases()[0].first_seen.utcoffset() == timedelta(0)
+    assert registry.sources.list_bases()[0].first_seen.utcoffset() == timedelta(0)
 
 
 def test_lists_are_paged(registry: Registry, dataset: int) -> None:
-    assert registry.datasets(limit=1, offset=1) == []
-    assert registry.bases(limit=1, offset=1) == []
+    assert registry.sources.list_datasets(limit=1, offset=1) == []
+    assert registry.sources.list_bases(limit=1, offset=1) == []

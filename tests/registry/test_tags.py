@@ -10,7 +10,7 @@ from trunkline.errors import NotFoundError, RefusedError, UsageError
 from trunkline.refs import Ref
 from trunkline.registry import tags
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 Publish = Callable[..., VersionRecord]
 VERSION = "medical/icd10@1"
@@ -25,9 +25,9 @@ def version(publish: Publish) -> VersionRecord:
 def subject(request: pytest.FixtureRequest, registry: Registry, version: VersionRecord) -> str:
     """One subject of each kind."""
     if request.param == "key":
-        return f"key/{registry.create_key('ada')[0].id}"
+        return f"key/{registry.keys.create('ada')[0].id}"
     if request.param == "server":
-        return f"server/{registry.start_deployment('here', 1, '', version.base_digest)}"
+        return f"server/{registry.servers.start('here', 1, '', version.base_digest)}"
     named = {
         "version": VERSION,
         "adapter": "medical/icd10",
@@ -39,22 +39,22 @@ def subject(request: pytest.FixtureRequest, registry: Registry, version: Version
 
 
 def test_anything_can_be_tagged(registry: Registry, subject: str) -> None:
-    registry.set_tag(subject, "reviewed", "yes")
-    assert registry.tags(subject).tags == {"reviewed": "yes"}
+    registry.tags.set(subject, "reviewed", "yes")
+    assert registry.tags.get(subject).tags == {"reviewed": "yes"}
 
 
 def test_anything_can_be_noted(registry: Registry, subject: str) -> None:
-    registry.add_note(subject, "seen\nby the board")
-    assert [one.detail["text"] for one in registry.notes(subject)] == ["seen\nby the board"]
+    registry.tags.add_note(subject, "seen\nby the board")
+    assert [one.detail["text"] for one in registry.tags.notes(subject)] == ["seen\nby the board"]
 
 
 def test_setting_a_tag_again_replaces_it_and_tells_both(
     registry: Registry, version: VersionRecord
 ) -> None:
-    registry.set_tag(VERSION, "state", "draft")
-    registry.set_tag(VERSION, "state", "final", actor="ada")
-    event = registry.events(subject=VERSION)[0]
-    assert registry.tags(VERSION).tags == {"state": "final"}
+    registry.tags.set(VERSION, "state", "draft")
+    registry.tags.set(VERSION, "state", "final", actor="ada")
+    event = registry.events.list(subject=VERSION)[0]
+    assert registry.tags.get(VERSION).tags == {"state": "final"}
     assert (event.kind, event.actor, event.detail) == (
         "tag.set",
         "ada",
@@ -63,53 +63,53 @@ def test_setting_a_tag_again_replaces_it_and_tells_both(
 
 
 def test_setting_the_same_value_leaves_no_event(registry: Registry, version: VersionRecord) -> None:
-    registry.set_tag(VERSION, "state", "draft")
-    registry.set_tag(VERSION, "state", "draft")
-    assert len(registry.events(subject=VERSION)) == 1
+    registry.tags.set(VERSION, "state", "draft")
+    registry.tags.set(VERSION, "state", "draft")
+    assert len(registry.events.list(subject=VERSION)) == 1
 
 
 def test_a_removed_tag_is_told(registry: Registry, version: VersionRecord) -> None:
-    registry.set_tag(VERSION, "state", "draft")
-    registry.remove_tag(VERSION, "state")
-    assert registry.tags(VERSION).tags == {}
-    assert registry.events(subject=VERSION)[0].kind == "tag.removed"
+    registry.tags.set(VERSION, "state", "draft")
+    registry.tags.remove(VERSION, "state")
+    assert registry.tags.get(VERSION).tags == {}
+    assert registry.events.list(subject=VERSION)[0].kind == "tag.removed"
 
 
 def test_removing_an_unknown_tag_names_the_nearest(
     registry: Registry, version: VersionRecord
 ) -> None:
-    registry.set_tag(VERSION, "state", "draft")
+    registry.tags.set(VERSION, "state", "draft")
     with pytest.raises(NotFoundError, match="no tag 'stat'") as told:
-        registry.remove_tag(VERSION, "stat")
+        registry.tags.remove(VERSION, "stat")
     assert "'state'" in (told.value.hint or "")
 
 
 def test_one_wrong_tag_keeps_all_from_being_set(registry: Registry, version: VersionRecord) -> None:
     with pytest.raises(NotFoundError):
-        registry.set_tags(VERSION, {"a": "1"}, remove=["b"])
-    assert registry.tags(VERSION).tags == {}
+        registry.tags.update(VERSION, {"a": "1"}, remove=["b"])
+    assert registry.tags.get(VERSION).tags == {}
 
 
 def test_a_tag_of_an_alias_is_its_versions(registry: Registry, version: VersionRecord) -> None:
-    registry.move_alias(version.ref, "champion")
-    registry.set_tag("medical/icd10@champion", "state", "draft")
-    assert registry.tags(VERSION).tags == {"state": "draft"}
+    registry.aliases.move(version.ref, "champion")
+    registry.tags.set("medical/icd10@champion", "state", "draft")
+    assert registry.tags.get(VERSION).tags == {"state": "draft"}
 
 
 def test_a_removed_version_can_be_noted(registry: Registry, version: VersionRecord) -> None:
-    registry.remove_version(version.ref, reason="old")
-    registry.add_note(VERSION, "its license had ended")
-    assert len(registry.notes(VERSION)) == 1
+    registry.versions.remove(version.ref, reason="old")
+    registry.tags.add_note(VERSION, "its license had ended")
+    assert len(registry.tags.notes(VERSION)) == 1
 
 
 def test_tags_have_an_end(
     registry: Registry, version: VersionRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tags, "MOST_TAGS", 2)
-    registry.set_tags(VERSION, {"a": "1", "b": "1"})
+    registry.tags.update(VERSION, {"a": "1", "b": "1"})
     with pytest.raises(RefusedError, match="more than 2 tags"):
-        registry.set_tag(VERSION, "c", "1")
-    assert registry.tags(VERSION).tags == {"a": "1", "b": "1"}
+        registry.tags.set(VERSION, "c", "1")
+    assert registry.tags.get(VERSION).tags == {"a": "1", "b": "1"}
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_a_malformed_tag_is_refused(
     registry: Registry, version: VersionRecord, key: str, value: str
 ) -> None:
     with pytest.raises(UsageError):
-        registry.set_tag(VERSION, key, value)
+        registry.tags.set(VERSION, key, value)
 
 
 @pytest.mark.parametrize("text", ["", " \n", "x" * 4001, "a\0b", "a\x1b[31m", "a\x9b31m", "\ud800"])
 def test_a_malformed_note_is_refused(registry: Registry, version: VersionRecord, text: str) -> None:
     with pytest.raises(UsageError, match="can't be kept"):
-        registry.add_note(VERSION, text)
-    assert registry.notes(VERSION) == []
+        registry.tags.add_note(VERSION, text)
+    assert registry.tags.notes(VERSION) == []
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_nothing_that_is_not_there_can_be_tagged(
     registry: Registry, version: VersionRecord, subject: str
 ) -> None:
     with pytest.raises(NotFoundError) as told:
-        registry.set_tag(subject, "state", "draft")
+        registry.tags.set(subject, "state", "draft")
     assert told.value.hint
 
 
@@ -161,15 +161,15 @@ def test_a_malformed_subject_is_refused(
     registry: Registry, version: VersionRecord, subject: str
 ) -> None:
     with pytest.raises(UsageError):
-        registry.set_tag(subject, "state", "draft")
-    assert "tag.set" not in {event.kind for event in registry.events()}
+        registry.tags.set(subject, "state", "draft")
+    assert "tag.set" not in {event.kind for event in registry.events.list()}
 
 
 def test_notes_are_paged_from_the_newest(registry: Registry, version: VersionRecord) -> None:
     for text in ("one", "two", "three"):
-        registry.add_note(VERSION, text)
-    first = registry.notes(VERSION, limit=2)
-    rest = registry.notes(VERSION, before=first[-1].seq)
+        registry.tags.add_note(VERSION, text)
+    first = registry.tags.notes(VERSION, limit=2)
+    rest = registry.tags.notes(VERSION, before=first[-1].seq)
     assert [one.detail["text"] for one in [*first, *rest]] == ["three", "two", "one"]
 
 
@@ -177,12 +177,12 @@ def test_history_tells_an_adapters_and_its_versions_events(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     second = publish(digest="b")
-    registry.move_alias(version.ref, "champion")
-    registry.set_tag(VERSION, "state", "draft")
-    registry.add_note("medical/icd10", "all is well")
-    told = [one.kind for one in registry.history(Ref.parse("medical/icd10"))]
+    registry.aliases.move(version.ref, "champion")
+    registry.tags.set(VERSION, "state", "draft")
+    registry.tags.add_note("medical/icd10", "all is well")
+    told = [one.kind for one in registry.events.history(Ref.parse("medical/icd10"))]
     assert told == ["note", "tag.set", "alias.moved", "version.published", "version.published"]
-    of_second = registry.history(second.ref)
+    of_second = registry.events.history(second.ref)
     assert [(one.kind, one.detail["number"]) for one in of_second] == [("version.published", 2)]
 
 
@@ -190,11 +190,11 @@ def test_history_of_a_version_has_the_moves_to_and_from_it(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     second = publish(digest="b")
-    registry.move_alias(version.ref, "champion")
-    registry.move_alias(second.ref, "champion")
+    registry.aliases.move(version.ref, "champion")
+    registry.aliases.move(second.ref, "champion")
     moves = [
         (one.detail["old"], one.detail["new"])
-        for one in registry.history(version.ref)
+        for one in registry.events.history(version.ref)
         if one.kind == "alias.moved"
     ]
     assert moves == [(1, 2), (None, 1)]
@@ -203,24 +203,24 @@ def test_history_of_a_version_has_the_moves_to_and_from_it(
 def test_a_tag_that_reads_like_a_number_is_in_no_other_versions_history(
     registry: Registry, version: VersionRecord
 ) -> None:
-    registry.set_tag("medical/icd10", "state", "1")
-    registry.set_tag("medical/icd10", "state", "2")
-    assert {one.kind for one in registry.history(version.ref)} == {"version.published"}
+    registry.tags.set("medical/icd10", "state", "1")
+    registry.tags.set("medical/icd10", "state", "2")
+    assert {one.kind for one in registry.events.history(version.ref)} == {"version.published"}
 
 
 def test_history_is_paged(registry: Registry, version: VersionRecord, publish: Publish) -> None:
     publish(digest="b")
     ref = Ref.parse("medical/icd10")
-    (newest,) = registry.history(ref, limit=1)
-    assert [one.detail["number"] for one in registry.history(ref, before=newest.seq)] == [1]
+    (newest,) = registry.events.history(ref, limit=1)
+    assert [one.detail["number"] for one in registry.events.history(ref, before=newest.seq)] == [1]
 
 
 def test_history_outlives_the_last_version(registry: Registry, version: VersionRecord) -> None:
-    registry.remove_version(version.ref, reason="old")
+    registry.versions.remove(version.ref, reason="old")
     for ref in ("medical/icd10", VERSION):
-        assert registry.history(Ref.parse(ref))[0].kind == "version.removed"
+        assert registry.events.history(Ref.parse(ref))[0].kind == "version.removed"
 
 
 def test_history_of_an_unknown_adapter_is_told(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no adapter 'medical/nope'"):
-        registry.history(Ref.parse("medical/nope"))
+        registry.events.history(Ref.parse("medical/nope"))

@@ -9,7 +9,7 @@ import pytest
 from trunkline.errors import NotFoundError, RefusedError, RegistryError, UsageError
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 Publish = Callable[..., VersionRecord]
 
@@ -17,7 +17,7 @@ BASE = "sha256:" + "b" * 64
 
 
 def reserve(registry: Registry, run: int | None = None) -> int:
-    return registry.reserve_version("medical", "icd10", task="classification", run=run)
+    return registry.versions.reserve("medical", "icd10", task="classification", run=run)
 
 
 def test_versions_are_numbered_from_one(publish: Publish) -> None:
@@ -30,7 +30,7 @@ def test_each_adapter_has_its_own_numbers(publish: Publish) -> None:
 
 def test_a_failed_publish_uses_its_number_up(registry: Registry, publish: Publish) -> None:
     number = reserve(registry)
-    registry.abandon_version("medical", "icd10", number)
+    registry.versions.abandon("medical", "icd10", number)
     assert (number, publish().number) == (1, 2)
 
 
@@ -60,8 +60,8 @@ def test_a_published_version_knows_what_it_was_made_of(publish: Publish) -> None
 
 
 def test_a_version_without_a_run_names_its_base_itself(registry: Registry, dataset: int) -> None:
-    base = registry.bases()[0].digest
-    version = registry.publish_version(
+    base = registry.sources.list_bases()[0].digest
+    version = registry.versions.publish(
         "medical",
         "icd10",
         reserve(registry),
@@ -75,7 +75,7 @@ def test_a_version_without_a_run_names_its_base_itself(registry: Registry, datas
 
 def test_a_version_with_neither_run_nor_base_is_refused(registry: Registry, dataset: int) -> None:
     with pytest.raises(RegistryError, match="neither a run nor a base"):
-        registry.publish_version(
+        registry.versions.publish(
             "medical",
             "icd10",
             reserve(registry),
@@ -93,7 +93,7 @@ def test_a_path_that_leaves_the_adapters_is_refused(
 ) -> None:
     number = reserve(registry, start())
     with pytest.raises(UsageError, match="not a path"):
-        registry.publish_version(
+        registry.versions.publish(
             "medical", "icd10", number, digest="sha256:" + "a" * 64, path=path, bytes=1
         )
 
@@ -105,24 +105,24 @@ def test_two_versions_may_have_one_digest(publish: Publish) -> None:
 def test_a_pending_version_is_invisible(registry: Registry, publish: Publish) -> None:
     publish()
     reserve(registry)
-    assert [version.number for version in registry.versions("medical", "icd10")] == [1]
-    assert registry.adapter("medical", "icd10").newest == 1
-    assert registry.resolve(Ref.parse("medical/icd10"))[0].number == 1
+    assert [version.number for version in registry.versions.list("medical", "icd10")] == [1]
+    assert registry.adapters.get("medical", "icd10").newest == 1
+    assert registry.versions.resolve(Ref.parse("medical/icd10"))[0].number == 1
     with pytest.raises(NotFoundError):
-        registry.resolve(Ref.parse("medical/icd10@2"))
+        registry.versions.resolve(Ref.parse("medical/icd10@2"))
 
 
 def test_an_adapter_with_only_a_pending_version_is_invisible(registry: Registry) -> None:
     reserve(registry)
-    assert registry.adapters() == []
+    assert registry.adapters.list() == []
     with pytest.raises(NotFoundError):
-        registry.adapter("medical", "icd10")
+        registry.adapters.get("medical", "icd10")
 
 
 def test_a_version_is_published_once(registry: Registry, publish: Publish) -> None:
     version = publish()
     with pytest.raises(RegistryError, match="not reserved"):
-        registry.publish_version(
+        registry.versions.publish(
             "medical", "icd10", 1, digest=version.digest, path=version.path, bytes=1
         )
 
@@ -131,9 +131,9 @@ def test_an_abandoned_version_is_not_published(
     registry: Registry, start: Callable[..., int]
 ) -> None:
     number = reserve(registry, start())
-    registry.abandon_version("medical", "icd10", number)
+    registry.versions.abandon("medical", "icd10", number)
     with pytest.raises(RegistryError, match="not reserved"):
-        registry.publish_version(
+        registry.versions.publish(
             "medical", "icd10", number, digest="sha256:" + "a" * 64, path="a", bytes=1
         )
 
@@ -141,27 +141,27 @@ def test_an_abandoned_version_is_not_published(
 def test_a_visible_version_is_not_abandoned(registry: Registry, publish: Publish) -> None:
     publish()
     with pytest.raises(RegistryError, match="not reserved"):
-        registry.abandon_version("medical", "icd10", 1)
+        registry.versions.abandon("medical", "icd10", 1)
 
 
 def test_an_adapter_keeps_its_task(registry: Registry) -> None:
     reserve(registry)
     with pytest.raises(RefusedError, match="is for classification, not for regression"):
-        registry.reserve_version("medical", "icd10", task="regression")
+        registry.versions.reserve("medical", "icd10", task="regression")
 
 
 @pytest.mark.parametrize("domain", ["..", "Medical", ""])
 def test_no_number_is_given_to_a_malformed_name(registry: Registry, domain: str) -> None:
     with pytest.raises(UsageError):
-        registry.reserve_version(domain, "icd10", task="classification")
+        registry.versions.reserve(domain, "icd10", task="classification")
 
 
 def test_adapters_are_listed_by_name_domain_and_page(registry: Registry, publish: Publish) -> None:
     for name in ("c", "a", "b"):
         publish(name)
-    page = registry.adapters(limit=2, after=Ref.parse("medical/a"))
+    page = registry.adapters.list(limit=2, after=Ref.parse("medical/a"))
     assert [row.name for row in page] == ["b", "c"]
-    assert registry.adapters(domain="retail") == []
+    assert registry.adapters.list(domain="retail") == []
 
 
 def test_an_adapter_tells_its_newest_version_and_aliases(
@@ -169,8 +169,8 @@ def test_an_adapter_tells_its_newest_version_and_aliases(
 ) -> None:
     publish()
     publish()
-    registry.set_alias(Ref.parse("medical/icd10@1"), "champion")
-    adapter = registry.adapter("medical", "icd10")
+    registry.aliases.set(Ref.parse("medical/icd10@1"), "champion")
+    adapter = registry.adapters.get("medical", "icd10")
     assert (adapter.newest, adapter.versions, adapter.aliases) == (2, 2, {"champion": 1})
 
 
@@ -179,14 +179,14 @@ def test_an_unknown_adapter_is_answered_with_the_nearest(
 ) -> None:
     publish()
     with pytest.raises(NotFoundError, match="medical/icd11") as caught:
-        registry.versions("medical", "icd11")
+        registry.versions.list("medical", "icd11")
     assert "Did you mean 'medical/icd10'?" in (caught.value.hint or "")
 
 
 def test_versions_are_listed_newest_first_and_paged(registry: Registry, publish: Publish) -> None:
     for _ in range(4):
         publish()
-    page = registry.versions("medical", "icd10", limit=2, before=4)
+    page = registry.versions.list("medical", "icd10", limit=2, before=4)
     assert [version.number for version in page] == [3, 2]
 
 
@@ -198,32 +198,32 @@ def test_versions_of_several_adapters_come_newest_first_with_their_aliases(
 ) -> None:
     for name in ("b", "a", "a", "c"):
         publish(name)
-    registry.set_alias(Ref("medical", "a", "1"), "champion")
+    registry.aliases.set(Ref("medical", "a", "1"), "champion")
     asked = [Ref("medical", "b"), Ref("medical", "a")]
-    assert registry.versions_of(asked, base_digest=BASE, limit=9) == {
-        Ref("medical", name): registry.versions("medical", name) for name in ("a", "b")
+    assert registry.versions.list_for_base(asked, base_digest=BASE, limit=9) == {
+        Ref("medical", name): registry.versions.list("medical", name) for name in ("a", "b")
     }
 
 
 def test_versions_of_several_adapters_are_the_visible_ones_of_one_base(
     registry: Registry, publish: Publish
 ) -> None:
-    registry.record_base(
+    registry.sources.record_base(
         digest="other", name="other", source="made", architecture="L", parameters=1, dtype="float32"
     )
     for name in ("a", "a", "gone", "strange"):
         publish(name)
     for name in ("a", "strange"):
-        number = registry.reserve_version("medical", name, task="classification")
-        registry.publish_version(
+        number = registry.versions.reserve("medical", name, task="classification")
+        registry.versions.publish(
             "medical", name, number, digest="sha256:" + "f" * 64, path=f"medical/{name}/{number}",
             bytes=1, base_digest="other",
         )  # fmt: skip
-    registry.reserve_version("medical", "a", task="classification")
+    registry.versions.reserve("medical", "a", task="classification")
     for ref in ("medical/a@1", "medical/gone@1", "medical/strange@1"):
-        registry.remove_version(Ref.parse(ref), reason="a test")
+        registry.versions.remove(Ref.parse(ref), reason="a test")
     asked = [Ref("medical", name) for name in ("a", "gone", "strange", "unknown")]
-    found = registry.versions_of(asked, base_digest=BASE, limit=9)
+    found = registry.versions.list_for_base(asked, base_digest=BASE, limit=9)
     assert [str(one.ref) for some in found.values() for one in some] == ["medical/a@2"]
 
 
@@ -233,7 +233,7 @@ def test_versions_of_several_adapters_are_bounded_together(
     for name in ("a", "a", "b", "b"):
         publish(name)
     asked = [Ref("medical", "a"), Ref("medical", "b")]
-    found = registry.versions_of(asked, base_digest=BASE, limit=3)
+    found = registry.versions.list_for_base(asked, base_digest=BASE, limit=3)
     assert [str(one.ref) for some in found.values() for one in some] == [
         "medical/a@2",
         "medical/a@1",
@@ -242,21 +242,21 @@ def test_versions_of_several_adapters_are_bounded_together(
 
 
 def test_versions_of_no_adapters_are_none(registry: Registry) -> None:
-    assert registry.versions_of([], base_digest=BASE, limit=9) == {}
+    assert registry.versions.list_for_base([], base_digest=BASE, limit=9) == {}
 
 
 def test_without_a_champion_the_newest_answers(registry: Registry, publish: Publish) -> None:
     publish()
     publish()
-    version, how = registry.resolve(Ref.parse("medical/icd10"))
+    version, how = registry.versions.resolve(Ref.parse("medical/icd10"))
     assert (version.number, how) == (2, "newest")
 
 
 def test_the_champion_answers_before_the_newest(registry: Registry, publish: Publish) -> None:
     publish()
     publish()
-    registry.set_alias(Ref.parse("medical/icd10@1"), "champion")
-    version, how = registry.resolve(Ref.parse("medical/icd10"))
+    registry.aliases.set(Ref.parse("medical/icd10@1"), "champion")
+    version, how = registry.versions.resolve(Ref.parse("medical/icd10"))
     assert (version.number, how, version.aliases) == (1, "champion", ("champion",))
 
 
@@ -270,24 +270,24 @@ def test_a_selector_is_answered(
     publish(digest="a")
     publish(digest="c")
     publish(digest="a")
-    registry.set_alias(Ref.parse("medical/icd10@2"), "canary")
-    version, by = registry.resolve(Ref.parse(f"medical/icd10@{selector}"))
+    registry.aliases.set(Ref.parse("medical/icd10@2"), "canary")
+    version, by = registry.versions.resolve(Ref.parse(f"medical/icd10@{selector}"))
     assert (version.number, by) == (number, how)
 
 
 def test_an_alias_of_another_adapter_does_not_answer(registry: Registry, publish: Publish) -> None:
     publish("a")
     publish("b")
-    registry.set_alias(Ref.parse("medical/a@1"), "canary")
+    registry.aliases.set(Ref.parse("medical/a@1"), "canary")
     with pytest.raises(NotFoundError):
-        registry.resolve(Ref.parse("medical/b@canary"))
+        registry.versions.resolve(Ref.parse("medical/b@canary"))
 
 
 def test_a_digest_of_another_adapter_does_not_answer(registry: Registry, publish: Publish) -> None:
     publish("a", digest="a")
     publish("b", digest="b")
     with pytest.raises(NotFoundError):
-        registry.resolve(Ref.parse(f"medical/b@sha256:{'a' * 64}"))
+        registry.versions.resolve(Ref.parse(f"medical/b@sha256:{'a' * 64}"))
 
 
 def test_an_unknown_number_is_answered_with_the_newest(
@@ -295,7 +295,7 @@ def test_an_unknown_number_is_answered_with_the_newest(
 ) -> None:
     publish()
     with pytest.raises(NotFoundError, match="'medical/icd10@7'") as caught:
-        registry.resolve(Ref.parse("medical/icd10@7"))
+        registry.versions.resolve(Ref.parse("medical/icd10@7"))
     assert "The newest is medical/icd10@1" in (caught.value.hint or "")
 
 
@@ -303,9 +303,9 @@ def test_an_unknown_alias_is_answered_with_the_nearest(
     registry: Registry, publish: Publish
 ) -> None:
     publish()
-    registry.set_alias(Ref.parse("medical/icd10@1"), "champion")
+    registry.aliases.set(Ref.parse("medical/icd10@1"), "champion")
     with pytest.raises(NotFoundError) as caught:
-        registry.resolve(Ref.parse("medical/icd10@champoin"))
+        registry.versions.resolve(Ref.parse("medical/icd10@champoin"))
     assert "Did you mean 'medical/icd10@champion'?" in (caught.value.hint or "")
 
 
@@ -315,14 +315,14 @@ def test_an_unknown_alias_is_answered_with_the_nearest(
 def test_an_alias_moves_from_old_to_new(registry: Registry, publish: Publish) -> None:
     publish()
     publish()
-    assert registry.set_alias(Ref.parse("medical/icd10@1"), "champion") == (None, 1)
-    assert registry.set_alias(Ref.parse("medical/icd10@2"), "champion") == (1, 2)
+    assert registry.aliases.set(Ref.parse("medical/icd10@1"), "champion") == (None, 1)
+    assert registry.aliases.set(Ref.parse("medical/icd10@2"), "champion") == (1, 2)
 
 
 def test_a_move_leaves_an_event_with_its_detail(registry: Registry, publish: Publish) -> None:
     publish()
-    registry.set_alias(Ref.parse("medical/icd10@1"), "champion", actor="ada")
-    event = registry.events(subject="medical/icd10")[0]
+    registry.aliases.set(Ref.parse("medical/icd10@1"), "champion", actor="ada")
+    event = registry.events.list(subject="medical/icd10")[0]
     assert (event.kind, event.actor) == ("alias.moved", "ada")
     told = {"alias": "champion", "old": None, "new": 1, "forced": False}
     assert told.items() <= event.detail.items()
@@ -330,28 +330,28 @@ def test_a_move_leaves_an_event_with_its_detail(registry: Registry, publish: Pub
 
 def test_an_alias_that_does_not_move_leaves_no_event(registry: Registry, publish: Publish) -> None:
     publish()
-    registry.set_alias(Ref.parse("medical/icd10@1"), "champion")
-    before = registry.events()
-    assert registry.set_alias(Ref.parse("medical/icd10@1"), "champion") == (1, 1)
-    assert registry.events() == before
+    registry.aliases.set(Ref.parse("medical/icd10@1"), "champion")
+    before = registry.events.list()
+    assert registry.aliases.set(Ref.parse("medical/icd10@1"), "champion") == (1, 1)
+    assert registry.events.list() == before
 
 
 @pytest.mark.parametrize("alias", ["latest", "v3", "base", "3", "Champion"])
 def test_a_reserved_alias_is_refused(registry: Registry, publish: Publish, alias: str) -> None:
     publish()
     with pytest.raises(UsageError):
-        registry.set_alias(Ref.parse("medical/icd10@1"), alias)
+        registry.aliases.set(Ref.parse("medical/icd10@1"), alias)
 
 
 def test_publishing_and_abandoning_leave_events(registry: Registry, publish: Publish) -> None:
     publish()
-    registry.abandon_version("medical", "icd10", reserve(registry))
-    kinds = [event.kind for event in registry.events(subject="medical/icd10")]
+    registry.versions.abandon("medical", "icd10", reserve(registry))
+    kinds = [event.kind for event in registry.events.list(subject="medical/icd10")]
     assert kinds == ["version.abandoned", "version.published"]
 
 
 def test_events_are_paged(registry: Registry, publish: Publish) -> None:
     publish()
     publish()
-    everything = registry.events()
-    assert registry.events(limit=2, before=everything[0].seq) == everything[1:3]
+    everything = registry.events.list()
+    assert registry.events.list(limit=2, before=everything[0].seq) == everything[1:3]

@@ -12,7 +12,7 @@ from server_process import ServerProcess
 from trunkline.api import open
 from trunkline.contracts import Template
 from trunkline.refs import Ref
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from workbench import make_artifact, tiny
 
 __all__ = ["tiny"]
@@ -45,19 +45,19 @@ def versions(registry: Registry) -> Registry:
     add_version(registry, "medical", "icd")
     add_version(registry, "medical", "strange", base=OTHER_BASE)
     add_version(registry, "retail", "tax")
-    registry.set_alias(Ref("medical", "icd", "1"), "champion")
+    registry.aliases.set(Ref("medical", "icd", "1"), "champion")
     return registry
 
 
 def record_base(registry: Registry, digest: str, name: str) -> None:
-    registry.record_base(
+    registry.sources.record_base(
         digest=digest, name=name, source="made", architecture="L", parameters=1, dtype="float32"
     )
 
 
 def add_version(registry: Registry, domain: str, name: str, base: str = BASE) -> None:
-    number = registry.reserve_version(domain, name, task="classification")
-    registry.publish_version(
+    number = registry.versions.reserve(domain, name, task="classification")
+    registry.versions.publish(
         domain, name, number, digest=f"sha256:{number:064x}", path=f"{domain}/{name}/{number}",
         bytes=1, base_digest=base,
     )  # fmt: skip
@@ -82,7 +82,7 @@ def made_site(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
             record_base(platform.registry, digest, tiny.name)
         ref = Ref("toy", name)
         platform.store.publish(source, ref, task=kind, run=None, base_digest=digest)
-    platform.registry.set_alias(Ref("toy", "animals", "1"), "champion")
+    platform.registry.aliases.set(Ref("toy", "animals", "1"), "champion")
     platform.registry.close()
     return folder
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from trunkline.errors import AuthenticationError, ForbiddenError
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.serving.auth import Authenticator, check_admin
 
 LOCAL = "127.0.0.1:8000"
@@ -24,38 +24,38 @@ def test_without_keys_this_machine_comes_in(registry: Registry, shown: str | Non
 
 @pytest.mark.parametrize("shown", [None, "Bearer anything", "Bearer ", "Basic eDp5"])
 def test_with_a_key_everybody_needs_one(registry: Registry, shown: str | None) -> None:
-    registry.create_key("me")
+    registry.keys.create("me")
     with pytest.raises(AuthenticationError):
         local(registry).key_of(shown, LOCAL)
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
 def test_a_key_comes_in(registry: Registry, scheme: str) -> None:
-    record, plain = registry.create_key("me")
+    record, plain = registry.keys.create("me")
     assert local(registry).key_of(f"{scheme} {plain}", None) == record
 
 
 def test_a_key_that_is_made_meanwhile_closes_the_door(registry: Registry) -> None:
     door = local(registry)
     door.key_of(None, LOCAL)
-    registry.create_key("me")
+    registry.keys.create("me")
     with pytest.raises(AuthenticationError):
         door.key_of(None, LOCAL)
 
 
 def test_removing_the_last_key_does_not_open_it(registry: Registry) -> None:
     door = local(registry)
-    record, plain = registry.create_key("me")
+    record, plain = registry.keys.create("me")
     with pytest.raises(AuthenticationError):
         door.key_of(None, LOCAL)
-    registry.remove_key(record.id)
+    registry.keys.remove(record.id)
     with pytest.raises(AuthenticationError):
         door.key_of(f"Bearer {plain}", LOCAL)
 
 
 def test_an_expired_key_stays_out(registry: Registry) -> None:
     soon = datetime.now(UTC) + timedelta(milliseconds=50)
-    _, plain = registry.create_key("me", expires=soon)
+    _, plain = registry.keys.create("me", expires=soon)
     while datetime.now(UTC) < soon:
         pass
     with pytest.raises(AuthenticationError):
@@ -80,6 +80,6 @@ def test_this_machine_has_several_names(registry: Registry, host: str) -> None:
 
 def test_only_an_admins_key_administers(registry: Registry) -> None:
     check_admin(None)
-    check_admin(registry.create_key("me", admin=True)[0])
+    check_admin(registry.keys.create("me", admin=True)[0])
     with pytest.raises(ForbiddenError):
-        check_admin(registry.create_key("me")[0])
+        check_admin(registry.keys.create("me")[0])

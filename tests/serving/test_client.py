@@ -23,7 +23,7 @@ from trunkline.inference.request import Request
 from trunkline.inference.sampling import BrokenLogits
 from trunkline.inference.step import Result
 from trunkline.refs import Ref
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.serving import metrics
 from trunkline.serving.app import create_app
 from trunkline.serving.settings import ServerSettings
@@ -392,7 +392,7 @@ def test_a_key_reaches_what_it_may_use_and_sees_no_more(
     keyed: tuple[TestClient, Platform],
 ) -> None:
     http, platform = keyed
-    _, plain = platform.registry.create_key("me", ["toy/plurals"])
+    _, plain = platform.registry.keys.create("me", ["toy/plurals"])
     client = OpenAI(base_url="http://127.0.0.1/v1", api_key=plain, http_client=http, max_retries=0)
     assert {model.id.partition("@")[0] for model in client.models.list()} == {"toy/plurals"}
     assert client.chat.completions.create(**greedy(model="toy/plurals")).model == "toy/plurals@2"
@@ -410,7 +410,7 @@ def test_an_admin_sees_the_residents_that_the_key_covers(
     for model in ("toy/plurals", "base"):
         http.post("/v1/chat/completions", json=greedy(model=model))
     http.post("/v1/classify", json={"model": "toy/animals", "input": "a cow"})
-    _, plain = platform.registry.create_key("me", ["toy/plurals"], admin=True)
+    _, plain = platform.registry.keys.create("me", ["toy/plurals"], admin=True)
     told = http.get("/admin/residents", headers={"authorization": f"Bearer {plain}"}).json()
     assert {one["name"] for one in told["data"]} == {"toy/plurals@2"}
     assert len(platform.engine.pool) > 1
@@ -418,7 +418,7 @@ def test_an_admin_sees_the_residents_that_the_key_covers(
 
 def test_a_wrong_key_is_refused(keyed: tuple[TestClient, Platform]) -> None:
     http, platform = keyed
-    platform.registry.create_key("me")
+    platform.registry.keys.create("me")
     client = OpenAI(base_url="http://127.0.0.1/v1", api_key="x", http_client=http, max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         client.models.list()
@@ -426,10 +426,10 @@ def test_a_wrong_key_is_refused(keyed: tuple[TestClient, Platform]) -> None:
 
 def test_the_log_names_the_key_and_the_version(keyed: tuple[TestClient, Platform]) -> None:
     http, platform = keyed
-    record, plain = platform.registry.create_key("me")
+    record, plain = platform.registry.keys.create("me")
     mine = {"authorization": f"Bearer {plain}"}
     response = http.post("/v1/classify", json={"model": "toy/animals", "input": "x"}, headers=mine)
-    logged = platform.registry.request(response.headers["x-request-id"])
+    logged = platform.registry.requests.get(response.headers["x-request-id"])
     assert (logged.key, logged.asked, logged.version, logged.status) == (
         record.id, "toy/animals", "toy/animals@1", 200,
     )  # fmt: skip
@@ -475,7 +475,7 @@ def test_an_id_that_was_taken_meanwhile_costs_neither_the_answer_nor_its_line(
     )
     assert (first.status_code, second.status_code) == (200, 200)
     assert not stream or second.text.endswith("data: [DONE]\n\n")
-    logged = [one.id for one in platform.registry.requests()]
+    logged = [one.id for one in platform.registry.requests.list()]
     assert len(logged) == 2
     assert {one.partition("-")[0] for one in logged} == {"twice"}
     assert stream or second.headers["x-request-id"] in logged
@@ -536,7 +536,7 @@ def test_a_failed_stream_has_its_line_though_its_client_leaves_meanwhile(
     }  # fmt: skip
     assert http.portal is not None
     http.portal.call(app, scope, receive, send)
-    assert platform.registry.request("left").status == BrokenLogits.http_status
+    assert platform.registry.requests.get("left").status == BrokenLogits.http_status
 
 
 @contextmanager
@@ -558,7 +558,7 @@ def test_an_alias_that_moves_is_followed_by_the_next_request(
     http, platform = keyed
     asked = {"model": "toy/animals", "input": "a cow"}
     before = http.post("/v1/classify", json=asked).json()["model"]
-    platform.registry.set_alias(Ref("toy", "animals", "2"), "champion")
+    platform.registry.aliases.set(Ref("toy", "animals", "2"), "champion")
     after = http.post("/v1/classify", json=asked).json()["model"]
     assert (before, after) == ("toy/animals@1", "toy/animals@2")
 

@@ -125,7 +125,7 @@ def test_an_openai_client_sends_it_in_the_extra_body(client: OpenAI) -> None:
 
 def test_the_log_has_a_late_request(http: TestClient, platform: Platform) -> None:
     response = http.post("/v1/chat/completions", json={**CHAT, "timeout": AT_ONCE})
-    assert platform.registry.request(response.headers["x-request-id"]).status == 504
+    assert platform.registry.requests.get(response.headers["x-request-id"]).status == 504
 
 
 @every_route
@@ -142,7 +142,7 @@ def test_openais_client_does_not_ask_again_for_what_was_late(
     http: TestClient, platform: Platform
 ) -> None:
     client = OpenAI(base_url="http://127.0.0.1/v1", api_key="x", http_client=http, max_retries=2)
-    before = len(platform.registry.requests())
+    before = len(platform.registry.requests.list())
     with pytest.raises(openai.APIStatusError):
         client.chat.completions.create(**CHAT, extra_body={"timeout": AT_ONCE})
-    assert len(platform.registry.requests()) == before + 1
+    assert len(platform.registry.requests.list()) == before + 1

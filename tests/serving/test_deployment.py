@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.serving.deployment import Batch, Change, Presence
 
 A, B = (f"sha256:{letter * 64}" for letter in "ab")
@@ -70,7 +70,7 @@ def presence(registry: Registry, memory: Any) -> Presence:
 @pytest.fixture
 def running(registry: Registry, presence: Presence) -> Iterator[Presence]:
     presence.start()
-    until(registry.deployments)
+    until(registry.servers.list)
     yield presence
     presence.stop()
 
@@ -84,28 +84,28 @@ def locked(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def test_a_server_is_alive_while_it_runs(registry: Registry, running: Presence) -> None:
-    assert registry.deployments()[0].alive
+    assert registry.servers.list()[0].alive
 
 
 def test_its_base_is_on_record(registry: Registry, running: Presence) -> None:
-    assert registry.deployments()[0].base_name == "tiny"
+    assert registry.servers.list()[0].base_name == "tiny"
 
 
 def test_it_has_stopped_once_it_says_so(registry: Registry, presence: Presence) -> None:
     presence.start()
     presence.stop()
-    assert registry.deployments()[0].stopped is not None
+    assert registry.servers.list()[0].stopped is not None
 
 
 def test_the_arithmetic_of_its_base_is_told(registry: Registry, running: Presence) -> None:
-    (started,) = [one for one in registry.events() if one.kind == "server.started"]
+    (started,) = [one for one in registry.events.list() if one.kind == "server.started"]
     assert started.detail["dtype"] == "int8"
 
 
 def test_it_gives_signs_of_life(registry: Registry, running: Presence) -> None:
-    with closing(sqlite3.connect(registry._engines.where, isolation_level=None)) as other:
+    with closing(sqlite3.connect(registry.sessions.engines.where, isolation_level=None)) as other:
         other.execute("UPDATE deployments SET seen = '2020-01-01 00:00:00.000000'")
-    until(lambda: registry.deployments()[0].seen.year > 2020)
+    until(lambda: registry.servers.list()[0].seen.year > 2020)
 
 
 def test_what_was_in_memory_before_is_told(
@@ -113,7 +113,7 @@ def test_what_was_in_memory_before_is_told(
 ) -> None:
     memory.load(A)
     presence.start()
-    until(lambda: A in registry.holders())
+    until(lambda: A in registry.servers.holders())
     presence.stop()
 
 
@@ -121,7 +121,7 @@ def test_loads_and_unloads_are_told(registry: Registry, memory: Memory, running:
     memory.load(A)
     memory.load(B)
     memory.unload(A)
-    until(lambda: list(registry.holders()) == [B])
+    until(lambda: list(registry.servers.holders()) == [B])
 
 
 def test_loads_that_follow_each_other_fast_are_all_told(
@@ -130,7 +130,7 @@ def test_loads_that_follow_each_other_fast_are_all_told(
     for _ in range(3):
         memory.load(A)
         memory.unload(A)
-    until(lambda: [one.unloaded is None for one in registry.deployments_of(A)] == [False] * 3)
+    until(lambda: [one.unloaded is None for one in registry.servers.list_loads(A)] == [False] * 3)
 
 
 def test_loading_does_not_wait_for_a_locked_registry(
@@ -153,7 +153,7 @@ def test_what_could_not_be_told_is_told_later(
     memory.load(A)
     until(lambda: caplog.records)
     locked.execute("ROLLBACK")
-    until(lambda: A in registry.holders())
+    until(lambda: A in registry.servers.holders())
 
 
 def test_a_failing_registry_is_warned_of_once(
@@ -178,7 +178,7 @@ def test_a_start_that_fails_is_tried_again(
         presence.start()
         until(lambda: caplog.records)
         other.execute("ROLLBACK")
-    until(registry.deployments)
+    until(registry.servers.list)
     presence.stop()
 
 
@@ -186,10 +186,10 @@ def test_a_server_that_the_registry_forgot_begins_anew(
     registry: Registry, memory: Memory, running: Presence
 ) -> None:
     memory.load(A)
-    until(lambda: A in registry.holders())
-    registry.stop_deployment(registry.deployments()[0].number)
-    until(lambda: A in registry.holders())
-    assert len(registry.deployments()) == 2
+    until(lambda: A in registry.servers.holders())
+    registry.servers.stop(registry.servers.list()[0].number)
+    until(lambda: A in registry.servers.holders())
+    assert len(registry.servers.list()) == 2
 
 
 def test_an_ended_server_watches_no_more(memory: Memory, presence: Presence) -> None:

@@ -198,7 +198,7 @@ def test_an_id_that_is_none_is_replaced(client: TestClient, id: Any) -> None:
 def test_an_id_that_was_used_is_replaced(client: TestClient, platform: Platform) -> None:
     mine = {"x-request-id": "mine"}
     client.post("/v1/chat/completions", json=ASK, headers=mine)
-    assert platform.registry.request("mine").status == 503
+    assert platform.registry.requests.get("mine").status == 503
     response = client.post("/v1/chat/completions", json=ASK, headers=mine)
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
@@ -207,7 +207,7 @@ def test_an_id_that_was_used_is_replaced(client: TestClient, platform: Platform)
 
 
 def test_with_a_key_only_probes_are_open(client: TestClient, platform: Platform) -> None:
-    _, plain = platform.registry.create_key("me")
+    _, plain = platform.registry.keys.create("me")
     told = {
         path: client.get(path).status_code
         for path in ("/health", "/metrics", "/v1/models", "/admin/state", "/openapi.json", "/x")
@@ -222,7 +222,7 @@ def test_with_a_key_only_probes_are_open(client: TestClient, platform: Platform)
 
 
 def test_figures_need_a_key_where_others_reach_the_server(platform: Platform) -> None:
-    _, plain = platform.registry.create_key("me")
+    _, plain = platform.registry.keys.create("me")
     app = create_app(platform, ServerSettings(host="0.0.0.0"))
     with TestClient(app) as client:
         assert client.get("/metrics").status_code == 401
@@ -239,7 +239,7 @@ def test_figures_name_every_adapter_so_a_key_for_some_does_not_see_them(
         ("some", ["toy/plurals"], False), ("all", ["*"], False),
         ("admin", ["toy/x"], True), ("both", ["*"], True),
     ):  # fmt: skip
-        _, plain = platform.registry.create_key(owner, adapters, admin=admin)
+        _, plain = platform.registry.keys.create(owner, adapters, admin=admin)
         response = client.get("/metrics", headers={"authorization": f"Bearer {plain}"})
         told[owner] = response.status_code
     assert told == {"some": 403, "all": 200, "admin": 403, "both": 200}
@@ -255,7 +255,7 @@ def test_what_names_a_model_is_logged_and_nothing_else(
     client.post("/v1/chat/completions", json={"messages": []})
     client.post("/v1/chat/completions", json={"model": "a/b", "messages": []})
     client.post("/v1/completions", json={"model": "a/c", "prompt": "secret"})
-    logged = platform.registry.requests()
+    logged = platform.registry.requests.list()
     assert [(one.asked, one.status, one.route) for one in logged] == [
         ("a/c", 503, "/v1/completions"),
         ("a/b", 400, "/v1/chat/completions"),
@@ -268,7 +268,7 @@ def test_texts_are_logged_when_that_is_switched_on(platform: Platform) -> None:
         create_app(platform, ServerSettings(log_text=True)), base_url="http://localhost"
     ) as client:
         client.post("/v1/completions", json={"model": "a/c", "prompt": "told"})
-    assert platform.registry.requests()[0].text == '"told"'
+    assert platform.registry.requests.list()[0].text == '"told"'
 
 
 def test_no_log_no_line(platform: Platform) -> None:
@@ -276,4 +276,4 @@ def test_no_log_no_line(platform: Platform) -> None:
         create_app(platform, ServerSettings(log_requests=False)), base_url="http://localhost"
     ) as client:
         client.post("/v1/completions", json={"model": "a/c", "prompt": "told"})
-    assert platform.registry.requests() == []
+    assert platform.registry.requests.list() == []

@@ -10,7 +10,7 @@ from sqlalchemy import event
 from trunkline.errors import BaseMismatchError
 from trunkline.refs import Ref
 from trunkline.registry.records import KeyRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.serving import models as module
 from trunkline.serving.errors import ApiError
 from trunkline.serving.models import Model, ServedBase, find_model, list_models
@@ -29,7 +29,7 @@ ALL = [
 
 
 def key(registry: Registry, *adapters: str) -> KeyRecord:
-    return registry.create_key("me", adapters)[0]
+    return registry.keys.create("me", adapters)[0]
 
 
 def ids(registry: Registry, key: KeyRecord | None = None, **page: object) -> list[str]:
@@ -40,8 +40,8 @@ def ids(registry: Registry, key: KeyRecord | None = None, **page: object) -> lis
 
 
 def publish(registry: Registry, ref: Ref, base: str = HERE.digest) -> None:
-    number = registry.reserve_version(ref.domain, ref.name, task="classification")
-    registry.publish_version(
+    number = registry.versions.reserve(ref.domain, ref.name, task="classification")
+    registry.versions.publish(
         ref.domain, ref.name, number, digest=f"sha256:{number:064x}", path=f"{ref}/{number}",
         bytes=1, base_digest=base,
     )  # fmt: skip
@@ -58,16 +58,16 @@ def mixed(versions: Registry) -> Registry:
     }.items():
         for base in bases:
             publish(versions, Ref.parse(adapter), base)
-    versions.reserve_version("retail", "lost", task="classification")
+    versions.versions.reserve("retail", "lost", task="classification")
     for alias, pointed in {
         "canary": ["finance/both@1", "retail/lost@3"],
         "champion": ["finance/moved@1", "retail/lost@1"],
         "beta": ["finance/both@2", "retail/lost@3"],
     }.items():
         for ref in pointed:
-            versions.set_alias(Ref.parse(ref), alias)
+            versions.aliases.set(Ref.parse(ref), alias)
     for ref in ("retail/gone@1", "retail/lost@2", "retail/lost@4"):
-        versions.remove_version(Ref.parse(ref), reason="a test")
+        versions.versions.remove(Ref.parse(ref), reason="a test")
     return versions
 
 
@@ -107,8 +107,8 @@ def statements(registry: Registry, adapters: int, limit: int) -> int:
     def note(connection: object, cursor: object, statement: str, *more: object) -> None:
         sent.append(statement)
 
-    engine = registry._engines.reading
-    key = registry.create_key("me", ["base", *(f"many/a-{one}" for one in range(adapters))])[0]
+    engine = registry.sessions.engines.reading
+    key = registry.keys.create("me", ["base", *(f"many/a-{one}" for one in range(adapters))])[0]
     event.listen(engine, "before_cursor_execute", note)
     try:
         list_models(registry, HERE, key, limit, None)

@@ -18,7 +18,7 @@ import pytest
 from server_process import ServerProcess, wait_until
 from trunkline.refs import Ref
 from trunkline.registry.records import RequestRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 SAID: Any = [{"role": "user", "content": "The quick brown fox"}]
 LONG: dict[str, Any] = {"model": "toy/plurals", "messages": SAID, "max_tokens": 200, "seed": 1}
@@ -26,7 +26,7 @@ LONG: dict[str, Any] = {"model": "toy/plurals", "messages": SAID, "max_tokens": 
 
 def last_logged(server: ServerProcess) -> RequestRecord | None:
     with Registry.open(f"sqlite:///{server.workspace / 'registry.db'}") as registry:
-        return next(iter(registry.requests(1)), None)
+        return next(iter(registry.requests.list(1)), None)
 
 
 def is_idle(server: ServerProcess) -> bool:
@@ -120,7 +120,7 @@ def test_clients_that_leave_or_do_not_read_at_its_end_are_no_errors(site: Path, 
             assert server.stop() == 0
     assert server.finish() == ""
     with Registry.open(f"sqlite:///{site / 'registry.db'}") as registry:
-        assert len(registry.requests()) == 4
+        assert len(registry.requests.list()) == 4
 
 
 def test_openais_client_gets_choices_stops_and_errors(running: ServerProcess) -> None:
@@ -153,11 +153,11 @@ def test_an_answer_in_flight_keeps_its_version_when_the_alias_moves(
 ) -> None:
     body = {"model": "toy/plurals@live", "messages": SAID, "max_tokens": 150, "seed": 1}
     with Registry.open(f"sqlite:///{running.workspace / 'registry.db'}") as registry:
-        registry.set_alias(Ref("toy", "plurals", "1"), "live")
+        registry.aliases.set(Ref("toy", "plurals", "1"), "live")
         with running.stream("/v1/chat/completions", body) as response:
             lines = response.iter_lines()
             first = next(line for line in lines if line)
-            registry.set_alias(Ref("toy", "plurals", "2"), "live")
+            registry.aliases.set(Ref("toy", "plurals", "2"), "live")
             told = {
                 json.loads(line.removeprefix("data: "))["model"]
                 for line in (first, *lines)
@@ -292,7 +292,7 @@ def test_a_server_that_is_told_to_end_finishes_what_it_has(site: Path, tiny: Pat
         assert "Traceback" not in server.finish()
         assert server.process.returncode == 0
     with Registry.open(f"sqlite:///{site / 'registry.db'}") as registry:
-        assert [one.status for one in registry.requests()] == [200] * 6
+        assert [one.status for one in registry.requests.list()] == [200] * 6
 
 
 def test_a_killed_server_starts_again_and_ends_what_takes_too_long(site: Path, tiny: Path) -> None:

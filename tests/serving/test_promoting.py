@@ -42,7 +42,7 @@ def server(
 @pytest.fixture
 def platform(server: tuple[TestClient, Platform]) -> Platform:
     """Of the server; ``toy/animals@1`` is the champion."""
-    server[1].registry.set_alias(ANIMALS.at(1), "champion")
+    server[1].registry.aliases.set(ANIMALS.at(1), "champion")
     return server[1]
 
 
@@ -54,7 +54,7 @@ def http(server: tuple[TestClient, Platform]) -> TestClient:
 def key(platform: Platform, owner: str, **allowed: Any) -> dict[str, str]:
     """The header of a new key."""
     given = {"admin": True} | allowed
-    return {"authorization": f"Bearer {platform.registry.create_key(owner, **given)[1]}"}
+    return {"authorization": f"Bearer {platform.registry.keys.create(owner, **given)[1]}"}
 
 
 def two_persons(told: dict[str, Any]) -> bool:
@@ -86,8 +86,8 @@ def test_owner_stands_in_the_history_with_the_head(http: TestClient, platform: P
     asked = {"ref": "toy/animals@2", **FORCED}
     told = http.post("/admin/promote", json=asked, headers=key(platform, "Ada L.")).json()
     assert (told["adapter"], told["old"], told["new"]) == ("toy/animals", 1, 2)
-    assert told["head"] == str(platform.registry.heads()["events"])
-    move = platform.registry.alias_moves("toy", "animals")[0]
+    assert told["head"] == str(platform.registry.events.heads()["events"])
+    move = platform.registry.aliases.moves("toy", "animals")[0]
     assert move.actor.endswith(" Ada L.")
     assert move.actor.startswith("key/")
 
@@ -106,7 +106,7 @@ def test_rollback_goes_back_and_the_next_request_sees_it(
         "wrong",
     )
     assert told["actor"].endswith(" ada")
-    assert told["head"] == str(platform.registry.heads()["events"])
+    assert told["head"] == str(platform.registry.events.heads()["events"])
     assert http.get("/v1/models/toy/animals", headers=headers).json()["root"] == "toy/animals@1"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from trunkline.errors import RegistryError
 from trunkline.registry.records import RequestLine
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.serving.request_log import RequestLog
 
 
@@ -24,7 +24,7 @@ def line(id: str) -> RequestLine:
 
 @pytest.fixture
 def log(registry: Registry) -> Iterator[RequestLog]:
-    made = RequestLog(registry.log_requests)
+    made = RequestLog(registry.requests.log)
     made.start()
     yield made
     made.stop()
@@ -32,7 +32,7 @@ def log(registry: Registry) -> Iterator[RequestLog]:
 
 def test_a_line_is_there_as_soon_as_it_is_kept(registry: Registry, log: RequestLog) -> None:
     asyncio.run(log.keep(line("one")))
-    assert registry.request("one").version == "a/b@1"
+    assert registry.requests.get("one").version == "a/b@1"
 
 
 def test_lines_that_come_together_are_written_together(registry: Registry) -> None:
@@ -40,7 +40,7 @@ def test_lines_that_come_together_are_written_together(registry: Registry) -> No
 
     def write(lines: Sequence[RequestLine]) -> None:
         groups.append(len(lines))
-        registry.log_requests(lines)
+        registry.requests.log(lines)
 
     async def all_of_them(log: RequestLog) -> None:
         keeping = [asyncio.ensure_future(log.keep(line(str(number)))) for number in range(50)]
@@ -51,7 +51,7 @@ def test_lines_that_come_together_are_written_together(registry: Registry) -> No
     log = RequestLog(write)
     asyncio.run(all_of_them(log))
     log.stop()
-    assert (len(registry.requests()), len(groups)) == (50, 1)
+    assert (len(registry.requests.list()), len(groups)) == (50, 1)
 
 
 def test_a_taken_id_falls_alone(registry: Registry, log: RequestLog) -> None:
@@ -66,7 +66,7 @@ def test_a_taken_id_falls_alone(registry: Registry, log: RequestLog) -> None:
 
     told = asyncio.run(three())
     assert [type(one) for one in told] == [type(None), RegistryError, type(None)]
-    assert len(registry.requests()) == 3
+    assert len(registry.requests.list()) == 3
 
 
 def test_a_locked_registry_is_told_and_passes(
@@ -78,7 +78,7 @@ def test_a_locked_registry_is_told_and_passes(
             asyncio.run(log.keep(line("one")))
         other.execute("ROLLBACK")
     asyncio.run(log.keep(line("two")))
-    assert [one.id for one in registry.requests()] == ["two"]
+    assert [one.id for one in registry.requests.list()] == ["two"]
 
 
 def test_what_waits_is_written_before_the_end(registry: Registry) -> None:
@@ -89,5 +89,5 @@ def test_what_waits_is_written_before_the_end(registry: Registry) -> None:
         await asyncio.to_thread(log.stop)
         await keeping
 
-    asyncio.run(one(RequestLog(registry.log_requests)))
-    assert registry.request("one").status == 200
+    asyncio.run(one(RequestLog(registry.requests.log)))
+    assert registry.requests.get("one").status == 200

@@ -40,7 +40,7 @@ def test_without_a_key_it_listens_on_this_machine_only(platform: Platform, host:
 
 
 def test_an_address_of_another_machine_is_refused(platform: Platform) -> None:
-    platform.registry.create_key("me")
+    platform.registry.keys.create("me")
     with pytest.raises(UsageError, match=r"192\.0\.2\.1"):
         serve(platform, ServerSettings(host="192.0.2.1", port=0))
 

@@ -64,7 +64,7 @@ def test_provenance_tells_the_run_as_finished_with_its_times(animals: Provenance
 
 def test_provenance_holds_the_figures_of_the_registry(whole: Whole, animals: Provenance) -> None:
     version = whole.runs["toy/animals"].version
-    kept = whole.platform.registry.evaluations(version=version.ref)[0]
+    kept = whole.platform.registry.evaluations.list(version=version.ref)[0]
     assert [one.results for one in animals.evaluations] == [kept.results]
 
 
@@ -72,7 +72,7 @@ def test_report_of_the_registry_is_that_of_the_provenance(
     whole: Whole, animals: Provenance
 ) -> None:
     assert animals.run is not None
-    assert whole.platform.registry.run(1).report == animals.run.report
+    assert whole.platform.registry.runs.get(1).report == animals.run.report
 
 
 def test_registry_and_file_give_the_same_account(whole: Whole, animals: Provenance) -> None:
@@ -89,7 +89,7 @@ def test_registry_and_file_give_the_same_account(whole: Whole, animals: Provenan
 def test_specification_is_in_the_registry_and_in_the_file(
     whole: Whole, animals: Provenance
 ) -> None:
-    kept = whole.platform.registry.run(1).specification
+    kept = whole.platform.registry.runs.get(1).specification
     assert animals.run is not None
     assert kept == animals.run.specification
     assert kept is not None
@@ -185,10 +185,10 @@ def test_words_of_a_plugin_do_not_break_the_metadata(
 
 def test_card_now_has_the_evaluation_made_since(platform: Platform) -> None:
     version = platform.train("toy/prices", max_steps=2).version
-    platform.registry.record_evaluation(
+    platform.registry.evaluations.record(
         recipe="toy/prices",
         base_digest=version.base_digest,
-        dataset_id=platform.registry.datasets()[0].id,
+        dataset_id=platform.registry.sources.list_datasets()[0].id,
         split="a later test",
         results={"scores": {"mae": {"value": 1.25, "low": 1.0, "high": 1.5}}},
         version=version.ref,

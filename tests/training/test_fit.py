@@ -212,7 +212,7 @@ def test_rank_stabilized_scaling_survives(platform: Platform, tmp_path: Path) ->
 
 
 def test_too_many_upper_layers_are_refused(platform: Platform, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="layers_to_transform = 9, but the base has 3") as caught:
+    with pytest.raises(UsageError, match="layers_to_transform is 9, but the base has 3") as caught:
         fitted(platform, tmp_path / "run", layers_to_transform=9)
     assert "layers_to_transform=3" in (caught.value.hint or "")
 

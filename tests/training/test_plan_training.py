@@ -41,7 +41,7 @@ def test_time_is_known_after_a_run(platform: Platform) -> None:
 
 def test_nothing_is_recorded(platform: Platform) -> None:
     platform.plan("toy/animals")
-    assert platform.registry.runs() == []
+    assert platform.registry.runs.list() == []
     assert not platform.workspace.runs.exists()
     assert not platform.workspace.adapters.exists()
 

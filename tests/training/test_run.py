@@ -55,7 +55,7 @@ def assert_nothing_published(platform: Platform) -> None:
 
 
 def status(platform: Platform, run: int = 1) -> str:
-    return platform.registry.run(run).status
+    return platform.registry.runs.get(run).status
 
 
 # ------------------------------------------------------------------------------------ finished
@@ -67,7 +67,7 @@ def run(platform: Platform) -> TrainedRun:
 
 
 def test_finished_run_is_recorded_with_what_it_made(whole: Whole) -> None:
-    record = whole.platform.registry.run(1)
+    record = whole.platform.registry.runs.get(1)
     assert record.status == "finished"
     assert record.versions == ("toy/animals@1",)
     assert record.seed == 2
@@ -87,12 +87,12 @@ def test_report_counts_rows_and_tokens(whole: Whole) -> None:
 
 
 def test_report_is_kept_in_the_registry(whole: Whole) -> None:
-    kept = whole.platform.registry.run(1).report
+    kept = whole.platform.registry.runs.get(1).report
     assert kept == json.loads(json.dumps(whole.runs["toy/animals"].report))
 
 
 def test_metrics_over_time_are_kept(whole: Whole) -> None:
-    names = {metric.name for metric in whole.platform.registry.run_metrics(1)}
+    names = {metric.name for metric in whole.platform.registry.runs.metrics(1)}
     assert {"loss", "validation.accuracy"} <= names
 
 
@@ -100,8 +100,8 @@ def test_every_test_row_has_its_prediction(whole: Whole) -> None:
     platform, version = whole.platform, whole.runs["toy/animals"].version
     training_job = platform.training_job("toy/animals", {})
     rows = prepare(training_job.dataset, training_job.recipe).split.test
-    record = platform.registry.evaluations(version=version.ref)[0]
-    kept = platform.registry.predictions(record.id)
+    record = platform.registry.evaluations.list(version=version.ref)[0]
+    kept = platform.registry.evaluations.predictions(record.id)
     assert {one.row_id for one in kept} == {row.id for row in rows}
     assert all(one.baseline_prediction for one in kept)
 
@@ -146,7 +146,7 @@ def test_adapter_that_does_nothing_is_not_published(platform: Platform) -> None:
     with pytest.raises(TrainingError, match="does nothing"):
         platform.train("toy/animals", max_steps=2, learning_rate=0.0)
     assert status(platform) == "failed"
-    assert "does nothing" in (platform.registry.run(1).error or "")
+    assert "does nothing" in (platform.registry.runs.get(1).error or "")
     assert_nothing_published(platform)
     assert not platform.workspace.run_path(1).exists()
 
@@ -239,7 +239,7 @@ def test_surprise_is_told_in_one_line(platform: Platform, monkeypatch: pytest.Mo
 def test_wrong_setting_begins_no_run(platform: Platform, settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         platform.train("toy/animals", **settings)
-    assert platform.registry.runs() == []
+    assert platform.registry.runs.list() == []
     assert not platform.workspace.runs.exists()
 
 
@@ -247,7 +247,7 @@ def test_bad_rows_begin_no_run(platform: Platform, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(toy_plugin, "read_animals", lambda: iter(()))
     with pytest.raises(TrunklineError, match="no rows"):
         platform.train("toy/animals", max_steps=2)
-    assert platform.registry.runs() == []
+    assert platform.registry.runs.list() == []
 
 
 def test_folder_that_can_not_be_made_fails_the_run(platform: Platform) -> None:
@@ -479,7 +479,7 @@ def test_run_that_another_process_works_on_is_left_alone(platform: Platform, sto
 def test_evaluating_again_gives_the_same_figures(platform: Platform, run: TrainedRun) -> None:
     again = platform.evaluate("toy/animals@1")
     assert again.scores == run.evaluation_report.scores
-    assert len(platform.registry.evaluations(version=Ref.parse("toy/animals@1"))) == 2
+    assert len(platform.registry.evaluations.list(version=Ref.parse("toy/animals@1"))) == 2
 
 
 def test_evaluating_again_on_other_rows_is_refused(
@@ -497,10 +497,10 @@ def test_evaluating_again_on_other_rows_is_refused(
 def test_folds_hold_every_row_out_once_and_publish_nothing(platform: Platform) -> None:
     result = platform.cross_validate("toy/animals", 3, max_steps=2)
     assert result.evaluation_report.rows == sum(fold["test_rows"] for fold in result.per_fold) == 63
-    kept = platform.registry.predictions(result.evaluation)
+    kept = platform.registry.evaluations.predictions(result.evaluation)
     assert len({one.row_id for one in kept}) == 63
     assert_nothing_published(platform)
-    assert platform.registry.runs() == []
+    assert platform.registry.runs.list() == []
     assert list(platform.workspace.runs.iterdir()) == []
 
 

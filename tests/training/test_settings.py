@@ -121,8 +121,8 @@ def test_value_of_another_type_is_refused_with_what_is_wanted(
         ("r", -1),
         ("learning_rate", "1.5"),
         ("lora_dropout", "1"),
-        ("warmup", "-0.1"),
-        ("batch_size", "0"),
+        ("warmup_ratio", "-0.1"),
+        ("per_device_train_batch_size", "0"),
         ("max_steps", "-5"),
         ("seed", 2**31),
         ("lr_scheduler_type", "step"),
@@ -151,8 +151,8 @@ def test_number_written_out_comes_back(value: float) -> None:
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ("rank=8", ("r", "8")),
-        (" rank = 8 ", ("r", "8")),
+        ("r=8", ("r", "8")),
+        (" r = 8 ", ("r", "8")),
         ("target_modules=", ("target_modules", "")),
         ("a=b=c", ("a", "b=c")),
     ],

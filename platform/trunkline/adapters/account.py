@@ -26,9 +26,9 @@ from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import DatasetSpec
 from trunkline.errors import IntegrityError
 from trunkline.refs import Ref
-from trunkline.registry.database import utc_now
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
+from trunkline.registry.session import utc_now
 
 
 def provenance_of(registry: Registry, version: VersionRecord, artifact: Artifact) -> Provenance:
@@ -40,7 +40,7 @@ def provenance_of(registry: Registry, version: VersionRecord, artifact: Artifact
         artifact: its files, verified.
     """
     kept = kept_provenance(artifact)
-    known = registry.origin(version.ref)
+    known = registry.versions.provenance(version.ref)
     if known["run"] is None:
         known["evaluations"] = []
     if known["dataset"] is not None:
@@ -72,7 +72,7 @@ def provenance_of_run(
         report: the run's, which the registry gets with its end.
     """
     now = utc_now()
-    known = registry.origin_of_run(number)
+    known = registry.runs.provenance(number)
     known["run"] |= {"status": "finished", "finished": now.isoformat(), "report": report}
     known["dataset"] |= {"description": dataset.description, "grouping": dataset.grouping}
     ref = Ref.parse(known["run"]["recipe"])

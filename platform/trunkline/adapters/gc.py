@@ -68,12 +68,12 @@ def find_garbage(store: AdapterStore, *, unknown: bool = False) -> list[Found]:
     """
     folders = list(store.storage.folders())
     now = datetime.now(UTC)
-    held = store.registry.holders()
-    visible = {version.path: version for version in store.registry.every_version()}
+    held = store.registry.servers.holders()
+    visible = {version.path: version for version in store.registry.artifacts.iter_visible()}
     found = [*_reservations(store, now)]
     for begin in range(0, len(folders), 500):
         some = folders[begin : begin + 500]
-        rows = store.registry.stored_versions({one.version for one in some if one.version})
+        rows = store.registry.artifacts.find({one.version for one in some if one.version})
         for folder in some:
             row = rows.get(folder.version) if folder.version else None
             told = None if folder.path in visible else _evaluate(folder, row, held, now, unknown)
@@ -97,7 +97,7 @@ def take(store: AdapterStore, found: Found) -> bool:
     if found.kind == "reservation":
         ref = Ref.parse(found.name)
         try:
-            store.registry.abandon_version(ref.domain, ref.name, ref.number or 0)
+            store.registry.versions.abandon(ref.domain, ref.name, ref.number or 0)
         except RegistryError:
             if any(one.ref == ref for one in _pending(store)):
                 raise
@@ -125,7 +125,7 @@ def collect(store: AdapterStore, found: Sequence[Found]) -> Iterator[Found]:
 
 def _pending(store: AdapterStore) -> Iterator[StoredVersion]:
     after = 0
-    while page := store.registry.pending_versions(after=after):
+    while page := store.registry.artifacts.list_pending(after=after):
         yield from page
         after = page[-1].id
 
@@ -193,7 +193,7 @@ def _why(row: StoredVersion | None) -> str:
 
 def _cached(store: AdapterStore, held: Collection[str]) -> Iterator[Found]:
     cached = store.cache.folders()
-    wanted = store.registry.visible_digests({one.digest for one in cached})
+    wanted = store.registry.artifacts.visible_digests({one.digest for one in cached})
     for one in cached:
         if one.whole and (one.digest in wanted or one.digest in held):
             continue
@@ -205,7 +205,7 @@ def _runs(store: AdapterStore) -> Iterator[Found]:
     """Folders of runs that nobody works on and that can't be resumed."""
     root = store.workspace.runs
     folders = {int(one.name): one for one in _numbered(root)}
-    statuses = store.registry.run_statuses(folders)
+    statuses = store.registry.runs.statuses(folders)
     for number, folder in sorted(folders.items()):
         status = statuses.get(number)
         resumable = any(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))

@@ -50,9 +50,9 @@ from trunkline.errors import (
     UsageError,
 )
 from trunkline.refs import Ref
-from trunkline.registry.database import system_actor, utc_now
 from trunkline.registry.records import VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
+from trunkline.registry.session import system_actor, utc_now
 
 if TYPE_CHECKING:
     from trunkline.bases import BaseInfo
@@ -124,7 +124,7 @@ def import_adapter(
         with tempfile.TemporaryDirectory(prefix="trunkline-import-") as staging:
             made = Path(staging)
             _make(made, foreign, config, task, base, ref, wishes, {**origin, "by": actor})
-            registry.record_base(
+            registry.sources.record_base(
                 digest=base.digest,
                 name=base.name,
                 source=base.source,
@@ -158,7 +158,7 @@ def check_name(registry: Registry, ref: Ref, kind: str) -> None:
     """
     _check_no_selector(ref)
     try:
-        known = registry.adapter(ref.domain, ref.name)
+        known = registry.adapters.get(ref.domain, ref.name)
     except NotFoundError:
         return
     if known.task != kind:

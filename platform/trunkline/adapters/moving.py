@@ -37,8 +37,8 @@ from trunkline.errors import (
     UsageError,
 )
 from trunkline.refs import Ref
-from trunkline.registry.database import system_actor, utc_now
 from trunkline.registry.records import RestoredLineage, VersionRecord
+from trunkline.registry.session import system_actor, utc_now
 
 _ASK_AGAIN = "Ask for the archive again, and compare its sha256."
 
@@ -92,7 +92,7 @@ def export_version(
 
         def tell(whole: Path) -> None:
             told = {"archive": target.name, "archive_sha256": file_sha256(whole)}
-            store.registry.tell_moved("adapter.exported", version.ref, told, actor=actor)
+            store.registry.events.append("adapter.exported", version.ref, told, actor=actor)
 
         size = pack(folder, target, overwrite=overwrite, before=tell)
     return Exported(version, target, size, names, version.digest, fingerprint)
@@ -190,7 +190,7 @@ def sign_version(
     made = sign(artifact.folder, key, password)
     store.write_file(version, SIGNATURE, made.data)
     told = {"signed_by": made.fingerprint}
-    store.registry.tell_moved("version.signed", version.ref, told, actor=actor)
+    store.registry.events.append("version.signed", version.ref, told, actor=actor)
     return made.fingerprint
 
 
@@ -260,7 +260,7 @@ def _name(provenance: Provenance, file: Path) -> Ref:
 
 def _tell_same(store: AdapterStore, ref: Ref, artifact: Artifact, notes: list[str]) -> None:
     try:
-        known = store.registry.resolve(ref.at(artifact.digest), suggest=False)[0]
+        known = store.registry.versions.resolve(ref.at(artifact.digest), suggest=False)[0]
     except NotFoundError:
         return
     notes.append(f"The same artifact is here already as {known.ref}; it gets another number.")

@@ -33,7 +33,7 @@ from trunkline.errors import NotFoundError, RegistryError, UsageError
 from trunkline.refs import Ref
 from trunkline.registry.publisher import OCCUPIED
 from trunkline.registry.records import RestoredLineage, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 BESIDE = (PROVENANCE, CARD, CROISSANT, SIGNATURE)
@@ -120,7 +120,7 @@ class AdapterStore:
                 lineage.settle(made)
             with writing(storage.place(path), again):
                 files = storage.add(artifact, path)
-            return self.registry.publish_version(
+            return self.registry.versions.publish(
                 ref.domain,
                 ref.name,
                 number,
@@ -136,7 +136,7 @@ class AdapterStore:
             )
         except BaseException:
             with suppress(RegistryError):
-                self.registry.abandon_version(ref.domain, ref.name, number)
+                self.registry.versions.abandon(ref.domain, ref.name, number)
             if not self._may_be_visible(ref.at(number)):
                 with suppress(OSError, RegistryError):
                     storage.remove(path)
@@ -192,7 +192,9 @@ class AdapterStore:
                 f"What lies outside of a version's identity is: {', '.join(BESIDE)}.",
             )
         size, digest = len(data), hashlib.sha256(data).hexdigest()
-        record = partial(self.registry.record_file, version.ref, name, bytes=size, sha256=digest)
+        record = partial(
+            self.registry.artifacts.record_file, version.ref, name, bytes=size, sha256=digest
+        )
         record(written=False)
         with writing(f"{self.place(version)}/{name}", "try again"):
             self.storage.write_file(version.path, name, data)
@@ -200,7 +202,7 @@ class AdapterStore:
 
     def _may_be_visible(self, ref: Ref) -> bool:
         try:
-            self.registry.resolve(ref)
+            self.registry.versions.resolve(ref)
         except NotFoundError:
             return False
         except RegistryError:
@@ -214,9 +216,9 @@ class AdapterStore:
         made = None
         while True:
             if lineage is None:
-                number = self.registry.reserve_version(ref.domain, ref.name, task=task, run=run)
+                number = self.registry.versions.reserve(ref.domain, ref.name, task=task, run=run)
             else:
-                number, made = self.registry.reserve_restored(
+                number, made = self.registry.versions.reserve_imported(
                     ref, task=task, provenance=lineage.provenance, actor=actor
                 )
             path = f"{ref.domain}/{ref.name}/{number}"
@@ -225,9 +227,9 @@ class AdapterStore:
                     return number, path, made
             except BaseException:
                 with suppress(RegistryError):
-                    self.registry.abandon_version(ref.domain, ref.name, number)
+                    self.registry.versions.abandon(ref.domain, ref.name, number)
                 raise
-            self.registry.abandon_version(ref.domain, ref.name, number, reason=OCCUPIED)
+            self.registry.versions.abandon(ref.domain, ref.name, number, reason=OCCUPIED)
 
 
 def template_digest(artifact: Artifact) -> str:

@@ -85,8 +85,10 @@ def remove(store: AdapterStore, ref: Ref, *, reason: str, actor: str | None = No
         NotFoundError, UsageError: see :meth:`Removal.remove_version`.
     """
     registry = store.registry
-    version = registry.remove_version(ref, reason=reason, actor=actor, held=registry.holders())
-    held = registry.holders([version.digest])
+    version = registry.versions.remove(
+        ref, reason=reason, actor=actor, held=registry.servers.holders()
+    )
+    held = registry.servers.holders([version.digest])
     if servers := held.get(version.digest):
         return Removed(version, f"{servers[0]} has loaded it just now")
     try:

@@ -102,14 +102,14 @@ def list_(
     registry = said.platform.registry
     behind = None if after is None else Ref.parse(after)
     if where is not None:
-        found, last = _gathered(partial(registry.search, where), limit, behind)
+        found, last = _gathered(partial(registry.versions.search, where), limit, behind)
         _list_found(found, last, as_json)
     elif removed:
-        found, last = _gathered(registry.removed_versions, limit, behind)
+        found, last = _gathered(registry.versions.list_removed, limit, behind)
         _list_removed(found, last, as_json)
     else:
         _list_adapters(
-            registry.adapters(limit=limit + 1, after=behind, scored=True), limit, as_json
+            registry.adapters.list(limit=limit + 1, after=behind, scored=True), limit, as_json
         )
 
 
@@ -243,11 +243,11 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     """Show one version: its identity, origin and evaluation; and its sisters."""
     version = said.version(ref)
     platform = said.platform
-    found = platform.registry.versions(
+    found = platform.registry.versions.list(
         version.domain, version.name, limit=_SISTERS + 1, scored=True
     )
     versions = found[:_SISTERS]
-    tags = platform.registry.tags(str(version.ref)).tags
+    tags = platform.registry.tags.get(str(version.ref)).tags
     evaluated = platform.evaluation_report(version)
     folder = platform.store.place(version)
     damage = _damage(platform, version)

@@ -82,7 +82,7 @@ def verify(said: Globals, head: str | None, requests_head: str | None, as_json: 
                 listener.stage(f"checking the {chain}")
             listener.progress(done, total, {})
 
-        reports = registry.verify_chains(kept, told=told)
+        reports = registry.audit.verify(kept, told=told)
     if as_json:
         print_json([{**plain(one), "sound": one.sound} for one in reports])
     else:
@@ -133,7 +133,7 @@ def export(said: Globals, file: str, requests: bool, after: int) -> None:
     """
     chain = "requests" if requests else "events"
     registry = said.platform.registry
-    expected = registry.heads()[chain].seq - after
+    expected = registry.events.heads()[chain].seq - after
     head: Head | None = None
     count = 0
 
@@ -143,7 +143,7 @@ def export(said: Globals, file: str, requests: bool, after: int) -> None:
         nonlocal head, count
         if expected > _FEW_ROWS:
             listener.stage(f"writing the {chain}")
-        for row in registry.export_events(chain, after=after):
+        for row in registry.audit.export(chain, after=after):
             head, count = Head(row["seq"], row["hash"]), count + 1
             if expected > _FEW_ROWS and count % _TOLD_EVERY == 0:
                 listener.progress(count, max(count, expected), {})
@@ -157,7 +157,7 @@ def export(said: Globals, file: str, requests: bool, after: int) -> None:
             _write_new(Path(file), lines(listener))
     if file != "-":
         note(f"Wrote {counted(count, chain[:-1])} to {file}.")
-    note(f"Head of the {chain}: {head or registry.heads()[chain]}")
+    note(f"Head of the {chain}: {head or registry.events.heads()[chain]}")
 
 
 @audit.command(
@@ -188,7 +188,7 @@ def list_(
     as_json: bool,
 ) -> None:
     """List the events, newest first, a page at a time; --json has the details and the hashes."""
-    found = said.platform.registry.events(subject, kind, before, limit + 1)
+    found = said.platform.registry.events.list(subject, kind, before, limit + 1)
     page = found[:limit]
     if as_json:
         print_json(page)

@@ -124,8 +124,8 @@ def backup(said: Globals, file: Path, as_json: bool) -> None:
     the store are not in it. It tells who asked what, if the log does: keep it as you keep the
     registry.
     """
-    from trunkline.registry.audit import CHAINS
     from trunkline.registry.backup import back_up
+    from trunkline.registry.chain import CHAINS
 
     with working("parts") as listener:
         made = back_up(said.platform.workspace.registry_url, file, listener=listener)

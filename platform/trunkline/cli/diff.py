@@ -51,7 +51,7 @@ def adapters_diff(said: Globals, a: str, b: str, as_json: bool) -> None:
     from trunkline.registry.compare import compare
 
     registry = said.platform.registry
-    left, right = (registry.lineage(Ref.parse(ref)) for ref in (a, b))
+    left, right = (registry.lineage.of_version(Ref.parse(ref)) for ref in (a, b))
     _tell(compare(left, right), as_json)
 
 
@@ -82,7 +82,7 @@ def runs_diff(said: Globals, a: int, b: int, as_json: bool) -> None:
     from trunkline.registry.compare import compare
 
     registry = said.platform.registry
-    left, right = (registry.lineage_of_run(number) for number in (a, b))
+    left, right = (registry.lineage.of_run(number) for number in (a, b))
     _tell(compare(left, right), as_json)
 
 

@@ -47,7 +47,7 @@ def history(said: Globals, ref: str, limit: int, before: int | None, as_json: bo
     and notes. Removed versions have their history still. Times are UTC; events are ordered by
     number.
     """
-    found = said.platform.registry.history(Ref.parse(ref), limit=limit + 1, before=before)
+    found = said.platform.registry.events.history(Ref.parse(ref), limit=limit + 1, before=before)
     page = found[:limit]
     if as_json:
         print_json(page)

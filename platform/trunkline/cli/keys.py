@@ -60,7 +60,7 @@ def create(
 ) -> None:
     """Make a key for OWNER and print it, alone on stdout; it can't be shown again."""
     until = None if expires is None else _end_of(expires)
-    record, secret = said.platform.registry.create_key(owner, adapters, admin=admin, expires=until)
+    record, secret = said.platform.registry.keys.create(owner, adapters, admin=admin, expires=until)
     if as_json:
         print_json({**plain(record), "key": secret})
         return
@@ -89,7 +89,7 @@ def create(
 @with_globals
 def list_(said: Globals, as_json: bool) -> None:
     """List the keys, newest first, with those that no longer open anything."""
-    found = said.platform.registry.keys()
+    found = said.platform.registry.keys.list()
     if as_json:
         print_json(found)
         return
@@ -125,7 +125,7 @@ def list_(said: Globals, as_json: bool) -> None:
 @with_globals
 def rm(said: Globals, id: str, as_json: bool) -> None:
     """Take a key away; a running server refuses it from then on."""
-    record = said.platform.registry.remove_key(id)
+    record = said.platform.registry.keys.remove(id)
     if as_json:
         print_json(record)
     else:

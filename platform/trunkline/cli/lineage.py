@@ -14,7 +14,7 @@ from trunkline.refs import BASE, Ref
 
 if TYPE_CHECKING:
     from trunkline.registry.lineage import Lineage
-    from trunkline.registry.store import Registry
+    from trunkline.registry.registry import Registry
 
 
 @click.command(
@@ -69,7 +69,7 @@ def lineage(said: Globals, what: str | None, request: str | None, as_json: bool)
         )
     registry = said.platform.registry
     if request is not None:
-        found = registry.lineage_of_request(request)
+        found = registry.lineage.of_request(request)
     else:
         found = _traced(registry, what or "")
     if as_json:
@@ -83,10 +83,10 @@ def lineage(said: Globals, what: str | None, request: str | None, as_json: bool)
 
 def _traced(registry: Registry, what: str) -> Lineage:
     if what.startswith("run/"):
-        return registry.lineage_of_run(run_number(what))
+        return registry.lineage.of_run(run_number(what))
     if what.startswith("sha256:"):
-        return registry.lineage_of_digest(what)
-    return registry.lineage(Ref.parse(what))
+        return registry.lineage.of_digest(what)
+    return registry.lineage.of_version(Ref.parse(what))
 
 
 def _tell(found: Lineage) -> None:

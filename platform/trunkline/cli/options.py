@@ -73,7 +73,7 @@ class Globals:
         """The one version that answers ``ref``, told on stderr with the reason."""
         from trunkline.refs import Ref
 
-        version, how = self.platform.registry.resolve(Ref.parse(ref))
+        version, how = self.platform.registry.versions.resolve(Ref.parse(ref))
         why = f" ({how})" if how in ("champion", "newest") else ""
         click.echo(f"{version.ref}{why}", err=True)
         return version

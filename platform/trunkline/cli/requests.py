@@ -44,8 +44,8 @@ def list_(
     Tokens are those of the prompt and the new ones. --json has everything, the key too.
     """
     registry = said.platform.registry
-    until = None if before is None else registry.request(before).seq
-    found = registry.requests(limit + 1, before=until, adapter=adapter, key=key)
+    until = None if before is None else registry.requests.get(before).seq
+    found = registry.requests.list(limit + 1, before=until, adapter=adapter, key=key)
     if as_json:
         print_json(found[:limit])
     elif found:

@@ -61,7 +61,7 @@ def runs() -> None:
 @with_globals
 def list_(said: Globals, recipe: str | None, before: int | None, limit: int, as_json: bool) -> None:
     """List the runs, newest first."""
-    found = said.platform.registry.runs(recipe=recipe, limit=limit + 1, before=before)
+    found = said.platform.registry.runs.list(recipe=recipe, limit=limit + 1, before=before)
     if as_json:
         print_json(found[:limit])
     elif found:
@@ -120,8 +120,8 @@ def list_(said: Globals, recipe: str | None, before: int | None, limit: int, as_
 def show(said: Globals, number: int, as_json: bool) -> None:
     """Show one run: settings, environment, report, and its figures over time."""
     platform = said.platform
-    run = platform.registry.run(number)
-    metrics = platform.registry.run_metrics(number)
+    run = platform.registry.runs.get(number)
+    metrics = platform.registry.runs.metrics(number)
     if as_json:
         print_json({**plain(run), "metrics": metrics})
         return

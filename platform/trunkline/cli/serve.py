@@ -101,7 +101,7 @@ def serve(
         **_read_limits(limits),
     )
     platform = said.platform
-    has_keys = platform.registry.has_keys()
+    has_keys = platform.registry.keys.has_any()
     if has_keys or is_loopback(host):  # else the server says why it does not start
         if not has_keys:
             note(

@@ -44,8 +44,8 @@ def tag(
         raise UsageError(f"The tag {both[0]!r} is both set and removed.", "Say one of the two.")
     registry = said.platform.registry
     if values or remove:
-        registry.set_tags(subject, values, remove=remove)
-    found = registry.tags(subject)
+        registry.tags.update(subject, values, remove=remove)
+    found = registry.tags.get(subject)
     if as_json:
         print_json({"subject": found.subject, "tags": found.tags})
     elif found.tags:
@@ -77,13 +77,13 @@ def tag(
 def note_(said: Globals, subject: str, text: str | None, as_json: bool) -> None:
     registry = said.platform.registry
     if text is not None:
-        made = registry.add_note(subject, text)
+        made = registry.tags.add_note(subject, text)
         if as_json:
             print_json({"subject": made, "text": text})
         else:
             click.echo(f"{made}: noted")
         return
-    notes = registry.notes(subject)
+    notes = registry.tags.notes(subject)
     if as_json:
         print_json(notes)
         return

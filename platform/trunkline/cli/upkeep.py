@@ -106,10 +106,10 @@ def _verdicts(
         return
     from trunkline.cli.progress import working
 
-    total = platform.registry.count_versions()
+    total = platform.registry.artifacts.count()
     with working("versions") as listener:
         listener.stage("verifying")
-        for done, version in enumerate(platform.registry.every_version(), 1):
+        for done, version in enumerate(platform.registry.artifacts.iter_visible(), 1):
             yield platform.verify(version, require_signature=require_signature, keys=keys)
             listener.progress(done, max(done, total), {})
 

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session, aliased
 
 from trunkline.errors import NotFoundError, RefusedError, UsageError
 from trunkline.refs import shown
-from trunkline.registry.database import add_event, utc_now
 from trunkline.registry.records import AliasMoveRecord
+from trunkline.registry.session import add_event, utc_now
 from trunkline.registry.tables import Adapter, Alias, AliasMove, Base, Version
 
 

@@ -29,7 +29,6 @@ from trunkline.registry.alias_moves import (
     standing,
     told_moves,
 )
-from trunkline.registry.database import Database, system_actor
 from trunkline.registry.lookup import (
     find_adapter,
     find_version,
@@ -37,17 +36,14 @@ from trunkline.registry.lookup import (
     visible_versions,
 )
 from trunkline.registry.records import AliasMoveRecord, VersionRecord
-from trunkline.registry.runs import RESTORED
-from trunkline.registry.tables import Adapter, Alias, AliasMove, Event, Version
-
-_MADE = ("version.published", "adapter.imported")
-_MOST_MAKERS = 100
+from trunkline.registry.session import Aggregate, system_actor
+from trunkline.registry.tables import Adapter, Alias, AliasMove, Version
 
 
-class Aliases(Database):
+class Aliases(Aggregate):
     """Moves aliases to versions, back and away, and tells their moves."""
 
-    def move_alias(
+    def move(
         self,
         ref: Ref,
         alias: str,
@@ -73,7 +69,7 @@ class Aliases(Database):
             RefusedError: another move came first; it says whose, when and where to.
         """
         check_alias(alias)
-        with self._write() as session:
+        with self._sessions.write() as session:
             adapter = find_adapter(session, ref, lock=True)
             check_no_base(session, alias)
             version = find_version(session, ref)[0][0]
@@ -95,24 +91,20 @@ class Aliases(Database):
                 ),
             )
 
-    def set_alias(
-        self, ref: Ref, alias: str, *, actor: str | None = None
-    ) -> tuple[int | None, int]:
+    def set(self, ref: Ref, alias: str, *, actor: str | None = None) -> tuple[int | None, int]:
         """Move ``alias`` whatever stands there now; gives its old and its new version's number.
 
         Raises:
             As :meth:`move_alias`.
         """
-        moved = self.move_alias(ref, alias, actor=actor)
+        moved = self.move(ref, alias, actor=actor)
         if moved is None or moved.new is None:
-            with self._read() as session:
+            with self._sessions.read() as session:
                 number = find_version(session, ref)[0][0].number
             return number, number
         return moved.old, moved.new
 
-    def previous_version(
-        self, domain: str, name: str, alias: str
-    ) -> tuple[AliasMoveRecord, VersionRecord]:
+    def previous(self, domain: str, name: str, alias: str) -> tuple[AliasMoveRecord, VersionRecord]:
         """The alias's newest move, and the version that :meth:`rollback_alias` would go back to.
 
         Raises:
@@ -120,13 +112,13 @@ class Aliases(Database):
             RefusedError: nothing came before that is still there.
         """
         check_alias(alias)
-        with self._read() as session:
+        with self._sessions.read() as session:
             adapter = find_adapter(session, Ref(domain, name))
             newest, earlier = one_step_back(session, adapter, alias)
             row = session.execute(visible_versions().where(Version.id == earlier.version_id)).one()
             return move_record(session, newest.id), version_records(session, [row])[0]
 
-    def rollback_alias(
+    def rollback(
         self,
         ref: Ref,
         alias: str,
@@ -149,7 +141,7 @@ class Aliases(Database):
             RefusedError: another move came first; it says whose, when and where to.
         """
         check_alias(alias)
-        with self._write() as session:
+        with self._sessions.write() as session:
             adapter = find_adapter(session, ref, lock=True)
             compared(session, adapter, alias, expected)
             _, earlier = one_step_back(session, adapter, alias)
@@ -168,7 +160,7 @@ class Aliases(Database):
                 ),
             )
 
-    def drop_alias(
+    def drop(
         self,
         ref: Ref,
         alias: str,
@@ -183,7 +175,7 @@ class Aliases(Database):
             NotFoundError: the adapter has no such alias.
         """
         check_alias(alias)
-        with self._write() as session:
+        with self._sessions.write() as session:
             adapter = find_adapter(session, ref, lock=True)
             if standing(session, adapter, alias) is None:
                 known = session.scalars(select(Alias.alias).where(Alias.adapter_id == adapter.id))
@@ -206,7 +198,7 @@ class Aliases(Database):
                 ),
             )
 
-    def alias_moves(
+    def moves(
         self,
         domain: str,
         name: str,
@@ -227,28 +219,5 @@ class Aliases(Database):
             query = query.where(AliasMove.alias == alias)
         if before is not None:
             query = query.where(AliasMove.id < before)
-        with self._read() as session:
+        with self._sessions.read() as session:
             return [record_of(row) for row in session.execute(query)]
-
-    def makers(self, version: VersionRecord) -> list[str]:
-        """The actors who started or resumed the version's run, published it or imported it.
-
-        Of a run that came from elsewhere, also who is said to have started it there.
-        """
-        published = select(Event.actor).where(
-            Event.subject.in_((version.ref.adapter, str(version.ref))),
-            Event.kind.in_(_MADE),
-            (Event.subject == str(version.ref))
-            | (Event.detail["number"].as_integer() == version.number),
-        )
-        queries = [published]
-        if version.run is not None:
-            run = Event.subject == f"run/{version.run}"
-            queries.append(
-                select(Event.actor).where(run, Event.kind.in_(("run.started", "run.resumed")))
-            )
-            there = Event.detail["started_by"].as_string()
-            queries.append(select(there).where(run, Event.kind == RESTORED, there.is_not(None)))
-        with self._read() as session:
-            found = [session.scalars(query.limit(_MOST_MAKERS)).all() for query in queries]
-        return sorted({actor for actors in found for actor in actors})

@@ -21,12 +21,10 @@ from sqlalchemy.orm import Session
 
 from trunkline.errors import IntegrityError, UsageError
 from trunkline.refs import shown
-from trunkline.registry.chain import EVENTS, REQUESTS, ROOT, Chain, Head, head_of, row_hash
-from trunkline.registry.database import Database, event_record
-from trunkline.registry.records import ChainBreak, ChainReport, EventRecord
-from trunkline.registry.tables import Adapter, Alias, ChainHead, Event, Version
-
-CHAINS = {chain.name: chain for chain in (EVENTS, REQUESTS)}
+from trunkline.registry.chain import CHAINS, EVENTS, ROOT, Chain, Head, row_hash
+from trunkline.registry.records import ChainBreak, ChainReport
+from trunkline.registry.session import Aggregate
+from trunkline.registry.tables import Adapter, Alias, ChainHead, Version
 
 PAGE = 1000
 """Rows that are read at a time."""
@@ -42,19 +40,10 @@ Standing = dict[tuple[str, str], Any]
 _LAST = 2**63 - 1
 
 
-class Audit(Database):
+class Audit(Aggregate):
     """Reads the chains: their heads, whether they hold, and every row."""
 
-    def heads(self) -> dict[str, Head]:
-        """Where each chain ends now, by its name: what to keep elsewhere.
-
-        Raises:
-            IntegrityError: the record of it was removed.
-        """
-        with self._read() as session:
-            return {name: head_of(session, chain) for name, chain in CHAINS.items()}
-
-    def verify_chains(
+    def verify(
         self, heads: Mapping[str, Head] = MappingProxyType({}), *, told: Told | None = None
     ) -> list[ChainReport]:
         """Follow both chains from their first row to the last, as they stand at one moment.
@@ -68,12 +57,12 @@ class Audit(Database):
         """
         for name in heads:
             chain_named(name)
-        with self._read() as session:
+        with self._sessions.read() as session:
             return [
                 _verified(session, chain, heads.get(name), told) for name, chain in CHAINS.items()
             ]
 
-    def export_events(self, chain: str = "events", *, after: int = 0) -> Iterator[dict[str, Any]]:
+    def export(self, chain: str = "events", *, after: int = 0) -> Iterator[dict[str, Any]]:
         """Every row of a chain in its order, as values of JSON; all as of one moment.
 
         A row has the fields that its hash covers, written as they were hashed, and
@@ -88,7 +77,7 @@ class Audit(Database):
             IntegrityError: a row can't be read, so that somebody changed it by hand.
         """
         found = chain_named(chain)
-        with self._read() as session:
+        with self._sessions.read() as session:
             for page in _pages(session, found, min(after, _LAST)):
                 for link in page:
                     if link.row is None:
@@ -98,30 +87,6 @@ class Audit(Database):
                         )
                     told = {name: _written(value) for name, value in link.row.items()}
                     yield {**told, "previous_hash": link.previous, "hash": link.hash}
-
-    def events(
-        self,
-        subject: str | None = None,
-        kind: str | None = None,
-        before: int | None = None,
-        limit: int = 100,
-    ) -> list[EventRecord]:
-        """What was done, newest first.
-
-        Args:
-            subject: only what was done to this, such as ``medical/icd10-chapter`` or ``run/3``.
-            kind: only events of this kind, such as ``alias.moved``.
-            before: only what is older than the event with this ``seq``, for the next page.
-        """
-        query = select(Event).order_by(Event.seq.desc()).limit(limit)
-        if subject is not None:
-            query = query.where(Event.subject == subject)
-        if kind is not None:
-            query = query.where(Event.kind == kind)
-        if before is not None:
-            query = query.where(Event.seq < max(0, min(before, _LAST)))
-        with self._read() as session:
-            return [event_record(row) for row in session.scalars(query)]
 
 
 def chain_named(name: str) -> Chain:

@@ -49,6 +49,9 @@ REQUESTS = Chain(
 )
 
 
+CHAINS = {chain.name: chain for chain in (EVENTS, REQUESTS)}
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The end of a chain: its last row's number (0: none) and hash; ``SEQ:DIGEST`` as text."""

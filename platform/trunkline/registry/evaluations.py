@@ -6,7 +6,7 @@ Must not know: how a figure is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, insert, select
@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError
 from trunkline.refs import Ref
-from trunkline.registry.database import Database, utc_now
 from trunkline.registry.engine import storable
 from trunkline.registry.lookup import find_version
 from trunkline.registry.records import EvaluationRecord, PredictionRecord
+from trunkline.registry.session import Aggregate, utc_now
 from trunkline.registry.sources import base_id
 from trunkline.registry.tables import (
     Adapter,
@@ -32,10 +32,10 @@ from trunkline.registry.tables import (
 _LAST = 2**31 - 1
 
 
-class Evaluations(Database):
+class Evaluations(Aggregate):
     """Records evaluations and gives them back."""
 
-    def record_evaluation(
+    def record(
         self,
         *,
         recipe: str,
@@ -57,7 +57,7 @@ class Evaluations(Database):
         Raises:
             NotFoundError: no visible version answers ``version``, or the base is not recorded.
         """
-        with self._write() as session:
+        with self._sessions.write() as session:
             row = Evaluation(
                 version_id=None if version is None else find_version(session, version)[0][0].id,
                 run_id=run,
@@ -89,7 +89,7 @@ class Evaluations(Database):
                 keep_scores(session, row)
             return row.id
 
-    def evaluations(
+    def list(
         self,
         *,
         version: Ref | None = None,
@@ -98,7 +98,7 @@ class Evaluations(Database):
         limit: int = 100,
         offset: int = 0,
         before: int | None = None,
-    ) -> list[EvaluationRecord]:
+    ) -> Sequence[EvaluationRecord]:
         """Evaluations, newest first, of a version, a recipe or a run.
 
         Args:
@@ -124,7 +124,7 @@ class Evaluations(Database):
             query = query.where(Evaluation.run_id == run)
         if before is not None:
             query = query.where(Evaluation.id < max(0, min(before, _LAST)))
-        with self._read() as session:
+        with self._sessions.read() as session:
             if version is not None:
                 row = find_version(session, version, gone=True)[0][0]
                 query = query.where(Evaluation.version_id == row.id)
@@ -147,7 +147,7 @@ class Evaluations(Database):
 
     def predictions(
         self, evaluation: int, *, limit: int | None = None, offset: int = 0
-    ) -> list[PredictionRecord]:
+    ) -> Sequence[PredictionRecord]:
         """The predictions of an evaluation by row id; all of them unless ``limit`` is given.
 
         Raises:
@@ -160,7 +160,7 @@ class Evaluations(Database):
             .limit(limit)
             .offset(offset)
         )
-        with self._read() as session:
+        with self._sessions.read() as session:
             _check_exists(session, evaluation)
             return [
                 PredictionRecord(

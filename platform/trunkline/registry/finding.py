@@ -33,7 +33,6 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from trunkline.refs import Ref
-from trunkline.registry.database import Database
 from trunkline.registry.lookup import (
     find_version,
     known_versions,
@@ -84,34 +83,16 @@ class Page:
     next: Ref | None
 
 
-class Finding(Database):
-    """Finds versions by what is known of them."""
+def search(session: Session, where: str, limit: int, after: Ref | None) -> Page:
+    """The visible versions that meet a search."""
+    condition = parse(where)
+    return _page(session, _matching(condition), _few(session, condition), limit, after)
 
-    def search(self, where: str, *, limit: int = 100, after: Ref | None = None) -> Page:
-        """The visible versions that a search describes.
 
-        Args:
-            where: such as ``domain=NAME and test.accuracy>0.85``; see
-                :mod:`trunkline.registry.search` for the grammar.
-            after: the ``next`` of the page before; any version will do, a removed one too.
-
-        Raises:
-            UsageError: the search breaks the grammar; the message tells where.
-            NotFoundError: ``after`` names no version.
-        """
-        condition = parse(where)
-        with self._read() as session:
-            return _page(session, _matching(condition), _few(session, condition), limit, after)
-
-    def removed_versions(self, *, limit: int = 100, after: Ref | None = None) -> Page:
-        """The tombstones: versions that were removed, those that were published last first.
-
-        Raises:
-            NotFoundError: ``after`` names no version.
-        """
-        removed = select(Version.id).where(Version.status == "removed")
-        with self._read() as session:
-            return _page(session, removed, None, limit, after)
+def removed(session: Session, limit: int, after: Ref | None) -> Page:
+    """The removed versions, those that were published last first."""
+    query = select(Version.id).where(Version.status == "removed")
+    return _page(session, query, None, limit, after)
 
 
 def _page(

@@ -37,9 +37,9 @@ from trunkline.registry.backup import (
     sqlite_url,
 )
 from trunkline.registry.chain import EVENTS, Head, append
-from trunkline.registry.database import system_actor, utc_now
 from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, rewriting, translated
 from trunkline.registry.schema import bring_to_head, revision_of
+from trunkline.registry.session import Sessions, system_actor, utc_now
 
 SUBJECT = "registry"
 """What the event of a restoring is filed under."""
@@ -221,7 +221,7 @@ def _checked_copy(
             bring_to_head(engines, busy_seconds)
             if listener is not None:
                 listener.stage("checking the chains")
-            for report in Audit(engines).verify_chains(told=told):
+            for report in Audit(Sessions(engines)).verify(told=told):
                 if report.breaks:
                     raise IntegrityError(
                         f"The backup '{source}' is not as it was written: in its "

@@ -23,8 +23,8 @@ from sqlalchemy import select
 
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import BASE, check_domain, check_name, shown
-from trunkline.registry.database import Database, add_event, utc_now
 from trunkline.registry.records import KeyRecord
+from trunkline.registry.session import Aggregate, add_event, utc_now
 from trunkline.registry.tables import ApiKey
 
 LONGEST_OWNER = 80
@@ -33,10 +33,10 @@ _ID = re.compile(r"[0-9][a-z0-9]{7}", re.ASCII)
 _PLAIN = re.compile(rf"tl-({_ID.pattern})-[A-Za-z0-9_-]{{43}}", re.ASCII)
 
 
-class Keys(Database):
+class Keys(Aggregate):
     """Creates, finds, lists and removes keys."""
 
-    def create_key(
+    def create(
         self,
         owner: str,
         adapters: Sequence[str] = (),
@@ -80,13 +80,13 @@ class Keys(Database):
             "admin": admin,
             "expires": None if until is None else until.isoformat(),
         }
-        with self._write() as session:
+        with self._sessions.write() as session:
             session.add(row)
             add_event(session, actor, "key-created", key_subject(id), detail)
             session.flush()
             return _record(row), plain
 
-    def key_of(self, plain: str) -> KeyRecord | None:
+    def authenticate(self, plain: str) -> KeyRecord | None:
         """The key that a client sent, if it may be used now; any text may be asked about.
 
         None for what is no key, unknown, removed or expired; which of these, nobody is told.
@@ -94,27 +94,27 @@ class Keys(Database):
         match = _PLAIN.fullmatch(plain)
         if match is None:
             return None
-        with self._read() as session:
+        with self._sessions.read() as session:
             row = session.scalar(select(ApiKey).where(ApiKey.id == match[1]))
             if row is None or not hmac.compare_digest(row.secret_hash, _hash(plain)):
                 return None
             over = row.expires is not None and row.expires <= utc_now()
             return None if over or row.removed is not None else _record(row)
 
-    def keys(self) -> list[KeyRecord]:
+    def list(self) -> Sequence[KeyRecord]:
         """Every key there ever was, newest first, removed and expired ones too."""
-        with self._read() as session:
+        with self._sessions.read() as session:
             return [
                 _record(row) for row in session.scalars(select(ApiKey).order_by(ApiKey.seq.desc()))
             ]
 
-    def remove_key(self, id: str, *, actor: str | None = None) -> KeyRecord:
+    def remove(self, id: str, *, actor: str | None = None) -> KeyRecord:
         """Make a key useless from now on; a key that was removed before is left as it is.
 
         Raises:
             NotFoundError: no key has this id.
         """
-        with self._write() as session:
+        with self._sessions.write() as session:
             query = select(ApiKey).where(ApiKey.id == id).with_for_update()
             row = session.scalar(query) if _ID.fullmatch(id) else None
             if row is None:
@@ -126,12 +126,12 @@ class Keys(Database):
                 add_event(session, actor, "key-removed", key_subject(id), {"owner": row.owner})
             return _record(row)
 
-    def has_keys(self) -> bool:
+    def has_any(self) -> bool:
         """Whether there is a key that was not removed.
 
         An expired one counts: a server must not open its doors because time passed.
         """
-        with self._read() as session:
+        with self._sessions.read() as session:
             query = select(ApiKey.seq).where(ApiKey.removed.is_(None)).limit(1)
             return session.scalar(query) is not None
 

@@ -19,10 +19,8 @@ from sqlalchemy.orm import Session
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import BASE, Ref, check_digest
 from trunkline.registry.alias_moves import record_of, told_moves
-from trunkline.registry.database import event_record
-from trunkline.registry.deployments import Deployments
 from trunkline.registry.evaluations import Evaluations
-from trunkline.registry.history import History, is_note
+from trunkline.registry.events import Events, is_note
 from trunkline.registry.lookup import (
     CHAMPION,
     VersionRow,
@@ -42,7 +40,9 @@ from trunkline.registry.records import (
     VersionRecord,
 )
 from trunkline.registry.requests import Requests
-from trunkline.registry.runs import Runs, run_subject
+from trunkline.registry.runs import Runs
+from trunkline.registry.servers import Servers
+from trunkline.registry.session import Aggregate, Sessions, event_record, run_subject
 from trunkline.registry.sources import base_record, dataset_record
 from trunkline.registry.tables import AliasMove, Base, Dataset, Event, Version
 from trunkline.registry.tags import tags_of
@@ -87,20 +87,37 @@ class Lineage:
     cut: tuple[str, ...] = ()
 
 
-class Lineages(Runs, Evaluations, Requests, Deployments, History):
-    """Traces requests, versions, digests and runs."""
+class Tracer(Aggregate):
+    """Traces requests, versions, digests and runs back to their sources."""
 
-    def lineage(self, ref: Ref) -> Lineage:
+    def __init__(
+        self,
+        sessions: Sessions,
+        *,
+        runs: Runs,
+        evaluations: Evaluations,
+        events: Events,
+        requests: Requests,
+        servers: Servers,
+    ) -> None:
+        super().__init__(sessions)
+        self._runs = runs
+        self._evaluations = evaluations
+        self._events = events
+        self._requests = requests
+        self._servers = servers
+
+    def of_version(self, ref: Ref) -> Lineage:
         """Everything behind the version that answers ``ref``; a removed one by number or digest.
 
         Raises:
             NotFoundError: no version answers it.
         """
-        with self._read() as session:
+        with self._sessions.read() as session:
             row = find_version(session, ref, gone=True)[0]
         return self._of_version(row)
 
-    def lineage_of_digest(self, digest: str) -> Lineage:
+    def of_digest(self, digest: str) -> Lineage:
         """Everything behind the artifact with this digest.
 
         Raises:
@@ -115,15 +132,15 @@ class Lineages(Runs, Evaluations, Requests, Deployments, History):
             )
         return self._of_version(row)
 
-    def lineage_of_run(self, number: int) -> Lineage:
+    def of_run(self, number: int) -> Lineage:
         """Everything behind a run, and how what it made was evaluated.
 
         Raises:
             NotFoundError: no run has this number.
         """
-        run = self.run(number)
-        found = self.evaluations(run=number, limit=MOST + 1)
-        with self._read() as session:
+        run = self._runs.get(number)
+        found = self._evaluations.list(run=number, limit=MOST + 1)
+        with self._sessions.read() as session:
             base = session.scalars(select(Base).where(Base.digest == run.base_digest)).one()
             dataset = session.get_one(Dataset, run.dataset_id)
             lineage = Lineage(run=run, base=base_record(base), dataset=dataset_record(dataset))
@@ -131,7 +148,7 @@ class Lineages(Runs, Evaluations, Requests, Deployments, History):
             events = _events_of(session, run_subject(number))
         return _cut(lineage, evaluations=found, history=events, notes=lineage.notes)
 
-    def lineage_of_request(self, id: str) -> Lineage:
+    def of_request(self, id: str) -> Lineage:
         """Everything behind the answer of a request.
 
         The digest in the log decides which version that was, whatever its name says today. The id
@@ -146,28 +163,28 @@ class Lineages(Runs, Evaluations, Requests, Deployments, History):
             row = self._with_digest(request.digest, request.version)
         lineage = Lineage(request=request)
         if row is None:
-            with self._read() as session:
+            with self._sessions.read() as session:
                 if request.version == BASE and request.digest is not None:
                     base = session.scalar(select(Base).where(Base.digest == request.digest))
                     known = None if base is None else base_record(base)
                     lineage = replace(lineage, base=known)
                 return _with_words(session, lineage)
         lineage = self._of_version(row, request)
-        with self._read() as session:
+        with self._sessions.read() as session:
             return replace(lineage, let_live=_let_live(session, request, row))
 
     def _request(self, id: str) -> RequestRecord:
         try:
-            return self.request(id)
+            return self._requests.get(id)
         except NotFoundError:
             kind, dash, rest = id.partition("-")
             if not dash or kind not in ("chatcmpl", "cmpl"):
                 raise
-        return self.request(rest)
+        return self._requests.get(rest)
 
     def _with_digest(self, digest: str, name: str | None = None) -> VersionRow | None:
         """The version with a digest: the one of this name if it has it, a visible one if any."""
-        with self._read() as session:
+        with self._sessions.read() as session:
             rows = session.execute(
                 known_versions()
                 .where(Version.digest == digest)
@@ -179,7 +196,7 @@ class Lineages(Runs, Evaluations, Requests, Deployments, History):
 
     def _of_version(self, row: VersionRow, request: RequestRecord | None = None) -> Lineage:
         version, _, base, dataset = row
-        with self._read() as session:
+        with self._sessions.read() as session:
             record = version_records(session, [row])[0]
             moves = _moves(session, version)
             twins = session.execute(
@@ -194,14 +211,14 @@ class Lineages(Runs, Evaluations, Requests, Deployments, History):
                 same=tuple(f"{one.domain}/{one.name}@{twin.number}" for twin, one, *_ in twins),
                 base=base_record(base),
                 dataset=None if dataset is None else dataset_record(dataset),
-                run=None if version.run_id is None else self.run(version.run_id),
+                run=None if version.run_id is None else self._runs.get(version.run_id),
             )
             lineage = _with_words(session, lineage)
             run = lineage.run
             begun = [] if run is None else _events_of(session, run_subject(run.number))
-        told = self.history(record.ref, limit=MOST + 1)
-        evaluations = self.evaluations(version=record.ref, limit=MOST + 1)
-        loads = self.deployments_of(record.digest, MOST + 1)
+        told = self._events.history(record.ref, limit=MOST + 1)
+        evaluations = self._evaluations.list(version=record.ref, limit=MOST + 1)
+        loads = self._servers.list_loads(record.digest, MOST + 1)
         history = sorted([*told, *begun], key=lambda event: -event.seq)
         return _cut(
             lineage,

@@ -13,43 +13,35 @@ from typing import Any
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from trunkline.refs import Ref
-from trunkline.registry.database import Database
-from trunkline.registry.lookup import find_version
+from trunkline.registry.lookup import VersionRow
 from trunkline.registry.restoring import TOLD
-from trunkline.registry.runs import RESTORED, run_subject
+from trunkline.registry.session import RESTORED, run_subject
 from trunkline.registry.tables import Base, Dataset, Evaluation, Event, Plugin, Run
 
 MOST_EVALUATIONS = 1000
 """So many of a version's evaluations are told, the newest."""
 
 
-class Origins(Database):
-    """Tells where versions come from."""
-
-    def origin(self, ref: Ref) -> dict[str, Any]:
-        """``base``, ``dataset``, ``run`` and ``evaluations`` of a version, as JSON has them.
-
-        Raises:
-            NotFoundError: no visible version answers ``ref``.
-        """
-        with self._read() as session:
-            version, _, base, dataset = find_version(session, ref)[0]
-            run = None if version.run_id is None else session.get_one(Run, version.run_id)
-            evaluated = _evaluations(session, Evaluation.version_id == version.id)
-            return _told(session, base, dataset, run, evaluated)
-
-    def origin_of_run(self, number: int) -> dict[str, Any]:
-        """The same of a run, which has no version yet."""
-        with self._read() as session:
-            run = session.get_one(Run, number)
-            base = session.get_one(Base, run.base_id)
-            dataset = session.get_one(Dataset, run.dataset_id)
-            evaluated = _evaluations(session, Evaluation.run_id == run.id)
-            return _told(session, base, dataset, run, evaluated)
+def provenance_of_version(session: Session, row: VersionRow) -> dict[str, Any]:
+    """``base``, ``dataset``, ``run`` and ``evaluations`` of a version."""
+    version, _, base, dataset = row
+    run = None if version.run_id is None else session.get_one(Run, version.run_id)
+    return _provenance(
+        session, base, dataset, run, _evaluations(session, Evaluation.version_id == version.id)
+    )
 
 
-def _told(
+def provenance_of_run(session: Session, number: int) -> dict[str, Any]:
+    """The same of a run, which has no version yet."""
+    run = session.get_one(Run, number)
+    base = session.get_one(Base, run.base_id)
+    dataset = session.get_one(Dataset, run.dataset_id)
+    return _provenance(
+        session, base, dataset, run, _evaluations(session, Evaluation.run_id == run.id)
+    )
+
+
+def _provenance(
     session: Session,
     base: Base,
     dataset: Dataset | None,

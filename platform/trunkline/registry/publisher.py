@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from trunkline.registry.deployments import process_lives
+from trunkline.registry.servers import process_lives
 
 OCCUPIED = "files of another registry stand in its place"
 """Why a number is abandoned whose place in the store is taken; those files are not its own."""

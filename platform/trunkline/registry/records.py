@@ -421,7 +421,7 @@ class KeyRecord:
     def may_use(self, name: str) -> bool:
         """Whether a pattern covers ``domain/name`` or ``base``; no for any other text.
 
-        Asks nothing about the time: :meth:`Keys.key_of` gives no key that is over.
+        Asks nothing about the time: :meth:`Keys.authenticate` gives no key that is over.
         """
         covering = {"*", name}
         if name != BASE:

@@ -14,9 +14,9 @@ from sqlalchemy import select
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import BASE, Ref, shown
 from trunkline.registry.chain import REQUESTS, append
-from trunkline.registry.database import Database
 from trunkline.registry.engine import storable
 from trunkline.registry.records import RequestLine, RequestRecord
+from trunkline.registry.session import Aggregate
 from trunkline.registry.tables import LoggedRequest
 
 LONGEST_ASKED = 200
@@ -26,10 +26,10 @@ _ID = re.compile(r"[A-Za-z0-9_.-]{1,80}", re.ASCII)
 _LAST = 2**63 - 1
 
 
-class Requests(Database):
+class Requests(Aggregate):
     """Adds to the request log and reads it."""
 
-    def log_requests(self, rows: Sequence[RequestLine]) -> None:
+    def log(self, rows: Sequence[RequestLine]) -> None:
         """Add lines, all of them or none, in one transaction.
 
         Text that no database takes (NUL, lone surrogates) is kept with U+FFFD in its place, and
@@ -41,16 +41,16 @@ class Requests(Database):
         """
         lines = [_values(row) for row in rows]
         if lines:
-            with self._write() as session:
+            with self._sessions.write() as session:
                 append(session, REQUESTS, lines)
 
-    def request(self, id: str) -> RequestRecord:
+    def get(self, id: str) -> RequestRecord:
         """One request.
 
         Raises:
             NotFoundError: none has this id.
         """
-        with self._read() as session:
+        with self._sessions.read() as session:
             query = select(LoggedRequest).where(LoggedRequest.id == id)
             row = session.scalar(query) if _ID.fullmatch(id) else None
             if row is None:
@@ -60,14 +60,14 @@ class Requests(Database):
                 )
             return _record(row)
 
-    def requests(
+    def list(
         self,
         limit: int = 100,
         *,
         before: int | None = None,
         adapter: str | None = None,
         key: str | None = None,
-    ) -> list[RequestRecord]:
+    ) -> Sequence[RequestRecord]:
         """The log, newest first.
 
         Args:
@@ -85,7 +85,7 @@ class Requests(Database):
             query = query.where(LoggedRequest.adapter == _checked_adapter(adapter))
         if key is not None:
             query = query.where(LoggedRequest.key_id == _checked_id(key, "key"))
-        with self._read() as session:
+        with self._sessions.read() as session:
             return [_record(row) for row in session.scalars(query)]
 
 

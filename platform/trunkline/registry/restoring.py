@@ -15,11 +15,16 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from trunkline.errors import RefusedError
-from trunkline.refs import Ref
-from trunkline.registry.database import Database, add_event, find_or_add, utc_now
 from trunkline.registry.evaluations import keep_scores
 from trunkline.registry.records import FoundVersion, Rebuilt, RestoredLineage
-from trunkline.registry.runs import RESTORED, run_subject
+from trunkline.registry.session import (
+    RESTORED,
+    Sessions,
+    add_event,
+    find_or_add,
+    run_subject,
+    utc_now,
+)
 from trunkline.registry.tables import (
     Adapter,
     Base,
@@ -31,7 +36,6 @@ from trunkline.registry.tables import (
     Table,
     Version,
 )
-from trunkline.registry.versions import reserve
 
 REBUILT = "registry.rebuilt"
 TOLD = "restored"
@@ -39,91 +43,64 @@ TOLD = "restored"
 them for a evaluation made here."""
 
 
-class Restoring(Database):
-    """Takes over what others wrote down."""
+def rebuild(sessions: Sessions, found: Sequence[FoundVersion], actor: str | None = None) -> Rebuilt:
+    """Fill an empty registry with the versions that were found, in one transaction.
 
-    def reserve_restored(
-        self,
-        ref: Ref,
-        *,
-        task: str,
-        provenance: Mapping[str, Any],
-        actor: str | None = None,
-    ) -> tuple[int, RestoredLineage]:
-        """Take the next number of an adapter for a version that comes with its lineage.
+    Runs keep their numbers; of two different runs that claim one number, the later version's
+    gets a new one. An adapter's next number follows the highest that was found.
 
-        The base, dataset, plugin, run and evaluations behind it are recorded in the same
-        transaction: if the version is never published, whoever gives the number up takes the run
-        back as well. The run gets the next number here; its event says which it had and who
-        started it. The evaluations stand under the run until
-        :meth:`Versions.publish_version` makes them the version's own.
+    Raises:
+        RefusedError: the registry holds rows.
+    """
+    ordered = sorted(found, key=lambda one: (one.created, str(one.ref)))
+    with sessions.write() as session:
+        session.scalars(select(ChainHead).with_for_update()).all()
+        _check_empty(session, sessions)
+        runs: dict[tuple[Any, ...], int] = {}
+        numbers = [int(run["number"]) for one in found if (run := one.provenance["run"])]
+        for one in ordered:
+            made = _base_and_dataset(session, one.provenance)
+            run_id = None
+            if said := one.provenance["run"]:
+                claim = (said["number"], said["recipe"], said["started"], made.dataset_id)
+                if claim not in runs:
+                    number = int(said["number"])
+                    if session.get(Run, number) is not None:
+                        number = max(numbers) + 1
+                        numbers.append(number)
+                    runs[claim] = _add_run(session, one.provenance, made, number).id
+                    _tell_run(session, said, runs[claim], actor)
+                run_id = runs[claim]
+            _add_version(session, one, made, run_id)
+        if runs:
+            _settle_numbers(session)
+        count = {
+            "bases": _count(session, Base),
+            "datasets": _count(session, Dataset),
+            "runs": _count(session, Run),
+            "versions": _count(session, Version),
+        }
+        add_event(session, actor, REBUILT, "registry", count)
+        return Rebuilt(**count)
 
-        Args:
-            ref: of the adapter.
-            task: its kind.
-            provenance: in the form of ``provenance.json``, read strictly before.
-            actor: who brings it.
-        """
-        with self._write() as session:
-            made = _restore(session, provenance, actor)
-            return reserve(session, ref, task, made.run), made
 
-    def rebuild(self, found: Sequence[FoundVersion], *, actor: str | None = None) -> Rebuilt:
-        """Fill an empty registry with the versions that were found, in one transaction.
+def check_empty(sessions: Sessions) -> None:
+    """Raise :class:`RefusedError` if the registry holds rows."""
+    with sessions.read() as session:
+        _check_empty(session, sessions)
 
-        Runs keep their numbers; of two different runs that claim one number, the later version's
-        gets a new one. An adapter's next number follows the highest that was found.
 
-        Raises:
-            RefusedError: the registry holds rows.
-        """
-        ordered = sorted(found, key=lambda one: (one.created, str(one.ref)))
-        with self._write() as session:
-            session.scalars(select(ChainHead).with_for_update()).all()
-            self._check_empty(session)
-            runs: dict[tuple[Any, ...], int] = {}
-            numbers = [int(run["number"]) for one in found if (run := one.provenance["run"])]
-            for one in ordered:
-                made = _base_and_dataset(session, one.provenance)
-                run_id = None
-                if said := one.provenance["run"]:
-                    claim = (said["number"], said["recipe"], said["started"], made.dataset_id)
-                    if claim not in runs:
-                        number = int(said["number"])
-                        if session.get(Run, number) is not None:
-                            number = max(numbers) + 1
-                            numbers.append(number)
-                        runs[claim] = _add_run(session, one.provenance, made, number).id
-                        _tell_run(session, said, runs[claim], actor)
-                    run_id = runs[claim]
-                _add_version(session, one, made, run_id)
-            if runs:
-                _settle_numbers(session)
-            count = {
-                "bases": _count(session, Base),
-                "datasets": _count(session, Dataset),
-                "runs": _count(session, Run),
-                "versions": _count(session, Version),
-            }
-            add_event(session, actor, REBUILT, "registry", count)
-            return Rebuilt(**count)
-
-    def check_empty(self) -> None:
-        """Raise :class:`RefusedError` if the registry holds rows."""
-        with self._read() as session:
-            self._check_empty(session)
-
-    def _check_empty(self, session: Session) -> None:
-        for table in Table.metadata.sorted_tables:
-            if table.name == ChainHead.__tablename__:
-                continue
-            if session.execute(select(1).select_from(table).limit(1)).first() is not None:
-                raise RefusedError(
-                    f"The registry '{self._engines.where}' is not empty: its table "
-                    f"'{table.name}' holds rows.",
-                    "A rebuild is for a registry that was lost. Bring a damaged one back with "
-                    "`trunkline db restore FILE`, or move it away first.",
-                )
+def _check_empty(session: Session, sessions: Sessions) -> None:
+    for table in Table.metadata.sorted_tables:
+        if table.name == ChainHead.__tablename__:
+            continue
+        if session.execute(select(1).select_from(table).limit(1)).first() is not None:
+            raise RefusedError(
+                f"The registry '{sessions.engines.where}' is not empty: its table "
+                f"'{table.name}' holds rows.",
+                "A rebuild is for a registry that was lost. Bring a damaged one back with "
+                "`trunkline db restore FILE`, or move it away first.",
+            )
 
 
 def _base_and_dataset(session: Session, provenance: Mapping[str, Any]) -> RestoredLineage:
@@ -168,7 +145,10 @@ def _add_run(
     return run
 
 
-def _restore(session: Session, provenance: Mapping[str, Any], actor: str | None) -> RestoredLineage:
+def restore_lineage(
+    session: Session, provenance: Mapping[str, Any], actor: str | None
+) -> RestoredLineage:
+    """Add the base, dataset, plugin, run and evaluations of a provenance."""
     made = _base_and_dataset(session, provenance)
     said = provenance["run"]
     if said is None:

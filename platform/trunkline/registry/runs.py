@@ -7,16 +7,17 @@ Must not know: how training works.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, Select, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError, RegistryError
-from trunkline.registry.database import Database, add_event, utc_now
 from trunkline.registry.engine import storable
+from trunkline.registry.origins import provenance_of_run
 from trunkline.registry.records import MetricRecord, RunRecord
+from trunkline.registry.session import RESTORED, Aggregate, add_event, pages, run_subject, utc_now
 from trunkline.registry.sources import base_id
 from trunkline.registry.tables import (
     Adapter,
@@ -32,19 +33,16 @@ from trunkline.registry.tables import (
 
 _LAST = 2**31 - 1
 
-RESTORED = "run.restored"
-"""The event of a run that came with a version of another workspace, or out of its files."""
-
 ENDS = ("finished", "failed", "interrupted")
 
 RunRow = Row[Run, Base, Dataset, Plugin]
 """The plugin may be None, though an outer join can't say so in its type."""
 
 
-class Runs(Database):
+class Runs(Aggregate):
     """Starts, follows and ends runs."""
 
-    def start_run(
+    def start(
         self,
         *,
         recipe: str,
@@ -62,7 +60,7 @@ class Runs(Database):
         Raises:
             NotFoundError: the base was not recorded.
         """
-        with self._write() as session:
+        with self._sessions.write() as session:
             run = Run(
                 recipe=recipe,
                 status="running",
@@ -93,7 +91,7 @@ class Runs(Database):
             }
             for name, value in values.items()
         ]
-        with self._write() as session:
+        with self._sessions.write() as session:
             _run(session, run)
             session.execute(
                 delete(RunMetric).where(
@@ -102,7 +100,7 @@ class Runs(Database):
             )
             session.execute(insert(RunMetric), rows)
 
-    def finish_run(
+    def finish(
         self,
         run: int,
         status: str,
@@ -120,7 +118,7 @@ class Runs(Database):
             raise RegistryError(
                 f"A run can't end as {status!r}.", f"It ends as one of: {', '.join(ENDS)}."
             )
-        with self._write() as session:
+        with self._sessions.write() as session:
             row = _run(session, run, lock=True)
             if row.status != "running":
                 raise RegistryError(
@@ -134,13 +132,13 @@ class Runs(Database):
             detail = {"recipe": row.recipe} | ({} if error is None else {"error": error})
             add_event(session, actor, f"run.{status}", run_subject(run), detail)
 
-    def resume_run(self, run: int, *, actor: str | None = None) -> None:
+    def resume(self, run: int, *, actor: str | None = None) -> None:
         """Set a run that did not finish to ``running`` again; one killed outright still says so.
 
         Raises:
             RegistryError: it has finished.
         """
-        with self._write() as session:
+        with self._sessions.write() as session:
             row = _run(session, run, lock=True)
             if row.status == "finished":
                 raise RegistryError(
@@ -151,31 +149,31 @@ class Runs(Database):
             row.status, row.error, row.finished = "running", None, None
             add_event(session, actor, "run.resumed", run_subject(run), detail)
 
-    def runs(
+    def list(
         self, *, recipe: str | None = None, limit: int = 100, before: int | None = None
-    ) -> list[RunRecord]:
+    ) -> Sequence[RunRecord]:
         """Runs, newest first; ``before`` a number, for the next page."""
         query = _runs().order_by(Run.id.desc()).limit(limit)
         if recipe is not None:
             query = query.where(Run.recipe == recipe)
         if before is not None:
             query = query.where(Run.id < max(0, min(before, _LAST)))
-        with self._read() as session:
+        with self._sessions.read() as session:
             return _records(session, session.execute(query).all())
 
-    def run(self, number: int) -> RunRecord:
+    def get(self, number: int) -> RunRecord:
         """One run.
 
         Raises:
             NotFoundError: no run has this number.
         """
-        with self._read() as session:
+        with self._sessions.read() as session:
             _run(session, number)
             return _records(session, session.execute(_runs().where(Run.id == number)).all())[0]
 
-    def run_metrics(
+    def metrics(
         self, run: int, *, name: str | None = None, limit: int = 10_000, offset: int = 0
-    ) -> list[MetricRecord]:
+    ) -> Sequence[MetricRecord]:
         """The figures of a run, by step and name."""
         query = (
             select(RunMetric)
@@ -186,7 +184,7 @@ class Runs(Database):
         )
         if name is not None:
             query = query.where(RunMetric.name == name)
-        with self._read() as session:
+        with self._sessions.read() as session:
             _run(session, run)
             return [
                 MetricRecord(
@@ -197,10 +195,19 @@ class Runs(Database):
                 for row in session.scalars(query)
             ]
 
+    def statuses(self, numbers: Collection[int]) -> dict[int, str]:
+        """The status of runs by number; unknown ones are left out."""
+        found: dict[int, str] = {}
+        with self._sessions.read() as session:
+            for page in pages(sorted(numbers)):
+                query = select(Run.id, Run.status).where(Run.id.in_(page))
+                found.update((number, status) for number, status in session.execute(query))
+        return found
 
-def run_subject(run: int) -> str:
-    """What a run's events are filed under; no adapter's name can look like it."""
-    return f"run/{run}"
+    def provenance(self, run: int) -> dict[str, Any]:
+        """``base``, ``dataset``, ``run`` and ``evaluations`` of a run, as JSON has them."""
+        with self._sessions.read() as session:
+            return provenance_of_run(session, run)
 
 
 def take_back_restored(session: Session, number: int, actor: str | None) -> None:
@@ -243,7 +250,7 @@ def _runs() -> Select[Run, Base, Dataset, Plugin]:
     )
 
 
-def _records(session: Session, rows: Sequence[RunRow]) -> list[RunRecord]:
+def _records(session: Session, rows: Sequence[RunRow]) -> Sequence[RunRecord]:
     made: dict[int | None, list[str]] = {}
     query = (
         select(Version.run_id, Adapter.domain, Adapter.name, Version.number)

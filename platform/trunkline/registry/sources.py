@@ -13,12 +13,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError
-from trunkline.registry.database import Database, find_or_add, utc_now
 from trunkline.registry.records import BaseRecord, DatasetRecord
+from trunkline.registry.session import Aggregate, find_or_add, utc_now
 from trunkline.registry.tables import Base, Dataset, Plugin
 
 
-class Sources(Database):
+class Sources(Aggregate):
     """Records plugins, bases and datasets; recording the same again gives the same id."""
 
     def record_plugin(self, *, distribution: str, version: str, api: int, domain: str) -> int:
@@ -26,7 +26,7 @@ class Sources(Database):
         row = Plugin(
             distribution=distribution, version=version, api=api, domain=domain, first_seen=utc_now()
         )
-        with self._write() as session:
+        with self._sessions.write() as session:
             return find_or_add(
                 session,
                 row,
@@ -55,7 +55,7 @@ class Sources(Database):
             dtype=dtype,
             first_seen=utc_now(),
         )
-        with self._write() as session:
+        with self._sessions.write() as session:
             return find_or_add(session, row, Base.digest == digest).id
 
     def record_dataset(
@@ -80,7 +80,7 @@ class Sources(Database):
             counts=dict(counts),
             first_seen=utc_now(),
         )
-        with self._write() as session:
+        with self._sessions.write() as session:
             return find_or_add(
                 session,
                 row,
@@ -89,20 +89,20 @@ class Sources(Database):
                 Dataset.split_fingerprint == split_fingerprint,
             ).id
 
-    def bases(self, *, limit: int = 100, offset: int = 0) -> list[BaseRecord]:
+    def list_bases(self, *, limit: int = 100, offset: int = 0) -> list[BaseRecord]:
         """The bases that were used, newest first."""
         query = select(Base).order_by(Base.id.desc()).limit(limit).offset(offset)
-        with self._read() as session:
+        with self._sessions.read() as session:
             return [base_record(row) for row in session.scalars(query)]
 
-    def datasets(
+    def list_datasets(
         self, *, name: str | None = None, limit: int = 100, offset: int = 0
     ) -> list[DatasetRecord]:
         """The datasets that were used, newest first; ``name`` gives the states of one."""
         query = select(Dataset).order_by(Dataset.id.desc()).limit(limit).offset(offset)
         if name is not None:
             query = query.where(Dataset.name == name)
-        with self._read() as session:
+        with self._sessions.read() as session:
             return [dataset_record(row) for row in session.scalars(query)]
 
 

@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError, RefusedError, UsageError
 from trunkline.refs import shown
-from trunkline.registry.database import Database, add_event, event_record, find_or_add
-from trunkline.registry.history import is_note
+from trunkline.registry.events import is_note
 from trunkline.registry.records import EventRecord, TagsRecord
+from trunkline.registry.session import Aggregate, add_event, event_record, find_or_add
 from trunkline.registry.subjects import find_subject
 from trunkline.registry.tables import Event, Tag
 
@@ -32,10 +32,10 @@ _UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _UNPRINTED_IN_NOTES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-class Tags(Database):
+class Tags(Aggregate):
     """Sets, removes and gives tags; adds and gives notes."""
 
-    def set_tag(self, subject: str, key: str, value: str, *, actor: str | None = None) -> None:
+    def set(self, subject: str, key: str, value: str, *, actor: str | None = None) -> None:
         """Give a subject a tag, in place of the one with this key if it has one.
 
         Raises:
@@ -43,17 +43,17 @@ class Tags(Database):
             NotFoundError: there is no such subject.
             RefusedError: it has 100 tags already.
         """
-        self.set_tags(subject, {key: value}, actor=actor)
+        self.update(subject, {key: value}, actor=actor)
 
-    def remove_tag(self, subject: str, key: str, *, actor: str | None = None) -> None:
+    def remove(self, subject: str, key: str, *, actor: str | None = None) -> None:
         """Take a tag away.
 
         Raises:
             NotFoundError: there is no such subject, or it has no such tag.
         """
-        self.set_tags(subject, {}, remove=[key], actor=actor)
+        self.update(subject, {}, remove=[key], actor=actor)
 
-    def set_tags(
+    def update(
         self,
         subject: str,
         values: Mapping[str, str],
@@ -68,7 +68,7 @@ class Tags(Database):
         """
         for key, value in values.items():
             _check_tag(key, value)
-        with self._write() as session:
+        with self._sessions.write() as session:
             of = find_subject(session, subject)
             for key in remove:
                 _remove(session, of, key, actor)
@@ -82,13 +82,13 @@ class Tags(Database):
                     f"Take some away: trunkline tag {of} --remove KEY.",
                 )
 
-    def tags(self, subject: str) -> TagsRecord:
+    def get(self, subject: str) -> TagsRecord:
         """The tags of a subject, by key.
 
         Raises:
             NotFoundError: there is no such subject.
         """
-        with self._read() as session:
+        with self._sessions.read() as session:
             of = find_subject(session, subject)
             return TagsRecord(subject=of, tags=tags_of(session, [of]).get(of, {}))
 
@@ -105,7 +105,7 @@ class Tags(Database):
                 f"The note {shown(text)} can't be kept.",
                 f"Write 1 to {LONGEST_NOTE:,} printable characters.",
             )
-        with self._write() as session:
+        with self._sessions.write() as session:
             of = find_subject(session, subject)
             add_event(session, actor, "note", of, {"text": text})
             return of
@@ -118,7 +118,7 @@ class Tags(Database):
         Raises:
             NotFoundError: there is no such subject.
         """
-        with self._read() as session:
+        with self._sessions.read() as session:
             of = find_subject(session, subject)
             query = select(Event).where(Event.subject == of, is_note())
             if before is not None:

@@ -170,7 +170,7 @@ def _named(model: Model) -> Iterator[None]:
 
 def _load(service: Service, call: Call, ref: str) -> dict[str, Any]:
     model = _find(service, call, ref)
-    version = service.registry.resolve(Ref.parse(model.root))[0]
+    version = service.registry.versions.resolve(Ref.parse(model.root))[0]
     service.engine.pool.load(service.platform.store.fetch(version), model.root)
     return {"ref": model.root, "digest": model.digest, "resident": True}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from trunkline.errors import AuthenticationError, ForbiddenError
 from trunkline.refs import shown
 from trunkline.registry.records import KeyRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
@@ -41,11 +41,11 @@ class Authenticator:
         """
         scheme, _, plain = (authorization or "").partition(" ")
         if scheme.lower() == "bearer":
-            key = self._registry.key_of(plain.strip())
+            key = self._registry.keys.authenticate(plain.strip())
             if key is not None:
                 return key
         if not self._closed:
-            self._closed = self._registry.has_keys()
+            self._closed = self._registry.keys.has_any()
         if self._closed:
             problem = "This key is not valid." if authorization else "The request brings no key."
             raise AuthenticationError(

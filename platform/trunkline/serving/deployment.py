@@ -25,7 +25,7 @@ from trunkline.errors import TrunklineError
 if TYPE_CHECKING:
     from trunkline.bases.info import BaseInfo
     from trunkline.lora.pool import AdapterPool
-    from trunkline.registry.store import Registry
+    from trunkline.registry.registry import Registry
 
 BEAT_SECONDS = 15.0
 """Between two signs of life."""
@@ -177,18 +177,18 @@ class Presence:
     def _told(self, number: int) -> bool:
         """Tell what waits, else that the server lives; False where the registry knows no such."""
         if not self._batches:
-            return self._registry.deployment_seen(number)
+            return self._registry.servers.heartbeat(number)
         while self._batches:
             batch = self._batches[0]
             loaded = [(ref, digest) for digest, ref in batch.loaded.items()]
-            if not self._registry.record_loads(number, loaded, sorted(batch.unloaded)):
+            if not self._registry.servers.record_loads(number, loaded, sorted(batch.unloaded)):
                 return False
             self._batches.popleft()
         return True
 
     def _begin(self) -> int:
         base = self._base
-        self._registry.record_base(
+        self._registry.sources.record_base(
             digest=base.digest,
             name=base.name,
             source=base.source,
@@ -196,9 +196,9 @@ class Presence:
             parameters=base.parameters,
             dtype=base.dtype,
         )
-        return self._registry.start_deployment(
+        return self._registry.servers.start(
             socket.gethostname(), os.getpid(), self._url, base.digest, dtype=self._dtype
         )
 
     def _end(self) -> None:
-        self._registry.stop_deployment(self._tell())
+        self._registry.servers.stop(self._tell())

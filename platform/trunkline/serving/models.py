@@ -14,7 +14,7 @@ from trunkline.errors import BaseMismatchError, NotFoundError, UsageError
 from trunkline.refs import BASE, Ref
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AdapterRecord, KeyRecord, VersionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.serving.errors import ApiError, unknown_model
 
 MOST_LISTED = 10_000
@@ -79,7 +79,7 @@ def find_model(registry: Registry, base: ServedBase, key: KeyRecord | None, aske
         ref = Ref.parse(asked)
         if not _may_use(key, ref.adapter):
             raise unknown_model(asked)
-        version = registry.resolve(ref, suggest=False)[0]
+        version = registry.versions.resolve(ref, suggest=False)[0]
     except NotFoundError:
         raise unknown_model(asked) from None
     except UsageError:
@@ -133,16 +133,16 @@ def _behind(
         raise ApiError("after is no model's id.", "Give the last id of a page.", param="after")
 
 
-def _pages(registry: Registry, after: str | None) -> Iterator[list[AdapterRecord]]:
+def _pages(registry: Registry, after: str | None) -> Iterator[Sequence[AdapterRecord]]:
     """All adapters, or the one that ``after`` is of, by itself, and those behind it."""
     last: Ref | None = None
     if after is not None:
         try:
             last = Ref.parse(after)
-            yield [registry.adapter(last.domain, last.name)]
+            yield [registry.adapters.get(last.domain, last.name)]
         except (UsageError, NotFoundError):
             return
-    while page := registry.adapters(limit=_PAGE, after=last):
+    while page := registry.adapters.list(limit=_PAGE, after=last):
         yield page
         last = page[-1].ref
 
@@ -154,16 +154,16 @@ def _with_versions(
     for batch in _batches(adapters, expected):
         first = batch[0]
         if first.versions > _TOGETHER:
-            yield first, registry.versions(first.domain, first.name, limit=MOST_LISTED)
+            yield first, registry.versions.list(first.domain, first.name, limit=MOST_LISTED)
             continue
         refs = [adapter.ref for adapter in batch]
         # What is published meanwhile has room up to the limit, so that nothing is cut off.
-        found = registry.versions_of(refs, base_digest=base.digest, limit=MOST_LISTED)
+        found = registry.versions.list_for_base(refs, base_digest=base.digest, limit=MOST_LISTED)
         for adapter, ref in zip(batch, refs, strict=True):
             yield adapter, found.get(ref, ())
 
 
-def _batches(adapters: Sequence[AdapterRecord], expected: int) -> Iterator[list[AdapterRecord]]:
+def _batches(adapters: Sequence[AdapterRecord], expected: int) -> Iterator[Sequence[AdapterRecord]]:
     """Neighbours with as many versions together as are expected, then with twice as many each time,
     but never more than ``_TOGETHER``; an adapter that has more stands alone."""
     room = min(expected, _TOGETHER)

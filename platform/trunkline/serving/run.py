@@ -56,7 +56,7 @@ def serve(
             server that has no key.
         BaseModelError: the base can't be loaded.
     """
-    if not is_loopback(settings.host) and not platform.registry.has_keys():
+    if not is_loopback(settings.host) and not platform.registry.keys.has_any():
         raise UsageError(
             f"Without a key this server listens on this machine only, not on {settings.host}.",
             "Make a key with: trunkline keys create OWNER.",

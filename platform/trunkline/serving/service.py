@@ -64,7 +64,7 @@ class Service:
         self._engine: Engine | None = None
         self._base: ServedBase | None = None
         self._presence: Presence | None = None
-        self._log = RequestLog(self.registry.log_requests) if settings.log_requests else None
+        self._log = RequestLog(self.registry.requests.log) if settings.log_requests else None
         self._asking = ThreadPoolExecutor(settings.workers, "registry")
         self._loading = ThreadPoolExecutor(settings.workers, "adapters")
 
@@ -174,7 +174,7 @@ class Service:
     def id_is_new(self, id: str) -> bool:
         """Whether no logged request has this id; blocks."""
         try:
-            self.registry.request(id)
+            self.registry.requests.get(id)
         except NotFoundError:
             return True
         return False

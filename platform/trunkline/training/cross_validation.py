@@ -104,7 +104,7 @@ def cross_validate(bench: RunContext, training_job: TrainingJob, folds: int) -> 
     evaluation_report, kept = evaluate(
         rows, values, list(pooled.values()), training_job.metrics, labels, confidences
     )
-    evaluation = bench.registry.record_evaluation(
+    evaluation = bench.registry.evaluations.record(
         recipe=recipe.name,
         base_digest=record_base(bench),
         dataset_id=dataset_id,
@@ -145,7 +145,7 @@ def evaluate_version(
         )
     evaluation_report, kept = evaluate_artifact(bench, training_job, prepared, artifact)
     quantized = bench.engine.base.quantized
-    bench.registry.record_evaluation(
+    bench.registry.evaluations.record(
         recipe=training_job.recipe.name,
         base_digest=record_base(bench),
         dataset_id=record_dataset(bench, training_job, prepared),

@@ -8,7 +8,7 @@ from typing import Any
 from trunkline.contracts import RecipeSpec
 from trunkline.data.prepare import prepare
 from trunkline.inference.engine import Engine
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.tasks import task_for
 from trunkline.training.examples import encode_rows
 from trunkline.training.fit import TrainingJob, check_no_answer_cut
@@ -72,7 +72,7 @@ def plan_training(training_job: TrainingJob, engine: Engine, registry: Registry)
 
 
 def _seconds(recipe: str, tokens: int, device: str, registry: Registry) -> float | None:
-    for run in registry.runs(recipe=recipe, limit=20):
+    for run in registry.runs.list(recipe=recipe, limit=20):
         report = run.report or {}
         trained = report.get("tokens_trained")
         if run.status == "finished" and trained and run.environment.get("device") == device:

@@ -83,7 +83,7 @@ def train(
             number = resume.number
             folder = bench.workspace.run_path(number)
             stack.enter_context(_held(folder, number))
-            bench.registry.resume_run(number)
+            bench.registry.runs.resume(number)
             stack.enter_context(_account(bench, recipe.name, number, folder))
         started = time.monotonic()
         meter = None if resume is not None else EnergyMeter()
@@ -91,7 +91,7 @@ def train(
         def log(step: int, values: Mapping[str, float]) -> None:
             if meter is not None:
                 meter.read()
-            bench.registry.log_metrics(number, step, values)
+            bench.registry.runs.log_metrics(number, step, values)
 
         fitted = fit(
             training_job,
@@ -118,7 +118,7 @@ def train(
         version = bench.store.publish(
             fitted.artifact.folder, Ref.parse(recipe.name), task=recipe.task, run=number
         )
-        bench.registry.finish_run(number, "finished", report=report)
+        bench.registry.runs.finish(number, "finished", report=report)
     shutil.rmtree(folder, ignore_errors=True)
     return TrainedRun(number, version, evaluation_report, report)
 
@@ -130,20 +130,20 @@ def _account(bench: RunContext, recipe: str, number: int, folder: Path) -> Itera
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         message = str(stop) or f"Run {number} was stopped."
-        bench.registry.finish_run(number, "interrupted", error=message)
+        bench.registry.runs.finish(number, "interrupted", error=message)
         _drop_unless_resumable(folder)
         raise Interrupted(
             message, f"Go on with `trunkline train {recipe} --resume {number}`."
         ) from stop
     except TrunklineError as error:
-        bench.registry.finish_run(number, "failed", error=error.message)
+        bench.registry.runs.finish(number, "failed", error=error.message)
         if isinstance(error, TrainingError | DataError):  # going on would fail the same way
             shutil.rmtree(folder, ignore_errors=True)
         _drop_unless_resumable(folder)
         raise
     except Exception as error:
         reason = one_line(error, with_type=True)
-        bench.registry.finish_run(number, "failed", error=reason)
+        bench.registry.runs.finish(number, "failed", error=reason)
         _drop_unless_resumable(folder)
         raise TrainingError(
             f"Run {number} failed: {reason}.", "`trunkline --debug train …` shows the traceback."
@@ -191,7 +191,7 @@ def _evaluate_and_record(
     recipe, artifact = training_job.recipe, fitted.artifact
     assert artifact is not None
     evaluation_report, kept = evaluate_artifact(bench, training_job, prepared, artifact)
-    bench.registry.record_evaluation(
+    bench.registry.evaluations.record(
         recipe=recipe.name,
         base_digest=bench.engine.base.digest,
         dataset_id=dataset_id,
@@ -227,13 +227,13 @@ def _start(
     recipe, base = training_job.recipe, bench.engine.base
     plugin_id = None
     if plugin is not None:
-        plugin_id = bench.registry.record_plugin(
+        plugin_id = bench.registry.sources.record_plugin(
             distribution=plugin.distribution,
             version=plugin.version,
             api=plugin.api or 0,
             domain=plugin.domain,
         )
-    return bench.registry.start_run(
+    return bench.registry.runs.start(
         recipe=recipe.name,
         base_digest=record_base(bench),
         dataset_id=dataset_id,

@@ -19,7 +19,7 @@ from trunkline.evaluation.baselines import baselines
 from trunkline.evaluation.report import EvaluationReport, Prediction, evaluate
 from trunkline.inference.engine import Engine
 from trunkline.registry.records import PredictionRecord
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
 from trunkline.training.fit import TrainingJob
 from trunkline.workspace import Workspace
 
@@ -78,7 +78,7 @@ def evaluate_artifact(
 def record_base(bench: RunContext) -> str:
     """Write the base down; gives its digest."""
     info = bench.engine.base.info
-    bench.registry.record_base(
+    bench.registry.sources.record_base(
         digest=info.digest,
         name=info.name,
         source=info.source,
@@ -92,7 +92,7 @@ def record_base(bench: RunContext) -> str:
 def record_dataset(bench: RunContext, training_job: TrainingJob, prepared: Prepared) -> int:
     """Write the dataset down as it was split; gives its id."""
     dataset = training_job.dataset
-    return bench.registry.record_dataset(
+    return bench.registry.sources.record_dataset(
         name=dataset.name,
         fingerprint=prepared.fingerprint,
         split_fingerprint=prepared.split.fingerprint,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from typing import Any
 from sqlalchemy import Row, Select, func, select, update
 from sqlalchemy.orm import Session
 
-from trunkline.registry.database import Database, add_event, system_actor, utc_now
 from trunkline.registry.records import DeploymentRecord, LoadRecord
+from trunkline.registry.session import Aggregate, add_event, system_actor, utc_now
 from trunkline.registry.tables import Base, Deployment, DeploymentLoad, UtcDateTime
 
 ALIVE_SECONDS = 90
@@ -30,10 +30,10 @@ _LAST = 2**63 - 1
 _LIST = 500
 
 
-class Deployments(Database):
+class Servers(Aggregate):
     """Adds what servers tell of themselves, and reads it."""
 
-    def start_deployment(
+    def start(
         self,
         host: str,
         pid: int,
@@ -50,7 +50,7 @@ class Deployments(Database):
             base_digest: of the base that it serves.
             dtype: in which the base computes, such as ``int8``; the event tells it, if it is known.
         """
-        with self._write() as session:
+        with self._sessions.write() as session:
             now = _clock(session)
             base = session.scalar(select(Base.id).where(Base.digest == base_digest))
             row = Deployment(
@@ -71,9 +71,9 @@ class Deployments(Database):
             add_event(session, row.actor, "server.started", server_subject(row.id), detail)
             return row.id
 
-    def deployment_seen(self, number: int) -> bool:
+    def heartbeat(self, number: int) -> bool:
         """A server is still there; False where the registry knows of no such one that runs."""
-        with self._write() as session:
+        with self._sessions.write() as session:
             return _see(session, number)
 
     def record_loads(
@@ -88,7 +88,7 @@ class Deployments(Database):
         Returns:
             Whether the registry knows of such a server that runs; if not, nothing is written.
         """
-        with self._write() as session:
+        with self._sessions.write() as session:
             if not _see(session, number):
                 return False
             now = utc_now()
@@ -118,9 +118,9 @@ class Deployments(Database):
                 _unload(session, number, now, gone)
             return True
 
-    def stop_deployment(self, number: int, actor: str | None = None) -> None:
+    def stop(self, number: int, actor: str | None = None) -> None:
         """A server ends, and holds nothing from now on; a second time nothing happens."""
-        with self._write() as session:
+        with self._sessions.write() as session:
             now = utc_now()
             query = select(Deployment).where(Deployment.id == number).with_for_update()
             row = session.scalar(query)
@@ -131,7 +131,7 @@ class Deployments(Database):
             _unload(session, number, now)
             add_event(session, actor or row.actor, "server.stopped", server_subject(number), {})
 
-    def deployments(self, limit: int = 100, before: int | None = None) -> list[DeploymentRecord]:
+    def list(self, limit: int = 100, before: int | None = None) -> Sequence[DeploymentRecord]:
         """Servers, newest first.
 
         Args:
@@ -140,13 +140,13 @@ class Deployments(Database):
         query = _deployments().order_by(Deployment.id.desc()).limit(limit)
         if before is not None:
             query = query.where(Deployment.id < max(0, min(before, _LAST)))
-        with self._read() as session:
+        with self._sessions.read() as session:
             now = _clock(session)
             return [_record(row, now) for row in session.execute(query)]
 
-    def deployments_of(
+    def list_loads(
         self, digest: str, limit: int = 100, before: int | None = None
-    ) -> list[LoadRecord]:
+    ) -> Sequence[LoadRecord]:
         """When servers held a version, newest first.
 
         Args:
@@ -162,7 +162,7 @@ class Deployments(Database):
         )
         if before is not None:
             query = query.where(DeploymentLoad.id < max(0, min(before, _LAST)))
-        with self._read() as session:
+        with self._sessions.read() as session:
             now = _clock(session)
             return [
                 LoadRecord(
@@ -176,7 +176,7 @@ class Deployments(Database):
                 for row in session.execute(query)
             ]
 
-    def holders(self, digests: Collection[str] | None = None) -> dict[str, list[str]]:
+    def holders(self, digests: Collection[str] | None = None) -> Mapping[str, Sequence[str]]:
         """What servers that are alive hold in memory now.
 
         Args:
@@ -188,7 +188,7 @@ class Deployments(Database):
         """
         asked = [None] if digests is None else list(_slices(sorted(digests)))
         found: dict[str, list[str]] = {}
-        with self._read() as session:
+        with self._sessions.read() as session:
             now = _clock(session)
             query = (
                 _deployments()
@@ -232,7 +232,7 @@ def process_lives(pid: int) -> bool:
     return state not in ("Z", "X")
 
 
-def _slices(digests: Sequence[str]) -> list[Sequence[str]]:
+def _slices(digests: Sequence[str]) -> Sequence[Sequence[str]]:
     return [digests[start : start + _LIST] for start in range(0, len(digests), _LIST)]
 
 

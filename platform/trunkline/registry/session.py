@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import ColumnElement, select
@@ -26,15 +25,22 @@ from trunkline.registry.schema import bring_to_head
 from trunkline.registry.tables import Event, Table
 
 Row = TypeVar("Row", bound=Table)
+Key = TypeVar("Key")
 
-_TOLD = "events"
+PAGE = 500
+"""Rows per query where many are read."""
+
+_EVENTS = "events"
 
 
-class Database:
-    """A registry's connection; safe to share between threads, not between forked processes."""
+class Sessions:
+    """The transactions of one open registry; its aggregates share them.
+
+    Safe to share between threads, not between forked processes.
+    """
 
     def __init__(self, engines: Engines) -> None:
-        self._engines = engines
+        self.engines = engines
 
     @classmethod
     def open(cls, url: str, *, create: bool = True, busy_seconds: float = BUSY_SECONDS) -> Self:
@@ -60,61 +66,61 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; the object may be used again and reconnects."""
-        self._engines.reading.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        self.engines.reading.dispose()
 
     @property
     def read_only(self) -> bool:
         """Whether only listing and showing will work."""
-        return self._engines.read_only
+        return self.engines.read_only
 
     @contextmanager
-    def _read(self) -> Iterator[Session]:
-        """One moment of the database. What no code of ours wrote can't be read: one error."""
+    def read(self) -> Iterator[Session]:
+        """A session that sees the database at one moment.
+
+        Raises:
+            RegistryError: the database can't be read, or holds a value that this code never writes.
+        """
         try:
-            with translated(self._engines.where), Session(self._engines.reading) as session:
+            with translated(self.engines.where), Session(self.engines.reading) as session:
                 yield session
         except ValueError as error:
             raise RegistryError(
-                f"The registry '{self._engines.where}' holds what was changed by hand and can't "
+                f"The registry '{self.engines.where}' holds what was changed by hand and can't "
                 f"be read: {error}.",
                 "See where with: trunkline audit verify. Then restore a backup with: trunkline db "
                 "restore FILE --replace.",
             ) from error
 
     @contextmanager
-    def _write(self) -> Iterator[Session]:
-        """One transaction that is committed at the end, or rolled back by any exception."""
+    def write(self) -> Iterator[Session]:
+        """A session in one transaction: committed at the end, rolled back by any exception."""
         if self.read_only:
             raise RegistryError(
-                f"The registry '{self._engines.where}' is read-only.",
+                f"The registry '{self.engines.where}' is read-only.",
                 "Listing works; to write, get the right to write it or name another workspace.",
             )
         with (
-            translated(self._engines.where),
-            Session(self._engines.writing) as session,
+            translated(self.engines.where),
+            Session(self.engines.writing) as session,
             session.begin(),
         ):
             yield session
-            if told := session.info.pop(_TOLD, None):
-                append(session, EVENTS, told)
+            if events := session.info.pop(_EVENTS, None):
+                append(session, EVENTS, events)
+
+
+class Aggregate:
+    """One subject of the registry: its queries, each in a transaction of its own."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
 
 
 def add_event(
     session: Session, actor: str | None, kind: str, subject: str, detail: Mapping[str, Any]
 ) -> None:
     """Tell one event at the end of the transaction in progress; no actor: the system's user."""
-    session.info.setdefault(_TOLD, []).append(
+    session.info.setdefault(_EVENTS, []).append(
         {
             "at": utc_now(),
             "actor": actor or system_actor(),
@@ -123,6 +129,15 @@ def add_event(
             "detail": dict(detail),
         }
     )
+
+
+RESTORED = "run.restored"
+"""The event of a run that came with a version of another workspace, or out of its files."""
+
+
+def run_subject(run: int) -> str:
+    """The subject of a run's events; no adapter's name can look like it."""
+    return f"run/{run}"
 
 
 def event_record(row: Event) -> EventRecord:
@@ -136,6 +151,12 @@ def event_record(row: Event) -> EventRecord:
         detail=row.detail,
         hash=row.hash,
     )
+
+
+def pages(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
+    """The keys in slices that one query can take."""
+    for begin in range(0, len(keys), PAGE):
+        yield keys[begin : begin + PAGE]
 
 
 def find_or_add(session: Session, row: Row, *where: ColumnElement[bool]) -> Row:

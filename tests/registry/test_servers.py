@@ -12,9 +12,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from trunkline.registry.database import utc_now
-from trunkline.registry.deployments import ALIVE_SECONDS, process_lives
-from trunkline.registry.store import Registry
+from trunkline.registry.registry import Registry
+from trunkline.registry.servers import ALIVE_SECONDS, process_lives
+from trunkline.registry.session import utc_now
 from trunkline.registry.tables import Deployment
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
@@ -23,13 +23,13 @@ HOST = socket.gethostname()
 
 
 def started(registry: Registry, *, host: str = "elsewhere", pid: int = 7) -> int:
-    return registry.start_deployment(host, pid, "http://10.0.0.1:8000", None)
+    return registry.servers.start(host, pid, "http://10.0.0.1:8000", None)
 
 
 def last_seen(registry: Registry, number: int, seconds: float) -> None:
     """Let a server's last sign of life be so old."""
     then = utc_now() - timedelta(seconds=seconds)
-    with registry._write() as session:
+    with registry.sessions.write() as session:
         session.execute(update(Deployment).where(Deployment.id == number).values(seen=then))
 
 
@@ -48,15 +48,15 @@ def dead() -> Iterator[int]:
 
 def test_start_and_stop_are_events_of_the_server(registry: Registry) -> None:
     number = started(registry)
-    registry.stop_deployment(number)
-    events = registry.events(subject=f"server/{number}")
+    registry.servers.stop(number)
+    events = registry.events.list(subject=f"server/{number}")
     assert [one.kind for one in events] == ["server.stopped", "server.started"]
 
 
 def test_the_start_tells_where_and_what(registry: Registry, dataset: int) -> None:
     base = "sha256:" + "b" * 64
-    number = registry.start_deployment("web-1", 812, "http://web-1:8000", base, "system:ada")
-    event = registry.events(subject=f"server/{number}")[0]
+    number = registry.servers.start("web-1", 812, "http://web-1:8000", base, "system:ada")
+    event = registry.events.list(subject=f"server/{number}")[0]
     assert (event.actor, event.detail) == (
         "system:ada",
         {"host": "web-1", "pid": 812, "url": "http://web-1:8000", "base": base},
@@ -64,38 +64,41 @@ def test_the_start_tells_where_and_what(registry: Registry, dataset: int) -> Non
 
 
 def test_the_start_tells_in_what_the_base_computes(registry: Registry) -> None:
-    number = registry.start_deployment("web-1", 812, "", None, dtype="int8")
-    assert registry.events(subject=f"server/{number}")[0].detail["dtype"] == "int8"
+    number = registry.servers.start("web-1", 812, "", None, dtype="int8")
+    assert registry.events.list(subject=f"server/{number}")[0].detail["dtype"] == "int8"
 
 
 def test_what_the_base_computes_in_stands_before_the_digest_that_fills_a_line(
     registry: Registry,
 ) -> None:
-    number = registry.start_deployment("web-1", 812, "", "sha256:" + "b" * 64, dtype="int8")
-    assert list(registry.events(subject=f"server/{number}")[0].detail)[-2:] == ["dtype", "base"]
+    number = registry.servers.start("web-1", 812, "", "sha256:" + "b" * 64, dtype="int8")
+    assert list(registry.events.list(subject=f"server/{number}")[0].detail)[-2:] == [
+        "dtype",
+        "base",
+    ]
 
 
 def test_a_server_shows_its_base(registry: Registry, dataset: int) -> None:
-    registry.start_deployment("web-1", 812, "", "sha256:" + "b" * 64)
-    assert registry.deployments()[0].base_name == "tiny"
+    registry.servers.start("web-1", 812, "", "sha256:" + "b" * 64)
+    assert registry.servers.list()[0].base_name == "tiny"
 
 
 def test_a_base_that_is_not_known_is_left_open(registry: Registry) -> None:
-    registry.start_deployment("web-1", 812, "", "sha256:" + "f" * 64)
-    assert registry.deployments()[0].base_digest is None
+    registry.servers.start("web-1", 812, "", "sha256:" + "f" * 64)
+    assert registry.servers.list()[0].base_digest is None
 
 
 def test_a_second_stop_tells_nothing(registry: Registry) -> None:
     number = started(registry)
-    registry.stop_deployment(number)
-    registry.stop_deployment(number)
-    assert len(registry.events(subject=f"server/{number}")) == 2
+    registry.servers.stop(number)
+    registry.servers.stop(number)
+    assert len(registry.events.list(subject=f"server/{number}")) == 2
 
 
 def test_servers_are_paged_newest_first(registry: Registry) -> None:
     numbers = [started(registry) for _ in range(4)]
-    first = registry.deployments(limit=2)
-    second = registry.deployments(limit=2, before=first[-1].number)
+    first = registry.servers.list(limit=2)
+    second = registry.servers.list(limit=2, before=first[-1].number)
     assert [one.number for one in [*first, *second]] == numbers[::-1]
 
 
@@ -104,39 +107,39 @@ def test_servers_are_paged_newest_first(registry: Registry) -> None:
 
 def test_a_server_that_was_just_seen_is_alive(registry: Registry) -> None:
     started(registry)
-    assert registry.deployments()[0].alive
+    assert registry.servers.list()[0].alive
 
 
 def test_a_stopped_server_is_not_alive(registry: Registry) -> None:
-    registry.stop_deployment(started(registry))
-    assert not registry.deployments()[0].alive
+    registry.servers.stop(started(registry))
+    assert not registry.servers.list()[0].alive
 
 
 def test_a_server_that_was_not_seen_is_not_alive(registry: Registry) -> None:
     last_seen(registry, started(registry), ALIVE_SECONDS + 5)
-    assert not registry.deployments()[0].alive
+    assert not registry.servers.list()[0].alive
 
 
 def test_a_sign_of_life_brings_a_server_back(registry: Registry) -> None:
     number = started(registry)
     last_seen(registry, number, ALIVE_SECONDS + 5)
-    registry.deployment_seen(number)
-    assert registry.deployments()[0].alive
+    registry.servers.heartbeat(number)
+    assert registry.servers.list()[0].alive
 
 
 def test_a_clock_that_was_put_back_kills_no_server(registry: Registry) -> None:
     last_seen(registry, started(registry), -3600)
-    assert registry.deployments()[0].alive
+    assert registry.servers.list()[0].alive
 
 
 def test_a_killed_process_of_this_host_is_not_alive(registry: Registry, dead: int) -> None:
     started(registry, host=HOST, pid=dead)
-    assert not registry.deployments()[0].alive
+    assert not registry.servers.list()[0].alive
 
 
 def test_a_process_of_this_host_is_alive(registry: Registry) -> None:
     started(registry, host=HOST, pid=os.getpid())
-    assert registry.deployments()[0].alive
+    assert registry.servers.list()[0].alive
 
 
 @pytest.mark.parametrize("pid", [0, -1])
@@ -146,8 +149,8 @@ def test_no_number_of_a_group_is_taken_for_a_process(pid: int) -> None:
 
 def test_the_dead_and_the_unknown_are_told_that_they_are(registry: Registry) -> None:
     number = started(registry)
-    registry.stop_deployment(number)
-    assert (registry.deployment_seen(number), registry.deployment_seen(99)) == (False, False)
+    registry.servers.stop(number)
+    assert (registry.servers.heartbeat(number), registry.servers.heartbeat(99)) == (False, False)
 
 
 # -------------------------------------------------------------------------------- what they hold
@@ -155,76 +158,76 @@ def test_the_dead_and_the_unknown_are_told_that_they_are(registry: Registry) -> 
 
 def test_a_loaded_version_is_held(registry: Registry) -> None:
     number = started(registry)
-    registry.record_loads(number, [(REF, A)])
+    registry.servers.record_loads(number, [(REF, A)])
     held = f"server/{number} (http://10.0.0.1:8000, process 7 on elsewhere)"
-    assert registry.holders() == {A: [held]}
+    assert registry.servers.holders() == {A: [held]}
 
 
 def test_an_unloaded_version_is_not_held(registry: Registry) -> None:
     number = started(registry)
-    registry.record_loads(number, [(REF, A), ("medical/b@1", B)])
-    registry.record_loads(number, [], [A])
-    assert list(registry.holders()) == [B]
+    registry.servers.record_loads(number, [(REF, A), ("medical/b@1", B)])
+    registry.servers.record_loads(number, [], [A])
+    assert list(registry.servers.holders()) == [B]
 
 
 def test_loaded_and_unloaded_at_once_is_not_held(registry: Registry) -> None:
     number = started(registry)
-    registry.record_loads(number, [(REF, A)], [A])
-    assert registry.holders() == {}
+    registry.servers.record_loads(number, [(REF, A)], [A])
+    assert registry.servers.holders() == {}
 
 
 def test_every_server_that_holds_is_named(registry: Registry) -> None:
     for number in (started(registry), started(registry)):
-        registry.record_loads(number, [(REF, A)])
-    assert [len(servers) for servers in registry.holders().values()] == [2]
+        registry.servers.record_loads(number, [(REF, A)])
+    assert [len(servers) for servers in registry.servers.holders().values()] == [2]
 
 
 def test_only_what_was_asked_about_is_told(registry: Registry) -> None:
-    registry.record_loads(started(registry), [(REF, A), ("medical/b@1", B)])
-    assert list(registry.holders([B, C])) == [B]
+    registry.servers.record_loads(started(registry), [(REF, A), ("medical/b@1", B)])
+    assert list(registry.servers.holders([B, C])) == [B]
 
 
 def test_asked_about_nothing_nothing_is_told(registry: Registry) -> None:
-    registry.record_loads(started(registry), [(REF, A)])
-    assert registry.holders([]) == {}
+    registry.servers.record_loads(started(registry), [(REF, A)])
+    assert registry.servers.holders([]) == {}
 
 
 def test_more_can_be_asked_about_than_one_query_takes(registry: Registry) -> None:
-    registry.record_loads(started(registry), [(REF, A)])
-    assert list(registry.holders([A, *(f"sha256:{n:064x}" for n in range(1200))])) == [A]
+    registry.servers.record_loads(started(registry), [(REF, A)])
+    assert list(registry.servers.holders([A, *(f"sha256:{n:064x}" for n in range(1200))])) == [A]
 
 
 def test_a_stopped_server_holds_nothing(registry: Registry) -> None:
     number = started(registry)
-    registry.record_loads(number, [(REF, A)])
-    registry.stop_deployment(number)
-    assert registry.holders() == {}
+    registry.servers.record_loads(number, [(REF, A)])
+    registry.servers.stop(number)
+    assert registry.servers.holders() == {}
 
 
 def test_a_server_that_was_not_seen_holds_nothing(registry: Registry) -> None:
     number = started(registry)
-    registry.record_loads(number, [(REF, A)])
+    registry.servers.record_loads(number, [(REF, A)])
     last_seen(registry, number, ALIVE_SECONDS + 5)
-    assert registry.holders() == {}
+    assert registry.servers.holders() == {}
 
 
 def test_a_killed_process_holds_nothing(registry: Registry, dead: int) -> None:
-    registry.record_loads(started(registry, host=HOST, pid=dead), [(REF, A)])
-    assert registry.holders() == {}
+    registry.servers.record_loads(started(registry, host=HOST, pid=dead), [(REF, A)])
+    assert registry.servers.holders() == {}
 
 
 def test_telling_of_loads_is_a_sign_of_life(registry: Registry) -> None:
     number = started(registry)
     last_seen(registry, number, ALIVE_SECONDS + 5)
-    registry.record_loads(number, [(REF, A)])
-    assert list(registry.holders()) == [A]
+    registry.servers.record_loads(number, [(REF, A)])
+    assert list(registry.servers.holders()) == [A]
 
 
 def test_a_server_that_has_ended_loads_nothing(registry: Registry) -> None:
     number = started(registry)
-    registry.stop_deployment(number)
-    told = registry.record_loads(number, [(REF, A)])
-    assert (told, registry.deployments_of(A)) == (False, [])
+    registry.servers.stop(number)
+    told = registry.servers.record_loads(number, [(REF, A)])
+    assert (told, registry.servers.list_loads(A)) == (False, [])
 
 
 # ------------------------------------------------------------------------------- what they held
@@ -233,42 +236,42 @@ def test_a_server_that_has_ended_loads_nothing(registry: Registry) -> None:
 def test_a_load_that_is_told_twice_stands_once(registry: Registry) -> None:
     number = started(registry)
     for _ in range(2):
-        registry.record_loads(number, [(REF, A)])
-    assert len(registry.deployments_of(A)) == 1
+        registry.servers.record_loads(number, [(REF, A)])
+    assert len(registry.servers.list_loads(A)) == 1
 
 
 def test_every_stay_in_memory_stands_for_itself(registry: Registry) -> None:
     number = started(registry)
     for _ in range(2):
-        registry.record_loads(number, [(REF, A)], [A])
-    assert len(registry.deployments_of(A)) == 2
+        registry.servers.record_loads(number, [(REF, A)], [A])
+    assert len(registry.servers.list_loads(A)) == 2
 
 
 def test_a_stay_ends_with_its_server(registry: Registry) -> None:
     number = started(registry)
-    registry.record_loads(number, [(REF, A)])
-    registry.stop_deployment(number)
-    assert registry.deployments_of(A)[0].unloaded is not None
+    registry.servers.record_loads(number, [(REF, A)])
+    registry.servers.stop(number)
+    assert registry.servers.list_loads(A)[0].unloaded is not None
 
 
 def test_a_stay_tells_version_and_server(registry: Registry) -> None:
     number = started(registry)
-    registry.record_loads(number, [(REF, A)])
-    load = registry.deployments_of(A)[0]
+    registry.servers.record_loads(number, [(REF, A)])
+    load = registry.servers.list_loads(A)[0]
     assert (load.version, load.server.number, load.unloaded) == (REF, number, None)
 
 
 def test_another_servers_unloading_ends_no_stay(registry: Registry) -> None:
     one, two = started(registry), started(registry)
-    registry.record_loads(one, [(REF, A)])
-    registry.record_loads(two, [], [A])
-    assert list(registry.holders()) == [A]
+    registry.servers.record_loads(one, [(REF, A)])
+    registry.servers.record_loads(two, [], [A])
+    assert list(registry.servers.holders()) == [A]
 
 
 def test_stays_are_paged_newest_first(registry: Registry) -> None:
     number = started(registry)
     for _ in range(3):
-        registry.record_loads(number, [(REF, A)], [A])
-    first = registry.deployments_of(A, limit=2)
-    second = registry.deployments_of(A, limit=2, before=first[-1].id)
+        registry.servers.record_loads(number, [(REF, A)], [A])
+    first = registry.servers.list_loads(A, limit=2)
+    second = registry.servers.list_loads(A, limit=2, before=first[-1].id)
     assert [one.id for one in [*first, *second]] == [3, 2, 1]

@@ -1,0 +1,110 @@
+"""The registry: one object with an attribute for each aggregate.
+
+``Registry.open(url)`` opens the database at ``url``. Every method of an aggregate is one
+transaction and returns frozen records; each change of state appends an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from trunkline.registry import restoring
+from trunkline.registry.aliases import Aliases
+from trunkline.registry.artifacts import Artifacts
+from trunkline.registry.audit import Audit
+from trunkline.registry.engine import BUSY_SECONDS
+from trunkline.registry.evaluations import Evaluations
+from trunkline.registry.events import Events
+from trunkline.registry.keys import Keys
+from trunkline.registry.lineage import Tracer
+from trunkline.registry.records import FoundVersion, Rebuilt
+from trunkline.registry.requests import Requests
+from trunkline.registry.runs import Runs
+from trunkline.registry.servers import Servers
+from trunkline.registry.session import Sessions
+from trunkline.registry.sources import Sources
+from trunkline.registry.tags import Tags
+from trunkline.registry.versions import Adapters, Versions
+
+
+class Registry:
+    """An open registry; a context manager that closes it.
+
+    Safe to share between threads, not between forked processes.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+        self.sources = Sources(sessions)
+        self.runs = Runs(sessions)
+        self.evaluations = Evaluations(sessions)
+        self.adapters = Adapters(sessions)
+        self.versions = Versions(sessions)
+        self.artifacts = Artifacts(sessions)
+        self.aliases = Aliases(sessions)
+        self.tags = Tags(sessions)
+        self.events = Events(sessions)
+        self.audit = Audit(sessions)
+        self.keys = Keys(sessions)
+        self.requests = Requests(sessions)
+        self.servers = Servers(sessions)
+        self.lineage = Tracer(
+            sessions,
+            runs=self.runs,
+            evaluations=self.evaluations,
+            events=self.events,
+            requests=self.requests,
+            servers=self.servers,
+        )
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = True, busy_seconds: float = BUSY_SECONDS) -> Self:
+        """Open the registry at ``url`` and bring its schema up to date.
+
+        Args:
+            url: any SQLAlchemy URL of SQLite or PostgreSQL.
+            create: whether to create a missing SQLite file.
+            busy_seconds: how long to wait for another process's write lock.
+
+        Raises:
+            RegistryError: it can't be opened, is damaged, is newer than this code, or is no
+                registry.
+        """
+        return cls(Sessions.open(url, create=create, busy_seconds=busy_seconds))
+
+    def close(self) -> None:
+        """Close every connection; the object may be used again and reconnects."""
+        self.sessions.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether only reading works."""
+        return self.sessions.read_only
+
+    def check_empty(self) -> None:
+        """Raise :class:`RefusedError` if the registry holds rows."""
+        restoring.check_empty(self.sessions)
+
+    def rebuild(self, versions: Sequence[FoundVersion], *, actor: str | None = None) -> Rebuilt:
+        """Fill an empty registry with versions that were read from their artifacts.
+
+        Runs keep their numbers; of two different runs that claim one number, the later version's
+        gets a new one. An adapter's next number follows its highest version.
+
+        Raises:
+            RefusedError: the registry holds rows.
+        """
+        return restoring.rebuild(self.sessions, versions, actor)
