@@ -11,6 +11,7 @@ from trunkline.cli.command import Command
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import note
 from trunkline.errors import NotFoundError, UsageError
+from trunkline.threads import contention_warning
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -108,6 +109,8 @@ def serve(
                 "No key is in force, so only this machine is answered: "
                 "`trunkline keys create OWNER` makes one."
             )
+        if (warning := contention_warning()) is not None:
+            note(warning)
         _preload(platform, preload)
     from trunkline.serving.run import serve as serve_until_told
 

@@ -24,6 +24,7 @@ from trunkline.cli.output import (
 from trunkline.cli.progress import stop_on_interrupt, working
 from trunkline.cli.report_view import print_evaluation_report
 from trunkline.errors import UsageError
+from trunkline.threads import contention_warning
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -101,6 +102,8 @@ def train(
             raise UsageError("A dry run resumes nothing.", "Leave --dry-run or --resume away.")
         _dry_run(platform, recipe, settings, as_json)
         return
+    if (warning := contention_warning()) is not None:
+        note(warning)
     with working() as listener, stop_on_interrupt(listener) as asked:
         listener.stage("opening the base")
         run = platform.train(
