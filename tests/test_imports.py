@@ -63,7 +63,7 @@ def test_core_names_no_domain(path: Path) -> None:
         word
         for word in words_in_code(path)
         if any(domain in word.lower() for domain in DOMAINS)
-        and not word.lstrip().startswith("$ trunkline")  # an example in a command's --help
+        and not word.startswith("trunkline ")  # an example in a command's --help
     }
     assert named <= SHOWN_AS_EXAMPLES.get(name_of(path), set())
 
