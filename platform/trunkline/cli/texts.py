@@ -1,7 +1,4 @@
-"""Texts out of a user's file, in batches, by the `datasets` library.
-
-Owns: which file is read how, and what is wrong with it. Must not know: what the texts are for.
-"""
+"""The texts of a user's file, in batches."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """A row's text with its place in the file, counted from 1, the header not counted."""
+    """A row's text and its number in the file, from 1, without the header."""
 
     number: int
     text: str
@@ -33,7 +30,7 @@ class TextRow:
 
 @dataclass(frozen=True, slots=True)
 class TextFile:
-    """One column of a file; ``rows`` counts those that have a text, ``empty`` the others."""
+    """One column of a file; ``rows`` counts the rows with a text, ``empty`` the others."""
 
     path: Path
     column: str
@@ -41,7 +38,7 @@ class TextFile:
     empty: int
 
     def batches(self) -> Iterator[list[TextRow]]:
-        """The rows that have a text, at most :data:`BATCH` at a time."""
+        """The rows with a text, at most :data:`BATCH` at a time."""
         batch: list[TextRow] = []
         for row in _rows(self.path, self.column):
             if row.text.strip():
@@ -54,25 +51,28 @@ class TextFile:
 
 
 def open_texts(path: Path, column: str, *, skip_empty: bool) -> TextFile:
-    """Look through a file before anything is computed.
+    """Check a file before anything is computed.
 
     Args:
-        path: CSV, TSV, JSON lines, JSON or Parquet, by its ending.
-        column: that holds the texts.
-        skip_empty: leave out rows without a text instead of refusing.
+        path: CSV, TSV, JSON lines, JSON or Parquet, by its suffix.
+        column: the column of the texts.
+        skip_empty: skip rows without a text instead of refusing the file.
 
     Raises:
-        NotFoundError: there is no such file or column; names the nearest column.
-        UsageError: the ending is of no known format.
+        NotFoundError: the file or the column does not exist; suggests the closest column.
+        UsageError: the suffix is unknown.
         DataError: the file can't be read, has no rows, or a row has no text.
     """
     if not path.is_file():
-        raise NotFoundError(f"There is no file {str(path)!r}.", "Give the path of the rows.")
+        raise NotFoundError(f"There is no file {str(path)!r}.", "Give the path of a file of texts.")
     if path.suffix.lower() not in READERS:
-        raise UsageError(f"{path.name!r} has no known ending.", f"One of: {', '.join(READERS)}.")
-    known = _columns(path)
-    if column not in known:
-        raise NotFoundError.named("column", column, known, f"{path.name} has: {', '.join(known)}.")
+        raise UsageError(
+            f"The format of {path.name!r} is unknown.", f"Use one of: {', '.join(READERS)}."
+        )
+    columns = _columns(path)
+    if column not in columns:
+        hint = f"{path.name} has: {', '.join(columns)}."
+        raise NotFoundError.named("column", column, columns, hint)
     rows = empty = 0
     for row in _rows(path, column):
         if row.text.strip():
@@ -82,7 +82,7 @@ def open_texts(path: Path, column: str, *, skip_empty: bool) -> TextFile:
         else:
             raise DataError(
                 f"Row {row.number} of {path.name} has no text in {column!r}.",
-                "Add --skip-empty to leave such rows out.",
+                "Add --skip-empty to skip such rows.",
             )
     if not rows:
         raise DataError(f"{path.name} has no row with a text in {column!r}.", None)
@@ -108,7 +108,7 @@ def _rows(path: Path, column: str) -> Iterator[TextRow]:
 
 
 def _stream(path: Path, column: str | None = None) -> Any:
-    """Rows one by one; of a CSV as they are written, so that ``NA`` and ``007`` stay texts."""
+    """The rows, one by one; values of a CSV stay text, also ``NA`` and ``007``."""
     from datasets import Features, Value, load_dataset
 
     reader = READERS[path.suffix.lower()]
@@ -126,8 +126,8 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    told = " ".join(str(cause).split()) or type(cause).__name__
+    reason = " ".join(str(cause).split()) or type(cause).__name__
     return DataError(
-        f"{path.name} can't be read as {READERS[path.suffix.lower()]}: {told[:200]}.",
-        "Check the file's ending and its first rows.",
+        f"{path.name} can't be read as {READERS[path.suffix.lower()]}: {reason[:200]}.",
+        "Check the file's suffix and its first rows.",
     )
