@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -28,6 +28,8 @@ class Session:
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
+        self.values: dict[str, str] = {}
+        """Shell variables that stand for what differs from run to run, such as ``KEY_ID``."""
         self._server: subprocess.Popen[str] | None = None
 
     def run(self, line: str) -> str:
@@ -36,7 +38,9 @@ class Session:
         Raises:
             AssertionError: the program failed with something else than a refusal (exit code 1).
         """
-        if line.startswith("trunkline ") and " serve" in line:
+        for name, value in self.values.items():
+            line = line.replace(f'"${name}"', value).replace(f"${name}", value)
+        if line.startswith("trunkline serve"):
             return self._serve(line)
         with contextlib.chdir(self.workspace):
             if line.startswith("trunkline ") and not _SHELL.search(line):
@@ -59,7 +63,7 @@ class Session:
     def _environment(self) -> Mapping[str, str]:
         return {
             "TRUNKLINE_WORKSPACE": str(self.workspace),
-            "URL": URL,
+            **self.values,
             "COLUMNS": str(WIDTH),
             "NO_COLOR": "1",
             "PATH": f"{_BIN}{os.pathsep}{os.environ['PATH']}",
@@ -94,7 +98,9 @@ class Session:
     def _serve(self, line: str) -> str:
         """Start the server and return what it prints until it listens; it runs until the end."""
         assert self._server is None, "one server runs already"
-        program = f"import sys; from trunkline.cli import main; sys.argv = {shlex.split(line)!r}; main()"
+        program = (
+            f"import sys; from trunkline.cli import main; sys.argv = {shlex.split(line)!r}; main()"
+        )
         self._server = subprocess.Popen(
             [sys.executable, "-c", program],
             cwd=self.workspace,
@@ -134,7 +140,10 @@ _VARIABLE = (
     (r"\btl-[\w-]+…?", "KEY"),
     (r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(?:Z|\+00:00)?(?: UTC)?", "TIME"),
     (r"\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d \w{3} \d{4} [\d:]+ GMT", "TIME"),
-    (r"\b\d[\d,.]*(?:e[+-]?\d+)? ?(?:ms|s|min|h|d|B|kB|MB|GB|KiB|MiB|GiB|tok/s|rows/s)\b", "AMOUNT"),
+    (
+        r"\b\d[\d,.]*(?:e[+-]?\d+)? ?(?:ms|s|min|h|d|B|kB|MB|GB|KiB|MiB|GiB|tok/s|rows/s)\b",
+        "AMOUNT",
+    ),
     (r"[+-]?\b\d+\.\d+(?:e[+-]?\d+)?\b", "NUMBER"),
     (r"\b(?:system|key):[\w./-]+", "ACTOR"),
     (r"\bpid \d+", "pid N"),
@@ -168,7 +177,12 @@ _BLOCK = re.compile(
 )
 
 
-def rerun(page: str, session: Session) -> Iterator[tuple[str, str]]:
+def rerun(
+    page: str,
+    session: Session,
+    before: Callable[[Session, str], None],
+    after: Callable[[Session, str, str], None],
+) -> Iterator[tuple[str, str]]:
     """Every block of a page whose lines begin with ``$``, as it is and as it is when run again.
 
     An HTML comment before the block sets options: ``<!-- example: lines=8 -->`` keeps eight lines
@@ -181,7 +195,10 @@ def rerun(page: str, session: Session) -> Iterator[tuple[str, str]]:
         limit = re.search(r"lines=(\d+)", options)
         outputs = []
         for command in _commands(match["body"]):
-            output = session.run(command.replace("\\\n", " "))
+            line = command.replace("\\\n", " ")
+            before(session, line)
+            output = session.run(line)
+            after(session, line, output)
             text = shortened(output, int(limit[1]) if limit else None)
             outputs.append(f"$ {command}" + (f"\n{text}" if text else ""))
         old = match["body"]
