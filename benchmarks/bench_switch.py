@@ -110,7 +110,7 @@ def switches(base: Any, folders: Sequence[Path]) -> None:
             held = pool.acquire(draw.choice(digests))
             assert held is not None
             routing = Routing([held.pages] * ROWS)
-            with pool.routed(routing):
+            with pool.route(routing):
                 routed.append(time.perf_counter() - start)
             pool.release(held)
             start = time.perf_counter()

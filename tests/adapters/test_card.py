@@ -142,15 +142,16 @@ def test_code_for_plain_peft_answers_as_the_platform_does(
 ) -> None:
     from trunkline.bases import load
     from trunkline.inference.engine import Engine
-    from trunkline.inference.handle import Work
-    from trunkline.inference.request import Request
+    from trunkline.inference.request import Request, ResolvedRequest
 
     folder = tmp_path / "made"
     make_artifact(folder, tiny, kind, template=TEMPLATES[template])
     said = run_code(card(folder), BASE=str(tiny), ADAPTER=str(folder), text="  A  Sparrow ")
     engine = Engine(load(str(tiny), device="cpu"))
     try:
-        work = Work(Request("toy/animals", "  A  Sparrow "), read_artifact(folder), "toy/animals@1")
+        work = ResolvedRequest(
+            Request("toy/animals", "  A  Sparrow "), read_artifact(folder), "toy/animals@1"
+        )
         answer = engine.run([work])[0]
     finally:
         engine.close()
