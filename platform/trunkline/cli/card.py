@@ -33,13 +33,11 @@ def card(said: Globals, ref: str, write: bool, as_json: bool) -> None:
     It is in the form that the Hugging Face Hub reads: a metadata block and Markdown. What only
     people can say stands there as NOT PROVIDED. The card lies outside of the version's identity.
     """
-    from trunkline.adapters.account import card_of, keep_account
-
     version = said.version(ref)
     platform = said.platform
-    text = card_of(platform.store, version)
+    text = platform.store.render_card(version)
     if write:
-        keep_account(platform.store, version)
+        platform.store.update_card(version)
         note(f"Kept as README.md of {version.ref}.")
     if as_json:
         print_json({"adapter": str(version.ref), "digest": version.digest, "card": text})

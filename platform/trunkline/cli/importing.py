@@ -180,7 +180,7 @@ def _tell_arrived(done: Arrived, as_json: bool) -> None:
     if as_json:
         print_json({"adapter": str(version.ref), **plain(version), "notes": done.notes})
         return
-    moved = done.provenance.moved[-1]
+    moved = done.provenance.transfers[-1]
     print_fields(
         [
             ("adapter", version.ref),
