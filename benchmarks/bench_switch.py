@@ -1,4 +1,4 @@
-"""From disk to the first use of an adapter, and from one resident to another; PEFT's way of both.
+"""Load an adapter from disk to its first use, and switch between resident ones; PEFT does both too.
 
 Everything is called from one thread of one process. Prints medians and ratios; asserts nothing.
 """
