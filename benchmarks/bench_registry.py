@@ -2,7 +2,7 @@
 
 Claim: every listing, every page of a version and every search takes less than 100 ms. Beside
 100,000 versions there are 1,000,000 figures of runs, 1,000,000 scores, 1,000,000 events and 100,000
-requests. A time covers the complete call, the database and Python; the indexes are those that the database's
+requests. A time covers the complete call; the indexes are those that the database's
 plans name. `--rows 2000` fills a registry with 2,000 versions.
 """
 

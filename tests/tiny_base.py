@@ -1,4 +1,4 @@
-"""Tiny random bases on disk, of several families.
+"""Tiny random bases on disk, of several families."""
 
 from __future__ import annotations
 
