@@ -16,7 +16,6 @@ from trunkline import promotion
 from trunkline.contracts import DatasetSpec, Gate, MetricSpec, NoProgress, RecipeSpec, Row
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import BaseMismatchError, UsageError
-from trunkline.evaluation.metrics import CORE_METRICS
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.inference.request import Answer, Request
 from trunkline.plugins import Catalog, load_plugins
@@ -168,13 +167,8 @@ class Platform:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """Everything that the plugins contribute."""
-        return load_plugins(
-            no_plugins=self.no_plugins,
-            block=self.block,
-            strict=self.strict,
-            core_metrics=CORE_METRICS,
-        )
+        """Everything that the core and the plugins contribute."""
+        return load_plugins(no_plugins=self.no_plugins, block=self.block, strict=self.strict)
 
     @cached_property
     def registry(self) -> Registry:
@@ -443,8 +437,9 @@ class Platform:
             recipe=spec,
             dataset=self.catalog.dataset(spec.dataset),
             transforms=tuple(self.catalog.transform(name) for name in spec.transforms),
-            loss=None if spec.loss == "default" else self.catalog.loss(spec.loss),
+            loss=self.catalog.loss_for(spec),
             metrics=tuple(self.metric(name) for name in names),
+            baselines=self.catalog.baselines_for(spec),
         )
 
     def dataset_report(self, name: str) -> DatasetReport:
@@ -467,7 +462,7 @@ class Platform:
 
     def metric(self, name: str) -> MetricSpec:
         """A metric of the core or of a plugin."""
-        return CORE_METRICS.get(name) or self.catalog.metric(name)
+        return self.catalog.metric(name)
 
     def _run_context(
         self, listener: ProgressListener | None, should_stop: Callable[[], bool] = lambda: False

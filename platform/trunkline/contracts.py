@@ -260,7 +260,7 @@ class TaskSpec:
     """A kind of question, with what every recipe for it uses by default.
 
     A plugin's task builds on one of the core's three kinds, because an artifact must be served
-    without the plugin that trained it.
+    without the plugin that trained it; the artifact and the registry record the kind.
 
     Attributes:
         name: ``domain/name``.
@@ -268,7 +268,8 @@ class TaskSpec:
         kind: what the model outputs: one of several labels (``classification``), a number
             (``regression``) or a text (``generation``).
         loss: the loss of a recipe that says ``default``.
-        baselines: every recipe of the task is compared with these.
+        baselines: every recipe of the task is compared with these, in addition to the baselines of
+            the core's task for its kind.
     """
 
     name: str

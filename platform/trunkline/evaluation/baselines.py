@@ -24,7 +24,7 @@ from trunkline.contracts import (
 )
 from trunkline.data.encode import encode_chat, encode_prompt
 from trunkline.data.split import Split
-from trunkline.errors import PluginError, TrunklineError
+from trunkline.errors import PluginCallError, TrunklineError, one_line
 
 LOGISTIC_C = (1.0, 10.0, 100.0)
 RIDGE_ALPHA = (0.1, 1.0, 10.0)
@@ -58,7 +58,7 @@ def fit_baselines(
         on_stage: called with a phrase before each baseline.
 
     Raises:
-        PluginError: a baseline raised, or did not predict every test row.
+        PluginCallError: a baseline raised, or did not predict every test row.
     """
     context = BaselineContext(
         recipe=recipe, train=split.train, validation=split.validation, test=split.test, base=base
@@ -78,11 +78,10 @@ def _fit(spec: BaselineSpec, context: BaselineContext) -> Baseline:
     except TrunklineError:
         raise
     except Exception as error:
-        raise PluginError(
-            f"The baseline {spec.name} failed: {type(error).__name__}: {error}", hint
-        ) from error
+        reason = one_line(error, with_type=True)
+        raise PluginCallError(f"The baseline {spec.name} failed: {reason}.", hint) from error
     if len(values) != len(context.test):
-        raise PluginError(
+        raise PluginCallError(
             f"The baseline {spec.name} gave {len(values)} predictions for "
             f"{len(context.test)} test rows.",
             hint,
@@ -190,7 +189,7 @@ def prompted(context: BaselineContext, shots: int) -> BaselinePredictions:
 
     A prompt that would exceed the base's context gets as many examples as fit.
     """
-    from trunkline.inference.forward import continue_all
+    from trunkline.inference.forward import generate_texts
 
     recipe, base = context.recipe, context.base
     template, tokenizer = recipe.template, base.tokenizer
@@ -214,7 +213,7 @@ def prompted(context: BaselineContext, shots: int) -> BaselinePredictions:
             del messages[:2]
             prompt = encode_chat([*system, *messages], tokenizer)
         prompts.append(prompt)
-    texts = continue_all(base.model, tokenizer, prompts, recipe.max_new_tokens)
+    texts = generate_texts(base.model, tokenizer, prompts, recipe.max_new_tokens)
     first_lines: list[Target] = [text.splitlines()[0].strip() if text else "" for text in texts]
     return BaselinePredictions(values=first_lines, detail=f"{shots} examples in the prompt")
 

@@ -24,15 +24,13 @@ VALIDATION_GENERATIONS = 128
 """Most validation rows that a generation is evaluated on between steps."""
 
 
-def build_loss(spec: LossSpec | None, task: AnyTask, train: Sequence[Row]) -> LossFunction:
-    """The loss of a recipe, checked whenever it is called; None: the task's own.
+def build_loss(spec: LossSpec, task: AnyTask, train: Sequence[Row]) -> LossFunction:
+    """The loss of a recipe, checked whenever it is called.
 
     Raises:
         PluginCallError: it can't be built. Called, it raises the same where the plugin's function
             raises, or gives no differentiable scalar.
     """
-    if spec is None:
-        return task.default_loss()
     name, hint = spec.name, "See the LossSpec contract in docs/hooks.md."
     try:
         loss = spec.build(task.loss_context(train))
