@@ -16,7 +16,6 @@ from trunkline import promotion
 from trunkline.contracts import DatasetSpec, Gate, MetricSpec, NoProgress, RecipeSpec, Row
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import BaseMismatchError, UsageError
-from trunkline.evaluation.metrics import CORE_METRICS
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.inference.request import Answer, Request
 from trunkline.plugins import Catalog, load_plugins
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     from trunkline.adapters.upkeep import Removed, Verdict
     from trunkline.contracts import ProgressListener
     from trunkline.inference.engine import Engine
-    from trunkline.inference.handle import GenerationHandle, Work
+    from trunkline.inference.request import ResolvedRequest
+    from trunkline.inference.request_state import GenerationHandle
     from trunkline.inference.settings import EngineSettings
     from trunkline.training.cross_validation import CrossValidation
     from trunkline.training.fit import TrainingJob
@@ -167,13 +167,8 @@ class Platform:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """Everything that the plugins contribute."""
-        return load_plugins(
-            no_plugins=self.no_plugins,
-            block=self.block,
-            strict=self.strict,
-            core_metrics=CORE_METRICS,
-        )
+        """Everything that the core and the plugins contribute."""
+        return load_plugins(no_plugins=self.no_plugins, block=self.block, strict=self.strict)
 
     @cached_property
     def registry(self) -> Registry:
@@ -249,14 +244,16 @@ class Platform:
             BusyError: too many requests are waiting.
             TrunklineError: as :meth:`run`.
         """
-        return self.engine.submit(self.work(request, model))
+        return self.engine.submit(self.resolve_request(request, model))
 
-    def work(self, request: Request, model: ResolvedModel | None = None) -> Work:
+    def resolve_request(
+        self, request: Request, model: ResolvedModel | None = None
+    ) -> ResolvedRequest:
         """A request with the artifact that answers it; raises as :meth:`run`."""
-        from trunkline.inference.handle import Work
+        from trunkline.inference.request import ResolvedRequest
 
         model = model or self.resolve(request.adapter)
-        return Work(request, model.artifact(), model.name)
+        return ResolvedRequest(request, model.artifact(), model.name)
 
     def predict(self, adapter: str, texts: Sequence[str]) -> list[Answer]:
         """Predict a label with probabilities, or a number, for each text.
@@ -322,13 +319,13 @@ class Platform:
     ) -> list[Answer]:
         """Answer requests; ``models`` holds the refs that are resolved already."""
         resolved = dict(models)
-        works: list[Work] = []
+        resolved_requests: list[ResolvedRequest] = []
         for request in requests:
             model = resolved.get(request.adapter)
             if model is None:
                 model = resolved[request.adapter] = self.resolve(request.adapter)
-            works.append(self.work(request, model))
-        return self.engine.run(works, on_done=on_done) if works else []
+            resolved_requests.append(self.resolve_request(request, model))
+        return self.engine.run(resolved_requests, on_done=on_done) if resolved_requests else []
 
     def _check_base(self, version: VersionRecord) -> None:
         """Refuse a version of another base, with the command that retrains it."""
@@ -440,8 +437,9 @@ class Platform:
             recipe=spec,
             dataset=self.catalog.dataset(spec.dataset),
             transforms=tuple(self.catalog.transform(name) for name in spec.transforms),
-            loss=None if spec.loss == "default" else self.catalog.loss(spec.loss),
+            loss=self.catalog.loss_for(spec),
             metrics=tuple(self.metric(name) for name in names),
+            baselines=self.catalog.baselines_for(spec),
         )
 
     def dataset_report(self, name: str) -> DatasetReport:
@@ -464,7 +462,7 @@ class Platform:
 
     def metric(self, name: str) -> MetricSpec:
         """A metric of the core or of a plugin."""
-        return CORE_METRICS.get(name) or self.catalog.metric(name)
+        return self.catalog.metric(name)
 
     def _run_context(
         self, listener: ProgressListener | None, should_stop: Callable[[], bool] = lambda: False

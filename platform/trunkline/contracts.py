@@ -205,6 +205,80 @@ class MetricSpec:
     higher_is_better: bool = True
 
 
+# --------------------------------------------------------------------------- baselines, tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineContext:
+    """What a baseline may use: the same split and the same text that the adapter gets.
+
+    Attributes:
+        recipe: its template, scale and ``max_new_tokens``.
+        train, validation, test: fit on train, choose hyperparameters on validation, predict test.
+        base: the loaded base (``model``, ``tokenizer``, ``info``), with no adapter.
+    """
+
+    recipe: RecipeSpec
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    test: tuple[Row, ...]
+    base: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselinePredictions:
+    """What a baseline predicts.
+
+    Attributes:
+        values: one prediction for each test row, in the order of the rows.
+        detail: a few words on what was fitted, for example the chosen hyperparameters.
+    """
+
+    values: Sequence[Target]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineSpec:
+    """An inexpensive method that an adapter is compared with.
+
+    Attributes:
+        name: ``domain/name``.
+        description: one line.
+        tasks: the kinds of task that it can predict.
+        predict: fits and predicts; called once per evaluation. Import heavy packages inside it.
+    """
+
+    name: str
+    description: str
+    tasks: tuple[Task, ...]
+    predict: Callable[[BaselineContext], BaselinePredictions]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """A kind of question, with what every recipe for it uses by default.
+
+    A plugin's task builds on one of the core's three kinds, because an artifact must be served
+    without the plugin that trained it; the artifact and the registry record the kind.
+
+    Attributes:
+        name: ``domain/name``.
+        description: one line.
+        kind: what the model outputs: one of several labels (``classification``), a number
+            (``regression``) or a text (``generation``).
+        loss: the loss of a recipe that says ``default``.
+        baselines: every recipe of the task is compared with these, in addition to the baselines of
+            the core's task for its kind.
+    """
+
+    name: str
+    description: str
+    kind: Task
+    loss: str
+    baselines: tuple[str, ...] = ()
+
+
 # ------------------------------------------------------------------------------------ recipes
 
 
@@ -417,20 +491,21 @@ class Gate:
 class RecipeSpec:
     """How an adapter is made.
 
+    A recipe names the specs of its own plugin (``domain/name``) and the built-ins of ``core``
+    (``accuracy`` or ``core/accuracy``).
+
     Attributes:
         name: ``domain/name``; also the name of the adapter it makes.
         description: one line.
         dataset: name of a :class:`DatasetSpec`.
-        task: must be the dataset's.
+        task: name of a :class:`TaskSpec` of the dataset's kind.
         template: text → prompt.
         settings: the defaults of this recipe.
-        loss: ``default`` or the name of a :class:`LossSpec`.
-        metrics: names of core metrics (``accuracy``, ``macro_f1``, ``mae``, ``median_ape``,
-            ``exact_match``, …) or of :class:`MetricSpec`; the gate's is added if missing.
+        loss: ``default`` (the task's) or the name of a :class:`LossSpec`.
+        metrics: names of :class:`MetricSpec`; the gate's is added if missing.
         gate: when a version may go live.
         transforms: names of :class:`TransformSpec`, in order.
-        baselines: names of cheap methods beside the task's own (see ``docs/evaluation.md``):
-            ``few-shot``, ``nearest``.
+        baselines: names of :class:`BaselineSpec`, in addition to the task's own.
         scale: of a regression target: ``linear`` or ``log``.
         max_new_tokens: of a generated answer.
     """
@@ -438,7 +513,7 @@ class RecipeSpec:
     name: str
     description: str
     dataset: str
-    task: Task
+    task: str
     gate: Gate
     template: Template = Template()
     settings: Settings = Settings()

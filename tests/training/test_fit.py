@@ -249,22 +249,21 @@ def test_artifact_loaded_by_plain_peft_answers_the_same(
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from trunkline.data.encode import encode_prompt
-    from trunkline.inference.engine import Work
     from trunkline.inference.forward import next_logits
-    from trunkline.inference.request import Request
+    from trunkline.inference.request import Request, ResolvedRequest
 
     artifact = artifact_of(fitted(platform, tmp_path / "run", recipe, max_steps=8))
     read_artifact(artifact.folder, artifact.digest)
     engine = platform.engine
     ids = encode_prompt("two goats", artifact.manifest.make_template(), engine.base.tokenizer)
-    work = Work(Request(recipe, "two goats"), artifact)
+    work = ResolvedRequest(Request(recipe, "two goats"), artifact)
     if recipe == "toy/plurals":
         plain = PeftModel.from_pretrained(
             AutoModelForCausalLM.from_pretrained(tiny), artifact.folder
         ).eval()
         theirs = next_logits(plain, [ids], 0)
         engine.run([work])
-        with engine.pool.using(artifact.digest):
+        with engine.pool.activate(artifact.digest):
             ours = next_logits(engine.base.model, [ids], 0)
         assert torch.allclose(ours, theirs, atol=1e-5)
         return

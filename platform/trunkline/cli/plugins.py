@@ -28,6 +28,8 @@ _SINGULAR = {
     "losses": "loss",
     "metrics": "metric",
     "transforms": "transform",
+    "baselines": "baseline",
+    "tasks": "task",
 }
 
 
@@ -45,9 +47,8 @@ def list_(options: GlobalOptions, as_json: bool) -> None:
     if as_json:
         print_json(infos)
         return
-    if not infos:
+    if len(infos) == 1:  # the plugin core
         note("No plugins are installed: `trunkline plugins install TARGET`.")
-        return
     print_table(
         ["plugin", "distribution", "version", "status", "contributes"],
         [
@@ -83,12 +84,9 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
 @json_option
 def install(target: str, editable: bool, upgrade: bool, as_json: bool) -> None:
     """Install a plugin with pip, from a name, a folder, a wheel or a URL."""
-    from trunkline.evaluation.metrics import CORE_METRICS
     from trunkline.plugins import install as install_plugin
 
-    installed = install_plugin(
-        target, editable=editable, upgrade=upgrade, core_metrics=CORE_METRICS, on_line=note
-    )
+    installed = install_plugin(target, editable=editable, upgrade=upgrade, on_line=note)
     if as_json:
         print_json(installed)
     else:
@@ -130,10 +128,9 @@ def uninstall(name: str, yes: bool) -> None:
 @json_option
 def check(target: str, as_json: bool) -> None:
     """Load one plugin by itself, read all its rows, and report every rule that it breaks."""
-    from trunkline.evaluation.metrics import CORE_METRICS
     from trunkline.plugins import check as check_plugin
 
-    findings = check_plugin(target, core_metrics=CORE_METRICS)
+    findings = check_plugin(target)
     if as_json:
         print_json(findings)
     elif findings:

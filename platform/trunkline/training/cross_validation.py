@@ -16,7 +16,7 @@ from trunkline.data.prepare import prepare
 from trunkline.data.split import Fold
 from trunkline.errors import Interrupted, RefusedError
 from trunkline.evaluation.assess import predict_rows
-from trunkline.evaluation.baselines import Baseline, baselines
+from trunkline.evaluation.baselines import Baseline, fit_baselines
 from trunkline.evaluation.report import EvaluationReport, evaluate
 from trunkline.registry.records import VersionRecord
 from trunkline.training.fit import TrainingJob, fit
@@ -87,7 +87,13 @@ def cross_validate(bench: RunContext, training_job: TrainingJob, folds: int) -> 
             )
             bench.engine.pool.unload(fitted.artifact.digest)
             shutil.rmtree(folder / str(index), ignore_errors=True)
-            for baseline in baselines(recipe, prepared.split, bench.engine.base, bench.stage):
+            for baseline in fit_baselines(
+                training_job.baselines,
+                recipe,
+                prepared.split,
+                bench.engine.base,
+                bench.stage,
+            ):
                 so_far = pooled.setdefault(
                     baseline.name, Baseline(baseline.name, [], "fitted on each fold")
                 )

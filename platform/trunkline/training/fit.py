@@ -14,6 +14,7 @@ from typing import Any
 
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.contracts import (
+    BaselineSpec,
     DatasetSpec,
     LossSpec,
     MetricSpec,
@@ -23,7 +24,6 @@ from trunkline.contracts import (
 )
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, TrainingError, TrunklineError
-from trunkline.evaluation.baselines import baseline_names
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, task_for
 from trunkline.training.examples import Encoded, check_answers_fit, encode_rows
@@ -40,8 +40,9 @@ class TrainingJob:
     recipe: RecipeSpec
     dataset: DatasetSpec
     transforms: tuple[TransformSpec, ...]
-    loss: LossSpec | None
+    loss: LossSpec
     metrics: tuple[MetricSpec, ...]
+    baselines: tuple[BaselineSpec, ...]
 
     @property
     def deciding(self) -> MetricSpec:
@@ -102,7 +103,6 @@ def fit(
 
     recipe, settings = training_job.recipe, training_job.recipe.settings
     base = engine.base
-    baseline_names(recipe)
     listener.stage("encoding")
     train = (*prepared.split.train, *prepared.augmented)
     task = task_for(recipe, prepared.labels, train, training_job.dataset.unit)

@@ -63,7 +63,7 @@ def prove(
         if isinstance(task, GenerationTask):
             wanted = next_logits(trained, sample, pad_id)
             bare = next_logits(model, sample, pad_id)
-            with engine.pool.using(artifact.digest):
+            with engine.pool.activate(artifact.digest):
                 ours = next_logits(model, sample, pad_id)
         else:
             batch = pad(sample, pad_id)
@@ -71,7 +71,7 @@ def prove(
             wanted = wanted.logits.float()
             assert resident.head is not None
             bare = last_hidden(model, sample, pad_id) @ resident.head.T
-            with engine.pool.using(artifact.digest):
+            with engine.pool.activate(artifact.digest):
                 ours = last_hidden(model, sample, pad_id) @ resident.head.T
     wanted = wanted.to(ours.device)
     size = float(wanted.abs().max()) or 1.0

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.adapters.account import card_text, provenance_of_run
 from trunkline.adapters.artifact import CARD, CROISSANT, Artifact, write_json
-from trunkline.adapters.provenance import write_provenance
+from trunkline.adapters.card import render_card
+from trunkline.adapters.provenance import run_provenance, write_provenance
 from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import (
@@ -215,9 +215,9 @@ def _write_account(
     dataset = training_job.dataset
     described = croissant_of(dataset, prepared.split, prepared.fingerprint)
     write_json(artifact.folder / CROISSANT, described)
-    provenance = provenance_of_run(bench.registry, number, artifact, dataset=dataset, report=report)
+    provenance = run_provenance(bench.registry, number, artifact, dataset=dataset, report=report)
     write_provenance(artifact.folder, provenance)
-    card = card_text(artifact, provenance, training_job.recipe.name)
+    card = render_card(artifact, provenance, training_job.recipe.name)
     (artifact.folder / CARD).write_text(card, encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from trunkline.contracts import ProgressListener
 from trunkline.data.prepare import Prepared
 from trunkline.errors import Interrupted
 from trunkline.evaluation.assess import predict_rows
-from trunkline.evaluation.baselines import baselines
+from trunkline.evaluation.baselines import fit_baselines
 from trunkline.evaluation.report import EvaluationReport, Prediction, evaluate
 from trunkline.inference.engine import Engine
 from trunkline.registry.records import PredictionRecord
@@ -59,7 +59,7 @@ def evaluate_artifact(
         Interrupted: the user stopped it.
     """
     recipe, split = training_job.recipe, prepared.split
-    found = baselines(recipe, split, bench.engine.base, bench.stage)
+    baselines = fit_baselines(training_job.baselines, recipe, split, bench.engine.base, bench.stage)
     bench.stage("predicting the test rows")
     predicted = predict_rows(
         bench.engine, artifact, recipe.name, split.test, on_done=bench.check_stop
@@ -68,7 +68,7 @@ def evaluate_artifact(
     return evaluate(
         split.test,
         predicted.values,
-        found,
+        baselines,
         training_job.metrics,
         prepared.labels,
         predicted.confidences,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import LossFunction, LossSpec, MetricSpec, Row, Scored
 from trunkline.errors import PluginCallError, TrunklineError, one_line
-from trunkline.inference.forward import continue_all
+from trunkline.inference.forward import generate_texts
 from trunkline.tasks import AnyTask, GenerationTask
 from trunkline.tasks.batches import by_length
 from trunkline.training.examples import Encoded
@@ -24,15 +24,13 @@ VALIDATION_GENERATIONS = 128
 """Most validation rows that a generation is evaluated on between steps."""
 
 
-def build_loss(spec: LossSpec | None, task: AnyTask, train: Sequence[Row]) -> LossFunction:
-    """The loss of a recipe, checked whenever it is called; None: the task's own.
+def build_loss(spec: LossSpec, task: AnyTask, train: Sequence[Row]) -> LossFunction:
+    """The loss of a recipe, checked whenever it is called.
 
     Raises:
         PluginCallError: it can't be built. Called, it raises the same where the plugin's function
             raises, or gives no differentiable scalar.
     """
-    if spec is None:
-        return task.default_loss()
     name, hint = spec.name, "See the LossSpec contract in docs/hooks.md."
     try:
         loss = spec.build(task.loss_context(train))
@@ -94,7 +92,7 @@ def validator(
         answers = [rows[index].target for index in chosen]
 
         def generate(model: Any) -> float:
-            texts = continue_all(model, tokenizer, prompts, task.max_new_tokens)
+            texts = generate_texts(model, tokenizer, prompts, task.max_new_tokens)
             return score(texts, answers)
 
         return generate

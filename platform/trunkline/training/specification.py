@@ -53,7 +53,7 @@ def specification(training_job: TrainingJob, plugin: PluginInfo | None) -> dict[
         "template": {**asdict(recipe.template), "clean": list(recipe.template.clean)},
         "loss": {
             "name": recipe.loss,
-            "code": None if loss is None else code_digest(loss.build),
+            "code": code_digest(loss.build),
         },
         "metrics": [
             {"name": metric.name, "code": code_digest(metric.compute)}
