@@ -7,6 +7,6 @@ from click.testing import CliRunner, Result
 from trunkline.cli.root import trunkline
 
 
-def invoke(*words: str, input: str | None = None) -> Result:
-    """Run ``trunkline`` with these words; stdout, stderr and exit code are in the result."""
-    return CliRunner().invoke(trunkline, words, input=input, prog_name="trunkline")
+def invoke(*args: str, input: str | None = None) -> Result:
+    """Run ``trunkline`` with these args; stdout, stderr and exit code are in the result."""
+    return CliRunner().invoke(trunkline, args, input=input, prog_name="trunkline")
