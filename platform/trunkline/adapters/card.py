@@ -15,7 +15,7 @@ from typing import Any
 
 from trunkline.adapters.artifact import CONFIG, CROISSANT, Artifact, Manifest
 from trunkline.adapters.provenance import UNKNOWN, EvaluationSection, Provenance
-from trunkline.adapters.safetensors_io import read_json
+from trunkline.files import read_json_object
 
 NOT_PROVIDED = "NOT PROVIDED"
 MIN_SLICE_ROWS = 30
@@ -40,7 +40,7 @@ def render_card(artifact: Artifact, provenance: Provenance, adapter: str) -> str
         adapter: ``domain/name``, with the version's number if it is known.
     """
     manifest = artifact.manifest
-    config = read_json(artifact.folder / CONFIG)
+    config = read_json_object(artifact.folder / CONFIG)
     croissant = (artifact.folder / CROISSANT).exists()
     return "\n".join(
         [
