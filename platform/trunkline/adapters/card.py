@@ -283,7 +283,7 @@ def _limits(manifest: Manifest, provenance: Provenance) -> list[str]:
         )
     if duplicates := _count(provenance, "near_duplicates"):
         lines.append(f"- {duplicates} test rows have a near-duplicate among the training rows")
-    if conflicts := _count(provenance, "conflicting"):
+    if conflicts := _count(provenance, "label_conflicts"):
         lines.append(f"- {conflicts} rows have the text of a row with another target")
     for evaluation in _newest(provenance.evaluations):
         verdict = evaluation.results.get("verdict")
