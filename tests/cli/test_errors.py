@@ -215,7 +215,7 @@ def test_blocked_plugin_is_not_loaded(broken: None) -> None:
 def test_no_plugins_leaves_an_empty_list(toy: None, tmp_path: Path) -> None:
     result = invoke("--workspace", str(tmp_path), "--no-plugins", "recipes", "list")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "No plugin brings a recipe" in result.stderr
+    assert "No plugin has a recipe" in result.stderr
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_import_prints_the_version_on_stdout(bring: Import) -> None:
     for part in (
         "toy/kinds@1",
         "classification: cat, dog",
-        "rank 4, alpha 8, 1 modules",
+        "r 4, lora_alpha 8, 1 modules",
         "sha256:",
     ):
         assert part in result.stdout
@@ -170,7 +170,7 @@ WRONG_USE = [
     (("--name", "kinds"), "Hint: Write --name domain/name, for example --name "),
     (("--name", "toy/kinds@2"), "names a version"),
     (("--labels", "cat"), "1 labels"),
-    (("--labels", "a,b", "--labels-file", __file__), "say the same"),
+    (("--labels", "a,b", "--labels-file", __file__), "can't be combined"),
     (("--template", "no place"), "{text} exactly once"),
     (("--clean", "polish"), "'polish' is no cleaning step"),
     (("--task", "generation"), "which is not for generation"),

@@ -83,7 +83,7 @@ def test_list_shows_no_secret(workspace: Path) -> None:
     assert secret not in invoke("keys", "list", "--json").output
 
 
-@pytest.mark.parametrize(("args", "state"), [((), "in use"), (("--expires", "30d"), "until ")])
+@pytest.mark.parametrize(("args", "state"), [((), "active"), (("--expires", "30d"), "until ")])
 def test_list_says_how_long_a_key_opens(workspace: Path, args: tuple[str, ...], state: str) -> None:
     invoke("keys", "create", "ada", *args)
     assert state in invoke("keys", "list").stdout.splitlines()[1]
@@ -92,7 +92,7 @@ def test_list_says_how_long_a_key_opens(workspace: Path, args: tuple[str, ...], 
 def test_list_without_keys_says_what_that_means(workspace: Path) -> None:
     result = invoke("keys", "list")
     assert result.stdout == ""
-    assert "for this machine alone" in result.stderr
+    assert "only answers this machine" in result.stderr
 
 
 def test_removed_key_opens_nothing(registry: Registry) -> None:

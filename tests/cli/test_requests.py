@@ -59,7 +59,7 @@ def test_filter_without_matches_prints_a_note(
     run_copy: Run, log: Log, args: tuple[str, ...]
 ) -> None:
     log("a" * 32)
-    assert run_copy("requests", "list", *args).stderr == "No such request.\n"
+    assert run_copy("requests", "list", *args).stderr == "No matching request.\n"
 
 
 UNKNOWN = {"asked": "toy/animal", "version": None, "digest": None, "status": 404}
@@ -167,8 +167,8 @@ def test_lineage_of_a_request_that_reached_no_version(run_copy: Run, log: Log) -
     log("req-1", **UNKNOWN)
     result = run_copy("lineage", "--request", "req-1")
     assert result.exit_code == 0
-    assert "asked: toy/animal\n" in result.stdout
-    assert "No version was reached" in result.stderr
+    assert "requested: toy/animal\n" in result.stdout
+    assert "ended before it reached a version" in result.stderr
 
 
 def test_lineage_of_an_answer_of_the_base(run_copy: Run, log: Log) -> None:
@@ -183,7 +183,7 @@ def test_lineage_never_shows_another_version_of_that_name(run_copy: Run, log: Lo
     log("req-1", digest="sha256:" + "0" * 64)
     result = run_copy("lineage", "--request", "req-1")
     assert "rows:" not in result.stdout
-    assert "does not know that version" in result.stderr
+    assert "is not in this workspace's registry" in result.stderr
 
 
 def test_lineage_of_a_version_that_is_gone(run_copy: Run, log: Log) -> None:

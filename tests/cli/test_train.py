@@ -23,7 +23,7 @@ def test_train_ends_well_whatever_the_verdict(shared: Shared, recipe: str) -> No
 
 def test_train_reports_what_became_of_the_rows(shared: Shared) -> None:
     text = shared.trained["toy/animals"].stdout
-    assert "65 read, 63 kept; dropped: empty text 1; duplicated 1; conflicting 0" in text
+    assert "65 read, 63 kept; dropped: empty text 1; duplicates 1; label conflicts 0" in text
     assert "truncated" in text
 
 
@@ -164,7 +164,7 @@ def test_adapters_list_json_parses(run: Run) -> None:
 def test_adapters_list_says_when_there_are_more(run: Run) -> None:
     result = run("adapters", "list", "--limit", "2")
     assert len(result.stdout.splitlines()) == 3
-    assert "--limit" in result.stderr
+    assert "--after toy/plurals" in result.stderr
 
 
 def test_adapters_show_prints_identity_and_evaluation_report(run: Run, shared: Shared) -> None:

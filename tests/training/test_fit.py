@@ -400,12 +400,3 @@ def test_a_row_longer_than_the_context_is_refused_before_training(
     with pytest.raises(DataError, match="the base's context is 256"):
         fitted(platform, tmp_path / "run", change=lengthened, max_length=4000)
     assert not (tmp_path / "run").exists()
-
-
-def test_an_unknown_baseline_is_refused_before_training(platform: Platform, tmp_path: Path) -> None:
-    def with_baseline(training_job: TrainingJob) -> TrainingJob:
-        return replace(training_job, recipe=replace(training_job.recipe, baselines=("nearst",)))
-
-    with pytest.raises(NotFoundError, match="'nearst'"):
-        fitted(platform, tmp_path / "run", change=with_baseline)
-    assert not (tmp_path / "run").exists()

@@ -321,7 +321,12 @@ def _print_archive_import(imported: Arrived, as_json: bool) -> None:
 # ------------------------------------------------------------------------------------------ gc
 
 
-@click.command("gc", cls=Command, example="trunkline gc --dry-run")
+@click.command(
+    "gc",
+    cls=Command,
+    short_help="Delete files left by interrupted work.",
+    example="trunkline gc --dry-run",
+)
 @click.option("--dry-run", is_flag=True, help="Only list what would be deleted.")
 @click.option(
     "--unknown",

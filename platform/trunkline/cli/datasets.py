@@ -95,7 +95,7 @@ def _print_report(report: DatasetReport) -> None:
             ("rows", f"{rows.read:,} read, {rows.kept:,} kept"),
             ("dropped", counts(rows.dropped) or None),
             ("duplicates", f"{rows.duplicated:,} (same text and target; dropped)"),
-            ("label conflicts", f"{rows.conflicting:,} (same text, another target; kept)"),
+            ("label conflicts", f"{rows.label_conflicts:,} (same text, another target; kept)"),
             ("near-duplicates", f"{rows.near_duplicates:,} test rows have one in train"),
         ]
     )

@@ -136,7 +136,7 @@ def rows_text(data: Mapping[str, Any]) -> str:
     dropped = f"dropped: {counts(data['dropped'])}" if data["dropped"] else "dropped 0"
     return (
         f"{data['read']:,} read, {data['kept']:,} kept; {dropped}; "
-        f"duplicates {data['duplicated']:,}; label conflicts {data['conflicting']:,}"
+        f"duplicates {data['duplicated']:,}; label conflicts {data['label_conflicts']:,}"
     )
 
 
