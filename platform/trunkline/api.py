@@ -38,10 +38,9 @@ if TYPE_CHECKING:
     from trunkline.inference.handle import GenerationHandle, Work
     from trunkline.inference.settings import EngineSettings
     from trunkline.training.cross_validation import CrossValidation
-    from trunkline.training.fit import TrainingJob
+    from trunkline.training.job import TrainingJob
     from trunkline.training.plan import TrainingPlan
-    from trunkline.training.run import TrainedRun
-    from trunkline.training.run_context import RunContext
+    from trunkline.training.run import RunContext, TrainingResult
 
 
 def open(
@@ -356,7 +355,7 @@ class Platform:
         listener: ProgressListener | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         **settings: Any,
-    ) -> TrainedRun:
+    ) -> TrainingResult:
         """Train a recipe, evaluate the adapter and publish it, whatever the verdict.
 
         Args:
@@ -370,8 +369,6 @@ class Platform:
             NotFoundError: unknown recipe or setting.
             Interrupted, TrainingError, DataError: the run is recorded as such.
         """
-        from trunkline.training.run import train
-
         run = None
         if resume is not None:
             run = self.registry.runs.get(resume)
@@ -385,9 +382,11 @@ class Platform:
                     "A resumed run keeps its settings.", "Omit --set, or start a new run."
                 )
             settings = dict(run.settings)
-        training_job = self.training_job(recipe, settings)
+        job = self.training_job(recipe, settings)
+        from trunkline.training.run import train
+
         plugin = self.catalog.plugin(recipe.split("/")[0])
-        return train(self._run_context(listener, should_stop), training_job, plugin, run)
+        return train(self._run_context(listener, should_stop), job, plugin, run)
 
     def cross_validate(
         self,
@@ -399,12 +398,12 @@ class Platform:
         **settings: Any,
     ) -> CrossValidation:
         """Train once per fold and evaluate all held-out rows together; publish nothing."""
-        from trunkline.training.cross_validation import cross_validate
-
         if not 2 <= folds <= 20:
             raise UsageError(f"The number of folds can't be {folds}.", "Use 2 to 20.")
-        training_job = self.training_job(recipe, settings)
-        return cross_validate(self._run_context(listener, should_stop), training_job, folds)
+        job = self.training_job(recipe, settings)
+        from trunkline.training.cross_validation import cross_validate
+
+        return cross_validate(self._run_context(listener, should_stop), job, folds)
 
     def evaluate(
         self, adapter: str, *, listener: ProgressListener | None = None
@@ -414,35 +413,27 @@ class Platform:
         Raises:
             DataError: the version has no dataset, or its dataset has changed.
         """
-        from trunkline.training.cross_validation import evaluate_version
-
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.without_rows(version)
         settings = dict(self.registry.runs.get(version.run).settings) if version.run else {}
-        training_job = self.training_job(version.ref.adapter, settings)
-        return evaluate_version(self._run_context(listener), training_job, version)
+        job = self.training_job(version.ref.adapter, settings)
+        from trunkline.training.cross_validation import evaluate_version
+
+        return evaluate_version(self._run_context(listener), job, version)
 
     def plan(self, recipe: str, **settings: Any) -> TrainingPlan:
         """Estimate what a training would take; trains and writes nothing."""
+        job = self.training_job(recipe, settings)
         from trunkline.training.plan import plan_training
 
-        return plan_training(self.training_job(recipe, settings), self.engine, self.registry)
+        return plan_training(job, self.engine, self.registry)
 
     def training_job(self, recipe: str, settings: Mapping[str, Any]) -> TrainingJob:
         """A recipe with overridden settings and everything that it names."""
-        from trunkline.training.fit import TrainingJob
-        from trunkline.training.settings import with_settings
+        from trunkline.training.job import make_job
 
-        spec = with_settings(self.catalog.recipe(recipe), settings)
-        names = dict.fromkeys((spec.gate.metric, *spec.metrics))
-        return TrainingJob(
-            recipe=spec,
-            dataset=self.catalog.dataset(spec.dataset),
-            transforms=tuple(self.catalog.transform(name) for name in spec.transforms),
-            loss=None if spec.loss == "default" else self.catalog.loss(spec.loss),
-            metrics=tuple(self.metric(name) for name in names),
-        )
+        return make_job(self.catalog, recipe, settings, self.metric)
 
     def dataset_report(self, name: str) -> DatasetReport:
         """Read a dataset and split it with the default split."""
@@ -469,7 +460,7 @@ class Platform:
     def _run_context(
         self, listener: ProgressListener | None, should_stop: Callable[[], bool] = lambda: False
     ) -> RunContext:
-        from trunkline.training.run_context import RunContext
+        from trunkline.training.run import RunContext
 
         return RunContext(
             self.workspace,

@@ -13,7 +13,7 @@ from trunkline.contracts import Settings, Template
 from trunkline.data.encode import encode_answer, encode_prompt
 from trunkline.errors import DataError
 from trunkline.tasks import ClassificationTask, GenerationTask, RegressionTask
-from trunkline.training.examples import Encoded, check_answers_fit, encode_rows
+from trunkline.training.job import EncodedRows, check_answers_fit, encode_rows
 
 LABELS = ClassificationTask(("even", "odd"))
 NUMBERS = RegressionTask("linear", 0.0, 1.0, "USD")
@@ -26,7 +26,9 @@ def tokenizer() -> Any:
     return make_tokenizer()
 
 
-def encoded(task: Any = LABELS, rows: Any = ROWS, max_length: int = 128, **recipe: Any) -> Encoded:
+def encoded(
+    task: Any = LABELS, rows: Any = ROWS, max_length: int = 128, **recipe: Any
+) -> EncodedRows:
     given = make_recipe(task.kind, settings=Settings(max_length=max_length), **recipe)
     return encode_rows(rows, given, task, tokenizer())
 
@@ -85,7 +87,7 @@ def test_generation_keeps_every_token_of_the_answer() -> None:
 
 
 def test_no_rows_give_no_examples() -> None:
-    assert encoded(rows=[]) == Encoded([], 0, 0, 0)
+    assert encoded(rows=[]) == EncodedRows([], 0, 0, 0)
 
 
 def test_answer_longer_than_what_may_be_generated_is_refused() -> None:

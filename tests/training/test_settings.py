@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_rows import make_recipe
 from trunkline.contracts import Settings
 from trunkline.errors import NotFoundError, UsageError
-from trunkline.training.settings import parse_assignment, with_settings
+from trunkline.training.job import parse_assignment, with_settings
 
 quick = settings(max_examples=40, deadline=None)
 RECIPE = make_recipe(settings=Settings(num_train_epochs=7.0, r=4))

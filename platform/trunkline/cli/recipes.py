@@ -20,7 +20,7 @@ from trunkline.cli.output import (
 
 if TYPE_CHECKING:
     from trunkline.contracts import Gate, MetricSpec
-    from trunkline.training.fit import TrainingJob
+    from trunkline.training.job import TrainingJob
 
 
 @click.group(cls=Group, short_help="How adapters are made.")
@@ -105,7 +105,7 @@ def print_recipe(training_job: TrainingJob) -> None:
             ("system", template.system),
             ("loss", recipe.loss),
             ("metrics", ", ".join(dict.fromkeys((recipe.gate.metric, *recipe.metrics)))),
-            ("gate", _gate(recipe.gate, training_job.deciding)),
+            ("gate", _gate(recipe.gate, training_job.deciding_metric)),
             ("more baselines", ", ".join(recipe.baselines) or None),
             ("transforms", ", ".join(recipe.transforms) or None),
             ("scale", recipe.scale if recipe.task == "regression" else None),

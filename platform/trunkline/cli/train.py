@@ -127,7 +127,7 @@ def train(
 
 def parsed(assignments: tuple[str, ...]) -> dict[str, str]:
     """``--set`` options → settings, still as texts."""
-    from trunkline.training.settings import parse_assignment
+    from trunkline.training.job import parse_assignment
 
     return dict(parse_assignment(text) for text in assignments)
 
