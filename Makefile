@@ -7,16 +7,16 @@ BIN := .venv/bin
 PLUGINS := plugins/medical plugins/finance plugins/retail
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all lint bench docs examples examples-check clean
 
 demo: $(READY)
 	$(BIN)/python examples/three_domains.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow and not matrix and not examples"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not examples"
 	$(BIN)/python benchmarks/bench_registry.py
 
 lint: $(READY)
@@ -24,12 +24,24 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/vocabulary.py
 
 bench: $(READY)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
 docs: $(READY)
 	$(BIN)/python -m trunkline.reference
+
+# Record the outputs in help texts and guides again; they run in copies of the demo's workspace.
+examples: $(READY) demo/registry.db
+	$(BIN)/python tests/examples/record.py
+	$(BIN)/python -m trunkline.reference
+
+examples-check: $(READY) demo/registry.db
+	$(BIN)/python -m pytest -m examples
+
+demo/registry.db:
+	$(MAKE) demo
 
 clean:
 	rm -rf .venv demo

@@ -1,12 +1,11 @@
-"""Attention of single tokens over the pool of keys and values: rows of unequal lengths, as in
-traffic, and of one length.
+"""Attention of single tokens over the KV cache: rows of unequal lengths, as in traffic, and of one.
 
 16 rows with contexts of 24 to 200 tokens, beside as many tokens in rows of one length, and rows all
-as long as the longest, which is what padding makes of them. First attention alone, through all
-layers: the engine's; the engine's with keys and values in tables apart, the mask in a shape that
-torch's fast kernel takes or in one that it does not; transformers' over a padded static batch.
-Then whole decode steps. Everything computes in one thread of one process, interleaved. Prints
-medians and ratios; asserts nothing.
+as long as the longest, which padding would make of them. First attention alone, through all layers:
+the engine's; the engine's with keys and values in separate tables, and the mask in a shape that
+torch's fast kernel takes or does not take; transformers' over a padded static batch. Then complete
+decode steps. Everything computes in one thread of one process, interleaved. Prints medians and
+ratios; asserts nothing.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def alone(side: Any, plain: Any, prompts: dict[str, list[list[int]]], rounds: in
         title(
             f"Attention in all {len(kv_cache)} layers, {ROWS} rows, {lengths} long: {tokens} tokens"
         )
-        _tell(taken, lengths, off)
+        _print_results(taken, lengths, off)
 
 
 def steps(side: Any, plain: Any, prompts: dict[str, list[list[int]]], rounds: int) -> None:
@@ -103,7 +102,7 @@ def steps(side: Any, plain: Any, prompts: dict[str, list[list[int]]], rounds: in
     taken = _interleaved(measured, rounds)
     for lengths, rows in prompts.items():
         title(f"Decode step, {ROWS} rows, {lengths} long: {sum(map(len, rows))} tokens")
-        _tell(taken, lengths, {})
+        _print_results(taken, lengths, {})
 
 
 def _interleaved(
@@ -113,7 +112,7 @@ def _interleaved(
     return {key: taken["; ".join(key)] for key in measured}
 
 
-def _tell(
+def _print_results(
     taken: dict[tuple[str, str], Taken], lengths: str, off: dict[tuple[str, str], float]
 ) -> None:
     """Each way over ours, and over itself where rows are of one length with as many tokens.
@@ -205,8 +204,8 @@ def _with_tables(
             table.index_copy_(1, layout.places, torch.cat((new.key[0], new.value[0])))
             past = table.index_select(1, layout.context.view(-1))
             keys, values = past.view(2, kv_heads, rows, -1, width)
-            asked = new.query[0].view(kv_heads, -1, rows, width).transpose(1, 2)
-            out = sdpa(asked, keys, values, attn_mask=mask, scale=scaling)
+            query = new.query[0].view(kv_heads, -1, rows, width).transpose(1, 2)
+            out = sdpa(query, keys, values, attn_mask=mask, scale=scaling)
             given.append(out.transpose(0, 1).reshape(rows, heads, width))
         return given
 

@@ -62,9 +62,9 @@ def printed(command: list[str]) -> float:
     return float(done.stdout.decode().split()[-1])
 
 
-def show(words: str, taken: dict[str, Taken]) -> None:
+def show(heading: str, taken: dict[str, Taken]) -> None:
     """Medians, and each over the last."""
-    title(words)
+    title(heading)
     last = list(taken.values())[-1].median
     for name, times in taken.items():
         line(name, times.median, f"{times.median / last:6.2f}x")

@@ -1,9 +1,9 @@
-"""Whole requests on the base alone: `generate`, transformers' continuous batching, and ours.
+"""Complete requests on the base alone: `generate`, transformers' continuous batching, and ours.
 
 16 requests of one length (32 tokens, 24 new ones, no early end), each system in a process of its
-own, asked in turn. Prints medians and ratios, whether answers are the same, and what transformers'
-continuous batching does about adapters; asserts nothing. The decision for a scheduler of our own
-rests on these figures.
+own, measured in turn. Prints medians and ratios, whether answers are the same, and what
+transformers' continuous batching does with adapters; asserts nothing. The decision for our own
+scheduler rests on these figures.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
         for one in (generate, continuous, adapted, ours, ours_small):
             one.wait()
         long = make_prompts(tokenizer, 1, 2 * PAGE + 1, seed=2)[0][1]
-        obeyed, rows, right, asked = adapted.ask("right_answers", long, 8)
+        obeyed, rows, right, requested = adapted.ask("right_answers", long, 8)
 
         systems: dict[str, tuple[Child, int | None]] = {
             GENERATE: (generate, None),
@@ -77,7 +77,7 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
         }
         if not has_small:
             del systems[f"ours, {small}"]
-        told: dict[str, list[str]] = {}
+        texts: dict[str, list[str]] = {}
 
         def asking(name: str) -> Callable[[], float]:
             system, adapter = systems[name]
@@ -85,7 +85,7 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
 
             def seconds() -> float:
                 prompts = make_prompts(tokenizer, REQUESTS, PROMPT, seed=100 + next(seeds))
-                taken, told[name] = system.ask("batch", prompts, adapter, NEW)
+                taken, texts[name] = system.ask("batch", prompts, adapter, NEW)
                 return taken
 
             return seconds
@@ -98,9 +98,9 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
     title(f"{REQUESTS} requests of {PROMPT} tokens, {NEW} new ones (targets: 1.3x, int8 2.5x)")
     for name, speed in speeds.items():
         rate(name, speed, f"{speed / static:5.2f}x generate; best rounds {best[name]:5.2f}x")
-    same = _same(told["ours"], told[GENERATE])
+    same = _same(texts["ours"], texts[GENERATE])
     print(f"  answers of ours that are those of generate: {same} of {REQUESTS}")
-    same = _same(told["ours, one adapter"], told[ONE_ADAPTER])
+    same = _same(texts["ours, one adapter"], texts[ONE_ADAPTER])
     print(f"  the same with one adapter, against continuous batching: {same} of {REQUESTS}")
 
     title("Own scheduler or transformers' continuous batching")
@@ -110,8 +110,8 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
     _faster("one adapter", speeds["ours, one adapter"], with_one)
     print(f"  generate_batch(adapter_names=…): {obeyed} of {rows} rows by the adapter asked for")
     print(
-        f"  one prompt under {asked - 1} adapters and the base, prefix cache shared: "
-        f"{right} of {asked} right"
+        f"  one prompt under {requested - 1} adapters and the base, prefix cache shared: "
+        f"{right} of {requested} right"
     )
 
 

@@ -1,9 +1,8 @@
-"""What int8 costs in quality: the test scores of adapters with the base in fp32 and in int8.
+"""The quality that int8 costs: test scores of adapters with the base in fp32 and in int8.
 
 Needs the adapters of `make demo` (or --workspace); without them it says so and measures nothing.
-Each is evaluated by `trunkline eval` in a process of its own, on a copy of the workspace, on the
-same
-test rows. Asserts nothing.
+`trunkline eval` evaluates each in a process of its own, on a copy of the workspace, on the
+same test rows. Asserts nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ DTYPES = ("fp32", "int8")
 POINT = 0.01
 
 
-def told(*words: str) -> Any:
+def run_json(*arguments: str) -> Any:
     """The JSON that a command of trunkline prints."""
-    command = [str(Path(sys.executable).with_name("trunkline")), *words, "--json"]
+    command = [str(Path(sys.executable).with_name("trunkline")), *arguments, "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return json.loads(done.stdout)
 
@@ -43,21 +42,21 @@ def main() -> None:
     title("Test scores with the base in fp32 and in int8 (target: half a point apart at most)")
     with tempfile.TemporaryDirectory() as folder:
         copy = str(shutil.copytree(options.workspace, Path(folder) / "workspace"))
-        adapters = told("--workspace", copy, "adapters", "list")
+        adapters = run_json("--workspace", copy, "adapters", "list")
         for adapter in adapters[: 1 if options.quick else None]:
             show(copy, adapter["adapter"])
 
 
 def show(workspace: str, ref: str) -> None:
     """One adapter's deciding metric, in both."""
-    found = {
-        dtype: told("--workspace", workspace, "--base-dtype", dtype, "eval", ref)[
+    reports = {
+        dtype: run_json("--workspace", workspace, "--base-dtype", dtype, "eval", ref)[
             "evaluation_report"
         ]
         for dtype in DTYPES
     }
-    metric, rows = found["fp32"]["metric"], found["fp32"]["rows"]
-    values = [found[dtype]["scores"][metric]["value"] for dtype in DTYPES]
+    metric, rows = reports["fp32"]["metric"], reports["fp32"]["rows"]
+    values = [reports[dtype]["scores"][metric]["value"] for dtype in DTYPES]
     apart = (values[1] - values[0]) / POINT
     scores = ", ".join(f"{dtype} {value:.3f}" for dtype, value in zip(DTYPES, values, strict=True))
     print(f"  {ref:<32} {metric} of {rows:,} rows: {scores}; {apart:+.1f} points", flush=True)

@@ -1,4 +1,4 @@
-"""The base's linear layers, in each way of computing them; and what a decode step takes beside.
+"""The base's linear layers in each way of computing them, and what else a decode step takes.
 
 Everything computes in one thread of one process, interleaved. Prints medians; asserts nothing.
 """
@@ -157,16 +157,17 @@ def baseline(name: str, base: Any, rounds: int) -> None:
         },
         rounds,
     )
-    whole, *products = [times.median for times in taken.values()]
+    step_seconds, *products = [times.median for times in taken.values()]
     title(
         f"{name}: decode step, 16 rows, context {CONTEXT}, over the baseline of its matrix products"
     )
     for what, times in taken.items():
-        line(what, times.median, f"{100 * times.median / whole:3.0f} %")
-    rest = whole - sum(products)
-    line("everything else", rest, f"{100 * rest / whole:3.0f} %")
+        line(what, times.median, f"{100 * times.median / step_seconds:3.0f} %")
+    rest = step_seconds - sum(products)
+    line("everything else", rest, f"{100 * rest / step_seconds:3.0f} %")
     print(
-        f"  the step takes {whole / sum(products):.2f}x its matrix products; where the rest goes:"
+        f"  the step takes {step_seconds / sum(products):.2f}x its matrix products; "
+        "where the rest goes:"
     )
     for operator, seconds, calls in _costliest(step):
         line(f"  {operator}, {calls} calls", seconds)

@@ -1,6 +1,6 @@
-"""A soak: far more adapters than memory is given for, each asked for at least once.
+"""A soak: many more adapters than fit in memory, each requested at least once.
 
-Counts failures, loads and evictions, and follows resident bytes and the process' memory over 2,000
+Counts failures, loads and evictions, and tracks resident bytes and the process's memory over 2,000
 requests for 1,000 adapters, which take 2.4 GB of disk while it runs. Asserts nothing.
 """
 
@@ -80,8 +80,8 @@ def main() -> None:
     adapters = 50 if options.quick else 1000
     requests = 2 * adapters
     draw = random.Random(3)
-    asked = [*range(adapters), *(draw.randrange(adapters) for _ in range(requests - adapters))]
-    draw.shuffle(asked)
+    order = [*range(adapters), *(draw.randrange(adapters) for _ in range(requests - adapters))]
+    draw.shuffle(order)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         folders = make_adapters(Path(folder, "2"), options.shape, adapters, rank=2)
@@ -89,11 +89,11 @@ def main() -> None:
         texts = [text for text, _ in make_prompts(load_tokenizer(), requests, PROMPT, seed=3)]
         with Child(Soaked, options.shape, settings=SETTINGS) as child:
             child.ask("know", folders)
-            account: Account = child.ask("soak", texts, asked)
-    tell(account, adapters, requests)
+            account: Account = child.ask("soak", texts, order)
+    print_account(account, adapters, requests)
 
 
-def tell(account: Account, adapters: int, requests: int) -> None:
+def print_account(account: Account, adapters: int, requests: int) -> None:
     """Print the account."""
     title(f"{requests} requests of {PROMPT} tokens, {NEW} new ones, over {adapters} adapters")
     before, *quarters = (f"{one / MIB:,.0f}" for one in account.memory)

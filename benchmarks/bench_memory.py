@@ -1,9 +1,9 @@
-"""What memory steps take that have a number of tokens which none had before.
+"""The memory of steps whose number of tokens never occurred before.
 
-oneDNN, and torch's way to it, keep what they made ready for each number of rows of a product; the
-trunk bounds how many (``bases/linear.py``). Two processes compute the same prefills, of every
-number of tokens up to 300, in one random order, so that no quarter has the long ones: one process
-as the trunk leaves it, one with torch's own bounds. Prints the memory of both; asserts nothing.
+oneDNN, and torch's interface to it, cache primitives for each number of rows of a product; the base
+limits how many (``bases/linear.py``). Two processes compute the same prefills, of every number of
+tokens up to 300 in one random order: one with these limits, one with torch's defaults. Prints the
+memory of both; asserts nothing.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ def main() -> None:
         for quarter in quarters:
             for name, child in children.items():
                 memory[name].append(child.ask("compute", quarter))
-    tell(memory, most)
+    print_memory(memory, most)
 
 
-def tell(memory: dict[str, list[int]], most: int) -> None:
+def print_memory(memory: dict[str, list[int]], most: int) -> None:
     """Print bytes before and after each quarter, and the growth of each beside the other's."""
     title(f"Prefills of every number of tokens up to {most}; {', '.join(_CACHES)}")
     for name, (before, *after) in memory.items():
-        told = " ".join(f"{one / MIB:,.0f}" for one in after)
+        quarters = " ".join(f"{one / MIB:,.0f}" for one in after)
         grown, last = (after[-1] - one for one in (before, after[-2]))
-        print(f"  {name:<36} {before / MIB:,.0f} MiB before; after each quarter {told};"
+        print(f"  {name:<36} {before / MIB:,.0f} MiB before; after each quarter {quarters};"
               f" grown by {grown / MIB:,.0f}, by {last / MIB:,.0f} in the last")  # fmt: skip
     bounded, unbounded = (after[-1] - before for before, *after in memory.values())
     if bounded > 0:

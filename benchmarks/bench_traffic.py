@@ -1,11 +1,10 @@
 """64 requests over 16 adapters that arrive faster than the better peer can serve them.
 
-Adapters are asked for by Zipf's law (s = 1), prompts are 32 tokens and answers 24, arrivals are a
-Poisson stream at 1.5 times the better peer's closed-loop rate. The peers: PEFT with
-``set_adapter``, all that wait for one adapter as one batch; PEFT's ``generate`` with
-``adapter_names`` over up to 16 that wait. PEFT and ours have a process each and get the same
-schedule, one after the other. Prints tokens a second and the time to the first token; asserts
-nothing.
+Adapters follow Zipf's law (s = 1), prompts have 32 tokens and answers 24, arrivals are a Poisson
+stream at 1.5 times the better peer's closed-loop rate. The peers: PEFT with ``set_adapter``, one
+batch for all requests that wait for one adapter; PEFT's ``generate`` with ``adapter_names`` over up
+to 16 waiting requests. PEFT and ours have a process each and get the same schedule, one after the
+other. Prints tokens per second and the time to the first token; asserts nothing.
 """
 
 from __future__ import annotations

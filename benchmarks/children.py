@@ -1,8 +1,7 @@
-"""Systems that are compared, each in a process of its own, asked in turn.
+"""Systems that are compared, each in a process of its own, measured in turn.
 
-Owns: the pipe. Must not know: what the systems are. One that is not asked sleeps on its end of the
-pipe, so it takes nothing from the others; within one process, two threads that compute would slow
-each other (``bases/load.py`` says why).
+An idle one sleeps on its end of the pipe and takes nothing from the others. Within one process, two
+threads that compute would slow each other (see ``bases/load.py``).
 """
 
 from __future__ import annotations
@@ -55,20 +54,20 @@ class Child:
 
     def _answer(self) -> Any:
         try:
-            done, told = self._pipe.recv()
+            done, value = self._pipe.recv()
         except EOFError:
             raise SystemExit("A process that was measured has ended.") from None
         if not done:
-            raise SystemExit(told)
-        return told
+            raise SystemExit(value)
+        return value
 
 
 def _serve(pipe: Any, make: Callable[..., Any], args: Any, settings: Any) -> None:
     try:
         system = make(*args, **settings)
         pipe.send((True, None))
-        while (asked := pipe.recv()) is not None:
-            method, given = asked
+        while (message := pipe.recv()) is not None:
+            method, given = message
             pipe.send((True, getattr(system, method)(*given)))
         if hasattr(system, "close"):
             system.close()

@@ -1,8 +1,4 @@
-"""transformers' own continuous batching, as the benchmarks drive it.
-
-Owns: a manager that stays for all rounds, its sizes, and what it does about adapters. Must not
-know: ours.
-"""
+"""transformers' own continuous batching: one manager for all rounds, sized, with adapters."""
 
 from __future__ import annotations
 
@@ -75,10 +71,10 @@ class Continuous:
             continuous_batching_config=self._sizes, max_new_tokens=new_tokens,
             adapter_names=names,
         )  # fmt: skip
-        told = [one.generated_tokens for one in given.values()]
+        tokens = [one.generated_tokens for one in given.values()]
         self._start()
         shared = [self._under(name, self._ask, ids, new_tokens) for name in [*names, ""]]
-        return _equal(told, by_row), len(by_row), _equal(shared, alone), len(alone)
+        return _equal(tokens, by_row), len(by_row), _equal(shared, alone), len(alone)
 
     def close(self) -> None:
         """End the manager's thread, which would keep the process."""

@@ -1,10 +1,8 @@
-"""A registry with made-up rows, as many as are wanted, written fast.
+"""A registry filled with generated rows, written fast.
 
-Owns: how many rows of each kind there are, and what they look like. Must not know: what is timed.
-
-For V versions there are V runs and evaluations, 10 V figures of runs, 10 V scores, 10 V events and
+For V versions there are V runs and evaluations, 10 V scores of runs, 10 V scores, 10 V events and
 V requests. One adapter in ten versions is ``d0/busy``; the others have 90 versions each. Hashes are
-made up: nothing here is verified.
+random: nothing here is verified.
 """
 
 from __future__ import annotations
@@ -58,13 +56,13 @@ def fill(url: str, versions: int) -> None:
 def adapters_of(versions: int) -> list[tuple[int, str, str, int]]:
     """id, domain, name and number of versions of each adapter."""
     busy = max(1, versions // 10)
-    found = [(1, "d0", "busy", busy)]
+    adapters = [(1, "d0", "busy", busy)]
     left = versions - busy
     while left > 0:
-        id = len(found) + 1
-        found.append((id, f"d{id % DOMAINS}", f"adapter-{id}", min(90, left)))
-        left -= found[-1][3]
-    return found
+        id = len(adapters) + 1
+        adapters.append((id, f"d{id % DOMAINS}", f"adapter-{id}", min(90, left)))
+        left -= adapters[-1][3]
+    return adapters
 
 
 def _rows(versions: int) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
@@ -290,7 +288,7 @@ def _events(which: _Which) -> Iterator[dict[str, Any]]:
     seq = 0
     for id, (adapter, number) in enumerate(which, 1):
         name = f"{adapter[1]}/{adapter[2]}"
-        told = [
+        events = [
             ("run.started", f"run/{id}", {"recipe": name}),
             ("run.finished", f"run/{id}", {"recipe": name}),
             ("version.published", name, {"number": number, "digest": digest_of(id), "run": id}),
@@ -298,11 +296,11 @@ def _events(which: _Which) -> Iterator[dict[str, Any]]:
             ("note", f"run/{id}", {"text": "looked at"}),
         ]
         if id % 5 == 0:
-            told.append(("alias.moved", name, {"alias": "champion", "old": None, "new": number}))
-        told += [("note", f"dataset/{id % 100 + 1}", {"text": "seen"})] * (id % 10 == 0)
-        while len(told) < 10:
-            told.append(("key.used", f"server/{id % 200 + 1}", {"at": id}))
-        for kind, subject, detail in told:
+            events.append(("alias.moved", name, {"alias": "champion", "old": None, "new": number}))
+        events += [("note", f"dataset/{id % 100 + 1}", {"text": "seen"})] * (id % 10 == 0)
+        while len(events) < 10:
+            events.append(("key.used", f"server/{id % 200 + 1}", {"at": id}))
+        for kind, subject, detail in events:
             seq += 1
             yield {
                 "seq": seq,

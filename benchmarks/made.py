@@ -1,7 +1,4 @@
-"""What the benchmarks run on: bases, adapters of random weights, prompts of a fixed length.
-
-Owns: making them, so that ours and a peer's are the same. Must not know: what is measured.
-"""
+"""Bases, adapters of random weights and prompts of a fixed length, the same for every system."""
 
 from __future__ import annotations
 
@@ -154,14 +151,14 @@ def make_prompts(tokenizer: Any, count: int, tokens: int, seed: int) -> list[tup
     """Texts of random words that are ``tokens`` tokens each, with their ids."""
     import random
 
-    words = sorted(
-        word[1:] for word in tokenizer.get_vocab()
-        if word[:1] == "Ġ" and word[1:].isascii() and word[1:].isalpha() and word[1:].islower()
+    vocabulary = sorted(
+        token[1:] for token in tokenizer.get_vocab()
+        if token[:1] == "Ġ" and token[1:].isascii() and token[1:].isalpha() and token[1:].islower()
     )  # fmt: skip
     draw = random.Random(seed)
     made: list[tuple[str, list[int]]] = []
     while len(made) < count:
-        text = "The " + " ".join(draw.choices(words, k=tokens - 1))
+        text = "The " + " ".join(draw.choices(vocabulary, k=tokens - 1))
         ids = tokenizer(text)["input_ids"]
         if len(ids) == tokens:
             made.append((text, ids))

@@ -15,12 +15,11 @@ from made import load_base
 from streams import Arrival, Course
 
 from trunkline.adapters.artifact import Artifact, read_artifact
-from trunkline.inference.engine import Engine, Work
-from trunkline.inference.handle import GenerationHandle
+from trunkline.inference.engine import Engine
 from trunkline.inference.kv_cache import BLOCK, Blocks
-from trunkline.inference.request import Request
-from trunkline.inference.request_state import RequestState
-from trunkline.inference.sequence import Sequence as Written
+from trunkline.inference.request import Request, ResolvedRequest
+from trunkline.inference.request_state import GenerationHandle, RequestState
+from trunkline.inference.request_state import Sequence as Written
 from trunkline.inference.settings import EngineSettings
 from trunkline.inference.step import Part, Stepper
 from trunkline.lora.pool import AdapterPool
@@ -74,7 +73,7 @@ class ByHand:
         blocks = Blocks(4096 // BLOCK, share=False)
         rows = []
         for ids, digest in zip(prompts, digests, strict=True):
-            work = Work(Request(None, "-", raw=True))
+            work = ResolvedRequest(Request(None, "-", raw=True))
             handle = GenerationHandle(work, digest or self.base.digest, len(ids), lambda _: None)
             asked = RequestState(handle, GenerationTask(1), ids, 1)
             row = Written(asked, 0, self.base.tokenizer, frozenset())
@@ -116,12 +115,12 @@ class Served:
         """End the engine's thread."""
         self.engine.close()
 
-    def work(self, text: str, adapter: int | None, new_tokens: int) -> Work:
+    def work(self, text: str, adapter: int | None, new_tokens: int) -> ResolvedRequest:
         """A request for an adapter by its number; None is the base."""
         if adapter is None:
-            return Work(Request(None, text, max_new_tokens=new_tokens, raw=True))
+            return ResolvedRequest(Request(None, text, max_new_tokens=new_tokens, raw=True))
         request = Request("random/adapter", text, max_new_tokens=new_tokens)
-        return Work(request, self.artifacts[adapter], "random/adapter")
+        return ResolvedRequest(request, self.artifacts[adapter], "random/adapter")
 
     def batch(
         self, prompts: Sequence[tuple[str, list[int]]], adapter: int | None, new_tokens: int
@@ -146,7 +145,7 @@ class Served:
         courses = []
         for handle, at, late in handles:
             handle.answer()
-            told = handle.served
+            told = handle.stats
             assert told is not None
             assert told.first_token_seconds is not None
             courses.append(Course(late + told.first_token_seconds, at + told.seconds))

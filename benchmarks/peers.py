@@ -1,7 +1,5 @@
-"""transformers and PEFT as the benchmarks drive them.
-
-Owns: single forwards with transformers' own cache, `generate` with and without adapters, and the
-two ways of serving many adapters with it. Must not know: ours.
+"""transformers and PEFT: single forwards, `generate` with and without adapters, and the two ways of
+serving many adapters with it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Requests that arrive in time, and what became of them.
-
-Owns: the schedule, the same for every system. Must not know: who serves it.
-"""
+"""A schedule of requests, the same for every system, and when each was answered."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""How figures are taken and told.
-
-Owns: interleaved timing, the lines that are printed, the options that every benchmark has. Must not
-know: what is measured.
-"""
+"""Interleaved timing, printed lines, and the options that every benchmark has."""
 
 from __future__ import annotations
 
@@ -82,8 +78,8 @@ def memory() -> int:
 
 def line(name: str, seconds: float, note: str = "") -> None:
     """Print one time."""
-    told = f"{1e3 * seconds:9.3f} ms" if seconds < 0.01 else f"{1e3 * seconds:9.1f} ms"
-    print(f"  {name:<58} {told}  {note}".rstrip(), flush=True)
+    text = f"{1e3 * seconds:9.3f} ms" if seconds < 0.01 else f"{1e3 * seconds:9.1f} ms"
+    print(f"  {name:<58} {text}  {note}".rstrip(), flush=True)
 
 
 def rate(name: str, tokens_per_second: float, note: str = "") -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import trunkline
-from trunkline import Request, base_model
+from trunkline import Request, bases
 from trunkline.evaluation.intervals import Estimate
 from trunkline.evaluation.report import EvaluationReport
 
@@ -47,14 +47,14 @@ class Lines:
             self.stage(f"step {done} of {total}  {figures}")
 
 
-def told(score: Estimate) -> str:
+def interval_text(score: Estimate) -> str:
     return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
 def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 118)
     print("Base: fetched and converted once, then kept in the cache.", file=sys.stderr)
-    base_model.pull(base_model.DEFAULT_BASE, on_stage=Lines(base_model.DEFAULT_BASE).stage)
+    bases.pull(bases.DEFAULT_BASE, on_stage=Lines(bases.DEFAULT_BASE).stage)
 
     folder = Path("demo")
     folder.mkdir(exist_ok=True)
@@ -76,18 +76,18 @@ def main() -> None:
         version = platform.resolve(recipe).version
         evaluated = platform.evaluation_report(version)
         assert evaluated is not None
-        evaluation_report: EvaluationReport = evaluated[0]
+        report: EvaluationReport = evaluated[0]
         baselines = "\n".join(
-            f"{name} {told(scores[evaluation_report.metric])}"
-            for name, scores in evaluation_report.baselines.items()
+            f"{name} {interval_text(scores[report.metric])}"
+            for name, scores in report.baselines.items()
         )
         table.add_row(
             str(version.ref),
             version.task,
-            f"{evaluation_report.rows} rows\n{evaluation_report.groups} groups",
-            f"{evaluation_report.metric} {told(evaluation_report.score)}".replace(" [", "\n["),
+            f"{report.rows} rows\n{report.groups} groups",
+            f"{report.metric} {interval_text(report.score)}".replace(" [", "\n["),
             baselines,
-            evaluation_report.verdict,
+            report.verdict,
         )
 
     requests = [Request(None, text, max_new_tokens=24) for text in PROMPTS]

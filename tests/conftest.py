@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+from trunkline.threads import limit_spinning
+
+limit_spinning()
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; one thread each is fastest
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

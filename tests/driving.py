@@ -18,10 +18,9 @@ import torch
 
 from trunkline.bases import Base
 from trunkline.errors import TrunklineError
-from trunkline.inference.engine import Engine, Work
-from trunkline.inference.handle import GenerationHandle
-from trunkline.inference.request import Answer, Request
-from trunkline.inference.sequence import Sequence
+from trunkline.inference.engine import Engine
+from trunkline.inference.request import Answer, Request, ResolvedRequest
+from trunkline.inference.request_state import GenerationHandle, Sequence
 from trunkline.inference.settings import EngineSettings
 
 NEAR = 1e-3
@@ -127,12 +126,12 @@ class Driven:
         return chosen
 
 
-def work_for(artifact: Any = None, text: str = "a goat", **asked: Any) -> Work:
+def work_for(artifact: Any = None, text: str = "a goat", **asked: Any) -> ResolvedRequest:
     """A request resolved to an artifact; for the bare base the text is the prompt."""
     if artifact is None:
-        return Work(Request(None, text, raw="messages" not in asked, **asked))
+        return ResolvedRequest(Request(None, text, raw="messages" not in asked, **asked))
     name = f"toy/{artifact.folder.name}@1"
-    return Work(Request(f"toy/{artifact.folder.name}", text, **asked), artifact, name)
+    return ResolvedRequest(Request(f"toy/{artifact.folder.name}", text, **asked), artifact, name)
 
 
 def true_logits(model: Any, prompt: Listed[int], ids: Listed[int]) -> torch.Tensor:

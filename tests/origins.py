@@ -1,7 +1,4 @@
-"""Made-up origins of an artifact, in the form of ``provenance.json`` and in its first form.
-
-Owns: the figures. Must not know: how they are tested.
-"""
+"""A sample provenance for an artifact."""
 
 from __future__ import annotations
 
@@ -10,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.adapters.artifact import read_artifact
-from trunkline.adapters.origin import (
-    BaseOrigin,
-    DatasetOrigin,
-    EvaluationOrigin,
-    PluginOrigin,
+from trunkline.adapters.provenance import (
+    BaseSection,
+    DatasetSection,
+    EvaluationSection,
+    PluginSection,
     Provenance,
-    RunOrigin,
+    RunSection,
+    VersionSection,
 )
 
-BEGUN = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
-ENDED = datetime(2026, 3, 29, 1, 40, tzinfo=UTC)
+STARTED = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+FINISHED = datetime(2026, 3, 29, 1, 40, tzinfo=UTC)
 
 RESULTS: dict[str, Any] = {
     "metric": "accuracy",
@@ -58,13 +56,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def provenance(folder: Path, *, run: int = 7, recipe: str = "toy/animals") -> Provenance:
-    """That of an artifact made by :func:`workbench.make_artifact`."""
+    """A sample for an artifact made by :func:`workbench.make_artifact`."""
     manifest = read_artifact(folder).manifest
     return Provenance(
-        adapter=recipe,
-        task=manifest.task["kind"],
-        created=ENDED,
-        base=BaseOrigin(
+        version=VersionSection(adapter=recipe, task=manifest.task["kind"], created=FINISHED),
+        base=BaseSection(
             digest=manifest.base["digest"],
             name=manifest.base["name"],
             source="made in memory",
@@ -72,7 +68,7 @@ def provenance(folder: Path, *, run: int = 7, recipe: str = "toy/animals") -> Pr
             parameters=100_000,
             dtype="float32",
         ),
-        dataset=DatasetOrigin(
+        dataset=DatasetSection(
             name=manifest.data["dataset"],
             fingerprint=manifest.data["fingerprint"],
             split_fingerprint=manifest.data["split"],
@@ -83,7 +79,7 @@ def provenance(folder: Path, *, run: int = 7, recipe: str = "toy/animals") -> Pr
             description="animals and their class",
             grouping="an animal",
         ),
-        run=RunOrigin(
+        run=RunSection(
             number=run,
             recipe=recipe,
             status="finished",
@@ -96,22 +92,10 @@ def provenance(folder: Path, *, run: int = 7, recipe: str = "toy/animals") -> Pr
                 "plugin": {"commit": COMMIT, "changed": True},
             },
             report=REPORT,
-            started=BEGUN,
-            finished=ENDED,
-            plugin=PluginOrigin(distribution="trunkline-toy", version="1.0", api=1, domain="toy"),
+            started=STARTED,
+            finished=FINISHED,
+            plugin=PluginSection(distribution="trunkline-toy", version="1.0", api=1, domain="toy"),
             actor="system:ada",
         ),
-        evaluations=(EvaluationOrigin(split="test", results=RESULTS, created=ENDED),),
+        evaluations=(EvaluationSection(split="test", results=RESULTS, created=FINISHED),),
     )
-
-
-def written() -> dict[str, Any]:
-    """What the first releases wrote."""
-    return {
-        "run": 7,
-        "recipe": "toy/animals",
-        "settings": {"seed": 2},
-        "environment": {"device": "cpu"},
-        "report": REPORT,
-        "evaluation": RESULTS,
-    }

@@ -128,7 +128,7 @@ def computes(pool: AdapterPool, fused_layers: FusedLayers, resident: Resident) -
         for name in fused.names:
             down, up = (tensors[f"base_model.model.{name}.lora_{one}.weight"] for one in "AB")
             want.append((x[:1] @ down.T) @ up.T * resident.artifact.lora.scaling)
-        with pool.routed(Routing([resident.pages])):
+        with pool.route(Routing([resident.pages])):
             ours = torch.cat([fused.part(index, x) for index in range(len(fused.names))], 1)
         bare, *added = want
         bare[:1] += torch.cat(added, 1)

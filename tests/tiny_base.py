@@ -1,8 +1,4 @@
-"""Tiny random bases on disk, of several families, for tests that need the shape of a base.
-
-Owns: the network's and the tokenizer's measures.
-Must not know: Trunkline.
-"""
+"""Tiny random bases on disk, of several families."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from trunkline.adapters.upkeep import Removed, Verdict
     from trunkline.contracts import ProgressListener
     from trunkline.inference.engine import Engine
-    from trunkline.inference.handle import GenerationHandle, Work
+    from trunkline.inference.request import ResolvedRequest
+    from trunkline.inference.request_state import GenerationHandle
     from trunkline.inference.settings import EngineSettings
     from trunkline.training.cross_validation import CrossValidation
     from trunkline.training.job import TrainingJob
@@ -248,14 +249,16 @@ class Platform:
             BusyError: too many requests are waiting.
             TrunklineError: as :meth:`run`.
         """
-        return self.engine.submit(self.work(request, model))
+        return self.engine.submit(self.resolve_request(request, model))
 
-    def work(self, request: Request, model: ResolvedModel | None = None) -> Work:
+    def resolve_request(
+        self, request: Request, model: ResolvedModel | None = None
+    ) -> ResolvedRequest:
         """A request with the artifact that answers it; raises as :meth:`run`."""
-        from trunkline.inference.handle import Work
+        from trunkline.inference.request import ResolvedRequest
 
         model = model or self.resolve(request.adapter)
-        return Work(request, model.artifact(), model.name)
+        return ResolvedRequest(request, model.artifact(), model.name)
 
     def predict(self, adapter: str, texts: Sequence[str]) -> list[Answer]:
         """Predict a label with probabilities, or a number, for each text.
@@ -321,13 +324,13 @@ class Platform:
     ) -> list[Answer]:
         """Answer requests; ``models`` holds the refs that are resolved already."""
         resolved = dict(models)
-        works: list[Work] = []
+        resolved_requests: list[ResolvedRequest] = []
         for request in requests:
             model = resolved.get(request.adapter)
             if model is None:
                 model = resolved[request.adapter] = self.resolve(request.adapter)
-            works.append(self.work(request, model))
-        return self.engine.run(works, on_done=on_done) if works else []
+            resolved_requests.append(self.resolve_request(request, model))
+        return self.engine.run(resolved_requests, on_done=on_done) if resolved_requests else []
 
     def _check_base(self, version: VersionRecord) -> None:
         """Refuse a version of another base, with the command that retrains it."""

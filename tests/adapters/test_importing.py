@@ -674,7 +674,7 @@ def test_provenance_holds_no_control_characters_of_strangers(
         revision="\x00",
         auto_mapping={"a": [[[]]]},
     )
-    imported = read_provenance(fetched(store, bring(folder)).folder).imported
+    imported = read_provenance(fetched(store, bring(folder))).imported
     assert imported is not None
     assert imported["named_base"].isascii()
     assert imported["left_out"]["revision"] == ascii("\x00")
@@ -703,7 +703,7 @@ def test_card_says_what_is_not_known(
     bring: Callable[..., Imported], store: AdapterStore, folder: Path
 ) -> None:
     card = (fetched(store, bring(folder)).folder / "README.md").read_text()
-    assert "Made elsewhere" in card
+    assert "Trained elsewhere" in card
     assert "## Evaluation\nNOT PROVIDED" in card
     assert "## Data\nNOT PROVIDED" in card
 

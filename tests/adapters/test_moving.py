@@ -205,10 +205,10 @@ def test_base_arrives(places: Places) -> None:
 def test_provenance_tells_the_way_and_the_runs_number_here(places: Places) -> None:
     places.here.registry.keys.create("me", ())
     version = places.move(actor="key/1 grace").version
-    provenance = read_provenance(places.here.store.fetch(version).folder)
+    provenance = read_provenance(places.here.store.fetch(version))
     assert provenance.run is not None
     assert provenance.run.number == 1
-    [move] = provenance.moved
+    [move] = provenance.transfers
     assert (move.origin, move.run, move.by) == ("toy/animals", 2, "key/1 grace")
 
 
@@ -219,7 +219,7 @@ def test_second_move_adds_to_the_first(places: Places, tmp_path: Path) -> None:
     places.here.export_adapter("toy/second", tmp_path / "again.tar")
     done = third.import_archive(tmp_path / "again.tar")
     assert str(done.version.ref) == "toy/second@1"
-    assert [move.origin for move in done.provenance.moved] == ["toy/animals", "toy/second"]
+    assert [move.origin for move in done.provenance.transfers] == ["toy/animals", "toy/second"]
     third.registry.close()
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from origins import provenance, written
+from origins import provenance
 from trunkline.adapters.provenance import write_provenance
 from trunkline.adapters.rebuild import LOST, Rebuild, rebuild_registry
 from trunkline.adapters.store import AdapterStore
@@ -111,14 +109,6 @@ def test_artifact_with_a_bad_origin_comes_back_without_it(
     assert any("without its origin" in note for note in done.notes)
 
 
-def test_artifact_of_an_earlier_release_comes_back(store: AdapterStore, workspace: Path) -> None:
-    path = workspace / "adapters/toy/others/1/provenance.json"
-    path.write_text(json.dumps({**written(), "run": 20}))
-    done = rebuilt(store)
-    assert store.registry.versions.resolve(Ref.parse("toy/others@1"))[0].run == 20
-    assert any("recorded as unknown" in note for note in done.notes)
-
-
 def test_missing_card_is_written_anew(store: AdapterStore, workspace: Path) -> None:
     card = workspace / "adapters/toy/others/1/README.md"
     card.unlink()
@@ -189,7 +179,9 @@ def test_alias_is_lost(store: AdapterStore, workspace: Path, opened: list[Regist
 
 def test_imported_version_stays_imported(store: AdapterStore, workspace: Path) -> None:
     folder = workspace / "adapters/toy/others/1"
-    said = replace(provenance(folder), run=None, evaluations=(), imported={"folder": "x"})
+    said = provenance(folder).model_copy(
+        update={"run": None, "evaluations": (), "imported": {"folder": "x"}}
+    )
     write_provenance(folder, said)
     rebuilt(store)
     assert store.registry.versions.resolve(Ref.parse("toy/others@1"))[0].run is None

@@ -9,6 +9,7 @@ import pytest
 
 from cli_runner import invoke
 from trunkline import __version__
+from trunkline.cli.examples import SESSION, declared_examples, recorded_outputs
 from trunkline.cli.root import trunkline
 from trunkline.reference import command_paths
 
@@ -34,6 +35,16 @@ def test_help_shows_an_example_with_its_output(path: tuple[str, ...]) -> None:
     lines = example.splitlines()
     assert lines[0].startswith("  $ trunkline " + " ".join(path))
     assert len(lines) > 1
+
+
+def test_each_command_is_in_the_session_of_examples() -> None:
+    assert sorted(SESSION) == sorted(" ".join(path) for path in COMMANDS)
+
+
+def test_each_example_has_a_recorded_output_and_no_output_is_left_over() -> None:
+    lines = [example.line for _, example in declared_examples()]
+    assert sorted(lines) == sorted(recorded_outputs())
+    assert all(recorded_outputs().values())
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

@@ -261,7 +261,7 @@ class RequestState:
     answer: str = "said"
     prompts: Sequence[list[int]] = ()
 
-    def continue_all(
+    def generate_texts(
         self, model: Any, tokenizer: Any, prompts: Sequence[list[int]], limit: int
     ) -> list[str]:
         self.prompts = prompts
@@ -274,7 +274,7 @@ class RequestState:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> RequestState:
     model = RequestState()
-    monkeypatch.setattr(module, "continue_all", model.continue_all)
+    monkeypatch.setattr(module, "generate_texts", model.generate_texts)
     return model
 
 

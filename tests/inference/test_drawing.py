@@ -14,8 +14,8 @@ import torch
 from driving import Driven, true_logits, work_for
 from trunkline.errors import Interrupted, TrunklineError
 from trunkline.inference.engine import Engine
-from trunkline.inference.handle import GenerationHandle
-from trunkline.inference.request import Answer, Piece
+from trunkline.inference.request import Answer, StreamChunk
+from trunkline.inference.request_state import GenerationHandle
 
 HOT: dict[str, Any] = {"temperature": 1.3, "max_new_tokens": 10}
 LONG = "organic whole milk, one gallon, from the dairy department: what is it? " * 2
@@ -145,7 +145,7 @@ def test_answer_ends_before_the_stop_that_comes_first(driven: Callable[..., Driv
         handle = one.ask(None, max_new_tokens=30, stop=("never, ever", string))
         (answer,) = one.answers([handle])
         assert (answer.text, answer.finish) == (whole[: whole.index(string)], "stop")
-        assert "".join(piece.text for piece in handle.pieces()) == answer.text
+        assert "".join(piece.text for piece in handle.chunks()) == answer.text
 
 
 def test_stop_that_never_comes_cuts_nothing(driven: Callable[..., Driven]) -> None:
@@ -184,7 +184,7 @@ def test_end_token_ends_the_answer_and_is_no_part_of_the_text(
 # -------------------------------------------------------------------------------------- streams
 
 
-def assert_pieces_say_the_answer(pieces: list[Piece], answer: Answer) -> None:
+def assert_pieces_say_the_answer(pieces: list[StreamChunk], answer: Answer) -> None:
     for choice in answer.choices:
         own = [piece for piece in pieces if piece.index == choice.index]
         assert "".join(piece.text for piece in own) == choice.text
@@ -197,19 +197,19 @@ def test_pieces_together_are_the_answer(
     engine: Engine, made: dict[str, Any], asked: dict[str, Any]
 ) -> None:
     handle = engine.submit(work_for(made["low"].artifact, seed=5, **HOT, **asked))
-    pieces = list(handle.pieces())
+    pieces = list(handle.chunks())
     assert_pieces_say_the_answer(pieces, handle.answer(0))
-    assert list(handle.pieces()) == pieces
+    assert list(handle.chunks()) == pieces
 
 
 def test_label_has_no_pieces(engine: Engine, made: dict[str, Any]) -> None:
     handle = engine.submit(work_for(made["labels"].artifact))
-    assert list(handle.pieces()) == []
+    assert list(handle.chunks()) == []
     assert handle.answer(0).label is not None
 
 
 def test_async_stream_and_answer_say_the_same(engine: Engine, made: dict[str, Any]) -> None:
-    async def ask() -> tuple[list[Piece], Answer]:
+    async def ask() -> tuple[list[StreamChunk], Answer]:
         work = work_for(made["low"].artifact, n=2, seed=5, **HOT)
         handle = await asyncio.to_thread(engine.submit, work)
         pieces = [piece async for piece in handle.stream()]
@@ -247,9 +247,9 @@ def test_failure_is_raised_in_mid_stream(engine: Engine) -> None:
     engine._stepper.run = run  # type: ignore[method-assign]
     engine._ends = frozenset()
 
-    got: list[Piece] = []
+    got: list[StreamChunk] = []
 
-    async def ask(stream: AsyncIterator[Piece]) -> None:
+    async def ask(stream: AsyncIterator[StreamChunk]) -> None:
         async for piece in stream:
             got.append(piece)
 

@@ -25,8 +25,8 @@ from trunkline.errors import (
     UnavailableError,
 )
 from trunkline.inference.engine import Engine
-from trunkline.inference.handle import GenerationHandle, Served
 from trunkline.inference.request import Answer
+from trunkline.inference.request_state import GenerationHandle, RequestStats
 from trunkline.inference.settings import EngineSettings
 
 LONG = "organic whole milk, one gallon, from the dairy department: what is it? " * 2
@@ -133,9 +133,9 @@ def test_cancelled_while_waiting(driven: Callable[..., Driven]) -> None:
     one.finish()
     assert isinstance(one.error(second), Interrupted)
     assert first.answer(0).text is not None
-    assert second.served is not None
-    assert second.served.outcome == "cancelled"
-    assert second.served.first_token_seconds is None
+    assert second.stats is not None
+    assert second.stats.outcome == "cancelled"
+    assert second.stats.first_token_seconds is None
 
 
 def test_cancelling_twice_or_after_the_end_changes_nothing(driven: Callable[..., Driven]) -> None:
@@ -156,7 +156,7 @@ def test_reader_that_cancels_after_some_pieces_frees_its_place(
     handle = engine.submit(work_for(made["low"].artifact, max_new_tokens=200))
 
     def read() -> None:
-        for number, _ in enumerate(handle.pieces()):
+        for number, _ in enumerate(handle.chunks()):
             if number == pieces:
                 handle.cancel()
 
@@ -226,7 +226,7 @@ def test_keyboard_interrupt_while_waiting_ends_all_of_it(base: Base) -> None:
         return whole(parts)
 
     engine._stepper.run = run  # type: ignore[method-assign]
-    told: list[Served] = []
+    told: list[RequestStats] = []
     engine.observers.append(told.append)
     with pytest.raises(KeyboardInterrupt):
         engine.run([work_for(max_new_tokens=200) for _ in range(5)])
@@ -242,7 +242,7 @@ def test_keyboard_interrupt_between_answers_ends_the_rest(engine: Engine) -> Non
         raise KeyboardInterrupt
 
     never_ending(engine)
-    told: list[Served] = []
+    told: list[RequestStats] = []
     engine.observers.append(told.append)
     works = [work_for(max_new_tokens=2), work_for(max_new_tokens=200)]
     with pytest.raises(KeyboardInterrupt):
@@ -271,8 +271,8 @@ def test_late_request_is_told_so_and_frees_its_place(
     assert isinstance(error, DeadlineError)
     assert "60 seconds" in error.message
     assert error.hint
-    assert late.served is not None
-    assert late.served.outcome == "deadline"
+    assert late.stats is not None
+    assert late.stats.outcome == "deadline"
     assert other.answer(0).text is not None
     one.assert_nothing_is_held()
 
@@ -402,7 +402,7 @@ def test_time_that_an_adapter_takes_to_load_counts_against_the_deadline(
 def test_closing_ends_the_thread(base: Base) -> None:
     engine = never_ending(Engine(base))
     handle = engine.submit(work_for(max_new_tokens=200))
-    next(handle.pieces())
+    next(handle.chunks())
     engine.close()
     assert engine._thread is not None
     assert not engine._thread.is_alive()
@@ -443,8 +443,8 @@ def test_step_that_fails_ends_its_requests_and_no_others(
             error = one.error(handle)
             assert "the device is on fire" in error.message
             assert error.hint
-            assert handle.served is not None
-            assert handle.served.outcome == "failed"
+            assert handle.stats is not None
+            assert handle.stats.outcome == "failed"
         else:
             assert alike(handle.answer(0), undisturbed)
     one.assert_nothing_is_held()
@@ -479,9 +479,9 @@ def test_thread_outlives_a_fault_outside_of_the_step(
 
 def test_observer_that_fails_harms_nobody(driven: Callable[..., Driven]) -> None:
     one = driven()
-    told: list[Served] = []
+    told: list[RequestStats] = []
 
-    def fail(_: Served) -> None:
+    def fail(_: RequestStats) -> None:
         raise OSError("disk full")
 
     one.engine.observers += [fail, told.append]
@@ -497,12 +497,12 @@ def test_account_of_a_request_is_told_once_it_has_ended(
     driven: Callable[..., Driven], made: dict[str, Any]
 ) -> None:
     one = driven()
-    told: list[Served] = []
+    told: list[RequestStats] = []
     one.engine.observers.append(told.append)
     text = one.ask(made["low"].artifact, LONG, max_new_tokens=3, n=2)
     label = one.ask(made["labels"].artifact, LONG)
     one.finish()
-    assert told == [label.served, text.served]
+    assert told == [label.stats, text.stats]
     assert [account.outcome for account in told] == ["done", "done"]
     assert [account.name for account in told] == ["toy/labels@1", "toy/low@1"]
     assert [account.digest for account in told] == [label.digest, text.digest]

@@ -11,19 +11,19 @@ import pytest
 from driving import Driven
 from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.errors import BaseMismatchError, DataError, UsageError
-from trunkline.inference.engine import Engine, Work
-from trunkline.inference.request import Answer, Request
+from trunkline.inference.engine import Engine
+from trunkline.inference.request import Answer, Request, ResolvedRequest
 from workbench import LABELS, make_artifact
 
 Artifacts = dict[str, Artifact]
 KINDS = ("classification", "regression", "generation")
 
 
-def work(artifacts: Artifacts, kind: str, text: str, **asked: Any) -> Work:
+def work(artifacts: Artifacts, kind: str, text: str, **asked: Any) -> ResolvedRequest:
     """A request for the artifact of a task; ``base`` is the bare base."""
     if kind == "base":
-        return Work(Request(None, text, **asked))
-    return Work(Request(kind, text, **asked), artifacts[kind], f"toy/{kind}@1")
+        return ResolvedRequest(Request(None, text, **asked))
+    return ResolvedRequest(Request(kind, text, **asked), artifacts[kind], f"toy/{kind}@1")
 
 
 def figures(answer: Answer) -> Any:
@@ -63,7 +63,7 @@ def test_adapters_differ_from_the_base_and_from_one_another(
     asked = [
         work(artifacts, "base", "goat"),
         work(artifacts, "generation", "goat"),
-        Work(Request("other", "goat"), other, "toy/other@1"),
+        ResolvedRequest(Request("other", "goat"), other, "toy/other@1"),
     ]
     texts = [answer.text for answer in engine.run(asked)]
     assert len(set(texts)) == 3
@@ -165,13 +165,13 @@ def test_more_new_tokens_than_the_context_holds_are_told(
 def test_adapter_of_another_base_is_refused(engine: Engine, tiny: Path, tmp_path: Path) -> None:
     make_artifact(tmp_path / "foreign", tiny, base_digest="0" * 64)
     with pytest.raises(BaseMismatchError, match="trained on tiny"):
-        engine.run([Work(Request("x", "hen"), read_artifact(tmp_path / "foreign"))])
+        engine.run([ResolvedRequest(Request("x", "hen"), read_artifact(tmp_path / "foreign"))])
 
 
 def test_talk_with_a_classifier_is_refused(engine: Engine, artifacts: Artifacts) -> None:
     talk = Request("x", messages=({"role": "user", "content": "hello"},))
     with pytest.raises(UsageError, match="can't hold a talk"):
-        engine.run([Work(talk, artifacts["classification"], "toy/animals@1")])
+        engine.run([ResolvedRequest(talk, artifacts["classification"], "toy/animals@1")])
 
 
 TALK = (
@@ -186,9 +186,9 @@ def test_adapter_s_template_is_applied_to_the_last_message_of_a_talk(
 ) -> None:
     filled = (*TALK[:2], {"role": "user", "content": "Plural: a goat"})
     ours = engine.submit(
-        Work(Request("x", messages=TALK, max_new_tokens=4), artifacts["generation"])
+        ResolvedRequest(Request("x", messages=TALK, max_new_tokens=4), artifacts["generation"])
     )
-    base = engine.submit(Work(Request(None, messages=filled, max_new_tokens=4)))
+    base = engine.submit(ResolvedRequest(Request(None, messages=filled, max_new_tokens=4)))
     assert ours.prompt_tokens == base.prompt_tokens > 20
     assert ours.answer().text != base.answer().text
 
@@ -196,7 +196,7 @@ def test_adapter_s_template_is_applied_to_the_last_message_of_a_talk(
 def test_a_talk_of_one_message_is_the_text_itself(engine: Engine, artifacts: Artifacts) -> None:
     talk = Request("x", messages=TALK[2:], max_new_tokens=4)
     text = work(artifacts, "generation", "a goat", max_new_tokens=4)
-    one, other = engine.run([Work(talk, artifacts["generation"]), text])
+    one, other = engine.run([ResolvedRequest(talk, artifacts["generation"]), text])
     assert (one.text, one.prompt_tokens) == (other.text, other.prompt_tokens)
 
 
@@ -205,13 +205,13 @@ def test_talk_that_does_not_end_with_the_user_is_refused(
 ) -> None:
     talk = Request("x", messages=TALK[:2])
     with pytest.raises(UsageError, match="'assistant'") as caught:
-        engine.run([Work(talk, artifacts["generation"])])
+        engine.run([ResolvedRequest(talk, artifacts["generation"])])
     assert caught.value.hint
 
 
 def test_raw_prompt_is_read_as_it_is(engine: Engine) -> None:
     text = " spaces kept "
-    handle = engine.submit(Work(Request(None, text, raw=True, max_new_tokens=1)))
+    handle = engine.submit(ResolvedRequest(Request(None, text, raw=True, max_new_tokens=1)))
     ids = engine.base.tokenizer(text, add_special_tokens=False).input_ids
     assert handle.prompt_tokens == len(ids)
 
@@ -261,8 +261,8 @@ def test_time_in_the_queue_ends_with_the_first_step_not_with_the_place(
     assert one.engine.state().running == 2
     assert [asked.handle for asked in one.engine._open if asked.begun is not None] == [first]
     one.finish()
-    assert second.served is not None
-    assert second.served.queue_seconds > 0
+    assert second.stats is not None
+    assert second.stats.queue_seconds > 0
 
 
 def test_requests_join_while_others_are_running(driven: Callable[..., Driven]) -> None:

@@ -10,7 +10,7 @@ import torch
 from tiny_base import Family, make_tiny_base
 from trunkline.inference.forward import (
     Sampling,
-    continue_all,
+    generate_texts,
     last_hidden,
     new_tokens,
     next_logits,
@@ -63,8 +63,8 @@ def test_greedy_continuation_does_not_depend_on_the_batch(loaded: tuple[Any, Any
 
 def test_texts_of_many_prompts_come_in_their_order(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    texts = continue_all(model, tokenizer, PROMPTS, 6, batch_size=2)
-    assert texts == [continue_all(model, tokenizer, [prompt], 6)[0] for prompt in PROMPTS]
+    texts = generate_texts(model, tokenizer, PROMPTS, 6, batch_size=2)
+    assert texts == [generate_texts(model, tokenizer, [prompt], 6)[0] for prompt in PROMPTS]
 
 
 def test_ids_end_with_the_end() -> None:

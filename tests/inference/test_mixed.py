@@ -23,8 +23,8 @@ from tiny_base import Family
 from trunkline.adapters.artifact import read_artifact
 from trunkline.bases import Base
 from trunkline.data.encode import encode_prompt
-from trunkline.inference.handle import GenerationHandle
 from trunkline.inference.request import Answer
+from trunkline.inference.request_state import GenerationHandle
 from trunkline.tasks import task_from_json
 from workbench import make_artifact
 

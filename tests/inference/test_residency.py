@@ -18,7 +18,7 @@ from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.bases import Base
 from trunkline.errors import BusyError, IntegrityError, PinnedError, RefusedError
 from trunkline.inference.engine import Engine
-from trunkline.inference.handle import GenerationHandle
+from trunkline.inference.request_state import GenerationHandle
 from trunkline.inference.settings import EngineSettings
 from trunkline.lora.pool import AdapterPool
 from workbench import make_artifact, reseal

@@ -14,7 +14,7 @@ from driving import Driven, count_ties, work_for
 from trunkline.adapters.artifact import read_artifact
 from trunkline.bases import Base
 from trunkline.inference.engine import Engine
-from trunkline.inference.handle import GenerationHandle
+from trunkline.inference.request_state import GenerationHandle
 from workbench import make_artifact
 
 PROMPT = "organic whole milk, one gallon, from the dairy department: what is it? " * 2

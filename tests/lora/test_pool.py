@@ -102,7 +102,7 @@ def test_logits_are_those_of_peft(
     model, pool = pools[family]
     artifact = read_artifact(folder)
     pool.load(artifact)
-    with pool.using(artifact.digest):
+    with pool.activate(artifact.digest):
         ours = next_logits(model, PROMPTS, PAD)
     bare = next_logits(model, PROMPTS, PAD)
     theirs = next_logits(PeftModel.from_pretrained(causal(bases[family]), folder), PROMPTS, PAD)
@@ -134,7 +134,7 @@ def test_head_gives_what_plain_peft_gives(
     model, pool = pools[family]
     artifact = read_artifact(folder)
     pool.load(artifact)
-    with pool.using(artifact.digest) as resident:
+    with pool.activate(artifact.digest) as resident:
         assert resident is not None
         assert resident.head is not None
         ours = last_hidden(model, PROMPTS, PAD) @ resident.head.T
@@ -153,7 +153,7 @@ def standing(sound: Path, tiny: Path) -> tuple[Any, AdapterPool, str]:
 def test_base_is_bare_again_after_the_block(standing: tuple[Any, AdapterPool, str]) -> None:
     model, pool, digest = standing
     before = next_logits(model, PROMPTS, PAD)
-    with pool.using(digest):
+    with pool.activate(digest):
         assert not torch.equal(next_logits(model, PROMPTS, PAD), before)
     assert torch.equal(next_logits(model, PROMPTS, PAD), before)
 
@@ -161,18 +161,18 @@ def test_base_is_bare_again_after_the_block(standing: tuple[Any, AdapterPool, st
 def test_base_is_bare_again_after_an_exception(standing: tuple[Any, AdapterPool, str]) -> None:
     model, pool, digest = standing
     before = next_logits(model, PROMPTS, PAD)
-    with pytest.raises(KeyError, match="inside"), pool.using(digest):
+    with pytest.raises(KeyError, match="inside"), pool.activate(digest):
         raise KeyError("inside")
     assert torch.equal(next_logits(model, PROMPTS, PAD), before)
-    with pool.using(digest):
+    with pool.activate(digest):
         pass
 
 
 def test_adapter_may_go_again_after_the_block(standing: tuple[Any, AdapterPool, str]) -> None:
     _, pool, digest = standing
-    with pool.using(digest):
+    with pool.activate(digest):
         assert pool.residents()[0].in_use == 1
-    with pytest.raises(KeyError, match="inside"), pool.using(digest):
+    with pytest.raises(KeyError, match="inside"), pool.activate(digest):
         raise KeyError("inside")
     assert pool.residents()[0].in_use == 0
 
@@ -180,7 +180,7 @@ def test_adapter_may_go_again_after_the_block(standing: tuple[Any, AdapterPool, 
 def test_none_is_the_bare_base(standing: tuple[Any, AdapterPool, str]) -> None:
     model, pool, _ = standing
     before = next_logits(model, PROMPTS, PAD)
-    with pool.using(None) as resident:
+    with pool.activate(None) as resident:
         assert resident is None
         assert torch.equal(next_logits(model, PROMPTS, PAD), before)
 
@@ -191,7 +191,7 @@ def test_blocks_do_not_nest(
     monkeypatch.setattr("trunkline.lora.slots.TURN_SECONDS", 0.05)
     model, pool, digest = standing
     before = next_logits(model, PROMPTS, PAD)
-    with pool.using(digest), pytest.raises(RuntimeError, match="nest"), pool.using(digest):
+    with pool.activate(digest), pytest.raises(RuntimeError, match="nest"), pool.activate(digest):
         pass
     assert torch.equal(next_logits(model, PROMPTS, PAD), before)
 
@@ -202,11 +202,11 @@ def test_another_thread_waits_for_the_base(standing: tuple[Any, AdapterPool, str
     seen: list[torch.Tensor] = []
 
     def ask() -> None:
-        with pool.using(None):
+        with pool.activate(None):
             seen.append(next_logits(model, PROMPTS, PAD))
 
     thread = threading.Thread(target=ask)
-    with pool.using(digest):
+    with pool.activate(digest):
         thread.start()
         thread.join(timeout=0.2)
         assert not seen
@@ -225,11 +225,11 @@ def test_two_banks_beside_one_base_do_not_disturb_each_other(
     digests = []
     for pool, folder in zip(pools, (sound, tmp_path / "other"), strict=True):
         digests.append(pool.load(read_artifact(folder)).artifact.digest)
-        with pool.using(digests[-1]):
+        with pool.activate(digests[-1]):
             alone.append(next_logits(model, PROMPTS, PAD))
     for _ in range(2):
         for pool, digest, expected in zip(pools, digests, alone, strict=True):
-            with pool.using(digest):
+            with pool.activate(digest):
                 assert torch.equal(next_logits(model, PROMPTS, PAD), expected)
     assert not torch.equal(alone[0], alone[1])
 
@@ -241,11 +241,11 @@ def test_another_bank_of_the_base_waits_too(tiny: Path) -> None:
     entered = threading.Event()
 
     def ask() -> None:
-        with other.routed(Routing()):
+        with other.route(Routing()):
             entered.set()
 
     thread = threading.Thread(target=ask)
-    with one.routed(Routing()):
+    with one.route(Routing()):
         thread.start()
         assert not entered.wait(0.2)
     thread.join(timeout=10)

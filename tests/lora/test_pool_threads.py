@@ -111,7 +111,7 @@ def test_loading_does_not_wait_for_the_step_that_runs(
     full: AdapterPool, made: list[Artifact]
 ) -> None:
     resident = acquired(full, made[FIRST])
-    with full.routed(Routing([resident.pages])):
+    with full.route(Routing([resident.pages])):
         thread = started(full.load, made[NEXT])
         thread.join(10)
         assert not thread.is_alive()

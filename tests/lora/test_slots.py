@@ -118,7 +118,7 @@ class RunContext:
     def run(self, routing: Routing, tokens: int) -> dict[str, torch.Tensor]:
         """Module → ``[tokens, out]``, as a model would ask for them."""
         found = {}
-        with torch.inference_mode(), self.stack.routed(routing):
+        with torch.inference_mode(), self.stack.route(routing):
             for fused in self.fused_layers.fused:
                 x = self.inputs(fused, tokens)
                 for index, name in enumerate(fused.names):
@@ -396,14 +396,14 @@ def additions(bench: RunContext) -> list[bool]:
 def test_additions_stand_only_inside_of_a_routed_step() -> None:
     bench = RunContext()
     pages = bench.put(made())
-    with bench.stack.routed(Routing([pages])):
+    with bench.stack.route(Routing([pages])):
         assert all(additions(bench))
     assert not any(additions(bench))
 
 
 def test_a_step_of_the_base_alone_sets_no_additions() -> None:
     bench = RunContext()
-    with bench.stack.routed(Routing([(), ()], [Span(2, 4, ())])):
+    with bench.stack.route(Routing([(), ()], [Span(2, 4, ())])):
         assert not any(additions(bench))
 
 

@@ -265,7 +265,7 @@ def test_adapter_that_is_not_in_memory_is_not_found(full: AdapterPool, ask: Any)
 def test_running_with_one_that_is_not_in_memory_is_refused(
     full: AdapterPool, made: list[Artifact]
 ) -> None:
-    with pytest.raises(RefusedError, match="not in memory"), full.using(made[NEXT].digest):
+    with pytest.raises(RefusedError, match="not in memory"), full.activate(made[NEXT].digest):
         pass
 
 

@@ -75,7 +75,7 @@ def test_plain_peft_gives_the_same_head_outputs(
     engine = trained.engine
     trained.predict(adapter, TEXTS[adapter])
     ids = prompts(trained, adapter)
-    with engine.pool.using(artifact.digest) as resident:
+    with engine.pool.activate(artifact.digest) as resident:
         assert resident is not None
         assert resident.head is not None
         ours = last_hidden(engine.base.model, ids, 0) @ resident.head.T
@@ -94,7 +94,7 @@ def test_plain_peft_gives_the_same_next_token_logits(trained: Platform, base_fol
     engine = trained.engine
     trained.generate([(TITLE, TEXTS[TITLE][0])], max_new_tokens=1)
     ids = prompts(trained, TITLE)
-    with engine.pool.using(artifact.digest):
+    with engine.pool.activate(artifact.digest):
         ours = next_logits(engine.base.model, ids, 0)
     model = plain_peft(base_folder, artifact)
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def test_adapter_answers_otherwise_than_the_base(trained: Platform) -> None:
     ids = prompts(trained, TITLE)
     trained.generate([(TITLE, TEXTS[TITLE][0])], max_new_tokens=1)
     bare = next_logits(engine.base.model, ids, 0)
-    with engine.pool.using(trained.resolve(TITLE).digest):
+    with engine.pool.activate(trained.resolve(TITLE).digest):
         assert not torch.allclose(next_logits(engine.base.model, ids, 0), bare, atol=1e-2)
     assert torch.equal(next_logits(engine.base.model, ids, 0), bare)
 

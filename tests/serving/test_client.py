@@ -637,7 +637,7 @@ def test_loads_and_evictions_beyond_the_bound_count_as_other(
     watching = metrics.Metrics()
     watching.watch(platform.engine)
     pool = platform.engine.pool
-    artifact = platform.work(Request("toy/animals", "a cow")).artifact
+    artifact = platform.resolve_request(Request("toy/animals", "a cow")).artifact
     assert artifact is not None
     pool.load(artifact, "toy/animals@1")
     counted = [one for _, one in pool.all_counters()]

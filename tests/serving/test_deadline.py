@@ -16,7 +16,8 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from trunkline.api import Platform
-from trunkline.inference.handle import GenerationHandle, Work
+from trunkline.inference.request import ResolvedRequest
+from trunkline.inference.request_state import GenerationHandle
 from trunkline.serving.app import create_app
 from trunkline.serving.settings import ServerSettings
 from workbench import opened
@@ -64,7 +65,7 @@ def deadlines(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> list[float
     given: list[float] = []
     submit = platform.engine.submit
 
-    def hurried(work: Work) -> GenerationHandle:
+    def hurried(work: ResolvedRequest) -> GenerationHandle:
         assert work.request.deadline is not None
         given.append(work.request.deadline)
         return submit(replace(work, request=replace(work.request, deadline=AT_ONCE)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from trunkline.inference.handle import Served
+from trunkline.inference.request_state import RequestStats
 from trunkline.serving.metrics import MOST_VERSIONS, Metrics
 
 
-def served(name: str = "medical/icd@1", outcome: str = "done", new_tokens: int = 5) -> Served:
+def served(name: str = "medical/icd@1", outcome: str = "done", new_tokens: int = 5) -> RequestStats:
     first = 0.2 if new_tokens else None
-    return Served(name, "sha256:1", "generation", outcome, 0.1, first, 0.6, 10, 4, new_tokens)
+    return RequestStats(name, "sha256:1", "generation", outcome, 0.1, first, 0.6, 10, 4, new_tokens)
 
 
 def lines(metrics: Metrics) -> list[str]:

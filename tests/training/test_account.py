@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 import toy_plugin
-from trunkline.adapters.account import card_of, provenance_of
-from trunkline.adapters.origin import Provenance
-from trunkline.adapters.provenance import read_provenance
+from trunkline.adapters.artifact import read_artifact
+from trunkline.adapters.provenance import Provenance, read_provenance, version_provenance
 from trunkline.api import Platform
 from trunkline.contracts import DatasetSpec
 from workbench import SETTINGS, Whole
@@ -36,7 +35,7 @@ def metadata(card: str) -> dict[str, Any]:
 
 @pytest.fixture
 def animals(whole: Whole) -> Provenance:
-    return read_provenance(folder_of(whole, "toy/animals"))
+    return read_provenance(read_artifact(folder_of(whole, "toy/animals")))
 
 
 # ---------------------------------------------------------------------------------- provenance
@@ -56,7 +55,6 @@ def test_provenance_tells_the_run_as_finished_with_its_times(animals: Provenance
     run = animals.run
     assert run is not None
     assert (run.number, run.status, run.seed) == (1, "finished", SETTINGS["seed"])
-    assert run.started is not None
     assert run.finished is not None
     assert run.started <= run.finished
     assert (run.actor or "").startswith("system:")
@@ -78,7 +76,7 @@ def test_report_of_the_registry_is_that_of_the_provenance(
 def test_registry_and_file_give_the_same_account(whole: Whole, animals: Provenance) -> None:
     version = whole.runs["toy/animals"].version
     artifact = whole.platform.store.fetch(version)
-    now = provenance_of(whole.platform.registry, version, artifact).to_json()
+    now = version_provenance(whole.platform.registry, version, artifact).to_json()
     then = animals.to_json()
     for said in (now, then):  # the end of the run is told before the registry hears of it
         said["version"].pop("created")
@@ -193,7 +191,7 @@ def test_card_now_has_the_evaluation_made_since(platform: Platform) -> None:
         results={"scores": {"mae": {"value": 1.25, "low": 1.0, "high": 1.5}}},
         version=version.ref,
     )
-    card = card_of(platform.store, version)
+    card = platform.store.render_card(version)
     assert "(split `a later test`)" in card
     assert "1.250 [1.000, 1.500]" in card
 

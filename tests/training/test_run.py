@@ -230,6 +230,7 @@ def test_surprise_is_told_in_one_line(platform: Platform, monkeypatch: pytest.Mo
     "settings",
     [
         {"layers_to_transform": 9},
+        {"layers_to_transform": "top-9"},
         {"target_modules": "nose"},
         {"r": 0},
         {"rr": 4},
@@ -513,5 +514,5 @@ def test_stopped_folds_leave_nothing(platform: Platform) -> None:
 
 @pytest.mark.parametrize("folds", [0, 1, 21])
 def test_impossible_number_of_folds_is_told(platform: Platform, folds: int) -> None:
-    with pytest.raises(UsageError, match=f"{folds} folds"):
+    with pytest.raises(UsageError, match=f"folds can't be {folds}"):
         platform.cross_validate("toy/animals", folds)

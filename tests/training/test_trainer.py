@@ -197,7 +197,7 @@ def adapted(artifact: Artifact) -> set[str]:
 
 
 def test_upper_layers_alone_are_adapted(platform: Platform, tmp_path: Path) -> None:
-    names = adapted(artifact_of(train(platform, tmp_path / "run", layers_to_transform=1)))
+    names = adapted(artifact_of(train(platform, tmp_path / "run", layers_to_transform="top-1")))
     assert {name.split(".")[2] for name in names} == {"2"}
     assert len(names) == 7
 
@@ -213,9 +213,9 @@ def test_rank_stabilized_scaling_survives(platform: Platform, tmp_path: Path) ->
 
 
 def test_too_many_upper_layers_are_refused(platform: Platform, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="layers_to_transform is 9, but the base has 3") as caught:
-        train(platform, tmp_path / "run", layers_to_transform=9)
-    assert "layers_to_transform=3" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="is 'top-9', but the base has 3") as caught:
+        train(platform, tmp_path / "run", layers_to_transform="top-9")
+    assert "top-3 or less" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("name", ["qproj", "q_proj,qproj", "lm_head", "embed_tokens", "score"])
@@ -226,7 +226,7 @@ def test_unknown_target_module_is_refused(platform: Platform, tmp_path: Path, na
 
 
 def test_no_target_module_is_refused(platform: Platform, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="names nothing"):
+    with pytest.raises(UsageError, match="contains no name"):
         train(platform, tmp_path / "run", target_modules=" , ")
 
 
@@ -250,22 +250,21 @@ def test_artifact_loaded_by_plain_peft_answers_the_same(
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from trunkline.data.encode import encode_prompt
-    from trunkline.inference.engine import Work
     from trunkline.inference.forward import next_logits
-    from trunkline.inference.request import Request
+    from trunkline.inference.request import Request, ResolvedRequest
 
     artifact = artifact_of(train(platform, tmp_path / "run", recipe, max_steps=8))
     read_artifact(artifact.folder, artifact.digest)
     engine = platform.engine
     ids = encode_prompt("two goats", artifact.manifest.make_template(), engine.base.tokenizer)
-    work = Work(Request(recipe, "two goats"), artifact)
+    work = ResolvedRequest(Request(recipe, "two goats"), artifact)
     if recipe == "toy/plurals":
         plain = PeftModel.from_pretrained(
             AutoModelForCausalLM.from_pretrained(tiny), artifact.folder
         ).eval()
         theirs = next_logits(plain, [ids], 0)
         engine.run([work])
-        with engine.pool.using(artifact.digest):
+        with engine.pool.activate(artifact.digest):
             ours = next_logits(engine.base.model, [ids], 0)
         assert torch.allclose(ours, theirs, atol=1e-5)
         return
@@ -348,7 +347,7 @@ def test_loss_that_is_no_number_ends_the_training(
     [
         (lambda scored: 1 / 0, "ZeroDivisionError"),
         (lambda scored: "much", "ValueError"),
-        (lambda scored: float("nan"), "gave nan"),
+        (lambda scored: float("nan"), "returned nan"),
     ],
 )
 def test_broken_metric_is_told_with_its_name(

@@ -1,48 +1,47 @@
-"""The model card of a version, trained here or made elsewhere: what a stranger must know.
+"""The model card of a version: Markdown with a metadata block for the Hugging Face Hub.
 
-Owns: the order of the card, its words and its metadata block for the Hugging Face Hub.
-Must not know: the registry, or where anything is kept; everything comes from the manifest,
-PEFT's configuration and the provenance.
-
-What only people can say (intended use, license of the adapter, contact) is NOT PROVIDED: it is
-never guessed, and the card that an imported adapter may have come with is not read.
+Only people can say what an adapter is intended for, under which license it is, and whom to
+contact. The card marks these as NOT PROVIDED instead of guessing, and ignores a card that an
+imported adapter came with.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trunkline.adapters.artifact import CROISSANT, Manifest
-from trunkline.adapters.card_use import use_lines
-from trunkline.adapters.markdown import code, duration, estimate, figure, table, words
-from trunkline.adapters.origin import EvaluationOrigin, Provenance
+from trunkline.adapters.artifact import CONFIG, CROISSANT, Artifact, Manifest
+from trunkline.adapters.provenance import UNKNOWN, EvaluationSection, Provenance
+from trunkline.adapters.safetensors_io import read_json
 
 NOT_PROVIDED = "NOT PROVIDED"
-FEW_ROWS = 30
-"""A slice with fewer rows says little."""
+MIN_SLICE_ROWS = 30
+"""The score of a slice with fewer rows is unreliable."""
 
-_SLICES = 15
+_MAX_SLICES = 15
 _PIPELINES = {"classification": "text-classification", "generation": "text-generation"}
+_CLEANING = {
+    "strip": "text = text.strip()",
+    "squeeze": 'text = " ".join(text.split())',
+    "lowercase": "text = text.lower()",
+}
+_MARKUP = re.compile(r"([\\`*\[\]<>|])")
 
 
-def model_card(
-    adapter: str,
-    manifest: Manifest,
-    config: Mapping[str, Any],
-    provenance: Provenance,
-    *,
-    croissant: bool = False,
-) -> str:
-    """Markdown with a Hugging Face metadata block.
+def render_card(artifact: Artifact, provenance: Provenance, adapter: str) -> str:
+    """The model card of an artifact.
 
     Args:
-        adapter: ``domain/name``, with the version's number where it is known.
-        manifest: of the version.
-        config: PEFT's ``adapter_config.json``.
+        artifact: its verified files.
         provenance: where it comes from.
-        croissant: whether a ``croissant.json`` lies beside it.
+        adapter: ``domain/name``, with the version's number if it is known.
     """
+    manifest = artifact.manifest
+    config = read_json(artifact.folder / CONFIG)
+    croissant = (artifact.folder / CROISSANT).exists()
     return "\n".join(
         [
             f"---\n{_metadata(adapter, manifest, provenance)}\n---",
@@ -66,7 +65,7 @@ def model_card(
             *_limits(manifest, provenance),
             "",
             "## Use",
-            *use_lines(manifest),
+            *_usage(manifest),
             "",
             *_origin(provenance),
             "## License, authors, contact",
@@ -76,6 +75,9 @@ def model_card(
             "",
         ]
     )
+
+
+# ------------------------------------------------------------------------------------- sections
 
 
 def _metadata(adapter: str, manifest: Manifest, provenance: Provenance) -> str:
@@ -91,15 +93,15 @@ def _metadata(adapter: str, manifest: Manifest, provenance: Provenance) -> str:
             task_type=_PIPELINES.get(kind, f"text-{kind}"),
             dataset_type=dataset.name,
             dataset_name=dataset.name,
-            dataset_split=one.split,
+            dataset_split=evaluation.split,
             dataset_revision=dataset.fingerprint,
             metric_type=metric,
             metric_name=metric,
             metric_value=score["value"],
             metric_args={"interval_95": [score.get("low"), score.get("high")]},
         )
-        for one in newest(provenance.evaluations)
-        for metric, score in (one.results.get("scores") or {}).items()
+        for evaluation in _newest(provenance.evaluations)
+        for metric, score in (evaluation.results.get("scores") or {}).items()
         if dataset is not None and score.get("value") is not None
     ]
     return ModelCardData(
@@ -113,30 +115,27 @@ def _metadata(adapter: str, manifest: Manifest, provenance: Provenance) -> str:
     ).to_yaml()
 
 
-def newest(evaluations: Iterable[EvaluationOrigin]) -> list[EvaluationOrigin]:
-    """The last evaluation of each split."""
-    return list({one.split: one for one in evaluations}.values())
-
-
 def _summary(manifest: Manifest, provenance: Provenance) -> list[str]:
     base = provenance.base
-    said = _specified(provenance).get("description")
+    description = _specification(provenance).get("description")
     about = []
     if base.parameters:
         about.append(f"{base.parameters:,} parameters")
-    about += [words(one) for one in (base.architecture, base.dtype) if one != "unknown"]
-    if base.source != "unknown":
-        about.append(f"from {words(base.source)}")
-    lines = [f"{words(said)}.", ""] if isinstance(said, str) and said else []
+    about += [_escape(text) for text in (base.architecture, base.dtype) if text != UNKNOWN]
+    if base.source != UNKNOWN:
+        about.append(f"from {_escape(base.source)}")
+    lines = []
+    if isinstance(description, str) and description:
+        lines += [f"{_escape(description)}.", ""]
     if provenance.imported is not None:
-        lines += ["Made elsewhere and imported; what is not known of it is NOT PROVIDED.", ""]
+        lines += ["Trained elsewhere and imported; unknown details are NOT PROVIDED.", ""]
     return [
         *lines,
         f"A LoRA adapter for {manifest.task['kind']}, `{manifest.digest}`.",
         "",
-        f"- base: {code(manifest.base['name'])}" + (f" ({', '.join(about)})" if about else ""),
-        f"- sha256 of the base: `{words(manifest.base['digest'])}`; on any other base its answers "
-        "mean nothing",
+        f"- base: {_code(manifest.base['name'])}" + (f" ({', '.join(about)})" if about else ""),
+        f"- sha256 of the base: `{_escape(manifest.base['digest'])}`; the outputs are meaningless "
+        "on any other base",
     ]
 
 
@@ -144,100 +143,100 @@ def _data(provenance: Provenance, croissant: bool) -> list[str]:
     dataset = provenance.dataset
     if dataset is None:
         return [NOT_PROVIDED]
-    counts = dataset.counts
-    kept = {name: counts.get(name) for name in ("parts", "dropped")}
-    steps = _specified(provenance).get("transforms")
+    parts, dropped = dataset.counts.get("parts"), dataset.counts.get("dropped")
+    transforms = _specification(provenance).get("transforms")
     lines = [
-        f"- {code(dataset.name)}: {words(dataset.description or NOT_PROVIDED)}",
-        f"- source: {_known(dataset.source)}; license: {_known(dataset.license)}",
-        f"- split by group: {words(dataset.grouping or NOT_PROVIDED)}",
+        f"- {_code(dataset.name)}: {_escape(dataset.description or NOT_PROVIDED)}",
+        f"- source: {_recorded(dataset.source)}; license: {_recorded(dataset.license)}",
+        f"- split by group: {_escape(dataset.grouping or NOT_PROVIDED)}",
         f"- rows: {dataset.rows:,}"
-        + (f"; {code(kept['parts'])}" if kept["parts"] else "")
-        + (f"; dropped: {code(kept['dropped'])}" if kept["dropped"] else ""),
+        + (f"; {_code(parts)}" if parts else "")
+        + (f"; dropped: {_code(dropped)}" if dropped else ""),
         *(
-            f"- transform {code(step.get('name'))} ({words(step.get('stage'))}), sha256 of "
-            f"its code {code(step.get('code'))}"
-            for step in map(_part, steps if isinstance(steps, list) else ())
+            f"- transform {_code(step.get('name'))} ({_escape(step.get('stage'))}), sha256 of "
+            f"its code {_code(step.get('code'))}"
+            for step in map(_mapping, transforms if isinstance(transforms, list) else ())
         ),
-        f"- sha256 of the rows: `{words(dataset.fingerprint)}`; of the split: "
-        f"`{words(dataset.split_fingerprint)}`",
+        f"- sha256 of the rows: `{_escape(dataset.fingerprint)}`; of the split: "
+        f"`{_escape(dataset.split_fingerprint)}`",
     ]
     if croissant:
-        lines.append(f"- described for machines in [{CROISSANT}]({CROISSANT}) (Croissant 1.0)")
+        lines.append(f"- machine-readable description: [{CROISSANT}]({CROISSANT}) (Croissant 1.0)")
     return [*lines, f"- personal or sensitive content, consent: {NOT_PROVIDED}"]
 
 
 def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     targets = config.get("target_modules")
-    named = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
+    modules = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
     lora = f"- LoRA: rank {config.get('r')}, alpha {config.get('lora_alpha'):g}"
     lora += ", rank-stabilized" if config.get("use_rslora") else ""
-    lines = [f"{lora}, on {words(named)}"]
+    lines = [f"{lora}, on {_escape(modules)}"]
     run = provenance.run
     if run is None:
         return [*lines, f"- everything else: {NOT_PROVIDED}"]
-    specified, report, where = _specified(provenance), run.report or {}, run.environment
+    specification, report = _specification(provenance), run.report or {}
+    environment = run.environment
     if plugin := run.plugin:
-        source = _part(specified.get("plugin"))
+        source = _mapping(specification.get("plugin"))
         commit = source.get("commit")
-        at = f", commit `{words(commit)}`" if commit else ", commit not known"
+        at = f", commit `{_escape(commit)}`" if commit else ", commit unknown"
         changed = " with uncommitted changes" if source.get("changed") else ""
-        lines.append(f"- plugin: {words(plugin.distribution)} {words(plugin.version)}{at}{changed}")
-    if run.started is not None:
-        lines.append(f"- run {run.number}, begun {run.started:%Y-%m-%d %H:%M} UTC")
-    if loss := specified.get("loss"):
-        lines.append(f"- loss: {code(_part(loss).get('name'))}")
-    lines.append(f"- settings: {code(run.settings)}")
+        lines.append(
+            f"- plugin: {_escape(plugin.distribution)} {_escape(plugin.version)}{at}{changed}"
+        )
+    lines.append(f"- run {run.number}, started {run.started:%Y-%m-%d %H:%M} UTC")
+    if loss := specification.get("loss"):
+        lines.append(f"- loss: {_code(_mapping(loss).get('name'))}")
+    lines.append(f"- settings: {_code(run.settings)}")
     if steps := report.get("steps"):
-        best = f", the best after {words(report['best_step'])}" if "best_step" in report else ""
-        tokens = words(report.get("tokens_trained"))
-        lines.append(f"- {words(steps)} optimizer steps{best}; {tokens} tokens")
-    parts = [where.get("device_name"), where.get("precision")]
-    took = _number(report.get("train_seconds"))
-    lasted = "" if took is None else f", {duration(took)} of training"
-    lines.append(f"- device: {', '.join(words(one) for one in parts if one)}{lasted}")
-    lines.append(f"- packages: {code(where.get('packages') or {})}")
-    return [*lines, *_compute(report.get("compute"))]
+        best = f", best after {_escape(report['best_step'])}" if "best_step" in report else ""
+        tokens = _escape(report.get("tokens_trained"))
+        lines.append(f"- {_escape(steps)} optimizer steps{best}; {tokens} tokens")
+    device = [environment.get("device_name"), environment.get("precision")]
+    seconds = _number(report.get("train_seconds"))
+    time = "" if seconds is None else f", {_duration(seconds)} of training"
+    lines.append(f"- device: {', '.join(_escape(text) for text in device if text)}{time}")
+    lines.append(f"- packages: {_code(environment.get('packages') or {})}")
+    return [*lines, *_compute(_mapping(report.get("compute")))]
 
 
-def _compute(said: Any) -> list[str]:
-    counted = _part(said)
-    energy = _part(counted.get("energy"))
-    flops, joules = _number(counted.get("flops")), _number(energy.get("joules"))
+def _compute(compute: Mapping[str, Any]) -> list[str]:
+    energy = _mapping(compute.get("energy"))
+    flops, joules = _number(compute.get("flops")), _number(energy.get("joules"))
     if flops is None:
         return ["- compute and energy: not recorded"]
-    lines = [f"- compute: {flops:.1e} operations, estimated: {words(counted.get('how'))}"]
+    lines = [f"- compute: {flops:.1e} operations, estimated: {_escape(compute.get('how'))}"]
     if joules is not None:
-        return [*lines, f"- energy: {joules:,.0f} J, {words(energy.get('how'))}"]
-    return [*lines, f"- energy: not measured: {words(energy.get('how'))}"]
+        return [*lines, f"- energy: {joules:,.0f} J, {_escape(energy.get('how'))}"]
+    return [*lines, f"- energy: not measured: {_escape(energy.get('how'))}"]
 
 
 def _evaluations(provenance: Provenance) -> list[str]:
     lines: list[str] = []
-    for one in newest(provenance.evaluations):
-        lines += [*_evaluation(one), ""]
+    for evaluation in _newest(provenance.evaluations):
+        lines += [*_evaluation(evaluation), ""]
     return lines[:-1] or [NOT_PROVIDED]
 
 
-def _evaluation(one: EvaluationOrigin) -> list[str]:
-    results = one.results
+def _evaluation(evaluation: EvaluationSection) -> list[str]:
+    results = evaluation.results
     scores: Mapping[str, Any] = results.get("scores") or {}
     baselines: Mapping[str, Any] = results.get("baselines") or {}
     rows, groups = results.get("rows", "?"), results.get("groups", "?")
     lines = [
-        f"On {rows} held-out rows in {groups} groups (split {code(one.split)}); intervals are "
-        "95 %, groups resampled.",
+        f"On {rows} held-out rows in {groups} groups (split {_code(evaluation.split)}); intervals "
+        "are 95 %, groups resampled.",
         "",
-        *table(
-            ["", *map(words, scores)],
+        *_table(
+            ["", *map(_escape, scores)],
             [
-                ["this adapter", *(estimate(score) for score in scores.values())],
+                ["this adapter", *(_estimate(score) for score in scores.values())],
                 *(
                     [
-                        f"baseline: {words(name)}",
-                        *(estimate(figures.get(metric)) for metric in scores),
+                        f"baseline: {_escape(name)}",
+                        *(_estimate(estimates.get(metric)) for metric in scores),
                     ]
-                    for name, figures in baselines.items()
+                    for name, estimates in baselines.items()
                 ),
             ],
         ),
@@ -245,113 +244,236 @@ def _evaluation(one: EvaluationOrigin) -> list[str]:
     if difference := results.get("difference"):
         lines += [
             "",
-            f"{words(results.get('metric'))} minus that of "
-            f"{words(results.get('best_baseline'))}: {estimate(difference)}: "
-            f"**{words(results.get('verdict'))}** the baseline.",
+            f"{_escape(results.get('metric'))} minus that of "
+            f"{_escape(results.get('best_baseline'))}: {_estimate(difference)}: "
+            f"**{_escape(results.get('verdict'))}** the baseline.",
         ]
     return [*lines, *_slices(results)]
 
 
 def _slices(results: Mapping[str, Any]) -> list[str]:
-    worst = sorted_slices(results)
-    if not worst:
+    sign = 1 if results.get("higher_is_better", True) else -1
+    slices = sorted(results.get("slices") or (), key=lambda row: sign * row["score"])
+    if not slices:
         return []
-    more = len(worst) - _SLICES
+    more = len(slices) - _MAX_SLICES
     rest = f"; {more} more are in `provenance.json`" if more > 0 else ""
     return [
         "",
-        f"{words(results.get('metric'))} by slice, the worst first{rest}:",
+        f"{_escape(results.get('metric'))} by slice, worst first{rest}:",
         "",
-        *table(
+        *_table(
             ["slice", "rows", "score"],
             [
-                [words(f"{one['slice']} = {one['value']}"), str(one["rows"]), figure(one["score"])]
-                for one in worst[:_SLICES]
+                [_escape(f"{row['slice']} = {row['value']}"), str(row["rows"]), _3f(row["score"])]
+                for row in slices[:_MAX_SLICES]
             ],
         ),
     ]
 
 
-def sorted_slices(results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The slices of an evaluation, the worst first."""
-    sign = 1 if results.get("higher_is_better", True) else -1
-    return sorted(results.get("slices") or (), key=lambda one: sign * one["score"])
-
-
 def _limits(manifest: Manifest, provenance: Provenance) -> list[str]:
     lines = []
     run = provenance.run
-    if run is not None and (longest := run.settings.get("max_length")):
-        cut = (run.report or {}).get("truncated")
+    if run is not None and (max_length := run.settings.get("max_length")):
+        truncated = (run.report or {}).get("truncated")
         lines.append(
-            f"- trained on at most {words(longest)} tokens a row"
-            + (f"; {words(cut)} training rows were cut off there" if cut else "")
+            f"- trained on at most {_escape(max_length)} tokens per row"
+            + (f"; {_escape(truncated)} training rows were truncated" if truncated else "")
         )
-    if provenance.dataset is not None and (copies := _count(provenance, "near_duplicates")):
-        lines.append(f"- {copies} test rows have a near-copy among the training rows")
-    if provenance.dataset is not None and (odd := _count(provenance, "conflicting")):
-        lines.append(f"- {odd} rows share their text with a row of another target")
-    for one in newest(provenance.evaluations):
-        verdict = one.results.get("verdict")
+    if duplicates := _count(provenance, "near_duplicates"):
+        lines.append(f"- {duplicates} test rows have a near-duplicate among the training rows")
+    if conflicts := _count(provenance, "conflicting"):
+        lines.append(f"- {conflicts} rows have the text of a row with another target")
+    for evaluation in _newest(provenance.evaluations):
+        verdict = evaluation.results.get("verdict")
         if verdict in ("ties", "loses"):
-            lines.append(f"- it {verdict} against a cheap method (split {code(one.split)})")
-        few = sum(part["rows"] < FEW_ROWS for part in one.results.get("slices") or ())
-        if few:
             lines.append(
-                f"- {few} slices have fewer than {FEW_ROWS} rows: their figures say little"
+                f"- it {verdict} against a simple baseline (split {_code(evaluation.split)})"
+            )
+        slices = evaluation.results.get("slices") or ()
+        small = sum(row["rows"] < MIN_SLICE_ROWS for row in slices)
+        if small:
+            lines.append(
+                f"- {small} slices have fewer than {MIN_SLICE_ROWS} rows: their scores are "
+                "unreliable"
             )
     if not provenance.evaluations:
         lines.append("- it was never evaluated here")
     if manifest.task["kind"] == "classification":
-        lines.append("- it always answers with one of its labels, also where none is right")
+        lines.append("- it always answers with one of its labels, even if none is right")
     return [
         *lines,
-        f"- known failures, risks, populations that it was not tried on: {NOT_PROVIDED}",
+        f"- known failures, risks, populations that it was not tested on: {NOT_PROVIDED}",
     ]
 
 
 def _origin(provenance: Provenance) -> list[str]:
     imported, lines = provenance.imported, []
     if imported is not None:
-        named = imported.get("named_base")
+        named_base = imported.get("named_base")
         lines += [
             *(
-                f"- {name.replace('_', ' ')}: {code(imported[name])}"
+                f"- {name.replace('_', ' ')}: {_code(imported[name])}"
                 for name in ("source", "folder", "revision", "by", "at")
                 if imported.get(name)
             ),
-            f"- the base that it names: {code(named) if named else NOT_PROVIDED}; that it was "
-            "trained on the base above was not verified, only that it fits",
+            f"- the base that it names: {_code(named_base) if named_base else NOT_PROVIDED}; only "
+            "that it fits the base above was verified, not that it was trained on it",
             f"- who trained it, on what: {NOT_PROVIDED}",
         ]
     lines += [
-        f"- came from another workspace, where it was {code(move.origin)}"
-        + (f" of run {move.run}" if move.run else "")
-        + f"; brought by {words(move.by)}, {move.at:%Y-%m-%d}"
-        for move in provenance.moved
+        f"- transferred from another workspace, where it was {_code(transfer.origin)}"
+        + (f" of run {transfer.run}" if transfer.run else "")
+        + f"; by {_escape(transfer.by)}, {transfer.at:%Y-%m-%d}"
+        for transfer in provenance.transfers
     ]
     return ["## Origin", *lines, ""] if lines else []
 
 
-def _specified(provenance: Provenance) -> Mapping[str, Any]:
-    return _part(provenance.run and provenance.run.specification)
+# ------------------------------------------------------------------- code for plain PEFT
 
 
-def _part(value: Any) -> Mapping[str, Any]:
-    """A part of what a run says of itself; empty where it is not of its kind."""
+def _usage(manifest: Manifest) -> list[str]:
+    """What the outputs mean, and Python for plain PEFT and transformers.
+
+    The code needs ``BASE``, a folder or repository of the base, ``ADAPTER``, this folder, and
+    ``text``.
+    """
+    task = manifest.task
+    headed = task["kind"] != "generation"
+    model = "AutoModelForSequenceClassification" if headed else "AutoModelForCausalLM"
+    outputs = len(task.get("labels", ())) if task["kind"] == "classification" else 1
+    head = f", num_labels={outputs}" if headed else ""
+    return [
+        _meaning(task),
+        "",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {model}, AutoTokenizer",
+        "",
+        "tokenizer = AutoTokenizer.from_pretrained(BASE)",
+        f"model = {model}.from_pretrained(BASE{head})",
+        "model = PeftModel.from_pretrained(model, ADAPTER).eval()",
+        *(_CLEANING[step] for step in manifest.template["clean"]),
+        *_prompt_code(manifest.template),
+        *_output_code(task),
+        "```",
+    ]
+
+
+def _meaning(task: Mapping[str, Any]) -> str:
+    if task["kind"] == "classification":
+        return f"The outputs at the prompt's last token are the logits of {_code(task['labels'])}."
+    if task["kind"] == "regression":
+        unit = f", in {_escape(task['unit'])}" if task["unit"] else ""
+        scale = ", on a log scale" if task["scale"] == "log" else ""
+        return f"The output at the prompt's last token is the number, standardized{scale}{unit}."
+    return f"An answer has at most {task['max_new_tokens']} new tokens."
+
+
+def _prompt_code(template: Mapping[str, Any]) -> list[str]:
+    before, _, after = template["prompt"].partition("{text}")
+    prompt = " + ".join([repr(part) for part in (before,) if part] + ["text"])
+    prompt += f" + {after!r}" if after else ""
+    if not template["chat"]:
+        return [f'inputs = tokenizer({prompt}, return_tensors="pt")']
+    lines = [f'messages = [{{"role": "user", "content": {prompt}}}]']
+    if template["system"] is not None:
+        lines.append(f'messages.insert(0, {{"role": "system", "content": {template["system"]!r}}})')
+    return [
+        *lines,
+        "prompt = tokenizer.apply_chat_template(",
+        "    messages, tokenize=False, add_generation_prompt=True",
+        ")",
+        'inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")',
+    ]
+
+
+def _output_code(task: Mapping[str, Any]) -> list[str]:
+    if task["kind"] == "generation":
+        return [
+            f"tokens = model.generate(**inputs, max_new_tokens={task['max_new_tokens']!r})[0]",
+            'print(tokenizer.decode(tokens[len(inputs["input_ids"][0]) :]))',
+        ]
+    lines = [
+        "model.config.pad_token_id = tokenizer.pad_token_id",
+        "outputs = model(**inputs).logits[0]",
+    ]
+    if task["kind"] == "classification":
+        return [*lines, f"labels = {task['labels']!r}", "print(labels[int(outputs.argmax())])"]
+    number = f"float(outputs[0]) * {task['deviation']!r} + {task['mean']!r}"
+    if task["scale"] == "log":
+        return ["import math", "", *lines, f"print(math.exp({number}))"]
+    return [*lines, f"print({number})"]
+
+
+# ------------------------------------------------------------------------ values and Markdown
+
+
+def _newest(evaluations: Iterable[EvaluationSection]) -> list[EvaluationSection]:
+    """The last evaluation of each split."""
+    return list({evaluation.split: evaluation for evaluation in evaluations}.values())
+
+
+def _specification(provenance: Provenance) -> Mapping[str, Any]:
+    return _mapping(provenance.run and provenance.run.specification)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
 def _number(value: Any) -> float | None:
-    sane = type(value) in (int, float) and 0 <= value < 1e30
-    return float(value) if sane else None
+    valid = type(value) in (int, float) and 0 <= value < 1e30
+    return float(value) if valid else None
 
 
 def _count(provenance: Provenance, name: str) -> int:
-    counts = {} if provenance.dataset is None else provenance.dataset.counts
-    value = counts.get(name)
+    value = 0 if provenance.dataset is None else provenance.dataset.counts.get(name)
     return value if isinstance(value, int) else 0
 
 
-def _known(text: str) -> str:
-    return NOT_PROVIDED if text == "unknown" else words(text)
+def _recorded(text: str) -> str:
+    return NOT_PROVIDED if text == UNKNOWN else _escape(text)
+
+
+def _escape(value: Any) -> str:
+    """A value as text in one line, with Markdown's markup escaped."""
+    return _MARKUP.sub(r"\\\1", " ".join(str(value).split()))
+
+
+def _code(value: Any) -> str:
+    """A value as inline code: a text unchanged, anything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"`{' '.join(text.replace('`', chr(39)).split()) or ' '}`"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines; the cells are Markdown."""
+    return [
+        f"| {' | '.join(heads)} |",
+        f"{'|---' * len(heads)}|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _estimate(score: Any) -> str:
+    """``0.862 [0.832, 0.891]`` for an object with value, low and high; ``-`` without a value."""
+    if not isinstance(score, Mapping) or score.get("value") is None:
+        return "-"
+    low, high = score.get("low"), score.get("high")
+    if low is None or high is None:
+        return _3f(score["value"])
+    return f"{_3f(score['value'])} [{_3f(low)}, {_3f(high)}]"
+
+
+def _3f(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def _duration(seconds: float) -> str:
+    """``42 s``, ``3 min``, ``2.1 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trunkline.adapters.account import card_text
 from trunkline.adapters.artifact import (
     CARD,
     CONFIG,
@@ -26,7 +25,7 @@ from trunkline.adapters.artifact import (
     seal,
     write_json,
 )
-from trunkline.adapters.claims import checked_text
+from trunkline.adapters.card import render_card
 from trunkline.adapters.config import LoraShape, check_config, check_tensors
 from trunkline.adapters.foreign import (
     Foreign,
@@ -37,8 +36,13 @@ from trunkline.adapters.foreign import (
     read_foreign,
 )
 from trunkline.adapters.imported_task import Wishes, imported_task, task_type
-from trunkline.adapters.origin import BaseOrigin, Provenance
-from trunkline.adapters.provenance import write_provenance
+from trunkline.adapters.provenance import (
+    BaseSection,
+    Provenance,
+    VersionSection,
+    is_plain_text,
+    write_provenance,
+)
 from trunkline.adapters.safetensors_io import read_header, short
 from trunkline.adapters.skeleton import read_skeleton
 from trunkline.adapters.store import AdapterStore
@@ -214,10 +218,8 @@ def _make(
     )
     now = utc_now()
     provenance = Provenance(
-        adapter=ref.adapter,
-        task=task["kind"],
-        created=now,
-        base=BaseOrigin(
+        version=VersionSection(adapter=ref.adapter, task=task["kind"], created=now),
+        base=BaseSection(
             digest=base.digest,
             name=name,
             source=base.source,
@@ -228,7 +230,7 @@ def _make(
         imported={**origin, "at": now.isoformat(), "left_out": _told(foreign.left_out)},
     )
     write_provenance(made, provenance)
-    card = card_text(read_artifact(made), provenance, str(ref))
+    card = render_card(read_artifact(made), provenance, str(ref))
     (made / CARD).write_text(card, encoding="utf-8")
 
 
@@ -239,7 +241,4 @@ def _told(values: Mapping[str, Any]) -> dict[str, str]:
 
 def _harmless(text: str) -> str:
     """A foreign text as it stands, or escaped where it holds control characters."""
-    try:
-        return checked_text(text, "name")
-    except ValueError:
-        return ascii(text)[:_SHOWN]
+    return text if is_plain_text(text) else ascii(text)[:_SHOWN]

@@ -18,13 +18,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trunkline.adapters.account import provenance_of
 from trunkline.adapters.archive import pack, unpack
 from trunkline.adapters.artifact import SIGNATURE, WEIGHTS, Artifact, read_artifact
 from trunkline.adapters.foreign import check_finite
 from trunkline.adapters.importing import check_name
-from trunkline.adapters.origin import Provenance
-from trunkline.adapters.provenance import read_provenance, write_provenance
+from trunkline.adapters.provenance import (
+    Provenance,
+    read_provenance,
+    version_provenance,
+    write_provenance,
+)
 from trunkline.adapters.safetensors_io import REPAIR
 from trunkline.adapters.signing import check_signature, sign, signed_by
 from trunkline.adapters.storage import file_sha256
@@ -86,7 +89,7 @@ def export_version(
         for path in sorted(artifact.folder.iterdir()):
             shutil.copyfile(path, folder / path.name)
         copied = read_artifact(folder, version.digest)
-        write_provenance(folder, provenance_of(store.registry, version, copied))
+        write_provenance(folder, version_provenance(store.registry, version, copied))
         names = tuple(sorted(path.name for path in folder.iterdir()))
         fingerprint = signed_by(folder)
 
@@ -133,7 +136,7 @@ def import_archive(
             artifact = read_artifact(folder)
             _check_expected(artifact, file, digest, base_digest)
             fingerprint = _check_signed(store, folder, notes)
-            provenance = read_provenance(folder)
+            provenance = read_provenance(artifact)
             check_finite(folder / WEIGHTS, folder / WEIGHTS)
         ref = _name(provenance, file) if ref is None else ref
         kind = str(artifact.manifest.task["kind"])
@@ -143,15 +146,15 @@ def import_archive(
 
         def settle(made: RestoredLineage) -> None:
             nonlocal came
-            came = provenance.moved_here(
-                run=made.run, origin=provenance.adapter or "unknown", by=actor, at=utc_now()
+            came = provenance.with_transfer(
+                run=made.run, origin=provenance.version.adapter or "unknown", by=actor, at=utc_now()
             )
             write_provenance(folder, came)
 
         told = {
             "archive": file.name,
             "archive_sha256": file_sha256(file),
-            "from": provenance.adapter,
+            "from": provenance.version.adapter,
             "signed_by": fingerprint,
         }
         version = store.publish(
@@ -250,12 +253,12 @@ def _check_signed(store: AdapterStore, folder: Path, notes: list[str]) -> str | 
 
 
 def _name(provenance: Provenance, file: Path) -> Ref:
-    if provenance.adapter is None:
+    if provenance.version.adapter is None:
         raise UsageError(
             f"The archive '{file}' does not say what its adapter was called.",
             "Give it a name with --name DOMAIN/NAME.",
         )
-    return Ref.parse(provenance.adapter)
+    return Ref.parse(provenance.version.adapter)
 
 
 def _tell_same(store: AdapterStore, ref: Ref, artifact: Artifact, notes: list[str]) -> None:

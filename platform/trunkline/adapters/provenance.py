@@ -1,46 +1,244 @@
-"""``provenance.json`` on the disk: written, and read without trust.
+"""``provenance.json``: where a version comes from, as one model with one reader and one writer.
 
-Owns: what may stand in the file, and the form of earlier releases. Must not know: the registry.
-
-The file lies outside of the version's identity, so it is a claim, not a proof. What can be held
-against the manifest, whose digest is the identity, is: the base, the dataset's fingerprints, the
-task.
+A version's digest does not cover this file, so its content is a claim, not a proof. The reader
+validates it strictly and compares it with the manifest, which the digest does cover: the base, the
+dataset's fingerprints and the task must agree.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields
+import math
+import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from trunkline.adapters.artifact import MANIFEST, PROVENANCE
-from trunkline.adapters.claims import Claim, plain_text
-from trunkline.adapters.origin import (
-    FORM,
-    RUN_STATUSES,
-    UNKNOWN,
-    BaseOrigin,
-    DatasetOrigin,
-    EvaluationOrigin,
-    Move,
-    PluginOrigin,
-    RunOrigin,
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
 )
-from trunkline.adapters.origin import Provenance as Provenance
-from trunkline.adapters.safetensors_io import read_json
-from trunkline.errors import IntegrityError, TrunklineError
-from trunkline.refs import Ref
 
-_MOST = 2**31 - 1
-_ESTIMATE = ("value", "low", "high")
+from trunkline.adapters.artifact import MANIFEST, PROVENANCE, Artifact, Manifest
+from trunkline.adapters.safetensors_io import read_json
+from trunkline.contracts import DatasetSpec
+from trunkline.errors import IntegrityError, UsageError
+from trunkline.refs import Ref
+from trunkline.registry.records import VersionRecord
+from trunkline.registry.registry import Registry
+from trunkline.registry.session import utc_now
+
+UNKNOWN = "unknown"
+"""The value of a text that nobody recorded."""
+
+MAX_TEXT = 1_000_000
+MAX_ITEMS = 100_000
+MAX_DEPTH = 30
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_HINT = f"The version itself is unaffected: delete {PROVENANCE} to continue without provenance."
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("it is out of range") from None
+
+
+def _adapter_name(text: str) -> str:
+    try:
+        ref = Ref.parse(text)
+    except UsageError as error:
+        raise ValueError("it is not of the form domain/name") from error
+    if ref.selector is not None:
+        raise ValueError("it must not have a selector")
+    return text
+
+
+AdapterName = Annotated[str, AfterValidator(_adapter_name)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Score = Annotated[float, Field(gt=-1e300, lt=1e300, allow_inf_nan=False)]
+Time = Annotated[AwareDatetime, AfterValidator(_utc)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class _Estimate(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    value: Score | None = None
+    low: Score | None = None
+    high: Score | None = None
+
+
+class _Slice(_Section):
+    slice: str
+    value: str
+    rows: Count
+    score: Score
+
+
+class _Results(BaseModel):
+    """The fields of an evaluation's results that the card reads; all others are free."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    metric: str | None = None
+    rows: Count | None = None
+    groups: Count | None = None
+    scores: dict[str, _Estimate] | None = None
+    baselines: dict[str, dict[str, _Estimate]] | None = None
+    best_baseline: str | None = None
+    difference: _Estimate | None = None
+    verdict: str | None = None
+    slices: list[_Slice] | None = Field(default=None, max_length=MAX_ITEMS)
+
+
+def _check_results(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        _Results.model_validate_json(json.dumps(plain_value(results)))
+    except ValidationError as error:
+        raise ValueError(_first_problem(error)) from None
+    return results
+
+
+class VersionSection(_Section):
+    """The version: ``adapter`` is ``domain/name`` under which it was made, None if unknown."""
+
+    adapter: AdapterName | None = None
+    task: str
+    created: Time
+
+
+class BaseSection(_Section):
+    """The base; ``parameters`` is 0 if their number is unknown."""
+
+    digest: str
+    name: str
+    source: str = UNKNOWN
+    architecture: str = UNKNOWN
+    parameters: int = Field(default=0, ge=0, le=2**63 - 1)
+    dtype: str = UNKNOWN
+
+
+class DatasetSection(_Section):
+    """The rows that were used; ``counts`` is the data report."""
+
+    name: AdapterName
+    fingerprint: str
+    split_fingerprint: str
+    rows: Count
+    license: str = UNKNOWN
+    source: str = UNKNOWN
+    counts: Mapping[str, Any] = Field(default_factory=dict)
+    description: str | None = None
+    grouping: str | None = None
+
+
+class PluginSection(_Section):
+    """The release of the plugin that contributed the recipe."""
+
+    distribution: str
+    version: str
+    api: Count
+    domain: str
+
+
+class RunSection(_Section):
+    """The training run; ``number`` is its number in the workspace that holds the version."""
+
+    number: Number
+    recipe: AdapterName
+    status: Literal["running", "finished", "failed", "interrupted"]
+    seed: Count
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    specification: Mapping[str, Any] | None = None
+    report: Mapping[str, Any] | None = None
+    started: Time
+    finished: Time | None = None
+    plugin: PluginSection | None = None
+    actor: str | None = None
+
+
+class EvaluationSection(_Section):
+    """Scores on one split."""
+
+    split: str
+    results: Annotated[Mapping[str, Any], AfterValidator(_check_results)]
+    created: Time
+
+
+class Transfer(_Section):
+    """A move between workspaces: the ref and the run's number at the origin, who, and when."""
+
+    origin: str
+    run: Number | None = None
+    by: str
+    at: Time
+
+
+class Provenance(_Section):
+    """The content of ``provenance.json``.
+
+    Attributes:
+        dataset, run: None for a version that was made elsewhere.
+        evaluations: oldest first.
+        imported: for a version made elsewhere, what is known about its origin.
+        transfers: from workspace to workspace, oldest first.
+    """
+
+    format: Literal[1] = 1
+    version: VersionSection
+    base: BaseSection
+    dataset: DatasetSection | None = None
+    run: RunSection | None = None
+    evaluations: tuple[EvaluationSection, ...] = Field(default=(), max_length=MAX_ITEMS)
+    imported: Mapping[str, Any] | None = None
+    transfers: tuple[Transfer, ...] = Field(default=(), max_length=MAX_ITEMS)
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Self:
+        if self.run is not None and self.dataset is None:
+            raise ValueError("it has a run without a dataset")
+        if self.evaluations and self.run is None:
+            raise ValueError("it has evaluations without a run")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of the file; NaN and infinities become null."""
+        value: dict[str, Any] = plain_value(self.model_dump())
+        return value
+
+    def with_transfer(self, *, run: int | None, origin: str, by: str, at: datetime) -> Self:
+        """A copy after a move to another workspace, where the run has the number ``run``.
+
+        Args:
+            run: the number in the new workspace; None if no run is known.
+            origin: the ref in the workspace that it comes from.
+            by: who moved it.
+            at: when; timezone-aware.
+        """
+        here = None
+        if self.run is not None and run is not None:
+            here = self.run.model_copy(update={"number": run})
+        number = None if self.run is None else self.run.number
+        transfer = Transfer(origin=origin, run=number, by=by, at=at)
+        return self.model_copy(update={"run": here, "transfers": (*self.transfers, transfer)})
 
 
 def provenance_bytes(provenance: Provenance) -> bytes:
-    """The file's content: indented, keys sorted."""
+    """The content of the file: indented, keys sorted."""
     text = json.dumps(provenance.to_json(), indent=2, sort_keys=True, ensure_ascii=False)
     return f"{text}\n".encode()
 
@@ -50,265 +248,214 @@ def write_provenance(folder: Path, provenance: Provenance) -> None:
     (folder / PROVENANCE).write_bytes(provenance_bytes(provenance))
 
 
-def read_provenance(folder: Path) -> Provenance:
-    """Read a folder's ``provenance.json``, of this form or of the first; without one, the origin is
-    what the manifest says.
-
-    Args:
-        folder: an artifact that :func:`~trunkline.adapters.artifact.read_artifact` found sound.
+def read_provenance(artifact: Artifact) -> Provenance:
+    """Read an artifact's ``provenance.json``; without the file, use the manifest alone.
 
     Raises:
-        IntegrityError: it is malformed, or contradicts the manifest.
+        IntegrityError: the file is malformed or contradicts the manifest.
     """
-    path = folder / PROVENANCE
-    manifest, written = _manifest(folder)
-    with _told(f"{path}"):
-        if not path.exists():
-            return _read_first(Claim({}), manifest, written)
-        said = read_json(path)
-        if "format" not in said:
-            return _read_first(Claim(said), manifest, written)
-        return provenance_from(said, manifest)
-
-
-def unknown_origin(folder: Path) -> Provenance:
-    """What the manifest alone says, of an artifact whose ``provenance.json`` can't be used.
-
-    Raises:
-        IntegrityError: the manifest can't be used either.
-    """
-    manifest, written = _manifest(folder)
-    with _told(f"{folder / MANIFEST}"):
-        return _read_first(Claim({}), manifest, written)
-
-
-def provenance_from(said: Mapping[str, Any], manifest: Mapping[str, Any]) -> Provenance:
-    """An object in the form of the file, checked as a file is.
-
-    Args:
-        said: the object.
-        manifest: that of the version, as it stands in ``trunkline.json``.
-
-    Raises:
-        IntegrityError: it is malformed, or contradicts the manifest.
-    """
-    with _told("The account of the version"):
-        found = _read(Claim(said))
-        _check_against(found, manifest)
-        return found
-
-
-def _manifest(folder: Path) -> tuple[dict[str, Any], datetime]:
-    """What ``trunkline.json`` says, and when it was written."""
-    path = folder / MANIFEST
-    with _told(f"{path}"):
-        return read_json(path), datetime.fromtimestamp(path.stat().st_mtime, UTC)
-
-
-@contextmanager
-def _told(what: str) -> Iterator[None]:
+    path = artifact.folder / PROVENANCE
+    if not path.exists():
+        return manifest_provenance(artifact)
     try:
-        yield
+        value = read_json(path)
+    except OSError as error:
+        raise IntegrityError(f"{path} can't be read: {error.strerror}.", _HINT) from error
+    except IntegrityError as error:
+        raise IntegrityError(error.message, _HINT) from error
+    return parse_provenance(value, artifact.manifest, str(path))
+
+
+def stored_provenance(artifact: Artifact) -> Provenance:
+    """The provenance in the artifact's file; if it is unusable, that of its manifest."""
+    try:
+        return read_provenance(artifact)
     except IntegrityError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, TrunklineError) as error:
-        reason = getattr(error, "message", None) or error
-        if isinstance(error, KeyError):
-            reason = f"{error} is missing."
-        raise IntegrityError(
-            f"{what} does not say where the version comes from: {reason}",
-            f"The version stays what it is: take {PROVENANCE} away to go on without its origin.",
-        ) from error
+        return manifest_provenance(artifact)
 
 
-def _read(said: Claim) -> Provenance:
-    if said.whole("format", FORM, FORM) != FORM:
-        raise ValueError("of a later form.")
-    said.expect("format", "version", "base", "dataset", "run", "evaluations", "imported", "moved")
-    version = said.part("version")
-    version.expect("adapter", "task", "created")
-    adapter = version.text_or_none("adapter")
-    dataset, run, imported = (said.part_or_none(key) for key in ("dataset", "run", "imported"))
-    found = Provenance(
-        adapter=None if adapter is None else _adapter(adapter),
-        task=version.text("task"),
-        created=version.time("created"),
-        base=_base(said.part("base")),
-        dataset=None if dataset is None else _dataset(dataset),
-        run=None if run is None else _run(run),
-        evaluations=tuple(_evaluation(one) for one in said.parts("evaluations")),
-        imported=None if imported is None else imported.free(),
-        moved=tuple(_move(one) for one in said.parts("moved")),
-    )
-    if found.run is not None and found.dataset is None:
-        raise ValueError("a run without a dataset.")
-    if found.evaluations and found.run is None:
-        raise ValueError("evaluations without a run.")
-    return found
+def manifest_provenance(artifact: Artifact) -> Provenance:
+    """What the manifest alone tells; the time is that of its file.
 
-
-def _base(said: Claim) -> BaseOrigin:
-    said.expect(*_names(BaseOrigin))
-    return BaseOrigin(
-        **{key: said.text(key) for key in ("digest", "name", "source", "architecture", "dtype")},
-        parameters=said.whole("parameters", 0, 2**63 - 1),
-    )
-
-
-def _dataset(said: Claim) -> DatasetOrigin:
-    said.expect(*_names(DatasetOrigin))
-    texts = ("fingerprint", "split_fingerprint", "license", "source")
-    return DatasetOrigin(
-        name=_adapter(said.text("name")),
-        **{key: said.text(key) for key in texts},
-        rows=said.whole("rows", 0, _MOST),
-        counts=said.part("counts").free(),
-        description=said.text_or_none("description"),
-        grouping=said.text_or_none("grouping"),
-    )
-
-
-def _run(said: Claim) -> RunOrigin:
-    said.expect(*_names(RunOrigin))
-    plugin, report = said.part_or_none("plugin"), said.part_or_none("report")
-    specification = said.part_or_none("specification")
-    status = said.text("status")
-    if status not in RUN_STATUSES:
-        raise ValueError(f"the run's status {plain_text(status)!r}.")
-    return RunOrigin(
-        number=said.whole("number", 1, _MOST),
-        recipe=_adapter(said.text("recipe")),
-        status=status,
-        seed=said.whole("seed", 0, _MOST),
-        settings=said.part("settings").free(),
-        environment=said.part("environment").free(),
-        specification=None if specification is None else specification.free(),
-        report=None if report is None else report.free(),
-        started=said.time_or_none("started"),
-        finished=said.time_or_none("finished"),
-        plugin=None if plugin is None else _plugin(plugin),
-        actor=said.text_or_none("actor"),
-    )
-
-
-def _plugin(said: Claim) -> PluginOrigin:
-    said.expect(*_names(PluginOrigin))
-    return PluginOrigin(
-        **{key: said.text(key) for key in ("distribution", "version", "domain")},
-        api=said.whole("api", 0, _MOST),
-    )
-
-
-def _evaluation(said: Claim) -> EvaluationOrigin:
-    said.expect(*_names(EvaluationOrigin))
-    results = said.part("results")
-    _check_results(results)
-    return EvaluationOrigin(
-        split=said.text("split"), results=results.free(), created=said.time("created")
-    )
-
-
-def _check_results(results: Claim) -> None:
-    """What is there of a evaluation must be of its kind; nothing has to be there."""
-    if (scores := results.part_or_none("scores")) is not None:
-        _check_scores(scores)
-    if (baselines := results.part_or_none("baselines")) is not None:
-        for name in baselines.said:
-            _check_scores(baselines.part(name))
-    if (difference := results.part_or_none("difference")) is not None:
-        difference.figures(*_ESTIMATE)
-    for name in ("metric", "best_baseline", "verdict"):
-        results.text_or_none(name)
-    for name in ("rows", "groups"):
-        if results.get(name) is not None:
-            results.whole(name, 0, _MOST)
-    for one in results.parts("slices") if results.get("slices") else ():
-        one.expect("slice", "value", "rows", "score")
-        for name in ("slice", "value"):
-            one.text(name)
-        one.whole("rows", 0, _MOST)
-        one.figures("score")
-        if one.get("score") is None:
-            raise ValueError("a slice without a score.")
-
-
-def _check_scores(said: Claim) -> None:
-    for metric in said.said:
-        said.part(metric).figures(*_ESTIMATE)
-
-
-def _move(said: Claim) -> Move:
-    said.expect("from", "run", "by", "at")
-    run = None if said.get("run") is None else said.whole("run", 1, _MOST)
-    return Move(origin=said.text("from"), run=run, by=said.text("by"), at=said.time("at"))
-
-
-def _read_first(said: Claim, manifest: Mapping[str, Any], written: datetime) -> Provenance:
-    """The form of the first releases, completed from the manifest; an empty one says nothing."""
-    named, base = manifest["data"], manifest["base"]
-    task = str(manifest["task"]["kind"])
-    origin = BaseOrigin(digest=base["digest"], name=base["name"])
-    imported = said.part_or_none("imported")
+    Raises:
+        IntegrityError: the manifest names a dataset that is not well-formed.
+    """
+    path, manifest = artifact.folder / MANIFEST, artifact.manifest
     dataset = None
-    if named.get("dataset", UNKNOWN) != UNKNOWN:
-        report = said.part_or_none("report")
-        counts = (None if report is None else report.part_or_none("data")) or Claim({})
-        dataset = DatasetOrigin(
-            name=_adapter(named["dataset"]),
-            fingerprint=named["fingerprint"],
-            split_fingerprint=named["split"],
-            rows=counts.whole("kept", 0, _MOST) if counts.get("kept") is not None else 0,
-            counts=counts.free(),
-        )
-    number = said.get("run")
-    if number is None or dataset is None:
-        return Provenance(
-            adapter=None, task=task, created=written, base=origin, dataset=dataset,
-            imported=None if imported is None else imported.free(),
-        )  # fmt: skip
-    settings, recipe = said.part("settings"), _adapter(said.text("recipe"))
-    report = said.part("report")
-    run = RunOrigin(
-        number=said.whole("run", 1, _MOST),
-        recipe=recipe,
-        status="finished",
-        seed=settings.whole("seed", 0, _MOST),
-        settings=settings.free(),
-        environment=said.part("environment").free(),
-        report=report.free(),
-    )
-    evaluated = _evaluation(
-        Claim({"split": "test", "results": said.get("evaluation"), "created": written.isoformat()})
-    )
-    return Provenance(
-        adapter=recipe, task=task, created=written, base=origin, dataset=dataset, run=run,
-        evaluations=(evaluated,),
-    )  # fmt: skip
+    if manifest.data.get("dataset", UNKNOWN) != UNKNOWN:
+        dataset = {
+            "name": manifest.data["dataset"],
+            "fingerprint": manifest.data.get("fingerprint"),
+            "split_fingerprint": manifest.data.get("split"),
+            "rows": 0,
+        }
+    created = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    value = {
+        "version": {"task": manifest.task["kind"], "created": created.isoformat()},
+        "base": {"digest": manifest.base["digest"], "name": manifest.base["name"]},
+        "dataset": dataset,
+    }
+    return parse_provenance(value, manifest, str(path))
 
 
-def _check_against(found: Provenance, manifest: Mapping[str, Any]) -> None:
-    """The file may not contradict what the version's identity covers."""
-    if found.base.digest != manifest["base"]["digest"]:
-        raise ValueError("it names another base than the manifest.")
-    if found.task != manifest["task"]["kind"]:
-        raise ValueError("it names another task than the manifest.")
-    named = manifest["data"]
-    ours = ("dataset", "fingerprint", "split")
-    if named.get("dataset", UNKNOWN) == UNKNOWN:
-        if found.dataset is not None:
-            raise ValueError("it names a dataset, the manifest none.")
-    elif found.dataset is not None:
-        said = (found.dataset.name, found.dataset.fingerprint, found.dataset.split_fingerprint)
-        if said != tuple(named.get(key) for key in ours):
-            raise ValueError("it names other data than the manifest.")
+def parse_provenance(value: Mapping[str, Any], manifest: Manifest, source: str) -> Provenance:
+    """Validate a JSON object in the form of the file.
+
+    Args:
+        value: the object.
+        manifest: of the same version.
+        source: where the object comes from, for error messages.
+
+    Raises:
+        IntegrityError: it is malformed or contradicts the manifest.
+    """
+    try:
+        _check_texts(value)
+        provenance = Provenance.model_validate_json(json.dumps(value))
+        _check_manifest(provenance, manifest)
+    except ValidationError as error:
+        raise IntegrityError(f"{source} is invalid: {_first_problem(error)}.", _HINT) from None
+    except ValueError as error:
+        raise IntegrityError(f"{source} is invalid: {error}.", _HINT) from error
+    return provenance
 
 
-def _adapter(text: str) -> str:
-    """``text`` if it is ``domain/name``."""
-    if Ref.parse(text).selector is not None:
-        raise ValueError(f"{text!r} where a name without a selector was expected.")
-    return text
+def version_provenance(
+    registry: Registry, version: VersionRecord, artifact: Artifact
+) -> Provenance:
+    """A version's provenance as the registry has it now, completed from the artifact's file.
+
+    Args:
+        registry: of the workspace.
+        version: a visible one.
+        artifact: its verified files.
+    """
+    stored = stored_provenance(artifact)
+    recorded = registry.versions.provenance(version.ref)
+    if recorded["run"] is None:
+        recorded["evaluations"] = []
+    if recorded["dataset"] is not None and stored.dataset is not None:
+        recorded["dataset"] |= {
+            "description": stored.dataset.description,
+            "grouping": stored.dataset.grouping,
+        }
+    value = {
+        **stored.to_json(),
+        "version": _version(version.ref, version.created, artifact),
+        **recorded,
+    }
+    provenance = _parse_recorded(value, artifact)
+    if provenance.evaluations:
+        return provenance
+    return provenance.model_copy(update={"evaluations": stored.evaluations})
 
 
-def _names(kind: type) -> list[str]:
-    return [one.name for one in fields(kind)]
+def run_provenance(
+    registry: Registry,
+    number: int,
+    artifact: Artifact,
+    *,
+    dataset: DatasetSpec,
+    report: Mapping[str, Any],
+) -> Provenance:
+    """The provenance of an artifact that a run is about to publish; the run counts as finished.
+
+    Args:
+        registry: of the workspace; it already has the run's evaluations.
+        number: of the run.
+        artifact: sealed.
+        dataset: the run's.
+        report: the run's; the registry receives it when the run finishes.
+    """
+    now = utc_now()
+    recorded = registry.runs.provenance(number)
+    recorded["run"] |= {"status": "finished", "finished": now.isoformat(), "report": report}
+    recorded["dataset"] |= {"description": dataset.description, "grouping": dataset.grouping}
+    ref = Ref.parse(recorded["run"]["recipe"])
+    return _parse_recorded({"version": _version(ref, now, artifact), **recorded}, artifact)
+
+
+def plain_value(value: Any) -> Any:
+    """``value`` as JSON: NaN and infinities become null, control characters U+FFFD, times ISO
+    8601, and other objects their text."""
+    if isinstance(value, str):
+        return _CONTROL.sub("\ufffd", value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {plain_value(str(key)): plain_value(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [plain_value(item) for item in value]
+    return plain_value(str(value))
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether a text has no control characters and a reasonable length."""
+    return len(text) <= MAX_TEXT and _CONTROL.search(text) is None
+
+
+def _version(ref: Ref, created: datetime, artifact: Artifact) -> dict[str, Any]:
+    task = artifact.manifest.task["kind"]
+    return {"adapter": ref.adapter, "task": task, "created": created.isoformat()}
+
+
+def _parse_recorded(value: Mapping[str, Any], artifact: Artifact) -> Provenance:
+    source = f"The registry's provenance of {artifact.digest}"
+    return parse_provenance(plain_value(value), artifact.manifest, source)
+
+
+def _check_manifest(provenance: Provenance, manifest: Manifest) -> None:
+    """Raise ValueError where the provenance contradicts what the version's digest covers."""
+    claims = [
+        ("base.digest", provenance.base.digest, manifest.base["digest"]),
+        ("version.task", provenance.version.task, manifest.task["kind"]),
+    ]
+    if (dataset := provenance.dataset) is not None:
+        claims += [
+            ("dataset.name", dataset.name, manifest.data.get("dataset")),
+            ("dataset.fingerprint", dataset.fingerprint, manifest.data.get("fingerprint")),
+            ("dataset.split_fingerprint", dataset.split_fingerprint, manifest.data.get("split")),
+        ]
+    for field, claim, expected in claims:
+        if claim != expected:
+            raise ValueError(f"{field} is {_quoted(claim)}, but {MANIFEST} has {expected!r}")
+
+
+def _check_texts(value: Any, field: str = "", depth: int = 0) -> None:
+    """Raise ValueError at a text that could harm a terminal, or at deep nesting."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{_quoted(field)} is nested too deeply")
+    if isinstance(value, str) and not is_plain_text(value):
+        raise ValueError(f"{field} is {_quoted(value)}: it holds control characters or is too long")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not is_plain_text(key):
+                raise ValueError(f"the key {_quoted(key)} holds control characters or is too long")
+            _check_texts(item, f"{field}.{key}".strip("."), depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_texts(item, f"{field}.{index}", depth + 1)
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first error of pydantic as one clause with the field and its value."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    field = ascii(field)[1:-1][:80] or "the object"
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a field of the format"
+    reason = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+        return f"{field}: {reason}" if problem["loc"] else reason
+    return f"{field} is {_quoted(problem['input'])}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _quoted(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

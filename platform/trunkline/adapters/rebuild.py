@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from trunkline.adapters.account import card_text
 from trunkline.adapters.artifact import CARD, MANIFEST, Artifact, read_artifact
-from trunkline.adapters.origin import Provenance
-from trunkline.adapters.provenance import read_provenance, unknown_origin
+from trunkline.adapters.card import render_card
+from trunkline.adapters.provenance import Provenance, manifest_provenance, read_provenance
 from trunkline.adapters.safetensors_io import MAX_JSON_BYTES, canonical_json, read_json
 from trunkline.adapters.storage import LEFTOVER, LocalStorage, StoredFolder, described, writing
 from trunkline.adapters.store import AdapterStore, template_digest
@@ -158,16 +157,16 @@ def _found(
     files = dict(described(artifact))
     version = FoundVersion(
         ref=ref,
-        task=provenance.task,
+        task=provenance.version.task,
         digest=artifact.digest,
         path=folder.path,
         bytes=sum(entry["bytes"] for entry in files.values()),
         files=files,
         template_digest=template_digest(artifact),
-        created=provenance.created,
+        created=provenance.version.created,
         provenance=provenance.to_json(),
     )
-    card = None if CARD in files else card_text(artifact, provenance, str(ref))
+    card = None if CARD in files else render_card(artifact, provenance, str(ref))
     return version, card
 
 
@@ -183,14 +182,14 @@ def _with_card(store: AdapterStore, found: FoundVersion, card: str) -> FoundVers
 
 def _provenance(artifact: Artifact, folder: StoredFolder, notes: list[str]) -> Provenance:
     try:
-        found = read_provenance(artifact.folder)
+        found = read_provenance(artifact)
     except IntegrityError as error:
         notes.append(f"{folder.path} comes back without its origin: {error.message}")
-        return unknown_origin(artifact.folder)
-    if found.adapter is None or (found.run is not None and found.run.started is None):
+        return manifest_provenance(artifact)
+    if found.version.adapter is None:
         notes.append(
-            f"{folder.path} tells less than is written down today: its times are those of its "
-            "files, and the rest is recorded as unknown."
+            f"{folder.path} has no provenance.json: its time is that of its files, and its run is "
+            "unknown."
         )
     return found
 

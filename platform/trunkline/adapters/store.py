@@ -200,6 +200,30 @@ class AdapterStore:
             self.storage.write_file(version.path, name, data)
         return record(written=True)
 
+    def render_card(self, version: VersionRecord) -> str:
+        """The model card of a version, from what the registry knows now."""
+        from trunkline.adapters.card import render_card
+        from trunkline.adapters.provenance import version_provenance
+
+        artifact = self.fetch(version)
+        provenance = version_provenance(self.registry, version, artifact)
+        return render_card(artifact, provenance, str(version.ref))
+
+    def update_card(self, version: VersionRecord) -> VersionRecord:
+        """Rewrite ``provenance.json`` and ``README.md`` from what the registry knows now.
+
+        Raises:
+            RegistryError: the store can't be written; each file is the old or the new one.
+        """
+        from trunkline.adapters.card import render_card
+        from trunkline.adapters.provenance import provenance_bytes, version_provenance
+
+        artifact = self.fetch(version)
+        provenance = version_provenance(self.registry, version, artifact)
+        card = render_card(artifact, provenance, str(version.ref))
+        version = self.write_file(version, PROVENANCE, provenance_bytes(provenance))
+        return self.write_file(version, CARD, card.encode())
+
     def _may_be_visible(self, ref: Ref) -> bool:
         try:
             self.registry.versions.resolve(ref)

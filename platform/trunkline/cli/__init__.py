@@ -16,7 +16,9 @@ def main() -> None:
     import sys
 
     from trunkline.cli.root import trunkline
+    from trunkline.threads import limit_spinning
 
+    limit_spinning()
     if sys.stdout is None:  # it was closed; no database may get its number
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:

@@ -66,17 +66,10 @@ def adapters() -> None:
 
 @adapters.command(
     "list",
-    example="""
-    $ trunkline adapters list
-    adapter                task            newest  aliases     its score                    baseline
-    finance/naics-sector   classification  2 of 2  trial=1     accuracy 0.70 [0.59, 0.81] ties
-    medical/icd10-chapter  classification  2 of 2  champion=2  accuracy 0.853 [0.811, 0.892]  beats
-    retail/department      classification  1 of 1  -           accuracy 0.767 [0.726, 0.805]  beats
-
-    $ trunkline adapters list --where "test.accuracy>0.8 and alias=champion"
-    version                  task            created           aliases   score                  …
-    medical/icd10-chapter@2  classification  2026-11-21 21:58  champion  accuracy 0.853 [0.811, …
-    """,
+    example=(
+        "trunkline adapters list",
+        'trunkline adapters list --where "test.accuracy>0.8 and alias=champion"',
+    ),
 )
 @click.option(
     "--where",
@@ -213,28 +206,7 @@ def _scored(one: AdapterRecord) -> dict[str, object]:
 
 @adapters.command(
     "show",
-    example="""
-    $ trunkline adapters show finance/naics-sector@2
-    finance/naics-sector@2
-    adapter  finance/naics-sector@2
-    aliases  none
-    task     classification
-    digest   sha256:374e8fcf29327efbacd672f15de7f347042e651c4c5de9fe62ec7456dc2c21f5
-    base     smollm2-135m (81e285c179b0f7eafa4000990cbe8916e9fb16bd07206c3660276c13c3f712f0)
-    dataset  finance/naics-sector
-    rows     bc376fb50efd47c8682aaa02b230adb51c1ab57afd88f610b9daece8c53a28c8
-    split    f57aa57c0862e319dd4442cb23ec6d1abc06aab2393df41e773495193bdb336f
-    run      2
-    created  2026-11-21 22:12
-    size     19.6 MB
-    folder   /home/ada/work/adapters/finance/naics-sector/2
-    files    verified
-    …
-    Versions
-    version  digest               created           aliases  score                          baseline
-          2  sha256:374e8fcf2932  2026-11-21 22:12  -        accuracy 0.70 [0.59, 0.81] ties
-          1  sha256:00bc6ba0b852  2026-11-21 22:03  trial    accuracy 0.788 [0.688, 0.875]  ties
-    """,
+    example="trunkline adapters show finance/naics-sector@2",
 )
 @click.argument("ref")
 @json_option

@@ -20,7 +20,7 @@ from trunkline.refs import BASE, Ref
 if TYPE_CHECKING:
     from trunkline.cli.progress import Lines, Live
     from trunkline.cli.remote import Remote
-    from trunkline.inference.request import Answer, Piece
+    from trunkline.inference.request import Answer, StreamChunk
 
 Messages = Sequence[Mapping[str, str]]
 _ROUTES = {"classification": "/v1/classify", "regression": "/v1/regress"}
@@ -58,7 +58,7 @@ class Client(Protocol):
 
     def stream(
         self, voice: Voice, messages: Messages, sampling: Mapping[str, Any]
-    ) -> Generator[Piece]:
+    ) -> Generator[StreamChunk]:
         """The answer to a talk, piece by piece; closing the generator gives the request up."""
 
     def adapters(self) -> list[tuple[str, str]]:
@@ -103,14 +103,14 @@ class LocalClient:
 
     def stream(
         self, voice: Voice, messages: Messages, sampling: Mapping[str, Any]
-    ) -> Generator[Piece]:
+    ) -> Generator[StreamChunk]:
         from trunkline.inference.request import Request
 
         talk = tuple(dict(message) for message in messages)
         request = Request(voice.name, talk[-1]["content"], messages=talk, **sampling)
         handle = self._said.platform.submit(request)
         try:
-            yield from handle.pieces()
+            yield from handle.chunks()
         finally:
             handle.cancel()
 
@@ -190,14 +190,16 @@ class HttpClient:
 
     def stream(
         self, voice: Voice, messages: Messages, sampling: Mapping[str, Any]
-    ) -> Generator[Piece]:
-        from trunkline.inference.request import Piece
+    ) -> Generator[StreamChunk]:
+        from trunkline.inference.request import StreamChunk
 
         body = _body(voice, messages, sampling) | {"stream": True}
         for told in self._remote.events("/v1/chat/completions", body):
             with self._understood():
                 pieces = [
-                    Piece(one["index"], one["delta"].get("content") or "", (), one["finish_reason"])
+                    StreamChunk(
+                        one["index"], one["delta"].get("content") or "", (), one["finish_reason"]
+                    )
                     for one in told["choices"]
                 ]
             yield from pieces

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.command import Group
+from trunkline.cli.command import Example, Group
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import (
     counted,
@@ -43,12 +43,7 @@ def audit() -> None:
 
 @audit.command(
     "verify",
-    example="""
-    $ trunkline audit verify --head 57:60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752
-    chain     rows  head                      found
-    events      63  63:0c5f3be7a4d1c2e98a41b  sound, with the head that was kept
-    requests   812  812:fd61a03af4f77d8c03e9  sound
-    """,  # noqa: E501
+    example='trunkline audit verify --head "$HEAD"',
 )
 @click.option("--head", metavar="SEQ:DIGEST", help="A head of the events that was kept elsewhere.")
 @click.option("--requests-head", metavar="SEQ:DIGEST", help="A kept head of the request log.")
@@ -113,11 +108,7 @@ def verify(said: Globals, head: str | None, requests_head: str | None, as_json: 
 
 @audit.command(
     "export",
-    example="""
-    $ trunkline audit export events-2026-11.jsonl
-    Wrote 57 events to events-2026-11.jsonl.
-    Head of the events: 57:60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752
-    """,
+    example=Example("trunkline audit export events-2026-11.jsonl", "writes"),
 )
 @click.argument("file", default="-")
 @click.option("--requests", is_flag=True, help="The request log instead of the events.")
@@ -162,13 +153,7 @@ def export(said: Globals, file: str, requests: bool, after: int) -> None:
 
 @audit.command(
     "list",
-    example="""
-    $ trunkline audit list --limit 2
-    seq  at                actor                 kind             subject               detail
-     57  2026-11-21 22:10  key/4k2mw0qz reviews  alias.moved      retail/department     alias=champion new=3 old=2
-     56  2026-11-21 21:58  system:ada            adapter.exported retail/department@2   -
-    There are more: trunkline audit list --limit 2 --before 56
-    """,  # noqa: E501
+    example="trunkline audit list --limit 2",
 )
 @click.option("--subject", metavar="NAME", help="Only of one thing: domain/name@3, run/7, …")
 @click.option("--kind", metavar="KIND", help="Only of one kind, such as alias.moved.")

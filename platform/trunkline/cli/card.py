@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, note, print_json
 from trunkline.cli.progress import working
@@ -21,23 +21,7 @@ from trunkline.errors import UsageError
 @click.command(
     "card",
     cls=Command,
-    example="""
-    $ trunkline adapters card retail/department
-    retail/department@1 (champion)
-    ---
-    base_model: smollm2-135m
-    datasets:
-    - retail/department
-    library_name: peft
-    …
-    ## Evaluation
-    On 467 held-out rows in 466 groups (split `test`); intervals are 95 %, groups resampled.
-
-    | | accuracy | macro_f1 |
-    |---|---|---|
-    | this adapter | 0.767 [0.726, 0.805] | 0.666 [0.609, 0.714] |
-    …
-    """,
+    example="trunkline adapters card retail/department",
 )
 @click.argument("ref")
 @click.option("--write", is_flag=True, help="Also keep it as the version's README.md.")
@@ -49,13 +33,11 @@ def card(said: Globals, ref: str, write: bool, as_json: bool) -> None:
     It is in the form that the Hugging Face Hub reads: a metadata block and Markdown. What only
     people can say stands there as NOT PROVIDED. The card lies outside of the version's identity.
     """
-    from trunkline.adapters.account import card_of, keep_account
-
     version = said.version(ref)
     platform = said.platform
-    text = card_of(platform.store, version)
+    text = platform.store.render_card(version)
     if write:
-        keep_account(platform.store, version)
+        platform.store.update_card(version)
         note(f"Kept as README.md of {version.ref}.")
     if as_json:
         print_json({"adapter": str(version.ref), "digest": version.digest, "card": text})
@@ -66,12 +48,10 @@ def card(said: Globals, ref: str, write: bool, as_json: bool) -> None:
 @click.command(
     "croissant",
     cls=Command,
-    example="""
-    $ trunkline datasets croissant retail/department --output department.json --rows rows.jsonl
-    reading retail/department
-    rows.jsonl: sha256 5f0c9a2b37d1e84406fb1c8a9e6d20735b94ce11a8f2d7063e95b4a87c2d1f60
-    department.json: retail/department, 2,332 rows
-    """,
+    example=Example(
+        "trunkline datasets croissant retail/department --output department.json --rows rows.jsonl",
+        "writes",
+    ),
 )
 @click.argument("name")
 @click.option(

@@ -75,22 +75,15 @@ class Talk:
     "chat",
     cls=Command,
     short_help="Talk, and swap adapters in the middle of the talk.",
-    example="""
-    $ trunkline chat
-    base
-    /help lists the commands.
-    base> What is the capital of France?
-    The capital of France is Paris.
-    base> /use medical/icd10-chapter
-    medical/icd10-chapter@2 (champion)
-    medical/icd10-chapter@2> Acute appendicitis
-    Diseases of the digestive system  0.998
-    medical/icd10-chapter@2> /base
-    base
-    base> And of Spain?
-    The capital of Spain is Madrid.
-    base> /quit
-    """,
+    example=(
+        "trunkline chat <<'END'\n"
+        "What is the capital of France?\n"
+        "/use medical/icd10-chapter\n"
+        "Acute appendicitis\n"
+        "/base\n"
+        "And of Spain?\n"
+        "END"
+    ),
 )
 @click.argument("ref", required=False)
 @sampling_options

@@ -1,38 +1,75 @@
-"""The kinds of commands that the others are made of.
-
-Owns: the example in every ``--help``, groups that import their commands when asked, aliases.
-Must not know: any noun.
-"""
+"""The click classes that all commands use: examples in ``--help``, lazy groups and aliases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from textwrap import dedent, indent
-from typing import Any
+from textwrap import indent
+from typing import Any, Literal
 
 import click
 
 ALIASES = {"ls": "list", "rm": "uninstall"}
-"""Short words for verbs, in every group that has the verb and none of that very name."""
+"""Short verbs. They work in each group that has the long verb and no command of the short name."""
+
+Mark = Literal["writes", "server", "serves", "fails", "network"]
+"""What running an example takes: it ``writes`` to the workspace or a file; it needs a running
+``server``; it is a server and ``serves`` until it is stopped; it ``fails`` on purpose; it needs
+the ``network``."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Example:
+    """A shell command line that ``--help`` shows with its recorded output.
+
+    The output is in ``examples.json``; see :mod:`trunkline.cli.examples`. Values that differ from
+    run to run are written as shell variables: ``$KEY_ID``, ``$REQUEST_ID`` and ``$HEAD``.
+    """
+
+    line: str
+    marks: frozenset[Mark]
+
+    def __init__(self, line: str, *marks: Mark) -> None:
+        object.__setattr__(self, "line", line)
+        object.__setattr__(self, "marks", frozenset(marks))
 
 
 class Command(click.Command):
-    """A command whose help shows an example with its output, after the first sentence."""
+    """A command whose help shows examples with their output.
 
-    def __init__(self, *args: Any, example: str, **settings: Any) -> None:
+    Args:
+        example: one or several command lines; a plain string is one without marks.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        example: str | Example | Sequence[str | Example],
+        **settings: Any,
+    ) -> None:
         super().__init__(*args, **settings)
-        self.example = dedent(example).strip("\n")
+        examples = (example,) if isinstance(example, str | Example) else example
+        self.examples = tuple(
+            Example(entry) if isinstance(entry, str) else entry for entry in examples
+        )
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from trunkline.cli.examples import recorded_outputs
+
         super().format_help_text(ctx, formatter)
+        outputs = recorded_outputs()
+        sessions = [
+            "\n".join([f"$ {example.line}", *outputs.get(example.line, ())])
+            for example in self.examples
+        ]
         formatter.write_paragraph()
         formatter.write("Example:\n")
-        formatter.write(indent(self.example, "  ") + "\n")
+        formatter.write(indent("\n\n".join(sessions), "  ") + "\n")
 
 
 class Group(click.Group):
-    """Commands by name, some of them imported only when they are asked for.
+    """A group of commands, some of which are imported only when they are used.
 
     Args:
         lazy: name → ``module:attribute``.
@@ -48,13 +85,13 @@ class Group(click.Group):
         return [*self._lazy, *self.commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        known = self.list_commands(ctx)
-        if cmd_name not in known and ALIASES.get(cmd_name) in known:
+        names = self.list_commands(ctx)
+        if cmd_name not in names and ALIASES.get(cmd_name) in names:
             cmd_name = ALIASES[cmd_name]
         if cmd_name in self._lazy:
             module, _, attribute = self._lazy[cmd_name].partition(":")
-            found: click.Command = getattr(import_module(module), attribute)
-            return found
+            command: click.Command = getattr(import_module(module), attribute)
+            return command
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(
@@ -63,5 +100,5 @@ class Group(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.NoSuchCommand as error:
-            known = self.list_commands(ctx)
-            raise click.NoSuchCommand(error.command_name, possibilities=known, ctx=ctx) from None
+            names = self.list_commands(ctx)
+            raise click.NoSuchCommand(error.command_name, possibilities=names, ctx=ctx) from None

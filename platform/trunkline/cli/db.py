@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.command import Group
+from trunkline.cli.command import Example, Group
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import bytes_text, json_option, note, plain, print_fields, print_json
 from trunkline.cli.progress import working
@@ -29,11 +29,7 @@ def db() -> None:
 
 @db.command(
     "upgrade",
-    example="""
-    $ trunkline db upgrade
-    /data/registry.db: 0002 -> 0003
-      0003  What an auditor asks for: chained events and requests, alias moves, tombstones, ...
-    """,
+    example=Example("trunkline db upgrade", "writes"),
 )
 @json_option
 @with_globals
@@ -58,15 +54,7 @@ def upgrade(said: Globals, as_json: bool) -> None:
 
 @db.command(
     "current",
-    example="""
-    $ trunkline db current
-    registry  /data/registry.db
-    engine    SQLite 3.50.4
-    schema    0003, the newest
-    events    48:0d5d7f0fbd1c4f7bb7b2f5b56f3b1e8a5b8a4f0f6a8f5f9e3b7a3d2c1e0f9a8b
-    requests  0:0000000000000000000000000000000000000000000000000000000000000000
-    rows      adapters 4, aliases 2, bases 1, datasets 5, events 48, runs 17, versions 12
-    """,
+    example="trunkline db current",
 )
 @json_option
 @with_globals
@@ -106,13 +94,7 @@ def current(said: Globals, as_json: bool) -> None:
 
 @db.command(
     "backup",
-    example="""
-    $ trunkline db backup registry-2026-11-22.db
-    registry-2026-11-22.db: schema 0003, 1.2 MB
-    events    48:0d5d7f0fbd1c4f7bb7b2f5b56f3b1e8a5b8a4f0f6a8f5f9e3b7a3d2c1e0f9a8b
-    requests  0:0000000000000000000000000000000000000000000000000000000000000000
-    Keep the heads elsewhere; `trunkline audit verify --head` is asked with them.
-    """,
+    example=Example("trunkline db backup registry-2026-11-22.db", "writes"),
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
@@ -143,17 +125,7 @@ def backup(said: Globals, file: Path, as_json: bool) -> None:
 
 @db.command(
     "restore",
-    example="""
-    $ trunkline db restore registry-2026-11-22.db --replace
-    reading the backup
-    checking the chains
-    setting the old registry aside
-    copying the rows
-    /data/registry.db: 118 rows out of registry-2026-11-22.db
-    The registry that was there is kept in /data/registry-before-20261123T081500Z.db.
-    events    49:7c9e2f55d0e94f20a3bb0d6e31a6a3d8f3f1c1b6f2d94a53a8f0a8a3d1c2b4e5
-    requests  0:0000000000000000000000000000000000000000000000000000000000000000
-    """,
+    example=Example("trunkline db restore registry-2026-11-22.db --replace", "writes"),
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(

@@ -27,17 +27,7 @@ if TYPE_CHECKING:
 @click.command(
     "diff",
     cls=Command,
-    example="""
-    $ trunkline adapters diff finance/naics-sector@1 finance/naics-sector@2
-    what                 finance/naics-sector@1  finance/naics-sector@2
-    version.digest       sha256:00bc6ba0b852…    sha256:374e8fcf2932…
-    settings.num_train_epochs      4                       2
-    environment.threads  2                       4
-
-    Figures
-    figure         finance/naics-sector@1  finance/naics-sector@2  difference
-    test.accuracy                   0.788                   0.703      -0.085
-    """,
+    example="trunkline adapters diff finance/naics-sector@1 finance/naics-sector@2",
 )
 @click.argument("a")
 @click.argument("b")
@@ -58,16 +48,7 @@ def adapters_diff(said: Globals, a: str, b: str, as_json: bool) -> None:
 @click.command(
     "diff",
     cls=Command,
-    example="""
-    $ trunkline runs diff 1 2
-    what             run/1  run/2
-    settings.num_train_epochs  4      2
-    settings.seed    0      7
-
-    Figures
-    figure         run/1  run/2  difference
-    test.accuracy  0.788  0.703      -0.085
-    """,
+    example="trunkline runs diff 1 2",
 )
 @click.argument("a", type=run_number)
 @click.argument("b", type=run_number)

@@ -17,26 +17,7 @@ from trunkline.errors import UsageError
     "eval",
     cls=Command,
     short_help="Evaluate a version again, or a recipe over folds.",
-    example="""
-    $ trunkline eval medical/icd10-chapter
-    medical/icd10-chapter@2 (champion)
-    …
-    Evaluated on 511 held-out rows in 192 groups (95 % intervals, groups resampled)
-                    accuracy              macro_f1              medical/hierarchy_distance
-    this adapter    0.853 [0.811, 0.892]  0.822 [0.735, 0.858]  0.256 [0.185, 0.330]
-    baseline majority  0.141 [0.096, 0.193]  0.012 [0.009, 0.016]  1.571 [1.467, 1.671]
-    baseline tfidf     0.793 [0.743, 0.837]  0.715 [0.643, 0.768]  0.354 [0.278, 0.441]
-    baseline majority: always 'External causes of morbidity'
-    baseline tfidf: characters 2-5, C=10
-    It beats the baseline tfidf: accuracy 0.853 against 0.793,
-    difference +0.061 [+0.012, +0.103].
-
-    Slices, by accuracy
-    slice    value               rows  accuracy
-    chapter  01 infectious         42     0.810
-    chapter  02 neoplasms          31     0.903
-    …
-    """,
+    example="trunkline eval medical/icd10-chapter",
 )
 @click.argument("name", metavar="REF_OR_RECIPE")
 @click.option(

@@ -38,13 +38,7 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "generate",
     cls=Command,
     short_help="Text by an adapter, or by the bare base.",
-    example="""
-    $ trunkline generate base "Name three fruits." --max-new-tokens 24
-    base
-    1. Bananas
-    2. Oranges
-    3. Grapes
-    """,
+    example='trunkline generate base "Name three fruits." --max-new-tokens 24',
 )
 @click.argument("ref")
 @click.argument("prompt")

@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 @click.command(
     "history",
     cls=Command,
-    example="""
-    $ trunkline adapters history retail/prices
-    event  at                    who         what                                      to
-       12  2026-11-21T22:20:28Z  system:ada  champion moved from 1 to 2                retail/prices
-                                             beats the baseline: yes
-        9  2026-11-21T22:12:10Z  system:ada  version 2 published, sha256:374e8fcf2932  retail/prices
-        5  2026-11-21T22:03:44Z  system:ada  version 1 published, sha256:00bc6ba0b852  retail/prices
-    """,
+    example="trunkline adapters history medical/icd10-chapter",
 )
 @click.argument("ref")
 @click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import bytes_text, json_option, note, plain, print_fields, print_json
 from trunkline.cli.progress import working
@@ -39,28 +39,15 @@ _OF_A_FOLDER = {
 @click.command(
     "import",
     cls=Command,
-    example="""
-    $ trunkline adapters import ./pubmed-lora --name medical/study-type --base smollm2-135m
-    --labels "case report,cohort,trial" --template "Abstract: {text}"
-    adapter_config.json says that it was trained on 'HuggingFaceTB/SmolLM2-135M-Instruct'; that this
-    is smollm2-135m can't be verified.
-    adapter  medical/study-type@1
-    task     classification: case report, cohort, trial
-    lora     rank 8, alpha 16, 210 modules
-    digest   sha256:5f0c9a2b37d1e84406fb1c8a9e6d20735b94ce11a8f2d7063e95b4a87c2d1f60
-    size     9.8 MB
-
-    $ trunkline adapters import department.tar
-    adapter      retail/department@1
-    was          retail/department
-    task         classification
-    base         smollm2-135m (sha256:0c2b5d6b5d3f7c8e6b7f…)
-    dataset      retail/department
-    run          1 of retail/department (there 3)
-    evaluations  1
-    digest       sha256:5f0c9a2b37d1e84406fb1c8a9e6d20735b94ce11a8f2d7063e95b4a87c2d1f60
-    size         19.7 MB
-    """,
+    example=(
+        Example(
+            "trunkline adapters import ./pubmed-lora --name medical/study-type "
+            '--base smollm2-135m --labels "case report,cohort,trial" '
+            '--template "Abstract: {text}"',
+            "writes",
+        ),
+        Example("trunkline adapters import department.tar", "writes"),
+    ),
 )
 @click.argument("source")
 @click.option("--name", metavar="DOMAIN/NAME", help="The adapter that it becomes.")
@@ -193,7 +180,7 @@ def _tell_arrived(done: Arrived, as_json: bool) -> None:
     if as_json:
         print_json({"adapter": str(version.ref), **plain(version), "notes": done.notes})
         return
-    moved = done.provenance.moved[-1]
+    moved = done.provenance.transfers[-1]
     print_fields(
         [
             ("adapter", version.ref),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.command import Group
+from trunkline.cli.command import Example, Group
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, moment, note, plain, print_json, print_table
 from trunkline.errors import UsageError
@@ -27,16 +27,7 @@ def keys() -> None:
 
 @keys.command(
     "create",
-    example="""
-    $ trunkline keys create billing --adapter 'finance/*' --expires 30d
-    id        4k2mw0qz
-    owner     billing
-    adapters  finance/*
-    admin     no
-    expires   2026-12-21 22:10
-    The key is shown this once:
-    tl-4k2mw0qz-3Gq0vP2mT9rWcX5yKd8LhZ1fBsN7uJaE4oQxV6iRtYw
-    """,
+    example=Example("trunkline keys create billing --adapter 'finance/*' --expires 30d", "writes"),
 )
 @click.argument("owner")
 @click.option(
@@ -78,12 +69,7 @@ def create(
 
 @keys.command(
     "list",
-    example="""
-    $ trunkline keys list
-    id        owner    adapters   admin  created           state
-    4k2mw0qz  billing  finance/*  no     2026-11-21 22:10  until 2026-12-21 22:10
-    0d81ns5e  ada      *          yes    2026-11-21 22:00  in use
-    """,
+    example="trunkline keys list",
 )
 @json_option
 @with_globals
@@ -115,10 +101,7 @@ def list_(said: Globals, as_json: bool) -> None:
 
 @keys.command(
     "rm",
-    example="""
-    $ trunkline keys rm 4k2mw0qz
-    Removed the key 4k2mw0qz of billing.
-    """,
+    example=Example('trunkline keys rm "$KEY_ID"', "writes"),
 )
 @click.argument("id")
 @json_option

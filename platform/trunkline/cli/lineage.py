@@ -21,30 +21,7 @@ if TYPE_CHECKING:
     "lineage",
     cls=Command,
     short_help="From an answer or a version back to everything behind it.",
-    example="""
-    $ trunkline lineage --request 5b0f6f0c0a6b4dd0a1f5a37d2c9b8e41
-    medical/icd10-chapter@2
-    ├── request 5b0f6f0c0a6b4dd0a1f5a37d2c9b8e41
-    │   ├── at: 2026-11-21T22:10:03+00:00
-    │   ├── asked: medical/icd10-chapter
-    │   └── let live: champion: promoted from 1 to 2 by system:ada at 2026-11-21T22:05:31+00:00
-    ├── version
-    │   ├── digest: sha256:374e8fcf29327efbacd672f15de7f347042e651c4c5de9fe62ec7456dc2c21f5
-    │   └── files: 3, 19.6 MB
-    ├── base smollm2-135m
-    ├── run 2 of medical/icd10-chapter: finished
-    │   ├── settings: num_train_epochs=2, max_steps=150, …
-    │   └── plugin: trunkline-medical 0.1.0
-    ├── dataset medical/icd10-chapter
-    │   ├── rows: bc376fb50efd47c8682aaa02b230adb51c1ab57afd88f610b9daece8c53a28c8
-    │   └── split: f57aa57c0862e319dd4442cb23ec6d1abc06aab2393df41e773495193bdb336f
-    ├── evaluations
-    │   └── test, 2026-11-21T22:00:12+00:00
-    │       └── accuracy: 0.853 [0.811, 0.892]
-    ├── alias moves
-    └── deployments
-    …
-    """,
+    example='trunkline lineage --request "$REQUEST_ID"',
 )
 @click.argument("what", required=False, metavar="[REF|sha256:…|run/N]")
 @click.option(

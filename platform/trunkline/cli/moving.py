@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import bytes_text, json_option, print_fields, print_json
 from trunkline.cli.progress import working
@@ -20,16 +20,7 @@ from trunkline.errors import UsageError
 @click.command(
     "export",
     cls=Command,
-    example="""
-    $ trunkline adapters export retail/department@1 department.tar
-    retail/department@1
-    archive  department.tar
-    size     19.7 MB
-    files    README.md, adapter_config.json, adapter_model.safetensors, croissant.json,
-             provenance.json, trunkline.json
-    signed   no
-    digest   sha256:5f0c9a2b37d1e84406fb1c8a9e6d20735b94ce11a8f2d7063e95b4a87c2d1f60
-    """,
+    example=Example("trunkline adapters export retail/department@1 department.tar", "writes"),
 )
 @click.argument("ref")
 @click.argument("file", type=click.Path(path_type=Path))
@@ -67,12 +58,7 @@ def export(said: Globals, ref: str, file: Path, overwrite: bool, as_json: bool) 
 @click.command(
     "sign",
     cls=Command,
-    example="""
-    $ trunkline adapters sign retail/department@1 --key release.pem
-    retail/department@1
-    digest     sha256:5f0c9a2b37d1e84406fb1c8a9e6d20735b94ce11a8f2d7063e95b4a87c2d1f60
-    signed by  sha256:0b6a1f1c6d4f1f0c2cbb3f7a54b0a8a7e1cbb8a3b3a8b6ef0f8f3a6a7f0c4d21
-    """,
+    example=Example("trunkline adapters sign retail/department@1 --key release.pem", "writes"),
 )
 @click.argument("ref")
 @click.option(

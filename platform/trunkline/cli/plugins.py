@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.command import Group
+from trunkline.cli.command import Example, Group
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import (
     counted,
@@ -38,12 +38,7 @@ def plugins() -> None:
 
 @plugins.command(
     "list",
-    example="""
-    $ trunkline plugins list
-    plugin   distribution       version  status  contributes
-    finance  trunkline-finance  0.1.0    loaded  2 datasets, 2 recipes, 1 loss, 1 metric
-    retail   trunkline-retail   0.1.0    loaded  2 datasets, 2 recipes, 1 loss, 1 metric
-    """,
+    example="trunkline plugins list",
 )
 @json_option
 @with_globals
@@ -68,18 +63,7 @@ def list_(said: Globals, as_json: bool) -> None:
 
 @plugins.command(
     "show",
-    example="""
-    $ trunkline plugins show retail
-    plugin        retail
-    distribution  trunkline-retail 0.1.0
-    module        trunkline_retail
-    contract      1
-    status        loaded
-    datasets      retail/department, retail/unit-price
-    recipes       retail/department, retail/unit-price
-    losses        retail/huber
-    metrics       retail/within_25_percent
-    """,
+    example="trunkline plugins show retail",
 )
 @click.argument("name")
 @json_option
@@ -98,21 +82,7 @@ def show(said: Globals, name: str, as_json: bool) -> None:
 
 @plugins.command(
     "install",
-    example="""
-    $ trunkline plugins install ./toys
-    Processing ./toys
-    …
-    Successfully installed trunkline-toy-1.0
-    plugin        toy
-    distribution  trunkline-toy 1.0
-    module        trunkline_toy
-    contract      1
-    status        loaded
-    datasets      toy/animals, toy/prices, toy/plurals
-    recipes       toy/animals, toy/prices, toy/plurals
-    losses        toy/soft
-    metrics       toy/hit_rate
-    """,
+    example=Example("trunkline plugins install ./toys", "writes", "network"),
 )
 @click.argument("target")
 @click.option("--editable", "-e", is_flag=True, help="Link the folder instead of copying it.")
@@ -142,13 +112,7 @@ def install(target: str, editable: bool, upgrade: bool, as_json: bool) -> None:
 
 @plugins.command(
     "uninstall",
-    example="""
-    $ trunkline plugins uninstall toy --yes
-    Found existing installation: trunkline-toy 1.0
-    Uninstalling trunkline-toy-1.0:
-      Successfully uninstalled trunkline-toy-1.0
-    Removed trunkline-toy 1.0, the plugin 'toy'.
-    """,
+    example=Example("trunkline plugins uninstall toy --yes", "writes"),
 )
 @click.argument("name")
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
@@ -171,10 +135,7 @@ def uninstall(name: str, yes: bool) -> None:
 
 @plugins.command(
     "check",
-    example="""
-    $ trunkline plugins check retail
-    retail: no findings
-    """,
+    example="trunkline plugins check retail",
 )
 @click.argument("target", metavar="NAME_OR_PATH")
 @json_option

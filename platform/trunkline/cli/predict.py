@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from trunkline.cli.answering import Client, Voice, answering
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, url_option, with_globals
 from trunkline.cli.output import counted, figure, json_option, note, plain, print_json, print_table
 from trunkline.cli.progress import working
@@ -30,20 +30,14 @@ if TYPE_CHECKING:
     "predict",
     cls=Command,
     short_help="Labels or numbers for texts, or for a file of them.",
-    example="""
-    $ trunkline predict medical/icd10-chapter "Acute appendicitis"
-    medical/icd10-chapter@2 (champion)
-    Diseases of the digestive system           0.998
-    Certain infectious and parasitic diseases  0.001
-    Diseases of the circulatory system         <0.001
-
-    $ trunkline predict medical/icd10-chapter --file notes.csv --column note --out labels.jsonl
-    medical/icd10-chapter@2 (champion)
-    opening the base
-    answering 2 rows of notes.csv
-      2 of 2, 7.6 rows/s
-    2 answers in labels.jsonl
-    """,
+    example=(
+        'trunkline predict medical/icd10-chapter "Acute appendicitis"',
+        Example(
+            "trunkline predict medical/icd10-chapter --file notes.csv --column note "
+            "--out labels.jsonl",
+            "writes",
+        ),
+    ),
 )
 @click.argument("ref")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, note, plain, print_json
 
@@ -30,19 +30,10 @@ reason_option = click.option(
 @click.command(
     "promote",
     cls=Command,
-    example="""
-    $ trunkline adapters promote medical/icd10-chapter
-    yes  beats the baseline  (accuracy minus that of tfidf: +0.061 [+0.012, +0.103])
-    medical/icd10-chapter  champion: none → 2
-    Head of the events: 41:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
-
-    $ trunkline adapters promote finance/naics-sector@1
-    NO   beats the baseline  (accuracy minus that of tfidf: +0.095 [+0.000, +0.188])
-    Error: The gate refuses finance/naics-sector@1: beats the baseline: no (accuracy minus that of
-    tfidf: +0.095 [+0.000, +0.188]).
-    Hint: Train a better one, or `trunkline adapters promote finance/naics-sector@1 --force --reason
-    "…"`.
-    """,
+    example=(
+        Example("trunkline adapters promote medical/icd10-chapter", "writes"),
+        Example("trunkline adapters promote finance/naics-sector@1", "fails"),
+    ),
 )
 @click.argument("ref")
 @click.option("--alias", default="champion", show_default=True, help="The alias to move.")
@@ -83,11 +74,10 @@ def promote(
 @click.command(
     "rollback",
     cls=Command,
-    example="""
-    $ trunkline adapters rollback medical/icd10-chapter --reason "wrong codes since noon"
-    medical/icd10-chapter  champion: 3 → 2
-    Head of the events: 44:d2a84f4b8b650937ec8f73cd8be2c74add5a911ba64df27458ed8229da804a26
-    """,
+    example=Example(
+        'trunkline adapters rollback medical/icd10-chapter --reason "wrong codes since noon"',
+        "writes",
+    ),
 )
 @click.argument("name")
 @click.option("--alias", default="champion", show_default=True, help="The alias to move.")
@@ -115,11 +105,7 @@ def rollback(
 @click.command(
     "unalias",
     cls=Command,
-    example="""
-    $ trunkline adapters unalias medical/icd10-chapter canary
-    medical/icd10-chapter  canary: 3 → none
-    Head of the events: 45:aa5f3b1c0f6d3d4c8f1d1c4f4a0f6b6c5de6f2b7f7b9a1f0c3a5d8e2b4c6d8e0
-    """,
+    example=Example("trunkline adapters unalias medical/icd10-chapter canary", "writes"),
 )
 @click.argument("name")
 @click.argument("alias")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.output import (
     bytes_text,
     counted,
@@ -22,17 +22,7 @@ from trunkline.cli.output import (
     "ps",
     cls=Command,
     short_help="What a running server holds and does.",
-    example="""
-    $ trunkline ps
-    server    http://127.0.0.1:8000
-    requests  3 of 16 rows running, 0 waiting
-    kv cache  1,204 of 23,301 tokens in use, 640 kept for prompts to come
-    adapters  2, 39.2 MB of 4.3 GB
-
-    adapter                  tier    size     rank  pinned  running  requests  idle
-    medical/icd10-chapter@2  device  19.6 MB    16  yes           2       240  0.2 s
-    finance/naics-sector@1   host    19.6 MB    16  no            0        12  3 min 20 s
-    """,
+    example=Example("trunkline ps", "server"),
 )
 @click.option(
     "--url",

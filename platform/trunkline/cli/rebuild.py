@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import counted, json_option, note, plain, print_fields, print_json
 from trunkline.cli.progress import working
@@ -22,18 +22,7 @@ if TYPE_CHECKING:
 @click.command(
     "rebuild",
     cls=Command,
-    example="""
-    $ trunkline db rebuild
-    reading artifacts
-      4 of 4
-    Lost for good: aliases and their history, events, tags and notes, API keys, the request log,
-    …
-    bases     1
-    datasets  4
-    runs      4
-    versions  4
-    cards     0 written anew
-    """,
+    example=Example("trunkline db rebuild", "writes"),
 )
 @json_option
 @with_globals

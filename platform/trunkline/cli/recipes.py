@@ -30,15 +30,7 @@ def recipes() -> None:
 
 @recipes.command(
     "list",
-    example="""
-    $ trunkline recipes list
-    recipe                 task            decided by   description
-    finance/naics-sector   classification  accuracy     sector of a business by what
-                                                        it says it does
-    medical/icd10-chapter  classification  accuracy     chapter of ICD-10-CM that a
-                                                        diagnosis belongs to
-    …
-    """,
+    example="trunkline recipes list",
 )
 @json_option
 @with_globals
@@ -61,23 +53,7 @@ def list_(said: Globals, as_json: bool) -> None:
 
 @recipes.command(
     "show",
-    example="""
-    $ trunkline recipes show medical/icd10-chapter
-    recipe       medical/icd10-chapter
-    description  chapter of ICD-10-CM that a diagnosis belongs to
-    task         classification
-    dataset      medical/icd10-chapter
-    template     'Diagnosis: {text}'; text: strip, squeeze
-    loss         medical/hierarchical
-    metrics      accuracy, macro_f1, medical/hierarchy_distance
-    gate         accuracy: beats the best baseline
-
-    Settings (* differs from the platform's default)
-    setting          value          meaning
-    num_train_epochs  2           *  passes over the training rows
-    max_steps        0              stop after so many optimizer steps; 0: by epochs
-    …
-    """,
+    example="trunkline recipes show medical/icd10-chapter",
 )
 @click.argument("name")
 @json_option

@@ -17,13 +17,7 @@ def requests() -> None:
 
 @requests.command(
     "list",
-    example="""
-    $ trunkline requests list --limit 2
-    id                                at                adapter              status  tokens  took
-    5b0f6f0c0a6b4dd0a1f5a37d2c9b8e41  2026-11-21 22:10  retail/department@1     200  14+0    82 ms
-    c2d7be1b5e9c4a1c8f6de03b7a4410f9  2026-11-21 22:09  (retail/departmnt)      404  0+0     1 ms
-    There are more: --before c2d7be1b5e9c4a1c8f6de03b7a4410f9, or a higher --limit.
-    """,
+    example="trunkline requests list --limit 2",
 )
 @click.option("--adapter", metavar="NAME", help="Only what one adapter, or base, answered.")
 @click.option("--key", metavar="ID", help="Only what came with one key.")

@@ -45,12 +45,7 @@ def runs() -> None:
 
 @runs.command(
     "list",
-    example="""
-    $ trunkline runs list
-    run  recipe                 status    started           took       made
-      2  finance/naics-sector   finished  2026-11-21 22:10  2 min 9 s  finance/naics-sector@2
-      1  medical/icd10-chapter  finished  2026-11-21 22:00  41 s       medical/icd10-chapter@1
-    """,
+    example="trunkline runs list",
 )
 @click.option("--recipe", metavar="NAME", help="Only those of one recipe.")
 @click.option(
@@ -91,28 +86,7 @@ def list_(said: Globals, recipe: str | None, before: int | None, limit: int, as_
 
 @runs.command(
     "show",
-    example="""
-    $ trunkline runs show 2
-    run       2
-    recipe    finance/naics-sector
-    status    finished
-    started   2026-11-21 22:10
-    took      2 min 9 s
-    made      finance/naics-sector@2
-    plugin    trunkline-finance 0.1.0
-    base      smollm2-135m (81e285c179b0)
-    dataset   finance/naics-sector (rows bc376fb50efd, split f57aa57c0862)
-    seed      0
-    settings  num_train_epochs=4, max_steps=80
-    …
-    Figures
-    step  grad_norm  learning_rate   loss  validation.accuracy
-       5     25.319        4.0e-04  4.842
-      10     21.862        4.7e-04  3.708
-    …
-      80      3.062        6.7e-06  0.424                0.822
-    …
-    """,
+    example="trunkline runs show 2",
 )
 @click.argument("number", type=run_number)
 @json_option

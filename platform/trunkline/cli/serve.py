@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import note
 from trunkline.errors import NotFoundError, UsageError
+from trunkline.threads import contention_warning
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -22,14 +23,7 @@ _COUNT = click.IntRange(min=1)
     "serve",
     cls=Command,
     short_help="Answer over HTTP, as OpenAI's clients ask.",
-    example="""
-    $ trunkline serve --preload medical/icd10-chapter
-    No key is in force, so only this machine is answered: `trunkline keys create OWNER` makes one.
-    loading medical/icd10-chapter@2
-    Listening on http://127.0.0.1:8000; Ctrl-C ends it. Ask it with:
-      curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-        -d '{"model": "base", "temperature": 0, "messages": [{"role": "user", "content": "Hello"}]}'
-    """,
+    example=Example("trunkline serve --preload medical/icd10-chapter", "serves"),
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -108,6 +102,8 @@ def serve(
                 "No key is in force, so only this machine is answered: "
                 "`trunkline keys create OWNER` makes one."
             )
+        if (warning := contention_warning()) is not None:
+            note(warning)
         _preload(platform, preload)
     from trunkline.serving.run import serve as serve_until_told
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, note, print_fields, print_json
 from trunkline.errors import UsageError
@@ -24,12 +24,7 @@ SUBJECTS = """SUBJECT is domain/name, domain/name@3, run/3, dataset/<id>, base/<
 
     {SUBJECTS}
     """,
-    example="""
-    $ trunkline tag medical/icd10-chapter@2 reviewed=yes ticket=AUD-114
-    medical/icd10-chapter@2 has the tags:
-    reviewed  yes
-    ticket    AUD-114
-    """,
+    example=Example("trunkline tag medical/icd10-chapter@2 reviewed=yes ticket=AUD-114", "writes"),
 )
 @click.argument("subject")
 @click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
@@ -65,10 +60,9 @@ def tag(
 
     {SUBJECTS}
     """,
-    example="""
-    $ trunkline note medical/icd10-chapter@2 "Seen by the board on 21 November."
-    medical/icd10-chapter@2: noted
-    """,
+    example=Example(
+        'trunkline note medical/icd10-chapter@2 "Seen by the board on 21 November."', "writes"
+    ),
 )
 @click.argument("subject")
 @click.argument("text", required=False)

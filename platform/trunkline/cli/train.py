@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, run_number, with_globals
 from trunkline.cli.output import (
     bytes_text,
@@ -24,6 +24,7 @@ from trunkline.cli.output import (
 from trunkline.cli.progress import stop_on_interrupt, working
 from trunkline.cli.report_view import print_evaluation_report
 from trunkline.errors import UsageError
+from trunkline.threads import contention_warning
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -42,35 +43,7 @@ set_option = click.option(
     "train",
     cls=Command,
     short_help="Train a recipe, evaluate it, publish it as a version.",
-    example="""
-    $ trunkline train finance/naics-sector --set max_steps=80
-    opening the base
-    reading data
-    …
-      80 of 80, loss 0.525, accuracy 0.805, 1.3 s/step
-    …
-    rows         1,344 read, 1,344 kept; dropped 0; duplicated 0; conflicting 0
-    near-copies  0 test rows have one in train
-    parts        train 902, validation 169, test 273 (groups: train 216, validation 31, test 61)
-    tokens       11,223 trained on; longest example 25; 0 truncated
-    steps        80 of 80; best at 80: accuracy 0.822 on validation
-    proof        loaded back, 16 rows: 0.00% from the trained model, 94.06% from the base
-    took         2 min 9 s, training 1 min 52 s
-
-    Evaluated on 273 held-out rows in 61 groups (95 % intervals, groups resampled)
-                    accuracy              macro_f1              finance/expected_cost
-    this adapter    0.703 [0.591, 0.811]  0.471 [0.347, 0.540]  0.319 [0.198, 0.451]
-    baseline majority  0.355 [0.195, 0.512]  0.031 [0.021, 0.051]  0.668 [0.497, 0.844]
-    baseline tfidf     0.692 [0.572, 0.808]  0.438 [0.321, 0.513]  0.299 [0.189, 0.414]
-    baseline majority: always 'Manufacturing'
-    baseline tfidf: characters 2-5, C=100
-    It ties with the baseline tfidf: accuracy 0.703 against 0.692,
-    difference +0.011 [-0.074, +0.091].
-
-    Run 2 published finance/naics-sector@2 (sha256:374e8fcf2932)
-    Ask it:     trunkline predict finance/naics-sector@2 "a text"
-    Go live:    trunkline adapters promote finance/naics-sector@2
-    """,
+    example=Example("trunkline train finance/naics-sector --set max_steps=80", "writes"),
 )
 @click.argument("recipe")
 @set_option
@@ -101,6 +74,8 @@ def train(
             raise UsageError("A dry run resumes nothing.", "Leave --dry-run or --resume away.")
         _dry_run(platform, recipe, settings, as_json)
         return
+    if (warning := contention_warning()) is not None:
+        note(warning)
     with working() as listener, stop_on_interrupt(listener) as asked:
         listener.stage("opening the base")
         run = platform.train(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.command import Command
+from trunkline.cli.command import Command, Example
 from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import bytes_text, counted, json_option, note, print_json, print_table
 from trunkline.errors import UsageError
@@ -28,15 +28,7 @@ if TYPE_CHECKING:
 @click.command(
     "verify",
     cls=Command,
-    example="""
-    $ trunkline adapters verify --all
-    sound    medical/icd10-chapter@1
-             README.md was changed since it was published
-    DAMAGED  finance/naics-sector@2
-             /home/ada/work/adapters/finance/naics-sector/2/adapter_model.safetensors was changed
-             after it was published.
-    1 of 2 versions is damaged.
-    """,
+    example="trunkline adapters verify --all",
 )
 @click.argument("ref", required=False)
 @click.option("--all", "everything", is_flag=True, help="Every version of the store.")
@@ -125,15 +117,13 @@ def _tell(verdict: Verdict) -> None:
 @click.command(
     "rm",
     cls=Command,
-    example="""
-    $ trunkline adapters rm finance/naics-sector@1 --reason "trained on the wrong year"
-    finance/naics-sector@1 is removed. Its lineage stays; its number is not given again.
-
-    $ trunkline adapters rm medical/icd10-chapter@2 --reason "old"
-    Error: 'medical/icd10-chapter@2' can't be removed: the alias 'champion' points at it.
-    Hint: Move it with `trunkline adapters promote` or `trunkline adapters rollback`, or drop it
-    with `trunkline adapters unalias medical/icd10-chapter champion`.
-    """,
+    example=(
+        Example(
+            'trunkline adapters rm finance/naics-sector@1 --reason "trained on the wrong year"',
+            "writes",
+        ),
+        Example('trunkline adapters rm medical/icd10-chapter@2 --reason "old"', "fails"),
+    ),
 )
 @click.argument("ref")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; it is kept for good.")
@@ -159,15 +149,7 @@ def rm(said: Globals, ref: str, reason: str, as_json: bool) -> None:
 @click.command(
     "gc",
     cls=Command,
-    example="""
-    $ trunkline gc --dry-run
-    would take   name                         size  why
-    reservation  retail/department@3       0 bytes  its publication ended half-way
-    folder       retail/department/3       19.6 MB  the publication of retail/department@3 ended
-                                                    half-way
-    run          12                         1.2 GB  its run left no checkpoint
-    3 things, 1.2 GB. Nothing was changed.
-    """,
+    example="trunkline gc --dry-run",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be taken.")
 @click.option(

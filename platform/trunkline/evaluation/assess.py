@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.contracts import Row, Target
-from trunkline.inference.engine import Engine, Work
-from trunkline.inference.request import Request
+from trunkline.inference.engine import Engine
+from trunkline.inference.request import Request, ResolvedRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def predict_rows(
     on_done: Callable[[int], None] | None = None,
 ) -> Predicted:
     """Ask the adapter for every row's text."""
-    works = [Work(Request(name, row.text), artifact, name) for row in rows]
+    works = [ResolvedRequest(Request(name, row.text), artifact, name) for row in rows]
     answers = engine.run(works, on_done=on_done)
     return Predicted(
         [answer.output for answer in answers], [answer.confidence for answer in answers]

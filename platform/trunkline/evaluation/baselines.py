@@ -17,7 +17,7 @@ from trunkline.contracts import RecipeSpec, Row, Target
 from trunkline.data.encode import encode_chat, encode_prompt
 from trunkline.data.split import Split
 from trunkline.errors import NotFoundError
-from trunkline.inference.forward import continue_all
+from trunkline.inference.forward import generate_texts
 
 OWN: dict[str, tuple[str, ...]] = {
     "classification": ("majority", "tfidf"),
@@ -208,7 +208,7 @@ def prompted(recipe: RecipeSpec, split: Split, base: Any, shots: int) -> Baselin
             del talk[:2]
             prompt = encode_chat([*system, *talk], tokenizer)
         prompts.append(prompt)
-    texts = continue_all(base.model, tokenizer, prompts, recipe.max_new_tokens)
+    texts = generate_texts(base.model, tokenizer, prompts, recipe.max_new_tokens)
     firsts: list[Target] = [text.splitlines()[0].strip() if text else "" for text in texts]
     name = "few-shot" if shots else "base"
     return Baseline(name, firsts, f"{shots} examples in the prompt")

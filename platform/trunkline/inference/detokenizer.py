@@ -20,7 +20,7 @@ window that begins inside one is back in step before its unsaid end begins."""
 _LONGEST = 16
 """Tokens at which the window is cut."""
 
-PART = "\ufffd"
+REPLACEMENT_CHARACTER = "\ufffd"
 """What a part of a character is decoded as."""
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -105,7 +105,7 @@ class IncrementalDetokenizer:
     def _read(self, *, last: bool) -> str:
         """What the window says and was not said yet; a character may still be on its way."""
         text = self._decode(self._window)
-        begun = text.endswith(PART) and not last
+        begun = text.endswith(REPLACEMENT_CHARACTER) and not last
         certain = max(self._said, len(text) - begun)
         fresh, self._said = text[self._said : certain], certain
         if len(self._window) >= _LONGEST:

@@ -1,4 +1,4 @@
-"""Work on one base: requests for any adapters come and go at every step.
+"""ResolvedRequest on one base: requests for any adapters come and go at every step.
 
 Owns: the thread that steps, admission, and how requests end. Must not know: refs or the registry;
 whoever submits has resolved each request to an artifact.
@@ -33,17 +33,20 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
 )
-from trunkline.inference.handle import End, GenerationHandle, Served, Work
 from trunkline.inference.kv_cache import BLOCK, Blocks, bytes_per_token
-from trunkline.inference.reload_queue import ReloadQueue
-from trunkline.inference.request import Answer, TokenScore
-from trunkline.inference.request_state import RequestState
-from trunkline.inference.scheduler import WaitQueue
+from trunkline.inference.prompts import RequestValidator, locate_error
+from trunkline.inference.request import Answer, ResolvedRequest, TokenScore
+from trunkline.inference.request_state import (
+    End,
+    GenerationHandle,
+    RequestState,
+    RequestStats,
+    Sequence,
+)
+from trunkline.inference.scheduler import ReloadQueue, WaitQueue
 from trunkline.inference.self_check import check_serves
-from trunkline.inference.sequence import Sequence
 from trunkline.inference.settings import MIB, EngineSettings
 from trunkline.inference.step import Part, Stepper, plan
-from trunkline.inference.validation import RequestValidator, of_text
 from trunkline.lora.pool import AdapterPool
 from trunkline.lora.routing import Routing
 from trunkline.tasks import GenerationTask
@@ -51,7 +54,7 @@ from trunkline.tasks import GenerationTask
 if TYPE_CHECKING:
     from trunkline.bases import Base
 
-__all__ = ["Engine", "EngineState", "Work"]
+__all__ = ["Engine", "EngineState", "ResolvedRequest"]
 
 PATIENCE = 50
 """Rounds of admission in which a request whose adapter finds no place lets others go before."""
@@ -77,7 +80,7 @@ class Engine:
     def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
         self.base = base
         self.settings = settings or EngineSettings()
-        self.observers: list[Callable[[Served], None]] = []
+        self.observers: list[Callable[[RequestStats], None]] = []
         per_token = bytes_per_token(base.model)
         tokens = self.settings.kv_tokens or self.settings.kv_mib * MIB // per_token
         tokens = min(tokens, (base.info.context + BLOCK) * self.settings.rows)
@@ -116,13 +119,13 @@ class Engine:
         )
         stepper = Stepper(base.model, pool, self._blocks.total * BLOCK)
         exact = str(base.dtype) == "torch.float32" and base.quantized is None
-        with pool.routed(Routing()):
+        with pool.route(Routing()):
             check_serves(base.model, stepper.kv_cache.layers, exact=exact)
         return pool, stepper
 
     # -------------------------------------------------------------------------------- asking
 
-    def submit(self, work: Work) -> GenerationHandle:
+    def submit(self, work: ResolvedRequest) -> GenerationHandle:
         """Take a request on; returns as soon as it waits its turn.
 
         An adapter that is not in memory is read from disk by the calling thread.
@@ -140,7 +143,7 @@ class Engine:
         return self._enqueue([self._intake.take(work, self._cancel)], limited=True)[0]
 
     def run(
-        self, works: Listed[Work], *, on_done: Callable[[int], None] | None = None
+        self, works: Listed[ResolvedRequest], *, on_done: Callable[[int], None] | None = None
     ) -> list[Answer]:
         """Answer every item, in order; nothing is computed unless all of them can be.
 
@@ -157,7 +160,7 @@ class Engine:
             try:
                 asked.append(self._intake.take(work, self._cancel))
             except DataError as error:
-                raise of_text(error, place, len(works)) from None
+                raise locate_error(error, place, len(works)) from None
         handles = self._enqueue(asked)
         try:
             answers = []

@@ -95,7 +95,7 @@ def until_end(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
-def continue_all(
+def generate_texts(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trunkline.adapters.artifact import Artifact
 from trunkline.errors import UsageError
 from trunkline.refs import BASE
 
-MOST_CHOICES = 16
-MOST_LOGPROBS = 20
-MOST_STOPS = 4
-LONGEST_STOP = 256
+MAX_CHOICES = 16
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 4
+MAX_STOP_LENGTH = 256
 _MOST = 2**63 - 1
 
 
@@ -70,19 +71,17 @@ class Request:
         _check_number("top_p", self.top_p, float, 1e-9, 1, "Above 0, at most 1.")
         _check_number("seed", self.seed, int, 0, _MOST, "A whole number, 0 or more.")
         _check_number("top_k", self.top_k, int, 0, _MOST, "A whole number; 0 means all.")
-        _check_number("n", self.n, int, 1, MOST_CHOICES, f"1 to {MOST_CHOICES}.")
+        _check_number("n", self.n, int, 1, MAX_CHOICES, f"1 to {MAX_CHOICES}.")
         if self.logprobs is not None:
-            _check_number(
-                "logprobs", self.logprobs, int, 0, MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}."
-            )
+            _check_number("logprobs", self.logprobs, int, 0, MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}.")
         if self.deadline is not None:
             _check_number("deadline", self.deadline, float, 0, 1e9, "Seconds, 0 or more.")
-        if len(self.stop) > MOST_STOPS or not all(
-            isinstance(one, str) and 0 < len(one) <= LONGEST_STOP for one in self.stop
+        if len(self.stop) > MAX_STOP_STRINGS or not all(
+            isinstance(one, str) and 0 < len(one) <= MAX_STOP_LENGTH for one in self.stop
         ):
             raise UsageError(
                 f"stop can't be {str(self.stop)[:80]}.",
-                f"At most {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters.",
+                f"At most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_LENGTH} characters.",
             )
         if self.raw and (self.messages or self.adapter not in (None, BASE)):
             raise UsageError(
@@ -118,7 +117,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StreamChunk:
     """What a stream gives next for one choice; the last one has its ``finish``."""
 
     index: int
@@ -179,6 +178,15 @@ class Answer:
         if len(self.choices) > 1:
             told["choices"] = [asdict(choice) for choice in self.choices]
         return told
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRequest:
+    """A request with the version that answers it; ``artifact`` None is the bare base."""
+
+    request: Request
+    artifact: Artifact | None = None
+    name: str = "base"
 
 
 def _check_number(name: str, value: Any, kind: type, least: float, most: float, hint: str) -> None:

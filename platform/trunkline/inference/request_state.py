@@ -5,18 +5,192 @@ Owns: the answer and the account made of them. Must not know: threads, batches, 
 
 from __future__ import annotations
 
+import asyncio
+import queue
+import threading
 import time
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from trunkline.inference.handle import GenerationHandle, Served
-from trunkline.inference.request import Answer, Choice
+import numpy as np
+
+from trunkline.errors import TrunklineError
+from trunkline.inference.detokenizer import REPLACEMENT_CHARACTER, IncrementalDetokenizer
+from trunkline.inference.kv_cache import BLOCK, Lease
+from trunkline.inference.request import Answer, Choice, ResolvedRequest, StreamChunk, TokenScore
+from trunkline.inference.sampling import SamplingParams
+from trunkline.lora.pool import Resident
 from trunkline.tasks import AnyTask, GenerationTask
 
 if TYPE_CHECKING:
     import torch
 
-    from trunkline.inference.sequence import Sequence
+
+@dataclass(frozen=True, slots=True)
+class RequestStats:
+    """The account of one request, once it has ended; durations are in seconds.
+
+    ``outcome`` is ``done``, ``cancelled``, ``deadline`` or ``failed``; ``first_token_seconds``
+    counts from submission, and is None where no token was made.
+    """
+
+    name: str
+    digest: str
+    task: str
+    outcome: str
+    queue_seconds: float
+    first_token_seconds: float | None
+    seconds: float
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+
+
+End = Answer | TrunklineError
+"""How a request ends."""
+
+
+class GenerationHandle:
+    """One submitted request. Made by the engine; every method is safe from any thread."""
+
+    def __init__(
+        self,
+        work: ResolvedRequest,
+        digest: str,
+        prompt_tokens: int,
+        cancel: Callable[[GenerationHandle], None],
+    ) -> None:
+        self.work = work
+        self.name = work.name
+        self.digest = digest
+        self.prompt_tokens = prompt_tokens
+        self.stats: RequestStats | None = None
+        self._cancel = cancel
+        self._lock = threading.Lock()
+        self._pieces: deque[StreamChunk] = deque()
+        self._end: End | None = None
+        self._done = threading.Event()
+        self._listeners: list[Callable[[StreamChunk | End], None]] = []
+
+    # ------------------------------------------------------------------------ the owner's side
+
+    def answer(self, timeout: float | None = None) -> Answer:
+        """Wait for the whole answer.
+
+        Raises:
+            TimeoutError: it was not there in ``timeout`` seconds; the request goes on.
+            TrunklineError: what the request ended with.
+        """
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"No answer in {timeout} seconds.")
+        return _told(self._end)
+
+    async def answer_async(self) -> Answer:
+        """Await the whole answer; raises what the request ended with."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def finish() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        def listen(told: StreamChunk | End) -> None:
+            if not isinstance(told, StreamChunk):
+                _in_loop(loop, finish)
+
+        self._listen(listen)
+        try:
+            await ended
+        finally:
+            self._unlisten(listen)
+        return _told(self._end)
+
+    def chunks(self) -> Iterator[StreamChunk]:
+        """The stream, blocking; raises what the request ended with."""
+        told: queue.SimpleQueue[StreamChunk | End] = queue.SimpleQueue()
+        self._listen(told.put)
+        try:
+            while isinstance(one := told.get(), StreamChunk):
+                yield one
+            _told(one)
+        finally:
+            self._unlisten(told.put)
+
+    async def stream(self) -> AsyncIterator[StreamChunk]:
+        """The stream, for an event loop; raises what the request ended with."""
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[StreamChunk | End] = asyncio.Queue()
+
+        def listen(one: StreamChunk | End) -> None:
+            _in_loop(loop, told.put_nowait, one)
+
+        self._listen(listen)
+        try:
+            while isinstance(one := await told.get(), StreamChunk):
+                yield one
+            _told(one)
+        finally:
+            self._unlisten(listen)
+
+    def cancel(self) -> None:
+        """Give the request up; its place is free at the next step."""
+        self._cancel(self)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is an answer or an error."""
+        return self._done.is_set()
+
+    # ----------------------------------------------------------------------- the engine's side
+
+    def tell(self, piece: StreamChunk) -> None:
+        """Pass a piece on."""
+        with self._lock:
+            self._pieces.append(piece)
+            for listener in self._listeners:
+                listener(piece)
+
+    def end(self, how: End, served: RequestStats) -> None:
+        """Pass the end on; later ends are ignored."""
+        with self._lock:
+            if self._end is not None:
+                return
+            self._end, self.stats = how, served
+            self._done.set()
+            for listener in self._listeners:
+                listener(how)
+
+    def _listen(self, listener: Callable[[StreamChunk | End], None]) -> None:
+        """Hear everything from the beginning, whenever one comes."""
+        with self._lock:
+            for piece in self._pieces:
+                listener(piece)
+            if self._end is not None:
+                listener(self._end)
+            self._listeners.append(listener)
+
+    def _unlisten(self, listener: Callable[[StreamChunk | End], None]) -> None:
+        with self._lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+
+def _told(end: End | None) -> Answer:
+    if isinstance(end, Answer):
+        return end
+    assert end is not None
+    raise end
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
+    """Call in the loop's thread; a loop that was closed has nobody waiting any more."""
+    try:
+        loop.call_soon_threadsafe(call, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
 
 
 @dataclass(slots=True, eq=False)
@@ -85,10 +259,10 @@ class RequestState:
             unit=getattr(task, "unit", None),
         )
 
-    def served(self, outcome: str) -> Served:
+    def served(self, outcome: str) -> RequestStats:
         """Its account, as of now."""
         now, first = time.monotonic(), self.first_token
-        return Served(
+        return RequestStats(
             name=self.handle.name,
             digest=self.handle.digest,
             task=self.task.kind,
@@ -99,4 +273,102 @@ class RequestState:
             prompt_tokens=len(self.prompt),
             cached_tokens=self.cached,
             new_tokens=self.new_tokens,
+        )
+
+
+class Sequence:
+    """One of the answers to a prompt.
+
+    Attributes:
+        tokens: of the prompt, then the new ones.
+        computed: so many of them have their keys and values in the pool.
+        places: in the pool, of every token that this sequence may have, ``[room]``.
+    """
+
+    def __init__(
+        self, asked: RequestState, index: int, tokenizer: Any, ends: frozenset[int]
+    ) -> None:
+        request = asked.handle.work.request
+        self.asked = asked
+        self.index = index
+        self.tokens = list(asked.prompt)
+        self.computed = 0
+        self.lease: Lease | None = None
+        self.resident: Resident | None = None
+        self.places = np.empty(0, dtype=np.int64)
+        self.choosing = SamplingParams(
+            request.temperature, request.top_p, request.top_k, request.seed + index,
+            request.logprobs,
+        )  # fmt: skip
+        self.finish: str | None = None
+        self.scores: list[TokenScore] = []
+        self._told = 0
+        self._ends = ends
+        self._tokenizer = tokenizer
+        self._wording = (
+            IncrementalDetokenizer(tokenizer, request.stop, ends) if self.generates else None
+        )
+
+    @property
+    def generates(self) -> bool:
+        """Whether new tokens are wanted, not a head's output."""
+        return isinstance(self.asked.task, GenerationTask)
+
+    @property
+    def room(self) -> int:
+        """Tokens that it may have in the pool; the last new one is never computed."""
+        return len(self.asked.prompt) + max(0, self.asked.limit - 1)
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose keys and values are not in the pool yet."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens drawn so far."""
+        return len(self.tokens) - len(self.asked.prompt)
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """Of the adapter; none for the base."""
+        return self.resident.pages if self.resident is not None else ()
+
+    def seat(self, lease: Lease, resident: Resident | None) -> None:
+        """Begin: blocks and adapter are there."""
+        blocks = np.asarray(lease.blocks, dtype=np.int64)
+        self.places = (blocks[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
+        self.lease, self.resident = lease, resident
+        self.computed = lease.cached
+
+    def add(self, token: int, score: TokenScore | None) -> StreamChunk | None:
+        """Take a drawn token; what can be told of the text by now."""
+        assert self._wording is not None
+        self.tokens.append(token)
+        before = 0 if score is None else self._wording.characters
+        text = self._wording.add(token)
+        if score is not None:
+            whole = REPLACEMENT_CHARACTER not in score.token
+            begins = self._wording.characters - len(score.token) if whole else 0
+            self.scores.append(replace(score, offset=max(before, begins)))
+        if token in self._ends:
+            text += self._wording.finish()
+            self.finish = "stop"
+        elif self._wording.stopped:
+            self.finish = "stop"
+        elif self.new_tokens >= self.asked.limit:
+            text += self._wording.finish()
+            self.finish = "stop" if self._wording.stopped else "length"
+        if not text and self.finish is None:
+            return None
+        scores = tuple(self.scores[self._told :])
+        self._told = len(self.scores)
+        return StreamChunk(self.index, text, scores, self.finish)
+
+    def choice(self) -> Choice:
+        """What it has come to."""
+        assert self._wording is not None
+        assert self.finish is not None
+        return Choice(
+            self.index, self._wording.text, self.finish, self.new_tokens, tuple(self.scores)
         )

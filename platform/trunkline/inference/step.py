@@ -15,8 +15,8 @@ import numpy as np
 
 from trunkline.inference.attention import Chunk, Layout, attending
 from trunkline.inference.kv_cache import KVCache
+from trunkline.inference.request_state import Sequence
 from trunkline.inference.sampling import BrokenLogits, SampledTokens, choose
-from trunkline.inference.sequence import Sequence
 from trunkline.lora.pool import AdapterPool
 from trunkline.lora.routing import Pages, Routing, Span
 
@@ -87,7 +87,7 @@ class Stepper:
         with torch.inference_mode():
             ids, positions, places = self._flat(ordered)
             layout = self._layout(rows, chunks, places)
-            with self.pool.routed(self._route(rows, chunks)), attending(self.model, layout):
+            with self.pool.route(self._route(rows, chunks)), attending(self.model, layout):
                 hidden = self._backbone(
                     input_ids=ids[None], position_ids=positions[None], use_cache=False
                 ).last_hidden_state[0]

@@ -271,22 +271,22 @@ class AdapterPool:
             resident.used = time.monotonic()
             self._leave(resident)
 
-    def routed(self, routing: Routing) -> AbstractContextManager[None]:
+    def route(self, routing: Routing) -> AbstractContextManager[None]:
         """Send what the base computes through pages; see :meth:`LoraSlots.routed`."""
-        return self._lora_slots.routed(routing)
+        return self._lora_slots.route(routing)
 
     @contextmanager
-    def using(self, digest: str | None) -> Iterator[Resident | None]:
+    def activate(self, digest: str | None) -> Iterator[Resident | None]:
         """Run the base with one resident for every token, or bare (None), until the block ends."""
         if digest is None:
-            with self.routed(Routing()):
+            with self.route(Routing()):
                 yield None
             return
         resident = self.acquire(digest)
         if resident is None:
             raise RefusedError(f"{digest} is not in memory.", "Load it first.")
         try:
-            with self.routed(Routing(spans=[Span(0, None, resident.pages)])):
+            with self.route(Routing(spans=[Span(0, None, resident.pages)])):
                 yield resident
         finally:
             self.release(resident)

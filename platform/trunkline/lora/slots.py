@@ -57,7 +57,7 @@ class LoraSlots:
         self._indices: dict[tuple[int, int], torch.Tensor] = {}
 
     @contextmanager
-    def routed(self, routing: Routing) -> Iterator[None]:
+    def route(self, routing: Routing) -> Iterator[None]:
         """Send what the trunk computes through pages, until the block ends.
 
         One thread at a time; another waits. Blocks don't nest.

@@ -27,9 +27,9 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
 )
-from trunkline.inference.handle import GenerationHandle
-from trunkline.inference.request import Answer, Piece, Request
-from trunkline.inference.validation import of_text
+from trunkline.inference.prompts import locate_error
+from trunkline.inference.request import Answer, Request, StreamChunk
+from trunkline.inference.request_state import GenerationHandle
 from trunkline.registry.records import KeyRecord, RequestLine
 from trunkline.serving.errors import ApiError, too_late
 from trunkline.serving.models import Model, find_model
@@ -136,7 +136,7 @@ class Call:
         await self.service.load(self._submit, asked, self._started + seconds)
 
     def _submit(self, requests: list[Request], until: float) -> None:
-        work = self.service.platform.work(requests[0])
+        work = self.service.platform.resolve_request(requests[0])
         engine = self.service.engine
         try:
             for place, request in enumerate(requests):
@@ -144,7 +144,7 @@ class Call:
                 try:
                     self._tickets.append(engine.submit(replace(work, request=request)))
                 except DataError as error:
-                    raise of_text(error, place, len(requests)) from None
+                    raise locate_error(error, place, len(requests)) from None
                 if self._given_up:
                     break
         except BaseException:
@@ -188,7 +188,7 @@ class Call:
                 one.cancel()
                 one.add_done_callback(_heard)
 
-    def pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
+    def pieces(self) -> AsyncGenerator[tuple[int, StreamChunk]]:
         """The streams of all requests as they come, each piece with its request's place."""
         return merged([handle.stream() for handle in self._tickets])
 
@@ -263,7 +263,7 @@ class Call:
 
     def line(self, status: int, text: str | None, output: str | None) -> RequestLine:
         """What the log says of this request."""
-        served = [handle.served for handle in self._tickets if handle.served is not None]
+        served = [handle.stats for handle in self._tickets if handle.stats is not None]
         return RequestLine(
             id=self.id,
             at=self.at,

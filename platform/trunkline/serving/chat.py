@@ -14,8 +14,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from trunkline.inference import request as inference
-from trunkline.inference.detokenizer import PART
-from trunkline.inference.request import Answer, Choice, Piece, TokenScore
+from trunkline.inference.detokenizer import REPLACEMENT_CHARACTER
+from trunkline.inference.request import Answer, Choice, StreamChunk, TokenScore
 from trunkline.serving.call import Call
 from trunkline.serving.models import Model
 from trunkline.serving.parts import finite, usage
@@ -61,7 +61,7 @@ def _stream(call: Call, model: Model, body: ChatBody, n: int) -> EventStream:
         choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish}
         return {**head, "choices": [choice]}
 
-    def chunks(_place: int, piece: Piece) -> list[Chunk]:
+    def chunks(_place: int, piece: StreamChunk) -> list[Chunk]:
         told = []
         scores = _logprobs(piece.scores) if body.logprobs and piece.scores else None
         if piece.text or scores:
@@ -111,7 +111,7 @@ def _logprobs(scores: Sequence[TokenScore]) -> dict[str, Any]:
 
 def _token(token: str, logprob: float) -> dict[str, Any]:
     """A token; its bytes are not told where it is a part of a character only."""
-    whole = PART not in token
+    whole = REPLACEMENT_CHARACTER not in token
     return {
         "token": token,
         "logprob": finite(logprob),

@@ -17,8 +17,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from trunkline.inference import request as inference
-from trunkline.inference.detokenizer import PART
-from trunkline.inference.request import Answer, Piece, TokenScore
+from trunkline.inference.detokenizer import REPLACEMENT_CHARACTER
+from trunkline.inference.request import Answer, StreamChunk, TokenScore
 from trunkline.refs import BASE
 from trunkline.serving.call import Call
 from trunkline.serving.models import Model
@@ -66,7 +66,7 @@ def _stream(call: Call, model: Model, body: CompletionBody, n: int) -> EventStre
     if body.wants_usage:
         head["usage"] = None
 
-    def chunks(place: int, piece: Piece) -> list[Chunk]:
+    def chunks(place: int, piece: StreamChunk) -> list[Chunk]:
         if not piece.text and not piece.scores and piece.finish is None:
             return []
         index = place * n + piece.index
@@ -112,4 +112,4 @@ def _logprobs(scores: Sequence[TokenScore]) -> dict[str, Any]:
 def _name(id: int, token: str) -> str:
     """A token's text; parts of characters have none of their own, and go by their ids, as in vLLM's
     ``return_tokens_as_token_ids``."""
-    return f"token_id:{id}" if PART in token else token
+    return f"token_id:{id}" if REPLACEMENT_CHARACTER in token else token

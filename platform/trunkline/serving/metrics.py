@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from trunkline.inference.engine import Engine
-    from trunkline.inference.handle import Served
+    from trunkline.inference.request_state import RequestStats
 
 MOST_VERSIONS = 1000
 OTHER = "other"
@@ -73,7 +73,7 @@ class Metrics:
         for."""
         self._registry.register(_Watching(engine, self._labeled))
 
-    def observe(self, served: Served) -> None:
+    def observe(self, served: RequestStats) -> None:
         """Count a request that the engine has ended."""
         version = self._labeled(served.name)
         self._requests.labels(version, served.outcome).inc()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from trunkline.errors import TooLargeError
-from trunkline.inference.request import MOST_LOGPROBS
+from trunkline.inference.request import MAX_LOGPROBS
 from trunkline.serving.errors import ApiError
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -190,10 +190,10 @@ class ChatBody(Generation):
         Raises:
             ApiError: 400, ``top_logprobs`` without ``logprobs``, or out of range.
         """
-        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MOST_LOGPROBS:
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_LOGPROBS:
             raise ApiError(
                 f"top_logprobs can't be {self.top_logprobs}.",
-                f"0 to {MOST_LOGPROBS}.",
+                f"0 to {MAX_LOGPROBS}.",
                 param="top_logprobs",
             )
         if self.logprobs:

@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from trunkline.errors import Interrupted, TrunklineError
-from trunkline.inference.request import Answer, Piece
+from trunkline.inference.request import Answer, StreamChunk
 from trunkline.serving.errors import INTERNAL, told
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class EventStream(Response):
         self,
         call: Call,
         opening: Sequence[Chunk],
-        chunks: Callable[[int, Piece], Sequence[Chunk]],
+        chunks: Callable[[int, StreamChunk], Sequence[Chunk]],
         closing: Callable[[list[Answer]], Sequence[Chunk]],
     ) -> None:
         unheld = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -108,8 +108,8 @@ async def gone(receive: Receive) -> None:
 
 
 async def merged(
-    streams: Sequence[AsyncIterator[Piece]],
-) -> AsyncGenerator[tuple[int, Piece]]:
+    streams: Sequence[AsyncIterator[StreamChunk]],
+) -> AsyncGenerator[tuple[int, StreamChunk]]:
     """Several streams as one, in the order in which their pieces come.
 
     Raises:
@@ -119,9 +119,9 @@ async def merged(
         async for piece in streams[0]:
             yield 0, piece
         return
-    told: asyncio.Queue[tuple[int, Piece] | TrunklineError | None] = asyncio.Queue()
+    told: asyncio.Queue[tuple[int, StreamChunk] | TrunklineError | None] = asyncio.Queue()
 
-    async def pass_on(place: int, stream: AsyncIterator[Piece]) -> None:
+    async def pass_on(place: int, stream: AsyncIterator[StreamChunk]) -> None:
         try:
             async for piece in stream:
                 told.put_nowait((place, piece))

@@ -60,7 +60,7 @@ def prove(
         if isinstance(task, GenerationTask):
             expected = next_logits(trained, sample, pad_id)
             bare = next_logits(model, sample, pad_id)
-            with engine.pool.using(artifact.digest):
+            with engine.pool.activate(artifact.digest):
                 actual = next_logits(model, sample, pad_id)
         else:
             batch = pad(sample, pad_id)
@@ -68,7 +68,7 @@ def prove(
             expected = expected.logits.float()
             assert resident.head is not None
             bare = last_hidden(model, sample, pad_id) @ resident.head.T
-            with engine.pool.using(artifact.digest):
+            with engine.pool.activate(artifact.digest):
                 actual = last_hidden(model, sample, pad_id) @ resident.head.T
     expected = expected.to(actual.device)
     size = float(expected.abs().max()) or 1.0

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.adapters.account import card_text, provenance_of_run
 from trunkline.adapters.artifact import CARD, CROISSANT, Artifact, write_json
-from trunkline.adapters.provenance import write_provenance
+from trunkline.adapters.card import render_card
+from trunkline.adapters.provenance import run_provenance, write_provenance
 from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import ProgressListener
 from trunkline.data.croissant import croissant_of
@@ -237,11 +237,9 @@ def _write_documents(
     dataset = job.dataset
     croissant = croissant_of(dataset, prepared.split, prepared.fingerprint)
     write_json(artifact.folder / CROISSANT, croissant)
-    provenance = provenance_of_run(
-        context.registry, number, artifact, dataset=dataset, report=report
-    )
+    provenance = run_provenance(context.registry, number, artifact, dataset=dataset, report=report)
     write_provenance(artifact.folder, provenance)
-    card = card_text(artifact, provenance, job.recipe.name)
+    card = render_card(artifact, provenance, job.recipe.name)
     (artifact.folder / CARD).write_text(card, encoding="utf-8")
 
 

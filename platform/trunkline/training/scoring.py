@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import LossFunction, LossSpec, MetricSpec, Row, Scored
 from trunkline.errors import PluginCallError, TrunklineError, one_line
-from trunkline.inference.forward import continue_all
+from trunkline.inference.forward import generate_texts
 from trunkline.tasks import AnyTask, GenerationTask
 from trunkline.tasks.batches import by_length
 from trunkline.training.job import EncodedRows, prompt_of
@@ -90,7 +90,7 @@ def make_validator(
         answers = [rows[index].target for index in indices]
 
         def generate(model: Any) -> float:
-            texts = continue_all(model, tokenizer, prompts, task.max_new_tokens)
+            texts = generate_texts(model, tokenizer, prompts, task.max_new_tokens)
             return score(texts, answers)
 
         return generate

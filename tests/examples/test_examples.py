@@ -1,0 +1,34 @@
+"""Help texts and guides show what the commands print today; run by ``make examples-check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from examples.recording import DEMO, PAGES, record_help, record_page, recorded_help
+from examples.session import normalized
+
+pytestmark = [
+    pytest.mark.examples,
+    pytest.mark.real,
+    pytest.mark.skipif(not DEMO.exists(), reason="needs the workspace of `make demo`"),
+]
+
+
+def test_help_shows_what_commands_print(tmp_path: Path) -> None:
+    shown = recorded_help()
+    now = dict(record_help(tmp_path))
+    assert list(now) == list(shown), "run `make examples`"
+    different = {
+        line: (normalized(shown[line]), normalized(text))
+        for line, text in now.items()
+        if normalized(shown[line]) != normalized(text)
+    }
+    assert not different, "run `make examples`"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_shows_what_commands_print(page: str, tmp_path: Path) -> None:
+    for old, new in record_page(page, tmp_path):
+        assert normalized(old) == normalized(new), "run `make examples`"
