@@ -14,7 +14,7 @@ from trunkline.contracts import Gate, MetricSpec
 from trunkline.errors import IntegrityError, NotFoundError, RefusedError, UsageError
 from trunkline.evaluation.gates import GateCheck
 from trunkline.evaluation.intervals import Estimate
-from trunkline.evaluation.metrics import CORE_METRICS
+from trunkline.evaluation.metrics import METRICS
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.promotion import GateRefusedError, Promotion, promote, rollback, unalias
 from trunkline.refs import Ref
@@ -108,7 +108,7 @@ def answers(right: int) -> list[PredictionRecord]:
 
 
 def metric_named(name: str) -> MetricSpec:
-    return CORE_METRICS[name]
+    return METRICS[name]
 
 
 def ask(store: Any, number: int, alias: str = "champion", **said: Any) -> Promotion:

@@ -16,7 +16,6 @@ from trunkline import promotion
 from trunkline.contracts import DatasetSpec, Gate, MetricSpec, NoProgress, RecipeSpec, Row
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import BaseMismatchError, UsageError
-from trunkline.evaluation.metrics import CORE_METRICS
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.inference.request import Answer, Request
 from trunkline.plugins import Catalog, load_plugins
@@ -167,13 +166,8 @@ class Platform:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """Everything that the plugins contribute."""
-        return load_plugins(
-            no_plugins=self.no_plugins,
-            block=self.block,
-            strict=self.strict,
-            core_metrics=CORE_METRICS,
-        )
+        """Everything that the core and the plugins contribute."""
+        return load_plugins(no_plugins=self.no_plugins, block=self.block, strict=self.strict)
 
     @cached_property
     def registry(self) -> Registry:
@@ -436,7 +430,7 @@ class Platform:
         """A recipe with overridden settings and everything that it names."""
         from trunkline.training.job import make_job
 
-        return make_job(self.catalog, recipe, settings, self.metric)
+        return make_job(self.catalog, recipe, settings)
 
     def dataset_report(self, name: str) -> DatasetReport:
         """Read a dataset and split it with the default split."""
@@ -458,7 +452,7 @@ class Platform:
 
     def metric(self, name: str) -> MetricSpec:
         """A metric of the core or of a plugin."""
-        return CORE_METRICS.get(name) or self.catalog.metric(name)
+        return self.catalog.metric(name)
 
     def _run_context(
         self, listener: ProgressListener | None, should_stop: Callable[[], bool] = lambda: False

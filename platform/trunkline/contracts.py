@@ -6,14 +6,14 @@ need when they are called, so listing plugins stays cheap.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trunkline.errors import UsageError
-from trunkline.ranges import check_value, is_finite, is_kind
+from trunkline.settings import Settings as Settings
+from trunkline.settings import check_value, is_finite
 
 if TYPE_CHECKING:
     import random
@@ -31,16 +31,8 @@ CLEAN_STEPS: tuple[CleanStep, ...] = ("strip", "squeeze", "lowercase")
 
 Target = str | float
 
-SCHEDULERS = (
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
-    "inverse_sqrt",
-)  # fmt: skip
-"""transformers' learning-rate schedules that need no arguments of their own."""
-
 MOST_NEW_TOKENS = 4096
 """The longest answer that a recipe may generate, in tokens."""
-
-_LAYERS = re.compile(r"|[0-9]+(,[0-9]+)*|top-[1-9][0-9]*", re.ASCII)
 
 
 # ----------------------------------------------------------------------------------- progress
@@ -214,6 +206,80 @@ class MetricSpec:
     higher_is_better: bool = True
 
 
+# --------------------------------------------------------------------------- baselines, tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineContext:
+    """What a baseline may use: the same split and the same text that the adapter gets.
+
+    Attributes:
+        recipe: its template, scale and ``max_new_tokens``.
+        train, validation, test: fit on train, choose hyperparameters on validation, predict test.
+        base: the loaded base (``model``, ``tokenizer``, ``info``), with no adapter.
+    """
+
+    recipe: RecipeSpec
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    test: tuple[Row, ...]
+    base: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselinePredictions:
+    """What a baseline predicts.
+
+    Attributes:
+        values: one prediction for each test row, in the order of the rows.
+        detail: a few words on what was fitted, for example the chosen hyperparameters.
+    """
+
+    values: Sequence[Target]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineSpec:
+    """An inexpensive method that an adapter is compared with.
+
+    Attributes:
+        name: ``domain/name``.
+        description: one line.
+        tasks: the kinds of task that it can predict.
+        predict: fits and predicts; called once per evaluation. Import heavy packages inside it.
+    """
+
+    name: str
+    description: str
+    tasks: tuple[Task, ...]
+    predict: Callable[[BaselineContext], BaselinePredictions]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """A kind of question, with what every recipe for it uses by default.
+
+    A plugin's task builds on one of the core's three kinds, because an artifact must be served
+    without the plugin that trained it; the artifact and the registry record the kind.
+
+    Attributes:
+        name: ``domain/name``.
+        description: one line.
+        kind: what the model outputs: one of several labels (``classification``), a number
+            (``regression``) or a text (``generation``).
+        loss: the loss of a recipe that says ``default``.
+        baselines: every recipe of the task is compared with these, in addition to the baselines of
+            the core's task for its kind.
+    """
+
+    name: str
+    description: str
+    kind: Task
+    loss: str
+    baselines: tuple[str, ...] = ()
+
+
 # ------------------------------------------------------------------------------------ recipes
 
 
@@ -271,104 +337,6 @@ class Template:
         return f"{before}{self.cleaned(text)}{after}"
 
 
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    least: float | None = None,
-    most: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    return field(
-        default=default,
-        metadata={"help": help, "least": least, "most": most, "choices": choices},
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The numbers of a recipe, which ``--set`` can override; each is checked.
-
-    Names and meanings are those of transformers' ``TrainingArguments`` and PEFT's ``LoraConfig``.
-    ``target_modules`` and ``layers_to_transform`` also accept lists, which are stored as text.
-    """
-
-    num_train_epochs: float = _setting(3.0, "passes over the training rows", least=0.0, most=1000)
-    max_steps: int = _setting(
-        -1, "number of optimizer steps; 0 or -1: by num_train_epochs", least=-1
-    )
-    max_train_samples: int = _setting(0, "largest number of training rows; 0: all", least=0)
-    learning_rate: float = _setting(5e-4, "peak learning rate of AdamW", least=0.0, most=1.0)
-    lr_scheduler_type: str = _setting(
-        "linear", "schedule of the learning rate, as transformers names it", choices=SCHEDULERS
-    )
-    warmup_ratio: float = _setting(0.06, "share of the steps used for warmup", least=0.0, most=1.0)
-    weight_decay: float = _setting(0.0, "weight decay of AdamW", least=0.0, most=1.0)
-    per_device_train_batch_size: int = _setting(
-        16, "rows in a batch on the device", least=1, most=4096
-    )
-    gradient_accumulation_steps: int = _setting(
-        1, "batches accumulated before an optimizer step", least=1, most=4096
-    )
-    r: int = _setting(16, "LoRA rank", least=1, most=1024)
-    lora_alpha: float = _setting(32.0, "LoRA alpha; updates are scaled by alpha / r", least=1e-6)
-    lora_dropout: float = _setting(0.0, "LoRA dropout", least=0.0, most=0.9)
-    use_rslora: bool = _setting(False, "scale by alpha / sqrt(r) (rank-stabilized LoRA)")
-    target_modules: str = _setting(
-        "all-linear", "'all-linear', or module names with commas: 'q_proj,v_proj'"
-    )
-    layers_to_transform: str = _setting(
-        "", "layers to adapt: numbers with commas ('0,1,2') or 'top-10'; empty: all"
-    )
-    max_length: int = _setting(128, "longest prompt with answer, in tokens", least=4)
-    evals_per_epoch: int = _setting(2, "validations in an epoch", least=1, most=100)
-    early_stopping_patience: int = _setting(
-        4, "stop after this many validations without improvement; 0: never", least=0
-    )
-    precision: str = _setting(
-        "auto",
-        "arithmetic of training; auto: bf16 where the device is fast at it, else fp32",
-        choices=("auto", "fp32", "bf16"),
-    )
-    seed: int = _setting(0, "seed of initialization and row order", least=0, most=2**31 - 1)
-    split_seed: int = _setting(0, "seed of the split by group", least=0, most=2**31 - 1)
-
-    def __post_init__(self) -> None:
-        for spec in fields(self):
-            object.__setattr__(
-                self, spec.name, checked_setting(spec.name, getattr(self, spec.name))
-            )
-
-
-def checked_setting(name: str, value: Any) -> Any:
-    """The value of a setting in its stored form.
-
-    Raises:
-        UsageError: it has the wrong type or is out of range.
-    """
-    spec = next(spec for spec in fields(Settings) if spec.name == name)
-    if name == "target_modules":
-        value = _joined(value, str)
-    elif name == "layers_to_transform":
-        value = "" if value is None else _joined([value] if is_kind(value, int) else value, int)
-    subject = f"The setting {name}"
-    check_value(subject, value, type(spec.default), **spec.metadata)
-    empty = name == "target_modules" and not value.strip()
-    malformed = name == "layers_to_transform" and not _LAYERS.fullmatch(value)
-    if empty or malformed:
-        raise UsageError(f"{subject} can't be {value!r}.", f"Give {spec.metadata['help']}.")
-    return value
-
-
-def _joined(value: Any, kind: type) -> Any:
-    """Text without spaces, or a list of names or numbers as such text; others as they are."""
-    if isinstance(value, str):
-        return re.sub(r"\s*,\s*", ",", value.strip())
-    if isinstance(value, list | tuple | set) and value and all(is_kind(one, kind) for one in value):
-        return ",".join(str(one) for one in (sorted(value) if isinstance(value, set) else value))
-    return value
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
     """The conditions that a version must meet before an alias may move to it.
@@ -420,20 +388,21 @@ class Gate:
 class RecipeSpec:
     """How an adapter is trained.
 
+    A recipe names the specs of its own plugin (``domain/name``) and the built-ins of ``core``
+    (``accuracy`` or ``core/accuracy``).
+
     Attributes:
         name: ``domain/name``; also the name of the adapter.
         description: one line.
         dataset: name of a :class:`DatasetSpec`.
-        task: must be the dataset's.
+        task: name of a :class:`TaskSpec` of the dataset's kind.
         template: text → prompt.
         settings: the settings of this recipe, which ``--set`` can override.
-        loss: ``default`` or the name of a :class:`LossSpec`.
-        metrics: names of core metrics (``accuracy``, ``macro_f1``, ``mae``, ``median_ape``,
-            ``exact_match``, …) or of :class:`MetricSpec`; the gate's is added if missing.
+        loss: ``default`` (the task's) or the name of a :class:`LossSpec`.
+        metrics: names of :class:`MetricSpec`; the gate's is added if missing.
         gate: the conditions for promotion.
         transforms: names of :class:`TransformSpec`, in order.
-        baselines: names of baselines in addition to the task's own (see ``docs/evaluation.md``):
-            ``few-shot``, ``nearest``.
+        baselines: names of :class:`BaselineSpec`, in addition to the task's own.
         scale: scale of a regression target: ``linear`` or ``log``.
         max_new_tokens: the largest number of tokens of a generated answer.
     """
@@ -441,10 +410,10 @@ class RecipeSpec:
     name: str
     description: str
     dataset: str
-    task: Task
+    task: str
     gate: Gate
     template: Template = Template()
-    settings: Settings = Settings()
+    settings: Settings = Settings()  # noqa: RUF009  # frozen
     loss: str = "default"
     metrics: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()

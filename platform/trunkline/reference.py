@@ -29,6 +29,10 @@ SPECS: tuple[type, ...] = (
     contracts.MetricSpec,
     contracts.Scored,
     contracts.TransformSpec,
+    contracts.BaselineSpec,
+    contracts.BaselineContext,
+    contracts.BaselinePredictions,
+    contracts.TaskSpec,
 )
 
 _INTRODUCTION = f"""\
@@ -52,8 +56,8 @@ TRUNKLINE_API = {contracts.API}
 
 | name | grammar |
 |---|---|
-| domain | `[a-z][a-z0-9-]{{0,39}}`, not `base` |
-| data set, recipe, transform | `domain/` + `[a-z][a-z0-9-]{{0,63}}` |
+| domain | `[a-z][a-z0-9-]{{0,39}}`, not `base` or `core` |
+| data set, recipe, transform, baseline, task | `domain/` + `[a-z][a-z0-9-]{{0,63}}` |
 | loss, metric | `domain/` + `[a-z][a-z0-9_-]{{0,63}}` |
 
 A plugin that can't be imported, raises, or breaks a rule is set aside and the others go on;

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from trunkline.plugins import Catalog
 
 __all__ = ["check_plugin", "trunkline_catalog", "trunkline_workspace"]
@@ -38,19 +36,15 @@ def trunkline_catalog() -> Catalog:
     return load_plugins()
 
 
-def check_plugin(target: str | Path, *, core_metrics: Collection[str] | None = None) -> None:
+def check_plugin(target: str | Path) -> None:
     """Fail the running test, listing the findings, unless the plugin keeps every rule.
 
     Args:
         target: the plugin's domain, or the folder that holds its ``pyproject.toml``.
-        core_metrics: metrics that recipes may name beside the plugin's own; None: take the names
-            without a domain on trust.
     """
     from trunkline.plugins import check
 
-    errors = [
-        finding for finding in check(target, core_metrics=core_metrics) if finding.level == "error"
-    ]
+    errors = [finding for finding in check(target) if finding.level == "error"]
     if errors:
         lines = "\n".join(f"  {finding.subject}: {finding.message}" for finding in errors)
         pytest.fail(f"The plugin {str(target)!r} breaks the contract:\n{lines}", pytrace=False)

@@ -1,4 +1,4 @@
-"""Cheap methods on the same split: what they fit on, choose on, and never look at."""
+"""Baselines: what they are fitted on, choose on, and must not see."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,22 +13,20 @@ import pytest
 
 from made_rows import make_recipe, make_row, make_split
 from tiny_base import make_tokenizer
-from trunkline.contracts import Row, Task, Template
-from trunkline.data.split import Split
-from trunkline.errors import NotFoundError
-from trunkline.evaluation import baselines as module
-from trunkline.evaluation.baselines import (
-    FEW_SHOT,
-    Baseline,
-    baseline_names,
-    baselines,
-    group_median,
-    linear,
-    majority,
-    nearest,
-    prompted,
-    tfidf,
+from trunkline.contracts import (
+    BaselineContext,
+    BaselinePredictions,
+    BaselineSpec,
+    RecipeSpec,
+    Row,
+    Task,
+    Template,
 )
+from trunkline.data.split import Split
+from trunkline.errors import NotFoundError, PluginCallError
+from trunkline.evaluation.baselines import FEW_SHOT, Baseline, fit_baselines
+from trunkline.inference import forward
+from trunkline.plugins import Catalog, load_plugins
 
 FRUIT = ("apple", "pear", "cherry", "plum", "grape", "melon")
 TOOLS = ("hammer", "saw", "drill", "wrench", "chisel", "pliers")
@@ -70,8 +67,46 @@ def priced_goods() -> Split:
     return make_split(rows(30, 0), rows(9, 30), rows(12, 39))
 
 
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return load_plugins(no_plugins=True)
+
+
+def fitted(name: str, recipe: RecipeSpec, split: Split, base: Any = None) -> Baseline:
+    spec = load_plugins(no_plugins=True).baseline(name)
+    (baseline,) = fit_baselines([spec], recipe, split, base)
+    return baseline
+
+
+def majority(split: Split) -> Baseline:
+    return fitted("majority", make_recipe(), split)
+
+
+def tfidf(recipe: RecipeSpec, split: Split) -> Baseline:
+    return fitted("tfidf", recipe, split)
+
+
+def linear(recipe: RecipeSpec, split: Split) -> Baseline:
+    return fitted("linear", recipe, split)
+
+
+def group_median(split: Split) -> Baseline:
+    return fitted("group-median", make_recipe("regression"), split)
+
+
+def nearest(recipe: RecipeSpec, split: Split) -> Baseline:
+    return fitted("nearest", recipe, split)
+
+
+def prompted(recipe: RecipeSpec, split: Split, base: Any, shots: int) -> Baseline:
+    return fitted("few-shot" if shots else "base", recipe, split, base)
+
+
 def accuracy(baseline: Baseline, split: Split) -> float:
-    hits = [row.target == said for row, said in zip(split.test, baseline.predictions, strict=True)]
+    hits = [
+        row.target == prediction
+        for row, prediction in zip(split.test, baseline.predictions, strict=True)
+    ]
     return sum(hits) / len(hits)
 
 
@@ -87,23 +122,26 @@ def with_other_tests(split: Split) -> Split:
     )
 
 
-# ------------------------------------------------------------------- never look at the answers
+# ------------------------------------------------------- targets of the test rows stay hidden
 
 
 @pytest.mark.parametrize(
-    ("baseline", "split"),
+    ("name", "recipe", "split"),
     [
-        (majority, sorted_goods()),
-        (partial(tfidf, make_recipe()), sorted_goods()),
-        (partial(nearest, make_recipe()), sorted_goods()),
-        (partial(linear, make_recipe("regression", scale="log")), priced_goods()),
-        (group_median, priced_goods()),
+        ("majority", make_recipe(), sorted_goods()),
+        ("tfidf", make_recipe(), sorted_goods()),
+        ("nearest", make_recipe(), sorted_goods()),
+        ("linear", make_recipe("regression", scale="log"), priced_goods()),
+        ("group-median", make_recipe("regression"), priced_goods()),
     ],
     ids=["majority", "tfidf", "nearest", "linear", "group-median"],
 )
-def test_baseline_does_not_see_the_targets_of_the_test_rows(baseline: Any, split: Split) -> None:
-    assert baseline(split) == baseline(with_other_tests(split))
-    assert len(baseline(split).predictions) == len(split.test)
+def test_baseline_does_not_see_the_targets_of_the_test_rows(
+    name: str, recipe: RecipeSpec, split: Split
+) -> None:
+    baseline = fitted(name, recipe, split)
+    assert baseline == fitted(name, recipe, with_other_tests(split))
+    assert len(baseline.predictions) == len(split.test)
 
 
 def test_tfidf_chooses_on_validation() -> None:
@@ -255,10 +293,10 @@ def test_nearest_finds_the_text_that_shares_most() -> None:
 
 
 @dataclass
-class RequestState:
-    """Stands for the base's model; remembers the prompts and answers as told."""
+class FakeModel:
+    """Replaces the base's model: keeps the prompts and returns a fixed answer."""
 
-    answer: str = "said"
+    answer: str = "answer"
     prompts: Sequence[list[int]] = ()
 
     def generate_texts(
@@ -272,10 +310,10 @@ class RequestState:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> RequestState:
-    model = RequestState()
-    monkeypatch.setattr(module, "generate_texts", model.generate_texts)
-    return model
+def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    fake = FakeModel()
+    monkeypatch.setattr(forward, "generate_texts", fake.generate_texts)
+    return fake
 
 
 def a_base(context: int = 100_000) -> Any:
@@ -284,29 +322,29 @@ def a_base(context: int = 100_000) -> Any:
     )
 
 
-TALK = make_recipe("generation", template=Template(prompt="Say {text}", chat=True))
+CHAT = make_recipe("generation", template=Template(prompt="Say {text}", chat=True))
 
 
-def worded(part: str, count: int) -> list[Row]:
+def numbered(part: str, count: int) -> list[Row]:
     return [make_row(n, id=f"{part}{n}", text=f"{part} {n}", target=f"answer {part} {n}")
             for n in range(count)]  # fmt: skip
 
 
-SAID = make_split(worded("train", 40), worded("validation", 9), worded("test", 3))
+SPLIT = make_split(numbered("train", 40), numbered("validation", 9), numbered("test", 3))
 
 
-def test_bare_base_is_asked_as_the_adapter_is(asked: RequestState) -> None:
-    baseline = prompted(TALK, SAID, a_base(), 0)
+def test_bare_base_gets_the_adapters_prompt(model: FakeModel) -> None:
+    baseline = prompted(CHAT, SPLIT, a_base(), 0)
 
     assert baseline.name == "base"
-    assert asked.texts()[0] == ("<|im_start|>user\nSay test 0<|im_end|>\n<|im_start|>assistant\n")
+    assert model.texts()[0] == ("<|im_start|>user\nSay test 0<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_few_shot_examples_come_from_train_alone(asked: RequestState) -> None:
-    baseline = prompted(TALK, SAID, a_base(), FEW_SHOT)
+def test_few_shot_examples_come_from_train_alone(model: FakeModel) -> None:
+    baseline = prompted(CHAT, SPLIT, a_base(), FEW_SHOT)
 
     assert baseline.name == "few-shot"
-    for number, text in enumerate(asked.texts()):
+    for number, text in enumerate(model.texts()):
         assert text.count("answer train") == text.count("Say train") == FEW_SHOT
         assert "validation" not in text
         assert "answer test" not in text
@@ -314,57 +352,76 @@ def test_few_shot_examples_come_from_train_alone(asked: RequestState) -> None:
         assert text.endswith(f"Say test {number}<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_few_shot_takes_fewer_examples_where_the_context_is_short(asked: RequestState) -> None:
-    prompted(TALK, SAID, a_base(context=256), FEW_SHOT)
+def test_few_shot_takes_fewer_examples_where_the_context_is_short(model: FakeModel) -> None:
+    prompted(CHAT, SPLIT, a_base(context=256), FEW_SHOT)
 
-    for ids, text in zip(asked.prompts, asked.texts(), strict=True):
+    for ids, text in zip(model.prompts, model.texts(), strict=True):
         assert 0 < text.count("Say train") < FEW_SHOT
-        assert len(ids) + TALK.max_new_tokens <= 256
+        assert len(ids) + CHAT.max_new_tokens <= 256
 
 
 @pytest.mark.parametrize(
     ("answer", "kept"), [("Cholera\nand more", "Cholera"), ("", ""), ("Cholera", "Cholera")]
 )
-def test_first_line_of_the_bases_answer_counts(asked: RequestState, answer: str, kept: str) -> None:
-    asked.answer = answer
+def test_first_line_of_the_bases_answer_counts(model: FakeModel, answer: str, kept: str) -> None:
+    model.answer = answer
 
-    assert prompted(TALK, SAID, a_base(), 0).predictions == [kept] * 3
+    assert prompted(CHAT, SPLIT, a_base(), 0).predictions == [kept] * 3
 
 
-# ---------------------------------------------------------------------------------- which baselines
+# ------------------------------------------------------------------------------- which baselines
 
 
 @pytest.mark.parametrize(
-    ("task", "named", "all_of_them"),
+    ("task", "names", "expected"),
     [
         ("classification", (), ("majority", "tfidf")),
         ("classification", ("nearest",), ("majority", "tfidf", "nearest")),
+        ("classification", ("core/nearest",), ("majority", "tfidf", "nearest")),
         ("regression", (), ("group-median", "linear")),
         ("generation", ("few-shot", "nearest"), ("base", "few-shot", "nearest")),
         ("generation", ("base", "nearest"), ("base", "nearest")),
     ],
 )
 def test_recipe_gets_its_tasks_baselines_then_its_own(
-    task: Task, named: tuple[str, ...], all_of_them: tuple[str, ...]
+    task: Task, names: tuple[str, ...], expected: tuple[str, ...], catalog: Catalog
 ) -> None:
-    assert baseline_names(make_recipe(task, baselines=named)) == all_of_them
+    specs = catalog.baselines_for(make_recipe(task, baselines=names))
+    assert tuple(spec.name for spec in specs) == expected
 
 
 @pytest.mark.parametrize(
     ("task", "name"),
     [("generation", "fewshot"), ("classification", "few-shot"), ("regression", "majority")],
 )
-def test_baseline_that_the_task_does_not_have_is_refused(task: Task, name: str) -> None:
+def test_baseline_of_another_task_is_refused(task: Task, name: str, catalog: Catalog) -> None:
     with pytest.raises(NotFoundError, match=f"no baseline of a {task} {name!r}") as caught:
-        baseline_names(make_recipe(task, baselines=(name,)))
+        catalog.baselines_for(make_recipe(task, baselines=(name,)))
     assert "Known: " in str(caught.value.hint)
 
 
-def test_baselines_are_computed_and_announced_in_order() -> None:
+def test_baselines_are_computed_and_announced_in_order(catalog: Catalog) -> None:
     stages: list[str] = []
-    split = sorted_goods()
-    found = baselines(make_recipe(baselines=("nearest",)), split, None, stages.append)
+    split, recipe = sorted_goods(), make_recipe(baselines=("nearest",))
+    results = fit_baselines(catalog.baselines_for(recipe), recipe, split, None, stages.append)
 
-    assert [baseline.name for baseline in found] == ["majority", "tfidf", "nearest"]
+    assert [baseline.name for baseline in results] == ["majority", "tfidf", "nearest"]
     assert stages == ["baseline: majority", "baseline: tfidf", "baseline: nearest"]
-    assert all(len(baseline.predictions) == len(split.test) for baseline in found)
+    assert all(len(baseline.predictions) == len(split.test) for baseline in results)
+
+
+def plugin_baseline(context: BaselineContext) -> BaselinePredictions:
+    return BaselinePredictions(values=["fruit"] * (len(context.test) - 1))
+
+
+@pytest.mark.parametrize(
+    ("predict", "message"),
+    [
+        (lambda context: 1 / 0, "The baseline farm/b failed: ZeroDivisionError"),
+        (plugin_baseline, "The baseline farm/b gave 11 predictions for 12 test rows"),
+    ],
+)
+def test_failure_of_a_plugins_baseline_names_it(predict: Any, message: str) -> None:
+    spec = BaselineSpec(name="farm/b", description="d", tasks=("classification",), predict=predict)
+    with pytest.raises(PluginCallError, match=message):
+        fit_baselines([spec], make_recipe(), sorted_goods(), None)

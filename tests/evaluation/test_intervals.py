@@ -21,10 +21,10 @@ from trunkline.evaluation.intervals import (
     paired_difference,
     verdict,
 )
-from trunkline.evaluation.metrics import CORE_METRICS
+from trunkline.evaluation.metrics import METRICS
 
 few = settings(max_examples=8, deadline=None)
-ACCURACY, MAE = CORE_METRICS["accuracy"], CORE_METRICS["mae"]
+ACCURACY, MAE = METRICS["accuracy"], METRICS["mae"]
 
 seeds = st.integers(0, 10**6)
 
@@ -54,10 +54,10 @@ def metric_giving(compute: Any) -> MetricSpec:
 @pytest.mark.parametrize("name", ["accuracy", "macro_f1", "balanced_accuracy", "exact_match"])
 def test_interval_contains_the_value(name: str, seed: int, rows: int, groups: int) -> None:
     scored = said(seed, rows)
-    found = estimate(CORE_METRICS[name], scored, [f"g{n % groups}" for n in range(rows)])
+    found = estimate(METRICS[name], scored, [f"g{n % groups}" for n in range(rows)])
 
     assert found.low <= found.value <= found.high
-    assert found.value == CORE_METRICS[name].compute(scored)
+    assert found.value == METRICS[name].compute(scored)
 
 
 def test_interval_of_a_biased_metric_still_contains_its_value() -> None:
@@ -174,7 +174,7 @@ def test_metric_that_gives_no_number_is_refused() -> None:
 @given(seed=seeds)
 @pytest.mark.parametrize("name", ["accuracy", "macro_f1", "balanced_accuracy"])
 def test_difference_of_equal_predictions_is_exactly_nothing(name: str, seed: int) -> None:
-    scored, metric = said(seed), CORE_METRICS[name]
+    scored, metric = said(seed), METRICS[name]
     found = paired_difference(metric, scored, list(scored.predictions), alone(scored))
 
     assert found == Estimate(0.0, 0.0, 0.0)
@@ -249,6 +249,6 @@ def test_few_groups_prove_nothing(groups: int) -> None:
 def test_interval_of_five_thousand_rows_is_quick() -> None:
     scored = said(0, 5000)
     started = time.process_time()
-    estimate(CORE_METRICS["macro_f1"], scored, [f"g{n // 3}" for n in range(5000)])
+    estimate(METRICS["macro_f1"], scored, [f"g{n // 3}" for n in range(5000)])
 
     assert time.process_time() - started < 8

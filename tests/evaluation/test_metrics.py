@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.contracts import TASKS, Scored
-from trunkline.evaluation.metrics import CORE_METRICS
+from trunkline.evaluation.metrics import METRICS
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -23,7 +23,7 @@ number_pairs = st.lists(st.tuples(number, number), min_size=2, max_size=40)
 def figure(name: str, pairs: list[tuple[Any, Any]]) -> float:
     """The metric on (target, prediction) pairs."""
     targets, predictions = zip(*pairs, strict=True)
-    return CORE_METRICS[name].compute(Scored(targets=targets, predictions=predictions))
+    return METRICS[name].compute(Scored(targets=targets, predictions=predictions))
 
 
 @quick
@@ -99,9 +99,9 @@ def test_figures_do_not_depend_on_what_labels_are_called(pairs: list[tuple[str, 
         assert figure(name, renamed) == pytest.approx(figure(name, pairs))
 
 
-@pytest.mark.parametrize("name", CORE_METRICS)
+@pytest.mark.parametrize("name", METRICS)
 def test_perfect_predictions_get_the_best_score(name: str) -> None:
-    metric = CORE_METRICS[name]
+    metric = METRICS[name]
     one, two = (1.0, 2.0) if metric.task == "regression" else ("a", "b")
     best = figure(name, [(one, one), (two, two)])
     worse = figure(name, [(one, two), (two, one)])
@@ -110,9 +110,9 @@ def test_perfect_predictions_get_the_best_score(name: str) -> None:
     assert (best > worse) == metric.higher_is_better
 
 
-@pytest.mark.parametrize("name", CORE_METRICS)
+@pytest.mark.parametrize("name", METRICS)
 def test_metric_is_described(name: str) -> None:
-    metric = CORE_METRICS[name]
+    metric = METRICS[name]
 
     assert metric.name == name
     assert metric.task in TASKS

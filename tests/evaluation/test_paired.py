@@ -9,11 +9,11 @@ import pytest
 
 from trunkline.errors import DataError
 from trunkline.evaluation.intervals import LEAST_GROUPS
-from trunkline.evaluation.metrics import CORE_METRICS
+from trunkline.evaluation.metrics import METRICS
 from trunkline.evaluation.paired import compare
 from trunkline.registry.records import PredictionRecord
 
-ACCURACY, MAE = CORE_METRICS["accuracy"], CORE_METRICS["mae"]
+ACCURACY, MAE = METRICS["accuracy"], METRICS["mae"]
 
 
 def said(right: int, rows: int = 40, groups: int = 20) -> list[PredictionRecord]:

@@ -14,10 +14,10 @@ from made_rows import make_row
 from trunkline.contracts import MetricSpec, Row, Scored
 from trunkline.errors import DataError, PluginError
 from trunkline.evaluation.baselines import Baseline
-from trunkline.evaluation.metrics import CORE_METRICS
+from trunkline.evaluation.metrics import METRICS
 from trunkline.evaluation.report import EvaluationReport, Prediction, evaluate
 
-ACCURACY, MACRO_F1, MAE = (CORE_METRICS[name] for name in ("accuracy", "macro_f1", "mae"))
+ACCURACY, MACRO_F1, MAE = (METRICS[name] for name in ("accuracy", "macro_f1", "mae"))
 
 ROWS = [
     make_row(n, target="ab"[n % 2], slices={"country": ("DE", "FR", "DE", "IT")[n % 4]})

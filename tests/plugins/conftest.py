@@ -12,7 +12,8 @@ import pytest
 
 HEAD = """
 from trunkline.contracts import (
-    DatasetSpec, Gate, LossSpec, MetricSpec, RecipeSpec, Row, TransformSpec,
+    BaselinePredictions, BaselineSpec, DatasetSpec, Gate, LossSpec, MetricSpec, RecipeSpec, Row,
+    TaskSpec, TransformSpec,
 )
 from trunkline.hookspecs import hookimpl
 
@@ -26,7 +27,7 @@ def load():
 def dataset(name, **other):
     given = dict(
         name=name, description="d", task="classification", load=load,
-        license="CC0-1.0", source="made up", grouping="every row is its own",
+        license="CC0-1.0", source="made up", grouping="every row is a group",
     )
     return DatasetSpec(**(given | other))
 
@@ -46,8 +47,8 @@ def trunkline_datasets():
 @hookimpl
 def trunkline_recipes():
     yield recipe(
-        "DOMAIN/letters", loss="DOMAIN/soft_margin", metrics=("DOMAIN/hits",),
-        transforms=("DOMAIN/same",),
+        "DOMAIN/letters", task="DOMAIN/ordinal", loss="DOMAIN/soft_margin",
+        metrics=("DOMAIN/hits",), transforms=("DOMAIN/same",),
     )
 
 @hookimpl
@@ -68,6 +69,20 @@ def trunkline_transforms():
     yield TransformSpec(
         name="DOMAIN/same", description="d", stage="clean", apply=lambda row, rng: [row]
     )
+
+@hookimpl
+def trunkline_baselines():
+    yield BaselineSpec(
+        name="DOMAIN/constant", description="d", tasks=("classification",),
+        predict=lambda context: BaselinePredictions(values=["a"] * len(context.test)),
+    )
+
+@hookimpl
+def trunkline_tasks():
+    yield TaskSpec(
+        name="DOMAIN/ordinal", description="d", kind="classification", loss="cross_entropy",
+        baselines=("DOMAIN/constant",),
+    )
 """
 
 
@@ -78,7 +93,7 @@ def _metadata(distribution: str, requires: str | None = None) -> str:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a folder on ``sys.path`` whose modules are forgotten after the test."""
+    """Give a folder on ``sys.path`` whose modules are unloaded after the test."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -117,7 +132,7 @@ def add_plugin(site: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_wheel(tmp_path: Path) -> Callable[..., Path]:
-    """Give a function that builds a wheel ``<distribution>-1.0``; no domain: it is no plugin."""
+    """Give a function that builds a wheel ``<distribution>-1.0``; without a domain no plugin."""
 
     def make(
         distribution: str,

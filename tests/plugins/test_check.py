@@ -1,4 +1,4 @@
-"""Findings for authors: what reading the rows and trying the specs brings to light."""
+"""`trunkline plugins check`: the findings from reading a plugin's rows and trying its specs."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ BAD = {
     "load raises": (DATASET.format("load=lambda: 1 / 0"), "load raises ZeroDivisionError"),
     "no rows": (rows("range(6)", "range(0)"), "load gives no rows"),
     "no Row": (rows(ROW, "'row'"), "row 0 ('row'): it is str, not Row"),
-    "same id": (rows("f'r{i}'", "'r'"), "the id 'r' stands in more than one row"),
-    "empty group": (rows("f'g{i}'", "''"), "its group is '', not a filled string"),
+    "same id": (rows("f'r{i}'", "'r'"), "more than one row has the id 'r'"),
+    "empty group": (rows("f'g{i}'", "''"), "its group is '', not a non-empty string"),
     "two groups": (rows("f'g{i}'", "f'g{i % 2}'"), "it has 2 groups"),
     "blank text": (rows("'t'", "' '"), "its text is ' '"),
-    "number as label": (rows("'ab'[i % 2]", "1.0"), "its target is 1.0, not a filled string"),
+    "number as label": (rows("'ab'[i % 2]", "1.0"), "its target is 1.0, not a non-empty string"),
     "one class": (rows("'ab'[i % 2]", "'a'"), "every row has the label 'a'"),
     "label unknown": (
         DATASET.format(f"labels=('a',), {ROWS}"),
@@ -63,7 +63,7 @@ BAD = {
         "load gives other rows, or another order, the second time",
     ),
     "transform raises": (recipe_with("1 / 0"), "apply raises ZeroDivisionError"),
-    "transform gives no row": (recipe_with("['row']"), "apply gives something that is no Row"),
+    "transform gives no row": (recipe_with("['row']"), "apply gives something that is not a Row"),
     "clean gives two": (recipe_with("[row, row]"), "a clean step gives one or none"),
     "metric": (
         recipe_with("[row]", "metrics=('farm/m',)")
@@ -81,7 +81,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_mistake_is_found(case: str, add_plugin: AddPlugin) -> None:
+def test_mistake_is_an_error(case: str, add_plugin: AddPlugin) -> None:
     body, message = BAD[case]
     add_plugin("farm", body)
     errors = [finding.message for finding in check("farm") if finding.level == "error"]
@@ -90,7 +90,7 @@ def test_mistake_is_found(case: str, add_plugin: AddPlugin) -> None:
 
 def test_sound_plugin_has_no_findings(add_plugin: AddPlugin) -> None:
     add_plugin("farm")
-    assert check("farm", core_metrics=["accuracy"]) == ()
+    assert check("farm") == ()
 
 
 def test_empty_plugin_is_a_warning(add_plugin: AddPlugin) -> None:
@@ -108,9 +108,29 @@ def test_loss_that_no_recipe_uses_is_a_warning(add_plugin: AddPlugin) -> None:
     assert [finding.level for finding in check("farm")] == ["warning"]
 
 
-def test_unknown_core_metric_is_found(add_plugin: AddPlugin) -> None:
-    add_plugin("farm")
-    assert "'accuracy', which isn't there" in check("farm", core_metrics=["mae"])[0].message
+@pytest.mark.parametrize(
+    ("named", "nearest"),
+    [
+        ("metrics=('acuracy',)", "accuracy"),
+        ("metrics=('core/macro_f',)", "macro_f1"),
+        ("gate=Gate(metric='acc')", "accuracy"),
+        ("baselines=('nearst',)", "nearest"),
+        ("transforms=('lowercase',)", "lowercase-copy"),
+        ("loss='crossentropy'", "cross_entropy"),
+    ],
+)
+def test_misspelled_builtin_is_an_error_with_the_nearest_name(
+    named: str, nearest: str, add_plugin: AddPlugin
+) -> None:
+    source = f"@hookimpl\ndef trunkline_recipes():\n    yield recipe('farm/x', {named})\n"
+    add_plugin("farm", DATASET.format("") + source)
+    (finding,) = check("farm")
+    assert finding.level == "error"
+    assert f"which doesn't exist; did you mean {nearest!r}?" in finding.message
+
+
+def test_core_is_checked_like_any_plugin() -> None:
+    assert check("core") == ()
 
 
 def test_folder_is_checked_without_being_installed(tmp_path: Path) -> None:
@@ -122,12 +142,12 @@ def test_folder_is_checked_without_being_installed(tmp_path: Path) -> None:
     assert "written for TRUNKLINE_API 9" in check(tmp_path)[0].message
 
 
-def test_folder_that_is_no_plugin_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="names no plugin"):
+def test_folder_without_a_plugin_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="declares no plugin"):
         check(tmp_path)
 
 
-def test_unknown_plugin_is_told() -> None:
+def test_unknown_plugin_is_refused() -> None:
     with pytest.raises(NotFoundError, match="plugin or folder 'no-such-farm'"):
         check("no-such-farm")
 

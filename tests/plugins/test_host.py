@@ -1,4 +1,4 @@
-"""One broken plugin is set aside with its reason, and nothing else suffers."""
+"""A broken plugin is set aside with its reason; the others load."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from trunkline.errors import NotFoundError, PluginError
+from trunkline import __version__
+from trunkline.errors import NotFoundError, PluginError, UsageError
 from trunkline.plugins import load_plugins
+from trunkline.plugins.catalog import SPECS
 
 AddPlugin = Callable[..., Path]
 
@@ -42,7 +44,7 @@ BROKEN = {
         "@hookimpl\ndef trunkline_datasets():\n    yield from [dataset('twice/a')] * 2",
         "yields 'twice/a' 2 times",
     ),
-    "Upper": ("", "'Upper' is no domain"),
+    "Upper": ("", "'Upper' is not a valid domain"),
     "base": ("", "'base' is reserved"),
 }
 
@@ -69,12 +71,29 @@ def test_good_plugin_is_loaded_beside_all_the_broken_ones(add_plugin: AddPlugin)
     assert catalog.recipe("good/letters").dataset == "good/letters"
 
 
-def test_plugin_tells_what_it_contributes(add_plugin: AddPlugin) -> None:
+def test_builtins_are_the_plugin_core() -> None:
+    plugin = load_plugins().plugin("core")
+    assert (plugin.distribution, plugin.version, plugin.status) == (
+        "trunkline",
+        __version__,
+        "loaded",
+    )
+    assert "accuracy" in plugin.metrics
+    assert "majority" in plugin.baselines
+    assert plugin.tasks == ("classification", "regression", "generation")
+
+
+def test_another_plugin_of_the_name_core_is_refused(add_plugin: AddPlugin) -> None:
+    add_plugin("core")
+    core, other = (one for one in load_plugins().plugins if one.domain == "core")
+    assert (core.status, other.status) == ("loaded", "failed")
+    assert "reserved for the built-ins" in (other.reason or "")
+
+
+def test_plugin_lists_what_it_contributes(add_plugin: AddPlugin) -> None:
     add_plugin("good")
     plugin = load_plugins().plugin("good")
-    assert plugin.counts == dict.fromkeys(
-        ("datasets", "recipes", "losses", "metrics", "transforms"), 1
-    )
+    assert plugin.counts == dict.fromkeys(SPECS, 1)
     assert (plugin.distribution, plugin.version, plugin.api) == ("fake-good", "1.0", 1)
     assert plugin.losses == ("good/soft_margin",)
 
@@ -93,7 +112,7 @@ def test_other_contract_number_is_refused(head: str, reason: str, add_plugin: Ad
     assert reason in (load_plugins().plugin("old").reason or "")
 
 
-def test_interrupt_passes_through(add_plugin: AddPlugin) -> None:
+def test_keyboard_interrupt_propagates(add_plugin: AddPlugin) -> None:
     add_plugin("slow", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         load_plugins()
@@ -132,9 +151,9 @@ def test_distribution_that_is_on_the_path_twice_counts_once(
     for name in ("METADATA", "entry_points.txt"):
         text = (tmp_path / "site" / info / name).read_text()
         (tmp_path / "again" / info / name).write_text(text.replace("fake-good", "Fake_Good"))
-    found = [plugin for plugin in load_plugins().plugins if plugin.domain == "good"]
+    matches = [plugin for plugin in load_plugins().plugins if plugin.domain == "good"]
     sys.modules.pop("module_of_fake_good", None)
-    assert [plugin.status for plugin in found] == ["loaded"]
+    assert [plugin.status for plugin in matches] == ["loaded"]
 
 
 # ---------------------------------------------------------------------------------- blocking
@@ -152,9 +171,16 @@ def test_plugin_that_is_not_blocked_is_imported(add_plugin: AddPlugin) -> None:
     assert marker.exists()
 
 
-def test_no_plugins_blocks_all(add_plugin: AddPlugin) -> None:
+def test_no_plugins_blocks_all_but_the_builtins(add_plugin: AddPlugin) -> None:
     add_plugin("good")
-    assert {plugin.status for plugin in load_plugins(no_plugins=True).plugins} == {"blocked"}
+    core, *others = load_plugins(no_plugins=True).plugins
+    assert (core.domain, core.status) == ("core", "loaded")
+    assert {plugin.status for plugin in others} == {"blocked"}
+
+
+def test_builtins_can_not_be_blocked() -> None:
+    with pytest.raises(UsageError, match="'core' can't be blocked"):
+        load_plugins(block=["core"])
 
 
 def test_blocking_an_unknown_plugin_names_the_nearest(add_plugin: AddPlugin) -> None:
@@ -175,10 +201,10 @@ def test_variable_names_the_only_plugins_that_are_loaded(
         add_plugin(domain)
     monkeypatch.setenv("TRUNKLINE_LOAD_PLUGINS", value)
     plugins = load_plugins().plugins
-    assert {plugin.domain for plugin in plugins if plugin.status == "loaded"} == loaded
+    assert {plugin.domain for plugin in plugins if plugin.status == "loaded"} == {"core", *loaded}
 
 
-def test_variable_that_names_an_unknown_plugin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_that_names_an_unknown_plugin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUNKLINE_LOAD_PLUGINS", "no-such-domain")
     with pytest.raises(NotFoundError, match="no-such-domain"):
         load_plugins()
@@ -233,7 +259,8 @@ def test_loading_imports_no_torch(add_plugin: AddPlugin, site: Path) -> None:
         "assert load_plugins().plugin('good').status == 'loaded'; "
         "sys.exit(', '.join({'torch', 'transformers', 'peft'} & set(sys.modules)))"
     )
-    environment = os.environ | {"PYTHONPATH": str(site), "TRUNKLINE_LOAD_PLUGINS": "good"}
+    path = os.pathsep.join((str(site), os.environ.get("PYTHONPATH", "")))
+    environment = os.environ | {"PYTHONPATH": path, "TRUNKLINE_LOAD_PLUGINS": "good"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )

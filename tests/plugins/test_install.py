@@ -37,7 +37,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
 
 
-def test_wheel_is_installed_told_and_removed_again(python: str, make_wheel: MakeWheel) -> None:
+def test_wheel_is_installed_listed_and_uninstalled(python: str, make_wheel: MakeWheel) -> None:
     lines: list[str] = []
     wheel = make_wheel("trunk-farm", "farm")
     (plugin,) = install(str(wheel), python=python, on_line=lines.append)
@@ -56,7 +56,7 @@ def test_broken_plugin_is_installed_as_failed_and_can_be_removed(
     assert uninstall("trunk-sick", python=python).domain == "sick"
 
 
-def test_second_claimant_is_told_together_with_the_first(
+def test_second_claimant_of_a_domain_is_reported_with_the_first(
     python: str, make_wheel: MakeWheel
 ) -> None:
     install(str(make_wheel("trunk-one", "shared")), python=python)
@@ -101,15 +101,19 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 """
 
 
-def test_distribution_without_entry_point_is_told_with_the_way_out(
+def test_distribution_without_entry_point_is_refused_with_the_way_out(
     python: str, make_wheel: MakeWheel
 ) -> None:
-    with pytest.raises(PluginError, match="'trunk-plain' was installed, but it is no plugin") as no:
+    with pytest.raises(
+        PluginError, match="'trunk-plain' was installed, but it is not a plugin"
+    ) as no:
         install(str(make_wheel("trunk-plain")), python=python)
     assert "pip uninstall trunk-plain" in (no.value.hint or "")
 
 
-def test_plugin_that_asks_for_another_torch_is_refused(python: str, make_wheel: MakeWheel) -> None:
+def test_plugin_that_requires_for_another_torch_is_refused(
+    python: str, make_wheel: MakeWheel
+) -> None:
     wheel = make_wheel("trunk-old", "old", requires="torch==1.0")
     with pytest.raises(PluginError) as caught:
         install(str(wheel), python=python)
@@ -119,7 +123,7 @@ def test_plugin_that_asks_for_another_torch_is_refused(python: str, make_wheel: 
         uninstall("old", python=python)
 
 
-def test_pips_last_error_is_told(python: str) -> None:
+def test_pips_last_error_is_reported(python: str) -> None:
     with pytest.raises(PluginError, match="No matching distribution found for no-such-plugin-x"):
         install("no-such-plugin-x", python=python)
 
@@ -129,17 +133,23 @@ def test_constraints_pin_what_the_core_runs_on() -> None:
     assert pinned == {"torch", "transformers", "peft", "trunkline"}
 
 
+@pytest.mark.parametrize("name", ["core", "trunkline"])
+def test_builtins_can_not_be_uninstalled(name: str) -> None:
+    with pytest.raises(UsageError, match="holds the built-ins"):
+        uninstall(name, python="/no/such/python")
+
+
 @pytest.mark.parametrize("target", ["", " ", "--target=/tmp/x", "-e .", "a b c", "x\ny", "../x@!"])
-def test_target_that_is_none_is_refused_before_pip_runs(target: str) -> None:
+def test_malformed_target_is_refused_before_pip_runs(target: str) -> None:
     with pytest.raises(UsageError):
         install(target, python="/no/such/python")
 
 
-def test_missing_folder_is_told_before_pip_runs() -> None:
+def test_missing_folder_is_refused_before_pip_runs() -> None:
     with pytest.raises(NotFoundError, match=r"no file or folder '\./nowhere'"):
         install("./nowhere", python="/no/such/python")
 
 
-def test_folder_that_is_no_project_is_told_before_pip_runs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no pyproject"):
+def test_folder_that_is_no_project_is_refused_before_pip_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no pyproject"):
         install(str(tmp_path), python="/no/such/python")

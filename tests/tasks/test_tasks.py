@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from made_rows import make_recipe, make_row
 from tiny_base import make_model, make_tokenizer
+from trunkline.contracts import LossContext
 from trunkline.errors import IntegrityError
+from trunkline.plugins import load_plugins
 from trunkline.tasks import (
     AnyTask,
     ClassificationTask,
@@ -250,7 +252,8 @@ def test_logits_stand_at_the_tokens_before_the_answers_whatever_the_padding(fami
 def test_default_loss_is_smaller_for_the_better_output(task: AnyTask) -> None:
     import torch
 
-    loss = task.default_loss()
+    catalog = load_plugins(no_plugins=True)
+    loss = catalog.loss_for(make_recipe(task.kind)).build(LossContext())
     if isinstance(task, RegressionTask):
         good, bad, targets = torch.tensor([0.1]), torch.tensor([2.0]), torch.tensor([0.0])
     else:

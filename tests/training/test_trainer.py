@@ -403,10 +403,7 @@ def test_a_row_longer_than_the_context_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_baseline_is_refused_before_training(platform: Platform, tmp_path: Path) -> None:
-    def with_baseline(training_job: TrainingJob) -> TrainingJob:
-        return replace(training_job, recipe=replace(training_job.recipe, baselines=("nearst",)))
-
+def test_unknown_baseline_is_refused_before_training(platform: Platform) -> None:
+    recipe = replace(platform.catalog.recipe("toy/animals"), baselines=("nearst",))
     with pytest.raises(NotFoundError, match="'nearst'"):
-        train(platform, tmp_path / "run", change=with_baseline)
-    assert not (tmp_path / "run").exists()
+        platform.catalog.baselines_for(recipe)

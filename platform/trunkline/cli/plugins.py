@@ -28,6 +28,8 @@ _ONE = {
     "losses": "loss",
     "metrics": "metric",
     "transforms": "transform",
+    "baselines": "baseline",
+    "tasks": "task",
 }
 
 
@@ -48,9 +50,8 @@ def list_(said: Globals, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    if not found:
+    if len(found) == 1:
         note("No plugin is installed: `trunkline plugins install TARGET`.")
-        return
     print_table(
         ["plugin", "distribution", "version", "status", "contributes"],
         [
@@ -90,12 +91,9 @@ def show(said: Globals, name: str, as_json: bool) -> None:
 @json_option
 def install(target: str, editable: bool, upgrade: bool, as_json: bool) -> None:
     """Install a plugin with pip, from a name, a folder, a wheel or a URL."""
-    from trunkline.evaluation.metrics import CORE_METRICS
     from trunkline.plugins import install as install_plugin
 
-    brought = install_plugin(
-        target, editable=editable, upgrade=upgrade, core_metrics=CORE_METRICS, on_line=note
-    )
+    brought = install_plugin(target, editable=editable, upgrade=upgrade, on_line=note)
     if as_json:
         print_json(brought)
     else:
@@ -141,10 +139,9 @@ def uninstall(name: str, yes: bool) -> None:
 @json_option
 def check(target: str, as_json: bool) -> None:
     """Load one plugin alone, read all its rows, and say which rules it breaks."""
-    from trunkline.evaluation.metrics import CORE_METRICS
     from trunkline.plugins import check as check_plugin
 
-    findings = check_plugin(target, core_metrics=CORE_METRICS)
+    findings = check_plugin(target)
     if as_json:
         print_json(findings)
     elif findings:

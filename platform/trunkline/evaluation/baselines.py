@@ -1,7 +1,7 @@
-"""Cheap methods on the very same split and the same cleaned text.
+"""The core's baselines: inexpensive methods on the same split and the same cleaned text.
 
-Owns: what a baseline predicts. Must not know: adapters, the registry. A baseline is fitted on the
-training rows, chooses on the validation rows, and is evaluated on the test rows, as an adapter is.
+A baseline is fitted on the training rows, chooses its hyperparameters on the validation rows, and
+is evaluated on the test rows, exactly as an adapter is.
 """
 
 from __future__ import annotations
@@ -11,27 +11,20 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from trunkline.contracts import RecipeSpec, Row, Target
+from trunkline.contracts import (
+    BaselineContext,
+    BaselinePredictions,
+    BaselineSpec,
+    RecipeSpec,
+    Row,
+    Target,
+)
 from trunkline.data.encode import encode_chat, encode_prompt
 from trunkline.data.split import Split
-from trunkline.errors import NotFoundError
-from trunkline.inference.forward import generate_texts
-
-OWN: dict[str, tuple[str, ...]] = {
-    "classification": ("majority", "tfidf"),
-    "regression": ("group-median", "linear"),
-    "generation": ("base",),
-}
-"""Every recipe of a task is evaluated against these."""
-
-NAMED: dict[str, tuple[str, ...]] = {
-    "classification": ("nearest",),
-    "regression": ("nearest",),
-    "generation": ("few-shot", "nearest"),
-}
-"""A recipe may name these in its ``baselines``."""
+from trunkline.errors import PluginCallError, TrunklineError, one_line
 
 LOGISTIC_C = (1.0, 10.0, 100.0)
 RIDGE_ALPHA = (0.1, 1.0, 10.0)
@@ -41,202 +34,259 @@ NO_TEXT = "no training text is long enough to compare"
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A cheap method's predictions for the test rows, in their order."""
+    """The predictions of one baseline for the test rows, in the order of the rows."""
 
     name: str
     predictions: list[Target]
     detail: str = ""
 
 
-def baselines(
-    recipe: RecipeSpec, split: Split, base: Any, on_stage: Callable[[str], None] = lambda _: None
+def fit_baselines(
+    specs: Sequence[BaselineSpec],
+    recipe: RecipeSpec,
+    split: Split,
+    base: Any,
+    on_stage: Callable[[str], None] = lambda _: None,
 ) -> list[Baseline]:
-    """The baselines of the recipe's task, then those that it names.
+    """Fit every baseline of a recipe and predict the test rows.
 
     Args:
-        recipe: its task, template and ``baselines``.
+        specs: the recipe's baselines; see ``Catalog.baselines_for``.
+        recipe: its template, scale and ``max_new_tokens``.
         split: fitted on train, chosen on validation, predicted on test.
-        base: a loaded :class:`~trunkline.bases.Base`; used by generation only.
-        on_stage: told what is being computed.
+        base: a loaded :class:`~trunkline.bases.Base`; only baselines for generation use it.
+        on_stage: called with a phrase before each baseline.
 
     Raises:
-        NotFoundError: the recipe names a baseline that does not exist.
+        PluginCallError: a baseline raised, or did not predict every test row.
     """
-    known: dict[str, Callable[[], Baseline]] = {
-        "majority": lambda: majority(split),
-        "tfidf": lambda: tfidf(recipe, split),
-        "group-median": lambda: group_median(split),
-        "linear": lambda: linear(recipe, split),
-        "base": lambda: prompted(recipe, split, base, 0),
-        "few-shot": lambda: prompted(recipe, split, base, FEW_SHOT),
-        "nearest": lambda: nearest(recipe, split),
-    }
+    context = BaselineContext(
+        recipe=recipe, train=split.train, validation=split.validation, test=split.test, base=base
+    )
     results = []
-    for name in baseline_names(recipe):
-        on_stage(f"baseline: {name}")
-        results.append(known[name]())
+    for spec in specs:
+        on_stage(f"baseline: {spec.name}")
+        results.append(_fit(spec, context))
     return results
 
 
-def baseline_names(recipe: RecipeSpec) -> tuple[str, ...]:
-    """The baselines that a recipe is evaluated against; cheap, so it can be asked before training.
+def _fit(spec: BaselineSpec, context: BaselineContext) -> Baseline:
+    hint = "See the BaselineSpec contract in docs/hooks.md."
+    try:
+        predicted = spec.predict(context)
+        values = list(predicted.values)
+    except TrunklineError:
+        raise
+    except Exception as error:
+        reason = one_line(error, with_type=True)
+        raise PluginCallError(f"The baseline {spec.name} failed: {reason}.", hint) from error
+    if len(values) != len(context.test):
+        raise PluginCallError(
+            f"The baseline {spec.name} gave {len(values)} predictions for "
+            f"{len(context.test)} test rows.",
+            hint,
+        )
+    return Baseline(spec.name, values, predicted.detail)
 
-    Raises:
-        NotFoundError: the recipe names a baseline that its task does not have.
-    """
-    known = (*OWN[recipe.task], *NAMED[recipe.task])
-    for name in recipe.baselines:
-        if name not in known:
-            raise NotFoundError.named(
-                f"baseline of a {recipe.task}", name, known, f"Known: {', '.join(known)}."
-            )
-    return tuple(dict.fromkeys((*OWN[recipe.task], *recipe.baselines)))
 
-
-def majority(split: Split) -> Baseline:
+def majority(context: BaselineContext) -> BaselinePredictions:
     """The most frequent training label, for every row."""
-    counts = Counter(row.target for row in split.train)
+    counts = Counter(row.target for row in context.train)
     label = max(sorted(counts, key=str), key=lambda target: counts[target])
-    return Baseline("majority", [label] * len(split.test), f"always {label!r}")
+    return BaselinePredictions(values=[label] * len(context.test), detail=f"always {label!r}")
 
 
-def tfidf(recipe: RecipeSpec, split: Split) -> Baseline:
-    """TF-IDF + logistic regression: the better of words 1-2 and characters 2-5 on validation,
-    with its C chosen there too."""
+def tfidf(context: BaselineContext) -> BaselinePredictions:
+    """TF-IDF + logistic regression.
+
+    The features (words 1-2 or characters 2-5) and C are those that are best on validation.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    targets = [str(row.target) for row in split.train]
-    if len(set(targets)) == 1:  # so few training rows that one class is left
-        return Baseline("tfidf", [targets[0]] * len(split.test), "one class in train")
+    targets = [str(row.target) for row in context.train]
+    if len(set(targets)) == 1:  # so few training rows that only one class is left
+        return BaselinePredictions(
+            values=[targets[0]] * len(context.test), detail="one class in train"
+        )
 
     def fit(features: Any, c: float) -> Any:
         model = LogisticRegression(C=c, max_iter=1000, tol=1e-3)
         return model.fit(features, targets)
 
-    def score(predicted: Any) -> float:
-        wanted = [str(row.target) for row in split.validation]
-        return sum(one == other for one, other in zip(wanted, predicted, strict=True)) / len(wanted)
+    def score(predictions: Any) -> float:
+        truth = [str(row.target) for row in context.validation]
+        hits = sum(one == other for one, other in zip(truth, predictions, strict=True))
+        return hits / len(truth)
 
-    best = _best_on_text(recipe, split, LOGISTIC_C, "C", fit, score)
+    best = _best_on_text(context, LOGISTIC_C, "C", fit, score)
     if best is None:
-        return Baseline("tfidf", majority(split).predictions, NO_TEXT)
+        return BaselinePredictions(values=majority(context).values, detail=NO_TEXT)
     predictions, detail = best
-    return Baseline("tfidf", [str(label) for label in predictions], detail)
+    return BaselinePredictions(values=[str(label) for label in predictions], detail=detail)
 
 
-def linear(recipe: RecipeSpec, split: Split) -> Baseline:
+def linear(context: BaselineContext) -> BaselinePredictions:
     """TF-IDF + ridge regression on the recipe's scale, chosen on validation like :func:`tfidf`."""
     from sklearn.linear_model import Ridge
 
-    logs = recipe.scale == "log"
+    is_log = context.recipe.scale == "log"
 
     def scale(target: Target) -> float:
-        return math.log(float(target)) if logs else float(target)
+        return math.log(float(target)) if is_log else float(target)
 
-    targets = [scale(row.target) for row in split.train]
+    targets = [scale(row.target) for row in context.train]
 
     def fit(features: Any, alpha: float) -> Any:
         return Ridge(alpha=alpha).fit(features, targets)
 
-    def score(predicted: Any) -> float:
-        wanted = [scale(row.target) for row in split.validation]
-        return -statistics.median(abs(a - b) for a, b in zip(wanted, predicted, strict=True))
+    def score(predictions: Any) -> float:
+        truth = [scale(row.target) for row in context.validation]
+        return -statistics.median(abs(a - b) for a, b in zip(truth, predictions, strict=True))
 
-    best = _best_on_text(recipe, split, RIDGE_ALPHA, "alpha", fit, score)
+    best = _best_on_text(context, RIDGE_ALPHA, "alpha", fit, score)
     if best is None:
-        return Baseline("linear", group_median(split).predictions, NO_TEXT)
+        return BaselinePredictions(values=group_median(context).values, detail=NO_TEXT)
     predictions, detail = best
-    values = [math.exp(min(value, 700.0)) if logs else float(value) for value in predictions]
-    return Baseline("linear", list(values), detail)
+    values = [math.exp(min(value, 700.0)) if is_log else float(value) for value in predictions]
+    return BaselinePredictions(values=values, detail=detail)
 
 
-def group_median(split: Split) -> Baseline:
-    """The median of the training rows in the same first slice; of all, where that is unseen.
+def group_median(context: BaselineContext) -> BaselinePredictions:
+    """The median of the training rows in the same first slice; of all rows for an unseen slice.
 
-    A test row's own group is held out as a whole, so its median is not to be had.
+    The group of a test row is never in train, so the median of its own group is not available.
     """
     by_slice: dict[str, list[float]] = defaultdict(list)
-    for row in split.train:
+    for row in context.train:
         by_slice[_first_slice(row)].append(float(row.target))
-    overall = statistics.median(float(row.target) for row in split.train)
+    overall = statistics.median(float(row.target) for row in context.train)
     medians = {name: statistics.median(values) for name, values in by_slice.items()}
-    predictions: list[Target] = [medians.get(_first_slice(row), overall) for row in split.test]
-    return Baseline("group-median", predictions, f"{len(medians)} medians")
+    predictions = [medians.get(_first_slice(row), overall) for row in context.test]
+    return BaselinePredictions(values=predictions, detail=f"{len(medians)} medians")
 
 
-def nearest(recipe: RecipeSpec, split: Split) -> Baseline:
-    """The target of the training text nearest by TF-IDF of characters 2-5 (cosine)."""
+def nearest(context: BaselineContext) -> BaselinePredictions:
+    """The target of the nearest training text, by cosine of character 2-5 gram TF-IDF vectors."""
     import numpy as np
 
     vectorizer = _vectorizer("char")
     try:
-        train = vectorizer.fit_transform(_texts(recipe, split.train))
+        train = vectorizer.fit_transform(_texts(context, context.train))
     except ValueError:  # no text of two characters
-        return Baseline("nearest", [split.train[0].target] * len(split.test), NO_TEXT)
+        values = [context.train[0].target] * len(context.test)
+        return BaselinePredictions(values=values, detail=NO_TEXT)
     predictions: list[Target] = []
-    texts = _texts(recipe, split.test)
+    texts = _texts(context, context.test)
     for start in range(0, len(texts), 256):
         cosines = vectorizer.transform(texts[start : start + 256]) @ train.T
         best = np.asarray(cosines.argmax(axis=1)).ravel()
-        predictions += [split.train[index].target for index in best.tolist()]
-    return Baseline("nearest", predictions, "characters 2-5")
+        predictions += [context.train[index].target for index in best.tolist()]
+    return BaselinePredictions(values=predictions, detail="characters 2-5")
 
 
-def prompted(recipe: RecipeSpec, split: Split, base: Any, shots: int) -> Baseline:
+def prompted(context: BaselineContext, shots: int) -> BaselinePredictions:
     """The base with no adapter, with ``shots`` training examples in its prompt.
 
-    A prompt that would not fit the base's context gets as many examples as do.
+    A prompt that would exceed the base's context gets as many examples as fit.
     """
+    from trunkline.inference.forward import generate_texts
+
+    recipe, base = context.recipe, context.base
     template, tokenizer = recipe.template, base.tokenizer
-    step = max(1, len(split.train) // max(1, shots))
-    examples = split.train[::step][:shots]
+    step = max(1, len(context.train) // max(1, shots))
+    examples = context.train[::step][:shots]
     system = [{"role": "system", "content": template.system}] if template.system else []
     prompts: list[list[int]] = []
-    for row in split.test:
+    for row in context.test:
         if not shots:
             prompts.append(encode_prompt(row.text, template, tokenizer))
             continue
-        talk: list[dict[str, str]] = []
+        messages: list[dict[str, str]] = []
         for example in examples:
-            talk += [
+            messages += [
                 {"role": "user", "content": template.filled(example.text)},
                 {"role": "assistant", "content": str(example.target)},
             ]
-        talk.append({"role": "user", "content": template.filled(row.text)})
-        prompt = encode_chat([*system, *talk], tokenizer)
-        while len(prompt) + recipe.max_new_tokens > base.info.context and len(talk) > 1:
-            del talk[:2]
-            prompt = encode_chat([*system, *talk], tokenizer)
+        messages.append({"role": "user", "content": template.filled(row.text)})
+        prompt = encode_chat([*system, *messages], tokenizer)
+        while len(prompt) + recipe.max_new_tokens > base.info.context and len(messages) > 1:
+            del messages[:2]
+            prompt = encode_chat([*system, *messages], tokenizer)
         prompts.append(prompt)
     texts = generate_texts(base.model, tokenizer, prompts, recipe.max_new_tokens)
-    firsts: list[Target] = [text.splitlines()[0].strip() if text else "" for text in texts]
-    name = "few-shot" if shots else "base"
-    return Baseline(name, firsts, f"{shots} examples in the prompt")
+    first_lines: list[Target] = [text.splitlines()[0].strip() if text else "" for text in texts]
+    return BaselinePredictions(values=first_lines, detail=f"{shots} examples in the prompt")
+
+
+BASELINES: tuple[BaselineSpec, ...] = (
+    BaselineSpec(
+        name="majority",
+        description="always the most frequent training label",
+        tasks=("classification",),
+        predict=majority,
+    ),
+    BaselineSpec(
+        name="tfidf",
+        description="TF-IDF + logistic regression, features and C chosen on validation",
+        tasks=("classification",),
+        predict=tfidf,
+    ),
+    BaselineSpec(
+        name="group-median",
+        description="median of the training rows in the same first slice",
+        tasks=("regression",),
+        predict=group_median,
+    ),
+    BaselineSpec(
+        name="linear",
+        description="TF-IDF + ridge regression, features and alpha chosen on validation",
+        tasks=("regression",),
+        predict=linear,
+    ),
+    BaselineSpec(
+        name="base",
+        description="the base with no adapter",
+        tasks=("generation",),
+        predict=partial(prompted, shots=0),
+    ),
+    BaselineSpec(
+        name="few-shot",
+        description=f"the base with {FEW_SHOT} training examples in its prompt",
+        tasks=("generation",),
+        predict=partial(prompted, shots=FEW_SHOT),
+    ),
+    BaselineSpec(
+        name="nearest",
+        description="target of the nearest training text by TF-IDF",
+        tasks=("classification", "regression", "generation"),
+        predict=nearest,
+    ),
+)
+"""Registered by the plugin ``core``."""
 
 
 def _best_on_text(
-    recipe: RecipeSpec,
-    split: Split,
+    context: BaselineContext,
     grid: Sequence[float],
-    knob: str,
+    parameter: str,
     fit: Callable[[Any, float], Any],
     score: Callable[[Any], float],
 ) -> tuple[list[Any], str] | None:
-    """Predictions of the best of both vectorizers and all knobs; None if no text has a feature."""
+    """Test predictions of the best vectorizer and hyperparameter; None if no text has a feature."""
     best: tuple[float, list[Any], str] | None = None
-    for kind, words in (("word", "words 1-2"), ("char", "characters 2-5")):
+    for kind, features in (("word", "words 1-2"), ("char", "characters 2-5")):
         vectorizer = _vectorizer(kind)
         try:
-            train = vectorizer.fit_transform(_texts(recipe, split.train))
+            train = vectorizer.fit_transform(_texts(context, context.train))
         except ValueError:  # texts without a single word or pair of characters, such as "?"
             continue
-        validation = vectorizer.transform(_texts(recipe, split.validation))
-        test = vectorizer.transform(_texts(recipe, split.test))
+        validation = vectorizer.transform(_texts(context, context.validation))
+        test = vectorizer.transform(_texts(context, context.test))
         for value in grid:
             model = fit(train, value)
-            figure = score(model.predict(validation))
-            if best is None or figure > best[0]:
-                best = (figure, list(model.predict(test)), f"{words}, {knob}={value:g}")
+            result = score(model.predict(validation))
+            if best is None or result > best[0]:
+                best = (result, list(model.predict(test)), f"{features}, {parameter}={value:g}")
     return None if best is None else best[1:]
 
 
@@ -247,8 +297,8 @@ def _vectorizer(kind: str) -> Any:
     return TfidfVectorizer(analyzer=kind, ngram_range=ngrams, sublinear_tf=True)
 
 
-def _texts(recipe: RecipeSpec, rows: Sequence[Row]) -> list[str]:
-    return [recipe.template.cleaned(row.text) for row in rows]
+def _texts(context: BaselineContext, rows: Sequence[Row]) -> list[str]:
+    return [context.recipe.template.cleaned(row.text) for row in rows]
 
 
 def _first_slice(row: Row) -> str:

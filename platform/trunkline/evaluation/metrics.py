@@ -1,7 +1,6 @@
-"""The core's metrics. Owns their formulas; must not know models or plugins.
+"""The core's metrics: functions of :class:`~trunkline.contracts.Scored` that return a float.
 
-All take :class:`~trunkline.contracts.Scored` and give a float; numpy only, because an interval
-calls them a thousand times.
+They use numpy alone and avoid sorting, because a bootstrap interval calls each one 1,000 times.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def accuracy(scored: Scored) -> float:
 
 
 def macro_f1(scored: Scored) -> float:
-    """Mean over the labels that occur of 2·TP / (2·TP + FP + FN)."""
+    """Mean of 2·TP / (2·TP + FP + FN) over the labels that occur."""
     import numpy as np
 
     targets, predictions = _codes(scored)
@@ -32,7 +31,7 @@ def macro_f1(scored: Scored) -> float:
 
 
 def balanced_accuracy(scored: Scored) -> float:
-    """Mean recall over the labels that occur among the targets."""
+    """Mean recall over the labels that occur in the targets."""
     import numpy as np
 
     targets, predictions = _codes(scored)
@@ -44,22 +43,22 @@ def balanced_accuracy(scored: Scored) -> float:
 
 
 def exact_match(scored: Scored) -> float:
-    """Share of answers equal to the target after lower-casing and squeezing white space."""
+    """Share of answers equal to the target, ignoring case and repeated white space."""
     pairs = zip(scored.targets, scored.predictions, strict=True)
     return sum(_same(str(one), str(other)) for one, other in pairs) / len(scored.targets)
 
 
 def mean_absolute_error(scored: Scored) -> float:
-    """Mean of |prediction - target|, in the unit."""
+    """Mean of |prediction - target|, in the data set's unit."""
     import numpy as np
 
     return float(np.mean(np.abs(_floats(scored.predictions) - _floats(scored.targets))))
 
 
 def median_ape(scored: Scored) -> float:
-    """Median of |prediction - target| / |target| (a share, not per cent).
+    """Median absolute percentage error: of |prediction - target| / |target|, as a fraction.
 
-    Of a target 0, the error is 0 if the prediction is 0 too, else infinite.
+    For a target of 0 the error is 0 if the prediction is 0 too, else infinite.
     """
     import numpy as np
 
@@ -72,11 +71,11 @@ def median_ape(scored: Scored) -> float:
 
 
 def r_squared(scored: Scored) -> float:
-    """1 - residual / total sum of squares; 0 where all targets are equal."""
+    """1 - residual / total sum of squares; 0 if all targets are equal."""
     targets = _floats(scored.targets)
     total = float(((targets - targets.mean()) ** 2).sum())
-    left = float(((targets - _floats(scored.predictions)) ** 2).sum())
-    return 1 - left / total if total > 0 else 0.0
+    residual = float(((targets - _floats(scored.predictions)) ** 2).sum())
+    return 1 - residual / total if total > 0 else 0.0
 
 
 def _spec(name: str, task: Task, compute: Any, higher: bool = True) -> MetricSpec:
@@ -86,7 +85,7 @@ def _spec(name: str, task: Task, compute: Any, higher: bool = True) -> MetricSpe
     )
 
 
-CORE_METRICS: dict[str, MetricSpec] = {
+METRICS: dict[str, MetricSpec] = {
     spec.name: spec
     for spec in (
         _spec("accuracy", "classification", accuracy),
@@ -98,17 +97,18 @@ CORE_METRICS: dict[str, MetricSpec] = {
         _spec("r_squared", "regression", r_squared),
     )
 }
+"""Registered by the plugin ``core``; by name, in the order of listings."""
 
 
 def _codes(scored: Scored) -> tuple[Any, Any]:
     """Targets and predictions as small integers, in the labels' alphabetical order.
 
-    A dict and not ``numpy.unique``, which would sort every row of every draw.
+    A dict instead of ``numpy.unique``, which would sort every row of every draw.
     """
     import numpy as np
 
     targets, predictions = list(scored.targets), list(scored.predictions)
-    code = {label: place for place, label in enumerate(sorted({*targets, *predictions}))}
+    code = {label: index for index, label in enumerate(sorted({*targets, *predictions}))}
     return (
         np.fromiter((code[label] for label in targets), dtype=np.intp, count=len(targets)),
         np.fromiter((code[label] for label in predictions), dtype=np.intp, count=len(predictions)),
@@ -123,5 +123,5 @@ def _floats(values: Any) -> Any:
 
 @lru_cache(maxsize=65_536)
 def _same(one: str, other: str) -> bool:
-    """Cached, because an interval compares the same pairs a thousand times."""
+    """Cached, because an interval compares the same pairs 1,000 times."""
     return " ".join(one.lower().split()) == " ".join(other.lower().split())

@@ -1,6 +1,7 @@
-"""Plugins: find them, block them, ask each by itself, validate, install.
+"""Plugins: discover, block, load, validate, check and install them.
 
-``load_plugins`` gives a :class:`Catalog`; nothing is imported before it is called.
+:func:`load_plugins` gives a :class:`Catalog`; nothing is imported before it is called. The package
+sits above the contracts, hooks and errors and imports no other layer.
 """
 
 from trunkline.plugins.catalog import Catalog, Contribution, PluginInfo

@@ -1,8 +1,6 @@
-"""What an author wants to know before publishing: load one plugin alone, strictly, and try it.
+"""Check one plugin before it is published: load it alone, read its rows and try its specs.
 
-Owns: findings about one plugin, rows included.
-Must not know: models. A loss is built but not run; everything else that a spec can do on a few
-rows is tried.
+No model is loaded: a loss is built but not computed, and a baseline is not fitted.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import random
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -32,16 +30,23 @@ from trunkline.contracts import (
 )
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.plugins.catalog import SPECS, Contribution
-from trunkline.plugins.host import GROUP, Candidate, ask_plugin, find_plugins
+from trunkline.plugins.host import (
+    GROUP,
+    Candidate,
+    core_candidate,
+    find_plugins,
+    load_core,
+    load_plugin,
+)
 
-FEWEST_GROUPS = 3  # one each for train, validation and test
-_TRIED_ROWS = 20
+MIN_GROUPS = 3  # one each for train, validation and test
+_SAMPLE_ROWS = 20
 _HEAVY = ("torch", "transformers", "peft")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that an author should know; with an ``error`` the plugin can't be used as it is.
+    """One result of :func:`check`; a plugin with an ``error`` can't be used as it is.
 
     Attributes:
         subject: name of the plugin or spec that it is about.
@@ -52,23 +57,21 @@ class Finding:
     message: str
 
 
-def check(
-    target: str | Path, *, core_metrics: Collection[str] | None = None
-) -> tuple[Finding, ...]:
-    """Load one plugin alone, read all its rows, and say what is wrong with it.
+def check(target: str | Path) -> tuple[Finding, ...]:
+    """Load one plugin alone, read all its rows, and report what is wrong with it.
 
     Args:
         target: domain of an installed plugin, or folder that holds a ``pyproject.toml`` (its code
             in ``src/`` or beside it; it need not be installed).
-        core_metrics: as for ``load_plugins``.
 
     Returns:
-        Errors and warnings; empty when all is well.
+        Errors and warnings; empty if there are none.
 
     Raises:
         NotFoundError: no such plugin or folder.
-        UsageError: the folder is no plugin's.
+        UsageError: the folder holds no plugin.
     """
+    _, core = load_core()
     findings: list[Finding] = []
     candidates = _candidates(target)
     if len({candidate.domain for candidate, _ in candidates}) < len(candidates):
@@ -77,13 +80,15 @@ def check(
     for candidate, root in candidates:
         heavy = {name for name in _HEAVY if name in sys.modules}
         with _importable(root):
-            info, contribution = ask_plugin(candidate, core_metrics)
+            info, contribution = load_plugin(
+                candidate, None if candidate is core_candidate() else core
+            )
             loaded = {name for name in _HEAVY if name in sys.modules} - heavy
             if contribution is None:
                 findings.append(_error(candidate.domain, info.reason or "it failed"))
                 continue
             findings += _module_findings(candidate, root, loaded, contribution)
-            findings += _spec_findings(contribution)
+            findings += _spec_findings(contribution, core)
     return tuple(findings)
 
 
@@ -96,10 +101,10 @@ def _warning(subject: str, message: str) -> Finding:
 
 
 def _candidates(target: str | Path) -> list[tuple[Candidate, Path | None]]:
-    installed = find_plugins()
-    named = [(one, None) for one in installed if target in (one.domain, one.distribution)]
-    if named and isinstance(target, str):
-        return list(named)
+    installed = (core_candidate(), *find_plugins())
+    matches = [(one, None) for one in installed if target in (one.domain, one.distribution)]
+    if matches and isinstance(target, str):
+        return list(matches)
     folder = Path(target).expanduser()
     file = folder / "pyproject.toml"
     if not folder.is_dir():
@@ -111,7 +116,7 @@ def _candidates(target: str | Path) -> list[tuple[Candidate, Path | None]]:
         points = project["entry-points"][GROUP].items()
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"{str(file)!r} names no plugin: {type(error).__name__} {error}.",
+            f"{str(file)!r} declares no plugin: {type(error).__name__} {error}.",
             f'Write for example [project.entry-points.{GROUP}] with mydomain = "my_module".',
         ) from None
     root = (folder / "src" if (folder / "src").is_dir() else folder).resolve()
@@ -147,7 +152,7 @@ def _module_findings(
     module = sys.modules.get(candidate.module.partition(":")[0])
     file = getattr(module, "__file__", None)
     if root is not None and file and not Path(file).resolve().is_relative_to(root):
-        yield _warning(candidate.domain, f"what was checked is the copy in {file}, not in {root}")
+        yield _warning(candidate.domain, f"the checked copy is {file}, not the one in {root}")
     for name in sorted(heavy):
         yield _warning(
             candidate.domain,
@@ -157,7 +162,7 @@ def _module_findings(
         yield _warning(candidate.domain, "it contributes nothing: no hook yields a spec")
 
 
-def _spec_findings(contribution: Contribution) -> Iterator[Finding]:
+def _spec_findings(contribution: Contribution, core: Contribution) -> Iterator[Finding]:
     rows: dict[str, Sequence[Row]] = {}
     for dataset in contribution.datasets:
         yield from _described(dataset, ("description", "license", "source", "grouping"))
@@ -167,13 +172,13 @@ def _spec_findings(contribution: Contribution) -> Iterator[Finding]:
         except (Exception, SystemExit) as error:
             yield _error(dataset.name, f"load raises {type(error).__name__}: {error}")
             continue
-        found = list(_row_findings(dataset, rows[dataset.name]))
-        yield from found
+        findings = list(_row_findings(dataset, rows[dataset.name]))
+        yield from findings
         if again != rows[dataset.name]:
             yield _error(dataset.name, "load gives other rows, or another order, the second time")
-        if any(finding.level == "error" for finding in found):
-            del rows[dataset.name]  # what is built on broken rows proves nothing
-    transforms = {spec.name: spec for spec in contribution.transforms}
+        if any(finding.level == "error" for finding in findings):
+            del rows[dataset.name]  # checks on broken rows would only repeat the error
+    transforms = {spec.name: spec for spec in (*core.transforms, *contribution.transforms)}
     for recipe in contribution.recipes:
         yield from _described(recipe, ("description",))
         yield from _recipe_findings(recipe, rows.get(recipe.dataset, ()), transforms)
@@ -193,8 +198,8 @@ def _spec_findings(contribution: Contribution) -> Iterator[Finding]:
         yield from _used(metric.name, users)
         for recipe in users:
             yield from _metric_findings(metric, rows.get(recipe.dataset, ()))
-    for transform in contribution.transforms:
-        yield from _described(transform, ("description",))
+    for spec in (*contribution.transforms, *contribution.baselines, *contribution.tasks):
+        yield from _described(spec, ("description",))
 
 
 def _described(spec: Any, attributes: tuple[str, ...]) -> Iterator[Finding]:
@@ -209,25 +214,26 @@ def _row_findings(dataset: DatasetSpec, rows: Sequence[Row]) -> Iterator[Finding
         yield _error(dataset.name, "load gives no rows")
         return
     for number, row in enumerate(rows):
-        wrong = _row_violation(dataset, row)
-        if wrong:
-            yield _error(dataset.name, f"row {number} ({getattr(row, 'id', row)!r:.60}): {wrong}")
+        violation = _row_violation(dataset, row)
+        if violation:
+            row_id = getattr(row, "id", row)
+            yield _error(dataset.name, f"row {number} ({row_id!r:.60}): {violation}")
             return
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:
-            yield _error(dataset.name, f"the id {row.id!r} stands in more than one row")
+            yield _error(dataset.name, f"more than one row has the id {row.id!r}")
             break
         seen.add(row.id)
     groups = {row.group for row in rows}
-    if len(groups) < FEWEST_GROUPS:
+    if len(groups) < MIN_GROUPS:
         yield _error(
-            dataset.name, f"it has {len(groups)} groups; a split needs at least {FEWEST_GROUPS}"
+            dataset.name, f"it has {len(groups)} groups; a split needs at least {MIN_GROUPS}"
         )
     if dataset.task == "classification" and len({row.target for row in rows}) < 2:
         yield _error(dataset.name, f"every row has the label {rows[0].target!r}")
     if dataset.task == "regression" and not dataset.unit:
-        yield _warning(dataset.name, "it names no unit for its numbers")
+        yield _warning(dataset.name, "it has no unit for its numbers")
 
 
 def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:
@@ -236,12 +242,12 @@ def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:
     for attribute in ("id", "text", "group"):
         value = getattr(row, attribute)
         if not isinstance(value, str) or not value.strip():
-            return f"its {attribute} is {value!r}, not a filled string"
+            return f"its {attribute} is {value!r}, not a non-empty string"
     if dataset.task == "regression":
         if not _is_finite(row.target):
             return f"its target is {row.target!r}, not a finite number"
     elif not isinstance(row.target, str) or not row.target.strip():
-        return f"its target is {row.target!r}, not a filled string"
+        return f"its target is {row.target!r}, not a non-empty string"
     elif dataset.labels and row.target not in dataset.labels:
         return f"its label {row.target!r} is not among the data set's labels"
     missing = [name for name in dataset.slices if name not in row.slices]
@@ -255,36 +261,36 @@ def _is_finite(value: Any) -> bool:
 def _recipe_findings(
     recipe: RecipeSpec, rows: Sequence[Row], transforms: dict[str, TransformSpec]
 ) -> Iterator[Finding]:
-    usable = rows[:_TRIED_ROWS]
-    for row in usable:
+    sample = rows[:_SAMPLE_ROWS]
+    for row in sample:
         if not recipe.template.cleaned(row.text):
-            yield _error(recipe.name, f"its template leaves nothing of row {row.id!r}")
+            yield _error(recipe.name, f"its template leaves row {row.id!r} empty")
     if recipe.scale == "log" and any(
-        isinstance(row.target, int | float) and row.target <= 0 for row in usable
+        isinstance(row.target, int | float) and row.target <= 0 for row in sample
     ):
         yield _error(recipe.name, "its scale is log, but a target is not above zero")
     for name in recipe.transforms:
-        for row in usable:
-            wrong = _transform_violation(transforms[name], row)
-            if wrong:
-                yield _error(name, f"on row {row.id!r} {wrong}")
+        for row in sample:
+            violation = _transform_violation(transforms[name], row)
+            if violation:
+                yield _error(name, f"on row {row.id!r} {violation}")
                 break
 
 
 def _transform_violation(transform: TransformSpec, row: Row) -> str | None:
     try:
-        given = list(transform.apply(row, random.Random(0)))
+        results = list(transform.apply(row, random.Random(0)))
     except (Exception, SystemExit) as error:
         return f"apply raises {type(error).__name__}: {error}"
-    if not all(isinstance(one, Row) for one in given):
-        return "apply gives something that is no Row"
-    if transform.stage == "clean" and len(given) > 1:
-        return f"apply gives {len(given)} rows; a clean step gives one or none"
+    if not all(isinstance(result, Row) for result in results):
+        return "apply gives something that is not a Row"
+    if transform.stage == "clean" and len(results) > 1:
+        return f"apply gives {len(results)} rows; a clean step gives one or none"
     return None
 
 
 def _used(name: str, users: Sequence[RecipeSpec]) -> Iterator[Finding]:
-    if not users:
+    if not users and "/" in name:  # the built-ins have no recipes
         yield _warning(name, "no recipe uses it, so it was not tried")
 
 
@@ -307,7 +313,7 @@ def _loss_findings(loss: LossSpec, rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _metric_findings(metric: MetricSpec, rows: Sequence[Row]) -> Iterator[Finding]:
-    targets = [row.target for row in rows[:_TRIED_ROWS]]
+    targets = [row.target for row in rows[:_SAMPLE_ROWS]]
     if not targets:
         return
     perfect = Scored(targets=targets, predictions=targets, labels=_labels(metric.task, rows))

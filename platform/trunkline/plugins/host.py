@@ -1,10 +1,8 @@
-"""Find plugins without importing them, then import and ask each one by itself.
-
-Owns: discovery, blocking before import, isolation of failures, the trace of hook calls.
-Must not know: any domain, or what the specs are used for.
+"""Discover plugins without importing them, then import each one in isolation and call its hooks.
 
 A plugin that can't be imported, exits, raises or breaks a rule is set aside with a one-line reason
-and its traceback; only KeyboardInterrupt passes through.
+and its traceback; only KeyboardInterrupt propagates. The built-ins are the plugin ``core``, which
+is always loaded, and first.
 """
 
 from __future__ import annotations
@@ -13,10 +11,11 @@ import os
 import sys
 import traceback
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib import metadata
 from itertools import chain
 from textwrap import shorten
@@ -26,9 +25,18 @@ import pluggy
 
 from trunkline import hookspecs
 from trunkline.contracts import API
-from trunkline.errors import NotFoundError, PluginError, TrunklineError
-from trunkline.plugins.catalog import SPECS, Catalog, Contribution, Kind, PluginInfo
-from trunkline.plugins.validate import domain_violation, violations
+from trunkline.errors import NotFoundError, PluginError, TrunklineError, UsageError
+from trunkline.plugins.catalog import (
+    CORE,
+    SPECS,
+    Catalog,
+    Contribution,
+    Kind,
+    PluginInfo,
+    domain_violation,
+    resolve_recipes,
+    violations,
+)
 
 GROUP = "trunkline"
 HOOKS: dict[str, Kind] = {f"trunkline_{kind}": kind for kind in SPECS}
@@ -36,7 +44,7 @@ HOOKS: dict[str, Kind] = {f"trunkline_{kind}": kind for kind in SPECS}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An entry point that was found but not imported; None if its file can't be parsed."""
+    """A discovered plugin, not imported; no entry point if its file can't be parsed."""
 
     domain: str
     distribution: str
@@ -45,42 +53,52 @@ class Candidate:
 
     @property
     def module(self) -> str:
-        """What the entry point names."""
+        """The module that the entry point names."""
         return self.entry_point.value if self.entry_point else "unknown"
 
-    def info(self, **what: Any) -> PluginInfo:
+    def info(self, **fields: Any) -> PluginInfo:
         """Its :class:`PluginInfo` with the given status, reason and so on."""
         return PluginInfo(
             domain=self.domain,
             module=self.module,
             distribution=self.distribution,
             version=self.version,
-            **what,
+            **fields,
         )
 
 
-def load_plugins(
-    *,
-    block: Iterable[str] = (),
-    no_plugins: bool = False,
-    strict: bool = False,
-    core_metrics: Collection[str] | None = None,
-) -> Catalog:
-    """Import the installed plugins, ask each for its specs, and set aside those that fail.
+@cache
+def core_candidate() -> Candidate:
+    """The built-ins, which need no entry point of their own."""
+    try:
+        version = metadata.version("trunkline")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        version = "unknown"
+    return Candidate(
+        domain=CORE,
+        distribution="trunkline",
+        version=version,
+        entry_point=metadata.EntryPoint(name=CORE, value="trunkline.core", group=GROUP),
+    )
 
-    The variable ``TRUNKLINE_LOAD_PLUGINS`` (domains with commas; empty: none) names the only ones
-    that may be imported.
+
+def load_plugins(
+    *, block: Iterable[str] = (), no_plugins: bool = False, strict: bool = False
+) -> Catalog:
+    """Load the built-ins and the installed plugins, and set aside those that fail.
+
+    If the variable ``TRUNKLINE_LOAD_PLUGINS`` is set (domains with commas), no other plugin is
+    imported; if it is empty, none is.
 
     Args:
         block: domains that are not imported.
-        no_plugins: import none.
-        strict: a plugin that fails raises instead of being set aside.
-        core_metrics: metrics that recipes may name beside their plugin's own; None: names without
-            a domain are taken on trust.
+        no_plugins: import the built-ins only.
+        strict: raise if a plugin fails instead of setting it aside.
 
     Raises:
-        NotFoundError: ``block`` or the variable names a plugin that isn't installed: a misspelt
-            one would otherwise be imported, or everything else kept out, without a word.
+        NotFoundError: ``block`` or the variable names a plugin that isn't installed. A misspelled
+            domain would otherwise silently load a plugin, or keep all others out.
+        UsageError: ``block`` names the built-ins.
         PluginError: ``strict`` and at least one failed.
     """
     candidates = find_plugins()
@@ -89,28 +107,29 @@ def load_plugins(
     for candidate in candidates:
         claims[candidate.domain].append(candidate)
 
-    infos: list[PluginInfo] = []
-    contributions: list[Contribution] = []
+    core_info, core = load_core()
+    infos: list[PluginInfo] = [core_info]
+    contributions: list[Contribution] = [core]
     for candidate in candidates:
         rivals = claims[candidate.domain]
+        contribution = None
         if candidate.domain in blocked:
             info = candidate.info(status="blocked", reason=blocked[candidate.domain])
-            contribution = None
         elif len(rivals) > 1:
-            named = " and ".join(f"{rival.distribution} {rival.version}" for rival in rivals)
-            reason = f"the domain {candidate.domain!r} is claimed by {named}; uninstall one"
-            info, contribution = candidate.info(status="failed", reason=reason), None
+            names = " and ".join(f"{rival.distribution} {rival.version}" for rival in rivals)
+            reason = f"the domain {candidate.domain!r} is claimed by {names}; uninstall one"
+            info = candidate.info(status="failed", reason=reason)
         else:
-            info, contribution = ask_plugin(candidate, core_metrics)
+            info, contribution = load_plugin(candidate, core)
         infos.append(info)
         if contribution is not None:
             contributions.append(contribution)
 
     failed = [info for info in infos if info.status == "failed"]
     if strict and failed:
-        told = "; ".join(f"{info.domain}: {info.reason}" for info in failed)
+        reasons = "; ".join(f"{info.domain}: {info.reason}" for info in failed)
         raise PluginError(
-            f"{len(failed)} of {len(infos)} plugins failed. {told}.",
+            f"{len(failed)} of {len(infos)} plugins failed. {reasons}.",
             f"See `trunkline plugins show {failed[0].domain}`, or leave out --strict.",
         )
     return Catalog(infos, contributions)
@@ -119,32 +138,30 @@ def load_plugins(
 def find_plugins() -> tuple[Candidate, ...]:
     """Every entry point of the group, by domain and distribution, without importing any.
 
-    A distribution that is on ``sys.path`` twice counts once, the first copy; one whose
-    ``entry_points.txt`` can't be parsed stands under its distribution's name.
+    A distribution that is on ``sys.path`` twice counts once, with the first copy. One whose
+    ``entry_points.txt`` can't be parsed is listed under the distribution's name.
     """
-    found: dict[tuple[str, str], Candidate] = {}
+    candidates: dict[tuple[str, str], Candidate] = {}
     for distribution in metadata.distributions():
         text = distribution.read_text("entry_points.txt")
         if not text or f"[{GROUP}]" not in text:
             continue
-        label = _label(distribution)
+        name, version = _name_and_version(distribution)
         try:
             points = list(distribution.entry_points.select(group=GROUP))
         except Exception:
             points = []
-            broken = Candidate(
-                domain=label[0], distribution=label[0], version=label[1], entry_point=None
-            )
-            found.setdefault((label[0], label[0]), broken)
+            broken = Candidate(domain=name, distribution=name, version=version, entry_point=None)
+            candidates.setdefault((name, name), broken)
         for point in points:
             candidate = Candidate(
-                domain=point.name, distribution=label[0], version=label[1], entry_point=point
+                domain=point.name, distribution=name, version=version, entry_point=point
             )
-            found.setdefault((point.name, label[0].lower().replace("_", "-")), candidate)
-    return tuple(sorted(found.values(), key=lambda one: (one.domain, one.distribution)))
+            candidates.setdefault((point.name, name.lower().replace("_", "-")), candidate)
+    return tuple(sorted(candidates.values(), key=lambda one: (one.domain, one.distribution)))
 
 
-def _label(distribution: metadata.Distribution) -> tuple[str, str]:
+def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
     try:
         return str(distribution.metadata["Name"]), str(distribution.metadata["Version"])
     except Exception:
@@ -159,37 +176,59 @@ def _blocked(
     reasons: dict[str, str] = {}
     only = os.environ.get("TRUNKLINE_LOAD_PLUGINS")
     if only is not None:
-        wanted = {name.strip() for name in only.split(",") if name.strip()}
-        for name in sorted(wanted - domains):
-            hint = "TRUNKLINE_LOAD_PLUGINS names it; `trunkline plugins install` brings a plugin."
+        selected = {name.strip() for name in only.split(",") if name.strip()} - {CORE}
+        for name in sorted(selected - domains):
+            hint = "TRUNKLINE_LOAD_PLUGINS names it; `trunkline plugins install` installs a plugin."
             raise NotFoundError.named("plugin", name, domains, hint)
-        reasons |= dict.fromkeys(domains - wanted, "TRUNKLINE_LOAD_PLUGINS does not name it")
+        reasons |= dict.fromkeys(domains - selected, "TRUNKLINE_LOAD_PLUGINS does not name it")
     for name in block:
+        if name == CORE:
+            raise UsageError(
+                "The plugin 'core' can't be blocked: it holds the built-ins.",
+                "--no-plugin takes the domain of an installed plugin.",
+            )
         if name not in domains:
             hint = "--no-plugin takes the domain of an installed plugin."
             raise NotFoundError.named("plugin", name, domains, hint)
         reasons[name] = "--no-plugin names it"
     if no_plugins:
-        reasons |= dict.fromkeys(domains, "--no-plugins keeps all out")
+        reasons |= dict.fromkeys(domains, "--no-plugins is set")
     return reasons
 
 
-def ask_plugin(
-    candidate: Candidate, core_metrics: Collection[str] | None = None
-) -> tuple[PluginInfo, Contribution | None]:
-    """Import one plugin and ask its hooks; the contribution is None if it had to be set aside.
+def load_core() -> tuple[PluginInfo, Contribution]:
+    """Load the built-ins.
 
-    What it prints goes to stderr, so that it can't spoil a command's output.
+    Raises:
+        PluginError: they break a rule, which is a defect of Trunkline.
+    """
+    info, contribution = load_plugin(core_candidate(), None)
+    if contribution is None:
+        raise PluginError(f"The built-ins can't be loaded: {info.reason}", "Reinstall trunkline.")
+    return info, contribution
+
+
+def load_plugin(
+    candidate: Candidate, core: Contribution | None
+) -> tuple[PluginInfo, Contribution | None]:
+    """Import one plugin and call its hooks; the contribution is None if it is set aside.
+
+    Anything it prints goes to stderr, so that it can't spoil a command's output.
+
+    Args:
+        candidate: from :func:`find_plugins`.
+        core: the built-ins that its recipes may name; None to load the built-ins themselves.
     """
     api: int | None = None
     try:
         with redirect_stdout(sys.stderr):
-            plugin = _imported(candidate)
+            plugin = _import(candidate)
             api = _declared_api(plugin)
-            contribution = _collected(candidate.domain, plugin)
-        broken = list(violations(candidate.domain, contribution, core_metrics))
+            contribution = _collect(candidate.domain, plugin)
+        broken = list(violations(candidate.domain, contribution, core))
         if broken:
             raise PluginError("; ".join(broken))
+        contribution = resolve_recipes(contribution)
     except (Exception, SystemExit) as error:
         reason = shorten(str(error), 400, placeholder=" …") or type(error).__name__
         trace = "".join(traceback.format_exception(error))
@@ -198,37 +237,38 @@ def ask_plugin(
     return candidate.info(status="loaded", api=api, **names), contribution
 
 
-def _told(error: BaseException) -> str:
+def _failure(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"exits ({error.code!r})"
-    told = error.message if isinstance(error, TrunklineError) else str(error)
-    return f"raises {type(error).__name__}: {told}"
+    message = error.message if isinstance(error, TrunklineError) else str(error)
+    return f"raises {type(error).__name__}: {message}"
 
 
-def _imported(candidate: Candidate) -> Any:
+def _import(candidate: Candidate) -> Any:
     if candidate.entry_point is None:
         raise PluginError("its entry_points.txt can't be parsed; reinstall it")
-    refused = domain_violation(candidate.domain)
-    if refused:
-        raise PluginError(refused)
+    violation = domain_violation(candidate.domain)
+    if violation and candidate is not core_candidate():
+        raise PluginError(violation)
     try:
         return candidate.entry_point.load()
     except (Exception, SystemExit) as error:
-        raise PluginError(f"importing {candidate.module} {_told(error)}") from error
+        raise PluginError(f"importing {candidate.module} {_failure(error)}") from error
 
 
 def _declared_api(plugin: Any) -> int:
     api = getattr(plugin, "TRUNKLINE_API", None)
     if api is None:
-        raise PluginError(f"it declares no TRUNKLINE_API; this Trunkline speaks {API}")
+        raise PluginError(f"it declares no TRUNKLINE_API; this Trunkline uses {API}")
     if isinstance(api, bool) or api != API:
         raise PluginError(
-            f"it was written for TRUNKLINE_API {api!r}, but this Trunkline speaks {API}"
+            f"it was written for TRUNKLINE_API {api!r}, but this Trunkline uses {API}"
         )
     return int(api)
 
 
-def _collected(domain: str, plugin: Any) -> Contribution:
+def _collect(domain: str, plugin: Any) -> Contribution:
+    """Register the plugin with a manager of its own and call every hook that it implements."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     if os.environ.get("TRUNKLINE_TRACE_HOOKS") == "1":
@@ -250,32 +290,31 @@ def _collected(domain: str, plugin: Any) -> Contribution:
     for caller in manager.get_hookcallers(plugin) or []:
         if caller.has_spec():
             kind = HOOKS[caller.name]
-            parts[kind] = _asked(caller, SPECS[kind])
+            parts[kind] = _call_hook(caller, SPECS[kind])
     return Contribution(**parts)
 
 
-def _asked(caller: pluggy.HookCaller, wanted: type) -> tuple[Any, ...]:
+def _call_hook(caller: pluggy.HookCaller, expected: type) -> tuple[Any, ...]:
     try:
-        answers = caller()
-        given = [tuple(one) if isinstance(one, Iterable) else one for one in answers]
+        results = [tuple(result) if isinstance(result, Iterable) else result for result in caller()]
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{caller.name} {_told(error)}") from error
-    if len(given) < len(caller.get_hookimpls()):  # pluggy drops an answer that is None
-        raise PluginError(f"{caller.name} gives nothing; yield each {wanted.__name__}")
-    for one in given:
-        if not isinstance(one, tuple):
+        raise PluginError(f"{caller.name} {_failure(error)}") from error
+    if len(results) < len(caller.get_hookimpls()):  # pluggy drops a result that is None
+        raise PluginError(f"{caller.name} gives nothing; yield each {expected.__name__}")
+    for result in results:
+        if not isinstance(result, tuple):
             raise PluginError(
-                f"{caller.name} gives one {type(one).__name__}; yield each {wanted.__name__}"
+                f"{caller.name} gives one {type(result).__name__}; yield each {expected.__name__}"
             )
-    specs = tuple(chain.from_iterable(given))
+    specs = tuple(chain.from_iterable(results))
     for spec in specs:
-        if not isinstance(spec, wanted):
-            raise PluginError(f"{caller.name} yields {spec!r:.80}, not a {wanted.__name__}")
+        if not isinstance(spec, expected):
+            raise PluginError(f"{caller.name} yields {spec!r:.80}, not a {expected.__name__}")
     return specs
 
 
 def _refuse_unmarked(manager: pluggy.PluginManager, plugin: Any) -> None:
-    """A hook without its marker would never be called, and nobody would be told."""
+    """Raise for a hook without its marker, which pluggy would silently never call."""
     own = getattr(plugin, "__name__", None)
     for name, value in getattr(plugin, "__dict__", {}).items():
         if not callable(value) or getattr(value, "__module__", None) != own:
@@ -294,7 +333,7 @@ def _trace(manager: pluggy.PluginManager, domain: str) -> None:
         print(f"trunkline: {domain}: {hook} is called", file=sys.stderr)
 
     def after(outcome: Any, hook: str, methods: Any, arguments: Mapping[str, Any]) -> None:
-        ended = f"raised {outcome.exception!r}" if outcome.exception else "answered"
-        print(f"trunkline: {domain}: {hook} {ended}", file=sys.stderr)
+        ending = f"raised {outcome.exception!r}" if outcome.exception else "returned"
+        print(f"trunkline: {domain}: {hook} {ending}", file=sys.stderr)
 
     manager.add_hookcall_monitoring(before, after)

@@ -1,10 +1,7 @@
-"""Bring a plugin into the running environment with pip, and take it out again.
+"""Install a plugin with pip into the running environment, and uninstall it.
 
-Owns: what pip is told, what its failure is told as, and the fresh view of the plugins afterwards.
-Must not know: any domain, or the registry.
-
-Modules can't be imported anew reliably, so what a plugin contributes now is asked of a fresh
-interpreter.
+Python can't reload modules reliably, so a new interpreter lists what the plugins contribute
+afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -23,15 +20,15 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from trunkline.errors import NotFoundError, PluginError, UsageError
-from trunkline.plugins.catalog import SPECS, PluginInfo
+from trunkline.plugins.catalog import CORE, SPECS, PluginInfo
 
 PINNED = ("torch", "transformers", "peft", "trunkline")
-"""A plugin must run on what is installed of these, never replace it."""
+"""A plugin must run on the installed versions of these, never replace them."""
 
 _VIEW = """
 import dataclasses, json, sys
 from trunkline.plugins import load_plugins
-catalog = load_plugins(no_plugins=sys.argv[1] == "find", core_metrics=json.loads(sys.argv[2]))
+catalog = load_plugins(no_plugins=sys.argv[1] == "find")
 print(json.dumps([dataclasses.asdict(plugin) for plugin in catalog.plugins]))
 """
 
@@ -42,52 +39,51 @@ def install(
     upgrade: bool = False,
     editable: bool = False,
     python: str = sys.executable,
-    core_metrics: Collection[str] | None = None,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> tuple[PluginInfo, ...]:
-    """Install a plugin with pip and say what has become of the plugins.
+    """Install a plugin with pip and return the plugins that changed.
 
     Args:
-        target: name of a distribution, with a version if wanted (``trunkline-x>=1.2``); path of a
+        target: name of a distribution, optionally with a version (``trunkline-x>=1.2``); path of a
             folder (``./x``), wheel or source archive; or URL.
-        upgrade: take a newer version if there is one.
+        upgrade: install a newer version if there is one.
         editable: link the folder instead of copying it.
-        python: interpreter of the environment to install into. pip's own settings hold.
-        core_metrics: as for ``load_plugins``.
-        on_line: is given each line that pip prints.
+        python: interpreter of the environment to install into. pip's own settings apply.
+        on_line: called with each line that pip prints.
 
     Returns:
-        The plugins that the target brought, and any other that is not what it was before, for
-        example because both now claim one domain. A plugin that is broken is among them, failed.
+        The plugins that the target installed, and any other whose state changed, for example
+        because both now claim one domain. A broken plugin is included, with status ``failed``.
 
     Raises:
         UsageError: the target is neither a name nor a path nor a URL.
         NotFoundError: there is no such file or folder.
-        PluginError: pip failed (nothing is changed then), or what it installed is no plugin.
+        PluginError: pip failed (nothing is changed then), or it installed something that is not a
+            plugin.
     """
-    wanted, name = _pip_target(target, editable)
-    before = _view(python, core_metrics)
+    pip_target, name = _pip_target(target, editable)
+    before = _view(python)
     with tempfile.TemporaryDirectory(prefix="trunkline-") as folder:
         constraints = Path(folder, "constraints.txt")
         constraints.write_text(_constraints(), encoding="utf-8")
         report = Path(folder, "report.json")
         options = ["--constraint", str(constraints), "--report", str(report)]
         options += ["--upgrade"] if upgrade else []
-        _pip(python, ["install", *options, *wanted], f"install {target!r}", on_line)
+        _pip(python, ["install", *options, *pip_target], f"install {target!r}", on_line)
         installed = json.loads(report.read_text(encoding="utf-8"))["install"]
 
-    brought = {canonicalize_name(item["metadata"]["name"]) for item in installed}
+    new = {canonicalize_name(item["metadata"]["name"]) for item in installed}
     if name:
-        brought.add(canonicalize_name(name))
-    after = _view(python, core_metrics)
-    plugins = [plugin for plugin in after if canonicalize_name(plugin.distribution) in brought]
+        new.add(canonicalize_name(name))
+    after = _view(python)
+    plugins = [plugin for plugin in after if canonicalize_name(plugin.distribution) in new]
     if not plugins:
-        asked = [item["metadata"]["name"] for item in installed if item["requested"]]
-        what = asked[0] if asked else name or target
+        requested = [item["metadata"]["name"] for item in installed if item["requested"]]
+        label = requested[0] if requested else name or target
         raise PluginError(
-            f"{what!r} was installed, but it is no plugin: it has no entry point of the group "
+            f"{label!r} was installed, but it is not a plugin: it has no entry point of the group "
             "'trunkline'.",
-            f"Take it out with `{python} -m pip uninstall {what}`.",
+            f"Remove it with `{python} -m pip uninstall {label}`.",
         )
     others = [plugin for plugin in after if plugin not in before and plugin not in plugins]
     return (*plugins, *others)
@@ -99,20 +95,20 @@ def uninstall(
     python: str = sys.executable,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> PluginInfo:
-    """Remove the distribution of a plugin, without importing it, and say which it was.
+    """Uninstall the distribution of a plugin, without importing it, and return the plugin.
 
     Args:
-        name: the plugin's domain, or its distribution where several claim the domain.
+        name: the plugin's domain, or its distribution if several claim the domain.
 
     Raises:
         NotFoundError: no installed plugin has that name.
-        UsageError: several distributions claim the domain.
+        UsageError: several distributions claim the domain, or it is the core's.
         PluginError: pip failed, or the distribution is still there afterwards.
     """
     plugin = removable(name, python=python)
     _pip(python, ["uninstall", "--yes", plugin.distribution], f"uninstall {name!r}", on_line)
-    left = {one.distribution for one in _view(python, None, load=False)}
-    if plugin.distribution in left:
+    remaining = {one.distribution for one in _view(python, load=False)}
+    if plugin.distribution in remaining:
         raise PluginError(
             f"pip did not remove {plugin.distribution!r}: it was not installed by this "
             "environment's pip.",
@@ -125,9 +121,14 @@ def removable(name: str, *, python: str = sys.executable) -> PluginInfo:
     """The one plugin that :func:`uninstall` would remove; nothing is imported.
 
     Raises:
-        NotFoundError, UsageError, PluginError: as :func:`uninstall`, before pip is asked.
+        NotFoundError, UsageError, PluginError: as :func:`uninstall`, before pip runs.
     """
-    plugins = _view(python, None, load=False)
+    if name in (CORE, "trunkline"):
+        raise UsageError(
+            f"{name!r} can't be uninstalled as a plugin: it holds the built-ins.",
+            "Name an installed plugin; `trunkline plugins list` shows all.",
+        )
+    plugins = [plugin for plugin in _view(python, load=False) if plugin.domain != CORE]
     matching = [plugin for plugin in plugins if plugin.domain == name] or [
         plugin
         for plugin in plugins
@@ -151,11 +152,11 @@ def removable(name: str, *, python: str = sys.executable) -> PluginInfo:
 
 
 def _pip_target(target: str, editable: bool) -> tuple[list[str], str | None]:
-    """The arguments for pip, and the distribution's name where the target tells it."""
+    """The arguments for pip, and the distribution's name if the target includes it."""
     flag = ["--editable"] if editable else []
     if not target.strip() or target.startswith("-") or not target.isprintable():
         raise UsageError(
-            f"{target!r} is nothing that can be installed.",
+            f"{target!r} can't be installed.",
             "Give the name of a distribution, a folder such as ./my-plugin, or a wheel.",
         )
     if "://" in target and "@" not in target.partition("://")[0]:
@@ -170,7 +171,7 @@ def _pip_target(target: str, editable: bool) -> tuple[list[str], str | None]:
             )
         if path.is_dir() and not any((path / name).exists() for name in _PROJECT_FILES):
             raise UsageError(
-                f"The folder {target!r} holds no {' or '.join(_PROJECT_FILES)}.",
+                f"The folder {target!r} has no {' or '.join(_PROJECT_FILES)}.",
                 "Name the folder of the plugin's distribution, or its wheel.",
             )
         return [*flag, str(path)], _wheel_name(path)
@@ -193,7 +194,7 @@ def _wheel_name(path: Path) -> str | None:
     try:
         return str(parse_wheel_filename(path.name)[0])
     except InvalidWheelFilename as error:
-        raise UsageError(f"{path.name!r} is no name of a wheel.", str(error)) from None
+        raise UsageError(f"{path.name!r} is not a valid wheel name.", str(error)) from None
 
 
 def _constraints() -> str:
@@ -229,44 +230,41 @@ def _pip(
 
 
 def _last_error(lines: Iterable[str]) -> str:
-    told = [line.strip() for line in lines if line.strip()]
+    messages = [line.strip() for line in lines if line.strip()]
     errors = [
         line.removeprefix("ERROR:").strip()
-        for line in told
+        for line in messages
         if line.startswith("ERROR:") and "ResolutionImpossible" not in line
     ]
-    return (errors or told or ["it said nothing"])[-1]
+    return (errors or messages or ["it printed nothing"])[-1]
 
 
 def _pip_hint(python: str, lines: Iterable[str]) -> str:
     text = "\n".join(lines)
     if "No module named pip" in text:
-        return f"Bring pip in first: `{python} -m ensurepip`."
+        return f"Install pip first: `{python} -m ensurepip`."
     clash = re.search(r"The user requested \(constraint\) (\S+)", text)
     if clash:
-        return f"It asks for another version than the installed {clash[1]}; nothing was changed."
-    return f"Run `{python} -m pip` by hand to see all that it says; nothing was changed."
+        return f"It needs another version than the installed {clash[1]}; nothing was changed."
+    return f"Run `{python} -m pip` by hand to see its full output; nothing was changed."
 
 
-def _view(
-    python: str, core_metrics: Collection[str] | None, *, load: bool = True
-) -> tuple[PluginInfo, ...]:
-    """The plugins as a fresh interpreter sees them, with no filter of the user's."""
-    metrics = json.dumps(None if core_metrics is None else sorted(core_metrics))
+def _view(python: str, *, load: bool = True) -> tuple[PluginInfo, ...]:
+    """The plugins as a new interpreter sees them, ignoring the user's filters."""
     filters = ("TRUNKLINE_LOAD_PLUGINS", "TRUNKLINE_TRACE_HOOKS")
     done = subprocess.run(
-        [python, "-P", "-c", _VIEW, "load" if load else "find", metrics],
+        [python, "-P", "-c", _VIEW, "load" if load else "find"],
         capture_output=True,
         text=True,
         env={name: value for name, value in os.environ.items() if name not in filters},
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise PluginError(
             f"The plugins can't be listed by {python}: {last}",
             "Trunkline must be installed in that environment.",
         )
-    told = json.loads(done.stdout.splitlines()[-1])
+    items = json.loads(done.stdout.splitlines()[-1])
     return tuple(
-        PluginInfo(**(item | {kind: tuple(item[kind]) for kind in SPECS})) for item in told
+        PluginInfo(**(item | {kind: tuple(item[kind]) for kind in SPECS})) for item in items
     )

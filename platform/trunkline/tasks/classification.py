@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trunkline.contracts import LossContext, LossFunction, Row, Target
+from trunkline.contracts import LossContext, Row, Target
 from trunkline.tasks.batches import pad
 
 if TYPE_CHECKING:
@@ -41,11 +41,6 @@ class ClassificationTask:
         """Logits ``[batch, labels]`` in float32 and label indices ``[batch]``."""
         answer = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return answer.logits.float(), batch["targets"]
-
-    def default_loss(self) -> LossFunction:
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:
         counts = Counter(str(row.target) for row in rows)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trunkline.contracts import LossContext, LossFunction, Row, check_new_tokens
+from trunkline.contracts import LossContext, Row, check_new_tokens
 from trunkline.data.encode import encode_answer
 from trunkline.errors import UsageError
 from trunkline.tasks.batches import pad
@@ -62,11 +62,6 @@ class GenerationTask:
         )
         real = targets != IGNORED
         return answer.logits[:, :-1][real].float(), targets[real]
-
-    def default_loss(self) -> LossFunction:
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:
         return LossContext()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trunkline.contracts import LossContext, LossFunction, Row, Target
+from trunkline.contracts import LossContext, Row, Target
 from trunkline.tasks.batches import pad
 
 if TYPE_CHECKING:
@@ -63,11 +63,6 @@ class RegressionTask:
         """Predictions and targets, both ``[batch]`` float32 on the standardized scale."""
         answer = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return answer.logits.float().squeeze(-1), batch["targets"]
-
-    def default_loss(self) -> LossFunction:
-        from torch.nn.functional import mse_loss
-
-        return mse_loss
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:
         return LossContext()

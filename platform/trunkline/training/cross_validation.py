@@ -13,7 +13,7 @@ from trunkline.data.prepare import prepare
 from trunkline.data.split import Fold
 from trunkline.errors import Interrupted, RefusedError
 from trunkline.evaluation.assess import predict_rows
-from trunkline.evaluation.baselines import Baseline, baselines
+from trunkline.evaluation.baselines import Baseline, fit_baselines
 from trunkline.evaluation.report import EvaluationReport, evaluate
 from trunkline.registry.records import VersionRecord
 from trunkline.training.job import TrainingJob
@@ -86,7 +86,9 @@ def cross_validate(context: RunContext, job: TrainingJob, folds: int) -> CrossVa
             )
             context.engine.pool.unload(output.artifact.digest)
             shutil.rmtree(folder / str(index), ignore_errors=True)
-            for baseline in baselines(recipe, prepared.split, context.engine.base, context.stage):
+            for baseline in fit_baselines(
+                job.baselines, recipe, prepared.split, context.engine.base, context.stage
+            ):
                 total = pooled.setdefault(
                     baseline.name, Baseline(baseline.name, [], "fitted on each fold")
                 )

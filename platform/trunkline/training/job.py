@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from trunkline.contracts import (
+    BaselineSpec,
     DatasetSpec,
     LossSpec,
     MetricSpec,
@@ -14,13 +15,12 @@ from trunkline.contracts import (
     Row,
     Settings,
     TransformSpec,
-    checked_setting,
 )
 from trunkline.data.encode import encode_answer, encode_prompt
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.plugins import Catalog
-from trunkline.ranges import noun_for
+from trunkline.settings import checked_setting, noun_for
 from trunkline.tasks import AnyTask, GenerationTask
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -33,8 +33,9 @@ class TrainingJob:
     recipe: RecipeSpec
     dataset: DatasetSpec
     transforms: tuple[TransformSpec, ...]
-    loss: LossSpec | None
+    loss: LossSpec
     metrics: tuple[MetricSpec, ...]
+    baselines: tuple[BaselineSpec, ...]
 
     @property
     def settings(self) -> Settings:
@@ -47,12 +48,7 @@ class TrainingJob:
         return self.metrics[0]
 
 
-def make_job(
-    catalog: Catalog,
-    recipe: str,
-    overrides: Mapping[str, Any],
-    find_metric: Callable[[str], MetricSpec],
-) -> TrainingJob:
+def make_job(catalog: Catalog, recipe: str, overrides: Mapping[str, Any]) -> TrainingJob:
     """Look up a recipe and everything that it names.
 
     Raises:
@@ -65,8 +61,9 @@ def make_job(
         recipe=spec,
         dataset=catalog.dataset(spec.dataset),
         transforms=tuple(catalog.transform(name) for name in spec.transforms),
-        loss=None if spec.loss == "default" else catalog.loss(spec.loss),
-        metrics=tuple(find_metric(name) for name in names),
+        loss=catalog.loss_for(spec),
+        metrics=tuple(catalog.metric(name) for name in names),
+        baselines=catalog.baselines_for(spec),
     )
 
 

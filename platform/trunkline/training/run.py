@@ -26,7 +26,7 @@ from trunkline.errors import (
     one_line,
 )
 from trunkline.evaluation.assess import predict_rows
-from trunkline.evaluation.baselines import baselines
+from trunkline.evaluation.baselines import fit_baselines
 from trunkline.evaluation.report import EvaluationReport, Prediction, evaluate
 from trunkline.inference.engine import Engine
 from trunkline.plugins import PluginInfo
@@ -311,7 +311,7 @@ def evaluate_artifact(
         Interrupted: the user stopped it.
     """
     recipe, split = job.recipe, prepared.split
-    fitted = baselines(recipe, split, context.engine.base, context.stage)
+    baselines = fit_baselines(job.baselines, recipe, split, context.engine.base, context.stage)
     context.stage("predicting the test rows")
     predicted = predict_rows(
         context.engine, artifact, recipe.name, split.test, on_done=context.check_stop
@@ -320,7 +320,7 @@ def evaluate_artifact(
     return evaluate(
         split.test,
         predicted.values,
-        fitted,
+        baselines,
         job.metrics,
         prepared.labels,
         predicted.confidences,

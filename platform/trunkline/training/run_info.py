@@ -155,7 +155,7 @@ def specification(job: TrainingJob, plugin: PluginInfo | None) -> dict[str, Any]
         "template": {**asdict(recipe.template), "clean": list(recipe.template.clean)},
         "loss": {
             "name": recipe.loss,
-            "code": None if loss is None else code_digest(loss.build),
+            "code": code_digest(loss.build),
         },
         "metrics": [
             {"name": metric.name, "code": code_digest(metric.compute)} for metric in job.metrics

@@ -20,15 +20,13 @@ VALIDATION_GENERATIONS = 128
 """Largest number of validation rows for which answers are generated between steps."""
 
 
-def build_loss(spec: LossSpec | None, task: AnyTask, train: Sequence[Row]) -> LossFunction:
-    """Build a recipe's loss function, or the task's default loss if ``spec`` is None.
+def build_loss(spec: LossSpec, task: AnyTask, train: Sequence[Row]) -> LossFunction:
+    """Build a recipe's loss function.
 
     Raises:
         PluginCallError: the loss can't be built. The returned function raises it too, if the
             plugin's function raises or returns something else than a differentiable scalar.
     """
-    if spec is None:
-        return task.default_loss()
     name, hint = spec.name, "See the LossSpec contract in docs/hooks.md."
     try:
         loss = spec.build(task.loss_context(train))

@@ -27,7 +27,6 @@ from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, TrainingError, TrunklineError
-from trunkline.evaluation.baselines import baseline_names
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, task_for
 from trunkline.training.checkpoints import (
@@ -109,7 +108,6 @@ def train_adapter(
         TrainingError, DataError, PluginError: nothing is published.
     """
     recipe, settings, base = job.recipe, job.settings, engine.base
-    baseline_names(recipe)
     listener.stage("encoding")
     train_rows = (*prepared.split.train, *prepared.augmented)
     task = task_for(recipe, prepared.labels, train_rows, job.dataset.unit)
