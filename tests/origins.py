@@ -39,7 +39,7 @@ RESULTS: dict[str, Any] = {
 }
 
 REPORT: dict[str, Any] = {
-    "data": {"kept": 63, "near_duplicates": 2, "conflicting": 0},
+    "data": {"kept": 63, "near_duplicates": 2, "label_conflicts": 0},
     "steps": 7,
     "best_step": 4,
     "tokens_trained": 900,

@@ -48,7 +48,7 @@ def test_folder_without_config_is_no_base(copy: Path) -> None:
 
 def test_torn_config_is_damage(copy: Path) -> None:
     (copy / "config.json").write_text('{"archi')
-    with pytest.raises(BaseModelError, match="can't be read as JSON"):
+    with pytest.raises(BaseModelError, match="is not valid JSON"):
         describe(str(copy))
 
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trunkline.errors import DataError, NotFoundError
-
 if TYPE_CHECKING:
     from conftest import Run
 
@@ -149,27 +147,6 @@ def test_predict_names_the_row_that_is_too_long(run: Run, tmp_path: Path) -> Non
     assert result.exit_code == 1
     assert "Error: Row 2: The text 'word" in result.stderr
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_unknown_column_is_answered_with_the_nearest(rows: Path) -> None:
-    from trunkline.cli.texts import open_texts
-
-    with pytest.raises(NotFoundError) as caught:
-        open_texts(rows, "txt", skip_empty=False)
-    assert caught.value.hint == "Did you mean 'text'? rows.csv has: id, text."
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("empty.csv", ""), ("head.csv", "text\n"), ("no.json", "{"), ("no.parquet", "text")],
-)
-def test_unreadable_file_is_a_data_error(tmp_path: Path, name: str, content: str) -> None:
-    from trunkline.cli.texts import open_texts
-
-    path = tmp_path / name
-    path.write_text(content)
-    with pytest.raises(DataError, match=name):
-        open_texts(path, "text", skip_empty=False)
 
 
 def test_generate_prints_the_text_alone(run: Run) -> None:

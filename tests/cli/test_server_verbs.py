@@ -334,4 +334,4 @@ def test_serve_on_a_taken_port_says_so(run: Run) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         result = run("serve", "--port", str(taken.getsockname()[1]))
     assert result.exit_code == 2
-    assert "is taken" in result.stderr
+    assert "is already in use" in result.stderr

@@ -23,7 +23,7 @@ def test_train_ends_well_whatever_the_verdict(shared: Shared, recipe: str) -> No
 
 def test_train_reports_what_became_of_the_rows(shared: Shared) -> None:
     told = shared.trained["toy/animals"].stdout
-    assert "65 read, 63 kept; dropped: empty text 1; duplicated 1; conflicting 0" in told
+    assert "65 read, 63 kept; dropped: empty text 1; duplicated 1; label conflicts 0" in told
     assert "truncated" in told
 
 

@@ -73,7 +73,7 @@ def test_good_rows_are_all_kept() -> None:
     report = prepared(things()).report
 
     assert (report.read, report.kept, report.dropped, report.duplicated) == (30, 30, {}, 0)
-    assert (report.conflicting, report.near_duplicates, report.augmented) == (0, 0, 0)
+    assert (report.label_conflicts, report.near_duplicates, report.augmented) == (0, 0, 0)
     assert sum(report.parts.values()) == 30
     assert report.groups == report.parts
 
@@ -126,19 +126,19 @@ def test_same_cleaned_text_with_the_same_target_counts_as_duplicate() -> None:
     assert "again" not in kept
 
 
-def test_same_text_with_another_target_is_kept_and_counted_as_conflicting() -> None:
+def test_same_text_with_another_target_is_kept_and_counted_as_label_conflicts() -> None:
     rows = things()
     report = prepared([*rows, replace(rows[4], id="no", group="n", target="odd")]).report
 
-    assert (report.kept, report.duplicated, report.conflicting) == (31, 0, 2)
+    assert (report.kept, report.duplicated, report.label_conflicts) == (31, 0, 2)
 
 
-def test_duplicate_of_a_conflicting_row_is_still_one_duplicate() -> None:
+def test_duplicate_of_a_label_conflicts_row_is_still_one_duplicate() -> None:
     rows = things()
     other = replace(rows[4], id="no", group="n", target="odd")
     report = prepared([*rows, other, replace(other, id="no2")]).report
 
-    assert (report.kept, report.duplicated, report.conflicting) == (31, 1, 2)
+    assert (report.kept, report.duplicated, report.label_conflicts) == (31, 1, 2)
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,4 +1,4 @@
-"""Who comes in: with keys, without, and through a browser of this machine."""
+"""Authentication: keys, open servers, and browsers on the server's machine."""
 
 from __future__ import annotations
 
@@ -8,78 +8,81 @@ import pytest
 
 from trunkline.errors import AuthenticationError, ForbiddenError
 from trunkline.registry.registry import Registry
-from trunkline.serving.auth import Authenticator, check_admin
+from trunkline.serving.middleware import Authenticator
 
 LOCAL = "127.0.0.1:8000"
 
 
-def local(registry: Registry) -> Authenticator:
+@pytest.fixture
+def authenticator(registry: Registry) -> Authenticator:
+    """Of a server that only this machine can reach."""
     return Authenticator(registry, loopback=True, host="127.0.0.1")
 
 
-@pytest.mark.parametrize("shown", [None, "Bearer anything", "Basic eDp5"])
-def test_without_keys_this_machine_comes_in(registry: Registry, shown: str | None) -> None:
-    assert local(registry).key_of(shown, LOCAL) is None
+@pytest.mark.parametrize("header", [None, "Bearer anything", "Basic eDp5"])
+def test_open_server_needs_no_key(authenticator: Authenticator, header: str | None) -> None:
+    assert authenticator.authenticate(header, LOCAL) is None
 
 
-@pytest.mark.parametrize("shown", [None, "Bearer anything", "Bearer ", "Basic eDp5"])
-def test_with_a_key_everybody_needs_one(registry: Registry, shown: str | None) -> None:
+@pytest.mark.parametrize("header", [None, "Bearer anything", "Bearer ", "Basic eDp5"])
+def test_missing_or_invalid_key_is_refused_once_a_key_exists(
+    registry: Registry, authenticator: Authenticator, header: str | None
+) -> None:
     registry.keys.create("me")
     with pytest.raises(AuthenticationError):
-        local(registry).key_of(shown, LOCAL)
+        authenticator.authenticate(header, LOCAL)
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_a_key_comes_in(registry: Registry, scheme: str) -> None:
-    record, plain = registry.keys.create("me")
-    assert local(registry).key_of(f"{scheme} {plain}", None) == record
+def test_valid_key_is_accepted(
+    registry: Registry, authenticator: Authenticator, scheme: str
+) -> None:
+    record, secret = registry.keys.create("me")
+    assert authenticator.authenticate(f"{scheme} {secret}", None) == record
 
 
-def test_a_key_that_is_made_meanwhile_closes_the_door(registry: Registry) -> None:
-    door = local(registry)
-    door.key_of(None, LOCAL)
+def test_first_key_closes_a_running_server(
+    registry: Registry, authenticator: Authenticator
+) -> None:
+    authenticator.authenticate(None, LOCAL)
     registry.keys.create("me")
     with pytest.raises(AuthenticationError):
-        door.key_of(None, LOCAL)
+        authenticator.authenticate(None, LOCAL)
 
 
-def test_removing_the_last_key_does_not_open_it(registry: Registry) -> None:
-    door = local(registry)
-    record, plain = registry.keys.create("me")
+def test_removing_the_last_key_does_not_open_a_running_server(
+    registry: Registry, authenticator: Authenticator
+) -> None:
+    record, secret = registry.keys.create("me")
     with pytest.raises(AuthenticationError):
-        door.key_of(None, LOCAL)
+        authenticator.authenticate(None, LOCAL)
     registry.keys.remove(record.id)
     with pytest.raises(AuthenticationError):
-        door.key_of(f"Bearer {plain}", LOCAL)
+        authenticator.authenticate(f"Bearer {secret}", LOCAL)
 
 
-def test_an_expired_key_stays_out(registry: Registry) -> None:
+def test_expired_key_is_refused(registry: Registry, authenticator: Authenticator) -> None:
     soon = datetime.now(UTC) + timedelta(milliseconds=50)
-    _, plain = registry.keys.create("me", expires=soon)
+    _, secret = registry.keys.create("me", expires=soon)
     while datetime.now(UTC) < soon:
         pass
     with pytest.raises(AuthenticationError):
-        local(registry).key_of(f"Bearer {plain}", LOCAL)
+        authenticator.authenticate(f"Bearer {secret}", LOCAL)
 
 
-def test_a_server_that_others_reach_is_never_open(registry: Registry) -> None:
+def test_server_that_other_machines_reach_is_never_open(registry: Registry) -> None:
     with pytest.raises(AuthenticationError):
-        Authenticator(registry, loopback=False, host="0.0.0.0").key_of(None, LOCAL)
+        Authenticator(registry, loopback=False, host="0.0.0.0").authenticate(None, LOCAL)
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", None, "", "[::2]:1"])
-def test_a_page_of_another_host_stays_out(registry: Registry, host: str | None) -> None:
+def test_open_server_refuses_other_host_names(
+    authenticator: Authenticator, host: str | None
+) -> None:
     with pytest.raises(ForbiddenError):
-        local(registry).key_of(None, host)
+        authenticator.authenticate(None, host)
 
 
 @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:8000", "LOCALHOST"])
-def test_this_machine_has_several_names(registry: Registry, host: str) -> None:
-    assert local(registry).key_of(None, host) is None
-
-
-def test_only_an_admins_key_administers(registry: Registry) -> None:
-    check_admin(None)
-    check_admin(registry.keys.create("me", admin=True)[0])
-    with pytest.raises(ForbiddenError):
-        check_admin(registry.keys.create("me")[0])
+def test_open_server_accepts_local_host_names(authenticator: Authenticator, host: str) -> None:
+    assert authenticator.authenticate(None, host) is None

@@ -596,7 +596,7 @@ def test_what_is_not_in_memory_is_told_by_its_ref(http: TestClient, path: str) -
     response = http.post(path, json={"ref": "toy/prices"})
     assert response.status_code == 404
     message = response.json()["error"]["message"]
-    assert message == "toy/prices@1 is not in memory. POST /admin/load brings it there."
+    assert message == "toy/prices@1 is not in memory. Load it with POST /admin/load."
 
 
 def test_the_state_tells_what_is_in_flight(http: TestClient) -> None:
@@ -622,10 +622,10 @@ def test_figures_name_the_versions_that_answered(http: TestClient) -> None:
     text = http.get("/metrics").text
     for line in (
         'trunkline_requests_total{outcome="done",version="toy/animals@1"}',
-        'trunkline_adapter_loads_total{version="toy/animals@1"}',
-        'trunkline_adapter_bytes{tier="device",version="toy/animals@1"}',
+        'trunkline_adapter_pool_loads_total{version="toy/animals@1"}',
+        'trunkline_adapter_pool_resident_bytes{tier="device",version="toy/animals@1"}',
         'trunkline_http_responses_total{route="/v1/classify",status="200"}',
-        "trunkline_engine_running 0.0",
+        "trunkline_batch_running 0.0",
     ):
         assert line in text
 
@@ -633,18 +633,17 @@ def test_figures_name_the_versions_that_answered(http: TestClient) -> None:
 def test_loads_and_evictions_beyond_the_bound_count_as_other(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "MOST_VERSIONS", 0)
-    watching = metrics.Metrics()
+    watching = metrics.Metrics(max_versions=0)
     watching.watch(platform.engine)
     pool = platform.engine.pool
     artifact = platform.resolve_request(Request("toy/animals", "a cow")).artifact
     assert artifact is not None
     pool.load(artifact, "toy/animals@1")
     counted = [one for _, one in pool.all_counters()]
-    lines = watching.exposition(0).decode().splitlines()
+    lines = watching.render(0).decode().splitlines()
     for name in ("loads", "evictions"):
         total = float(sum(getattr(one, name) for one in counted))
-        assert f'trunkline_adapter_{name}_total{{version="other"}} {total}' in lines
+        assert f'trunkline_adapter_pool_{name}_total{{version="other"}} {total}' in lines
     assert sum(one.loads for one in counted) > 0
 
 

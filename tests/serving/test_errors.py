@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form."""
+"""Errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ from trunkline.errors import (
     UsageError,
 )
 from trunkline.promotion import GateRefusedError
-from trunkline.serving.errors import ApiError, refusal, told, too_late, unknown_model
+from trunkline.serving.errors import (
+    ApiError,
+    deadline_error,
+    error_body,
+    error_response,
+    unknown_model,
+)
 
 
-def test_the_hint_is_part_of_the_message() -> None:
-    assert told(UsageError("No.", "Do that."))["error"]["message"] == "No. Do that."
+def test_message_includes_the_hint() -> None:
+    error = UsageError("n can't be 0.", "Give at least 1.")
+    assert error_body(error)["error"]["message"] == "n can't be 0. Give at least 1."
 
 
 @pytest.mark.parametrize(
@@ -38,39 +45,38 @@ def test_the_hint_is_part_of_the_message() -> None:
         (ApiError("x", code="c"), "invalid_request_error", "c"),
     ],
 )
-def test_type_and_code_say_what_kind_of_error_it_is(
+def test_type_and_code_identify_the_error(
     error: TrunklineError, kind: str, code: str | None
 ) -> None:
-    body = told(error)["error"]
+    body = error_body(error)["error"]
     assert (body["type"], body["code"]) == (kind, code)
 
 
 @pytest.mark.parametrize(
     ("timeout", "limit"),
     [
-        (2, "the 2 seconds of its timeout"),
-        (0.5, "the 0.5 seconds of its timeout"),
-        (60, "the 60 seconds that this server gives"),
-        (90, "the 60 seconds that this server gives"),
-        (None, "the 60 seconds that this server gives"),
+        (2, "its timeout of 2 seconds"),
+        (0.5, "its timeout of 0.5 seconds"),
+        (60, "the server's limit of 60 seconds"),
+        (90, "the server's limit of 60 seconds"),
+        (None, "the server's limit of 60 seconds"),
     ],
 )
-def test_a_request_that_is_too_late_names_the_limit_that_struck(
-    timeout: float | None, limit: str
-) -> None:
-    assert limit in too_late(timeout, most=60).message
+def test_deadline_error_names_the_limit_that_applied(timeout: float | None, limit: str) -> None:
+    assert limit in deadline_error(timeout, maximum=60).message
 
 
-def test_what_is_to_be_tried_again_says_when() -> None:
-    response = refusal(BusyError("x", retry_after=2.2), {})
+def test_busy_response_has_retry_after() -> None:
+    response = error_response(BusyError("x", retry_after=2.2), {})
     assert (response.status_code, response.headers["retry-after"]) == (429, "3")
 
 
-def test_a_missing_key_says_how_to_send_one() -> None:
-    assert refusal(AuthenticationError("x"), {}).headers["www-authenticate"] == "Bearer"
+def test_unauthorized_response_names_the_scheme() -> None:
+    response = error_response(AuthenticationError("x"), {})
+    assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_an_unknown_model_is_named_in_ascii() -> None:
-    body = told(unknown_model("mеdical/x"))["error"]
+def test_unknown_model_is_escaped_to_ascii() -> None:
+    body = error_body(unknown_model("mеdical/x"))["error"]
     assert (body["code"], body["param"]) == ("model_not_found", "model")
     assert "m\\u0435dical" in body["message"]

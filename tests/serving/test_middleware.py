@@ -114,7 +114,7 @@ def test_a_body_of_another_type_is_told_the_header(client: TestClient) -> None:
 
 
 def test_a_bug_is_no_traceback(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trunkline.serving.listing.list_models", lambda *_: 1 / 0)
+    monkeypatch.setattr("trunkline.serving.models.ServedModels.page", lambda *_: 1 / 0)
     monkeypatch.setattr(Service, "base", None)
     response = client.get("/v1/models")
     assert response.status_code == 500
@@ -163,16 +163,16 @@ def test_a_body_that_does_not_come_is_given_up(platform: Platform) -> None:
 
 def test_more_requests_than_it_takes_are_told_to_come_back(client: TestClient) -> None:
     service = service_of(client)
-    service.calls |= {"a": None, "b": None}  # type: ignore[dict-item]
+    service.in_flight |= {"a": None, "b": None}  # type: ignore[dict-item]
     response = client.get("/v1/models")
-    service.calls.clear()
+    service.in_flight.clear()
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
 
 
 def test_nothing_is_left_in_flight(client: TestClient) -> None:
     client.get("/v1/models")
     client.post("/v1/chat/completions", json=ASK)
-    assert service_of(client).calls == {}
+    assert service_of(client).in_flight == {}
 
 
 # ------------------------------------------------------------------------------------ identity

@@ -1,22 +1,25 @@
-"""What may be named as a model, by whom."""
+"""Which models a key may use, how refs resolve, and the pages of the list."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 
+import trunkline
+from trunkline.api import Platform
 from trunkline.errors import BaseMismatchError
 from trunkline.refs import Ref
 from trunkline.registry.records import KeyRecord
 from trunkline.registry.registry import Registry
-from trunkline.serving import models as module
 from trunkline.serving.errors import ApiError
-from trunkline.serving.models import Model, ServedBase, find_model, list_models
+from trunkline.serving.models import ModelEntry, ServedModels
+from trunkline.serving.service import ServedBase
 
-HERE = ServedBase("tiny", "b" * 64, 1)
-ELSEWHERE = "c" * 64
+BASE = ServedBase("tiny", "b" * 64, 1)
+OTHER_BASE = "c" * 64
 ALL = [
     "base",
     "medical/icd",
@@ -26,20 +29,43 @@ ALL = [
     "retail/tax",
     "retail/tax@1",
 ]
+SIZES = [(500, 1000), (500, 5), (3, 3), (2, 1), (1, 2)]
+"""Page sizes and batch sizes."""
 
 
-def key(registry: Registry, *adapters: str) -> KeyRecord:
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    platform = trunkline.open(tmp_path, no_plugins=True)
+    yield platform
+    platform.registry.close()
+
+
+@pytest.fixture
+def registry(platform: Platform) -> Registry:
+    return platform.registry
+
+
+@pytest.fixture
+def models(platform: Platform, versions: Registry) -> ServedModels:
+    """The models of a server on ``versions``."""
+    return ServedModels(platform, BASE)
+
+
+def create_key(registry: Registry, *adapters: str) -> KeyRecord:
     return registry.keys.create("me", adapters)[0]
 
 
-def ids(registry: Registry, key: KeyRecord | None = None, **page: object) -> list[str]:
-    limit, after = page.get("limit", 100), page.get("after")
-    assert isinstance(limit, int)
-    assert after is None or isinstance(after, str)
-    return [model.id for model in list_models(registry, HERE, key, limit, after)[0]]
+def list_ids(
+    models: ServedModels,
+    key: KeyRecord | None = None,
+    *,
+    limit: int = 100,
+    after: str | None = None,
+) -> list[str]:
+    return [entry.id for entry in models.page(key, limit, after)[0]]
 
 
-def publish(registry: Registry, ref: Ref, base: str = HERE.digest) -> None:
+def publish(registry: Registry, ref: Ref, base: str = BASE.digest) -> None:
     number = registry.versions.reserve(ref.domain, ref.name, task="classification")
     registry.versions.publish(
         ref.domain, ref.name, number, digest=f"sha256:{number:064x}", path=f"{ref}/{number}",
@@ -49,12 +75,12 @@ def publish(registry: Registry, ref: Ref, base: str = HERE.digest) -> None:
 
 @pytest.fixture
 def mixed(versions: Registry) -> Registry:
-    """``versions``, and adapters of which some versions are removed, or of another base."""
+    """``versions``, and adapters with versions that are removed or belong to another base."""
     for adapter, bases in {
-        "finance/both": [HERE.digest, ELSEWHERE, HERE.digest, ELSEWHERE],
-        "finance/moved": [HERE.digest, ELSEWHERE],
-        "retail/gone": [HERE.digest],
-        "retail/lost": [HERE.digest] * 4,
+        "finance/both": [BASE.digest, OTHER_BASE, BASE.digest, OTHER_BASE],
+        "finance/moved": [BASE.digest, OTHER_BASE],
+        "retail/gone": [BASE.digest],
+        "retail/lost": [BASE.digest] * 4,
     }.items():
         for base in bases:
             publish(versions, Ref.parse(adapter), base)
@@ -71,148 +97,138 @@ def mixed(versions: Registry) -> Registry:
     return versions
 
 
-@pytest.fixture
-def asked_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """``asked_in(page, together)`` sets how many adapters and versions one query asks for."""
-
-    def asked_in(page: int, together: int) -> None:
-        monkeypatch.setattr(module, "_PAGE", page)
-        monkeypatch.setattr(module, "_TOGETHER", together)
-
-    return asked_in
-
-
-ASKED = [(500, 1000), (500, 5), (3, 3), (2, 1), (1, 2)]
-
-
-def found_one_by_one(
-    registry: Registry, key: KeyRecord | None, adapters: Iterable[str]
-) -> list[Model]:
-    """What answers of the base and all that an adapter may have, up to five versions."""
+def resolve_each(
+    models: ServedModels, key: KeyRecord | None, adapters: Iterable[str]
+) -> list[ModelEntry]:
+    """The entries of the base and of every selector of the adapters, up to five versions."""
     selectors = ["", "@beta", "@canary", "@champion", *(f"@{number}" for number in range(5, 0, -1))]
-    names = ["base", *(f"{adapter}{selector}" for adapter in adapters for selector in selectors)]
-    found = []
-    for name in names:
+    refs = ["base", *(f"{adapter}{selector}" for adapter in adapters for selector in selectors)]
+    entries = []
+    for ref in refs:
         try:
-            found.append(find_model(registry, HERE, key, name))
+            entries.append(models.get(key, ref))
         except (ApiError, BaseMismatchError):
             continue
-    return found
+    return entries
 
 
-def statements(registry: Registry, adapters: int, limit: int) -> int:
-    """How many are sent to list the base and ``adapters`` adapters, two versions each."""
-    sent: list[str] = []
+def count_statements(platform: Platform, adapters: int, limit: int) -> int:
+    """SQL statements that list the base and ``adapters`` adapters, with two versions each."""
+    statements: list[str] = []
 
-    def note(connection: object, cursor: object, statement: str, *more: object) -> None:
-        sent.append(statement)
+    def record(connection: object, cursor: object, statement: str, *more: object) -> None:
+        statements.append(statement)
 
+    registry = platform.registry
     engine = registry.sessions.engines.reading
-    key = registry.keys.create("me", ["base", *(f"many/a-{one}" for one in range(adapters))])[0]
-    event.listen(engine, "before_cursor_execute", note)
+    key = create_key(registry, "base", *(f"many/a-{number}" for number in range(adapters)))
+    event.listen(engine, "before_cursor_execute", record)
     try:
-        list_models(registry, HERE, key, limit, None)
+        ServedModels(platform, BASE).page(key, limit, None)
     finally:
-        event.remove(engine, "before_cursor_execute", note)
-    return len(sent)
+        event.remove(engine, "before_cursor_execute", record)
+    return len(statements)
 
 
-def test_base_names_aliases_and_versions_of_this_base_are_listed(versions: Registry) -> None:
-    assert ids(versions) == ALL
+def test_list_has_base_names_aliases_and_versions_of_this_base(models: ServedModels) -> None:
+    assert list_ids(models) == ALL
 
 
-def test_a_name_means_its_champion(versions: Registry) -> None:
-    found = find_model(versions, HERE, None, "medical/icd")
-    assert (found.id, found.root, found.parent) == ("medical/icd", "medical/icd@1", "tiny")
+def test_name_selects_its_champion(models: ServedModels) -> None:
+    entry = models.get(None, "medical/icd")
+    assert (entry.id, entry.root, entry.parent) == ("medical/icd", "medical/icd@1", "tiny")
 
 
-def test_a_key_sees_what_it_may_use(versions: Registry) -> None:
-    assert ids(versions, key(versions, "retail/*")) == ["retail/tax", "retail/tax@1"]
+def test_key_lists_only_its_adapters(versions: Registry, models: ServedModels) -> None:
+    key = create_key(versions, "retail/*")
+    assert list_ids(models, key) == ["retail/tax", "retail/tax@1"]
 
 
 @pytest.mark.parametrize("after", [None, *ALL])
-def test_pages_follow_one_another(versions: Registry, after: str | None) -> None:
+def test_page_starts_after_the_given_id(models: ServedModels, after: str | None) -> None:
     first = 0 if after is None else ALL.index(after) + 1
-    assert ids(versions, limit=2, after=after) == ALL[first : first + 2]
+    assert list_ids(models, limit=2, after=after) == ALL[first : first + 2]
 
 
-def test_a_page_says_whether_there_is_more(versions: Registry) -> None:
-    told = [list_models(versions, HERE, None, limit, None)[1] for limit in (len(ALL) - 1, len(ALL))]
-    assert told == [True, False]
+def test_page_reports_whether_there_is_more(models: ServedModels) -> None:
+    has_more = [models.page(None, limit, None)[1] for limit in (len(ALL) - 1, len(ALL))]
+    assert has_more == [True, False]
 
 
-@pytest.mark.parametrize(("page", "together"), ASKED)
+@pytest.mark.parametrize(("page_size", "batch_size"), SIZES)
 @pytest.mark.parametrize(
     "patterns", [None, ["*"], ["finance/*", "base"], ["retail/lost", "finance/both"], ["x/*"]]
 )
-def test_the_list_is_what_is_found_one_by_one(
+def test_list_equals_the_resolution_of_each_ref(
+    platform: Platform,
     mixed: Registry,
-    asked_in: Callable[[int, int], None],
     patterns: list[str] | None,
-    page: int,
-    together: int,
+    page_size: int,
+    batch_size: int,
 ) -> None:
-    asked_in(page, together)
-    used = None if patterns is None else key(mixed, *patterns)
+    models = ServedModels(platform, BASE, page_size=page_size, batch_size=batch_size)
+    key = None if patterns is None else create_key(mixed, *patterns)
     adapters = ["finance/both", "finance/moved", "medical/icd", "medical/strange"]
     adapters += ["retail/gone", "retail/lost", "retail/tax"]
-    assert list_models(mixed, HERE, used, 100, None) == (
-        found_one_by_one(mixed, used, adapters),
-        False,
-    )
+    assert models.page(key, 100, None) == (resolve_each(models, key, adapters), False)
 
 
-@pytest.mark.parametrize(("page", "together"), ASKED)
+@pytest.mark.parametrize(("page_size", "batch_size"), SIZES)
 @pytest.mark.parametrize("limit", [1, 3, 7])
-def test_pages_put_together_are_the_list(
-    mixed: Registry, asked_in: Callable[[int, int], None], page: int, together: int, limit: int
+@pytest.mark.usefixtures("mixed")
+def test_pages_concatenate_to_the_list(
+    platform: Platform, page_size: int, batch_size: int, limit: int
 ) -> None:
-    whole = ids(mixed)
-    asked_in(page, together)
+    models = ServedModels(platform, BASE, page_size=page_size, batch_size=batch_size)
+    expected = list_ids(ServedModels(platform, BASE))
     listed: list[str] = []
-    for _ in whole:
-        listed += ids(mixed, limit=limit, after=listed[-1] if listed else None)
-    assert listed == whole
+    for _ in expected:
+        listed += list_ids(models, limit=limit, after=listed[-1] if listed else None)
+    assert listed == expected
 
 
 @pytest.mark.parametrize("limit", [100, 10_000])
-def test_more_adapters_take_no_more_statements(versions: Registry, limit: int) -> None:
-    for one in range(30):
+def test_number_of_statements_does_not_grow_with_adapters(
+    platform: Platform, versions: Registry, limit: int
+) -> None:
+    for number in range(30):
         for _ in range(2):
-            publish(versions, Ref("many", f"a-{one}"))
-    assert statements(versions, 30, limit) == statements(versions, 3, limit)
+            publish(versions, Ref("many", f"a-{number}"))
+    assert count_statements(platform, 30, limit) == count_statements(platform, 3, limit)
 
 
-def test_no_place_to_go_on_from_is_what_a_key_may_not_use(versions: Registry) -> None:
+def test_page_after_a_forbidden_model_is_refused(versions: Registry, models: ServedModels) -> None:
     with pytest.raises(ApiError, match="after"):
-        ids(versions, key(versions, "retail/*"), after="medical/icd@1")
+        list_ids(models, create_key(versions, "retail/*"), after="medical/icd@1")
 
 
-def test_an_unknown_place_to_go_on_from_is_refused(versions: Registry) -> None:
+def test_page_after_an_unknown_model_is_refused(models: ServedModels) -> None:
     with pytest.raises(ApiError, match="after"):
-        ids(versions, after="medical/none")
+        list_ids(models, after="medical/none")
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "ref",
     ["gpt-4o", "medical/none", "medical/icd@9", "medical/icd@nobody", "../x", "", "medical/icd@"],
 )
-def test_whatever_nothing_answers_to_is_not_found(versions: Registry, asked: str) -> None:
+def test_unknown_or_malformed_ref_is_not_found(models: ServedModels, ref: str) -> None:
     with pytest.raises(ApiError) as caught:
-        find_model(versions, HERE, None, asked)
+        models.resolve(None, ref)
     assert (caught.value.http_status, caught.value.code) == (404, "model_not_found")
 
 
-def test_what_a_key_may_not_use_looks_like_what_is_not_there(versions: Registry) -> None:
-    limited = key(versions, "retail/*")
-    told = []
-    for asked in ("medical/icd", "medical/ice", "base"):
+def test_forbidden_model_has_the_same_error_as_an_unknown_one(
+    versions: Registry, models: ServedModels
+) -> None:
+    key = create_key(versions, "retail/*")
+    errors = set()
+    for ref in ("medical/icd", "medical/ice", "base"):
         with pytest.raises(ApiError) as caught:
-            find_model(versions, HERE, limited, asked)
-        told.append(str(caught.value).replace(asked, "X") + str(caught.value.hint))
-    assert len(set(told)) == 1
+            models.resolve(key, ref)
+        errors.add(str(caught.value).replace(ref, "X") + str(caught.value.hint))
+    assert len(errors) == 1
 
 
-def test_a_version_of_another_base_is_not_answered_by_this_one(versions: Registry) -> None:
+def test_version_of_another_base_is_refused(models: ServedModels) -> None:
     with pytest.raises(BaseMismatchError, match="other"):
-        find_model(versions, HERE, None, "medical/strange@1")
+        models.resolve(None, "medical/strange@1")

@@ -1,4 +1,4 @@
-"""A line is kept when it is said to be, and no line takes another one with it."""
+"""The request log: lines are committed when ``write`` returns, and fail independently."""
 
 from __future__ import annotations
 
@@ -24,70 +24,70 @@ def line(id: str) -> RequestLine:
 
 @pytest.fixture
 def log(registry: Registry) -> Iterator[RequestLog]:
-    made = RequestLog(registry.requests.log)
-    made.start()
-    yield made
-    made.stop()
+    log = RequestLog(registry.requests.log)
+    log.start()
+    yield log
+    log.stop()
 
 
-def test_a_line_is_there_as_soon_as_it_is_kept(registry: Registry, log: RequestLog) -> None:
-    asyncio.run(log.keep(line("one")))
+def test_line_is_committed_when_write_returns(registry: Registry, log: RequestLog) -> None:
+    asyncio.run(log.write(line("one")))
     assert registry.requests.get("one").version == "a/b@1"
 
 
-def test_lines_that_come_together_are_written_together(registry: Registry) -> None:
+def test_simultaneous_lines_share_a_transaction(registry: Registry) -> None:
     groups: list[int] = []
 
-    def write(lines: Sequence[RequestLine]) -> None:
+    def commit(lines: Sequence[RequestLine]) -> None:
         groups.append(len(lines))
         registry.requests.log(lines)
 
-    async def all_of_them(log: RequestLog) -> None:
-        keeping = [asyncio.ensure_future(log.keep(line(str(number)))) for number in range(50)]
+    async def write_all(log: RequestLog) -> None:
+        writes = [asyncio.ensure_future(log.write(line(str(number)))) for number in range(50)]
         await asyncio.sleep(0)
         log.start()
-        await asyncio.gather(*keeping)
+        await asyncio.gather(*writes)
 
-    log = RequestLog(write)
-    asyncio.run(all_of_them(log))
+    log = RequestLog(commit)
+    asyncio.run(write_all(log))
     log.stop()
     assert (len(registry.requests.list()), len(groups)) == (50, 1)
 
 
-def test_a_taken_id_falls_alone(registry: Registry, log: RequestLog) -> None:
-    async def three() -> list[BaseException | None]:
-        await log.keep(line("theirs"))
+def test_duplicate_id_does_not_fail_other_lines(registry: Registry, log: RequestLog) -> None:
+    async def write_three() -> Sequence[BaseException | None]:
+        await log.write(line("theirs"))
         return await asyncio.gather(
-            log.keep(line("a")),
-            log.keep(line("theirs"), alone=True),
-            log.keep(line("b")),
+            log.write(line("a")),
+            log.write(line("theirs"), alone=True),
+            log.write(line("b")),
             return_exceptions=True,
         )
 
-    told = asyncio.run(three())
-    assert [type(one) for one in told] == [type(None), RegistryError, type(None)]
+    results = asyncio.run(write_three())
+    assert [type(result) for result in results] == [type(None), RegistryError, type(None)]
     assert len(registry.requests.list()) == 3
 
 
-def test_a_locked_registry_is_told_and_passes(
+def test_locked_registry_fails_one_line_and_not_the_next(
     tmp_path: Path, registry: Registry, log: RequestLog
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "registry.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(RegistryError, match="locked"):
-            asyncio.run(log.keep(line("one")))
+            asyncio.run(log.write(line("one")))
         other.execute("ROLLBACK")
-    asyncio.run(log.keep(line("two")))
-    assert [one.id for one in registry.requests.list()] == ["two"]
+    asyncio.run(log.write(line("two")))
+    assert [record.id for record in registry.requests.list()] == ["two"]
 
 
-def test_what_waits_is_written_before_the_end(registry: Registry) -> None:
-    async def one(log: RequestLog) -> None:
-        keeping = asyncio.ensure_future(log.keep(line("one")))
+def test_stop_writes_the_remaining_lines(registry: Registry) -> None:
+    async def write_and_stop(log: RequestLog) -> None:
+        writing = asyncio.ensure_future(log.write(line("one")))
         await asyncio.sleep(0)
         log.start()
         await asyncio.to_thread(log.stop)
-        await keeping
+        await writing
 
-    asyncio.run(one(RequestLog(registry.requests.log)))
+    asyncio.run(write_and_stop(RequestLog(registry.requests.log)))
     assert registry.requests.get("one").status == 200

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from trunkline.errors import TooLargeError
 from trunkline.inference.request import Request
 from trunkline.serving.errors import ApiError
-from trunkline.serving.schemas import ChatBody, CompletionBody, PredictBody, check_size
+from trunkline.serving.schemas import ChatBody, CompletionBody, PredictBody
+from trunkline.serving.service import check_size
 
 FAULTS = 10_000
 SAID = [{"role": "user", "content": "hi"}]
@@ -74,7 +75,7 @@ def test_a_seed_is_kept() -> None:
 
 def test_all_of_it_makes_a_request() -> None:
     body = chat(stop="x", temperature=0.5, top_p=0.9, top_k=3, n=2, seed=4, max_tokens=5)
-    asked = Request(None, logprobs=body.scores(), **body.sampling(100))
+    asked = Request(None, logprobs=body.requested_logprobs(), **body.sampling(100))
     assert (asked.stop, asked.top_k, asked.n, asked.max_new_tokens) == (("x",), 3, 2, 5)
 
 
@@ -88,12 +89,12 @@ def test_more_tokens_than_the_server_gives_are_refused() -> None:
 
 
 def test_log_probabilities_are_off_unless_asked_for() -> None:
-    assert chat().scores() is None
+    assert chat().requested_logprobs() is None
 
 
 def test_the_likeliest_tokens_need_log_probabilities() -> None:
     with pytest.raises(ApiError, match="top_logprobs"):
-        chat(top_logprobs=3).scores()
+        chat(top_logprobs=3).requested_logprobs()
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 10**400, True, "2", [2]])
@@ -113,7 +114,7 @@ def test_a_timeout_may_have_decimals_or_be_left_out(timeout: float | None) -> No
 def test_parts_of_a_message_are_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     said = [{"role": "developer", "content": parts}, *SAID]
-    assert chat(messages=said).messages[0].plain() == {"role": "system", "content": "ab"}
+    assert chat(messages=said).messages[0].to_template() == {"role": "system", "content": "ab"}
 
 
 @pytest.mark.parametrize(

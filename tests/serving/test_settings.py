@@ -1,4 +1,4 @@
-"""Limits are checked when they are set, and only this machine counts as this machine."""
+"""Ranges of the server's settings, and detection of loopback addresses."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from trunkline.serving.settings import ServerSettings, is_loopback
         ("workers", 0),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
+def test_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=name):
         ServerSettings(**{name: value})
 
 
-def test_seconds_may_be_whole_numbers() -> None:
+def test_seconds_may_be_an_integer() -> None:
     assert ServerSettings(drain_seconds=5).drain_seconds == 5
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_is_this_machine(host: str) -> None:
+def test_loopback_host(host: str) -> None:
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_every_other_address_is_not(host: str) -> None:
+def test_reachable_host(host: str) -> None:
     assert not is_loopback(host)
 
 
-def test_a_host_without_an_address_is_an_error() -> None:
+def test_host_without_an_address_is_refused() -> None:
     with pytest.raises(UsageError, match="no address"):
         is_loopback("not a host")

@@ -401,9 +401,3 @@ def test_a_row_longer_than_the_context_is_refused_before_training(
     with pytest.raises(DataError, match="the base's context is 256"):
         train(platform, tmp_path / "run", change=lengthened, max_length=4000)
     assert not (tmp_path / "run").exists()
-
-
-def test_unknown_baseline_is_refused_before_training(platform: Platform) -> None:
-    recipe = replace(platform.catalog.recipe("toy/animals"), baselines=("nearst",))
-    with pytest.raises(NotFoundError, match="'nearst'"):
-        platform.catalog.baselines_for(recipe)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trunkline.adapters.artifact import KNOWN, WEIGHTS
-from trunkline.adapters.safetensors_io import MAX_JSON_BYTES
 from trunkline.errors import (
     IntegrityError,
     NotFoundError,
@@ -29,6 +28,7 @@ from trunkline.errors import (
     TrunklineError,
     UsageError,
 )
+from trunkline.files import MAX_JSON_BYTES
 from trunkline.refs import shown
 
 MAX_BYTES = 8 << 30

@@ -11,7 +11,6 @@ the identity.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,16 +24,18 @@ from trunkline.adapters.config import (
     check_tensors,
     normalized_config,
 )
-from trunkline.adapters.safetensors_io import (
-    REPAIR,
-    TensorInfo,
-    canonical_json,
-    read_header,
-    read_json,
-    short,
-)
 from trunkline.contracts import Template
 from trunkline.errors import IntegrityError, UsageError
+from trunkline.files import (
+    REPAIR,
+    TensorInfo,
+    brief_repr,
+    canonical_json,
+    indented_json,
+    read_json_object,
+    read_safetensors_header,
+    sha256_file,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -110,12 +111,12 @@ def seal(
     Raises:
         IntegrityError: it asks for something that is never loaded.
     """
-    config = read_json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG)
     check_config(config, folder / CONFIG)
     config = normalized_config(config, base["name"])
     write_json(folder / CONFIG, config)
     manifest = Manifest(
-        weights=_sha256_file(folder / WEIGHTS),
+        weights=sha256_file(folder / WEIGHTS),
         adapter_config=hashlib.sha256(canonical_json(config)).hexdigest(),
         task=dict(task),
         template={**asdict(template), "clean": list(template.clean)},
@@ -154,10 +155,10 @@ def _read(folder: Path, expected_digest: str | None) -> Artifact:
             f"the registry knows {expected_digest}.",
             REPAIR,
         )
-    config = read_json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG)
     if hashlib.sha256(canonical_json(config)).hexdigest() != manifest.adapter_config:
         raise IntegrityError(f"{folder / CONFIG} was changed after it was published.", REPAIR)
-    if _sha256_file(folder / WEIGHTS) != manifest.weights:
+    if sha256_file(folder / WEIGHTS) != manifest.weights:
         raise IntegrityError(f"{folder / WEIGHTS} was changed after it was published.", REPAIR)
     lora = check_config(config, folder / CONFIG)
     if config["task_type"] != TASK_TYPES[manifest.task["kind"]]:
@@ -166,7 +167,7 @@ def _read(folder: Path, expected_digest: str | None) -> Artifact:
             f"{manifest.task['kind']}.",
             REPAIR,
         )
-    tensors = read_header(folder / WEIGHTS)
+    tensors = read_safetensors_header(folder / WEIGHTS)
     check_tensors(tensors, lora, manifest.task, folder / WEIGHTS)
     size = sum(path.stat().st_size for path in folder.iterdir())
     return Artifact(folder, manifest, lora, tensors, size)
@@ -192,10 +193,10 @@ def _check_files(folder: Path) -> None:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    data = read_json(path)
+    data = read_json_object(path)
     if data.get("format") != FORMAT:
         raise IntegrityError(
-            f"{path} is of format {short(data.get('format'))}; this Trunkline reads {FORMAT}.",
+            f"{path} is of format {brief_repr(data.get('format'))}; this Trunkline reads {FORMAT}.",
             "Upgrade with `pip install --upgrade trunkline`, or train it again.",
         )
     try:
@@ -211,14 +212,14 @@ def _check_manifest(manifest: Manifest) -> None:
     """Raise ValueError, KeyError or TypeError where a part is not of its kind."""
     for digest in (manifest.weights, manifest.adapter_config):
         if not _SHA256.fullmatch(digest):
-            raise ValueError(f"{short(digest)} is no digest")
+            raise ValueError(f"{brief_repr(digest)} is no digest")
     for part in (manifest.base, manifest.data):
         if not all(isinstance(value, str) for value in part.values()):
-            raise ValueError(f"{short(part)} must hold texts")
+            raise ValueError(f"{brief_repr(part)} must hold texts")
     if not {"name", "digest"} <= manifest.base.keys():
         raise KeyError("base")
     if manifest.task["kind"] not in TASK_TYPES:
-        raise ValueError(f"the task {short(manifest.task['kind'])} is not known")
+        raise ValueError(f"the task {brief_repr(manifest.task['kind'])} is not known")
     if manifest.task["kind"] == "classification":
         labels = manifest.task["labels"]
         texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
@@ -229,15 +230,9 @@ def _check_manifest(manifest: Manifest) -> None:
     if template.keys() != kinds.keys() or not all(
         isinstance(template[key], kind) for key, kind in kinds.items()
     ):
-        raise ValueError(f"the template {short(dict(template))} is malformed")
+        raise ValueError(f"the template {brief_repr(dict(template))} is malformed")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file of the artifact, for people to read: indented, keys sorted."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Write a JSON file of the artifact: indented, keys sorted."""
+    path.write_bytes(indented_json(value))

@@ -15,7 +15,7 @@ from typing import Any
 
 from trunkline.adapters.artifact import CONFIG, CROISSANT, Artifact, Manifest
 from trunkline.adapters.provenance import UNKNOWN, EvaluationSection, Provenance
-from trunkline.adapters.safetensors_io import read_json
+from trunkline.files import read_json_object
 
 NOT_PROVIDED = "NOT PROVIDED"
 MIN_SLICE_ROWS = 30
@@ -40,7 +40,7 @@ def render_card(artifact: Artifact, provenance: Provenance, adapter: str) -> str
         adapter: ``domain/name``, with the version's number if it is known.
     """
     manifest = artifact.manifest
-    config = read_json(artifact.folder / CONFIG)
+    config = read_json_object(artifact.folder / CONFIG)
     croissant = (artifact.folder / CROISSANT).exists()
     return "\n".join(
         [
@@ -283,7 +283,7 @@ def _limits(manifest: Manifest, provenance: Provenance) -> list[str]:
         )
     if duplicates := _count(provenance, "near_duplicates"):
         lines.append(f"- {duplicates} test rows have a near-duplicate among the training rows")
-    if conflicts := _count(provenance, "conflicting"):
+    if conflicts := _count(provenance, "label_conflicts"):
         lines.append(f"- {conflicts} rows have the text of a row with another target")
     for evaluation in _newest(provenance.evaluations):
         verdict = evaluation.results.get("verdict")

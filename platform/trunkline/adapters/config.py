@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.adapters.reasons import HEADS, PREFIX, refused_setting, refused_tensor
-from trunkline.adapters.safetensors_io import REPAIR, TensorInfo, short
 from trunkline.errors import IntegrityError
+from trunkline.files import REPAIR, TensorInfo, brief_repr
 
 MAX_RANK = 1024
+DTYPES = ("F32", "F16", "BF16")
 TASK_TYPES = {"classification": "SEQ_CLS", "regression": "SEQ_CLS", "generation": "CAUSAL_LM"}
 
 _MEANING = (
@@ -126,31 +127,36 @@ def check_config(config: Mapping[str, Any], path: Path) -> LoraShape:
     saved = config.get("modules_to_save")
     if saved is not None and not (_texts(saved) and set(saved) <= set(HEADS)):
         raise IntegrityError(
-            f"{path} trains whole modules of the base anew: modules_to_save = {short(saved)}.",
+            f"{path} trains whole modules of the base anew: modules_to_save = {brief_repr(saved)}.",
             "Only a head may be saved whole: train with LoRA on the linear layers and a head.",
         )
     targets = config.get("target_modules")
     if not _texts(targets) or not targets:
         raise IntegrityError(
-            f"{path} has target_modules = {short(targets)}.", "It must be a list of names."
+            f"{path} has target_modules = {brief_repr(targets)}.", "It must be a list of names."
         )
     layers = config.get("layers_to_transform")
     if layers is not None and not (
         isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)
     ):
         raise IntegrityError(
-            f"{path} has layers_to_transform = {short(layers)}.", "It must be a list of numbers."
+            f"{path} has layers_to_transform = {brief_repr(layers)}.",
+            "It must be a list of numbers.",
         )
     rank: Any = config.get("r")
     alpha: Any = config.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-        raise IntegrityError(f"{path} has the rank {short(rank)}.", f"1 to {MAX_RANK} are loaded.")
+        raise IntegrityError(
+            f"{path} has the rank {brief_repr(rank)}.", f"1 to {MAX_RANK} are loaded."
+        )
     if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
-        raise IntegrityError(f"{path} has lora_alpha = {short(alpha)}.", "It must be above zero.")
+        raise IntegrityError(
+            f"{path} has lora_alpha = {brief_repr(alpha)}.", "It must be above zero."
+        )
     dropout: Any = config.get("lora_dropout", 0)
     if type(dropout) not in (int, float) or not 0 <= dropout <= 1:
         raise IntegrityError(
-            f"{path} has lora_dropout = {short(dropout)}.", "It must be between 0 and 1."
+            f"{path} has lora_dropout = {brief_repr(dropout)}.", "It must be between 0 and 1."
         )
     return LoraShape(
         rank,
@@ -170,11 +176,16 @@ def check_tensors(
         IntegrityError: a tensor is missing, of another shape, or one that PEFT would ignore.
     """
     for name, info in tensors.items():
+        if info.dtype not in DTYPES:
+            raise IntegrityError(
+                f"{path}: {brief_repr(name)} has the dtype {info.dtype}.",
+                f"Save the adapter in one of {', '.join(DTYPES)}.",
+            )
         if name.endswith(".lora_A.weight"):
             _check_pair(name, info, tensors, lora, path)
         elif name.endswith(".lora_B.weight"):
             if name.replace(".lora_B.weight", ".lora_A.weight") not in tensors:
-                raise IntegrityError(f"{path} has {short(name)} without its lora_A.", REPAIR)
+                raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_A.", REPAIR)
         elif not is_head(name):
             raise IntegrityError(*refused_tensor(path, name))
     if not any(name.endswith(".lora_A.weight") for name in tensors):
@@ -190,7 +201,7 @@ def check_tensors(
     shape = tensors[heads[0]].shape
     if len(shape) != 2 or shape[0] != outputs:
         raise IntegrityError(
-            f"{path}: the head has the shape {short(shape)}; the task has {outputs} outputs.",
+            f"{path}: the head has the shape {brief_repr(shape)}; the task has {outputs} outputs.",
             REPAIR,
         )
 
@@ -212,24 +223,26 @@ def _check_pair(
 ) -> None:
     up = tensors.get(name.replace(".lora_A.weight", ".lora_B.weight"))
     if up is None:
-        raise IntegrityError(f"{path} has {short(name)} without its lora_B.", REPAIR)
+        raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_B.", REPAIR)
     if len(down.shape) != 2 or len(up.shape) != 2:
-        raise IntegrityError(f"{path}: {short(name)} is no matrix: {short(down.shape)}.", REPAIR)
+        raise IntegrityError(
+            f"{path}: {brief_repr(name)} is no matrix: {brief_repr(down.shape)}.", REPAIR
+        )
     if down.shape[0] != lora.rank or up.shape[1] != lora.rank:
         raise IntegrityError(
-            f"{path}: {short(name)} has the shape {down.shape}, its lora_B {up.shape}; the rank "
-            f"is {lora.rank}.",
+            f"{path}: {brief_repr(name)} has the shape {down.shape}, its lora_B {up.shape}; the "
+            f"rank is {lora.rank}.",
             REPAIR,
         )
     module = adapted_module(name)
     if module is None:
         raise IntegrityError(
-            f"{path} holds {short(name)}, which is not named as PEFT names it.",
+            f"{path} holds {brief_repr(name)}, which is not named as PEFT names it.",
             f"The name must begin with {PREFIX}",
         )
     if not lora.adapts(module):
         raise IntegrityError(
-            f"{path} holds {short(name)}, which is not among the configured target_modules.",
+            f"{path} holds {brief_repr(name)}, which is not among the configured target_modules.",
             REPAIR,
         )
 

@@ -17,9 +17,15 @@ from typing import Any
 from trunkline.adapters.artifact import CONFIG, WEIGHTS
 from trunkline.adapters.config import LoraShape, adapted_module, is_head
 from trunkline.adapters.reasons import PREFIX
-from trunkline.adapters.safetensors_io import REPAIR, TensorInfo, read_header, read_json, short
 from trunkline.adapters.skeleton import Skeleton
 from trunkline.errors import IntegrityError, NotFoundError
+from trunkline.files import (
+    REPAIR,
+    TensorInfo,
+    brief_repr,
+    read_json_object,
+    read_safetensors_header,
+)
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _REPLACED = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -80,7 +86,7 @@ def read_foreign(folder: Path) -> Foreign:
     """
     if not folder.is_dir():
         raise NotFoundError(
-            f"There is no folder {short(str(folder))}.",
+            f"There is no folder {brief_repr(str(folder))}.",
             f"Name the folder that holds {CONFIG} and {WEIGHTS}.",
         )
     try:
@@ -91,7 +97,9 @@ def read_foreign(folder: Path) -> Foreign:
             )
         if not (folder / WEIGHTS).is_file():
             raise _no_weights(folder)
-        return Foreign(folder, read_json(folder / CONFIG), read_header(folder / WEIGHTS))
+        return Foreign(
+            folder, read_json_object(folder / CONFIG), read_safetensors_header(folder / WEIGHTS)
+        )
     except OSError as error:
         raise IntegrityError(
             f"The adapter in {folder} can't be read: {error.strerror or error}.", REPAIR
@@ -137,11 +145,11 @@ def check_fits(foreign: Foreign, lora: LoraShape, skeleton: Skeleton) -> None:
     for name in sorted(foreign.adapted):
         if name not in skeleton.modules:
             raise IntegrityError(
-                f"{path} adapts {short(name)}, which this base does not have.", _OTHER_BASE
+                f"{path} adapts {brief_repr(name)}, which this base does not have.", _OTHER_BASE
             )
         if name not in skeleton.linear:
             raise IntegrityError(
-                f"{path} adapts {short(name)}, which is no linear layer of the base's trunk.",
+                f"{path} adapts {brief_repr(name)}, which is no linear layer of the base's trunk.",
                 "Only linear layers below the head are adapted.",
             )
         inputs = foreign.tensors[f"{PREFIX}{name}.lora_A.weight"].shape[1]
@@ -149,14 +157,14 @@ def check_fits(foreign: Foreign, lora: LoraShape, skeleton: Skeleton) -> None:
         if (inputs, outputs) != skeleton.linear[name]:
             wanted = skeleton.linear[name]
             raise IntegrityError(
-                f"{path} adapts {short(name)} with {inputs} inputs and {outputs} outputs; the "
+                f"{path} adapts {brief_repr(name)} with {inputs} inputs and {outputs} outputs; the "
                 f"base's layer has {wanted[0]} and {wanted[1]}.",
                 _OTHER_BASE,
             )
     for name in sorted(skeleton.linear):
         if lora.adapts(name) and name not in foreign.adapted:
             raise IntegrityError(
-                f"{path} adapts modules that no list of names tells from {short(name)}.",
+                f"{path} adapts modules that no list of names tells from {brief_repr(name)}.",
                 "Adapt that module too.",
             )
     _check_named(foreign, skeleton, path)
@@ -169,13 +177,13 @@ def _check_named(foreign: Foreign, skeleton: Skeleton, path: Path) -> None:
         return
     for name in sorted(named - foreign.adapted):
         raise IntegrityError(
-            f"{path} lacks the matrices of {short(name)}, though its configuration adapts it.",
+            f"{path} lacks the matrices of {brief_repr(name)}, though its configuration adapts it.",
             "The file is not complete, or it was made for another base.",
         )
     for name in sorted(foreign.adapted - named):
         raise IntegrityError(
-            f"{path} holds matrices of {short(name)}, which its configuration does not adapt; PEFT "
-            "ignores them.",
+            f"{path} holds matrices of {brief_repr(name)}, which its configuration does not adapt; "
+            "PEFT ignores them.",
             "Add the module to target_modules, or take its tensors out.",
         )
 
@@ -185,7 +193,7 @@ def _check_targets(foreign: Foreign) -> None:
     targets = foreign.config.get("target_modules")
     if not (targets is None or isinstance(targets, str) or _texts(targets)):
         raise IntegrityError(
-            f"{foreign.folder / CONFIG} has target_modules = {short(targets)}.",
+            f"{foreign.folder / CONFIG} has target_modules = {brief_repr(targets)}.",
             "It must be a list of names, or a pattern.",
         )
 
@@ -208,14 +216,14 @@ def check_head(foreign: Foreign, skeleton: Skeleton) -> None:
         )
     if name != f"{PREFIX}{wanted[0]}.weight":
         raise IntegrityError(
-            f"{path} has the head {short(name)}; that of this base is called {wanted[0]!r}, so "
-            "PEFT ignores it.",
+            f"{path} has the head {brief_repr(name)}; that of this base is called {wanted[0]!r}, "
+            "so PEFT ignores it.",
             _OTHER_BASE,
         )
     if foreign.head.shape[1:] != (wanted[1],):
         raise IntegrityError(
-            f"{path} has a head of the shape {short(foreign.head.shape)}; the base has {wanted[1]} "
-            "hidden units.",
+            f"{path} has a head of the shape {brief_repr(foreign.head.shape)}; the base has "
+            f"{wanted[1]} hidden units.",
             _OTHER_BASE,
         )
 
@@ -231,7 +239,7 @@ def check_finite(weights: Path, told: Path) -> None:
     with safe_open(weights, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - no mapping
             if not bool(file.get_tensor(name).isfinite().all()):
-                raise IntegrityError(f"{told}: {short(name)} holds NaN or infinity.", REPAIR)
+                raise IntegrityError(f"{told}: {brief_repr(name)} holds NaN or infinity.", REPAIR)
 
 
 def _named_targets(config: Mapping[str, Any], skeleton: Skeleton) -> frozenset[str] | None:

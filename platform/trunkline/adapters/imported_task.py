@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from trunkline.adapters.config import TASK_TYPES
-from trunkline.adapters.safetensors_io import TensorInfo, short
 from trunkline.contracts import Task, Template, check_new_tokens
 from trunkline.errors import UsageError
+from trunkline.files import TensorInfo, brief_repr
 
 AS_IS = Template(prompt="{text}", clean=())
 """The template of an adapter of which nothing is told: the text is the prompt."""
@@ -66,7 +66,7 @@ def task_type(config: Mapping[str, Any], wishes: Wishes, path: Path) -> Any:
     meant = TASK_TYPES[wishes.task]
     if said is not None and said != meant:
         raise UsageError(
-            f"{path} has the task_type {short(said)}, which is not for {wishes.task}.",
+            f"{path} has the task_type {brief_repr(said)}, which is not for {wishes.task}.",
             "Leave --task away.",
         )
     return meant
@@ -124,8 +124,8 @@ def imported_task(
         )
     if len(labels) != outputs or len(set(labels)) != outputs or not all(labels):
         raise UsageError(
-            f"{len(labels)} labels ({short(', '.join(labels))}) were given for a head of {outputs} "
-            "outputs.",
+            f"{len(labels)} labels ({brief_repr(', '.join(labels))}) were given for a head of "
+            f"{outputs} outputs.",
             "Give each output a label of its own, in their order.",
         )
     return {"kind": kind, "labels": list(labels)}

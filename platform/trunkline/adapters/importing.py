@@ -43,7 +43,6 @@ from trunkline.adapters.provenance import (
     is_plain_text,
     write_provenance,
 )
-from trunkline.adapters.safetensors_io import read_header, short
 from trunkline.adapters.skeleton import read_skeleton
 from trunkline.adapters.store import AdapterStore
 from trunkline.errors import (
@@ -53,6 +52,7 @@ from trunkline.errors import (
     RegistryError,
     UsageError,
 )
+from trunkline.files import brief_repr, read_safetensors_header
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
@@ -184,8 +184,8 @@ def _tell_origin(foreign: Foreign, base: BaseInfo, notes: list[str]) -> None:
     repo = base.name.removeprefix("hf:").partition("@")[0]
     if said is not None and said not in (base.name, Path(base.name).name, repo):
         notes.append(
-            f"{CONFIG} says that it was trained on {short(said)}; that this is {base.name} can't "
-            "be verified."
+            f"{CONFIG} says that it was trained on {brief_repr(said)}; that this is {base.name} "
+            "can't be verified."
         )
     if (foreign.folder / MANIFEST).exists():
         notes.append(f"{MANIFEST} beside it was not read: task and template are as you say.")
@@ -204,7 +204,7 @@ def _make(
     """Write the artifact; the weights are checked as they were copied."""
     source = foreign.folder / WEIGHTS
     shutil.copyfile(source, made / WEIGHTS)
-    if read_header(made / WEIGHTS) != foreign.tensors:
+    if read_safetensors_header(made / WEIGHTS) != foreign.tensors:
         raise IntegrityError(f"{source} was changed while it was read.", "Import it again.")
     check_finite(made / WEIGHTS, source)
     write_json(made / CONFIG, config)

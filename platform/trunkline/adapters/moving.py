@@ -28,9 +28,7 @@ from trunkline.adapters.provenance import (
     version_provenance,
     write_provenance,
 )
-from trunkline.adapters.safetensors_io import REPAIR
 from trunkline.adapters.signing import check_signature, sign, signed_by
-from trunkline.adapters.storage import file_sha256
 from trunkline.adapters.store import AdapterStore, Arriving
 from trunkline.errors import (
     BaseMismatchError,
@@ -39,6 +37,7 @@ from trunkline.errors import (
     RegistryError,
     UsageError,
 )
+from trunkline.files import REPAIR, sha256_file
 from trunkline.refs import Ref
 from trunkline.registry.records import RestoredLineage, VersionRecord
 from trunkline.registry.session import system_actor, utc_now
@@ -94,7 +93,7 @@ def export_version(
         fingerprint = signed_by(folder)
 
         def tell(whole: Path) -> None:
-            told = {"archive": target.name, "archive_sha256": file_sha256(whole)}
+            told = {"archive": target.name, "archive_sha256": sha256_file(whole)}
             store.registry.events.append("adapter.exported", version.ref, told, actor=actor)
 
         size = pack(folder, target, overwrite=overwrite, before=tell)
@@ -153,7 +152,7 @@ def import_archive(
 
         told = {
             "archive": file.name,
-            "archive_sha256": file_sha256(file),
+            "archive_sha256": sha256_file(file),
             "from": provenance.version.adapter,
             "signed_by": fingerprint,
         }

@@ -21,7 +21,6 @@ from typing import Any
 
 from trunkline.adapters.artifact import KNOWN, MANIFEST, REQUIRED, Artifact, read_artifact
 from trunkline.adapters.cache import Cache
-from trunkline.adapters.safetensors_io import REPAIR
 from trunkline.adapters.storage import (
     DOMAIN,
     NAME,
@@ -31,6 +30,7 @@ from trunkline.adapters.storage import (
     copy_in,
 )
 from trunkline.errors import IntegrityError, RegistryError, TrunklineError, UsageError
+from trunkline.files import REPAIR
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 _EXTRAS = {"s3": "pip install 'trunkline[s3]'"}

@@ -26,9 +26,9 @@ from pydantic import (
 )
 
 from trunkline.adapters.artifact import MANIFEST, PROVENANCE, Artifact, Manifest
-from trunkline.adapters.safetensors_io import read_json
 from trunkline.contracts import DatasetSpec
 from trunkline.errors import IntegrityError, UsageError
+from trunkline.files import indented_json, read_json_object
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
@@ -239,8 +239,7 @@ class Provenance(_Section):
 
 def provenance_bytes(provenance: Provenance) -> bytes:
     """The content of the file: indented, keys sorted."""
-    text = json.dumps(provenance.to_json(), indent=2, sort_keys=True, ensure_ascii=False)
-    return f"{text}\n".encode()
+    return indented_json(provenance.to_json())
 
 
 def write_provenance(folder: Path, provenance: Provenance) -> None:
@@ -258,7 +257,7 @@ def read_provenance(artifact: Artifact) -> Provenance:
     if not path.exists():
         return manifest_provenance(artifact)
     try:
-        value = read_json(path)
+        value = read_json_object(path)
     except OSError as error:
         raise IntegrityError(f"{path} can't be read: {error.strerror}.", _HINT) from error
     except IntegrityError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trunkline.adapters.safetensors_io import short
+from trunkline.files import brief_repr
 
 PREFIX = "base_model.model."
 """Begins the name of every tensor that PEFT saves; after it comes the module's name."""
@@ -51,15 +51,18 @@ _WHY = {
 def refused_setting(path: Path, key: str, value: Any) -> tuple[str, str]:
     """Message and hint for a key of ``adapter_config.json`` that is not off."""
     if key not in _WHY:
-        said = f"{path} sets {short(key)} = {short(value)}, which is not known to be harmless."
-        return said, _PLAIN_HINT
+        message = (
+            f"{path} sets {brief_repr(key)} = {brief_repr(value)}, which is not known to be "
+            "harmless."
+        )
+        return message, _PLAIN_HINT
     hint = _INIT_HINT if key == "init_lora_weights" else _PLAIN_HINT
-    return f"{path} {_WHY[key]}: {key} = {short(value)}.", hint
+    return f"{path} {_WHY[key]}: {key} = {brief_repr(value)}.", hint
 
 
 def refused_tensor(path: Path, name: str) -> tuple[str, str]:
     """Message and hint for a tensor that is neither of a LoRA pair nor a head's matrix."""
-    return f"{path} {_why_tensor(name)}: {short(name)}.", _PLAIN_HINT
+    return f"{path} {_why_tensor(name)}: {brief_repr(name)}.", _PLAIN_HINT
 
 
 def _why_tensor(name: str) -> str:

@@ -17,10 +17,10 @@ from typing import Protocol
 from trunkline.adapters.artifact import CARD, MANIFEST, Artifact, read_artifact
 from trunkline.adapters.card import render_card
 from trunkline.adapters.provenance import Provenance, manifest_provenance, read_provenance
-from trunkline.adapters.safetensors_io import MAX_JSON_BYTES, canonical_json, read_json
 from trunkline.adapters.storage import LEFTOVER, LocalStorage, StoredFolder, described, writing
 from trunkline.adapters.store import AdapterStore, template_digest
 from trunkline.errors import IntegrityError, RegistryError
+from trunkline.files import MAX_JSON_BYTES, canonical_json, read_json_object
 from trunkline.refs import Ref
 from trunkline.registry.records import FoundVersion
 
@@ -143,7 +143,7 @@ def _digest(store: AdapterStore, folder: StoredFolder) -> str:
                 f"{url} can't be read: {type(error).__name__}.",
                 "Check the network and the credentials, then try again.",
             ) from error
-        return "sha256:" + hashlib.sha256(canonical_json(read_json(copy))).hexdigest()
+        return "sha256:" + hashlib.sha256(canonical_json(read_json_object(copy))).hexdigest()
 
 
 def _found(

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.adapters.artifact import REQUIRED, SIGNATURE
-from trunkline.adapters.safetensors_io import read_json, short
 from trunkline.errors import IntegrityError, RegistryError, TrunklineError, UsageError
+from trunkline.files import brief_repr, read_json_object
 
 _PREDICATE = "https://model_signing/signature/v1.0"
 _MADE_BY_KEY = (
@@ -110,7 +110,8 @@ def check_signature(folder: Path, keys: Sequence[Path]) -> str:
     said = signed_by(folder)
     if said not in known:
         raise IntegrityError(
-            f"The artifact {folder} is signed by the key {short(said)}, which does not count here.",
+            f"The artifact {folder} is signed by the key {brief_repr(said)}, which does not count "
+            "here.",
             "Keys that count: " + ", ".join(f"{one[:19]}… ({known[one].name})" for one in known),
         )
     _check_covers_identity(signature, folder / SIGNATURE)
@@ -201,7 +202,7 @@ def _read_signature(path: Path) -> dict[str, Any]:
     try:
         if path.is_symlink() or not path.is_file():
             raise _unreadable(path, "it is not a plain file")
-        return read_json(path)
+        return read_json_object(path)
     except OSError as error:
         raise _unreadable(path, _reason(error)) from error
 

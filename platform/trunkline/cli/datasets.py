@@ -101,8 +101,8 @@ def _print_report(report: DatasetReport) -> None:
             ("rows", f"{counted.read:,} read, {counted.kept:,} kept"),
             ("dropped", counts(counted.dropped) or None),
             ("duplicates", f"{counted.duplicated:,} (same text and target; dropped)"),
-            ("conflicting", f"{counted.conflicting:,} (same text, another target; kept)"),
-            ("near-copies", f"{counted.near_duplicates:,} test rows have one in train"),
+            ("label conflicts", f"{counted.label_conflicts:,} (same text, another target; kept)"),
+            ("near-duplicates", f"{counted.near_duplicates:,} test rows have one in train"),
         ]
     )
     heading("Parts")

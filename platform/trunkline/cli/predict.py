@@ -22,7 +22,7 @@ from trunkline.errors import DataError, TooLargeError, UsageError
 from trunkline.refs import BASE
 
 if TYPE_CHECKING:
-    from trunkline.cli.texts import TextFile, TextRow
+    from trunkline.data.readers import TextFile, TextRow
     from trunkline.inference.request import Answer
 
 
@@ -102,7 +102,7 @@ def predict(
         if ref == BASE:
             client.predict(Voice(), [])
         if file is not None:
-            from trunkline.cli.texts import open_texts
+            from trunkline.data.readers import open_texts
 
             rows = open_texts(file, column, skip_empty=skip_empty)
             _answer_file(client, client.find(ref), rows, out, top)

@@ -121,7 +121,7 @@ def print_report(report: Mapping[str, Any], metric: str) -> None:
     print_fields(
         [
             ("rows", rows_text(data)),
-            ("near-copies", f"{data['near_duplicates']:,} test rows have one in train"),
+            ("near-duplicates", f"{data['near_duplicates']:,} test rows have one in train"),
             ("parts", f"{counts(data['parts'])} (groups: {counts(data['groups'])})"),
             ("augmented", f"{data['augmented']:,} rows" if data["augmented"] else None),
             (
@@ -143,11 +143,11 @@ def print_report(report: Mapping[str, Any], metric: str) -> None:
 
 
 def rows_text(data: Mapping[str, Any]) -> str:
-    """``65 read, 63 kept; dropped: empty text 1; duplicated 1; conflicting 0``."""
+    """``65 read, 63 kept; dropped: empty text 1; duplicated 1; label conflicts 0``."""
     dropped = f"dropped: {counts(data['dropped'])}" if data["dropped"] else "dropped 0"
     return (
         f"{data['read']:,} read, {data['kept']:,} kept; {dropped}; "
-        f"duplicated {data['duplicated']:,}; conflicting {data['conflicting']:,}"
+        f"duplicated {data['duplicated']:,}; label conflicts {data['label_conflicts']:,}"
     )
 
 

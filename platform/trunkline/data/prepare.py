@@ -29,7 +29,8 @@ class DataReport:
     """What became of the rows.
 
     ``dropped`` counts by reason; ``duplicated`` rows (same cleaned text, same target) are dropped
-    and counted apart; ``conflicting`` rows share their cleaned text with a row of another target;
+    and counted apart; ``label_conflicts`` rows share their cleaned text with a row of another
+    target;
     ``near_duplicates`` are test rows that have a near-copy in train.
     """
 
@@ -37,7 +38,7 @@ class DataReport:
     kept: int
     dropped: dict[str, int]
     duplicated: int
-    conflicting: int
+    label_conflicts: int
     near_duplicates: int
     augmented: int
     parts: dict[str, int]
@@ -127,7 +128,7 @@ def prepare(
     rng = random.Random(settings.split_seed)
     rows = clean_rows(read, recipe.template, transforms, dropped, rng)
     rows = _check_targets(dataset, recipe, rows, dropped)
-    rows, duplicated, conflicting = _drop_duplicates(rows, recipe.template)
+    rows, duplicated, label_conflicts = _drop_duplicates(rows, recipe.template)
     if not rows:
         raise DataError(
             f"{dataset.name} has no rows left of {len(read)}: "
@@ -157,7 +158,7 @@ def prepare(
         kept=len(rows),
         dropped=dict(dropped),
         duplicated=duplicated,
-        conflicting=conflicting,
+        label_conflicts=label_conflicts,
         near_duplicates=near_duplicates(
             replace(split, train=(*split.train, *augmented)), recipe.template
         ),
@@ -223,8 +224,8 @@ def _drop_duplicates(rows: list[Row], template: Template) -> tuple[list[Row], in
         if row.target not in seen:
             seen.add(row.target)
             kept.append(row)
-    conflicting = sum(len(targets[template.cleaned(row.text)]) > 1 for row in kept)
-    return kept, len(rows) - len(kept), conflicting
+    label_conflicts = sum(len(targets[template.cleaned(row.text)]) > 1 for row in kept)
+    return kept, len(rows) - len(kept), label_conflicts
 
 
 def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from trunkline.adapters.artifact import WEIGHTS, Artifact
 from trunkline.adapters.config import adapted_module, is_head
 from trunkline.adapters.reasons import PREFIX
-from trunkline.adapters.safetensors_io import REPAIR, TensorInfo, header_in
 from trunkline.errors import BaseMismatchError, IntegrityError
+from trunkline.files import REPAIR, TensorInfo, parse_safetensors_header
 from trunkline.lora.slots import Matrices
 
 if TYPE_CHECKING:
@@ -129,7 +129,10 @@ def _read(artifact: Artifact) -> Mapping[str, torch.Tensor]:
         raise IntegrityError(f"{path} can't be read: {error.strerror}.", REPAIR) from error
     if read != size or hashlib.sha256(data).hexdigest() != artifact.manifest.weights:
         raise IntegrityError(f"{path} was changed after it was published.", REPAIR)
-    return {name: _tensor(data, info) for name, info in header_in(data, size, path).items()}
+    return {
+        name: _tensor(data, info)
+        for name, info in parse_safetensors_header(data, size, f"{path}").items()
+    }
 
 
 def _tensor(data: mmap.mmap, info: TensorInfo) -> torch.Tensor:

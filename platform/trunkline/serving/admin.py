@@ -1,7 +1,6 @@
-"""``/admin``: what is resident, and what is to be.
+"""``/admin``: the engine's state, resident adapters, promotion and rollback.
 
-Owns: the forms of its routes. Must not know: how adapters are stored. Every route wants an admin's
-key, where keys are needed at all.
+Every route needs an administrator's key, unless the server is open.
 """
 
 from __future__ import annotations
@@ -9,146 +8,135 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from trunkline.errors import BaseMismatchError, NotFoundError
+from trunkline.errors import BaseMismatchError, ForbiddenError, NotFoundError
 from trunkline.promotion import GateRefusedError
-from trunkline.refs import Ref
 from trunkline.registry.actors import key_actor
-from trunkline.serving.auth import check_admin
-from trunkline.serving.call import Call
-from trunkline.serving.errors import ApiError, told
-from trunkline.serving.models import Model, find_model
+from trunkline.serving.errors import ApiError, error_body
+from trunkline.serving.models import served_models
 from trunkline.serving.schemas import ModelName
-from trunkline.serving.service import Service
+from trunkline.serving.service import Context, RequestContext
+
+if TYPE_CHECKING:
+    from trunkline.api import ResolvedModel
+
+_MAX_ALIAS_CHARS, _MAX_REASON_CHARS = 256, 10_000
 
 
-async def _only_admins(request: Request) -> None:
-    check_admin(request.state.call.key)
+async def _require_admin(context: Context) -> None:
+    key = context.key
+    if key is not None and not key.admin:
+        raise ForbiddenError(
+            f"The key {key.id} is not an administrator's.",
+            "Create one with: trunkline keys create OWNER --admin.",
+        )
 
 
-router = APIRouter(prefix="/admin", dependencies=[Depends(_only_admins)])
-
-
-_LONGEST, _LONGEST_REASON = 256, 10_000
+router = APIRouter(prefix="/admin", dependencies=[Depends(_require_admin)])
 
 
 class RefBody(BaseModel):
-    """One adapter, by any ref."""
+    """An adapter, by any ref."""
 
     ref: ModelName
 
 
 class PinBody(RefBody):
-    """Whether it is to stay."""
+    """Whether to pin or to unpin an adapter."""
 
     pinned: bool = True
 
 
 class PromoteBody(RefBody):
-    """Where an alias is to move; see :meth:`~trunkline.api.Platform.promote`."""
+    """Which alias to move; see :meth:`~trunkline.api.Platform.promote`."""
 
-    alias: str = Field("champion", max_length=_LONGEST)
+    alias: str = Field("champion", max_length=_MAX_ALIAS_CHARS)
     force: bool = False
-    reason: str = Field("", max_length=_LONGEST_REASON)
+    reason: str = Field("", max_length=_MAX_REASON_CHARS)
 
 
 class RollbackBody(RefBody):
-    """Which alias is to go back; see :meth:`~trunkline.api.Platform.rollback`."""
+    """Which alias to roll back; see :meth:`~trunkline.api.Platform.rollback`."""
 
-    alias: str = Field("champion", max_length=_LONGEST)
-    reason: str = Field("", max_length=_LONGEST_REASON)
+    alias: str = Field("champion", max_length=_MAX_ALIAS_CHARS)
+    reason: str = Field("", max_length=_MAX_REASON_CHARS)
 
 
 @router.get("/state")
-async def state(request: Request) -> dict[str, Any]:
-    """What is in flight, and how full the engine is."""
-    service = _service(request)
+async def state(context: Context) -> dict[str, Any]:
+    """Show the requests in flight and the load of the engine."""
+    service = context.service
     engine = asdict(service.engine.state())
     return {
         **engine,
         "draining": service.draining or engine["draining"],
-        "in_flight": len(service.calls),
+        "in_flight": len(service.in_flight),
         "base": service.base.name,
     }
 
 
 @router.get("/residents")
-async def residents(request: Request) -> dict[str, Any]:
-    """The adapters in memory that the key may see; the bytes are those of all."""
-    service = _service(request)
-    return await service.ask(_residents, service, request.state.call)
+async def residents(context: Context) -> dict[str, Any]:
+    """List the adapters in memory that the key may use; the byte totals count all adapters."""
+    return await context.service.query(_residents, context)
 
 
 @router.post("/load")
-async def load(body: RefBody, request: Request) -> dict[str, Any]:
-    """Read an adapter from disk, verify it, and keep it ready."""
-    service = _service(request)
-    return await service.load(_load, service, request.state.call, body.ref)
+async def load(body: RefBody, context: Context) -> dict[str, Any]:
+    """Read an adapter from disk, verify it, and keep it in memory."""
+    return await context.service.load(_load, context, body.ref)
 
 
 @router.post("/unload")
-async def unload(body: RefBody, request: Request) -> dict[str, Any]:
-    """Put an adapter out of memory, pinned or not; one in use goes when its last request ends."""
-    service = _service(request)
-    model = await _adapter(request, body.ref)
+async def unload(body: RefBody, context: Context) -> dict[str, Any]:
+    """Evict an adapter, even if it is pinned; one in use is evicted when its last request ends."""
+    model = await context.service.query(_resolve_adapter, context, body.ref)
+    pool = context.service.engine.pool
     with _named(model):
-        gone = await service.load(service.engine.pool.unload, model.digest)
-    return {"ref": model.root, "digest": model.digest, "resident": not gone}
+        evicted = await context.service.load(pool.unload, model.digest)
+    return {"ref": model.name, "digest": model.digest, "resident": not evicted}
 
 
 @router.post("/pin")
-async def pin(body: PinBody, request: Request) -> dict[str, Any]:
-    """Keep a resident adapter whatever else needs room, or no longer."""
-    service = _service(request)
-    model = await _adapter(request, body.ref)
+async def pin(body: PinBody, context: Context) -> dict[str, Any]:
+    """Pin a resident adapter, so that it is never evicted for others, or unpin it."""
+    model = await context.service.query(_resolve_adapter, context, body.ref)
+    pool = context.service.engine.pool
     with _named(model):
-        await service.load(service.engine.pool.pin, model.digest, body.pinned)
-    return {"ref": model.root, "digest": model.digest, "pinned": body.pinned}
+        await context.service.load(pool.pin, model.digest, body.pinned)
+    return {"ref": model.name, "digest": model.digest, "pinned": body.pinned}
 
 
 @router.post("/promote", response_model=None)
-async def promote(body: PromoteBody, request: Request) -> dict[str, Any] | JSONResponse:
-    """Move an alias, if the gate allows it; the next request sees it.
+async def promote(body: PromoteBody, context: Context) -> dict[str, Any] | JSONResponse:
+    """Move an alias if the gate allows it; the next request uses the new version.
 
-    The key's owner is who promotes. A refusal carries ``checks`` beside the error's other fields.
+    The owner of the key is the actor. If the gate refuses, the error has ``checks`` too.
     """
-    service = _service(request)
     try:
-        return await service.load(_promote, service, request.state.call, body)
+        return await context.service.load(_promote, context, body)
     except GateRefusedError as refused:
-        error = told(refused)["error"]
+        error = error_body(refused)["error"]
         error["checks"] = [asdict(check) for check in refused.checks]
         return JSONResponse({"error": error}, refused.http_status)
 
 
 @router.post("/rollback")
-async def rollback(body: RollbackBody, request: Request) -> dict[str, Any]:
-    """Let an alias go back to its previous version, without a gate; the next request sees it."""
-    service = _service(request)
-    return await service.load(_rollback, service, request.state.call, body)
+async def rollback(body: RollbackBody, context: Context) -> dict[str, Any]:
+    """Move an alias back to its previous version, without a gate; the next request uses it."""
+    return await context.service.load(_rollback, context, body)
 
 
-def _service(request: Request) -> Service:
-    call: Call = request.state.call
-    return call.service
-
-
-async def _adapter(request: Request, ref: str) -> Model:
-    service = _service(request)
-    return await service.ask(_find, service, request.state.call, ref)
-
-
-def _find(service: Service, call: Call, ref: str) -> Model:
-    """One adapter's version; the base is none, and can't be moved."""
-    model = find_model(service.registry, service.base, call.key, ref)
-    if model.parent is None:
+def _resolve_adapter(context: RequestContext, ref: str) -> ResolvedModel:
+    model = served_models(context).resolve(context.key, ref)
+    if model.record is None:
         raise ApiError(
-            "The base is no adapter: it is always there, and stays as it is.",
+            "'base' is not an adapter; the base always stays in memory.",
             "GET /v1/models lists the adapters.",
             status=404,
             param="model",
@@ -158,60 +146,64 @@ def _find(service: Service, call: Call, ref: str) -> Model:
 
 
 @contextmanager
-def _named(model: Model) -> Iterator[None]:
-    """The adapter pool knows digests only."""
+def _named(model: ResolvedModel) -> Iterator[None]:
+    """Name the ref in the pool's error, which names the digest only."""
     try:
         yield
     except NotFoundError:
         raise NotFoundError(
-            f"{model.root} is not in memory.", "POST /admin/load brings it there."
+            f"{model.name} is not in memory.", "Load it with POST /admin/load."
         ) from None
 
 
-def _load(service: Service, call: Call, ref: str) -> dict[str, Any]:
-    model = _find(service, call, ref)
-    version = service.registry.versions.resolve(Ref.parse(model.root))[0]
-    service.engine.pool.load(service.platform.store.fetch(version), model.root)
-    return {"ref": model.root, "digest": model.digest, "resident": True}
+def _load(context: RequestContext, ref: str) -> dict[str, Any]:
+    model = _resolve_adapter(context, ref)
+    artifact = context.service.platform.store.fetch(model.version)
+    context.service.engine.pool.load(artifact, model.name)
+    return {"ref": model.name, "digest": model.digest, "resident": True}
 
 
-def _promote(service: Service, call: Call, body: PromoteBody) -> dict[str, Any]:
-    _find(service, call, body.ref)
-    done = service.platform.promote(
-        body.ref, body.alias, force=body.force, reason=body.reason, actor=_actor(call)
+def _promote(context: RequestContext, body: PromoteBody) -> dict[str, Any]:
+    _resolve_adapter(context, body.ref)
+    promotion = context.service.platform.promote(
+        body.ref, body.alias, force=body.force, reason=body.reason, actor=_actor(context)
     )
     return {
-        "ref": str(done.version.ref),
-        "adapter": done.version.ref.adapter,
-        "alias": done.alias,
-        "old": done.old,
-        "new": done.new,
-        "forced": done.forced,
-        "checks": [asdict(check) for check in done.checks],
-        "head": done.head,
+        "ref": str(promotion.version.ref),
+        "adapter": promotion.version.ref.adapter,
+        "alias": promotion.alias,
+        "old": promotion.old,
+        "new": promotion.new,
+        "forced": promotion.forced,
+        "checks": [asdict(check) for check in promotion.checks],
+        "head": promotion.head,
     }
 
 
-def _rollback(service: Service, call: Call, body: RollbackBody) -> dict[str, Any]:
-    with suppress(BaseMismatchError):  # going back may be the way out of it
-        _find(service, call, body.ref)
-    done = service.platform.rollback(body.ref, body.alias, reason=body.reason, actor=_actor(call))
-    return {**asdict(done.move), "head": done.head}
+def _rollback(context: RequestContext, body: RollbackBody) -> dict[str, Any]:
+    with suppress(BaseMismatchError):  # the rollback may be the remedy
+        _resolve_adapter(context, body.ref)
+    change = context.service.platform.rollback(
+        body.ref, body.alias, reason=body.reason, actor=_actor(context)
+    )
+    return {**asdict(change.move), "head": change.head}
 
 
-def _actor(call: Call) -> str | None:
-    """Who asks; where no key is needed, the system's user under whom the server runs."""
-    return None if call.key is None else key_actor(call.key.id, call.key.owner)
+def _actor(context: RequestContext) -> str | None:
+    """The owner of the key; on an open server None, the system's user who runs it."""
+    return None if context.key is None else key_actor(context.key.id, context.key.owner)
 
 
-def _residents(service: Service, call: Call) -> dict[str, Any]:
-    pool, key = service.engine.pool, call.key
-    seen = [
-        one for one in pool.residents() if key is None or key.may_use(one.name.partition("@")[0])
+def _residents(context: RequestContext) -> dict[str, Any]:
+    pool, key = context.service.engine.pool, context.key
+    visible = [
+        resident
+        for resident in pool.residents()
+        if key is None or key.may_use(resident.name.partition("@")[0])
     ]
     return {
         "object": "list",
-        "data": [{**asdict(one), **asdict(pool.counters(one.digest))} for one in seen],
+        "data": [{**asdict(one), **asdict(pool.counters(one.digest))} for one in visible],
         "total_bytes": pool.total_bytes,
         "budget_bytes": pool.budget_bytes,
     }

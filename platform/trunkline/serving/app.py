@@ -1,7 +1,4 @@
-"""The application: routes behind the gate, over one platform.
-
-Owns: putting the parts together. Must not know: what any route does.
-"""
+"""Create the ASGI application: routes, middleware and exception handlers over one platform."""
 
 from __future__ import annotations
 
@@ -14,30 +11,34 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from trunkline.serving import admin, chat, completions, listing, predict, probes
-from trunkline.serving.call import Call
-from trunkline.serving.errors import of_http, of_validation
-from trunkline.serving.middleware import Gate
-from trunkline.serving.service import Service
-from trunkline.serving.settings import ServerSettings
+from trunkline.errors import TrunklineError
+from trunkline.serving import admin, metrics, models, openai, predict
+from trunkline.serving.errors import error_response, from_http, from_validation
+from trunkline.serving.metrics import Metrics
+from trunkline.serving.middleware import Authenticator, RequestMiddleware
+from trunkline.serving.service import RequestContext, Service
+from trunkline.serving.settings import ServerSettings, is_loopback
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
 
-_LONGEST_ASKED = 256
+_MAX_MODEL_CHARS = 256
 
 
 def create_app(platform: Platform, settings: ServerSettings) -> FastAPI:
-    """The server as an ASGI application; ``app.state.service`` is what its requests share.
+    """Create the server's application; its shared state is ``app.state.service``.
 
-    Its lifespan begins to load the base and ends the threads; the platform's engine stays the
-    caller's to close.
+    The lifespan starts to load the base and stops the server's threads at its end. The platform's
+    engine stays open; the caller closes it.
 
     Raises:
         UsageError: the host has no address.
         RegistryError: the registry can't be opened.
     """
-    service = Service(platform, settings)
+    service = Service(platform, settings, Metrics())
+    authenticator = Authenticator(
+        platform.registry, loopback=is_loopback(settings.host), host=settings.host
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -55,25 +56,31 @@ def create_app(platform: Platform, settings: ServerSettings) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (probes, listing, chat, completions, predict, admin):
+    for module in (metrics, models, openai, predict, admin):
         app.include_router(module.router)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_middleware(Gate, service=service)
+    app.add_exception_handler(TrunklineError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_middleware(RequestMiddleware, service=service, authenticator=authenticator)
     return app
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    """Pass it on to the gate in our own form; the log gets to know the model, if one is named."""
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TrunklineError)
+    context: RequestContext = request.state.context
+    return error_response(await context.fail(error), context.headers)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    """Respond with 400; the request is logged if its body names a model."""
     assert isinstance(error, RequestValidationError)
-    call: Call = request.state.call
-    asked = error.body.get("model") if isinstance(error.body, dict) else None
-    if isinstance(asked, str) and asked:
-        call.about(asked[:_LONGEST_ASKED])
-    raise of_validation(error) from None
+    context: RequestContext = request.state.context
+    model = error.body.get("model") if isinstance(error.body, dict) else None
+    if isinstance(model, str) and model:
+        context.set_model_name(model[:_MAX_MODEL_CHARS])
+    return await _on_error(request, from_validation(error))
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    """Pass it on to the gate in our own form."""
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    raise of_http(error, request.method, request.url.path) from None
+    return await _on_error(request, from_http(error, request.method, request.url.path))

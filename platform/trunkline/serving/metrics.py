@@ -1,37 +1,84 @@
-"""What Prometheus is told.
-
-Owns: the names of the figures, and the bound on their labels: a label is only ever the name of a
-version that answered, and there are at most 1,000 of them; the rest counts as ``other``. Must not
-know: requests; the engine tells how each ended.
-"""
+"""Prometheus metrics, and the probes ``/health`` and ``/ready``."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter as Sums
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from fastapi import APIRouter, Depends
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from trunkline.errors import ForbiddenError, UnavailableError
+from trunkline.serving.service import Context
 
 if TYPE_CHECKING:
     from trunkline.inference.engine import Engine
     from trunkline.inference.request_state import RequestStats
 
-MOST_VERSIONS = 1000
 OTHER = "other"
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> dict[str, Any]:
+    """The process is alive."""
+    return {"status": "alive"}
+
+
+@router.get("/ready")
+async def ready(context: Context) -> Response:
+    """The base is loaded and the server accepts requests; otherwise 503."""
+    service = context.service
+    if service.draining:
+        raise UnavailableError("The server is shutting down.")
+    return JSONResponse({"status": "ready", "base": service.base.name})
+
+
+async def _require_all_adapters(context: Context) -> None:
+    """Refuse keys for some adapters only, because the metrics name all adapters."""
+    key = context.key
+    if key is not None and "*" not in key.adapters:
+        raise ForbiddenError(
+            f"The key {key.id} may not use every adapter, and the metrics name all of them.",
+            "Create a key for all adapters with: trunkline keys create OWNER.",
+        )
+
+
+@router.get("/metrics", dependencies=[Depends(_require_all_adapters)])
+async def metrics(context: Context) -> Response:
+    """Metrics in Prometheus' text format, for keys that may use every adapter."""
+    service = context.service
+    text = await service.query(service.metrics.render, len(service.in_flight))
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
 
 class Metrics:
-    """The figures of one server; safe from any thread."""
+    """The metrics of one server. Safe from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        max_versions: how many versions get labels of their own; later ones count as ``other``. A
+            label is always a version that has answered, never text that a client sent.
+    """
+
+    def __init__(self, *, max_versions: int = 1000) -> None:
+        self._max_versions = max_versions
         self._registry = CollectorRegistry()
         self._lock = threading.Lock()
         self._names: set[str] = set()
@@ -46,75 +93,78 @@ class Metrics:
             )
 
         self._requests = counter(
-            "requests", "Requests by how they ended in the engine.", ["version", "outcome"]
+            "requests", "Requests to the engine, by outcome.", ["version", "outcome"]
         )
         self._errors = counter(
-            "errors", "Requests that were answered with an error.", ["version", "status"]
+            "errors", "HTTP requests answered with an error.", ["version", "status"]
         )
-        self._prompt = counter("prompt_tokens", "Tokens of prompts.", by_version)
-        self._cached = counter("cached_tokens", "Of these, not computed anew.", by_version)
-        self._new = counter("new_tokens", "Tokens of answers.", by_version)
-        self._queue = histogram("queue_seconds", "From submission to the first step.", _SECONDS)
-        self._first = histogram(
+        self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts.", by_version)
+        self._cached_tokens = counter(
+            "cached_prompt_tokens", "Prompt tokens taken from the prefix cache.", by_version
+        )
+        self._generation_tokens = counter("generation_tokens", "Generated tokens.", by_version)
+        self._queue_time = histogram(
+            "queue_time_seconds", "From submission to the first step.", _SECONDS
+        )
+        self._first_token = histogram(
             "time_to_first_token_seconds", "From submission to the first token.", _SECONDS
         )
-        self._each = histogram(
-            "time_per_token_seconds",
-            "From one token of a request to the next; its choices count together.",
+        self._per_token = histogram(
+            "time_per_output_token_seconds",
+            "Between two tokens of a request; all of its choices count together.",
             _TOKEN_SECONDS,
         )
-        self._http = counter("http_responses", "Responses of HTTP.", ["route", "status"])
+        self._responses = counter("http_responses", "HTTP responses.", ["route", "status"])
         self._in_flight = Gauge(
-            "trunkline_http_in_flight", "Requests of HTTP in flight.", registry=self._registry
+            "trunkline_http_requests_in_flight", "HTTP requests in flight.", registry=self._registry
         )
 
     def watch(self, engine: Engine) -> None:
-        """Tell the engine's and the adapter pool's own figures, too, whenever they are asked
-        for."""
-        self._registry.register(_Watching(engine, self._labeled))
+        """Also report the state of the engine and its adapter pool."""
+        self._registry.register(_EngineCollector(engine, self._label))
 
-    def observe(self, served: RequestStats) -> None:
-        """Count a request that the engine has ended."""
-        version = self._labeled(served.name)
-        self._requests.labels(version, served.outcome).inc()
-        self._prompt.labels(version).inc(served.prompt_tokens)
-        self._cached.labels(version).inc(served.cached_tokens)
-        self._new.labels(version).inc(served.new_tokens)
-        self._queue.labels(version).observe(served.queue_seconds)
-        if served.first_token_seconds is not None:
-            self._first.labels(version).observe(served.first_token_seconds)
-            if served.new_tokens > 1:
-                rest = served.seconds - served.first_token_seconds
-                self._each.labels(version).observe(rest / (served.new_tokens - 1))
+    def observe(self, stats: RequestStats) -> None:
+        """Count a request that has ended in the engine."""
+        version = self._label(stats.name)
+        self._requests.labels(version, stats.outcome).inc()
+        self._prompt_tokens.labels(version).inc(stats.prompt_tokens)
+        self._cached_tokens.labels(version).inc(stats.cached_tokens)
+        self._generation_tokens.labels(version).inc(stats.new_tokens)
+        self._queue_time.labels(version).observe(stats.queue_seconds)
+        if stats.first_token_seconds is not None:
+            self._first_token.labels(version).observe(stats.first_token_seconds)
+            if stats.new_tokens > 1:
+                decode_seconds = stats.seconds - stats.first_token_seconds
+                self._per_token.labels(version).observe(decode_seconds / (stats.new_tokens - 1))
 
     def count_error(self, version: str | None, status: int) -> None:
-        """Count a request that ended in an error; ``version`` None: it came to none."""
-        self._errors.labels("" if version is None else self._labeled(version), status).inc()
+        """Count an error response; ``version`` is None if no model was resolved."""
+        self._errors.labels("" if version is None else self._label(version), status).inc()
 
     def count_response(self, route: str, status: int) -> None:
         """Count a response; ``route`` is the template of a path, never the path."""
-        self._http.labels(route, status).inc()
+        self._responses.labels(route, status).inc()
 
-    def exposition(self, in_flight: int) -> bytes:
-        """Everything in Prometheus' text format; blocks for as long as it takes to write."""
+    def render(self, in_flight: int) -> bytes:
+        """All metrics in Prometheus' text format; blocks."""
         self._in_flight.set(in_flight)
         return generate_latest(self._registry)
 
-    def _labeled(self, name: str) -> str:
+    def _label(self, name: str) -> str:
         with self._lock:
             if name not in self._names:
-                if len(self._names) >= MOST_VERSIONS:
+                if len(self._names) >= self._max_versions:
                     return OTHER
                 self._names.add(name)
             return name
 
 
-class _Watching(Collector):
-    """Reads the engine and the adapter pool when figures are asked for."""
+class _EngineCollector(Collector):
+    """Reads the engine and the adapter pool whenever the metrics are rendered."""
 
-    def __init__(self, engine: Engine, labeled: Callable[[str], str]) -> None:
+    def __init__(self, engine: Engine, label: Callable[[str], str]) -> None:
         self._engine = engine
-        self._labeled = labeled
+        self._label = label
 
     def describe(self) -> list[Metric]:
         return []
@@ -122,45 +172,46 @@ class _Watching(Collector):
     def collect(self) -> Iterator[Metric]:
         state = self._engine.state()
         for name, value, text in (
-            ("engine_waiting", state.waiting, "Requests that wait for a row."),
-            ("engine_running", state.running, "Requests in the batch."),
-            ("engine_rows", state.rows, "Rows of the batch at most."),
-            ("kv_tokens_used", state.kv_tokens_used, "Tokens with keys and values kept."),
-            ("kv_tokens_cached", state.cached_tokens, "Beside these, kept for prompts to come."),
-            ("kv_tokens", state.kv_tokens, "Tokens with keys and values at most."),
+            ("queue_length", state.waiting, "Sequences waiting for a row of the batch."),
+            ("batch_running", state.running, "Sequences in the batch."),
+            ("batch_rows", state.rows, "Rows of the batch."),
+            ("kv_cache_used_tokens", state.kv_tokens_used, "KV cache used by running requests."),
+            ("kv_cache_prefix_tokens", state.cached_tokens, "Unused KV cache that keeps prompts."),
+            ("kv_cache_capacity_tokens", state.kv_tokens, "Size of the KV cache."),
         ):
             yield GaugeMetricFamily(f"trunkline_{name}", text, value)
-        yield CounterMetricFamily("trunkline_engine_steps", "Steps of the batch.", state.steps)
-        yield from self._pool()
+        yield CounterMetricFamily("trunkline_engine_steps", "Steps of the engine.", state.steps)
+        yield from self._collect_pool()
 
-    def _pool(self) -> Iterator[Metric]:
+    def _collect_pool(self) -> Iterator[Metric]:
         pool = self._engine.pool
-        held: Sums[tuple[str, str]] = Sums()
-        for one in pool.residents():
-            held[self._labeled(one.name), one.tier] += one.bytes
+        resident: Sums[tuple[str, str]] = Sums()
+        for adapter in pool.residents():
+            resident[self._label(adapter.name), adapter.tier] += adapter.bytes
         sizes = GaugeMetricFamily(
-            "trunkline_adapter_bytes", "Memory for an adapter.", labels=["version", "tier"]
+            "trunkline_adapter_pool_resident_bytes",
+            "Memory of a resident adapter.",
+            labels=["version", "tier"],
         )
-        for labels, size in held.items():
+        for labels, size in resident.items():
             sizes.add_metric(labels, size)
         loads: Sums[str] = Sums()
         evictions: Sums[str] = Sums()
-        for name, counted in pool.all_counters():
-            version = self._labeled(name)
-            loads[version] += counted.loads
-            evictions[version] += counted.evictions
+        for name, counters in pool.all_counters():
+            version = self._label(name)
+            loads[version] += counters.loads
+            evictions[version] += counters.evictions
         yield sizes
-        for told, text, sums in (
-            ("adapter_loads", "Adapters read from disk.", loads),
-            ("adapter_evictions", "Adapters that made room.", evictions),
+        for name, text, sums in (
+            ("loads", "Adapters loaded from disk.", loads),
+            ("evictions", "Adapters evicted from the pool.", evictions),
         ):
-            family = CounterMetricFamily(f"trunkline_{told}", text, labels=["version"])
-            for version, number in sums.items():
-                family.add_metric([version], number)
+            family = CounterMetricFamily(f"trunkline_adapter_pool_{name}", text, labels=["version"])
+            for version, count in sums.items():
+                family.add_metric([version], count)
             yield family
-        yield GaugeMetricFamily(
-            "trunkline_adapter_pool_bytes", "Memory for adapters.", pool.total_bytes
-        )
-        yield GaugeMetricFamily(
-            "trunkline_adapter_pool_budget_bytes", "Its limit.", pool.budget_bytes
-        )
+        for name, value, text in (
+            ("used_bytes", pool.total_bytes, "Memory used by adapters."),
+            ("capacity_bytes", pool.budget_bytes, "Memory limit of the adapter pool."),
+        ):
+            yield GaugeMetricFamily(f"trunkline_adapter_pool_{name}", text, value)

@@ -1,8 +1,4 @@
-"""The way in: every request passes here before any route sees it.
-
-Owns: ids, limits on heads and bodies, keys, what is refused while the server ends, and what every
-error becomes. Must not know: routes' bodies.
-"""
+"""Middleware around all routes: request ids, limits on headers and bodies, authentication."""
 
 from __future__ import annotations
 
@@ -13,164 +9,224 @@ import re
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trunkline.errors import TooLargeError, TrunklineError
+from trunkline.errors import AuthenticationError, ForbiddenError, TooLargeError, TrunklineError
 from trunkline.refs import shown
 from trunkline.registry.records import KeyRecord
-from trunkline.serving.call import Call
-from trunkline.serving.errors import INTERNAL, ApiError, refusal
-from trunkline.serving.service import Service
+from trunkline.registry.registry import Registry
+from trunkline.serving.errors import INTERNAL_ERROR, ApiError, error_response
+from trunkline.serving.service import RequestContext, Service
 from trunkline.serving.settings import ServerSettings
 
 PROBES = frozenset({"/health", "/ready"})
 METRICS = "/metrics"
 
-_ID = re.compile(r"[A-Za-z0-9_.-]{1,80}", re.ASCII)
-_READ_OFF = 8
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,80}", re.ASCII)
+_DISCARD_FACTOR = 8
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
-class Gate:
-    """Middleware around the whole application; lifespan messages pass untouched."""
+class Authenticator:
+    """Finds the key of a request, and refuses requests without a valid one.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    A server that only this machine can reach is open until the first key is created. After that it
+    stays closed, even when the last key is removed.
+
+    Args:
+        loopback: whether only this machine can reach the server.
+        host: the server's own name; a browser may send it like the usual local names.
+    """
+
+    def __init__(self, registry: Registry, *, loopback: bool, host: str) -> None:
+        self._registry = registry
+        self._names = _LOCAL_NAMES | {host.lower()}
+        self._closed = not loopback
+
+    def authenticate(self, authorization: str | None, host: str | None) -> KeyRecord | None:
+        """The request's key; None if the server is open. Reads the registry and blocks.
+
+        An open server accepts any bearer token, because OpenAI's clients always send one.
+
+        Args:
+            authorization: the request's header of that name.
+            host: the request's header of that name.
+
+        Raises:
+            AuthenticationError: the key is missing, unknown, removed or expired.
+            ForbiddenError: a browser on this machine sends the request for another site's page.
+        """
+        scheme, _, secret = (authorization or "").partition(" ")
+        if scheme.lower() == "bearer":
+            key = self._registry.keys.authenticate(secret.strip())
+            if key is not None:
+                return key
+        if not self._closed:
+            self._closed = self._registry.keys.has_any()
+        if self._closed:
+            problem = "The key is not valid." if authorization else "The request has no key."
+            raise AuthenticationError(
+                problem,
+                "Send the header Authorization: Bearer KEY; `trunkline keys create` makes a key.",
+            )
+        name = (host or "").lower()
+        name = name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
+        if name not in self._names:
+            raise ForbiddenError(
+                f"This server has no key and does not answer to the name {shown(host)}.",
+                "Use the name localhost. To use other names, create a key: "
+                "`trunkline keys create OWNER`.",
+            )
+        return None
+
+
+class RequestMiddleware:
+    """Creates the request context, and checks a request before any route sees it.
+
+    It wraps the whole application, so that limits and keys apply to unknown paths too. Lifespan
+    messages pass unchanged.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, authenticator: Authenticator) -> None:
         self._app = app
         self._service = service
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = Call(self._service, scope["path"])
-        scope.setdefault("state", {})["call"] = call
+        context = RequestContext(self._service, scope["path"])
+        scope.setdefault("state", {})["context"] = context
         started = False
 
-        async def sending(message: Message) -> None:
+        async def send_counted(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message).setdefault("x-request-id", call.id)
+                MutableHeaders(scope=message).setdefault("x-request-id", context.id)
                 route = getattr(scope.get("route"), "path", "none")
                 self._service.metrics.count_response(route, message["status"])
             await send(message)
 
+        failure: TrunklineError | None = None
         try:
             try:
-                inner = await self._admit(call, scope, receive)
-                await self._app(scope, inner, sending)
+                receive_checked = await self._admit(context, scope, receive)
+                await self._app(scope, receive_checked, send_counted)
             except TrunklineError as error:
-                told = error
+                failure = error
             except Exception:
                 logging.getLogger("trunkline.serving").exception("A request failed.")
-                told = INTERNAL
-            else:
-                return
-            told = await call.fail(told)
-            if not started:
-                await refusal(told, call.headers)(scope, receive, sending)
+                failure = INTERNAL_ERROR
+            if failure is not None:
+                failure = await context.fail(failure)
+                if not started:
+                    response = error_response(failure, context.headers)
+                    await response(scope, receive, send_counted)
         finally:
-            self._service.leave(call)
+            self._service.remove(context)
 
-    async def _admit(self, call: Call, scope: Scope, receive: Receive) -> Receive:
-        """Check a request; gives what to read it from, its body being here already."""
+    async def _admit(self, context: RequestContext, scope: Scope, receive: Receive) -> Receive:
+        """Check a request and read its body; returns a ``receive`` that replays the body."""
         headers = Headers(scope=scope)
-        _check_head(headers, self._service.settings)
+        _check_header_size(headers, self._service.settings)
         path = scope["path"]
         _check_path(path)
         if path in PROBES:
             return receive
         if path != METRICS:
-            self._service.enter(call)
-        asked_id = headers.get("x-request-id", "")
-        free = await self._service.ask(self._identify, call, headers, asked_id)
-        if free and asked_id not in self._service.calls and path != METRICS:
-            self._service.rename(call, asked_id, by_client=True)
-        body = await _read(receive, headers, self._service.settings)
-        return _replayed(body, receive)
+            self._service.add(context)
+        client_id = headers.get("x-request-id", "")
+        free = await self._service.query(self._identify, context, headers, client_id)
+        if free and client_id not in self._service.in_flight and path != METRICS:
+            self._service.set_id(context, client_id, chosen_by_client=True)
+        body = await _read_body(receive, headers, self._service.settings)
+        return _replay(body, receive)
 
-    def _identify(self, call: Call, headers: Headers, asked_id: str) -> bool:
-        """Find whose request it is, and whether it may have the id that it asks for; blocks."""
-        call.key = self._key(headers)
-        return bool(_ID.fullmatch(asked_id)) and self._service.id_is_free(asked_id)
+    def _identify(self, context: RequestContext, headers: Headers, client_id: str) -> bool:
+        """Authenticate, and check if the client's own request id may be used; blocks."""
+        context.key = self._authenticator.authenticate(
+            headers.get("authorization"), headers.get("host")
+        )
+        return bool(_REQUEST_ID.fullmatch(client_id)) and self._service.id_is_free(client_id)
 
-    def _key(self, headers: Headers) -> KeyRecord | None:
-        return self._service.doorkeeper.key_of(headers.get("authorization"), headers.get("host"))
 
-
-def _check_head(headers: Headers, settings: ServerSettings) -> None:
+def _check_header_size(headers: Headers, settings: ServerSettings) -> None:
     size = sum(len(name) + len(value) + 4 for name, value in headers.raw)
     if size > settings.max_header_bytes:
         raise ApiError(
             f"The request's headers have {size:,} bytes.",
-            f"Send {settings.max_header_bytes:,} at most.",
+            f"Send at most {settings.max_header_bytes:,}.",
             status=431,
             code="too_large",
         )
 
 
 def _check_path(path: str) -> None:
-    """Routers drop a newline at a path's end; no unprintable character has a place in one."""
+    """Refuse unprintable characters; routers drop a newline at the end of a path."""
     if not path.isprintable():
         raise ApiError(
-            f"The path {shown(path)} holds an unprintable character.",
-            "Write the model's name as GET /v1/models gives it.",
+            f"The path {shown(path)} contains an unprintable character.",
+            "Write the model's name as GET /v1/models lists it.",
         )
 
 
-async def _read(receive: Receive, headers: Headers, settings: ServerSettings) -> bytes:
-    """The whole body.
+async def _read_body(receive: Receive, headers: Headers, settings: ServerSettings) -> bytes:
+    """Read the body.
 
-    A body that is too large is read off for a while, so that its sender gets to see the answer.
+    Some of a body that is too large is read and discarded, so that its sender gets to read the
+    error.
 
     Raises:
-        TooLargeError: it is larger than allowed.
-        ApiError: 408, it does not arrive in time.
+        TooLargeError: the body is too large.
+        ApiError: 408, the body does not arrive in time.
     """
-    most = settings.max_body_bytes
-    stated = headers.get("content-length", "")
-    size = int(stated) if stated.isdecimal() and len(stated) < 20 else 0
-    if size > most and "expect" in headers:
-        raise _too_large(most)
-    parts: list[bytes] = []
-    total = 0
+    limit = settings.max_body_bytes
+    content_length = headers.get("content-length", "")
+    declared = int(content_length) if content_length.isdecimal() and len(content_length) < 20 else 0
+    if declared > limit and "expect" in headers:
+        raise _body_too_large(limit)
+    chunks: list[bytes] = []
+    received = 0
     try:
         async with asyncio.timeout(settings.read_timeout):
             while True:
                 message = await receive()
                 if message["type"] != "http.request":
                     break
-                total += len(message.get("body", b""))
-                if max(total, size) <= most:
-                    parts.append(message.get("body", b""))
+                received += len(message.get("body", b""))
+                if max(received, declared) <= limit:
+                    chunks.append(message.get("body", b""))
                 else:
-                    parts.clear()
-                if not message.get("more_body", False) or total > most * _READ_OFF:
+                    chunks.clear()
+                if not message.get("more_body", False) or received > limit * _DISCARD_FACTOR:
                     break
     except TimeoutError:
         raise ApiError(
-            f"The body did not arrive in {settings.read_timeout:g} seconds.",
+            f"The body did not arrive within {settings.read_timeout:g} seconds.",
             "Send it again.",
             status=408,
             code="read_timeout",
         ) from None
-    if max(total, size) > most:
-        raise _too_large(most)
-    return b"".join(parts)
+    if max(received, declared) > limit:
+        raise _body_too_large(limit)
+    return b"".join(chunks)
 
 
-def _too_large(most: int) -> TooLargeError:
+def _body_too_large(limit: int) -> TooLargeError:
     return TooLargeError(
-        f"The body is larger than {most:,} bytes.", "Send less at once, in several requests."
+        f"The body is larger than {limit:,} bytes.", "Split it into several requests."
     )
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body as one message, then whatever else comes: the client going away."""
-    waiting = True
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body as one message, then the client's later messages."""
+    pending = True
 
-    async def inner() -> Message:
-        nonlocal waiting
-        if waiting:
-            waiting = False
+    async def receive_body() -> Message:
+        nonlocal pending
+        if pending:
+            pending = False
             return {"type": "http.request", "body": body, "more_body": False}
         return await receive()
 
-    return inner
+    return receive_body

@@ -1,46 +1,98 @@
-"""What a server's clients may name as ``model``: the base, adapters, versions, aliases.
-
-Owns: finding and listing them for a key. Must not know: HTTP, the engine. Everything here asks the
-registry and blocks.
-"""
+"""The models that clients may name, and ``GET /v1/models``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from trunkline.errors import BaseMismatchError, NotFoundError, UsageError
-from trunkline.refs import BASE, Ref
+from fastapi import APIRouter, Query
+
+from trunkline.errors import BaseMismatchError, UsageError
+from trunkline.refs import BASE, Ref, shown
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AdapterRecord, KeyRecord, VersionRecord
-from trunkline.registry.registry import Registry
 from trunkline.serving.errors import ApiError, unknown_model
+from trunkline.serving.service import Context, RequestContext, ServedBase
 
-MOST_LISTED = 10_000
-_PAGE = 500
+if TYPE_CHECKING:
+    from trunkline.api import Platform, ResolvedModel
 
-_TOGETHER = 1000
-"""So many versions are asked for at once, or those of one adapter that has more."""
+MAX_LISTED = 10_000
+
+ROUTES = {
+    "generation": "/v1/chat/completions",
+    "classification": "/v1/classify",
+    "regression": "/v1/regress",
+}
+"""Task of a model → the route that answers it."""
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(
+    context: Context,
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = MAX_LISTED,
+    after: Annotated[str | None, Query(max_length=256)] = None,
+) -> dict[str, Any]:
+    """List the base, and all adapters, aliases and versions that the key may use."""
+    listed = served_models(context)
+    entries, has_more = await context.service.query(listed.page, context.key, limit, after)
+    return {
+        "object": "list",
+        "data": [entry.to_json() for entry in entries],
+        "first_id": entries[0].id if entries else None,
+        "last_id": entries[-1].id if entries else None,
+        "has_more": has_more,
+    }
+
+
+@router.get("/v1/models/{ref:path}")
+async def model(ref: str, context: Context) -> dict[str, Any]:
+    """Show the version that a ref selects now."""
+    listed = served_models(context)
+    entry = await context.service.query(listed.get, context.key, ref)
+    return entry.to_json()
+
+
+def served_models(context: RequestContext) -> ServedModels:
+    """The models of the request's server.
+
+    Raises:
+        UnavailableError: the base is not loaded.
+    """
+    return ServedModels(context.service.platform, context.service.base)
+
+
+async def resolve(context: RequestContext, ref: str, task: str) -> ResolvedModel:
+    """Resolve the model of a request, once; the request keeps this version.
+
+    Raises:
+        ApiError: 404, the model is unknown or the key may not use it; 400, it has another task.
+        BaseMismatchError: it was trained on another base.
+    """
+    models = served_models(context)
+    model = context.model = await context.service.query(models.resolve, context.key, ref)
+    if model.task != task:
+        raise ApiError(
+            f"{model.name} is a {model.task} model.",
+            f"Use POST {ROUTES[model.task]}.",
+            param="model",
+            code="wrong_task",
+        )
+    return model
 
 
 @dataclass(frozen=True, slots=True)
-class ServedBase:
-    """The base behind a server; ``since`` is the Unix time from which it serves."""
-
-    name: str
-    digest: str
-    since: int
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A name that answers, and the one version that it means now.
+class ModelEntry:
+    """One entry of the list of models.
 
     Attributes:
-        id: as it may be asked for.
-        root: the immutable ref, or ``base``.
+        id: the name that a client may send as ``model``.
+        root: the immutable ref that it selects now, or ``base``.
         created: Unix time.
+        parent: name of the base; None for the base itself.
     """
 
     id: str
@@ -51,7 +103,7 @@ class Model:
     parent: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """OpenAI's model object, with what only adapters have."""
+        """OpenAI's model object, with fields of our own."""
         return {
             "id": self.id,
             "object": "model",
@@ -64,144 +116,170 @@ class Model:
         }
 
 
-def find_model(registry: Registry, base: ServedBase, key: KeyRecord | None, asked: str) -> Model:
-    """The one version that ``asked`` means now.
+class ServedModels:
+    """The models of one server, as far as a key may use them. Reads the registry and blocks.
 
-    Raises:
-        ApiError: 404, there is none, or the key may not use it: the same words for both.
-        BaseMismatchError: it was made on another base.
+    Args:
+        base: versions of other bases are not served.
+        page_size: how many adapters one query lists.
+        batch_size: how many versions one query lists; an adapter that has more is listed alone.
     """
-    if asked == BASE:
-        if not _may_use(key, BASE):
-            raise unknown_model(asked)
-        return _of_base(base)
-    try:
-        ref = Ref.parse(asked)
-        if not _may_use(key, ref.adapter):
-            raise unknown_model(asked)
-        version = registry.versions.resolve(ref, suggest=False)[0]
-    except NotFoundError:
-        raise unknown_model(asked) from None
-    except UsageError:
-        raise unknown_model(asked) from None
-    if version.base_digest != base.digest:
-        raise BaseMismatchError(
-            f"{version.ref} was made on {version.base_name}, and this server has {base.name}.",
-            "GET /v1/models lists what it serves.",
-        )
-    return _of_version(asked, version, base)
 
+    def __init__(
+        self,
+        platform: Platform,
+        base: ServedBase,
+        *,
+        page_size: int = 500,
+        batch_size: int = 1000,
+    ) -> None:
+        self._platform = platform
+        self._registry = platform.registry
+        self._base = base
+        self._page_size = page_size
+        self._batch_size = batch_size
 
-def list_models(
-    registry: Registry, base: ServedBase, key: KeyRecord | None, limit: int, after: str | None
-) -> tuple[list[Model], bool]:
-    """Up to ``limit`` models that come behind the id ``after``, and whether there are more.
+    def resolve(self, key: KeyRecord | None, ref: str) -> ResolvedModel:
+        """The version that a ref selects now.
 
-    The base comes first, then adapter by adapter: its name, its aliases, its versions from the
-    newest. Versions of other bases are left out.
-
-    Raises:
-        ApiError: 400, ``after`` is not in the list.
-    """
-    found: list[Model] = []
-    for model in _behind(registry, base, key, limit, after):
-        if len(found) == limit:
-            return found, True
-        found.append(model)
-    return found, False
-
-
-def _behind(
-    registry: Registry, base: ServedBase, key: KeyRecord | None, limit: int, after: str | None
-) -> Iterator[Model]:
-    """The models behind ``after``, asked for as they are taken; ``limit`` of them are expected."""
-    reached = after is None
-    if _may_use(key, BASE):
-        if reached:
-            yield _of_base(base)
-        reached = reached or after == BASE
-    for page in _pages(registry, None if reached else after):
-        usable = [adapter for adapter in page if _may_use(key, str(adapter.ref))]
-        for adapter, versions in _with_versions(registry, base, usable, limit):
-            for model in _models_of(base, adapter, versions):
-                if reached:
-                    yield model
-                reached = reached or model.id == after
-        if not reached:
-            break
-    if not reached:
-        raise ApiError("after is no model's id.", "Give the last id of a page.", param="after")
-
-
-def _pages(registry: Registry, after: str | None) -> Iterator[Sequence[AdapterRecord]]:
-    """All adapters, or the one that ``after`` is of, by itself, and those behind it."""
-    last: Ref | None = None
-    if after is not None:
+        Raises:
+            ApiError: 404, the model is unknown or the key may not use it; the error is the same.
+            BaseMismatchError: it was trained on another base.
+        """
         try:
-            last = Ref.parse(after)
-            yield [registry.adapters.get(last.domain, last.name)]
-        except (UsageError, NotFoundError):
-            return
-    while page := registry.adapters.list(limit=_PAGE, after=last):
-        yield page
-        last = page[-1].ref
+            if not _may_use(key, ref if ref == BASE else Ref.parse(ref).adapter):
+                raise unknown_model(ref)
+            model = self._platform.resolve(ref, suggest=False)
+        except UsageError:  # malformed, or not found
+            raise unknown_model(ref) from None
+        record = model.record
+        if record is not None and record.base_digest != self._base.digest:
+            raise BaseMismatchError(
+                f"{record.ref} was trained on the base {record.base_name}; this server's base is "
+                f"{self._base.name}.",
+                "GET /v1/models lists the models of this server.",
+            )
+        return model
 
+    def get(self, key: KeyRecord | None, ref: str) -> ModelEntry:
+        """The entry of one model; raises as :meth:`resolve`."""
+        record = self.resolve(key, ref).record
+        return self._base_entry() if record is None else self._entry(ref, record)
 
-def _with_versions(
-    registry: Registry, base: ServedBase, adapters: Sequence[AdapterRecord], expected: int
-) -> Iterator[tuple[AdapterRecord, Sequence[VersionRecord]]]:
-    """Each adapter with its newest versions, ``MOST_LISTED`` at most; in few queries."""
-    for batch in _batches(adapters, expected):
-        first = batch[0]
-        if first.versions > _TOGETHER:
-            yield first, registry.versions.list(first.domain, first.name, limit=MOST_LISTED)
-            continue
-        refs = [adapter.ref for adapter in batch]
-        # What is published meanwhile has room up to the limit, so that nothing is cut off.
-        found = registry.versions.list_for_base(refs, base_digest=base.digest, limit=MOST_LISTED)
-        for adapter, ref in zip(batch, refs, strict=True):
-            yield adapter, found.get(ref, ())
+    def page(
+        self, key: KeyRecord | None, limit: int, after: str | None
+    ) -> tuple[list[ModelEntry], bool]:
+        """Up to ``limit`` entries after the id ``after``; also whether there are more.
 
+        The base comes first. Each adapter is listed by name, then by its aliases, then by its
+        versions, newest first.
 
-def _batches(adapters: Sequence[AdapterRecord], expected: int) -> Iterator[Sequence[AdapterRecord]]:
-    """Neighbours with as many versions together as are expected, then with twice as many each time,
-    but never more than ``_TOGETHER``; an adapter that has more stands alone."""
-    room = min(expected, _TOGETHER)
-    batch: list[AdapterRecord] = []
-    together = 0
-    for adapter in adapters:
-        together += adapter.versions
-        if batch and together > room:
+        Raises:
+            ApiError: 400, ``after`` is not in the list.
+        """
+        entries: list[ModelEntry] = []
+        for entry in self._entries_after(key, limit, after):
+            if len(entries) == limit:
+                return entries, True
+            entries.append(entry)
+        return entries, False
+
+    def _entries_after(
+        self, key: KeyRecord | None, limit: int, after: str | None
+    ) -> Iterator[ModelEntry]:
+        """Query entries as they are consumed; the caller expects about ``limit`` of them."""
+        reached = after is None
+        if _may_use(key, BASE):
+            if reached:
+                yield self._base_entry()
+            reached = reached or after == BASE
+        for page in self._pages(None if reached else after):
+            usable = [adapter for adapter in page if _may_use(key, str(adapter.ref))]
+            for adapter, versions in self._with_versions(usable, limit):
+                for entry in self._entries(adapter, versions):
+                    if reached:
+                        yield entry
+                    reached = reached or entry.id == after
+            if not reached:
+                break
+        if after is not None and not reached:
+            raise ApiError(
+                f"after: {shown(after)} is not the id of a model.",
+                "Send the last_id of the previous page.",
+                param="after",
+            )
+
+    def _pages(self, after: str | None) -> Iterator[Sequence[AdapterRecord]]:
+        """Pages of adapters; with ``after``, its adapter alone, then those that follow."""
+        last: Ref | None = None
+        if after is not None:
+            try:
+                last = Ref.parse(after)
+                yield [self._registry.adapters.get(last.domain, last.name)]
+            except UsageError:  # malformed, or not found
+                return
+        while page := self._registry.adapters.list(limit=self._page_size, after=last):
+            yield page
+            last = page[-1].ref
+
+    def _with_versions(
+        self, adapters: Sequence[AdapterRecord], expected: int
+    ) -> Iterator[tuple[AdapterRecord, Sequence[VersionRecord]]]:
+        """Each adapter with its newest versions, at most ``MAX_LISTED``, in few queries."""
+        versions = self._registry.versions
+        for batch in self._batches(adapters, expected):
+            first = batch[0]
+            if first.versions > self._batch_size:
+                yield first, versions.list(first.domain, first.name, limit=MAX_LISTED)
+                continue
+            refs = [adapter.ref for adapter in batch]
+            # The limit leaves room for versions that are published meanwhile.
+            listed = versions.list_for_base(refs, base_digest=self._base.digest, limit=MAX_LISTED)
+            for adapter, ref in zip(batch, refs, strict=True):
+                yield adapter, listed.get(ref, ())
+
+    def _batches(
+        self, adapters: Sequence[AdapterRecord], expected: int
+    ) -> Iterator[Sequence[AdapterRecord]]:
+        """Group adapters so that each group has about ``expected`` versions in total.
+
+        Each group may have twice as many as the one before, up to the batch size. An adapter with
+        more versions than that is a group of its own.
+        """
+        limit = min(expected, self._batch_size)
+        batch: list[AdapterRecord] = []
+        total = 0
+        for adapter in adapters:
+            total += adapter.versions
+            if batch and total > limit:
+                yield batch
+                limit = min(2 * limit, self._batch_size)
+                batch, total = [], adapter.versions
+            batch.append(adapter)
+        if batch:
             yield batch
-            room = min(2 * room, _TOGETHER)
-            batch, together = [], adapter.versions
-        batch.append(adapter)
-    if batch:
-        yield batch
 
+    def _entries(self, adapter: AdapterRecord, listed: Sequence[VersionRecord]) -> list[ModelEntry]:
+        versions = {version.number: version for version in listed}
+        name = str(adapter.ref)
+        numbers = {name: adapter.aliases.get(CHAMPION, adapter.newest)}
+        numbers |= {f"{name}@{alias}": number for alias, number in sorted(adapter.aliases.items())}
+        numbers |= {f"{name}@{number}": number for number in sorted(versions, reverse=True)}
+        return [
+            self._entry(id, versions[number])
+            for id, number in numbers.items()
+            if number in versions and versions[number].base_digest == self._base.digest
+        ]
 
-def _models_of(
-    base: ServedBase, adapter: AdapterRecord, listed: Sequence[VersionRecord]
-) -> list[Model]:
-    versions = {version.number: version for version in listed}
-    name = str(adapter.ref)
-    numbers = {name: adapter.aliases.get(CHAMPION, adapter.newest)}
-    numbers |= {f"{name}@{alias}": number for alias, number in sorted(adapter.aliases.items())}
-    numbers |= {f"{name}@{number}": number for number in sorted(versions, reverse=True)}
-    return [
-        _of_version(id, versions[number], base)
-        for id, number in numbers.items()
-        if number in versions and versions[number].base_digest == base.digest
-    ]
+    def _base_entry(self) -> ModelEntry:
+        base = self._base
+        return ModelEntry(BASE, BASE, "generation", base.digest, base.loaded_at, None)
 
-
-def _of_base(base: ServedBase) -> Model:
-    return Model(BASE, BASE, "generation", base.digest, base.since, None)
-
-
-def _of_version(id: str, version: VersionRecord, base: ServedBase) -> Model:
-    created = int(version.created.timestamp())
-    return Model(id, str(version.ref), version.task, version.digest, created, base.name)
+    def _entry(self, id: str, version: VersionRecord) -> ModelEntry:
+        created = int(version.created.timestamp())
+        return ModelEntry(
+            id, str(version.ref), version.task, version.digest, created, self._base.name
+        )
 
 
 def _may_use(key: KeyRecord | None, name: str) -> bool:

@@ -1,8 +1,4 @@
-"""Writing the request log: lines of many requests in one transaction.
-
-Owns: the thread that writes, and telling each request whether its line is kept. Must not know:
-what a line says.
-"""
+"""Write the request log: lines of many requests in one transaction, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from dataclasses import dataclass
 from trunkline.errors import RegistryError, TrunklineError
 from trunkline.registry.records import RequestLine
 
-_GROUP = 256
+_MAX_GROUP = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,84 +20,87 @@ class _Entry:
     line: RequestLine
     alone: bool
     loop: asyncio.AbstractEventLoop
-    kept: asyncio.Future[None]
+    committed: asyncio.Future[None]
 
-    def tell(self, error: TrunklineError | None) -> None:
-        def settle() -> None:
-            if not self.kept.done():
-                if error is None:
-                    self.kept.set_result(None)
-                else:
-                    self.kept.set_exception(error)
+    def resolve(self, error: TrunklineError | None) -> None:
+        """Resolve the future, from the log's thread."""
 
-        self.loop.call_soon_threadsafe(settle)
+        def resolve() -> None:
+            if self.committed.done():
+                return
+            if error is None:
+                self.committed.set_result(None)
+            else:
+                self.committed.set_exception(error)
+
+        self.loop.call_soon_threadsafe(resolve)
 
 
 class RequestLog:
-    """A thread that writes what it is given, in groups.
+    """A thread that commits log lines in groups.
 
     Args:
-        write: adds lines in one transaction, all of them or none.
+        commit: adds lines in one transaction, all of them or none.
     """
 
-    def __init__(self, write: Callable[[Sequence[RequestLine]], None]) -> None:
-        self._write = write
+    def __init__(self, commit: Callable[[Sequence[RequestLine]], None]) -> None:
+        self._commit = commit
         self._entries: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is waiting, and end; blocks until then."""
+        """Write the lines in the queue and stop; blocks."""
         self._entries.put(None)
         self._thread.join()
 
-    async def keep(self, line: RequestLine, *, alone: bool = False) -> None:
-        """Wait until a line is committed.
+    async def write(self, line: RequestLine, *, alone: bool = False) -> None:
+        """Write a line; returns when it is committed.
 
         Args:
-            alone: in a transaction of its own; for an id that someone else chose, which may turn
-                out to be taken, so that no other line falls with it.
+            alone: use a transaction of its own. A line whose id was chosen by a client needs that:
+                if the id turns out to be taken, no other line must fail with it.
 
         Raises:
-            RegistryError: it could not be written.
+            RegistryError: the line could not be written.
         """
         loop = asyncio.get_running_loop()
-        kept: asyncio.Future[None] = loop.create_future()
-        self._entries.put(_Entry(line, alone, loop, kept))
-        await kept
+        committed: asyncio.Future[None] = loop.create_future()
+        self._entries.put(_Entry(line, alone, loop, committed))
+        await committed
 
     def _run(self) -> None:
-        ending = False
-        while not ending:
+        stopping = False
+        while not stopping:
             entry = self._entries.get()
             group: list[_Entry] = []
             while True:
                 if entry is None:
-                    ending = True
+                    stopping = True
                 elif entry.alone:
-                    self._commit([entry])
+                    self._write([entry])
                 else:
                     group.append(entry)
                 try:
-                    if len(group) >= _GROUP:
+                    if len(group) >= _MAX_GROUP:
                         break
                     entry = self._entries.get_nowait()
                 except queue.Empty:
                     break
             if group:
-                self._commit(group)
+                self._write(group)
 
-    def _commit(self, group: list[_Entry]) -> None:
-        failed: TrunklineError | None = None
+    def _write(self, group: list[_Entry]) -> None:
+        failure: TrunklineError | None = None
         try:
-            self._write([entry.line for entry in group])
+            self._commit([entry.line for entry in group])
         except TrunklineError as error:
-            failed = error
+            failure = error
         except Exception:
             logging.getLogger("trunkline.serving").exception("The request log failed.")
-            failed = RegistryError("The request log can't be written.")
+            failure = RegistryError("The request log can't be written.")
         for entry in group:
-            entry.tell(failed)
+            entry.resolve(failure)

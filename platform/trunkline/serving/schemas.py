@@ -1,8 +1,7 @@
 """The bodies of requests, as OpenAI's clients send them.
 
-Owns: their fields, and which known fields are refused because ignoring them would change the
-answer. Fields that nobody knows are ignored, like those that change nothing (``user``,
-``metadata``, ``store``, …). Must not know: models or the engine.
+Known fields that are not supported are refused if ignoring them would change the answer. Unknown
+fields are ignored, like those that change nothing (``user``, ``metadata``, ``store``).
 """
 
 from __future__ import annotations
@@ -10,13 +9,23 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+)
 
-from trunkline.errors import TooLargeError
 from trunkline.inference.request import MAX_LOGPROBS
 from trunkline.serving.errors import ApiError
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+MAX_MESSAGES = 2048
+"""Messages of one conversation, as with OpenAI; each one costs time, however short it is."""
+
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -37,48 +46,42 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "suffix": ("",),
 }
-"""Fields that would change the answer, and the values (besides null) with which they don't."""
+"""Unsupported field → its values, besides null, that do not change the answer."""
 
 
-def _storable(text: str) -> str:
-    """JSON can hold half a character (a lone surrogate), which no tokenizer takes."""
+def _reject_surrogates(text: str) -> str:
+    """Refuse half a character (a lone surrogate), which JSON can contain but no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("it holds half a character, a lone surrogate") from None
+        raise ValueError("the text contains half a character, a lone surrogate") from None
     return text
 
 
-MOST_MESSAGES = 2048
-"""Of one talk, as with OpenAI; each costs work however short it is."""
-
-Text = Annotated[str, AfterValidator(_storable)]
+Text = Annotated[str, AfterValidator(_reject_surrogates)]
 ModelName = Annotated[Text, Field(min_length=1, max_length=256)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
-"""Told of its first fault only, so that a list full of faults costs no more than another."""
+"""Validation stops at the first invalid item, so that a list of invalid items costs little."""
 
-Whole = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-"""Seconds from its arrival after which a request is given up; the server's own limit holds too."""
+Timeout = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+"""Seconds from arrival until the request is cancelled; the server's own limit applies too."""
 
 
 class TextPart(BaseModel):
-    """A piece of a message; there are only texts."""
+    """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: Text
 
 
 class Message(BaseModel):
-    """One turn of a talk; ``developer`` is today's word for ``system``."""
+    """One message of a conversation; ``developer`` means ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
 
-    def plain(self) -> dict[str, str]:
-        """Role and text as the base's chat template knows them."""
+    def to_template(self) -> dict[str, str]:
+        """Role and text as chat templates expect them."""
         text = self.content
         if not isinstance(text, str):
             text = "".join(part.text for part in text)
@@ -86,73 +89,81 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream says besides the answer."""
+    """What a stream contains besides the answer."""
 
-    include_usage: Flag | None = None
+    include_usage: StrictBool | None = None
 
 
-class Generation(BaseModel):
-    """What chat and completion have in common.
+class GenerationBody(BaseModel):
+    """The fields that chat and completion requests share.
 
-    ``temperature`` is 1 by default, as OpenAI's clients expect; without a ``seed`` every request
-    draws its own.
+    As OpenAI's clients expect, the default ``temperature`` is 1, and a request without a ``seed``
+    gets a random one.
     """
 
     model_config = ConfigDict(extra="allow")
 
     model: ModelName
-    temperature: Number | None = None
-    top_p: Number | None = None
-    top_k: Whole | None = None
-    n: Whole | None = None
-    seed: Whole | None = None
+    temperature: StrictFloat | None = None
+    top_p: StrictFloat | None = None
+    top_k: StrictInt | None = None
+    n: StrictInt | None = None
+    seed: StrictInt | None = None
     stop: Text | Texts | None = None
-    max_tokens: Whole | None = None
+    max_tokens: StrictInt | None = None
     timeout: Timeout | None = None
-    stream: Flag | None = None
+    stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
 
     def check_supported(self) -> None:
-        """Refuse, by name, what can't be done and can't be left undone in silence.
+        """Refuse unsupported fields that would change the answer.
 
         Raises:
-            ApiError: 400, naming the field.
+            ApiError: 400, with the name of the field.
         """
-        given = self.model_extra or {}
-        for name, harmless in _NEUTRAL.items():
-            value = given.get(name)
-            if value is not None and value not in harmless:
+        extra = self.model_extra or {}
+        for name, neutral in _NEUTRAL_VALUES.items():
+            value = extra.get(name)
+            if value is not None and value not in neutral:
                 raise ApiError(
-                    f"{name} is not supported here.",
-                    "Leave it out.",
+                    f"{name} is not supported.",
+                    "Remove it.",
                     param=name,
                     code="unsupported_parameter",
                 )
-        best_of = given.get("best_of")
-        if best_of is not None and best_of != (self.n or 1):
+        best_of = extra.get("best_of")
+        if best_of is not None and best_of != self.choices:
             raise ApiError(
-                "best_of is not supported other than equal to n.",
-                "Leave it out.",
+                f"best_of can't be {best_of!r}; it must equal n.",
+                "Remove it.",
                 param="best_of",
                 code="unsupported_parameter",
             )
 
     @property
-    def wants_usage(self) -> bool:
-        """Whether a stream is to end with its usage."""
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, most_new_tokens: int) -> dict[str, Any]:
-        """The fields of :class:`~trunkline.inference.request.Request` that this decides.
+    @property
+    def choices(self) -> int:
+        """The number of answers to each prompt."""
+        return 1 if self.n is None else self.n
+
+    def sampling(self, max_new_tokens: int) -> dict[str, Any]:
+        """The sampling fields of :class:`~trunkline.inference.request.Request`.
+
+        Args:
+            max_new_tokens: the server's limit.
 
         Raises:
-            ApiError: 400, more tokens are asked for than the server gives.
+            ApiError: 400, the request exceeds the limit.
         """
         new_tokens = self.new_tokens()
-        if new_tokens is not None and new_tokens > most_new_tokens:
+        if new_tokens is not None and new_tokens > max_new_tokens:
             raise ApiError(
                 f"max_tokens can't be {new_tokens}.",
-                f"This server gives {most_new_tokens} at most.",
+                f"The limit of this server is {max_new_tokens}.",
                 param="max_tokens",
             )
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -163,50 +174,42 @@ class Generation(BaseModel):
             "top_k": self.top_k or 0,
             "seed": secrets.randbelow(2**31) if self.seed is None else self.seed,
             "stop": tuple(stop),
-            "n": 1 if self.n is None else self.n,
+            "n": self.choices,
         }
 
     def new_tokens(self) -> int | None:
-        """How many are asked for."""
+        """The maximum of new tokens; None: the adapter's own."""
         return self.max_tokens
 
 
-class ChatBody(Generation):
+class ChatBody(GenerationBody):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[
-        list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
-    ]
-    max_completion_tokens: Whole | None = None
-    logprobs: Flag | None = None
-    top_logprobs: Whole | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    max_completion_tokens: StrictInt | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     def new_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def scores(self) -> int | None:
-        """How many likeliest tokens are to be told; None: no log probabilities at all.
+    def requested_logprobs(self) -> int | None:
+        """How many likeliest tokens to report; None: no log probabilities at all.
 
         Raises:
-            ApiError: 400, ``top_logprobs`` without ``logprobs``, or out of range.
+            ApiError: 400, ``top_logprobs`` without ``logprobs``.
         """
-        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_LOGPROBS:
-            raise ApiError(
-                f"top_logprobs can't be {self.top_logprobs}.",
-                f"0 to {MAX_LOGPROBS}.",
-                param="top_logprobs",
-            )
         if self.logprobs:
             return self.top_logprobs or 0
         if self.top_logprobs:
             raise ApiError(
-                "top_logprobs needs logprobs.", "Send logprobs: true.", param="top_logprobs"
+                "top_logprobs requires logprobs.", "Send logprobs: true.", param="top_logprobs"
             )
         return None
 
 
-class CompletionBody(Generation):
-    """``POST /v1/completions``; a prompt is text, token ids are refused."""
+class CompletionBody(GenerationBody):
+    """``POST /v1/completions``; prompts are texts, token ids are refused."""
 
     prompt: (
         Text
@@ -214,21 +217,21 @@ class CompletionBody(Generation):
         | Annotated[list[int], Field(fail_fast=True)]
         | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
-    logprobs: Whole | None = None
+    logprobs: StrictInt | None = None
 
     def prompts(self) -> list[str]:
-        """The texts.
+        """The prompts.
 
         Raises:
             ApiError: 400, there are none, or they are token ids.
         """
         if isinstance(self.prompt, str):
             return [self.prompt]
-        texts = [one for one in self.prompt if isinstance(one, str)]
+        texts = [prompt for prompt in self.prompt if isinstance(prompt, str)]
         if not texts or len(texts) < len(self.prompt):
             raise ApiError(
-                "prompt is not a text or a list of texts.",
-                "Token ids are not taken, since each adapter has its own template.",
+                "prompt must be a text or a non-empty list of texts.",
+                "Send texts, not token ids: each adapter has its own template.",
                 param="prompt",
             )
         return texts
@@ -249,22 +252,5 @@ class PredictBody(BaseModel):
         """
         texts = [self.input] if isinstance(self.input, str) else self.input
         if not texts:
-            raise ApiError("input is empty.", "Give a text or a list of texts.", param="input")
+            raise ApiError("input is empty.", "Send a text or a list of texts.", param="input")
         return texts
-
-
-def check_size(texts: list[str], most_texts: int, most_chars: int) -> None:
-    """Refuse more than one request may hold.
-
-    Raises:
-        TooLargeError: too many texts, or too many characters in all.
-    """
-    if len(texts) > most_texts:
-        raise TooLargeError(
-            f"The request holds {len(texts):,} texts.", f"Send {most_texts:,} at most at once."
-        )
-    chars = sum(map(len, texts))
-    if chars > most_chars:
-        raise TooLargeError(
-            f"The request's texts have {chars:,} characters.", f"Send {most_chars:,} at most."
-        )

@@ -1,106 +1,127 @@
-"""What all requests of one server share.
-
-Owns: readiness, the threads for what blocks, the requests in flight, and the end of all that.
-Must not know: routes or bodies.
-"""
+"""The state that all requests of a server share, and the state of one HTTP request."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.responses import JSONResponse
+from starlette.types import Receive
 
 from trunkline.errors import (
     BaseModelError,
     BusyError,
+    DataError,
+    DeadlineError,
+    Interrupted,
     NotFoundError,
+    RegistryError,
+    TooLargeError,
     TrunklineError,
     UnavailableError,
 )
-from trunkline.serving.auth import Authenticator
-from trunkline.serving.deployment import Presence
-from trunkline.serving.metrics import Metrics
-from trunkline.serving.models import ServedBase
+from trunkline.inference.prompts import locate_error
+from trunkline.inference.request import Answer
+from trunkline.inference.request import Request as EngineRequest
+from trunkline.inference.request_state import GenerationHandle
+from trunkline.registry.records import KeyRecord, RequestLine
+from trunkline.serving.errors import deadline_error
+from trunkline.serving.heartbeat import ServerHeartbeat
 from trunkline.serving.request_log import RequestLog
-from trunkline.serving.settings import ServerSettings, is_loopback
+from trunkline.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from trunkline.api import Platform
+    from trunkline.api import Platform, ResolvedModel
     from trunkline.inference.engine import Engine
-    from trunkline.serving.call import Call
+    from trunkline.serving.metrics import Metrics
 
 Result = TypeVar("Result")
 
 _RETRY_SECONDS = 2.0
+_CANCEL_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBase:
+    """The base of a server; ``loaded_at`` is a Unix time."""
+
+    name: str
+    digest: str
+    loaded_at: int
 
 
 class Service:
-    """One platform being served.
+    """One platform behind a server: readiness, threads for blocking work, requests in flight.
 
     Attributes:
-        ready: the base is loaded.
-        failure: why it could not be loaded.
-        url: where it listens; empty where another program holds the socket.
-        draining: nothing new is taken.
-        calls: in flight, by id.
+        failure: why the base could not be loaded.
+        url: where the server listens; empty if another program owns the socket.
+        draining: new requests are refused.
+        in_flight: the requests in flight, by id.
     """
 
-    def __init__(self, platform: Platform, settings: ServerSettings) -> None:
+    def __init__(self, platform: Platform, settings: ServerSettings, metrics: Metrics) -> None:
         self.platform = platform
         self.settings = settings
         self.registry = platform.registry
-        self.doorkeeper = Authenticator(
-            self.registry, loopback=is_loopback(settings.host), host=settings.host
-        )
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.failure: TrunklineError | None = None
         self.url = ""
         self.draining = False
-        self.calls: dict[str, Call] = {}
+        self.in_flight: dict[str, RequestContext] = {}
         self._engine: Engine | None = None
         self._base: ServedBase | None = None
-        self._presence: Presence | None = None
+        self._heartbeat: ServerHeartbeat | None = None
         self._log = RequestLog(self.registry.requests.log) if settings.log_requests else None
-        self._asking = ThreadPoolExecutor(settings.workers, "registry")
-        self._loading = ThreadPoolExecutor(settings.workers, "adapters")
+        self._query_threads = ThreadPoolExecutor(settings.workers, "registry")
+        self._load_threads = ThreadPoolExecutor(settings.workers, "adapters")
 
-    # ------------------------------------------------------------------------- beginning and end
+    # ------------------------------------------------------------------------- start and stop
 
     def start(self) -> None:
-        """Begin to load the base, in a thread that does not hold up the process's end."""
+        """Start to load the base in a daemon thread, which does not delay the process's exit."""
         if self._log is not None:
             self._log.start()
-        threading.Thread(target=self._load, name="base", daemon=True).start()
+        threading.Thread(target=self._load_base, name="base", daemon=True).start()
 
     async def stop(self) -> None:
-        """Write what is left of the log, tell that the server ends, and end the threads; the
-        engine is its owner's."""
+        """Write the rest of the log, record the server's end, and stop the threads.
+
+        The engine stays open; the platform owns it.
+        """
         self.draining = True
         if self._log is not None:
             await asyncio.to_thread(self._log.stop)
-        if self._presence is not None:
-            await asyncio.to_thread(self._presence.stop)
+        if self._heartbeat is not None:
+            await asyncio.to_thread(self._heartbeat.stop)
         if self._engine is not None and self.metrics.observe in self._engine.observers:
             self._engine.observers.remove(self.metrics.observe)
-        self._asking.shutdown(wait=False)
-        self._loading.shutdown(wait=False)
+        self._query_threads.shutdown(wait=False)
+        self._load_threads.shutdown(wait=False)
 
-    def _load(self) -> None:
+    def _load_base(self) -> None:
         try:
             engine = self.platform.engine
             self._base = ServedBase(engine.base.info.name, engine.base.digest, int(time.time()))
             engine.observers.append(self.metrics.observe)
             self.metrics.watch(engine)
             if not (self.registry.read_only or self.draining):
-                self._presence = Presence(
+                self._heartbeat = ServerHeartbeat(
                     self.registry, engine.base.info, self.url, dtype=engine.base.kind
                 )
-                self._presence.watch(engine.pool)
-                self._presence.start()
+                self._heartbeat.watch(engine.pool)
+                self._heartbeat.start()
             self._engine = engine
         except TrunklineError as error:
             self.failure = error
@@ -108,68 +129,83 @@ class Service:
             logging.getLogger("trunkline.serving").exception("The base could not be loaded.")
             self.failure = BaseModelError(f"The base could not be loaded: {error}.")
 
-    # ------------------------------------------------------------------------------ what is there
-
     @property
     def ready(self) -> bool:
+        """Whether the base is loaded."""
         return self._engine is not None
 
     @property
     def engine(self) -> Engine:
-        """The engine.
-
-        Raises:
-            UnavailableError: the base is not loaded.
-        """
+        """The engine; raises :class:`UnavailableError` until the base is loaded."""
         if self._engine is None:
-            raise self._not_yet()
+            raise self._not_ready()
         return self._engine
 
     @property
     def base(self) -> ServedBase:
-        """What is told of the base.
-
-        Raises:
-            UnavailableError: it is not loaded.
-        """
+        """The base; raises :class:`UnavailableError` until it is loaded."""
         if self._base is None or self._engine is None:
-            raise self._not_yet()
+            raise self._not_ready()
         return self._base
 
-    def _not_yet(self) -> UnavailableError:
+    def _not_ready(self) -> UnavailableError:
         if self.failure is not None:
             return UnavailableError("The base could not be loaded.", self.failure.message)
-        return UnavailableError(
-            "The base is still being loaded.", "Ask again.", retry_after=_RETRY_SECONDS
-        )
+        return UnavailableError("The base is loading.", "Retry.", retry_after=_RETRY_SECONDS)
 
-    # ----------------------------------------------------------------------------- what it shares
+    # -------------------------------------------------------------------------------- threads
 
-    async def ask(self, question: Callable[..., Result], *args: object) -> Result:
-        """Run what waits for the registry in a thread."""
+    async def query(self, function: Callable[..., Result], *args: object) -> Result:
+        """Run a function that waits for the registry in a thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._asking, question, *args)
+        return await loop.run_in_executor(self._query_threads, function, *args)
 
-    async def load(self, loading: Callable[..., Result], *args: object) -> Result:
-        """Run what may read an adapter from disk in a thread; kept apart from :meth:`ask`, so
-        that slow disks don't hold up questions."""
+    async def load(self, function: Callable[..., Result], *args: object) -> Result:
+        """Run a function that may read an adapter from disk in a thread.
+
+        These threads are separate, so that a slow disk does not delay queries.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._loading, loading, *args)
+        return await loop.run_in_executor(self._load_threads, function, *args)
 
-    async def keep(self, call: Call, status: int, output: str | None) -> None:
-        """Commit a request's line, if requests are logged.
+    # --------------------------------------------------------------------- requests in flight
+
+    def add(self, context: RequestContext) -> None:
+        """Register a request as in flight.
 
         Raises:
-            RegistryError: it could not be written.
+            UnavailableError: the server is shutting down.
+            BusyError: the limit of requests in flight is reached.
         """
-        if self._log is not None:
-            text = self.settings.log_text
-            line = call.line(status, call.text if text else None, output if text else None)
-            await self._log.keep(line, alone=call.named_by_client)
+        if self.draining:
+            raise UnavailableError(
+                "The server is shutting down.", "Retry later, or use another server."
+            )
+        if len(self.in_flight) >= self.settings.max_requests:
+            raise BusyError(
+                f"The server has {len(self.in_flight):,} requests in flight, which is its limit.",
+                "Retry later.",
+            )
+        self.in_flight[context.id] = context
+
+    def remove(self, context: RequestContext) -> None:
+        """Remove a request that has ended, and cancel what is left of it."""
+        context.cancel()
+        self.in_flight.pop(context.id, None)
+
+    def cancel_all(self) -> None:
+        """Cancel all requests in flight."""
+        for context in list(self.in_flight.values()):
+            context.cancel()
+
+    def set_id(self, context: RequestContext, id: str, *, chosen_by_client: bool) -> None:
+        """Give a request in flight another id."""
+        self.in_flight[id] = self.in_flight.pop(context.id)
+        context.id, context.id_from_client = id, chosen_by_client
 
     def id_is_free(self, id: str) -> bool:
         """Whether no request, running or logged, has this id; blocks."""
-        return id not in self.calls and self.id_is_new(id)
+        return id not in self.in_flight and self.id_is_new(id)
 
     def id_is_new(self, id: str) -> bool:
         """Whether no logged request has this id; blocks."""
@@ -179,35 +215,264 @@ class Service:
             return True
         return False
 
-    # -------------------------------------------------------------------------- requests in flight
-
-    def enter(self, call: Call) -> None:
-        """Count a request in.
+    async def log(self, context: RequestContext, status: int, output: str | None) -> None:
+        """Commit a request's log line, if requests are logged.
 
         Raises:
-            UnavailableError: the server is ending.
-            BusyError: there are as many as may be.
+            RegistryError: the line could not be written.
         """
-        if self.draining:
-            raise UnavailableError("The server is ending.", "Ask another one, or this one later.")
-        if len(self.calls) >= self.settings.max_requests:
-            raise BusyError(
-                f"The server has {len(self.calls):,} requests in flight, as many as it takes.",
-                "Ask again later.",
-            )
-        self.calls[call.id] = call
+        if self._log is not None:
+            line = context.log_line(status, output, with_text=self.settings.log_text)
+            await self._log.write(line, alone=context.id_from_client)
 
-    def rename(self, call: Call, id: str, *, by_client: bool) -> None:
-        """Give a request in flight the id that its client chose, or another where that is taken."""
-        self.calls[id] = self.calls.pop(call.id)
-        call.id, call.named_by_client = id, by_client
 
-    def leave(self, call: Call) -> None:
-        """Count a request out, and give up what it has left behind."""
-        call.cancel()
-        self.calls.pop(call.id, None)
+class RequestContext:
+    """One HTTP request, from its arrival to its line in the request log.
 
-    def cancel_all(self) -> None:
-        """Give up everything that is in flight."""
-        for call in list(self.calls.values()):
-            call.cancel()
+    Attributes:
+        id: created by the server, or the client's own if it is unused.
+        key: None if the server is open.
+        model_name: the model as the client wrote it; None for requests that need no model.
+        model: the version that answers.
+        text: the input, for the log.
+    """
+
+    def __init__(self, service: Service, route: str) -> None:
+        self.id = uuid.uuid4().hex
+        self.id_from_client = False
+        self.service = service
+        self.route = route
+        self.key: KeyRecord | None = None
+        self.model_name: str | None = None
+        self.model: ResolvedModel | None = None
+        self.text: str | None = None
+        self._arrived_at = datetime.now(UTC)
+        self._started = time.monotonic()
+        self._timeout: float | None = None
+        self._handles: list[GenerationHandle] = []
+        self._cancelled = False
+        self._logging: asyncio.Future[None] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The response's headers: the request's id and, if resolved, the version and digest."""
+        headers = {"x-request-id": self.id}
+        if self.model is not None:
+            headers |= {
+                "x-trunkline-version": self.model.name,
+                "x-trunkline-digest": self.model.digest,
+            }
+        return headers
+
+    def set_model_name(self, name: str, text: str | None = None) -> None:
+        """Record the model that the client names; from now on the request is logged."""
+        self.model_name = name
+        self.text = text
+
+    # ------------------------------------------------------------------------------ inference
+
+    async def submit(
+        self,
+        model: ResolvedModel,
+        texts: Sequence[str],
+        requests: Sequence[EngineRequest],
+        timeout: float | None,
+    ) -> None:
+        """Submit all requests to the engine, or none.
+
+        Args:
+            model: answers all of them.
+            texts: the texts of all requests together; their size is limited.
+            timeout: seconds that the client allows, from the arrival of its request.
+
+        Raises:
+            TooLargeError: there are too many texts, or too many characters.
+            TrunklineError: the engine refuses one of the requests.
+        """
+        settings = self.service.settings
+        check_size(texts, settings.max_inputs, settings.max_prompt_chars)
+        self._timeout = timeout
+        limit = settings.request_timeout
+        seconds = limit if timeout is None else min(timeout, limit)
+        await self.service.load(self._submit, model, requests, self._started + seconds)
+
+    def _submit(
+        self, model: ResolvedModel, requests: Sequence[EngineRequest], deadline: float
+    ) -> None:
+        """Runs in a thread; the request may be cancelled meanwhile."""
+        engine = self.service.engine
+        resolved = self.service.platform.resolve_request(requests[0], model)
+        try:
+            for index, request in enumerate(requests):
+                request = replace(request, deadline=max(0.0, deadline - time.monotonic()))
+                try:
+                    self._handles.append(engine.submit(replace(resolved, request=request)))
+                except DataError as error:
+                    raise locate_error(error, index, len(requests)) from None
+                if self._cancelled:
+                    break
+        except BaseException:
+            self._cancelled = True
+            raise
+        finally:
+            if self._cancelled:
+                self.cancel()
+
+    def cancel(self) -> None:
+        """Ask the engine to cancel what it still computes for this request."""
+        self._cancelled = True
+        for handle in list(self._handles):
+            if not handle.ended:
+                handle.cancel()
+
+    @property
+    def handles(self) -> Sequence[GenerationHandle]:
+        """The engine's handles, one for each text, in their order."""
+        return self._handles
+
+    async def answers(self, receive: Receive | None = None) -> list[Answer]:
+        """Wait for all answers, in the order of the requests.
+
+        Args:
+            receive: reports that the client has disconnected, which cancels the request.
+
+        Raises:
+            Interrupted: the client has disconnected.
+            TrunklineError: the error of the first request that failed.
+        """
+        answering = asyncio.gather(*(handle.answer_async() for handle in self._handles))
+        tasks: set[asyncio.Future[Any]] = {answering}
+        if receive is not None:
+            tasks.add(asyncio.ensure_future(disconnected(receive)))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise Interrupted("The client has disconnected.")
+            return answering.result()
+        finally:
+            self.cancel()
+            for task in tasks:
+                task.cancel()
+                task.add_done_callback(_retrieve_exception)
+
+    # -------------------------------------------------------------------- response and the log
+
+    async def respond(self, content: dict[str, Any], output: str | None = None) -> JSONResponse:
+        """Commit the request's log line, then create the response.
+
+        Raises:
+            RegistryError: the line could not be written.
+        """
+        await self.commit(200, output)
+        return JSONResponse(content, headers=self.headers)
+
+    async def commit(self, status: int, output: str | None = None) -> None:
+        """Commit the request's log line, once, even if the caller is cancelled.
+
+        A request that names no model is not logged.
+
+        Raises:
+            RegistryError: the line could not be written; raised to the first caller only.
+        """
+        if self.model_name is None:
+            return
+        if self._logging is None:
+            self._logging = asyncio.ensure_future(self._commit(status, output))
+            await asyncio.shield(self._logging)
+        else:
+            await asyncio.wait({self._logging})
+            _retrieve_exception(self._logging)
+
+    async def _commit(self, status: int, output: str | None) -> None:
+        if status >= 400:
+            self.service.metrics.count_error(self.model.name if self.model else None, status)
+            await self._end()
+        try:
+            await self.service.log(self, status, output)
+        except RegistryError:
+            if not self.id_from_client or await self.service.query(self.service.id_is_new, self.id):
+                raise
+            unique = f"{self.id[:40]}-{uuid.uuid4().hex}"
+            self.service.set_id(self, unique, chosen_by_client=False)
+            await self.service.log(self, status, output)
+
+    async def fail(self, error: TrunklineError) -> TrunklineError:
+        """Cancel the request and commit its log line; returns the error for the client."""
+        self.cancel()
+        if isinstance(error, Interrupted) and self.service.draining:
+            error = UnavailableError("The server shut down before the answer was ready.", "Retry.")
+        elif isinstance(error, DeadlineError):
+            error = deadline_error(self._timeout, self.service.settings.request_timeout)
+        try:
+            await self.commit(error.http_status)
+        except RegistryError as log_error:
+            error = log_error
+        # Clients must not learn the workspace's path on this machine.
+        folder = f"{self.service.platform.workspace.root}{os.sep}"
+        error.message = error.message.replace(folder, "")
+        return error
+
+    async def _end(self) -> None:
+        """Wait until the engine has ended the request, so that its tokens can be counted."""
+        self.cancel()
+        ending = [handle.answer_async() for handle in self._handles if not handle.ended]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*ending, return_exceptions=True), _CANCEL_SECONDS)
+
+    def log_line(self, status: int, output: str | None, *, with_text: bool) -> RequestLine:
+        """The request's line in the log; input and output only ``with_text``."""
+        stats = [handle.stats for handle in self._handles if handle.stats is not None]
+        return RequestLine(
+            id=self.id,
+            at=self._arrived_at,
+            key=None if self.key is None else self.key.id,
+            route=self.route,
+            asked=self.model_name or "",
+            version=None if self.model is None else self.model.name,
+            digest=None if self.model is None else self.model.digest,
+            prompt_tokens=sum(handle.prompt_tokens for handle in self._handles),
+            new_tokens=sum(one.new_tokens for one in stats),
+            status=status,
+            seconds=time.monotonic() - self._started,
+            text=self.text if with_text else None,
+            output=output if with_text else None,
+        )
+
+
+async def request_context(request: Request) -> RequestContext:
+    """FastAPI dependency: the context that the middleware created."""
+    context: RequestContext = request.state.context
+    return context
+
+
+Context = Annotated[RequestContext, Depends(request_context)]
+"""Parameter of a route."""
+
+
+def check_size(texts: Sequence[str], max_texts: int, max_chars: int) -> None:
+    """Refuse a request that is too large.
+
+    Raises:
+        TooLargeError: too many texts, or too many characters in total.
+    """
+    if len(texts) > max_texts:
+        raise TooLargeError(
+            f"The request contains {len(texts):,} texts.", f"Send at most {max_texts:,} at once."
+        )
+    chars = sum(map(len, texts))
+    if chars > max_chars:
+        raise TooLargeError(
+            f"The request's texts have {chars:,} characters.", f"Send at most {max_chars:,}."
+        )
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client disconnects."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _retrieve_exception(future: asyncio.Future[Any]) -> None:
+    """Mark a future's exception as retrieved, so that asyncio does not report it."""
+    if not future.cancelled():
+        future.exception()

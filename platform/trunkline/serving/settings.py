@@ -1,8 +1,4 @@
-"""How a server listens and what it takes.
-
-Owns: the limits and their ranges, and what counts as this machine alone. Must not know: the web
-framework.
-"""
+"""The address and the limits of a server."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ RANGES: dict[str, tuple[type[int] | type[float], float, float]] = {
     "drain_seconds": (float, 0, 86_400),
     "workers": (int, 1, 256),
 }
-"""Field of :class:`ServerSettings` → its type, least and most."""
+"""Field of :class:`ServerSettings` → its type, minimum and maximum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,19 +34,19 @@ class ServerSettings:
     Attributes:
         host: a name or an address of this machine.
         port: 0 takes a free one.
-        max_body_bytes: of a request's body.
-        max_header_bytes: of a request's headers together.
-        max_prompt_chars: of all texts of one request together.
-        max_inputs: texts in one request.
-        max_new_tokens: the most that a request may ask for.
-        max_requests: in flight at once; the next one is told to come back.
-        request_timeout: from submission to the end of an answer.
+        max_body_bytes: size of a request's body.
+        max_header_bytes: size of all headers of a request.
+        max_prompt_chars: characters of all texts of a request.
+        max_inputs: texts of a request.
+        max_new_tokens: the largest ``max_tokens`` that a request may set.
+        max_requests: requests in flight; more are refused with 429.
+        request_timeout: from a request's arrival to the end of its answer.
         read_timeout: for the head of a request to arrive, and for its body.
-        write_timeout: a client that takes nothing for so long is given up, and its work with it.
-        drain_seconds: for what is in flight when the server is told to end.
-        workers: threads for what blocks: the registry, and loading adapters.
-        log_requests: whether each request leaves a line in the registry.
-        log_text: whether that line holds what was asked and answered.
+        write_timeout: how long a client may stop reading before its request is cancelled.
+        drain_seconds: for requests in flight to finish after the first signal.
+        workers: threads for registry queries, and as many for loading adapters.
+        log_requests: write a line in the registry for each request.
+        log_text: also write the request's input and output.
     """
 
     host: str = "127.0.0.1"
@@ -72,38 +68,38 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.host, str) or not self.host.strip():
             raise UsageError(
-                f"The host can't be {shown(self.host)}.", "Give an address such as 127.0.0.1."
+                f"host can't be {shown(self.host)}.", "Give an address such as 127.0.0.1."
             )
-        for name, (kind, least, most) in RANGES.items():
+        for name, (kind, minimum, maximum) in RANGES.items():
             value = getattr(self, name)
             typed = isinstance(value, int) or (kind is float and isinstance(value, float))
-            if isinstance(value, bool) or not typed or not least <= value <= most:
+            if isinstance(value, bool) or not typed or not minimum <= value <= maximum:
                 raise UsageError(
-                    f"The server's {name} can't be {value!r}.", f"Give {least:g} to {most:,g}."
+                    f"{name} can't be {value!r}.", f"Give {minimum:g} to {maximum:,g}."
                 )
             if not math.isfinite(value):
-                raise UsageError(f"The server's {name} can't be {value!r}.", "Give a number.")
+                raise UsageError(f"{name} can't be {value!r}.", "Give a number.")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``: every address that it stands for is loopback.
+    """Whether only this machine can reach ``host``: all its addresses are loopback addresses.
 
     Raises:
-        UsageError: the name stands for no address.
+        UsageError: the name has no address.
     """
     return all(ipaddress.ip_address(address).is_loopback for address in addresses(host))
 
 
 def addresses(host: str) -> list[str]:
-    """What ``host`` stands for, in the order of preference.
+    """The addresses of ``host``, in order of preference.
 
     Raises:
-        UsageError: nothing.
+        UsageError: there are none.
     """
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UsageError(
-            f"The host {shown(host)} has no address here.", "Give an address such as 127.0.0.1."
+            f"The host {shown(host)} has no address.", "Give an address such as 127.0.0.1."
         ) from error
-    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in entries))
