@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/python examples/three_domains.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto -m "not slow and not matrix and not examples"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not matrix and not examples"
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not examples"

@@ -15,7 +15,7 @@ DEMO = ROOT / "demo"
 """The workspace that ``make demo`` leaves behind: one version each of three domains' adapters."""
 
 HELP = ROOT / "platform" / "trunkline" / "cli" / "examples.json"
-HELP_LINES = 16
+HELP_LINES = 20
 PAGES = (
     "README.md",
     "docs/promotion.md",
@@ -30,7 +30,7 @@ ASK = (
     f"curl -s -D - {URL}/v1/classify -H 'Content-Type: application/json' "
     '-d \'{"model": "finance/naics-sector", "input": "A bakery"}\''
 )
-RETRAIN = "trunkline train finance/naics-sector --set max_steps=80"
+RETRAIN = "trunkline train finance/naics-sector --set max_steps=20"
 FORCE = 'trunkline adapters promote finance/naics-sector@2 --force --reason "a comparison"'
 CANARY = (
     "trunkline adapters promote finance/naics-sector@2 --alias canary --force "
@@ -46,7 +46,6 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "trunkline adapters unalias finance/naics-sector canary": (CANARY,),
     "trunkline requests list": (ASK,),
     "trunkline adapters sign": KEYS,
-    "trunkline adapters import department.tar": ("true",),
 }
 """Beginning of an example's line → commands that must run before it and are not shown."""
 

@@ -161,9 +161,27 @@ def normalized(text: str) -> str:
     return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
 
 
+def comparable(session: str) -> str:
+    """Commands with their normalized outputs, without what depends on the verdict of a gate."""
+    parts = re.split(r"^(?=\$ )", session, flags=re.MULTILINE)
+    kept = []
+    for part in parts:
+        lines = normalized(part).splitlines()
+        if "adapters promote" in part and "--force" not in part:
+            lines = lines[:2]
+        elif part.startswith("$ trunkline predict"):
+            lines = lines[:3]
+        kept += lines
+    return "\n".join(kept)
+
+
 def shortened(output: str, lines: int | None) -> str:
-    """At most so many lines, then an ellipsis; long lines and trailing space are cut."""
+    """At most so many lines, then an ellipsis, without the steps of a progress display.
+
+    Long lines and trailing space are cut.
+    """
     kept = [line.rstrip() for line in output.rstrip().splitlines()]
+    kept = [line for line in kept if not _PROGRESS.match(line)]
     kept = [line if len(line) <= 120 else line[:119] + "…" for line in kept]
     if lines is not None and len(kept) > lines:
         kept = [*kept[:lines], "…"]
@@ -171,6 +189,9 @@ def shortened(output: str, lines: int | None) -> str:
 
 
 # ------------------------------------------------------------------------------------- pages
+
+_PROGRESS = re.compile(r"\s+[\d,.]+ ?\w* of [\d,.]+ ?\w*, |Other processes keep ")
+"""Lines that depend on how fast the machine is, or how busy."""
 
 _BLOCK = re.compile(
     r"(?:<!-- example:(?P<options>[^>]*)-->\n)?(?P<fence>```)\n(?P<body>\$ .*?)\n```", re.DOTALL

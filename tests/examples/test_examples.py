@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples.recording import DEMO, PAGES, record_help, record_page, recorded_help
-from examples.session import normalized
+from examples.session import comparable
 
 pytestmark = [
     pytest.mark.examples,
@@ -20,15 +20,12 @@ def test_help_shows_what_commands_print(tmp_path: Path) -> None:
     shown = recorded_help()
     now = dict(record_help(tmp_path))
     assert list(now) == list(shown), "run `make examples`"
-    different = {
-        line: (normalized(shown[line]), normalized(text))
-        for line, text in now.items()
-        if normalized(shown[line]) != normalized(text)
-    }
-    assert not different, "run `make examples`"
+    for line, text in now.items():
+        was, new = f"$ {line}\n{shown[line]}", f"$ {line}\n{text}"
+        assert comparable(was) == comparable(new), "run `make examples`"
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_shows_what_commands_print(page: str, tmp_path: Path) -> None:
     for old, new in record_page(page, tmp_path):
-        assert normalized(old) == normalized(new), "run `make examples`"
+        assert comparable(old) == comparable(new), "run `make examples`"
