@@ -221,7 +221,7 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     versions = found[:_SISTERS]
     tags = platform.registry.tags.get(str(version.ref)).tags
     evaluated = platform.evaluation_report(version)
-    folder = platform.store.place(version)
+    folder = platform.store.location(version)
     damage = _damage(platform, version)
     if as_json:
         print_json(
