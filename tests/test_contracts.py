@@ -1,4 +1,4 @@
-"""The values that a plugin hands over are checked when they are made."""
+"""The specs of plugins are checked when they are created."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ quick = settings(max_examples=40, deadline=None)
 # ----------------------------------------------------------------------------------- template
 
 
-@pytest.mark.parametrize("prompt", ["", "no place", "{text} and {text}", "{TEXT}", 5, None])
-def test_template_without_exactly_one_place_is_refused(prompt: Any) -> None:
+@pytest.mark.parametrize("prompt", ["", "no placeholder", "{text} and {text}", "{TEXT}", 5, None])
+def test_template_without_exactly_one_placeholder_is_refused(prompt: Any) -> None:
     with pytest.raises(UsageError, match=r"exactly once") as caught:
         Template(prompt=prompt)
 
@@ -41,32 +41,32 @@ def test_template_refuses_a_system_message_without_chat() -> None:
 
 @pytest.mark.parametrize("wrong", [{"chat": "yes"}, {"chat": True, "system": 7}])
 def test_template_refuses_other_types(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="chat true or false"):
+    with pytest.raises(UsageError, match="chat must be true or false"):
         Template(**wrong)
 
 
 @quick
 @given(text=st.text())
-def test_text_is_put_in_as_it_is_whatever_it_holds(text: str) -> None:
+def test_text_is_inserted_unchanged(text: str) -> None:
     template = Template(prompt="Say {text}!", clean=())
 
     assert template.filled(text) == f"Say {text}!"
 
 
-def test_place_in_the_users_text_is_not_expanded() -> None:
+def test_placeholder_in_the_users_text_is_not_expanded() -> None:
     assert Template(prompt="A {text} B").filled("{text}{0}%s\\1") == "A {text}{0}%s\\1 B"
 
 
 @quick
 @given(text=st.text())
-def test_cleaning_twice_is_cleaning_once(text: str) -> None:
+def test_cleaning_is_idempotent(text: str) -> None:
     template = Template(clean=("strip", "squeeze", "lowercase"))
     once = template.cleaned(text)
 
     assert template.cleaned(once) == once
 
 
-def test_cleaning_steps_do_what_they_are_called() -> None:
+def test_each_cleaning_step() -> None:
     text = "  WHOLE \t Milk\n"
 
     assert Template(clean=("strip",)).cleaned(text) == "WHOLE \t Milk"
@@ -84,7 +84,7 @@ def test_setting_has_a_help_text(spec: dataclasses.Field[Any]) -> None:
 
 
 @pytest.mark.parametrize("spec", fields(Settings), ids=lambda spec: spec.name)
-@pytest.mark.parametrize("wrong", [None, [1], object()])
+@pytest.mark.parametrize("wrong", [b"1", [1.5], object()])
 def test_setting_refuses_another_type(spec: dataclasses.Field[Any], wrong: Any) -> None:
     with pytest.raises(UsageError, match=spec.name) as caught:
         Settings(**{spec.name: wrong})
@@ -95,34 +95,34 @@ def test_setting_refuses_another_type(spec: dataclasses.Field[Any], wrong: Any) 
 @pytest.mark.parametrize("spec", fields(Settings), ids=lambda spec: spec.name)
 def test_setting_refuses_a_value_out_of_its_range(spec: dataclasses.Field[Any]) -> None:
     least, most = spec.metadata["least"], spec.metadata["most"]
-    outside = [value for value in (least and least / 2, least is not None and -1) if value]
-    outside += [most + 1] if most is not None else []
+    outside = [] if least is None else [least - 1]
+    outside += [] if most is None else [most + 1]
     for value in outside:
-        with pytest.raises(UsageError, match=rf"{spec.name} (can't be|wants)"):
+        with pytest.raises(UsageError, match=f"{spec.name} can't be"):
             Settings(**{spec.name: value})
 
 
 @pytest.mark.parametrize("name", ["num_train_epochs", "learning_rate", "lora_alpha"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, 10**400])
-def test_number_setting_refuses_what_is_no_finite_number(name: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=f"{name} wants a number"):
+def test_number_setting_refuses_other_than_finite_numbers(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be a number"):
         Settings(**{name: value})
 
 
 @pytest.mark.parametrize("value", [True, 2.0, "2"])
-def test_whole_number_setting_refuses_what_is_none(value: Any) -> None:
-    with pytest.raises(UsageError, match="r wants a whole number"):
+def test_integer_setting_refuses_other_types(value: Any) -> None:
+    with pytest.raises(UsageError, match="r must be an integer"):
         Settings(r=value)
 
 
-def test_choice_names_what_is_allowed() -> None:
+def test_unknown_choice_lists_the_supported_ones() -> None:
     with pytest.raises(UsageError, match="'step'") as caught:
         Settings(lr_scheduler_type="step")
 
-    assert caught.value.hint == "One of: linear, cosine, constant."
+    assert "linear, cosine, cosine_with_restarts" in str(caught.value.hint)
 
 
-def test_range_of_a_seed_is_told_in_full() -> None:
+def test_range_of_a_seed_is_in_the_hint() -> None:
     with pytest.raises(UsageError) as caught:
         Settings(seed=-1)
 
@@ -133,7 +133,7 @@ def test_range_of_a_seed_is_told_in_full() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "0.8", True])
-def test_gate_refuses_a_bound_that_is_no_finite_number(value: Any) -> None:
+def test_gate_refuses_a_bound_that_is_not_finite(value: Any) -> None:
     with pytest.raises(UsageError, match="at_least"):
         Gate(metric="accuracy", at_least=value)
 
@@ -149,13 +149,13 @@ def test_gate_refuses_a_bound_that_is_no_finite_number(value: Any) -> None:
     ],
     ids=str,
 )
-def test_gate_refuses_what_could_not_be_asked(wrong: dict[str, Any]) -> None:
+def test_gate_refuses_invalid_conditions(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Gate(metric="accuracy", **wrong)
 
 
 @pytest.mark.parametrize("count", [0, -3, MOST_NEW_TOKENS + 1, 2.5, True, "8"])
-def test_recipe_refuses_an_answer_length_that_could_not_be_served(count: Any) -> None:
+def test_recipe_refuses_an_answer_length_out_of_range(count: Any) -> None:
     with pytest.raises(UsageError, match="max_new_tokens"):
         make_recipe("generation", max_new_tokens=count)
 

@@ -1,4 +1,4 @@
-"""Who may import whom, and that the core names no domain."""
+"""Import contracts, lazy imports, and no domain names in the core."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "platform" / "trunkline"
 DOMAINS = ("medical", "finance", "retail")
 SHOWN_AS_EXAMPLES = {"refs.py": {"medical", "medical/icd10-chapter@3"}}
-"""Texts that a hint shows to say what a name looks like."""
+"""Example names in hints."""
+
+SUBCLASS_HEAVY_CLASSES = {"training/trainer.py"}
+"""Modules that subclass a class of a heavy package, and are imported inside functions only."""
 
 HEAVY = ("torch", "transformers", "peft", "sklearn", "pandas", "pyarrow", "datasets", "accelerate")
 
@@ -34,45 +37,45 @@ def test_import_contracts_are_kept() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def words_in_code(path: Path) -> set[str]:
-    """Names, and texts that are no docstrings."""
+def names_in_code(path: Path) -> set[str]:
+    """Names, and string constants other than docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     statements = {
         id(node.value) for node in ast.walk(tree)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }  # fmt: skip
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if id(node) not in statements:
-                found.add(node.value)
+                names.add(node.value)
         elif isinstance(node, ast.Name):
-            found.add(node.id)
+            names.add(node.id)
         elif isinstance(node, ast.Attribute):
-            found.add(node.attr)
+            names.add(node.attr)
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
+            names.add(node.module or "")
         elif isinstance(node, ast.alias):
-            found.add(node.name)
-    return found
+            names.add(node.name)
+    return names
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_core_names_no_domain(path: Path) -> None:
+def test_core_contains_no_domain_name(path: Path) -> None:
     named = {
-        word
-        for word in words_in_code(path)
-        if any(domain in word.lower() for domain in DOMAINS)
-        and not word.startswith("trunkline ")  # an example in a command's --help
+        name
+        for name in names_in_code(path)
+        if any(domain in name.lower() for domain in DOMAINS)
+        and not name.startswith("trunkline ")  # an example in a command's --help
     }
     assert named <= SHOWN_AS_EXAMPLES.get(name_of(path), set())
 
 
-def test_words_in_code_are_found(tmp_path: Path) -> None:
+def test_names_in_code_are_collected(tmp_path: Path) -> None:
     module = tmp_path / "m.py"
     module.write_text('"""medical"""\nimport trunkline_retail\nx = "finance"\n')
-    assert {"finance", "trunkline_retail"} <= words_in_code(module)
-    assert "medical" not in words_in_code(module)
+    assert {"finance", "trunkline_retail"} <= names_in_code(module)
+    assert "medical" not in names_in_code(module)
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
@@ -84,10 +87,10 @@ def test_heavy_packages_are_imported_inside_functions(path: Path) -> None:
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add((node.module or "").partition(".")[0])
-    assert not names & set(HEAVY)
+    assert not names & set(HEAVY) or name_of(path) in SUBCLASS_HEAVY_CLASSES
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_module_says_first_what_it_owns(path: Path) -> None:
+def test_module_has_a_docstring(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert docstring or path.read_text() == ""

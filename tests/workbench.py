@@ -21,7 +21,7 @@ from trunkline.api import Platform, open
 from trunkline.contracts import Template
 from trunkline.errors import BaseModelError
 from trunkline.evaluation.intervals import group_draws
-from trunkline.training.run import TrainedRun
+from trunkline.training.run import TrainingResult
 
 LABELS = ["bird", "fish", "mammal"]
 BASE_NAME = "tiny"
@@ -77,7 +77,7 @@ class Whole:
     """A platform in which each recipe was trained without interruption; only to be read."""
 
     platform: Platform
-    runs: dict[str, TrainedRun]
+    runs: dict[str, TrainingResult]
 
     def digest(self, recipe: str) -> str:
         """Of the version that the recipe's run published."""

@@ -26,22 +26,20 @@ from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
+    from trunkline.adapters.archive import ExportResult, ImportResult
     from trunkline.adapters.artifact import Artifact
-    from trunkline.adapters.gc import Found
+    from trunkline.adapters.gc import Garbage, RemoveResult, VerifyResult
     from trunkline.adapters.importing import Imported
-    from trunkline.adapters.moving import Arrived, Exported
     from trunkline.adapters.store import AdapterStore
-    from trunkline.adapters.upkeep import Removed, Verdict
     from trunkline.contracts import ProgressListener
     from trunkline.inference.engine import Engine
     from trunkline.inference.request import ResolvedRequest
     from trunkline.inference.request_state import GenerationHandle
     from trunkline.inference.settings import EngineSettings
     from trunkline.training.cross_validation import CrossValidation
-    from trunkline.training.fit import TrainingJob
+    from trunkline.training.job import TrainingJob
     from trunkline.training.plan import TrainingPlan
-    from trunkline.training.run import TrainedRun
-    from trunkline.training.run_context import RunContext
+    from trunkline.training.run import RunContext, TrainingResult
 
 
 def open(
@@ -353,7 +351,7 @@ class Platform:
         listener: ProgressListener | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         **settings: Any,
-    ) -> TrainedRun:
+    ) -> TrainingResult:
         """Train a recipe, evaluate the adapter and publish it, whatever the verdict.
 
         Args:
@@ -367,8 +365,6 @@ class Platform:
             NotFoundError: unknown recipe or setting.
             Interrupted, TrainingError, DataError: the run is recorded as such.
         """
-        from trunkline.training.run import train
-
         run = None
         if resume is not None:
             run = self.registry.runs.get(resume)
@@ -382,9 +378,11 @@ class Platform:
                     "A resumed run keeps its settings.", "Omit --set, or start a new run."
                 )
             settings = dict(run.settings)
-        training_job = self.training_job(recipe, settings)
+        job = self.training_job(recipe, settings)
+        from trunkline.training.run import train
+
         plugin = self.catalog.plugin(recipe.split("/")[0])
-        return train(self._run_context(listener, should_stop), training_job, plugin, run)
+        return train(self._run_context(listener, should_stop), job, plugin, run)
 
     def cross_validate(
         self,
@@ -396,12 +394,12 @@ class Platform:
         **settings: Any,
     ) -> CrossValidation:
         """Train once per fold and evaluate all held-out rows together; publish nothing."""
-        from trunkline.training.cross_validation import cross_validate
-
         if not 2 <= folds <= 20:
             raise UsageError(f"The number of folds can't be {folds}.", "Use 2 to 20.")
-        training_job = self.training_job(recipe, settings)
-        return cross_validate(self._run_context(listener, should_stop), training_job, folds)
+        job = self.training_job(recipe, settings)
+        from trunkline.training.cross_validation import cross_validate
+
+        return cross_validate(self._run_context(listener, should_stop), job, folds)
 
     def evaluate(
         self, adapter: str, *, listener: ProgressListener | None = None
@@ -411,36 +409,27 @@ class Platform:
         Raises:
             DataError: the version has no dataset, or its dataset has changed.
         """
-        from trunkline.training.cross_validation import evaluate_version
-
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.without_rows(version)
         settings = dict(self.registry.runs.get(version.run).settings) if version.run else {}
-        training_job = self.training_job(version.ref.adapter, settings)
-        return evaluate_version(self._run_context(listener), training_job, version)
+        job = self.training_job(version.ref.adapter, settings)
+        from trunkline.training.cross_validation import evaluate_version
+
+        return evaluate_version(self._run_context(listener), job, version)
 
     def plan(self, recipe: str, **settings: Any) -> TrainingPlan:
         """Estimate what a training would take; trains and writes nothing."""
+        job = self.training_job(recipe, settings)
         from trunkline.training.plan import plan_training
 
-        return plan_training(self.training_job(recipe, settings), self.engine, self.registry)
+        return plan_training(job, self.engine, self.registry)
 
     def training_job(self, recipe: str, settings: Mapping[str, Any]) -> TrainingJob:
         """A recipe with overridden settings and everything that it names."""
-        from trunkline.training.fit import TrainingJob
-        from trunkline.training.settings import with_settings
+        from trunkline.training.job import make_job
 
-        spec = with_settings(self.catalog.recipe(recipe), settings)
-        names = dict.fromkeys((spec.gate.metric, *spec.metrics))
-        return TrainingJob(
-            recipe=spec,
-            dataset=self.catalog.dataset(spec.dataset),
-            transforms=tuple(self.catalog.transform(name) for name in spec.transforms),
-            loss=self.catalog.loss_for(spec),
-            metrics=tuple(self.metric(name) for name in names),
-            baselines=self.catalog.baselines_for(spec),
-        )
+        return make_job(self.catalog, recipe, settings)
 
     def dataset_report(self, name: str) -> DatasetReport:
         """Read a dataset and split it with the default split."""
@@ -467,7 +456,7 @@ class Platform:
     def _run_context(
         self, listener: ProgressListener | None, should_stop: Callable[[], bool] = lambda: False
     ) -> RunContext:
-        from trunkline.training.run_context import RunContext
+        from trunkline.training.run import RunContext
 
         return RunContext(
             self.workspace,
@@ -576,7 +565,7 @@ class Platform:
         digest: str | None = None,
         base: str | None = None,
         actor: str | None = None,
-    ) -> Arrived:
+    ) -> ImportResult:
         """Publish the version in an archive, with its lineage.
 
         Args:
@@ -586,7 +575,7 @@ class Platform:
             base: the required base of the version.
             actor: recorded as the importer; by default the system's user.
         """
-        from trunkline.adapters.moving import import_archive
+        from trunkline.adapters.archive import import_archive
         from trunkline.bases import describe
 
         return import_archive(
@@ -600,9 +589,9 @@ class Platform:
 
     def export_adapter(
         self, adapter: str, file: str | Path, *, overwrite: bool = False, actor: str | None = None
-    ) -> Exported:
+    ) -> ExportResult:
         """Write a version into an archive."""
-        from trunkline.adapters.moving import export_version
+        from trunkline.adapters.archive import export_version
 
         version = self.resolve(adapter).version
         return export_version(self.store, version, Path(file), overwrite=overwrite, actor=actor)
@@ -616,7 +605,7 @@ class Platform:
         actor: str | None = None,
     ) -> str:
         """Sign a version with a private key."""
-        from trunkline.adapters.moving import sign_version
+        from trunkline.adapters.signing import sign_version
 
         version = self.resolve(adapter).version
         return sign_version(self.store, version, Path(key), password, actor=actor)
@@ -627,39 +616,41 @@ class Platform:
         *,
         require_signature: bool = False,
         keys: Sequence[Path] = (),
-    ) -> Verdict:
+    ) -> VerifyResult:
         """Recompute a version's digests in the store and check its signature.
 
         The signature rules of ``trunkline.toml`` always apply; its keys are used unless ``keys``
         is given.
         """
-        from trunkline.adapters.upkeep import verify
+        from trunkline.adapters.gc import verify_version
 
         rules = self.workspace.configuration.signatures
-        return verify(
+        return verify_version(
             self.store,
             version,
             require_signature=require_signature or rules.required,
             keys=keys or rules.keys,
         )
 
-    def remove_version(self, adapter: str, reason: str, *, actor: str | None = None) -> Removed:
+    def remove_version(
+        self, adapter: str, reason: str, *, actor: str | None = None
+    ) -> RemoveResult:
         """Delete a version's files and keep its lineage."""
-        from trunkline.adapters.upkeep import remove
+        from trunkline.adapters.gc import remove_version
 
-        return remove(self.store, Ref.parse(adapter), reason=reason, actor=actor)
+        return remove_version(self.store, Ref.parse(adapter), reason=reason, actor=actor)
 
-    def find_garbage(self, *, unknown: bool = False) -> list[Found]:
+    def find_garbage(self, *, unknown: bool = False) -> list[Garbage]:
         """List files in the store that no version uses."""
         from trunkline.adapters.gc import find_garbage
 
         return find_garbage(self.store, unknown=unknown)
 
-    def collect_garbage(self, found: Sequence[Found]) -> Iterator[Found]:
+    def collect_garbage(self, garbage: Sequence[Garbage]) -> Iterator[Garbage]:
         """Delete garbage listed by :meth:`find_garbage`, yielding each deleted piece."""
         from trunkline.adapters.gc import collect
 
-        return collect(self.store, [one for one in found if one.taken])
+        return collect(self.store, [item for item in garbage if item.deletable])
 
 
 def _check_task(adapter: str | None, model: ResolvedModel, *, generates: bool) -> None:

@@ -6,13 +6,14 @@ need when they are called, so listing plugins stays cheap.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trunkline.errors import UsageError
+from trunkline.settings import Settings as Settings
+from trunkline.settings import check_value, is_finite
 
 if TYPE_CHECKING:
     import random
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 API = 1
-"""The number of this contract; a plugin module declares it as ``TRUNKLINE_API = 1``."""
+"""Version of this contract; a plugin module declares it as ``TRUNKLINE_API = 1``."""
 
 Task = Literal["classification", "regression", "generation"]
 TASKS: tuple[Task, ...] = ("classification", "regression", "generation")
@@ -31,7 +32,7 @@ CLEAN_STEPS: tuple[CleanStep, ...] = ("strip", "squeeze", "lowercase")
 Target = str | float
 
 MOST_NEW_TOKENS = 4096
-"""The longest answer that a recipe may ask for, in tokens."""
+"""The longest answer that a recipe may generate, in tokens."""
 
 
 # ----------------------------------------------------------------------------------- progress
@@ -63,14 +64,14 @@ class Row:
     """One example.
 
     Attributes:
-        id: stable name of the row within its dataset; predictions are kept under it.
+        id: stable name of the row within its dataset; predictions are stored under it.
         text: what the model reads, before the template.
         target: the label (classification), the answer (generation) or the number (regression,
             in the dataset's unit).
-        group: rows that are near-copies of one another share a group; a group is never divided
-            between train, validation and test, and intervals resample groups.
-        stratum: the split leaves at least one group of every stratum in train (for
-            classification the label, unless given).
+        group: near-duplicates share a group; a group is never divided between train, validation
+            and test, and intervals resample groups.
+        stratum: the split leaves at least one group of each stratum in train; by default the
+            label, for classification.
         slices: name → value for the slices that the dataset declares (``{"country": "DE"}``).
     """
 
@@ -84,21 +85,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """Named rows with a license, a source, and the way they are split.
+    """A named dataset with its license, its source and how it is split.
 
     Attributes:
         name: ``domain/name``.
         description: one line for ``datasets list``.
         task: what the rows' targets are.
-        load: reads the rows; called only when they are needed, always gives the same rows in the
-            same order.
+        load: reads the rows; called only when they are needed. It must always return the same
+            rows in the same order.
         license: SPDX identifier or a short sentence.
-        source: where the bytes come from, with the version.
-        grouping: one sentence: what a group is, and why it is held out as a whole.
-        unit: of a regression target (``"USD"``).
-        slices: the names in every row's ``slices``; figures are also given for each value.
+        source: where the data comes from, with its version.
+        grouping: one sentence: what a group is, and why its rows must stay together.
+        unit: unit of a regression target (``"USD"``).
+        slices: the names in every row's ``slices``; scores are also reported for each value.
         labels: the labels in a fixed order; empty: those of the rows, sorted.
-        validation_share, test_share: of the groups.
+        validation_share, test_share: shares of the groups.
     """
 
     name: str
@@ -117,15 +118,15 @@ class DatasetSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformSpec:
-    """Cleaning or augmentation of rows.
+    """A step that cleans or augments rows.
 
     Attributes:
         name: ``domain/name``.
         description: one line.
-        stage: ``clean`` runs on every row of the dataset before it is split and gives one row, or
-            none to drop it; ``augment`` runs on training rows only and may give several.
-        apply: ``(row, rng) -> rows``. What a request must go through as well at inference belongs
-            in :attr:`Template.clean` instead, because an artifact carries no plugin code.
+        stage: ``clean`` runs on each row before the split and yields one row, or none to drop it;
+            ``augment`` runs on training rows only and may yield several.
+        apply: ``(row, rng) -> rows``. Cleaning that requests need at inference too belongs in
+            :attr:`Template.clean`, because an artifact contains no plugin code.
     """
 
     name: str
@@ -139,11 +140,11 @@ class TransformSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossContext:
-    """What a loss may look at when it is built.
+    """The data available when a loss is built.
 
     Attributes:
-        labels: of the classification head, in the order of its outputs; else empty.
-        counts: training rows by label; else empty.
+        labels: labels of the classification head, in the order of its outputs; else empty.
+        counts: training rows per label; else empty.
     """
 
     labels: tuple[str, ...] = ()
@@ -160,8 +161,8 @@ class LossSpec:
     Attributes:
         name: ``domain/name``.
         description: one line.
-        task: what it is for.
-        build: gives ``loss(outputs, targets) -> scalar``. Shapes: classification
+        task: the task that it is for.
+        build: returns ``loss(outputs, targets) -> scalar``. Shapes: classification
             ``[batch, labels]`` float logits and ``[batch]`` int64 label indices; regression
             ``[batch]`` and ``[batch]`` float, both on the recipe's scale (standardized, after the
             logarithm if the recipe says so); generation ``[tokens, vocabulary]`` float logits and
@@ -176,7 +177,7 @@ class LossSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """What a metric looks at: targets and predictions, row by row.
+    """Targets and predictions to score, row by row.
 
     For classification and generation these are strings, for regression floats in the unit.
     """
@@ -188,14 +189,14 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
-    """A figure over predictions.
+    """A score over predictions.
 
     Attributes:
         name: ``domain/name``.
         description: one line, with the formula's source if it has one.
-        task: what it is for.
-        compute: called with at least one row; called a thousand times for an interval.
-        higher_is_better: which direction wins.
+        task: the task that it is for.
+        compute: returns the score of at least one row; called a thousand times per interval.
+        higher_is_better: whether a higher score is better.
     """
 
     name: str
@@ -284,13 +285,13 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """How a text becomes a prompt; stored in the artifact, so that inference can't drift.
+    """How a text becomes a prompt; stored in the artifact, so that inference uses the same one.
 
     Attributes:
-        prompt: holds ``{text}`` exactly once.
-        clean: steps on the text before it is put in: ``strip`` ends, ``squeeze`` white space,
+        prompt: contains ``{text}`` exactly once.
+        clean: steps applied to the text first: ``strip`` the ends, ``squeeze`` white space,
             ``lowercase``.
-        chat: wrap the prompt as a user's message in the base's chat template.
+        chat: wrap the prompt as a user message in the base's chat template.
         system: the system message, with ``chat`` only.
     """
 
@@ -302,25 +303,25 @@ class Template:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or self.prompt.count("{text}") != 1:
             raise UsageError(
-                f"The template {self.prompt!r} does not hold {{text}} exactly once.",
+                f"The template {self.prompt!r} does not contain {{text}} exactly once.",
                 "Write for example 'Diagnosis: {text}'.",
             )
         if not isinstance(self.chat, bool) or not isinstance(self.system, str | None):
             raise UsageError(
-                f"A template wants chat true or false and system a text, not {self.chat!r} and "
-                f"{self.system!r}.",
-                "Leave both away for a plain prompt.",
+                f"A template's chat must be true or false and system text, not {self.chat!r} "
+                f"and {self.system!r}.",
+                "Omit both for a plain prompt.",
             )
         for step in self.clean:
             if step not in CLEAN_STEPS:
                 raise UsageError(
-                    f"{step!r} is no cleaning step.", f"Known: {', '.join(CLEAN_STEPS)}."
+                    f"{step!r} is not a cleaning step.", f"Use any of: {', '.join(CLEAN_STEPS)}."
                 )
         if self.system is not None and not self.chat:
             raise UsageError("A template has a system message but chat is off.", "Set chat=True.")
 
     def cleaned(self, text: str) -> str:
-        """The text after the cleaning steps, in the order given."""
+        """The text after the cleaning steps, in order."""
         for step in self.clean:
             if step == "strip":
                 text = text.strip()
@@ -331,131 +332,27 @@ class Template:
         return text
 
     def filled(self, text: str) -> str:
-        """The prompt with the cleaned text in its place."""
+        """The prompt with the cleaned text inserted."""
         before, after = self.prompt.split("{text}")
         return f"{before}{self.cleaned(text)}{after}"
 
 
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    least: float | None = None,
-    most: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    return field(
-        default=default,
-        metadata={"help": help, "least": least, "most": most, "choices": choices},
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Every number that a recipe may set and ``--set`` may override; each is range-checked."""
-
-    num_train_epochs: float = _setting(3.0, "passes over the training rows", least=0.0, most=1000)
-    max_steps: int = _setting(0, "stop after so many optimizer steps; 0: by epochs", least=0)
-    max_train_samples: int = _setting(0, "use at most so many training rows; 0: all", least=0)
-    learning_rate: float = _setting(5e-4, "peak learning rate of AdamW", least=0.0, most=1.0)
-    lr_scheduler_type: str = _setting(
-        "linear", "how the learning rate falls", choices=("linear", "cosine", "constant")
-    )
-    warmup_ratio: float = _setting(0.06, "share of the steps that warm up", least=0.0, most=1.0)
-    weight_decay: float = _setting(0.0, "of AdamW", least=0.0, most=1.0)
-    per_device_train_batch_size: int = _setting(
-        16, "rows in a step on the device", least=1, most=4096
-    )
-    gradient_accumulation_steps: int = _setting(
-        1, "batches summed before an optimizer step", least=1, most=4096
-    )
-    r: int = _setting(16, "LoRA rank", least=1, most=1024)
-    lora_alpha: float = _setting(
-        32.0, "LoRA alpha; the update is scaled by alpha / rank", least=1e-6
-    )
-    lora_dropout: float = _setting(0.0, "LoRA dropout", least=0.0, most=0.9)
-    use_rslora: bool = _setting(False, "scale by alpha / sqrt(rank) (rank-stabilized LoRA)")
-    target_modules: str = _setting(
-        "all-linear", "'all-linear', or module names with commas: 'q_proj,v_proj'"
-    )
-    layers_to_transform: int = _setting(0, "adapt only the topmost layers; 0: all", least=0)
-    max_length: int = _setting(128, "longest prompt with answer, in tokens", least=4)
-    evals_per_epoch: int = _setting(2, "validations in an epoch", least=1, most=100)
-    early_stopping_patience: int = _setting(
-        4, "stop after so many validations without a better one; 0: never", least=0
-    )
-    precision: str = _setting(
-        "auto",
-        "arithmetic of training: bf16 where the device is fast at it, else fp32",
-        choices=("auto", "fp32", "bf16"),
-    )
-    seed: int = _setting(0, "of initialization and row order", least=0, most=2**31 - 1)
-    split_seed: int = _setting(0, "of the split by group", least=0, most=2**31 - 1)
-
-    def __post_init__(self) -> None:
-        for spec in fields(self):
-            check_setting(spec.name, getattr(self, spec.name))
-
-
-def check_setting(name: str, value: Any) -> None:
-    """Raise :class:`UsageError` unless ``value`` is of the setting's type and in its range."""
-    spec = next(spec for spec in fields(Settings) if spec.name == name)
-    wanted = type(spec.default)
-    typed = isinstance(value, wanted) and not (wanted is not bool and isinstance(value, bool))
-    if wanted is float:
-        typed = _is_number(value)
-    if not typed:
-        raise UsageError(
-            f"The setting {name} wants {_article(wanted)}, not {value!r}.",
-            f"{name}: {spec.metadata['help']}.",
-        )
-    least, most, choices = (spec.metadata[key] for key in ("least", "most", "choices"))
-    if choices and value not in choices:
-        raise UsageError(
-            f"The setting {name} can't be {value!r}.", f"One of: {', '.join(choices)}."
-        )
-    if wanted is str and not value.strip():
-        raise UsageError(
-            f"The setting {name} can't be {value!r}.", f"{name}: {spec.metadata['help']}."
-        )
-    if (least is not None and value < least) or (most is not None and value > most):
-        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-        raise UsageError(
-            f"The setting {name} can't be {value!r}.",
-            f"It must be {bounds}: {spec.metadata['help']}.",
-        )
-
-
-def _is_number(value: Any) -> bool:
-    """Whether ``value`` is an int or a float that is finite as a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _article(kind: type) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-    return words[kind]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What a version must show before an alias may move to it.
+    """The conditions that a version must meet before an alias may move to it.
 
     Attributes:
-        metric: the figure that decides; also chooses the best checkpoint.
+        metric: the deciding metric; also selects the best checkpoint.
         beats_baseline: the interval of the paired difference to the best baseline lies above zero.
-        at_least: the lowest score that passes (highest, where lower is better).
-        beats_champion: the interval of the paired difference to the present champion, on the same
+        at_least: the lowest score that passes (the highest, where lower is better).
+        beats_champion: the interval of the paired difference to the current champion, on the same
             test rows, lies above zero.
-        champion_margin: no worse than the champion by more than this: that interval lies above
-            minus the margin, in the metric's unit.
-        slices_at_least: no slice scores less than this (more, where lower is better).
-        two_persons: who promotes is known by a key, and did not start the run or import the
-            version.
+        champion_margin: how much worse than the champion the version may be, in the metric's unit:
+            that interval must lie above minus the margin.
+        slices_at_least: the lowest score that each slice must reach (the highest, where lower is
+            better).
+        two_persons: the promoter is identified by an API key, and neither started the run nor
+            imported the version.
     """
 
     metric: str
@@ -469,10 +366,10 @@ class Gate:
     def __post_init__(self) -> None:
         for name in ("at_least", "champion_margin", "slices_at_least"):
             bound = getattr(self, name)
-            if bound is not None and not _is_number(bound):
+            if bound is not None and not is_finite(bound):
                 raise UsageError(
                     f"The gate's {name} is {bound!r}, not a finite number.",
-                    "Give a number in the metric's unit, or None for no such condition.",
+                    "Give a number in the metric's unit, or None to omit the condition.",
                 )
         if self.champion_margin is not None and self.champion_margin < 0:
             raise UsageError(
@@ -489,25 +386,25 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSpec:
-    """How an adapter is made.
+    """How an adapter is trained.
 
     A recipe names the specs of its own plugin (``domain/name``) and the built-ins of ``core``
     (``accuracy`` or ``core/accuracy``).
 
     Attributes:
-        name: ``domain/name``; also the name of the adapter it makes.
+        name: ``domain/name``; also the name of the adapter.
         description: one line.
         dataset: name of a :class:`DatasetSpec`.
         task: name of a :class:`TaskSpec` of the dataset's kind.
         template: text → prompt.
-        settings: the defaults of this recipe.
+        settings: the settings of this recipe, which ``--set`` can override.
         loss: ``default`` (the task's) or the name of a :class:`LossSpec`.
         metrics: names of :class:`MetricSpec`; the gate's is added if missing.
-        gate: when a version may go live.
+        gate: the conditions for promotion.
         transforms: names of :class:`TransformSpec`, in order.
         baselines: names of :class:`BaselineSpec`, in addition to the task's own.
-        scale: of a regression target: ``linear`` or ``log``.
-        max_new_tokens: of a generated answer.
+        scale: scale of a regression target: ``linear`` or ``log``.
+        max_new_tokens: the largest number of tokens of a generated answer.
     """
 
     name: str
@@ -516,7 +413,7 @@ class RecipeSpec:
     task: str
     gate: Gate
     template: Template = Template()
-    settings: Settings = Settings()
+    settings: Settings = Settings()  # noqa: RUF009  # frozen
     loss: str = "default"
     metrics: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()
@@ -529,10 +426,5 @@ class RecipeSpec:
 
 
 def check_new_tokens(count: Any) -> None:
-    """Raise :class:`UsageError` unless an answer may be ``count`` tokens long."""
-    whole = isinstance(count, int) and not isinstance(count, bool)
-    if not whole or not 1 <= count <= MOST_NEW_TOKENS:
-        raise UsageError(
-            f"max_new_tokens can't be {count!r}.",
-            f"It must be a whole number between 1 and {MOST_NEW_TOKENS}.",
-        )
+    """Raise :class:`UsageError` unless an answer may have ``count`` tokens."""
+    check_value("The setting max_new_tokens", count, int, least=1, most=MOST_NEW_TOKENS)

@@ -25,7 +25,7 @@ WRONG_USE = [
     (("datasets", "show", "toy/animal"), "Did you mean 'toy/animals'?"),
     (("train", "toy/animal"), "Did you mean 'toy/animals'?"),
     (("train", "toy/animals", "--set", "max_step=3"), "Did you mean 'max_steps'?"),
-    (("train", "toy/animals", "--set", "max_steps=x"), "wants a whole number"),
+    (("train", "toy/animals", "--set", "max_steps=x"), "must be an integer"),
     (("train", "toy/animals", "--set", "max_steps"), "is not key=value"),
     (("train", "toy/animals", "--set", "r=0"), "can't be 0"),
     (("train", "toy/animals", "--resume", "2"), "Run 2 is of toy/prices"),

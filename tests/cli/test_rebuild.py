@@ -59,7 +59,7 @@ def test_rebuild_lists_what_is_lost(run_copy: Run, lose: Any) -> None:
     done = run_copy("db", "rebuild", "--json")
     assert "Lost permanently: aliases" in done.stderr
     data = json.loads(done.stdout)
-    assert (data["versions"], data["runs"], data["left_out"]) == (3, 3, [])
+    assert (data["versions"], data["runs"], data["skipped"]) == (3, 3, [])
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def test_rebuild_that_skipped_an_artifact_fails_with_an_error(damaged: Run) -> N
     error, hint = done.stderr.splitlines()[-2:]
     assert error == "Error: 1 of 3 artifacts was skipped; the others are in the registry."
     assert hint.startswith("Hint: ")
-    assert "toy/prices/1 is left out: " in done.stderr
+    assert "toy/prices/1 was skipped: " in done.stderr
 
 
 def test_rebuild_that_skipped_an_artifact_recovers_the_others(damaged: Run) -> None:
     data = json.loads(damaged("db", "rebuild", "--json").stdout)
-    assert (data["versions"], data["left_out"]) == (2, ["toy/prices/1"])
+    assert (data["versions"], data["skipped"]) == (2, ["toy/prices/1"])
     assert damaged("adapters", "verify", "--all").exit_code == 0
 
 

@@ -17,7 +17,7 @@ import pytest
 import trunkline
 from trunkline.api import Platform
 from trunkline.contracts import Row
-from trunkline.training.fit import TrainingJob
+from trunkline.training.job import TrainingJob
 
 RECIPES = {
     "medical/icd10-chapter": ("group", 12),

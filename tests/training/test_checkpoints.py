@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trunkline.training.checkpoints import Order, last_checkpoint, step_of
+from trunkline.training.checkpoints import ResumableSampler, last_checkpoint, step_of
 
 LENGTHS = [3, 9, 4, 1, 7, 7, 2, 8, 5, 6]
 
@@ -39,22 +39,22 @@ def test_there_may_be_none(tmp_path: Path) -> None:
 
 
 def test_order_holds_every_row_once() -> None:
-    assert sorted(Order(LENGTHS, 4)) == list(range(len(LENGTHS)))
+    assert sorted(ResumableSampler(LENGTHS, 4)) == list(range(len(LENGTHS)))
 
 
 def test_order_of_an_epoch_is_drawn_again(tmp_path: Path) -> None:
-    order = Order(LENGTHS, 4)
+    order = ResumableSampler(LENGTHS, 4)
     list(order)
     second = list(order)
     order.save(tmp_path)
     torch.manual_seed(5)
-    later = Order(LENGTHS, 4)
-    later.repeat(tmp_path)
+    later = ResumableSampler(LENGTHS, 4)
+    later.restore(tmp_path)
     assert list(later) == second
     assert list(later) != second
 
 
 def test_checkpoint_without_an_order_is_no_error(tmp_path: Path) -> None:
-    order = Order(LENGTHS, 4)
-    order.repeat(tmp_path)
+    order = ResumableSampler(LENGTHS, 4)
+    order.restore(tmp_path)
     assert len(list(order)) == len(LENGTHS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trunkline.training.compute import EnergyMeter, compute_report
+from trunkline.training.run_info import EnergyMeter, compute_report
 
 
 def package(folder: Path, name: str, microjoules: int, span: int = 1_000_000) -> Path:

@@ -6,8 +6,8 @@ import json
 
 import torch
 
-from trunkline.training.environment import PACKAGES, environment
 from trunkline.training.model import uses_bf16
+from trunkline.training.run_info import PACKAGES, environment
 
 
 def test_versions_and_machine_are_plain_values() -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from made_rows import make_recipe, make_row
+from made_rows import make_recipe, make_row, make_split
 from tiny_base import make_tokenizer
 from trunkline.contracts import Settings, Template
 from trunkline.data.encode import encode_answer, encode_prompt
 from trunkline.errors import DataError
 from trunkline.tasks import ClassificationTask, GenerationTask, RegressionTask
-from trunkline.training.examples import Encoded, check_answers_fit, encode_rows
+from trunkline.training.job import EncodedRows, check_answers_fit, encode_rows
 
 LABELS = ClassificationTask(("even", "odd"))
 NUMBERS = RegressionTask("linear", 0.0, 1.0, "USD")
@@ -26,7 +27,9 @@ def tokenizer() -> Any:
     return make_tokenizer()
 
 
-def encoded(task: Any = LABELS, rows: Any = ROWS, max_length: int = 128, **recipe: Any) -> Encoded:
+def encoded(
+    task: Any = LABELS, rows: Any = ROWS, max_length: int = 128, **recipe: Any
+) -> EncodedRows:
     given = make_recipe(task.kind, settings=Settings(max_length=max_length), **recipe)
     return encode_rows(rows, given, task, tokenizer())
 
@@ -85,14 +88,19 @@ def test_generation_keeps_every_token_of_the_answer() -> None:
 
 
 def test_no_rows_give_no_examples() -> None:
-    assert encoded(rows=[]) == Encoded([], 0, 0, 0)
+    assert encoded(rows=[]) == EncodedRows([], 0, 0, 0)
 
 
-def test_answer_longer_than_what_may_be_generated_is_refused() -> None:
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_answer_longer_than_max_new_tokens_is_refused(part: str) -> None:
     rows = [make_row(1, target="milk"), make_row(2, target="a very long answer indeed")]
+    parts: dict[str, list[Any]] = {"train": [], "validation": [], "test": [], part: rows}
+    prepared = SimpleNamespace(split=make_split(**parts), augmented=())
     length = len(encode_answer("a very long answer indeed", tokenizer()))
+    recipe = make_recipe("generation", max_new_tokens=length - 1)
     with pytest.raises(DataError, match=rf"row 'r2' has {length} tokens") as caught:
-        check_answers_fit(rows, make_recipe("generation", max_new_tokens=length - 1), tokenizer())
+        check_answers_fit(prepared, recipe, tokenizer())  # type: ignore[arg-type]
 
     assert caught.value.hint
-    check_answers_fit(rows, make_recipe("generation", max_new_tokens=length), tokenizer())
+    longer = make_recipe("generation", max_new_tokens=length)
+    check_answers_fit(prepared, longer, tokenizer())  # type: ignore[arg-type]

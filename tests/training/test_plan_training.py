@@ -55,7 +55,7 @@ def test_plan_is_plain_values(platform: Platform) -> None:
 @pytest.mark.parametrize(
     ("recipe", "settings", "error"),
     [
-        ("toy/animals", {"layers_to_transform": 8}, UsageError),
+        ("toy/animals", {"layers_to_transform": "top-8"}, UsageError),
         ("toy/animals", {"target_modules": "q_prj"}, NotFoundError),
         ("toy/plurals", {"max_length": 20}, DataError),
     ],

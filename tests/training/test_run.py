@@ -26,7 +26,7 @@ from trunkline.errors import (
     UsageError,
 )
 from trunkline.refs import Ref
-from trunkline.training.run import TrainedRun
+from trunkline.training.run import TrainingResult
 from workbench import SETTINGS, Whole
 
 
@@ -62,7 +62,7 @@ def status(platform: Platform, run: int = 1) -> str:
 
 
 @pytest.fixture
-def run(platform: Platform) -> TrainedRun:
+def run(platform: Platform) -> TrainingResult:
     return platform.train("toy/animals", max_steps=2)
 
 
@@ -143,10 +143,10 @@ def test_published_whatever_the_verdict(whole: Whole) -> None:
 
 
 def test_adapter_that_does_nothing_is_not_published(platform: Platform) -> None:
-    with pytest.raises(TrainingError, match="does nothing"):
+    with pytest.raises(TrainingError, match="has no effect"):
         platform.train("toy/animals", max_steps=2, learning_rate=0.0)
     assert status(platform) == "failed"
-    assert "does nothing" in (platform.registry.runs.get(1).error or "")
+    assert "has no effect" in (platform.registry.runs.get(1).error or "")
     assert_nothing_published(platform)
     assert not platform.workspace.run_path(1).exists()
 
@@ -169,7 +169,7 @@ def test_head_that_is_lost_on_the_way_to_the_disk_is_not_published(
         save_file(tensors, path, metadata={"format": "pt"})
 
     monkeypatch.setattr(PeftModel, "save_pretrained", forgetful)
-    with pytest.raises(TrainingError, match="head did not survive"):
+    with pytest.raises(TrainingError, match="head were not saved"):
         platform.train("toy/animals", max_steps=2)
     assert status(platform) == "failed"
     assert_nothing_published(platform)
@@ -230,6 +230,7 @@ def test_surprise_is_told_in_one_line(platform: Platform, monkeypatch: pytest.Mo
     "settings",
     [
         {"layers_to_transform": 9},
+        {"layers_to_transform": "top-9"},
         {"target_modules": "nose"},
         {"r": 0},
         {"rr": 4},
@@ -280,7 +281,7 @@ def test_interrupted_run_is_resumed_to_the_same_digest(
 ) -> None:
     with pytest.raises(Interrupted, match=f"stopped at step {steps} of 7") as caught:
         platform.train(recipe, should_stop=StopAfter(steps - 1), **SETTINGS)
-    assert caught.value.hint == f"Go on with `trunkline train {recipe} --resume 1`."
+    assert caught.value.hint == f"Resume it with `trunkline train {recipe} --resume 1`."
     assert status(platform) == "interrupted"
     assert_nothing_published(platform)
     resumed = platform.train(recipe, resume=1)
@@ -385,7 +386,7 @@ def test_stop_while_evaluating_keeps_what_was_trained(
 
 def test_wish_to_stop_is_heard_while_evaluating(platform: Platform) -> None:
     heard = Heard()
-    with pytest.raises(Interrupted, match="evaluation_report") as caught:
+    with pytest.raises(Interrupted, match="before the evaluation") as caught:
         platform.train(
             "toy/animals",
             listener=heard,
@@ -434,12 +435,12 @@ def test_changed_rows_refuse_to_go_on(
     from trunkline.api import open
 
     later = open(platform.workspace.root, base=str(tiny))
-    with pytest.raises(RefusedError, match="data are not the same"):
+    with pytest.raises(RefusedError, match="its data changed"):
         later.train("toy/animals", resume=stopped)
     assert status(platform) == "interrupted"
 
 
-def test_finished_run_has_nothing_to_resume(platform: Platform, run: TrainedRun) -> None:
+def test_finished_run_has_nothing_to_resume(platform: Platform, run: TrainingResult) -> None:
     with pytest.raises(RegistryError, match="has finished"):
         platform.train("toy/animals", resume=run.number)
     assert status(platform) == "finished"
@@ -466,7 +467,7 @@ def test_run_that_another_process_works_on_is_left_alone(platform: Platform, sto
     folder = platform.workspace.run_path(stopped)
     with (
         FileLock(folder / ".lock"),
-        pytest.raises(RefusedError, match="another process"),
+        pytest.raises(RefusedError, match="in use by another process"),
     ):
         platform.train("toy/animals", resume=stopped)
     assert status(platform) == "interrupted"
@@ -476,14 +477,14 @@ def test_run_that_another_process_works_on_is_left_alone(platform: Platform, sto
 # --------------------------------------------------------------------------- evaluating once more
 
 
-def test_evaluating_again_gives_the_same_figures(platform: Platform, run: TrainedRun) -> None:
+def test_evaluating_again_gives_the_same_figures(platform: Platform, run: TrainingResult) -> None:
     again = platform.evaluate("toy/animals@1")
     assert again.scores == run.evaluation_report.scores
     assert len(platform.registry.evaluations.list(version=Ref.parse("toy/animals@1"))) == 2
 
 
 def test_evaluating_again_on_other_rows_is_refused(
-    platform: Platform, run: TrainedRun, monkeypatch: pytest.MonkeyPatch, tiny: Path
+    platform: Platform, run: TrainingResult, monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
     rows = list(toy_plugin.read_animals())
     monkeypatch.setattr(toy_plugin, "read_animals", lambda: iter(rows[:-5]))
@@ -513,5 +514,5 @@ def test_stopped_folds_leave_nothing(platform: Platform) -> None:
 
 @pytest.mark.parametrize("folds", [0, 1, 21])
 def test_impossible_number_of_folds_is_told(platform: Platform, folds: int) -> None:
-    with pytest.raises(UsageError, match=f"{folds} folds"):
+    with pytest.raises(UsageError, match=f"folds can't be {folds}"):
         platform.cross_validate("toy/animals", folds)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trunkline.api import Platform
-from trunkline.training.specification import checkout, code_digest, specification
+from trunkline.training.run_info import checkout, code_digest, specification
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import EXAMPLE, shown
 
 if TYPE_CHECKING:
-    from trunkline.adapters.gc import Found
+    from trunkline.adapters.archive import ImportResult
+    from trunkline.adapters.gc import Garbage
     from trunkline.adapters.importing import Imported
-    from trunkline.adapters.moving import Arrived
     from trunkline.api import Platform
 
 _FOLDER_OPTIONS = {
@@ -295,7 +295,7 @@ def _print_import(imported: Imported, as_json: bool) -> None:
     )
 
 
-def _print_archive_import(imported: Arrived, as_json: bool) -> None:
+def _print_archive_import(imported: ImportResult, as_json: bool) -> None:
     for sentence in imported.notes:
         note(sentence)
     version, run = imported.version, imported.provenance.run
@@ -344,8 +344,8 @@ def gc(options: GlobalOptions, dry_run: bool, unknown: bool, as_json: bool) -> N
     """
     platform = options.platform
     items = platform.find_garbage(unknown=unknown)
-    garbage = [item for item in items if item.taken]
-    reported = [item for item in items if not item.taken]
+    garbage = [item for item in items if item.deletable]
+    reported = [item for item in items if not item.deletable]
     deleted = garbage if dry_run else _delete(platform, garbage)
     if as_json:
         print_json({"dry_run": dry_run, "deleted": deleted, "reported": reported})
@@ -353,18 +353,18 @@ def gc(options: GlobalOptions, dry_run: bool, unknown: bool, as_json: bool) -> N
     if deleted:
         print_table(
             ["would delete" if dry_run else "deleted", "name", "size", "reason"],
-            [(item.kind, item.name, bytes_text(item.bytes), item.why) for item in deleted],
+            [(item.kind, item.name, bytes_text(item.bytes), item.reason) for item in deleted],
             right=("size",),
             fold=("name", "reason"),
         )
     for item in reported:
-        note(f"{item.kind}: {item.name}: {item.why}")
+        note(f"{item.kind}: {item.name}: {item.reason}")
     size = bytes_text(sum(item.bytes for item in deleted))
     end = " Nothing was deleted." if dry_run else ""
     note(f"{counted(len(deleted), 'item')}, {size}.{end}" if deleted else "Nothing to delete.")
 
 
-def _delete(platform: Platform, garbage: list[Found]) -> list[Found]:
+def _delete(platform: Platform, garbage: list[Garbage]) -> list[Garbage]:
     deleted = []
     with working("items") as listener:
         if garbage:

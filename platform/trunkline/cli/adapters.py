@@ -30,7 +30,7 @@ from trunkline.errors import TrunklineError, UsageError
 from trunkline.refs import EXAMPLE, Ref
 
 if TYPE_CHECKING:
-    from trunkline.adapters.upkeep import Verdict
+    from trunkline.adapters.gc import VerifyResult
     from trunkline.api import Platform
     from trunkline.registry.finding import Page
     from trunkline.registry.records import AdapterRecord, VersionRecord
@@ -213,7 +213,7 @@ def show(options: GlobalOptions, ref: str, as_json: bool) -> None:
     versions = records[:_OTHER_VERSIONS]
     tags = platform.registry.tags.get(str(version.ref)).tags
     evaluated = platform.evaluation_report(version)
-    folder = platform.store.place(version)
+    folder = platform.store.location(version)
     damage = _damage(platform, version)
     if as_json:
         print_json(
@@ -372,7 +372,7 @@ def verify(
         )
     if damaged:
         default = "Restore the files from a copy, or train again."
-        hints = {one.advice or default: None for one in verdicts if one.damage is not None}
+        hints = {one.hint or default: None for one in verdicts if one.damage is not None}
         for hint in hints:
             note(f"Hint: {hint}")
         sys.exit(1)
@@ -380,7 +380,7 @@ def verify(
 
 def _verdicts(
     options: GlobalOptions, ref: str | None, require_signature: bool, keys: tuple[Path, ...]
-) -> Iterator[Verdict]:
+) -> Iterator[VerifyResult]:
     platform = options.platform
     if ref is not None:
         version = options.version(ref)
@@ -396,7 +396,7 @@ def _verdicts(
             listener.progress(done, max(done, total), {})
 
 
-def _print_verdict(verdict: Verdict) -> None:
+def _print_verdict(verdict: VerifyResult) -> None:
     state = "ok     " if verdict.damage is None else "DAMAGED"
     signed = f"  signed by {verdict.signed_by}" if verdict.signed_by else ""
     click.echo(f"{state}  {verdict.version}{signed}")
@@ -426,10 +426,10 @@ def rm(options: GlobalOptions, ref: str, reason: str, as_json: bool) -> None:
     """
     removed = options.platform.remove_version(ref, reason)
     if as_json:
-        print_json({"removed": str(removed.version.ref), "files_stay": removed.files_stay})
+        print_json({"removed": str(removed.version.ref), "files_kept": removed.files_kept})
         return
     click.echo(
         f"{removed.version.ref} is removed. Its lineage stays, and its number is not reused."
     )
-    if removed.files_stay:
-        note(f"Its files still exist ({removed.files_stay}); `trunkline gc` deletes them later.")
+    if removed.files_kept:
+        note(f"Its files still exist ({removed.files_kept}); `trunkline gc` deletes them later.")

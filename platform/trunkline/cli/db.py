@@ -187,7 +187,7 @@ def rebuild(options: GlobalOptions, as_json: bool) -> None:
     for sentence in result.notes:
         note(sentence)
     note(f"Lost permanently: {LOST}.")
-    skipped = len(result.left_out)
+    skipped = len(result.skipped)
     if as_json:
         print_json({**plain(result), "lost": LOST})
     else:

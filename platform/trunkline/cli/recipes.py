@@ -20,7 +20,7 @@ from trunkline.cli.root import GlobalOptions, pass_options
 
 if TYPE_CHECKING:
     from trunkline.contracts import Gate, MetricSpec
-    from trunkline.training.fit import TrainingJob
+    from trunkline.training.job import TrainingJob
 
 set_option = click.option(
     "--set",
@@ -33,7 +33,7 @@ set_option = click.option(
 
 def parse_settings(assignments: tuple[str, ...]) -> dict[str, str]:
     """The values of ``--set`` options by setting, still as text."""
-    from trunkline.training.settings import parse_assignment
+    from trunkline.training.job import parse_assignment
 
     return dict(parse_assignment(text) for text in assignments)
 
@@ -90,7 +90,7 @@ def print_recipe(job: TrainingJob) -> None:
             ("system", template.system),
             ("loss", recipe.loss),
             ("metrics", ", ".join(dict.fromkeys((recipe.gate.metric, *recipe.metrics)))),
-            ("gate", _gate(recipe.gate, job.deciding)),
+            ("gate", _gate(recipe.gate, job.deciding_metric)),
             ("more baselines", ", ".join(recipe.baselines) or None),
             ("transforms", ", ".join(recipe.transforms) or None),
             ("scale", recipe.scale if recipe.task == "regression" else None),

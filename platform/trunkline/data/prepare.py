@@ -29,7 +29,8 @@ class DataReport:
     """What became of the rows.
 
     ``dropped`` counts by reason; ``duplicated`` rows (same cleaned text, same target) are dropped
-    and counted apart; ``label_conflicts`` rows share their cleaned text with a row of another target;
+    and counted apart; ``label_conflicts`` rows share their cleaned text with a row of another
+    target;
     ``near_duplicates`` are test rows that have a near-copy in train.
     """
 

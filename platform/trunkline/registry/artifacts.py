@@ -1,7 +1,7 @@
 """Taking versions away, and what upkeep asks: what is reserved, kept, removed, running.
 
 Owns: the way from visible to removed, and the pages that a walk over the whole store reads.
-Must not know: files; :mod:`trunkline.adapters.upkeep` takes them away after the row is invisible.
+Must not know: files; :mod:`trunkline.adapters.gc` takes them away after the row is invisible.
 """
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""Recipe and data → a proven, evaluated, published artifact."""
+"""Training: a recipe and its dataset become a verified, evaluated and published adapter.
+
+May import everything below ``trunkline.api``; modules above must import it lazily, because the
+trainer loads torch and transformers.
+"""

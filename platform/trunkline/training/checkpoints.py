@@ -1,8 +1,7 @@
-"""Checkpoints of a running training, and what makes going on from one exact.
+"""Checkpoints of a training, and a sampler that makes resuming from one exact.
 
-Owns: which checkpoint counts, and the order of the rows within an epoch. Must not know: recipes,
-the registry. transformers draws that order from the global random numbers at the epoch's begin and
-can't draw it again in its middle, so the state at that moment is kept beside each checkpoint.
+transformers draws the row order of an epoch from the global random state when the epoch begins and
+can't draw it again later, so that state is stored beside each checkpoint.
 """
 
 from __future__ import annotations
@@ -15,28 +14,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_ORDER = "order.safetensors"
+_SAMPLER_STATE = "order.safetensors"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; one that was cut off while it was written is passed over."""
-    whole: dict[int, Path] = {}
+    """The newest complete checkpoint; one that was only partly written is skipped."""
+    complete: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
         try:
             state = json.loads((path / "trainer_state.json").read_bytes())
-            whole[int(state["global_step"])] = path
+            complete[int(state["global_step"])] = path
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return whole[max(whole)] if whole else None
+    return complete[max(complete)] if complete else None
 
 
 def step_of(checkpoint: Path) -> int:
-    """Optimiser steps that were taken before it."""
+    """The number of optimizer steps before a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
-    """Put a checkpoint's adapter into a PEFT model."""
+    """Load a checkpoint's adapter into a PEFT model."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -44,18 +43,18 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     set_peft_model_state_dict(model, weights)
 
 
-class Order:
-    """A sampler that groups rows of similar length, at random, and can repeat an epoch's order.
+class ResumableSampler:
+    """Yields row indices grouped by similar length, in random order that can be repeated.
 
     Args:
         lengths: of the examples, in tokens.
-        rows: of one optimizer step.
+        rows: number of rows in one optimizer step.
     """
 
     def __init__(self, lengths: Sequence[int], rows: int) -> None:
         self._lengths, self._rows = list(lengths), rows
-        self._begin: torch.Tensor | None = None
-        self._next: torch.Tensor | None = None
+        self._epoch_state: torch.Tensor | None = None
+        self._next_state: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -64,22 +63,22 @@ class Order:
         import torch
         from transformers.trainer_pt_utils import get_length_grouped_indices
 
-        if self._next is not None:
-            torch.set_rng_state(self._next)
-            self._next = None
-        self._begin = torch.get_rng_state()
+        if self._next_state is not None:
+            torch.set_rng_state(self._next_state)
+            self._next_state = None
+        self._epoch_state = torch.get_rng_state()
         return iter(get_length_grouped_indices(self._lengths, self._rows))
 
     def save(self, checkpoint: Path) -> None:
-        """Keep how the present epoch's order was drawn."""
+        """Store the random state from which the current epoch's order was drawn."""
         from safetensors.torch import save_file
 
-        if self._begin is not None:
-            save_file({"begin": self._begin}, checkpoint / _ORDER)
+        if self._epoch_state is not None:
+            save_file({"begin": self._epoch_state}, checkpoint / _SAMPLER_STATE)
 
-    def repeat(self, checkpoint: Path) -> None:
-        """Draw the next epoch as the one was drawn that ``checkpoint`` stands in the middle of."""
+    def restore(self, checkpoint: Path) -> None:
+        """Draw the next epoch's order as in the epoch in which ``checkpoint`` was saved."""
         from safetensors.torch import load_file
 
-        if (checkpoint / _ORDER).exists():
-            self._next = load_file(checkpoint / _ORDER)["begin"]
+        if (checkpoint / _SAMPLER_STATE).exists():
+            self._next_state = load_file(checkpoint / _SAMPLER_STATE)["begin"]

@@ -1,7 +1,4 @@
-"""Evaluating without publishing: a version once more, or a recipe over folds.
-
-Owns: what ``eval`` does. Must not know: how a run is recorded, the command line.
-"""
+"""Evaluation without publishing: cross-validation of a recipe, and a version once more."""
 
 from __future__ import annotations
 
@@ -19,22 +16,26 @@ from trunkline.evaluation.assess import predict_rows
 from trunkline.evaluation.baselines import Baseline, fit_baselines
 from trunkline.evaluation.report import EvaluationReport, evaluate
 from trunkline.registry.records import VersionRecord
-from trunkline.training.fit import TrainingJob, fit
+from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets
-from trunkline.training.run_context import (
+from trunkline.training.run import (
     RunContext,
     evaluate_artifact,
     prediction_record,
     record_base,
     record_dataset,
 )
+from trunkline.training.trainer import train_adapter
 
-_FOLDS_STOPPED = "The folds were stopped; nothing was kept."
+_STOPPED = "The cross-validation was stopped; nothing was kept."
 
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
-    """Predictions of every fold taken together."""
+    """The pooled evaluation of all folds.
+
+    ``evaluation`` is the number of its record in the registry.
+    """
 
     folds: int
     evaluation: int
@@ -42,16 +43,16 @@ class CrossValidation:
     per_fold: tuple[dict[str, Any], ...]
 
 
-def cross_validate(bench: RunContext, training_job: TrainingJob, folds: int) -> CrossValidation:
-    """Train once a fold, publish nothing, and evaluate all held-out rows together.
+def cross_validate(context: RunContext, job: TrainingJob, folds: int) -> CrossValidation:
+    """Train once per fold and evaluate all held-out rows together; publish nothing.
 
-    Baselines are fitted anew on every fold. Each group is held out once; the interval resamples the
-    groups of all folds.
+    Baselines are fitted on each fold. Each group is held out once; intervals resample the groups of
+    all folds.
 
     Raises:
         Interrupted: stopped by the user; nothing is kept.
     """
-    recipe = training_job.recipe
+    recipe = job.recipe
     rows: list[Row] = []
     values: list[Target] = []
     confidences: list[float | None] = []
@@ -59,105 +60,98 @@ def cross_validate(bench: RunContext, training_job: TrainingJob, folds: int) -> 
     per_fold: list[dict[str, Any]] = []
     labels: tuple[str, ...] = ()
     dataset_id = 0
-    lora_targets(bench.engine.base.model, recipe.settings)
-    bench.workspace.runs.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="folds-", dir=bench.workspace.runs))
+    lora_targets(context.engine.base.model, recipe.settings)
+    context.workspace.runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="folds-", dir=context.workspace.runs))
     try:
         for index in range(folds):
-            bench.stage(f"fold {index + 1} of {folds}")
-            prepared = prepare(
-                training_job.dataset, recipe, training_job.transforms, Fold(index, folds)
-            )
-            dataset_id = record_dataset(bench, training_job, prepared)
+            context.stage(f"fold {index + 1} of {folds}")
+            prepared = prepare(job.dataset, recipe, job.transforms, Fold(index, folds))
+            dataset_id = record_dataset(context, job, prepared)
             labels = prepared.labels
-            fitted = fit(
-                training_job,
+            output = train_adapter(
+                job,
                 prepared,
-                bench.engine,
+                context.engine,
                 folder / str(index),
-                listener=bench.listener,
+                listener=context.listener,
                 log=lambda step, figures: None,
-                should_stop=bench.should_stop,
+                should_stop=context.should_stop,
             )
-            if fitted.artifact is None:
-                raise Interrupted(_FOLDS_STOPPED)
+            if output.artifact is None:
+                raise Interrupted(_STOPPED)
             test = prepared.split.test
             predicted = predict_rows(
-                bench.engine, fitted.artifact, recipe.name, test, on_done=bench.check_stop
+                context.engine, output.artifact, recipe.name, test, on_done=context.check_stop
             )
-            bench.engine.pool.unload(fitted.artifact.digest)
+            context.engine.pool.unload(output.artifact.digest)
             shutil.rmtree(folder / str(index), ignore_errors=True)
             for baseline in fit_baselines(
-                training_job.baselines,
-                recipe,
-                prepared.split,
-                bench.engine.base,
-                bench.stage,
+                job.baselines, recipe, prepared.split, context.engine.base, context.stage
             ):
-                so_far = pooled.setdefault(
+                total = pooled.setdefault(
                     baseline.name, Baseline(baseline.name, [], "fitted on each fold")
                 )
-                so_far.predictions.extend(baseline.predictions)
+                total.predictions.extend(baseline.predictions)
             rows += test
             values += predicted.values
             confidences += predicted.confidences
-            per_fold.append({"test_rows": len(test), **fitted.to_json()})
+            per_fold.append({"test_rows": len(test), **output.to_json()})
     except (Interrupted, KeyboardInterrupt) as stop:
-        raise Interrupted(_FOLDS_STOPPED, "Start again, with fewer folds if need be.") from stop
+        raise Interrupted(_STOPPED, "Start again, perhaps with fewer folds.") from stop
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    bench.listener.stage("evaluating")
-    evaluation_report, kept = evaluate(
-        rows, values, list(pooled.values()), training_job.metrics, labels, confidences
+    context.listener.stage("evaluating")
+    report, predictions = evaluate(
+        rows, values, list(pooled.values()), job.metrics, labels, confidences
     )
-    evaluation = bench.registry.evaluations.record(
+    evaluation = context.registry.evaluations.record(
         recipe=recipe.name,
-        base_digest=record_base(bench),
+        base_digest=record_base(context),
         dataset_id=dataset_id,
         split=f"{folds} folds",
         results={
-            **evaluation_report.to_json(),
+            **report.to_json(),
             "settings": asdict(recipe.settings),
             "folds": per_fold,
         },
-        predictions=[prediction_record(prediction) for prediction in kept],
+        predictions=[prediction_record(prediction) for prediction in predictions],
     )
-    return CrossValidation(folds, evaluation, evaluation_report, tuple(per_fold))
+    return CrossValidation(folds, evaluation, report, tuple(per_fold))
 
 
 def evaluate_version(
-    bench: RunContext, training_job: TrainingJob, version: VersionRecord
+    context: RunContext, job: TrainingJob, version: VersionRecord
 ) -> EvaluationReport:
     """Evaluate a published version on its own test rows again, and record it.
 
-    On a quantized base it is recorded apart: the gate asks for what was evaluated in floating
-    point.
+    On a quantized base it is recorded under a split of its own, because the gate requires an
+    evaluation in floating point.
 
     Raises:
-        RefusedError: the data changed since it was trained, so that its test rows are not known
-            to be unseen.
+        RefusedError: the data changed since the training, so its test rows may have been seen.
     """
-    bench.listener.stage("reading data")
-    artifact = bench.store.fetch(version)
+    context.listener.stage("reading data")
+    artifact = context.store.fetch(version)
     template = artifact.manifest.make_template()
-    training_job = replace(training_job, recipe=replace(training_job.recipe, template=template))
-    prepared = prepare(training_job.dataset, training_job.recipe, training_job.transforms)
+    job = replace(job, recipe=replace(job.recipe, template=template))
+    prepared = prepare(job.dataset, job.recipe, job.transforms)
     data = artifact.manifest.data
     if (data["fingerprint"], data["split"]) != (prepared.fingerprint, prepared.split.fingerprint):
         raise RefusedError(
-            f"The rows of {training_job.dataset.name} changed since {version.ref} was trained; its "
-            "test rows can't be told from its training rows.",
-            f"Train again: `trunkline train {training_job.recipe.name}`.",
+            f"The rows of {job.dataset.name} changed since {version.ref} was trained, so its test "
+            "rows can't be separated from its training rows.",
+            f"Train again: `trunkline train {job.recipe.name}`.",
         )
-    evaluation_report, kept = evaluate_artifact(bench, training_job, prepared, artifact)
-    quantized = bench.engine.base.quantized
-    bench.registry.evaluations.record(
-        recipe=training_job.recipe.name,
-        base_digest=record_base(bench),
-        dataset_id=record_dataset(bench, training_job, prepared),
+    report, predictions = evaluate_artifact(context, job, prepared, artifact)
+    quantized = context.engine.base.quantized
+    context.registry.evaluations.record(
+        recipe=job.recipe.name,
+        base_digest=record_base(context),
+        dataset_id=record_dataset(context, job, prepared),
         split=f"test, base in {quantized}" if quantized else "test",
-        results={**evaluation_report.to_json(), "gate": asdict(training_job.recipe.gate)},
-        predictions=[prediction_record(prediction) for prediction in kept],
+        results={**report.to_json(), "gate": asdict(job.recipe.gate)},
+        predictions=[prediction_record(prediction) for prediction in predictions],
         version=version.ref,
     )
-    return evaluation_report
+    return report

@@ -1,7 +1,4 @@
-"""The model that is trained: a fresh copy of the base with an untrained LoRA adapter.
-
-Owns: what is adapted, and in which arithmetic. Must not know: data, steps, the registry.
-"""
+"""The model to train: a fresh copy of the base with an untrained LoRA adapter."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -> Any:
-    """A fresh copy of the base with an untrained LoRA adapter, and a head if the task has one.
+    """Load a fresh copy of the base and add an untrained adapter, and a head if the task has one.
 
     Raises:
         UsageError: see :func:`lora_targets`.
@@ -47,57 +44,65 @@ def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -
 
 
 def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] | None]:
-    """Names of the modules that a run adapts, and numbers of the layers; None: all.
+    """Names of the modules to adapt, and indices of the layers; None: all layers.
 
     Args:
-        model: any of the base's own models; only the trunk is adapted.
-        settings: of the recipe.
+        model: any model of the base; only its backbone is adapted, not a head.
+        settings: ``target_modules`` and ``layers_to_transform`` are used.
 
     Raises:
-        NotFoundError: a name in ``target_modules`` is none of the base's linear layers.
-        UsageError: ``target_modules`` names nothing, or there are not that many layers.
+        NotFoundError: a name in ``target_modules`` is not one of the base's linear layers.
+        UsageError: ``target_modules`` is empty, or the base does not have these layers.
     """
     from transformers.pytorch_utils import Conv1D
 
-    fused_layers = f"{model.base_model_prefix}."
-    known = sorted(
+    prefix = f"{model.base_model_prefix}."
+    linear_layers = sorted(
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if name.startswith(fused_layers)
+            if name.startswith(prefix)
             and (hasattr(module, "in_features") or isinstance(module, Conv1D))
         }
     )
-    names = [name.strip() for name in settings.target_modules.split(",") if name.strip()]
+    names = [name for name in settings.target_modules.split(",") if name]
     if not names:
         raise UsageError(
-            f"target_modules = {settings.target_modules!r} names nothing.",
-            f"Use all-linear, or names out of {', '.join(known)}.",
+            f"target_modules = {settings.target_modules!r} contains no name.",
+            f"Use all-linear, or any of {', '.join(linear_layers)}.",
         )
     if names == ["all-linear"]:
-        names = known
+        names = linear_layers
     for name in names:
-        if name not in known:
+        if name not in linear_layers:
             raise NotFoundError.named(
-                "linear layer", name, known, f"The base has {', '.join(known)}."
+                "linear layer", name, linear_layers, f"The base has {', '.join(linear_layers)}."
             )
-    layers = int(model.config.get_text_config().num_hidden_layers)
-    if settings.layers_to_transform > layers:
+    count = int(model.config.get_text_config().num_hidden_layers)
+    return sorted(set(names)), _layer_indices(settings.layers_to_transform, count)
+
+
+def _layer_indices(layers: str, count: int) -> list[int] | None:
+    """The layers that ``layers_to_transform`` selects; None: all."""
+    if not layers:
+        return None
+    top = layers.startswith("top-")
+    if top:
+        number = int(layers.removeprefix("top-"))
+        valid, indices = number <= count, list(range(max(0, count - number), count))
+    else:
+        indices = sorted({int(index) for index in layers.split(",")})
+        valid = indices[-1] < count
+    if not valid:
         raise UsageError(
-            f"layers_to_transform is {settings.layers_to_transform}, "
-            f"but the base has {layers} layers.",
-            f"Use --set layers_to_transform={layers} or less.",
+            f"layers_to_transform is {layers!r}, but the base has {count} layers.",
+            f"Use top-{count} or less." if top else f"Use numbers from 0 to {count - 1}.",
         )
-    chosen = (
-        range(layers - settings.layers_to_transform, layers)
-        if settings.layers_to_transform
-        else None
-    )
-    return sorted(set(names)), None if chosen is None else list(chosen)
+    return indices
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether training multiplies in bfloat16 (weights and adapters stay as they are)."""
+    """Whether training multiplies in bfloat16; weights and adapters keep their type."""
     import torch
 
     if precision != "auto":
@@ -106,5 +111,5 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     if device.type != "cpu":
         return False
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,4 +1,4 @@
-"""What a training would take. Owns the estimate; trains and writes nothing."""
+"""Estimate the cost of a training without training."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from trunkline.data.prepare import prepare
 from trunkline.inference.engine import Engine
 from trunkline.registry.registry import Registry
 from trunkline.tasks import task_for
-from trunkline.training.examples import encode_rows
-from trunkline.training.fit import TrainingJob, check_no_answer_cut
+from trunkline.training.job import TrainingJob, check_answers_fit, encode_rows
 from trunkline.training.model import lora_model, lora_targets
-from trunkline.training.steps import steps_per_epoch, total_steps
+from trunkline.training.trainer import steps_per_epoch, total_steps
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """The resolved recipe and its cost.
+    """The resolved recipe and its estimated cost.
 
-    ``training_flops`` counts 6 operations a parameter and token (Kaplan et al. 2020, section
+    ``training_flops`` counts 6 operations per parameter and token (Kaplan et al. 2020, section
     2.1), an upper bound here, since frozen weights need no gradient of their own. ``seconds`` is
-    scaled from this recipe's newest finished run on this machine's kind of device; None if there
-    was none.
+    scaled from this recipe's newest finished run on the same kind of device; None if there is none.
     """
 
     recipe: RecipeSpec
@@ -42,15 +40,15 @@ class TrainingPlan:
         return asdict(self)
 
 
-def plan_training(training_job: TrainingJob, engine: Engine, registry: Registry) -> TrainingPlan:
-    """Read and encode the data, build the adapter, count; then throw it away."""
-    recipe, base = training_job.recipe, engine.base
+def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> TrainingPlan:
+    """Encode the data and build the adapter to count their sizes; nothing is kept."""
+    recipe, base = job.recipe, engine.base
     lora_targets(base.model, recipe.settings)
-    prepared = prepare(training_job.dataset, recipe, training_job.transforms)
+    prepared = prepare(job.dataset, recipe, job.transforms)
     train = (*prepared.split.train, *prepared.augmented)
-    task = task_for(recipe, prepared.labels, train, training_job.dataset.unit)
+    task = task_for(recipe, prepared.labels, train, job.dataset.unit)
     encoded = encode_rows(train, recipe, task, base.tokenizer)
-    check_no_answer_cut(prepared, recipe, base.tokenizer)
+    check_answers_fit(prepared, recipe, base.tokenizer)
     model = lora_model(base.info.name, task, recipe.settings, str(base.device))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = total_steps(recipe.settings, len(encoded.examples))

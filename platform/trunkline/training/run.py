@@ -1,13 +1,10 @@
-"""A run: a recipe trained, evaluated, published, and written down whatever happens.
-
-Owns: the order of things and the registry's account of them. Must not know: the command line.
-"""
+"""A training run: train a recipe, evaluate and publish the adapter, and record how it ended."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +13,8 @@ from typing import Any
 from trunkline.adapters.artifact import CARD, CROISSANT, Artifact, write_json
 from trunkline.adapters.card import render_card
 from trunkline.adapters.provenance import run_provenance, write_provenance
+from trunkline.adapters.store import AdapterStore
+from trunkline.contracts import ProgressListener
 from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import (
@@ -26,28 +25,54 @@ from trunkline.errors import (
     TrunklineError,
     one_line,
 )
-from trunkline.evaluation.report import EvaluationReport
+from trunkline.evaluation.assess import predict_rows
+from trunkline.evaluation.baselines import fit_baselines
+from trunkline.evaluation.report import EvaluationReport, Prediction, evaluate
+from trunkline.inference.engine import Engine
 from trunkline.plugins import PluginInfo
 from trunkline.refs import Ref
-from trunkline.registry.records import RunRecord, VersionRecord
+from trunkline.registry.records import PredictionRecord, RunRecord, VersionRecord
+from trunkline.registry.registry import Registry
 from trunkline.training.checkpoints import last_checkpoint
-from trunkline.training.compute import EnergyMeter, compute_report
-from trunkline.training.environment import environment
-from trunkline.training.fit import Fitted, TrainingJob, fit
+from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets, uses_bf16
-from trunkline.training.run_context import (
-    RunContext,
-    evaluate_artifact,
-    prediction_record,
-    record_base,
-    record_dataset,
-)
-from trunkline.training.specification import specification
+from trunkline.training.run_info import EnergyMeter, compute_report, environment, specification
+from trunkline.training.trainer import TrainerOutput, train_adapter
+from trunkline.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedRun:
-    """A finished run and the version that it published."""
+class RunContext:
+    """The parts of a workspace that a run uses, and the engine with the clean base."""
+
+    workspace: Workspace
+    registry: Registry
+    store: AdapterStore
+    engine: Engine
+    listener: ProgressListener
+    should_stop: Callable[[], bool]
+
+    def stage(self, text: str) -> None:
+        """Report the start of a stage.
+
+        Raises:
+            Interrupted: ``should_stop`` returned true.
+        """
+        self.check_stop()
+        self.listener.stage(text)
+
+    def check_stop(self, _: int = 0) -> None:
+        """Raise :class:`Interrupted` if ``should_stop`` returns true."""
+        if self.should_stop():
+            raise Interrupted("Stopped before the evaluation was complete.")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A finished run with the version that it published and its evaluation.
+
+    ``report`` holds the counts of rows, steps and tokens, the proof, and the compute used.
+    """
 
     number: int
     version: VersionRecord
@@ -56,103 +81,100 @@ class TrainedRun:
 
 
 def train(
-    bench: RunContext,
-    training_job: TrainingJob,
+    context: RunContext,
+    job: TrainingJob,
     plugin: PluginInfo | None,
     resume: RunRecord | None = None,
-) -> TrainedRun:
+) -> TrainingResult:
     """Train a recipe and publish the version, whatever the verdict.
 
     Raises:
         Interrupted: stopped by the user; the run can be resumed.
         TrunklineError: the run failed; it is recorded as failed, nothing is published.
     """
-    recipe = training_job.recipe
-    lora_targets(bench.engine.base.model, recipe.settings)
-    bench.listener.stage("reading data")
-    prepared = prepare(training_job.dataset, recipe, training_job.transforms)
-    dataset_id = record_dataset(bench, training_job, prepared)
+    recipe = job.recipe
+    lora_targets(context.engine.base.model, recipe.settings)
+    context.listener.stage("reading data")
+    prepared = prepare(job.dataset, recipe, job.transforms)
+    dataset_id = record_dataset(context, job, prepared)
     with ExitStack() as stack:
         if resume is None:
-            number = _start(bench, training_job, plugin, dataset_id)
-            folder = bench.workspace.run_path(number)
-            stack.enter_context(_account(bench, recipe.name, number, folder))
-            stack.enter_context(_held(folder, number))
+            number = _start(context, job, plugin, dataset_id)
+            folder = context.workspace.run_path(number)
+            stack.enter_context(_record_outcome(context, recipe.name, number, folder))
+            stack.enter_context(_lock_folder(folder, number))
         else:
-            _check_same_ground(resume, prepared, bench)
+            _check_resumable(resume, prepared, context)
             number = resume.number
-            folder = bench.workspace.run_path(number)
-            stack.enter_context(_held(folder, number))
-            bench.registry.runs.resume(number)
-            stack.enter_context(_account(bench, recipe.name, number, folder))
+            folder = context.workspace.run_path(number)
+            stack.enter_context(_lock_folder(folder, number))
+            context.registry.runs.resume(number)
+            stack.enter_context(_record_outcome(context, recipe.name, number, folder))
         started = time.monotonic()
         meter = None if resume is not None else EnergyMeter()
 
         def log(step: int, values: Mapping[str, float]) -> None:
             if meter is not None:
                 meter.read()
-            bench.registry.runs.log_metrics(number, step, values)
+            context.registry.runs.log_metrics(number, step, values)
 
-        fitted = fit(
-            training_job,
+        output = train_adapter(
+            job,
             prepared,
-            bench.engine,
+            context.engine,
             folder,
-            listener=bench.listener,
+            listener=context.listener,
             log=log,
-            should_stop=bench.should_stop,
+            should_stop=context.should_stop,
             resume=resume is not None,
         )
-        if fitted.artifact is None:
-            stepped = fitted.stepped
+        if output.artifact is None:
             raise Interrupted(
-                f"Run {number} was stopped at step {stepped.steps} of {stepped.total_steps}."
+                f"Run {number} was stopped at step {output.steps} of {output.total_steps}."
             )
-        report = _report(bench, prepared, fitted, started, meter)
-        evaluation_report = _evaluate_and_record(
-            bench, training_job, prepared, fitted, dataset_id, number
-        )
+        report = _report(context, prepared, output, started, meter)
+        evaluation_report = _evaluate_and_record(context, job, prepared, output, dataset_id, number)
         report["seconds"] = round(time.monotonic() - started, 1)
-        _write_account(bench, training_job, prepared, fitted.artifact, number, report)
-        bench.listener.stage("publishing")
-        version = bench.store.publish(
-            fitted.artifact.folder, Ref.parse(recipe.name), task=recipe.task, run=number
+        _write_documents(context, job, prepared, output.artifact, number, report)
+        context.listener.stage("publishing")
+        version = context.store.publish(
+            output.artifact.folder, Ref.parse(recipe.name), task=recipe.task, run=number
         )
-        bench.registry.runs.finish(number, "finished", report=report)
+        context.registry.runs.finish(number, "finished", report=report)
     shutil.rmtree(folder, ignore_errors=True)
-    return TrainedRun(number, version, evaluation_report, report)
+    return TrainingResult(number, version, evaluation_report, report)
 
 
 @contextmanager
-def _account(bench: RunContext, recipe: str, number: int, folder: Path) -> Iterator[None]:
-    """Write down how the run ended if the block raises, and say it in one sentence."""
+def _record_outcome(context: RunContext, recipe: str, number: int, folder: Path) -> Iterator[None]:
+    """Record how the run ended if the block raises, and raise an error that says how to go on."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         message = str(stop) or f"Run {number} was stopped."
-        bench.registry.runs.finish(number, "interrupted", error=message)
-        _drop_unless_resumable(folder)
+        context.registry.runs.finish(number, "interrupted", error=message)
+        _remove_unless_resumable(folder)
         raise Interrupted(
-            message, f"Go on with `trunkline train {recipe} --resume {number}`."
+            message, f"Resume it with `trunkline train {recipe} --resume {number}`."
         ) from stop
     except TrunklineError as error:
-        bench.registry.runs.finish(number, "failed", error=error.message)
-        if isinstance(error, TrainingError | DataError):  # going on would fail the same way
+        context.registry.runs.finish(number, "failed", error=error.message)
+        if isinstance(error, TrainingError | DataError):  # resuming would fail in the same way
             shutil.rmtree(folder, ignore_errors=True)
-        _drop_unless_resumable(folder)
+        _remove_unless_resumable(folder)
         raise
     except Exception as error:
         reason = one_line(error, with_type=True)
-        bench.registry.runs.finish(number, "failed", error=reason)
-        _drop_unless_resumable(folder)
+        context.registry.runs.finish(number, "failed", error=reason)
+        _remove_unless_resumable(folder)
         raise TrainingError(
             f"Run {number} failed: {reason}.", "`trunkline --debug train …` shows the traceback."
         ) from error
 
 
 @contextmanager
-def _held(folder: Path, number: int) -> Iterator[None]:
-    """Keep every other process away from the run's folder; a killed one lets go by itself."""
+def _lock_folder(folder: Path, number: int) -> Iterator[None]:
+    """Lock the run's folder against other processes; a killed process releases the lock."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock", timeout=0)
@@ -161,12 +183,12 @@ def _held(folder: Path, number: int) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise RefusedError(
-            f"Run {number} is being worked on by another process.", "Wait for it, or stop it."
+            f"Run {number} is in use by another process.", "Wait for it, or stop it."
         ) from None
     except OSError as error:
         raise TrainingError(
             f"The run's folder {folder} can't be written: {error.strerror or error}.",
-            "Make room or give write permission.",
+            "Free disk space, or grant write permission.",
         ) from error
     try:
         yield
@@ -174,100 +196,173 @@ def _held(folder: Path, number: int) -> Iterator[None]:
         lock.release()
 
 
-def _drop_unless_resumable(folder: Path) -> None:
-    """Leave no folder behind that holds no checkpoint."""
+def _remove_unless_resumable(folder: Path) -> None:
+    """Remove the folder of a run that has no checkpoint."""
     if last_checkpoint(folder / "checkpoints") is None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _evaluate_and_record(
-    bench: RunContext,
-    training_job: TrainingJob,
+    context: RunContext,
+    job: TrainingJob,
     prepared: Prepared,
-    fitted: Fitted,
+    output: TrainerOutput,
     dataset_id: int,
     number: int,
 ) -> EvaluationReport:
-    recipe, artifact = training_job.recipe, fitted.artifact
+    recipe, artifact = job.recipe, output.artifact
     assert artifact is not None
-    evaluation_report, kept = evaluate_artifact(bench, training_job, prepared, artifact)
-    bench.registry.evaluations.record(
+    report, predictions = evaluate_artifact(context, job, prepared, artifact)
+    context.registry.evaluations.record(
         recipe=recipe.name,
-        base_digest=bench.engine.base.digest,
+        base_digest=context.engine.base.digest,
         dataset_id=dataset_id,
         split="test",
-        results={**evaluation_report.to_json(), "gate": asdict(recipe.gate)},
-        predictions=[prediction_record(prediction) for prediction in kept],
+        results={**report.to_json(), "gate": asdict(recipe.gate)},
+        predictions=[prediction_record(prediction) for prediction in predictions],
         run=number,
     )
-    return evaluation_report
+    return report
 
 
-def _write_account(
-    bench: RunContext,
-    training_job: TrainingJob,
+def _write_documents(
+    context: RunContext,
+    job: TrainingJob,
     prepared: Prepared,
     artifact: Artifact,
     number: int,
     report: Mapping[str, Any],
 ) -> None:
-    """Write what lies outside of the identity: Croissant file, provenance and card."""
-    dataset = training_job.dataset
-    described = croissant_of(dataset, prepared.split, prepared.fingerprint)
-    write_json(artifact.folder / CROISSANT, described)
-    provenance = run_provenance(bench.registry, number, artifact, dataset=dataset, report=report)
+    """Write the files outside the artifact's identity: Croissant file, provenance and card."""
+    dataset = job.dataset
+    croissant = croissant_of(dataset, prepared.split, prepared.fingerprint)
+    write_json(artifact.folder / CROISSANT, croissant)
+    provenance = run_provenance(context.registry, number, artifact, dataset=dataset, report=report)
     write_provenance(artifact.folder, provenance)
-    card = render_card(artifact, provenance, training_job.recipe.name)
+    card = render_card(artifact, provenance, job.recipe.name)
     (artifact.folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _start(
-    bench: RunContext, training_job: TrainingJob, plugin: PluginInfo | None, dataset_id: int
+    context: RunContext, job: TrainingJob, plugin: PluginInfo | None, dataset_id: int
 ) -> int:
-    recipe, base = training_job.recipe, bench.engine.base
+    recipe, base = job.recipe, context.engine.base
     plugin_id = None
     if plugin is not None:
-        plugin_id = bench.registry.sources.record_plugin(
+        plugin_id = context.registry.sources.record_plugin(
             distribution=plugin.distribution,
             version=plugin.version,
             api=plugin.api or 0,
             domain=plugin.domain,
         )
-    return bench.registry.runs.start(
+    return context.registry.runs.start(
         recipe=recipe.name,
-        base_digest=record_base(bench),
+        base_digest=record_base(context),
         dataset_id=dataset_id,
         plugin_id=plugin_id,
         seed=recipe.settings.seed,
         settings=asdict(recipe.settings),
         environment=environment(base.device, uses_bf16(recipe.settings.precision, base.device)),
-        specification=specification(training_job, plugin),
+        specification=specification(job, plugin),
     )
 
 
-def _check_same_ground(run: RunRecord, prepared: Prepared, bench: RunContext) -> None:
-    """A checkpoint goes on only on the base, rows and split that it began with."""
-    begun = (run.base_digest, run.dataset_fingerprint, run.split_fingerprint)
-    now = (bench.engine.base.digest, prepared.fingerprint, prepared.split.fingerprint)
-    if begun != now:
+def _check_resumable(run: RunRecord, prepared: Prepared, context: RunContext) -> None:
+    """Refuse to resume a run on another base, other rows or another split."""
+    before = (run.base_digest, run.dataset_fingerprint, run.split_fingerprint)
+    now = (context.engine.base.digest, prepared.fingerprint, prepared.split.fingerprint)
+    if before != now:
         raise RefusedError(
-            f"Run {run.number} can't go on: its base or its data are not the same any more.",
-            f"Start anew with `trunkline train {run.recipe}`.",
+            f"Run {run.number} can't be resumed: its base or its data changed.",
+            f"Start a new run with `trunkline train {run.recipe}`.",
         )
 
 
 def _report(
-    bench: RunContext, prepared: Prepared, fitted: Fitted, started: float, meter: EnergyMeter | None
+    context: RunContext,
+    prepared: Prepared,
+    output: TrainerOutput,
+    started: float,
+    meter: EnergyMeter | None,
 ) -> dict[str, Any]:
-    base = bench.engine.base
+    base = context.engine.base
     return {
         "data": prepared.report.to_json(),
-        **fitted.to_json(),
+        **output.to_json(),
         "train_seconds": round(time.monotonic() - started, 1),
         "compute": compute_report(
             parameters=base.info.parameters,
-            tokens=fitted.stepped.tokens,
+            tokens=output.tokens_trained,
             device=base.device.type,
             meter=meter,
         ),
     }
+
+
+# --------------------------------------------------------- shared with cross-validation
+
+
+def evaluate_artifact(
+    context: RunContext, job: TrainingJob, prepared: Prepared, artifact: Artifact
+) -> tuple[EvaluationReport, list[Prediction]]:
+    """Compare an artifact with its baselines on the test rows.
+
+    Raises:
+        Interrupted: the user stopped it.
+    """
+    recipe, split = job.recipe, prepared.split
+    baselines = fit_baselines(job.baselines, recipe, split, context.engine.base, context.stage)
+    context.stage("predicting the test rows")
+    predicted = predict_rows(
+        context.engine, artifact, recipe.name, split.test, on_done=context.check_stop
+    )
+    context.stage("evaluating")
+    return evaluate(
+        split.test,
+        predicted.values,
+        baselines,
+        job.metrics,
+        prepared.labels,
+        predicted.confidences,
+    )
+
+
+def record_base(context: RunContext) -> str:
+    """Record the base; returns its digest."""
+    info = context.engine.base.info
+    context.registry.sources.record_base(
+        digest=info.digest,
+        name=info.name,
+        source=info.source,
+        architecture=info.architecture,
+        parameters=info.parameters,
+        dtype=info.dtype,
+    )
+    return info.digest
+
+
+def record_dataset(context: RunContext, job: TrainingJob, prepared: Prepared) -> int:
+    """Record the dataset with its split; returns its id."""
+    dataset = job.dataset
+    return context.registry.sources.record_dataset(
+        name=dataset.name,
+        fingerprint=prepared.fingerprint,
+        split_fingerprint=prepared.split.fingerprint,
+        rows=prepared.report.kept,
+        license=dataset.license,
+        source=dataset.source,
+        counts=prepared.report.to_json(),
+    )
+
+
+def prediction_record(prediction: Prediction) -> PredictionRecord:
+    """A prediction in the form of the registry."""
+    baseline = prediction.baseline_prediction
+    return PredictionRecord(
+        row_id=prediction.row_id,
+        group=prediction.group,
+        target=str(prediction.target),
+        prediction=str(prediction.prediction),
+        confidence=prediction.confidence,
+        baseline_prediction=None if baseline is None else str(baseline),
+    )

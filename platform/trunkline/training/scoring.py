@@ -1,13 +1,9 @@
-"""The loss of a step and the score of a validation, whoever wrote them.
-
-Owns: calling a plugin's loss and metric, and saying whose fault it was. Must not know: LoRA, the
-trainer, the registry.
-"""
+"""The training loss and the validation score, with errors that name the plugin's function."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import LossFunction, LossSpec, MetricSpec, Row, Scored
@@ -15,21 +11,21 @@ from trunkline.errors import PluginCallError, TrunklineError, one_line
 from trunkline.inference.forward import generate_texts
 from trunkline.tasks import AnyTask, GenerationTask
 from trunkline.tasks.batches import by_length
-from trunkline.training.examples import Encoded
+from trunkline.training.job import EncodedRows, prompt_of
 
 if TYPE_CHECKING:
     import torch
 
 VALIDATION_GENERATIONS = 128
-"""Most validation rows that a generation is evaluated on between steps."""
+"""Largest number of validation rows for which answers are generated between steps."""
 
 
 def build_loss(spec: LossSpec, task: AnyTask, train: Sequence[Row]) -> LossFunction:
-    """The loss of a recipe, checked whenever it is called.
+    """Build a recipe's loss function.
 
     Raises:
-        PluginCallError: it can't be built. Called, it raises the same where the plugin's function
-            raises, or gives no differentiable scalar.
+        PluginCallError: the loss can't be built. The returned function raises it too, if the
+            plugin's function raises or returns something else than a differentiable scalar.
     """
     name, hint = spec.name, "See the LossSpec contract in docs/hooks.md."
     try:
@@ -51,22 +47,22 @@ def build_loss(spec: LossSpec, task: AnyTask, train: Sequence[Row]) -> LossFunct
             raise PluginCallError.raised(f"The loss {name}", error, hint) from error
         if not isinstance(value, torch.Tensor) or value.dim() != 0:
             shape = f"a tensor of shape {tuple(value.shape)}" if hasattr(value, "shape") else value
-            raise PluginCallError(f"The loss {name} gave {shape}, not a scalar tensor.", hint)
+            raise PluginCallError(f"The loss {name} returned {shape}, not a scalar tensor.", hint)
         if outputs.requires_grad and not value.requires_grad:
             raise PluginCallError(
-                f"The loss {name} gave a number that doesn't depend on the outputs.", hint
+                f"The loss {name} returned a number that doesn't depend on the outputs.", hint
             )
         return value
 
     return checked
 
 
-def validator(
-    metric: MetricSpec, rows: Sequence[Row], encoded: Encoded, task: AnyTask, tokenizer: Any
+def make_validator(
+    metric: MetricSpec, rows: Sequence[Row], encoded: EncodedRows, task: AnyTask, tokenizer: Any
 ) -> Callable[[Any], float]:
-    """The deciding metric on the validation rows, as a function of the model in training.
+    """A function that computes the deciding metric of a model on the validation rows.
 
-    The function raises :class:`PluginCallError` where the metric raises or gives no finite number.
+    It raises :class:`PluginCallError` if the metric raises or returns no finite number.
     """
 
     def score(predictions: Sequence[Any], targets: Sequence[Any]) -> float:
@@ -80,16 +76,16 @@ def validator(
             raise PluginCallError.raised(f"The metric {metric.name}", error, hint) from error
         if not math.isfinite(value):
             raise PluginCallError(
-                f"The metric {metric.name} gave {value} on the validation rows; no checkpoint "
-                "can be chosen by it.",
+                f"The metric {metric.name} returned {value} on the validation rows, so it can't "
+                "select a checkpoint.",
                 hint,
             )
         return value
 
     if isinstance(task, GenerationTask):
-        chosen = range(0, len(rows), max(1, -(-len(rows) // VALIDATION_GENERATIONS)))
-        prompts = [prompt_of(encoded.examples[index]) for index in chosen]
-        answers = [rows[index].target for index in chosen]
+        indices = range(0, len(rows), max(1, -(-len(rows) // VALIDATION_GENERATIONS)))
+        prompts = [prompt_of(encoded.examples[index]) for index in indices]
+        answers = [rows[index].target for index in indices]
 
         def generate(model: Any) -> float:
             texts = generate_texts(model, tokenizer, prompts, task.max_new_tokens)
@@ -97,7 +93,7 @@ def validator(
 
         return generate
 
-    def classify(model: Any) -> float:
+    def predict(model: Any) -> float:
         import torch
 
         predictions: list[Any] = [None] * len(rows)
@@ -112,10 +108,4 @@ def validator(
                     predictions[index] = value
         return score(predictions, [row.target for row in rows])
 
-    return classify
-
-
-def prompt_of(example: Mapping[str, Any]) -> list[int]:
-    """The example's ids without its answer."""
-    ids: list[int] = example["input_ids"]
-    return ids[: len(ids) - example["answer"]] if "answer" in example else ids
+    return predict

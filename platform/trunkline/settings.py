@@ -1,0 +1,184 @@
+"""The settings of a recipe, and the validator for settings of every kind: type, range, choices."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trunkline.errors import UsageError
+
+SCHEDULERS = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt",
+)  # fmt: skip
+"""transformers' learning-rate schedules that need no arguments of their own."""
+
+_LAYERS = re.compile(r"|[0-9]+(,[0-9]+)*|top-[1-9][0-9]*", re.ASCII)
+_NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+
+
+def check_value(
+    subject: str,
+    value: Any,
+    kind: type,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: Sequence[str] = (),
+    help: str = "",
+) -> None:
+    """Raise :class:`UsageError` unless ``value`` has the type and lies in the range.
+
+    Args:
+        subject: what the value is for, as the start of a sentence: ``The setting r``.
+        value: any object; an int is accepted as a float, a bool never as a number.
+        kind: ``int``, ``float``, ``bool`` or ``str``.
+        least, most: the inclusive range of a number; None: unbounded.
+        choices: the accepted texts; empty: any.
+        help: what the value means, for the hint.
+    """
+    if not is_kind(value, kind):
+        raise UsageError(
+            f"{subject} must be {noun_for(kind)}, not {value!r}.",
+            f"{help[:1].upper()}{help[1:]}." if help else _range_hint(least, most),
+        )
+    if choices and value not in choices:
+        raise UsageError(f"{subject} can't be {value!r}.", f"Use one of: {', '.join(choices)}.")
+    if (least is not None and value < least) or (most is not None and value > most):
+        meaning = f": {help}" if help else ""
+        raise UsageError(
+            f"{subject} can't be {value!r}.", f"{_range_hint(least, most)[:-1]}{meaning}."
+        )
+
+
+def is_kind(value: Any, kind: type) -> bool:
+    """Whether ``value`` has the type; a float must be finite, and may be given as an int."""
+    if kind is float:
+        return is_finite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def is_finite(value: Any) -> bool:
+    """Whether ``value`` is an int or a float that is finite as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def noun_for(kind: type) -> str:
+    """The noun for a type in a message: ``an integer``."""
+    return _NOUNS[kind]
+
+
+def _range_hint(least: float | None, most: float | None) -> str:
+    if least is None:
+        return "Give a finite number."
+    return (
+        f"It must be at least {least}."
+        if most is None
+        else (f"It must be between {least} and {most}.")
+    )
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    return field(
+        default=default,
+        metadata={"help": help, "least": least, "most": most, "choices": choices},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The numbers of a recipe, which ``--set`` can override; each is checked.
+
+    Names and meanings are those of transformers' ``TrainingArguments`` and PEFT's ``LoraConfig``.
+    ``target_modules`` and ``layers_to_transform`` also accept lists, which are stored as text.
+    """
+
+    num_train_epochs: float = _setting(3.0, "passes over the training rows", least=0.0, most=1000)
+    max_steps: int = _setting(
+        -1, "number of optimizer steps; 0 or -1: by num_train_epochs", least=-1
+    )
+    max_train_samples: int = _setting(0, "largest number of training rows; 0: all", least=0)
+    learning_rate: float = _setting(5e-4, "peak learning rate of AdamW", least=0.0, most=1.0)
+    lr_scheduler_type: str = _setting(
+        "linear", "schedule of the learning rate, as transformers names it", choices=SCHEDULERS
+    )
+    warmup_ratio: float = _setting(0.06, "share of the steps used for warmup", least=0.0, most=1.0)
+    weight_decay: float = _setting(0.0, "weight decay of AdamW", least=0.0, most=1.0)
+    per_device_train_batch_size: int = _setting(
+        16, "rows in a batch on the device", least=1, most=4096
+    )
+    gradient_accumulation_steps: int = _setting(
+        1, "batches accumulated before an optimizer step", least=1, most=4096
+    )
+    r: int = _setting(16, "LoRA rank", least=1, most=1024)
+    lora_alpha: float = _setting(32.0, "LoRA alpha; updates are scaled by alpha / r", least=1e-6)
+    lora_dropout: float = _setting(0.0, "LoRA dropout", least=0.0, most=0.9)
+    use_rslora: bool = _setting(False, "scale by alpha / sqrt(r) (rank-stabilized LoRA)")
+    target_modules: str = _setting(
+        "all-linear", "'all-linear', or module names with commas: 'q_proj,v_proj'"
+    )
+    layers_to_transform: str = _setting(
+        "", "layers to adapt: numbers with commas ('0,1,2') or 'top-10'; empty: all"
+    )
+    max_length: int = _setting(128, "longest prompt with answer, in tokens", least=4)
+    evals_per_epoch: int = _setting(2, "validations in an epoch", least=1, most=100)
+    early_stopping_patience: int = _setting(
+        4, "stop after this many validations without improvement; 0: never", least=0
+    )
+    precision: str = _setting(
+        "auto",
+        "arithmetic of training; auto: bf16 where the device is fast at it, else fp32",
+        choices=("auto", "fp32", "bf16"),
+    )
+    seed: int = _setting(0, "seed of initialization and row order", least=0, most=2**31 - 1)
+    split_seed: int = _setting(0, "seed of the split by group", least=0, most=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            object.__setattr__(
+                self, spec.name, checked_setting(spec.name, getattr(self, spec.name))
+            )
+
+
+def checked_setting(name: str, value: Any) -> Any:
+    """The value of a setting in its stored form.
+
+    Raises:
+        UsageError: it has the wrong type or is out of range.
+    """
+    spec = next(spec for spec in fields(Settings) if spec.name == name)
+    if name == "target_modules":
+        value = _joined(value, str)
+    elif name == "layers_to_transform":
+        value = "" if value is None else _joined([value] if is_kind(value, int) else value, int)
+    subject = f"The setting {name}"
+    check_value(subject, value, type(spec.default), **spec.metadata)
+    empty = name == "target_modules" and not value.strip()
+    malformed = name == "layers_to_transform" and not _LAYERS.fullmatch(value)
+    if empty or malformed:
+        raise UsageError(f"{subject} can't be {value!r}.", f"Give {spec.metadata['help']}.")
+    return value
+
+
+def _joined(value: Any, kind: type) -> Any:
+    """Text without spaces, or a list of names or numbers as such text; others as they are."""
+    if isinstance(value, str):
+        return re.sub(r"\s*,\s*", ",", value.strip())
+    if isinstance(value, list | tuple | set) and value and all(is_kind(one, kind) for one in value):
+        return ",".join(str(one) for one in (sorted(value) if isinstance(value, set) else value))
+    return value

@@ -1,0 +1,412 @@
+"""Train one adapter: optimizer steps, best checkpoint, artifact and proof.
+
+transformers' Trainer takes the steps, with our loss, validation and progress reports. Everything
+that draws random numbers comes after the seed is set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from trunkline.adapters.artifact import Artifact, read_artifact, seal
+from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
+from trunkline.data.prepare import Prepared
+from trunkline.errors import DataError, TrainingError, TrunklineError
+from trunkline.inference.engine import Engine
+from trunkline.tasks import AnyTask, task_for
+from trunkline.training.checkpoints import (
+    ResumableSampler,
+    last_checkpoint,
+    load_weights,
+    step_of,
+)
+from trunkline.training.job import (
+    EncodedRows,
+    TrainingJob,
+    check_answers_fit,
+    encode_rows,
+    prompt_of,
+)
+from trunkline.training.model import lora_model, uses_bf16
+from trunkline.training.proof import SAMPLE, Proof, prove
+from trunkline.training.scoring import build_loss, make_validator
+
+_FINISHED_STEPS = "steps.json"
+"""File with the outcome of all steps; a resumed run that has it takes no more steps."""
+
+Log = Callable[[int, Mapping[str, float]], None]
+"""Receives metrics by optimizer step."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerOutput:
+    """The outcome of training one adapter.
+
+    Attributes:
+        best_score: of the best checkpoint; None if no validation took place.
+        tokens_trained: repetitions included.
+        truncated, longest: of the training rows, see :class:`EncodedRows`.
+        artifact, proof: None if the training was interrupted.
+    """
+
+    steps: int
+    total_steps: int
+    best_step: int
+    best_score: float | None
+    tokens_trained: int
+    interrupted: bool
+    truncated: int
+    longest: int
+    artifact: Artifact | None = None
+    proof: Proof | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields for a run's report, without the artifact."""
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "artifact"}
+        return values | {"proof": asdict(self.proof) if self.proof else None}
+
+
+def train_adapter(
+    job: TrainingJob,
+    prepared: Prepared,
+    engine: Engine,
+    folder: Path,
+    *,
+    listener: ProgressListener,
+    log: Log,
+    should_stop: Callable[[], bool],
+    resume: bool = False,
+) -> TrainerOutput:
+    """Train, write ``folder/artifact``, read it back and prove it.
+
+    Args:
+        job: the recipe and everything that it names.
+        prepared: its rows.
+        engine: holds the clean base, and determines which base is trained.
+        folder: for the files of this run; its checkpoints remain if the training is interrupted.
+        listener: receives stages and progress.
+        log: receives metrics by optimizer step.
+        should_stop: called after each step.
+        resume: continue from the last checkpoint in ``folder``.
+
+    Raises:
+        TrainingError, DataError, PluginError: nothing is published.
+    """
+    recipe, settings, base = job.recipe, job.settings, engine.base
+    listener.stage("encoding")
+    train_rows = (*prepared.split.train, *prepared.augmented)
+    task = task_for(recipe, prepared.labels, train_rows, job.dataset.unit)
+    train = encode_rows(train_rows, recipe, task, base.tokenizer)
+    check_answers_fit(prepared, recipe, base.tokenizer)
+    validation = encode_rows(prepared.split.validation, recipe, task, base.tokenizer)
+    sample = encode_rows(prepared.split.test[:SAMPLE], recipe, task, base.tokenizer)
+    longest = max(train.longest, validation.longest, sample.longest)
+    if longest > base.info.context:
+        raise DataError(
+            f"A row takes {longest} tokens; the base's context is {base.info.context}.",
+            f"Use --set max_length={base.info.context} or less, or leave out long rows.",
+        )
+
+    listener.stage("loading the base")
+    set_seed(settings.seed)
+    model = lora_model(base.info.name, task, settings, str(base.device))
+    trainer = AdapterTrainer(
+        model,
+        task,
+        train,
+        settings,
+        folder,
+        pad_id=base.tokenizer.pad_token_id,
+        loss=build_loss(job.loss, task, train_rows),
+        metric=job.deciding_metric,
+        validate=make_validator(
+            job.deciding_metric, prepared.split.validation, validation, task, base.tokenizer
+        ),
+        listener=listener,
+        log=log,
+        should_stop=should_stop,
+    )
+    listener.stage("training")
+    output = trainer.take_steps(resume=resume)
+    if output.interrupted:
+        return output
+
+    listener.stage("proving the artifact")
+    artifact = _write_artifact(model, folder / "artifact", job, prepared, engine, task)
+    prompts = [prompt_of(example) for example in sample.examples]
+    proof = prove(model, engine, artifact, task, prompts)
+    return replace(output, artifact=artifact, proof=proof)
+
+
+# -------------------------------------------------------------------------------------- steps
+
+
+def total_steps(settings: Settings, examples: int) -> int:
+    """Optimizer steps of a run without early stopping."""
+    if settings.max_steps > 0:
+        return settings.max_steps
+    return max(1, math.ceil(settings.num_train_epochs * steps_per_epoch(settings, examples)))
+
+
+def steps_per_epoch(settings: Settings, examples: int) -> int:
+    """Optimizer steps of one pass over the examples."""
+    batches = math.ceil(examples / settings.per_device_train_batch_size)
+    return max(1, math.ceil(batches / settings.gradient_accumulation_steps))
+
+
+def validation_interval(settings: Settings, examples: int) -> int:
+    """Optimizer steps between validations."""
+    steps = min(steps_per_epoch(settings, examples), total_steps(settings, examples))
+    return max(1, math.ceil(steps / settings.evals_per_epoch))
+
+
+def warmup_steps(settings: Settings, examples: int) -> int:
+    """Steps of learning-rate warmup; none in runs that are too short for a full step of it."""
+    steps = settings.warmup_ratio * total_steps(settings, examples)
+    return math.ceil(steps) if steps >= 1 else 0
+
+
+class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
+    """transformers' Trainer for a PEFT model, with our loss, validation, sampler and reports.
+
+    Args:
+        model: a PEFT model with an untrained adapter.
+        adapter_task: collates examples and computes the outputs that the loss takes.
+        train: the encoded training rows.
+        settings: of the recipe.
+        folder: gets the folder ``checkpoints``.
+        pad_id: id of the padding token.
+        loss: called with outputs and targets.
+        metric: the deciding metric; names the validation score and its direction.
+        validate: returns the score of the model on the validation rows.
+        listener, log, should_stop: as for :func:`train_adapter`.
+    """
+
+    control: Any
+
+    def __init__(
+        self,
+        model: Any,
+        adapter_task: AnyTask,
+        train: EncodedRows,
+        settings: Settings,
+        folder: Path,
+        *,
+        pad_id: int,
+        loss: LossFunction,
+        metric: MetricSpec,
+        validate: Callable[[Any], float],
+        listener: ProgressListener,
+        log: Log,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.adapter_task, self.settings, self.folder = adapter_task, settings, folder
+        self.encoded, self.loss, self.validate = train, loss, validate
+        self.sampler = ResumableSampler(
+            [len(example["input_ids"]) for example in train.examples],
+            settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
+        )
+        self.reporter = _Reporter(metric, listener, log, should_stop)
+        callbacks: list[Any] = [self.reporter]
+        if settings.early_stopping_patience:
+            callbacks.append(
+                EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience)
+            )
+        super().__init__(
+            model=model,
+            args=_arguments(settings, len(train.examples), folder, metric, model.device),
+            train_dataset=list(train.examples),
+            eval_dataset=list(train.examples[:1]),
+            data_collator=lambda examples: adapter_task.collate(examples, pad_id),
+            callbacks=callbacks,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)  # prints every log entry as a dict
+
+    def take_steps(self, *, resume: bool) -> TrainerOutput:
+        """Train; afterwards the model has the best checkpoint's weights.
+
+        Raises:
+            TrainingError: the loss is not a finite number.
+        """
+        checkpoints, finished = self.folder / "checkpoints", self.folder / _FINISHED_STEPS
+        if resume and finished.exists():
+            output = TrainerOutput(**json.loads(finished.read_text(encoding="utf-8")))
+            load_weights(self.model, checkpoints / f"checkpoint-{output.best_step}")
+            return output
+        last = last_checkpoint(checkpoints) if resume else None
+        examples = len(self.encoded.examples)
+        if last is not None and step_of(last) % steps_per_epoch(self.settings, examples):
+            self.sampler.restore(last)
+        self.train(resume_from_checkpoint=None if last is None else str(last))
+        state = self.state
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        output = TrainerOutput(
+            steps=state.global_step,
+            total_steps=state.max_steps,
+            best_step=state.best_global_step or state.global_step,
+            best_score=None if state.best_metric is None else float(state.best_metric),
+            tokens_trained=int(state.num_input_tokens_seen),
+            interrupted=self.reporter.stopped,
+            truncated=self.encoded.truncated,
+            longest=self.encoded.longest,
+        )
+        if not output.interrupted:
+            finished.write_text(json.dumps(output.to_json()) + "\n", encoding="utf-8")
+        return output
+
+    def _get_train_sampler(self, *_: Any) -> ResumableSampler:
+        return self.sampler
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.sampler.save(Path(output_dir))
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        outputs, targets = self.adapter_task.outputs(model, inputs)
+        loss = self.loss(outputs, targets)
+        if not bool(loss.isfinite()):
+            raise TrainingError(
+                f"The loss became {loss.item()} at step {self.state.global_step + 1}.",
+                f"Use --set learning_rate={self.settings.learning_rate / 3:.0e}, or check the "
+                "recipe's loss.",
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        self.model.eval()
+        metrics = {f"{metric_key_prefix}_score": self.validate(self.model)}
+        self.model.train()
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
+    """Reports progress and metrics, and stops the training on request."""
+
+    def __init__(
+        self,
+        metric: MetricSpec,
+        listener: ProgressListener,
+        log: Log,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.stopped = False
+        self._listener, self._log, self._should_stop = listener, log, should_stop
+        self._latest: dict[str, float] = {}
+        self._names = {
+            "loss": "loss",
+            "learning_rate": "learning_rate",
+            "grad_norm": "grad_norm",
+            "eval_score": f"validation.{metric.name}",
+        }
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        self._listener.progress(state.global_step, state.max_steps, self._latest)
+        if state.global_step < state.max_steps and self._should_stop():
+            self.stopped = True
+            control.should_training_stop = control.should_save = True
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        metrics = {
+            self._names[name]: float(value)
+            for name, value in (logs or {}).items()
+            if name in self._names and value is not None
+        }
+        self._latest.update(metrics)
+        self._log(state.global_step, metrics)
+
+
+def _arguments(
+    settings: Settings, examples: int, folder: Path, metric: MetricSpec, device: Any
+) -> TrainingArguments:
+    interval = validation_interval(settings, examples)
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=warmup_steps(settings, examples),
+        weight_decay=settings.weight_decay,
+        optim="adamw_torch",
+        bf16=uses_bf16(settings.precision, device),
+        use_cpu=device.type == "cpu",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=metric.higher_is_better,
+        logging_strategy="steps",
+        logging_steps=max(1, interval // 5),
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to="none",
+        log_level="error",
+    )
+
+
+# ----------------------------------------------------------------------------------- artifact
+
+
+def _write_artifact(
+    model: Any,
+    folder: Path,
+    job: TrainingJob,
+    prepared: Prepared,
+    engine: Engine,
+    task: AnyTask,
+) -> Artifact:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    info = engine.base.info
+    name = Path(info.name).name if Path(info.name).is_absolute() else info.name
+    try:
+        manifest = seal(
+            folder,
+            base={"name": name, "digest": info.digest},
+            task=task.to_json(),
+            template=job.recipe.template,
+            data={
+                "dataset": job.dataset.name,
+                "fingerprint": prepared.fingerprint,
+                "split": prepared.split.fingerprint,
+            },
+        )
+        return read_artifact(folder, manifest.digest)
+    except TrunklineError as error:
+        raise TrainingError(
+            f"The trained adapter can't be served: {error.message}", error.hint
+        ) from error
