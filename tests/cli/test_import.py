@@ -172,7 +172,7 @@ WRONG_USE = [
     (("--labels", "cat"), "1 labels"),
     (("--labels", "a,b", "--labels-file", __file__), "can't be combined"),
     (("--template", "no place"), "{text} exactly once"),
-    (("--clean", "polish"), "'polish' is no cleaning step"),
+    (("--clean", "polish"), "'polish' is not a cleaning step"),
     (("--task", "generation"), "which is not for generation"),
     (("--base", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
 ]
