@@ -45,7 +45,9 @@ def together(script: str, children: Sequence[Child]) -> list[Ended]:
     nursery = _nursery()
     assert nursery.stdin is not None
     assert nursery.stdout is not None
-    children_json = [{"arguments": one.arguments, "environment": {**one.environment}} for one in children]
+    children_json = [
+        {"arguments": one.arguments, "environment": {**one.environment}} for one in children
+    ]
     nursery.stdin.write(json.dumps({"script": script, "children": children_json}) + "\n")
     nursery.stdin.flush()
     return [Ended(**one) for one in json.loads(nursery.stdout.readline())]

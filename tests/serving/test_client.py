@@ -24,8 +24,8 @@ from server_process import openai_client, ready_client
 from trunkline.api import Platform
 from trunkline.inference.engine import Engine
 from trunkline.inference.request import Request
-from trunkline.inference.sampling import BrokenLogits
-from trunkline.inference.step import Result
+from trunkline.inference.sampling import InvalidLogits
+from trunkline.inference.step import Stepper, StepResult
 from trunkline.refs import Ref
 from trunkline.registry.registry import Registry
 from trunkline.serving import metrics
@@ -516,21 +516,20 @@ def test_failed_stream_is_logged_if_its_client_disconnects_meanwhile(
 ) -> None:
     http, platform = keyed
     app: Any = http.app
-    stepper = platform.engine._stepper
-    run, failed = stepper.run, threading.Event()
+    failed = threading.Event()
 
-    def failing(parts: Any) -> Result:
+    def run_step(stepper: Stepper, parts: Any) -> StepResult:
         """The first of two prompts breaks; the step after that takes long."""
         if failed.is_set():
             time.sleep(0.5)
-            return run(parts)
-        result = run(parts)
-        if len(result.drawn) < 2:
+            return stepper.run(parts)
+        result = stepper.run(parts)
+        if len(result.sampled) < 2:
             return result
         failed.set()
-        return Result(result.drawn[1:], [], [(result.drawn[0][0], BrokenLogits((0,)))])
+        return StepResult(result.sampled[1:], [], [(result.sampled[0][0], InvalidLogits((0,)))])
 
-    monkeypatch.setattr(stepper, "run", failing)
+    monkeypatch.setattr(platform.engine, "run_step", run_step)
     body = {"model": "base", "prompt": ["a", "b"], "max_tokens": 30, "stream": True}
     coming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
@@ -552,7 +551,7 @@ def test_failed_stream_is_logged_if_its_client_disconnects_meanwhile(
     }  # fmt: skip
     assert http.portal is not None
     http.portal.call(app, scope, receive, send)
-    assert platform.registry.requests.get("left").status == BrokenLogits.http_status
+    assert platform.registry.requests.get("left").status == InvalidLogits.http_status
 
 
 @contextmanager

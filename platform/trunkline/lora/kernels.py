@@ -129,7 +129,7 @@ class PagedLoraLayer:
                 return
             add(routing, x[:rows], _part(blocks, slice(rows)))
         if routing.even and not (self.packs and routing.even >= LONGEST_BATCHED):
-            self._add_even(routing, *_spanned(routing, x, blocks))
+            self.add_even(routing, *_spanned(routing, x, blocks))
             return
         if routing.mean_span < SHORT and x.device.type == "cpu":
             self.add_rows(routing.token_by_token, *_spanned(routing, x, blocks))
@@ -164,7 +164,7 @@ class PagedLoraLayer:
             else:
                 y.add_(ranks @ up[page])
 
-    def _add_even(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
+    def add_even(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
         """Add spans of one length by batched products, ``[spans, tokens, …]``."""
         import torch
 
@@ -213,6 +213,11 @@ class PagedLoraLayer:
         sums = _sum_rows(self.table, self._up_rows(routing), parts).view(rows, -1)
         for y, added in zip(blocks, sums.split(self.columns, 1), strict=True):
             y.add_(added)
+
+    def index_rows(self, routing: Routing) -> None:
+        """Compute the index tensors of a routing's rows, which later steps reuse."""
+        self._down_rows(routing)
+        self._up_rows(routing)
 
     def _down_rows(self, routing: Routing) -> RowSums:
         """Rows of ``down`` to sum, ``[rows · depth, in]``; shared by all layers of one width."""
