@@ -411,7 +411,7 @@ class Platform:
         """
         version = self.resolve(adapter).version
         if version.dataset is None:
-            raise promotion.without_rows(version)
+            raise promotion.no_dataset_error(version)
         settings = dict(self.registry.runs.get(version.run).settings) if version.run else {}
         job = self.training_job(version.ref.adapter, settings)
         from trunkline.training.cross_validation import evaluate_version

@@ -276,9 +276,9 @@ def test_export_and_import_leave_events(places: Places) -> None:
     version = places.move(actor="key/1 grace").version
     out = places.there.registry.events.list(subject="toy/animals")[0]
     came = {one.kind: one for one in places.here.registry.events.list(subject="toy/animals")}
-    assert (out.kind, out.detail["archive"]) == ("adapter.exported", "animals.tar")
-    assert came["adapter.imported"].actor == "key/1 grace"
-    assert came["adapter.imported"].detail["archive_sha256"] == out.detail["archive_sha256"]
+    assert (out.kind, out.detail["archive"]) == ("version.exported", "animals.tar")
+    assert came["version.imported"].actor == "key/1 grace"
+    assert came["version.imported"].detail["archive_sha256"] == out.detail["archive_sha256"]
     assert came["version.published"].detail["imported"]["from"] == "toy/animals"
     assert came["version.published"].detail["digest"] == version.digest == out.detail["digest"]
 

@@ -24,8 +24,8 @@ from trunkline.adapters.gc import Garbage, collect, find_garbage, remove_version
 from trunkline.adapters.store import AdapterStore
 from trunkline.errors import NotFoundError, RefusedError, RegistryError
 from trunkline.refs import Ref
-from trunkline.registry.artifacts import Artifacts
-from trunkline.registry.publisher import OCCUPIED, PATIENCE, is_gone, this_process
+from trunkline.registry.actors import current_process
+from trunkline.registry.artifacts import LEASE, PATH_TAKEN, Artifacts, reservation_expired
 from trunkline.registry.versions import Versions
 
 WEIGHTS = "adapter_model.safetensors"
@@ -85,19 +85,19 @@ def age(folder: Path) -> None:
 
 def test_this_process_is_not_gone() -> None:
     now = datetime.now(UTC)
-    assert not is_gone(this_process(), now - timedelta(days=9), now)
+    assert not reservation_expired(current_process(), now - timedelta(days=9), now)
 
 
 def test_process_of_the_same_number_that_began_later_is_another_one() -> None:
     now = datetime.now(UTC)
-    assert is_gone({**this_process(), "started": "1"}, now, now)
+    assert reservation_expired({**current_process(), "started": "1"}, now, now)
 
 
 @pytest.mark.parametrize("publisher", [None, {"host": "elsewhere", "pid": 1, "started": "1"}])
 def test_publisher_that_can_not_be_asked_is_waited_for(publisher: dict[str, Any] | None) -> None:
     now = datetime.now(UTC)
-    assert not is_gone(publisher, now - PATIENCE, now)
-    assert is_gone(publisher, now - PATIENCE - timedelta(seconds=1), now)
+    assert not reservation_expired(publisher, now - LEASE, now)
+    assert reservation_expired(publisher, now - LEASE - timedelta(seconds=1), now)
 
 
 # --------------------------------------------------------------------------------------- garbage
@@ -206,7 +206,7 @@ def test_whole_version_whose_number_was_passed_over_is_only_told_of(
     assert put(store, sound).number == 2
     assert kinds(store) == [("unknown", "toy/animals/1")]
     row = store.registry.artifacts.find([("toy", "animals", 1)])["toy", "animals", 1]
-    assert (row.status, row.removal) == ("failed", OCCUPIED)
+    assert (row.status, row.removal_reason) == ("failed", PATH_TAKEN)
 
 
 def test_files_that_are_no_whole_version_of_anything_are_taken(

@@ -16,6 +16,7 @@ from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import NoProgress
 from trunkline.errors import NotFoundError, RefusedError
 from trunkline.refs import Ref
+from trunkline.registry.provenance import Provenance
 from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
@@ -124,7 +125,7 @@ def test_rebuild_that_failed_at_the_end_can_be_run_again(
 ) -> None:
     (workspace / "adapters/toy/others/1/README.md").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "rebuild", lambda *_, **__: 1 / 0)
+        patch.setattr(Provenance, "rebuild", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             rebuilt(store)
     assert rebuilt(store).versions == 3

@@ -11,10 +11,10 @@ import pytest
 from cli_runner import invoke
 from trunkline.cli.lineage import evaluation_branch, print_comparison
 from trunkline.cli.promote import event_text
-from trunkline.registry import finding
-from trunkline.registry.compare import Comparison, FigureDifference
+from trunkline.registry import search
+from trunkline.registry.lineage import LineageDiff, MetricDifference
 from trunkline.registry.records import EvaluationRecord, EventRecord
-from trunkline.registry.session import utc_now
+from trunkline.registry.tables import utc_now
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ def test_lineage_of_an_imported_version_names_who_started_its_run(
     run_copy("adapters", "export", "toy/animals", archive)
     run_copy("adapters", "import", archive, "--name", "toy/others")
     text = run_copy("lineage", "toy/others").stdout
-    assert "├── restored: " in text
+    assert "├── imported: " in text
     assert re.search(r"├── started: \S+ by system:\S+, as run 1\n", text)
 
 
@@ -143,8 +143,8 @@ def test_an_alias_move_as_text(detail: dict[str, Any], expected: str) -> None:
     ("kind", "detail", "expected"),
     [
         ("version.signed", {"signed_by": "sha256:" + "a" * 64}, "version 2 signed, signed by"),
-        ("adapter.exported", {"archive": "a.tar"}, "version 2 exported, a.tar"),
-        ("adapter.imported", {}, "version 2 imported"),
+        ("version.exported", {"archive": "a.tar"}, "version 2 exported, a.tar"),
+        ("version.imported", {}, "version 2 imported"),
     ],
 )
 def test_transfers_and_signatures_as_text_have_the_version_number(
@@ -159,9 +159,9 @@ def test_transfers_and_signatures_as_text_have_the_version_number(
 
 def test_adapters_diff_lists_settings_and_figures(run: Run) -> None:
     data = parsed(run, "adapters", "diff", "toy/animals", "toy/plurals")
-    differing = {one["what"] for one in data["differences"]}
+    differing = {one["name"] for one in data["fields"]}
     assert {"version.digest", "dataset.name", "run.recipe"} <= differing
-    figures = {one["what"]: one for one in data["figures"]}
+    figures = {one["name"]: one for one in data["metrics"]}
     assert figures["test.accuracy"]["same_rows"] is False
 
 
@@ -173,16 +173,16 @@ def test_runs_diff_prints_both_columns(run: Run) -> None:
 @pytest.mark.parametrize(
     ("figure", "expected"),
     [
-        (FigureDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=True), False),
-        (FigureDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=False), True),
-        (FigureDifference("test.accuracy", 0.8, None, None, same_rows=False), False),
+        (MetricDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=True), False),
+        (MetricDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=False), True),
+        (MetricDifference("test.accuracy", 0.8, None, None, same_rows=False), False),
     ],
     ids=["same rows", "different rows", "one side"],
 )
 def test_only_figures_of_both_sides_are_reported_as_of_different_rows(
-    capsys: pytest.CaptureFixture[str], figure: FigureDifference, expected: bool
+    capsys: pytest.CaptureFixture[str], figure: MetricDifference, expected: bool
 ) -> None:
-    print_comparison(Comparison("a/b@1", "a/b@2", (), (figure,)), as_json=False)
+    print_comparison(LineageDiff("a/b@1", "a/b@2", (), (figure,)), as_json=False)
     assert ("different rows" in capsys.readouterr().err) is expected
 
 
@@ -227,7 +227,7 @@ def test_note_is_kept_and_printed(run_copy: Run) -> None:
 def test_list_where_lists_versions(run: Run) -> None:
     data = parsed(run, "adapters", "list", "--where", "test.accuracy>=0 and name=animals")
     assert [one["ref"] for one in data] == ["toy/animals@1"]
-    assert data[0]["standing"]["metric"] == "accuracy"
+    assert data[0]["score"]["metric"] == "accuracy"
 
 
 def test_list_where_is_paged(run: Run) -> None:
@@ -241,7 +241,7 @@ def test_list_where_is_paged(run: Run) -> None:
 def test_list_where_queries_until_its_page_is_full(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finding, "FAR", 1)
+    monkeypatch.setattr(search, "SCAN_LIMIT", 1)
     data = parsed(run, "adapters", "list", "--where", "not name=prices")
     assert [one["ref"] for one in data] == ["toy/plurals@1", "toy/animals@1"]
 

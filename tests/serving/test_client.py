@@ -447,7 +447,7 @@ def test_request_log_names_the_key_and_the_version(keyed: tuple[TestClient, Plat
         "/v1/classify", json={"model": "toy/animals", "input": "x"}, headers=headers
     )
     logged = platform.registry.requests.get(response.headers["x-request-id"])
-    assert (logged.key, logged.asked, logged.version, logged.status) == (
+    assert (logged.key, logged.model, logged.version, logged.status) == (
         record.id, "toy/animals", "toy/animals@1", 200,
     )  # fmt: skip
     assert logged.digest == platform.resolve("toy/animals").digest

@@ -259,7 +259,7 @@ def test_only_requests_that_name_a_model_are_logged(client: TestClient, platform
     client.post("/v1/chat/completions", json={"model": "a/b", "messages": []})
     client.post("/v1/completions", json={"model": "a/c", "prompt": "secret"})
     logged = platform.registry.requests.list()
-    assert [(row.asked, row.status, row.route) for row in logged] == [
+    assert [(row.model, row.status, row.route) for row in logged] == [
         ("a/c", 503, "/v1/completions"),
         ("a/b", 400, "/v1/chat/completions"),
     ]

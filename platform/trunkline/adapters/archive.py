@@ -41,8 +41,9 @@ from trunkline.errors import (
 )
 from trunkline.files import MAX_JSON_BYTES, REPAIR, sha256_file
 from trunkline.refs import Ref, shown
-from trunkline.registry.records import RestoredLineage, VersionRecord
-from trunkline.registry.session import system_actor, utc_now
+from trunkline.registry.actors import system_actor
+from trunkline.registry.records import RecordedProvenance, VersionRecord
+from trunkline.registry.tables import utc_now
 
 MAX_BYTES = 8 << 30
 """The maximum size of an archive. Files other than the weights have the limit of a JSON file."""
@@ -285,7 +286,7 @@ def export_version(
 
         def record_event(archive: Path) -> None:
             detail = {"archive": target.name, "archive_sha256": sha256_file(archive)}
-            store.registry.events.append("adapter.exported", version.ref, detail, actor=actor)
+            store.registry.events.append("version.exported", version.ref, detail, actor=actor)
 
         size = pack(folder, target, overwrite=overwrite, before_rename=record_event)
     return ExportResult(version, target, size, names, version.digest, fingerprint)
@@ -334,7 +335,7 @@ def import_archive(
         _note_duplicate(store, ref, artifact, notes)
         provenance = origin
 
-        def update_provenance(restored: RestoredLineage) -> None:
+        def update_provenance(restored: RecordedProvenance) -> None:
             nonlocal provenance
             provenance = origin.with_transfer(
                 run=restored.run,

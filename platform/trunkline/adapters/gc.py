@@ -27,7 +27,7 @@ from trunkline.adapters.storage import (
 from trunkline.adapters.store import AdapterStore
 from trunkline.errors import IntegrityError, RegistryError
 from trunkline.refs import Ref
-from trunkline.registry.publisher import OCCUPIED, PATIENCE, is_gone
+from trunkline.registry.artifacts import LEASE, PATH_TAKEN, reservation_expired
 from trunkline.registry.records import StoredVersion, VersionRecord
 
 _RETRY = "run `trunkline gc` again"
@@ -256,7 +256,7 @@ def _classify(
 ) -> Garbage | None:
     """What a folder is that is not the path of a visible version; None if it is in use."""
     kind = "leftover" if folder.path.startswith(PARTIAL) else "folder"
-    recent = folder.modified is not None and now - folder.modified <= PATIENCE
+    recent = folder.modified is not None and now - folder.modified <= LEASE
     if row is None:
         in_use = recent and kind == "leftover"
     elif row.status == "visible":
@@ -277,14 +277,14 @@ def _classify(
 
 
 def _is_abandoned(row: StoredVersion, now: datetime) -> bool:
-    return is_gone(row.publisher, row.reserved, now)
+    return reservation_expired(row.reserved_by, row.reserved, now)
 
 
 def _is_foreign(folder: StoredFolder, row: StoredVersion | None) -> bool:
     """Whether a complete artifact was not written by the reservation of its number."""
     if not folder.names.issuperset(REQUIRED):
         return False
-    if row is None or row.removal == OCCUPIED:
+    if row is None or row.removal_reason == PATH_TAKEN:
         return True
     if row.status == "removed" or folder.modified is None:
         return False
@@ -338,7 +338,7 @@ def _is_in_progress(folder: Path, status: str | None) -> bool:
         if status != "running" and not any(folder.iterdir()):
             return False
         modified = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
-        return datetime.now(UTC) - modified <= PATIENCE
+        return datetime.now(UTC) - modified <= LEASE
     try:
         with FileLock(folder / ".lock", timeout=0):
             return False

@@ -16,7 +16,7 @@ from trunkline.contracts import ProgressListener
 from trunkline.errors import IntegrityError
 from trunkline.files import canonical_json, parse_json_object
 from trunkline.refs import Ref
-from trunkline.registry.records import FoundVersion
+from trunkline.registry.records import RecoveredVersion
 
 LOST = (
     "aliases and their history, events, tags and notes, API keys, the request log, servers, "
@@ -58,11 +58,11 @@ def rebuild_registry(
         RefusedError: the registry is not empty; nothing was changed.
         RegistryError: the store or the registry can't be read or written.
     """
-    store.registry.check_empty()
+    store.registry.provenance.check_empty()
     listener.stage("reading artifacts")
     folders = [folder for folder in store.storage.folders() if _is_version(folder)]
     folders.sort(key=lambda folder: folder.version or ())
-    versions: list[FoundVersion] = []
+    versions: list[RecoveredVersion] = []
     cards = 0
     skipped: list[str] = []
     notes: list[str] = []
@@ -82,7 +82,7 @@ def rebuild_registry(
         versions.append(version)
         listener.progress(done, len(folders), {})
     listener.stage("writing the registry")
-    counts = store.registry.rebuild(versions, actor=actor)
+    counts = store.registry.provenance.rebuild(versions, actor=actor)
     return RebuildResult(
         bases=counts.bases,
         datasets=counts.datasets,
@@ -111,14 +111,14 @@ def _open_artifact(store: AdapterStore, folder: StoredFolder) -> Iterator[Artifa
 
 def _read_version(
     artifact: Artifact, folder: StoredFolder, notes: list[str]
-) -> tuple[FoundVersion, str | None]:
+) -> tuple[RecoveredVersion, str | None]:
     """The version, and its new card if it has none."""
     assert folder.version is not None
     domain, name, number = folder.version
     ref = Ref(domain, name, str(number))
     provenance = _read_provenance(artifact, folder, notes)
     files = dict(describe_files(artifact))
-    version = FoundVersion(
+    version = RecoveredVersion(
         ref=ref,
         task=provenance.version.task,
         digest=artifact.digest,
@@ -133,7 +133,7 @@ def _read_version(
     return version, card
 
 
-def _write_card(store: AdapterStore, version: FoundVersion, card: str) -> FoundVersion:
+def _write_card(store: AdapterStore, version: RecoveredVersion, card: str) -> RecoveredVersion:
     """Write the card and return the version with it; nothing else changes."""
     data = card.encode()
     with write_errors(f"{store.storage.location(version.path)}/{CARD}", "rebuild again"):
@@ -157,7 +157,7 @@ def _read_provenance(artifact: Artifact, folder: StoredFolder, notes: list[str])
     return provenance
 
 
-def _check_task(version: FoundVersion, tasks: dict[str, str]) -> None:
+def _check_task(version: RecoveredVersion, tasks: dict[str, str]) -> None:
     """Check that all versions of an adapter have the task of the first."""
     adapter = version.ref.adapter
     if tasks.setdefault(adapter, version.task) != version.task:

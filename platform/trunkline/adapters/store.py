@@ -27,8 +27,8 @@ from trunkline.adapters.storage import LocalStorage, Storage, write_errors
 from trunkline.errors import NotFoundError, RegistryError, UsageError
 from trunkline.files import canonical_json
 from trunkline.refs import Ref
-from trunkline.registry.publisher import OCCUPIED
-from trunkline.registry.records import RestoredLineage, VersionRecord
+from trunkline.registry.artifacts import PATH_TAKEN
+from trunkline.registry.records import RecordedProvenance, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
@@ -49,7 +49,7 @@ class Lineage:
     """
 
     provenance: Mapping[str, Any]
-    on_restored: Callable[[RestoredLineage], None]
+    on_restored: Callable[[RecordedProvenance], None]
 
 
 class AdapterStore:
@@ -234,14 +234,14 @@ class AdapterStore:
 
     def _reserve(
         self, ref: Ref, task: str, run: int | None, lineage: Lineage | None, actor: str | None
-    ) -> tuple[int, str, RestoredLineage | None]:
+    ) -> tuple[int, str, RecordedProvenance | None]:
         """Reserve a number whose path is free: files of another registry are never overwritten."""
         restored = None
         while True:
             if lineage is None:
                 number = self.registry.versions.reserve(ref.domain, ref.name, task=task, run=run)
             else:
-                number, restored = self.registry.versions.reserve_imported(
+                number, restored = self.registry.provenance.reserve(
                     ref, task=task, provenance=lineage.provenance, actor=actor
                 )
             path = f"{ref.domain}/{ref.name}/{number}"
@@ -252,7 +252,7 @@ class AdapterStore:
                 with suppress(RegistryError):
                     self.registry.versions.abandon(ref.domain, ref.name, number)
                 raise
-            self.registry.versions.abandon(ref.domain, ref.name, number, reason=OCCUPIED)
+            self.registry.versions.abandon(ref.domain, ref.name, number, reason=PATH_TAKEN)
 
 
 def template_digest(artifact: Artifact) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trunkline.cli.command import Example, Group
-from trunkline.cli.eval import print_evaluation_report, standing_text
+from trunkline.cli.eval import print_evaluation_report, score_text
 from trunkline.cli.output import (
     bytes_text,
     counted,
@@ -32,8 +32,8 @@ from trunkline.refs import EXAMPLE, Ref
 if TYPE_CHECKING:
     from trunkline.adapters.gc import VerifyResult
     from trunkline.api import Platform
-    from trunkline.registry.finding import Page
     from trunkline.registry.records import AdapterRecord, VersionRecord
+    from trunkline.registry.search import Page
 
 _OTHER_VERSIONS = 50
 
@@ -133,8 +133,8 @@ def _list_adapters(records: Sequence[AdapterRecord], as_json: bool) -> None:
                     one.task,
                     f"{one.newest} of {one.versions}",
                     ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()) or "-",
-                    standing_text(one.standing),
-                    one.standing.verdict if one.standing else "-",
+                    score_text(one.score),
+                    one.score.verdict if one.score else "-",
                 )
                 for one in records
             ],
@@ -156,8 +156,8 @@ def _list_versions(versions: Sequence[VersionRecord], as_json: bool) -> None:
                     one.task,
                     moment(one.created),
                     ", ".join(one.aliases) or "-",
-                    standing_text(one.standing),
-                    one.standing.verdict if one.standing else "-",
+                    score_text(one.score),
+                    one.score.verdict if one.score else "-",
                 )
                 for one in versions
             ],
@@ -179,7 +179,7 @@ def _list_removed(versions: Sequence[VersionRecord], as_json: bool) -> None:
                     short_digest(one.digest),
                     moment(one.created),
                     moment(one.removed) if one.removed else "-",
-                    one.removal or "-",
+                    one.removal_reason or "-",
                 )
                 for one in versions
             ],
@@ -190,12 +190,12 @@ def _list_removed(versions: Sequence[VersionRecord], as_json: bool) -> None:
 
 
 def _score_fields(record: AdapterRecord) -> dict[str, object]:
-    """The standing with the field names of an evaluation report."""
-    standing = record.standing
+    """The score with the field names of an evaluation report."""
+    score = record.score
     return {
-        "metric": standing and standing.metric,
-        "score": standing and {"value": standing.value, "low": standing.low, "high": standing.high},
-        "verdict": standing and standing.verdict,
+        "metric": score and score.metric,
+        "score": score and {"value": score.value, "low": score.low, "high": score.high},
+        "verdict": score and score.verdict,
     }
 
 
@@ -250,10 +250,10 @@ def show(options: GlobalOptions, ref: str, as_json: bool) -> None:
     if evaluated:
         print_evaluation_report(evaluated[0], slices=True)
     elif version.dataset is None:
-        from trunkline.promotion import without_rows
+        from trunkline.promotion import no_dataset_error
         from trunkline.registry.lookup import CHAMPION
 
-        error = without_rows(version)
+        error = no_dataset_error(version)
         live = CHAMPION in version.aliases
         note(error.message if live else f"{error.message} {error.hint}")
     else:
@@ -282,8 +282,8 @@ def _print_versions(versions: Sequence[VersionRecord]) -> None:
                 short_digest(one.digest),
                 moment(one.created),
                 ", ".join(one.aliases) or "-",
-                standing_text(one.standing),
-                one.standing.verdict if one.standing else "-",
+                score_text(one.score),
+                one.score.verdict if one.score else "-",
             )
             for one in versions
         ],

@@ -73,21 +73,21 @@ def verify(
                 return
             if chain != current:
                 current = chain
-                listener.stage(f"checking the {chain}")
+                listener.stage(f"verifying the {chain}")
             listener.progress(done, total, {})
 
-        reports = registry.audit.verify(saved, told=on_rows)
+        reports = registry.audit.verify(saved, progress=on_rows)
     if as_json:
-        print_json([{**plain(one), "sound": one.sound} for one in reports])
+        print_json([{**plain(one), "intact": one.intact} for one in reports])
     else:
         _print_reports(reports)
-    broken = [one.chain for one in reports if not one.sound]
+    broken = [one.chain for one in reports if not one.intact]
     if broken:
         raise IntegrityError(
             f"The chain of the {' and of the '.join(broken)} is broken.",
             "Compare with an export or a backup; docs/audit.md explains each result.",
         )
-    missing = [one.chain for one in reports if one.kept is None and one.rows]
+    missing = [one.chain for one in reports if one.expected_head is None and one.rows]
     if missing:
         note(
             f"No saved head was given for the {' and the '.join(missing)}: a truncated tail or a "
@@ -104,9 +104,9 @@ def _print_reports(reports: Iterable[ChainReport]) -> None:
     )
     for report in reports:
         for defect in report.breaks:
-            click.echo(f"{report.chain}: {defect.what}")
-        if report.broken > len(report.breaks):
-            click.echo(f"{report.chain}: and {report.broken - len(report.breaks):,} more")
+            click.echo(f"{report.chain}: {defect.message}")
+        if report.break_count > len(report.breaks):
+            click.echo(f"{report.chain}: and {report.break_count - len(report.breaks):,} more")
 
 
 @audit.command("export", example=Example("trunkline audit export events-2026-11.jsonl", "writes"))
@@ -213,9 +213,9 @@ def _parse_head(text: str, option: str) -> Head:
 
 
 def _result(report: ChainReport) -> str:
-    if not report.sound:
-        return f"BROKEN in {counted(report.broken, 'place')}"
-    return "ok" if report.kept is None else "ok, matches the saved head"
+    if not report.intact:
+        return f"BROKEN in {counted(report.break_count, 'place')}"
+    return "ok" if report.expected_head is None else "ok, matches the saved head"
 
 
 def _detail(detail: Mapping[str, Any]) -> str:

@@ -62,21 +62,22 @@ def current(options: GlobalOptions, as_json: bool) -> None:
 
     Tables are counted up to 100,000 rows.
     """
-    from trunkline.registry.schema import COUNTED, HEAD, look
+    from trunkline.registry.schema import MAX_ROW_COUNT, head_revision, inspect_database
 
-    state = look(options.platform.workspace.registry_url)
+    head = head_revision()
+    state = inspect_database(options.platform.workspace.registry_url)
     if as_json:
-        print_json({**plain(state), "newest": HEAD, "counted_to": COUNTED})
+        print_json({**plain(state), "newest": head, "counted_to": MAX_ROW_COUNT})
         return
     schema = state.revision or "empty"
-    if state.revision == HEAD:
+    if state.revision == head:
         schema += ", the newest"
-    elif state.revision is None or state.revision < HEAD:
-        schema += f"; `trunkline db upgrade` upgrades it to {HEAD}"
+    elif state.revision is None or state.revision < head:
+        schema += f"; `trunkline db upgrade` upgrades it to {head}"
     else:
-        schema += f", newer than this release, which supports up to {HEAD}"
+        schema += f", newer than this release, which supports up to {head}"
     rows = [
-        f"{name} {'over ' if count > COUNTED else ''}{min(count, COUNTED):,}"
+        f"{name} {'over ' if count > MAX_ROW_COUNT else ''}{min(count, MAX_ROW_COUNT):,}"
         for name, count in state.rows.items()
         if count
     ]
@@ -138,8 +139,8 @@ def restore(options: GlobalOptions, file: Path, replace: bool, as_json: bool) ->
     are not reused, and the restore is recorded as an event. If it is killed, the registry is
     unchanged. Stop the servers of the workspace first.
     """
-    from trunkline.registry.from_backup import free_name
-    from trunkline.registry.from_backup import restore as restore_backup
+    from trunkline.registry.restore import restore as restore_backup
+    from trunkline.registry.restore import unused_path
 
     workspace = options.platform.workspace
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -148,7 +149,7 @@ def restore(options: GlobalOptions, file: Path, replace: bool, as_json: bool) ->
             workspace.registry_url,
             file,
             replace=replace,
-            aside=free_name(workspace.root, stamp),
+            save_as=unused_path(workspace.root, stamp),
             listener=listener,
         )
     heads = _head_texts(result.heads)
@@ -157,14 +158,14 @@ def restore(options: GlobalOptions, file: Path, replace: bool, as_json: bool) ->
             {
                 "registry": result.where,
                 "rows": result.rows,
-                "aside": result.aside,
+                "previous": result.previous,
                 "heads": heads,
             }
         )
         return
     click.echo(f"{result.where}: {result.rows:,} rows from {file}")
-    if result.aside is not None:
-        click.echo(f"The old registry is saved in {result.aside}.")
+    if result.previous is not None:
+        click.echo(f"The old registry is saved in {result.previous}.")
     print_fields(heads.items())
 
 

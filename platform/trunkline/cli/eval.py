@@ -25,7 +25,7 @@ from trunkline.errors import UsageError
 if TYPE_CHECKING:
     from trunkline.evaluation.intervals import Estimate
     from trunkline.evaluation.report import EvaluationReport
-    from trunkline.registry.records import Standing
+    from trunkline.registry.records import ScoreSummary
 
 _WIDE = 120
 _VERDICTS = {
@@ -171,12 +171,12 @@ def verdict_sentence(report: EvaluationReport) -> str:
     )
 
 
-def standing_text(standing: Standing | None) -> str:
+def score_text(score: ScoreSummary | None) -> str:
     """The deciding metric in a listing: ``accuracy 0.905 [0.862, 0.941]``."""
-    if standing is None:
+    if score is None:
         return "-"
     between = " " if width() >= _WIDE else "\n"
-    return f"{standing.metric} {interval(standing, between=between)}"
+    return f"{score.metric} {interval(score, between=between)}"
 
 
 def _cells(lines: list[dict[str, Estimate]]) -> list[list[str]]:

@@ -32,8 +32,7 @@ from trunkline.refs import BASE, Ref
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from trunkline.registry.compare import Comparison
-    from trunkline.registry.lineage import Lineage
+    from trunkline.registry.lineage import Lineage, LineageDiff
     from trunkline.registry.records import (
         AliasMoveRecord,
         DatasetRecord,
@@ -103,7 +102,7 @@ def _print_gaps(result: Lineage) -> None:
         note("The request ended before it reached a version.")
     elif request is not None and request.version != BASE and version is None:
         note("That version is not in this workspace's registry.")
-    for part in result.cut:
+    for part in result.truncated:
         more = ""
         if version is not None and part == "history":
             more = f": trunkline adapters history {version.ref}"
@@ -140,7 +139,7 @@ def tree(lineage: Lineage) -> Branch:
     """The complete lineage as a tree."""
     root = Branch(_name(lineage))
     parts = (
-        lineage.request and _request(lineage.request, lineage.let_live),
+        lineage.request and _request(lineage.request, lineage.alias_move),
         lineage.version and _version(lineage.version, lineage),
         lineage.base and _flat(f"base {lineage.base.name}", lineage.base, skip=("id", "name")),
         lineage.run and _run(lineage.run, lineage),
@@ -189,14 +188,14 @@ def _name(lineage: Lineage) -> str:
     if lineage.run is not None:
         return f"run/{lineage.run.number}"
     request = lineage.request
-    return (request and (request.version or f"({request.asked})")) or "-"
+    return (request and (request.version or f"({request.model})")) or "-"
 
 
 def _request(request: RequestRecord, alias_move: AliasMoveRecord | None) -> Branch:
     branch = Branch(f"request {request.id}")
     branch.add("at", moment(request.at))
     branch.add("route", request.route)
-    branch.add("requested", request.asked or "-")
+    branch.add("model", request.model or "-")
     branch.add("key", request.key or "-")
     branch.add("status", request.status)
     branch.add("tokens", f"{request.prompt_tokens:,} in, {request.new_tokens:,} out")
@@ -224,12 +223,12 @@ def _version(version: VersionRecord, lineage: Lineage) -> Branch:
     branch.add("template", version.template_digest or "digest not recorded")
     branch.add("created", moment(version.created))
     if version.removed is not None:
-        branch.add("removed", f"{moment(version.removed)}; reason: {version.removal or '-'}")
-    branch.add("the same artifact", ", ".join(lineage.same) or None)
+        branch.add("removed", f"{moment(version.removed)}; reason: {version.removal_reason or '-'}")
+    branch.add("the same artifact", ", ".join(lineage.duplicates) or None)
     events = [
         one
         for one in lineage.history
-        if one.kind not in ("alias.moved", "note", "tag.set", "tag.removed")
+        if one.kind not in ("alias.moved", "note.added", "tag.set", "tag.removed")
         and not one.subject.startswith("run/")
     ]
     for one in events:
@@ -329,7 +328,7 @@ def _load(load: LoadRecord) -> Branch:
     server = load.server
     until = moment(load.unloaded) if load.unloaded else "still loaded"
     if load.unloaded is None and not server.alive:
-        until = f"the server was last seen {moment(server.seen)}"
+        until = f"the server was last seen {moment(server.last_seen)}"
     branch = Branch(f"server/{server.number} from {moment(load.loaded)}: {until}")
     branch.add("host", f"{server.host}, process {server.pid}")
     branch.add("url", server.url or None)
@@ -416,11 +415,11 @@ def adapters_diff(options: GlobalOptions, a: str, b: str, as_json: bool) -> None
 
     Common values are left out. The difference of a figure is B minus A.
     """
-    from trunkline.registry.compare import compare
+    from trunkline.registry.lineage import diff
 
     registry = options.platform.registry
     left, right = (registry.lineage.of_version(Ref.parse(ref)) for ref in (a, b))
-    print_comparison(compare(left, right), as_json)
+    print_comparison(diff(left, right), as_json)
 
 
 @click.command(
@@ -438,42 +437,42 @@ def runs_diff(options: GlobalOptions, a: int, b: int, as_json: bool) -> None:
     A and B are numbers of runs, written 3 or run/3. Common values are left out. The difference of
     a figure is B minus A.
     """
-    from trunkline.registry.compare import compare
+    from trunkline.registry.lineage import diff
 
     registry = options.platform.registry
     left, right = (registry.lineage.of_run(number) for number in (a, b))
-    print_comparison(compare(left, right), as_json)
+    print_comparison(diff(left, right), as_json)
 
 
-def print_comparison(comparison: Comparison, as_json: bool) -> None:
+def print_comparison(comparison: LineageDiff, as_json: bool) -> None:
     if as_json:
         print_json(comparison)
         return
     heads = [comparison.left, comparison.right]
-    if comparison.differences:
+    if comparison.fields:
         print_table(
             ["what", *heads],
-            [(one.what, _value(one.left), _value(one.right)) for one in comparison.differences],
+            [(one.name, _value(one.left), _value(one.right)) for one in comparison.fields],
             fold=heads,
         )
     else:
         note("No differences apart from the figures.")
-    if comparison.figures:
+    if comparison.metrics:
         heading("Figures")
         print_table(
             ["figure", *heads, "difference"],
             [
                 (
-                    one.what,
+                    one.name,
                     _figure(one.left),
                     _figure(one.right),
                     "-" if one.difference is None else figure(one.difference, sign=True),
                 )
-                for one in comparison.figures
+                for one in comparison.metrics
             ],
             right=(*heads, "difference"),
         )
-    if any(one.difference is not None and not one.same_rows for one in comparison.figures):
+    if any(one.difference is not None and not one.same_rows for one in comparison.metrics):
         note("The figures come from different rows, so they are hard to compare.")
 
 

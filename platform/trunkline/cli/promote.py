@@ -247,13 +247,13 @@ def event_text(event: EventRecord) -> str:
                 text += f", {short_digest(str(detail['digest']))}"
         case "alias.moved":
             text = _alias_move(detail)
-        case "note":
+        case "note.added":
             text = str(detail.get("text", ""))
         case "tag.set":
             text = f"tag {detail.get('key')}={detail.get('value')}"
         case "tag.removed":
             text = f"tag {detail.get('key')} removed"
-        case "version.signed" | "adapter.imported" | "adapter.exported":
+        case "version.signed" | "version.imported" | "version.exported":
             action = event.kind.partition(".")[2]
             text = f"version{_number(detail)} {action}{_archive_and_key(detail)}"
         case _:
