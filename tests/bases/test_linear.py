@@ -97,7 +97,7 @@ def test_each_product_is_computed_once_a_forward(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_places_tell_the_features_of_every_layer_but_the_head(family: Family) -> None:
+def test_places_list_the_features_of_every_layer_but_the_head(family: Family) -> None:
     model = made(family)
     features = {
         name: tuple(module.weight.shape[:: 1 if type(module).__name__ == "Conv1D" else -1])
@@ -151,7 +151,7 @@ def test_parts_keep_the_inputs_leading_shape(fused_layers: FusedLayers) -> None:
     ]
 
 
-def test_addition_sees_rows_and_the_whole_product(fused_layers: FusedLayers) -> None:
+def test_addition_gets_the_rows_and_the_full_product(fused_layers: FusedLayers) -> None:
     fused = fused_layers.fused[2]
     x = some_rows(fused, 6).view(2, 3, -1)
     bare = torch.cat([fused.part(index, x) for index in range(2)], -1)
@@ -187,12 +187,12 @@ def test_large_layers_are_apart_in_rows_that_share_no_place(
     kept: module.Quantized | None,
 ) -> None:
     layers = [torch.nn.Linear(8, each, bias=bias).requires_grad_(False) for each in outputs]
-    found, affine = module._blocked(layers, outputs)
-    assert found == blocks
+    result, affine = module._blocked(layers, outputs)
+    assert result == blocks
     product = module._product(affine, kept)
-    fused = FusedLinear(tuple(map(str, outputs)), 8, outputs, product, found)
+    fused = FusedLinear(tuple(map(str, outputs)), 8, outputs, product, result)
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
-    assert [y.shape for y in product(x)] == [(5, block.columns) for block in found]
+    assert [y.shape for y in product(x)] == [(5, block.columns) for block in result]
     assert all(y.is_contiguous() for y in product(x))
     exact = torch.cat([layer(x) for layer in layers], 1)
     torch.testing.assert_close(compute_all(fused, x), exact, atol=0.03 if kept else 1e-5, rtol=0)
@@ -308,7 +308,7 @@ def test_form_that_is_wrong_or_missing_gives_way_to_the_next(
 
 
 @pytest.mark.usefixtures("forms")
-def test_cpu_without_exact_integer_products_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_without_exact_integer_products_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantized, "by_onednn", cut_off)
     monkeypatch.setattr(quantized, "by_int_mm", missing)
     with pytest.raises(BaseModelError, match="8-bit") as raised:
@@ -316,7 +316,7 @@ def test_cpu_without_exact_integer_products_is_told_so(monkeypatch: pytest.Monke
     assert "fp32" in (raised.value.hint or "")
 
 
-def test_what_onednn_keeps_is_bounded_unless_somebody_said_how(
+def test_onednn_caches_are_bounded_unless_the_user_set_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
