@@ -28,7 +28,7 @@ from trunkline.refs import EXAMPLE, shown
 if TYPE_CHECKING:
     from trunkline.adapters.archive import ImportResult
     from trunkline.adapters.gc import Garbage
-    from trunkline.adapters.importing import Imported
+    from trunkline.adapters.peft_import import ImportedAdapter
     from trunkline.api import Platform
 
 _FOLDER_OPTIONS = {
@@ -275,7 +275,7 @@ def _split(names: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in names.split(",")) if names else ()
 
 
-def _print_import(imported: Imported, as_json: bool) -> None:
+def _print_import(imported: ImportedAdapter, as_json: bool) -> None:
     for sentence in imported.notes:
         note(sentence)
     version = imported.version

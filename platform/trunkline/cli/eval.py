@@ -156,14 +156,14 @@ def print_evaluation_report(report: EvaluationReport, *, slices: bool = False) -
 
 def verdict_sentence(report: EvaluationReport) -> str:
     """``It beats the baseline tfidf: accuracy 0.905 against 0.763, difference +0.142 [...].``"""
-    from trunkline.evaluation.intervals import LEAST_GROUPS
+    from trunkline.evaluation.intervals import MIN_GROUPS
 
     score = report.score.value
     baseline = report.baselines[report.best_baseline][report.metric].value
     direction = "" if report.higher_is_better else " (lower is better)"
     few = ""
-    if report.groups < LEAST_GROUPS:
-        few = f" There are {report.groups} groups; a verdict needs {LEAST_GROUPS}."
+    if report.groups < MIN_GROUPS:
+        few = f" There are {report.groups} groups; a verdict needs {MIN_GROUPS}."
     return (
         f"It {_VERDICTS[report.verdict]} {report.best_baseline}: {report.metric} "
         f"{figure(score)} against {figure(baseline)}{direction}, "
