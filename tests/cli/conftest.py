@@ -1,4 +1,4 @@
-"""A workspace in which the toy recipes were trained once, on a tiny base, by the command line."""
+"""A workspace with one training per toy recipe, on a tiny base."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[..., Result]
 
 @dataclass(frozen=True)
 class Shared:
-    """What the session's tests stand on; ``trained`` is the output of each training."""
+    """The session's workspace and base; ``trained`` is the result of each `train`."""
 
     folder: Path
     base: Path
@@ -62,7 +62,7 @@ def toy(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(shared: Shared, toy: None) -> Run:
-    """Run the program in the trained workspace, which no test may change."""
+    """Run the program in the trained workspace; tests must not change it."""
 
     def run(*args: str, input: str | None = None) -> Result:
         place = ("--workspace", str(shared.workspace), "--base", str(shared.base))

@@ -1,4 +1,4 @@
-"""Whatever goes wrong: one sentence and a hint on stderr, nothing on stdout, an exit code."""
+"""Errors: one sentence and a hint on stderr, nothing on stdout, an exit code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trunkline.cli.output import note
 if TYPE_CHECKING:
     from conftest import Run, Shared
 
-WRONG_USE = [
+WRONG_USAGE = [
     (("plugins", "show", "toi"), "Did you mean 'toy'?"),
     (("recipes", "show", "toy/animal"), "Did you mean 'toy/animals'?"),
     (("datasets", "show", "toy/animal"), "Did you mean 'toy/animals'?"),
@@ -67,8 +67,8 @@ WRONG_USE = [
 ]
 
 
-@pytest.mark.parametrize(("args", "expected"), WRONG_USE, ids=lambda value: str(value)[:60])
-def test_wrong_use_exits_with_2(run: Run, args: tuple[str, ...], expected: str) -> None:
+@pytest.mark.parametrize(("args", "expected"), WRONG_USAGE, ids=lambda value: str(value)[:60])
+def test_wrong_usage_exits_with_2(run: Run, args: tuple[str, ...], expected: str) -> None:
     result = run(*args)
     assert (result.exit_code, result.stdout) == (2, "")
     lines = [line for line in result.stderr.splitlines() if line.startswith(("Error", "Hint"))]

@@ -1,4 +1,4 @@
-"""Every command explains itself, quickly and without loading what it does not need."""
+"""Help texts, examples, and the packages that a command loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``trunkline adapters import``: its words, what it prints where, and what is there afterwards."""
+"""``trunkline adapters import``: options, output, and the published version."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classification adapter of two outputs as PEFT writes it, only to be read."""
+    """A classification adapter of two outputs as PEFT writes it; read-only."""
     import torch
     from safetensors.torch import save_file
 
@@ -54,7 +54,7 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bring(elsewhere: Path, base: Path, workspace: Path) -> Import:
-    """Import the adapter as ``toy/kinds`` with more words."""
+    """Import the adapter as ``toy/kinds`` with more arguments."""
 
     def bring(*args: str, folder: Path = elsewhere) -> Result:
         place = ("--workspace", str(workspace))
@@ -166,7 +166,7 @@ def test_base_before_the_command_is_taken(elsewhere: Path, base: Path, workspace
     assert result.exit_code == 0
 
 
-WRONG_USE = [
+WRONG_USAGE = [
     (("--name", "kinds"), "Hint: Write --name domain/name, for example --name "),
     (("--name", "toy/kinds@2"), "names a version"),
     (("--labels", "cat"), "1 labels"),
@@ -178,10 +178,10 @@ WRONG_USE = [
 ]
 
 
-@pytest.mark.parametrize(("args", "expected"), WRONG_USE, ids=[args[1] for args, _ in WRONG_USE])
-def test_wrong_use_is_one_sentence_and_code_2(
-    bring: Import, args: tuple[str, ...], expected: str
-) -> None:
+@pytest.mark.parametrize(
+    ("args", "expected"), WRONG_USAGE, ids=[args[1] for args, _ in WRONG_USAGE]
+)
+def test_wrong_usage_exits_with_2(bring: Import, args: tuple[str, ...], expected: str) -> None:
     result = bring(*args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert expected in result.stderr

@@ -1,4 +1,4 @@
-"""keys: made once, listed without their secret, removed."""
+"""``trunkline keys``: create, list, remove."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_expires_counts_from_now(registry: Registry, span: str, length: timedelt
 
 
 @pytest.mark.parametrize("span", ["30", "0d", "d", "-1d", "1y", "999999w", "3 d", "٣d"])
-def test_span_that_is_none_is_wrong_use(workspace: Path, span: str) -> None:
+def test_span_that_is_none_is_wrong_usage(workspace: Path, span: str) -> None:
     result = invoke("keys", "create", "ada", f"--expires={span}")
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"--expires {'can' if span != '999999w' else repr(span)}" in result.stderr
     assert "Hint: " in result.stderr
 
 
-def test_pattern_with_a_version_is_wrong_use(workspace: Path) -> None:
+def test_pattern_with_a_version_is_wrong_usage(workspace: Path) -> None:
     result = invoke("keys", "create", "ada", "--adapter", "toy/animals@1")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "'toy/animals@1' is not a pattern" in result.stderr

@@ -98,7 +98,7 @@ def test_lineage_takes_digests_and_runs(run: Run, what: str) -> None:
     [(), ("toy/animals", "--request", "x"), ("toy/../x",), ("sha256:12",), ("run/99",), ("nope",)],
     ids=" ".join,
 )
-def test_lineage_of_nothing_is_wrong_use(run: Run, args: tuple[str, ...]) -> None:
+def test_lineage_of_nothing_is_wrong_usage(run: Run, args: tuple[str, ...]) -> None:
     result = run("lineage", *args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Hint: " in result.stderr
@@ -212,7 +212,7 @@ def test_tag_sets_removes_and_prints(run_copy: Run) -> None:
 
 
 @pytest.mark.parametrize("args", [("x",), ("X=1",), ("a=1", "--remove", "a"), ("--remove", "z")])
-def test_a_wrong_tag_is_wrong_use(run_copy: Run, args: tuple[str, ...]) -> None:
+def test_a_wrong_tag_is_wrong_usage(run_copy: Run, args: tuple[str, ...]) -> None:
     result = run_copy("tag", "toy/animals@1", *args)
     assert result.exit_code == 2
     assert "Hint: " in result.stderr

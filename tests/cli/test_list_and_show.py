@@ -1,4 +1,4 @@
-"""plugins, base, datasets and recipes: what they list, show and do."""
+"""plugins, base, datasets and recipes: list, show and the other commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables, figures and progress: what a terminal sees, and what a pipe gets."""
+"""Tables, figures and progress, on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch, write: Callable[[], None]) -> str:
-    """What is written where stdout is a terminal of 80 columns."""
+    """The output on a terminal of 80 columns."""
     stdout = Terminal()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
@@ -41,7 +41,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, write: Callable[[], None]) -> s
 
 
 @pytest.fixture(autouse=True)
-def no_wish_for_color(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_color_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -86,7 +86,7 @@ def test_table_on_a_terminal_fits_and_keeps_every_word(monkeypatch: pytest.Monke
 
 
 def _plain(monkeypatch: pytest.MonkeyPatch, *table: Any, **expected: Any) -> str:
-    """A table as it is written on a terminal of 80 columns, without its colors."""
+    """A table on a terminal of 80 columns, without colors."""
     text = on_terminal(monkeypatch, lambda: output.print_table(*table, **expected))
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
     return "".join(f"{line.rstrip()}\n" for line in lines)
@@ -136,7 +136,7 @@ def test_no_color_is_honored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[" not in on_terminal(monkeypatch, write)
 
 
-def test_text_in_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_in_brackets_is_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_table(["name"], [("[bold]x[/bold] :smile:",)])
     assert "[bold]x[/bold] :smile:" in capsys.readouterr().out
 
@@ -182,7 +182,7 @@ def test_figures_have_the_digits_that_matter(value: float, expected: str) -> Non
     ("seconds", "expected"),
     [(4.21, "4.2 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
 )
-def test_durations_read_well(seconds: float, expected: str) -> None:
+def test_durations_have_readable_units(seconds: float, expected: str) -> None:
     assert output.duration(seconds) == expected
 
 
@@ -265,6 +265,6 @@ def test_interrupt_outside_the_steps_stops_after_the_stage(
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
-def test_closed_stream_is_no_failure(closed: str) -> None:
+def test_closed_stream_is_not_a_failure(closed: str) -> None:
     command = f"exec '{sys.executable}' -c 'from trunkline.cli import main; main()' --version"
     assert subprocess.run(["sh", "-c", f"{command} {closed}"], check=False).returncode == 0

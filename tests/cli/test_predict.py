@@ -47,7 +47,7 @@ def test_predict_reads_lines_from_stdin(run: Run) -> None:
     assert [answer["text"] for answer in json.loads(result.stdout)] == ["one", "two"]
 
 
-def test_predict_of_nothing_from_stdin_is_wrong_use(run: Run) -> None:
+def test_predict_of_nothing_from_stdin_is_wrong_usage(run: Run) -> None:
     result = run("predict", "toy/animals", "-", input="\n")
     assert result.exit_code == 2
     assert "No text arrived on stdin" in result.stderr
@@ -61,7 +61,7 @@ def test_predict_never_writes_over_the_file_it_reads(run: Run, tmp_path: Path) -
     assert path.read_text() == "text\na carp\n"
 
 
-def test_predict_into_a_folder_is_wrong_use(run: Run, tmp_path: Path) -> None:
+def test_predict_into_a_folder_is_wrong_usage(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text\na carp\n")
     result = run("predict", "toy/animals", "--file", str(path), "--out", str(tmp_path))

@@ -1,4 +1,4 @@
-"""promote, rollback and unalias, here and by a running server."""
+"""promote, rollback and unalias, locally and through a running server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def promote(run: Run, name: str = "toy/prices", *args: str) -> Any:
     return run("adapters", "promote", name, *args)
 
 
-# ---------------------------------------------------------------------------------------- here
+# ------------------------------------------------------------------------------------- locally
 
 
 def test_head_is_printed_on_stderr_and_audit_accepts_it(run_copy: Run) -> None:
@@ -59,7 +59,7 @@ def test_promotion_as_json_has_the_head(run_copy: Run) -> None:
     assert data["head"].partition(":")[0].isdigit()
 
 
-def test_workspace_demands_more_than_the_recipe(run_copy: Run, tmp_path: Path) -> None:
+def test_gates_of_workspace_and_recipe_apply_together(run_copy: Run, tmp_path: Path) -> None:
     (tmp_path / "copy" / "trunkline.toml").write_text("[gate]\ntwo_persons = true\n")
     result = promote(run_copy)
     assert result.exit_code == 1
@@ -72,13 +72,13 @@ def test_refusal_names_a_command_for_the_requested_alias(run_copy: Run) -> None:
     assert '`trunkline adapters promote toy/animals@1 --alias beta --force --reason "…"`' in text
 
 
-def test_base_is_no_alias(run_copy: Run) -> None:
+def test_name_of_a_base_is_refused_as_an_alias(run_copy: Run) -> None:
     result = promote(run_copy, "toy/prices", "--alias", "smollm2-135m")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "is the name of a base" in result.stderr
 
 
-def test_rollback_says_from_where_to_where(run_copy: Run) -> None:
+def test_rollback_prints_both_versions(run_copy: Run) -> None:
     promote(run_copy)
     run_copy("adapters", "unalias", "toy/prices", "champion", "--reason", "none is to be")
     result = run_copy("adapters", "rollback", "toy/prices", "--reason", "yes, it is")
@@ -109,7 +109,7 @@ def test_rollback_of_an_unknown_alias_is_wrong_usage(run_copy: Run) -> None:
     assert run_copy("adapters", "rollback", "toy/prices").exit_code == 2
 
 
-def test_unalias_says_what_is_gone(run_copy: Run) -> None:
+def test_unalias_prints_the_removed_alias(run_copy: Run) -> None:
     promote(run_copy, "toy/prices", "--alias", "canary")
     result = run_copy("adapters", "unalias", "toy/prices", "canary")
     assert result.stdout == "toy/prices  canary: 1 → none\n"
@@ -123,14 +123,14 @@ def test_unalias_of_the_champion_needs_a_reason(run_copy: Run) -> None:
     assert "--reason" in result.stderr
 
 
-# --------------------------------------------------------------------------- by a running server
+# --------------------------------------------------------------------- through a running server
 
 
 @pytest.fixture(scope="module")
 def server(
     shared: Shared, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ServerProcess, Path]]:
-    """A server on a workspace that wants two persons, which has keys of two owners."""
+    """A server whose gate requires two persons, with keys of two owners."""
     workspace = tmp_path_factory.mktemp("promoting") / "workspace"
     shutil.copytree(shared.workspace, workspace)
     (workspace / "trunkline.toml").write_text("[gate]\ntwo_persons = true\n")
@@ -140,7 +140,7 @@ def server(
 
 @pytest.fixture
 def ask(server: tuple[ServerProcess, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the program with --url, in an empty workspace; first comes the owner of the key."""
+    """Run the program with --url, in an empty workspace; the first argument is the key's owner."""
     monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(tmp_path))
 
     def ask(owner: str, *args: str, input: str | None = None) -> Any:
@@ -153,7 +153,7 @@ def ask(server: tuple[ServerProcess, Path], tmp_path: Path, monkeypatch: pytest.
     return ask
 
 
-def test_second_person_promotes_by_a_server_and_rolls_back(
+def test_second_person_promotes_through_a_server_and_rolls_back(
     ask: Run, server: tuple[ServerProcess, Path]
 ) -> None:
     promoted = ask("ada", "adapters", "promote", "toy/prices", "--alias", "shadow")
@@ -169,7 +169,7 @@ def test_second_person_promotes_by_a_server_and_rolls_back(
     assert data["actor"].endswith(" ada")
 
 
-def test_who_trained_is_refused_by_a_server_with_the_conditions(ask: Run) -> None:
+def test_who_trained_is_refused_through_a_server_with_the_conditions(ask: Run) -> None:
     result = ask(getpass.getuser(), "adapters", "promote", "toy/prices", "--alias", "shadow")
     assert result.exit_code == 1
     assert "yes  at most 10000" in result.stdout

@@ -1,4 +1,4 @@
-"""``db rebuild``, ``adapters card`` and ``datasets croissant`` as a user types them."""
+"""``db rebuild``, ``adapters card`` and ``datasets croissant`` on the command line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_rebuild_lists_what_is_lost(run_copy: Run, lose: Any) -> None:
 
 @pytest.fixture
 def damaged(run_copy: Run, lose: Any, tmp_path: Path) -> Run:
-    """Runs the program where the registry is lost and one of three artifacts is damaged."""
+    """Run the program with a lost registry and one damaged artifact of three."""
     lose()
     weights = tmp_path / "copy/adapters/toy/prices/1/adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -137,7 +137,7 @@ def test_written_card_is_the_printed_one_and_verifies(run_copy: Run, tmp_path: P
     assert run_copy("adapters", "verify", "toy/animals").exit_code == 0
 
 
-def test_card_of_an_unknown_adapter_is_wrong_use(run: Run) -> None:
+def test_card_of_an_unknown_adapter_is_wrong_usage(run: Run) -> None:
     assert run("adapters", "card", "toy/animal").exit_code == 2
 
 
@@ -162,5 +162,5 @@ def test_croissant_that_can_t_be_written_is_one_error(run: Run, tmp_path: Path) 
     assert "can't be written" in done.stderr
 
 
-def test_croissant_of_an_unknown_dataset_is_wrong_use(run: Run) -> None:
+def test_croissant_of_an_unknown_dataset_is_wrong_usage(run: Run) -> None:
     assert run("datasets", "croissant", "toy/animal").exit_code == 2

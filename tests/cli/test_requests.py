@@ -1,4 +1,4 @@
-"""requests and lineage: from an answer to the version, the run and the rows behind it."""
+"""requests and lineage: from an answer to its version, run and rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def version(registry: Registry) -> VersionRecord:
 
 @pytest.fixture
 def log(registry: Registry, version: VersionRecord) -> Log:
-    """Write a line: an answer of toy/animals@1 unless said otherwise."""
+    """Log a request, by default one that toy/animals@1 answered."""
 
     def write(id: str, **other: Any) -> None:
         line: dict[str, Any] = {
@@ -192,7 +192,7 @@ def test_lineage_of_a_version_that_is_gone(run_copy: Run, log: Log) -> None:
     assert (data["version"], data["run"]) == (None, None)
 
 
-def test_lineage_of_an_unknown_request_is_wrong_use(run_copy: Run) -> None:
+def test_lineage_of_an_unknown_request_is_wrong_usage(run_copy: Run) -> None:
     result = run_copy("lineage", "--request", "req-9")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "trunkline requests list" in result.stderr

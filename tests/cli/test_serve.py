@@ -34,7 +34,7 @@ SHORT = ("--max-new-tokens", "3")
 
 @dataclass(frozen=True)
 class Process:
-    """`trunkline serve` as a process of its own; ``output`` is its stderr until it listened."""
+    """`trunkline serve` in its own process; ``output`` is its stderr until it listened."""
 
     url: str
     workspace: Path
@@ -138,7 +138,7 @@ def test_server_prints_the_same(run: Run, ask: Run, args: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize("args", REQUESTS[1:5], ids=" ".join)
 def test_server_gives_the_same_json(run: Run, ask: Run, args: tuple[str, ...]) -> None:
-    """But for the last bits, in which batches differ, and what the prefix cache saved."""
+    """Except for rounding, which depends on the batch, and the cached tokens."""
     remote = json.loads(ask(*args, "--json").stdout)
     local = json.loads(run(*args, "--json").stdout, parse_float=_about)
     for one in (remote, local):
@@ -190,7 +190,9 @@ def test_row_that_the_server_refuses_is_named(ask: Run, tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_wrong_use_of_a_server_exits_with_2(ask: Run, args: tuple[str, ...], expected: str) -> None:
+def test_wrong_usage_of_a_server_exits_with_2(
+    ask: Run, args: tuple[str, ...], expected: str
+) -> None:
     result = ask(*args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert expected in result.stderr
@@ -312,7 +314,7 @@ def test_serve_stops_cleanly_on_sigterm(shared: Shared, tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_wrong_use_of_serve_exits_with_2(run: Run, args: tuple[str, ...], expected: str) -> None:
+def test_wrong_usage_of_serve_exits_with_2(run: Run, args: tuple[str, ...], expected: str) -> None:
     result = run("serve", "--port", "0", *args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert expected in result.stderr

@@ -1,4 +1,4 @@
-"""train, eval, adapters and runs: what they print, what they promise, what they leave behind."""
+"""train, eval, adapters and runs: output, exit codes, and what they record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verifying, removing and collecting garbage: what is printed where, and the exit codes."""
+"""verify, rm and gc: output and exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """An artifact with a card, only to be read."""
+    """An artifact with a card; read-only."""
     folder = tmp_path_factory.mktemp("upkeep") / "made"
     make_artifact(folder, tiny, target_modules=["q_proj"])
     (folder / "README.md").write_text("# Card\n")
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path, made: Path) -> Path:
-    """A workspace with two versions, the first of which is on its way out."""
+    """A workspace with two versions."""
     store = new_store(tmp_path / "workspace")
     put(store, made)
     put(store, made)
@@ -155,12 +155,12 @@ def test_rm_names_the_one_alias_in_its_way(run: Run) -> None:
     assert "the alias 'champion' points at it" in text
 
 
-def test_rm_without_a_reason_is_wrong_use(run: Run, workspace: Path) -> None:
+def test_rm_without_a_reason_is_wrong_usage(run: Run, workspace: Path) -> None:
     assert run("adapters", "rm", "toy/animals@1").exit_code == 2
     assert (workspace / "adapters/toy/animals/1").exists()
 
 
-def test_rm_without_a_number_is_wrong_use(run: Run, workspace: Path) -> None:
+def test_rm_without_a_number_is_wrong_usage(run: Run, workspace: Path) -> None:
     result = run("adapters", "rm", "toy/animals", "--reason", "old")
     assert result.exit_code == 2
     assert "toy/animals@3" in result.stderr
@@ -177,7 +177,7 @@ def test_rm_json_names_the_version(run: Run) -> None:
 
 @pytest.fixture
 def garbage(workspace: Path) -> Path:
-    """What a publication left that was killed before its files stood in their place."""
+    """The files of a publication that was killed before it was complete."""
     folder = workspace / "adapters/toy/animals/9"
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
