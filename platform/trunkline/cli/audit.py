@@ -123,7 +123,7 @@ def _print_reports(reports: Iterable[ChainReport]) -> None:
 def export(options: GlobalOptions, file: str, requests: bool, after: int) -> None:
     """Write each row as a line of JSON, oldest first, and print the chain's head on stderr.
 
-    Save the head where nobody who can write to the registry can change it. FILE must not exist;
+    Save the head in a place that users of the registry can't write to. FILE must not exist;
     it is written completely or not at all. `-`, or no FILE, means stdout.
     """
     chain = "requests" if requests else "events"

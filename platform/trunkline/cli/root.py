@@ -133,7 +133,7 @@ pass_options = click.make_pass_decorator(GlobalOptions, ensure=True)
 url_option = click.option(
     "--url",
     metavar="URL",
-    help="Send the request to a running server (`trunkline serve`); the base is not loaded here.",
+    help="Send the request to a running server (`trunkline serve`); this process loads no base.",
 )
 
 limit_option = click.option(
