@@ -20,8 +20,8 @@ from trunkline.cli.output import (
 from trunkline.cli.progress import working
 
 if TYPE_CHECKING:
-    from trunkline.api import DatasetReport
     from trunkline.contracts import DatasetSpec
+    from trunkline.data.prepare import DatasetReport
 
 _LABELS = 30
 
