@@ -533,8 +533,8 @@ class Platform:
 
         return find_garbage(self.store, unknown=unknown)
 
-    def collect_garbage(self, found: Sequence[Found]) -> Iterator[Found]:
+    def collect_garbage(self, garbage: Sequence[Found]) -> Iterator[Found]:
         """Delete garbage listed by :meth:`find_garbage`, yielding each deleted piece."""
         from trunkline.adapters.gc import collect
 
-        return collect(self.store, [one for one in found if one.taken])
+        return collect(self.store, [piece for piece in garbage if piece.taken])

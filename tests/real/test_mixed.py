@@ -67,19 +67,19 @@ def plain(base_folder: Path, artifact: Artifact | None) -> Any:
 def test_each_answer_in_a_mixed_batch_is_that_of_plain_peft(
     driven: Driven, sealed: dict[str, Artifact], base_folder: Path
 ) -> None:
-    asked = []
+    requests = []
     for text in (LONG, LONG + " why", "What is the capital of France?"):
         for name in ("low", "high", "labels", "base"):
             limit = {} if name == "labels" else {"max_new_tokens": NEW}
-            asked.append((name, driven.ask(sealed.get(name), text, **limit)))
+            requests.append((name, driven.ask(sealed.get(name), text, **limit)))
             driven.step()
     driven.finish()
     driven.assert_nothing_is_held()
-    assert [handle.answer(0).cached_tokens > 0 for _, handle in asked[4:8]] == [True] * 4
+    assert [handle.answer(0).cached_tokens > 0 for _, handle in requests[4:8]] == [True] * 4
     tokens = ties = 0
     for name in ("low", "high", "labels", "base"):
         truth = plain(base_folder, sealed.get(name))
-        for _, handle in [one for one in asked if one[0] == name]:
+        for _, handle in [one for one in requests if one[0] == name]:
             answer = handle.answer(0)
             if name == "labels":
                 ids = driven.engine.base.tokenizer(
@@ -97,5 +97,5 @@ def test_each_answer_in_a_mixed_batch_is_that_of_plain_peft(
         gc.collect()
     print(f"\n{tokens} tokens, {ties} where the reference's best two are equal")
     assert ties * 20 <= tokens
-    texts = [handle.answer(0).text for name, handle in asked[:4] if name != "labels"]
+    texts = [handle.answer(0).text for name, handle in requests[:4] if name != "labels"]
     assert len(set(texts)) == 3
