@@ -65,7 +65,7 @@ def alone(side: Any, plain: Any, prompts: dict[str, list[list[int]]], rounds: in
     """Attention through all layers, the new keys and values put away first; random numbers."""
     import torch
 
-    kv_cache = side._stepper.kv_cache.layers
+    kv_cache = side.stepper.kv_cache.layers
     for layer in kv_cache:
         layer.normal_()
     tables = [layer.transpose(0, 1).contiguous() for layer in kv_cache]
@@ -137,17 +137,19 @@ def _layout(side: Any, rows: Sequence[list[int]]) -> Any:
     """The engine's layout of a step for the last token of each row; blocks lie anywhere."""
     import numpy as np
 
-    from trunkline.inference.kv_cache import BLOCK
+    from trunkline.inference.kv_cache import BLOCK_SIZE
     from trunkline.inference.step import Part
 
-    blocks = len(side._stepper.kv_cache.layers[0]) // BLOCK
-    moved = np.random.default_rng(1).permutation(blocks)[:, None] * BLOCK + np.arange(BLOCK)
-    parts = [Part(row, 1) for row in side._seated(rows, [None] * len(rows))]
+    blocks = len(side.stepper.kv_cache.layers[0]) // BLOCK_SIZE
+    moved = np.random.default_rng(1).permutation(blocks)[:, None] * BLOCK_SIZE + np.arange(
+        BLOCK_SIZE
+    )
+    parts = [Part(row, 1) for row in side.start(rows, [None] * len(rows))]
     for part in parts:
-        part.sequence.places = moved.reshape(-1)[part.sequence.places]
+        part.sequence.slot_mapping = moved.reshape(-1)[part.sequence.slot_mapping]
         part.sequence.computed = len(part.sequence.tokens) - 1
-    _, _, places = side._stepper._flat(parts)
-    return side._stepper._layout(parts, [], places)
+    _, _, slot_mapping = side.stepper.flatten(parts)
+    return side.stepper.build_layout(parts, [], slot_mapping)
 
 
 def _ways(
@@ -159,12 +161,12 @@ def _ways(
         tables: keys and values of the pool, ``[2 · KV heads, tokens, width]`` a layer.
         lengths: of the rows' contexts.
     """
-    from trunkline.inference.attention import attend, attending
+    from trunkline.inference.attention import attend, packed_attention
 
     layers = [layer.self_attn for layer in side.base.model.model.layers]
 
     def ours() -> list[Any]:
-        with attending(side.base.model, layout):
+        with packed_attention(side.base.model, layout):
             return [
                 attend(layer, new.query, new.key, new.value, None, layer.scaling)[0][0]
                 for layer in layers
@@ -201,7 +203,7 @@ def _with_tables(
     def work() -> list[Any]:
         given = []
         for table in tables:
-            table.index_copy_(1, layout.places, torch.cat((new.key[0], new.value[0])))
+            table.index_copy_(1, layout.slot_mapping, torch.cat((new.key[0], new.value[0])))
             past = table.index_select(1, layout.context.view(-1))
             keys, values = past.view(2, kv_heads, rows, -1, width)
             query = new.query[0].view(kv_heads, -1, rows, width).transpose(1, 2)

@@ -46,7 +46,7 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
     """All systems, in turn."""
     import torch
     from continuous import PAGE, Continuous
-    from ours import Served
+    from ours import EngineProcess
     from peers import Generating
 
     tokenizer = load_tokenizer()
@@ -60,8 +60,8 @@ def compare(shape: str | None, folders: list[Path], rounds: int) -> None:
         generate = child(Generating)
         continuous = child(Continuous)
         adapted = child(Continuous, folders)
-        ours = child(Served, folders, settings=AT_ONCE)
-        ours_small = child(Served, quantized=small, settings=AT_ONCE) if has_small else ours
+        ours = child(EngineProcess, folders, settings=AT_ONCE)
+        ours_small = child(EngineProcess, quantized=small, settings=AT_ONCE) if has_small else ours
         for one in (generate, continuous, adapted, ours, ours_small):
             one.wait()
         long = make_prompts(tokenizer, 1, 2 * PAGE + 1, seed=2)[0][1]

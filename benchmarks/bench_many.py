@@ -18,7 +18,7 @@ from typing import Any
 import timing
 from children import Child
 from made import load_tokenizer, make_adapters, make_prompts
-from ours import Served
+from ours import EngineProcess
 from timing import title
 
 from trunkline.errors import TrunklineError
@@ -43,7 +43,7 @@ class Account:
     evictions: int
 
 
-class Soaked(Served):
+class Soaked(EngineProcess):
     """The engine, kept busy by one caller."""
 
     def soak(self, texts: Sequence[str], adapters: Sequence[int]) -> Account:

@@ -113,7 +113,7 @@ def _forms(side: Any, pages: list[Any]) -> dict[str, Callable[[], float]]:
 
     from trunkline.lora.routing import Routing, Span
 
-    layers, base = side.pool._lora_slots._layers, side.base
+    layers, base = side.pool.lora_slots.layers, side.base
     spans = _spans(pages)
     rows, together = Routing(rows=pages), Routing(spans=spans)
     alone = [
@@ -140,12 +140,12 @@ def _forms(side: Any, pages: list[Any]) -> dict[str, Callable[[], float]]:
 
     measured = {
         "rows": through(lambda layer, x, y: layer.add(rows, x, y)),
-        "gathered": through(lambda layer, x, y: layer._add_gathered(rows, x, y)),
+        "gathered": through(lambda layer, x, y: layer.add_gathered(rows, x, y)),
         "spans, one by one": through(one_by_one),
         "spans, as a step": through(lambda layer, x, y: layer.add(together, x, y)),
     }
     if together.even:
-        batched = through(lambda layer, x, y: layer._add_even(together, x, y))
+        batched = through(lambda layer, x, y: layer.add_even(together, x, y))
         measured["spans, batched"] = batched
     if base.device.type == "cuda":
         del measured["rows"]  # which are gathered there

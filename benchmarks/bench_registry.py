@@ -75,7 +75,7 @@ def pages(registry: Registry, versions: int) -> dict[str, Callable[[], Any]]:
         "lineage of a run": lambda: registry.lineage.of_run(versions // 2),
         "lineage of a request": lambda: registry.lineage.of_request(request),
         "tags and notes": lambda: (registry.tags.get(str(middle)), registry.tags.notes("run/7")),
-        "deployments of a digest": lambda: registry.servers.list_loads(digest),
+        "loads of a digest": lambda: registry.servers.list_loads(digest),
         "what servers hold": lambda: registry.servers.holders(),
     }
     for where in SEARCHES:

@@ -115,9 +115,8 @@ def switches(base: Any, folders: Sequence[Path]) -> None:
             pool.release(held)
             start = time.perf_counter()
             with torch.inference_mode():
-                for layer in pool._lora_slots._layers:
-                    layer._down_rows(routing)
-                    layer._up_rows(routing)
+                for layer in pool.lora_slots.layers:
+                    layer.index_rows(routing)
             tables.append(time.perf_counter() - start)
         note = f"+ {1e3 * statistics.median(tables):.3f} ms, index tables of the first step"
         line(f"ours, {resident} resident: acquire and route", statistics.median(routed), note)

@@ -39,11 +39,14 @@ def main() -> None:
 
 def compare(shape: str | None, folders: list[Path], requests: int, rounds: int) -> None:
     """Closed loop, then the stream."""
-    from ours import Served
+    from ours import EngineProcess
     from peers import Generating
 
     tokenizer = load_tokenizer()
-    with Child(Generating, shape, folders) as peft, Child(Served, shape, folders) as trunkline:
+    with (
+        Child(Generating, shape, folders) as peft,
+        Child(EngineProcess, shape, folders) as trunkline,
+    ):
 
         def serve(name: str, due: list[float], seed: int) -> list[Course]:
             prompts = make_prompts(tokenizer, len(due), PROMPT, seed)

@@ -84,8 +84,8 @@ def _rows(versions: int) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
     yield tables.Tag, _tags(which)
     yield tables.Event, _events(which)
     yield tables.LoggedRequest, _requests(which)
-    yield tables.Deployment, (_deployment(id) for id in range(1, 201))
-    yield tables.DeploymentLoad, _loads(which)
+    yield tables.Server, (_server(id) for id in range(1, 201))
+    yield tables.ServerLoad, _loads(which)
 
 
 def _at(number: int) -> datetime:
@@ -292,12 +292,12 @@ def _events(which: _Which) -> Iterator[dict[str, Any]]:
             ("run.started", f"run/{id}", {"recipe": name}),
             ("run.finished", f"run/{id}", {"recipe": name}),
             ("version.published", name, {"number": number, "digest": digest_of(id), "run": id}),
-            ("tag.set", f"{name}@{number}", {"key": "reviewed", "value": "yes", "was": None}),
-            ("note", f"run/{id}", {"text": "looked at"}),
+            ("tag.set", f"{name}@{number}", {"key": "reviewed", "value": "yes", "previous": None}),
+            ("note.added", f"run/{id}", {"text": "looked at"}),
         ]
         if id % 5 == 0:
             events.append(("alias.moved", name, {"alias": "champion", "old": None, "new": number}))
-        events += [("note", f"dataset/{id % 100 + 1}", {"text": "seen"})] * (id % 10 == 0)
+        events += [("note.added", f"dataset/{id % 100 + 1}", {"text": "seen"})] * (id % 10 == 0)
         while len(events) < 10:
             events.append(("key.used", f"server/{id % 200 + 1}", {"at": id}))
         for kind, subject, detail in events:
@@ -324,7 +324,7 @@ def _requests(which: _Which) -> Iterator[dict[str, Any]]:
             "at": _at(seq + 1),
             "key_id": f"{seq % 50:08d}",
             "route": "/v1/classify",
-            "asked": name,
+            "model": name,
             "adapter": name,
             "version": f"{name}@{number}",
             "digest": digest_of(seq),
@@ -339,7 +339,7 @@ def _requests(which: _Which) -> Iterator[dict[str, Any]]:
         }
 
 
-def _deployment(id: int) -> dict[str, Any]:
+def _server(id: int) -> dict[str, Any]:
     return {
         "id": id,
         "actor": "system:ada",
@@ -348,7 +348,7 @@ def _deployment(id: int) -> dict[str, Any]:
         "url": "http://127.0.0.1:8000",
         "base_id": 1,
         "started": _at(id),
-        "seen": _at(id),
+        "last_seen": _at(id),
         "stopped": _at(id + 1),
     }
 
@@ -358,7 +358,7 @@ def _loads(which: _Which) -> Iterator[dict[str, Any]]:
         adapter, number = which[id - 1]
         yield {
             "id": id,
-            "deployment_id": id % 200 + 1,
+            "server_id": id % 200 + 1,
             "version": f"{adapter[1]}/{adapter[2]}@{number}",
             "digest": digest_of(id),
             "loaded": _at(id),

@@ -1,7 +1,4 @@
-"""Trunkline as the benchmarks drive it.
-
-Owns: single steps by hand, and the engine behind a pipe. Must not know: the peers.
-"""
+"""Trunkline for the benchmarks: single steps by hand, and the engine behind a pipe."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ from streams import Arrival, Course
 
 from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.inference.engine import Engine
-from trunkline.inference.kv_cache import BLOCK, Blocks
+from trunkline.inference.kv_cache import BLOCK_SIZE, BlockPool
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.inference.request_state import GenerationHandle, RequestState
-from trunkline.inference.request_state import Sequence as Written
+from trunkline.inference.request_state import Sequence as GeneratedSequence
 from trunkline.inference.settings import EngineSettings
 from trunkline.inference.step import Part, Stepper
 from trunkline.lora.pool import AdapterPool
@@ -30,7 +27,7 @@ AMPLE_MIB = 32 << 10
 
 
 class ByHand:
-    """Base, bank and stepper in the calling thread; no engine, no queue."""
+    """Base, adapter pool and stepper in the calling thread; no engine, no queue."""
 
     def __init__(self, base: Any, artifacts: Sequence[Artifact], *, slots: int) -> None:
         self.base = base
@@ -40,55 +37,60 @@ class ByHand:
         for artifact in artifacts:
             self.pool.load(artifact)
         self.digests = [artifact.digest for artifact in artifacts]
-        self._stepper = Stepper(base.model, self.pool, 4096)
+        self.stepper = Stepper(base.model, self.pool, 4096)
 
     def decode(
         self, prompts: Sequence[list[int]], digests: Sequence[str | None]
     ) -> Callable[[], Any]:
-        """A step that computes the last token of each prompt; what precedes it has been computed.
+        """A step that computes the last token of each prompt; the tokens before it are computed.
 
-        It draws the next tokens, and can be called over and over.
+        It samples the next tokens, and can be called repeatedly.
         """
-        rows = self._seated(prompts, digests)
-        self._stepper.run([Part(row, row.pending - 1) for row in rows])
-        return self._again([Part(row, 1) for row in rows])
+        rows = self.start(prompts, digests)
+        self.stepper.run([Part(row, row.pending - 1) for row in rows])
+        return self._repeatable([Part(row, 1) for row in rows])
 
     def prefill(
         self, prompts: Sequence[list[int]], digests: Sequence[str | None]
     ) -> Callable[[], Any]:
-        """A step that computes whole prompts and draws their next tokens; can be called again."""
-        return self._again([Part(row, row.pending) for row in self._seated(prompts, digests)])
+        """A step that computes complete prompts and samples their next tokens; repeatable."""
+        return self._repeatable([Part(row, row.pending) for row in self.start(prompts, digests)])
 
-    def _again(self, parts: list[Part]) -> Callable[[], Any]:
+    def _repeatable(self, parts: list[Part]) -> Callable[[], Any]:
         before = [part.sequence.computed for part in parts]
 
         def step() -> None:
-            self._stepper.run(parts)
+            self.stepper.run(parts)
             for part, computed in zip(parts, before, strict=True):
                 part.sequence.computed = computed
 
         return step
 
-    def _seated(self, prompts: Sequence[list[int]], digests: Sequence[str | None]) -> list[Written]:
-        blocks = Blocks(4096 // BLOCK, share=False)
+    def start(
+        self, prompts: Sequence[list[int]], digests: Sequence[str | None]
+    ) -> list[GeneratedSequence]:
+        """Sequences with blocks of the KV cache and their adapters; nothing is computed."""
+        blocks = BlockPool(4096 // BLOCK_SIZE, share=False)
         rows = []
         for ids, digest in zip(prompts, digests, strict=True):
-            work = ResolvedRequest(Request(None, "-", raw=True))
-            handle = GenerationHandle(work, digest or self.base.digest, len(ids), lambda _: None)
-            asked = RequestState(handle, GenerationTask(1), ids, 1)
-            row = Written(asked, 0, self.base.tokenizer, frozenset())
-            lease = blocks.lease("", row.tokens, row.room)
+            request = Request(None, "-", raw=True)
+            digest_of_row = digest or self.base.digest
+            state = RequestState(
+                request, None, "base", digest_of_row, GenerationTask(1), ids, max_new_tokens=1
+            )
+            row = GeneratedSequence(state, 0, self.base.tokenizer, frozenset())
+            lease = blocks.allocate("", row.tokens, row.capacity)
             assert lease is not None
-            row.seat(lease, self.pool.acquire(digest) if digest else None)
+            row.start(lease, self.pool.acquire(digest) if digest else None)
             rows.append(row)
         return rows
 
 
-class Served:
-    """The engine with adapters resident, asked through a pipe.
+class EngineProcess:
+    """The engine with adapters resident, called through a pipe.
 
-    Answers have exactly as many tokens as are asked for: the engine knows no token that ends one.
-    The calling thread computes nothing, as in a server.
+    Answers have exactly as many tokens as requested: no token ends an answer. The calling thread
+    computes nothing, as in a server.
     """
 
     def __init__(
@@ -101,14 +103,13 @@ class Served:
     ) -> None:
         with ThreadPoolExecutor(1) as apart:
             base = apart.submit(load_base, shape, quantized=quantized).result()
-        self.engine = Engine(base, settings)
-        self.engine._ends = frozenset()
+        self.engine = Engine(base, settings, end_ids=())
         self.know(folders)
         for artifact in self.artifacts:
             self.engine.pool.load(artifact, "random/adapter")
 
     def know(self, folders: Sequence[Path]) -> None:
-        """Take these adapters to be asked for, without loading them."""
+        """Read these adapters for later requests, without loading them."""
         self.artifacts = [read_artifact(folder) for folder in folders]
 
     def close(self) -> None:
@@ -145,8 +146,8 @@ class Served:
         courses = []
         for handle, at, late in handles:
             handle.answer()
-            told = handle.stats
-            assert told is not None
-            assert told.first_token_seconds is not None
-            courses.append(Course(late + told.first_token_seconds, at + told.seconds))
+            stats = handle.stats
+            assert stats is not None
+            assert stats.first_token_seconds is not None
+            courses.append(Course(late + stats.first_token_seconds, at + stats.seconds))
         return courses

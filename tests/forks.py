@@ -45,8 +45,10 @@ def together(script: str, children: Sequence[Child]) -> list[Ended]:
     nursery = _nursery()
     assert nursery.stdin is not None
     assert nursery.stdout is not None
-    asked = [{"arguments": one.arguments, "environment": {**one.environment}} for one in children]
-    nursery.stdin.write(json.dumps({"script": script, "children": asked}) + "\n")
+    children_json = [
+        {"arguments": one.arguments, "environment": {**one.environment}} for one in children
+    ]
+    nursery.stdin.write(json.dumps({"script": script, "children": children_json}) + "\n")
     nursery.stdin.flush()
     return [Ended(**one) for one in json.loads(nursery.stdout.readline())]
 
@@ -82,8 +84,8 @@ def _serve() -> None:
     assert sqlalchemy
     assert trunkline
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(_run(asked["script"], asked["children"])), flush=True)
+        request = json.loads(line)
+        print(json.dumps(_run(request["script"], request["children"])), flush=True)
 
 
 def _run(script: str, children: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,8 +1,4 @@
-"""Small adapter pools, and artifacts that are written without training and without PEFT.
-
-Owns: a module's model, trunk and artifacts of several ranks; what an adapter should compute.
-Must not know: how any of it is tested.
-"""
+"""Small adapter pools, and artifacts that are written without training and without PEFT."""
 
 from __future__ import annotations
 
@@ -21,12 +17,11 @@ from trunkline.bases.linear import FusedLayers, fuse_linear_layers
 from trunkline.contracts import Template
 from trunkline.lora.pool import AdapterPool, Resident
 from trunkline.lora.routing import Routing
-from trunkline.lora.slots import LoraSlots
 from workbench import task_json
 
 RANKS = (8, 3, 16, 1, 24, 12, 8, 20, 5, 8)
 FIRST, LAST, NEXT = 0, 6, 9
-"""Three of rank 8."""
+"""Indices of three adapters of rank 8."""
 
 LABELS = 3
 
@@ -57,7 +52,7 @@ def write_artifact(
     seed: int = 0,
     head: bool = False,
 ) -> Artifact:
-    """An adapter of every layer, without training and without PEFT."""
+    """Write an adapter of every layer."""
     draw = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, fused, index in fused_layers.places():
@@ -92,45 +87,41 @@ def write_artifact(
 def made(
     tmp_path_factory: pytest.TempPathFactory, fused_layers: FusedLayers, base: str
 ) -> list[Artifact]:
-    """An artifact of each of :data:`RANKS`, only to be read."""
-    room = tmp_path_factory.mktemp("made")
+    """An artifact of each of :data:`RANKS`; read only."""
+    folder = tmp_path_factory.mktemp("artifacts")
     return [
-        write_artifact(room / f"{index}", fused_layers, base, rank, seed=index)
+        write_artifact(folder / f"{index}", fused_layers, base, rank, seed=index)
         for index, rank in enumerate(RANKS)
     ]
 
 
-def numbers(fused_layers: FusedLayers) -> int:
-    """Of an adapter of rank 1 on every layer."""
+def count_numbers(fused_layers: FusedLayers) -> int:
+    """Numbers in an adapter of rank 1 on every layer."""
     return sum(fused.inputs + fused.outputs[index] for _, fused, index in fused_layers.places())
 
 
 def small_pool(
     model: Any, fused_layers: FusedLayers, base: str, *, pages: int, ranks: int
 ) -> AdapterPool:
-    """A adapter pool with so many pages, and room for adapters whose ranks sum to ``ranks``.
-
-    A adapter pool of its own would give pages half of its memory at most.
-    """
-    pool = AdapterPool(model, base, fused_layers, slots=pages, adapter_mib=1024)
-    pool._host_budget = ranks * numbers(fused_layers) * 4
-    pool.budget_bytes = pages * LoraSlots.page_bytes(fused_layers, 4) + pool._host_budget
+    """A pool with ``pages`` pages, and host memory for adapters whose ranks sum to ``ranks``."""
+    host_bytes = ranks * count_numbers(fused_layers) * 4
+    pool = AdapterPool(model, base, fused_layers, slots=pages, host_bytes=host_bytes)
     assert pool.pages == pages
     return pool
 
 
 def computes(pool: AdapterPool, fused_layers: FusedLayers, resident: Resident) -> bool:
-    """Whether a token that takes this adapter gets its own sum, in the first and last layer."""
+    """Whether a token with this adapter gets that adapter's output, in the first and last layer."""
     tensors = load_file(resident.artifact.folder / "adapter_model.safetensors")
     for fused in (fused_layers.fused[0], fused_layers.fused[-1]):
         x = torch.linspace(-1, 1, 2 * fused.inputs).view(2, -1)
-        want = [whole(fused, x)]
+        expected = [whole(fused, x)]
         for name in fused.names:
             down, up = (tensors[f"base_model.model.{name}.lora_{one}.weight"] for one in "AB")
-            want.append((x[:1] @ down.T) @ up.T * resident.artifact.lora.scaling)
+            expected.append((x[:1] @ down.T) @ up.T * resident.artifact.lora.scaling)
         with pool.route(Routing([resident.pages])):
             ours = torch.cat([fused.part(index, x) for index in range(len(fused.names))], 1)
-        bare, *added = want
+        bare, *added = expected
         bare[:1] += torch.cat(added, 1)
         if not torch.allclose(ours, bare, atol=1e-3, rtol=1e-4):
             return False
@@ -153,8 +144,8 @@ def acquired(pool: AdapterPool, artifact: Artifact) -> Resident:
 
 @pytest.fixture
 def full(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]) -> AdapterPool:
-    """Two pages and room for rank 20: the first and the last, of rank 8, fill it."""
+    """Two pages and host memory for rank 20, filled by two adapters of rank 8."""
     pool = small_pool(model, fused_layers, base, pages=2, ranks=20)
-    for index in (0, 6):
+    for index in (FIRST, LAST):
         pool.load(made[index], f"toy/{index}@1")
     return pool

@@ -1,7 +1,4 @@
-"""A server in a process of its own, as an operator runs it.
-
-Owns: starting, asking and ending it. Must not know: what is tested.
-"""
+"""Servers for tests: in a process of its own, or as an application in this process."""
 
 from __future__ import annotations
 
@@ -20,7 +17,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx2
+from fastapi.testclient import TestClient
 from openai import OpenAI
+
+from trunkline.api import Platform
+from trunkline.serving.app import create_app
+from trunkline.serving.settings import ServerSettings
 
 _START_SECONDS = 120.0
 _WAIT_SECONDS = 30.0
@@ -44,23 +46,23 @@ except TrunklineError as error:
 
 
 class ServerProcess:
-    """One server; its output is in :attr:`output` when it has ended.
+    """One server process, as an operator runs it; what it wrote to stderr is in :attr:`output`.
 
     Args:
-        workspace: of the platform.
+        workspace: folder of the workspace.
         base: folder of the base.
-        files: that the process may open at most.
-        settings: for ``ServerSettings``; the port is a free one unless given.
+        files: limit of open files.
+        settings: of ``ServerSettings``; by default the port is a free one.
     """
 
     def __init__(
         self, workspace: Path, base: Path, *, files: int | None = None, **settings: Any
     ) -> None:
         self.workspace = workspace
-        told = json.dumps({"port": 0} | settings)
+        fields = json.dumps({"port": 0} | settings)
         limit = [] if files is None else [str(files)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(workspace), str(base), told, *limit],
+            [sys.executable, "-c", _PROGRAM, str(workspace), str(base), fields, *limit],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -69,7 +71,8 @@ class ServerProcess:
         self.output = ""
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._readers = [
-            threading.Thread(target=read, daemon=True) for read in (self._listen, self._read_errors)
+            threading.Thread(target=read, daemon=True)
+            for read in (self._read_lines, self._read_errors)
         ]
         for reader in self._readers:
             reader.start()
@@ -90,19 +93,19 @@ class ServerProcess:
         self.finish()
 
     def finish(self) -> str:
-        """Wait for the process to end by itself; gives what it wrote to stderr."""
+        """Wait until the process exits; returns what it wrote to stderr."""
         self.process.wait(_START_SECONDS)
         for reader in self._readers:
             reader.join()
         return self.output
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(_START_SECONDS)
 
     def client(self, key: str = "none") -> OpenAI:
-        """OpenAI's own client, unmodified."""
+        """OpenAI's client, unmodified."""
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
     def get(self, path: str) -> Any:
@@ -111,14 +114,14 @@ class ServerProcess:
 
     @contextmanager
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[httpx2.Response]:
-        """A stream, of which nothing is read yet; leaving it closes the connection."""
+        """Open a stream without reading from it; leaving the context closes the connection."""
         with (
             httpx2.Client(timeout=60) as client,
             client.stream("POST", self.url + path, json={**body, "stream": True}) as response,
         ):
             yield response
 
-    def _listen(self) -> None:
+    def _read_lines(self) -> None:
         assert self.process.stdout is not None
         with self.process.stdout as lines:
             for line in lines:
@@ -127,13 +130,36 @@ class ServerProcess:
 
     def _read_errors(self) -> None:
         assert self.process.stderr is not None
-        with self.process.stderr as written:
-            self.output = written.read()
+        with self.process.stderr as errors:
+            self.output = errors.read()
 
 
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Ask again and again until something holds."""
-    until = time.monotonic() + _WAIT_SECONDS
-    while not holds():
-        assert time.monotonic() < until, what
-        time.sleep(0.05)
+@contextmanager
+def app_client(
+    platform: Platform, settings: ServerSettings, *, host: str = "127.0.0.1"
+) -> Iterator[TestClient]:
+    """A client of an application in this process; the base may still be loading."""
+    with TestClient(create_app(platform, settings), base_url=f"http://{host}") as client:
+        yield client
+
+
+@contextmanager
+def ready_client(platform: Platform, settings: ServerSettings) -> Iterator[TestClient]:
+    """A client of an application in this process whose base is loaded."""
+    with app_client(platform, settings) as client:
+        wait_until(lambda: client.get("/ready").status_code == 200, "the base is loaded")
+        yield client
+
+
+def openai_client(http: TestClient, key: str = "none", **options: Any) -> OpenAI:
+    """OpenAI's client, unmodified, on a client of an application."""
+    options = {"max_retries": 0, "timeout": None} | options
+    return OpenAI(base_url="http://127.0.0.1/v1", api_key=key, http_client=http, **options)
+
+
+def wait_until(condition: Callable[[], bool], description: str) -> None:
+    """Poll until a condition holds."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"Timed out waiting until {description}."
+        time.sleep(0.02)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trunkline import errors
-from trunkline.errors import NotFoundError, TrunklineError
+from trunkline.errors import NotFoundError, PluginCallError, TrunklineError, one_line
 
 EVERY = [
     one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Exception)
@@ -104,3 +104,28 @@ def test_no_name_is_suggested_if_none_is_close() -> None:
 
 def test_control_characters_of_a_name_are_escaped() -> None:
     assert "\x1b" not in NotFoundError.named("plugin", "\x1b[31mred", []).message
+
+
+# --------------------------------------------------------------------------------- one line
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "typed"),
+    [
+        (ValueError("bad digit.\nsecond line"), "bad digit", "ValueError: bad digit"),
+        (ValueError(), "ValueError", "ValueError: no message"),
+        (ValueError("  \n"), "ValueError", "ValueError: no message"),
+        (errors.DataError("No rows.", "Add some."), "No rows", "DataError: No rows"),
+    ],
+    ids=str,
+)
+def test_exception_is_shortened_to_one_line(error: Exception, line: str, typed: str) -> None:
+    assert one_line(error) == line
+    assert one_line(error, with_type=True) == typed
+
+
+def test_error_of_a_plugin_call_names_the_function() -> None:
+    error = PluginCallError.raised("The metric toy/rate", KeyError("a"), "See docs/hooks.md.")
+
+    assert error.message == "The metric toy/rate failed: KeyError: 'a'."
+    assert error.hint == "See docs/hooks.md."

@@ -27,12 +27,11 @@ from trunkline.resolution import ResolvedModel
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
+    from trunkline.adapters.archive import ExportResult, ImportResult
     from trunkline.adapters.artifact import Artifact
-    from trunkline.adapters.gc import Found
+    from trunkline.adapters.gc import Garbage, RemoveResult, VerifyResult
     from trunkline.adapters.importing import Imported
-    from trunkline.adapters.moving import Arrived, Exported
     from trunkline.adapters.store import AdapterStore
-    from trunkline.adapters.upkeep import Removed, Verdict
     from trunkline.contracts import ProgressListener
     from trunkline.inference.engine import Engine
     from trunkline.inference.request import ResolvedRequest
@@ -314,7 +313,7 @@ class Platform:
         """
         version = self.resolve(adapter).version
         if version.dataset is None:
-            raise promotion.without_rows(version)
+            raise promotion.no_dataset_error(version)
         settings = dict(self.registry.runs.get(version.run).settings) if version.run else {}
         job = self.training_job(version.ref.adapter, settings)
         from trunkline.training.cross_validation import evaluate_version
@@ -454,7 +453,7 @@ class Platform:
         digest: str | None = None,
         base: str | None = None,
         actor: str | None = None,
-    ) -> Arrived:
+    ) -> ImportResult:
         """Publish the version in an archive, with its lineage.
 
         Args:
@@ -464,7 +463,7 @@ class Platform:
             base: the required base of the version.
             actor: recorded as the importer; by default the system's user.
         """
-        from trunkline.adapters.moving import import_archive
+        from trunkline.adapters.archive import import_archive
         from trunkline.bases import describe
 
         return import_archive(
@@ -478,9 +477,9 @@ class Platform:
 
     def export_adapter(
         self, adapter: str, file: str | Path, *, overwrite: bool = False, actor: str | None = None
-    ) -> Exported:
+    ) -> ExportResult:
         """Write a version into an archive."""
-        from trunkline.adapters.moving import export_version
+        from trunkline.adapters.archive import export_version
 
         version = self.resolve(adapter).version
         return export_version(self.store, version, Path(file), overwrite=overwrite, actor=actor)
@@ -494,7 +493,7 @@ class Platform:
         actor: str | None = None,
     ) -> str:
         """Sign a version with a private key."""
-        from trunkline.adapters.moving import sign_version
+        from trunkline.adapters.signing import sign_version
 
         version = self.resolve(adapter).version
         return sign_version(self.store, version, Path(key), password, actor=actor)
@@ -505,36 +504,38 @@ class Platform:
         *,
         require_signature: bool = False,
         keys: Sequence[Path] = (),
-    ) -> Verdict:
+    ) -> VerifyResult:
         """Recompute a version's digests in the store and check its signature.
 
         The signature rules of ``trunkline.toml`` always apply; its keys are used unless ``keys``
         is given.
         """
-        from trunkline.adapters.upkeep import verify
+        from trunkline.adapters.gc import verify_version
 
         rules = self.workspace.configuration.signatures
-        return verify(
+        return verify_version(
             self.store,
             version,
             require_signature=require_signature or rules.required,
             keys=keys or rules.keys,
         )
 
-    def remove_version(self, adapter: str, reason: str, *, actor: str | None = None) -> Removed:
+    def remove_version(
+        self, adapter: str, reason: str, *, actor: str | None = None
+    ) -> RemoveResult:
         """Delete a version's files and keep its lineage."""
-        from trunkline.adapters.upkeep import remove
+        from trunkline.adapters.gc import remove_version
 
-        return remove(self.store, Ref.parse(adapter), reason=reason, actor=actor)
+        return remove_version(self.store, Ref.parse(adapter), reason=reason, actor=actor)
 
-    def find_garbage(self, *, unknown: bool = False) -> list[Found]:
+    def find_garbage(self, *, unknown: bool = False) -> list[Garbage]:
         """List files in the store that no version uses."""
         from trunkline.adapters.gc import find_garbage
 
         return find_garbage(self.store, unknown=unknown)
 
-    def collect_garbage(self, garbage: Sequence[Found]) -> Iterator[Found]:
+    def collect_garbage(self, garbage: Sequence[Garbage]) -> Iterator[Garbage]:
         """Delete garbage listed by :meth:`find_garbage`, yielding each deleted piece."""
         from trunkline.adapters.gc import collect
 
-        return collect(self.store, [piece for piece in garbage if piece.taken])
+        return collect(self.store, [item for item in garbage if item.deletable])

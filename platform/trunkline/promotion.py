@@ -1,8 +1,6 @@
-"""Letting a version go live, and taking that back: the gate is asked, the alias moves, the history
-keeps why.
+"""Promote versions, roll aliases back and drop them: check the gate, then move the alias.
 
-Owns: the order of these, who counts as a second person, and what a forced promotion needs. Must
-not know: how anything is evaluated, terminals, HTTP.
+The recipe's gate, tightened by the workspace, decides; a forced promotion needs a reason.
 """
 
 from __future__ import annotations
@@ -25,28 +23,25 @@ from trunkline.evaluation.gates import (
 from trunkline.evaluation.paired import Comparison, compare
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.refs import Ref, check_alias
-from trunkline.registry.actors import Actor
-from trunkline.registry.alias_moves import reserved_for_base
+from trunkline.registry.actors import Actor, system_actor
+from trunkline.registry.aliases import base_name_error
 from trunkline.registry.lookup import CHAMPION
+from trunkline.registry.provenance import IMPORTED
 from trunkline.registry.records import AliasMoveRecord, EvaluationRecord, VersionRecord
 from trunkline.registry.registry import Registry
-from trunkline.registry.restoring import TOLD
-from trunkline.registry.session import system_actor
 from trunkline.registry.tags import check_reason
 from trunkline.workspace import GateSettings
 
-MetricNamed = Callable[[str], MetricSpec]
+FindMetric = Callable[[str], MetricSpec]
 
 TWO_PERSONS = "two persons"
-
-
 EVALUATED = "has been evaluated"
 EVALUATED_HERE = "was evaluated here"
 
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """An alias that moved; ``head`` is where the events' chain then ended, ``SEQ:DIGEST``."""
+    """A moved alias; ``head`` is the head of the event chain afterwards, ``SEQ:DIGEST``."""
 
     version: VersionRecord
     alias: str
@@ -59,14 +54,14 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True)
 class AliasChange:
-    """An alias that was rolled back or dropped; ``head`` as of :class:`Promotion`."""
+    """An alias that was rolled back or dropped; ``head`` as in :class:`Promotion`."""
 
     move: AliasMoveRecord
     head: str
 
 
 class GateRefusedError(RefusedError):
-    """The gate says no; ``checks`` are all of its conditions."""
+    """The gate refused a promotion; ``checks`` are all of its conditions."""
 
     def __init__(self, message: str, hint: str | None, checks: Sequence[GateCheck]) -> None:
         super().__init__(message, hint)
@@ -79,12 +74,12 @@ def evaluation_report_of(
     """The newest evaluation of a version on its test rows, with the gate it was made under."""
     for record in _evaluated_on_test(registry, version.ref):
         results = dict(record.results)
-        told = results.pop(TOLD, False)
+        imported = results.pop(IMPORTED, False)
         try:
             gate = Gate(**results.pop("gate"))
             return EvaluationReport.from_json(results), gate
         except (KeyError, TypeError, UsageError):
-            if not told:
+            if not imported:
                 raise
     return None
 
@@ -94,40 +89,39 @@ def promote(
     ref: Ref,
     alias: str,
     *,
-    metric: MetricNamed,
+    metric: FindMetric,
     demanded: GateSettings,
     force: bool = False,
     reason: str = "",
     actor: str | None = None,
 ) -> Promotion:
-    """Move an alias to a version, if its recipe's gate and the workspace's demands allow it.
+    """Move an alias to a version, if its recipe's gate and the workspace's settings allow it.
 
     Args:
         store: of the workspace.
-        ref: without a selector, the newest version is meant.
-        alias: to move.
+        ref: without a selector, the newest version.
         metric: finds a metric by its name, for the comparison with the champion.
-        demanded: by the workspace, on top of the recipe's gate.
-        force: move it though the gate says no; ``reason`` is then needed, and kept.
+        demanded: the workspace's settings, on top of the recipe's gate.
+        force: move it even if the gate refuses; needs a ``reason``, which is stored.
         actor: who does it, see :mod:`trunkline.registry.actors`; by default the system's user.
 
     Raises:
-        GateRefusedError: the gate says no, and ``force`` was not given.
-        RefusedError: the alias moved while this was being decided.
+        GateRefusedError: the gate refuses, and ``force`` is False.
+        RefusedError: the alias was moved meanwhile.
         UsageError: the alias is reserved, or a forced promotion has no reason.
-        IntegrityError: the artifact is damaged or missing; no force helps.
+        IntegrityError: the artifact is damaged or missing, which ``force`` does not override.
     """
     registry = store.registry
-    _check_free(alias)
+    _check_alias(alias)
     reason = check_reason(reason)
     if force and not reason:
         raise UsageError("A forced promotion needs a reason.", 'Add --reason "…".')
     if ref.selector is None:
         ref = ref.at(registry.adapters.get(ref.domain, ref.name).newest)
     version = registry.versions.resolve(ref)[0]
-    standing = _newest_move(registry, version, alias)
+    newest = _newest_move(registry, version, alias)
     artifact = store.fetch(version)
-    checks = _asked(registry, version, artifact, metric, demanded, actor or system_actor())
+    checks = _run_checks(registry, version, artifact, metric, demanded, actor or system_actor())
     failed = [check for check in checks if not check.passed]
     if failed and not force:
         raise GateRefusedError(
@@ -140,13 +134,13 @@ def promote(
     registry.aliases.move(
         version.ref,
         alias,
-        expected=None if standing is None else standing.id,
+        expected=None if newest is None else newest.id,
         actor=actor,
         forced=bool(failed),
         reason=reason or None,
         gate=[asdict(check) for check in checks],
     )
-    old = None if standing is None else standing.new
+    old = None if newest is None else newest.new
     return Promotion(version, alias, old, version.number, checks, bool(failed), _head(registry))
 
 
@@ -158,7 +152,7 @@ def rollback(
     reason: str = "",
     actor: str | None = None,
 ) -> AliasChange:
-    """Let an alias go back to its previous version, one step further each time; no gate is asked.
+    """Move an alias back to its previous version, one step further each time, without a gate.
 
     Args:
         store: of the workspace.
@@ -167,16 +161,16 @@ def rollback(
 
     Raises:
         NotFoundError: there is no such adapter, or it never had the alias.
-        RefusedError: nothing came before that is still there, or another move came first.
+        RefusedError: no earlier version still exists, or the alias was moved meanwhile.
         IntegrityError: the previous version's artifact is damaged or missing.
     """
     registry = store.registry
     _check_bare(ref)
     reason = check_reason(reason)
-    standing, earlier = registry.aliases.previous(ref.domain, ref.name, alias)
+    newest, earlier = registry.aliases.previous(ref.domain, ref.name, alias)
     store.fetch(earlier)
     move = registry.aliases.rollback(
-        ref, alias, expected=standing.id, actor=actor, reason=reason or None
+        ref, alias, expected=newest.id, actor=actor, reason=reason or None
     )
     return AliasChange(move, _head(registry))
 
@@ -184,13 +178,13 @@ def rollback(
 def unalias(
     registry: Registry, ref: Ref, alias: str, *, reason: str = "", actor: str | None = None
 ) -> AliasChange:
-    """Take an alias away.
+    """Drop an alias.
 
-    Without a champion the newest version answers, which no gate was asked about. So dropping that
-    alias needs a reason, and counts as forced.
+    Without a champion the newest version is served, which passed no gate. So dropping that alias
+    needs a reason, and counts as forced.
 
     Raises:
-        UsageError: the champion is to be dropped without a reason.
+        UsageError: the alias is champion and there is no reason.
         NotFoundError: the adapter has no such alias.
     """
     _check_bare(ref)
@@ -198,26 +192,27 @@ def unalias(
     forced = alias == CHAMPION and CHAMPION in registry.adapters.get(ref.domain, ref.name).aliases
     if forced and not reason:
         raise UsageError(
-            f"Without a champion the newest version of {ref} answers, and no gate was asked about "
-            "that; dropping it needs a reason.",
-            f'Add --reason "…", or go back a version with `trunkline adapters rollback {ref}`.',
+            f"Dropping the champion of {ref} needs a reason: its newest version, which passed no "
+            "gate, would be served instead.",
+            'Add --reason "…", or return to the previous version with '
+            f"`trunkline adapters rollback {ref}`.",
         )
     move = registry.aliases.drop(ref, alias, actor=actor, forced=forced, reason=reason or None)
     return AliasChange(move, _head(registry))
 
 
-# ------------------------------------------------------------------------------------- the gate
+# ----------------------------------------------------------------------------------------- gate
 
 
-def _asked(
+def _run_checks(
     registry: Registry,
     version: VersionRecord,
     artifact: Artifact,
-    metric: MetricNamed,
+    metric: FindMetric,
     demanded: GateSettings,
     actor: str,
 ) -> tuple[GateCheck, ...]:
-    """Every condition with its figures."""
+    """Every condition of the gate with its result."""
     evaluated = evaluation_report_of(registry, version)
     if evaluated is None:
         checks: list[GateCheck] = [GateCheck(EVALUATED, False, "no evaluation on its test rows")]
@@ -226,65 +221,65 @@ def _asked(
         evaluation_report, recipes = evaluated
         better = evaluation_report.higher_is_better
         gate = tightened(recipes, demanded, higher_is_better=better)
-        checks = [*_evaluated_here(registry, version), *check_gate(gate, evaluation_report)]
+        checks = [*_check_evaluated_here(registry, version), *check_gate(gate, evaluation_report)]
         if asks_champion(gate):
             labels = tuple(artifact.manifest.task.get("labels", ()))
-            checks += _beside_champion(registry, version, gate, evaluation_report, labels, metric)
+            checks += _compare_with_champion(
+                registry, version, gate, evaluation_report, labels, metric
+            )
         two_persons = gate.two_persons
     if two_persons:
         checks.append(check_persons(Actor.parse(actor), registry.versions.contributors(version)))
     return tuple(checks)
 
 
-def check_persons(promoter: Actor, makers: Sequence[str]) -> GateCheck:
-    """Whether somebody who is known promotes what somebody else made."""
-    made = ", ".join(makers) or "nobody who is recorded"
-    figures = f"promoted by {promoter.text}; trained or imported by {made}"
+def check_persons(promoter: Actor, contributors: Sequence[str]) -> GateCheck:
+    """Whether an authenticated person promotes what another person trained or imported."""
+    names = ", ".join(contributors) or "nobody on record"
+    figures = f"promoted by {promoter.text}; trained or imported by {names}"
     if not promoter.authenticated:
-        return GateCheck(TWO_PERSONS, False, f"{figures}; the former is not authenticated")
-    if any(promoter.is_same_person(Actor.parse(maker)) for maker in makers):
-        return GateCheck(TWO_PERSONS, False, f"{figures}; that is one person")
-    return GateCheck(TWO_PERSONS, bool(makers), figures)
+        return GateCheck(TWO_PERSONS, False, f"{figures}; the promoter is not authenticated")
+    if any(promoter.is_same_person(Actor.parse(name)) for name in contributors):
+        return GateCheck(TWO_PERSONS, False, f"{figures}; that is the same person")
+    return GateCheck(TWO_PERSONS, bool(contributors), figures)
 
 
-def without_rows(version: VersionRecord, alias: str = CHAMPION) -> DataError:
-    """Why an imported version without a dataset has no evaluation, and how ``alias`` can be moved
-    to
-    it all the same."""
+def no_dataset_error(version: VersionRecord, alias: str = CHAMPION) -> DataError:
+    """The error for evaluating a version that was imported without a dataset."""
     return DataError(
         f"{version.ref} can't be evaluated: it came without a dataset, so there are no rows "
         "to evaluate it on.",
-        f'`{_command(version, alias)} --force --reason "…"` lets it go live all the same.',
+        f'`{_command(version, alias)} --force --reason "…"` promotes it without an evaluation.',
     )
 
 
 def _advice(version: VersionRecord, alias: str, failed: Sequence[GateCheck]) -> str:
     if all(check.name == TWO_PERSONS for check in failed):
         return (
-            "Somebody else may, with an administrator's key of their own: "
+            "Another person can, with an administrator key of their own: "
             f"TRUNKLINE_API_KEY=… {_command(version, alias)} --url URL."
         )
     if any(check.name in (EVALUATED_HERE, EVALUATED) for check in failed):
         if version.dataset is None:
-            why = without_rows(version, alias)
+            why = no_dataset_error(version, alias)
             return f"{why.message} {why.hint}"
         return f"Evaluate it here with `trunkline eval {version.ref}`, where its plugin is."
     return f'Train a better one, or `{_command(version, alias)} --force --reason "…"`.'
 
 
 def _command(version: VersionRecord, alias: str) -> str:
-    """What the user types to move this very alias to this very version."""
+    """The command that moves this alias to this version."""
     which = "" if alias == CHAMPION else f" --alias {alias}"
     return f"trunkline adapters promote {version.ref}{which}"
 
 
-def _beside_champion(
+def _compare_with_champion(
     registry: Registry,
     version: VersionRecord,
     gate: Gate,
     evaluation_report: EvaluationReport,
     labels: tuple[str, ...],
-    metric: MetricNamed,
+    metric: FindMetric,
 ) -> tuple[GateCheck, ...]:
     move = _newest_move(registry, version, CHAMPION)
     if move is None or move.new is None:
@@ -293,26 +288,26 @@ def _beside_champion(
         return no_champion(gate, f"{version.ref} is the champion")
     champion = version.ref.at(move.new)
     try:
-        found: Comparison | str = _compared(
+        comparison: Comparison | str = _compare_rows(
             registry, version.ref, champion, lambda: metric(gate.metric), labels
         )
     except (DataError, NotFoundError, PluginError) as error:
-        found = error.message
-    return check_champion(gate, evaluation_report, str(champion), found)
+        comparison = error.message
+    return check_champion(gate, evaluation_report, str(champion), comparison)
 
 
-def _compared(
+def _compare_rows(
     registry: Registry,
     ref: Ref,
     champion: Ref,
     metric: Callable[[], MetricSpec],
     labels: tuple[str, ...],
 ) -> Comparison:
-    """Both on the same test rows.
+    """Compare both versions on the same test rows.
 
     Raises:
         DataError: they were not evaluated on the same rows.
-        NotFoundError, PluginError: the metric is not there, or fails.
+        NotFoundError, PluginError: the metric is missing, or fails.
     """
     ours = next(_evaluated_on_test(registry, ref))
     evaluated = list(_evaluated_on_test(registry, champion))
@@ -336,13 +331,12 @@ def _rows_of(evaluation: EvaluationRecord) -> tuple[str, str, str]:
     return evaluation.dataset, evaluation.dataset_fingerprint, evaluation.split_fingerprint
 
 
-def _evaluated_here(registry: Registry, version: VersionRecord) -> list[GateCheck]:
-    """A refusal where the figures only came with the files: neither digest nor signature covers
-    them."""
-    if not next(_evaluated_on_test(registry, version.ref)).results.get(TOLD):
+def _check_evaluated_here(registry: Registry, version: VersionRecord) -> list[GateCheck]:
+    """Refuse scores that were imported with the files: neither digest nor signature covers them."""
+    if not next(_evaluated_on_test(registry, version.ref)).results.get(IMPORTED):
         return []
-    told = f"the figures came with its files; evaluate it with `trunkline eval {version.ref}`"
-    return [GateCheck(EVALUATED_HERE, False, told)]
+    why = f"its scores were imported; evaluate it with `trunkline eval {version.ref}`"
+    return [GateCheck(EVALUATED_HERE, False, why)]
 
 
 def _evaluated_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:
@@ -350,16 +344,16 @@ def _evaluated_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecor
     return (one for one in registry.evaluations.list(version=ref) if one.split == "test")
 
 
-# ---------------------------------------------------------------------------------- the aliases
+# -------------------------------------------------------------------------------------- aliases
 
 
-def _check_free(alias: str) -> None:
-    """Refuse what is no alias, or the name of a base that may not even be recorded here."""
+def _check_alias(alias: str) -> None:
+    """Refuse a malformed alias, or the name of a base, even one that is not recorded."""
     from trunkline.bases.sources import known_bases
 
     check_alias(alias)
     if alias in {base.name for base in known_bases()}:
-        raise reserved_for_base(alias)
+        raise base_name_error(alias)
 
 
 def _check_bare(ref: Ref) -> None:

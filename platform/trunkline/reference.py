@@ -80,8 +80,8 @@ _CLI_INTRODUCTION = """\
 
 Results go to stdout, notes, warnings and progress to stderr. Every listing and every `show` has
 `--json`, and so have `train`, `eval`, `predict` and `generate`. `NO_COLOR` is honored; output
-into a pipe has no colors and is neither wrapped nor truncated. `ls` is short for `list`, and `plugins rm` for
-`plugins uninstall`.
+into a pipe has no colors and is neither wrapped nor truncated. `ls` is short for `list`, and
+`plugins rm` for `plugins uninstall`.
 
 | exit code | meaning |
 |---|---|

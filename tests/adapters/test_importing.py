@@ -650,7 +650,7 @@ def test_second_import_is_the_next_version(bring: Callable[..., Imported], folde
     assert [bring(folder).version.number for _ in range(2)] == [1, 2]
 
 
-@pytest.mark.parametrize("kind", ["version.published", "adapter.imported"])
+@pytest.mark.parametrize("kind", ["version.published", "version.imported"])
 def test_event_tells_by_whom_and_from_which_folder(
     bring: Callable[..., Imported], registry: Registry, folder: Path, kind: str
 ) -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from origins import provenance
 from trunkline.adapters.provenance import write_provenance
-from trunkline.adapters.rebuild import LOST, Rebuild, rebuild_registry
+from trunkline.adapters.rebuild import LOST, RebuildResult, rebuild_registry
 from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import NoProgress
 from trunkline.errors import NotFoundError, RefusedError
 from trunkline.refs import Ref
+from trunkline.registry.provenance import Provenance
 from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
@@ -47,7 +48,7 @@ def store(workspace: Path, opened: list[Registry]) -> AdapterStore:
     return AdapterStore(located, opened[-1])
 
 
-def rebuilt(store: AdapterStore) -> Rebuild:
+def rebuilt(store: AdapterStore) -> RebuildResult:
     return rebuild_registry(store, listener=NoProgress())
 
 
@@ -89,14 +90,14 @@ def test_registry_that_knows_something_is_left_alone(store: AdapterStore) -> Non
     assert store.registry.events.list() == before
 
 
-def test_damaged_artifact_is_left_out_and_named(store: AdapterStore, workspace: Path) -> None:
+def test_damaged_artifact_is_skipped_and_named(store: AdapterStore, workspace: Path) -> None:
     weights = workspace / "adapters/toy/others/1/adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     done = rebuilt(store)
-    assert done.left_out == ("toy/others/1",)
-    assert any("toy/others/1 is left out" in note for note in done.notes)
+    assert done.skipped == ("toy/others/1",)
+    assert any("toy/others/1 was skipped" in note for note in done.notes)
     assert refs(store.registry) == {"toy/animals@1", "toy/animals@3"}
 
 
@@ -106,7 +107,7 @@ def test_artifact_with_a_bad_origin_comes_back_without_it(
     (workspace / "adapters/toy/others/1/provenance.json").write_text("{")
     done = rebuilt(store)
     assert store.registry.versions.resolve(Ref.parse("toy/others@1"))[0].run is None
-    assert any("without its origin" in note for note in done.notes)
+    assert any("without its provenance" in note for note in done.notes)
 
 
 def test_missing_card_is_written_anew(store: AdapterStore, workspace: Path) -> None:
@@ -124,7 +125,7 @@ def test_rebuild_that_failed_at_the_end_can_be_run_again(
 ) -> None:
     (workspace / "adapters/toy/others/1/README.md").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "rebuild", lambda *_, **__: 1 / 0)
+        patch.setattr(Provenance, "rebuild", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             rebuilt(store)
     assert rebuilt(store).versions == 3
@@ -146,13 +147,13 @@ def test_folders_that_are_no_versions_are_passed_over(
     assert rebuilt(store).versions == 3
 
 
-def test_version_for_another_task_than_its_adapter_is_left_out(
+def test_version_for_another_task_than_its_adapter_is_skipped(
     store: AdapterStore, workspace: Path, tiny: Path
 ) -> None:
     from workbench import make_artifact
 
     make_artifact(workspace / "adapters/toy/animals/4", tiny, "generation")
-    assert rebuilt(store).left_out == ("toy/animals/4",)
+    assert rebuilt(store).skipped == ("toy/animals/4",)
 
 
 def test_empty_workspace_gives_an_empty_registry(store: AdapterStore, workspace: Path) -> None:

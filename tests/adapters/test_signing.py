@@ -127,7 +127,7 @@ def test_unsigned_artifact_is_refused(sound: Path, keys: Path) -> None:
 
 
 def test_key_that_does_not_count_is_refused(signed: Path, keys: Path) -> None:
-    assert "does not count here" in refused(signed, keys / "other.pub")
+    assert "is not trusted here" in refused(signed, keys / "other.pub")
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -135,7 +135,7 @@ def test_changed_file_is_refused(signed: Path, keys: Path, name: str) -> None:
     data = bytearray((signed / name).read_bytes())
     data[len(data) // 2] ^= 4
     (signed / name).write_bytes(data)
-    assert "does not hold" in refused(signed, keys / "release.pub")
+    assert "is invalid" in refused(signed, keys / "release.pub")
 
 
 def test_signature_of_another_artifact_is_refused(signed: Path, artifact: Path, keys: Path) -> None:
@@ -143,12 +143,12 @@ def test_signature_of_another_artifact_is_refused(signed: Path, artifact: Path, 
     manifest["data"]["fingerprint"] = "another"
     (artifact / "trunkline.json").write_text(json.dumps(manifest))
     shutil.copyfile(signed / SIGNATURE, artifact / SIGNATURE)
-    assert "does not hold" in refused(artifact, keys / "release.pub")
+    assert "is invalid" in refused(artifact, keys / "release.pub")
 
 
 def test_missing_file_is_refused(signed: Path, keys: Path) -> None:
     (signed / "adapter_config.json").unlink()
-    assert "does not hold" in refused(signed, keys / "release.pub")
+    assert "is invalid" in refused(signed, keys / "release.pub")
 
 
 def test_linked_signature_is_refused(signed: Path, keys: Path, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_honest_signature_over_some_of_the_files_is_refused(
     shutil.copyfile(artifact / "adapter_config.json", part / "adapter_config.json")
     signer = signing.Config().use_elliptic_key_signer(private_key=keys / "release.pem")
     signer.sign(part, artifact / SIGNATURE)
-    assert "these alone" in refused(artifact, keys / "release.pub")
+    assert "nothing else" in refused(artifact, keys / "release.pub")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"{" * 100_000])
@@ -244,7 +244,7 @@ def test_any_flipped_bit_of_the_signature_is_refused_or_means_the_same(
 
 
 def test_no_key_that_counts_is_wrong_use(signed: Path) -> None:
-    with pytest.raises(UsageError, match="no public key") as caught:
+    with pytest.raises(UsageError, match="no trusted public key") as caught:
         check_signature(signed, [])
     assert "[signatures]" in str(caught.value.hint)
 
@@ -299,7 +299,7 @@ def test_key_without_a_curve_is_told_in_words(artifact: Path, tmp_path: Path) ->
             serialization.NoEncryption(),
         )
     )
-    with pytest.raises(UsageError, match="it is no elliptic key"):
+    with pytest.raises(UsageError, match="it is not an elliptic-curve key"):
         sign(artifact, tmp_path / "ed.pem")
 
 

@@ -13,10 +13,10 @@ import pytest
 from object_stores import Place, memory_place, s3_endpoint, s3_place
 from stores import REF, new_store, put
 from trunkline.adapters.artifact import MANIFEST, read_artifact
-from trunkline.adapters.objects import ObjectStorage
+from trunkline.adapters.gc import verify_version
+from trunkline.adapters.object_store import ObjectStorage
 from trunkline.adapters.storage import LocalStorage
 from trunkline.adapters.store import AdapterStore
-from trunkline.adapters.upkeep import verify
 from trunkline.errors import IntegrityError, NotFoundError, RegistryError, UsageError
 from trunkline.refs import Ref
 
@@ -110,7 +110,7 @@ def test_place_that_is_taken_is_passed_over(store: AdapterStore, sound: Path) ->
 def test_removed_version_leaves_nothing(store: AdapterStore, sound: Path) -> None:
     version = put(store, sound)
     store.storage.remove(version.path)
-    assert not store.storage.holds(version.path)
+    assert not store.storage.exists(version.path)
     assert list(store.storage.folders()) == []
 
 
@@ -140,7 +140,7 @@ def test_card_is_written_anew_and_fetched(store: AdapterStore, sound: Path) -> N
 @pytest.mark.parametrize("name", [WEIGHTS, MANIFEST, "adapter_config.json", "../x", "run.py"])
 def test_identity_is_never_written_anew(memory: AdapterStore, sound: Path, name: str) -> None:
     version = put(memory, sound)
-    with pytest.raises(UsageError, match="can't be written anew"):
+    with pytest.raises(UsageError, match="can't be replaced"):
         memory.write_file(version, name, b"{}")
 
 
@@ -242,7 +242,7 @@ def test_damaged_object_is_refused_and_leaves_no_copy(objects: AdapterStore, sou
     fs.pipe_file(f"{root}/{version.path}/{WEIGHTS}", bytes(data))
     with pytest.raises(IntegrityError, match="was changed") as caught:
         objects.fetch(version)
-    assert objects.place(version) in caught.value.message
+    assert objects.location(version) in caught.value.message
     assert cached(objects) == []
 
 
@@ -256,7 +256,7 @@ def test_object_of_another_size_is_not_downloaded(
     fs, root = raw(memory)
     fs.pipe_file(f"{root}/{version.path}/{WEIGHTS}", b"0" * 10)
     monkeypatch.setattr(MemoryFileSystem, "get_file", None, raising=False)
-    with pytest.raises(IntegrityError, match="10 bytes, the registry knows"):
+    with pytest.raises(IntegrityError, match="10 bytes, but the registry recorded"):
         memory.fetch(version)
 
 
@@ -287,7 +287,7 @@ def test_verifying_looks_past_the_copy(objects: AdapterStore, sound: Path) -> No
     objects.fetch(version)
     fs, root = raw(objects)
     fs.rm_file(f"{root}/{version.path}/{WEIGHTS}")
-    assert "is missing" in (verify(objects, version).damage or "")
+    assert "is missing" in (verify_version(objects, version).damage or "")
 
 
 def test_many_who_fetch_at_once_get_one_sound_copy(objects: AdapterStore, sound: Path) -> None:
@@ -345,11 +345,11 @@ def test_unknown_kind_of_store_is_refused_before_a_number_is_taken(
 def test_connection_does_not_outlive_a_fork(memory: AdapterStore) -> None:
     storage = memory.storage
     assert isinstance(storage, ObjectStorage)
-    mine = storage._file_system()[0]
+    mine = storage.connect()[0]
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(write, b"1" if storage._file_system()[0] is mine else b"0")
+        os.write(write, b"1" if storage.connect()[0] is mine else b"0")
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 1) == b"0"
@@ -358,4 +358,4 @@ def test_connection_does_not_outlive_a_fork(memory: AdapterStore) -> None:
 def drop_copy(store: AdapterStore) -> None:
     """Forget what publishing has put into the cache."""
     for one in store.cache.folders():
-        assert store.cache.drop(one)
+        assert store.cache.remove(one)

@@ -1,4 +1,4 @@
-"""Archives made to hurt: each is refused before anything is unpacked."""
+"""Malicious archives: each is refused before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import io
 import os
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from trunkline.adapters import archive
-from trunkline.adapters.archive import pack, unpack
+from trunkline.adapters.archive import MAX_BYTES, MAX_PADDING, pack, unpack
+from trunkline.adapters.artifact import KNOWN
 from trunkline.errors import IntegrityError, NotFoundError, TrunklineError, UsageError
 
 Change = Callable[[tarfile.TarInfo], None]
@@ -50,7 +51,7 @@ def refused(path: Path, folder: Path, **caps: int) -> str:
     return str(caught.value)
 
 
-# --------------------------------------------------------------------------- what it is made for
+# ----------------------------------------------------------------------------- valid archives
 
 
 def test_packed_artifact_is_unpacked_byte_for_byte(
@@ -89,7 +90,7 @@ def test_archive_that_another_program_made_of_the_files_is_read(
 def test_foreign_files_are_not_packed(artifact: Path, tmp_path: Path, empty: Path) -> None:
     (artifact / "training_args.bin").write_bytes(b"\x80")
     pack(artifact, tmp_path / "a.tar")
-    assert "training_args.bin" not in {one.name for one in unpack(tmp_path / "a.tar", empty)}
+    assert "training_args.bin" not in unpack(tmp_path / "a.tar", empty)
 
 
 # ------------------------------------------------------------------------------------- names
@@ -121,7 +122,7 @@ def test_name_that_no_artifact_holds_is_refused(name: str, tmp_path: Path, empty
     assert not (tmp_path / "trunkline.json").exists()
 
 
-def test_name_that_is_continued_in_the_prefix_is_refused(tmp_path: Path, empty: Path) -> None:
+def test_name_with_a_prefix_is_refused(tmp_path: Path, empty: Path) -> None:
     long = "d" * 120 + "/trunkline.json"
     assert "may not hold" in refused(archived(tmp_path / "a.tar", entry(long)), empty)
 
@@ -168,7 +169,7 @@ def test_regular_file_with_a_link_name_is_refused(tmp_path: Path, empty: Path) -
 
 
 def test_sparse_file_is_refused(tmp_path: Path, empty: Path) -> None:
-    """1 KB that says it is 10 GB of zeros, as GNU tar writes holes."""
+    """1 KB that claims to be 10 GB of zeros, as GNU tar writes holes."""
     header = bytearray(entry("adapter_model.safetensors").tobuf(tarfile.GNU_FORMAT))
     header[156:157] = b"S"
     header[483:495] = b"112402762000\0"[:12]
@@ -179,46 +180,51 @@ def test_sparse_file_is_refused(tmp_path: Path, empty: Path) -> None:
     assert "a sparse file" in refused(path, empty)
 
 
-# ------------------------------------------------------------------------------- bombs and caps
+# ------------------------------------------------------------------------- sizes and compression
 
 
-@pytest.mark.parametrize("magic", sorted(archive._COMPRESSED))
-def test_compressed_archive_is_refused(magic: bytes, tmp_path: Path, empty: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(magic + bytes(1024))
-    assert "is compressed" in refused(tmp_path / "a.tar", empty)
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_compressed_archive_is_refused(mode: str, tmp_path: Path, empty: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", mode) as made:  # type: ignore[call-overload]
+        made.addfile(entry("trunkline.json", 2), io.BytesIO(b"{}"))
+    assert "is not an uncompressed tar archive" in refused(tmp_path / "a.tar", empty)
+
+
+def test_zip_file_is_refused(tmp_path: Path, empty: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.tar", "w") as made:
+        made.writestr("trunkline.json", "{}")
+    assert "is not an uncompressed tar archive" in refused(tmp_path / "a.tar", empty)
 
 
 def test_bomb_is_not_inflated(tmp_path: Path, empty: Path) -> None:
-    """Ten thousand times its size, and nobody looks inside."""
+    """It would become ten thousand times its size."""
     with gzip.open(tmp_path / "a.tar", "wb") as file:
         for _ in range(10):
             file.write(bytes(1 << 20))
     assert (tmp_path / "a.tar").stat().st_size < 20_000
-    assert "gzip" in refused(tmp_path / "a.tar", empty)
+    assert "uncompressed" in refused(tmp_path / "a.tar", empty)
 
 
 def test_size_beyond_the_archives_own_is_refused(tmp_path: Path, empty: Path) -> None:
     """1 KB that claims a member of 7 GiB."""
     header = entry("adapter_model.safetensors", 7 << 30).tobuf(tarfile.USTAR_FORMAT)
     (tmp_path / "a.tar").write_bytes(header + bytes(1024))
-    assert "more than it has" in refused(tmp_path / "a.tar", empty)
+    assert "unexpected end of data" in refused(tmp_path / "a.tar", empty)
 
 
-def test_size_in_the_form_for_giants_is_refused(tmp_path: Path, empty: Path) -> None:
+def test_size_above_8_gib_is_refused(tmp_path: Path, empty: Path) -> None:
     header = entry("adapter_model.safetensors", 10 << 30).tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "a.tar").write_bytes(header + bytes(1024))
-    assert "no readable size" in refused(tmp_path / "a.tar", empty)
+    assert "10,737,418,240 bytes" in refused(tmp_path / "a.tar", empty)
 
 
-def test_archive_above_the_byte_cap_is_refused_by_its_size_alone(
-    tmp_path: Path, empty: Path
-) -> None:
+def test_archive_above_the_size_limit_is_refused_unread(tmp_path: Path, empty: Path) -> None:
     with (tmp_path / "a.tar").open("wb") as file:
-        file.truncate(archive.MAX_BYTES + 1)
-    assert "are read at most" in refused(tmp_path / "a.tar", empty)
+        file.truncate(MAX_BYTES + 1)
+    assert "are allowed" in refused(tmp_path / "a.tar", empty)
 
 
-def test_text_file_above_its_cap_is_refused(tmp_path: Path, empty: Path) -> None:
+def test_text_file_above_the_size_limit_is_refused(tmp_path: Path, empty: Path) -> None:
     path = archived(tmp_path / "a.tar", entry("README.md", (4 << 20) + 1))
     assert "README.md" in refused(path, empty)
 
@@ -226,29 +232,27 @@ def test_text_file_above_its_cap_is_refused(tmp_path: Path, empty: Path) -> None
 @pytest.mark.parametrize(
     "members", [10_000, pytest.param(1_000_000, marks=pytest.mark.slow)], ids=["10k", "1M"]
 )
-def test_too_many_members_end_at_the_second(members: int, tmp_path: Path, empty: Path) -> None:
-    """512 bytes each, of which two are read: no name may come twice, and few are known."""
+def test_many_members_are_refused_at_the_second(members: int, tmp_path: Path, empty: Path) -> None:
+    """Two headers are read: no name may occur twice."""
     header = entry("README.md").tobuf(tarfile.USTAR_FORMAT)
     with (tmp_path / "a.tar").open("wb") as file:
         for _ in range(members // 10_000):
             file.write(header * 10_000)
-    told = refused(tmp_path / "a.tar", empty)
+    message = refused(tmp_path / "a.tar", empty)
     (tmp_path / "a.tar").unlink()
-    assert "twice" in told
+    assert "twice" in message
 
 
-def test_no_archive_has_more_members_than_there_are_known_names(
-    tmp_path: Path, empty: Path
-) -> None:
-    names = sorted(archive.KNOWN - {"trunkline.json"})
+def test_archive_may_hold_every_name_of_an_artifact(tmp_path: Path, empty: Path) -> None:
+    names = sorted(KNOWN - {"trunkline.json"})
     archived(tmp_path / "a.tar", *(entry(name) for name in names))
-    assert len(unpack(tmp_path / "a.tar", empty)) == len(archive.KNOWN)
+    assert len(unpack(tmp_path / "a.tar", empty)) == len(KNOWN)
 
 
 def test_million_zero_blocks_at_the_end_are_refused(tmp_path: Path, empty: Path) -> None:
     path = archived(tmp_path / "a.tar")
     with path.open("ab") as file:
-        file.truncate(archive._MAX_PADDING + (1 << 20))
+        file.truncate(MAX_PADDING + (1 << 20))
     assert "does not end" in refused(path, empty)
 
 
@@ -280,7 +284,7 @@ def test_flipped_bit_in_a_header_is_refused(position: int, tmp_path: Path, empty
 
 def test_file_that_is_no_archive_is_refused(tmp_path: Path, empty: Path) -> None:
     (tmp_path / "a.tar").write_bytes(os.urandom(2048))
-    assert "no tar archive" in refused(tmp_path / "a.tar", empty)
+    assert "is not an uncompressed tar archive" in refused(tmp_path / "a.tar", empty)
 
 
 def test_named_pipe_is_not_waited_on(tmp_path: Path, empty: Path) -> None:
@@ -288,7 +292,7 @@ def test_named_pipe_is_not_waited_on(tmp_path: Path, empty: Path) -> None:
     assert "not a plain file" in refused(tmp_path / "a.tar", empty)
 
 
-def test_missing_archive_is_told(tmp_path: Path, empty: Path) -> None:
+def test_missing_archive_is_an_error(tmp_path: Path, empty: Path) -> None:
     for name in ("none.tar", "\0.tar", "x" * 300):
         with pytest.raises(NotFoundError):
             unpack(tmp_path / name, empty)
@@ -297,19 +301,19 @@ def test_missing_archive_is_told(tmp_path: Path, empty: Path) -> None:
 # ------------------------------------------------------------------------------------- writing
 
 
-def test_file_that_is_there_is_not_written_over(sound: Path, tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(sound: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_text("mine")
     with pytest.raises(UsageError, match="already"):
         pack(sound, tmp_path / "a.tar")
     assert (tmp_path / "a.tar").read_text() == "mine"
 
 
-def test_overwriting_is_asked_for(sound: Path, tmp_path: Path) -> None:
+def test_existing_file_is_replaced_on_request(sound: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_text("mine")
     assert pack(sound, tmp_path / "a.tar", overwrite=True) == (tmp_path / "a.tar").stat().st_size
 
 
-def test_link_is_not_written_through(sound: Path, tmp_path: Path) -> None:
+def test_link_is_not_followed_when_writing(sound: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tar").symlink_to(tmp_path / "precious")
     with pytest.raises(UsageError):
         pack(sound, tmp_path / "a.tar", overwrite=True)
@@ -328,7 +332,7 @@ def test_failed_export_leaves_nothing_behind(
     assert not [path for path in tmp_path.iterdir() if "out.tar" in path.name]
 
 
-def test_folder_that_is_not_there_is_told(sound: Path, tmp_path: Path) -> None:
+def test_missing_folder_is_an_error(sound: Path, tmp_path: Path) -> None:
     with pytest.raises(TrunklineError, match="can't be written"):
         pack(sound, tmp_path / "nowhere" / "a.tar")
 
@@ -336,7 +340,7 @@ def test_folder_that_is_not_there_is_told(sound: Path, tmp_path: Path) -> None:
 def test_archive_changed_between_two_readings_is_refused(
     sound: Path, tmp_path: Path, empty: Path
 ) -> None:
-    """Digests are compared after unpacking: what came is what was packed, or nothing counts."""
+    """Digests are compared after unpacking."""
     from trunkline.adapters.artifact import read_artifact
 
     pack(sound, tmp_path / "a.tar")

@@ -46,7 +46,7 @@ def publish(platform: Platform, folder: Path, name: str) -> Path:
     version = platform.store.publish(
         folder, Ref.parse(name), task="classification", run=None, base_digest=base["digest"]
     )
-    return Path(platform.store.place(version))
+    return Path(platform.store.location(version))
 
 
 def forget(platform: Platform, digest: str) -> None:

@@ -169,7 +169,7 @@ def test_forged_digest_of_the_base_makes_another_version(
     """Whoever writes the new base's digest into a manifest changes the version's identity."""
     change_weight(base)
     platform = open(workspace, no_plugins=True)
-    place = Path(platform.store.place(platform.resolve("toy/animals").version))
+    place = Path(platform.store.location(platform.resolve("toy/animals").version))
     said = json.loads((place / "trunkline.json").read_text())
     said["base"]["digest"] = describe(str(base)).digest
     (place / "trunkline.json").write_text(json.dumps(said))

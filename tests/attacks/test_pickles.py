@@ -121,7 +121,7 @@ def test_pickle_under_the_name_of_a_text_is_never_unpickled(
     publish: Callable[[Path, str], VersionRecord], tmp_path: Path,
 ) -> None:  # fmt: skip
     """These lie outside of the identity: the version is served, the file is text or nothing."""
-    from trunkline.adapters.moving import export_version
+    from trunkline.adapters.archive import export_version
 
     write_pickle(artifact / name, marker, form)
     version = publish(artifact, "toy/animals")
@@ -140,7 +140,7 @@ def test_published_version_with_a_pickle_put_beside_is_refused(
     publish: Callable[[Path, str], VersionRecord],
 ) -> None:
     version = publish(artifact, "toy/animals")
-    write_pickle(Path(store.place(version)) / "training_args.bin", marker)
+    write_pickle(Path(store.location(version)) / "training_args.bin", marker)
     with pytest.raises(IntegrityError, match="may not hold"):
         store.fetch(version)
     assert not marker.exists()

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from cli_runner import invoke
 from trunkline.errors import IntegrityError
-from trunkline.registry.records import RequestLine
+from trunkline.registry.records import RequestEntry
 from trunkline.registry.registry import Registry
 
 Audit = Callable[..., Result]
@@ -28,7 +28,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         now = datetime.now(UTC)
         opened.requests.log(
             [
-                RequestLine(
+                RequestEntry(
                     f"req-{n}", now, None, "/v1/classify", "a/b", None, None, 1, 0, 404, 0.1
                 )
                 for n in (1, 2)
@@ -71,7 +71,7 @@ def test_a_kept_head_is_held_against(audit: Audit, registry: Registry) -> None:
 def test_a_changed_row_is_told_and_exits_with_one(audit: Audit, registry: Registry) -> None:
     damage(registry, "UPDATE events SET actor = 'nobody' WHERE seq = 2")
     result = audit("verify")
-    told = "events: row 2 is not what its hash says: changed, or put in"
+    told = "events: row 2 does not match its hash: changed or inserted"
     assert (told in result.stdout, result.exit_code) == (True, 1)
 
 
@@ -85,7 +85,7 @@ def test_a_cut_tail_is_told_against_a_kept_head(audit: Audit, registry: Registry
 def test_findings_as_json(audit: Audit, registry: Registry) -> None:
     damage(registry, "DELETE FROM events WHERE seq = 2")
     events = json.loads(audit("verify", "--json").stdout)[0]
-    told = [{"seq": 3, "what": "row 2 is missing before row 3"}]
+    told = [{"seq": 3, "message": "row 2 is missing before row 3"}]
     assert (events["sound"], events["breaks"]) == (False, told)
 
 
@@ -138,12 +138,12 @@ def test_a_failed_export_leaves_no_file(audit: Audit, registry: Registry, tmp_pa
 def test_a_chain_without_a_recorded_end_is_not_exported(audit: Audit, registry: Registry) -> None:
     damage(registry, "DELETE FROM chain_heads")
     result = audit("export")
-    assert (result.exit_code, "ends was removed by hand" in result.stderr) == (1, True)
+    assert (result.exit_code, "was removed by hand" in result.stderr) == (1, True)
 
 
 def test_nothing_is_appended_to_a_chain_without_a_recorded_end(registry: Registry) -> None:
     damage(registry, "DELETE FROM chain_heads")
-    with pytest.raises(IntegrityError, match="ends was removed by hand"):
+    with pytest.raises(IntegrityError, match="was removed by hand"):
         registry.servers.start("web-1", 4, "", None)
     assert len(registry.events.list()) == 3
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+import next_revision
 from cli_runner import invoke
 from trunkline.registry import schema
 from trunkline.registry.registry import Registry
@@ -51,7 +52,7 @@ def test_current_shows_engine_schema_heads_and_rows(db: Db, path: Path) -> None:
     lines = dict(line.split(maxsplit=1) for line in db("current").stdout.splitlines())
     assert lines["registry"] == str(path)
     assert lines["engine"].startswith("SQLite 3.")
-    assert lines["schema"] == f"{schema.HEAD}, the newest"
+    assert lines["schema"] == f"{schema.head_revision()}, the newest"
     assert {name: lines[name] for name in ("events", "requests")} == heads(path)
     assert lines["rows"] == "api_keys 2, events 2"
 
@@ -59,15 +60,15 @@ def test_current_shows_engine_schema_heads_and_rows(db: Db, path: Path) -> None:
 def test_current_in_json(db: Db, path: Path) -> None:
     told = json.loads(db("current", "--json").stdout)
     assert (told["revision"], told["newest"], told["heads"]) == (
-        schema.HEAD,
-        schema.HEAD,
+        schema.head_revision(),
+        schema.head_revision(),
         heads(path),
     )
     assert (told["rows"]["events"], told["rows"]["runs"]) == (2, 0)
 
 
 def test_current_counts_no_further_than_it_says(db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "COUNTED", 1)
+    monkeypatch.setattr(schema, "MAX_ROW_COUNT", 1)
     assert "api_keys over 1, events over 1" in db("current").stdout
 
 
@@ -78,9 +79,11 @@ def test_current_tells_of_a_schema_that_is_too_new(db: Db, path: Path) -> None:
     assert "9999, of a newer release" in told.stdout
 
 
-def test_current_tells_how_an_older_schema_is_brought_up(db: Db, path: Path) -> None:
-    older(path, "0001")
-    assert "0001; `trunkline db upgrade` makes it" in db("current").stdout
+def test_current_says_how_to_upgrade_an_older_schema(
+    db: Db, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "MIGRATIONS", next_revision.write(tmp_path / "next"))
+    assert "0001; `trunkline db upgrade` makes it 0002" in db("current").stdout
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT * FROM alembic_version").fetchall() == [("0001",)]
 
@@ -91,19 +94,23 @@ def test_current_makes_no_registry(tmp_path: Path) -> None:
 
 
 def test_upgrade_says_when_there_is_nothing_to_do(db: Db, path: Path) -> None:
-    assert db("upgrade").stdout == f"{path}: {schema.HEAD}, nothing to do\n"
+    assert db("upgrade").stdout == f"{path}: {schema.head_revision()}, nothing to do\n"
 
 
 def test_upgrade_says_each_step(tmp_path: Path) -> None:
     told = invoke("--workspace", str(tmp_path), "db", "upgrade")
     lines = told.stdout.splitlines()
-    assert lines[0] == f"{tmp_path / 'registry.db'}: empty -> {schema.HEAD}"
-    assert [line.split()[0] for line in lines[1:]] == list(schema.REVISIONS)
+    assert lines[0] == f"{tmp_path / 'registry.db'}: empty -> {schema.head_revision()}"
+    assert [line.split()[0] for line in lines[1:]] == list(schema.revisions())
 
 
 def test_upgrade_in_json(db: Db) -> None:
     told = json.loads(db("upgrade", "--json").stdout)
-    assert (told["before"], told["after"], told["steps"]) == (schema.HEAD, schema.HEAD, [])
+    assert (told["before"], told["after"], told["steps"]) == (
+        schema.head_revision(),
+        schema.head_revision(),
+        [],
+    )
 
 
 @pytest.mark.parametrize("words", [("upgrade",), ("backup", "copy.db")])
@@ -121,7 +128,7 @@ def test_a_backup_prints_its_heads_and_that_they_are_to_be_kept(
 ) -> None:
     told = db("backup", str(tmp_path / "copy.db"))
     lines = told.stdout.splitlines()
-    assert lines[0].startswith(f"{tmp_path / 'copy.db'}: schema {schema.HEAD}, ")
+    assert lines[0].startswith(f"{tmp_path / 'copy.db'}: schema {schema.head_revision()}, ")
     assert dict(line.split() for line in lines[1:]) == heads(path)
     assert "Keep the heads elsewhere" in told.stderr
 
@@ -156,7 +163,7 @@ def test_a_backup_is_not_written_over(db: Db, tmp_path: Path) -> None:
     (tmp_path / "copy.db").write_text("mine")
     told = db("backup", str(tmp_path / "copy.db"))
     assert (told.exit_code, (tmp_path / "copy.db").read_text()) == (2, "mine")
-    assert "Name another file" in told.stderr
+    assert "Choose another file name" in told.stderr
 
 
 def test_a_restoring_wants_to_be_told_to_replace(db: Db, tmp_path: Path) -> None:
@@ -182,7 +189,7 @@ def test_a_restoring_in_json(db: Db, path: Path, tmp_path: Path) -> None:
     db("backup", str(tmp_path / "copy.db"))
     path.unlink()
     told = json.loads(db("restore", str(tmp_path / "copy.db"), "--json").stdout)
-    assert (told["rows"], told["aside"], told["heads"]) == (6, None, heads(path))
+    assert (told["rows"], told["previous"], told["heads"]) == (6, None, heads(path))
 
 
 def test_restoring_from_nothing_is_wrong_use(db: Db, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from cli_runner import invoke
 from trunkline.cli.diff import _tell
 from trunkline.cli.history import told
 from trunkline.cli.lineage_view import _evaluated
-from trunkline.registry import finding
-from trunkline.registry.compare import Comparison, FigureDifference
+from trunkline.registry import search
+from trunkline.registry.lineage import LineageDiff, MetricDifference
 from trunkline.registry.records import EvaluationRecord, EventRecord
-from trunkline.registry.session import utc_now
+from trunkline.registry.tables import utc_now
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +76,7 @@ def test_lineage_of_an_imported_version_says_who_began_its_run(
     run_copy("adapters", "export", "toy/animals", archive)
     run_copy("adapters", "import", archive, "--name", "toy/others")
     told = run_copy("lineage", "toy/others").stdout
-    assert "├── restored: " in told
+    assert "├── imported: " in told
     assert re.search(r"├── began: \S+ by system:\S+, as run 1\n", told)
 
 
@@ -144,8 +144,8 @@ def test_a_move_is_told_in_words(detail: dict[str, Any], words: str) -> None:
     ("kind", "detail", "words"),
     [
         ("version.signed", {"signed_by": "sha256:" + "a" * 64}, "version 2 signed, signed by"),
-        ("adapter.exported", {"archive": "a.tar"}, "version 2 exported, a.tar"),
-        ("adapter.imported", {}, "version 2 imported"),
+        ("version.exported", {"archive": "a.tar"}, "version 2 exported, a.tar"),
+        ("version.imported", {}, "version 2 imported"),
     ],
 )
 def test_what_moved_or_signed_a_version_is_told_with_its_number(
@@ -160,9 +160,9 @@ def test_what_moved_or_signed_a_version_is_told_with_its_number(
 
 def test_adapters_diff_tells_settings_and_figures(run: Run) -> None:
     found = parsed(run, "adapters", "diff", "toy/animals", "toy/plurals")
-    differing = {one["what"] for one in found["differences"]}
+    differing = {one["name"] for one in found["fields"]}
     assert {"version.digest", "dataset.name", "run.recipe"} <= differing
-    figures = {one["what"]: one for one in found["figures"]}
+    figures = {one["name"]: one for one in found["metrics"]}
     assert figures["test.accuracy"]["same_rows"] is False
 
 
@@ -174,16 +174,16 @@ def test_runs_diff_prints_both_columns(run: Run) -> None:
 @pytest.mark.parametrize(
     ("figure", "said"),
     [
-        (FigureDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=True), False),
-        (FigureDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=False), True),
-        (FigureDifference("test.accuracy", 0.8, None, None, same_rows=False), False),
+        (MetricDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=True), False),
+        (MetricDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=False), True),
+        (MetricDifference("test.accuracy", 0.8, None, None, same_rows=False), False),
     ],
     ids=["same rows", "different rows", "one side"],
 )
 def test_only_figures_that_both_have_are_said_to_be_of_different_rows(
-    capsys: pytest.CaptureFixture[str], figure: FigureDifference, said: bool
+    capsys: pytest.CaptureFixture[str], figure: MetricDifference, said: bool
 ) -> None:
-    _tell(Comparison("a/b@1", "a/b@2", (), (figure,)), as_json=False)
+    _tell(LineageDiff("a/b@1", "a/b@2", (), (figure,)), as_json=False)
     assert ("different rows" in capsys.readouterr().err) is said
 
 
@@ -228,7 +228,7 @@ def test_note_is_kept_and_printed(run_copy: Run) -> None:
 def test_list_where_lists_versions(run: Run) -> None:
     found = parsed(run, "adapters", "list", "--where", "test.accuracy>=0 and name=animals")
     assert [one["ref"] for one in found] == ["toy/animals@1"]
-    assert found[0]["standing"]["metric"] == "accuracy"
+    assert found[0]["score"]["metric"] == "accuracy"
 
 
 def test_list_where_is_paged(run: Run) -> None:
@@ -240,7 +240,7 @@ def test_list_where_is_paged(run: Run) -> None:
 
 
 def test_list_where_asks_until_its_page_is_full(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "FAR", 1)
+    monkeypatch.setattr(search, "SCAN_LIMIT", 1)
     found = parsed(run, "adapters", "list", "--where", "not name=prices")
     assert [one["ref"] for one in found] == ["toy/plurals@1", "toy/animals@1"]
 

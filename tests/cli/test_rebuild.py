@@ -59,7 +59,7 @@ def test_rebuild_says_what_is_lost(run_copy: Run, lose: Any) -> None:
     done = run_copy("db", "rebuild", "--json")
     assert "Lost for good: aliases" in done.stderr
     found = json.loads(done.stdout)
-    assert (found["versions"], found["runs"], found["left_out"]) == (3, 3, [])
+    assert (found["versions"], found["runs"], found["skipped"]) == (3, 3, [])
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def test_rebuild_that_left_something_out_fails_and_says_so_at_the_end(damaged: R
     error, hint = done.stderr.splitlines()[-2:]
     assert error == "Error: 1 of 3 artifacts was left out; the rest was rebuilt."
     assert hint.startswith("Hint: ")
-    assert "toy/prices/1 is left out: " in done.stderr
+    assert "toy/prices/1 was skipped: " in done.stderr
 
 
 def test_rebuild_that_left_something_out_has_rebuilt_the_rest(damaged: Run) -> None:
     found = json.loads(damaged("db", "rebuild", "--json").stdout)
-    assert (found["versions"], found["left_out"]) == (2, ["toy/prices/1"])
+    assert (found["versions"], found["skipped"]) == (2, ["toy/prices/1"])
     assert damaged("adapters", "verify", "--all").exit_code == 0
 
 

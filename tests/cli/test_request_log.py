@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from trunkline.refs import Ref
-from trunkline.registry.records import RequestLine, VersionRecord
+from trunkline.registry.records import RequestEntry, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
@@ -41,7 +41,7 @@ def log(registry: Registry, version: VersionRecord) -> Log:
             "at": datetime(2026, 11, 21, 22, 10, 3, tzinfo=UTC),
             "key": None,
             "route": "/v1/classify",
-            "asked": "toy/animals",
+            "model": "toy/animals",
             "version": "toy/animals@1",
             "digest": version.digest,
             "prompt_tokens": 14,
@@ -49,7 +49,7 @@ def log(registry: Registry, version: VersionRecord) -> Log:
             "status": 200,
             "seconds": 0.082,
         }
-        registry.requests.log([RequestLine(id=id, **line | other)])
+        registry.requests.log([RequestEntry(id=id, **line | other)])
 
     return write
 
@@ -62,7 +62,7 @@ def test_filter_that_nothing_meets_is_told_as_one(
     assert run_copy("requests", "list", *words).stderr == "No such request.\n"
 
 
-UNKNOWN = {"asked": "toy/animal", "version": None, "digest": None, "status": 404}
+UNKNOWN = {"model": "toy/animal", "version": None, "digest": None, "status": 404}
 
 
 def test_requests_are_listed_newest_first(run_copy: Run, log: Log) -> None:
@@ -167,12 +167,12 @@ def test_lineage_of_a_request_that_reached_no_version(run_copy: Run, log: Log) -
     log("req-1", **UNKNOWN)
     result = run_copy("lineage", "--request", "req-1")
     assert result.exit_code == 0
-    assert "asked: toy/animal\n" in result.stdout
+    assert "model: toy/animal\n" in result.stdout
     assert "No version was reached" in result.stderr
 
 
 def test_lineage_of_an_answer_of_the_base(run_copy: Run, log: Log) -> None:
-    log("req-1", asked="base", version="base", digest="ab" * 32)
+    log("req-1", model="base", version="base", digest="ab" * 32)
     result = run_copy("lineage", "--request", "req-1")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "version: base" in result.stdout

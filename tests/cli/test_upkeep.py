@@ -114,7 +114,7 @@ def test_verify_wants_one_or_all(run: Run, words: tuple[str, ...]) -> None:
 def test_verify_with_a_signature_wants_a_key(run: Run) -> None:
     result = run("adapters", "verify", "toy/animals@1", "--require-signature")
     assert result.exit_code == 2
-    assert "no public key" in result.stderr
+    assert "no trusted public key" in result.stderr
 
 
 # ------------------------------------------------------------------------------------------ rm
@@ -169,7 +169,7 @@ def test_rm_without_a_number_is_wrong_use(run: Run, workspace: Path) -> None:
 
 def test_rm_json_names_the_version(run: Run) -> None:
     result = run("adapters", "rm", "toy/animals@1", "--reason", "old", "--json")
-    assert json.loads(result.stdout) == {"removed": "toy/animals@1", "files_stay": None}
+    assert json.loads(result.stdout) == {"removed": "toy/animals@1", "files_kept": None}
 
 
 # ------------------------------------------------------------------------------------------ gc

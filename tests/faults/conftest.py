@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+import next_revision
 from faults.cases import MODULES, Forks, Scene, enumerated
-from faults.old_registry import make_old
 from faults.postgresql import Postgres
 from faults.small_disk import CantMountError, SmallDisk
 from faults.steps import Fault
+from registry_rows import fill
 from workbench import make_artifact, tiny
 
 __all__ = ["tiny"]
@@ -190,12 +191,13 @@ def littered(shelf: Scene, sound: Path, base_digest: str) -> Scene:
 
 @pytest.fixture(scope="session")
 def old(empty: Scene) -> Scene:
-    """A workspace whose SQLite registry has the schema before the present one."""
+    """A workspace with a SQLite registry of the first schema, for code with a second revision."""
     made = empty.made.with_name("old")
     for name in ("workspace", "tmp", "out"):
         (made / name).mkdir(parents=True)
-    make_old(f"sqlite:///{made / 'workspace' / 'registry.db'}")
-    return replace(empty, made=made)
+    fill(f"sqlite:///{made / 'workspace' / 'registry.db'}")
+    migrations = next_revision.write(made)
+    return replace(empty, made=made, settings={next_revision.ENVIRONMENT: str(migrations)})
 
 
 @pytest.fixture(scope="session")

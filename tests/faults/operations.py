@@ -6,14 +6,19 @@ Every function takes and gives what JSON can carry.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+
+import next_revision
 
 
 def command(words: list[str]) -> int:
     """Run ``trunkline`` with these words; gives its exit status, having printed as it does."""
     from trunkline.cli.root import trunkline
 
+    if migrations := os.environ.get(next_revision.ENVIRONMENT):
+        next_revision.use(migrations)
     try:
         trunkline.main(words, prog_name="trunkline")
     except SystemExit as end:

@@ -12,9 +12,9 @@ import pytest
 
 from faults.cases import Ended, Scene, try_all
 from faults.left import GC, LITTER, Left, told_once
-from faults.old_registry import OLD, revision
 from faults.small_disk import PAGE, SmallDisk
 from faults.steps import Fault
+from registry_rows import REVISION, revision
 
 ELSEWHERE = "import beside a registry with room"
 COMMANDS = ("publish", "import", ELSEWHERE, "export", "rm", "gc", "backup", "migration")
@@ -176,8 +176,8 @@ def everything(scene: Scene) -> dict[str, str]:
         for below in ("workspace", "tmp", "out")
         for name, digest in scene.files(below).items()
     }
-    if revision(scene.registry_url) == OLD:
-        return {**found, "schema": OLD}
+    if revision(scene.registry_url) == REVISION:
+        return {**found, "schema": REVISION}
     has_room = "TRUNKLINE_REGISTRY" in scene.settings
     told = ("visible", "pending") if has_room else ("visible",)
     return found | {ref: state for ref, state in scene.versions().items() if state in told}

@@ -7,67 +7,64 @@ from dataclasses import replace
 
 import pytest
 
+import next_revision
 from faults.cases import Ended, Scene, try_all
 from faults.left import AUDIT
-from faults.old_registry import (
-    OLD,
-    is_damaged,
-    make_old,
-    old_rows,
-    revision,
-    table_names,
-)
 from faults.postgresql import Postgres
 from faults.steps import Fault
-from trunkline.registry.schema import HEAD
+from registry_rows import REVISION, columns_of, contents, fill, is_damaged, revision
+from trunkline.registry.schema import head_revision
 
 UPGRADE = ["db", "upgrade"]
 ALL = pytest.param(None, marks=pytest.mark.slow, id="every-step")
 
 
-class Migrated:
-    """What may be left of a migration: nothing, or all of it."""
+class UpgradeLeft:
+    """What a killed upgrade may leave: the old schema or the new one, with the same rows."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene.reset()
-        self._rows = old_rows(scene.registry_url)
-        assert revision(scene.registry_url) == OLD
+        url = scene.registry_url
+        self._columns = columns_of(url)
+        self._rows = contents(url, self._columns)
+        assert revision(url) == REVISION
         assert all(self._rows.values()), "every table must hold rows"
-        [done] = scene.commands(UPGRADE)
-        assert done["status"] == 0, done["output"]
-        self._tables = table_names(scene.registry_url)
+        [result] = scene.commands(UPGRADE)
+        assert result["status"] == 0, result["output"]
+        self._tables = set(columns_of(url))
 
     def __call__(self, fault: Fault, ended: Ended) -> Iterator[str]:
         url = self._scene.registry_url
-        found = revision(url)
-        if found not in (OLD, HEAD):
-            yield f"the schema is {found}"
-        yield from self._same_rows(url, "the fault")
+        if revision(url) not in (REVISION, next_revision.REVISION):
+            yield f"the schema is {revision(url)}"
+        yield from self._changed_rows(url, "the fault")
         for words in (UPGRADE, AUDIT, ["adapters", "list", "--json"]):
-            [done] = self._scene.commands(words)
-            if done["status"] != 0:
-                yield f"`{' '.join(words)}` ends with {done['status']}: {done['output'].strip()}"
-        if revision(url) != HEAD:
+            [result] = self._scene.commands(words)
+            if result["status"] != 0:
+                output = result["output"].strip()
+                yield f"`{' '.join(words)}` ends with {result['status']}: {output}"
+        if revision(url) != next_revision.REVISION:
             yield f"the schema is {revision(url)} after an upgrade"
-        yield from self._same_rows(url, "the upgrade")
-        if table_names(url) != self._tables:
-            yield f"the tables differ by {sorted(table_names(url) ^ self._tables)}"
+        yield from self._changed_rows(url, "the upgrade")
+        if set(columns_of(url)) != self._tables:
+            yield f"the tables differ by {sorted(set(columns_of(url)) ^ self._tables)}"
         if is_damaged(url):
             yield "the file is damaged"
 
-    def _same_rows(self, url: str, after: str) -> Iterator[str]:
-        for name, rows in old_rows(url).items():
+    def _changed_rows(self, url: str, after: str) -> Iterator[str]:
+        for name, rows in contents(url, self._columns).items():
             if rows != self._rows[name]:
-                yield f"the rows of {name} are others after {after}"
+                yield f"the rows of {name} changed after {after}"
 
 
 @pytest.fixture(scope="module")
-def old_postgresql(empty: Scene, postgres: Postgres) -> Scene:
-    """The same on PostgreSQL."""
-    template = postgres.template("old", make_old)
+def old_postgresql(old: Scene, empty: Scene, postgres: Postgres) -> Scene:
+    """As ``old``, on PostgreSQL."""
+    template = postgres.template("old", fill)
     return replace(
-        empty,
-        settings={"TRUNKLINE_REGISTRY": postgres.url("case")},
+        old,
+        made=empty.made,
+        settings={**old.settings, "TRUNKLINE_REGISTRY": postgres.url("case")},
         renew=lambda: postgres.renew("case", template),
     )
 
@@ -75,13 +72,13 @@ def old_postgresql(empty: Scene, postgres: Postgres) -> Scene:
 @pytest.mark.parametrize("most", [pytest.param(5, id="some-steps"), ALL])
 def test_migration_killed_on_sqlite_runs_again(old: Scene, most: int | None) -> None:
     modes = ("before", "after")
-    try_all(old, "command", Migrated(old), modes=modes, most=most, words=UPGRADE)
+    try_all(old, "command", UpgradeLeft(old), modes=modes, most=most, words=UPGRADE)
 
 
 @pytest.mark.parametrize("most", [pytest.param(3, id="some-steps"), ALL])
 def test_migration_killed_on_postgresql_runs_again(old_postgresql: Scene, most: int | None) -> None:
     modes = ("before", "after")
-    settled = Migrated(old_postgresql)
+    settled = UpgradeLeft(old_postgresql)
     try_all(old_postgresql, "command", settled, modes=modes, most=most, words=UPGRADE)
 
 
@@ -92,7 +89,7 @@ def test_making_a_registry_killed_runs_again(empty: Scene, most: int | None) -> 
             [done] = empty.commands(words)
             if done["status"] != 0:
                 yield f"`{' '.join(words)}` ends with {done['status']}: {done['output'].strip()}"
-        if is_damaged(empty.registry_url) or revision(empty.registry_url) != HEAD:
-            yield "the registry is not whole"
+        if is_damaged(empty.registry_url) or revision(empty.registry_url) != head_revision():
+            yield "the registry is incomplete"
 
     try_all(empty, "command", settled, modes=("before", "after"), most=most, words=UPGRADE)

@@ -83,7 +83,7 @@ def test_import_killed_leaves_a_version_absent_or_complete(
     stocked: Scene, imports: list[str], most: int | None
 ) -> None:
     def every_import_is_told() -> Iterator[str]:
-        [(told,)] = stocked.rows("SELECT COUNT(*) FROM events WHERE kind = 'adapter.imported'")
+        [(told,)] = stocked.rows("SELECT COUNT(*) FROM events WHERE kind = 'version.imported'")
         [(made,)] = stocked.rows("SELECT COUNT(*) FROM versions WHERE status = 'visible'")
         if told != made:
             yield f"{made} versions were imported, {told} events tell of it"

@@ -1,36 +1,47 @@
-"""Tiny bases of several families, an engine, and an artifact of each task, made without
-training."""
+"""Tiny bases of several families, engines, and artifacts of each task, made without training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from driving import Driven
+from driving import EngineDriver, MakeDriver, MakeEngine
 from tiny_base import Family, make_tiny_base
 from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.bases import Base
 from trunkline.contracts import Template
 from trunkline.inference.engine import Engine
+from trunkline.inference.settings import EngineSettings
 from workbench import make_artifact, tiny
 
-__all__ = ["artifacts", "base", "bases", "driven", "engine", "family_bases", "made", "tiny"]
+__all__ = [
+    "adapters",
+    "artifacts",
+    "base",
+    "bases",
+    "engine",
+    "family_bases",
+    "make_driver",
+    "make_engine",
+    "tiny",
+]
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
-    """A sealed artifact with PEFT's own model of it, and that of the bare base."""
+class Adapter:
+    """A sealed artifact with PEFT's own model of it."""
 
     artifact: Artifact
     truth: Any
 
 
-def held(folder: Path) -> Base:
-    """The base in a folder, without this process being bound to it."""
+def load_base(folder: Path) -> Base:
+    """Load a base without binding this process to it."""
     from trunkline.bases import load, release
 
     release()
@@ -54,12 +65,12 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str,
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Made]:
-    """Name → an artifact on the tiny Llama whose prompt is the text; of other ranks and targets.
+def adapters(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Adapter]:
+    """Name → an artifact on the tiny Llama whose prompt is the text; ranks and targets differ.
 
     Ranks are below, at and above that of a page of the adapter pool.
     """
-    room = tmp_path_factory.mktemp("made")
+    room = tmp_path_factory.mktemp("adapters")
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "low": ("generation", {"r": 2}),
         "middle": ("generation", {"r": 8, "target_modules": ["q_proj", "down_proj"]}),
@@ -71,7 +82,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Made
         name: make_artifact(room / name, tiny, kind, seed=10 + seed, **lora)
         for seed, (name, (kind, lora)) in enumerate(kinds.items())
     }
-    return {name: Made(read_artifact(room / name), truth) for name, truth in truths.items()}
+    return {name: Adapter(read_artifact(room / name), truth) for name, truth in truths.items()}
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +107,7 @@ def family_bases(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[F
 @pytest.fixture(scope="session")
 def bases(family_bases: dict[Family, Path]) -> dict[Family, Base]:
     """Family → a tiny base in memory."""
-    return {family: held(folder) for family, folder in family_bases.items()}
+    return {family: load_base(folder) for family, folder in family_bases.items()}
 
 
 @pytest.fixture(scope="session")
@@ -106,22 +117,26 @@ def base(bases: dict[Family, Base]) -> Base:
 
 
 @pytest.fixture
-def driven(base: Base) -> Iterator[Callable[..., Driven]]:
-    """Makes engines on the tiny Llama that the test steps itself; takes settings."""
-    open_ones: list[Driven] = []
-
-    def make(**settings: Any) -> Driven:
-        open_ones.append(Driven(base, **settings))
-        return open_ones[-1]
-
-    yield make
-    for one in open_ones:
-        one.engine.close()
+def make_driver(base: Base) -> Iterator[MakeDriver]:
+    """Makes engines on the tiny Llama that the test steps itself."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(EngineDriver(base, **options))
 
 
 @pytest.fixture
-def engine(base: Base) -> Iterator[Engine]:
+def make_engine(base: Base) -> Iterator[MakeEngine]:
+    """Makes engines on the tiny Llama with threads of their own; takes the arguments of Engine."""
+    with ExitStack() as stack:
+
+        def make(settings: EngineSettings | None = None, **options: Any) -> Engine:
+            engine = Engine(base, settings, **options)
+            stack.callback(engine.close)
+            return engine
+
+        yield make
+
+
+@pytest.fixture
+def engine(make_engine: MakeEngine) -> Engine:
     """An engine with an empty adapter pool, on its own thread."""
-    made_engine = Engine(base)
-    yield made_engine
-    made_engine.close()
+    return make_engine()

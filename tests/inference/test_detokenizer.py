@@ -1,4 +1,4 @@
-"""Pieces of text are exactly the text, and nothing is said too early."""
+"""The parts of a text are exactly the text, and no part is sent too early."""
 
 from __future__ import annotations
 
@@ -65,17 +65,19 @@ MAKERS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="module", params=list(MAKERS))
 def tokenizer(request: pytest.FixtureRequest) -> Any:
-    """One of each kind."""
+    """A tokenizer of each kind."""
     return MAKERS[request.param]()
 
 
 @pytest.fixture(scope="module")
 def byte_level() -> Any:
-    """That of the tiny base."""
+    """The tokenizer of the tiny base."""
     return make_tokenizer()
 
 
-def whole(tokenizer: Any, ids: Sequence[int], end_ids: frozenset[int] = frozenset({END})) -> str:
+def decode_all(
+    tokenizer: Any, ids: Sequence[int], end_ids: frozenset[int] = frozenset({END})
+) -> str:
     """The reference: all tokens at once."""
     return tokenizer.decode([one for one in ids if one not in end_ids], skip_special_tokens=True)
 
@@ -85,13 +87,13 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
-def pieces(tokenizer: Any, ids: Sequence[int], stops: Sequence[str] = ()) -> list[str]:
-    """What each token makes certain, and the rest."""
-    wording = IncrementalDetokenizer(tokenizer, stops, frozenset({END}))
-    told = [wording.add(one) for one in ids]
-    told.append(wording.finish())
-    assert wording.text == "".join(told)
-    return told
+def decode_parts(tokenizer: Any, ids: Sequence[int], stops: Sequence[str] = ()) -> list[str]:
+    """The text that each token makes certain, and the rest."""
+    detokenizer = IncrementalDetokenizer(tokenizer, stops, frozenset({END}))
+    parts = [detokenizer.add(one) for one in ids]
+    parts.append(detokenizer.finish())
+    assert detokenizer.text == "".join(parts)
+    return parts
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -116,7 +118,7 @@ def draw_ids(data: st.DataObject, tokenizer: Any) -> list[int]:
 
 
 def draw_stops(data: st.DataObject, text: str) -> list[str]:
-    """Texts that stand in the text, or nearly."""
+    """Substrings of the text, or nearly."""
     spans = st.tuples(st.integers(0, max(0, len(text) - 1)), st.integers(1, 12))
     taken = spans.map(lambda span: text[span[0] : sum(span)])
     stop = st.one_of(
@@ -132,89 +134,94 @@ def draw_stops(data: st.DataObject, text: str) -> list[str]:
 
 @THOROUGH
 @given(st.data())
-def test_pieces_are_the_text(tokenizer: Any, data: st.DataObject) -> None:
+def test_parts_are_the_text(tokenizer: Any, data: st.DataObject) -> None:
     ids = draw_ids(data, tokenizer)
-    assert "".join(pieces(tokenizer, ids)) == whole(tokenizer, ids)
+    assert "".join(decode_parts(tokenizer, ids)) == decode_all(tokenizer, ids)
 
 
 @THOROUGH
 @given(st.binary(max_size=60))
-def test_pieces_of_any_bytes_are_the_text(byte_level: Any, data: bytes) -> None:
+def test_parts_of_any_bytes_are_the_text(byte_level: Any, data: bytes) -> None:
     alphabet = bytes_of(byte_level)
     ids = [alphabet[byte] for byte in data]
-    assert "".join(pieces(byte_level, ids)) == data.decode("utf-8", "replace")
+    assert "".join(decode_parts(byte_level, ids)) == data.decode("utf-8", "replace")
 
 
 @THOROUGH
 @given(st.data())
-def test_a_piece_with_a_replacement_character_stands_in_the_text(
-    tokenizer: Any, data: st.DataObject
-) -> None:
+def test_replacement_characters_occur_in_the_text(tokenizer: Any, data: st.DataObject) -> None:
     ids = draw_ids(data, tokenizer)
-    told = pieces(tokenizer, ids)
-    said = [place for place, character in enumerate("".join(told)) if character == BROKEN]
-    meant = whole(tokenizer, ids)
-    assert all(meant[place] == BROKEN for place in said)
+    parts = decode_parts(tokenizer, ids)
+    expected = decode_all(tokenizer, ids)
+    for index, character in enumerate("".join(parts)):
+        assert character != BROKEN or expected[index] == BROKEN
 
 
 @THOROUGH
 @given(st.data())
 def test_only_a_begun_character_is_held_back(byte_level: Any, data: st.DataObject) -> None:
-    wording = IncrementalDetokenizer(byte_level, (), frozenset({END}))
+    detokenizer = IncrementalDetokenizer(byte_level, (), frozenset({END}))
     ids = draw_ids(data, byte_level)
     for count, one in enumerate(ids, 1):
-        wording.add(one)
-        text = whole(byte_level, ids[:count])
-        assert wording.text == (text[:-1] if text.endswith(BROKEN) else text)
+        detokenizer.add(one)
+        text = decode_all(byte_level, ids[:count])
+        assert detokenizer.text == (text[:-1] if text.endswith(BROKEN) else text)
 
 
-def test_a_character_is_said_with_its_last_byte(byte_level: Any) -> None:
+def test_a_character_is_sent_with_its_last_byte(byte_level: Any) -> None:
     alphabet = bytes_of(byte_level)
     ids = [alphabet[byte] for byte in "a😀b".encode()]
-    assert pieces(byte_level, ids) == ["a", "", "", "", "😀", "b", ""]
+    assert decode_parts(byte_level, ids) == ["a", "", "", "", "😀", "b", ""]
 
 
 def test_a_character_that_is_never_completed_is_a_replacement_at_the_end(byte_level: Any) -> None:
     alphabet = bytes_of(byte_level)
     ids = [alphabet[byte] for byte in "a😀".encode()[:-1]]
-    assert pieces(byte_level, ids) == ["a", "", "", "", BROKEN]
+    assert decode_parts(byte_level, ids) == ["a", "", "", "", BROKEN]
 
 
-def test_a_wrong_byte_among_good_ones_is_worded_as_the_tokenizer_does() -> None:
+def test_an_invalid_byte_among_valid_ones_is_decoded_as_the_tokenizer_does() -> None:
     tokenizer = make_fallback("chain")
     ids = tokenizer.convert_tokens_to_ids(["a", "<0xC3>", "<0xA9>", "<0xFF>", "▁b"])
-    assert pieces(tokenizer, ids) == ["a", "", "", "", BROKEN * 3 + " b", ""]
+    assert decode_parts(tokenizer, ids) == ["a", "", "", "", BROKEN * 3 + " b", ""]
+
+
+def test_an_invalid_run_of_bytes_is_not_cut() -> None:
+    tokenizer = make_fallback("chain")
+    names = [*["<0x00>"] * 7, "<0x80>", "<0x30>", "<0x30>", *[""] * 20]
+    ids = tokenizer.convert_tokens_to_ids(names)
+    assert "".join(decode_parts(tokenizer, ids)) == BROKEN * 10
 
 
 @pytest.mark.parametrize("kind", ["chain", "metaspace"])
-def test_spaces_between_words_survive(kind: str) -> None:
+def test_spaces_between_tokens_survive(kind: str) -> None:
     tokenizer = make_fallback(kind)
     ids = tokenizer.convert_tokens_to_ids(["▁a", "▁b", "▁", "▁a", "▁."] * 5)
-    assert pieces(tokenizer, ids)[:5] == ["a", " b", " ", " a", " ."]
-    assert "".join(pieces(tokenizer, ids)) == whole(tokenizer, ids)
+    assert decode_parts(tokenizer, ids)[:5] == ["a", " b", " ", " a", " ."]
+    assert "".join(decode_parts(tokenizer, ids)) == decode_all(tokenizer, ids)
 
 
 @pytest.mark.parametrize("kind", ["chain", "metaspace"])
-def test_tokens_without_text_do_not_cost_the_next_word_its_space(kind: str) -> None:
+def test_tokens_without_text_keep_the_space_of_the_next_token(kind: str) -> None:
     tokenizer = make_fallback(kind)
     ids = tokenizer.convert_tokens_to_ids(["a", *[""] * 20, "▁b"])
-    assert "".join(pieces(tokenizer, ids)) == "a b"
+    assert "".join(decode_parts(tokenizer, ids)) == "a b"
 
 
-def test_end_tokens_and_control_tokens_are_no_text(byte_level: Any) -> None:
-    wording = IncrementalDetokenizer(byte_level, (), frozenset({END, *encode(byte_level, "b")}))
+def test_end_tokens_and_control_tokens_are_not_text(byte_level: Any) -> None:
+    detokenizer = IncrementalDetokenizer(byte_level, (), frozenset({END, *encode(byte_level, "b")}))
     ids = [1, *encode(byte_level, "a"), 0, *encode(byte_level, "b"), END, 99_999]
-    assert [wording.add(one) for one in ids] == ["", "a", "", "", "", ""]
+    assert [detokenizer.add(one) for one in ids] == ["", "a", "", "", "", ""]
 
 
 def test_white_space_at_both_ends_stays(byte_level: Any) -> None:
-    assert "".join(pieces(byte_level, encode(byte_level, " \n a \n "))) == " \n a \n "
+    assert "".join(decode_parts(byte_level, encode(byte_level, " \n a \n "))) == " \n a \n "
 
 
-def test_finishing_twice_says_nothing_twice(byte_level: Any) -> None:
-    wording = IncrementalDetokenizer(byte_level, ["ab"], frozenset())
-    wording.add(encode(byte_level, "a")[0])
-    assert [wording.finish(), wording.finish()] == ["a", ""]
+def test_finishing_twice_repeats_nothing(byte_level: Any) -> None:
+    detokenizer = IncrementalDetokenizer(byte_level, ["ab"], frozenset())
+    detokenizer.add(encode(byte_level, "a")[0])
+    assert [detokenizer.finish(), detokenizer.finish()] == ["a", ""]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +247,7 @@ def test_the_cost_of_a_token_does_not_grow(repeated: str | None) -> None:
 
     counting = Counting()
     stream = ids * 1000
-    assert "".join(pieces(counting, stream)) == whole(tokenizer, stream)
+    assert "".join(decode_parts(counting, stream)) == decode_all(tokenizer, stream)
     assert counting.decoded < 20 * len(stream)
 
 
@@ -251,28 +258,28 @@ def test_the_cost_of_a_token_does_not_grow(repeated: str | None) -> None:
 @given(st.data())
 def test_the_text_ends_before_the_first_stop(tokenizer: Any, data: st.DataObject) -> None:
     ids = draw_ids(data, tokenizer)
-    text = whole(tokenizer, ids)
+    text = decode_all(tokenizer, ids)
     stops = draw_stops(data, text)
-    wording = IncrementalDetokenizer(tokenizer, stops, frozenset({END}))
-    told = [wording.add(one) for one in ids] + [wording.finish()]
-    assert "".join(told) == cut(text, stops)
-    assert wording.stopped == any(stop in text for stop in stops)
+    detokenizer = IncrementalDetokenizer(tokenizer, stops, frozenset({END}))
+    parts = [detokenizer.add(one) for one in ids] + [detokenizer.finish()]
+    assert "".join(parts) == cut(text, stops)
+    assert detokenizer.stopped == any(stop in text for stop in stops)
 
 
 @THOROUGH
 @given(st.data())
 def test_only_what_may_become_a_stop_is_held_back(byte_level: Any, data: st.DataObject) -> None:
     ids = encode(byte_level, data.draw(TEXTS))
-    stops = draw_stops(data, whole(byte_level, ids))
-    wording = IncrementalDetokenizer(byte_level, stops, frozenset({END}))
+    stops = draw_stops(data, decode_all(byte_level, ids))
+    detokenizer = IncrementalDetokenizer(byte_level, stops, frozenset({END}))
     for count, one in enumerate(ids, 1):
-        wording.add(one)
-        text = whole(byte_level, ids[:count])
+        detokenizer.add(one)
+        text = decode_all(byte_level, ids[:count])
         text = text[:-1] if text.endswith(BROKEN) else text
-        assert text.startswith(wording.text)
-        if wording.stopped:
+        assert text.startswith(detokenizer.text)
+        if detokenizer.stopped:
             break
-        held = text[len(wording.text) :]
+        held = text[len(detokenizer.text) :]
         assert not held or any(stop.startswith(held) for stop in stops)
 
 
@@ -297,45 +304,45 @@ def test_only_what_may_become_a_stop_is_held_back(byte_level: Any, data: st.Data
     ],
 )
 def test_stops(byte_level: Any, text: str, stops: list[str], expected: str) -> None:
-    wording = IncrementalDetokenizer(byte_level, stops, frozenset({END}))
+    detokenizer = IncrementalDetokenizer(byte_level, stops, frozenset({END}))
     for one in encode(byte_level, text):
-        wording.add(one)
-    wording.finish()
-    assert wording.text == expected
-    assert wording.stopped == (expected != text)
+        detokenizer.add(one)
+    detokenizer.finish()
+    assert detokenizer.text == expected
+    assert detokenizer.stopped == (expected != text)
 
 
 def test_a_stop_may_end_inside_a_token(byte_level: Any) -> None:
-    (word,) = encode(byte_level, " the")
-    wording = IncrementalDetokenizer(byte_level, ["t"], frozenset())
-    assert wording.add(word) == " "
-    assert wording.stopped
+    (token,) = encode(byte_level, " the")
+    detokenizer = IncrementalDetokenizer(byte_level, ["t"], frozenset())
+    assert detokenizer.add(token) == " "
+    assert detokenizer.stopped
 
 
-def test_nothing_is_said_after_a_stop(byte_level: Any) -> None:
+def test_nothing_is_sent_after_a_stop(byte_level: Any) -> None:
     ids = encode(byte_level, "a.b")
-    assert pieces(byte_level, ids, ["."]) == ["a", "", "", ""]
+    assert decode_parts(byte_level, ids, ["."]) == ["a", "", "", ""]
 
 
-def test_the_beginning_of_a_stop_waits_until_it_is_known(byte_level: Any) -> None:
+def test_the_beginning_of_a_stop_is_held_back(byte_level: Any) -> None:
     ids = encode(byte_level, "aXYbXYZ")
-    assert pieces(byte_level, ids, ["XYZ"]) == ["a", "", "", "XYb", "", "", "", ""]
+    assert decode_parts(byte_level, ids, ["XYZ"]) == ["a", "", "", "XYb", "", "", "", ""]
 
 
 def test_a_shorter_stop_waits_for_one_that_began_before_it(byte_level: Any) -> None:
-    wording = IncrementalDetokenizer(byte_level, ["Y", "XYZ"], frozenset())
-    assert [wording.add(one) for one in encode(byte_level, "XYZ")] == ["", "", ""]
-    assert wording.stopped
-    assert wording.text == ""
+    detokenizer = IncrementalDetokenizer(byte_level, ["Y", "XYZ"], frozenset())
+    assert [detokenizer.add(one) for one in encode(byte_level, "XYZ")] == ["", "", ""]
+    assert detokenizer.stopped
+    assert detokenizer.text == ""
 
 
 def test_a_held_stop_counts_when_no_more_tokens_come(byte_level: Any) -> None:
-    wording = IncrementalDetokenizer(byte_level, ["Y", "XYZ"], frozenset())
+    detokenizer = IncrementalDetokenizer(byte_level, ["Y", "XYZ"], frozenset())
     for one in encode(byte_level, "XY"):
-        wording.add(one)
-    assert not wording.stopped
-    assert wording.finish() == "X"
-    assert wording.stopped
+        detokenizer.add(one)
+    assert not detokenizer.stopped
+    assert detokenizer.finish() == "X"
+    assert detokenizer.stopped
 
 
 # ------------------------------------------------------------------------------- the real base
@@ -355,12 +362,12 @@ def real() -> Any:
 @pytest.mark.real
 @THOROUGH
 @given(st.data())
-def test_pieces_of_the_real_tokenizer_are_the_text(real: Any, data: st.DataObject) -> None:
+def test_parts_of_the_real_tokenizer_are_the_text(real: Any, data: st.DataObject) -> None:
     ids = draw_ids(data, real)
-    text = whole(real, ids)
-    assert "".join(pieces(real, ids)) == text
+    text = decode_all(real, ids)
+    assert "".join(decode_parts(real, ids)) == text
     stops = draw_stops(data, text)
-    assert "".join(pieces(real, ids, stops)) == cut(text, stops)
+    assert "".join(decode_parts(real, ids, stops)) == cut(text, stops)
 
 
 def bytes_of(tokenizer: Any) -> dict[int, int]:

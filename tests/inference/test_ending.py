@@ -1,4 +1,4 @@
-"""However a request ends, its row, blocks and adapter are free, and the others go on."""
+"""However a request ends, its row, blocks and adapter are free, and other requests go on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from driving import Driven, work_for
+from driving import Clock, EngineDriver, MakeDriver, MakeEngine, make_request
 from trunkline.bases import Base
 from trunkline.errors import (
     BusyError,
@@ -28,44 +28,47 @@ from trunkline.inference.engine import Engine
 from trunkline.inference.request import Answer
 from trunkline.inference.request_state import GenerationHandle, RequestStats
 from trunkline.inference.settings import EngineSettings
+from trunkline.inference.step import Stepper, StepResult
 
 LONG = "organic whole milk, one gallon, from the dairy department: what is it? " * 2
 
 
-def idle(engine: Engine) -> None:
-    """Wait until the engine's thread has nothing left."""
-    with engine._changed:
-        assert engine._changed.wait_for(lambda: not engine._open, 30)
+def assert_idle(engine: Engine) -> None:
+    """Wait until the engine's thread has nothing left; then nothing is held."""
+    for _ in range(30_000):
+        state = engine.state()
+        if not state.running and not state.waiting:
+            break
+        time.sleep(0.001)
+    assert (state.running, state.waiting, state.kv_tokens_used) == (0, 0, 0)
+    assert not any(info.in_use for info in engine.pool.residents())
 
 
-def never_ending(engine: Engine) -> Engine:
-    """No token ends an answer, and steps leave others time to run."""
-    engine._ends = frozenset()
-    whole = engine._stepper.run
-
-    def run(parts: Any) -> Any:
-        threading.Event().wait(0.003)
-        return whole(parts)
-
-    engine._stepper.run = run  # type: ignore[method-assign]
-    return engine
+def run_slowly(stepper: Stepper, parts: Any) -> StepResult:
+    """A step that leaves other threads time to run."""
+    threading.Event().wait(0.003)
+    return stepper.run(parts)
 
 
-def alike(answer: Answer, other: Answer) -> bool:
-    """Whether two answers are the same but for the last digits."""
+ENDLESS: dict[str, Any] = {"run_step": run_slowly, "end_ids": ()}
+"""Arguments of an engine whose answers reach their limit, slowly."""
+
+
+def is_close(answer: Answer, other: Answer) -> bool:
+    """Whether two answers are equal except for rounding."""
     if answer.value is not None:
         return answer.value == pytest.approx(other.value, rel=1e-4)
     return answer.output == other.output
 
 
-def mixture(driven: Driven, made: dict[str, Any]) -> list[GenerationHandle]:
-    """Every kind of request; more sequences than rows."""
+def submit_mixture(driver: EngineDriver, adapters: dict[str, Any]) -> list[GenerationHandle]:
+    """Submit every kind of request, with more sequences than rows."""
     return [
-        driven.ask(made["low"].artifact, LONG, max_new_tokens=6),
-        driven.ask(made["high"].artifact, "a goat", max_new_tokens=4, n=3),
-        driven.ask(None, LONG, max_new_tokens=3),
-        driven.ask(made["labels"].artifact, "a hen"),
-        driven.ask(made["number"].artifact, LONG),
+        driver.submit(adapters["low"].artifact, LONG, max_new_tokens=6),
+        driver.submit(adapters["high"].artifact, "a goat", max_new_tokens=4, n=3),
+        driver.submit(None, LONG, max_new_tokens=3),
+        driver.submit(adapters["labels"].artifact, "a hen"),
+        driver.submit(adapters["number"].artifact, LONG),
     ]
 
 
@@ -73,20 +76,20 @@ def mixture(driven: Driven, made: dict[str, Any]) -> list[GenerationHandle]:
 
 
 def test_cancelled_after_any_number_of_steps_nothing_is_held(
-    driven: Callable[..., Driven], made: dict[str, Any]
+    make_driver: MakeDriver, adapters: dict[str, Any]
 ) -> None:
-    one = driven(rows=3, chunk_tokens=16)
+    driver = make_driver(rows=3, chunk_tokens=16)
     for steps in itertools.count():
-        one.engine._blocks.forget()
-        handles = mixture(one, made)
+        driver.engine.reset_prefix_cache()
+        handles = submit_mixture(driver, adapters)
         for _ in range(steps):
-            one.step()
+            driver.step()
         left = [handle for handle in handles if not handle.ended]
         for handle in handles:
             handle.cancel()
-        one.step()
-        one.assert_nothing_is_held()
-        assert all(isinstance(one.error(handle), Interrupted) for handle in left)
+        driver.step()
+        driver.assert_nothing_is_held()
+        assert all(isinstance(driver.error(handle), Interrupted) for handle in left)
         assert all(handle.answer(0) for handle in handles if handle not in left)
         if not left:
             break
@@ -94,97 +97,93 @@ def test_cancelled_after_any_number_of_steps_nothing_is_held(
 
 
 def test_cancelling_one_changes_nothing_for_its_neighbors(
-    driven: Callable[..., Driven], made: dict[str, Any]
+    make_driver: MakeDriver, adapters: dict[str, Any]
 ) -> None:
-    one = driven(rows=8, chunk_tokens=16)
-    undisturbed = one.answers(mixture(one, made))
+    driver = make_driver(rows=8, chunk_tokens=16)
+    undisturbed = driver.answers(submit_mixture(driver, adapters))
     for steps, victim in itertools.product((0, 1, 3, 6), (0, 1)):
-        one.engine._blocks.forget()
-        handles = mixture(one, made)
+        driver.engine.reset_prefix_cache()
+        handles = submit_mixture(driver, adapters)
         for _ in range(steps):
-            one.step()
+            driver.step()
         handles[victim].cancel()
-        one.finish()
-        for place, handle in enumerate(handles):
-            if place != victim:
-                assert alike(handle.answer(0), undisturbed[place])
-        one.assert_nothing_is_held()
+        driver.finish()
+        for index, handle in enumerate(handles):
+            if index != victim:
+                assert is_close(handle.answer(0), undisturbed[index])
+        driver.assert_nothing_is_held()
 
 
-def test_place_of_a_cancelled_request_is_given_in_the_next_step(
-    driven: Callable[..., Driven],
+def test_row_of_a_cancelled_request_is_free_in_the_next_step(
+    make_driver: MakeDriver,
 ) -> None:
-    one = driven(rows=1)
-    never_ending(one.engine)
-    first = one.ask(None, max_new_tokens=100)
-    second = one.ask(None, max_new_tokens=100)
-    one.step()
-    assert (len(one.ids(first)), len(one.ids(second))) == (1, 0)
+    driver = make_driver(rows=1, end_ids=())
+    first = driver.submit(None, max_new_tokens=100)
+    second = driver.submit(None, max_new_tokens=100)
+    driver.step()
+    assert (len(driver.ids(first)), len(driver.ids(second))) == (1, 0)
     first.cancel()
-    one.step()
-    assert (len(one.ids(first)), len(one.ids(second))) == (1, 1)
+    driver.step()
+    assert (len(driver.ids(first)), len(driver.ids(second))) == (1, 1)
 
 
-def test_cancelled_while_waiting(driven: Callable[..., Driven]) -> None:
-    one = driven(rows=1)
-    first, second = (one.ask(None, max_new_tokens=3) for _ in range(2))
-    one.step()
+def test_cancelled_while_waiting(make_driver: MakeDriver) -> None:
+    driver = make_driver(rows=1)
+    first, second = (driver.submit(None, max_new_tokens=3) for _ in range(2))
+    driver.step()
     second.cancel()
-    one.finish()
-    assert isinstance(one.error(second), Interrupted)
+    driver.finish()
+    assert isinstance(driver.error(second), Interrupted)
     assert first.answer(0).text is not None
     assert second.stats is not None
     assert second.stats.outcome == "cancelled"
     assert second.stats.first_token_seconds is None
 
 
-def test_cancelling_twice_or_after_the_end_changes_nothing(driven: Callable[..., Driven]) -> None:
-    one = driven()
-    handle = one.ask(None, max_new_tokens=2)
-    (answer,) = one.answers([handle])
+def test_cancelling_twice_or_after_the_end_changes_nothing(make_driver: MakeDriver) -> None:
+    driver = make_driver()
+    handle = driver.submit(None, max_new_tokens=2)
+    (answer,) = driver.answers([handle])
     handle.cancel()
     handle.cancel()
-    one.step()
+    driver.step()
     assert handle.answer(0) == answer
 
 
-@pytest.mark.parametrize("pieces", [0, 1, 3, 7])
-def test_reader_that_cancels_after_some_pieces_frees_its_place(
-    engine: Engine, made: dict[str, Any], pieces: int
+@pytest.mark.parametrize("chunks", [0, 1, 3, 7])
+def test_reader_that_cancels_after_some_chunks_frees_its_row(
+    make_engine: MakeEngine, adapters: dict[str, Any], chunks: int
 ) -> None:
-    never_ending(engine)
-    handle = engine.submit(work_for(made["low"].artifact, max_new_tokens=200))
+    engine = make_engine(**ENDLESS)
+    handle = engine.submit(make_request(adapters["low"].artifact, max_new_tokens=200))
 
     def read() -> None:
         for number, _ in enumerate(handle.chunks()):
-            if number == pieces:
+            if number == chunks:
                 handle.cancel()
 
     with pytest.raises(Interrupted):
         read()
-    idle(engine)
-    state = engine.state()
-    assert (state.running, state.waiting, state.kv_tokens_used) == (0, 0, 0)
-    assert not any(info.in_use for info in engine.pool.residents())
+    assert_idle(engine)
 
 
 @pytest.mark.slow
-def test_thousands_of_requests_that_come_and_are_cancelled_at_random_leave_nothing(
-    base: Base, made: dict[str, Any]
+def test_thousands_of_requests_that_are_cancelled_at_random_leave_nothing(
+    make_engine: MakeEngine, adapters: dict[str, Any]
 ) -> None:
-    engine = Engine(base, EngineSettings(rows=5, chunk_tokens=16, queue=10_000))
-    artifacts = [None, *(one.artifact for one in made.values())]
+    engine = make_engine(EngineSettings(rows=5, chunk_tokens=16, queue=10_000))
+    artifacts = [None, *(one.artifact for one in adapters.values())]
     lost: list[BaseException] = []
 
-    def ask(seed: int) -> None:
-        chance = random.Random(seed)
+    def submit(seed: int) -> None:
+        draw = random.Random(seed)
         for number in range(150):
-            artifact = chance.choice(artifacts)
-            text = LONG[: chance.randrange(1, len(LONG))].strip() or "x"
-            work = work_for(artifact, text, max_new_tokens=12, n=1 + (number % 7 == 0))
-            handle = engine.submit(work)
-            if chance.random() < 0.5:
-                threading.Event().wait(chance.random() * 0.02)
+            artifact = draw.choice(artifacts)
+            text = LONG[: draw.randrange(1, len(LONG))].strip() or "x"
+            request = make_request(artifact, text, max_new_tokens=12, n=1 + (number % 7 == 0))
+            handle = engine.submit(request)
+            if draw.random() < 0.5:
+                threading.Event().wait(draw.random() * 0.02)
                 handle.cancel()
             try:
                 handle.answer(60)
@@ -193,219 +192,214 @@ def test_thousands_of_requests_that_come_and_are_cancelled_at_random_leave_nothi
             except BaseException as error:
                 lost.append(error)
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(16)]
+    threads = [threading.Thread(target=submit, args=(seed,)) for seed in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert lost == []
-    idle(engine)
-    state = engine.state()
-    assert (state.running, state.waiting, state.kv_tokens_used) == (0, 0, 0)
-    assert not any(info.in_use for info in engine.pool.residents())
-    assert engine._waiting._running == {}
-    engine.close()
+    assert_idle(engine)
 
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C counts, also where the tests run in the background of a shell, which ignores it."""
+    """Handle Ctrl-C also where a shell runs the tests in the background and ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_keyboard_interrupt_while_waiting_ends_all_of_it(base: Base) -> None:
-    engine = never_ending(Engine(base, EngineSettings(rows=2)))
-    whole, steps = engine._stepper.run, itertools.count()
+def test_keyboard_interrupt_while_waiting_cancels_all_requests(make_engine: MakeEngine) -> None:
+    steps = itertools.count()
 
-    def run(parts: Any) -> Any:
+    def run_step(stepper: Stepper, parts: Any) -> StepResult:
         if next(steps) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return whole(parts)
+        return run_slowly(stepper, parts)
 
-    engine._stepper.run = run  # type: ignore[method-assign]
-    told: list[RequestStats] = []
-    engine.observers.append(told.append)
+    engine = make_engine(EngineSettings(rows=2), run_step=run_step, end_ids=())
+    accounts: list[RequestStats] = []
+    engine.observers.append(accounts.append)
     with pytest.raises(KeyboardInterrupt):
-        engine.run([work_for(max_new_tokens=200) for _ in range(5)])
-    idle(engine)
-    assert [account.outcome for account in told] == ["cancelled"] * 5
-    assert engine.state().kv_tokens_used == 0
-    assert len(engine.run([work_for(max_new_tokens=2)])) == 1
-    engine.close()
+        engine.run([make_request(max_new_tokens=200) for _ in range(5)])
+    assert_idle(engine)
+    assert [account.outcome for account in accounts] == ["cancelled"] * 5
+    assert len(engine.run([make_request(max_new_tokens=2)])) == 1
 
 
-def test_keyboard_interrupt_between_answers_ends_the_rest(engine: Engine) -> None:
+def test_keyboard_interrupt_between_answers_cancels_the_rest(make_engine: MakeEngine) -> None:
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
-    never_ending(engine)
-    told: list[RequestStats] = []
-    engine.observers.append(told.append)
-    works = [work_for(max_new_tokens=2), work_for(max_new_tokens=200)]
+    engine = make_engine(**ENDLESS)
+    accounts: list[RequestStats] = []
+    engine.observers.append(accounts.append)
+    requests = [make_request(max_new_tokens=2), make_request(max_new_tokens=200)]
     with pytest.raises(KeyboardInterrupt):
-        engine.run(works, on_done=stop)
-    idle(engine)
-    assert [account.outcome for account in told] == ["done", "cancelled"]
-    assert engine.state().kv_tokens_used == 0
+        engine.run(requests, on_done=stop)
+    assert_idle(engine)
+    assert [account.outcome for account in accounts] == ["done", "cancelled"]
 
 
 # ----------------------------------------------------------------------------------- deadline
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4])
-def test_late_request_is_told_so_and_frees_its_place(
-    driven: Callable[..., Driven], made: dict[str, Any], steps: int
+def test_late_request_ends_and_frees_its_row(
+    make_driver: MakeDriver, adapters: dict[str, Any], steps: int
 ) -> None:
-    one = driven(rows=1, chunk_tokens=16)
-    late = one.ask(made["low"].artifact, LONG, max_new_tokens=50, deadline=60)
-    other = one.ask(None, max_new_tokens=3)
+    clock = Clock()
+    driver = make_driver(rows=1, chunk_tokens=16, clock=clock)
+    late = driver.submit(adapters["low"].artifact, LONG, max_new_tokens=50, deadline=60)
+    other = driver.submit(None, max_new_tokens=3)
     for _ in range(steps):
-        one.step()
-    for asked in one.engine._open:
-        asked.submitted -= 61
-    one.finish()
-    error = one.error(late)
+        driver.step()
+    clock.advance(61)
+    driver.finish()
+    error = driver.error(late)
     assert isinstance(error, DeadlineError)
     assert "60 seconds" in error.message
     assert error.hint
     assert late.stats is not None
     assert late.stats.outcome == "deadline"
     assert other.answer(0).text is not None
-    one.assert_nothing_is_held()
+    driver.assert_nothing_is_held()
 
 
-def test_deadline_that_holds_changes_nothing(driven: Callable[..., Driven]) -> None:
-    one = driven()
-    handles = [one.ask(None, max_new_tokens=4, deadline=deadline) for deadline in (None, 600)]
-    first, second = one.answers(handles)
+def test_deadline_that_is_met_changes_nothing(make_driver: MakeDriver) -> None:
+    driver = make_driver()
+    handles = [driver.submit(None, max_new_tokens=4, deadline=deadline) for deadline in (None, 600)]
+    first, second = driver.answers(handles)
     assert first.text == second.text
 
 
-def test_thread_that_has_nothing_to_compute_sees_the_deadline_too(
-    base: Base, monkeypatch: pytest.MonkeyPatch
+def test_deadline_passes_while_there_is_nothing_to_compute(
+    make_engine: MakeEngine, adapters: dict[str, Any]
 ) -> None:
-    engine = Engine(base)
-    monkeypatch.setattr(engine, "_seat", lambda key, sequence: None)
+    engine = make_engine(EngineSettings(slots=1))
+    engine.pool.load(adapters["low"].artifact)
+    assert engine.pool.acquire(adapters["low"].artifact.digest)  # its slot stays in use
+    handle = engine.submit(make_request(adapters["middle"].artifact, deadline=0.05))
     with pytest.raises(DeadlineError):
-        engine.submit(work_for(deadline=0.05)).answer(30)
-    engine.close()
+        handle.answer(30)
 
 
 # --------------------------------------------------------------------------- full, and closing
 
 
-def test_more_than_the_queue_holds_is_refused(driven: Callable[..., Driven]) -> None:
-    one = driven(rows=1, queue=2)
-    handles = [one.ask(None, max_new_tokens=2) for _ in range(2)]
+def test_request_beyond_the_queue_is_refused(make_driver: MakeDriver) -> None:
+    driver = make_driver(rows=1, queue=2)
+    handles = [driver.submit(None, max_new_tokens=2) for _ in range(2)]
     with pytest.raises(BusyError) as caught:
-        one.ask(None, max_new_tokens=2)
+        driver.submit(None, max_new_tokens=2)
     assert "2 requests" in caught.value.message
     assert caught.value.hint
-    one.step()
-    handles.append(one.ask(None, max_new_tokens=2))
-    assert len(one.answers(handles)) == 3
+    driver.step()
+    handles.append(driver.submit(None, max_new_tokens=2))
+    assert len(driver.answers(handles)) == 3
 
 
-def test_crowd_never_makes_the_queue_longer_than_it_may_be(
-    driven: Callable[..., Driven],
+def test_many_threads_never_exceed_the_queue(
+    make_driver: MakeDriver,
 ) -> None:
-    one = driven(queue=5)
+    driver = make_driver(queue=5)
     refused: list[BusyError] = []
     ready = threading.Barrier(12)
 
-    def ask() -> None:
+    def submit() -> None:
         ready.wait()
         try:
-            one.ask(None, max_new_tokens=1)
+            driver.submit(None, max_new_tokens=1)
         except BusyError as error:
             refused.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(12)]
+    threads = [threading.Thread(target=submit) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (one.engine.state().waiting, len(refused)) == (5, 7)
-    one.finish()
+    assert (driver.engine.state().waiting, len(refused)) == (5, 7)
+    driver.finish()
 
 
-def test_draining_refuses_and_lets_finish_what_there_is(
-    driven: Callable[..., Driven], made: dict[str, Any]
+def test_draining_refuses_new_requests_and_finishes_the_others(
+    make_driver: MakeDriver, adapters: dict[str, Any]
 ) -> None:
-    one = driven(rows=2)
-    handles = mixture(one, made)
-    one.step()
-    assert not one.engine.drain(0)
-    assert one.engine.state().draining
+    driver = make_driver(rows=2)
+    handles = submit_mixture(driver, adapters)
+    driver.step()
+    assert not driver.engine.drain(0)
+    assert driver.engine.state().draining
     with pytest.raises(UnavailableError) as caught:
-        one.ask(None)
+        driver.submit(None)
     assert caught.value.hint
     with pytest.raises(UnavailableError):
-        one.engine.run([work_for()])
-    assert all(one.answers(handles))
-    assert one.engine.drain(0)
+        driver.engine.run([make_request()])
+    assert all(driver.answers(handles))
+    assert driver.engine.drain(0)
 
 
 def test_drain_waits_for_the_last(engine: Engine) -> None:
-    handles = [engine.submit(work_for(max_new_tokens=30)) for _ in range(20)]
+    handles = [engine.submit(make_request(max_new_tokens=30)) for _ in range(20)]
     assert engine.drain(60)
     assert all(handle.ended for handle in handles)
     assert all(handle.answer(0).text is not None for handle in handles)
 
 
-def test_closing_tells_all_that_is_left(
-    driven: Callable[..., Driven], made: dict[str, Any]
-) -> None:
-    one = driven(rows=2)
-    handles = mixture(one, made)
-    one.step()
-    one.engine.close()
-    assert all(isinstance(one.error(handle), UnavailableError) for handle in handles)
-    one.assert_nothing_is_held()
+def test_closing_ends_all_open_requests(make_driver: MakeDriver, adapters: dict[str, Any]) -> None:
+    driver = make_driver(rows=2)
+    handles = submit_mixture(driver, adapters)
+    driver.step()
+    driver.engine.close()
+    assert all(isinstance(driver.error(handle), UnavailableError) for handle in handles)
+    driver.assert_nothing_is_held()
     with pytest.raises(UnavailableError):
-        one.ask(None)
+        driver.submit(None)
 
 
-def test_closed_engine_goes_at_once_with_all_its_memory(base: Base) -> None:
-    engine = Engine(base)
-    engine.run([work_for(max_new_tokens=1)])
+def test_closed_engine_frees_its_memory_without_garbage_collection(base: Base) -> None:
+    steppers: list[weakref.ref[Stepper]] = []
+
+    def run_step(stepper: Stepper, parts: Any) -> StepResult:
+        steppers.append(weakref.ref(stepper))
+        return stepper.run(parts)
+
+    engine = Engine(base, run_step=run_step)
+    engine.run([make_request(max_new_tokens=1)])
     engine.close()
-    gone = [weakref.ref(one) for one in (engine, engine.pool, engine._stepper)]
+    references = [weakref.ref(engine), weakref.ref(engine.pool), steppers[0]]
     gc.collect()
     gc.disable()
     try:
         del engine
-        assert [one() for one in gone] == [None, None, None]
+        assert [reference() for reference in references] == [None, None, None]
     finally:
         gc.enable()
 
 
 def test_time_that_an_adapter_takes_to_load_counts_against_the_deadline(
-    base: Base, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    engine: Engine, adapters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(base)
     load = engine.pool.load
 
-    def slowly(*what: Any) -> Any:
+    def load_slowly(*args: Any) -> Any:
         time.sleep(0.3)
-        return load(*what)
+        return load(*args)
 
-    monkeypatch.setattr(engine.pool, "load", slowly)
+    monkeypatch.setattr(engine.pool, "load", load_slowly)
     with pytest.raises(DeadlineError):
-        engine.run([work_for(made["low"].artifact, max_new_tokens=1, deadline=0.2)])
-    engine.close()
+        engine.run([make_request(adapters["low"].artifact, max_new_tokens=1, deadline=0.2)])
 
 
-def test_closing_ends_the_thread(base: Base) -> None:
-    engine = never_ending(Engine(base))
-    handle = engine.submit(work_for(max_new_tokens=200))
+def test_closing_ends_the_thread(make_engine: MakeEngine) -> None:
+    before = set(threading.enumerate())
+    engine = make_engine(**ENDLESS)
+    handle = engine.submit(make_request(max_new_tokens=200))
     next(handle.chunks())
+    assert [one.name for one in set(threading.enumerate()) - before] == ["trunkline-engine"]
     engine.close()
-    assert engine._thread is not None
-    assert not engine._thread.is_alive()
+    assert set(threading.enumerate()) <= before
     with pytest.raises(UnavailableError):
         handle.answer(0)
 
@@ -413,100 +407,105 @@ def test_closing_ends_the_thread(base: Base) -> None:
 # ------------------------------------------------------------------------------------ failures
 
 
-def failing_once(engine: Engine, step: int) -> None:
-    """Let the given step raise."""
-    whole, steps = engine._stepper.run, itertools.count()
-
-    def run(parts: Any) -> Any:
-        result = whole(parts)
-        if next(steps) == step:
-            raise RuntimeError("the device is on fire\nand more")
-        return result
-
-    engine._stepper.run = run  # type: ignore[method-assign]
-
-
 @pytest.mark.parametrize("step", [0, 2, 5])
-def test_step_that_fails_ends_its_requests_and_no_others(
-    driven: Callable[..., Driven], made: dict[str, Any], step: int
+def test_failing_step_ends_its_requests_and_no_others(
+    make_driver: MakeDriver, adapters: dict[str, Any], step: int
 ) -> None:
-    one = driven(rows=2, chunk_tokens=16)
-    before = one.answers(mixture(one, made))
-    one.engine._blocks.forget()
-    failing_once(one.engine, step)
-    handles = mixture(one, made)
-    one.finish()
-    ended = [isinstance(handle._end, TrunklineError) for handle in handles]
-    assert 1 <= sum(ended) <= 2
-    for handle, failed, undisturbed in zip(handles, ended, before, strict=True):
-        if failed:
-            error = one.error(handle)
+    driver = make_driver(rows=2, chunk_tokens=16)
+    before = driver.answers(submit_mixture(driver, adapters))
+    driver.engine.reset_prefix_cache()
+    driver.fail_at = len(driver.steps) + step
+    handles = submit_mixture(driver, adapters)
+    driver.finish()
+    outcomes = [handle.stats.outcome for handle in handles if handle.stats is not None]
+    assert len(outcomes) == len(handles)
+    assert 1 <= outcomes.count("failed") <= 2
+    for handle, outcome, undisturbed in zip(handles, outcomes, before, strict=True):
+        if outcome == "failed":
+            error = driver.error(handle)
             assert "the device is on fire" in error.message
             assert error.hint
-            assert handle.stats is not None
-            assert handle.stats.outcome == "failed"
         else:
-            assert alike(handle.answer(0), undisturbed)
-    one.assert_nothing_is_held()
+            assert is_close(handle.answer(0), undisturbed)
+    driver.assert_nothing_is_held()
 
 
-def test_thread_outlives_a_step_that_fails(base: Base) -> None:
-    engine = Engine(base)
-    failing_once(engine, 1)
+def test_thread_survives_a_failing_step(make_engine: MakeEngine) -> None:
+    steps = itertools.count()
+
+    def run_step(stepper: Stepper, parts: Any) -> StepResult:
+        if next(steps) == 1:
+            raise RuntimeError("the device is on fire\nand more")
+        return stepper.run(parts)
+
+    engine = make_engine(run_step=run_step, end_ids=())
     with pytest.raises(TrunklineError, match="RuntimeError: the device is on fire"):
-        engine.run([work_for(max_new_tokens=5)])
-    assert engine.run([work_for(max_new_tokens=2)])[0].text is not None
-    engine.close()
+        engine.run([make_request(max_new_tokens=5)])
+    assert engine.run([make_request(max_new_tokens=2)])[0].text is not None
 
 
-@pytest.mark.parametrize("where", ["_take", "_seat"])
-def test_thread_outlives_a_fault_outside_of_the_step(
-    base: Base, monkeypatch: pytest.MonkeyPatch, where: str
+def test_thread_survives_a_result_that_can_not_be_applied(make_engine: MakeEngine) -> None:
+    steps = itertools.count()
+
+    def run_step(stepper: Stepper, parts: Any) -> StepResult:
+        result = stepper.run(parts)
+        if next(steps) == 0:
+            result.sampled[0] = (result.sampled[0][0], "no token", None, ())  # type: ignore[assignment]
+        return result
+
+    engine = make_engine(run_step=run_step)
+    with pytest.raises(TrunklineError, match="The step failed"):
+        engine.submit(make_request(max_new_tokens=5)).answer(30)
+    assert engine.submit(make_request(max_new_tokens=2)).answer(30).text is not None
+    assert engine.state().kv_tokens_used == 0
+
+
+def test_thread_survives_a_failing_admission(
+    engine: Engine, adapters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(base)
+    artifact = adapters["low"].artifact
 
-    def fail(*_: Any) -> None:
+    def fail(_: str) -> None:
         raise ValueError("no such thing")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, where, fail)
+        patch.setattr(engine.pool, "acquire", fail)
         with pytest.raises(TrunklineError, match="no such thing"):
-            engine.submit(work_for(max_new_tokens=5)).answer(30)
-    assert engine.submit(work_for(max_new_tokens=2)).answer(30).text is not None
+            engine.submit(make_request(artifact, max_new_tokens=5)).answer(30)
+    assert engine.submit(make_request(artifact, max_new_tokens=2)).answer(30).text is not None
     assert engine.state().kv_tokens_used == 0
-    engine.close()
 
 
-def test_observer_that_fails_harms_nobody(driven: Callable[..., Driven]) -> None:
-    one = driven()
-    told: list[RequestStats] = []
+def test_failing_observer_ends_no_request(make_driver: MakeDriver) -> None:
+    driver = make_driver()
+    accounts: list[RequestStats] = []
 
     def fail(_: RequestStats) -> None:
         raise OSError("disk full")
 
-    one.engine.observers += [fail, told.append]
+    driver.engine.observers += [fail, accounts.append]
     with pytest.warns(UserWarning, match="disk full"):
-        answers = one.answers([one.ask(None, max_new_tokens=2) for _ in range(2)])
-    assert len(answers) == len(told) == 2
+        answers = driver.answers([driver.submit(None, max_new_tokens=2) for _ in range(2)])
+    assert len(answers) == len(accounts) == 2
 
 
 # ------------------------------------------------------------------------------------- accounts
 
 
-def test_account_of_a_request_is_told_once_it_has_ended(
-    driven: Callable[..., Driven], made: dict[str, Any]
+def test_observer_receives_the_account_of_a_request_that_has_ended(
+    make_driver: MakeDriver, adapters: dict[str, Any]
 ) -> None:
-    one = driven()
-    told: list[RequestStats] = []
-    one.engine.observers.append(told.append)
-    text = one.ask(made["low"].artifact, LONG, max_new_tokens=3, n=2)
-    label = one.ask(made["labels"].artifact, LONG)
-    one.finish()
-    assert told == [label.stats, text.stats]
-    assert [account.outcome for account in told] == ["done", "done"]
-    assert [account.name for account in told] == ["toy/labels@1", "toy/low@1"]
-    assert [account.digest for account in told] == [label.digest, text.digest]
-    assert [account.new_tokens for account in told] == [0, text.answer(0).new_tokens]
-    assert told[0].first_token_seconds is None
-    assert told[1].first_token_seconds is not None
-    assert 0 <= told[1].queue_seconds <= told[1].first_token_seconds <= told[1].seconds
+    driver = make_driver()
+    accounts: list[RequestStats] = []
+    driver.engine.observers.append(accounts.append)
+    text = driver.submit(adapters["low"].artifact, LONG, max_new_tokens=3, n=2)
+    label = driver.submit(adapters["labels"].artifact, LONG)
+    driver.finish()
+    assert accounts == [label.stats, text.stats]
+    assert [account.outcome for account in accounts] == ["done", "done"]
+    assert [account.name for account in accounts] == ["toy/labels@1", "toy/low@1"]
+    assert [account.digest for account in accounts] == [label.digest, text.digest]
+    assert [account.new_tokens for account in accounts] == [0, text.answer(0).new_tokens]
+    assert accounts[0].first_token_seconds is None
+    assert accounts[1].first_token_seconds is not None
+    assert 0 <= accounts[1].queue_seconds <= accounts[1].first_token_seconds <= accounts[1].seconds

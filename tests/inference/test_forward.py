@@ -9,12 +9,12 @@ import torch
 
 from tiny_base import Family, make_tiny_base
 from trunkline.inference.forward import (
-    Sampling,
+    GenerationSettings,
     generate_texts,
+    generate_tokens,
     last_hidden,
-    new_tokens,
     next_logits,
-    until_end,
+    truncate_after,
 )
 
 PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45], [9]]
@@ -56,8 +56,10 @@ def test_next_logits_are_those_of_the_head_on_the_last_hidden_state(
 
 def test_greedy_continuation_does_not_depend_on_the_batch(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    together = new_tokens(model, tokenizer, PROMPTS, Sampling(6))
-    alone = [new_tokens(model, tokenizer, [prompt], Sampling(6))[0] for prompt in PROMPTS]
+    together = generate_tokens(model, tokenizer, PROMPTS, GenerationSettings(6))
+    alone = [
+        generate_tokens(model, tokenizer, [prompt], GenerationSettings(6))[0] for prompt in PROMPTS
+    ]
     assert together == alone
 
 
@@ -67,6 +69,6 @@ def test_texts_of_many_prompts_come_in_their_order(loaded: tuple[Any, Any]) -> N
     assert texts == [generate_texts(model, tokenizer, [prompt], 6)[0] for prompt in PROMPTS]
 
 
-def test_ids_end_with_the_end() -> None:
-    assert until_end([4, 2, 9, 2], 2) == [4, 2]
-    assert until_end([4, 9], 2) == [4, 9]
+def test_ids_are_cut_after_the_end_token() -> None:
+    assert truncate_after([4, 2, 9, 2], 2) == [4, 2]
+    assert truncate_after([4, 9], 2) == [4, 9]

@@ -1,14 +1,13 @@
-"""In a batch of anything, each answer is token for token that of plain PEFT with its one adapter.
+"""In any batch, each answer equals that of plain PEFT with its adapter, token for token.
 
-A token may be another only where the two likeliest of the reference are nearly equal; these are
-counted, and must be rare.
+A token may differ only where the two likeliest ones of the reference are nearly equal; such
+ties are counted and must be rare.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +17,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from driving import Driven, assert_close, count_ties, true_chances
+from driving import EngineDriver, MakeDriver, assert_close, count_ties, reference_outputs
 from tiny_base import Family
 from trunkline.adapters.artifact import read_artifact
 from trunkline.bases import Base
@@ -51,7 +50,7 @@ QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 @dataclass
 class Tally:
-    """Of all that was compared."""
+    """Counts of everything that was compared."""
 
     tokens: int = 0
     ties: int = 0
@@ -64,38 +63,40 @@ class Tally:
 
 
 def compare(
-    driven: Driven, handles: list[GenerationHandle], truths: dict[str, Any], tally: Tally
+    driver: EngineDriver, handles: list[GenerationHandle], truths: dict[str, Any], tally: Tally
 ) -> None:
-    """Every answer with the truth of the version that is named in it."""
-    ends = driven.engine._ends
+    """Compare every answer with the truth of the version that it names."""
+    end_ids = driver.engine.end_ids
     for handle in handles:
         answer, truth = handle.answer(0), truths[handle.digest]
         tally.cached += answer.cached_tokens
         if answer.task != "generation":
-            compare_head(driven, handle, answer, truth)
+            compare_head(driver, handle, answer, truth)
             continue
-        request = handle.work.request
+        request = handle.state.request
         assert len(answer.choices) == request.n
         for choice in answer.choices:
-            drawn = driven.drawn[handle, choice.index]
+            record = driver.record(handle, choice.index)
             limit = request.max_new_tokens or 8
-            tally.ties += count_ties(truth, drawn, ends=ends, limit=limit)
-            tally.tokens += len(drawn.ids)
-            worded = [token for token in drawn.ids if token not in ends]
-            decode = driven.engine.base.tokenizer.decode
-            assert choice.text == decode(worded, skip_special_tokens=True)
+            tally.ties += count_ties(truth, record, end_ids=end_ids, limit=limit)
+            tally.tokens += len(record.ids)
+            text_ids = [token for token in record.ids if token not in end_ids]
+            decode = driver.engine.base.tokenizer.decode
+            assert choice.text == decode(text_ids, skip_special_tokens=True)
 
 
-def compare_head(driven: Driven, handle: GenerationHandle, answer: Answer, truth: Any) -> None:
-    """A label's probabilities or the logarithm of a number."""
-    artifact = handle.work.artifact
+def compare_head(
+    driver: EngineDriver, handle: GenerationHandle, answer: Answer, truth: Any
+) -> None:
+    """Compare a label's probabilities, or the logarithm of a number."""
+    artifact = handle.state.artifact
     assert artifact is not None
-    tokenizer, template = driven.engine.base.tokenizer, artifact.manifest.make_template()
-    prompt = encode_prompt(handle.work.request.text, template, tokenizer)
+    tokenizer, template = driver.engine.base.tokenizer, artifact.manifest.make_template()
+    prompt = encode_prompt(handle.state.request.text, template, tokenizer)
     task = task_from_json(dict(artifact.manifest.task))
 
     def compute(model: Any, prompt: list[int]) -> torch.Tensor:
-        outputs = true_chances(model, prompt)
+        outputs = reference_outputs(model, prompt)
         if task.kind == "classification":
             return outputs.softmax(-1)[None]
         return torch.tensor([[math.log(float(task.decode(outputs[None])[0][0]))]])
@@ -111,8 +112,8 @@ def compare_head(driven: Driven, handle: GenerationHandle, answer: Answer, truth
 
 
 @dataclass(frozen=True)
-class Coming:
-    """A request, and how many steps are taken before it comes."""
+class Arrival:
+    """A request, and how many steps are taken before it arrives."""
 
     adapter: int
     text: int
@@ -122,7 +123,7 @@ class Coming:
 
 
 @st.composite
-def adapters(draw: st.DrawFn, family: Family) -> dict[str, Any]:
+def lora_configs(draw: st.DrawFn, family: Family) -> dict[str, Any]:
     """Settings for LoraConfig."""
     some = st.lists(st.sampled_from(TARGETS[family]), min_size=1, unique=True)
     return {
@@ -135,19 +136,19 @@ def adapters(draw: st.DrawFn, family: Family) -> dict[str, Any]:
 
 
 @st.composite
-def mixtures(draw: st.DrawFn) -> tuple[Family, list[dict[str, Any]], list[Coming]]:
+def mixtures(draw: st.DrawFn) -> tuple[Family, list[dict[str, Any]], list[Arrival]]:
     """A family, adapters of it (two that write, one with labels, one with a number), requests."""
     family = cast(Family, draw(st.sampled_from(sorted(TARGETS))))
-    loras = [draw(adapters(family)) for _ in range(4)]
-    coming = st.builds(
-        Coming,
+    loras = [draw(lora_configs(family)) for _ in range(4)]
+    arrival = st.builds(
+        Arrival,
         adapter=st.integers(0, 4),
         text=st.integers(0, len(TEXTS) - 1),
         new_tokens=st.integers(1, 12),
         n=st.sampled_from([1, 1, 1, 3]),
         pause=st.integers(0, 6),
     )
-    return family, loras, draw(st.lists(coming, min_size=4, max_size=10))
+    return family, loras, draw(st.lists(arrival, min_size=4, max_size=10))
 
 
 KINDS = ("generation", "generation", "classification", "regression")
@@ -165,30 +166,32 @@ def test_answers_of_any_mixture_are_those_of_plain_peft(
 
     @settings(max_examples=examples, deadline=None, phases=QUICK)
     @given(mixtures())
-    def check(mixture: tuple[Family, list[dict[str, Any]], list[Coming]]) -> None:
-        family, loras, comings = mixture
+    def check(mixture: tuple[Family, list[dict[str, Any]], list[Arrival]]) -> None:
+        family, loras, arrivals = mixture
         base = bases[family]
         truths, artifacts = {base.digest: bare[family]}, []
-        for number in sorted({one.adapter for one in comings} - {len(KINDS)}):
+        for number in sorted({one.adapter for one in arrivals} - {len(KINDS)}):
             folder = tmp_path / f"made{number}"
             shutil.rmtree(folder, ignore_errors=True)
             lora = loras[number]
             truth = make_artifact(folder, family_bases[family], KINDS[number], seed=number, **lora)
             artifacts.append((number, read_artifact(folder)))
             truths[artifacts[-1][1].digest] = truth
-        found = dict(artifacts)
-        with Driven(base, **TIGHT, kv_tokens=1024) as driven:
+        by_number = dict(artifacts)
+        with EngineDriver(base, **TIGHT, kv_tokens=1024) as driver:
             handles = []
-            for one in comings:
+            for one in arrivals:
                 for _ in range(one.pause):
-                    driven.step()
-                asked: dict[str, Any] = {"max_new_tokens": one.new_tokens}
+                    driver.step()
+                options: dict[str, Any] = {"max_new_tokens": one.new_tokens}
                 if one.adapter in (0, 1, 4):
-                    asked["n"] = one.n
-                handles.append(driven.ask(found.get(one.adapter), TEXTS[one.text], **asked))
-            driven.finish()
-            compare(driven, handles, truths, tally)
-            driven.assert_nothing_is_held()
+                    options["n"] = one.n
+                handles.append(
+                    driver.submit(by_number.get(one.adapter), TEXTS[one.text], **options)
+                )
+            driver.finish()
+            compare(driver, handles, truths, tally)
+            driver.assert_nothing_is_held()
 
     check()
     tally.assert_rare()
@@ -207,34 +210,34 @@ def bare(family_bases: dict[Family, Path]) -> dict[Family, Any]:
 
 
 def test_texts_are_those_that_peft_generates_from_the_sealed_folder(
-    made: dict[str, Any], tiny: Path, base: Base, truth: Any, driven: Callable[..., Driven]
+    adapters: dict[str, Any], tiny: Path, base: Base, truth: Any, make_driver: MakeDriver
 ) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    one = driven(**TIGHT)
+    driver = make_driver(**TIGHT)
     names = ("low", "middle", "high", None)
     models = {None: truth} | {
         name: PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(tiny), made[name].artifact.folder
+            AutoModelForCausalLM.from_pretrained(tiny), adapters[name].artifact.folder
         ).eval()
         for name in names
         if name is not None
     }
     handles = [
-        (name, one.ask(made[name].artifact if name else None, text, max_new_tokens=12))
+        (name, driver.submit(adapters[name].artifact if name else None, text, max_new_tokens=12))
         for text in TEXTS[:4]
         for name in names
     ]
-    one.finish()
+    driver.finish()
     for name, handle in handles:
-        drawn = one.drawn[handle, 0]
+        record = driver.record(handle, 0)
         theirs = models[name].generate(
-            input_ids=torch.tensor([drawn.prompt]),
-            attention_mask=torch.ones(1, len(drawn.prompt), dtype=torch.int64),
+            input_ids=torch.tensor([record.prompt]),
+            attention_mask=torch.ones(1, len(record.prompt), dtype=torch.int64),
             max_new_tokens=12,
             do_sample=False,
-            eos_token_id=sorted(one.engine._ends),
+            eos_token_id=sorted(driver.engine.end_ids),
             pad_token_id=base.tokenizer.pad_token_id,
         )
-        assert drawn.ids == theirs[0, len(drawn.prompt) :].tolist()
+        assert record.ids == theirs[0, len(record.prompt) :].tolist()

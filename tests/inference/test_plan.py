@@ -1,4 +1,4 @@
-"""Every answer that is being written gets its token; prompts share the rest."""
+"""Every running answer gets its token; prompts share the rest of a step."""
 
 from __future__ import annotations
 
@@ -8,36 +8,38 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.inference.step import plan
+from trunkline.inference.scheduler import plan_step
 
 
 @dataclass(eq=False)
 class Pending:
-    """As much of a sequence as planning looks at."""
+    """The part of a sequence that planning reads."""
 
     pending: int
 
 
 def planned(pending: list[int], chunk: int) -> dict[int, int]:
-    """Place among the running → tokens of the next step."""
+    """Index among the running sequences → tokens of the next step."""
     running = [Pending(one) for one in pending]
-    parts = plan(cast(Any, running), chunk)
+    parts = plan_step(cast(Any, running), chunk)
     return {running.index(cast(Any, part.sequence)): part.tokens for part in parts}
 
 
 @given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 64))
-def test_writers_get_one_token_and_prompts_their_budget(pending: list[int], chunk: int) -> None:
-    given_out = planned(pending, chunk)
-    prompts = {place: one for place, one in enumerate(pending) if one > 1}
-    assert all(given_out[place] == 1 for place, one in enumerate(pending) if one == 1)
-    assert all(given_out.get(place, 0) <= one for place, one in prompts.items())
-    spent = sum(given_out.get(place, 0) for place in prompts)
+def test_generating_sequences_get_one_token_and_prompts_their_budget(
+    pending: list[int], chunk: int
+) -> None:
+    tokens = planned(pending, chunk)
+    prompts = {index: one for index, one in enumerate(pending) if one > 1}
+    assert all(tokens[index] == 1 for index, one in enumerate(pending) if one == 1)
+    assert all(tokens.get(index, 0) <= one for index, one in prompts.items())
+    spent = sum(tokens.get(index, 0) for index in prompts)
     assert spent == min(chunk, sum(prompts.values()))
 
 
-def test_prompts_of_whom_was_served_least_go_first() -> None:
+def test_prompts_of_the_adapter_with_the_smallest_counter_go_first() -> None:
     running: list[Any] = [Pending(30), Pending(20), Pending(1)]
-    parts = plan(running, 40, served=lambda one: one.pending)
+    parts = plan_step(running, 40, counter=lambda one: one.pending)
     assert [(part.sequence.pending, part.tokens) for part in parts] == [(1, 1), (20, 20), (30, 20)]
 
 

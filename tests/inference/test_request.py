@@ -1,4 +1,4 @@
-"""A request that makes no sense is refused where it is made."""
+"""An invalid request is refused when it is constructed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAN = float("nan")
         ("seed", None),
     ],
 )
-def test_value_out_of_range_is_told_with_a_hint(field: str, value: Any) -> None:
+def test_value_out_of_range_is_refused_with_a_hint(field: str, value: Any) -> None:
     with pytest.raises(UsageError) as caught:
         Request(**{"adapter": None, "text": "hello", field: value})
     assert repr(value) in caught.value.message

@@ -1,4 +1,4 @@
-"""A base that packed steps would compute wrongly is refused before the first request."""
+"""A base that packed steps would compute incorrectly is refused before the first request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from driving import Driven, count_ties
+from driving import EngineDriver, count_ties
 from trunkline.bases import Base
 from trunkline.bases.linear import fuse_linear_layers
 from trunkline.errors import BaseModelError
@@ -66,7 +66,7 @@ def granite(scaling: float) -> Any:
     return transformers.GraniteForCausalLM(config)
 
 
-UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
+UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
     "a sliding window": (lambda: mistral(8), "sliding_window = 8"),
     "windows and soft caps": (gemma2, "sliding_window|softcap"),
     "scaled logits": (lambda: granite(4.0), "scales its outputs"),
@@ -75,7 +75,7 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
     "no attention": (mamba, "'mamba'"),
     "positions that depend on the batch": (lambda: llama(rope_parameters=LONGROPE), "longrope"),
 }
-FIT: dict[str, Callable[[], Any]] = {
+SUPPORTED: dict[str, Callable[[], Any]] = {
     "llama": llama,
     "mistral": lambda: mistral(None),
     "granite": lambda: granite(1.0),
@@ -86,7 +86,7 @@ FIT: dict[str, Callable[[], Any]] = {
 
 
 def with_model(base: Base, make: Callable[[], Any]) -> tuple[Base, Any]:
-    """The base with a random model of another kind, and transformers' own of the same weights."""
+    """The base with a random model of another type, and transformers' own with the same weights."""
     models = []
     for _ in range(2):
         with torch.random.fork_rng():
@@ -99,32 +99,31 @@ def with_model(base: Base, make: Callable[[], Any]) -> tuple[Base, Any]:
     return replace(base, model=models[0], fused_layers=fuse_linear_layers(models[0])), models[1]
 
 
-@pytest.mark.parametrize("kind", UNFIT)
-def test_unfit_base_is_refused_when_the_engine_is_made(base: Base, kind: str) -> None:
-    make, told = UNFIT[kind]
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_unsupported_base_is_refused_when_the_engine_is_created(base: Base, kind: str) -> None:
+    make, reason = UNSUPPORTED[kind]
     other, _ = with_model(base, make)
-    with pytest.raises(BaseModelError, match=told) as caught:
+    with pytest.raises(BaseModelError, match=reason) as caught:
         Engine(other)
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("kind", FIT)
-def test_fit_base_answers_as_by_itself(base: Base, kind: str) -> None:
-    other, truth = with_model(base, FIT[kind])
-    with Driven(other, rows=2, chunk_tokens=8) as driven:
-        driven.engine._ends = frozenset()
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_supported_base_answers_like_its_own_model(base: Base, kind: str) -> None:
+    other, truth = with_model(base, SUPPORTED[kind])
+    with EngineDriver(other, rows=2, chunk_tokens=8, end_ids=()) as driver:
         texts = ("a goat", "organic whole milk, one gallon, from the dairy department", "x")
-        handles = [driven.ask(None, text, max_new_tokens=5) for text in texts]
-        driven.finish()
+        handles = [driver.submit(None, text, max_new_tokens=5) for text in texts]
+        driver.finish()
         for handle in handles:
-            count_ties(truth, driven.drawn[handle, 0], ends=frozenset(), limit=5)
+            count_ties(truth, driver.record(handle, 0), end_ids=frozenset(), limit=5)
 
 
-def test_memory_that_the_machine_does_not_have_is_told_before_it_is_taken(
+def test_too_large_kv_cache_is_refused_before_it_is_allocated(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = 64 * bytes_per_token(base.model)
-    for free, fits in ((wanted, True), (wanted - 1, False), (None, True)):
+    needed = 64 * bytes_per_token(base.model)
+    for free, fits in ((needed, True), (needed - 1, False), (None, True)):
         monkeypatch.setattr(kv_cache, "free_bytes", lambda _, free=free: free)
         if fits:
             kv_cache.KVCache(base.model, 64)
@@ -134,22 +133,23 @@ def test_memory_that_the_machine_does_not_have_is_told_before_it_is_taken(
         assert "kv_mib" in (caught.value.hint or "")
 
 
-def test_free_memory_is_that_of_the_machine_or_of_its_container(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_free_memory_is_that_of_the_machine_or_of_its_container() -> None:
     device = torch.device("cpu")
     texts = {"/proc/meminfo": "MemTotal:  9 kB\nMemAvailable:    7 kB\n"}
-    monkeypatch.setattr(kv_cache, "_text", lambda path: texts.get(path, ""))
-    assert kv_cache.free_bytes(device) == 7 * 1024
+
+    def free_bytes() -> int | None:
+        return kv_cache.free_bytes(device, lambda path: texts.get(path, ""))
+
+    assert free_bytes() == 7 * 1024
     texts["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert kv_cache.free_bytes(device) == 7 * 1024
+    assert free_bytes() == 7 * 1024
     texts["/sys/fs/cgroup/memory.max"] = "5000\n"
-    assert kv_cache.free_bytes(device) == 5000
+    assert free_bytes() == 5000
     texts.clear()
-    assert kv_cache.free_bytes(device) is None
+    assert free_bytes() is None
 
 
-def test_memory_below_one_block_is_told(base: Base) -> None:
+def test_memory_below_one_block_is_refused(base: Base) -> None:
     with pytest.raises(BaseModelError, match="less than a block") as caught:
         Engine(base, EngineSettings(kv_tokens=15))
     assert caught.value.hint

@@ -1,4 +1,4 @@
-"""One artifact a session, made without training; each test damages a copy."""
+"""One artifact for all tests, made without training; each test changes a copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapter pool computes what PEFT computes, and leaves the base as it was."""
+"""The adapter pool computes what PEFT computes, and leaves the base unchanged."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def bases(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[Family, 
 
 @pytest.fixture(scope="module")
 def pools(bases: dict[Family, Path]) -> dict[Family, tuple[Any, AdapterPool]]:
-    """Family → a base and its adapter pool, which fills from one example to the next."""
+    """Family → a base and its adapter pool, shared by all examples."""
     return {family: pool_of(base) for family, base in bases.items()}
 
 
 @pytest.fixture(scope="module")
 def tmp_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bank")
+    return tmp_path_factory.mktemp("pool")
 
 
 @st.composite
@@ -142,7 +142,7 @@ def test_head_gives_what_plain_peft_gives(
 
 
 @pytest.fixture
-def standing(sound: Path, tiny: Path) -> tuple[Any, AdapterPool, str]:
+def resident_pool(sound: Path, tiny: Path) -> tuple[Any, AdapterPool, str]:
     """Model, adapter pool with the sound artifact resident, its digest."""
     model, pool = pool_of(tiny)
     artifact = read_artifact(sound)
@@ -150,16 +150,16 @@ def standing(sound: Path, tiny: Path) -> tuple[Any, AdapterPool, str]:
     return model, pool, artifact.digest
 
 
-def test_base_is_bare_again_after_the_block(standing: tuple[Any, AdapterPool, str]) -> None:
-    model, pool, digest = standing
+def test_base_is_bare_again_after_the_block(resident_pool: tuple[Any, AdapterPool, str]) -> None:
+    model, pool, digest = resident_pool
     before = next_logits(model, PROMPTS, PAD)
     with pool.activate(digest):
         assert not torch.equal(next_logits(model, PROMPTS, PAD), before)
     assert torch.equal(next_logits(model, PROMPTS, PAD), before)
 
 
-def test_base_is_bare_again_after_an_exception(standing: tuple[Any, AdapterPool, str]) -> None:
-    model, pool, digest = standing
+def test_base_is_bare_again_after_an_exception(resident_pool: tuple[Any, AdapterPool, str]) -> None:
+    model, pool, digest = resident_pool
     before = next_logits(model, PROMPTS, PAD)
     with pytest.raises(KeyError, match="inside"), pool.activate(digest):
         raise KeyError("inside")
@@ -168,8 +168,8 @@ def test_base_is_bare_again_after_an_exception(standing: tuple[Any, AdapterPool,
         pass
 
 
-def test_adapter_may_go_again_after_the_block(standing: tuple[Any, AdapterPool, str]) -> None:
-    _, pool, digest = standing
+def test_adapter_is_released_after_the_block(resident_pool: tuple[Any, AdapterPool, str]) -> None:
+    _, pool, digest = resident_pool
     with pool.activate(digest):
         assert pool.residents()[0].in_use == 1
     with pytest.raises(KeyError, match="inside"), pool.activate(digest):
@@ -177,8 +177,8 @@ def test_adapter_may_go_again_after_the_block(standing: tuple[Any, AdapterPool, 
     assert pool.residents()[0].in_use == 0
 
 
-def test_none_is_the_bare_base(standing: tuple[Any, AdapterPool, str]) -> None:
-    model, pool, _ = standing
+def test_none_is_the_bare_base(resident_pool: tuple[Any, AdapterPool, str]) -> None:
+    model, pool, _ = resident_pool
     before = next_logits(model, PROMPTS, PAD)
     with pool.activate(None) as resident:
         assert resident is None
@@ -186,26 +186,26 @@ def test_none_is_the_bare_base(standing: tuple[Any, AdapterPool, str]) -> None:
 
 
 def test_blocks_do_not_nest(
-    standing: tuple[Any, AdapterPool, str], monkeypatch: pytest.MonkeyPatch
+    resident_pool: tuple[Any, AdapterPool, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trunkline.lora.slots.TURN_SECONDS", 0.05)
-    model, pool, digest = standing
+    model, pool, digest = resident_pool
     before = next_logits(model, PROMPTS, PAD)
     with pool.activate(digest), pytest.raises(RuntimeError, match="nest"), pool.activate(digest):
         pass
     assert torch.equal(next_logits(model, PROMPTS, PAD), before)
 
 
-def test_another_thread_waits_for_the_base(standing: tuple[Any, AdapterPool, str]) -> None:
-    model, pool, digest = standing
+def test_another_thread_waits_for_the_base(resident_pool: tuple[Any, AdapterPool, str]) -> None:
+    model, pool, digest = resident_pool
     before = next_logits(model, PROMPTS, PAD)
     seen: list[torch.Tensor] = []
 
-    def ask() -> None:
+    def run() -> None:
         with pool.activate(None):
             seen.append(next_logits(model, PROMPTS, PAD))
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=run)
     with pool.activate(digest):
         thread.start()
         thread.join(timeout=0.2)
@@ -214,7 +214,7 @@ def test_another_thread_waits_for_the_base(standing: tuple[Any, AdapterPool, str
     assert torch.equal(seen[0], before)
 
 
-def test_two_banks_beside_one_base_do_not_disturb_each_other(
+def test_two_pools_of_one_base_do_not_disturb_each_other(
     sound: Path, tiny: Path, tmp_path: Path
 ) -> None:
     make_artifact(tmp_path / "other", tiny, seed=4, r=12)
@@ -234,17 +234,17 @@ def test_two_banks_beside_one_base_do_not_disturb_each_other(
     assert not torch.equal(alone[0], alone[1])
 
 
-def test_another_bank_of_the_base_waits_too(tiny: Path) -> None:
+def test_another_pool_of_the_base_waits_too(tiny: Path) -> None:
     model = causal(tiny)
     fused_layers = fuse_linear_layers(model)
     one, other = (AdapterPool(model, digest_of(tiny), fused_layers) for _ in range(2))
     entered = threading.Event()
 
-    def ask() -> None:
+    def run() -> None:
         with other.route(Routing()):
             entered.set()
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=run)
     with one.route(Routing()):
         thread.start()
         assert not entered.wait(0.2)
@@ -252,7 +252,7 @@ def test_another_bank_of_the_base_waits_too(tiny: Path) -> None:
     assert entered.is_set()
 
 
-def test_loading_twice_gives_the_resident(sound: Path, tiny: Path) -> None:
+def test_loading_twice_returns_the_same_resident(sound: Path, tiny: Path) -> None:
     _, pool = pool_of(tiny)
     artifact = read_artifact(sound)
     assert pool.load(artifact) is pool.load(artifact)
@@ -300,7 +300,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_tensors_that_do_not_fit_are_refused_before_anything_is_touched(
+def test_tensors_that_do_not_fit_are_refused_before_anything_changes(
     artifact: Path, tiny: Path, forgery: str
 ) -> None:
     model, pool = pool_of(tiny)

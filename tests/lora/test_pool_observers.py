@@ -1,6 +1,8 @@
-"""Whoever watches a adapter pool knows what it holds, in the order in which it came to that."""
+"""An observer of an adapter pool receives every load and eviction, in order."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -10,72 +12,75 @@ from trunkline.lora.pool import AdapterPool
 
 __all__ = ["base", "full", "fused_layers", "made", "model"]
 
-Seen = list[tuple[str, str, bool]]
+Events = list[tuple[str, str, bool]]
 
 
 @pytest.fixture
-def seen(full: AdapterPool) -> Seen:
-    """What a watcher of the full adapter pool was told after the adapters that it held already."""
-    told: Seen = []
-    full.observe(lambda *what: told.append(what))
-    told.clear()
-    return told
+def events(full: AdapterPool) -> Events:
+    """What an observer of the full adapter pool receives after the adapters in memory."""
+    received: Events = []
+    full.observe(lambda *event: received.append(event))
+    received.clear()
+    return received
 
 
-def test_what_is_in_memory_is_told_first(full: AdapterPool, made: list[Artifact]) -> None:
-    told: Seen = []
-    full.observe(lambda *what: told.append(what))
-    wanted = [(made[index].digest, f"toy/{index}@1", True) for index in (FIRST, LAST)]
-    assert told == wanted
+def test_adapters_in_memory_are_reported_first(full: AdapterPool, made: list[Artifact]) -> None:
+    events: Events = []
+    full.observe(lambda *event: events.append(event))
+    expected = [(made[index].digest, f"toy/{index}@1", True) for index in (FIRST, LAST)]
+    assert events == expected
 
 
-def test_one_that_makes_room_leaves_before_the_other_comes(
-    full: AdapterPool, made: list[Artifact], seen: Seen
+def test_eviction_is_reported_before_the_load_that_caused_it(
+    full: AdapterPool, made: list[Artifact], events: Events
 ) -> None:
     full.load(made[NEXT], "toy/9@1")
-    wanted = [(made[FIRST].digest, "toy/0@1", False), (made[NEXT].digest, "toy/9@1", True)]
-    assert seen == wanted
+    expected = [(made[FIRST].digest, "toy/0@1", False), (made[NEXT].digest, "toy/9@1", True)]
+    assert events == expected
 
 
-def test_unloading_is_told(full: AdapterPool, made: list[Artifact], seen: Seen) -> None:
+def test_unloading_is_reported(full: AdapterPool, made: list[Artifact], events: Events) -> None:
     full.unload(made[FIRST].digest)
-    assert seen == [(made[FIRST].digest, "toy/0@1", False)]
+    assert events == [(made[FIRST].digest, "toy/0@1", False)]
 
 
-def test_one_in_use_leaves_when_its_last_request_ends(
-    full: AdapterPool, made: list[Artifact], seen: Seen
+def test_adapter_in_use_is_reported_when_its_last_request_ends(
+    full: AdapterPool, made: list[Artifact], events: Events
 ) -> None:
     resident = acquired(full, made[FIRST])
     full.unload(made[FIRST].digest)
-    before = list(seen)
+    before = list(events)
     full.release(resident)
-    assert (before, seen) == ([], [(made[FIRST].digest, "toy/0@1", False)])
+    assert (before, events) == ([], [(made[FIRST].digest, "toy/0@1", False)])
 
 
-def test_loading_what_is_loaded_tells_nothing(
-    full: AdapterPool, made: list[Artifact], seen: Seen
+def test_loading_a_loaded_adapter_reports_nothing(
+    full: AdapterPool, made: list[Artifact], events: Events
 ) -> None:
     full.load(made[FIRST])
-    assert seen == []
+    assert events == []
 
 
-def test_one_that_can_not_be_placed_has_left_again(
-    full: AdapterPool, made: list[Artifact], seen: Seen, monkeypatch: pytest.MonkeyPatch
+def test_adapter_that_can_not_be_uploaded_is_reported_as_dropped(
+    full: AdapterPool, made: list[Artifact], events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(full._lora_slots, "write", fail)
+    monkeypatch.setattr(full.lora_slots, "write", fail)
     with pytest.raises(MemoryError):
         full.load(made[NEXT])
-    assert [loaded for digest, _, loaded in seen if digest == made[NEXT].digest] == [True, False]
+    assert [loaded for digest, _, loaded in events if digest == made[NEXT].digest] == [True, False]
 
 
-def test_who_watches_no_more_is_told_nothing(full: AdapterPool, made: list[Artifact]) -> None:
-    told: Seen = []
-    watch = lambda *what: told.append(what)  # noqa: E731
-    full.observe(watch)
-    full.unobserve(watch)
-    told.clear()
+def test_removed_observer_receives_nothing(full: AdapterPool, made: list[Artifact]) -> None:
+    events: Events = []
+
+    def observe(*event: Any) -> None:
+        events.append(event)
+
+    full.observe(observe)
+    full.unobserve(observe)
+    events.clear()
     full.unload(made[FIRST].digest)
-    assert told == []
+    assert events == []

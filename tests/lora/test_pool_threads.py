@@ -1,4 +1,4 @@
-"""A adapter pool that several threads use: nobody waits for a disk, nobody reads twice."""
+"""An adapter pool in several threads: no step waits for a disk, no adapter is read twice."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["base", "full", "fused_layers", "made", "model"]
 
 
 class Gate:
-    """Stops whoever calls a function until it is opened, and counts the calls."""
+    """Stops the callers of a function until it is opened, and counts the calls."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -59,16 +59,16 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 @pytest.fixture
-def placing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Writing into pages stops until the gate is opened; the stack is taken as bound."""
+def uploading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Writing into pages stops until the gate is opened."""
     gate = Gate(LoraSlots.write)
     monkeypatch.setattr(LoraSlots, "write", lambda *args: gate(*args))
     yield gate
     gate.open.set()
 
 
-def started(work: Any, *args: Any) -> threading.Thread:
-    thread = threading.Thread(target=work, args=args)
+def started(function: Any, *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=function, args=args)
     thread.start()
     return thread
 
@@ -76,8 +76,8 @@ def started(work: Any, *args: Any) -> threading.Thread:
 def test_eight_threads_that_want_one_adapter_read_it_once(
     full: AdapterPool, made: list[Artifact], reading: Gate
 ) -> None:
-    found: list[Resident] = []
-    threads = [started(lambda: found.append(full.load(made[NEXT]))) for _ in range(8)]
+    residents: list[Resident] = []
+    threads = [started(lambda: residents.append(full.load(made[NEXT]))) for _ in range(8)]
     assert reading.entered.wait(10)
     for thread in threads:
         thread.join(0.02)
@@ -85,26 +85,26 @@ def test_eight_threads_that_want_one_adapter_read_it_once(
     for thread in threads:
         thread.join(10)
     assert reading.calls == full.counters(made[NEXT].digest).loads == 1
-    assert len(found) == 8
-    assert len({id(one) for one in found}) == 1
+    assert len(residents) == 8
+    assert len({id(one) for one in residents}) == 1
 
 
-def test_every_thread_hears_that_an_adapter_is_damaged(
+def test_every_thread_gets_the_error_of_a_damaged_adapter(
     full: AdapterPool, made: list[Artifact], tmp_path: Path
 ) -> None:
     artifact = replace(made[NEXT], folder=tmp_path / "nowhere")
-    heard: list[Exception] = []
+    errors: list[Exception] = []
 
-    def ask() -> None:
+    def load() -> None:
         try:
             full.load(artifact)
         except IntegrityError as error:
-            heard.append(error)
+            errors.append(error)
 
-    threads = [started(ask) for _ in range(4)]
+    threads = [started(load) for _ in range(4)]
     for thread in threads:
         thread.join(10)
-    assert len(heard) == 4
+    assert len(errors) == 4
 
 
 def test_loading_does_not_wait_for_the_step_that_runs(
@@ -139,55 +139,55 @@ def test_steps_and_requests_do_not_wait_for_a_file_that_is_read(
         thread.join(10)
 
 
-def test_adapter_is_not_given_out_before_it_is_written(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], placing: Gate
+def test_adapter_can_not_be_acquired_before_it_is_written(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], uploading: Gate
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
     loading = started(pool.load, made[FIRST])
-    assert placing.entered.wait(10)
-    asking: list[Resident | None] = []
-    started(lambda: asking.append(pool.acquire(made[FIRST].digest))).join(5)
-    placing.open.set()
+    assert uploading.entered.wait(10)
+    acquired_residents: list[Resident | None] = []
+    started(lambda: acquired_residents.append(pool.acquire(made[FIRST].digest))).join(5)
+    uploading.open.set()
     loading.join(10)
-    assert asking == [None]
+    assert acquired_residents == [None]
     assert computes(pool, fused_layers, acquired(pool, made[FIRST]))
 
 
-def test_second_thread_gets_an_adapter_that_can_answer(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], placing: Gate
+def test_second_thread_waits_for_the_upload(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], uploading: Gate
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
-    found: list[Resident | None] = []
+    residents: list[Resident | None] = []
 
-    def ask() -> None:
+    def load() -> None:
         pool.load(made[FIRST])
-        found.append(pool.acquire(made[FIRST].digest))
+        residents.append(pool.acquire(made[FIRST].digest))
 
-    threads = [started(ask)]
-    assert placing.entered.wait(10)
-    threads.append(started(ask))
+    threads = [started(load)]
+    assert uploading.entered.wait(10)
+    threads.append(started(load))
     threads[1].join(0.1)
-    placing.open.set()
+    uploading.open.set()
     for thread in threads:
         thread.join(10)
-    assert found == [pool.get(made[FIRST].digest)] * 2
+    assert residents == [pool.get(made[FIRST].digest)] * 2
 
 
-def test_adapter_unloaded_while_it_is_written_goes_after_that(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], placing: Gate
+def test_adapter_unloaded_while_it_is_written_is_dropped_after_that(
+    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], uploading: Gate
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
     loading = started(pool.load, made[FIRST])
-    assert placing.entered.wait(10)
+    assert uploading.entered.wait(10)
     assert pool.unload(made[FIRST].digest) is False
-    placing.open.set()
+    uploading.open.set()
     loading.join(10)
     assert made[FIRST].digest not in pool
     assert pool.total_bytes == 0
 
 
 @pytest.mark.parametrize("moment", ["from disk", "from the host"])
-def test_adapter_that_could_not_be_written_takes_no_page(
+def test_failed_upload_takes_no_page(
     model: Any,
     fused_layers: FusedLayers,
     base: str,

@@ -1,4 +1,4 @@
-"""A adapter pool after any steps, and after very many: promises kept, nothing left behind."""
+"""An adapter pool keeps its invariants after any steps, and leaks nothing after very many."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["base", "fused_layers", "made", "model"]
 
 
 class Walk:
-    """A adapter pool beside what must be true of it after any steps."""
+    """An adapter pool with a model of what must be true of it after any steps."""
 
     def __init__(
         self, pool: AdapterPool, fused_layers: FusedLayers, made: Sequence[Artifact]
@@ -58,10 +58,10 @@ class Walk:
         except BusyError:
             assert digests(self.pool) == before
             return
-        assert resident.pages or kept + resident.needs > self.pool.pages
-        gone = before - digests(self.pool)
-        assert gone == set(idle[: len(gone)])
-        for one in gone:
+        assert resident.pages or kept + resident.pages_needed > self.pool.pages
+        evicted = before - digests(self.pool)
+        assert evicted == set(idle[: len(evicted)])
+        for one in evicted:
             self.evictions[one] += 1
         self.loads[digest] += digest not in before
         self.leaving.discard(digest)
@@ -70,8 +70,8 @@ class Walk:
     def acquire(self, artifact: Artifact, _: int) -> None:
         resident = self.pool.acquire(artifact.digest)
         if resident is None:
-            known = self.pool.get(artifact.digest)
-            assert known is None or not known.pages
+            resident = self.pool.get(artifact.digest)
+            assert resident is None or not resident.pages
             return
         self.held.append((resident, resident.pages))
         self.touch(artifact.digest)
@@ -108,10 +108,10 @@ class Walk:
         self.leaving.discard(digest)
 
     def kept_pages(self, but: str) -> int:
-        """How many pages nobody else may have."""
+        """How many pages can't be taken from other adapters."""
         staying = {one for one in digests(self.pool) if one in self.pinned or self.users(one)}
-        found = (self.pool.get(digest) for digest in staying - {but})
-        return sum(len(one.pages) for one in found if one is not None)
+        residents = (self.pool.get(digest) for digest in staying - {but})
+        return sum(len(one.pages) for one in residents if one is not None)
 
     def check(self) -> None:
         pool = self.pool
@@ -119,7 +119,9 @@ class Walk:
         assert pool.total_bytes == sum(one.bytes for one in pool.residents())
         assert self.pinned <= digests(pool)
         taken = [page for one in digests(pool) for page in pool.get(one).pages]  # type: ignore[union-attr]
-        assert sorted(taken + pool._free) == list(range(1, pool.pages + 1))
+        assert len(taken) == len(set(taken))
+        assert set(taken) <= set(range(1, pool.pages + 1))
+        assert len(taken) + pool.free_pages == pool.pages
         for resident, pages in self.held:
             assert pool.get(resident.artifact.digest) is resident
             assert resident.pages == pages
@@ -133,8 +135,8 @@ class Walk:
 ACTIONS = st.sampled_from(["load", "load", "acquire", "acquire", "release", "pin", "unload"])
 
 
-class Ground:
-    """What every walk stands on; kept out of a failed example's description."""
+class Setup:
+    """What every walk starts from; kept out of a failed example's description."""
 
     def __init__(
         self, model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
@@ -144,20 +146,20 @@ class Ground:
 
 
 @pytest.fixture(scope="module")
-def ground(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]) -> Ground:
-    return Ground(model, fused_layers, base, made)
+def setup(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]) -> Setup:
+    return Setup(model, fused_layers, base, made)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(ACTIONS, st.integers(0, 39)), min_size=10, max_size=50))
 def test_any_walk_keeps_budget_pages_and_promises(
-    ground: Ground, steps: list[tuple[str, int]]
+    setup: Setup, steps: list[tuple[str, int]]
 ) -> None:
-    walk = Walk(ground.pool(), ground.fused_layers, ground.made)
+    walk = Walk(setup.pool(), setup.fused_layers, setup.made)
     for action, index in steps:
         walk.step(action, index)
     for resident, _ in walk.held:
-        assert computes(walk.pool, ground.fused_layers, resident)
+        assert computes(walk.pool, setup.fused_layers, resident)
 
 
 def cycle(
@@ -174,24 +176,23 @@ def cycle(
         pool.unload(artifact.digest)
 
 
-def kept() -> int:
+def count_residents() -> int:
     gc.collect()
     return sum(type(one) is Resident for one in gc.get_objects())
 
 
-def test_nothing_is_left_of_50_adapters_that_came_and_went(
+def test_nothing_is_left_of_50_unloaded_adapters(
     model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
 ) -> None:
-    pool, before = small_pool(model, fused_layers, base, pages=4, ranks=64), kept()
+    pool, before = small_pool(model, fused_layers, base, pages=4, ranks=64), count_residents()
     cycle(pool, fused_layers, made, 50)
-    assert kept() == before
-    assert (len(pool), pool.total_bytes, len(pool._free)) == (0, 0, pool.pages)
-    assert not pool._loading
-    assert len(pool._counters) == len(made)
+    assert count_residents() == before
+    assert (len(pool), pool.total_bytes, pool.free_pages) == (0, 0, pool.pages)
+    assert len(pool.all_counters()) == len(made)
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_1000_adapters_that_come_and_go(
+def test_memory_is_flat_over_1000_loads_and_unloads(
     model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
 ) -> None:
     import psutil
@@ -204,5 +205,5 @@ def test_memory_is_flat_over_1000_adapters_that_come_and_go(
     cycle(pool, fused_layers, made, 1000)
     gc.collect()
     grown = process.memory_info().rss - before
-    # One that stayed each time would be 1,000 times 20 to 150 KiB.
+    # A leak of one adapter each time would be 1,000 times 20 to 150 KiB.
     assert grown < 8 << 20, grown

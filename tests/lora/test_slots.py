@@ -1,4 +1,4 @@
-"""Every form of the batched product gives each token its own adapter's, and no other's."""
+"""Every form of the LoRA kernels applies to each token its own adapter, and no other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trunkline.lora.slots import LoraSlots, Matrices
 PAGES = 14
 TOLERANCE = 1e-4
 BF16_TOLERANCE = 0.03
-"""Beside the largest output; bfloat16 tells numbers apart by 1 in 256."""
+"""Relative to the largest output; bfloat16 has a precision of 1 in 256."""
 
 SHAPES = {
     ("q", "k", "v"): (24, (32, 16, 16)),
@@ -30,13 +30,13 @@ SHAPES = {
     ("down",): (40, (24,)),
     ("odd", "prime"): (9, (10, 7)),
 }
-"""Members of a product → inputs, outputs: even widths, uneven ones, and none in common."""
+"""Members of a fused layer → inputs, outputs: with even, uneven and coprime widths."""
 BLOCKS = {
     ("gate", "up"): (Block(1, 44), Block(1, 44)),
     ("down",): (Block(1, 32),),
     ("odd", "prime"): (Block(1, 10), Block(1, 7)),
 }
-"""Those whose members are apart, some with columns that mean nothing."""
+"""Fused layers with separate members, some with padding columns."""
 MODULES = {
     name: (inputs, outputs[index])
     for names, (inputs, outputs) in SHAPES.items()
@@ -46,7 +46,7 @@ MODULES = {
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What a test puts into pages; ``scaling`` by the papers' formulas."""
+    """What a test writes into pages; ``scaling`` by the papers' formulas."""
 
     rank: int
     alpha: float
@@ -82,8 +82,8 @@ def made(
     return Adapter(rank, alpha, use_rslora, matrices)
 
 
-class RunContext:
-    """A trunk of small products with a stack beside it."""
+class LoraBench:
+    """A base of small fused layers with paged LoRA buffers."""
 
     def __init__(
         self, dtype: torch.dtype = torch.float32, base: torch.dtype = torch.float32
@@ -98,7 +98,7 @@ class RunContext:
             blocks = BLOCKS.get(names, (Block(len(names), sum(outputs)),))
             fused.append(FusedLinear(names, inputs, outputs, _by(weight, outputs, blocks), blocks))
         self.fused_layers = FusedLayers(tuple(fused))
-        self.stack = LoraSlots(self.fused_layers, PAGES, dtype=dtype, device="cpu")
+        self.slots = LoraSlots(self.fused_layers, PAGES, dtype=dtype, device="cpu")
         self.placed: dict[Pages, Adapter] = {}
         self.free = [7, 3, 14, 1, 12, 5, 9, 2, 13, 4, 11, 6, 10, 8]
 
@@ -108,7 +108,7 @@ class RunContext:
         return pages
 
     def put_at(self, pages: Pages, adapter: Adapter) -> None:
-        self.stack.write(pages, adapter.matrices, adapter.shape().scaling)
+        self.slots.write(pages, adapter.matrices, adapter.shape().scaling)
         self.placed[pages] = adapter
 
     def inputs(self, fused: FusedLinear, tokens: int) -> torch.Tensor:
@@ -116,36 +116,40 @@ class RunContext:
         return torch.randn(tokens, fused.inputs, generator=draw).to(self.base)
 
     def run(self, routing: Routing, tokens: int) -> dict[str, torch.Tensor]:
-        """Module → ``[tokens, out]``, as a model would ask for them."""
-        found = {}
-        with torch.inference_mode(), self.stack.route(routing):
+        """Module → ``[tokens, out]``, as a model computes them."""
+        outputs = {}
+        with torch.inference_mode(), self.slots.route(routing):
             for fused in self.fused_layers.fused:
                 x = self.inputs(fused, tokens)
                 for index, name in enumerate(fused.names):
-                    found[name] = fused.part(index, x)
-        return found
+                    outputs[name] = fused.part(index, x)
+        return outputs
 
-    def wanted(self, pages_of: Sequence[Pages]) -> dict[str, torch.Tensor]:
+    def expected(self, pages_of: Sequence[Pages]) -> dict[str, torch.Tensor]:
         """The plain loop over tokens, in float64."""
-        found = {}
+        outputs = {}
         for fused in self.fused_layers.fused:
             x = self.inputs(fused, len(pages_of)).double()
-            whole = x @ self.weights[fused.names].double().T
-            for name, part in zip(fused.names, whole.split(fused.outputs, 1), strict=True):
+            base = x @ self.weights[fused.names].double().T
+            for name, part in zip(fused.names, base.split(fused.outputs, 1), strict=True):
                 for token, pages in enumerate(pages_of):
                     adapter = self.placed.get(pages)
                     if adapter is not None and name in adapter.matrices:
                         down, up = (one.double() for one in adapter.matrices[name])
                         part[token] += adapter.scaling * (up @ (down @ x[token]))
-                found[name] = part
-        return found
+                outputs[name] = part
+        return outputs
 
     def check(self, routing: Routing, pages_of: Sequence[Pages], relative: float = 0.0) -> None:
         """``relative``: to the largest output, instead of :data:`TOLERANCE`."""
-        ours, wanted = self.run(routing, len(pages_of)), self.wanted(pages_of)
-        for name, want in wanted.items():
-            error = float((ours[name].double() - want).abs().max()) if len(want) else 0.0
-            allowed = relative * float(want.abs().max()) if relative else TOLERANCE
+        ours, expected = self.run(routing, len(pages_of)), self.expected(pages_of)
+        for name, expected_output in expected.items():
+            error = (
+                float((ours[name].double() - expected_output).abs().max())
+                if len(expected_output)
+                else 0.0
+            )
+            allowed = relative * float(expected_output.abs().max()) if relative else TOLERANCE
             assert error <= allowed, (name, error)
 
 
@@ -160,7 +164,7 @@ def _by(weight: torch.Tensor, outputs: Sequence[int], blocks: Sequence[Block]) -
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows, then spans as tokens and adapter; -1 is the base, which may or may not be named."""
+    """Rows, then spans as tokens and adapter; -1 is the base, which spans may or may not name."""
 
     rows: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
@@ -168,14 +172,14 @@ class Batch:
 
     def routing(self, pages: Sequence[Pages]) -> tuple[Routing, list[Pages]]:
         """Also the pages of every token."""
-        found = [*pages, ()]
-        rows = [found[one] for one in self.rows]
+        pages_by_adapter = [*pages, ()]
+        rows = [pages_by_adapter[one] for one in self.rows]
         pages_of = list(rows)
         spans = []
         for tokens, one in self.spans:
-            if found[one] or self.names_base:
-                spans.append(Span(len(pages_of), len(pages_of) + tokens, found[one]))
-            pages_of += [found[one]] * tokens
+            if pages_by_adapter[one] or self.names_base:
+                spans.append(Span(len(pages_of), len(pages_of) + tokens, pages_by_adapter[one]))
+            pages_of += [pages_by_adapter[one]] * tokens
         return Routing(rows, spans), pages_of
 
 
@@ -204,7 +208,7 @@ def batches(draw: st.DrawFn) -> Batch:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(adapters(), min_size=4, max_size=4), st.lists(batches(), min_size=3, max_size=3))
 def test_any_batch_is_the_plain_loop(resident: list[Adapter], made_up: list[Batch]) -> None:
-    bench = RunContext()
+    bench = LoraBench()
     pages = [bench.put(adapter) for adapter in resident]
     for batch in made_up:
         routing, pages_of = batch.routing(pages)
@@ -218,7 +222,7 @@ RANKS = [1, 8, 11, 20]
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("tokens", [1, LONG - 1, LONG, 3 * LONG + 5])
 def test_one_span_to_the_end_is_the_plain_loop(rank: int, tokens: int) -> None:
-    bench = RunContext()
+    bench = LoraBench()
     bench.put(made(5, seed=1))
     pages = bench.put(made(rank, seed=2))
     bench.check(Routing(spans=[Span(0, None, pages)]), [pages] * tokens)
@@ -226,7 +230,7 @@ def test_one_span_to_the_end_is_the_plain_loop(rank: int, tokens: int) -> None:
 
 @pytest.mark.parametrize("rank", RANKS)
 def test_long_span_after_rows_and_another_is_the_plain_loop(rank: int) -> None:
-    bench = RunContext()
+    bench = LoraBench()
     one, other = bench.put(made(5, seed=1)), bench.put(made(rank, seed=2))
     spans = [Span(2, 9, one), Span(9, 9 + LONG, other)]
     bench.check(Routing([other, one], spans), [other, one] + [one] * 7 + [other] * LONG)
@@ -237,7 +241,7 @@ def test_long_span_after_rows_and_another_is_the_plain_loop(rank: int) -> None:
 def test_equal_spans_of_partial_adapters_are_the_plain_loop(
     modules: tuple[str, ...], tokens: int
 ) -> None:
-    bench = RunContext()
+    bench = LoraBench()
     one, other = bench.put(made(8, seed=1)), bench.put(made(6, modules, seed=2))
     order = [one, other, one]
     spans = [Span(at * tokens, (at + 1) * tokens, pages) for at, pages in enumerate(order)]
@@ -268,19 +272,19 @@ def test_only_neighbors_of_one_length_and_page_are_batched(spans: list[Span]) ->
     st.lists(st.integers(-1, 2), min_size=1, max_size=8),
 )
 def test_both_forms_of_rows_agree(resident: list[Adapter], rows: list[int]) -> None:
-    bench = RunContext()
+    bench = LoraBench()
     pages = [*[bench.put(adapter) for adapter in resident], ()]
     routing = Routing([pages[one] for one in rows])
     if routing.empty:
         return
-    for layer in bench.stack._layers:
+    for layer in bench.slots.layers:
         x = bench.inputs(layer.fused, len(rows))
         summed, gathered = (
             [torch.zeros(len(rows), block.columns) for block in layer.fused.blocks]
             for _ in range(2)
         )
-        layer._add_rows(routing, x, summed)
-        layer._add_gathered(routing, x, gathered)
+        layer.add_rows(routing, x, summed)
+        layer.add_gathered(routing, x, gathered)
         torch.testing.assert_close(summed, gathered, atol=1e-5, rtol=1e-5)
 
 
@@ -307,15 +311,15 @@ LAYOUTS = {
 def test_bfloat16_is_the_plain_loop_but_for_rounding(
     layout: str, tables: torch.dtype, base: torch.dtype
 ) -> None:
-    bench = RunContext(tables, base)
+    bench = LoraBench(tables, base)
     pages = [bench.put(made(rank, seed=rank)) for rank in (8, 13, 3)]
     routing, pages_of = LAYOUTS[layout].routing(pages)
     bench.check(routing, pages_of, BF16_TOLERANCE)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_reused_page_holds_nothing_of_the_former_adapter(layout: str) -> None:
-    bench, fresh = RunContext(), RunContext()
+def test_reused_page_contains_nothing_of_the_former_adapter(layout: str) -> None:
+    bench, fresh = LoraBench(), LoraBench()
     former = [made(rank, seed=9, alpha=64.0) for rank in (8, 16, 8)]
     later = [
         made(3, ["k", "up", "down"], seed=5),
@@ -327,36 +331,36 @@ def test_reused_page_holds_nothing_of_the_former_adapter(layout: str) -> None:
         bench.put_at(place, adapter)
         fresh.put_at(place, adapter)
     routing, pages_of = LAYOUTS[layout].routing(pages)
-    ours, wanted = bench.run(routing, len(pages_of)), fresh.run(routing, len(pages_of))
-    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+    ours, expected = bench.run(routing, len(pages_of)), fresh.run(routing, len(pages_of))
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
 def test_empty_page_stays_empty_whatever_is_written() -> None:
-    bench = RunContext()
+    bench = LoraBench()
     bare = bench.run(Routing(), 4)
     one = bench.put(made(20, seed=1))
     bench.put(made(8, seed=2))
     ours = bench.run(Routing([one, (), one, ()]), 4)
-    for name, want in bare.items():
-        assert torch.equal(ours[name][1::2], want[1::2])
-        assert not torch.equal(ours[name][0], want[0])
+    for name, expected_output in bare.items():
+        assert torch.equal(ours[name][1::2], expected_output[1::2])
+        assert not torch.equal(ours[name][0], expected_output[0])
 
 
-def test_tokens_outside_of_every_row_and_span_are_the_bases() -> None:
-    bench = RunContext()
+def test_tokens_outside_every_row_and_span_use_the_base() -> None:
+    bench = LoraBench()
     pages = bench.put(made(9, seed=1))
     bare = bench.run(Routing(), 12)
     ours = bench.run(Routing([pages], [Span(4, 8, pages)]), 12)
-    for name, want in bare.items():
-        assert torch.equal(ours[name][1:4], want[1:4])
-        assert torch.equal(ours[name][8:], want[8:])
+    for name, expected_output in bare.items():
+        assert torch.equal(ours[name][1:4], expected_output[1:4])
+        assert torch.equal(ours[name][8:], expected_output[8:])
 
 
-def test_row_does_not_depend_on_a_neighbor_that_broke() -> None:
-    bench = RunContext()
+def test_row_does_not_depend_on_a_neighbor_with_nan() -> None:
+    bench = LoraBench()
     one, other = bench.put(made(9, seed=1)), bench.put(made(4, seed=2))
     routing = Routing([one, other, ()])
-    for layer in bench.stack._layers:
+    for layer in bench.slots.layers:
         x = bench.inputs(layer.fused, 3)
         sound, broken = (
             [torch.zeros(3, block.columns) for block in layer.fused.blocks] for _ in range(2)
@@ -368,8 +372,8 @@ def test_row_does_not_depend_on_a_neighbor_that_broke() -> None:
             assert torch.equal(one[::2], other[::2])
 
 
-def test_routing_is_of_use_again_after_its_pages_were_written_anew() -> None:
-    bench = RunContext()
+def test_routing_can_be_reused_after_its_pages_are_rewritten() -> None:
+    bench = LoraBench()
     pages = bench.put(made(8, seed=1))
     routing = Routing([pages])
     bench.check(routing, [pages])
@@ -378,10 +382,10 @@ def test_routing_is_of_use_again_after_its_pages_were_written_anew() -> None:
 
 
 def test_page_bytes_are_those_of_the_tensors() -> None:
-    bench = RunContext()
+    bench = LoraBench()
     tables = [
         table
-        for layer in bench.stack._layers
+        for layer in bench.slots.layers
         for table in (layer.down, layer.across, layer.table)
         if table is not None
     ]
@@ -389,35 +393,35 @@ def test_page_bytes_are_those_of_the_tensors() -> None:
     assert LoraSlots.page_bytes(bench.fused_layers, 4) == taken
 
 
-def additions(bench: RunContext) -> list[bool]:
+def additions(bench: LoraBench) -> list[bool]:
     return [fused.addition is not None for fused in bench.fused_layers.fused]
 
 
-def test_additions_stand_only_inside_of_a_routed_step() -> None:
-    bench = RunContext()
+def test_additions_are_set_only_inside_a_routed_step() -> None:
+    bench = LoraBench()
     pages = bench.put(made())
-    with bench.stack.route(Routing([pages])):
+    with bench.slots.route(Routing([pages])):
         assert all(additions(bench))
     assert not any(additions(bench))
 
 
 def test_a_step_of_the_base_alone_sets_no_additions() -> None:
-    bench = RunContext()
-    with bench.stack.route(Routing([(), ()], [Span(2, 4, ())])):
+    bench = LoraBench()
+    with bench.slots.route(Routing([(), ()], [Span(2, 4, ())])):
         assert not any(additions(bench))
 
 
-def test_two_stacks_beside_one_trunk_take_turns() -> None:
-    bench = RunContext()
-    other = RunContext()
+def test_two_lora_slots_of_one_base_take_turns() -> None:
+    bench = LoraBench()
+    other = LoraBench()
     other.fused_layers = bench.fused_layers
-    other.stack = LoraSlots(bench.fused_layers, PAGES, dtype=torch.float32, device="cpu")
+    other.slots = LoraSlots(bench.fused_layers, PAGES, dtype=torch.float32, device="cpu")
     pages = bench.put(made(8, seed=1))
     other.put_at(pages, made(8, seed=2))
     routing, pages_of = Routing([pages, ()]), [pages, ()]
     failed: list[AssertionError] = []
 
-    def steps(one: RunContext) -> None:
+    def steps(one: LoraBench) -> None:
         try:
             for _ in range(30):
                 one.check(routing if one is bench else Routing([pages, ()]), pages_of)

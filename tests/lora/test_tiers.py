@@ -1,4 +1,4 @@
-"""Adapters on the device, in memory and on disk: who goes, who stays, what an operator sees."""
+"""Adapters on the device, in memory and on disk: eviction, pinning, and what operators see."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pools import (
     acquired,
     base,
     computes,
+    count_numbers,
     digests,
     full,
     fused_layers,
     made,
     model,
-    numbers,
     small_pool,
     tiers,
     write_artifact,
@@ -36,15 +36,13 @@ from trunkline.lora.slots import LoraSlots
 __all__ = ["base", "full", "fused_layers", "made", "model"]
 
 
-def test_least_recently_used_goes_out_of_memory_first(
-    full: AdapterPool, made: list[Artifact]
-) -> None:
+def test_least_recently_used_is_evicted_first(full: AdapterPool, made: list[Artifact]) -> None:
     full.release(acquired(full, made[FIRST]))
     full.load(made[NEXT])
     assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
 
 
-def test_pinned_stays_though_it_was_used_longest_ago(
+def test_pinned_adapter_stays_although_least_recently_used(
     full: AdapterPool, made: list[Artifact]
 ) -> None:
     full.pin(made[FIRST].digest)
@@ -52,14 +50,14 @@ def test_pinned_stays_though_it_was_used_longest_ago(
     assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
 
 
-def test_unpinned_may_go_again(full: AdapterPool, made: list[Artifact]) -> None:
+def test_unpinned_adapter_can_be_evicted_again(full: AdapterPool, made: list[Artifact]) -> None:
     full.pin(made[FIRST].digest)
     full.pin(made[FIRST].digest, False)
     full.load(made[NEXT])
     assert digests(full) == {made[LAST].digest, made[NEXT].digest}
 
 
-def test_one_in_use_stays_though_it_was_used_longest_ago(
+def test_adapter_in_use_stays_although_least_recently_used(
     full: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
 ) -> None:
     resident = acquired(full, made[FIRST])
@@ -69,18 +67,16 @@ def test_one_in_use_stays_though_it_was_used_longest_ago(
     assert computes(full, fused_layers, resident)
 
 
-def test_bank_full_of_pinned_ones_is_busy_and_says_what_to_do(
-    full: AdapterPool, made: list[Artifact]
-) -> None:
+def test_pool_full_of_pinned_adapters_is_busy(full: AdapterPool, made: list[Artifact]) -> None:
     for index in (FIRST, LAST):
         full.pin(made[index].digest)
-    with pytest.raises(BusyError, match="no place") as caught:
+    with pytest.raises(BusyError, match="no slot") as caught:
         full.load(made[NEXT])
     assert "Unpin" in (caught.value.hint or "")
     assert caught.value.retry_after > 0
 
 
-def test_memory_full_of_those_that_stay_is_busy_and_says_what_to_do(
+def test_memory_full_of_adapters_in_use_is_busy(
     model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=1, ranks=20)
@@ -88,23 +84,21 @@ def test_memory_full_of_those_that_stay_is_busy_and_says_what_to_do(
         pool.load(made[index])
     pool.pin(made[FIRST].digest)
     acquired(pool, made[LAST])
-    with pytest.raises(BusyError, match="no room") as caught:
+    with pytest.raises(BusyError, match="no memory") as caught:
         pool.load(made[NEXT])
     assert "Unpin" in (caught.value.hint or "")
     assert caught.value.retry_after > 0
     assert digests(pool) == {made[FIRST].digest, made[LAST].digest}
 
 
-def test_nothing_goes_where_that_would_not_make_room(
-    full: AdapterPool, made: list[Artifact]
-) -> None:
+def test_nothing_is_evicted_if_that_is_not_enough(full: AdapterPool, made: list[Artifact]) -> None:
     full.pin(made[FIRST].digest)
     with pytest.raises(BusyError):
         full.load(made[2])
     assert digests(full) == {made[FIRST].digest, made[LAST].digest}
 
 
-def test_adapter_larger_than_the_whole_memory_is_refused_and_nothing_goes(
+def test_adapter_larger_than_the_memory_is_refused_and_nothing_is_evicted(
     model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=1, ranks=6)
@@ -120,7 +114,7 @@ def test_rank_that_needs_more_pages_than_there_are_is_refused(
     model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
-    with pytest.raises(RefusedError, match=r"rank 24 and needs 3 places") as caught:
+    with pytest.raises(RefusedError, match=r"rank 24 and needs 3 slots") as caught:
         pool.load(made[4])
     assert caught.value.hint
     assert len(pool) == 0
@@ -132,7 +126,7 @@ def test_bytes_are_those_of_the_matrices_the_head_and_the_pages(
     artifact = write_artifact(tmp_path / "headed", fused_layers, base, 9, head=True)
     pool = small_pool(model, fused_layers, base, pages=2, ranks=20)
     pool.load(artifact)
-    matrices, head = 9 * numbers(fused_layers) * 4, LABELS * 32 * 4
+    matrices, head = 9 * count_numbers(fused_layers) * 4, LABELS * 32 * 4
     assert pool.total_bytes == matrices + head + 2 * LoraSlots.page_bytes(fused_layers, 4)
 
 
@@ -141,7 +135,7 @@ def test_bytes_are_those_of_the_matrices_the_head_and_the_pages(
 
 @pytest.fixture
 def crowded(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]) -> AdapterPool:
-    """One page and much memory: the first adapter stands on it, the last is kept ready."""
+    """One page and much host memory: the first adapter is on the device, the last on the host."""
     pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
     for index in (LAST, FIRST):
         pool.load(made[index])
@@ -155,7 +149,7 @@ def test_least_recently_used_leaves_the_device_and_stays_in_memory(
     assert crowded.counters(made[LAST].digest) == Counters(loads=1, evictions=0)
 
 
-def test_one_that_was_used_since_stays_on_the_device(
+def test_recently_used_adapter_stays_on_the_device(
     model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
@@ -169,7 +163,7 @@ def test_one_that_was_used_since_stays_on_the_device(
     }
 
 
-def test_one_kept_ready_comes_to_the_device_without_the_disk(
+def test_adapter_on_the_host_is_uploaded_without_the_disk(
     model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], tmp_path: Path
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
@@ -178,16 +172,16 @@ def test_one_kept_ready_comes_to_the_device_without_the_disk(
     pool.load(copied)
     pool.load(made[FIRST])
     shutil.rmtree(folder)
-    assert pool.wanted(copied.digest)
+    assert pool.needs_load(copied.digest)
     pool.load(copied)
-    assert not pool.wanted(copied.digest)
+    assert not pool.needs_load(copied.digest)
     resident = acquired(pool, made[LAST])
     assert tiers(pool) == {made[FIRST].digest: "host", made[LAST].digest: "device"}
     assert pool.counters(made[LAST].digest).loads == 1
     assert computes(pool, fused_layers, replace(resident, artifact=made[LAST]))
 
 
-def test_page_in_use_is_given_to_nobody_else(
+def test_page_in_use_is_not_taken(
     crowded: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
 ) -> None:
     resident = acquired(crowded, made[FIRST])
@@ -196,29 +190,27 @@ def test_page_in_use_is_given_to_nobody_else(
     assert computes(crowded, fused_layers, resident)
 
 
-def test_page_of_a_pinned_adapter_is_given_to_nobody_else(
-    crowded: AdapterPool, made: list[Artifact]
-) -> None:
+def test_page_of_a_pinned_adapter_is_not_taken(crowded: AdapterPool, made: list[Artifact]) -> None:
     crowded.pin(made[FIRST].digest)
-    with pytest.raises(BusyError, match="no place"):
+    with pytest.raises(BusyError, match="no slot"):
         crowded.load(made[LAST])
     assert tiers(crowded) == {made[FIRST].digest: "device", made[LAST].digest: "host"}
 
 
-def test_page_goes_to_the_next_when_the_last_request_of_its_adapter_ends(
+def test_page_can_be_taken_when_the_last_request_of_its_adapter_ends(
     crowded: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
 ) -> None:
     residents = [acquired(crowded, made[FIRST]) for _ in range(2)]
     crowded.release(residents[0])
     assert crowded.acquire(made[LAST].digest) is None
-    assert not crowded.wanted(made[LAST].digest)
+    assert not crowded.needs_load(made[LAST].digest)
     crowded.release(residents[1])
-    assert crowded.wanted(made[LAST].digest)
+    assert crowded.needs_load(made[LAST].digest)
     crowded.load(made[LAST])
     assert computes(crowded, fused_layers, acquired(crowded, made[LAST]))
 
 
-def test_loading_where_every_page_is_in_use_keeps_the_adapter_ready(
+def test_loading_while_every_page_is_in_use_keeps_the_adapter_on_the_host(
     crowded: AdapterPool, made: list[Artifact]
 ) -> None:
     acquired(crowded, made[FIRST])
@@ -229,7 +221,7 @@ def test_loading_where_every_page_is_in_use_keeps_the_adapter_ready(
 # ---------------------------------------------------------------------------------- unloading
 
 
-def test_one_in_use_goes_when_its_last_request_ends(
+def test_adapter_in_use_is_dropped_when_its_last_request_ends(
     full: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
 ) -> None:
     residents = [acquired(full, made[FIRST]) for _ in range(2)]
@@ -241,7 +233,7 @@ def test_one_in_use_goes_when_its_last_request_ends(
     assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=0)
 
 
-def test_loading_takes_back_an_unloading(full: AdapterPool, made: list[Artifact]) -> None:
+def test_loading_cancels_an_unloading(full: AdapterPool, made: list[Artifact]) -> None:
     resident = acquired(full, made[FIRST])
     full.unload(made[FIRST].digest)
     assert full.load(made[FIRST]) is resident
@@ -249,37 +241,37 @@ def test_loading_takes_back_an_unloading(full: AdapterPool, made: list[Artifact]
     assert made[FIRST].digest in full
 
 
-def test_pinned_one_is_unloaded_when_asked_for(full: AdapterPool, made: list[Artifact]) -> None:
+def test_pinned_adapter_can_be_unloaded(full: AdapterPool, made: list[Artifact]) -> None:
     full.pin(made[FIRST].digest)
     assert full.unload(made[FIRST].digest) is True
     assert made[FIRST].digest not in full
 
 
-@pytest.mark.parametrize("ask", [AdapterPool.unload, AdapterPool.pin], ids=["unload", "pin"])
-def test_adapter_that_is_not_in_memory_is_not_found(full: AdapterPool, ask: Any) -> None:
+@pytest.mark.parametrize("method", [AdapterPool.unload, AdapterPool.pin], ids=["unload", "pin"])
+def test_adapter_that_is_not_in_memory_raises(full: AdapterPool, method: Any) -> None:
     with pytest.raises(NotFoundError, match="sha256:0000") as caught:
-        ask(full, "sha256:" + "0" * 64)
+        method(full, "sha256:" + "0" * 64)
     assert "trunkline ps" in (caught.value.hint or "")
 
 
-def test_running_with_one_that_is_not_in_memory_is_refused(
+def test_activating_an_adapter_that_is_not_on_the_device_is_refused(
     full: AdapterPool, made: list[Artifact]
 ) -> None:
-    with pytest.raises(RefusedError, match="not in memory"), full.activate(made[NEXT].digest):
+    with pytest.raises(RefusedError, match="not on the device"), full.activate(made[NEXT].digest):
         pass
 
 
 # ------------------------------------------------------------------------------- looking at it
 
 
-def test_residents_are_told_the_last_used_first(full: AdapterPool, made: list[Artifact]) -> None:
+def test_residents_are_listed_by_last_use(full: AdapterPool, made: list[Artifact]) -> None:
     full.pin(made[FIRST].digest)
     for index in (FIRST, LAST):
         full.release(acquired(full, made[index]))
     acquired(full, made[FIRST]).requests += 1
-    found = full.residents()
-    size = found[0].bytes
-    assert [replace(one, idle_seconds=0.0) for one in found] == [
+    residents = full.residents()
+    size = residents[0].bytes
+    assert [replace(one, idle_seconds=0.0) for one in residents] == [
         ResidentInfo(
             digest=made[index].digest,
             name=f"toy/{index}@1",
@@ -293,23 +285,23 @@ def test_residents_are_told_the_last_used_first(full: AdapterPool, made: list[Ar
         )
         for index in (FIRST, LAST)
     ]
-    assert found[0].idle_seconds == 0.0
-    assert found[1].idle_seconds > 0.0
+    assert residents[0].idle_seconds == 0.0
+    assert residents[1].idle_seconds > 0.0
 
 
 def test_counters_of_an_unknown_adapter_are_nothing(full: AdapterPool) -> None:
     assert full.counters("sha256:" + "0" * 64) == Counters(0, 0)
 
 
-def test_counters_go_on_when_an_adapter_comes_back(full: AdapterPool, made: list[Artifact]) -> None:
+def test_counters_continue_when_an_adapter_is_loaded_again(
+    full: AdapterPool, made: list[Artifact]
+) -> None:
     for _ in range(3):
         full.unload(made[FIRST].digest)
         full.load(made[FIRST])
     assert full.counters(made[FIRST].digest) == Counters(loads=4, evictions=0)
 
 
-def test_going_to_make_room_is_an_eviction_and_unloading_is_not(
-    full: AdapterPool, made: list[Artifact]
-) -> None:
+def test_evictions_are_counted_and_unloads_are_not(full: AdapterPool, made: list[Artifact]) -> None:
     full.load(made[NEXT])
     assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=1)

@@ -1,4 +1,4 @@
-"""An adapter's tensors stand in the very bytes that were checked, whatever their type and place."""
+"""An adapter's tensors are views of the verified bytes, whatever their type and offset."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rewritten(
 
 
 def odd(data: bytes) -> bytes:
-    """The same tensors after a header of which no padding makes an even number of bytes."""
+    """The same tensors after a header of an odd number of bytes."""
     length = int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8 : 8 + length])).encode()
     header += b" " * (1 - len(header) % 2)
@@ -58,12 +58,12 @@ def read(artifact: Artifact, fused_layers: FusedLayers, base: str) -> dict[str, 
         name: (fused.inputs, fused.outputs[index]) for name, fused, index in fused_layers.places()
     }
     matrices, head = read_weights(artifact, base, linear, HIDDEN)
-    found = {}
+    tensors = {}
     for name, (down, up) in matrices.items():
-        found[f"base_model.model.{name}.lora_A.weight"] = down
-        found[f"base_model.model.{name}.lora_B.weight"] = up
+        tensors[f"base_model.model.{name}.lora_A.weight"] = down
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up
     assert head is not None
-    return {**found, "base_model.model.score.weight": head}
+    return {**tensors, "base_model.model.score.weight": head}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -76,14 +76,14 @@ def test_tensors_are_those_of_the_file(
     base: str,
 ) -> None:
     artifact = rewritten(change, dtype)
-    found = read(artifact, fused_layers, base)
-    wanted = load_file(artifact.folder / "adapter_model.safetensors")
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(tensor, wanted[name].float()) for name, tensor in found.items())
-    assert all(tensor.data_ptr() % 4 == 0 for tensor in found.values())
+    tensors = read(artifact, fused_layers, base)
+    expected = load_file(artifact.folder / "adapter_model.safetensors")
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name].float()) for name, tensor in tensors.items())
+    assert all(tensor.data_ptr() % 4 == 0 for tensor in tensors.values())
 
 
-def test_all_tensors_of_an_adapter_stand_in_one_piece_of_memory(
+def test_all_tensors_of_an_adapter_share_one_block_of_memory(
     tmp_path: Path, fused_layers: FusedLayers, base: str
 ) -> None:
     artifact = write_artifact(tmp_path / "one", fused_layers, base, 4, head=True)

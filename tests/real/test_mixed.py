@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from driving import Driven, count_ties, true_chances
+from driving import EngineDriver, count_ties, reference_outputs
 from trunkline.adapters.artifact import Artifact, read_artifact
 from workbench import make_artifact
 
@@ -38,19 +38,19 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> dict[
 
 
 @pytest.fixture(scope="module")
-def driven() -> Iterator[Driven]:
+def driver() -> Iterator[EngineDriver]:
     """The engine on the base, with small chunks and fewer rows than requests."""
     from trunkline.bases import DEFAULT_BASE, load, pull, release
 
     release()
     pull(DEFAULT_BASE)
-    with Driven(load(DEFAULT_BASE, device="cpu"), rows=4, chunk_tokens=16) as made:
-        yield made
+    with EngineDriver(load(DEFAULT_BASE, device="cpu"), rows=4, chunk_tokens=16) as engine_driver:
+        yield engine_driver
     release()
 
 
 def plain(base_folder: Path, artifact: Artifact | None) -> Any:
-    """What plain PEFT makes of the base and a sealed folder."""
+    """Plain PEFT's model of the base and a sealed folder."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -65,37 +65,37 @@ def plain(base_folder: Path, artifact: Artifact | None) -> Any:
 
 
 def test_each_answer_in_a_mixed_batch_is_that_of_plain_peft(
-    driven: Driven, sealed: dict[str, Artifact], base_folder: Path
+    driver: EngineDriver, sealed: dict[str, Artifact], base_folder: Path
 ) -> None:
-    requests = []
+    submitted = []
     for text in (LONG, LONG + " why", "What is the capital of France?"):
         for name in ("low", "high", "labels", "base"):
             limit = {} if name == "labels" else {"max_new_tokens": NEW}
-            requests.append((name, driven.ask(sealed.get(name), text, **limit)))
-            driven.step()
-    driven.finish()
-    driven.assert_nothing_is_held()
-    assert [handle.answer(0).cached_tokens > 0 for _, handle in requests[4:8]] == [True] * 4
+            submitted.append((name, driver.submit(sealed.get(name), text, **limit)))
+            driver.step()
+    driver.finish()
+    driver.assert_nothing_is_held()
+    assert [handle.answer(0).cached_tokens > 0 for _, handle in submitted[4:8]] == [True] * 4
     tokens = ties = 0
     for name in ("low", "high", "labels", "base"):
         truth = plain(base_folder, sealed.get(name))
-        for _, handle in [one for one in requests if one[0] == name]:
+        for _, handle in [one for one in submitted if one[0] == name]:
             answer = handle.answer(0)
             if name == "labels":
-                ids = driven.engine.base.tokenizer(
-                    handle.work.request.text, add_special_tokens=False
+                ids = driver.engine.base.tokenizer(
+                    handle.state.request.text, add_special_tokens=False
                 ).input_ids
-                chances = true_chances(truth, ids).softmax(-1).tolist()
+                chances = reference_outputs(truth, ids).softmax(-1).tolist()
                 assert list((answer.probabilities or {}).values()) == pytest.approx(
                     chances, abs=1e-4
                 )
             else:
-                drawn = driven.drawn[handle, 0]
-                ties += count_ties(truth, drawn, ends=driven.engine._ends, limit=NEW)
-                tokens += len(drawn.ids)
+                record = driver.record(handle, 0)
+                ties += count_ties(truth, record, end_ids=driver.engine.end_ids, limit=NEW)
+                tokens += len(record.ids)
         del truth
         gc.collect()
     print(f"\n{tokens} tokens, {ties} where the reference's best two are equal")
     assert ties * 20 <= tokens
-    texts = [handle.answer(0).text for name, handle in requests[:4] if name != "labels"]
+    texts = [handle.answer(0).text for name, handle in submitted[:4] if name != "labels"]
     assert len(set(texts)) == 3

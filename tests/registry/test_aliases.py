@@ -10,7 +10,7 @@ import pytest
 
 from trunkline.errors import NotFoundError, RefusedError, UsageError
 from trunkline.refs import Ref
-from trunkline.registry.alias_moves import ANY
+from trunkline.registry.aliases import ANY
 from trunkline.registry.records import AliasMoveRecord, VersionRecord
 from trunkline.registry.registry import Registry
 
@@ -91,9 +91,7 @@ def test_the_loser_is_told_who_won_when_and_to_what(
     won = registry_of_four.aliases.move(NAME.at(3), "champion", actor="system:grace")
     assert won is not None
     when = won.at.strftime("%Y-%m-%dT%H:%M:%SZ")
-    with pytest.raises(
-        RefusedError, match=f"system:grace moved 'champion' of .* to version 3 at {when}"
-    ):
+    with pytest.raises(RefusedError, match=f"system:grace moved it to version 3 at {when}"):
         registry_of_four.aliases.move(NAME.at(2), "champion", expected=seen)
     assert standing(registry_of_four) == 3
 
@@ -102,7 +100,7 @@ def test_moving_away_and_back_in_between_is_noticed(registry_of_four: Registry) 
     promote(registry_of_four, 1)
     seen = newest(registry_of_four).id
     promote(registry_of_four, 2, 1)
-    with pytest.raises(RefusedError, match="Another was first"):
+    with pytest.raises(RefusedError, match="Conflict"):
         registry_of_four.aliases.move(NAME.at(3), "champion", expected=seen)
 
 
@@ -117,14 +115,14 @@ def test_of_movers_with_one_expectation_one_wins(registry_of_four: Registry) -> 
             registry_of_four.aliases.move(NAME.at(2 + number % 3), "champion", expected=seen)
             outcomes.append("won")
         except RefusedError as error:
-            outcomes.append(error.message[:17])
+            outcomes.append(error.message.partition(":")[0])
 
     threads = [threading.Thread(target=move, args=(number,)) for number in range(MOVERS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == ["Another was first"] * (MOVERS - 1) + ["won"]
+    assert sorted(outcomes) == ["Conflict"] * (MOVERS - 1) + ["won"]
     assert len(registry_of_four.aliases.moves("medical", "icd10")) == 2
 
 
@@ -153,7 +151,7 @@ def test_each_rollback_goes_one_step_further(registry_of_four: Registry) -> None
 def test_nothing_before_is_an_error_that_says_so(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
     step_back(registry_of_four)
-    with pytest.raises(RefusedError, match="it stands at version 1, and no version"):
+    with pytest.raises(RefusedError, match="it points to version 1, and no earlier version"):
         step_back(registry_of_four)
     assert standing(registry_of_four) == 1
 

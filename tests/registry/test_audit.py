@@ -17,10 +17,9 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 
 from trunkline.errors import IntegrityError, UsageError
 from trunkline.refs import Ref
-from trunkline.registry.chain import CHAINS, EVENTS, ROOT, Chain, Head, row_hash
-from trunkline.registry.records import ChainReport, RequestLine, VersionRecord
+from trunkline.registry.chain import CHAINS, EVENTS, ROOT, Chain, Head, add_event, row_hash
+from trunkline.registry.records import ChainReport, RequestEntry, VersionRecord
 from trunkline.registry.registry import Registry
-from trunkline.registry.session import add_event
 from trunkline.registry.tables import ChainHead
 
 ROWS = 8
@@ -39,13 +38,15 @@ def filled(registry: Registry) -> Registry:
     """Eight events and eight requests."""
     for number in range(1, ROWS + 1):
         with registry.sessions.write() as session:
-            add_event(session, "system:ada", "note", f"run/{number}", {"text": "né", "n": 0.5})
+            add_event(
+                session, "system:ada", "note.added", f"run/{number}", {"text": "né", "n": 0.5}
+            )
     registry.requests.log([request(number) for number in range(1, ROWS + 1)])
     return registry
 
 
-def request(number: int) -> RequestLine:
-    return RequestLine(
+def request(number: int) -> RequestEntry:
+    return RequestEntry(
         f"req-{number}", NOW, None if number % 2 else "4k2mw0qz", "/v1/classify", "a/b",
         "a/b@1", "sha256:d", 3, 0, 200, number / 7, None, "bird",
     )  # fmt: skip
@@ -128,7 +129,7 @@ def rewrite(connection: Connection, chain: Chain, seq: int) -> None:
 @each_chain
 def test_an_untouched_chain_is_sound(filled: Registry, chain: Chain) -> None:
     report = checked(filled, chain)
-    assert (report.sound, report.rows, report.head) == (
+    assert (report.intact, report.rows, report.head) == (
         True,
         ROWS,
         filled.events.heads()[chain.name],
@@ -136,7 +137,7 @@ def test_an_untouched_chain_is_sound(filled: Registry, chain: Chain) -> None:
 
 
 def test_empty_chains_are_sound(registry: Registry) -> None:
-    assert [report.sound for report in registry.audit.verify()] == [True, True]
+    assert [report.intact for report in registry.audit.verify()] == [True, True]
 
 
 def test_a_chain_of_several_pages_is_sound(
@@ -151,18 +152,18 @@ def test_a_head_of_before_still_holds(filled: Registry, chain: Chain) -> None:
     head = filled.events.heads()[chain.name]
     filled.requests.log([request(99)])
     filled.servers.start("host", 1, "", None)
-    assert checked(filled, chain, head).sound
+    assert checked(filled, chain, head).intact
 
 
 def test_seconds_that_are_whole_numbers_are_sound(registry: Registry) -> None:
-    line = RequestLine("one", NOW, None, "/", "a/b", None, None, 0, 0, 200, 1)
+    line = RequestEntry("one", NOW, None, "/", "a/b", None, None, 0, 0, 200, 1)
     registry.requests.log([line])
-    assert all(report.sound for report in registry.audit.verify())
+    assert all(report.intact for report in registry.audit.verify())
 
 
 def test_progress_is_told(filled: Registry) -> None:
     seen: list[tuple[str, int, int]] = []
-    filled.audit.verify(told=lambda *what: seen.append(what))
+    filled.audit.verify(progress=lambda *what: seen.append(what))
     assert seen == [("events", ROWS, ROWS), ("requests", ROWS, ROWS)]
 
 
@@ -180,7 +181,7 @@ def test_a_change_of_any_value_is_found(
         value = row["seq"] + 1000 if column == "seq" else other(row[column])
         change(connection, chain, seq, **{column: value})
         connection.commit()
-        assert not checked(filled, chain).sound
+        assert not checked(filled, chain).intact
 
 
 @each_chain
@@ -194,7 +195,7 @@ def test_a_changed_row_whose_own_hash_fits_is_found(
         row["hash"] = row_hash(row["previous_hash"], {name: row[name] for name in chain.fields})
         change(connection, chain, seq, **{name: row[name] for name in row if name != "seq"})
         connection.commit()
-        assert not checked(filled, chain).sound
+        assert not checked(filled, chain).intact
 
 
 @examples
@@ -204,7 +205,7 @@ def test_removed_rows_are_found(filled: Registry, chain: Chain, seqs: set[int]) 
     with tampering(filled, chain) as connection:
         connection.execute(delete(table).where(table.c.seq.in_(seqs)))
         connection.commit()
-        assert not checked(filled, chain).sound
+        assert not checked(filled, chain).intact
 
 
 @examples
@@ -221,7 +222,7 @@ def test_an_inserted_row_is_found(filled: Registry, chain: Chain, seq: int, forg
             row["hash"] = row_hash(row["previous_hash"], told)
         connection.execute(insert(chain.table.__table__), [row])
         connection.commit()
-        assert not checked(filled, chain).sound
+        assert not checked(filled, chain).intact
 
 
 @examples
@@ -235,7 +236,7 @@ def test_rows_that_changed_places_are_found(
         for seq, to in ((one, 5000), (two, one), (5000, two)):
             change(connection, chain, seq, seq=to)
         connection.commit()
-        assert not checked(filled, chain).sound
+        assert not checked(filled, chain).intact
 
 
 @examples
@@ -249,7 +250,7 @@ def test_a_cut_tail_is_found_only_with_a_head(filled: Registry, chain: Chain, se
         end = {name: last[0][name] for name in ("seq", "hash")}
         connection.execute(update(ChainHead).where(ChainHead.name == chain.name).values(**end))
         connection.commit()
-        assert (checked(filled, chain).sound, checked(filled, chain, head).sound) == (True, False)
+        assert (checked(filled, chain).intact, checked(filled, chain, head).intact) == (True, False)
 
 
 @examples
@@ -262,7 +263,7 @@ def test_a_rewritten_chain_is_found_only_with_a_head(
         change(connection, chain, seq, **{"id" if chain is not EVENTS else "actor": "someone"})
         rewrite(connection, chain, seq)
         connection.commit()
-        assert (checked(filled, chain).sound, checked(filled, chain, head).sound) == (True, False)
+        assert (checked(filled, chain).intact, checked(filled, chain, head).intact) == (True, False)
 
 
 @each_chain
@@ -272,7 +273,7 @@ def test_a_head_vouches_for_nothing_after_it(filled: Registry, chain: Chain) -> 
         change(connection, chain, 6, **{"id" if chain is not EVENTS else "actor": "someone"})
         rewrite(connection, chain, 6)
         connection.commit()
-        assert checked(filled, chain, Head(row["seq"], row["hash"])).sound
+        assert checked(filled, chain, Head(row["seq"], row["hash"])).intact
 
 
 @each_chain
@@ -280,7 +281,7 @@ def test_a_chain_without_a_recorded_end_is_found(filled: Registry, chain: Chain)
     with tampering(filled, chain) as connection:
         connection.execute(delete(ChainHead).where(ChainHead.name == chain.name))
         connection.commit()
-        assert not checked(filled, chain).sound
+        assert not checked(filled, chain).intact
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_missing_rows_are_named(filled: Registry) -> None:
     with tampering(filled, EVENTS) as connection:
         connection.execute(text("DELETE FROM events WHERE seq IN (3, 4)"))
         connection.commit()
-        told = [one.what for one in checked(filled, EVENTS).breaks]
+        told = [one.message for one in checked(filled, EVENTS).breaks]
     assert told == ["rows 3 to 4 are missing before row 5"]
 
 
@@ -317,19 +318,19 @@ def test_a_tail_cut_off_carelessly_is_named(filled: Registry) -> None:
     with tampering(filled, EVENTS) as connection:
         connection.execute(text("DELETE FROM events WHERE seq > 6"))
         connection.commit()
-        told = [one.what for one in checked(filled, EVENTS).breaks]
-    assert told == ["the chain's end is recorded at row 8, and its last row is 6: cut off"]
+        told = [one.message for one in checked(filled, EVENTS).breaks]
+    assert told == ["the stored head is row 8, but the last row is 6: truncated"]
 
 
 def test_all_breaks_are_counted_and_the_first_are_told(
     filled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trunkline.registry.audit.SHOWN", 2)
+    monkeypatch.setattr("trunkline.registry.audit.MAX_BREAKS", 2)
     with tampering(filled, EVENTS) as connection:
         connection.execute(text("UPDATE events SET actor = 'nobody'"))
         connection.commit()
         report = checked(filled, EVENTS)
-    assert (report.broken, len(report.breaks)) == (ROWS, 2)
+    assert (report.break_count, len(report.breaks)) == (ROWS, 2)
 
 
 def test_a_head_of_no_chain_is_refused(registry: Registry) -> None:
@@ -398,15 +399,15 @@ def test_aliases_that_moved_through_the_registry_are_sound(
     registry.aliases.set(Ref("medical", "icd10", "1"), "trial")
     registry.aliases.rollback(Ref("medical", "icd10"), "champion")
     registry.aliases.drop(Ref("medical", "icd10"), "trial")
-    assert checked(registry, EVENTS).sound
+    assert checked(registry, EVENTS).intact
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("UPDATE aliases SET version_id = 1", "stands at version 1, but its last event says 2"),
-        ("DELETE FROM aliases", "is gone, but its last event says 2"),
-        ("UPDATE aliases SET alias = 'canary'", "but no event tells of it"),
+        ("UPDATE aliases SET version_id = 1", "points to version 1, but its last event says 2"),
+        ("DELETE FROM aliases", "is missing, but its last event says 2"),
+        ("UPDATE aliases SET alias = 'canary'", "but no event says so"),
     ],
     ids=["moved", "taken away", "made"],
 )
@@ -418,4 +419,4 @@ def test_alias_that_was_moved_past_the_registry_is_found(
     with registry.sessions.engines.writing.begin() as connection:
         connection.execute(text(change))
     found = checked(registry, EVENTS)
-    assert any(says in one.what for one in found.breaks)
+    assert any(says in one.message for one in found.breaks)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import create_engine, select, text
@@ -17,18 +17,18 @@ from forks import alone
 from postgres_server import lent_database
 from trunkline.errors import IntegrityError, NotFoundError, RefusedError, RegistryError, UsageError
 from trunkline.refs import Ref
-from trunkline.registry import copying, from_backup
-from trunkline.registry.backup import back_up
-from trunkline.registry.from_backup import Restored, restore
-from trunkline.registry.records import PredictionRecord, RequestLine, VersionRecord
+from trunkline.registry import schema
+from trunkline.registry.backup import back_up, create_unjournaled
+from trunkline.registry.records import PredictionRecord, RequestEntry, VersionRecord
 from trunkline.registry.registry import Registry
+from trunkline.registry.restore import RestoreResult, restore
 from trunkline.registry.tables import Table
 
 KILL = """
 import os, signal, sys
 from pathlib import Path
 from sqlalchemy import Engine, event
-from trunkline.registry.from_backup import restore
+from trunkline.registry.restore import RestoreResult, restore
 
 def die(*ignored):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -43,7 +43,7 @@ def committed(connection):
 
 event.listen(Engine, "after_cursor_execute", note)
 event.listen(Engine, "commit", committed)
-restore(sys.argv[1], Path(sys.argv[2]), aside=Path(sys.argv[3]), replace=True)
+restore(sys.argv[1], Path(sys.argv[2]), save_as=Path(sys.argv[3]), replace=True)
 """
 
 WRITE = """
@@ -73,12 +73,12 @@ def full(registry: Registry, publish: Callable[..., VersionRecord]) -> Registry:
     )
     registry.keys.create("ada", expires=datetime(2099, 1, 1, tzinfo=UTC))
     registry.requests.log(
-        RequestLine(
+        RequestEntry(
             id=f"r{number}",
             at=datetime(2026, 1, 1, 12, 0, 0, number, tzinfo=UTC),
             key=None,
             route="/v1",
-            asked="base",
+            model="base",
             version="base",
             digest=None,
             prompt_tokens=1,
@@ -108,11 +108,11 @@ def other_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def read_back(tmp_path: Path) -> Callable[..., Restored]:
+def read_back(tmp_path: Path) -> Callable[..., RestoreResult]:
     """``read_back(url, backup)`` restores, setting aside into ``aside.db``."""
 
-    def read_back(url: str, backup: Path, **more: Any) -> Restored:
-        return restore(url, backup, aside=tmp_path / "aside.db", busy_seconds=0.5, **more)
+    def read_back(url: str, backup: Path, **more: Any) -> RestoreResult:
+        return restore(url, backup, save_as=tmp_path / "aside.db", busy_seconds=0.5, **more)
 
     return read_back
 
@@ -139,7 +139,7 @@ def test_a_backup_holds_every_row(full: Registry, url: str, backup: Path) -> Non
 def test_a_backup_is_a_registry_by_itself(backup: Path) -> None:
     with Registry.open(f"sqlite:///{backup}") as registry:
         assert registry.adapters.get("medical", "icd10").aliases == {"champion": 2}
-        assert all(report.sound for report in registry.audit.verify())
+        assert all(report.intact for report in registry.audit.verify())
 
 
 def test_a_backup_is_one_file(backup: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_backup_tells_the_heads_of_what_it_holds(
 ) -> None:
     made = back_up(url, tmp_path / "backup.db")
     assert made.heads == full.events.heads()
-    assert (made.revision, made.bytes) == ("0003", made.path.stat().st_size)
+    assert (made.revision, made.bytes) == (schema.head_revision(), made.path.stat().st_size)
 
 
 def test_a_backup_s_head_shows_a_registry_that_was_rewritten_since(
@@ -161,7 +161,7 @@ def test_a_backup_s_head_shows_a_registry_that_was_rewritten_since(
 ) -> None:
     heads = back_up(url, tmp_path / "backup.db").heads
     full.keys.create("bob")
-    assert all(report.sound for report in full.audit.verify(heads))
+    assert all(report.intact for report in full.audit.verify(heads))
 
 
 def test_a_backup_goes_on_while_a_writer_holds_the_lock(
@@ -238,23 +238,23 @@ def test_a_registry_that_is_not_there_is_not_backed_up(tmp_path: Path) -> None:
 
 
 def test_a_backup_of_either_engine_comes_back_into_either(
-    url: str, backup: Path, other_url: str, read_back: Callable[..., Restored]
+    url: str, backup: Path, other_url: str, read_back: Callable[..., RestoreResult]
 ) -> None:
     done = read_back(other_url, backup)
     before, after = rows(url), rows(other_url)
     told = after["events"].pop()
     assert {**before, "chain_heads": []} == {**after, "chain_heads": []}
     assert (told.kind, told.subject) == ("registry.restored", "registry")
-    assert (done.rows, done.aside) == (sum(map(len, before.values())), None)
+    assert (done.rows, done.previous) == (sum(map(len, before.values())), None)
 
 
 def test_a_restored_registry_s_chains_hold_and_end_with_the_restoring(
-    full: Registry, backup: Path, other_url: str, read_back: Callable[..., Restored]
+    full: Registry, backup: Path, other_url: str, read_back: Callable[..., RestoreResult]
 ) -> None:
     kept = full.events.heads()
     done = read_back(other_url, backup, actor="system:ada")
     with Registry.open(other_url) as registry:
-        assert all(report.sound for report in registry.audit.verify(kept))
+        assert all(report.intact for report in registry.audit.verify(kept))
         assert registry.events.heads() == done.heads
         event = registry.events.list(limit=1)[0]
     assert (event.actor, event.detail["backup"]) == ("system:ada", "backup.db")
@@ -262,7 +262,7 @@ def test_a_restored_registry_s_chains_hold_and_end_with_the_restoring(
 
 
 def test_a_restored_registry_goes_on_with_the_next_numbers(
-    backup: Path, other_url: str, read_back: Callable[..., Restored]
+    backup: Path, other_url: str, read_back: Callable[..., RestoreResult]
 ) -> None:
     read_back(other_url, backup)
     with Registry.open(other_url) as registry:
@@ -279,11 +279,11 @@ def test_a_restored_registry_goes_on_with_the_next_numbers(
         assert started == 3
         registry.keys.create("bob")
         registry.aliases.set(Ref.parse("medical/icd10@1"), "canary")
-        assert all(report.sound for report in registry.audit.verify())
+        assert all(report.intact for report in registry.audit.verify())
 
 
 def test_a_registry_with_rows_is_not_restored_over(
-    full: Registry, url: str, backup: Path, read_back: Callable[..., Restored]
+    full: Registry, url: str, backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     before = rows(url)
     with pytest.raises(RefusedError, match="holds rows already") as caught:
@@ -293,12 +293,12 @@ def test_a_registry_with_rows_is_not_restored_over(
 
 
 def test_what_was_there_is_set_aside(
-    full: Registry, url: str, backup: Path, read_back: Callable[..., Restored], tmp_path: Path
+    full: Registry, url: str, backup: Path, read_back: Callable[..., RestoreResult], tmp_path: Path
 ) -> None:
     full.keys.create("after the backup")
     before = rows(url)
     done = read_back(url, backup, replace=True)
-    assert done.aside == tmp_path / "aside.db"
+    assert done.previous == tmp_path / "aside.db"
     assert rows(tmp_path / "aside.db") == before
     (key,) = full.keys.list()
     assert key.owner == "ada"
@@ -309,7 +309,7 @@ def test_numbers_given_out_after_the_backup_stay_used(
     url: str,
     backup: Path,
     publish: Callable[..., VersionRecord],
-    read_back: Callable[..., Restored],
+    read_back: Callable[..., RestoreResult],
 ) -> None:
     publish()
     publish("other")
@@ -320,7 +320,7 @@ def test_numbers_given_out_after_the_backup_stay_used(
 
 
 def test_readers_and_an_open_server_see_the_restored_registry(
-    full: Registry, url: str, backup: Path, read_back: Callable[..., Restored]
+    full: Registry, url: str, backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     full.aliases.set(Ref.parse("medical/icd10@1"), "champion")
     read_back(url, backup, replace=True)
@@ -333,7 +333,7 @@ def test_a_killed_restoring_leaves_the_old_registry_and_is_done_again(
     full: Registry,
     url: str,
     backup: Path,
-    read_back: Callable[..., Restored],
+    read_back: Callable[..., RestoreResult],
     tmp_path: Path,
     moment: str,
 ) -> None:
@@ -352,23 +352,28 @@ def test_a_restoring_that_fails_leaves_the_old_registry_and_nothing_aside(
     full: Registry,
     url: str,
     backup: Path,
-    read_back: Callable[..., Restored],
+    read_back: Callable[..., RestoreResult],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*ignored: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+    class FullDisk:
+        stages: ClassVar[list[str]] = []
 
-    monkeypatch.setattr(copying, "keep_numbers", fail)
+        def stage(self, text: str) -> None:
+            self.stages.append(text)
+
+        def progress(self, done: int, total: int, values: Mapping[str, float]) -> None:
+            if self.stages[-1] == "copying the rows" and done == total:
+                raise sqlite3.OperationalError("database or disk is full")
+
     before = rows(url)
     with pytest.raises(RegistryError, match=r"can't be written|failed"):
-        read_back(url, backup, replace=True)
+        read_back(url, backup, replace=True, listener=FullDisk())
     assert rows(url) == before
     assert not (tmp_path / "aside.db").exists()
 
 
 def test_a_held_lock_is_told_and_nothing_is_changed(
-    full: Registry, url: str, backup: Path, read_back: Callable[..., Restored], tmp_path: Path
+    full: Registry, url: str, backup: Path, read_back: Callable[..., RestoreResult], tmp_path: Path
 ) -> None:
     before = rows(url)
     with full.sessions.write() as session:
@@ -392,7 +397,7 @@ def one_backup(tmp_path: Path) -> Path:
 
 
 def test_a_backup_that_is_not_there_is_told(
-    url: str, tmp_path: Path, read_back: Callable[..., Restored]
+    url: str, tmp_path: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     with pytest.raises(NotFoundError, match=r"no backup .*gone\.db"):
         read_back(url, tmp_path / "gone.db")
@@ -400,7 +405,7 @@ def test_a_backup_that_is_not_there_is_told(
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100, b"SQLite format 3\0" * 300])
 def test_a_file_that_is_no_backup_is_refused_untouched(
-    url: str, tmp_path: Path, read_back: Callable[..., Restored], content: bytes
+    url: str, tmp_path: Path, read_back: Callable[..., RestoreResult], content: bytes
 ) -> None:
     path = tmp_path / "file.db"
     path.write_bytes(content)
@@ -411,7 +416,7 @@ def test_a_file_that_is_no_backup_is_refused_untouched(
 
 
 def test_a_backup_whose_pages_are_damaged_is_refused(
-    registry: Registry, url: str, one_backup: Path, read_back: Callable[..., Restored]
+    registry: Registry, url: str, one_backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     content = bytearray(one_backup.read_bytes())
     for place in range(8192, len(content), 4096):
@@ -434,18 +439,18 @@ def test_a_backup_whose_chain_does_not_hold_is_refused(
     registry: Registry,
     url: str,
     one_backup: Path,
-    read_back: Callable[..., Restored],
+    read_back: Callable[..., RestoreResult],
     tampering: str,
 ) -> None:
     with closing(sqlite3.connect(one_backup)) as connection, connection:
         connection.execute(tampering)
-    with pytest.raises(IntegrityError, match="not as it was written"):
+    with pytest.raises(IntegrityError, match="was changed"):
         read_back(url, one_backup)
     assert registry.events.list() == []
 
 
 def test_a_backup_of_a_newer_release_is_refused(
-    url: str, one_backup: Path, read_back: Callable[..., Restored]
+    url: str, one_backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     with closing(sqlite3.connect(one_backup)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -454,7 +459,7 @@ def test_a_backup_of_a_newer_release_is_refused(
 
 
 def test_a_database_of_something_else_is_no_backup(
-    url: str, tmp_path: Path, read_back: Callable[..., Restored]
+    url: str, tmp_path: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "shop.db")) as connection, connection:
         connection.execute("CREATE TABLE customers (id INTEGER)")
@@ -466,18 +471,18 @@ def test_no_room_for_reading_a_backup_is_told(
     registry: Registry,
     url: str,
     one_backup: Path,
-    read_back: Callable[..., Restored],
+    read_back: Callable[..., RestoreResult],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bare = from_backup.bare_file
+    bare = create_unjournaled
 
     def small(path: Path) -> sqlite3.Connection:
         connection = bare(path)
         connection.execute("PRAGMA max_page_count = 2")
         return connection
 
-    monkeypatch.setattr(from_backup, "bare_file", small)
-    with pytest.raises(RegistryError, match="no room") as caught:
+    monkeypatch.setattr("trunkline.registry.restore.create_unjournaled", small)
+    with pytest.raises(RegistryError, match="no space") as caught:
         read_back(url, one_backup)
     assert "TMPDIR" in (caught.value.hint or "")
 
@@ -486,19 +491,19 @@ def test_no_room_for_reading_a_backup_is_told(
 
 
 def test_a_damaged_registry_is_moved_aside_and_restored(
-    tmp_path: Path, one_backup: Path, read_back: Callable[..., Restored]
+    tmp_path: Path, one_backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     damaged = tmp_path / "damaged.db"
     damaged.write_bytes(b"no database at all" * 100)
     done = read_back(f"sqlite:///{damaged}", one_backup, replace=True)
-    assert done.aside is not None
-    assert done.aside.read_bytes() == b"no database at all" * 100
+    assert done.previous is not None
+    assert done.previous.read_bytes() == b"no database at all" * 100
     with Registry.open(f"sqlite:///{damaged}") as registry:
         assert len(registry.keys.list()) == 2
 
 
 def test_a_damaged_registry_is_left_alone_where_that_was_not_asked(
-    tmp_path: Path, one_backup: Path, read_back: Callable[..., Restored]
+    tmp_path: Path, one_backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     damaged = tmp_path / "damaged.db"
     damaged.write_bytes(b"no database at all" * 100)
@@ -509,7 +514,7 @@ def test_a_damaged_registry_is_left_alone_where_that_was_not_asked(
 
 
 def test_a_raw_copy_with_its_log_beside_it_is_read_like_a_backup(
-    url: str, tmp_path: Path, read_back: Callable[..., Restored]
+    url: str, tmp_path: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     with Registry.open(f"sqlite:///{tmp_path / 'live.db'}") as live:
         live.keys.create("ada")

@@ -11,7 +11,7 @@ import pytest
 
 from forks import Child, alone, together
 from trunkline.refs import Ref
-from trunkline.registry.records import RequestLine, VersionRecord
+from trunkline.registry.records import RequestEntry, VersionRecord
 from trunkline.registry.registry import Registry
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -20,12 +20,12 @@ NEW_YORK = ZoneInfo("America/New_York")
 LOG = """
 import sys
 from datetime import datetime
-from trunkline.registry.records import RequestLine
+from trunkline.registry.records import RequestEntry
 from trunkline.registry.registry import Registry
 with Registry.open(sys.argv[1], busy_seconds=60) as registry:
     at = datetime.fromtimestamp(1_790_000_000).astimezone()
     registry.requests.log([
-        RequestLine(sys.argv[2], at, None, "/v1", "base", "base", None, 1, 1, 200, 0.1)
+        RequestEntry(sys.argv[2], at, None, "/v1", "base", "base", None, 1, 1, 200, 0.1)
     ])
     print(at.utcoffset(), registry.requests.get(sys.argv[2]).at)
 """
@@ -40,13 +40,13 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, "utc_now", lambda: NOON - timedelta(hours=next(passed)))
 
 
-def line(id: str, at: datetime) -> RequestLine:
-    return RequestLine(
+def line(id: str, at: datetime) -> RequestEntry:
+    return RequestEntry(
         id=id,
         at=at,
         key=None,
         route="/v1",
-        asked="base",
+        model="base",
         version=None,
         digest=None,
         prompt_tokens=1,
@@ -92,7 +92,7 @@ def test_an_alias_stands_where_it_was_moved_last(
 def test_a_chain_holds_whatever_its_times_say(registry: Registry) -> None:
     for owner in ("a", "b"):
         registry.keys.create(owner)
-    assert all(report.sound for report in registry.audit.verify())
+    assert all(report.intact for report in registry.audit.verify())
 
 
 def test_the_hour_that_comes_twice_is_two_hours(registry: Registry) -> None:
@@ -103,7 +103,7 @@ def test_the_hour_that_comes_twice_is_two_hours(registry: Registry) -> None:
         datetime(2026, 11, 1, 5, 30, tzinfo=UTC),
         datetime(2026, 11, 1, 6, 30, tzinfo=UTC),
     ]
-    assert all(report.sound for report in registry.audit.verify())
+    assert all(report.intact for report in registry.audit.verify())
 
 
 def test_processes_in_two_time_zones_mean_the_same_moment(registry: Registry, url: str) -> None:
@@ -129,7 +129,7 @@ def test_a_chain_is_checked_the_same_in_every_time_zone(registry: Registry, url:
         "import sys\n"
         "from trunkline.registry.registry import Registry\n"
         "with Registry.open(sys.argv[1]) as registry:\n"
-        "    print([report.sound for report in registry.audit.verify()])\n"
+        "    print([report.intact for report in registry.audit.verify()])\n"
     )
     done = alone(check, url, TZ="Australia/Lord_Howe", PGTZ="Australia/Lord_Howe")
     assert (done.out, done.error) == ("[True, True]", "")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from trunkline.registry import finding
+from trunkline.registry import search
 from trunkline.registry.registry import Registry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -34,8 +34,8 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
     """Page → its steps in a registry of each size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        patch.setattr(finding, "FAR", 500)
-        patch.setattr(finding, "FEW", 60)
+        patch.setattr(search, "SCAN_LIMIT", 500)
+        patch.setattr(search, "PREFETCH_LIMIT", 60)
         import bench_registry
         import filled
 

@@ -112,11 +112,11 @@ def test_a_key_s_beginning_and_end_are_events_without_the_secret(registry: Regis
     registry.keys.remove(record.id)
     removed, created = registry.events.list(subject=f"key/{record.id}")
     assert (created.kind, created.actor, created.detail) == (
-        "key-created",
+        "key.created",
         "root",
         {"owner": "ada", "adapters": ["medical/*"], "admin": False, "expires": None},
     )
-    assert (removed.kind, removed.detail) == ("key-removed", {"owner": "ada"})
+    assert (removed.kind, removed.detail) == ("key.removed", {"owner": "ada"})
     assert removed.actor.startswith("system:")
     assert plain.split("-", 2)[2] not in repr((created, removed))
 

@@ -11,11 +11,10 @@ import pytest
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import Ref
 from trunkline.registry import lineage
-from trunkline.registry.compare import Comparison, compare
-from trunkline.registry.lineage import Lineage
-from trunkline.registry.records import RequestLine, VersionRecord
+from trunkline.registry.lineage import Lineage, LineageDiff, diff
+from trunkline.registry.records import RequestEntry, VersionRecord
 from trunkline.registry.registry import Registry
-from trunkline.registry.session import utc_now
+from trunkline.registry.tables import utc_now
 
 Publish = Callable[..., VersionRecord]
 Start = Callable[..., int]
@@ -49,12 +48,12 @@ def evaluate(
     )
 
 
-def line(answered: VersionRecord, id: str = "req-1", **other: Any) -> RequestLine:
+def line(answered: VersionRecord, id: str = "req-1", **other: Any) -> RequestEntry:
     told: dict[str, Any] = {
         "at": utc_now(),
         "key": None,
         "route": "/v1/classify",
-        "asked": "medical/icd10",
+        "model": "medical/icd10",
         "version": str(answered.ref),
         "digest": answered.digest,
         "prompt_tokens": 1,
@@ -62,7 +61,7 @@ def line(answered: VersionRecord, id: str = "req-1", **other: Any) -> RequestLin
         "status": 200,
         "seconds": 0.1,
     }
-    return RequestLine(id=id, **told | other)
+    return RequestEntry(id=id, **told | other)
 
 
 def parts(found: Lineage) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def test_a_tombstone_still_has_its_lineage(registry: Registry, version: VersionR
     registry.versions.remove(version.ref, reason="old")
     found = registry.lineage.of_version(version.ref)
     assert found.version is not None
-    assert found.version.removal == "old"
+    assert found.version.removal_reason == "old"
     moved = {"moves": [("champion", 1, None, None), ("champion", None, 1, "first")]}
     assert parts(found) == before | moved
     assert parts(registry.lineage.of_digest(version.digest)) == parts(found)
@@ -145,11 +144,11 @@ def test_the_same_artifact_under_another_name_is_named(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     publish("copy")
-    assert registry.lineage.of_version(version.ref).same == ("medical/copy@1",)
+    assert registry.lineage.of_version(version.ref).duplicates == ("medical/copy@1",)
 
 
 def test_an_unknown_digest_is_told(registry: Registry) -> None:
-    with pytest.raises(NotFoundError, match="knows no version with the digest"):
+    with pytest.raises(NotFoundError, match="has no version with the digest"):
         registry.lineage.of_digest("sha256:" + "0" * 64)
 
 
@@ -177,23 +176,23 @@ def test_a_request_is_told_the_move_that_let_its_version_live(
 ) -> None:
     registry.requests.log([line(version)])
     registry.aliases.move(publish(digest="b").ref, "champion")
-    let_live = registry.lineage.of_request("req-1").let_live
-    assert let_live is not None
-    assert (let_live.alias, let_live.new, let_live.reason) == ("champion", 1, "first")
+    alias_move = registry.lineage.of_request("req-1").alias_move
+    assert alias_move is not None
+    assert (alias_move.alias, alias_move.new, alias_move.reason) == ("champion", 1, "first")
 
 
-def test_a_request_before_any_move_was_let_live_by_none(
+def test_a_request_before_any_move_was_alias_move_by_none(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.requests.log([line(version, at=utc_now() - timedelta(days=1))])
-    assert registry.lineage.of_request("req-1").let_live is None
+    assert registry.lineage.of_request("req-1").alias_move is None
 
 
-def test_a_request_by_number_was_let_live_by_none(
+def test_a_request_by_number_was_alias_move_by_none(
     registry: Registry, version: VersionRecord
 ) -> None:
-    registry.requests.log([line(version, asked="medical/icd10@1")])
-    assert registry.lineage.of_request("req-1").let_live is None
+    registry.requests.log([line(version, model="medical/icd10@1")])
+    assert registry.lineage.of_request("req-1").alias_move is None
 
 
 def test_the_digest_decides_which_version_answered(
@@ -216,15 +215,15 @@ def test_an_unknown_digest_in_the_log_leads_nowhere(
 def test_parts_are_bounded_and_say_so(
     registry: Registry, version: VersionRecord, dataset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lineage, "MOST", 1)
+    monkeypatch.setattr(lineage, "MAX_PART", 1)
     evaluate(registry, version, dataset, 0.9, "validation")
     found = registry.lineage.of_version(version.ref)
     assert [one.split for one in found.evaluations] == ["validation"]
-    assert found.cut == ("evaluations", "history")
+    assert found.truncated == ("evaluations", "history")
 
 
 @pytest.fixture
-def compared(registry: Registry, version: VersionRecord, dataset: int) -> Comparison:
+def compared(registry: Registry, version: VersionRecord, dataset: int) -> LineageDiff:
     """medical/icd10@1 beside a second version of another seed, rank and split."""
     other = registry.sources.record_dataset(
         name="medical/icd10",
@@ -249,13 +248,11 @@ def compared(registry: Registry, version: VersionRecord, dataset: int) -> Compar
         "medical", "icd10", number, digest="sha256:" + "c" * 64, path="medical/icd10/2", bytes=1000
     )
     evaluate(registry, second, other, 0.9)
-    return compare(
-        registry.lineage.of_version(version.ref), registry.lineage.of_version(second.ref)
-    )
+    return diff(registry.lineage.of_version(version.ref), registry.lineage.of_version(second.ref))
 
 
-def test_only_what_differs_is_told(compared: Comparison) -> None:
-    assert {one.what: (one.left, one.right) for one in compared.differences} == {
+def test_only_what_differs_is_told(compared: LineageDiff) -> None:
+    assert {one.name: (one.left, one.right) for one in compared.fields} == {
         "version.digest": ("sha256:" + "a" * 64, "sha256:" + "c" * 64),
         "version.run": (1, 2),
         "dataset.split": ("split-1", "split-2"),
@@ -265,21 +262,19 @@ def test_only_what_differs_is_told(compared: Comparison) -> None:
     }
 
 
-def test_figures_are_set_side_by_side(compared: Comparison) -> None:
-    (figure,) = compared.figures
-    assert (figure.what, figure.left, figure.right) == ("test.accuracy", 0.8, 0.9)
+def test_figures_are_set_side_by_side(compared: LineageDiff) -> None:
+    (figure,) = compared.metrics
+    assert (figure.name, figure.left, figure.right) == ("test.accuracy", 0.8, 0.9)
     assert figure.difference == pytest.approx(0.1)
 
 
-def test_figures_of_other_rows_say_so(compared: Comparison) -> None:
-    assert not compared.figures[0].same_rows
+def test_figures_of_other_rows_say_so(compared: LineageDiff) -> None:
+    assert not compared.metrics[0].same_rows
 
 
 def test_a_version_does_not_differ_from_itself(registry: Registry, version: VersionRecord) -> None:
-    found = compare(
-        registry.lineage.of_version(version.ref), registry.lineage.of_version(version.ref)
-    )
-    assert (found.differences, found.figures[0].same_rows) == ((), True)
+    found = diff(registry.lineage.of_version(version.ref), registry.lineage.of_version(version.ref))
+    assert (found.fields, found.metrics[0].same_rows) == ((), True)
 
 
 def test_listed_versions_and_adapters_bring_their_standing(
@@ -287,7 +282,7 @@ def test_listed_versions_and_adapters_bring_their_standing(
 ) -> None:
     (listed,) = registry.versions.list("medical", "icd10", scored=True)
     (adapter,) = registry.adapters.list(scored=True)
-    assert listed.standing is not None
-    assert adapter.standing is not None
-    for standing in (listed.standing, adapter.standing):
+    assert listed.score is not None
+    assert adapter.score is not None
+    for standing in (listed.score, adapter.score):
         assert (standing.metric, standing.value) == ("accuracy", 0.8)

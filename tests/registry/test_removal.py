@@ -10,7 +10,7 @@ from sqlalchemy import text
 from trunkline.errors import NotFoundError, RefusedError, RegistryError, UsageError
 from trunkline.refs import Ref
 from trunkline.registry import artifacts
-from trunkline.registry.publisher import this_process
+from trunkline.registry.actors import current_process
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
 
@@ -52,7 +52,7 @@ def test_removed_version_keeps_what_is_known_of_it(registry: Registry, publish: 
     remove(registry)
     row = registry.artifacts.find([("medical", "icd10", 1)])["medical", "icd10", 1]
     assert (row.status, row.digest, row.path) == ("removed", version.digest, version.path)
-    assert row.removal == "trained on the wrong year"
+    assert row.removal_reason == "trained on the wrong year"
 
 
 def test_version_is_removed_by_its_digest(registry: Registry, publish: Publish) -> None:
@@ -80,7 +80,7 @@ def test_removal_wants_a_ref_that_means_one_version_for_good(
     registry: Registry, publish: Publish, selector: str | None
 ) -> None:
     publish()
-    with pytest.raises(UsageError, match="which version"):
+    with pytest.raises(UsageError, match="another version tomorrow"):
         registry.versions.remove(REF.at(selector), reason="x")
 
 
@@ -111,7 +111,7 @@ def test_removal_of_what_a_server_holds_is_refused(registry: Registry, publish: 
 def test_reserved_number_says_who_publishes(registry: Registry, start: Callable[..., int]) -> None:
     registry.versions.reserve("medical", "icd10", task="classification", run=start())
     (pending,) = registry.artifacts.list_pending()
-    assert (pending.ref, pending.publisher) == (REF.at(1), this_process())
+    assert (pending.ref, pending.reserved_by) == (REF.at(1), current_process())
 
 
 def test_published_version_says_nothing_of_its_publisher(
@@ -125,7 +125,7 @@ def test_abandoned_number_says_why(registry: Registry, start: Callable[..., int]
     registry.versions.reserve("medical", "icd10", task="classification", run=start())
     registry.versions.abandon("medical", "icd10", 1, reason="no room")
     row = registry.artifacts.find([("medical", "icd10", 1)])["medical", "icd10", 1]
-    assert (row.status, row.removal, row.publisher) == ("failed", "no room", None)
+    assert (row.status, row.removal_reason, row.reserved_by) == ("failed", "no room", None)
 
 
 def test_abandoned_number_can_not_be_published(

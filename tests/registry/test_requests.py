@@ -19,19 +19,19 @@ from sqlalchemy import select
 import trunkline.registry
 from forks import Child, together
 from trunkline.errors import NotFoundError, RegistryError, UsageError
-from trunkline.registry.records import RequestLine
+from trunkline.registry.records import RequestEntry
 from trunkline.registry.registry import Registry
 from trunkline.registry.requests import Requests
 from trunkline.registry.tables import LoggedRequest
 
 NAMES = (ast.Name, ast.Attribute)
 
-LINE = RequestLine(
+LINE = RequestEntry(
     id="req-1",
     at=datetime(2030, 1, 1, 9, 30, tzinfo=timezone(timedelta(hours=9))),
     key="0aaaaaaa",
     route="/v1/chat/completions",
-    asked="medical/icd10@champion",
+    model="medical/icd10@champion",
     version="medical/icd10@3",
     digest="sha256:" + "a" * 64,
     prompt_tokens=12,
@@ -41,7 +41,7 @@ LINE = RequestLine(
 )
 
 
-def lines(count: int, start: int = 0, **more: Any) -> list[RequestLine]:
+def lines(count: int, start: int = 0, **more: Any) -> list[RequestEntry]:
     return [replace(LINE, id=f"r{number}", **more) for number in range(start, start + count)]
 
 
@@ -100,19 +100,19 @@ def test_a_malformed_key_is_not_logged(registry: Registry) -> None:
 @given(st.text(st.characters(exclude_categories=())))
 def test_no_text_keeps_a_line_from_the_log(registry: Registry, text: str) -> None:
     id = uuid4().hex
-    registry.requests.log([replace(LINE, id=id, asked=text, text=text, output=text)])
+    registry.requests.log([replace(LINE, id=id, model=text, text=text, output=text)])
     assert len(registry.requests.get(id).text or "") == len(text)
 
 
 def test_what_no_database_takes_is_replaced(registry: Registry) -> None:
-    registry.requests.log([replace(LINE, asked="a\0b", text="\ud800ä😀")])
+    registry.requests.log([replace(LINE, model="a\0b", text="\ud800ä😀")])
     found = registry.requests.get("req-1")
-    assert (found.asked, found.text) == ("a\ufffdb", "\ufffdä😀")
+    assert (found.model, found.text) == ("a\ufffdb", "\ufffdä😀")
 
 
 def test_a_name_that_a_client_made_long_is_cut(registry: Registry) -> None:
-    registry.requests.log([replace(LINE, asked="x" * 1_000_000)])
-    assert registry.requests.get("req-1").asked == "x" * 200
+    registry.requests.log([replace(LINE, model="x" * 1_000_000)])
+    assert registry.requests.get("req-1").model == "x" * 200
 
 
 @pytest.mark.parametrize("id", ["req-2", "", "x" * 1000, "\ud800", "\0"])
@@ -222,12 +222,12 @@ def test_no_module_changes_or_deletes_a_line_of_the_log() -> None:
 LOGGING = """
 import sys
 from datetime import UTC, datetime
-from trunkline.registry.records import RequestLine
+from trunkline.registry.records import RequestEntry
 from trunkline.registry.registry import Registry
 registry = Registry.open(sys.argv[1], busy_seconds=60)
 for number in range(20):
     registry.requests.log([
-        RequestLine(f"{sys.argv[2]}-{number}-{part}", datetime.now(UTC), None, "/v1",
+        RequestEntry(f"{sys.argv[2]}-{number}-{part}", datetime.now(UTC), None, "/v1",
                     "base", "base", None, 1, 1, 200, 0.1)
         for part in range(5)
     ])

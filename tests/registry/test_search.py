@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from postgres_server import drop_database, migrated_database
 from trunkline.errors import UsageError
 from trunkline.refs import Ref
-from trunkline.registry import finding
+from trunkline.registry import search
 from trunkline.registry.registry import Registry
-from trunkline.registry.search import Both, Either, Figure, Not, Plain, Tagged, parse
+from trunkline.registry.search_syntax import (
+    And,
+    FieldCondition,
+    Not,
+    Or,
+    ScoreCondition,
+    TagCondition,
+    parse,
+)
 
 Found = Callable[[str], list[str]]
 
@@ -178,7 +186,7 @@ def test_search_is_the_same_from_whichever_side_it_begins(
     found: Found, monkeypatch: pytest.MonkeyPatch, where: str, names: list[str] | None
 ) -> None:
     few = found(where)
-    monkeypatch.setattr(finding, "FEW", 0)
+    monkeypatch.setattr(search, "PREFETCH_LIMIT", 0)
     assert found(where) == few == (names or few)
 
 
@@ -190,8 +198,8 @@ def test_a_version_without_a_dataset_is_found_by_not(filled: Registry) -> None:
 
 def test_found_versions_bring_their_standing(shared: Registry) -> None:
     (one,) = shared.versions.search("alias=champion").versions
-    assert one.standing is not None
-    assert (one.standing.metric, one.standing.value, one.standing.verdict) == (
+    assert one.score is not None
+    assert (one.score.metric, one.score.value, one.score.verdict) == (
         "accuracy",
         0.9,
         "ties",
@@ -210,8 +218,8 @@ def test_pages_follow_each_other(shared: Registry) -> None:
 def test_pages_follow_each_other_when_little_is_looked_at(
     shared: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finding, "FEW", 0)
-    monkeypatch.setattr(finding, "FAR", 2)
+    monkeypatch.setattr(search, "PREFETCH_LIMIT", 0)
+    monkeypatch.setattr(search, "SCAN_LIMIT", 2)
     seen: list[str] = []
     after: Ref | None = None
     for _ in range(3):
@@ -227,36 +235,36 @@ def test_removed_versions_are_not_found(filled: Registry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "at", "what"),
+    ("where", "at", "problem"),
     [
-        ("", 1, "a field is expected, and the search ends"),
-        ("name", 5, "an operator behind 'name' is expected"),
-        ("name=", 6, "a value is expected"),
-        ("name=a name=b", 8, "'and' or 'or' is expected, not 'name'"),
-        ("name=a and", 11, "a field is expected"),
-        ("(name=a", 8, "')' is expected"),
-        ("name=a)", 7, "'and' or 'or' is expected"),
+        ("", 1, "expected a field, but the search ends"),
+        ("name", 5, "expected an operator after 'name'"),
+        ("name=", 6, "expected a value"),
+        ("name=a name=b", 8, "expected 'and' or 'or', not 'name'"),
+        ("name=a and", 11, "expected a field"),
+        ("(name=a", 8, "expected ')'"),
+        ("name=a)", 7, "expected 'and' or 'or'"),
         ("nme=a", 1, "there is no field 'nme'"),
-        ("name<a", 5, "'name' can't be compared by '<'"),
-        ("test.accuracy~1", 14, "can't be compared by '~'"),
-        ("test.accuracy>high", 15, "a number is expected, not 'high'"),
-        ("test.accuracy>nan", 15, "a number is expected"),
-        ("name=a and created>yesterday", 20, "a time is expected"),
-        ("newest=1", 8, "yes or no is expected"),
-        ("name='a", 6, "is not understood"),
+        ("name<a", 5, "'name' can't be compared with '<'"),
+        ("test.accuracy~1", 14, "can't be compared with '~'"),
+        ("test.accuracy>high", 15, "expected a number, not 'high'"),
+        ("test.accuracy>nan", 15, "expected a number"),
+        ("name=a and created>yesterday", 20, "expected a time"),
+        ("newest=1", 8, "expected yes or no"),
+        ("name='a", 6, "unexpected"),
         ("tag.=x", 1, "there is no field 'tag.'"),
         ("tag.No=x", 1, "there is no field"),
-        ("name=a\0b", 6, "can't be looked for"),
+        ("name=a\0b", 6, "can't be searched for"),
         ("and=1", 1, "there is no field 'and'"),
         (" or ".join(["name=a"] * 21), 201, "more than 20 conditions"),
-        ("(" * 12 + "name=a" + ")" * 12, 12, "more than 10 brackets"),
+        ("(" * 12 + "name=a" + ")" * 12, 12, "more than 10 nested brackets"),
     ],
 )
-def test_a_wrong_search_is_told_with_its_position(where: str, at: int, what: str) -> None:
-    with pytest.raises(UsageError) as told:
+def test_a_syntax_error_has_its_position(where: str, at: int, problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
         parse(where)
-    assert told.value.message.startswith(f"In the search, at character {at}: ")
-    assert what in told.value.message
+    assert caught.value.message.startswith(f"Error in the search at character {at}: ")
+    assert problem in caught.value.message
 
 
 def test_a_long_search_is_refused() -> None:
@@ -265,14 +273,14 @@ def test_a_long_search_is_refused() -> None:
 
 
 def test_and_binds_stronger_than_or() -> None:
-    a, b, c = (Plain("name", "=", letter) for letter in "abc")
-    assert parse("name=a or name=b and name=c") == Either((a, Both((b, c))))
-    assert parse("not name=a and name=b") == Both((Not(a), b))
+    a, b, c = (FieldCondition("name", "=", letter) for letter in "abc")
+    assert parse("name=a or name=b and name=c") == Or((a, And((b, c))))
+    assert parse("not name=a and name=b") == And((Not(a), b))
 
 
 def test_words_of_fields_are_told_apart() -> None:
-    assert parse("tag.x=1 and test.d0/cost.low<=0.5") == Both(
-        (Tagged("x", "=", "1"), Figure("test", "d0/cost", "low", "<=", 0.5))
+    assert parse("tag.x=1 and test.d0/cost.low<=0.5") == And(
+        (TagCondition("x", "=", "1"), ScoreCondition("test", "d0/cost", "low", "<=", 0.5))
     )
 
 

@@ -12,10 +12,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
+from trunkline.registry.actors import process_is_alive
+from trunkline.registry.mapping import ALIVE_SECONDS
 from trunkline.registry.registry import Registry
-from trunkline.registry.servers import ALIVE_SECONDS, process_lives
-from trunkline.registry.session import utc_now
-from trunkline.registry.tables import Deployment
+from trunkline.registry.tables import Server, utc_now
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
 REF = "medical/icd10@3"
@@ -30,7 +30,7 @@ def last_seen(registry: Registry, number: int, seconds: float) -> None:
     """Let a server's last sign of life be so old."""
     then = utc_now() - timedelta(seconds=seconds)
     with registry.sessions.write() as session:
-        session.execute(update(Deployment).where(Deployment.id == number).values(seen=then))
+        session.execute(update(Server).where(Server.id == number).values(last_seen=then))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_process_of_this_host_is_alive(registry: Registry) -> None:
 
 @pytest.mark.parametrize("pid", [0, -1])
 def test_no_number_of_a_group_is_taken_for_a_process(pid: int) -> None:
-    assert not process_lives(pid)
+    assert not process_is_alive(pid)
 
 
 def test_the_dead_and_the_unknown_are_told_that_they_are(registry: Registry) -> None:

@@ -58,7 +58,7 @@ def test_setting_a_tag_again_replaces_it_and_tells_both(
     assert (event.kind, event.actor, event.detail) == (
         "tag.set",
         "ada",
-        {"key": "state", "value": "final", "was": "draft"},
+        {"key": "state", "value": "final", "previous": "draft"},
     )
 
 
@@ -105,7 +105,7 @@ def test_a_removed_version_can_be_noted(registry: Registry, version: VersionReco
 def test_tags_have_an_end(
     registry: Registry, version: VersionRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tags, "MOST_TAGS", 2)
+    monkeypatch.setattr(tags, "MAX_TAGS", 2)
     registry.tags.update(VERSION, {"a": "1", "b": "1"})
     with pytest.raises(RefusedError, match="more than 2 tags"):
         registry.tags.set(VERSION, "c", "1")
@@ -136,7 +136,7 @@ def test_a_malformed_tag_is_refused(
 
 @pytest.mark.parametrize("text", ["", " \n", "x" * 4001, "a\0b", "a\x1b[31m", "a\x9b31m", "\ud800"])
 def test_a_malformed_note_is_refused(registry: Registry, version: VersionRecord, text: str) -> None:
-    with pytest.raises(UsageError, match="can't be kept"):
+    with pytest.raises(UsageError, match="is not a valid note"):
         registry.tags.add_note(VERSION, text)
     assert registry.tags.notes(VERSION) == []
 
@@ -181,7 +181,13 @@ def test_history_tells_an_adapters_and_its_versions_events(
     registry.tags.set(VERSION, "state", "draft")
     registry.tags.add_note("medical/icd10", "all is well")
     told = [one.kind for one in registry.events.history(Ref.parse("medical/icd10"))]
-    assert told == ["note", "tag.set", "alias.moved", "version.published", "version.published"]
+    assert told == [
+        "note.added",
+        "tag.set",
+        "alias.moved",
+        "version.published",
+        "version.published",
+    ]
     of_second = registry.events.history(second.ref)
     assert [(one.kind, one.detail["number"]) for one in of_second] == [("version.published", 2)]
 

@@ -1,4 +1,4 @@
-"""Registries with versions, a workspace with real artifacts, and servers on it."""
+"""Registries with versions, a workspace with real artifacts, and a server process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["tiny"]
 BASE = "b" * 64
 OTHER_BASE = "c" * 64
 
-MADE = (
+ADAPTERS = (
     ("animals", "classification"),
     ("animals", "classification"),
     ("prices", "regression"),
@@ -31,14 +31,14 @@ MADE = (
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", busy_seconds=0.2) as opened:
-        yield opened
+    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", busy_seconds=0.2) as registry:
+        yield registry
 
 
 @pytest.fixture
 def versions(registry: Registry) -> Registry:
-    """``medical/icd`` with two versions, the first the champion; ``retail/tax``; one of another
-    base."""
+    """``medical/icd`` with two versions, the first one the champion; ``retail/tax``; and an adapter
+    of another base."""
     for digest, name in ((BASE, "tiny"), (OTHER_BASE, "other")):
         record_base(registry, digest, name)
     add_version(registry, "medical", "icd")
@@ -64,17 +64,17 @@ def add_version(registry: Registry, domain: str, name: str, base: str = BASE) ->
 
 
 @pytest.fixture(scope="session")
-def made_site(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A workspace to copy: ``toy/animals`` 1 (champion) and 2, ``toy/prices`` 1, ``toy/plurals`` 1
-    and 2."""
+def site_template(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A workspace to copy: ``toy/animals`` with versions 1 (champion) and 2, ``toy/prices`` with
+    version 1, ``toy/plurals`` with versions 1 and 2."""
     folder = tmp_path_factory.mktemp("site") / "workspace"
     folder.mkdir()
     platform = open(folder, base=str(tiny), no_plugins=True)
     digest = ""
-    for seed, (name, kind) in enumerate(MADE):
+    for seed, (name, kind) in enumerate(ADAPTERS):
         source = folder.parent / str(seed)
-        made = Template(prompt="{text}", chat=kind == "generation")
-        make_artifact(source, tiny, kind, seed=seed, template=made)
+        template = Template(prompt="{text}", chat=kind == "generation")
+        make_artifact(source, tiny, kind, seed=seed, template=template)
         if not digest:
             from trunkline.bases import describe
 
@@ -88,19 +88,19 @@ def made_site(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 
 @pytest.fixture
-def site(tmp_path: Path, made_site: Path) -> Path:
-    """A workspace of the test's own."""
-    return Path(shutil.copytree(made_site, tmp_path / "site"))
+def site(tmp_path: Path, site_template: Path) -> Path:
+    """A copy of the workspace for one test."""
+    return Path(shutil.copytree(site_template, tmp_path / "site"))
 
 
 @pytest.fixture(scope="module")
 def running(
-    tmp_path_factory: pytest.TempPathFactory, made_site: Path, tiny: Path
+    tmp_path_factory: pytest.TempPathFactory, site_template: Path, tiny: Path
 ) -> Iterator[ServerProcess]:
-    """A server in a process of its own, for a module's tests."""
+    """A server process for the tests of a module."""
     folder = tmp_path_factory.mktemp("running") / "site"
     with ServerProcess(
-        Path(shutil.copytree(made_site, folder)), tiny, write_timeout=1.0, read_timeout=1.0
+        Path(shutil.copytree(site_template, folder)), tiny, write_timeout=1.0, read_timeout=1.0
     ) as server:
         yield server
         assert server.stop() == 0

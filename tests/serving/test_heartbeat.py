@@ -109,8 +109,8 @@ def test_dtype_of_the_base_is_recorded(registry: Registry) -> None:
 @pytest.mark.usefixtures("running")
 def test_heartbeats_are_recorded(registry: Registry) -> None:
     with closing(sqlite3.connect(registry.sessions.engines.where, isolation_level=None)) as other:
-        other.execute("UPDATE deployments SET seen = '2020-01-01 00:00:00.000000'")
-    wait_until(lambda: registry.servers.list()[0].seen.year > 2020, "a heartbeat is recorded")
+        other.execute("UPDATE servers SET last_seen = '2020-01-01 00:00:00.000000'")
+    wait_until(lambda: registry.servers.list()[0].last_seen.year > 2020, "a heartbeat is recorded")
 
 
 def test_adapters_loaded_before_the_start_are_recorded(

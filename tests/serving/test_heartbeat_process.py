@@ -48,7 +48,7 @@ def test_loaded_version_is_recorded(registry: Registry) -> None:
 
 def test_request_log_is_a_valid_chain(registry: Registry) -> None:
     report = registry.audit.verify()[1]
-    assert (report.chain, report.rows > 0, report.sound) == ("requests", True, True)
+    assert (report.chain, report.rows > 0, report.intact) == ("requests", True, True)
 
 
 def test_changed_line_of_the_request_log_is_detected(registry: Registry) -> None:
@@ -56,7 +56,7 @@ def test_changed_line_of_the_request_log_is_detected(registry: Registry) -> None
     for sound in (False, True):
         with registry.sessions.engines.writing.begin() as connection:
             connection.execute(text(change))
-        assert registry.audit.verify()[1].sound is sound
+        assert registry.audit.verify()[1].intact is sound
 
 
 def test_stopped_server_is_recorded_as_stopped_and_killed_server_as_gone(

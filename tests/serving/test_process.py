@@ -1,4 +1,4 @@
-"""A real server process and its real clients: many, slow, gone; and how it ends."""
+"""A server process with many, slow and disconnecting clients, and its shutdown."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from trunkline.refs import Ref
 from trunkline.registry.records import RequestRecord
 from trunkline.registry.registry import Registry
 
-SAID: Any = [{"role": "user", "content": "The quick brown fox"}]
-LONG: dict[str, Any] = {"model": "toy/plurals", "messages": SAID, "max_tokens": 200, "seed": 1}
+MESSAGES: Any = [{"role": "user", "content": "The quick brown fox"}]
+LONG: dict[str, Any] = {"model": "toy/plurals", "messages": MESSAGES, "max_tokens": 200, "seed": 1}
 
 
 def last_logged(server: ServerProcess) -> RequestRecord | None:
@@ -30,8 +30,8 @@ def last_logged(server: ServerProcess) -> RequestRecord | None:
 
 
 def is_idle(server: ServerProcess) -> bool:
-    told = server.get("/admin/state")
-    return bool(told["in_flight"] == 1 and told["running"] == told["waiting"] == 0)
+    state = server.get("/admin/state")
+    return bool(state["in_flight"] == 1 and state["running"] == state["waiting"] == 0)
 
 
 def events(response: httpx2.Response) -> list[str]:
@@ -40,14 +40,14 @@ def events(response: httpx2.Response) -> list[str]:
 
 
 def connect(server: ServerProcess, receive_buffer: int = 0) -> socket.socket:
-    """A bare connection."""
+    """Open a TCP connection."""
     url = httpx2.URL(server.url)
-    made = socket.socket()
+    connection = socket.socket()
     if receive_buffer:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    made.settimeout(60)
-    made.connect((url.host, url.port))
-    return made
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(60)
+    connection.connect((url.host, url.port))
+    return connection
 
 
 def post(connection: socket.socket, path: str, body: dict[str, Any]) -> None:
@@ -59,8 +59,8 @@ def post(connection: socket.socket, path: str, body: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------------- many clients
 
 
-def ask_all(server: ServerProcess, count: int) -> None:
-    """``count`` streams at once, over three models; each must be what it is alone."""
+def check_concurrent_streams(server: ServerProcess, count: int) -> None:
+    """``count`` streams at once, of three models, equal the same streams one after another."""
     models = ("toy/plurals@1", "toy/plurals@2", "base")
 
     def text(client: openai.OpenAI, number: int) -> tuple[str, str]:
@@ -75,47 +75,49 @@ def ask_all(server: ServerProcess, count: int) -> None:
             )
         )
         assert chunks[-1].usage is not None
-        said = (one.choices[0].delta.content or "" for one in chunks if one.choices)
-        return chunks[-1].model, "".join(said)
+        texts = (chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        return chunks[-1].model, "".join(texts)
 
     with server.client() as client, ThreadPoolExecutor(count) as threads:
         alone = {number: text(client, number) for number in range(min(count, 21))}
-        told = list(threads.map(lambda number: text(client, number), range(count)))
-    assert [one[0] for one in told] == [models[number % 3] for number in range(count)]
-    assert told == [alone[number % 21] for number in range(count)]
+        concurrent = list(threads.map(lambda number: text(client, number), range(count)))
+    assert [model for model, _ in concurrent] == [models[number % 3] for number in range(count)]
+    assert concurrent == [alone[number % 21] for number in range(count)]
 
 
-def test_streams_side_by_side_are_what_each_is_alone(running: ServerProcess) -> None:
-    ask_all(running, 24)
+def test_concurrent_streams_equal_sequential_ones(running: ServerProcess) -> None:
+    check_concurrent_streams(running, 24)
 
 
-def test_more_connections_than_files_are_refused_and_break_nothing(site: Path, tiny: Path) -> None:
+def test_connections_beyond_the_limit_are_refused(site: Path, tiny: Path) -> None:
     with ServerProcess(site, tiny, files=200) as server, ExitStack() as opened:
-        told = b""
+        response = b""
         for _ in range(180):
             connection = opened.enter_context(closing(connect(server)))
             with suppress(ConnectionError):
                 connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                told = connection.recv(65536)
+                response = connection.recv(65536)
                 connection.sendall(b"GET /hea")
-        assert told.startswith(b"HTTP/1.1 503 ")
+        assert response.startswith(b"HTTP/1.1 503 ")
         opened.close()
-        wait_until(lambda: server.get("/ready")["status"] == "ready", "there is room again")
+        wait_until(lambda: server.get("/ready")["status"] == "ready", "connections are free again")
         assert server.stop() == 0
     assert server.finish() == ""
 
 
-def test_clients_that_leave_or_do_not_read_at_its_end_are_no_errors(site: Path, tiny: Path) -> None:
+def test_disconnecting_and_slow_clients_at_shutdown_are_no_errors(site: Path, tiny: Path) -> None:
     heavy = {**LONG, "n": 16, "logprobs": True, "top_logprobs": 20, "stream": True}
     with ServerProcess(site, tiny, drain_seconds=1, write_timeout=60) as server:
         for _ in range(3):
             with closing(connect(server)) as connection:
                 post(connection, "/v1/chat/completions", {**LONG, "n": 8})
-                wait_until(lambda: server.get("/admin/state")["running"] > 0, "it runs")
-        wait_until(lambda: is_idle(server), "the rows are free again")
+                wait_until(lambda: server.get("/admin/state")["running"] > 0, "the request runs")
+        wait_until(lambda: is_idle(server), "the rows are free")
         with closing(connect(server, receive_buffer=4096)) as connection:
             post(connection, "/v1/chat/completions", heavy)
-            wait_until(lambda: server.get("/admin/state")["in_flight"] > 1, "it is there")
+            wait_until(
+                lambda: server.get("/admin/state")["in_flight"] > 1, "a request is in flight"
+            )
             time.sleep(1)
             assert server.stop() == 0
     assert server.finish() == ""
@@ -124,19 +126,19 @@ def test_clients_that_leave_or_do_not_read_at_its_end_are_no_errors(site: Path, 
 
 
 def test_openais_client_gets_choices_stops_and_errors(running: ServerProcess) -> None:
-    asked: dict[str, Any] = {
-        "model": "toy/plurals", "messages": SAID, "temperature": 0, "max_tokens": 30,
+    request: dict[str, Any] = {
+        "model": "toy/plurals", "messages": MESSAGES, "temperature": 0, "max_tokens": 30,
     }  # fmt: skip
     with running.client() as client:
-        told = client.chat.completions.create(**asked, n=3)
-        texts = {choice.message.content for choice in told.choices}
-        assert (len(told.choices), len(texts)) == (3, 1)
-        assert told.usage is not None
-        assert told.usage.completion_tokens <= 3 * 30
+        completion = client.chat.completions.create(**request, n=3)
+        texts = {choice.message.content for choice in completion.choices}
+        assert (len(completion.choices), len(texts)) == (3, 1)
+        assert completion.usage is not None
+        assert completion.usage.completion_tokens <= 3 * 30
         (text,) = texts
         assert text
         stop = text[3:5]
-        cut = client.chat.completions.create(**asked, stop=[stop]).choices[0]
+        cut = client.chat.completions.create(**request, stop=[stop]).choices[0]
         assert (cut.message.content, cut.finish_reason) == (text[: text.index(stop)], "stop")
         for wrong, kind in (
             ({"model": "toy/nothing"}, openai.NotFoundError),
@@ -144,125 +146,125 @@ def test_openais_client_gets_choices_stops_and_errors(running: ServerProcess) ->
             ({"messages": [{"role": "user", "content": ""}]}, openai.UnprocessableEntityError),
         ):
             with pytest.raises(kind) as caught:
-                client.chat.completions.create(**{**asked, **wrong})
+                client.chat.completions.create(**{**request, **wrong})
             assert caught.value.body["message"]
 
 
-def test_an_answer_in_flight_keeps_its_version_when_the_alias_moves(
+def test_request_in_flight_keeps_its_version_when_the_alias_moves(
     running: ServerProcess,
 ) -> None:
-    body = {"model": "toy/plurals@live", "messages": SAID, "max_tokens": 150, "seed": 1}
+    body = {"model": "toy/plurals@live", "messages": MESSAGES, "max_tokens": 150, "seed": 1}
     with Registry.open(f"sqlite:///{running.workspace / 'registry.db'}") as registry:
         registry.aliases.set(Ref("toy", "plurals", "1"), "live")
         with running.stream("/v1/chat/completions", body) as response:
             lines = response.iter_lines()
             first = next(line for line in lines if line)
             registry.aliases.set(Ref("toy", "plurals", "2"), "live")
-            told = {
+            models = {
                 json.loads(line.removeprefix("data: "))["model"]
                 for line in (first, *lines)
                 if line and not line.endswith("[DONE]")
             }
-        assert told == {"toy/plurals@1"}
+        assert models == {"toy/plurals@1"}
         with running.client() as client:
             after = client.chat.completions.create(**{**body, "max_tokens": 1})
         assert after.model == "toy/plurals@2"
 
 
 @pytest.mark.slow
-def test_two_hundred_streams_at_once(running: ServerProcess) -> None:
-    ask_all(running, 200)
-    wait_until(lambda: is_idle(running), "rows are free again")
+def test_two_hundred_concurrent_streams(running: ServerProcess) -> None:
+    check_concurrent_streams(running, 200)
+    wait_until(lambda: is_idle(running), "the rows are free")
 
 
 @pytest.mark.slow
-def test_ten_thousand_unknown_names_leave_nothing_behind(running: ServerProcess) -> None:
+def test_ten_thousand_unknown_models_use_no_memory(running: ServerProcess) -> None:
     def series() -> int:
         text = httpx2.get(running.url + "/metrics", timeout=60).text
         return sum(not line.startswith("#") for line in text.splitlines())
 
-    def resident() -> int:
+    def resident_bytes() -> int:
         pages = Path(f"/proc/{running.process.pid}/statm").read_text().split()[1]
         return int(pages) * 4096
 
-    def ask(client: httpx2.Client, number: int) -> int:
-        body = {"model": f"toy/unknown-{number}", "messages": SAID}
+    def status(client: httpx2.Client, number: int) -> int:
+        body = {"model": f"toy/unknown-{number}", "messages": MESSAGES}
         return client.post("/v1/chat/completions", json=body).status_code
 
     with httpx2.Client(base_url=running.url, timeout=60) as client:
-        assert {ask(client, number) for number in range(1000)} == {404}
+        assert {status(client, number) for number in range(1000)} == {404}
         series()
-        before, held = series(), resident()
-        assert {ask(client, number) for number in range(1000, 10_000)} == {404}
-    assert series() == before
-    assert resident() - held < 32 << 20
+        series_before, bytes_before = series(), resident_bytes()
+        assert {status(client, number) for number in range(1000, 10_000)} == {404}
+    assert series() == series_before
+    assert resident_bytes() - bytes_before < 32 << 20
 
 
-# ------------------------------------------------------------------------------ clients that leave
+# --------------------------------------------------------------------------- disconnecting clients
 
 
-def test_who_leaves_in_mid_stream_frees_the_row(running: ServerProcess) -> None:
+def test_disconnecting_during_a_stream_frees_the_row(running: ServerProcess) -> None:
     with running.stream("/v1/chat/completions", {**LONG, "n": 4}) as response:
         next(response.iter_bytes(1))
-    wait_until(lambda: is_idle(running), "the row is free again")
+    wait_until(lambda: is_idle(running), "the row is free")
     logged = last_logged(running)
     assert logged is not None
     assert (logged.status, logged.version) == (499, "toy/plurals@2")
     assert logged.new_tokens < 4 * 200
 
 
-def test_who_leaves_before_the_answer_frees_the_row(running: ServerProcess) -> None:
+def test_disconnecting_before_the_answer_frees_the_row(running: ServerProcess) -> None:
     with closing(connect(running)) as connection:
         post(connection, "/v1/chat/completions", {**LONG, "n": 8})
-        wait_until(lambda: running.get("/admin/state")["running"] > 0, "it is in the batch")
-    wait_until(lambda: is_idle(running), "the row is free again")
+        wait_until(lambda: running.get("/admin/state")["running"] > 0, "a request is running")
+    wait_until(lambda: is_idle(running), "the row is free")
     logged = last_logged(running)
     assert logged is not None
     assert logged.status == 499
 
 
-def test_who_reads_nothing_is_given_up(running: ServerProcess) -> None:
+def test_request_of_a_client_that_does_not_read_is_cancelled(running: ServerProcess) -> None:
     heavy = {**LONG, "n": 16, "logprobs": True, "top_logprobs": 20, "stream": True}
     with closing(connect(running, receive_buffer=4096)) as connection:
         post(connection, "/v1/chat/completions", heavy)
-        wait_until(lambda: running.get("/admin/state")["in_flight"] > 1, "it is there")
-        wait_until(lambda: is_idle(running), "it is given up")
+        wait_until(lambda: running.get("/admin/state")["in_flight"] > 1, "a request is in flight")
+        wait_until(lambda: is_idle(running), "the request is cancelled")
         logged = last_logged(running)
         assert logged is not None
         assert logged.status == 499
 
 
-def test_who_says_nothing_is_hung_up_on(running: ServerProcess) -> None:
+def test_connection_without_a_complete_head_is_closed(running: ServerProcess) -> None:
     with closing(connect(running)) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\n")
         assert connection.recv(1) == b""
 
 
-def test_who_says_half_a_second_head_is_hung_up_on(running: ServerProcess) -> None:
+def test_connection_with_an_incomplete_second_head_is_closed(running: ServerProcess) -> None:
     with closing(connect(running)) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        told = b""
-        while not told.endswith(b'{"status":"alive"}'):
-            told += connection.recv(65536)
+        response = b""
+        while not response.endswith(b'{"status":"alive"}'):
+            response += connection.recv(65536)
         connection.sendall(b"GET /health HTTP/1.1\r\n")
         assert connection.recv(1) == b""
 
 
-# -------------------------------------------------------------------------------- what is no HTTP
+# --------------------------------------------------------------------------------- malformed HTTP
 
 
 @pytest.mark.parametrize(
-    "sent",
+    "data",
     [
         b"hello\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: minus one\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000,
     ],
-    ids=["no HTTP", "no length", "endless header"],
+    ids=["not HTTP", "invalid length", "large header"],
 )
-def test_what_cannot_be_read_is_told_in_openais_form(running: ServerProcess, sent: bytes) -> None:
+def test_malformed_http_is_an_error_in_openais_format(running: ServerProcess, data: bytes) -> None:
     with closing(connect(running)) as connection:
-        connection.sendall(sent)
+        connection.sendall(data)
         parts = []
         while part := connection.recv(65536):
             parts.append(part)
@@ -271,39 +273,39 @@ def test_what_cannot_be_read_is_told_in_openais_form(running: ServerProcess, sen
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
-# -------------------------------------------------------------------------------------- the end
+# --------------------------------------------------------------------------------------- shutdown
 
 
-def test_a_server_that_is_told_to_end_finishes_what_it_has(site: Path, tiny: Path) -> None:
+def test_draining_server_finishes_requests_in_flight(site: Path, tiny: Path) -> None:
     with ServerProcess(site, tiny) as server, ExitStack() as stack:
-        asked = {**LONG, "n": 4, "stream_options": {"include_usage": True}}
+        request = {**LONG, "n": 4, "stream_options": {"include_usage": True}}
         streams = [
-            stack.enter_context(server.stream("/v1/chat/completions", asked)) for _ in range(6)
+            stack.enter_context(server.stream("/v1/chat/completions", request)) for _ in range(6)
         ]
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx2.get(server.url + "/ready").status_code == 503, "it drains")
+        wait_until(lambda: httpx2.get(server.url + "/ready").status_code == 503, "draining")
         assert httpx2.get(server.url + "/health").status_code == 200
         refused = httpx2.post(server.url + "/v1/chat/completions", json=LONG)
         assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
         for stream in streams:
-            told = events(stream)
-            assert told[-1] == "[DONE]"
-            assert json.loads(told[-2])["usage"]["completion_tokens"] > 0
+            received = events(stream)
+            assert received[-1] == "[DONE]"
+            assert json.loads(received[-2])["usage"]["completion_tokens"] > 0
         assert "Traceback" not in server.finish()
         assert server.process.returncode == 0
     with Registry.open(f"sqlite:///{site / 'registry.db'}") as registry:
-        assert [one.status for one in registry.requests.list()] == [200] * 6
+        assert [row.status for row in registry.requests.list()] == [200] * 6
 
 
-def test_a_killed_server_starts_again_and_ends_what_takes_too_long(site: Path, tiny: Path) -> None:
+def test_killed_server_restarts_and_cancels_late_requests(site: Path, tiny: Path) -> None:
     with (
         ServerProcess(site, tiny) as server,
         server.stream("/v1/chat/completions", {**LONG, "n": 8}),
     ):
         server.process.kill()
     with ServerProcess(site, tiny, drain_seconds=0) as server:
-        told = server.client().chat.completions.create(**{**LONG, "max_tokens": 4})
-        assert told.model == "toy/plurals@2"
+        completion = server.client().chat.completions.create(**{**LONG, "max_tokens": 4})
+        assert completion.model == "toy/plurals@2"
         with server.stream("/v1/chat/completions", {**LONG, "n": 16}) as stream:
             server.process.send_signal(signal.SIGTERM)
             last = json.loads(events(stream)[-1])
@@ -313,11 +315,11 @@ def test_a_killed_server_starts_again_and_ends_what_takes_too_long(site: Path, t
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_a_server_at_once(site: Path, tiny: Path) -> None:
+def test_second_signal_ends_a_server_at_once(site: Path, tiny: Path) -> None:
     with (
         ServerProcess(site, tiny) as server,
         server.stream("/v1/chat/completions", {**LONG, "n": 16}),
     ):
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx2.get(server.url + "/ready").status_code == 503, "it drains")
+        wait_until(lambda: httpx2.get(server.url + "/ready").status_code == 503, "draining")
         assert server.stop() == -signal.SIGTERM

@@ -1,10 +1,9 @@
-"""Aliases moved over HTTP: the key's owner is who asks, and a refusal tells every condition."""
+"""Promotion and rollback over HTTP: the key's owner is the actor; a refusal lists its checks."""
 
 from __future__ import annotations
 
 import getpass
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from server_process import ready_client
 from trunkline.api import Platform
 from trunkline.refs import Ref
-from trunkline.serving.app import create_app
 from trunkline.serving.settings import ServerSettings
 from workbench import opened
 
@@ -24,24 +23,20 @@ FORCED = {"force": True, "reason": "a test"}
 
 @pytest.fixture(scope="module")
 def server(
-    tmp_path_factory: pytest.TempPathFactory, made_site: Path, tiny: Path
+    tmp_path_factory: pytest.TempPathFactory, site_template: Path, tiny: Path
 ) -> Iterator[tuple[TestClient, Platform]]:
-    """A server on a workspace that wants two persons."""
-    folder = Path(shutil.copytree(made_site, tmp_path_factory.mktemp("promoting") / "site"))
+    """A server on a workspace whose gate demands two persons."""
+    folder = Path(shutil.copytree(site_template, tmp_path_factory.mktemp("promoting") / "site"))
     (folder / "trunkline.toml").write_text("[gate]\ntwo_persons = true\n")
     for platform in opened(folder, tiny):
-        with TestClient(
-            create_app(platform, ServerSettings()), base_url="http://127.0.0.1"
-        ) as client:
-            while client.get("/ready").status_code != 200:
-                time.sleep(0.02)
+        with ready_client(platform, ServerSettings()) as client:
             yield client, platform
         platform.engine.close()
 
 
 @pytest.fixture
 def platform(server: tuple[TestClient, Platform]) -> Platform:
-    """Of the server; ``toy/animals@1`` is the champion."""
+    """The server's platform; ``toy/animals@1`` is the champion."""
     server[1].registry.aliases.set(ANIMALS.at(1), "champion")
     return server[1]
 
@@ -51,30 +46,30 @@ def http(server: tuple[TestClient, Platform]) -> TestClient:
     return server[0]
 
 
-def key(platform: Platform, owner: str, **allowed: Any) -> dict[str, str]:
-    """The header of a new key."""
-    given = {"admin": True} | allowed
-    return {"authorization": f"Bearer {platform.registry.keys.create(owner, **given)[1]}"}
+def auth(platform: Platform, owner: str, **options: Any) -> dict[str, str]:
+    """The header with a new key."""
+    options = {"admin": True} | options
+    return {"authorization": f"Bearer {platform.registry.keys.create(owner, **options)[1]}"}
 
 
-def two_persons(told: dict[str, Any]) -> bool:
-    checks = {check["name"]: check["passed"] for check in told["error"]["checks"]}
+def two_persons(body: dict[str, Any]) -> bool:
+    checks = {check["name"]: check["passed"] for check in body["error"]["checks"]}
     return bool(checks["two persons"])
 
 
 @pytest.mark.parametrize(("owner", "passed"), [("ada", True), (getpass.getuser(), False)])
-def test_owner_of_the_key_is_who_promotes(
+def test_actor_of_a_promotion_is_the_owner_of_the_key(
     http: TestClient, platform: Platform, owner: str, passed: bool
 ) -> None:
-    asked = {"ref": "toy/animals@2"}
-    refused = http.post("/admin/promote", json=asked, headers=key(platform, owner))
+    body = {"ref": "toy/animals@2"}
+    refused = http.post("/admin/promote", json=body, headers=auth(platform, owner))
     assert refused.status_code == 409
     assert two_persons(refused.json()) is passed
 
 
-def test_refusal_is_an_error_with_its_conditions(http: TestClient, platform: Platform) -> None:
-    asked = {"ref": "toy/animals@2"}
-    error = http.post("/admin/promote", json=asked, headers=key(platform, "ada")).json()["error"]
+def test_refusal_is_an_error_with_its_checks(http: TestClient, platform: Platform) -> None:
+    body = {"ref": "toy/animals@2"}
+    error = http.post("/admin/promote", json=body, headers=auth(platform, "ada")).json()["error"]
     assert error["code"] == "refused"
     assert error["message"].startswith("The gate refuses toy/animals@2: has been evaluated: no")
     assert error["checks"][0] == {
@@ -82,60 +77,62 @@ def test_refusal_is_an_error_with_its_conditions(http: TestClient, platform: Pla
     }  # fmt: skip
 
 
-def test_owner_stands_in_the_history_with_the_head(http: TestClient, platform: Platform) -> None:
-    asked = {"ref": "toy/animals@2", **FORCED}
-    told = http.post("/admin/promote", json=asked, headers=key(platform, "Ada L.")).json()
-    assert (told["adapter"], told["old"], told["new"]) == ("toy/animals", 1, 2)
-    assert told["head"] == str(platform.registry.events.heads()["events"])
+def test_promotion_records_the_owner_and_returns_the_head(
+    http: TestClient, platform: Platform
+) -> None:
+    body = {"ref": "toy/animals@2", **FORCED}
+    result = http.post("/admin/promote", json=body, headers=auth(platform, "Ada L.")).json()
+    assert (result["adapter"], result["old"], result["new"]) == ("toy/animals", 1, 2)
+    assert result["head"] == str(platform.registry.events.heads()["events"])
     move = platform.registry.aliases.moves("toy", "animals")[0]
     assert move.actor.endswith(" Ada L.")
     assert move.actor.startswith("key/")
 
 
-def test_rollback_goes_back_and_the_next_request_sees_it(
+def test_rollback_moves_the_alias_for_the_next_request(
     http: TestClient, platform: Platform
 ) -> None:
-    headers = key(platform, "ada")
+    headers = auth(platform, "ada")
     http.post("/admin/promote", json={"ref": "toy/animals@2", **FORCED}, headers=headers)
-    asked = {"ref": "toy/animals", "reason": "wrong"}
-    told = http.post("/admin/rollback", json=asked, headers=headers).json()
-    assert (told["kind"], told["old"], told["new"], told["reason"]) == (
+    body = {"ref": "toy/animals", "reason": "wrong"}
+    result = http.post("/admin/rollback", json=body, headers=headers).json()
+    assert (result["kind"], result["old"], result["new"], result["reason"]) == (
         "rolled-back",
         2,
         1,
         "wrong",
     )
-    assert told["actor"].endswith(" ada")
-    assert told["head"] == str(platform.registry.events.heads()["events"])
+    assert result["actor"].endswith(" ada")
+    assert result["head"] == str(platform.registry.events.heads()["events"])
     assert http.get("/v1/models/toy/animals", headers=headers).json()["root"] == "toy/animals@1"
 
 
 def test_rollback_of_an_unknown_adapter_is_not_found(http: TestClient, platform: Platform) -> None:
-    asked = {"ref": "toy/animal"}
-    assert http.post("/admin/rollback", json=asked, headers=key(platform, "ada")).status_code == 404
+    body = {"ref": "toy/animal"}
+    assert http.post("/admin/rollback", json=body, headers=auth(platform, "ada")).status_code == 404
 
 
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
-def test_key_that_may_not_use_an_adapter_may_not_move_its_aliases(
+def test_key_can_not_move_aliases_of_adapters_that_it_may_not_use(
     http: TestClient, platform: Platform, verb: str
 ) -> None:
-    headers = key(platform, "ada", adapters=["toy/prices"])
+    headers = auth(platform, "ada", adapters=["toy/prices"])
     assert (
         http.post(f"/admin/{verb}", json={"ref": "toy/animals"}, headers=headers).status_code == 404
     )
 
 
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
-def test_only_an_administrator_moves_aliases(
+def test_moving_an_alias_needs_an_administrator(
     http: TestClient, platform: Platform, verb: str
 ) -> None:
-    headers = key(platform, "ada", admin=False)
-    asked = {"ref": "toy/animals"}
-    assert http.post(f"/admin/{verb}", json=asked, headers=headers).status_code == 403
+    headers = auth(platform, "ada", admin=False)
+    body = {"ref": "toy/animals"}
+    assert http.post(f"/admin/{verb}", json=body, headers=headers).status_code == 403
 
 
 @pytest.mark.parametrize("alias", ["latest", "../x", "", "a" * 300, "tiny"])
-def test_impossible_alias_is_refused(http: TestClient, platform: Platform, alias: str) -> None:
-    asked = {"ref": "toy/animals@2", "alias": alias, **FORCED}
-    told = http.post("/admin/promote", json=asked, headers=key(platform, "ada"))
-    assert told.status_code == 400
+def test_invalid_alias_is_refused(http: TestClient, platform: Platform, alias: str) -> None:
+    body = {"ref": "toy/animals@2", "alias": alias, **FORCED}
+    result = http.post("/admin/promote", json=body, headers=auth(platform, "ada"))
+    assert result.status_code == 400

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from trunkline.errors import RegistryError
-from trunkline.registry.records import RequestLine
+from trunkline.registry.records import RequestEntry
 from trunkline.registry.registry import Registry
 from trunkline.serving.request_log import RequestLog
 
 
-def line(id: str) -> RequestLine:
+def line(id: str) -> RequestEntry:
     now = datetime.now(UTC)
-    return RequestLine(id, now, None, "/v1/classify", "a/b", "a/b@1", "d", 3, 0, 200, 0.1)
+    return RequestEntry(id, now, None, "/v1/classify", "a/b", "a/b@1", "d", 3, 0, 200, 0.1)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_line_is_committed_when_write_returns(registry: Registry, log: RequestLo
 def test_simultaneous_lines_share_a_transaction(registry: Registry) -> None:
     groups: list[int] = []
 
-    def commit(lines: Sequence[RequestLine]) -> None:
+    def commit(lines: Sequence[RequestEntry]) -> None:
         groups.append(len(lines))
         registry.requests.log(lines)
 

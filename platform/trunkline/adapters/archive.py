@@ -1,73 +1,96 @@
-"""A version as one file: a plain tar archive, written evenly and read without trusting it.
+"""Export a version to one tar file, and import it in another workspace.
 
-Owns: what an archive may hold, how much of it, and the order of checks. Must not know: what the
-files mean, the registry, the store.
-
-An archive is uncompressed, so nothing grows when it is unpacked; it holds regular files of known
-names and nothing else. Every header is checked before the first byte is written. Python's
-``tarfile`` is not asked to read: it follows extensions (pax, GNU long names, sparse files) that
-have no place here.
+An archive is not trusted. Every header is checked before the first byte is unpacked: an archive is
+uncompressed and holds regular files with the names that an artifact may have, nothing else. The
+files are then compared with the digest in their own manifest, which proves that they belong
+together. A digest that you received another way, or a signature, proves that they are the right
+ones. The digest does not cover the lineage; it is what the other workspace claims.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
-from trunkline.adapters.artifact import KNOWN, WEIGHTS
+from trunkline.adapters.artifact import KNOWN, WEIGHTS, Artifact, read_artifact
+from trunkline.adapters.foreign import check_finite
+from trunkline.adapters.importing import check_name
+from trunkline.adapters.provenance import (
+    Provenance,
+    read_provenance,
+    version_provenance,
+    write_provenance,
+)
+from trunkline.adapters.signing import check_signature, signed_by
+from trunkline.adapters.store import AdapterStore, Lineage
 from trunkline.errors import (
+    BaseMismatchError,
     IntegrityError,
     NotFoundError,
     RegistryError,
     TrunklineError,
     UsageError,
 )
-from trunkline.files import MAX_JSON_BYTES
-from trunkline.refs import shown
+from trunkline.files import MAX_JSON_BYTES, REPAIR, sha256_file
+from trunkline.refs import Ref, shown
+from trunkline.registry.actors import system_actor
+from trunkline.registry.records import RecordedProvenance, VersionRecord
+from trunkline.registry.tables import utc_now
 
 MAX_BYTES = 8 << 30
-"""Of an archive; the weights are almost all of it. Every other file has the cap of a JSON file."""
+"""The maximum size of an archive. Files other than the weights have the limit of a JSON file."""
 
-_BLOCK = 512
-_MAX_PADDING = 1 << 20
-_MAGIC = (b"ustar\x0000", b"ustar  \x00")
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "Zstandard",
-    b"PK\x03\x04": "zip",
-    b"7z\xbc\xaf": "7-Zip",
+MAX_PADDING = 1 << 20
+"""The maximum number of zero bytes after the last member."""
+
+_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_TYPES = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.DIRTYPE: "a directory",
+    tarfile.FIFOTYPE: "a named pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+    tarfile.GNUTYPE_LONGNAME: "a long name",
+    tarfile.GNUTYPE_LONGLINK: "a long link",
+    tarfile.XHDTYPE: "an extended header",
+    tarfile.XGLTYPE: "an extended header",
 }
-_KINDS = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a device",
-    b"4": "a device",
-    b"5": "a folder",
-    b"6": "a named pipe",
-    b"S": "a sparse file",
-    b"x": "an extended header",
-    b"g": "an extended header",
-    b"L": "a long name",
-    b"K": "a long link",
-}
-_MAKE_IT = "Make the archive with `trunkline adapters export REF FILE`; nothing was unpacked."
+_EXPORT_HINT = "Create the archive with `trunkline adapters export REF FILE`; nothing was unpacked."
+_RETRY_HINT = "Request the archive again and compare its sha256."
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A file in an archive: where its bytes stand."""
+class ExportResult:
+    """An archive that was written; ``signed_by`` is the key fingerprint in its signature."""
 
-    name: str
-    offset: int
-    size: int
+    version: VersionRecord
+    file: Path
+    bytes: int
+    names: tuple[str, ...]
+    digest: str
+    signed_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """The version that an archive became; ``notes`` are remarks for the user, in sentences."""
+
+    version: VersionRecord
+    provenance: Provenance
+    notes: tuple[str, ...]
+
+
+# ------------------------------------------------------------------------------- tar files
 
 
 def pack(
@@ -75,167 +98,342 @@ def pack(
     target: Path,
     *,
     overwrite: bool = False,
-    before: Callable[[Path], None] | None = None,
+    before_rename: Callable[[Path], None] | None = None,
 ) -> int:
-    """Write the known files of a folder into an archive; gives its size in bytes.
+    """Write an artifact's files into an archive and return its size in bytes.
 
-    The same files give the same archive, byte for byte. It appears whole under its name or not
-    at all; ``before`` is given the whole file just before that, and may refuse by raising.
+    The same files always produce the same bytes. The archive appears under its name once it is
+    complete, or not at all.
+
+    Args:
+        folder: of the artifact; files with other names are skipped.
+        target: the archive.
+        overwrite: replace an existing file.
+        before_rename: called with the complete temporary file; it may refuse by raising.
 
     Raises:
-        UsageError: ``target`` exists, or can't be written to.
-        RegistryError: the disk is full, or the like; nothing is left behind.
+        UsageError: ``target`` exists, or can't be overwritten.
+        RegistryError: the archive can't be written; nothing is left behind.
     """
     if os.path.lexists(target) and not (overwrite and target.is_file()):
         raise UsageError(
-            f"There is something at {str(target)!r} already.",
-            "Name another file, or write over it with --overwrite.",
+            f"{str(target)!r} already exists.", "Name another file, or replace it with --overwrite."
         )
-    work = target.with_name(f".{target.name[:64]}.part")
+    part = target.with_name(f".{target.name[:64]}.part")
     try:
-        work.unlink(missing_ok=True)
-        with work.open("xb") as file:
-            _write(folder, file)
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:
+            _write_members(folder, file)
             file.flush()
             os.fsync(file.fileno())
-        work.chmod(0o644)
-        if before is not None:
-            before(work)
-        os.replace(work, target)
+        part.chmod(0o644)
+        if before_rename is not None:
+            before_rename(part)
+        os.replace(part, target)
     except TrunklineError:
         with suppress(OSError):
-            work.unlink()
+            part.unlink()
         raise
     except (OSError, ValueError) as error:
         with suppress(OSError):
-            work.unlink()
+            part.unlink()
         reason = getattr(error, "strerror", None) or error
         raise RegistryError(
             f"The archive {str(target)!r} can't be written: {reason}.",
-            "Make room or give write permission, or name a file elsewhere.",
+            "Free disk space or grant write permission, or name a file elsewhere.",
         ) from error
     return target.stat().st_size
 
 
-def unpack(path: Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> tuple[Member, ...]:
-    """Write an archive's files into an empty folder, once all of its headers are checked.
+def unpack(path: Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> tuple[str, ...]:
+    """Unpack an archive into an empty folder after checking all of its headers.
 
     Args:
-        path: of the archive.
-        folder: that is there and empty.
-        max_bytes: of the archive, and so of what is written.
+        path: the archive.
+        folder: an existing, empty folder.
+        max_bytes: the maximum size of the archive, and so of the files.
+
+    Returns:
+        The names of the files.
 
     Raises:
-        NotFoundError: there is no such file.
-        IntegrityError: it is no archive as :func:`pack` writes it; nothing was unpacked.
+        NotFoundError: the file doesn't exist.
+        IntegrityError: it is not an archive as :func:`pack` writes it; nothing was unpacked.
         OSError: the folder can't be written.
     """
     try:
-        found = path.stat()
+        state = path.stat()
     except (OSError, ValueError) as error:
         raise NotFoundError(
-            f"There is no file {str(path)!r}.", "Name an archive made by `adapters export`."
+            f"There is no file {str(path)!r}.", "Name an archive written by `adapters export`."
         ) from error
-    if not stat.S_ISREG(found.st_mode):
-        raise _refused(path, "is not a plain file")
-    if found.st_size > max_bytes:
-        raise _refused(path, f"has {found.st_size:,} bytes; {max_bytes:,} are read at most")
+    if not stat.S_ISREG(state.st_mode):
+        raise _refusal(path, "is not a plain file")
+    if state.st_size > max_bytes:
+        raise _refusal(path, f"has {state.st_size:,} bytes; at most {max_bytes:,} are allowed")
     try:
         file = path.open("rb")
     except OSError as error:
-        raise _refused(path, f"can't be read: {error.strerror or error}") from error
+        raise _refusal(path, f"can't be read: {error.strerror or error}") from error
     with file:
-        members = tuple(_members(file, found.st_size, path))
-        for member in members:
-            _copy(file, member, folder / member.name, path)
-    return members
+        try:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header, encoding="utf-8") as tar:
+                members = _checked_members(tar)
+                _check_end(file, members, state.st_size)
+                for member in members:
+                    _extract(tar, member, folder)
+        except _HeaderRefused as error:
+            raise _refusal(path, str(error)) from None
+        except tarfile.TarError as error:
+            reason = f"is not an uncompressed tar archive, or is damaged ({error})"
+            raise _refusal(path, reason) from error
+    return tuple(member.name for member in members)
 
 
-def _write(folder: Path, file: BinaryIO) -> None:
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+class _HeaderRefused(Exception):
+    """A header that an archive of a version can't have."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is checked before :mod:`tarfile` acts on it, so no extension is followed."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type not in _REGULAR:
+            kind = _TYPES.get(header.type, "not a regular file")
+            raise _HeaderRefused(f"holds {shown(header.name)}, which is {kind}")
+        if header.name not in KNOWN or header.linkname:
+            raise _HeaderRefused(f"holds {shown(header.name)}, which an artifact may not hold")
+        limit = MAX_BYTES if header.name == WEIGHTS else MAX_JSON_BYTES
+        if not 0 <= header.size <= limit:
+            raise _HeaderRefused(
+                f"holds {header.name!r} with {header.size:,} bytes; at most {limit:,} are allowed"
+            )
+        return header
+
+
+def _checked_members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    members: dict[str, tarfile.TarInfo] = {}
+    for member in tar:
+        if member.name in members:
+            raise _HeaderRefused(f"holds {member.name!r} twice")
+        members[member.name] = member
+    return list(members.values())
+
+
+def _check_end(file: BinaryIO, members: list[tarfile.TarInfo], size: int) -> None:
+    """After the last member there are at least two zero blocks, and little else."""
+    end, block = 0, tarfile.BLOCKSIZE
+    if members:
+        end = members[-1].offset_data + -(-members[-1].size // block) * block
+    padding = size - end
+    file.seek(end)
+    if not 2 * block <= padding <= MAX_PADDING or any(file.read(padding)):
+        raise _HeaderRefused("does not end like a tar archive")
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    source = tar.extractfile(member)
+    assert source is not None  # a regular file
+    with source, (folder / member.name).open("xb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _write_members(folder: Path, file: BinaryIO) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for path in sorted(folder.iterdir()):
             if path.name not in KNOWN:
                 continue
-            entry = tarfile.TarInfo(path.name)
-            entry.size = path.stat().st_size
+            member = tarfile.TarInfo(path.name)
+            member.size = path.stat().st_size
             with path.open("rb") as source:
-                archive.addfile(entry, source)
+                tar.addfile(member, source)
 
 
-def _members(file: BinaryIO, size: int, path: Path) -> Iterator[Member]:
-    """The members by their headers, read in order; the file's end is checked too."""
-    _check_uncompressed(file.read(8), path)
-    seen: set[str] = set()
-    position = 0
-    while True:
-        file.seek(position)
-        header = file.read(_BLOCK)
-        if len(header) < _BLOCK:
-            raise _refused(path, "is cut off")
-        if not any(header):
-            break
-        member = _member(header, position + _BLOCK, path)
-        if member.name in seen:
-            raise _refused(path, f"holds {member.name!r} twice")
-        seen.add(member.name)
-        position = member.offset + -(-member.size // _BLOCK) * _BLOCK
-        if position > size:
-            raise _refused(
-                path, f"claims {member.size:,} bytes for {member.name!r}, more than it has"
+def _refusal(path: Path, reason: str) -> IntegrityError:
+    return IntegrityError(f"The archive {str(path)!r} {reason}.", _EXPORT_HINT)
+
+
+# ------------------------------------------------------------------------------- versions
+
+
+def export_version(
+    store: AdapterStore,
+    version: VersionRecord,
+    target: Path,
+    *,
+    overwrite: bool = False,
+    actor: str | None = None,
+) -> ExportResult:
+    """Write a version into an archive: artifact, current provenance, card and signature.
+
+    The event is recorded before the archive appears, so every archive has one.
+
+    Raises:
+        UsageError: ``target`` exists.
+        IntegrityError: the artifact is not what the registry recorded.
+        RegistryError: the archive can't be written; nothing is left behind.
+    """
+    artifact = store.fetch(version, signed=False)
+    with _staging_folder() as folder:
+        for path in sorted(artifact.folder.iterdir()):
+            shutil.copyfile(path, folder / path.name)
+        copy = read_artifact(folder, version.digest)
+        write_provenance(folder, version_provenance(store.registry, version, copy))
+        names = tuple(sorted(path.name for path in folder.iterdir()))
+        fingerprint = signed_by(folder)
+
+        def record_event(archive: Path) -> None:
+            detail = {"archive": target.name, "archive_sha256": sha256_file(archive)}
+            store.registry.events.append("version.exported", version.ref, detail, actor=actor)
+
+        size = pack(folder, target, overwrite=overwrite, before_rename=record_event)
+    return ExportResult(version, target, size, names, version.digest, fingerprint)
+
+
+def import_archive(
+    store: AdapterStore,
+    file: Path,
+    ref: Ref | None = None,
+    *,
+    digest: str | None = None,
+    base_digest: str | None = None,
+    actor: str | None = None,
+) -> ImportResult:
+    """Publish the version in an archive as the next version, with its lineage.
+
+    Args:
+        store: of this workspace.
+        file: written by :func:`export_version`.
+        ref: ``domain/name`` of the new version; by default its old name.
+        digest: the required digest of the version.
+        base_digest: the required base of the version.
+        actor: recorded as the importer; by default the system's user.
+
+    Raises:
+        NotFoundError: the file doesn't exist.
+        IntegrityError: the archive or its artifact is malformed, has another digest, or is not
+            signed as ``trunkline.toml`` requires; nothing was written.
+        BaseMismatchError: it was trained on another base.
+        RefusedError: the adapter exists for another task.
+        RegistryError: it can't be written; no version is left behind.
+    """
+    actor = actor or system_actor()
+    with _staging_folder() as folder:
+        unpack(file, folder)
+        notes: list[str] = []
+        with _naming_archive(file, folder):
+            artifact = read_artifact(folder)
+            _check_expected(artifact, file, digest, base_digest)
+            fingerprint = _check_signed(store, folder, notes)
+            origin = read_provenance(artifact)
+            check_finite(folder / WEIGHTS, folder / WEIGHTS)
+        ref = _default_name(origin, file) if ref is None else ref
+        task = str(artifact.manifest.task["kind"])
+        check_name(store.registry, ref, task)
+        _note_duplicate(store, ref, artifact, notes)
+        provenance = origin
+
+        def update_provenance(restored: RecordedProvenance) -> None:
+            nonlocal provenance
+            provenance = origin.with_transfer(
+                run=restored.run,
+                origin=origin.version.adapter or "unknown",
+                by=actor,
+                at=utc_now(),
             )
-        yield member
-    rest = size - position
-    file.seek(position)
-    if rest < 2 * _BLOCK or rest > _MAX_PADDING or any(file.read(rest)):
-        raise _refused(path, "does not end as an archive does")
+            write_provenance(folder, provenance)
+
+        version = store.publish(
+            folder,
+            ref,
+            task=task,
+            run=None,
+            lineage=Lineage(origin.to_json(), update_provenance),
+            imported={
+                "archive": file.name,
+                "archive_sha256": sha256_file(file),
+                "from": origin.version.adapter,
+                "signed_by": fingerprint,
+            },
+            actor=actor,
+        )
+    if origin.evaluations:
+        notes.append(
+            "Its evaluations are claims of the archive. To evaluate it here, install its recipe "
+            f"and run `trunkline eval {version.ref}`."
+        )
+    return ImportResult(version, provenance, tuple(notes))
 
 
-def _check_uncompressed(begin: bytes, path: Path) -> None:
-    for magic, how in _COMPRESSED.items():
-        if begin.startswith(magic):
-            raise _refused(path, f"is compressed ({how}); only plain tar is read")
+@contextmanager
+def _staging_folder() -> Iterator[Path]:
+    """A temporary folder; errors of its disk become :class:`RegistryError`."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="trunkline-archive-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise RegistryError(
+            f"The version can't be copied: {error.strerror or error}.",
+            "Free space in the folder for temporary files, or set TMPDIR to another one.",
+        ) from error
 
 
-def _member(header: bytes, offset: int, path: Path) -> Member:
-    total = _octal(header[148:156])
-    if total is None or total != sum(header[:148]) + 8 * 0x20 + sum(header[156:]):
-        raise _refused(path, "is no tar archive, or is damaged")
-    if header[257:265] not in _MAGIC:
-        raise _refused(path, "is a tar archive of an old form")
-    name = header[:100].rstrip(b"\0").decode("utf-8", "backslashreplace")
-    kind = header[156:157]
-    if kind not in (b"0", b"\0"):
-        what = _KINDS.get(kind, "no regular file")
-        raise _refused(path, f"holds {shown(name)}, which is {what}")
-    if name not in KNOWN or any(header[157:257]) or any(header[345:]):
-        raise _refused(path, f"holds {shown(name)}, which an artifact may not hold")
-    size = _octal(header[124:136])
-    if size is None:
-        raise _refused(path, f"has no readable size for {name!r}")
-    if name != WEIGHTS and size > MAX_JSON_BYTES:
-        raise _refused(path, f"holds {name!r} with {size:,} bytes; {MAX_JSON_BYTES:,} are read")
-    return Member(name, offset, size)
+@contextmanager
+def _naming_archive(file: Path, folder: Path) -> Iterator[None]:
+    """Let errors about unpacked files name the archive, since the folder is temporary."""
+    try:
+        yield
+    except IntegrityError as error:
+        message = error.message.replace(str(folder), str(file))
+        hint = (error.hint or "").replace(str(folder), str(file)).replace(REPAIR, _RETRY_HINT)
+        raise IntegrityError(message, hint) from error
 
 
-def _octal(field: bytes) -> int | None:
-    """A number as ustar writes it; the base-256 form of larger ones is not read."""
-    digits = field.rstrip(b"\0 ").lstrip(b" ")
-    if not digits or any(digit not in b"01234567" for digit in digits):
-        return None
-    return int(digits, 8)
+def _check_expected(
+    artifact: Artifact, file: Path, digest: str | None, base_digest: str | None
+) -> None:
+    if digest is not None and artifact.digest != digest:
+        raise IntegrityError(
+            f"The archive '{file}' holds {artifact.digest}, not {digest}.",
+            f"It is another version, or was changed in transit. {_RETRY_HINT}",
+        )
+    base = artifact.manifest.base
+    if base_digest is not None and base["digest"] != base_digest:
+        raise BaseMismatchError(
+            f"The adapter in '{file}' was trained on {base['name']} ({base['digest'][:19]}…), not "
+            f"on a base with {base_digest[:19]}….",
+            "Omit --base to import it for the base that it was trained on.",
+        )
 
 
-def _copy(file: BinaryIO, member: Member, target: Path, path: Path) -> None:
-    file.seek(member.offset)
-    left = member.size
-    with target.open("xb") as out:
-        while left:
-            piece = file.read(min(left, 1 << 20))
-            if not piece:
-                raise _refused(path, "was cut off while it was read")
-            out.write(piece)
-            left -= len(piece)
+def _check_signed(store: AdapterStore, folder: Path, notes: list[str]) -> str | None:
+    """The fingerprint of the verified key; None if unsigned, or if no trusted key is configured."""
+    rules = store.workspace.configuration.signatures
+    fingerprint = signed_by(folder)
+    if rules.required or (fingerprint is not None and rules.keys):
+        return check_signature(folder, rules.keys)
+    if fingerprint is not None:
+        notes.append(
+            f"Its signature names the key {fingerprint}, but trunkline.toml has no trusted key, "
+            "so it was not verified."
+        )
+    return None
 
 
-def _refused(path: Path, reason: str) -> IntegrityError:
-    return IntegrityError(f"The archive {str(path)!r} {reason}.", _MAKE_IT)
+def _default_name(provenance: Provenance, file: Path) -> Ref:
+    if provenance.version.adapter is None:
+        raise UsageError(
+            f"The archive '{file}' does not name its adapter.",
+            "Give it a name with --name DOMAIN/NAME.",
+        )
+    return Ref.parse(provenance.version.adapter)
+
+
+def _note_duplicate(store: AdapterStore, ref: Ref, artifact: Artifact, notes: list[str]) -> None:
+    try:
+        version = store.registry.versions.resolve(ref.at(artifact.digest), suggest=False)[0]
+    except NotFoundError:
+        return
+    notes.append(f"The same artifact already exists as {version.ref}; it gets a second number.")

@@ -1,126 +1,237 @@
-"""What lies in the store and belongs to nobody.
+"""Garbage collection, verification and removal of versions.
 
-Owns: telling garbage from what somebody holds, and taking it away. Must not know: terminals; how a
-run trains.
-
-Garbage is what has no visible row: reservations whose publisher is gone, the files of such and of
-removed versions, half-written folders, copies of versions that are no more, folders of runs that
-ended without a checkpoint. A row is written before its files, so a whole artifact whose number
-was never given out comes from another registry: it is told of, since `trunkline db rebuild` may
-want it, and taken only where that is asked for.
+Garbage is what no visible version uses: reservations whose owner is gone, the files of these and of
+removed versions, partial folders, cached copies of deleted versions, and folders of runs that ended
+without a checkpoint. A row is always written before its files, so a complete artifact under a
+number that was never reserved comes from another registry: it is listed, since `trunkline db
+rebuild` may need it, but only deleted on request.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from trunkline.adapters.artifact import KNOWN, REQUIRED
-from trunkline.adapters.storage import LEFTOVER, StoredFolder, writing
+from trunkline.adapters.artifact import CARD, KNOWN, REQUIRED, SIGNATURE
+from trunkline.adapters.storage import (
+    PARTIAL,
+    StoredFolder,
+    describe_files,
+    matches_record,
+    write_errors,
+)
 from trunkline.adapters.store import AdapterStore
-from trunkline.errors import RegistryError
+from trunkline.errors import IntegrityError, RegistryError
 from trunkline.refs import Ref
-from trunkline.registry.publisher import OCCUPIED, PATIENCE, is_gone
-from trunkline.registry.records import StoredVersion
+from trunkline.registry.artifacts import LEASE, PATH_TAKEN, reservation_expired
+from trunkline.registry.records import StoredVersion, VersionRecord
 
-_AGAIN = "run `trunkline gc` again"
+_RETRY = "run `trunkline gc` again"
 _RUN = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
-_COARSE = timedelta(seconds=2)
-"""Object stores tell times in whole seconds."""
+_CLOCK_RESOLUTION = timedelta(seconds=2)
+"""Object stores record times in whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Something that upkeep found.
+class Garbage:
+    """Something in the store that no version uses.
 
     Attributes:
-        kind: ``reservation``, ``folder``, ``leftover``, ``cached`` or ``run``, which it takes;
-            ``unknown`` (a whole artifact of another registry, or files that are no version's)
-            and ``missing`` (a version without files), which it tells of.
-        name: a ref, a path in the store, or a folder.
-        bytes: what taking it away frees.
+        kind: ``reservation``, ``folder``, ``leftover``, ``cached`` or ``run``, which gc deletes;
+            ``unknown`` (a complete artifact of another registry, or foreign files) and ``missing``
+            (a version without files), which it only lists.
+        name: a ref, a path in the store, or the name of a folder.
+        bytes: how much space its deletion frees.
     """
 
     kind: str
     name: str
-    why: str
+    reason: str
     bytes: int = 0
     digest: str | None = None
 
     @property
-    def taken(self) -> bool:
-        """Whether it is garbage."""
+    def deletable(self) -> bool:
+        """Whether gc deletes it."""
         return self.kind not in ("unknown", "missing")
 
 
-def find_garbage(store: AdapterStore, *, unknown: bool = False) -> list[Found]:
-    """Everything that can be taken away, and what is only told of; changes nothing.
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """The result of verifying one version.
 
-    What the store holds is listed before the rows are read, so that whatever is published
-    meanwhile has a row by then.
+    Attributes:
+        damage: what is wrong, in a sentence; None if the version is intact.
+        remarks: changes since the publication to files that the digest does not cover.
+        signed_by: the fingerprint of the key, if a signature was required.
+        hint: what to do about the damage.
+    """
+
+    version: str
+    digest: str
+    damage: str | None
+    remarks: tuple[str, ...] = ()
+    signed_by: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveResult:
+    """A removed version; ``files_kept`` is the reason why its files still exist, if they do."""
+
+    version: VersionRecord
+    files_kept: str | None = None
+
+
+# ----------------------------------------------------------------------- verify and remove
+
+
+def verify_version(
+    store: AdapterStore,
+    version: VersionRecord,
+    *,
+    require_signature: bool = False,
+    keys: Sequence[Path] = (),
+) -> VerifyResult:
+    """Recompute a version's digests from its files in the storage itself.
 
     Args:
-        unknown: count whole artifacts that this registry never heard of as garbage.
+        store: of the workspace.
+        version: a visible one.
+        require_signature: treat a version that none of the ``keys`` signed as damaged.
+        keys: trusted public keys.
+
+    Raises:
+        RegistryError: the store can't be reached.
+        UsageError: a signature is required and there are no keys.
+    """
+    signed_by = None
+    try:
+        with store.open(version) as artifact:
+            remarks = _compare_files(version, describe_files(artifact))
+            if require_signature:
+                from trunkline.adapters.signing import check_signature
+
+                signed_by = check_signature(artifact.folder, keys)
+    except IntegrityError as error:
+        return VerifyResult(str(version.ref), version.digest, error.message, hint=error.hint)
+    return VerifyResult(str(version.ref), version.digest, None, remarks, signed_by)
+
+
+def remove_version(
+    store: AdapterStore, ref: Ref, *, reason: str, actor: str | None = None
+) -> RemoveResult:
+    """Mark a version as removed, then delete its files.
+
+    If the process is killed in between, the version is removed and gc deletes the files.
+
+    Raises:
+        RefusedError: an alias or a running server uses it.
+        NotFoundError, UsageError: see :meth:`Versions.remove`.
+    """
+    registry = store.registry
+    version = registry.versions.remove(
+        ref, reason=reason, actor=actor, held=registry.servers.holders()
+    )
+    holders = registry.servers.holders([version.digest])
+    if servers := holders.get(version.digest):
+        return RemoveResult(version, f"{servers[0]} has just loaded it")
+    try:
+        store.storage.remove(version.path)
+    except (OSError, RegistryError) as error:
+        return RemoveResult(version, str(error))
+    return RemoveResult(version)
+
+
+def _compare_files(
+    version: VersionRecord, current: Mapping[str, Mapping[str, object]]
+) -> tuple[str, ...]:
+    """Remarks on a changed card or signature; raises IntegrityError for other changed files."""
+    remarks = []
+    for name, recorded in (version.files or {}).items():
+        if name in REQUIRED or matches_record(recorded, current.get(name)):
+            continue
+        change = "was changed" if name in current else "is missing"
+        if name not in (CARD, SIGNATURE):
+            raise IntegrityError(f"{name} of {version.ref} {change} since it was published.")
+        remarks.append(f"{name} {change} since it was published")
+    return tuple(remarks)
+
+
+# ---------------------------------------------------------------------- garbage collection
+
+
+def find_garbage(store: AdapterStore, *, unknown: bool = False) -> list[Garbage]:
+    """List all garbage without changing anything.
+
+    The storage is listed before the rows are read, so whatever is published meanwhile has a row.
+
+    Args:
+        store: of the workspace.
+        unknown: treat complete artifacts of other registries as deletable.
     """
     folders = list(store.storage.folders())
     now = datetime.now(UTC)
-    held = store.registry.servers.holders()
+    holders = store.registry.servers.holders()
     visible = {version.path: version for version in store.registry.artifacts.iter_visible()}
-    found = [*_reservations(store, now)]
-    for begin in range(0, len(folders), 500):
-        some = folders[begin : begin + 500]
-        rows = store.registry.artifacts.find({one.version for one in some if one.version})
-        for folder in some:
+    garbage = [*_reservations(store, now)]
+    for start in range(0, len(folders), 500):
+        page = folders[start : start + 500]
+        rows = store.registry.artifacts.find({folder.version for folder in page if folder.version})
+        for folder in page:
+            if folder.path in visible:
+                continue
             row = rows.get(folder.version) if folder.version else None
-            told = None if folder.path in visible else _evaluate(folder, row, held, now, unknown)
-            if told is not None:
-                found.append(told)
-    there = {folder.path for folder in folders}
-    found += [
-        Found("missing", str(version.ref), "the registry has it, the store does not")
+            if (item := _classify(folder, row, holders, now, unknown)) is not None:
+                garbage.append(item)
+    listed = {folder.path for folder in folders}
+    garbage += [
+        Garbage("missing", str(version.ref), "it is in the registry but not in the store")
         for path, version in visible.items()
-        if path not in there and not store.storage.holds(path)
+        if path not in listed and not store.storage.exists(path)
     ]
-    return [*found, *_cached(store, held), *_runs(store)]
+    return [*garbage, *_cached(store, holders), *_runs(store)]
 
 
-def take(store: AdapterStore, found: Found) -> bool:
-    """Take one piece of garbage away; False where somebody has come to hold it.
+def delete(store: AdapterStore, item: Garbage) -> bool:
+    """Delete one piece of garbage; False if it has come into use.
 
     Raises:
-        RegistryError: it can't be taken away.
+        RegistryError: it can't be deleted.
     """
-    if found.kind == "reservation":
-        ref = Ref.parse(found.name)
+    if item.kind == "reservation":
+        ref = Ref.parse(item.name)
         try:
             store.registry.versions.abandon(ref.domain, ref.name, ref.number or 0)
         except RegistryError:
-            if any(one.ref == ref for one in _pending(store)):
+            if any(version.ref == ref for version in _pending(store)):
                 raise
             return False
-    elif found.kind in ("folder", "leftover", "unknown"):
-        with writing(store.storage.place(found.name), _AGAIN):
-            store.storage.remove(found.name)
-    elif found.kind == "cached":
+    elif item.kind in ("folder", "leftover", "unknown"):
+        with write_errors(store.storage.location(item.name), _RETRY):
+            store.storage.remove(item.name)
+    elif item.kind == "cached":
         return any(
-            store.cache.drop(one) for one in store.cache.folders() if one.folder.name == found.name
+            store.cache.remove(cached)
+            for cached in store.cache.folders()
+            if cached.folder.name == item.name
         )
-    elif found.kind == "run":
-        return _drop_run(store.workspace.runs / found.name)
+    elif item.kind == "run":
+        return _delete_run(store.workspace.runs / item.name)
     return True
 
 
-def collect(store: AdapterStore, found: Sequence[Found]) -> Iterator[Found]:
-    """Take garbage away piece by piece, giving each that was taken."""
-    for one in found:
-        if take(store, one):
-            yield one
-    with writing(str(store.workspace.adapters), _AGAIN):
-        store.storage.tidy()
+def collect(store: AdapterStore, garbage: Sequence[Garbage]) -> Iterator[Garbage]:
+    """Delete garbage piece by piece, yielding each deleted piece."""
+    for item in garbage:
+        if delete(store, item):
+            yield item
+    with write_errors(str(store.workspace.adapters), _RETRY):
+        store.storage.remove_empty_folders()
 
 
 def _pending(store: AdapterStore) -> Iterator[StoredVersion]:
@@ -130,107 +241,104 @@ def _pending(store: AdapterStore) -> Iterator[StoredVersion]:
         after = page[-1].id
 
 
-def _reservations(store: AdapterStore, now: datetime) -> Iterator[Found]:
-    for one in _pending(store):
-        if _is_given_up(one, now):
-            yield Found("reservation", str(one.ref), "its publication ended half-way")
+def _reservations(store: AdapterStore, now: datetime) -> Iterator[Garbage]:
+    for row in _pending(store):
+        if _is_abandoned(row, now):
+            yield Garbage("reservation", str(row.ref), "its publication was interrupted")
 
 
-def _evaluate(
+def _classify(
     folder: StoredFolder,
     row: StoredVersion | None,
-    held: Collection[str],
+    holders: Collection[str],
     now: datetime,
     unknown: bool,
-) -> Found | None:
-    """What a folder is that no visible version has for its place; None: somebody holds it."""
-    kind = "leftover" if folder.path.startswith(LEFTOVER) else "folder"
-    recent = folder.modified is not None and now - folder.modified <= PATIENCE
+) -> Garbage | None:
+    """What a folder is that is not the path of a visible version; None if it is in use."""
+    kind = "leftover" if folder.path.startswith(PARTIAL) else "folder"
+    recent = folder.modified is not None and now - folder.modified <= LEASE
     if row is None:
-        is_held = recent and kind == "leftover"
+        in_use = recent and kind == "leftover"
     elif row.status == "visible":
-        is_held = recent or kind == "folder"
+        in_use = recent or kind == "folder"
     elif row.status == "pending":
-        is_held = not _is_given_up(row, now)
+        in_use = not _is_abandoned(row, now)
     else:
-        is_held = row.status == "removed" and row.digest in held
-    if is_held:
+        in_use = row.status == "removed" and row.digest in holders
+    if in_use:
         return None
     if kind == "folder" and _is_foreign(folder, row):
-        why = "a whole version of another registry; `trunkline db rebuild` may want it"
-        return Found("folder" if unknown else "unknown", folder.path, why, folder.bytes)
+        reason = "a complete version of another registry; `trunkline db rebuild` may need it"
+        return Garbage("folder" if unknown else "unknown", folder.path, reason, folder.bytes)
     if row is None and kind == "folder" and not folder.names <= KNOWN:
-        why = "files that no version has: is this folder for the store alone?"
-        return Found("unknown", folder.path, why, folder.bytes)
-    return Found(kind, folder.path, _why(row), folder.bytes)
+        reason = "files that no version has: is this folder used for something else?"
+        return Garbage("unknown", folder.path, reason, folder.bytes)
+    return Garbage(kind, folder.path, _reason(row), folder.bytes)
 
 
-def _is_given_up(row: StoredVersion, now: datetime) -> bool:
-    return is_gone(row.publisher, row.reserved, now)
+def _is_abandoned(row: StoredVersion, now: datetime) -> bool:
+    return reservation_expired(row.reserved_by, row.reserved, now)
 
 
 def _is_foreign(folder: StoredFolder, row: StoredVersion | None) -> bool:
-    """Whether a whole artifact was not written under the number that it lies under."""
+    """Whether a complete artifact was not written by the reservation of its number."""
     if not folder.names.issuperset(REQUIRED):
         return False
-    if row is None or row.removal == OCCUPIED:
+    if row is None or row.removal_reason == PATH_TAKEN:
         return True
     if row.status == "removed" or folder.modified is None:
         return False
-    return folder.modified < row.reserved - _COARSE
+    return folder.modified < row.reserved - _CLOCK_RESOLUTION
 
 
-def _why(row: StoredVersion | None) -> str:
+def _reason(row: StoredVersion | None) -> str:
     if row is None:
-        return "not whole, and of no version"
+        return "incomplete, and of no version"
     return {
-        "pending": f"the publication of {row.ref} ended half-way",
-        "visible": f"a file of {row.ref} was being written anew",
+        "pending": f"the publication of {row.ref} was interrupted",
+        "visible": f"a file of {row.ref} was being replaced",
         "removed": f"{row.ref} was removed",
         "failed": f"the publication of {row.ref} failed",
     }[row.status]
 
 
-def _cached(store: AdapterStore, held: Collection[str]) -> Iterator[Found]:
-    cached = store.cache.folders()
-    wanted = store.registry.artifacts.visible_digests({one.digest for one in cached})
-    for one in cached:
-        if one.whole and (one.digest in wanted or one.digest in held):
+def _cached(store: AdapterStore, holders: Collection[str]) -> Iterator[Garbage]:
+    folders = store.cache.folders()
+    visible = store.registry.artifacts.visible_digests({cached.digest for cached in folders})
+    for cached in folders:
+        if cached.complete and (cached.digest in visible or cached.digest in holders):
             continue
-        why = "a copy of no version" if one.whole else "a copy that was not finished"
-        yield Found("cached", one.folder.name, why, one.bytes, one.digest)
+        reason = "a copy of no version" if cached.complete else "an incomplete copy"
+        yield Garbage("cached", cached.folder.name, reason, cached.bytes, cached.digest)
 
 
-def _runs(store: AdapterStore) -> Iterator[Found]:
-    """Folders of runs that nobody works on and that can't be resumed."""
+def _runs(store: AdapterStore) -> Iterator[Garbage]:
+    """Folders of runs that are not in progress and can't be resumed."""
     root = store.workspace.runs
-    folders = {int(one.name): one for one in _numbered(root)}
+    folders = {}
+    if root.is_dir():
+        numbered = (path for path in root.iterdir() if _RUN.fullmatch(path.name) and path.is_dir())
+        folders = {int(path.name): path for path in numbered}
     statuses = store.registry.runs.statuses(folders)
     for number, folder in sorted(folders.items()):
         status = statuses.get(number)
         resumable = any(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
-        if (resumable and status != "finished") or _is_worked_on(folder, status):
+        if (resumable and status != "finished") or _is_in_progress(folder, status):
             continue
         size = sum(path.lstat().st_size for path in folder.rglob("*"))
-        why = "its run has finished" if status == "finished" else "its run left no checkpoint"
-        yield Found("run", folder.name, why, size)
+        reason = "its run has finished" if status == "finished" else "its run left no checkpoint"
+        yield Garbage("run", folder.name, reason, size)
 
 
-def _numbered(root: Path) -> list[Path]:
-    if not root.is_dir():
-        return []
-    return [one for one in root.iterdir() if _RUN.fullmatch(one.name) and one.is_dir()]
-
-
-def _is_worked_on(folder: Path, status: str | None) -> bool:
-    """Whether a training holds the lock in its folder, or is about to."""
+def _is_in_progress(folder: Path, status: str | None) -> bool:
+    """Whether a training holds the lock of its folder, or is about to take it."""
     from filelock import FileLock, Timeout
 
     if not (folder / ".lock").exists():
         if status != "running" and not any(folder.iterdir()):
             return False
-        begun = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
-        return datetime.now(UTC) - begun <= PATIENCE
+        modified = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+        return datetime.now(UTC) - modified <= LEASE
     try:
         with FileLock(folder / ".lock", timeout=0):
             return False
@@ -238,15 +346,15 @@ def _is_worked_on(folder: Path, status: str | None) -> bool:
         return True
 
 
-def _drop_run(folder: Path) -> bool:
+def _delete_run(folder: Path) -> bool:
     from filelock import FileLock, Timeout
 
-    with writing(str(folder), _AGAIN):
+    with write_errors(str(folder), _RETRY):
         try:
             with FileLock(folder / ".lock", timeout=0):
-                for one in folder.iterdir():
-                    if one.name != ".lock":
-                        shutil.rmtree(one) if one.is_dir() else one.unlink()
+                for path in folder.iterdir():
+                    if path.name != ".lock":
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
                 shutil.rmtree(folder)
         except Timeout:
             return False

@@ -54,9 +54,10 @@ from trunkline.errors import (
 )
 from trunkline.files import brief_repr, read_safetensors_header
 from trunkline.refs import Ref
+from trunkline.registry.actors import system_actor
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
-from trunkline.registry.session import system_actor, utc_now
+from trunkline.registry.tables import utc_now
 
 if TYPE_CHECKING:
     from trunkline.bases import BaseInfo

@@ -32,7 +32,7 @@ from trunkline.files import indented_json, read_json_object
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
-from trunkline.registry.session import utc_now
+from trunkline.registry.tables import utc_now
 
 UNKNOWN = "unknown"
 """The value of a text that nobody recorded."""
@@ -330,7 +330,7 @@ def version_provenance(
         artifact: its verified files.
     """
     stored = stored_provenance(artifact)
-    recorded = registry.versions.provenance(version.ref)
+    recorded = registry.provenance.of_version(version.ref)
     if recorded["run"] is None:
         recorded["evaluations"] = []
     if recorded["dataset"] is not None and stored.dataset is not None:
@@ -367,7 +367,7 @@ def run_provenance(
         report: the run's; the registry receives it when the run finishes.
     """
     now = utc_now()
-    recorded = registry.runs.provenance(number)
+    recorded = registry.provenance.of_run(number)
     recorded["run"] |= {"status": "finished", "finished": now.isoformat(), "report": report}
     recorded["dataset"] |= {"description": dataset.description, "grouping": dataset.grouping}
     ref = Ref.parse(recorded["run"]["recipe"])

@@ -1,9 +1,6 @@
-"""Where artifacts lie: the protocol of a storage, and the one that is a folder on a disk.
+"""Where the files of versions are stored: the :class:`Storage` protocol and a folder on disk.
 
-Owns: how a version's files come to stand all at once, or not at all, and how they are taken away.
-Must not know: the registry, or which versions there should be.
-
-A version's ``path`` is ``domain/name/number``, relative to the storage's root.
+A version's ``path`` is ``domain/name/number``, relative to the root of the storage.
 """
 
 from __future__ import annotations
@@ -20,18 +17,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trunkline.adapters.artifact import MANIFEST, WEIGHTS, Artifact, read_artifact
-from trunkline.errors import RegistryError
-from trunkline.files import fsync_path, sha256_file
+from trunkline.errors import IntegrityError, RegistryError
+from trunkline.files import MAX_JSON_BYTES, REPAIR, fsync_path, sha256_file
 
 DOMAIN = re.compile(r"[a-z][a-z0-9-]{0,39}", re.ASCII)
 NAME = re.compile(r"[a-z][a-z0-9-]{0,63}", re.ASCII)
 NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
-_TRIES = 5
 
-LEFTOVER = ".publishing-"
-"""What is being written lies under a name that begins so, beside the domains."""
+_RENAME_ATTEMPTS = 5
 
-_OF_VERSION = re.compile(r"\.publishing-([a-z0-9-]+)\.([a-z0-9-]+)\.([0-9]{1,9})-.*", re.ASCII)
+PARTIAL = ".publishing-"
+"""The prefix of folders that are being written; they are next to the domains."""
+
+_PARTIAL_VERSION = re.compile(r"\.publishing-([a-z0-9-]+)\.([a-z0-9-]+)\.([0-9]{1,9})-.*", re.ASCII)
 
 Files = Mapping[str, Any]
 """File name → ``{"bytes", "sha256"}``."""
@@ -39,14 +37,14 @@ Files = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class StoredFolder:
-    """Something that a storage holds: a version's files, or what was being written.
+    """A folder in a storage: the files of a version, or a partial write.
 
     Attributes:
-        path: relative to the root; begins with :data:`LEFTOVER` where it is no version's place.
-        version: domain, name and number that it is of, or is meant for; None if it doesn't say.
+        path: relative to the root; a partial write begins with :data:`PARTIAL`.
+        version: its domain, name and number; None if unknown.
         names: of its files.
-        bytes: of its files together.
-        modified: when the newest of them was written; None where the storage can't tell.
+        bytes: the total size of its files.
+        modified: when its newest file was written; None if the storage doesn't record it.
     """
 
     path: str
@@ -57,71 +55,72 @@ class StoredFolder:
 
 
 class Storage(Protocol):
-    """Keeps the files of versions by path.
+    """Stores the files of versions by path.
 
-    ``OSError`` and :class:`RegistryError` mean that it can't be read or written;
-    :class:`IntegrityError` that what it holds is not what it should.
+    Methods raise ``OSError`` or :class:`RegistryError` if the storage can't be read or written, and
+    :class:`IntegrityError` if the stored files are damaged.
     """
 
-    def place(self, path: str) -> str:
-        """Where a version lies, for people: a folder or a URL."""
+    def location(self, path: str) -> str:
+        """A path as the user sees it: a folder or a URL."""
 
-    def holds(self, path: str) -> bool:
-        """Whether there is anything at all under a path."""
+    def exists(self, path: str) -> bool:
+        """Whether there is anything under a path."""
 
     def add(self, artifact: Artifact, path: str) -> Files:
-        """Store an artifact under a free path, all of it or nothing; gives what was written.
+        """Store an artifact under a free path, completely or not at all, and describe its files.
 
-        Killed half-way, what is there is no version: it has no manifest, or is a leftover.
+        An interrupted write leaves no version: it has no manifest, or is a partial folder.
         """
 
     def fetch(self, path: str, digest: str, files: Files | None) -> Artifact:
         """The verified artifact in a local folder.
 
         Args:
-            digest: ``sha256:…`` that the registry knows.
-            files: what the registry knows of each file, if it does.
+            digest: the recorded digest, ``sha256:…``.
+            files: the recorded description of each file, if there is one.
         """
 
-    def examined(
-        self, path: str, digest: str, files: Files | None
-    ) -> AbstractContextManager[Artifact]:
-        """The verified artifact as it lies in the storage itself, past any copy; for a while."""
+    def open(self, path: str, digest: str, files: Files | None) -> AbstractContextManager[Artifact]:
+        """A context with the verified artifact as it is in the storage, bypassing any cache."""
+
+    def read_manifest(self, path: str) -> bytes:
+        """The bytes of a version's manifest, at most the size of a JSON file."""
 
     def write_file(self, path: str, name: str, data: bytes) -> None:
-        """Put one file of a version in the place of an earlier one, at once."""
+        """Create or replace one file of a version atomically."""
 
     def remove(self, path: str) -> None:
-        """Take everything under a path away, the manifest first; nothing there is no error."""
+        """Delete everything under a path, the manifest first; a missing path is no error."""
 
     def folders(self) -> Iterator[StoredFolder]:
-        """Everything that it holds, in no order."""
+        """Everything in the storage, in no particular order."""
 
-    def tidy(self) -> None:
-        """Drop what is empty."""
+    def remove_empty_folders(self) -> None:
+        """Delete empty folders of domains and adapters."""
 
 
 class LocalStorage:
-    """A folder on a disk: written beside, synced, and renamed into place."""
+    """A folder on disk: files are written to a partial folder, synced, and renamed into place."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def place(self, path: str) -> str:
+    def location(self, path: str) -> str:
         return str(self.root / path)
 
-    def holds(self, path: str) -> bool:
+    def exists(self, path: str) -> bool:
         return os.path.lexists(self.root / path)
 
     def add(self, artifact: Artifact, path: str) -> Files:
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = self._work_folder(path)
+        partial = self._partial_folder(path)
         try:
-            files = copy_in(artifact, work)
-            self._rename_in(work, target)
+            files = copy_artifact(artifact, partial)
+            self._rename(partial, target)
         except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         return files
 
@@ -129,18 +128,25 @@ class LocalStorage:
         return read_artifact(self.root / path, digest)
 
     @contextmanager
-    def examined(self, path: str, digest: str, files: Files | None) -> Iterator[Artifact]:
+    def open(self, path: str, digest: str, files: Files | None) -> Iterator[Artifact]:
         yield read_artifact(self.root / path, digest)
 
+    def read_manifest(self, path: str) -> bytes:
+        manifest = self.root / path / MANIFEST
+        if manifest.is_symlink() or not manifest.is_file():
+            raise IntegrityError(f"{manifest} is not a plain file.", REPAIR)
+        with manifest.open("rb") as file:
+            return file.read(MAX_JSON_BYTES + 1)
+
     def write_file(self, path: str, name: str, data: bytes) -> None:
-        work = self._work_folder(path)
+        partial = self._partial_folder(path)
         try:
-            (work / name).write_bytes(data)
-            fsync_path(work / name)
-            os.replace(work / name, self.root / path / name)
+            (partial / name).write_bytes(data)
+            fsync_path(partial / name)
+            os.replace(partial / name, self.root / path / name)
             fsync_path(self.root / path)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
     def remove(self, path: str) -> None:
         target = self.root / path
@@ -152,40 +158,41 @@ class LocalStorage:
             with suppress(FileNotFoundError):
                 shutil.rmtree(target)
         for folder in target.parents:
-            if folder == self.root or not _drop_empty(folder):
+            if folder == self.root or not _remove_if_empty(folder):
                 return
 
     def folders(self) -> Iterator[StoredFolder]:
-        for found in _entries(self.root):
-            if found.name.startswith(LEFTOVER):
-                said = _OF_VERSION.fullmatch(found.name)
-                of = (said[1], said[2], int(said[3])) if said else None
-                yield _stored(found, found.name, of)
-        for domain in _named(self.root, DOMAIN):
-            for name in _named(domain, NAME):
-                for number in _named(name, NUMBER):
+        for folder in _entries(self.root):
+            if folder.name.startswith(PARTIAL):
+                match = _PARTIAL_VERSION.fullmatch(folder.name)
+                version = (match[1], match[2], int(match[3])) if match else None
+                yield _describe_folder(folder, folder.name, version)
+        for domain in _matching(self.root, DOMAIN):
+            for name in _matching(domain, NAME):
+                for number in _matching(name, NUMBER):
                     path = number.relative_to(self.root).as_posix()
-                    yield _stored(number, path, (domain.name, name.name, int(number.name)))
+                    version = (domain.name, name.name, int(number.name))
+                    yield _describe_folder(number, path, version)
 
-    def tidy(self) -> None:
-        for domain in _named(self.root, DOMAIN):
-            for name in _named(domain, NAME):
-                _drop_empty(name)
-            _drop_empty(domain)
+    def remove_empty_folders(self) -> None:
+        for domain in _matching(self.root, DOMAIN):
+            for name in _matching(domain, NAME):
+                _remove_if_empty(name)
+            _remove_if_empty(domain)
 
-    def _work_folder(self, path: str) -> Path:
-        of = path.replace("/", ".")
-        return Path(tempfile.mkdtemp(prefix=f"{LEFTOVER}{of}-", dir=self.root))
+    def _partial_folder(self, path: str) -> Path:
+        version = path.replace("/", ".")
+        return Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{version}-", dir=self.root))
 
-    def _rename_in(self, work: Path, target: Path) -> None:
-        """Rename into place, though upkeep may drop the empty folders above meanwhile."""
-        for attempt in range(_TRIES):
+    def _rename(self, partial: Path, target: Path) -> None:
+        """Rename into place, although gc may delete the empty parent folders concurrently."""
+        for attempt in range(_RENAME_ATTEMPTS):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.rename(work, target)
+                os.rename(partial, target)
                 break
             except FileNotFoundError:
-                if attempt == _TRIES - 1 or not work.exists():
+                if attempt == _RENAME_ATTEMPTS - 1 or not partial.exists():
                     raise
         for folder in target.parents:
             fsync_path(folder)
@@ -194,23 +201,23 @@ class LocalStorage:
         fsync_path(self.root.parent)
 
 
-def copy_in(artifact: Artifact, work: Path) -> Files:
-    """Copy an artifact into an empty folder, synced, and check the copy; gives what was written.
+def copy_artifact(artifact: Artifact, folder: Path) -> Files:
+    """Copy an artifact into an empty folder, sync and verify it, and describe its files.
 
     Raises:
-        IntegrityError: the source changed meanwhile.
+        IntegrityError: the source changed during the copy.
     """
     for path in sorted(artifact.folder.iterdir()):
-        shutil.copyfile(path, work / path.name)
-        fsync_path(work / path.name)
-    copied = read_artifact(work, artifact.digest)
-    os.chmod(work, 0o755)
-    fsync_path(work)
-    return described(copied)
+        shutil.copyfile(path, folder / path.name)
+        fsync_path(folder / path.name)
+    copy = read_artifact(folder, artifact.digest)
+    os.chmod(folder, 0o755)
+    fsync_path(folder)
+    return describe_files(copy)
 
 
-def described(artifact: Artifact) -> Files:
-    """What each file of a checked artifact is, as the registry keeps it."""
+def describe_files(artifact: Artifact) -> Files:
+    """The size and sha256 of each file of a verified artifact, as the registry records them."""
     return {
         path.name: {
             "bytes": path.stat().st_size,
@@ -220,24 +227,26 @@ def described(artifact: Artifact) -> Files:
     }
 
 
-def is_known(entry: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:
-    """Whether a file, None where it is absent, is what the registry knows of it.
+def matches_record(entry: Mapping[str, Any], current: Mapping[str, Any] | None) -> bool:
+    """Whether a file (None if it is absent) is as the registry recorded it.
 
-    While a file is written anew, what it was and what it will be are both right.
+    While a file is being replaced, both its old and its next content match.
     """
-    was = {"bytes": entry["bytes"], "sha256": entry["sha256"]} if entry.get("sha256") else None
-    return now == was or (now is not None and now == entry.get("next"))
+    recorded = None
+    if entry.get("sha256"):
+        recorded = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+    return current == recorded or (current is not None and current == entry.get("next"))
 
 
 @contextmanager
-def writing(place: str, again: str) -> Iterator[None]:
-    """Turn a disk's errors into :class:`RegistryError`; ``again`` is what to do once it is well."""
+def write_errors(location: str, retry: str) -> Iterator[None]:
+    """Turn ``OSError`` into :class:`RegistryError`; ``retry`` tells the user how to try again."""
     try:
         yield
     except OSError as error:
         raise RegistryError(
-            f"The artifact can't be written to {place}: {error.strerror or error}.",
-            f"Make room or give write permission, then {again}.",
+            f"The artifact can't be written to {location}: {error.strerror or error}.",
+            f"Free disk space or grant write permission, then {retry}.",
         ) from error
 
 
@@ -248,27 +257,27 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _named(folder: Path, grammar: re.Pattern[str]) -> list[Path]:
-    return [path for path in _entries(folder) if grammar.fullmatch(path.name)]
+def _matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    return [path for path in _entries(folder) if pattern.fullmatch(path.name)]
 
 
-def _stored(folder: Path, path: str, version: tuple[str, str, int] | None) -> StoredFolder:
-    """Sizes and times without following a link."""
+def _describe_folder(folder: Path, path: str, version: tuple[str, str, int] | None) -> StoredFolder:
+    """Names, sizes and times; links are not followed."""
     names: list[str] = []
     size, newest = 0, 0.0
-    inside = [] if folder.is_symlink() else _entries(folder)
-    for one in (folder, *inside):
+    children = [] if folder.is_symlink() else _entries(folder)
+    for entry in (folder, *children):
         with suppress(FileNotFoundError):
-            state = one.lstat()
+            state = entry.lstat()
             newest = max(newest, state.st_mtime)
-            if one is not folder:
-                names.append(one.name)
+            if entry is not folder:
+                names.append(entry.name)
                 size += state.st_size
     modified = datetime.fromtimestamp(newest, UTC)
     return StoredFolder(path, version, frozenset(names), size, modified)
 
 
-def _drop_empty(folder: Path) -> bool:
+def _remove_if_empty(folder: Path) -> bool:
     try:
         folder.rmdir()
     except OSError:

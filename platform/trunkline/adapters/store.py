@@ -1,11 +1,8 @@
-"""Where versions are kept: publish a folder, find it again.
+"""The versions of a workspace: publish a folder as a version, and fetch its files.
 
-Owns: the way from a finished folder to a visible version, and back. Must not know: how artifacts
-are made or used, or what its storage is.
-
-A version is absent or complete. The database gives out the number in one transaction; the storage
-writes the files, all of them or none that count; a second transaction makes the version visible.
-Killed in between, a number stays unused, and upkeep takes what was written of it.
+A version is absent or complete. One transaction reserves its number, the storage writes its files,
+and a second transaction makes it visible. If the process is killed in between, the number stays
+unused and gc deletes the files.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import (
     CARD,
@@ -26,31 +23,33 @@ from trunkline.adapters.artifact import (
     Artifact,
     read_artifact,
 )
-from trunkline.adapters.cache import Cache
-from trunkline.adapters.storage import LocalStorage, Storage, writing
+from trunkline.adapters.storage import LocalStorage, Storage, write_errors
 from trunkline.errors import NotFoundError, RegistryError, UsageError
 from trunkline.files import canonical_json
 from trunkline.refs import Ref
-from trunkline.registry.publisher import OCCUPIED
-from trunkline.registry.records import RestoredLineage, VersionRecord
+from trunkline.registry.artifacts import PATH_TAKEN
+from trunkline.registry.records import RecordedProvenance, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.workspace import Workspace
 
-BESIDE = (PROVENANCE, CARD, CROISSANT, SIGNATURE)
-"""Files of a version that lie outside of its identity and may be written anew."""
+if TYPE_CHECKING:
+    from trunkline.adapters.object_store import ArtifactCache
+
+MUTABLE = (PROVENANCE, CARD, CROISSANT, SIGNATURE)
+"""Files of a version that its digest does not cover; they may be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arriving:
-    """The lineage that comes with a version from elsewhere.
+class Lineage:
+    """The lineage of a version from another workspace.
 
     Attributes:
-        provenance: in the form of ``provenance.json``, read strictly before.
-        settle: told what it became here, before the files are copied.
+        provenance: the validated content of its ``provenance.json``.
+        on_restored: called with the restored rows before the files are copied.
     """
 
     provenance: Mapping[str, Any]
-    settle: Callable[[RestoredLineage], None]
+    on_restored: Callable[[RecordedProvenance], None]
 
 
 class AdapterStore:
@@ -61,27 +60,29 @@ class AdapterStore:
         self.registry = registry
 
     @cached_property
-    def cache(self) -> Cache:
-        """Copies of what lies in an object store."""
-        return Cache(self.workspace.root / ".trunkline" / "cache")
+    def cache(self) -> ArtifactCache:
+        """Local copies of artifacts in an object store."""
+        from trunkline.adapters.object_store import ArtifactCache
+
+        return ArtifactCache(self.workspace.root / ".trunkline" / "cache")
 
     @cached_property
     def storage(self) -> Storage:
-        """Where the files lie: the folder ``adapters/``, or what ``trunkline.toml`` says.
+        """Where the files are: the folder ``adapters/``, or the store in ``trunkline.toml``.
 
         Raises:
             UsageError: ``trunkline.toml`` can't be read.
         """
-        said = self.workspace.configuration.store
-        if said.url is None:
+        settings = self.workspace.configuration.store
+        if settings.url is None:
             return LocalStorage(self.workspace.adapters)
-        protocol, separator, rest = said.url.partition("://")
+        protocol, separator, rest = settings.url.partition("://")
         if not separator or protocol in ("file", "local"):
-            folder = Path(rest if separator else said.url).expanduser()
+            folder = Path(rest if separator else settings.url).expanduser()
             return LocalStorage(self.workspace.root / folder)
-        from trunkline.adapters.objects import ObjectStorage
+        from trunkline.adapters.object_store import ObjectStorage
 
-        return ObjectStorage(said.url, said.options, self.cache)
+        return ObjectStorage(settings.url, settings.options, self.cache)
 
     def publish(
         self,
@@ -91,34 +92,34 @@ class AdapterStore:
         task: str,
         run: int | None,
         base_digest: str | None = None,
-        lineage: Arriving | None = None,
+        lineage: Lineage | None = None,
         imported: Mapping[str, Any] | None = None,
         actor: str | None = None,
     ) -> VersionRecord:
-        """Copy a sealed folder in as the next version of ``ref``.
+        """Publish a sealed folder as the next version of ``ref``.
 
         Args:
             source: the artifact.
-            ref: of the adapter, without a selector.
-            task: what it is for.
-            run: that made it, if one did.
-            base_digest: of a recorded base; needed where there is no run.
-            lineage: of a version from elsewhere; it is recorded together with the number, in place
-                of ``run``.
-            imported: where a version that was not made here comes from; told in an event.
-            actor: who publishes; by default the system's user.
+            ref: the adapter, without a selector.
+            task: the adapter's task.
+            run: the run that trained it, if any.
+            base_digest: of a recorded base; required if there is no run.
+            lineage: of a version from another workspace; it is recorded together with the number,
+                instead of ``run``.
+            imported: the origin of an imported version, for its event.
+            actor: recorded as the publisher; by default the system's user.
 
         Raises:
-            IntegrityError: the folder is no sound artifact.
+            IntegrityError: the folder is not a valid artifact.
             RegistryError: it can't be written; nothing is left behind.
         """
         artifact, storage = read_artifact(source), self.storage
-        number, path, made = self._reserve(ref, task, run, lineage, actor)
-        again = "import it again" if run is None else "train again with --resume"
+        number, path, restored = self._reserve(ref, task, run, lineage, actor)
+        retry = "import it again" if run is None else "train again with --resume"
         try:
-            if lineage is not None and made is not None:
-                lineage.settle(made)
-            with writing(storage.place(path), again):
+            if lineage is not None and restored is not None:
+                lineage.on_restored(restored)
+            with write_errors(storage.location(path), retry):
                 files = storage.add(artifact, path)
             return self.registry.versions.publish(
                 ref.domain,
@@ -127,8 +128,8 @@ class AdapterStore:
                 digest=artifact.digest,
                 path=path,
                 bytes=sum(entry["bytes"] for entry in files.values()),
-                base_digest=base_digest if made is None else made.base_digest,
-                dataset_id=None if made is None else made.dataset_id,
+                base_digest=base_digest if restored is None else restored.base_digest,
+                dataset_id=None if restored is None else restored.dataset_id,
                 files=files,
                 template_digest=template_digest(artifact),
                 actor=actor,
@@ -143,86 +144,84 @@ class AdapterStore:
             raise
 
     def fetch(self, version: VersionRecord, *, signed: bool | None = None) -> Artifact:
-        """The verified artifact of a version, in a local folder that is only to be read.
+        """The verified artifact of a version, in a local folder that must not be changed.
 
         Args:
             version: from the registry.
-            signed: whether it must be signed by a key that counts; by default as
-                ``trunkline.toml`` demands.
+            signed: whether a trusted key must have signed it; by default as ``trunkline.toml``
+                requires.
 
         Raises:
-            IntegrityError: it is not what the registry knows under this digest, or it is not
-                signed as it must be.
+            IntegrityError: it does not have the recorded digest, or lacks a required signature.
             RegistryError: the store can't be reached.
         """
         artifact = self.storage.fetch(version.path, version.digest, version.files)
-        demanded = self.workspace.configuration.signatures
-        if demanded.required if signed is None else signed:
+        rules = self.workspace.configuration.signatures
+        if rules.required if signed is None else signed:
             from trunkline.adapters.signing import check_signature
 
-            check_signature(artifact.folder, demanded.keys)
+            check_signature(artifact.folder, rules.keys)
         return artifact
 
-    def examined(self, version: VersionRecord) -> AbstractContextManager[Artifact]:
-        """The verified artifact as it lies in the store itself, past any copy; for a while."""
-        return self.storage.examined(version.path, version.digest, version.files)
+    def open(self, version: VersionRecord) -> AbstractContextManager[Artifact]:
+        """A context with the verified artifact as it is in the storage, bypassing the cache."""
+        return self.storage.open(version.path, version.digest, version.files)
 
-    def place(self, version: VersionRecord) -> str:
-        """Where a version's files lie, for people: a folder or a URL."""
-        return self.storage.place(version.path)
+    def location(self, version: VersionRecord) -> str:
+        """Where a version's files are: a folder or a URL."""
+        return self.storage.location(version.path)
 
     def write_file(self, version: VersionRecord, name: str, data: bytes) -> VersionRecord:
-        """Write one of the files beside a version's identity, in the place of an earlier one.
+        """Create or replace one of the files that a version's digest does not cover.
 
         Args:
             version: a visible one.
-            name: one of :data:`BESIDE`.
-            data: the whole file.
+            name: one of :data:`MUTABLE`.
+            data: the content of the file.
 
         Returns:
-            The version as the registry knows it now.
+            The version as it is recorded now.
 
         Raises:
-            UsageError: the file is part of the identity, or none of an artifact's.
-            RegistryError: it can't be written; the earlier one stands.
+            UsageError: the file is part of the identity, or of no artifact.
+            RegistryError: it can't be written; the old file is kept.
         """
-        if name not in BESIDE:
+        if name not in MUTABLE:
             raise UsageError(
-                f"{name!r} of {version.ref} can't be written anew.",
-                f"What lies outside of a version's identity is: {', '.join(BESIDE)}.",
+                f"{name!r} of {version.ref} can't be replaced.",
+                f"Only these files of a version can be: {', '.join(MUTABLE)}.",
             )
         size, digest = len(data), hashlib.sha256(data).hexdigest()
         record = partial(
             self.registry.artifacts.record_file, version.ref, name, bytes=size, sha256=digest
         )
         record(written=False)
-        with writing(f"{self.place(version)}/{name}", "try again"):
+        with write_errors(f"{self.location(version)}/{name}", "try again"):
             self.storage.write_file(version.path, name, data)
         return record(written=True)
 
     def render_card(self, version: VersionRecord) -> str:
-        """The model card of a version, from what the registry knows now."""
-        from trunkline.adapters.card import render_card
-        from trunkline.adapters.provenance import version_provenance
-
-        artifact = self.fetch(version)
-        provenance = version_provenance(self.registry, version, artifact)
-        return render_card(artifact, provenance, str(version.ref))
+        """The model card of a version, from what the registry records now."""
+        return self._render(version)[1]
 
     def update_card(self, version: VersionRecord) -> VersionRecord:
-        """Rewrite ``provenance.json`` and ``README.md`` from what the registry knows now.
+        """Rewrite ``provenance.json`` and ``README.md`` from what the registry records now.
 
         Raises:
             RegistryError: the store can't be written; each file is the old or the new one.
         """
+        provenance, card = self._render(version)
+        version = self.write_file(version, PROVENANCE, provenance)
+        return self.write_file(version, CARD, card.encode())
+
+    def _render(self, version: VersionRecord) -> tuple[bytes, str]:
+        """``provenance.json`` and the model card of a version."""
         from trunkline.adapters.card import render_card
         from trunkline.adapters.provenance import provenance_bytes, version_provenance
 
         artifact = self.fetch(version)
         provenance = version_provenance(self.registry, version, artifact)
-        card = render_card(artifact, provenance, str(version.ref))
-        version = self.write_file(version, PROVENANCE, provenance_bytes(provenance))
-        return self.write_file(version, CARD, card.encode())
+        return provenance_bytes(provenance), render_card(artifact, provenance, str(version.ref))
 
     def _may_be_visible(self, ref: Ref) -> bool:
         try:
@@ -234,28 +233,28 @@ class AdapterStore:
         return True
 
     def _reserve(
-        self, ref: Ref, task: str, run: int | None, lineage: Arriving | None, actor: str | None
-    ) -> tuple[int, str, RestoredLineage | None]:
-        """A number whose place is free: files of an earlier registry are never written over."""
-        made = None
+        self, ref: Ref, task: str, run: int | None, lineage: Lineage | None, actor: str | None
+    ) -> tuple[int, str, RecordedProvenance | None]:
+        """Reserve a number whose path is free: files of another registry are never overwritten."""
+        restored = None
         while True:
             if lineage is None:
                 number = self.registry.versions.reserve(ref.domain, ref.name, task=task, run=run)
             else:
-                number, made = self.registry.versions.reserve_imported(
+                number, restored = self.registry.provenance.reserve(
                     ref, task=task, provenance=lineage.provenance, actor=actor
                 )
             path = f"{ref.domain}/{ref.name}/{number}"
             try:
-                if not self.storage.holds(path):
-                    return number, path, made
+                if not self.storage.exists(path):
+                    return number, path, restored
             except BaseException:
                 with suppress(RegistryError):
                     self.registry.versions.abandon(ref.domain, ref.name, number)
                 raise
-            self.registry.versions.abandon(ref.domain, ref.name, number, reason=OCCUPIED)
+            self.registry.versions.abandon(ref.domain, ref.name, number, reason=PATH_TAKEN)
 
 
 def template_digest(artifact: Artifact) -> str:
-    """sha256 of the canonical prompt template, in hex."""
+    """The sha256 of the canonical prompt template, 64 hex digits."""
     return hashlib.sha256(canonical_json(dict(artifact.manifest.template))).hexdigest()

@@ -28,8 +28,8 @@ from trunkline.refs import Ref
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
-    from trunkline.registry.finding import Page
     from trunkline.registry.records import AdapterRecord, VersionRecord
+    from trunkline.registry.search import Page
 
 _SISTERS = 50
 
@@ -132,8 +132,8 @@ def _list_adapters(found: Sequence[AdapterRecord], limit: int, as_json: bool) ->
                     one.task,
                     f"{one.newest} of {one.versions}",
                     ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()) or "-",
-                    standing_text(one.standing),
-                    one.standing.verdict if one.standing else "-",
+                    standing_text(one.score),
+                    one.score.verdict if one.score else "-",
                 )
                 for one in page
             ],
@@ -157,8 +157,8 @@ def _list_found(found: Sequence[VersionRecord], behind: Ref | None, as_json: boo
                     one.task,
                     moment(one.created),
                     ", ".join(one.aliases) or "-",
-                    standing_text(one.standing),
-                    one.standing.verdict if one.standing else "-",
+                    standing_text(one.score),
+                    one.score.verdict if one.score else "-",
                 )
                 for one in found
             ],
@@ -182,7 +182,7 @@ def _list_removed(found: Sequence[VersionRecord], behind: Ref | None, as_json: b
                     short_digest(one.digest),
                     moment(one.created),
                     moment(one.removed) if one.removed else "-",
-                    one.removal or "-",
+                    one.removal_reason or "-",
                 )
                 for one in found
             ],
@@ -196,7 +196,7 @@ def _list_removed(found: Sequence[VersionRecord], behind: Ref | None, as_json: b
 
 def _scored(one: AdapterRecord) -> dict[str, object]:
     """The standing in the words of a evaluation."""
-    standing = one.standing
+    standing = one.score
     return {
         "metric": standing and standing.metric,
         "score": standing and {"value": standing.value, "low": standing.low, "high": standing.high},
@@ -221,7 +221,7 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     versions = found[:_SISTERS]
     tags = platform.registry.tags.get(str(version.ref)).tags
     evaluated = platform.evaluation_report(version)
-    folder = platform.store.place(version)
+    folder = platform.store.location(version)
     damage = _damage(platform, version)
     if as_json:
         print_json(
@@ -258,10 +258,10 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
     if evaluated:
         print_evaluation_report(evaluated[0], slices=True)
     elif version.dataset is None:
-        from trunkline.promotion import without_rows
+        from trunkline.promotion import no_dataset_error
         from trunkline.registry.lookup import CHAMPION
 
-        why = without_rows(version)
+        why = no_dataset_error(version)
         live = CHAMPION in version.aliases
         note(why.message if live else f"{why.message} {why.hint}")
     else:
@@ -290,8 +290,8 @@ def _print_versions(versions: Sequence[VersionRecord]) -> None:
                 short_digest(one.digest),
                 moment(one.created),
                 ", ".join(one.aliases) or "-",
-                standing_text(one.standing),
-                one.standing.verdict if one.standing else "-",
+                standing_text(one.score),
+                one.score.verdict if one.score else "-",
             )
             for one in versions
         ],

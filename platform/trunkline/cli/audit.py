@@ -68,18 +68,18 @@ def verify(said: Globals, head: str | None, requests_head: str | None, as_json: 
     with working("rows") as listener:
         now = ""
 
-        def told(chain: str, done: int, total: int) -> None:
+        def progress(chain: str, done: int, total: int) -> None:
             nonlocal now
             if total <= _FEW_ROWS:
                 return
             if chain != now:
                 now = chain
-                listener.stage(f"checking the {chain}")
+                listener.stage(f"verifying the {chain}")
             listener.progress(done, total, {})
 
-        reports = registry.audit.verify(kept, told=told)
+        reports = registry.audit.verify(kept, progress=progress)
     if as_json:
-        print_json([{**plain(one), "sound": one.sound} for one in reports])
+        print_json([{**plain(one), "sound": one.intact} for one in reports])
     else:
         print_table(
             ["chain", "rows", "head", "found"],
@@ -89,16 +89,16 @@ def verify(said: Globals, head: str | None, requests_head: str | None, as_json: 
         )
         for report in reports:
             for broken in report.breaks:
-                click.echo(f"{report.chain}: {broken.what}")
-            if report.broken > len(report.breaks):
-                click.echo(f"{report.chain}: and {report.broken - len(report.breaks):,} more")
-    bad = [one.chain for one in reports if not one.sound]
+                click.echo(f"{report.chain}: {broken.message}")
+            if report.break_count > len(report.breaks):
+                click.echo(f"{report.chain}: and {report.break_count - len(report.breaks):,} more")
+    bad = [one.chain for one in reports if not one.intact]
     if bad:
         raise IntegrityError(
             f"The {' and the '.join(bad)} are not as they were written.",
             "Compare with an export or a backup; docs/audit.md says what each finding means.",
         )
-    missing = [one.chain for one in reports if one.kept is None and one.rows]
+    missing = [one.chain for one in reports if one.expected_head is None and one.rows]
     if missing:
         note(
             f"No kept head was given for the {' and the '.join(missing)}: a cut-off tail or a "
@@ -208,9 +208,9 @@ def _head(text: str, option: str) -> Head:
 
 
 def _found(report: ChainReport) -> str:
-    if not report.sound:
-        return f"BROKEN in {counted(report.broken, 'place')}"
-    return "sound" if report.kept is None else "sound, with the head that was kept"
+    if not report.intact:
+        return f"BROKEN in {counted(report.break_count, 'place')}"
+    return "sound" if report.expected_head is None else "sound, with the head that was kept"
 
 
 def _detail(detail: Mapping[str, Any]) -> str:

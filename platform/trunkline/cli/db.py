@@ -63,21 +63,22 @@ def current(said: Globals, as_json: bool) -> None:
 
     Tables are counted up to 100,000 rows.
     """
-    from trunkline.registry.schema import COUNTED, HEAD, look
+    from trunkline.registry.schema import MAX_ROW_COUNT, head_revision, inspect_database
 
-    found = look(said.platform.workspace.registry_url)
+    head = head_revision()
+    found = inspect_database(said.platform.workspace.registry_url)
     if as_json:
-        print_json({**plain(found), "newest": HEAD, "counted_to": COUNTED})
+        print_json({**plain(found), "newest": head, "counted_to": MAX_ROW_COUNT})
         return
     schema = found.revision or "empty"
-    if found.revision == HEAD:
+    if found.revision == head:
         schema += ", the newest"
-    elif found.revision is None or found.revision < HEAD:
-        schema += f"; `trunkline db upgrade` makes it {HEAD}"
+    elif found.revision is None or found.revision < head:
+        schema += f"; `trunkline db upgrade` makes it {head}"
     else:
-        schema += f", of a newer release than this one, which knows {HEAD}"
+        schema += f", of a newer release than this one, which knows {head}"
     rows = [
-        f"{name} {'over ' if count > COUNTED else ''}{min(count, COUNTED):,}"
+        f"{name} {'over ' if count > MAX_ROW_COUNT else ''}{min(count, MAX_ROW_COUNT):,}"
         for name, count in found.rows.items()
         if count
     ]
@@ -142,8 +143,8 @@ def restore(said: Globals, file: Path, replace: bool, as_json: bool) -> None:
     registry had given out stay used, and the restoring is an event. Killed half-way, the registry
     is as it was before. End the servers of the workspace first.
     """
-    from trunkline.registry.from_backup import free_name
-    from trunkline.registry.from_backup import restore as read_back
+    from trunkline.registry.restore import restore as read_back
+    from trunkline.registry.restore import unused_path
 
     workspace = said.platform.workspace
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -152,16 +153,16 @@ def restore(said: Globals, file: Path, replace: bool, as_json: bool) -> None:
             workspace.registry_url,
             file,
             replace=replace,
-            aside=free_name(workspace.root, stamp),
+            save_as=unused_path(workspace.root, stamp),
             listener=listener,
         )
     if as_json:
-        told = {"registry": done.where, "rows": done.rows, "aside": done.aside}
+        told = {"registry": done.where, "rows": done.rows, "previous": done.previous}
         print_json({**told, "heads": _written(done.heads)})
         return
     click.echo(f"{done.where}: {done.rows:,} rows out of {file}")
-    if done.aside is not None:
-        click.echo(f"The registry that was there is kept in {done.aside}.")
+    if done.previous is not None:
+        click.echo(f"The registry that was there is kept in {done.previous}.")
     print_fields(_written(done.heads).items())
 
 

@@ -21,7 +21,7 @@ from trunkline.cli.output import (
 from trunkline.refs import Ref
 
 if TYPE_CHECKING:
-    from trunkline.registry.compare import Comparison
+    from trunkline.registry.lineage import LineageDiff
 
 
 @click.command(
@@ -38,11 +38,11 @@ def adapters_diff(said: Globals, a: str, b: str, as_json: bool) -> None:
 
     What both have in common is left out. The difference of a figure is B minus A.
     """
-    from trunkline.registry.compare import compare
+    from trunkline.registry.lineage import diff
 
     registry = said.platform.registry
     left, right = (registry.lineage.of_version(Ref.parse(ref)) for ref in (a, b))
-    _tell(compare(left, right), as_json)
+    _tell(diff(left, right), as_json)
 
 
 @click.command(
@@ -60,42 +60,42 @@ def runs_diff(said: Globals, a: int, b: int, as_json: bool) -> None:
     A and B are numbers of runs, written 3 or run/3. What both have in common is left out. The
     difference of a figure is B minus A.
     """
-    from trunkline.registry.compare import compare
+    from trunkline.registry.lineage import diff
 
     registry = said.platform.registry
     left, right = (registry.lineage.of_run(number) for number in (a, b))
-    _tell(compare(left, right), as_json)
+    _tell(diff(left, right), as_json)
 
 
-def _tell(found: Comparison, as_json: bool) -> None:
+def _tell(found: LineageDiff, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
     heads = [found.left, found.right]
-    if found.differences:
+    if found.fields:
         print_table(
             ["what", *heads],
-            [(one.what, _value(one.left), _value(one.right)) for one in found.differences],
+            [(one.name, _value(one.left), _value(one.right)) for one in found.fields],
             fold=heads,
         )
     else:
         note("Nothing differs but the figures, if they do.")
-    if found.figures:
+    if found.metrics:
         heading("Figures")
         print_table(
             ["figure", *heads, "difference"],
             [
                 (
-                    one.what,
+                    one.name,
                     _figure(one.left),
                     _figure(one.right),
                     "-" if one.difference is None else figure(one.difference, sign=True),
                 )
-                for one in found.figures
+                for one in found.metrics
             ],
             right=(*heads, "difference"),
         )
-    if any(one.difference is not None and not one.same_rows for one in found.figures):
+    if any(one.difference is not None and not one.same_rows for one in found.metrics):
         note("The figures are of different rows, so their difference says little.")
 
 

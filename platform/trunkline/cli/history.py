@@ -77,13 +77,13 @@ def told(event: EventRecord) -> str:
                 text += f", {short_digest(str(detail['digest']))}"
         case "alias.moved":
             text = _moved(detail)
-        case "note":
+        case "note.added":
             text = str(detail.get("text", ""))
         case "tag.set":
             text = f"tag {detail.get('key')}={detail.get('value')}"
         case "tag.removed":
             text = f"tag {detail.get('key')} removed"
-        case "version.signed" | "adapter.imported" | "adapter.exported":
+        case "version.signed" | "version.imported" | "version.exported":
             text = f"version{_number(detail)} {event.kind.partition('.')[2]}{_by_which(detail)}"
         case _:
             text = event.kind.replace(".", " ")

@@ -20,8 +20,8 @@ from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import EXAMPLE, shown
 
 if TYPE_CHECKING:
+    from trunkline.adapters.archive import ImportResult
     from trunkline.adapters.importing import Imported
-    from trunkline.adapters.moving import Arrived
 
 _OF_A_FOLDER = {
     "task": "--task",
@@ -173,7 +173,7 @@ def _tell_imported(done: Imported, as_json: bool) -> None:
     )
 
 
-def _tell_arrived(done: Arrived, as_json: bool) -> None:
+def _tell_arrived(done: ImportResult, as_json: bool) -> None:
     for sentence in done.notes:
         note(sentence)
     version, run = done.version, done.provenance.run

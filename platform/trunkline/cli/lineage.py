@@ -73,7 +73,7 @@ def _tell(found: Lineage) -> None:
         note("No version was reached: the request ended before.")
     elif request is not None and request.version != BASE and version is None:
         note("This workspace's registry does not know that version.")
-    for part in found.cut:
+    for part in found.truncated:
         known = version.ref if version is not None else None
         more = f": trunkline adapters history {known}" if known and part == "history" else ""
         note(f"There are more {part} than the newest that are told{more}.")

@@ -64,14 +64,14 @@ def tree(found: Lineage) -> Branch:
     """The whole account as a tree."""
     root = Branch(_name(found))
     parts = (
-        found.request and _request(found.request, found.let_live),
+        found.request and _request(found.request, found.alias_move),
         found.version and _version(found.version, found),
         found.base and _flat(f"base {found.base.name}", found.base, skip=("id", "name")),
         found.run and _run(found.run, found),
         found.dataset and _dataset(found.dataset, found.run),
         found.evaluations and Branch("evaluations", [_evaluated(one) for one in found.evaluations]),
         found.moves and Branch("alias moves", [Branch(move_text(one)) for one in found.moves]),
-        found.loads and Branch("deployments", [_load(one) for one in found.loads]),
+        found.loads and Branch("servers", [_load(one) for one in found.loads]),
         found.tags and Branch("tags", _tags(found.tags)),
         found.notes
         and Branch(
@@ -112,14 +112,14 @@ def _name(found: Lineage) -> str:
     if found.run is not None:
         return f"run/{found.run.number}"
     request = found.request
-    return (request and (request.version or f"({request.asked})")) or "-"
+    return (request and (request.version or f"({request.model})")) or "-"
 
 
-def _request(request: RequestRecord, let_live: AliasMoveRecord | None) -> Branch:
+def _request(request: RequestRecord, alias_move: AliasMoveRecord | None) -> Branch:
     made = Branch(f"request {request.id}")
     made.add("at", moment(request.at))
     made.add("route", request.route)
-    made.add("asked", request.asked or "-")
+    made.add("model", request.model or "-")
     made.add("key", request.key or "-")
     made.add("status", request.status)
     made.add("tokens", f"{request.prompt_tokens:,} in, {request.new_tokens:,} out")
@@ -128,7 +128,7 @@ def _request(request: RequestRecord, let_live: AliasMoveRecord | None) -> Branch
     made.add("output", request.output)
     made.add("version", request.version or "-")
     made.add("digest", request.digest)
-    made.add("let live", let_live and move_text(let_live))
+    made.add("alias move", alias_move and move_text(alias_move))
     return made
 
 
@@ -147,12 +147,12 @@ def _version(version: VersionRecord, found: Lineage) -> Branch:
     made.add("template", version.template_digest or "digest not recorded")
     made.add("created", moment(version.created))
     if version.removed is not None:
-        made.add("removed", f"{moment(version.removed)}, because: {version.removal or '-'}")
-    made.add("the same artifact", ", ".join(found.same) or None)
+        made.add("removed", f"{moment(version.removed)}, because: {version.removal_reason or '-'}")
+    made.add("the same artifact", ", ".join(found.duplicates) or None)
     about = [
         one
         for one in found.history
-        if one.kind not in ("alias.moved", "note", "tag.set", "tag.removed")
+        if one.kind not in ("alias.moved", "note.added", "tag.set", "tag.removed")
         and not one.subject.startswith("run/")
     ]
     for one in about:
@@ -250,7 +250,7 @@ def _load(load: LoadRecord) -> Branch:
     server = load.server
     until = moment(load.unloaded) if load.unloaded else "still held"
     if load.unloaded is None and not server.alive:
-        until = f"the server was last seen {moment(server.seen)}"
+        until = f"the server was last seen {moment(server.last_seen)}"
     made = Branch(f"server/{server.number} from {moment(load.loaded)}: {until}")
     made.add("host", f"{server.host}, process {server.pid}")
     made.add("url", server.url or None)

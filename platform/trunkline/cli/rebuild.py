@@ -16,7 +16,7 @@ from trunkline.cli.progress import working
 from trunkline.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from trunkline.adapters.rebuild import Rebuild
+    from trunkline.adapters.rebuild import RebuildResult
 
 
 @click.command(
@@ -51,16 +51,16 @@ def rebuild(said: Globals, as_json: bool) -> None:
                 ("datasets", done.datasets),
                 ("runs", done.runs),
                 ("versions", done.versions),
-                ("left out", counted(len(done.left_out), "artifact") if done.left_out else None),
+                ("left out", counted(len(done.skipped), "artifact") if done.skipped else None),
                 ("cards", f"{done.cards} written anew"),
             ]
         )
-    if done.left_out:
+    if done.skipped:
         _fail(done)
 
 
-def _fail(done: Rebuild) -> NoReturn:
-    count = len(done.left_out)
+def _fail(done: RebuildResult) -> NoReturn:
+    count = len(done.skipped)
     out_of = counted(done.versions + count, "artifact")
     raise IntegrityError(
         f"{count} of {out_of} {'was' if count == 1 else 'were'} left out; the rest was rebuilt.",

@@ -16,7 +16,7 @@ from trunkline.evaluation.intervals import LEAST_GROUPS
 if TYPE_CHECKING:
     from trunkline.evaluation.intervals import Estimate
     from trunkline.evaluation.report import EvaluationReport
-    from trunkline.registry.records import Standing
+    from trunkline.registry.records import ScoreSummary
 
 _WIDE = 120
 _WORDS = {
@@ -71,7 +71,7 @@ def verdict_sentence(report: EvaluationReport) -> str:
     )
 
 
-def standing_text(standing: Standing | None) -> str:
+def standing_text(standing: ScoreSummary | None) -> str:
     """The deciding metric in a listing: ``accuracy 0.905 [0.862, 0.941]``."""
     if standing is None:
         return "-"

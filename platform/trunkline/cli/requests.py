@@ -49,7 +49,7 @@ def list_(
                 (
                     one.id,
                     moment(one.at),
-                    one.version or f"({one.asked})",
+                    one.version or f"({one.model})",
                     one.status,
                     f"{one.prompt_tokens}+{one.new_tokens}",
                     took(one.seconds),

@@ -20,8 +20,7 @@ from trunkline.refs import EXAMPLE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trunkline.adapters.gc import Found
-    from trunkline.adapters.upkeep import Verdict
+    from trunkline.adapters.gc import Garbage, VerifyResult
     from trunkline.api import Platform
 
 
@@ -82,7 +81,7 @@ def verify(
         )
     if damaged:
         usual = "Restore the files from a copy, or train it again."
-        advice = {one.advice or usual: None for one in verdicts if one.damage is not None}
+        advice = {one.hint or usual: None for one in verdicts if one.damage is not None}
         for text in advice:
             note(f"Hint: {text}")
         sys.exit(1)
@@ -90,7 +89,7 @@ def verify(
 
 def _verdicts(
     said: Globals, ref: str | None, require_signature: bool, keys: tuple[Path, ...]
-) -> Iterator[Verdict]:
+) -> Iterator[VerifyResult]:
     platform = said.platform
     if ref is not None:
         version = said.version(ref)
@@ -106,7 +105,7 @@ def _verdicts(
             listener.progress(done, max(done, total), {})
 
 
-def _tell(verdict: Verdict) -> None:
+def _tell(verdict: VerifyResult) -> None:
     state = "sound  " if verdict.damage is None else "DAMAGED"
     signed = f"  signed by {verdict.signed_by}" if verdict.signed_by else ""
     click.echo(f"{state}  {verdict.version}{signed}")
@@ -137,13 +136,13 @@ def rm(said: Globals, ref: str, reason: str, as_json: bool) -> None:
     """
     removed = said.platform.remove_version(ref, reason)
     if as_json:
-        print_json({"removed": str(removed.version.ref), "files_stay": removed.files_stay})
+        print_json({"removed": str(removed.version.ref), "files_kept": removed.files_kept})
         return
     click.echo(
         f"{removed.version.ref} is removed. Its lineage stays; its number is not given again."
     )
-    if removed.files_stay:
-        note(f"Its files are still there ({removed.files_stay}); `trunkline gc` takes them later.")
+    if removed.files_kept:
+        note(f"Its files are still there ({removed.files_kept}); `trunkline gc` takes them later.")
 
 
 @click.command(
@@ -168,8 +167,8 @@ def gc(said: Globals, dry_run: bool, unknown: bool, as_json: bool) -> None:
     """
     platform = said.platform
     found = platform.find_garbage(unknown=unknown)
-    garbage = [one for one in found if one.taken]
-    told = [one for one in found if not one.taken]
+    garbage = [one for one in found if one.deletable]
+    told = [one for one in found if not one.deletable]
     taken = garbage if dry_run else _take(platform, garbage)
     if as_json:
         print_json({"dry_run": dry_run, "taken": taken, "told": told})
@@ -177,18 +176,18 @@ def gc(said: Globals, dry_run: bool, unknown: bool, as_json: bool) -> None:
     if taken:
         print_table(
             ["would take" if dry_run else "took", "name", "size", "why"],
-            [(one.kind, one.name, bytes_text(one.bytes), one.why) for one in taken],
+            [(one.kind, one.name, bytes_text(one.bytes), one.reason) for one in taken],
             right=("size",),
             fold=("name", "why"),
         )
     for one in told:
-        note(f"{one.kind}: {one.name}: {one.why}")
+        note(f"{one.kind}: {one.name}: {one.reason}")
     size = bytes_text(sum(one.bytes for one in taken))
     end = " Nothing was changed." if dry_run else ""
     note(f"{counted(len(taken), 'thing')}, {size}.{end}" if taken else "Nothing to take.")
 
 
-def _take(platform: Platform, garbage: list[Found]) -> list[Found]:
+def _take(platform: Platform, garbage: list[Garbage]) -> list[Garbage]:
     from trunkline.cli.progress import working
 
     taken = []

@@ -1,10 +1,8 @@
-"""Attention of packed tokens over the pool of keys and values.
+"""Paged attention of packed tokens, which replaces that of transformers' layers during a step.
 
-Owns: what transformers' layers call in place of their own attention while the engine steps. Must
-not know: requests, adapters, sampling.
-
-All tokens of a step lie in one row, ``[1, heads, tokens, width]``: first one token of each
-sequence that is being written, then the chunks of prompts. :class:`Layout` says which is which.
+All tokens of a step are packed into one row, ``[1, heads, tokens, head width]``: first one token
+of each generating sequence (decode), then chunks of prompts (prefill). :class:`Layout` describes
+which is which.
 """
 
 from __future__ import annotations
@@ -20,21 +18,21 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "trunkline"
-CHANGES = ("sliding_window", "softcap", "s_aux", "attention_chunk_size")
-"""Settings by which a layer asks for an attention that is not plain."""
+UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "attention_chunk_size")
+"""Settings by which a layer requests something other than full attention."""
 
 _step: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some tokens of one prompt.
+    """Consecutive tokens of one prompt.
 
     Attributes:
-        start, stop: of its tokens among those of the step.
-        context: places in the pool of everything up to its last token; None where the chunk is
-            the whole of it.
-        mask: ``[tokens, context]``, added to the scores; None where the chunk is the whole of it.
+        start, stop: range of its tokens among those of the step.
+        context: KV cache slots of all tokens of the prompt up to its last one, ``[context]``; None
+            if the prompt begins with this chunk.
+        mask: ``[tokens, context]``, added to the scores; None if the prompt begins with this chunk.
     """
 
     start: int
@@ -45,19 +43,19 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the tokens of one step belong.
+    """Which sequence each token of one step belongs to.
 
     Attributes:
-        layers: of the pool.
-        places: where in the pool each token's key and value go, ``[tokens]``.
-        rows: tokens at the start that continue a sequence each.
-        context: places of each row's tokens so far, ``[rows, longest]``, padded.
+        layers: tensors of the KV cache.
+        slot_mapping: KV cache slot of each token, ``[tokens]``.
+        rows: how many tokens at the start continue one sequence each.
+        context: KV cache slots of each row's sequence, ``[rows, longest]``, padded.
         mask: ``[rows, 1, 1, longest]``, added to the scores: 0, or minus infinity for the padding.
         chunks: of prompts, after the rows.
     """
 
     layers: list[torch.Tensor]
-    places: torch.Tensor
+    slot_mapping: torch.Tensor
     rows: int = 0
     context: torch.Tensor | None = None
     mask: torch.Tensor | None = None
@@ -65,8 +63,8 @@ class Layout:
 
 
 @contextmanager
-def attending(model: Any, layout: Layout) -> Iterator[None]:
-    """Let the model attend by the layout until the block ends; one thread at a time."""
+def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
+    """Make the model attend by the layout inside the block; one thread at a time."""
     global _step
     register()
     config = model.config.get_text_config()
@@ -81,7 +79,7 @@ def attending(model: Any, layout: Layout) -> Iterator[None]:
 
 
 def register() -> None:
-    """Make transformers know this attention; a second time changes nothing."""
+    """Register this attention with transformers; idempotent."""
     from transformers import AttentionInterface
 
     if NAME not in AttentionInterface._global_mapping:
@@ -100,14 +98,14 @@ def attend(
     """Scaled dot-product attention of each token over its own sequence.
 
     Args:
-        query: ``[1, heads, tokens, width]``; key and value with the KV heads.
+        query: ``[1, heads, tokens, width]``.
+        key, value: ``[1, KV heads, tokens, width]``.
 
     Returns:
         ``[1, tokens, heads, width]``.
 
     Raises:
-        BaseModelError: the layer asks for an attention that is not this one (a sliding window,
-            sinks, a soft cap).
+        BaseModelError: the layer requests a sliding window, sinks or a soft cap.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -120,42 +118,42 @@ def attend(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     both = torch.cat((key[0].transpose(0, 1), value[0].transpose(0, 1)), 1)
-    kv_cache.index_copy_(0, layout.places, both)
+    kv_cache.index_copy_(0, layout.slot_mapping, both)
     rows = layout.rows
     if rows > 0:
         assert layout.context is not None
         past = kv_cache.index_select(0, layout.context.view(-1))
         keys, values = past.view(rows, -1, 2, kv_heads, width).permute(2, 0, 3, 1, 4)
-        asked = query[0, :, :rows].transpose(0, 1).reshape(rows, kv_heads, group, width)
-        given = sdpa(asked, keys, values, attn_mask=layout.mask, scale=scaling)
+        queries = query[0, :, :rows].transpose(0, 1).reshape(rows, kv_heads, group, width)
+        output = sdpa(queries, keys, values, attn_mask=layout.mask, scale=scaling)
         if rows == tokens:
-            return given.reshape(1, tokens, heads, width), None
+            return output.reshape(1, tokens, heads, width), None
     out = torch.empty(tokens, heads, width, dtype=query.dtype, device=query.device)
     if rows > 0:
-        out[:rows].view(rows, kv_heads, group, width).copy_(given)
+        out[:rows].view(rows, kv_heads, group, width).copy_(output)
     for chunk in layout.chunks:
         span = slice(chunk.start, chunk.stop)
         if chunk.context is None:
-            given = sdpa(
+            output = sdpa(
                 query[:, :, span], key[:, :, span], value[:, :, span],
                 is_causal=True, scale=scaling, enable_gqa=group > 1,
             )  # fmt: skip
         else:
             past = kv_cache.index_select(0, chunk.context)
             keys, values = past.view(1, -1, 2, kv_heads, width).permute(2, 0, 3, 1, 4)
-            given = sdpa(
+            output = sdpa(
                 query[:, :, span], keys, values,
                 attn_mask=chunk.mask, scale=scaling, enable_gqa=group > 1,
             )  # fmt: skip
-        out[span] = given[0].transpose(0, 1)
+        out[span] = output[0].transpose(0, 1)
     return out.unsqueeze(0), None
 
 
 def check_plain(settings: dict[str, Any]) -> None:
-    """Raise :class:`BaseModelError` for a setting that would change the attention."""
-    for name in CHANGES:
+    """Raise :class:`BaseModelError` for a setting that changes the attention."""
+    for name in UNSUPPORTED:
         if settings.get(name) is not None:
             raise BaseModelError(
-                f"The base's attention has {name} = {settings[name]!s:.40}, which is not served.",
-                "Take a base with full attention in every layer.",
+                f"The base's attention has {name} = {settings[name]!s:.40}, which is unsupported.",
+                "Use a base with full attention in every layer.",
             )

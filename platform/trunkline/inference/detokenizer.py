@@ -1,10 +1,8 @@
-"""One sequence's tokens become text, piece by piece.
+"""The incremental detokenizer: the text of a growing sequence of tokens, and stop strings.
 
-Owns: which text is certain, and stop strings. Must not know: models, requests, log probabilities.
-
-Tokens are not texts: a character may be spread over several, and a tokenizer may word a token
-otherwise when it stands first. So a short window of recent tokens is decoded with each new one,
-and what the window says beyond what was said before is new.
+A character may be spread over several tokens, and a tokenizer may decode the first token of a text
+differently from the same token later. So a short window of recent tokens is decoded with each new
+token, and the text beyond what the window gave before is new.
 """
 
 from __future__ import annotations
@@ -13,15 +11,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_KEPT = 8
-"""Tokens that stay in the window as context. More than the longest character has bytes, twice: a
-window that begins inside one is back in step before its unsaid end begins."""
+_CONTEXT = 8
+"""Tokens that stay in the window as context. More than twice the bytes of the longest character: a
+window that begins inside a character is in step again before its unsent end."""
 
-_LONGEST = 16
+_MAX_WINDOW = 16
 """Tokens at which the window is cut."""
 
 REPLACEMENT_CHARACTER = "\ufffd"
-"""What a part of a character is decoded as."""
+"""What part of a character is decoded as."""
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -29,21 +27,24 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 class IncrementalDetokenizer:
     """The text of one sequence of tokens.
 
-    All pieces together are ``tokenizer.decode(ids, skip_special_tokens=True)`` of the tokens
-    without end tokens, cut before the stop string that begins first. Stops that begin at one place
-    cut the same text, so the shortest of them is enough. White space is kept as it is.
+    All parts together are ``tokenizer.decode(ids, skip_special_tokens=True)`` of the tokens
+    without end tokens, cut before the stop string that begins first. Stop strings that begin at
+    the same position cut the same text, so the shortest of them is enough. White space is kept.
 
     Args:
         tokenizer: of transformers.
         stop: texts that end the sequence, none of them empty.
         end_ids: tokens that are not part of the text.
+
+    Attributes:
+        stopped: whether a stop string is complete.
     """
 
     __slots__ = (
         "_end_ids",
         "_held",
-        "_pieces",
-        "_said",
+        "_parts",
+        "_sent",
         "_stop",
         "_tokenizer",
         "_window",
@@ -56,43 +57,43 @@ class IncrementalDetokenizer:
         self._stop = tuple(stop)
         self._end_ids = end_ids
         self._window: list[int] = []
-        self._said = 0
+        self._sent = 0
         self._held = ""
-        self._pieces: list[str] = []
+        self._parts: list[str] = []
 
     @property
     def text(self) -> str:
-        """All text that is certain so far."""
-        return "".join(self._pieces)
+        """The text that is certain so far."""
+        return "".join(self._parts)
 
     @property
     def characters(self) -> int:
-        """Of the text so far, with what may yet become a stop string."""
-        return sum(map(len, self._pieces)) + len(self._held)
+        """Length of the text so far, including a possible beginning of a stop string."""
+        return sum(map(len, self._parts)) + len(self._held)
 
     def add(self, token_id: int) -> str:
-        """The text that this token makes certain.
+        """Add a token and return the text that it makes certain.
 
-        Never a part of a character, nor what may become the beginning of a stop string; nothing
-        after a stop string, whose completion sets ``stopped``.
+        The text never ends inside a character or inside what may become a stop string. There is
+        none after a stop string, whose completion sets ``stopped``.
         """
         name = self._tokenizer.convert_ids_to_tokens(token_id)
         if self.stopped or token_id in self._end_ids or name is None or self._is_silent(token_id):
             return ""
         self._window.append(token_id)
         if _BYTE.fullmatch(name):
-            # Such bytes are worded together: one that is wrong changes all that stand with it.
+            # A run of bytes is decoded together: one invalid byte changes all of them.
             return ""
-        return self._pass_on(self._read(last=False), last=False)
+        return self._emit(self._read(last=False), last=False)
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come; may complete a stop string."""
+        """Return the text held back, once no more tokens come; it may complete a stop string."""
         if self.stopped:
             return ""
-        return self._pass_on(self._read(last=True), last=True)
+        return self._emit(self._read(last=True), last=True)
 
     def _is_silent(self, token_id: int) -> bool:
-        """Whether it is a special token; a lone space may be worded as nothing too."""
+        """Whether it is a special token; a lone space may be decoded as nothing too."""
         return not self._decode([token_id]) and bool(
             self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         )
@@ -103,35 +104,39 @@ class IncrementalDetokenizer:
         )
 
     def _read(self, *, last: bool) -> str:
-        """What the window says and was not said yet; a character may still be on its way."""
+        """Decode the window; return what is new, without an incomplete character at the end."""
         text = self._decode(self._window)
-        begun = text.endswith(REPLACEMENT_CHARACTER) and not last
-        certain = max(self._said, len(text) - begun)
-        fresh, self._said = text[self._said : certain], certain
-        if len(self._window) >= _LONGEST:
-            unsaid = len(text) - certain
-            kept = self._window[-_KEPT:]
-            said = len(self._decode(kept)) - unsaid
-            if said > 0:
-                self._window, self._said = kept, said
+        incomplete = text.endswith(REPLACEMENT_CHARACTER) and not last
+        certain = max(self._sent, len(text) - incomplete)
+        fresh, self._sent = text[self._sent : certain], certain
+        if len(self._window) >= _MAX_WINDOW and not self._is_byte(self._window[-_CONTEXT]):
+            unsent = len(text) - certain
+            context = self._window[-_CONTEXT:]
+            sent = len(self._decode(context)) - unsent
+            if sent > 0:
+                self._window, self._sent = context, sent
         return fresh
 
-    def _pass_on(self, fresh: str, *, last: bool) -> str:
+    def _is_byte(self, token_id: int) -> bool:
+        """Whether the token is a byte of a run, which must not be cut."""
+        return bool(_BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token_id)))
+
+    def _emit(self, fresh: str, *, last: bool) -> str:
         if not fresh and not last:
             return ""
-        piece, self._held, self.stopped = _split(self._held + fresh, self._stop, last=last)
-        if piece:
-            self._pieces.append(piece)
-        return piece
+        part, self._held, self.stopped = _split(self._held + fresh, self._stop, last=last)
+        if part:
+            self._parts.append(part)
+        return part
 
 
 def _split(text: str, stops: Sequence[str], *, last: bool) -> tuple[str, str, bool]:
-    """Divide into what is certain and what may be the beginning of a stop; whether one was met."""
-    found = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
-    end = len(text) if found is None else found
+    """Split off a possible beginning of a stop; also whether a stop is complete."""
+    match = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+    end = len(text) if match is None else match
     if not last:
         longest = max(map(len, stops), default=0)
         for at in range(max(0, len(text) - longest + 1), end):
             if any(stop.startswith(text[at:]) for stop in stops):
                 return text[:at], text[at:], False
-    return text[:end], "", found is not None
+    return text[:end], "", match is not None

@@ -1,7 +1,7 @@
-"""Batches through a model: the last token's hidden state, or new tokens.
+"""Padded batches through a model, for training and evaluation: hidden states, logits, texts.
 
-Owns: the two ways of asking a model. Must not know: adapters, requests. Works on the bare base,
-on the base inside :meth:`AdapterPool.using`, and on a model in training.
+Works on the base alone, on the base inside :meth:`AdapterPool.activate`, and on a model in
+training.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is drawn; temperature 0 takes the likeliest."""
+class GenerationSettings:
+    """How tokens are generated; temperature 0 takes the likeliest."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -27,7 +27,7 @@ class Sampling:
 
 
 def last_hidden(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
-    """Hidden state of each prompt's last token, ``[batch, hidden]`` float32."""
+    """Compute the hidden state of each prompt's last token, ``[batch, hidden]`` float32."""
     import torch
 
     backbone = getattr(model, model.base_model_prefix)
@@ -43,7 +43,7 @@ def last_hidden(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> to
 
 
 def next_logits(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
-    """Logits of the token after each prompt, ``[batch, vocabulary]`` float32."""
+    """Compute the logits of the token after each prompt, ``[batch, vocabulary]`` float32."""
     import torch
 
     batch = pad(prompts, pad_id, left=True)
@@ -52,46 +52,48 @@ def next_logits(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> to
         return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
 
 
-def new_tokens(
+def generate_tokens(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    settings: GenerationSettings,
 ) -> list[list[int]]:
-    """Continue each prompt; the end-of-sequence token is kept, so that its absence tells
-    that the limit was reached."""
+    """Generate token ids for each prompt, including the end-of-sequence token.
+
+    An answer without that token has reached the limit.
+    """
     from contextlib import ExitStack
 
     import torch
 
     batch = pad(prompts, tokenizer.pad_token_id, left=True)
-    choice: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        choice = {
+    options: dict[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        options = {
             "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
             "top_k": 0,
         }
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        if sampling.temperature > 0:
+        if settings.temperature > 0:
             stack.enter_context(torch.random.fork_rng())
-            torch.manual_seed(sampling.seed)
+            torch.manual_seed(settings.seed)
         output = model.generate(
             input_ids=batch["input_ids"].to(model.device),
             attention_mask=batch["attention_mask"].to(model.device),
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **choice,
+            **options,
         )
     start = batch["input_ids"].shape[1]
-    return [until_end(row[start:].tolist(), tokenizer.eos_token_id) for row in output]
+    return [truncate_after(row[start:].tolist(), tokenizer.eos_token_id) for row in output]
 
 
-def until_end(ids: list[int], end: int) -> list[int]:
-    """Ids up to and with the first end-of-sequence token."""
+def truncate_after(ids: list[int], end: int) -> list[int]:
+    """Cut ids after the first end-of-sequence token."""
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
@@ -102,11 +104,11 @@ def generate_texts(
     max_new_tokens: int,
     batch_size: int = 32,
 ) -> list[str]:
-    """Greedy texts for many prompts, in their order."""
+    """Generate greedy texts for many prompts, in their order."""
     texts = [""] * len(prompts)
-    sampling = Sampling(max_new_tokens)
-    for chosen in by_length([len(ids) for ids in prompts], batch_size):
-        outputs = new_tokens(model, tokenizer, [prompts[index] for index in chosen], sampling)
-        for index, ids in zip(chosen, outputs, strict=True):
+    settings = GenerationSettings(max_new_tokens)
+    for batch in by_length([len(ids) for ids in prompts], batch_size):
+        outputs = generate_tokens(model, tokenizer, [prompts[index] for index in batch], settings)
+        for index, ids in zip(batch, outputs, strict=True):
             texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
     return texts

@@ -1,13 +1,9 @@
-"""Keys and values of everything that is being computed, within one budget, and what is kept of
-past prompts.
+"""The paged KV cache: its tensors, its blocks, and the prefix cache of past prompts.
 
-Owns: the pool, which blocks belong to whom, and the prefix cache. Must not know: requests,
-adapters' weights, how attention is computed.
-
-The pool is cut into blocks of :data:`BLOCK` tokens (Kwon et al. 2023, "Efficient memory management
-for large language model serving with PagedAttention"). A full block may be shared: it is known by
-a hash over the version's digest and every token up to its end, so that the same prompt under
-another adapter, or under another version of one, is another block.
+The cache is divided into blocks of :data:`BLOCK_SIZE` tokens (Kwon et al. 2023, "Efficient memory
+management for large language model serving with PagedAttention"). A full block may be shared. Its
+key is a hash over the adapter version's digest and every token up to the block's end, so the same
+prompt under another adapter, or another version of it, has other blocks.
 """
 
 from __future__ import annotations
@@ -16,19 +12,20 @@ import hashlib
 import re
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trunkline.errors import BaseModelError
 
-BLOCK = 16
+BLOCK_SIZE = 16
+"""Tokens of one block."""
 
 
 @dataclass(slots=True)
 class Lease:
-    """The blocks of one sequence; ``cached`` tokens at its start were there already."""
+    """The blocks of one sequence; its first ``cached`` tokens are computed already."""
 
     salt: str
     blocks: list[int]
@@ -36,91 +33,101 @@ class Lease:
     keys: list[bytes] = field(default_factory=list)
 
 
-class Blocks:
-    """Who holds which block. Pure bookkeeping; one thread."""
+class BlockPool:
+    """Allocates blocks and keeps those of past prompts; for one thread at a time.
+
+    Args:
+        blocks: how many there are.
+        share: whether full blocks are shared and kept for later prompts.
+    """
 
     def __init__(self, blocks: int, *, share: bool = True) -> None:
         self.total = blocks
         self._share = share
         self._free = list(range(blocks - 1, -1, -1))
-        self._holders = [0] * blocks
-        self._known: dict[bytes, int] = {}
+        self._reference_counts = [0] * blocks
+        self._block_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
     def available(self) -> int:
-        """Blocks that can be had: free ones, and those kept for nobody in particular."""
+        """Blocks that can be allocated: free ones, and those of past prompts."""
         return len(self._free) + len(self._idle)
 
     @property
-    def kept(self) -> int:
+    def cached(self) -> int:
         """Blocks that only the prefix cache holds."""
         return len(self._idle)
 
-    def lease(self, salt: str, tokens: Sequence[int], room: int) -> Lease | None:
-        """Blocks for a sequence of ``room`` tokens at most that begins with ``tokens``.
+    @property
+    def reference_counts(self) -> list[int]:
+        """How many leases hold each block."""
+        return list(self._reference_counts)
 
-        The last token is never taken from the cache: its hidden state is wanted.
+    def allocate(self, salt: str, tokens: Sequence[int], capacity: int) -> Lease | None:
+        """Allocate blocks for a sequence that begins with ``tokens`` and has ``capacity`` at most.
+
+        The last token is never taken from the cache, because its hidden state is needed.
 
         Args:
-            salt: digest of the version that computes it.
+            salt: digest of the version that computes the sequence.
 
         Returns:
-            None where there are not enough blocks now; nothing has changed then.
+            None if there are too few blocks now; nothing has changed then.
         """
         shared: list[int] = []
         keys: list[bytes] = []
         if self._share:
-            for key in block_keys(salt, tokens[: len(tokens) - 1]):
-                if (block := self._known.get(key)) is None:
+            for key in block_hashes(salt, tokens[: len(tokens) - 1]):
+                if (block := self._block_of.get(key)) is None:
                     break
                 shared.append(block)
                 keys.append(key)
-        wanted = -(-room // BLOCK) - len(shared)
-        idle = sum(self._holders[block] == 0 for block in shared)
-        if wanted > self.available - idle:
+        needed = -(-capacity // BLOCK_SIZE) - len(shared)
+        idle = sum(self._reference_counts[block] == 0 for block in shared)
+        if needed > self.available - idle:
             return None
         for block in shared:
             self._hold(block)
-        fresh = [self._take() for _ in range(wanted)]
-        return Lease(salt, shared + fresh, len(shared) * BLOCK, keys)
+        fresh = [self._take() for _ in range(needed)]
+        return Lease(salt, shared + fresh, len(shared) * BLOCK_SIZE, keys)
 
-    def fill(self, lease: Lease, tokens: Sequence[int]) -> None:
-        """Make the full blocks of ``tokens``, all computed, known to others."""
-        if not self._share or len(tokens) // BLOCK <= len(lease.keys):
+    def cache_blocks(self, lease: Lease, tokens: Sequence[int]) -> None:
+        """Let others share the full blocks of ``tokens``, which are all computed."""
+        if not self._share or len(tokens) // BLOCK_SIZE <= len(lease.keys):
             return
-        for key in block_keys(lease.salt, tokens, after=lease.keys):
+        for key in block_hashes(lease.salt, tokens, after=lease.keys):
             block = lease.blocks[len(lease.keys)]
-            if key not in self._known and block not in self._key_of:
-                self._known[key] = block
+            if key not in self._block_of and block not in self._key_of:
+                self._block_of[key] = block
                 self._key_of[block] = key
             lease.keys.append(key)
 
-    def give_back(self, lease: Lease) -> None:
-        """Let the blocks go; known ones are kept until their room is needed.
+    def free(self, lease: Lease) -> None:
+        """Free the blocks; full ones stay in the prefix cache until they are needed.
 
-        A prompt's end is given up before its beginning, without which it would be of no use.
+        A prompt's last blocks are evicted before its first ones, without which they are useless.
         """
         for block in reversed(lease.blocks):
-            self._holders[block] -= 1
-            if self._holders[block] == 0:
+            self._reference_counts[block] -= 1
+            if self._reference_counts[block] == 0:
                 if block in self._key_of:
                     self._idle[block] = None
                 else:
                     self._free.append(block)
         lease.blocks = []
 
-    def forget(self) -> None:
-        """Empty the prefix cache; blocks in use stay with their holders."""
+    def reset(self) -> None:
+        """Empty the prefix cache; blocks in use stay with their leases."""
         for block in list(self._idle):
             self._free.append(block)
         self._idle.clear()
-        self._known.clear()
+        self._block_of.clear()
         self._key_of.clear()
 
     def _hold(self, block: int) -> None:
-        self._holders[block] += 1
+        self._reference_counts[block] += 1
         self._idle.pop(block, None)
 
     def _take(self) -> int:
@@ -128,41 +135,40 @@ class Blocks:
             block = self._free.pop()
         else:
             block, _ = self._idle.popitem(last=False)
-            del self._known[self._key_of.pop(block)]
-        self._holders[block] = 1
+            del self._block_of[self._key_of.pop(block)]
+        self._reference_counts[block] = 1
         return block
 
 
-def block_keys(salt: str, tokens: Sequence[int], after: Sequence[bytes] = ()) -> Iterable[bytes]:
-    """Keys of the full blocks of ``tokens``; of ``after``, those of the first blocks, go on."""
+def block_hashes(salt: str, tokens: Sequence[int], after: Sequence[bytes] = ()) -> Iterable[bytes]:
+    """Hash the full blocks of ``tokens``, continuing after the given hashes of the first ones."""
     key = after[-1] if after else salt.encode()
-    for start in range(len(after) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
-        piece = array("q", tokens[start : start + BLOCK]).tobytes()
+    for start in range(len(after) * BLOCK_SIZE, len(tokens) - BLOCK_SIZE + 1, BLOCK_SIZE):
+        piece = array("q", tokens[start : start + BLOCK_SIZE]).tobytes()
         key = hashlib.sha256(key + piece).digest()
         yield key
 
 
 class KVCache:
-    """The tensors: ``[tokens, 2 · KV heads, width]`` a layer, keys before values.
+    """The tensors: ``[tokens, 2 · KV heads, head width]`` for each layer, keys before values.
 
-    What a token left lies together, so that gathering a context copies few long pieces. They are
-    not cleared: no place is read that was not written first, and the system gives memory only for
-    what is written. Therefore what will be wanted is compared with what is free before anything is
-    asked for.
+    Keys and values of one token are contiguous, so gathering a context copies few long runs. The
+    tensors are not cleared: no position is read before it is written, and the system commits
+    memory only when it is written. Their size is therefore compared with the free memory first.
 
     Raises:
-        BaseModelError: there is not that much memory.
+        BaseModelError: there is not enough memory.
     """
 
     def __init__(self, model: Any, tokens: int) -> None:
         import torch
 
         config = model.config.get_text_config()
-        width, heads = kv_measures(config)
+        width, heads = kv_shape(config)
         parameter = next(model.parameters())
-        wanted, free = tokens * bytes_per_token(model), free_bytes(parameter.device)
-        if free is not None and wanted > free:
-            raise _too_large(tokens, wanted, f"{free >> 20:,} MiB are free")
+        size, free = tokens * bytes_per_token(model), free_bytes(parameter.device)
+        if free is not None and size > free:
+            raise _too_large(tokens, size, f"{free >> 20:,} MiB are free")
         try:
             self.layers = [
                 torch.empty(
@@ -171,56 +177,56 @@ class KVCache:
                 for _ in range(config.num_hidden_layers)
             ]
         except (MemoryError, RuntimeError):
-            raise _too_large(tokens, wanted, "the system does not give them") from None
+            raise _too_large(tokens, size, "the system refuses to allocate them") from None
 
 
-def free_bytes(device: Any) -> int | None:
-    """Memory that can be had on a device; None where nothing tells."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    told = [
-        re.search(r"^MemAvailable: *(\d+) kB$", _text("/proc/meminfo"), re.MULTILINE),
-        re.search(r"^(\d+)$", _text("/sys/fs/cgroup/memory.max"), re.MULTILINE),
-    ]
-    sizes = [int(one[1]) * unit for one, unit in zip(told, (1024, 1), strict=True) if one]
-    return min(sizes, default=None)
-
-
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="ascii")
     except OSError:
         return ""
 
 
-def _too_large(tokens: int, wanted: int, but: str) -> BaseModelError:
+def free_bytes(device: Any, read_text: Callable[[str], str] = _read_text) -> int | None:
+    """Free memory of a device, in bytes; None if the system does not report it."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    matches = [
+        re.search(r"^MemAvailable: *(\d+) kB$", read_text("/proc/meminfo"), re.MULTILINE),
+        re.search(r"^(\d+)$", read_text("/sys/fs/cgroup/memory.max"), re.MULTILINE),
+    ]
+    sizes = [int(one[1]) * unit for one, unit in zip(matches, (1024, 1), strict=True) if one]
+    return min(sizes, default=None)
+
+
+def _too_large(tokens: int, size: int, reason: str) -> BaseModelError:
     return BaseModelError(
-        f"Keys and values of {tokens:,} tokens take {wanted >> 20:,} MiB; {but}.",
+        f"Keys and values of {tokens:,} tokens take {size >> 20:,} MiB; {reason}.",
         "Give the engine a smaller kv_mib, or fewer rows.",
     )
 
 
-def kv_measures(config: Any) -> tuple[int, int]:
-    """Width of a head and number of KV heads, from a text model's configuration.
+def kv_shape(config: Any) -> tuple[int, int]:
+    """Read the width of a head and the number of KV heads from a text model's configuration.
 
     Raises:
-        BaseModelError: it has no attention heads.
+        BaseModelError: the model has no attention heads.
     """
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         raise BaseModelError(
-            f"The base is of the kind {config.model_type!r}, which has no attention heads.",
-            "Take a base with attention in every layer, such as a Llama, Qwen or GPT-2.",
+            f"The base's model type {config.model_type!r} has no attention heads.",
+            "Use a base with attention in every layer, such as a Llama, Qwen or GPT-2.",
         )
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return int(width), int(getattr(config, "num_key_value_heads", None) or heads)
 
 
 def bytes_per_token(model: Any) -> int:
-    """Keys and values of one token in all layers, in bytes."""
+    """Size of one token's keys and values in all layers, in bytes."""
     config = model.config.get_text_config()
-    width, heads = kv_measures(config)
+    width, heads = kv_shape(config)
     size = next(model.parameters()).element_size()
     return 2 * heads * width * int(config.num_hidden_layers) * size

@@ -1,4 +1,4 @@
-"""What is asked and what is answered. Must not know: torch, the registry."""
+"""The public request and answer types; free of torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 256
-_MOST = 2**63 - 1
+_MAX_INT = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +22,21 @@ class Request:
 
     Attributes:
         adapter: a ref such as ``medical/icd10-chapter@3``; None is the bare base.
-        text: put into the adapter's template; for the bare base, a user's message.
-        max_new_tokens: of a generated answer; None: the adapter's own, for the base 64.
-        temperature: 0 takes the likeliest token each time.
+        text: inserted into the adapter's template; for the bare base, a user message.
+        max_new_tokens: limit of a generated answer; None: the adapter's own, 64 for the base.
+        temperature: 0 takes the likeliest token at each step.
         top_p: nucleus sampling (Holtzman et al. 2020), with ``temperature`` above 0.
-        seed: of the sampling; the n-th answer of one request is drawn with ``seed + n``.
-        messages: a whole talk (``role``, ``content``) instead of a text, for generation. The
-            adapter's template is applied to it as well: to the last message, which must be the
-            user's; a template that is no chat looks at that message alone.
-        top_k: draw among so many likeliest tokens; 0: all.
-        stop: the answer ends before the first of these.
-        logprobs: None: none; a number: the log probability of each new token, and so many of the
-            likeliest in its place.
-        n: answers to draw for one prompt.
-        deadline: seconds from submission until the request is given up.
-        raw: the text is the whole prompt, without a template; for the base only.
+        seed: of the sampling; answer ``i`` of one request is sampled with ``seed + i``.
+        messages: a conversation (``role``, ``content``) instead of a text, for generation. The
+            adapter's template is applied to the last message, which must be the user's; a template
+            without chat uses that message alone.
+        top_k: sample from this many likeliest tokens; 0: from all.
+        stop: the answer ends before the first of these texts.
+        logprobs: None: no log probabilities; a number: that of each new token, and of this many
+            likeliest alternatives.
+        n: number of answers to one prompt.
+        deadline: seconds from submission until the request ends with an error.
+        raw: the text is the complete prompt, without a template; for the base only.
 
     Raises:
         UsageError: a value is of the wrong kind or out of range.
@@ -59,43 +59,53 @@ class Request:
     def __post_init__(self) -> None:
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise UsageError(
-                f"{self.adapter!r} is not a ref.", "Give a text, or None for the base."
+                f"{self.adapter!r} is not a ref.", "Give a string, or None for the base."
             )
         if not isinstance(self.text, str):
             raise UsageError(
-                f"The text is {self.text!r}, a {type(self.text).__name__}.", "Give a text."
+                f"The text is {self.text!r}, a {type(self.text).__name__}.", "Give a string."
             )
         if self.max_new_tokens is not None:
-            _check_number("max_new_tokens", self.max_new_tokens, int, 1, _MOST, "At least 1.")
-        _check_number("temperature", self.temperature, float, 0, 10, "0 to 10.")
-        _check_number("top_p", self.top_p, float, 1e-9, 1, "Above 0, at most 1.")
-        _check_number("seed", self.seed, int, 0, _MOST, "A whole number, 0 or more.")
-        _check_number("top_k", self.top_k, int, 0, _MOST, "A whole number; 0 means all.")
-        _check_number("n", self.n, int, 1, MAX_CHOICES, f"1 to {MAX_CHOICES}.")
+            _check_number(
+                "max_new_tokens",
+                self.max_new_tokens,
+                int,
+                1,
+                _MAX_INT,
+                "Give an integer of at least 1.",
+            )
+        _check_number("temperature", self.temperature, float, 0, 10, "Give a number from 0 to 10.")
+        _check_number("top_p", self.top_p, float, 1e-9, 1, "Give a number above 0 and at most 1.")
+        _check_number("seed", self.seed, int, 0, _MAX_INT, "Give an integer of at least 0.")
+        _check_number("top_k", self.top_k, int, 0, _MAX_INT, "Give an integer; 0 means all tokens.")
+        _check_number("n", self.n, int, 1, MAX_CHOICES, f"Give 1 to {MAX_CHOICES}.")
         if self.logprobs is not None:
-            _check_number("logprobs", self.logprobs, int, 0, MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}.")
+            _check_number(
+                "logprobs", self.logprobs, int, 0, MAX_LOGPROBS, f"Give 0 to {MAX_LOGPROBS}."
+            )
         if self.deadline is not None:
-            _check_number("deadline", self.deadline, float, 0, 1e9, "Seconds, 0 or more.")
+            _check_number("deadline", self.deadline, float, 0, 1e9, "Give seconds, at least 0.")
         if len(self.stop) > MAX_STOP_STRINGS or not all(
             isinstance(one, str) and 0 < len(one) <= MAX_STOP_LENGTH for one in self.stop
         ):
             raise UsageError(
                 f"stop can't be {str(self.stop)[:80]}.",
-                f"At most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_LENGTH} characters.",
+                f"Give at most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_LENGTH} characters.",
             )
         if self.raw and (self.messages or self.adapter not in (None, BASE)):
             raise UsageError(
-                "A raw prompt is for the base, and is a text.",
-                "An adapter's prompts go through the template that it was trained with.",
+                "A raw prompt must be a text for the base.",
+                "Leave raw out: an adapter's prompts use the template it was trained with.",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
-    """One new token with its natural log probability, before temperature and cut-offs.
+    """One new token with its natural log probability, before temperature and truncation.
 
-    ``top`` holds (id, token, log probability) of the likeliest, best first. ``offset`` is where in
-    the answer's text the token begins, in characters; parts of a character begin where it does.
+    ``top`` contains (id, token, log probability) of the likeliest tokens, best first. ``offset`` is
+    the position in the answer's text at which the token begins, in characters; a token that is part
+    of a character begins where the character does.
     """
 
     id: int
@@ -118,7 +128,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class StreamChunk:
-    """What a stream gives next for one choice; the last one has its ``finish``."""
+    """The next part of one choice in a stream; the last one has its ``finish``."""
 
     index: int
     text: str
@@ -128,18 +138,18 @@ class StreamChunk:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back, and from whom.
+    """The answer to one request.
 
     Attributes:
         adapter: the immutable version that answered (``medical/icd10-chapter@3``), or ``base``.
-        digest: that version's identity; of the base, the base's.
+        digest: of that version, or of the base.
         task: classification, regression or generation.
         label, probabilities: of a classification.
         value, unit: of a regression.
         text, finish: of a generation; ``finish`` is ``stop`` or ``length``.
         choices: all answers of a generation; text and finish are those of the first.
-        prompt_tokens, new_tokens: counts, the latter of all choices.
-        cached_tokens: of the prompt, that were not computed anew.
+        prompt_tokens, new_tokens: counts; new tokens of all choices together.
+        cached_tokens: tokens of the prompt that came from the prefix cache.
     """
 
     adapter: str
@@ -170,26 +180,26 @@ class Answer:
         return self.probabilities[self.label]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that this task has; choices where there are several, cached if any were."""
+        """The fields of this task; ``choices`` if there are several, ``cached_tokens`` if not 0."""
         values = {name: getattr(self, name) for name in self.__slots__ if name != "choices"}
-        told = {name: value for name, value in values.items() if value is not None}
+        fields = {name: value for name, value in values.items() if value is not None}
         if not self.cached_tokens:
-            del told["cached_tokens"]
+            del fields["cached_tokens"]
         if len(self.choices) > 1:
-            told["choices"] = [asdict(choice) for choice in self.choices]
-        return told
+            fields["choices"] = [asdict(choice) for choice in self.choices]
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRequest:
-    """A request with the version that answers it; ``artifact`` None is the bare base."""
+    """A request with the adapter version that answers it; ``artifact`` None is the bare base."""
 
     request: Request
     artifact: Artifact | None = None
     name: str = "base"
 
 
-def _check_number(name: str, value: Any, kind: type, least: float, most: float, hint: str) -> None:
+def _check_number(name: str, value: Any, kind: type, low: float, high: float, hint: str) -> None:
     typed = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not typed or not least <= value <= most:
+    if not typed or not low <= value <= high:
         raise UsageError(f"{name} can't be {value!r}.", hint)

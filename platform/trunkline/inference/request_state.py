@@ -1,25 +1,21 @@
-"""One request while it is answered: what its sequences share, and what it comes to.
-
-Owns: the answer and the account made of them. Must not know: threads, batches, memory.
-"""
+"""The state of a request from arrival to end, its sequences, and the handle that callers hold."""
 
 from __future__ import annotations
 
 import asyncio
 import queue
 import threading
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trunkline.adapters.artifact import Artifact
 from trunkline.errors import TrunklineError
 from trunkline.inference.detokenizer import REPLACEMENT_CHARACTER, IncrementalDetokenizer
-from trunkline.inference.kv_cache import BLOCK, Lease
-from trunkline.inference.request import Answer, Choice, ResolvedRequest, StreamChunk, TokenScore
+from trunkline.inference.kv_cache import BLOCK_SIZE, Lease
+from trunkline.inference.request import Answer, Choice, Request, StreamChunk, TokenScore
 from trunkline.inference.sampling import SamplingParams
 from trunkline.lora.pool import Resident
 from trunkline.tasks import AnyTask, GenerationTask
@@ -27,13 +23,19 @@ from trunkline.tasks import AnyTask, GenerationTask
 if TYPE_CHECKING:
     import torch
 
+Result = Answer | TrunklineError
+"""How a request ends."""
+
+Listener = Callable[[StreamChunk | Result], None]
+"""Receives every chunk of a request and then its result, on the engine's thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:
-    """The account of one request, once it has ended; durations are in seconds.
+    """The final account of one request; durations are in seconds.
 
     ``outcome`` is ``done``, ``cancelled``, ``deadline`` or ``failed``; ``first_token_seconds``
-    counts from submission, and is None where no token was made.
+    counts from submission, and is None if no token was generated.
     """
 
     name: str
@@ -48,199 +50,65 @@ class RequestStats:
     new_tokens: int
 
 
-End = Answer | TrunklineError
-"""How a request ends."""
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """One request from arrival to end. The engine changes it; any thread may subscribe.
 
+    Attributes:
+        name: of the adapter version, or ``base``.
+        digest: of the version that answers; adapters are scheduled and cached under it.
+        prompt: token ids.
+        max_new_tokens: 0 if a head answers.
+        submitted, started, first_token: times on the engine's clock, in seconds.
+        choices: finished sequences, by index.
+        head_output: ``[outputs]``, of a task with a head.
+        unstarted: sequences that start once the first one has computed the prompt.
+        result: the answer or error; None until the request ends.
+    """
 
-class GenerationHandle:
-    """One submitted request. Made by the engine; every method is safe from any thread."""
-
-    def __init__(
-        self,
-        work: ResolvedRequest,
-        digest: str,
-        prompt_tokens: int,
-        cancel: Callable[[GenerationHandle], None],
-    ) -> None:
-        self.work = work
-        self.name = work.name
-        self.digest = digest
-        self.prompt_tokens = prompt_tokens
-        self.stats: RequestStats | None = None
-        self._cancel = cancel
-        self._lock = threading.Lock()
-        self._pieces: deque[StreamChunk] = deque()
-        self._end: End | None = None
-        self._done = threading.Event()
-        self._listeners: list[Callable[[StreamChunk | End], None]] = []
-
-    # ------------------------------------------------------------------------ the owner's side
-
-    def answer(self, timeout: float | None = None) -> Answer:
-        """Wait for the whole answer.
-
-        Raises:
-            TimeoutError: it was not there in ``timeout`` seconds; the request goes on.
-            TrunklineError: what the request ended with.
-        """
-        if not self._done.wait(timeout):
-            raise TimeoutError(f"No answer in {timeout} seconds.")
-        return _told(self._end)
-
-    async def answer_async(self) -> Answer:
-        """Await the whole answer; raises what the request ended with."""
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-
-        def finish() -> None:
-            if not ended.done():
-                ended.set_result(None)
-
-        def listen(told: StreamChunk | End) -> None:
-            if not isinstance(told, StreamChunk):
-                _in_loop(loop, finish)
-
-        self._listen(listen)
-        try:
-            await ended
-        finally:
-            self._unlisten(listen)
-        return _told(self._end)
-
-    def chunks(self) -> Iterator[StreamChunk]:
-        """The stream, blocking; raises what the request ended with."""
-        told: queue.SimpleQueue[StreamChunk | End] = queue.SimpleQueue()
-        self._listen(told.put)
-        try:
-            while isinstance(one := told.get(), StreamChunk):
-                yield one
-            _told(one)
-        finally:
-            self._unlisten(told.put)
-
-    async def stream(self) -> AsyncIterator[StreamChunk]:
-        """The stream, for an event loop; raises what the request ended with."""
-        loop = asyncio.get_running_loop()
-        told: asyncio.Queue[StreamChunk | End] = asyncio.Queue()
-
-        def listen(one: StreamChunk | End) -> None:
-            _in_loop(loop, told.put_nowait, one)
-
-        self._listen(listen)
-        try:
-            while isinstance(one := await told.get(), StreamChunk):
-                yield one
-            _told(one)
-        finally:
-            self._unlisten(listen)
-
-    def cancel(self) -> None:
-        """Give the request up; its place is free at the next step."""
-        self._cancel(self)
+    request: Request
+    artifact: Artifact | None
+    name: str
+    digest: str
+    task: AnyTask
+    prompt: list[int]
+    max_new_tokens: int
+    submitted: float = 0.0
+    started: float | None = None
+    first_token: float | None = None
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    cancelled: bool = False
+    choices: dict[int, Choice] = field(default_factory=dict)
+    head_output: torch.Tensor | None = None
+    unstarted: list[Sequence] = field(default_factory=list)
+    result: Result | None = None
+    stats: RequestStats | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+    _chunks: list[StreamChunk] = field(default_factory=list)
+    _listeners: list[Listener] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def ended(self) -> bool:
         """Whether there is an answer or an error."""
-        return self._done.is_set()
+        return self.result is not None
 
-    # ----------------------------------------------------------------------- the engine's side
+    def is_late(self, now: float) -> bool:
+        """Whether the deadline has passed at ``now``, in seconds on the engine's clock."""
+        deadline = self.request.deadline
+        return deadline is not None and now - self.submitted > deadline
 
-    def tell(self, piece: StreamChunk) -> None:
-        """Pass a piece on."""
-        with self._lock:
-            self._pieces.append(piece)
-            for listener in self._listeners:
-                listener(piece)
-
-    def end(self, how: End, served: RequestStats) -> None:
-        """Pass the end on; later ends are ignored."""
-        with self._lock:
-            if self._end is not None:
-                return
-            self._end, self.stats = how, served
-            self._done.set()
-            for listener in self._listeners:
-                listener(how)
-
-    def _listen(self, listener: Callable[[StreamChunk | End], None]) -> None:
-        """Hear everything from the beginning, whenever one comes."""
-        with self._lock:
-            for piece in self._pieces:
-                listener(piece)
-            if self._end is not None:
-                listener(self._end)
-            self._listeners.append(listener)
-
-    def _unlisten(self, listener: Callable[[StreamChunk | End], None]) -> None:
-        with self._lock:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
-
-
-def _told(end: End | None) -> Answer:
-    if isinstance(end, Answer):
-        return end
-    assert end is not None
-    raise end
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
-    """Call in the loop's thread; a loop that was closed has nobody waiting any more."""
-    try:
-        loop.call_soon_threadsafe(call, *args)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise
-
-
-@dataclass(slots=True, eq=False)
-class RequestState:
-    """What all sequences of one request share.
-
-    Attributes:
-        choices: those that have ended, by index.
-        output: a head's, ``[outputs]``.
-        unstarted: sequences that wait for the first to have computed the prompt.
-    """
-
-    handle: GenerationHandle
-    task: AnyTask
-    prompt: list[int]
-    limit: int
-    submitted: float = field(default_factory=time.monotonic)
-    begun: float | None = None
-    first_token: float | None = None
-    cached: int = 0
-    cancelled: bool = False
-    ended: bool = False
-    choices: dict[int, Choice] = field(default_factory=dict)
-    output: torch.Tensor | None = None
-    unstarted: list[Sequence] = field(default_factory=list)
-    new_tokens: int = 0
-
-    @property
-    def key(self) -> str:
-        """Digest of the version that answers."""
-        return self.handle.digest
-
-    @property
-    def late(self) -> bool:
-        """Whether the deadline has passed."""
-        deadline = self.handle.work.request.deadline
-        return deadline is not None and time.monotonic() - self.submitted > deadline
-
-    @property
-    def answer(self) -> Answer:
-        """Of all choices, or of the head's output."""
-        handle, task = self.handle, self.task
+    def build_answer(self) -> Answer:
+        """Combine the finished choices, or decode the head's output."""
         common: dict[str, Any] = {
-            "adapter": handle.name,
-            "digest": handle.digest,
-            "task": task.kind,
+            "adapter": self.name,
+            "digest": self.digest,
+            "task": self.task.kind,
             "prompt_tokens": len(self.prompt),
-            "cached_tokens": self.cached,
+            "cached_tokens": self.cached_tokens,
         }
-        if isinstance(task, GenerationTask):
+        if isinstance(self.task, GenerationTask):
             choices = tuple(self.choices[index] for index in sorted(self.choices))
             return Answer(
                 **common,
@@ -249,126 +117,268 @@ class RequestState:
                 finish=choices[0].finish,
                 choices=choices,
             )
-        assert self.output is not None
-        value, chances = task.decode(self.output[None])[0]
+        assert self.head_output is not None
+        value, probabilities = self.task.decode(self.head_output[None])[0]
+        labels = getattr(self.task, "labels", ())
         return Answer(
             **common,
-            label=str(value) if task.kind == "classification" else None,
-            probabilities=dict(zip(task.labels, chances, strict=True)) if chances else None,
-            value=float(value) if task.kind == "regression" else None,
-            unit=getattr(task, "unit", None),
+            label=str(value) if self.task.kind == "classification" else None,
+            probabilities=(
+                dict(zip(labels, probabilities, strict=True)) if probabilities else None
+            ),
+            value=float(value) if self.task.kind == "regression" else None,
+            unit=getattr(self.task, "unit", None),
         )
 
-    def served(self, outcome: str) -> RequestStats:
-        """Its account, as of now."""
-        now, first = time.monotonic(), self.first_token
-        return RequestStats(
-            name=self.handle.name,
-            digest=self.handle.digest,
+    def publish(self, chunk: StreamChunk) -> None:
+        """Send a chunk to all listeners."""
+        with self._lock:
+            self._chunks.append(chunk)
+            for listener in self._listeners:
+                listener(chunk)
+
+    def finish(self, result: Result, outcome: str, now: float) -> RequestStats:
+        """End the request: close its account and send the result to all listeners."""
+        first = self.first_token
+        stats = RequestStats(
+            name=self.name,
+            digest=self.digest,
             task=self.task.kind,
             outcome=outcome,
-            queue_seconds=(self.begun or now) - self.submitted,
-            first_token_seconds=first - self.submitted if first else None,
+            queue_seconds=(now if self.started is None else self.started) - self.submitted,
+            first_token_seconds=None if first is None else first - self.submitted,
             seconds=now - self.submitted,
             prompt_tokens=len(self.prompt),
-            cached_tokens=self.cached,
+            cached_tokens=self.cached_tokens,
             new_tokens=self.new_tokens,
         )
+        with self._lock:
+            self.result, self.stats = result, stats
+            self.done.set()
+            for listener in self._listeners:
+                listener(result)
+        return stats
+
+    def subscribe(self, listener: Listener) -> None:
+        """Send a listener everything from the first chunk on, whenever it subscribes."""
+        with self._lock:
+            for chunk in self._chunks:
+                listener(chunk)
+            if self.result is not None:
+                listener(self.result)
+            self._listeners.append(listener)
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Send a listener nothing more."""
+        with self._lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+
+class GenerationHandle:
+    """The caller's view of one submitted request; every method is safe from any thread.
+
+    Args:
+        state: the engine's; read it, don't change it.
+        cancel: the engine's method, which alone ends requests.
+    """
+
+    def __init__(self, state: RequestState, cancel: Callable[[RequestState], None]) -> None:
+        self.state = state
+        self.name = state.name
+        self.digest = state.digest
+        self.prompt_tokens = len(state.prompt)
+        self._cancel = cancel
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is an answer or an error."""
+        return self.state.ended
+
+    @property
+    def stats(self) -> RequestStats | None:
+        """The account of the request; None until it has ended."""
+        return self.state.stats
+
+    def answer(self, timeout: float | None = None) -> Answer:
+        """Wait for the complete answer.
+
+        Raises:
+            TimeoutError: there was none within ``timeout`` seconds; the request goes on.
+            TrunklineError: what the request ended with.
+        """
+        if not self.state.done.wait(timeout):
+            raise TimeoutError(f"No answer in {timeout} seconds.")
+        return _answer_or_raise(self.state.result)
+
+    async def answer_async(self) -> Answer:
+        """Await the complete answer; raises what the request ended with."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def resolve() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        def listen(event: StreamChunk | Result) -> None:
+            if not isinstance(event, StreamChunk):
+                _call_in_loop(loop, resolve)
+
+        self.state.subscribe(listen)
+        try:
+            await ended
+        finally:
+            self.state.unsubscribe(listen)
+        return _answer_or_raise(self.state.result)
+
+    def chunks(self) -> Iterator[StreamChunk]:
+        """Stream the answer, blocking; raises what the request ended with."""
+        events: queue.SimpleQueue[StreamChunk | Result] = queue.SimpleQueue()
+        self.state.subscribe(events.put)
+        try:
+            while isinstance(event := events.get(), StreamChunk):
+                yield event
+            _answer_or_raise(event)
+        finally:
+            self.state.unsubscribe(events.put)
+
+    async def stream(self) -> AsyncIterator[StreamChunk]:
+        """Stream the answer in an event loop; raises what the request ended with."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[StreamChunk | Result] = asyncio.Queue()
+
+        def listen(event: StreamChunk | Result) -> None:
+            _call_in_loop(loop, events.put_nowait, event)
+
+        self.state.subscribe(listen)
+        try:
+            while isinstance(event := await events.get(), StreamChunk):
+                yield event
+            _answer_or_raise(event)
+        finally:
+            self.state.unsubscribe(listen)
+
+    def cancel(self) -> None:
+        """Ask the engine to end the request; its row is free at the next step."""
+        self._cancel(self.state)
 
 
 class Sequence:
     """One of the answers to a prompt.
 
     Attributes:
-        tokens: of the prompt, then the new ones.
-        computed: so many of them have their keys and values in the pool.
-        places: in the pool, of every token that this sequence may have, ``[room]``.
+        tokens: ids of the prompt, then of the answer.
+        computed: how many of them have keys and values in the KV cache.
+        slot_mapping: position in the KV cache of each token that this sequence may have,
+            ``[capacity]``.
     """
 
     def __init__(
-        self, asked: RequestState, index: int, tokenizer: Any, ends: frozenset[int]
+        self, state: RequestState, index: int, tokenizer: Any, end_ids: frozenset[int]
     ) -> None:
-        request = asked.handle.work.request
-        self.asked = asked
+        request = state.request
+        self.state = state
         self.index = index
-        self.tokens = list(asked.prompt)
+        self.tokens = list(state.prompt)
         self.computed = 0
         self.lease: Lease | None = None
         self.resident: Resident | None = None
-        self.places = np.empty(0, dtype=np.int64)
-        self.choosing = SamplingParams(
+        self.slot_mapping = np.empty(0, dtype=np.int64)
+        self.sampling = SamplingParams(
             request.temperature, request.top_p, request.top_k, request.seed + index,
             request.logprobs,
         )  # fmt: skip
-        self.finish: str | None = None
+        self.finish_reason: str | None = None
         self.scores: list[TokenScore] = []
-        self._told = 0
-        self._ends = ends
-        self._tokenizer = tokenizer
-        self._wording = (
-            IncrementalDetokenizer(tokenizer, request.stop, ends) if self.generates else None
+        self._sent = 0
+        self._end_ids = end_ids
+        self._detokenizer = (
+            IncrementalDetokenizer(tokenizer, request.stop, end_ids) if self.generates else None
         )
 
     @property
     def generates(self) -> bool:
-        """Whether new tokens are wanted, not a head's output."""
-        return isinstance(self.asked.task, GenerationTask)
+        """Whether it generates tokens; otherwise it reads a head."""
+        return isinstance(self.state.task, GenerationTask)
 
     @property
-    def room(self) -> int:
-        """Tokens that it may have in the pool; the last new one is never computed."""
-        return len(self.asked.prompt) + max(0, self.asked.limit - 1)
+    def capacity(self) -> int:
+        """Tokens that it needs in the KV cache; the last new one is never computed."""
+        return len(self.state.prompt) + max(0, self.state.max_new_tokens - 1)
 
     @property
     def pending(self) -> int:
-        """Tokens whose keys and values are not in the pool yet."""
+        """Tokens whose keys and values are not in the KV cache yet."""
         return len(self.tokens) - self.computed
 
     @property
     def new_tokens(self) -> int:
-        """Tokens drawn so far."""
-        return len(self.tokens) - len(self.asked.prompt)
+        """Tokens sampled so far."""
+        return len(self.tokens) - len(self.state.prompt)
 
     @property
     def pages(self) -> tuple[int, ...]:
-        """Of the adapter; none for the base."""
+        """Pages of its adapter; none for the base."""
         return self.resident.pages if self.resident is not None else ()
 
-    def seat(self, lease: Lease, resident: Resident | None) -> None:
-        """Begin: blocks and adapter are there."""
+    def start(self, lease: Lease, resident: Resident | None) -> None:
+        """Begin with the given cache blocks and adapter."""
         blocks = np.asarray(lease.blocks, dtype=np.int64)
-        self.places = (blocks[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
+        self.slot_mapping = (blocks[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)
         self.lease, self.resident = lease, resident
         self.computed = lease.cached
 
-    def add(self, token: int, score: TokenScore | None) -> StreamChunk | None:
-        """Take a drawn token; what can be told of the text by now."""
-        assert self._wording is not None
+    def append(self, token: int, score: TokenScore | None) -> StreamChunk | None:
+        """Add a sampled token; returns the text that it makes certain, if any."""
+        detokenizer = self._detokenizer
+        assert detokenizer is not None
         self.tokens.append(token)
-        before = 0 if score is None else self._wording.characters
-        text = self._wording.add(token)
+        before = 0 if score is None else detokenizer.characters
+        text = detokenizer.add(token)
         if score is not None:
-            whole = REPLACEMENT_CHARACTER not in score.token
-            begins = self._wording.characters - len(score.token) if whole else 0
+            complete = REPLACEMENT_CHARACTER not in score.token
+            begins = detokenizer.characters - len(score.token) if complete else 0
             self.scores.append(replace(score, offset=max(before, begins)))
-        if token in self._ends:
-            text += self._wording.finish()
-            self.finish = "stop"
-        elif self._wording.stopped:
-            self.finish = "stop"
-        elif self.new_tokens >= self.asked.limit:
-            text += self._wording.finish()
-            self.finish = "stop" if self._wording.stopped else "length"
-        if not text and self.finish is None:
+        if token in self._end_ids:
+            text += detokenizer.finish()
+            self.finish_reason = "stop"
+        elif detokenizer.stopped:
+            self.finish_reason = "stop"
+        elif self.new_tokens >= self.state.max_new_tokens:
+            text += detokenizer.finish()
+            self.finish_reason = "stop" if detokenizer.stopped else "length"
+        if not text and self.finish_reason is None:
             return None
-        scores = tuple(self.scores[self._told :])
-        self._told = len(self.scores)
-        return StreamChunk(self.index, text, scores, self.finish)
+        scores = tuple(self.scores[self._sent :])
+        self._sent = len(self.scores)
+        return StreamChunk(self.index, text, scores, self.finish_reason)
 
-    def choice(self) -> Choice:
-        """What it has come to."""
-        assert self._wording is not None
-        assert self.finish is not None
+    def build_choice(self) -> Choice:
+        """The finished answer of this sequence."""
+        assert self._detokenizer is not None
+        assert self.finish_reason is not None
         return Choice(
-            self.index, self._wording.text, self.finish, self.new_tokens, tuple(self.scores)
+            self.index,
+            self._detokenizer.text,
+            self.finish_reason,
+            self.new_tokens,
+            tuple(self.scores),
         )
+
+
+def _answer_or_raise(result: Result | None) -> Answer:
+    if isinstance(result, Answer):
+        return result
+    assert result is not None
+    raise result
+
+
+def _call_in_loop(
+    loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: object
+) -> None:
+    """Call in the loop's thread; a closed loop has no reader any more."""
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise

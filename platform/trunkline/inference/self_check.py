@@ -1,10 +1,8 @@
-"""Whether a base can be served: what is computed packed is what the model computes by itself.
-
-Owns: the check that is made once, before the first request. Must not know: requests, adapters.
+"""Verify at startup that packed inference matches the model's own forward pass.
 
 A step packs the tokens of many requests into one row and replaces the attention. A model that mixes
-tokens in another way (a recurrence, positions as biases, a window) or scales what its head gives
-would answer wrongly without any error, so two short texts are computed both ways and compared.
+tokens in another way (a recurrence, positional biases, a window) or scales its logits would give
+wrong answers without any error, so two short texts are computed both ways and compared.
 """
 
 from __future__ import annotations
@@ -12,29 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trunkline.errors import BaseModelError
-from trunkline.inference.attention import Chunk, Layout, attending
+from trunkline.errors import BaseModelError, one_line
+from trunkline.inference.attention import Chunk, Layout, packed_attention
 
 if TYPE_CHECKING:
     import torch
 
 _TEXTS = ((5, 6, 7, 8), (9, 10, 11))
-_EXACT, _ROUGH = 0.01, 0.1
-"""Share of the largest logit by which the two ways may differ, in float32 and in less."""
+_TOLERANCE, _LOW_PRECISION_TOLERANCE = 0.01, 0.1
+"""Allowed difference relative to the largest logit, in float32 and in lower precision."""
 
-_HINT = "Take a base with full attention in every layer, such as a Llama, Qwen or GPT-2."
+_HINT = "Use a base with full attention in every layer, such as a Llama, Qwen or GPT-2."
 
 
-def check_serves(model: Any, layers: list[torch.Tensor], *, exact: bool) -> None:
-    """Compare both ways of computing; the first places of the pool are written over.
+def check_packed_forward(model: Any, layers: list[torch.Tensor], *, exact: bool) -> None:
+    """Compare the packed forward pass with the model's; overwrites the first KV cache slots.
 
     Args:
         model: a causal LM, in eval mode.
-        layers: of the pool, with room for 7 tokens at least.
-        exact: whether it computes in float32 throughout.
+        layers: tensors of the KV cache, with room for 7 tokens.
+        exact: whether the model computes in float32 throughout.
 
     Raises:
-        BaseModelError: the model computes something that packed steps don't.
+        BaseModelError: packed steps give other outputs, or fail.
     """
     import torch
 
@@ -43,32 +41,32 @@ def check_serves(model: Any, layers: list[torch.Tensor], *, exact: bool) -> None
     if "longrope" in _rope_types(getattr(config, "rope_parameters", None)):
         raise BaseModelError(
             f"The positions of the base's {kind} depend on the longest text of a batch (longrope), "
-            "which is not served.",
+            "which is not supported.",
             _HINT,
         )
     try:
         with torch.inference_mode():
-            alone, packed = _both(model, layers)
+            alone, packed = _compute_both(model, layers)
     except BaseModelError:
         raise
-    except Exception as error:  # a model that was made for another attention raises anything
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
+    except Exception as error:  # an unsuitable model may raise anything
         raise BaseModelError(
-            f"The base's {kind} can't be computed in packed steps: {type(error).__name__}: "
-            f"{reason[:200]}.",
+            f"The base's {kind} can't be computed in packed steps: "
+            f"{one_line(error, with_type=True)[:200]}.",
             _HINT,
         ) from error
-    apart = float((alone - packed).abs().max() / alone.abs().max().clamp(min=1e-12))
-    if not apart <= (_EXACT if exact else _ROUGH):
+    difference = float((alone - packed).abs().max() / alone.abs().max().clamp(min=1e-12))
+    if not difference <= (_TOLERANCE if exact else _LOW_PRECISION_TOLERANCE):
         raise BaseModelError(
-            f"The base's {kind} gives other outputs in packed steps than by itself (by {apart:.0%} "
-            "of the largest): it mixes tokens or scales its outputs in a way that is not served.",
+            f"The base's {kind} gives other outputs in packed steps than alone (by "
+            f"{difference:.0%} of the largest): it mixes tokens or scales its outputs in an "
+            "unsupported way.",
             _HINT,
         )
 
 
-def _both(model: Any, layers: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of all tokens, ``[tokens, vocabulary]``: text by text, and packed."""
+def _compute_both(model: Any, layers: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of all tokens, ``[tokens, vocabulary]``: computed text by text, and packed."""
     import torch
 
     device = next(model.parameters()).device
@@ -80,7 +78,7 @@ def _both(model: Any, layers: list[torch.Tensor]) -> tuple[torch.Tensor, torch.T
         positions.append(torch.arange(len(text), device=device))
         at += len(text)
     layout = Layout(layers, torch.arange(at, device=device), chunks=tuple(chunks))
-    with attending(model, layout):
+    with packed_attention(model, layout):
         hidden = getattr(model, model.base_model_prefix)(
             input_ids=torch.cat(texts)[None],
             position_ids=torch.cat(positions)[None],
@@ -90,7 +88,7 @@ def _both(model: Any, layers: list[torch.Tensor]) -> tuple[torch.Tensor, torch.T
 
 
 def _rope_types(parameters: Any) -> Iterator[str]:
-    """The kinds of rotary positions, of all layers where they differ."""
+    """Types of rotary positions, of each layer if they differ."""
     if isinstance(parameters, Mapping):
         if isinstance(kind := parameters.get("rope_type"), str):
             yield kind

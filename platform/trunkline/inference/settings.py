@@ -1,7 +1,4 @@
-"""How large the engine may be: rows, tokens, bytes, and the queue before it.
-
-Owns: the numbers and their ranges. Must not know: how they are used.
-"""
+"""The budgets of an engine: rows, tokens, bytes, and the length of the wait queue."""
 
 from __future__ import annotations
 
@@ -17,17 +14,20 @@ class EngineSettings:
     """The budgets of one engine.
 
     Attributes:
-        rows: requests computed at once at most.
-        chunk_tokens: prompt tokens of one step at most; a longer prompt takes several steps, so
-            that the answers that are being written don't wait for it.
-        kv_tokens: keys and values are kept for so many tokens, all requests and the prefix cache
+        rows: maximum number of sequences computed at once.
+        chunk_tokens: maximum number of prompt tokens in one step; a longer prompt takes several
+            steps, so that running answers don't wait for it.
+        kv_tokens: tokens whose keys and values fit in memory, of all requests and the prefix cache
             together; 0: as many as fit :attr:`kv_mib`.
         kv_mib: memory for keys and values, in MiB.
-        queue: requests waiting for a row at most.
-        prefix_cache: whether keys and values of a prompt are kept for the next one that begins
-            with it, under the same version.
-        slots: adapters that stand stacked beside the base at once.
-        adapter_mib: memory for adapters, stacked and kept ready together, in MiB.
+        queue: maximum number of requests that wait for a row.
+        prefix_cache: whether keys and values of a prompt are kept for the next prompt with the
+            same beginning, under the same adapter version.
+        slots: adapters of rank 8 that are on the device at once; one of rank 16 takes two slots.
+        adapter_mib: memory for adapters on the device and on the host together, in MiB.
+
+    Raises:
+        UsageError: a value is out of range.
     """
 
     rows: int = 16
@@ -48,5 +48,5 @@ class EngineSettings:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UsageError(
                     f"The engine's {field.name} can't be {value!r}.",
-                    f"Give a whole number, at least {least}.",
+                    f"Give an integer of at least {least}.",
                 )

@@ -1,22 +1,18 @@
-"""One forward pass over whatever is running: many adapters, many lengths, one trunk.
-
-Owns: laying tokens out, running the model's backbone over them, and reading heads. Must not know:
-queues, threads, tickets.
-"""
+"""One packed forward pass over all running sequences, with any adapters and lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Sequence as Listed
+from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trunkline.inference.attention import Chunk, Layout, attending
+from trunkline.inference.attention import Chunk, Layout, packed_attention
 from trunkline.inference.kv_cache import KVCache
 from trunkline.inference.request_state import Sequence
-from trunkline.inference.sampling import BrokenLogits, SampledTokens, choose
+from trunkline.inference.sampling import InvalidLogits, SampledTokens, Sampler, sample
 from trunkline.lora.pool import AdapterPool
 from trunkline.lora.routing import Pages, Routing, Span
 
@@ -26,68 +22,61 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some pending tokens of a sequence, from its first uncomputed one."""
+    """The next ``tokens`` pending tokens of a sequence."""
 
     sequence: Sequence
     tokens: int
 
-    @property
-    def whole(self) -> bool:
-        """Whether nothing is pending after it, so that its last hidden state is wanted."""
-        return self.tokens == self.sequence.pending
-
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What a step gave: drawn tokens, heads' outputs ``[outputs]``, and rows that broke."""
+class StepResult:
+    """The results of one step.
 
-    drawn: list[tuple[Sequence, int, float | None, tuple[tuple[int, float], ...]]]
-    outputs: list[tuple[Sequence, torch.Tensor]]
-    broken: list[tuple[Sequence, BrokenLogits]]
-
-
-def plan(
-    running: Listed[Sequence],
-    chunk_tokens: int,
-    served: Callable[[Sequence], float] = lambda _: 0.0,
-) -> list[Part]:
-    """What of the running sequences is computed next.
-
-    Every sequence that is being written gets its token. Prompts share ``chunk_tokens``: first those
-    whose adapter was ``served`` least, of equals those that came first.
+    Attributes:
+        sampled: sequence, token id, its log probability if requested, and the likeliest tokens
+            with their log probabilities.
+        head_outputs: ``[outputs]`` float32 for each sequence with a head.
+        failures: sequences whose output is not a number.
     """
-    parts = [Part(one, 1) for one in running if one.pending == 1]
-    left = chunk_tokens
-    for one in sorted((one for one in running if one.pending > 1), key=served):
-        parts.append(Part(one, min(one.pending, left)))
-        left -= parts[-1].tokens
-        if not left:
-            break
-    return parts
+
+    sampled: list[tuple[Sequence, int, float | None, tuple[tuple[int, float], ...]]]
+    head_outputs: list[tuple[Sequence, torch.Tensor]]
+    failures: list[tuple[Sequence, InvalidLogits]]
 
 
 class Stepper:
-    """The trunk with its pool of keys and values, and the adapter pool beside it."""
+    """Runs packed steps of one model with its KV cache and adapter pool.
 
-    def __init__(self, model: Any, pool: AdapterPool, kv_tokens: int) -> None:
+    Args:
+        model: a causal LM, in eval mode.
+        pool: its adapters.
+        kv_tokens: capacity of the KV cache.
+        sampler: draws the next token of each row.
+    """
+
+    def __init__(
+        self, model: Any, pool: AdapterPool, kv_tokens: int, sampler: Sampler = sample
+    ) -> None:
         self.model = model
         self.pool = pool
+        self._sampler = sampler
         self.kv_cache = KVCache(model, kv_tokens)
         self._backbone = getattr(model, model.base_model_prefix)
         self._head = model.get_output_embeddings()
         self._device = next(model.parameters()).device
         self._routing: tuple[Any, Routing] = (None, Routing())
 
-    def run(self, parts: Listed[Part]) -> Result:
-        """Compute the parts; their sequences' ``computed`` advances."""
+    def run(self, parts: ListLike[Part]) -> StepResult:
+        """Compute the parts and advance ``computed`` of their sequences."""
         import torch
 
         rows, chunks = _ordered(parts)
         ordered = rows + chunks
         with torch.inference_mode():
-            ids, positions, places = self._flat(ordered)
-            layout = self._layout(rows, chunks, places)
-            with self.pool.route(self._route(rows, chunks)), attending(self.model, layout):
+            ids, positions, slot_mapping = self.flatten(ordered)
+            layout = self.build_layout(rows, chunks, slot_mapping)
+            routing = self._build_routing(rows, chunks)
+            with self.pool.route(routing), packed_attention(self.model, layout):
                 hidden = self._backbone(
                     input_ids=ids[None], position_ids=positions[None], use_cache=False
                 ).last_hidden_state[0]
@@ -96,8 +85,8 @@ class Stepper:
                 part.sequence.computed += part.tokens
             return self._read(ordered, ends, hidden)
 
-    def _read(self, ordered: list[Part], ends: Any, hidden: torch.Tensor) -> Result:
-        """Draw tokens, or apply heads, where a sequence has nothing pending any more."""
+    def _read(self, ordered: list[Part], ends: Any, hidden: torch.Tensor) -> StepResult:
+        """Sample or apply heads where nothing is pending; ``hidden [tokens, hidden]``."""
         import torch
 
         done = [
@@ -106,71 +95,73 @@ class Stepper:
             if part.sequence.pending == 0
         ]
         outputs: list[tuple[Sequence, torch.Tensor]] = []
-        writing: list[tuple[Sequence, int]] = []
+        generating: list[tuple[Sequence, int]] = []
         for sequence, end in done:
             if sequence.generates:
-                writing.append((sequence, end))
+                generating.append((sequence, end))
             else:
                 assert sequence.resident is not None
                 assert sequence.resident.head is not None
                 outputs.append((sequence, sequence.resident.head @ hidden[end].float()))
-        drawn, broken = self._draw(writing, hidden)
+        sampled, failures = self._sample(generating, hidden)
         if outputs:
             finite = torch.stack([output.isfinite().all() for _, output in outputs]).tolist()
             bad = [one for (one, _), good in zip(outputs, finite, strict=True) if not good]
-            broken += [(one, BrokenLogits((0,))) for one in bad]
+            failures += [(one, InvalidLogits((0,))) for one in bad]
             outputs = [pair for pair in outputs if pair[0] not in bad]
-        return Result(drawn, outputs, broken)
+        return StepResult(sampled, outputs, failures)
 
-    def _draw(
-        self, writing: list[tuple[Sequence, int]], hidden: torch.Tensor
-    ) -> tuple[list[Any], list[tuple[Sequence, BrokenLogits]]]:
-        broken: list[tuple[Sequence, BrokenLogits]] = []
-        if not writing:
-            return [], broken
-        ends = [end for _, end in writing]
-        chosen_rows = hidden if ends == list(range(len(hidden))) else hidden[ends]
-        logits = self._head(chosen_rows).float()
+    def _sample(
+        self, generating: list[tuple[Sequence, int]], hidden: torch.Tensor
+    ) -> tuple[list[Any], list[tuple[Sequence, InvalidLogits]]]:
+        failures: list[tuple[Sequence, InvalidLogits]] = []
+        if not generating:
+            return [], failures
+        ends = [end for _, end in generating]
+        rows = hidden if ends == list(range(len(hidden))) else hidden[ends]
+        logits = self._head(rows).float()
         try:
-            chosen = self._choose([one for one, _ in writing], logits)
-        except BrokenLogits as error:
+            tokens = self._call_sampler([one for one, _ in generating], logits)
+        except InvalidLogits as error:
             bad = set(error.rows)
-            broken = [(writing[row][0], error) for row in sorted(bad)]
-            good = [row for row in range(len(writing)) if row not in bad]
-            writing = [writing[row] for row in good]
-            if not writing:
-                return [], broken
-            chosen = self._choose([one for one, _ in writing], logits[good])
-        drawn = [
-            (one, chosen.ids[row], chosen.logprobs[row], chosen.tops[row])
-            for row, (one, _) in enumerate(writing)
+            failures = [(generating[row][0], error) for row in sorted(bad)]
+            good = [row for row in range(len(generating)) if row not in bad]
+            generating = [generating[row] for row in good]
+            if not generating:
+                return [], failures
+            tokens = self._call_sampler([one for one, _ in generating], logits[good])
+        sampled = [
+            (one, tokens.ids[row], tokens.logprobs[row], tokens.tops[row])
+            for row, (one, _) in enumerate(generating)
         ]
-        return drawn, broken
+        return sampled, failures
 
-    @staticmethod
-    def _choose(sequences: list[Sequence], logits: torch.Tensor) -> SampledTokens:
-        ways = [one.choosing for one in sequences]
-        return choose(logits, ways, [one.new_tokens for one in sequences])
+    def _call_sampler(self, sequences: list[Sequence], logits: torch.Tensor) -> SampledTokens:
+        params = [one.sampling for one in sequences]
+        return self._sampler(logits, params, [one.new_tokens for one in sequences])
 
-    def _flat(self, parts: list[Part]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, positions and places in the pool of all tokens, ``[tokens]`` each."""
+    def flatten(self, parts: list[Part]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids, positions and KV cache slots of all tokens, ``[tokens]`` each."""
         import torch
 
         ids: list[int] = []
         positions: list[Any] = []
-        places: list[Any] = []
+        slots: list[Any] = []
         for part in parts:
             one, start = part.sequence, part.sequence.computed
             ids += one.tokens[start : start + part.tokens]
             positions.append(np.arange(start, start + part.tokens))
-            places.append(one.places[start : start + part.tokens])
+            slots.append(one.slot_mapping[start : start + part.tokens])
         return (
             torch.tensor(ids, device=self._device),
             torch.from_numpy(np.concatenate(positions)).to(self._device),
-            torch.from_numpy(np.concatenate(places)).to(self._device),
+            torch.from_numpy(np.concatenate(slots)).to(self._device),
         )
 
-    def _layout(self, rows: list[Part], chunks: list[Part], places: torch.Tensor) -> Layout:
+    def build_layout(
+        self, rows: list[Part], chunks: list[Part], slot_mapping: torch.Tensor
+    ) -> Layout:
+        """The layout of a step; ``slot_mapping [tokens]`` as :meth:`flatten` returns it."""
         import torch
 
         context = mask = None
@@ -179,21 +170,23 @@ class Stepper:
             longest = int(lengths.max())
             padded = np.empty((len(rows), longest), dtype=np.int64)
             for row, part in enumerate(rows):
-                own = part.sequence.places
+                own = part.sequence.slot_mapping
                 padded[row, : lengths[row]] = own[: lengths[row]]
-                # Hidden places weigh nothing, but nothing times another's NaN is NaN.
+                # Padding has weight 0, but 0 times a NaN of another sequence is NaN.
                 padded[row, lengths[row] :] = own[0]
             context = torch.from_numpy(padded).to(self._device)
             if int(lengths.min()) < longest:
-                hidden = torch.from_numpy(np.arange(longest)[None] >= lengths[:, None])
-                mask = torch.zeros(hidden.shape, dtype=self.kv_cache.layers[0].dtype)
-                mask = mask.masked_fill_(hidden, float("-inf"))[:, None, None].to(self._device)
-        laid: list[Chunk] = []
+                padding = torch.from_numpy(np.arange(longest)[None] >= lengths[:, None])
+                mask = torch.zeros(padding.shape, dtype=self.kv_cache.layers[0].dtype)
+                mask = mask.masked_fill_(padding, float("-inf"))[:, None, None].to(self._device)
+        chunk_layouts: list[Chunk] = []
         at = len(rows)
         for part in chunks:
-            laid.append(self._chunk(part, at))
+            chunk_layouts.append(self._chunk(part, at))
             at += part.tokens
-        return Layout(self.kv_cache.layers, places, len(rows), context, mask, tuple(laid))
+        return Layout(
+            self.kv_cache.layers, slot_mapping, len(rows), context, mask, tuple(chunk_layouts)
+        )
 
     def _chunk(self, part: Part, at: int) -> Chunk:
         import torch
@@ -201,14 +194,14 @@ class Stepper:
         start, stop = part.sequence.computed, part.sequence.computed + part.tokens
         if start == 0:
             return Chunk(at, at + part.tokens, None, None)
-        context = torch.from_numpy(part.sequence.places[:stop]).to(self._device)
+        context = torch.from_numpy(part.sequence.slot_mapping[:stop]).to(self._device)
         later = torch.ones(part.tokens, stop, dtype=torch.bool).triu(start + 1)
         mask = torch.zeros(part.tokens, stop, dtype=self.kv_cache.layers[0].dtype)
         mask = mask.masked_fill_(later, float("-inf")).to(self._device)
         return Chunk(at, at + part.tokens, context, mask)
 
-    def _route(self, rows: list[Part], chunks: list[Part]) -> Routing:
-        """Which pages each token goes through; kept while the batch stays the same."""
+    def _build_routing(self, rows: list[Part], chunks: list[Part]) -> Routing:
+        """Which pages each token uses; reused while the batch stays the same."""
         row_pages: list[Pages] = [part.sequence.pages for part in rows if part.sequence.pages]
         spans: list[Span] = []
         at = len(rows)
@@ -225,10 +218,14 @@ class Stepper:
         return self._routing[1]
 
 
-def _ordered(parts: Listed[Part]) -> tuple[list[Part], list[Part]]:
-    """Single tokens, those of adapters first; then chunks, those of one adapter together."""
+def _ordered(parts: ListLike[Part]) -> tuple[list[Part], list[Part]]:
+    """Sort single tokens, adapters before the base, and chunks, grouped by adapter."""
     rows = [part for part in parts if part.tokens == 1]
     rows.sort(key=lambda part: not part.sequence.pages)
     chunks = [part for part in parts if part.tokens > 1]
     chunks.sort(key=lambda part: part.sequence.pages)
     return rows, chunks
+
+
+StepFunction = Callable[[Stepper, ListLike[Part]], StepResult]
+"""Computes the parts of a step; :meth:`Stepper.run` by default."""

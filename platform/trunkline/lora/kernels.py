@@ -1,15 +1,14 @@
-"""The pages beside one product of the base, and the arithmetic of a batch that uses several.
+"""LoRA kernels: ``y += B (A x)`` for batches in which each token has its own adapter.
 
-Owns: ``y += B (A x)`` with another A and B for each token. Must not know: files, digests, which
-adapters deserve a place.
-
-Two forms of one product (the figures are in ``benchmarks/bench_pool.py``):
+There are two forms (``benchmarks/bench_pool.py`` measures them):
 
 - *rows*, for single tokens (decode): both products are weighted sums of rows of a table, which
-  torch's ``embedding_bag`` reads in place, adapter by adapter; nothing is gathered or copied. The
-  idea of a kernel that reads each row's own adapter is Punica's (Chen et al. 2023).
-- *spans*, for many tokens of one adapter (prefill): two matrix products a span, or two batched
-  ones for spans of one length (SGMV of the same paper). Many short ones are rows.
+  torch's ``embedding_bag`` reads in place; nothing is gathered or copied. Reading each row's own
+  adapter in one kernel is the idea of Punica (Chen et al. 2023, "Punica: Multi-Tenant LoRA
+  Serving").
+- *spans*, for many tokens of one adapter (prefill): two matrix products for each span, or two
+  batched ones for spans of one length (SGMV in the same paper). Many short spans are computed as
+  rows.
 """
 
 from __future__ import annotations
@@ -29,30 +28,30 @@ if TYPE_CHECKING:
     from trunkline.bases.linear import FusedLinear
 
 SHORT = 32
-"""Several spans of unequal lengths, shorter than this on average, are computed as rows are."""
+"""Several spans of unequal length that are shorter than this on average are computed as rows."""
 
 LONG = 64
-"""A span of so many tokens is multiplied by oneDNN, which has more to set up than MKL."""
+"""A span of at least this many tokens uses oneDNN, which has more overhead than MKL."""
 
 LONGEST_BATCHED = 200
-"""Spans of one length are batched up to so many tokens each; longer ones go one by one."""
+"""Spans of one length are batched up to this many tokens each; longer ones are separate."""
 
-Lines = tuple["torch.Tensor", "torch.Tensor"]
-"""Rows of a table to sum, one after the other, and where each sum begins."""
+RowSums = tuple["torch.Tensor", "torch.Tensor"]
+"""Indices of table rows to sum, and the offset of each sum: input and offsets of embedding_bag."""
 
 Blocks = Sequence["torch.Tensor"]
-"""What a product gave, ``[tokens, columns]`` each (``bases/trunk.py``)."""
+"""Outputs of a fused linear layer, ``[tokens, columns]`` each (``bases/linear.py``)."""
 
 
 class PagedLoraLayer:
-    """The pages beside one fused product.
+    """The pages of one fused linear layer, whose members (such as q, k and v) share their input.
 
-    ``down`` is ``[pages, in, members · rank]``; where there is one member only, ``across`` is the
-    same as ``[pages, rank, in]``, which products of so few columns read twice as fast. ``up`` of a
-    block is ``[pages, members · rank, columns]``, each member's in its own rows and columns and
-    nothing elsewhere, so that all of them are one product. All ``up`` lie in one table with rows of
-    ``width``, the greatest width that divides every member's columns, so that one call sums what
-    is not empty of them, for all members.
+    ``down`` is ``[pages, in, members · rank]``. With a single member, ``across`` contains the same
+    as ``[pages, rank, in]``, which products of few columns read twice as fast. ``up`` of a block is
+    ``[pages, members · rank, columns]``, zero outside each member's own rows and columns, so that
+    all members are one product. All ``up`` are parts of one table with rows of ``width``, the
+    greatest width that divides every member's columns, so one call sums the nonzero parts of all
+    members.
     """
 
     def __init__(
@@ -61,12 +60,12 @@ class PagedLoraLayer:
         pages: int,
         dtype: torch.dtype,
         device: Any,
-        lines: dict[Any, torch.Tensor],
+        row_indices: dict[Any, torch.Tensor],
     ) -> None:
         import torch
 
         self.fused = fused
-        self.lines = lines
+        self.row_indices = row_indices
         self.used: set[int] = set()
         members = len(fused.outputs)
         self.columns = [block.columns for block in fused.blocks]
@@ -103,7 +102,7 @@ class PagedLoraLayer:
         self.clear(0, used=False)
 
     def clear(self, page: int, *, used: bool) -> None:
-        """Empty a page; ``used`` says whether something will be written into it."""
+        """Clear a page; ``used`` says whether it will be written."""
         self.down[page].zero_()
         if self.across is not None:
             self.across[page].zero_()
@@ -112,7 +111,7 @@ class PagedLoraLayer:
         (self.used.add if used else self.used.discard)(page)
 
     def write(self, page: int, member: int, down: torch.Tensor, up: torch.Tensor) -> None:
-        """``down [rank, in]``, ``up [out, rank]``, rank at most :data:`PAGE_RANK`."""
+        """Write a member's ``down [rank, in]`` and ``up [out, rank]``; rank ≤ :data:`PAGE_RANK`."""
         rank = down.shape[0]
         first = member * PAGE_RANK
         self.down[page, :, first : first + rank].copy_(down.T)
@@ -122,18 +121,18 @@ class PagedLoraLayer:
         self.up[block][page, row : row + rank, column : column + len(up)].copy_(up.T)
 
     def add(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
-        """``y [tokens, out] += B (A x)``, each token by its own pages; y is in blocks."""
+        """Compute ``y [tokens, out] += B (A x)`` with each token's own pages; ``blocks`` are y."""
         if rows := len(routing.rows):
-            add = self._add_rows if x.device.type == "cpu" else self._add_gathered
+            add = self.add_rows if x.device.type == "cpu" else self.add_gathered
             if rows == len(x):
                 add(routing, x, blocks)
                 return
             add(routing, x[:rows], _part(blocks, slice(rows)))
         if routing.even and not (self.packs and routing.even >= LONGEST_BATCHED):
-            self._add_even(routing, *_spanned(routing, x, blocks))
+            self.add_even(routing, *_spanned(routing, x, blocks))
             return
         if routing.mean_span < SHORT and x.device.type == "cpu":
-            self._add_rows(routing.token_by_token, *_spanned(routing, x, blocks))
+            self.add_rows(routing.token_by_token, *_spanned(routing, x, blocks))
             return
         for span in routing.spans:
             tokens = slice(span.start, span.stop)
@@ -141,15 +140,15 @@ class PagedLoraLayer:
                 if page in self.used:
                     self._add_page(page, x[tokens], _part(blocks, tokens))
 
-    def _by_onednn(self, x: torch.Tensor) -> bool:
-        """Whether these tokens are many, and of the one type that is multiplied there."""
+    def _uses_onednn(self, x: torch.Tensor) -> bool:
+        """Whether the tokens are many, and of the type that oneDNN multiplies."""
         return self.packs and len(x) >= LONG and x.dtype == self.down.dtype
 
     def _hidden(self, page: int, x: torch.Tensor) -> torch.Tensor:
         """``A x`` of one page, ``[tokens, members · rank]``."""
         import torch
 
-        if self._by_onednn(x):
+        if self._uses_onednn(x):
             ops: Any = torch.ops.mkldnn
             hidden: torch.Tensor = ops._linear_pointwise(x, self.down[page].T, None, "none", [], "")
             return hidden
@@ -165,13 +164,13 @@ class PagedLoraLayer:
             else:
                 y.add_(ranks @ up[page])
 
-    def _add_even(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
-        """Spans of one length: batched products, ``[spans, tokens, …]``."""
+    def add_even(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
+        """Add spans of one length by batched products, ``[spans, tokens, …]``."""
         import torch
 
         count, tokens = len(routing.spans), routing.even
         x = x.view(count, tokens, -1).to(self.down.dtype)
-        pick = self._picked(routing)
+        pick = self._page_selector(routing)
         if self.across is not None:
             hidden = torch.bmm(pick(self.across), x.transpose(1, 2)).transpose(1, 2)
         else:
@@ -183,82 +182,88 @@ class PagedLoraLayer:
             else:
                 y.add_(torch.bmm(ranks, pick(up)))
 
-    def _picked(self, routing: Routing) -> Callable[[torch.Tensor], torch.Tensor]:
-        """How the spans' pages are taken out of a table: in place where they lie evenly."""
+    def _page_selector(self, routing: Routing) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function that selects the spans' pages from a table; a view if evenly spaced."""
         import torch
 
-        if (found := routing.indices.get("spans")) is None:
+        if (selector := routing.indices.get("spans")) is None:
             pages = [span.pages[0] for span in routing.spans]
             steps = {other - one for one, other in pairwise(pages)}
             if len(steps) == 1 and (step := steps.pop()) > 0:
-                found = itemgetter(slice(pages[0], pages[-1] + 1, step))
+                selector = itemgetter(slice(pages[0], pages[-1] + 1, step))
             else:
-                chosen = torch.tensor(pages, dtype=torch.int64, device=self.down.device)
-                found = partial(torch.index_select, dim=0, index=chosen)
-            routing.indices["spans"] = found
-        return found
+                index = torch.tensor(pages, dtype=torch.int64, device=self.down.device)
+                selector = partial(torch.index_select, dim=0, index=index)
+            routing.indices["spans"] = selector
+        return selector
 
-    def _add_rows(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
+    def add_rows(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
+        """Add each row's adapter as weighted sums of table rows; ``x [rows, in]``."""
         depth, rows = routing.depth, len(routing.rows)
         if x.dtype != self.down.dtype:
             x = x.to(self.down.dtype)
         weights = x if depth == 1 else x.repeat_interleave(depth, 0)
-        hidden = _sums(self.down_rows, self._down_rows(routing), weights)
+        hidden = _sum_rows(self.down_rows, self._down_rows(routing), weights)
         members = len(self.fused.outputs)
         parts = hidden.view(rows, depth, members, PAGE_RANK)
         if depth > 1 or not self.even:
             parts = parts.transpose(1, 2)
         if not self.even:
             parts = parts.index_select(1, self.member_of)
-        sums = _sums(self.table, self._up_rows(routing), parts).view(rows, -1)
+        sums = _sum_rows(self.table, self._up_rows(routing), parts).view(rows, -1)
         for y, added in zip(blocks, sums.split(self.columns, 1), strict=True):
             y.add_(added)
 
-    def _down_rows(self, routing: Routing) -> Lines:
-        """Rows of ``down`` to sum, ``[rows · depth, in]``; the same for all layers of one width."""
+    def index_rows(self, routing: Routing) -> None:
+        """Compute the index tensors of a routing's rows, which later steps reuse."""
+        self._down_rows(routing)
+        self._up_rows(routing)
+
+    def _down_rows(self, routing: Routing) -> RowSums:
+        """Rows of ``down`` to sum, ``[rows · depth, in]``; shared by all layers of one width."""
         import torch
 
         key = self.fused.inputs
-        if (found := routing.indices.get(key)) is None:
-            if (lines := self.lines.get(key)) is None:
+        if (sums := routing.indices.get(key)) is None:
+            if (indices := self.row_indices.get(key)) is None:
                 every = torch.arange(len(self.down) * key, dtype=torch.int32)
-                lines = self.lines[key] = every.view(-1, key)
-            found = _sums_of(lines.index_select(0, self._pages(routing).view(-1)))
-            routing.indices[key] = found
-        return found
+                indices = self.row_indices[key] = every.view(-1, key)
+            sums = _as_row_sums(indices.index_select(0, self._pages(routing).view(-1)))
+            routing.indices[key] = sums
+        return sums
 
-    def _up_rows(self, routing: Routing) -> Lines:
+    def _up_rows(self, routing: Routing) -> RowSums:
         """Rows of the table to sum, ``[rows · pieces, depth · rank]``."""
         key = (self.fused.blocks, tuple(self.pieces))
-        if (found := routing.indices.get(key)) is None:
-            if (lines := self.lines.get(key)) is None:
-                lines = self.lines[key] = self._up_lines()
+        if (sums := routing.indices.get(key)) is None:
+            if (indices := self.row_indices.get(key)) is None:
+                indices = self.row_indices[key] = self._up_indices()
             rows, depth = len(routing.rows), routing.depth
-            chosen = lines.index_select(0, self._pages(routing).view(-1))
+            chosen = indices.index_select(0, self._pages(routing).view(-1))
             if depth > 1:
                 chosen = chosen.view(rows, depth, -1, PAGE_RANK).transpose(1, 2)
-            found = _sums_of(chosen.reshape(-1, depth * PAGE_RANK))
-            routing.indices[key] = found
-        return found
+            sums = _as_row_sums(chosen.reshape(-1, depth * PAGE_RANK))
+            routing.indices[key] = sums
+        return sums
 
-    def _up_lines(self) -> torch.Tensor:
-        """Rows of the table that each page has, ``[pages, pieces, rank]`` int32."""
+    def _up_indices(self) -> torch.Tensor:
+        """Table rows of each page, ``[pages, pieces, rank]`` int32."""
         import torch
 
         every = torch.arange(len(self.table), dtype=torch.int32).split(
             [up.numel() // self.width for up in self.up]
         )
-        lines = [
+        indices = [
             each.view(*up.shape[:2], -1) for each, up in zip(every, self.up, strict=True)
         ]  # [pages, members · rank, columns / width]
-        listed = []
+        members = []
         for block, row, column, columns in self.members:
             pieces = slice(column // self.width, (column + columns) // self.width)
-            listed.append(lines[block][:, row : row + PAGE_RANK, pieces].transpose(1, 2))
-        return torch.cat(listed, 1)
+            members.append(indices[block][:, row : row + PAGE_RANK, pieces].transpose(1, 2))
+        return torch.cat(members, 1)
 
-    def _add_gathered(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
-        """The rows' form where gathering is cheap: two batched products a page."""
+    def add_gathered(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
+        """Add each row's adapter by gathering its pages, where that is cheap: ``x [rows, in]``."""
         import torch
 
         pages = self._pages(routing)
@@ -272,14 +277,14 @@ class PagedLoraLayer:
         """``[rows, depth]``, padded with the empty page."""
         import torch
 
-        if (found := routing.indices.get("pages")) is None:
-            found = torch.tensor(routing.padded, dtype=torch.int64, device=self.down.device)
-            routing.indices["pages"] = found
-        return found
+        if (pages := routing.indices.get("pages")) is None:
+            pages = torch.tensor(routing.padded, dtype=torch.int64, device=self.down.device)
+            routing.indices["pages"] = pages
+        return pages
 
 
 class _Member(NamedTuple):
-    """Where a member's B stands in a page of its block: from which row and column on."""
+    """Position of a member's B in a page of its block: its first row and column."""
 
     block: int
     row: int
@@ -298,7 +303,7 @@ def _members(fused: FusedLinear) -> Iterator[_Member]:
 
 
 def _spanned(routing: Routing, x: torch.Tensor, blocks: Blocks) -> tuple[torch.Tensor, Blocks]:
-    """From the first span's start to the last one's end; not cut where that is everything."""
+    """Slice from the first span's start to the last one's end, unless that is everything."""
     start, stop = routing.spans[0].start, routing.spans[-1].stop
     if start == 0 and stop == len(x):
         return x, blocks
@@ -310,16 +315,16 @@ def _part(blocks: Blocks, tokens: slice) -> list[torch.Tensor]:
     return [block[tokens] for block in blocks]
 
 
-def _sums_of(rows: torch.Tensor) -> Lines:
-    """``[sums, rows]`` int32 as ``embedding_bag`` wants it."""
+def _as_row_sums(rows: torch.Tensor) -> RowSums:
+    """Convert ``[sums, rows]`` int32 to the form of ``embedding_bag``."""
     import torch
 
     starts = torch.arange(0, rows.numel(), rows.shape[1], dtype=torch.int32)
     return rows.reshape(-1), starts
 
 
-def _sums(table: torch.Tensor, lines: Lines, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted sums of the table's rows, ``[sums, width]``."""
+def _sum_rows(table: torch.Tensor, rows: RowSums, weights: torch.Tensor) -> torch.Tensor:
+    """Sum weighted rows of the table, ``[sums, width]``."""
     import torch
 
-    return torch.embedding_bag(table, lines[0], lines[1], False, 0, False, weights.reshape(-1))[0]
+    return torch.embedding_bag(table, rows[0], rows[1], False, 0, False, weights.reshape(-1))[0]

@@ -1,17 +1,12 @@
-"""The adapters of one base: which stand beside it, which are kept ready, which lie on disk.
+"""The adapter pool: the adapters of one base on the device, in host memory and on disk.
 
-Owns: loading and checking weights, the three tiers, and who may be put away. Must not know: refs,
-the registry, tasks' decoding, batches.
+*Device*: in pages of the :class:`LoraSlots`, ready to compute. *Host*: checked tensors in memory,
+within a budget of bytes. *Disk*: everything else. The least recently used adapter is evicted first;
+pinned adapters and those of running requests are never evicted. The host also keeps adapters that
+are on the device, so evicting from the device copies nothing.
 
-*Device*: in pages of the :class:`LoraSlots`, ready to answer. *Host*: checked tensors in memory,
-under
-a budget of bytes. *Disk*: everything else. The least recently used goes first, pinned ones stay,
-and one that a running request uses is never put away. The host keeps what is on the device as
-well, so putting away from there costs nothing.
-
-What is computed is PEFT's
-``scaling · B (A x)`` (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
-section 4.1).
+The pool computes PEFT's ``scaling · B (A x)`` (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large
+Language Models", section 4.1).
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact
@@ -43,31 +38,38 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 Observer = Callable[[str, str, bool], None]
-"""Told of an adapter, by digest and name, that came into memory (True) or left it (False); under a
-lock and in the order in which it happens, so it must not wait."""
+"""Called with digest, name, and whether the adapter was loaded into memory (True) or dropped from
+it (False); under a lock and in order, so it must not block."""
 
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """One adapter in memory; ``head`` is ``[outputs, hidden]`` float32 or None.
+    """One adapter in memory.
 
-    ``requests`` are counted by whoever answers them: one may :meth:`AdapterPool.acquire` several
-    times.
+    Attributes:
+        head: ``[outputs, hidden]`` float32, or None.
+        bytes: size on the host.
+        pages_needed: on the device.
+        uploading: whether it is being written into pages.
+        unloading: whether it is dropped when its last request ends.
+        users: running sequences.
+        requests: so far; counted by the engine, which may acquire several times for one request.
+        last_used: on the clock of the pool, in seconds.
     """
 
     artifact: Artifact
     name: str
     head: torch.Tensor | None
     bytes: int
-    needs: int
+    pages_needed: int
     matrices: Matrices
     pages: Pages = ()
-    placing: bool = False
+    uploading: bool = False
     pinned: bool = False
-    leaving: bool = False
+    unloading: bool = False
     users: int = 0
     requests: int = 0
-    used: float = field(default_factory=time.monotonic)
+    last_used: float = 0.0
 
     @property
     def tier(self) -> str:
@@ -77,7 +79,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResidentInfo:
-    """What an operator sees of an adapter in memory."""
+    """A snapshot of one adapter in memory, for operators."""
 
     digest: str
     name: str
@@ -92,14 +94,24 @@ class ResidentInfo:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """How often an adapter was read from disk, and put out of memory."""
+    """How often an adapter was loaded from disk, and evicted from memory."""
 
     loads: int = 0
     evictions: int = 0
 
 
 class AdapterPool:
-    """The adapters of one base, by digest. Safe from any thread."""
+    """The adapters of one base, by digest. Safe from any thread.
+
+    Args:
+        model: the base, a causal LM.
+        base_digest: of its weights.
+        fused_layers: its linear layers.
+        slots: pages on the device at most; they take half of the memory at most.
+        adapter_mib: memory for adapters on device and host together, in MiB.
+        host_bytes: memory for adapters on the host; by default what the pages leave.
+        clock: gives seconds.
+    """
 
     def __init__(
         self,
@@ -109,6 +121,8 @@ class AdapterPool:
         *,
         slots: int = 64,
         adapter_mib: int = 4096,
+        host_bytes: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         import torch
 
@@ -124,10 +138,17 @@ class AdapterPool:
         self._page_bytes = LoraSlots.page_bytes(
             fused_layers, torch.empty(0, dtype=dtype).element_size()
         )
-        self.budget_bytes = adapter_mib * MIB
-        pages = max(1, min(slots, self.budget_bytes // (2 * self._page_bytes)))
-        self._host_budget = max(0, self.budget_bytes - pages * self._page_bytes)
-        self._lora_slots = LoraSlots(fused_layers, pages, dtype=dtype, device=self._device)
+        if host_bytes is None:
+            budget = adapter_mib * MIB
+            pages = max(1, min(slots, budget // (2 * self._page_bytes)))
+            host_bytes = max(0, budget - pages * self._page_bytes)
+        else:
+            pages = slots
+            budget = pages * self._page_bytes + host_bytes
+        self.budget_bytes = budget
+        self._host_budget = host_bytes
+        self._clock = clock
+        self.lora_slots = LoraSlots(fused_layers, pages, dtype=dtype, device=self._device)
         self._free = list(range(pages, 0, -1))
         self._residents: dict[str, Resident] = {}
         self._counters: dict[str, Counters] = {}
@@ -145,29 +166,29 @@ class AdapterPool:
     # ------------------------------------------------------------------------------- loading
 
     def load(self, artifact: Artifact, name: str = "") -> Resident:
-        """Make an adapter resident, on the device if there is room; at once if it is already.
+        """Load an adapter into memory, and onto the device if pages are available.
 
-        Reads the file in the calling thread, beside whatever is being computed. Threads that want
-        the same one wait for the first.
+        The file is read beside any running step. Threads that load the same adapter wait for the
+        first one.
 
         Raises:
-            BaseMismatchError: it was trained on other weights.
+            BaseMismatchError: the adapter was trained on other weights.
             IntegrityError: its tensors don't fit the base, are not finite, or changed since the
                 artifact was checked.
-            RefusedError: its rank needs more pages than there are, or its bytes more memory.
-            PinnedError: pinned adapters leave it no page, or too little memory.
-            BusyError: the memory for adapters is full of those in use or pinned.
+            RefusedError: it needs more pages or memory than the pool has.
+            PinnedError: pinned adapters leave too few pages, or too little memory.
+            BusyError: the memory is full of adapters that are in use or pinned.
         """
         digest = artifact.digest
         while True:
             with self._lock:
                 resident = self._residents.get(digest)
                 if resident is not None:
-                    resident.used = time.monotonic()
-                    resident.leaving = False
+                    resident.last_used = self._clock()
+                    resident.unloading = False
                     if resident.pages:
                         return resident
-                    if not resident.placing and not self._may_place(resident):
+                    if not resident.uploading and not self._can_upload(resident):
                         self.check_pins(resident)
                         return resident
                 if (other := self._loading.get(digest)) is None:
@@ -175,78 +196,77 @@ class AdapterPool:
                     break
             other.wait()
         try:
-            # In a thread of its own: OpenMP workers that a caller's thread would keep make the
-            # steps of the engine's thread slower (bases/load.py says why).
-            with ThreadPoolExecutor(1) as apart:
-                return apart.submit(self._load, artifact, name, resident).result()
+            # In a thread of its own: a caller's thread would keep OpenMP workers, which slow down
+            # the engine's steps (bases/load.py explains why).
+            with ThreadPoolExecutor(1) as loader:
+                return loader.submit(self._load, artifact, name, resident).result()
         finally:
             with self._lock:
                 self._loading.pop(digest).set()
 
     def _load(self, artifact: Artifact, name: str, resident: Resident | None) -> Resident:
-        """Read what is not in memory, and put it into pages if some can be had."""
+        """Read an adapter that is not in memory, and upload it if pages are available."""
         fresh = resident is None
         one = self._read(artifact, name) if resident is None else resident
         with self._lock:
             self.check_pins(one)
             if fresh:
-                self._make_room(one.bytes)
+                self._evict_for(one.bytes)
                 self._residents[artifact.digest] = one
                 self._count(one, loads=1)
-                self._tell(one, True)
+                self._notify(one, True)
             elif self._residents.get(artifact.digest) is not one:
                 return one
             pages = self._take_pages(one)
-            one.placing = bool(pages)
+            one.uploading = bool(pages)
         if not pages:
             return one
         try:
-            self._lora_slots.write(pages, one.matrices, artifact.lora.scaling)
+            self.lora_slots.write(pages, one.matrices, artifact.lora.scaling)
         except BaseException:
             with self._lock:
-                one.placing = False
+                one.uploading = False
                 self._free.extend(pages)
                 self._drop(one)
             raise
         with self._lock:
-            one.pages, one.placing = pages, False
-            self._leave(one)
+            one.pages, one.uploading = pages, False
+            self._drop_if_unloading(one)
         return one
 
-    def wanted(self, digest: str) -> bool:
-        """Whether :meth:`load` would bring the adapter nearer: it is on disk, or on the host while
-        pages can be had."""
+    def needs_load(self, digest: str) -> bool:
+        """Whether :meth:`load` has work to do: read the adapter, or upload it into pages."""
         with self._lock:
             resident = self._residents.get(digest)
-            return resident is None or (not resident.pages and self._may_place(resident))
+            return resident is None or (not resident.pages and self._can_upload(resident))
 
     def get(self, digest: str) -> Resident | None:
-        """The resident of this digest, if there is one."""
+        """The adapter with this digest, if it is in memory."""
         return self._residents.get(digest)
 
     def unload(self, digest: str) -> bool:
-        """Put an adapter out of memory; one that is in use goes when its last request ends.
+        """Drop an adapter from memory; one that is in use is dropped when its last request ends.
 
         Returns:
-            Whether it is gone already.
+            Whether it was dropped at once.
 
         Raises:
             NotFoundError: it is not in memory.
         """
         with self._lock:
-            resident = self._known(digest)
-            resident.leaving = True
-            self._leave(resident)
+            resident = self._require(digest)
+            resident.unloading = True
+            self._drop_if_unloading(resident)
             return digest not in self._residents
 
     def pin(self, digest: str, pinned: bool = True) -> None:
-        """Keep an adapter in memory whatever else is wanted, or no longer.
+        """Pin an adapter, so that it is never evicted, or unpin it.
 
         Raises:
             NotFoundError: it is not in memory.
         """
         with self._lock:
-            self._known(digest).pinned = pinned
+            self._require(digest).pinned = pinned
 
     # ------------------------------------------------------------------------------- in a step
 
@@ -254,50 +274,50 @@ class AdapterPool:
         """Take an adapter for a running request; it stays on the device until released.
 
         Returns:
-            None where it does not stand there; :meth:`load` brings it.
+            None if it is not on the device; :meth:`load` uploads it.
         """
         with self._lock:
             resident = self._residents.get(digest)
             if resident is None or not resident.pages:
                 return None
             resident.users += 1
-            resident.used = time.monotonic()
+            resident.last_used = self._clock()
             return resident
 
     def release(self, resident: Resident) -> None:
-        """A running request has ended."""
+        """Release an adapter after a running request has ended."""
         with self._lock:
             resident.users -= 1
-            resident.used = time.monotonic()
-            self._leave(resident)
+            resident.last_used = self._clock()
+            self._drop_if_unloading(resident)
 
     def route(self, routing: Routing) -> AbstractContextManager[None]:
         """Send what the base computes through pages; see :meth:`LoraSlots.routed`."""
-        return self._lora_slots.route(routing)
+        return self.lora_slots.route(routing)
 
     @contextmanager
     def activate(self, digest: str | None) -> Iterator[Resident | None]:
-        """Run the base with one resident for every token, or bare (None), until the block ends."""
+        """Run the base with one adapter for all tokens, or bare (None), inside the block."""
         if digest is None:
             with self.route(Routing()):
                 yield None
             return
         resident = self.acquire(digest)
         if resident is None:
-            raise RefusedError(f"{digest} is not in memory.", "Load it first.")
+            raise RefusedError(f"{digest} is not on the device.", "Load the adapter first.")
         try:
             with self.route(Routing(spans=[Span(0, None, resident.pages)])):
                 yield resident
         finally:
             self.release(resident)
 
-    # -------------------------------------------------------------------------------- looking
+    # ------------------------------------------------------------------------------ observing
 
     def residents(self) -> list[ResidentInfo]:
-        """What is in memory, the most recently used first."""
-        now = time.monotonic()
+        """List the adapters in memory, the most recently used first."""
+        now = self._clock()
         with self._lock:
-            found = sorted(self._residents.values(), key=lambda one: -one.used)
+            residents = sorted(self._residents.values(), key=lambda one: -one.last_used)
             return [
                 ResidentInfo(
                     digest=one.artifact.digest,
@@ -308,9 +328,9 @@ class AdapterPool:
                     pinned=one.pinned,
                     in_use=one.users,
                     requests=one.requests,
-                    idle_seconds=0.0 if one.users else now - one.used,
+                    idle_seconds=0.0 if one.users else now - one.last_used,
                 )
-                for one in found
+                for one in residents
             ]
 
     def counters(self, digest: str) -> Counters:
@@ -318,37 +338,42 @@ class AdapterPool:
         return self._counters.get(digest, Counters())
 
     def all_counters(self) -> list[tuple[str, Counters]]:
-        """Name, and counters, of every adapter that was ever in memory."""
+        """Name and counters of every adapter that was ever in memory."""
         with self._lock:
             return [(self._names[digest], counted) for digest, counted in self._counters.items()]
 
     @property
     def total_bytes(self) -> int:
-        """Of all adapters in memory."""
+        """Size of all adapters in memory, on device and host."""
         with self._lock:
             return sum(self._size(one) for one in self._residents.values())
 
     @property
     def pages(self) -> int:
-        """Places of rank :data:`PAGE_RANK` on the device."""
-        return self._lora_slots.pages
+        """Pages of rank :data:`PAGE_RANK` on the device."""
+        return self.lora_slots.pages
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that no adapter has."""
+        return len(self._free)
 
     def observe(self, observer: Observer) -> None:
-        """Tell an observer of what is in memory, and of all that comes and leaves from now on."""
+        """Call an observer for each adapter in memory, and for each change from now on."""
         with self._lock:
             for resident in self._residents.values():
                 observer(resident.artifact.digest, resident.name, True)
             self._observers.append(observer)
 
     def unobserve(self, observer: Observer) -> None:
-        """Tell an observer nothing more."""
+        """Stop calling an observer."""
         with self._lock:
             if observer in self._observers:
                 self._observers.remove(observer)
 
     # --------------------------------------------------------------------------------- tiers
 
-    def _known(self, digest: str) -> Resident:
+    def _require(self, digest: str) -> Resident:
         if (resident := self._residents.get(digest)) is None:
             raise NotFoundError(
                 f"The adapter {digest[:19]}… is not in memory.", "`trunkline ps` lists what is."
@@ -359,38 +384,40 @@ class AdapterPool:
         return resident.bytes + len(resident.pages) * self._page_bytes
 
     def _take_pages(self, resident: Resident) -> Pages:
-        """Free pages, those of the least recently used if need be; none if too few can be had."""
-        if not self._may_place(resident):
+        """Take pages, from the least recently used adapters if needed; none if too few exist."""
+        if not self._can_upload(resident):
             return ()
         idle = sorted(
-            (one for one in self._residents.values() if one.pages and self._may_go(one)),
-            key=lambda one: -one.used,
+            (one for one in self._residents.values() if one.pages and self._is_evictable(one)),
+            key=lambda one: -one.last_used,
         )
-        while len(self._free) < resident.needs:
-            last = idle.pop()
-            self._free.extend(last.pages)
-            last.pages = ()
-        return tuple(self._free.pop() for _ in range(resident.needs))
+        while len(self._free) < resident.pages_needed:
+            oldest = idle.pop()
+            self._free.extend(oldest.pages)
+            oldest.pages = ()
+        return tuple(self._free.pop() for _ in range(resident.pages_needed))
 
-    def _may_place(self, resident: Resident) -> bool:
-        """Whether enough pages are free, or held by adapters that may go."""
-        if resident.placing:
+    def _can_upload(self, resident: Resident) -> bool:
+        """Whether enough pages are free, or held by adapters that may be evicted."""
+        if resident.uploading:
             return False
-        going = sum(len(one.pages) for one in self._residents.values() if self._may_go(one))
-        return len(self._free) + going >= resident.needs
+        evictable = sum(
+            len(one.pages) for one in self._residents.values() if self._is_evictable(one)
+        )
+        return len(self._free) + evictable >= resident.pages_needed
 
     def _count(self, resident: Resident, *, loads: int = 0, evictions: int = 0) -> None:
         digest = resident.artifact.digest
-        known = self._counters.get(digest, Counters())
-        self._counters[digest] = Counters(known.loads + loads, known.evictions + evictions)
+        before = self._counters.get(digest, Counters())
+        self._counters[digest] = Counters(before.loads + loads, before.evictions + evictions)
         self._names[digest] = resident.name
 
     @staticmethod
-    def _may_go(resident: Resident) -> bool:
-        return not (resident.users or resident.pinned or resident.placing)
+    def _is_evictable(resident: Resident) -> bool:
+        return not (resident.users or resident.pinned or resident.uploading)
 
-    def _leave(self, resident: Resident) -> None:
-        if resident.leaving and not resident.users and not resident.placing:
+    def _drop_if_unloading(self, resident: Resident) -> None:
+        if resident.unloading and not resident.users and not resident.uploading:
             self._drop(resident)
 
     def _drop(self, resident: Resident) -> None:
@@ -398,56 +425,56 @@ class AdapterPool:
         self._free.extend(resident.pages)
         resident.pages = ()
         del self._residents[digest]
-        self._tell(resident, False)
+        self._notify(resident, False)
 
-    def _tell(self, resident: Resident, loaded: bool) -> None:
+    def _notify(self, resident: Resident, loaded: bool) -> None:
         for observer in self._observers:
             observer(resident.artifact.digest, resident.name, loaded)
 
     def check_pins(self, resident: Resident) -> None:
-        """Raise :class:`PinnedError` where pinned adapters leave this one no place."""
+        """Raise :class:`PinnedError` if pinned adapters leave too few pages for this one."""
         with self._lock:
             others = [one for one in self._residents.values() if one is not resident]
             pinned = sum(len(one.pages) for one in others if one.pinned)
-        if pinned + resident.needs > self._lora_slots.pages:
+        if pinned + resident.pages_needed > self.lora_slots.pages:
             raise PinnedError(
-                f"There is no place for an adapter of rank {resident.artifact.lora.rank}: "
-                f"{pinned} of {self._lora_slots.pages} are held by pinned adapters.",
+                f"There is no slot for an adapter of rank {resident.artifact.lora.rank}: "
+                f"{pinned} of {self.lora_slots.pages} slots are held by pinned adapters.",
                 "Unpin one, or give the server more --slots.",
             )
 
-    def _make_room(self, wanted: int) -> None:
-        """Let the least recently used go until ``wanted`` more bytes fit the budget; none of them
-        where that isn't enough."""
+    def _evict_for(self, size: int) -> None:
+        """Evict the least recently used adapters until ``size`` more bytes fit the budget, or none
+        if that is not enough."""
         held = sum(one.bytes for one in self._residents.values())
         idle = sorted(
-            (one for one in self._residents.values() if self._may_go(one)),
-            key=lambda one: -one.used,
+            (one for one in self._residents.values() if self._is_evictable(one)),
+            key=lambda one: -one.last_used,
         )
         staying = held - sum(one.bytes for one in idle)
-        if staying + wanted > self._host_budget:
+        if staying + size > self._host_budget:
             pinned = sum(one.bytes for one in self._residents.values() if one.pinned)
-            for_ever = pinned + wanted > self._host_budget
-            raise (PinnedError if for_ever else BusyError)(
-                f"There is no room for an adapter of {wanted / MIB:.1f} MiB: "
+            permanent = pinned + size > self._host_budget
+            raise (PinnedError if permanent else BusyError)(
+                f"There is no memory for an adapter of {size / MIB:.1f} MiB: "
                 f"{staying / MIB:.1f} of {self._host_budget / MIB:.1f} MiB are held by adapters "
                 "that are in use or pinned.",
                 "Unpin one, or give the server more with --adapter-mib.",
             )
-        while held + wanted > self._host_budget:
-            last = idle.pop()
-            held -= last.bytes
-            self._drop(last)
-            self._count(last, evictions=1)
+        while held + size > self._host_budget:
+            oldest = idle.pop()
+            held -= oldest.bytes
+            self._drop(oldest)
+            self._count(oldest, evictions=1)
 
     def _read(self, artifact: Artifact, name: str) -> Resident:
         matrices, head = read_weights(artifact, self._base_digest, self._linear, self._hidden)
         rank = max(down.shape[0] for down, _ in matrices.values())
-        needs = -(-rank // PAGE_RANK)
-        if needs > self._lora_slots.pages:
+        pages = -(-rank // PAGE_RANK)
+        if pages > self.lora_slots.pages:
             raise RefusedError(
-                f"{name or artifact.folder} has rank {rank} and needs {needs} places of rank "
-                f"{PAGE_RANK}; there are {self._lora_slots.pages}.",
+                f"{name or artifact.folder} has rank {rank} and needs {pages} slots of rank "
+                f"{PAGE_RANK}; there are {self.lora_slots.pages}.",
                 "Give the engine more slots or memory.",
             )
         head = None if head is None else head.to(self._device)
@@ -455,8 +482,8 @@ class AdapterPool:
         size += 0 if head is None else head.nbytes
         if size > self._host_budget:
             raise RefusedError(
-                f"{name or artifact.folder} takes {size / MIB:.1f} MiB; all adapters together may "
-                f"take {self._host_budget / MIB:.1f} MiB beside those that are stacked.",
+                f"{name or artifact.folder} takes {size / MIB:.1f} MiB; all adapters on the host "
+                f"together may take {self._host_budget / MIB:.1f} MiB.",
                 "Give the server more with --adapter-mib.",
             )
-        return Resident(artifact, name, head, size, needs, matrices)
+        return Resident(artifact, name, head, size, pages, matrices, last_used=self._clock())

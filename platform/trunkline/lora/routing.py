@@ -1,7 +1,4 @@
-"""Which adapter each token of a step goes through.
-
-Owns: the words for it, free of tensors. Must not know: what is computed.
-"""
+"""Routing: which adapter pages each token of a step uses; free of tensors."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from itertools import pairwise
 from typing import Any
 
 PAGE_RANK = 8
-"""Ranks of one page; an adapter of rank 16 takes two pages."""
+"""Ranks in one page; an adapter of rank 16 takes two pages."""
 
 Pages = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens ``start`` to ``stop`` go through these pages; ``stop`` None: to the end."""
+    """Tokens ``start`` to ``stop`` use these pages; ``stop`` None: to the end."""
 
     start: int
     stop: int | None
@@ -28,12 +25,18 @@ class Span:
 
 
 class Routing:
-    """Which pages each token of a step goes through.
+    """Which pages each token of a step uses.
 
     Args:
-        rows: pages of the first tokens, one entry a token; tokens after those and outside of
-            every span are the bare base's.
-        spans: of tokens that come after them, in their order.
+        rows: pages of the first tokens, one entry for each token. Later tokens outside every span
+            use the bare base.
+        spans: of the tokens after the rows, in order.
+
+    Attributes:
+        depth: maximum number of pages of a row.
+        even: tokens of each span if all spans have one length, one page and no gap between them;
+            else 0.
+        indices: cache of index tensors, filled by the kernels.
     """
 
     def __init__(self, rows: Sequence[Pages] = (), spans: Sequence[Span] = ()) -> None:
@@ -49,14 +52,14 @@ class Routing:
 
     @cached_property
     def mean_span(self) -> float:
-        """Tokens of a span on average; without end for one alone, or one that goes to the end."""
+        """Mean tokens of a span; infinite for a single span, or one that reaches the end."""
         if len(self.spans) < 2 or any(span.stop is None for span in self.spans):
             return math.inf
         return sum(span.stop - span.start for span in self.spans if span.stop) / len(self.spans)
 
     @cached_property
     def token_by_token(self) -> Routing:
-        """Each token from the first span's start to the last one's end as a row of its own."""
+        """The tokens from the first span's start to the last one's end, each as a row."""
         rows: list[Pages] = []
         for span in self.spans:
             assert span.stop is not None
@@ -66,20 +69,19 @@ class Routing:
 
     @property
     def padded(self) -> list[Pages]:
-        """Pages of the rows, each entry as long as the longest: the empty page fills up."""
+        """Pages of the rows, padded with the empty page to equal length."""
         return [(*pages, *(0,) * (self.depth - len(pages))) for pages in self.rows]
 
     @property
     def empty(self) -> bool:
-        """Whether every token is the bare base's."""
+        """Whether every token uses the bare base."""
         return not self.pages
 
 
 def _even(spans: Sequence[Span]) -> int:
-    """Tokens of each span, if there are several of one length, one after the other, of one page
-    each; else 0."""
+    """Tokens of each span if several of one length and page follow without gaps; else 0."""
     lengths = {span.stop - span.start for span in spans if span.stop is not None}
     if len(spans) < 2 or len(lengths) > 1 or any(span.stop is None for span in spans):
         return 0
-    together = all(one.stop == other.start for one, other in pairwise(spans))
-    return lengths.pop() if together and all(len(span.pages) == 1 for span in spans) else 0
+    adjacent = all(one.stop == other.start for one, other in pairwise(spans))
+    return lengths.pop() if adjacent and all(len(span.pages) == 1 for span in spans) else 0

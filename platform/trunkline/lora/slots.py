@@ -1,11 +1,9 @@
-"""Adapters stacked beside the base's layers.
+"""Paged LoRA buffers: the device memory for adapters of one base, in pages of a fixed rank.
 
-Owns: the stacked tensors of all layers, writing an adapter into them, and whose turn it is.
-Must not know: files, digests, which adapters deserve a place.
-
-A *page* holds :data:`PAGE_RANK` ranks of one adapter in all layers; an adapter of rank 16 takes
-two, one of rank 2 leaves six empty. Page 0 is empty: the bare base. Which token uses which pages is
-told by a :class:`Routing`, so making a resident adapter answer is writing an index.
+A *page* contains :data:`PAGE_RANK` ranks of one adapter in all layers. An adapter of rank 16 takes
+two pages; one of rank 2 leaves six ranks of its page empty. Page 0 is empty: the bare base. A
+:class:`Routing` maps tokens to pages, so switching to another adapter on the device only changes an
+index.
 """
 
 from __future__ import annotations
@@ -24,15 +22,20 @@ if TYPE_CHECKING:
     from trunkline.bases.linear import FusedLayers
 
 TURN_SECONDS = 600.0
+"""How long a step waits for the previous one."""
 
 Matrices = Mapping[str, tuple["torch.Tensor", "torch.Tensor"]]
 """Module → ``A [rank, in]`` and ``B [out, rank]``."""
 
 
 class LoraSlots:
-    """The pages of one trunk.
+    """The pages of one base.
 
-    Memory is taken from the system as pages are first written, not before.
+    The system commits memory when a page is first written.
+
+    Args:
+        fused_layers: linear layers of the base.
+        pages: how many there are, without the empty one.
     """
 
     def __init__(
@@ -40,49 +43,49 @@ class LoraSlots:
     ) -> None:
         import torch
 
-        lines: dict[Any, torch.Tensor] = {}
+        row_indices: dict[Any, torch.Tensor] = {}
         self.pages = pages
         self._fused_layers = fused_layers
         self._routing = Routing()
-        self._layers = [
-            PagedLoraLayer(fused, pages + 1, dtype, device, lines) for fused in fused_layers.fused
+        self.layers = [
+            PagedLoraLayer(fused, pages + 1, dtype, device, row_indices)
+            for fused in fused_layers.fused
         ]
         self._by_name = {
             name: (layer, index)
-            for layer in self._layers
+            for layer in self.layers
             for index, name in enumerate(layer.fused.names)
         }
-        self._additions = [partial(self._add, layer) for layer in self._layers]
+        self._additions = [partial(self._add, layer) for layer in self.layers]
         self._device = torch.device(device)
         self._indices: dict[tuple[int, int], torch.Tensor] = {}
 
     @contextmanager
     def route(self, routing: Routing) -> Iterator[None]:
-        """Send what the trunk computes through pages, until the block ends.
+        """Add the adapters of ``routing`` to what the base computes inside the block.
 
-        One thread at a time; another waits. Blocks don't nest.
+        One thread at a time; another one waits. Blocks don't nest.
 
         Raises:
-            RuntimeError: nothing ended for ten minutes, as when blocks are nested.
+            RuntimeError: the previous block did not end within ten minutes, as if nested.
         """
         if not self._fused_layers.turn.acquire(timeout=TURN_SECONDS):
             raise RuntimeError("Routings don't nest: one step is computed at a time.")
         try:
             self._routing = routing
             if routing.rows and self._device.type != "cpu":
-                routing.indices["pages"] = self._static(routing)
+                routing.indices["pages"] = self._static_indices(routing)
             if not routing.empty:
-                for layer, addition in zip(self._layers, self._additions, strict=True):
+                for layer, addition in zip(self.layers, self._additions, strict=True):
                     layer.fused.addition = addition
             yield
         finally:
-            for layer in self._layers:
+            for layer in self.layers:
                 layer.fused.addition = None
             self._fused_layers.turn.release()
 
-    def _static(self, routing: Routing) -> torch.Tensor:
-        """The rows' pages, at one address for all routings of one shape: a captured graph reads
-        them there."""
+    def _static_indices(self, routing: Routing) -> torch.Tensor:
+        """Copy the rows' pages to a fixed address for this shape, which a captured graph reads."""
         import torch
 
         pages = torch.tensor(routing.padded, dtype=torch.int64)
@@ -93,7 +96,7 @@ class LoraSlots:
 
     @staticmethod
     def page_bytes(fused_layers: FusedLayers, item: int) -> int:
-        """Bytes of one page with ``item`` bytes a number."""
+        """Size of one page in bytes, with ``item`` bytes for each number."""
         numbers = sum(
             fused.inputs * max(2, len(fused.outputs))
             + sum(block.layers * block.columns for block in fused.blocks)
@@ -102,12 +105,12 @@ class LoraSlots:
         return numbers * PAGE_RANK * item
 
     def write(self, pages: Pages, matrices: Matrices, scaling: float) -> None:
-        """Put an adapter into pages, ``scaling`` times B.
+        """Write an adapter into pages, with B multiplied by ``scaling``.
 
-        No step may be routed through these pages meanwhile.
+        No step may use these pages meanwhile.
         """
         touched = {id(self._by_name[name][0]) for name in matrices}
-        for layer in self._layers:
+        for layer in self.layers:
             for page in pages:
                 layer.clear(page, used=id(layer) in touched)
         for name, (down, up) in matrices.items():

@@ -1,8 +1,4 @@
-"""An artifact's tensors, checked against the base that they are for.
-
-Owns: what is refused before anything is touched, and reading safetensors (importing peft takes
-seconds). Must not know: tiers, batches.
-"""
+"""Read an artifact's tensors, without PEFT, and check that they fit the base."""
 
 from __future__ import annotations
 
@@ -24,12 +20,12 @@ if TYPE_CHECKING:
     import torch
 
 Features = Mapping[str, tuple[int, int]]
-"""Linear layer of the base → its inputs and outputs."""
+"""Linear layer of the base → its input and output features."""
 
 _OWN: dict[str, int] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 )
-"""Of memory that no other process shares; systems without the flags have no other."""
+"""Private memory, on systems that have a choice."""
 
 _OTHER_BASE = "It was made for another base."
 
@@ -37,13 +33,13 @@ _OTHER_BASE = "It was made for another base."
 def read_weights(
     artifact: Artifact, base_digest: str, linear: Features, hidden: int
 ) -> tuple[Matrices, torch.Tensor | None]:
-    """The matrices by module, and the head ``[outputs, hidden]`` or None; all in float32.
+    """Read the matrices by module, and the head ``[outputs, hidden]`` or None; all in float32.
 
     Args:
-        artifact: whose digests were checked.
-        base_digest: of the base here.
-        linear: its layers.
-        hidden: its width.
+        artifact: with verified digests.
+        base_digest: of the current base.
+        linear: layers of the base.
+        hidden: hidden size of the base.
 
     Raises:
         BaseMismatchError: it was trained on other weights.
@@ -68,31 +64,31 @@ def read_weights(
 
 
 def check_base(artifact: Artifact, base_digest: str) -> None:
-    """Raise :class:`BaseMismatchError` unless the artifact was trained on these very weights."""
-    wanted = artifact.manifest.base
-    if wanted["digest"] != base_digest:
+    """Raise :class:`BaseMismatchError` unless the artifact was trained on exactly these weights."""
+    expected = artifact.manifest.base
+    if expected["digest"] != base_digest:
         raise BaseMismatchError(
-            f"The adapter in {artifact.folder} was trained on {wanted['name']} "
-            f"({wanted['digest'][:12]}…); the base here is {base_digest[:12]}….",
-            f"Load the base it was trained on (`--base {wanted['name']}`), or train it again.",
+            f"The adapter in {artifact.folder} was trained on {expected['name']} "
+            f"({expected['digest'][:12]}…); the current base is {base_digest[:12]}….",
+            f"Load the base it was trained on (`--base {expected['name']}`), or train it again.",
         )
 
 
 def _check_fits(artifact: Artifact, linear: Features, hidden: int) -> None:
-    """Compare the header's shapes with the base, before a tensor is read."""
-    wanted = {name for name in linear if artifact.lora.adapts(name)}
+    """Compare the shapes in the header with the base, before any tensor is read."""
+    expected = {name for name in linear if artifact.lora.adapts(name)}
     adapted = {
         module: (info.shape[1], artifact.tensors[f"{PREFIX}{module}.lora_B.weight"].shape[0])
         for name, info in artifact.tensors.items()
         if (module := adapted_module(name)) is not None
     }
-    for name in sorted(adapted.keys() - wanted):
+    for name in sorted(adapted.keys() - expected):
         raise IntegrityError(
             f"{artifact.folder} adapts {name!r}, which this base does not have.", _OTHER_BASE
         )
-    for name in sorted(wanted - adapted.keys()):
+    for name in sorted(expected - adapted.keys()):
         raise IntegrityError(
-            f"{artifact.folder} lacks the matrices of {name!r}, though its configuration "
+            f"{artifact.folder} lacks the matrices of {name!r}, although its configuration "
             "adapts it.",
             REPAIR,
         )
@@ -114,10 +110,10 @@ def _check_fits(artifact: Artifact, linear: Features, hidden: int) -> None:
 
 
 def _read(artifact: Artifact) -> Mapping[str, torch.Tensor]:
-    """The tensors, in place in the very bytes whose digest is compared.
+    """Read the file, compare its digest, and view the tensors in the same bytes.
 
-    Those lie in pages of their own, which the system has back when the last tensor is gone:
-    hundreds of small tensors an adapter would leave holes all over the heap.
+    The bytes are mapped memory, which returns to the system with the last tensor. Hundreds of small
+    tensors on the heap would fragment it.
     """
     path = artifact.folder / WEIGHTS
     try:
@@ -140,7 +136,7 @@ def _tensor(data: mmap.mmap, info: TensorInfo) -> torch.Tensor:
 
     dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[info.dtype]
     numbers = math.prod(info.shape)
-    if info.start % dtype.itemsize:  # the format does not forbid it
+    if info.start % dtype.itemsize:  # the format allows unaligned tensors
         plain = bytearray(data[info.start : info.start + numbers * dtype.itemsize])
         return torch.frombuffer(plain, dtype=dtype).view(info.shape)
     return torch.frombuffer(data, dtype=dtype, count=numbers, offset=info.start).view(info.shape)

@@ -1,47 +1,83 @@
-"""Taking versions away, and what upkeep asks: what is reserved, kept, removed, running.
+"""The rows of versions as the maintenance of an adapter store needs them.
 
-Owns: the way from visible to removed, and the pages that a walk over the whole store reads.
-Must not know: files; :mod:`trunkline.adapters.upkeep` takes them away after the row is invisible.
+Garbage collection, verification and the store itself ask here which numbers are reserved, which
+folders and digests belong to a version, and which files a version has.
+
+A reservation is a lease: on this host it ends with its process (on Linux a process is told from a
+later one with the same pid by its start time); the process of another host can't be checked, so its
+reservation expires after :data:`LEASE`. A process that publishes later than that fails, and deletes
+its own files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import socket
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Row, Select, func, select, tuple_
 
 from trunkline.refs import Ref
-from trunkline.registry.lookup import (
+from trunkline.registry.actors import process_is_alive, process_start
+from trunkline.registry.lookup import lock_version
+from trunkline.registry.mapping import (
+    select_versions,
+    to_record,
+    version_record,
     version_records,
-    visible_versions,
 )
 from trunkline.registry.records import StoredVersion, VersionRecord
 from trunkline.registry.session import PAGE, Aggregate, pages
 from trunkline.registry.tables import Adapter, Version
-from trunkline.registry.versions import locked_version
+
+LEASE = timedelta(hours=1)
+"""How long a reservation by another host is valid."""
+
+PATH_TAKEN = "the path holds files of another registry"
+"""The reason why a version was abandoned whose path in the store is taken; those files are not its
+own."""
+
+
+def reservation_expired(
+    reserved_by: Mapping[str, Any] | None, reserved: datetime, now: datetime
+) -> bool:
+    """Whether the process that holds a reservation can no longer publish.
+
+    Args:
+        reserved_by: from :func:`trunkline.registry.actors.current_process`.
+        reserved, now: aware.
+    """
+    if reserved_by is None or reserved_by.get("host") != socket.gethostname():
+        return now - reserved > LEASE
+    pid = reserved_by.get("pid")
+    if not isinstance(pid, int) or not process_is_alive(pid):
+        return True
+    started = process_start(pid)
+    return started is not None and started != reserved_by.get("started")
 
 
 class Artifacts(Aggregate):
     """Lists the rows of versions, whatever their status, and records their files."""
 
     def list_pending(self, *, after: int = 0, limit: int = PAGE) -> list[StoredVersion]:
-        """Numbers that are reserved and not published, in the order in which they were given."""
-        query = _stored().where(Version.status == "pending", Version.id > after)
+        """Numbers that are reserved and not published, in the order of their reservation."""
+        query = _select_stored().where(Version.status == "pending", Version.id > after)
         with self._sessions.read() as session:
             rows = session.execute(query.order_by(Version.id).limit(limit))
             return [_stored_record(row) for row in rows]
 
-    def iter_visible(self) -> Iterator[VersionRecord]:
-        """The visible versions of all adapters, in the order of their reservation, by pages."""
+    def iter_visible(self, *, page: int = PAGE) -> Iterator[VersionRecord]:
+        """The visible versions of all adapters, in the order of their reservation."""
         after = 0
         while True:
-            query = visible_versions().where(Version.id > after).order_by(Version.id).limit(PAGE)
+            query = select_versions().where(Version.id > after).order_by(Version.id).limit(page)
             with self._sessions.read() as session:
                 rows = session.execute(query).all()
                 records = version_records(session, rows)
                 after = rows[-1][0].id if rows else after
             yield from records
-            if len(rows) < PAGE:
+            if len(rows) < page:
                 return
 
     def count(self) -> int:
@@ -53,58 +89,57 @@ class Artifacts(Aggregate):
     def find(
         self, numbers: Collection[tuple[str, str, int]]
     ) -> dict[tuple[str, str, int], StoredVersion]:
-        """What is known of versions, by domain, name and number; unknown ones are left out."""
+        """The rows of versions by domain, name and number; unknown ones are left out."""
         names = {(domain, name) for domain, name, _ in numbers}
-        found: dict[tuple[str, str, int], StoredVersion] = {}
+        stored: dict[tuple[str, str, int], StoredVersion] = {}
         with self._sessions.read() as session:
             for page in pages(sorted(names)):
-                wanted = {one[2] for one in numbers if one[:2] in page}
-                query = _stored().where(
+                wanted = {key[2] for key in numbers if key[:2] in page}
+                query = _select_stored().where(
                     tuple_(Adapter.domain, Adapter.name).in_(page), Version.number.in_(wanted)
                 )
-                for one in map(_stored_record, session.execute(query)):
-                    found[one.domain, one.name, one.number] = one
-        return {key: found[key] for key in numbers if key in found}
+                for record in map(_stored_record, session.execute(query)):
+                    stored[record.domain, record.name, record.number] = record
+        return {key: stored[key] for key in numbers if key in stored}
 
     def visible_digests(self, digests: Collection[str]) -> set[str]:
         """Those of the digests that a visible version has."""
-        found: set[str] = set()
+        visible: set[str] = set()
         with self._sessions.read() as session:
             for page in pages(sorted(digests)):
                 query = select(Version.digest).where(
                     Version.digest.in_(page), Version.status == "visible"
                 )
-                found.update(digest for digest in session.scalars(query) if digest)
-        return found
+                visible.update(digest for digest in session.scalars(query) if digest)
+        return visible
 
     def record_file(
         self, ref: Ref, name: str, *, bytes: int, sha256: str, written: bool = True
     ) -> VersionRecord:
-        """Keep what a file of a visible version is now; for those outside of its identity.
+        """Record the new state of a file outside the identity of a visible version.
 
         Args:
-            written: False before it is written: until then, what it was stands beside it.
+            written: False before the file is written: the old state stays valid until then.
 
         Raises:
-            NotFoundError: no visible version answers ``ref``.
+            NotFoundError: ``ref`` resolves to no visible version.
         """
         with self._sessions.write() as session:
-            version = locked_version(session, ref)
+            version = lock_version(session, ref)
             files = dict(version.files or {})
-            was = files.get(name, {"bytes": 0, "sha256": ""})
+            old = files.get(name, {"bytes": 0, "sha256": ""})
             new = {"bytes": bytes, "sha256": sha256}
             if written:
                 files[name] = new
-                version.bytes = (version.bytes or 0) - was["bytes"] + bytes
+                version.bytes = (version.bytes or 0) - old["bytes"] + bytes
             else:
-                files[name] = {"bytes": was["bytes"], "sha256": was["sha256"], "next": new}
+                files[name] = {"bytes": old["bytes"], "sha256": old["sha256"], "next": new}
             version.files = files
             session.flush()
-            row = session.execute(visible_versions().where(Version.id == version.id)).one()
-            return version_records(session, [row])[0]
+            return version_record(session, version)
 
 
-def _stored() -> Select[Version, str, str]:
+def _select_stored() -> Select[Version, str, str]:
     return select(Version, Adapter.domain, Adapter.name).join(
         Adapter, Adapter.id == Version.adapter_id
     )
@@ -112,16 +147,11 @@ def _stored() -> Select[Version, str, str]:
 
 def _stored_record(row: Row[Version, str, str]) -> StoredVersion:
     version, domain, name = row
-    pending = version.status == "pending"
-    return StoredVersion(
-        id=version.id,
+    return to_record(
+        StoredVersion,
+        version,
         domain=domain,
         name=name,
-        number=version.number,
-        status=version.status,
-        digest=version.digest,
-        path=version.path,
         reserved=version.created,
-        removal=version.removal,
-        publisher=version.publisher if pending else None,
+        reserved_by=version.reserved_by if version.status == "pending" else None,
     )

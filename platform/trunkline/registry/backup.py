@@ -1,56 +1,60 @@
-"""Backups: the whole registry in one SQLite file, out of either engine.
-
-Owns: the file and how it comes into being.
-Must not know: what the rows say, or how they come back
-(:mod:`trunkline.registry.from_backup`).
+"""Backups: the whole registry in one SQLite file, from either database engine.
 
 A backup is the registry at one moment: SQLite's own page copy under a reading transaction, or
-every table of PostgreSQL in one repeatable-read transaction. It is written beside its name and
-renamed, so it is complete or it is not there.
+every table of PostgreSQL in one repeatable-read transaction. It is written under a temporary name
+and renamed, so it is complete or absent. :mod:`trunkline.registry.restore` reads it back.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import URL, select
+from sqlalchemy import URL, Connection, delete, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from trunkline.errors import RegistryError, UsageError
-from trunkline.registry import copying
-from trunkline.registry.chain import EVENTS, REQUESTS, Head, head_of
-from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, rewriting, translated
-from trunkline.registry.schema import HEAD, bring_to_head, revision_of
-from trunkline.registry.tables import ChainHead
+from trunkline.registry.chain import Head
+from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, exclusive, translate_errors
+from trunkline.registry.schema import head_revision, migrate_to_head, revision_of
+from trunkline.registry.tables import ChainHead, Table
+
+UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
+"""SQLite's codes for a file that can't be written."""
+
+TABLES = Table.metadata.sorted_tables
+"""Every table, parents before children."""
 
 _PAGES = 1000
-UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
-"""SQLite's codes for a file that takes no more."""
+_ROWS = 1000
 
 
 class Listener(Protocol):
-    """Who is told how far the work is."""
+    """Receives the progress of a backup or restore."""
 
     def stage(self, text: str) -> None: ...
 
     def progress(self, done: int, total: int, values: Mapping[str, float]) -> None: ...
 
 
-def progress_to(listener: Listener | None) -> copying.Told:
-    """A listener, if there is one, as something to call."""
+Progress = Callable[[int, int], None]
+"""Called with the rows done and the rows expected."""
+
+
+def progress_of(listener: Listener | None) -> Progress:
+    """The listener as a function; without one, a function that does nothing."""
     return lambda done, total: None if listener is None else listener.progress(done, total, {})
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A file that holds the registry; ``heads`` are the recorded ones of its chains, by name."""
+    """A backup file; ``heads`` are the stored heads of its chains, by name."""
 
     path: Path
     revision: str
@@ -65,9 +69,9 @@ def back_up(
     listener: Listener | None = None,
     busy_seconds: float = BUSY_SECONDS,
 ) -> Backup:
-    """Copy the registry at ``url`` into the new SQLite file ``target`` while others go on.
+    """Copy the registry at ``url`` into the new SQLite file ``target``; writers are not blocked.
 
-    A SQLite registry of an older schema is copied as it is; on PostgreSQL it is migrated first.
+    A SQLite registry with an older schema is copied as it is; PostgreSQL is migrated first.
 
     Raises:
         UsageError: ``target`` exists already.
@@ -77,49 +81,48 @@ def back_up(
     target = target.absolute()
     if os.path.lexists(target):
         raise UsageError(
-            f"The file '{target}' exists already, and no backup is written over.",
-            "Name another file.",
+            f"The file '{target}' exists already; backups are never overwritten.",
+            "Choose another file name.",
         )
     if not target.parent.is_dir():
-        raise _unwritten(target, "its folder does not exist")
+        raise _write_error(target, "its folder does not exist")
     if not os.access(target.parent, os.W_OK):
-        raise _unwritten(target, "its folder is read-only")
+        raise _write_error(target, "its folder is read-only")
     part = target.with_name(f".{target.name}.part")
     engines = connect(url, create=False, busy_seconds=busy_seconds)
     try:
-        with _writable(target), translated(engines.where):
+        with _translate_write_errors(target), translate_errors(engines.where):
             _remove(part)
             revision_of(engines)
             if engines.sqlite:
                 _copy_pages(engines, part, listener)
             else:
-                bring_to_head(engines, busy_seconds)
+                migrate_to_head(engines, busy_seconds)
                 _copy_tables(engines, part, listener)
-            found = _described(part)
-            _settle(part, target)
-            return replace(found, path=target)
+            backup = _describe(part)
+            _rename_synced(part, target)
+            return replace(backup, path=target)
     finally:
         engines.reading.dispose()
         _remove(part)
 
 
 def _copy_pages(engines: Engines, part: Path, listener: Listener | None) -> None:
-    """SQLite's own copy. The source stays in one reading transaction, so that writers, who go on,
-    don't make it begin anew."""
+    """SQLite's page copy, in one reading transaction, so that writers don't make it start over."""
 
-    def tell(status: int, left: int, total: int) -> None:
+    def progress(status: int, remaining: int, total: int) -> None:
         if listener is not None:
-            listener.progress(total - left, total, {})
+            listener.progress(total - remaining, total, {})
 
     pooled = engines.reading.raw_connection()
     try:
         source = pooled.driver_connection
         assert isinstance(source, sqlite3.Connection)
-        with closing(bare_file(part)) as target:
+        with closing(create_unjournaled(part)) as target:
             source.execute("BEGIN")
             try:
                 source.execute("SELECT 1 FROM sqlite_master").fetchone()
-                source.backup(target, pages=_PAGES, progress=tell)
+                source.backup(target, pages=_PAGES, progress=progress)
             finally:
                 source.execute("ROLLBACK")
     finally:
@@ -128,45 +131,68 @@ def _copy_pages(engines: Engines, part: Path, listener: Listener | None) -> None
 
 
 def _copy_tables(engines: Engines, part: Path, listener: Listener | None) -> None:
-    made = connect(sqlite_url(part), create=True, busy_seconds=0)
+    copy = connect(sqlite_url(part), create=True, busy_seconds=0)
     try:
-        bring_to_head(made, 0)
+        migrate_to_head(copy, 0)
         with (
             engines.reading.connect() as source,
             source.begin(),
-            rewriting(made) as target,
+            exclusive(copy) as target,
         ):
-            copying.empty(target)
-            copying.copy(source, target, progress_to(listener))
+            delete_rows(target)
+            copy_rows(source, target, progress_of(listener))
     finally:
-        made.reading.dispose()
+        copy.reading.dispose()
     _leave_write_ahead_log(part)
 
 
-def heads_of(session: Session) -> dict[str, Head]:
-    """Where both chains end."""
-    return {chain.name: head_of(session, chain) for chain in (EVENTS, REQUESTS)}
+def copy_rows(source: Connection, target: Connection, progress: Progress) -> int:
+    """Copy every row of every table between databases of any engine; return how many."""
+    total = sum(source.scalar(select(func.count()).select_from(table)) or 0 for table in TABLES)
+    done = 0
+    for table in TABLES:
+        query = select(table).order_by(*table.primary_key.columns)
+        rows = source.execution_options(yield_per=_ROWS).execute(query).mappings()
+        for page in rows.partitions():
+            target.execute(insert(table), [dict(row) for row in page])
+            done += len(page)
+            progress(done, total)
+    return done
 
 
-def _described(path: Path) -> Backup:
-    """What is in a backup, out of the file itself."""
-    made = connect(sqlite_url(path), create=False, busy_seconds=0)
+def delete_rows(connection: Connection) -> None:
+    """Delete every row."""
+    if connection.dialect.name == "sqlite":
+        for table in reversed(TABLES):
+            connection.execute(delete(table))
+    else:
+        connection.execute(text(f"TRUNCATE {table_names()}"))
+
+
+def table_names() -> str:
+    """The quoted names of all tables, for SQL."""
+    return ", ".join(f'"{table.name}"' for table in TABLES)
+
+
+def _describe(path: Path) -> Backup:
+    """Revision and heads, read from the backup file itself."""
+    copy = connect(sqlite_url(path), create=False, busy_seconds=0)
     try:
-        revision = revision_of(made)
-        with Session(made.reading) as session:
-            heads = _recorded_heads(session) if revision == HEAD else {}
+        revision = revision_of(copy)
+        with Session(copy.reading) as session:
+            heads = _stored_heads(session) if revision == head_revision() else {}
     finally:
-        made.reading.dispose()
+        copy.reading.dispose()
     return Backup(path, revision or "", path.stat().st_size, heads)
 
 
-def _recorded_heads(session: Session) -> dict[str, Head]:
-    """The heads that are there: a registry that somebody tampered with is copied too."""
+def _stored_heads(session: Session) -> dict[str, Head]:
+    """The heads that are stored; a registry that was tampered with may lack one."""
     return {row.name: Head(row.seq, row.hash) for row in session.scalars(select(ChainHead))}
 
 
-def bare_file(path: Path) -> sqlite3.Connection:
-    """A new file that is written once, without a journal beside it, and synced at the end."""
+def create_unjournaled(path: Path) -> sqlite3.Connection:
+    """A new SQLite file that is written once, without a journal; sync it afterwards."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = OFF")
     connection.execute("PRAGMA synchronous = OFF")
@@ -174,23 +200,23 @@ def bare_file(path: Path) -> sqlite3.Connection:
 
 
 def _leave_write_ahead_log(path: Path) -> None:
-    """One file, which nothing beside it belongs to."""
+    """Make the database a single file."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
 
 
-def _settle(part: Path, target: Path) -> None:
+def _rename_synced(part: Path, target: Path) -> None:
     _sync(part)
     os.rename(part, target)
     _sync(target.parent)
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def _remove(part: Path) -> None:
@@ -203,39 +229,36 @@ def _remove(part: Path) -> None:
 
 
 @contextmanager
-def _writable(target: Path) -> Iterator[None]:
-    """What keeps the backup's file from being written is told as that, not as the registry's."""
+def _translate_write_errors(target: Path) -> Iterator[None]:
+    """Report that the backup's file can't be written as such, not as an error of the registry."""
     try:
         yield
     except OSError as error:
-        raise _unwritten(target, error.strerror or str(error)) from error
+        raise _write_error(target, error.strerror or str(error)) from error
     except RegistryError as error:
         if sqlite_code(error) not in UNWRITABLE:
             raise
-        raise _unwritten(target, _reason(error)) from error
+        cause = error.__cause__
+        reason = str(cause.orig if isinstance(cause, DBAPIError) else cause)
+        raise _write_error(target, reason) from error
 
 
-def _unwritten(target: Path, reason: str) -> RegistryError:
+def _write_error(target: Path, reason: str) -> RegistryError:
     return RegistryError(
         f"The backup '{target}' can't be written: {reason}.",
-        "Check its folder and the free space, or name another file.",
+        "Check its folder and the free disk space, or choose another file.",
     )
 
 
-def _reason(error: RegistryError) -> str:
-    cause = error.__cause__
-    return str(cause.orig if isinstance(cause, DBAPIError) else cause)
-
-
 def sqlite_code(error: BaseException | None) -> int:
-    """SQLite's primary result code behind an error, 0 if another failed."""
+    """SQLite's primary result code behind an error, 0 if the cause is another one."""
     for cause in (error, error and error.__cause__):
-        known = cause.orig if isinstance(cause, DBAPIError) else cause
-        if isinstance(known, sqlite3.Error):
-            return getattr(known, "sqlite_errorcode", 0) & 0xFF
+        driver_error = cause.orig if isinstance(cause, DBAPIError) else cause
+        if isinstance(driver_error, sqlite3.Error):
+            return getattr(driver_error, "sqlite_errorcode", 0) & 0xFF
     return 0
 
 
 def sqlite_url(path: Path) -> URL:
-    """The URL of a file, whatever stands in its name."""
+    """The URL of a file with any name."""
     return URL.create("sqlite", database=str(path))

@@ -1,12 +1,9 @@
-"""Hash chains: rows that can't be changed, taken out or put in between without showing.
+"""Hash chains: appending rows so that a later change, removal or insertion is detectable.
 
-Owns: what a row's hash is taken of, and appending under the lock of the chain's head.
-Must not know: what the rows are about, and who checks them (:mod:`trunkline.registry.audit`).
-
-Row n carries ``hash[n-1]`` and ``hash[n] = sha256(hash[n-1] + "\\n" + canonical JSON of row n)``,
-after Haber and Stornetta, "How to time-stamp a digital document" (1991). Whoever can write the
-database can also rewrite the chain from some row on, or cut its tail off: only a head that is kept
-elsewhere shows that.
+Row n stores ``hash[n-1]`` and ``hash[n] = sha256(hash[n-1] + "\\n" + canonical JSON of row n)``
+(Haber and Stornetta, "How to time-stamp a digital document", 1991). Whoever can write the database
+can also rewrite the chain from some row on, or truncate it; only a head that is stored elsewhere
+reveals that. :mod:`trunkline.registry.audit` verifies the chains.
 """
 
 from __future__ import annotations
@@ -22,16 +19,19 @@ from sqlalchemy import Select, insert, select
 from sqlalchemy.orm import Session
 
 from trunkline.errors import IntegrityError
+from trunkline.registry.actors import system_actor
 from trunkline.registry.engine import dump_json
-from trunkline.registry.tables import ChainHead, Event, LoggedRequest
+from trunkline.registry.tables import ChainHead, Event, LoggedRequest, utc_now
 
 ROOT = "0" * 64
-"""Stands before the first row."""
+"""The hash before the first row."""
+
+_PENDING = "events"
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A table whose rows are chained; ``fields`` are the columns that the hash covers, for good."""
+    """A table whose rows are chained; ``fields`` are the columns that the hash covers."""
 
     name: str
     table: type[Event] | type[LoggedRequest]
@@ -43,12 +43,10 @@ REQUESTS = Chain(
     "requests",
     LoggedRequest,
     (
-        *("seq", "id", "at", "key_id", "route", "asked", "adapter", "version", "digest"),
+        *("seq", "id", "at", "key_id", "route", "model", "adapter", "version", "digest"),
         *("prompt_tokens", "new_tokens", "status", "seconds", "text", "output"),
     ),
 )
-
-
 CHAINS = {chain.name: chain for chain in (EVENTS, REQUESTS)}
 
 
@@ -65,59 +63,98 @@ class Head:
 
 def row_hash(previous: str, row: Mapping[str, Any]) -> str:
     """64 hex digits over the row and the hash before it; the same on every database."""
-    told = {name: _plain(value) for name, value in row.items()}
-    text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    values = {name: _normalized(value) for name, value in row.items()}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(f"{previous}\n{text}".encode()).hexdigest()
 
 
-def linked(chain: Chain, head: Head, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def link(chain: Chain, head: Head, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows with ``seq``, ``previous_hash`` and ``hash``, following ``head``."""
-    made = []
+    linked = []
     for seq, row in enumerate(rows, head.seq + 1):
-        whole = {**row, "seq": seq}
-        found = row_hash(head.hash, {name: whole.get(name) for name in chain.fields})
-        made.append({**whole, "previous_hash": head.hash, "hash": found})
-        head = Head(seq, found)
-    return made
+        numbered = {**row, "seq": seq}
+        digest = row_hash(head.hash, {name: numbered.get(name) for name in chain.fields})
+        linked.append({**numbered, "previous_hash": head.hash, "hash": digest})
+        head = Head(seq, digest)
+    return linked
 
 
 def append(session: Session, chain: Chain, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows at the chain's end; every other writer of the chain waits for the commit.
 
-    Call it last in a transaction, so that nothing else is waited for while the head is locked.
+    Call it last in a transaction, so that the transaction waits for nothing else while it holds
+    the lock of the chain's head.
     """
-    last = _end(session, chain, select(ChainHead).with_for_update())
-    made = linked(chain, Head(last.seq, last.hash), rows)
-    if made:
-        session.execute(insert(chain.table), made)
-        last.seq, last.hash = made[-1]["seq"], made[-1]["hash"]
+    head = _stored_head(session, chain, select(ChainHead).with_for_update())
+    linked = link(chain, Head(head.seq, head.hash), rows)
+    if linked:
+        session.execute(insert(chain.table), linked)
+        head.seq, head.hash = linked[-1]["seq"], linked[-1]["hash"]
 
 
 def head_of(session: Session, chain: Chain) -> Head:
     """Where the chain ends now.
 
     Raises:
-        IntegrityError: the record of it was removed.
+        IntegrityError: the stored head was removed.
     """
-    last = _end(session, chain, select(ChainHead))
-    return Head(last.seq, last.hash)
+    head = _stored_head(session, chain, select(ChainHead))
+    return Head(head.seq, head.hash)
 
 
-def _end(session: Session, chain: Chain, query: Select[ChainHead]) -> ChainHead:
-    last = session.scalar(query.where(ChainHead.name == chain.name))
-    if last is None:
+def heads_of(session: Session) -> dict[str, Head]:
+    """Where every chain ends now, by the chain's name.
+
+    Raises:
+        IntegrityError: a stored head was removed.
+    """
+    return {name: head_of(session, chain) for name, chain in CHAINS.items()}
+
+
+def _stored_head(session: Session, chain: Chain, query: Select[ChainHead]) -> ChainHead:
+    head = session.scalar(query.where(ChainHead.name == chain.name))
+    if head is None:
         raise IntegrityError(
-            f"The record of where the chain of the {chain.name} ends was removed by hand.",
+            f"The stored head of the chain '{chain.name}' was removed by hand.",
             "Restore a backup with: trunkline db restore FILE --replace.",
         )
-    return last
+    return head
 
 
-def _plain(value: Any) -> Any:
-    """A value as it comes back from any database."""
+def _normalized(value: Any) -> Any:
+    """A value as every database returns it."""
     if isinstance(value, datetime):
         aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         return aware.isoformat(timespec="microseconds")
     if isinstance(value, Mapping):
         return json.loads(dump_json(value))
     return value
+
+
+# --------------------------------------------------------------------------------------- events
+
+
+def event_values(
+    actor: str | None, kind: str, subject: str, detail: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The columns of an event that happens now; without an actor, the system's user did it."""
+    return {
+        "at": utc_now(),
+        "actor": actor or system_actor(),
+        "kind": kind,
+        "subject": subject,
+        "detail": dict(detail),
+    }
+
+
+def add_event(
+    session: Session, actor: str | None, kind: str, subject: str, detail: Mapping[str, Any]
+) -> None:
+    """Append an event when the transaction in progress commits."""
+    session.info.setdefault(_PENDING, []).append(event_values(actor, kind, subject, detail))
+
+
+def append_pending_events(session: Session) -> None:
+    """Append the events of the transaction in progress; the last step before its commit."""
+    if events := session.info.pop(_PENDING, None):
+        append(session, EVENTS, events)

@@ -1,13 +1,11 @@
-"""The database connection: everything that differs between engines, and what its failures mean.
+"""Database connections: everything that differs between SQLite and PostgreSQL.
 
-Owns: SQLite's set-up (WAL, foreign keys, who takes the write lock when), PostgreSQL's (isolation,
-lock time-out), read-only opening, and the translation of driver errors into
-:class:`RegistryError`.
-Must not know: tables and queries.
+Set-up of SQLite (WAL, foreign keys, write locks) and PostgreSQL (isolation, lock time-out),
+read-only opening, and the translation of driver errors into :class:`RegistryError`.
 
-On both engines a reading transaction sees the database at one moment and never waits for a writer.
-On SQLite, read-then-write under a plain BEGIN fails at the lock upgrade whatever the time-out, so
-writers begin with BEGIN IMMEDIATE and wait for their turn. On PostgreSQL writers wait for the rows
+On both, a reading transaction sees the database at one moment and never waits for a writer. On
+SQLite, read-then-write under a plain BEGIN fails at the lock upgrade whatever the time-out, so
+writers begin with BEGIN IMMEDIATE and wait for their turn. On PostgreSQL, writers wait for the rows
 that they lock.
 """
 
@@ -40,7 +38,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from trunkline.errors import RegistryError
 
 BUSY_SECONDS = 10.0
-"""How long a writer waits for another one before it gives up."""
+"""How long a writer waits for another one before it fails."""
 
 _WRITES = "trunkline_writes"
 _FILE = "trunkline_file"
@@ -49,7 +47,7 @@ _UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """Two views of one connection pool, by what their transactions are for."""
+    """Two views of one connection pool: for reading and for writing transactions."""
 
     url: URL
     where: str
@@ -64,11 +62,11 @@ class Engines:
 
 
 def connect(url: str | URL, *, create: bool, busy_seconds: float) -> Engines:
-    """Prepare the engines for ``url``; a SQLite file is opened read-only where it must be.
+    """Create the engines for ``url``; a SQLite file without write permission opens read-only.
 
     Args:
-        url: SQLAlchemy's URL of a SQLite file or a PostgreSQL database.
-        create: whether a missing SQLite file may come into being.
+        url: SQLAlchemy URL of a SQLite file or a PostgreSQL database.
+        create: whether a missing SQLite file may be created.
         busy_seconds: how long to wait for another process's write lock.
 
     Raises:
@@ -89,18 +87,18 @@ def connect(url: str | URL, *, create: bool, busy_seconds: float) -> Engines:
         engine = create_engine(parsed, **options)
     except OSError as error:
         raise RegistryError(
-            f"The registry {_hidden(str(url))!r} can't be reached: {error.strerror}.",
+            f"The registry {_redacted(str(url))!r} can't be reached: {error.strerror}.",
             "Check that its folder exists and that you may read it.",
         ) from error
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise RegistryError(
-            f"The registry's URL {_hidden(str(url))!r} is not one of SQLite or PostgreSQL.",
+            f"The registry URL {_redacted(str(url))!r} names neither SQLite nor PostgreSQL.",
             "Write for example TRUNKLINE_REGISTRY=sqlite:////data/registry.db, or "
             "postgresql://user@host/database.",
         ) from error
     except ModuleNotFoundError as error:
         raise RegistryError(
-            f"The registry's URL {_hidden(str(url))!r} needs the package {error.name!r}.",
+            f"The registry URL {_redacted(str(url))!r} needs the package {error.name!r}.",
             "Install it with: pip install 'trunkline[postgres]'.",
         ) from error
     if backend == "sqlite":
@@ -122,25 +120,22 @@ def connect(url: str | URL, *, create: bool, busy_seconds: float) -> Engines:
 
 
 def _postgresql_options(url: URL, busy_seconds: float) -> dict[str, Any]:
-    """A writer gives up after the time-out, and a connection that the server dropped is replaced.
-
-    What the URL's own ``options`` say comes after ours, and so wins.
-    """
-    own = url.query.get("options", ())
-    said = [own] if isinstance(own, str) else [*own]
-    waits = max(1, round(busy_seconds * 1000))
+    """Lock time-out and reconnection; the URL's own ``options`` come last and win."""
+    options = url.query.get("options", ())
+    own_options = [options] if isinstance(options, str) else [*options]
+    lock_timeout = max(1, round(busy_seconds * 1000))
     return {
         "pool_pre_ping": True,
         "connect_args": {
             "connect_timeout": max(2, math.ceil(busy_seconds)),
-            "options": " ".join([f"-c lock_timeout={waits}", *said]),
+            "options": " ".join([f"-c lock_timeout={lock_timeout}", *own_options]),
             "application_name": "trunkline",
         },
     }
 
 
 def _prepare_file(url: URL, create: bool, options: dict[str, Any], busy_seconds: float) -> bool:
-    """Look at the file before SQLite does; gives whether it can only be read."""
+    """Check the file before SQLite opens it; return whether it can only be read."""
     name = url.database
     if not name or name == ":memory:":
         return False
@@ -156,17 +151,17 @@ def _prepare_file(url: URL, create: bool, options: dict[str, Any], busy_seconds:
         if not create:
             raise RegistryError(
                 f"There is no registry at '{path}'.",
-                "Name the workspace with --workspace, or make a registry by training an adapter.",
+                "Choose the workspace with --workspace; training an adapter creates a registry.",
             )
         if not path.parent.is_dir():
             raise RegistryError(
-                f"The registry can't be made: the folder '{path.parent}' does not exist.",
-                f"Make it with: mkdir -p '{path.parent}'.",
+                f"The registry can't be created: the folder '{path.parent}' does not exist.",
+                f"Create it with: mkdir -p '{path.parent}'.",
             )
         if not os.access(path.parent, os.W_OK):
             raise RegistryError(
-                f"The registry '{path}' can't be made: the folder is read-only.",
-                "Name a workspace that you may write with --workspace.",
+                f"The registry '{path}' can't be created: its folder is read-only.",
+                "Choose a writable workspace with --workspace.",
             )
         return False
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
@@ -174,7 +169,7 @@ def _prepare_file(url: URL, create: bool, options: dict[str, Any], busy_seconds:
     if not os.access(path, os.R_OK):
         raise RegistryError(
             f"The registry '{path}' can't be read by this user.",
-            "Ask its owner for the right to read it.",
+            "Ask its owner for read permission.",
         )
 
     def open_read_only() -> sqlite3.Connection:
@@ -193,13 +188,13 @@ def _prepare_file(url: URL, create: bool, options: dict[str, Any], busy_seconds:
 
 
 def _watch_file(engine: Engine, path: Path) -> None:
-    """Notice that the file was removed or replaced: SQLite would go on with what has no name.
+    """Detect that the file was removed or replaced; SQLite would go on with the unlinked file.
 
-    A removed one fails whoever asks, and is not made anew; one that was put in its place is opened.
+    A removed file is an error and is not created again; a replacement is opened.
     """
-    known = False
+    opened_before = False
 
-    def gone() -> RegistryError:
+    def missing() -> RegistryError:
         return RegistryError(
             f"The registry '{path}' was removed while it was in use.",
             "Put it back, or restore a backup: trunkline db restore FILE.",
@@ -207,30 +202,30 @@ def _watch_file(engine: Engine, path: Path) -> None:
 
     def identity() -> tuple[int, int] | None:
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
-    def before(*_: Any) -> None:
-        if known and not path.exists():
-            raise gone()
+    def before_connect(*_: Any) -> None:
+        if opened_before and not path.exists():
+            raise missing()
 
-    def opened(_connection: Any, entry: ConnectionPoolEntry) -> None:
-        nonlocal known
-        known = True
+    def after_connect(_connection: Any, entry: ConnectionPoolEntry) -> None:
+        nonlocal opened_before
+        opened_before = True
         entry.info[_FILE] = identity()
 
-    def taken(_connection: Any, entry: ConnectionPoolEntry, _fairy: Any) -> None:
+    def on_checkout(_connection: Any, entry: ConnectionPoolEntry, _fairy: Any) -> None:
         now = identity()
         if now is None:
-            raise gone()
+            raise missing()
         if entry.info.get(_FILE) != now:
             raise DisconnectionError("the file was replaced")
 
-    event.listen(engine, "do_connect", before)
-    event.listen(engine, "connect", opened)
-    event.listen(engine, "checkout", taken)
+    event.listen(engine, "do_connect", before_connect)
+    event.listen(engine, "connect", after_connect)
+    event.listen(engine, "checkout", on_checkout)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
@@ -244,9 +239,9 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def use_write_ahead_log(engine: Engine, busy_seconds: float) -> None:
-    """Let readers go on while one writes; SQLite only, kept in the file, done before its tables.
+    """Switch a SQLite file to WAL, before its tables are created, so that readers never wait.
 
-    SQLite does not wait for the lock that this takes, so processes that start together retry.
+    SQLite does not wait for the lock that this needs, so processes that start together retry.
     """
     deadline = time.monotonic() + busy_seconds
     pooled = engine.raw_connection()
@@ -265,14 +260,14 @@ def use_write_ahead_log(engine: Engine, busy_seconds: float) -> None:
 
 
 @contextmanager
-def rewriting(engines: Engines) -> Iterator[Connection]:
-    """One transaction that may turn the whole database over; all of it happens, or nothing.
+def exclusive(engines: Engines) -> Iterator[Connection]:
+    """One transaction that may rewrite the whole database.
 
-    On SQLite references are checked at its end and not before, since dropping a table that is
-    being rebuilt must not cascade.
+    On SQLite, foreign keys are checked at its end only, since dropping a table that is being
+    rebuilt must not cascade.
 
     Raises:
-        RegistryError: a row would refer to one that is not there.
+        RegistryError: a foreign key would be violated; the transaction was rolled back.
     """
     with engines.writing.connect() as connection:
         if not engines.sqlite:
@@ -283,15 +278,15 @@ def rewriting(engines: Engines) -> Iterator[Connection]:
             yield connection
             if _foreign_keys_broken(connection):
                 raise RegistryError(
-                    f"The registry '{engines.where}' was left as it was: references between its "
-                    "rows would break.",
-                    "Restore a backup of it, or report this.",
+                    f"Foreign keys of the registry '{engines.where}' would be violated; nothing "
+                    "was changed.",
+                    "Restore a backup, or report this as a bug.",
                 )
 
 
 @contextmanager
 def _foreign_keys_off(connection: Connection) -> Iterator[None]:
-    """Enter before the transaction begins, since SQLite ignores the switch inside one."""
+    """Enter before the transaction begins: inside one, SQLite ignores the switch."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     driver.execute("PRAGMA foreign_keys = OFF")
@@ -306,8 +301,8 @@ def _foreign_keys_broken(connection: Connection) -> bool:
 
 
 def dump_json(value: Any) -> str:
-    """JSON that every database takes: not-a-number and infinities become null, and what is no
-    text (NUL, lone surrogates) U+FFFD."""
+    """JSON that every database accepts: NaN and infinities become null, NUL and lone surrogates
+    U+FFFD."""
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
@@ -324,36 +319,39 @@ def _finite(value: Any) -> Any:
 
 
 def storable(text: str) -> str:
-    """Text that every database takes: NUL and lone surrogates become U+FFFD."""
+    """Text that every database accepts: NUL and lone surrogates become U+FFFD."""
     return _UNSTORABLE.sub("\ufffd", text)
 
 
 @contextmanager
-def translated(where: str) -> Iterator[None]:
-    """Turn a driver's errors into :class:`RegistryError`, one sentence and a next step each."""
+def translate_errors(where: str) -> Iterator[None]:
+    """Turn a driver's errors into :class:`RegistryError` with a cause and a next step."""
     try:
         yield
     except (DBAPIError, PoolTimeoutError, sqlite3.Error) as error:
-        raise _explained(where, error) from error
+        raise _registry_error(where, error) from error
 
 
 _LOCKED = (
     "is locked by another process",
-    "Try again; if it stays so, end the process that is writing to it.",
+    "Try again; if it stays locked, stop the process that is writing to it.",
 )
 _READ_ONLY = (
     "is read-only",
-    "Listing works; to write, get the right to write it or name another workspace.",
+    "Listing works; to write, get write permission or choose another workspace.",
 )
 _FULL = ("can't be written", "Check the disk and its free space.")
-_AWAY = (
+_UNREACHABLE = (
     "can't be reached",
     "Check that its server runs, and the host, database and user in TRUNKLINE_REGISTRY.",
 )
-_CROWDED = ("has no free connection", "Try again; if it stays so, end what else is using it.")
-_CONTRADICTED = (
-    "refused what contradicts the rows that are there",
-    "See what is there with: trunkline adapters list, or trunkline runs list.",
+_NO_CONNECTION = (
+    "has no free connection",
+    "Try again; if it persists, stop other programs that use the database.",
+)
+_CONFLICT = (
+    "rejected rows that conflict with stored ones",
+    "List the stored rows with: trunkline adapters list, or trunkline runs list.",
 )
 
 _MEANINGS = (
@@ -373,52 +371,52 @@ _MEANINGS = (
         ("can't be opened", "Check that its folder exists and that you may read and write it."),
     ),
 )
-"""Of SQLite, by words of its message."""
+"""SQLite's errors, by parts of their message."""
 
 _STATES = {
     "55P03": _LOCKED,
     "40P01": _LOCKED,
     "40001": _LOCKED,
     "25006": _READ_ONLY,
-    "42501": ("may not be used like this by its user", "Ask its owner for the right to write it."),
+    "42501": ("denies this operation to its user", "Ask its owner for write permission."),
     "53100": _FULL,
-    "53300": _CROWDED,
-    "57P01": _AWAY,
-    "57P02": _AWAY,
-    "57P03": _AWAY,
+    "53300": _NO_CONNECTION,
+    "57P01": _UNREACHABLE,
+    "57P02": _UNREACHABLE,
+    "57P03": _UNREACHABLE,
 }
-"""Of PostgreSQL, by SQLSTATE, since its messages may be in any language."""
+"""PostgreSQL's errors, by SQLSTATE, since its messages may be in any language."""
 
 
-def _explained(where: str, error: Exception) -> RegistryError:
-    known = getattr(error, "orig", None) or error
-    cause = str(known).strip().splitlines()
-    reason = cause[0] if cause else type(error).__name__
-    meaning = _meaning(error, known, reason)
+def _registry_error(where: str, error: Exception) -> RegistryError:
+    cause = getattr(error, "orig", None) or error
+    lines = str(cause).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    meaning = _meaning(error, cause, reason)
     if meaning is not None:
         return RegistryError(f"The registry '{where}' {meaning[0]} ({reason}).", meaning[1])
     return RegistryError(
-        f"The registry '{where}' failed: {reason}.", "Run it with --debug for the whole story."
+        f"The registry '{where}' failed: {reason}.", "Run it with --debug for the traceback."
     )
 
 
 def _meaning(error: Exception, cause: BaseException, reason: str) -> tuple[str, str] | None:
     if isinstance(error, PoolTimeoutError):
-        return _CROWDED
+        return _NO_CONNECTION
     if isinstance(error, IntegrityError):
-        return _CONTRADICTED
+        return _CONFLICT
     if not isinstance(cause, sqlite3.Error):
         state = getattr(cause, "sqlstate", None)
         lost = getattr(error, "connection_invalidated", False)
-        away = lost or (state is None and type(cause).__name__ == "OperationalError")
-        return _AWAY if away else _STATES.get(state or "")
-    for words, meaning in _MEANINGS:
-        if any(word in reason.lower() for word in words):
+        unreachable = lost or (state is None and type(cause).__name__ == "OperationalError")
+        return _UNREACHABLE if unreachable else _STATES.get(state or "")
+    for parts, meaning in _MEANINGS:
+        if any(part in reason.lower() for part in parts):
             return meaning
     return None
 
 
-def _hidden(url: str) -> str:
-    """The URL without what may be a password."""
+def _redacted(url: str) -> str:
+    """The URL without anything that may be a password."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}…@{rest.rpartition('@')[2]}" if "@" in rest else url

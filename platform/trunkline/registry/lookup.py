@@ -1,111 +1,169 @@
-"""Looking up adapters and versions: what is visible, and which version answers a ref.
+"""Resolve names inside a transaction: adapters, versions, runs, bases and subjects.
 
-Owns: the queries over adapters, versions and aliases that reading and writing share.
-Must not know: transactions; each function works in its caller's session.
+A subject names anything that events, tags and notes refer to: ``run/3``, ``key/<id>``,
+``server/<number>``, ``dataset/<id>``, ``base/<digest>``, ``request/<id>``; any other text is an
+adapter or a version of one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import re
 
-from sqlalchemy import ColumnElement, Integer, Row, Select, and_, column, func, select, values
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
-from trunkline.errors import NotFoundError
-from trunkline.refs import Ref
-from trunkline.registry.records import AdapterRecord, Standing, VersionRecord
+from trunkline.errors import NotFoundError, UsageError
+from trunkline.refs import Ref, shown
+from trunkline.registry.mapping import (
+    HAD_VISIBLE_VERSION,
+    HAS_VISIBLE_VERSION,
+    VersionRow,
+    select_versions,
+)
 from trunkline.registry.tables import (
     Adapter,
     Alias,
+    ApiKey,
     Base,
     Dataset,
-    Evaluation,
-    Score,
+    LoggedRequest,
+    Run,
+    Server,
     Version,
 )
 
 CHAMPION = "champion"
-"""The alias that answers a ref without a selector."""
+"""The alias that a ref without a selector resolves to."""
 
-NAMES_COMPARED = 2000
-"""So many names at most are looked through for the nearest one to an unknown name."""
+MAX_SUGGESTIONS = 2000
+"""The nearest name to an unknown one is searched among this many names."""
+
+SUBJECT_KINDS = ("run", "key", "server", "dataset", "base", "request")
+
+MAX_INT32 = 2**31 - 1
+MAX_INT64 = 2**63 - 1
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,80}", re.ASCII)
 
 
-def _has_versions(*statuses: str) -> ColumnElement[bool]:
-    return (
-        select(Version.id)
-        .where(Version.adapter_id == Adapter.id, Version.status.in_(statuses))
-        .correlate(Adapter)
-        .exists()
+def clamp(number: int, highest: int = MAX_INT32) -> int:
+    """A number from outside, within what a column can be compared with."""
+    return max(0, min(number, highest))
+
+
+# ---------------------------------------------------------------------------- adapters, versions
+
+
+def find_adapter(
+    session: Session,
+    ref: Ref,
+    *,
+    lock: bool = False,
+    suggest: bool = True,
+    include_removed: bool = False,
+) -> Adapter:
+    """The adapter's row, if it has a visible version, or, with ``include_removed``, had one.
+
+    Raises:
+        NotFoundError: there is none; with ``suggest``, it proposes the nearest name.
+    """
+    query = select(Adapter).where(
+        Adapter.domain == ref.domain,
+        Adapter.name == ref.name,
+        HAD_VISIBLE_VERSION if include_removed else HAS_VISIBLE_VERSION,
     )
+    adapter = session.scalar(query.with_for_update() if lock else query)
+    if adapter is None:
+        same_domain_first = (Adapter.domain == ref.domain).desc()
+        names = select(Adapter.domain, Adapter.name).where(HAS_VISIBLE_VERSION)
+        names = names.order_by(same_domain_first).limit(MAX_SUGGESTIONS)
+        candidates = session.execute(names).all() if suggest else []
+        raise NotFoundError.named(
+            "adapter",
+            ref.adapter,
+            [f"{domain}/{name}" for domain, name in candidates],
+            "List them with: trunkline adapters list.",
+        )
+    return adapter
 
 
-HAS_VERSIONS = _has_versions("visible")
-"""Whether an adapter has a visible version; one that has none is not listed."""
-
-_HAD_VERSIONS = _has_versions("visible", "removed")
-
-VersionRow = Row[Version, Adapter, Base, Dataset]
-"""The dataset may be None, though an outer join can't say so in its type."""
-
-
-def find_version(
-    session: Session, ref: Ref, *, suggest: bool = True, gone: bool = False
+def find_version_row(
+    session: Session, ref: Ref, *, suggest: bool = True, include_removed: bool = False
 ) -> tuple[VersionRow, str]:
-    """The version that answers ``ref``, and by what; see :meth:`Versions.resolve`.
+    """The version that ``ref`` resolves to, and by what; see :meth:`Versions.resolve`.
 
     Args:
-        suggest: whether an unknown adapter is worth looking for the nearest name.
-        gone: whether a removed version answers to its number and its digest too.
+        suggest: whether to search the nearest name to an unknown adapter.
+        include_removed: whether a number or digest may name a removed version.
+
+    Raises:
+        NotFoundError: no such version.
     """
-    adapter = find_adapter(session, ref, suggest=suggest, gone=True)
-    known = known_versions().where(Version.adapter_id == adapter.id).limit(1)
-    newest = known.where(Version.status == "visible").order_by(Version.number.desc())
-
-    def aliased(alias: str) -> VersionRow | None:
-        pointing = select(Alias.version_id).where(
-            Alias.adapter_id == adapter.id, Alias.alias == alias
-        )
-        by_id = visible_versions().where(Version.id == session.scalar(pointing))
-        return session.execute(by_id).one_or_none()
-
+    adapter = find_adapter(session, ref, suggest=suggest, include_removed=True)
+    versions = select_versions(removed=True).where(Version.adapter_id == adapter.id).limit(1)
+    newest = versions.where(Version.status == "visible").order_by(Version.number.desc())
     if ref.selector is None:
-        if (champion := aliased(CHAMPION)) is not None:
+        if (champion := _aliased(session, adapter, CHAMPION)) is not None:
             return champion, CHAMPION
         if (row := session.execute(newest).one_or_none()) is not None:
             return row, "newest"
-        row = session.execute(known.order_by(Version.number.desc())).one()
+        row = session.execute(versions.order_by(Version.number.desc())).one()
         raise _removed(ref.at(row[0].number), row[0])
     if ref.number is not None:
-        row, how = session.execute(known.where(Version.number == ref.number)).first(), "number"
+        by_number = versions.where(Version.number == ref.number)
+        row, how = session.execute(by_number).first(), "number"
     elif ref.digest is not None:
-        row, how = session.execute(_of_digest(adapter, ref.digest)).first(), "digest"
+        row, how = session.execute(_by_digest(adapter, ref.digest)).first(), "digest"
     else:
-        row, how = aliased(ref.selector), "alias"
+        row, how = _aliased(session, adapter, ref.selector), "alias"
     if row is not None:
-        if row[0].status == "removed" and not gone:
+        if row[0].status == "removed" and not include_removed:
             raise _removed(ref, row[0])
         return row, how
-    look = f"See them with: trunkline adapters show {ref.adapter}."
+    hint = f"List them with: trunkline adapters show {ref.adapter}."
     if how == "alias":
-        set_here = session.scalars(select(Alias.alias).where(Alias.adapter_id == adapter.id))
+        aliases = session.scalars(select(Alias.alias).where(Alias.adapter_id == adapter.id))
         raise NotFoundError.named(
-            "version", str(ref), [f"{ref.adapter}@{alias}" for alias in set_here], look
+            "version", str(ref), [f"{ref.adapter}@{alias}" for alias in aliases], hint
         )
-    last = session.execute(newest).one_or_none()
-    hint = f"The newest is {ref.adapter}@{last[0].number}. {look}" if last is not None else look
+    if (last := session.execute(newest).one_or_none()) is not None:
+        hint = f"The newest is {ref.adapter}@{last[0].number}. {hint}"
     raise NotFoundError(f"There is no version '{ref}'.", hint)
 
 
-def _of_digest(adapter: Adapter, digest: str) -> Select[Version, Adapter, Base, Dataset]:
+def find_version(session: Session, ref: Ref, *, include_removed: bool = False) -> Version:
+    """The row of the version that ``ref`` resolves to; see :func:`find_version_row`."""
+    return find_version_row(session, ref, include_removed=include_removed)[0][0]
+
+
+def lock_version(session: Session, ref: Ref) -> Version:
+    """The visible version that ``ref`` resolves to; its adapter's aliases can't move meanwhile."""
+    find_adapter(session, ref, lock=True, include_removed=True)
+    id = find_version(session, ref).id
+    version = session.get_one(Version, id, with_for_update=True, populate_existing=True)
+    if version.status != "visible":
+        raise NotFoundError(
+            f"The version '{ref}' was removed.",
+            f"List the remaining versions with: trunkline adapters show {ref.adapter}.",
+        )
+    return version
+
+
+def _aliased(session: Session, adapter: Adapter, alias: str) -> VersionRow | None:
+    target = select(Alias.version_id).where(Alias.adapter_id == adapter.id, Alias.alias == alias)
+    by_id = select_versions().where(Version.id == session.scalar(target))
+    return session.execute(by_id).one_or_none()
+
+
+def _by_digest(adapter: Adapter, digest: str) -> Select[Version, Adapter, Base, Dataset]:
     """An adapter's versions with a digest, visible ones and then the newest first.
 
-    The sum keeps the adapter's index out of it: few versions have one digest, and an adapter may
+    The sum keeps the adapter's index out of it: few versions share a digest, and an adapter may
     have many versions.
     """
     return (
-        known_versions()
+        select_versions(removed=True)
         .where(Version.digest == digest, Version.adapter_id + 0 == adapter.id)
         .order_by(Version.status.desc(), Version.number.desc())
         .limit(1)
@@ -114,187 +172,116 @@ def _of_digest(adapter: Adapter, digest: str) -> Select[Version, Adapter, Base, 
 
 def _removed(ref: Ref, version: Version) -> NotFoundError:
     on = f" on {version.removed:%Y-%m-%d}" if version.removed is not None else ""
-    why = f", because: {version.removal.rstrip('.')}" if version.removal else ""
+    why = f", because: {version.removal_reason.rstrip('.')}" if version.removal_reason else ""
     return NotFoundError(
         f"The version '{ref}' was removed{on}{why}.",
-        f"Its lineage is kept: trunkline lineage {ref}.",
+        f"Its lineage is still stored: trunkline lineage {ref}.",
     )
 
 
-def find_adapter(
-    session: Session, ref: Ref, *, lock: bool = False, suggest: bool = True, gone: bool = False
-) -> Adapter:
-    """The adapter's row, if it has a visible version, or, with ``gone``, had one."""
-    query = select(Adapter).where(
-        Adapter.domain == ref.domain,
-        Adapter.name == ref.name,
-        _HAD_VERSIONS if gone else HAS_VERSIONS,
-    )
-    found = session.scalar(query.with_for_update() if lock else query)
-    if found is None:
-        near = (Adapter.domain == ref.domain).desc()
-        names = select(Adapter.domain, Adapter.name).where(HAS_VERSIONS).order_by(near)
-        known = session.execute(names.limit(NAMES_COMPARED)).all() if suggest else []
-        raise NotFoundError.named(
-            "adapter",
-            ref.adapter,
-            [f"{domain}/{name}" for domain, name in known],
-            "See them with: trunkline adapters list.",
-        )
-    return found
+# ----------------------------------------------------------------------------------- other rows
 
 
-def visible_versions() -> Select[Version, Adapter, Base, Dataset]:
-    """Every visible version with its adapter, base and, where known, dataset."""
-    return _versions().where(Version.status == "visible")
+def find_run(session: Session, number: int, *, lock: bool = False) -> Run:
+    """A run's row.
 
-
-def known_versions() -> Select[Version, Adapter, Base, Dataset]:
-    """As :func:`visible_versions`, with those that were removed."""
-    return _versions().where(Version.status.in_(("visible", "removed")))
-
-
-def _versions() -> Select[Version, Adapter, Base, Dataset]:
-    return (
-        select(Version, Adapter, Base, Dataset)
-        .join(Adapter, Adapter.id == Version.adapter_id)
-        .join(Base, Base.id == Version.base_id)
-        .outerjoin(Dataset, Dataset.id == Version.dataset_id)
-    )
-
-
-def visible_adapters() -> Select[Adapter, int, int]:
-    """Every adapter with its newest visible number and how many are visible."""
-    of_this = (Version.adapter_id == Adapter.id, Version.status == "visible")
-    newest = select(func.max(Version.number)).where(*of_this).scalar_subquery()
-    count = select(func.count(Version.id)).where(*of_this).scalar_subquery()
-    return select(Adapter, newest, count).where(HAS_VERSIONS)
-
-
-def numbered(session: Session, pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
-    """Pairs of an adapter's id and a number → the version's id, where there is one.
-
-    The pairs are a table of their own, so that each is looked up by the index; SQLite would go
-    through the whole index for ``(adapter_id, number) IN (…)``.
+    Raises:
+        NotFoundError: no run has this number.
     """
-    if not pairs:
-        return {}
-    wanted = (
-        values(column("adapter_id", Integer), column("number", Integer), name="wanted")
-        .data(list(pairs))
-        .cte("wanted")
-    )
-    query = select(Version.adapter_id, Version.number, Version.id).join(
-        wanted,
-        and_(Version.adapter_id == wanted.c.adapter_id, Version.number == wanted.c.number),
-    )
-    return {(adapter, number): id for adapter, number, id in session.execute(query)}
+    in_range = 0 < number <= MAX_INT32
+    row = session.get(Run, number, with_for_update=lock) if in_range else None
+    if row is None:
+        raise NotFoundError(f"There is no run {number}.", "List them with: trunkline runs list.")
+    return row
 
 
-def _aliases(session: Session, adapters: Sequence[int]) -> dict[int, dict[str, tuple[int, int]]]:
-    """adapter id → alias → (version id, number), the aliases sorted."""
-    query = (
-        select(Alias.adapter_id, Alias.alias, Version.id, Version.number)
-        .join(Version, Version.id == Alias.version_id)
-        .where(Alias.adapter_id.in_(adapters))
-        .order_by(Alias.alias)
-    )
-    found: dict[int, dict[str, tuple[int, int]]] = {}
-    for adapter_id, alias, version_id, number in session.execute(query):
-        found.setdefault(adapter_id, {})[alias] = (version_id, number)
-    return found
+def find_base_id(session: Session, digest: str) -> int:
+    """The id of a recorded base.
 
-
-def adapter_records(
-    session: Session, rows: Sequence[Row[Adapter, int, int]], *, scored: bool = False
-) -> list[AdapterRecord]:
-    """The rows of :func:`visible_adapters` as records, with their aliases.
-
-    Args:
-        scored: whether the standing of each newest version is wanted.
+    Raises:
+        NotFoundError: no base with this digest is recorded.
     """
-    aliases = _aliases(session, [row[0].id for row in rows])
-    newest_of = [(adapter.id, newest) for adapter, newest, _ in rows if scored]
-    ids = numbered(session, newest_of)
-    standings = _standings(session, list(ids.values()))
-    return [
-        AdapterRecord(
-            domain=adapter.domain,
-            name=adapter.name,
-            task=adapter.task,
-            newest=newest,
-            versions=count,
-            aliases={alias: at[1] for alias, at in aliases.get(adapter.id, {}).items()},
-            standing=standings.get(ids.get((adapter.id, newest), 0)),
+    id = session.scalar(select(Base.id).where(Base.digest == digest))
+    if id is None:
+        raise NotFoundError(
+            f"The registry has no base with the digest {digest!r}.",
+            "Record the base before the runs and versions that use it.",
         )
-        for adapter, newest, count in rows
-    ]
+    return id
 
 
-def version_records(
-    session: Session, rows: Sequence[VersionRow], *, scored: bool = False
-) -> list[VersionRecord]:
-    """The rows as records, with the aliases that point at each.
+# ------------------------------------------------------------------------------------- subjects
 
-    Args:
-        scored: whether the standing of each is wanted.
+
+def run_subject(number: int) -> str:
+    """The subject of a run's events; no adapter can have this name."""
+    return f"run/{number}"
+
+
+def key_subject(id: str) -> str:
+    """The subject of a key's events; no adapter can have this name."""
+    return f"key/{id}"
+
+
+def server_subject(number: int) -> str:
+    """The subject of a server's events."""
+    return f"server/{number}"
+
+
+def find_subject(session: Session, text: str) -> str:
+    """The canonical name of an existing subject; an alias becomes the version's number.
+
+    Raises:
+        UsageError: the text names no subject.
+        NotFoundError: the subject does not exist.
     """
-    ids = [row[0].id for row in rows]
-    pointing: dict[int, list[str]] = {}
-    query = select(Alias.version_id, Alias.alias).where(Alias.version_id.in_(ids))
-    for version_id, alias in session.execute(query.order_by(Alias.alias)):
-        pointing.setdefault(version_id, []).append(alias)
-    standings = _standings(session, ids if scored else [])
-    return [
-        VersionRecord(
-            domain=adapter.domain,
-            name=adapter.name,
-            number=version.number,
-            task=adapter.task,
-            digest=version.digest or "",
-            path=version.path or "",
-            bytes=version.bytes or 0,
-            base_name=base.name,
-            base_digest=base.digest,
-            dataset=None if dataset is None else dataset.name,
-            dataset_fingerprint=None if dataset is None else dataset.fingerprint,
-            split_fingerprint=None if dataset is None else dataset.split_fingerprint,
-            run=version.run_id,
-            created=version.created,
-            aliases=tuple(pointing.get(version.id, ())),
-            files=version.files,
-            template_digest=version.template_digest,
-            removed=version.removed,
-            removal=version.removal,
-            standing=standings.get(version.id),
+    kind, slash, id = text.partition("/")
+    if not slash or kind not in SUBJECT_KINDS or (_is_numbered(kind) and not id[:1].isdigit()):
+        return _adapter_subject(session, text)
+    if session.execute(select(1).where(_exists(kind, id))).first() is None:
+        listed = {"run": "runs", "key": "keys", "request": "requests"}.get(kind)
+        raise NotFoundError(
+            f"There is no {kind} {shown(id)}.",
+            f"List them with: trunkline {listed} list."
+            if listed
+            else "`trunkline lineage REF` names them.",
         )
-        for version, adapter, base, dataset in rows
-    ]
+    return f"{kind}/{id}"
 
 
-def _standings(session: Session, versions: Sequence[int]) -> dict[int, Standing]:
-    """Version id → its standing, of those that have one, in one query."""
-    if not versions:
-        return {}
-    deciding = Evaluation.results["metric"].as_string()
-    query = (
-        select(Score, Evaluation.results["verdict"].as_string())
-        .join(Evaluation, Evaluation.id == Score.evaluation_id)
-        .where(
-            Score.version_id.in_(versions),
-            Score.split == "test",
-            Score.metric == deciding,
-            Score.value.is_not(None),
+def _is_numbered(kind: str) -> bool:
+    return kind in ("run", "server", "dataset")
+
+
+def _adapter_subject(session: Session, text: str) -> str:
+    try:
+        ref = Ref.parse(text)
+    except UsageError as error:
+        raise UsageError(
+            f"{shown(text)} can't be tagged or noted.",
+            "Write domain/name, domain/name@3, or one of: "
+            + ", ".join(f"{kind}/…" for kind in SUBJECT_KINDS)
+            + ".",
+        ) from error
+    if ref.selector is None:
+        find_adapter(session, ref, include_removed=True)
+        return ref.adapter
+    version = find_version(session, ref, include_removed=True)
+    return f"{ref.adapter}@{version.number}"
+
+
+def _exists(kind: str, id: str) -> ColumnElement[bool]:
+    if _is_numbered(kind):
+        if not _NUMBER.fullmatch(id):
+            raise UsageError(
+                f"{shown(id)} is not the number of a {kind}.", f"Write for example {kind}/3."
+            )
+        key = {"run": Run.id, "server": Server.id, "dataset": Dataset.id}[kind]
+        return select(key).where(key == int(id)).exists()
+    if not _ID.fullmatch(id):
+        raise UsageError(
+            f"{shown(id)} is not the id of a {kind}.",
+            "Use 1 to 80 of A-Z, a-z, 0-9, '_', '.', ':' and '-'.",
         )
-    )
-    nan = math.nan
-    return {
-        score.version_id: Standing(
-            metric=score.metric,
-            value=score.value,
-            low=nan if score.low is None else score.low,
-            high=nan if score.high is None else score.high,
-            verdict=verdict or "-",
-        )
-        for score, verdict in session.execute(query)
-    }
+    column = {"key": ApiKey.id, "base": Base.digest, "request": LoggedRequest.id}[kind]
+    return select(column).where(column == id).exists()

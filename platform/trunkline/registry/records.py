@@ -1,7 +1,6 @@
-"""What the registry gives back: frozen values that outlive their transaction.
+"""Records: the frozen values that the registry returns; they outlive their transaction.
 
-Owns: the shape of every answer.
-Must not know: tables or sessions. ``dataclasses.asdict`` works on each.
+``dataclasses.asdict`` works on each.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseRecord:
-    """A base that took part in something; ``parameters`` counts its weights."""
+    """A base that runs or versions use; ``parameters`` counts its weights."""
 
     id: int
     digest: str
@@ -34,7 +33,7 @@ class BaseRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRecord:
-    """A dataset as it was used; ``counts`` holds rows by split, and what else was counted."""
+    """A dataset as it was used; ``counts`` holds rows by split and other counts."""
 
     id: int
     name: str
@@ -52,11 +51,10 @@ class RunRecord:
     """One execution of a recipe.
 
     Attributes:
-        number: what users call it by.
         status: ``running``, ``finished``, ``failed`` or ``interrupted``.
         plugin: ``distribution version`` of the plugin, if one was recorded.
-        versions: refs of the visible versions that it made.
-        specification: the recipe as it was then; None for a run of an earlier release.
+        versions: refs of the visible versions that it published.
+        specification: the recipe at that time; None if it was not recorded.
     """
 
     number: int
@@ -82,7 +80,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricRecord:
-    """A figure at an optimizer step of a run; ``value`` may be not-a-number."""
+    """A metric at an optimizer step of a run; ``value`` may be NaN."""
 
     step: int
     name: str
@@ -90,8 +88,8 @@ class MetricRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How a version stands by its newest evaluation on its test rows: the deciding metric.
+class ScoreSummary:
+    """The deciding metric in a version's newest evaluation on its test rows.
 
     Attributes:
         metric: its name; ``value`` with the interval from ``low`` to ``high``.
@@ -107,7 +105,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class TagsRecord:
-    """The tags of a subject, which is named as in events, by key."""
+    """The tags of a subject, by key."""
 
     subject: str
     tags: Mapping[str, str]
@@ -121,7 +119,7 @@ class AdapterRecord:
         newest: the highest visible number.
         versions: how many are visible.
         aliases: alias → number.
-        standing: of the newest version, where it was asked for and there is one.
+        score: of the newest version, if it was requested and there is one.
     """
 
     domain: str
@@ -130,7 +128,7 @@ class AdapterRecord:
     newest: int
     versions: int
     aliases: Mapping[str, int]
-    standing: Standing | None = None
+    score: ScoreSummary | None = None
 
     @property
     def ref(self) -> Ref:
@@ -145,13 +143,13 @@ class VersionRecord:
     Attributes:
         digest: ``sha256:`` with 64 hex digits; the identity of the artifact.
         path: of the artifact's folder, relative to ``adapters/``, with forward slashes.
-        bytes: size of the artifact's files together.
+        bytes: total size of the artifact's files.
         aliases: those that point here, sorted.
-        files: file name → ``{"bytes", "sha256"}``; None for a version of an earlier release.
+        files: file name → ``{"bytes", "sha256"}``; None if they were not recorded.
         template_digest: sha256 of the prompt template, in hex.
-        removed: when its files were taken away, if they were.
-        removal: why.
-        standing: where it was asked for and there is one.
+        removed: when its files were deleted, if they were.
+        removal_reason: why.
+        score: if it was requested and there is one.
     """
 
     domain: str
@@ -172,8 +170,8 @@ class VersionRecord:
     files: Mapping[str, Any] | None = None
     template_digest: str | None = None
     removed: datetime | None = None
-    removal: str | None = None
-    standing: Standing | None = None
+    removal_reason: str | None = None
+    score: ScoreSummary | None = None
 
     @property
     def ref(self) -> Ref:
@@ -183,10 +181,13 @@ class VersionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredVersion:
-    """A version's row as the upkeep of a store sees it, whatever its status; ``id`` orders.
+    """The row of a version, whatever its status, for the maintenance of a store; ``id`` orders.
 
-    ``removal`` is why a version failed or was removed, if that was said; ``publisher`` is that of
-    a pending one, see :mod:`trunkline.registry.publisher`.
+    Attributes:
+        removal_reason: why it failed or was removed, if recorded.
+        reserved: when its number was reserved or it was published.
+        reserved_by: the process that holds a pending version, see
+            :func:`trunkline.registry.actors.current_process`.
     """
 
     id: int
@@ -197,8 +198,8 @@ class StoredVersion:
     digest: str | None
     path: str | None
     reserved: datetime
-    removal: str | None = None
-    publisher: Mapping[str, Any] | None = None
+    removal_reason: str | None = None
+    reserved_by: Mapping[str, Any] | None = None
 
     @property
     def ref(self) -> Ref:
@@ -213,10 +214,10 @@ class AliasMoveRecord:
     Attributes:
         adapter: ``domain/name``.
         kind: ``promoted``, ``rolled-back`` or ``dropped``.
-        new, old: numbers of versions; ``new`` is None where the alias was dropped, ``old`` where
-            there was none before.
+        new, old: version numbers; ``new`` is None where the alias was dropped, ``old`` where it
+            did not exist.
         back_to: the move that a rollback of this one restores.
-        gate: what each gate said, as ``{"name", "passed", "figures"}``; None where none was asked.
+        gate: the gate's checks, as ``{"name", "passed", "figures"}``; None without a gate.
     """
 
     id: int
@@ -235,7 +236,7 @@ class AliasMoveRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
-    """Figures on one split; ``version`` is a ref, or None for a run's or the bare base's."""
+    """Scores on one split; ``version`` is a ref, or None for a run's or the bare base's."""
 
     id: int
     version: str | None
@@ -252,7 +253,7 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionRecord:
-    """What was answered for one row; targets and answers are text, whatever the task."""
+    """The prediction for one row; targets and predictions are text for every task."""
 
     row_id: str
     group: str
@@ -264,7 +265,7 @@ class PredictionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventRecord:
-    """Something that was done: ``seq`` orders, ``at`` only tells the time.
+    """A change of the registry; ``seq`` orders, ``at`` only informs.
 
     ``subject`` is ``run/<number>``, ``key/<id>``, ``server/<number>``, ``domain/name`` or
     ``domain/name@number``. ``hash`` chains it to the event before.
@@ -281,50 +282,49 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class ChainBreak:
-    """A place where a hash chain does not hold: the row ``seq`` (None: the end), and what of it."""
+    """A place where a hash chain is broken: the row ``seq`` (None: the end), and how."""
 
     seq: int | None
-    what: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainReport:
-    """What a check of a hash chain found.
+    """The verification of a hash chain.
 
     Attributes:
         chain: ``events`` or ``requests``.
         rows: how many were read.
-        head: the last row that was read, as it stands.
-        kept: the head from elsewhere that the chain was held against, if one was given.
-        breaks: the first of what does not hold; empty where everything does.
-        broken: how many such places there are.
+        head: the last row that was read.
+        expected_head: the head from elsewhere that the chain was compared with, if any.
+        breaks: the first breaks; empty if the chain is intact.
+        break_count: how many breaks there are.
     """
 
     chain: str
     rows: int
     head: Head
-    kept: Head | None
+    expected_head: Head | None
     breaks: tuple[ChainBreak, ...]
-    broken: int
+    break_count: int
 
     @property
-    def sound(self) -> bool:
-        """Whether nothing was found."""
-        return self.broken == 0
+    def intact(self) -> bool:
+        """Whether there is no break."""
+        return self.break_count == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentRecord:
-    """A server's life.
+class ServerRecord:
+    """A serving process.
 
     Attributes:
         number: ``server/<number>`` is the subject of its events.
         url: where it listens; empty where another program holds the socket.
-        seen: when it last told that it lives.
-        stopped: when it said that it ends; None for one that runs, or was killed.
-        alive: whether it runs as far as can be known: not stopped, seen within 90 s, and not a
-            process of this host that is gone.
-        base_digest: None where the base was never recorded.
+        last_seen: its last heartbeat.
+        stopped: when it stopped; None if it runs or was killed.
+        alive: not stopped, a heartbeat within 90 s, and, on this host, a running process.
+        base_digest: None if the base was never recorded.
     """
 
     number: int
@@ -335,7 +335,7 @@ class DeploymentRecord:
     base_name: str | None
     base_digest: str | None
     started: datetime
-    seen: datetime
+    last_seen: datetime
     stopped: datetime | None
     alive: bool
 
@@ -344,8 +344,8 @@ class DeploymentRecord:
 class LoadRecord:
     """A version in a server's memory; ``version`` is its ref, ``id`` orders.
 
-    ``unloaded`` is None while it is there, and for ever after a server that was killed:
-    ``server.seen`` says until when it was known to live.
+    ``unloaded`` is None while it is resident, and stays None if the server was killed:
+    ``server.last_seen`` is then the last time at which it was alive.
     """
 
     id: int
@@ -353,12 +353,12 @@ class LoadRecord:
     digest: str
     loaded: datetime
     unloaded: datetime | None
-    server: DeploymentRecord
+    server: ServerRecord
 
 
 @dataclass(frozen=True, slots=True)
-class RestoredLineage:
-    """What was recorded of a version's origin; None where nothing is known."""
+class RecordedProvenance:
+    """The rows that a version's provenance was recorded as."""
 
     base_digest: str
     dataset_id: int | None
@@ -366,15 +366,15 @@ class RestoredLineage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoundVersion:
-    """A sound artifact that no row knows.
+class RecoveredVersion:
+    """An intact artifact that is to become a row of a rebuilt registry.
 
     Attributes:
-        ref: with the number that its folder has.
+        ref: with the number of its folder.
         path: of the folder, relative to the store.
         files: file name → ``{"bytes", "sha256"}``.
         template_digest: sha256 of the prompt template, in hex.
-        provenance: in the form of ``provenance.json``.
+        provenance: as in ``provenance.json``.
     """
 
     ref: Ref
@@ -389,8 +389,8 @@ class FoundVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rebuilt:
-    """How many rows of each kind were made again."""
+class RebuildCounts:
+    """How many rows of each kind a rebuild added."""
 
     bases: int
     datasets: int
@@ -400,13 +400,13 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """What is known of a key; neither the key nor its hash is in here.
+    """An API key, without the key and its hash.
 
     Attributes:
-        id: the 8 characters after ``tl-``, which are no secret.
+        id: the 8 characters after ``tl-``, which are not secret.
         adapters: patterns: ``*`` for everything, ``domain/*``, ``domain/name``, or ``base``.
-        admin: whether it opens the admin routes; it adds nothing to ``adapters``.
-        expires: from then on it is refused; None for never.
+        admin: whether it permits the admin routes; it adds nothing to ``adapters``.
+        expires: when it becomes invalid; None for never.
         removed: when it was removed, if it was.
     """
 
@@ -419,9 +419,9 @@ class KeyRecord:
     removed: datetime | None
 
     def may_use(self, name: str) -> bool:
-        """Whether a pattern covers ``domain/name`` or ``base``; no for any other text.
+        """Whether a pattern matches ``domain/name`` or ``base``; False for any other text.
 
-        Asks nothing about the time: :meth:`Keys.authenticate` gives no key that is over.
+        Expiry is not checked: :meth:`Keys.authenticate` returns valid keys only.
         """
         covering = {"*", name}
         if name != BASE:
@@ -436,27 +436,27 @@ class KeyRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestLine:
-    """A request as a server hands it to the log, once it has ended.
+class RequestEntry:
+    """A finished request, as a server writes it to the request log.
 
     Attributes:
-        id: the server's own, used once: 1 to 80 of A-Z, a-z, 0-9, ``_``, ``.`` and ``-``.
+        id: unique, chosen by the server: 1 to 80 of A-Z, a-z, 0-9, ``_``, ``.`` and ``-``.
         at: when it arrived; aware.
-        key: id of the key that it came with.
+        key: id of its API key.
         route: such as ``/v1/chat/completions``.
-        asked: the adapter as the client wrote it.
-        version: what answered, ``domain/name@number`` or ``base``; None if it never came to that.
+        model: the adapter, as the client wrote it.
+        version: what answered, ``domain/name@number`` or ``base``; None if nothing did.
         digest: of that version.
         status: of HTTP.
         seconds: from arrival to end.
-        text, output: what was asked and answered, where the operator keeps that.
+        text, output: prompt and answer, if the operator stores them.
     """
 
     id: str
     at: datetime
     key: str | None
     route: str
-    asked: str
+    model: str
     version: str | None
     digest: str | None
     prompt_tokens: int
@@ -468,8 +468,8 @@ class RequestLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRecord(RequestLine):
-    """A line of the request log; ``seq`` orders, ``hash`` chains it to the line before."""
+class RequestRecord(RequestEntry):
+    """A row of the request log; ``seq`` orders, ``hash`` chains it to the row before."""
 
     seq: int
     hash: str

@@ -6,22 +6,19 @@ transaction and returns frozen records; each change of state appends an event.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from trunkline.registry import restoring
 from trunkline.registry.aliases import Aliases
 from trunkline.registry.artifacts import Artifacts
 from trunkline.registry.audit import Audit
 from trunkline.registry.engine import BUSY_SECONDS
-from trunkline.registry.evaluations import Evaluations
 from trunkline.registry.events import Events
 from trunkline.registry.keys import Keys
-from trunkline.registry.lineage import Tracer
-from trunkline.registry.records import FoundVersion, Rebuilt
+from trunkline.registry.lineage import LineageTracer
+from trunkline.registry.provenance import Provenance
 from trunkline.registry.requests import Requests
-from trunkline.registry.runs import Runs
+from trunkline.registry.runs import Evaluations, Runs
 from trunkline.registry.servers import Servers
 from trunkline.registry.session import Sessions
 from trunkline.registry.sources import Sources
@@ -44,13 +41,14 @@ class Registry:
         self.versions = Versions(sessions)
         self.artifacts = Artifacts(sessions)
         self.aliases = Aliases(sessions)
+        self.provenance = Provenance(sessions)
         self.tags = Tags(sessions)
         self.events = Events(sessions)
         self.audit = Audit(sessions)
         self.keys = Keys(sessions)
         self.requests = Requests(sessions)
         self.servers = Servers(sessions)
-        self.lineage = Tracer(
+        self.lineage = LineageTracer(
             sessions,
             runs=self.runs,
             evaluations=self.evaluations,
@@ -75,7 +73,7 @@ class Registry:
         return cls(Sessions.open(url, create=create, busy_seconds=busy_seconds))
 
     def close(self) -> None:
-        """Close every connection; the object may be used again and reconnects."""
+        """Close every connection; the object reconnects when it is used again."""
         self.sessions.close()
 
     def __enter__(self) -> Self:
@@ -93,18 +91,3 @@ class Registry:
     def read_only(self) -> bool:
         """Whether only reading works."""
         return self.sessions.read_only
-
-    def check_empty(self) -> None:
-        """Raise :class:`RefusedError` if the registry holds rows."""
-        restoring.check_empty(self.sessions)
-
-    def rebuild(self, versions: Sequence[FoundVersion], *, actor: str | None = None) -> Rebuilt:
-        """Fill an empty registry with versions that were read from their artifacts.
-
-        Runs keep their numbers; of two different runs that claim one number, the later version's
-        gets a new one. An adapter's next number follows its highest version.
-
-        Raises:
-            RefusedError: the registry holds rows.
-        """
-        return restoring.rebuild(self.sessions, versions, actor)

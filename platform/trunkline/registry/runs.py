@@ -1,42 +1,48 @@
-"""Runs: executions of recipes, with their metrics over time.
-
-Owns: the run's row from start to end, and what may follow what.
-Must not know: how training works.
-"""
+"""Runs of recipes with their metrics over time, and evaluations with their predictions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError, RegistryError
+from trunkline.refs import Ref
+from trunkline.registry.chain import add_event
 from trunkline.registry.engine import storable
-from trunkline.registry.origins import provenance_of_run
-from trunkline.registry.records import MetricRecord, RunRecord
-from trunkline.registry.session import RESTORED, Aggregate, add_event, pages, run_subject, utc_now
-from trunkline.registry.sources import base_id
+from trunkline.registry.lookup import clamp, find_base_id, find_run, find_version, run_subject
+from trunkline.registry.mapping import (
+    evaluation_record,
+    run_records,
+    select_evaluations,
+    select_runs,
+    to_record,
+)
+from trunkline.registry.records import (
+    EvaluationRecord,
+    MetricRecord,
+    PredictionRecord,
+    RunRecord,
+)
+from trunkline.registry.session import Aggregate, pages
 from trunkline.registry.tables import (
-    Adapter,
-    Base,
-    Dataset,
     Evaluation,
     Event,
-    Plugin,
+    Prediction,
     Run,
     RunMetric,
+    Score,
     Version,
+    utc_now,
 )
 
-_LAST = 2**31 - 1
+RUN_IMPORTED = "run.imported"
+"""Kind of the event of a run that came with a version of another workspace, or from its files."""
 
-ENDS = ("finished", "failed", "interrupted")
-
-RunRow = Row[Run, Base, Dataset, Plugin]
-"""The plugin may be None, though an outer join can't say so in its type."""
+END_STATUSES = ("finished", "failed", "interrupted")
 
 
 class Runs(Aggregate):
@@ -55,7 +61,7 @@ class Runs(Aggregate):
         specification: Mapping[str, Any] | None = None,
         actor: str | None = None,
     ) -> int:
-        """Record a run as ``running``; gives its number, which the database hands out.
+        """Record a run as ``running`` and return its number, which the database assigns.
 
         Raises:
             NotFoundError: the base was not recorded.
@@ -64,7 +70,7 @@ class Runs(Aggregate):
             run = Run(
                 recipe=recipe,
                 status="running",
-                base_id=base_id(session, base_digest),
+                base_id=find_base_id(session, base_digest),
                 dataset_id=dataset_id,
                 plugin_id=plugin_id,
                 seed=seed,
@@ -79,7 +85,7 @@ class Runs(Aggregate):
             return run.id
 
     def log_metrics(self, run: int, step: int, values: Mapping[str, float]) -> None:
-        """Store figures of an optimizer step; the same step and name again replaces them."""
+        """Store metrics of an optimizer step; the same step and name replace earlier values."""
         if not values:
             return
         rows = [
@@ -92,7 +98,7 @@ class Runs(Aggregate):
             for name, value in values.items()
         ]
         with self._sessions.write() as session:
-            _run(session, run)
+            find_run(session, run)
             session.execute(
                 delete(RunMetric).where(
                     RunMetric.run_id == run, RunMetric.step == step, RunMetric.name.in_(values)
@@ -114,15 +120,15 @@ class Runs(Aggregate):
         Raises:
             RegistryError: it has ended already, or ``status`` is none of these.
         """
-        if status not in ENDS:
+        if status not in END_STATUSES:
             raise RegistryError(
-                f"A run can't end as {status!r}.", f"It ends as one of: {', '.join(ENDS)}."
+                f"A run can't end as {status!r}.", f"Use one of: {', '.join(END_STATUSES)}."
             )
         with self._sessions.write() as session:
-            row = _run(session, run, lock=True)
+            row = find_run(session, run, lock=True)
             if row.status != "running":
                 raise RegistryError(
-                    f"Run {run} has ended already: it is {row.status}.",
+                    f"Run {run} has ended already: its status is {row.status}.",
                     f"See it with: trunkline runs show {run}.",
                 )
             row.status = status
@@ -133,19 +139,19 @@ class Runs(Aggregate):
             add_event(session, actor, f"run.{status}", run_subject(run), detail)
 
     def resume(self, run: int, *, actor: str | None = None) -> None:
-        """Set a run that did not finish to ``running`` again; one killed outright still says so.
+        """Set an unfinished run to ``running`` again; a killed one still has that status.
 
         Raises:
             RegistryError: it has finished.
         """
         with self._sessions.write() as session:
-            row = _run(session, run, lock=True)
+            row = find_run(session, run, lock=True)
             if row.status == "finished":
                 raise RegistryError(
                     f"Run {run} has finished, so there is nothing to resume.",
-                    f"Train anew with: trunkline train {row.recipe}.",
+                    f"Start a new one with: trunkline train {row.recipe}.",
                 )
-            detail = {"recipe": row.recipe, "was": row.status}
+            detail = {"recipe": row.recipe, "previous_status": row.status}
             row.status, row.error, row.finished = "running", None, None
             add_event(session, actor, "run.resumed", run_subject(run), detail)
 
@@ -153,13 +159,13 @@ class Runs(Aggregate):
         self, *, recipe: str | None = None, limit: int = 100, before: int | None = None
     ) -> Sequence[RunRecord]:
         """Runs, newest first; ``before`` a number, for the next page."""
-        query = _runs().order_by(Run.id.desc()).limit(limit)
+        query = select_runs().order_by(Run.id.desc()).limit(limit)
         if recipe is not None:
             query = query.where(Run.recipe == recipe)
         if before is not None:
-            query = query.where(Run.id < max(0, min(before, _LAST)))
+            query = query.where(Run.id < clamp(before))
         with self._sessions.read() as session:
-            return _records(session, session.execute(query).all())
+            return run_records(session, session.execute(query).all())
 
     def get(self, number: int) -> RunRecord:
         """One run.
@@ -168,13 +174,14 @@ class Runs(Aggregate):
             NotFoundError: no run has this number.
         """
         with self._sessions.read() as session:
-            _run(session, number)
-            return _records(session, session.execute(_runs().where(Run.id == number)).all())[0]
+            find_run(session, number)
+            rows = session.execute(select_runs().where(Run.id == number)).all()
+            return run_records(session, rows)[0]
 
     def metrics(
         self, run: int, *, name: str | None = None, limit: int = 10_000, offset: int = 0
     ) -> Sequence[MetricRecord]:
-        """The figures of a run, by step and name."""
+        """The logged metrics of a run, by step and name."""
         query = (
             select(RunMetric)
             .where(RunMetric.run_id == run)
@@ -185,102 +192,189 @@ class Runs(Aggregate):
         if name is not None:
             query = query.where(RunMetric.name == name)
         with self._sessions.read() as session:
-            _run(session, run)
+            find_run(session, run)
             return [
-                MetricRecord(
-                    step=row.step,
-                    name=row.name,
-                    value=math.nan if row.value is None else row.value,
-                )
+                to_record(MetricRecord, row, value=math.nan if row.value is None else row.value)
                 for row in session.scalars(query)
             ]
 
     def statuses(self, numbers: Collection[int]) -> dict[int, str]:
-        """The status of runs by number; unknown ones are left out."""
-        found: dict[int, str] = {}
+        """The status of runs by number; unknown numbers are left out."""
+        statuses: dict[int, str] = {}
         with self._sessions.read() as session:
             for page in pages(sorted(numbers)):
                 query = select(Run.id, Run.status).where(Run.id.in_(page))
-                found.update((number, status) for number, status in session.execute(query))
-        return found
-
-    def provenance(self, run: int) -> dict[str, Any]:
-        """``base``, ``dataset``, ``run`` and ``evaluations`` of a run, as JSON has them."""
-        with self._sessions.read() as session:
-            return provenance_of_run(session, run)
+                statuses.update((number, status) for number, status in session.execute(query))
+        return statuses
 
 
-def take_back_restored(session: Session, number: int, actor: str | None) -> None:
-    """Take away a run that was restored for a version which could not be published, with its
-    evaluations.
+class Evaluations(Aggregate):
+    """Records evaluations and lists them.
 
-    Its number is not given again; the event of its restoration stands. A run that began here, or
-    that a visible or removed version came from, is left alone.
+    Predictions are stored by row id, so that two versions can be compared row by row.
     """
-    restored = (Event.subject == run_subject(number)) & (Event.kind == RESTORED)
+
+    def record(
+        self,
+        *,
+        recipe: str,
+        base_digest: str,
+        dataset_id: int,
+        split: str,
+        results: Mapping[str, Any],
+        predictions: Iterable[PredictionRecord] = (),
+        version: Ref | None = None,
+        run: int | None = None,
+    ) -> int:
+        """Store scores and predictions together and return the evaluation's id.
+
+        Args:
+            version: what was evaluated, if it is published. An evaluation under a ``run`` becomes
+                the version's when the run's version is published; neither means the bare base.
+
+        Raises:
+            NotFoundError: ``version`` resolves to no visible version, or the base is not recorded.
+        """
+        with self._sessions.write() as session:
+            row = Evaluation(
+                version_id=None if version is None else find_version(session, version).id,
+                run_id=run,
+                recipe=recipe,
+                dataset_id=dataset_id,
+                split=split,
+                base_id=find_base_id(session, base_digest),
+                results=dict(results),
+                created=utc_now(),
+            )
+            session.add(row)
+            session.flush()
+            stored = [_prediction_values(row.id, one) for one in predictions]
+            if stored:
+                session.execute(insert(Prediction), stored)
+            if row.version_id is not None:
+                store_scores(session, row)
+            return row.id
+
+    def list(
+        self,
+        *,
+        version: Ref | None = None,
+        recipe: str | None = None,
+        run: int | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        before: int | None = None,
+    ) -> Sequence[EvaluationRecord]:
+        """Evaluations of a version, a recipe or a run, newest first.
+
+        Args:
+            version: may be a removed one, by number or digest.
+            before: only evaluations older than the one with this id, for the next page.
+
+        Raises:
+            NotFoundError: ``version`` resolves to no version.
+        """
+        query = select_evaluations().order_by(Evaluation.id.desc()).limit(limit).offset(offset)
+        if recipe is not None:
+            query = query.where(Evaluation.recipe == recipe)
+        if run is not None:
+            query = query.where(Evaluation.run_id == run)
+        if before is not None:
+            query = query.where(Evaluation.id < clamp(before))
+        with self._sessions.read() as session:
+            if version is not None:
+                row = find_version(session, version, include_removed=True)
+                query = query.where(Evaluation.version_id == row.id)
+            return [evaluation_record(row) for row in session.execute(query)]
+
+    def predictions(
+        self, evaluation: int, *, limit: int | None = None, offset: int = 0
+    ) -> Sequence[PredictionRecord]:
+        """The predictions of an evaluation by row id; all of them without a ``limit``.
+
+        Raises:
+            NotFoundError: there is no such evaluation.
+        """
+        query = (
+            select(Prediction)
+            .where(Prediction.evaluation_id == evaluation)
+            .order_by(Prediction.row_id)
+            .limit(limit)
+            .offset(offset)
+        )
+        with self._sessions.read() as session:
+            if session.get(Evaluation, evaluation) is None:
+                raise NotFoundError(
+                    f"There is no evaluation {evaluation}.",
+                    "See a version's with: trunkline adapters show.",
+                )
+            return [
+                to_record(PredictionRecord, row, group=row.group_name)
+                for row in session.scalars(query)
+            ]
+
+
+def _prediction_values(evaluation: int, prediction: PredictionRecord) -> dict[str, Any]:
+    baseline = prediction.baseline_prediction
+    return {
+        "evaluation_id": evaluation,
+        "row_id": prediction.row_id,
+        "group_name": prediction.group,
+        "target": storable(prediction.target),
+        "prediction": storable(prediction.prediction),
+        "confidence": prediction.confidence,
+        "baseline_prediction": baseline and storable(baseline),
+    }
+
+
+def adopt_evaluations(session: Session, run: int, version: int) -> None:
+    """Give the evaluations of a run to the version that it published."""
+    of_run = (Evaluation.run_id == run, Evaluation.version_id.is_(None))
+    for evaluation in session.scalars(select(Evaluation).where(*of_run).order_by(Evaluation.id)):
+        evaluation.version_id = version
+        store_scores(session, evaluation)
+
+
+def store_scores(session: Session, evaluation: Evaluation) -> None:
+    """Replace the searchable scores of a version's split with those of this evaluation."""
+    scores = evaluation.results.get("scores")
+    if not isinstance(scores, Mapping):
+        return
+    of_split = (Score.version_id == evaluation.version_id, Score.split == evaluation.split)
+    session.execute(delete(Score).where(*of_split))
+    session.add_all(
+        Score(
+            version_id=evaluation.version_id,
+            split=evaluation.split,
+            metric=metric,
+            value=score.get("value"),
+            low=score.get("low"),
+            high=score.get("high"),
+            evaluation_id=evaluation.id,
+        )
+        for metric, score in scores.items()
+        if isinstance(score, Mapping)
+    )
+
+
+def discard_imported_run(session: Session, number: int, actor: str | None) -> None:
+    """Delete a run that was imported for a version which could not be published.
+
+    Its evaluations are deleted too. Its number is not reused, and the event of its import stays. A
+    run that was started here, or that a visible or removed version came from, is left alone.
+    """
+    imported = (Event.subject == run_subject(number)) & (Event.kind == RUN_IMPORTED)
     of_run = Version.run_id == number
-    kept = of_run & Version.status.in_(("visible", "removed"))
+    in_use = of_run & Version.status.in_(("visible", "removed"))
     run = session.get(Run, number)
     if (
         run is None
-        or session.scalar(select(Event.seq).where(restored).limit(1)) is None
-        or session.scalar(select(Version.id).where(kept).limit(1)) is not None
+        or session.scalar(select(Event.seq).where(imported).limit(1)) is None
+        or session.scalar(select(Version.id).where(in_use).limit(1)) is not None
     ):
         return
     session.execute(update(Version).where(of_run).values(run_id=None))
     session.execute(delete(Evaluation).where(Evaluation.run_id == number))
     session.delete(run)
     detail = {"recipe": run.recipe, "reason": "its version could not be published"}
-    add_event(session, actor, "run.taken-back", run_subject(number), detail)
-
-
-def _run(session: Session, number: int, *, lock: bool = False) -> Run:
-    row = session.get(Run, number, with_for_update=lock) if 0 < number <= _LAST else None
-    if row is None:
-        raise NotFoundError(f"There is no run {number}.", "See them with: trunkline runs list.")
-    return row
-
-
-def _runs() -> Select[Run, Base, Dataset, Plugin]:
-    return (
-        select(Run, Base, Dataset, Plugin)
-        .join(Base, Base.id == Run.base_id)
-        .join(Dataset, Dataset.id == Run.dataset_id)
-        .outerjoin(Plugin, Plugin.id == Run.plugin_id)
-    )
-
-
-def _records(session: Session, rows: Sequence[RunRow]) -> Sequence[RunRecord]:
-    made: dict[int | None, list[str]] = {}
-    query = (
-        select(Version.run_id, Adapter.domain, Adapter.name, Version.number)
-        .join(Adapter, Adapter.id == Version.adapter_id)
-        .where(Version.run_id.in_([row[0].id for row in rows]), Version.status == "visible")
-        .order_by(Version.id)
-    )
-    for run_id, domain, name, number in session.execute(query):
-        made.setdefault(run_id, []).append(f"{domain}/{name}@{number}")
-    return [
-        RunRecord(
-            number=run.id,
-            recipe=run.recipe,
-            status=run.status,
-            base_name=base.name,
-            base_digest=base.digest,
-            dataset=dataset.name,
-            dataset_id=dataset.id,
-            dataset_fingerprint=dataset.fingerprint,
-            split_fingerprint=dataset.split_fingerprint,
-            plugin=None if plugin is None else f"{plugin.distribution} {plugin.version}",
-            seed=run.seed,
-            settings=run.settings,
-            environment=run.environment,
-            report=run.report,
-            error=run.error,
-            started=run.started,
-            finished=run.finished,
-            versions=tuple(made.get(run.id, ())),
-            specification=run.specification,
-        )
-        for run, base, dataset, plugin in rows
-    ]
+    add_event(session, actor, "run.discarded", run_subject(number), detail)

@@ -1,8 +1,6 @@
-"""Which schema a database has, and bringing it to the one that this code needs.
+"""The schema revision of a database: check it, upgrade it, or inspect it without a change.
 
-Owns: the revision check at opening, running the migrations in one transaction, and looking at a
-database without changing it.
-Must not know: what the tables mean. Alembic is imported only when there is something to migrate.
+Alembic is imported only when there is something to migrate.
 """
 
 from __future__ import annotations
@@ -20,33 +18,28 @@ from trunkline.registry.engine import (
     BUSY_SECONDS,
     Engines,
     connect,
-    rewriting,
-    translated,
+    exclusive,
+    translate_errors,
     use_write_ahead_log,
 )
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
-REVISIONS = ("0001", "0002", "0003")
-"""What ``migrations/versions`` holds, oldest first."""
-
-HEAD = REVISIONS[-1]
-"""The revision that this code needs."""
-
 MIGRATIONS = Path(__file__).parent / "migrations"
+"""Alembic's folder; its ``versions`` are named ``NNNN_title.py`` and applied in that order."""
 
-COUNTED = 100_000
-"""So many rows of a table are counted at most when a database is looked at."""
+MAX_ROW_COUNT = 100_000
+"""Counting the rows of a table stops behind this number."""
 
 _REVISION = table("alembic_version", column("version_num"))
 _HEADS = table("chain_heads", column("name"), column("seq"), column("hash"))
-_MIGRATING = 0x7472756E6B
-"""PostgreSQL's advisory lock of those who migrate; any number that is nobody else's."""
+MIGRATION_LOCK = 0x7472756E6B
+"""Key of PostgreSQL's advisory lock for migrations."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MigrationStep:
     """One migration that was run."""
 
     revision: str
@@ -54,24 +47,24 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Upgraded:
+class Upgrade:
     """What :func:`upgrade` did; ``before`` is None for a database that was empty."""
 
     where: str
     before: str | None
     after: str
-    steps: tuple[Step, ...]
+    steps: tuple[MigrationStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """A database as :func:`look` found it.
+class DatabaseInfo:
+    """A database as :func:`inspect_database` sees it.
 
     Attributes:
         engine: ``SQLite 3.50.4``, ``PostgreSQL 18.1``.
         revision: None for an empty database.
-        heads: the ends of the hash chains as ``SEQ:DIGEST``, by name; none before 0003.
-        rows: of each table, at most :data:`COUNTED` + 1, which says: more than that.
+        heads: the stored heads of the hash chains as ``SEQ:DIGEST``, by name.
+        rows: table → rows, at most :data:`MAX_ROW_COUNT` + 1, which means "more".
     """
 
     where: str
@@ -81,31 +74,47 @@ class State:
     rows: Mapping[str, int]
 
 
-def bring_to_head(engines: Engines, busy_seconds: float) -> tuple[str | None, tuple[Step, ...]]:
-    """Migrate the database to :data:`HEAD`; at once done where it is there already.
+def revisions() -> tuple[str, ...]:
+    """The revisions in :data:`MIGRATIONS`, oldest first."""
+    files = (MIGRATIONS / "versions").glob("[0-9][0-9][0-9][0-9]_*.py")
+    return tuple(sorted(path.name[:4] for path in files))
 
-    Processes that start together on a new database wait for one another. Gives the revision that
-    was there before, and what was run.
+
+def head_revision() -> str:
+    """The revision that this code needs."""
+    return revisions()[-1]
+
+
+def migrate_to_head(
+    engines: Engines, busy_seconds: float
+) -> tuple[str | None, tuple[MigrationStep, ...]]:
+    """Migrate the database to :func:`head_revision`; return at once where it is there already.
+
+    Processes that start together on a new database wait for one another.
+
+    Returns:
+        The revision before, and the migrations that were run.
 
     Raises:
         RegistryError: the database is newer than this code, is not a registry, or needs a
-            migration that a read-only database can't have.
+            migration but is read-only.
     """
+    head = head_revision()
     with engines.reading.connect() as connection:
-        revision = _revision(connection, engines.where)
-    if revision == HEAD:
+        revision = _supported_revision(connection, engines.where)
+    if revision == head:
         return revision, ()
     if engines.read_only:
         raise RegistryError(
             f"The registry '{engines.where}' is read-only and "
             + ("is empty." if revision is None else f"has the older schema {revision}."),
-            "Open it once where you may write it.",
+            "Open it once with write permission.",
         )
     if engines.sqlite and revision is None:
         use_write_ahead_log(engines.writing, busy_seconds)
-    with rewriting(engines) as connection:
+    with exclusive(engines) as connection:
         if not engines.sqlite:
-            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
+            connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         return _migrate(connection, engines.where)
 
 
@@ -115,35 +124,35 @@ def revision_of(engines: Engines) -> str | None:
     Raises:
         RegistryError: the database is newer than this code, or is not a registry.
     """
-    with translated(engines.where), engines.reading.connect() as connection:
-        return _revision(connection, engines.where)
+    with translate_errors(engines.where), engines.reading.connect() as connection:
+        return _supported_revision(connection, engines.where)
 
 
-def upgrade(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Upgraded:
-    """Bring the registry at ``url`` to the newest schema, and say what that took.
+def upgrade(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Upgrade:
+    """Upgrade the registry at ``url`` to the newest schema.
 
     Raises:
-        RegistryError: as :func:`bring_to_head`, or it can't be opened.
+        RegistryError: as :func:`migrate_to_head`, or it can't be opened.
     """
     engines = connect(url, create=True, busy_seconds=busy_seconds)
     try:
-        with translated(engines.where):
-            before, steps = bring_to_head(engines, busy_seconds)
+        with translate_errors(engines.where):
+            before, steps = migrate_to_head(engines, busy_seconds)
     finally:
         engines.reading.dispose()
-    return Upgraded(engines.where, before, HEAD, steps)
+    return Upgrade(engines.where, before, head_revision(), steps)
 
 
-def look(url: str, *, busy_seconds: float = BUSY_SECONDS) -> State:
-    """What is at ``url``: nothing is migrated, and a schema that is too new is only told.
+def inspect_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> DatabaseInfo:
+    """Inspect the database at ``url``; migrate nothing, and accept a schema that is too new.
 
     Raises:
         RegistryError: there is nothing, it can't be opened, or it is no registry.
     """
     engines = connect(url, create=False, busy_seconds=busy_seconds)
     try:
-        with translated(engines.where), engines.reading.connect() as connection:
-            revision = _found(connection, engines.where)
+        with translate_errors(engines.where), engines.reading.connect() as connection:
+            revision = _stored_revision(connection, engines.where)
             names = set(inspect(connection).get_table_names()) - {_REVISION.name, _HEADS.name}
             counts = {name: _count(connection, name) for name in sorted(names)}
             heads = (
@@ -155,15 +164,15 @@ def look(url: str, *, busy_seconds: float = BUSY_SECONDS) -> State:
             version = ".".join(map(str, connection.dialect.server_version_info or ()))
     finally:
         engines.reading.dispose()
-    return State(engines.where, f"{product} {version}".strip(), revision, heads, counts)
+    return DatabaseInfo(engines.where, f"{product} {version}".strip(), revision, heads, counts)
 
 
 def _count(connection: Connection, name: str) -> int:
-    some = select(literal_column("1")).select_from(table(name)).limit(COUNTED + 1).subquery()
+    some = select(literal_column("1")).select_from(table(name)).limit(MAX_ROW_COUNT + 1).subquery()
     return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
 
-def _found(connection: Connection, where: str) -> str | None:
+def _stored_revision(connection: Connection, where: str) -> str | None:
     """The database's revision, whichever it is; None for an empty database."""
     tables = inspect(connection).get_table_names()
     if _REVISION.name in tables:
@@ -174,27 +183,28 @@ def _found(connection: Connection, where: str) -> str | None:
     if tables:
         raise RegistryError(
             f"The database '{where}' is not a Trunkline registry: it holds other tables.",
-            "Name another file or database with TRUNKLINE_REGISTRY.",
+            "Set TRUNKLINE_REGISTRY to another file or database.",
         )
     return None
 
 
-def _revision(connection: Connection, where: str) -> str | None:
-    """The database's revision, if this code knows it."""
-    revision = _found(connection, where)
-    if revision is not None and revision not in REVISIONS:
+def _supported_revision(connection: Connection, where: str) -> str | None:
+    """The database's revision, if this code has it."""
+    revision = _stored_revision(connection, where)
+    if revision is not None and revision not in revisions():
         raise RegistryError(
             f"The registry '{where}' has the schema {revision!r}, which this Trunkline, at "
-            f"{HEAD!r}, does not know.",
-            "It was made by a newer release: upgrade with pip install --upgrade trunkline, or "
-            "name another registry with TRUNKLINE_REGISTRY.",
+            f"{head_revision()!r}, does not know.",
+            "A newer release created it: upgrade with pip install --upgrade trunkline, or set "
+            "TRUNKLINE_REGISTRY to another registry.",
         )
     return revision
 
 
-def _migrate(connection: Connection, where: str) -> tuple[str | None, tuple[Step, ...]]:
-    revision = _revision(connection, where)
-    if revision == HEAD:
+def _migrate(connection: Connection, where: str) -> tuple[str | None, tuple[MigrationStep, ...]]:
+    revision = _supported_revision(connection, where)
+    head = head_revision()
+    if revision == head:
         return revision, ()
     from alembic import command
     from alembic.config import Config
@@ -202,12 +212,13 @@ def _migrate(connection: Connection, where: str) -> tuple[str | None, tuple[Step
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    command.upgrade(config, HEAD)
-    missing = REVISIONS[0 if revision is None else REVISIONS.index(revision) + 1 :]
+    command.upgrade(config, head)
+    every = revisions()
+    missing = every[0 if revision is None else every.index(revision) + 1 :]
     script = ScriptDirectory.from_config(config)
-    return revision, tuple(Step(one, _title(script, one)) for one in missing)
+    return revision, tuple(MigrationStep(one, _title(script, one)) for one in missing)
 
 
 def _title(script: ScriptDirectory, revision: str) -> str:
-    found = script.get_revision(revision)
-    return "" if found is None else found.doc.partition("\n")[0]
+    migration = script.get_revision(revision)
+    return "" if migration is None else migration.doc.partition("\n")[0]

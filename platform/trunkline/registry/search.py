@@ -1,312 +1,291 @@
-"""The grammar by which versions are searched: text → a tree of conditions.
+"""Searching versions: a search as a query, a page at a time.
 
-Owns: the words, their types, and saying where a text goes wrong.
-Must not know: tables; :mod:`trunkline.registry.finding` makes a query of the tree.
-
-::
-
-    search     = either
-    either     = both ("or" both)*
-    both       = one ("and" one)*
-    one        = "not" one | "(" either ")" | comparison
-    comparison = field operator value
-    operator   = "=" | "!=" | "<" | "<=" | ">" | ">=" | "~"
-    value      = number | word | "text in quotes" | 'text in quotes'
-
-``and`` binds stronger than ``or``, ``not`` strongest. ``~`` is "contains", whatever the case. The
-fields are those of :data:`FIELDS`, ``tag.KEY``, and ``SPLIT.METRIC`` (``test.accuracy``), also with
-``.low`` and ``.high`` for the ends of its interval.
+A page is scanned from the newest version to older ones, with an index lookup for each condition,
+and ends when it is full or after :data:`SCAN_LIMIT` versions: so no query grows with the table. If
+few versions meet a required condition, they are collected first and only they are scanned.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Literal
+from dataclasses import dataclass, replace
+from operator import eq, ge, gt, le, lt
+from typing import Any
 
-from trunkline.errors import UsageError
-from trunkline.refs import shown
-
-Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~"]
-Kind = Literal["text", "name", "number", "moment", "yes"]
-
-FIELDS: dict[str, Kind] = {
-    "adapter": "name",
-    "domain": "name",
-    "name": "name",
-    "task": "name",
-    "version": "number",
-    "newest": "yes",
-    "digest": "name",
-    "alias": "name",
-    "base": "name",
-    "dataset": "name",
-    "license": "text",
-    "rows": "name",
-    "run": "number",
-    "bytes": "number",
-    "created": "moment",
-}
-"""Field → what it is compared with. ``name`` and ``text`` are texts; ``rows`` is the fingerprint of
-a dataset's rows; ``newest`` is yes or no: whether no higher number is visible."""
-
-MOST_CONDITIONS = 20
-LONGEST_SEARCH = 1000
-_DEEPEST = 10
-
-_TOKEN = re.compile(
-    r"""\s*(?:
-        (?P<bracket>[()])
-      | (?P<operator><=|>=|!=|[=<>~])
-      | (?P<quoted>"[^"]*"|'[^']*')
-      | (?P<word>[^\s()=<>!~"']+)
-    )""",
-    re.VERBOSE,
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    String,
+    and_,
+    cast,
+    exists,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
 )
-_FIGURE = re.compile(r"([a-z]+)\.([A-Za-z0-9_/.@-]+?)(?:\.(low|high))?", re.ASCII)
-_TAG = re.compile(r"tag\.([a-z][a-z0-9_-]{0,39})", re.ASCII)
-_HINT = "For example: domain=NAME and test.accuracy>0.85. The guide on lineage has the grammar."
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+
+from trunkline.refs import Ref
+from trunkline.registry.lookup import find_version
+from trunkline.registry.mapping import select_versions, version_ids, version_records
+from trunkline.registry.records import VersionRecord
+from trunkline.registry.search_syntax import (
+    And,
+    Condition,
+    FieldCondition,
+    Not,
+    Or,
+    ScoreCondition,
+    TagCondition,
+    parse,
+)
+from trunkline.registry.tables import Adapter, Alias, Base, Dataset, Score, Tag, Version
+
+PREFETCH_LIMIT = 1000
+"""If at most this many versions meet a required condition, they are collected first."""
+
+SCAN_LIMIT = 10_000
+"""The most versions that are scanned for one page."""
+
+_OPERATORS = {"=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
+_NAME = Adapter.domain + "/" + Adapter.name
+_REF = _NAME + "@" + cast(Version.number, String)
+_COLUMNS: dict[str, InstrumentedAttribute[Any]] = {
+    "domain": Adapter.domain,
+    "name": Adapter.name,
+    "task": Adapter.task,
+    "version": Version.number,
+    "digest": Version.digest,
+    "base": Base.name,
+    "dataset": Dataset.name,
+    "license": Dataset.license,
+    "rows": Dataset.fingerprint,
+    "run": Version.run_id,
+    "bytes": Version.bytes,
+    "created": Version.created,
+}
+_SUBJECT = re.compile(r"([a-z][a-z0-9-]*)/([a-z][a-z0-9-]*)(?:@([0-9]{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
-    """A field of :data:`FIELDS` compared with a value."""
+class Page:
+    """A page of matching versions.
 
-    field: str
-    operator: Operator
-    value: str | float | datetime | bool
-
-
-@dataclass(frozen=True, slots=True)
-class Tagged:
-    """A tag's value compared with a text."""
-
-    key: str
-    operator: Operator
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A metric's value, or an end of its interval, compared with a number."""
-
-    split: str
-    metric: str
-    bound: Literal["value", "low", "high"]
-    operator: Operator
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class Not:
-    """What the condition does not hold for."""
-
-    of: Condition
-
-
-@dataclass(frozen=True, slots=True)
-class Both:
-    """Every one of these holds."""
-
-    of: tuple[Condition, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Either:
-    """One of these holds at least."""
-
-    of: tuple[Condition, ...]
-
-
-Condition = Plain | Tagged | Figure | Not | Both | Either
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str
-    text: str
-    at: int
-
-
-def parse(text: str) -> Condition:
-    """Read a search.
-
-    Raises:
-        UsageError: it breaks the grammar; the message tells the position, from 1.
+    Attributes:
+        versions: newest first, with their scores.
+        next: the ``after`` of the next page; None on the last one. A page may hold fewer versions
+            than its limit, even none, and still have a next one.
     """
-    if len(text) > LONGEST_SEARCH:
-        raise UsageError(
-            f"The search has {len(text):,} characters.", f"Use {LONGEST_SEARCH:,} at most."
+
+    versions: tuple[VersionRecord, ...]
+    next: Ref | None
+
+
+def find_versions(session: Session, where: str, limit: int, after: Ref | None) -> Page:
+    """The visible versions that match a search."""
+    condition = parse(where)
+    return _page(session, _matching(condition), _prefetch(session, condition), limit, after)
+
+
+def find_removed(session: Session, limit: int, after: Ref | None) -> Page:
+    """The removed versions, those that were published last first."""
+    query = select(Version.id).where(Version.status == "removed")
+    return _page(session, query, None, limit, after)
+
+
+def _page(
+    session: Session,
+    matching: Select[int],
+    candidates: list[int] | None,
+    limit: int,
+    after: Ref | None,
+) -> Page:
+    """The newest matches that follow ``after``."""
+    before = None if after is None else find_version(session, after, include_removed=True).id
+    lowest = 0
+    if candidates is not None:
+        matching = matching.where(Version.id.in_(candidates))
+    else:
+        newest = session.scalar(select(func.max(Version.id))) or 0
+        lowest = max(0, (newest + 1 if before is None else before) - SCAN_LIMIT)
+        matching = matching.where(Version.id >= lowest)
+    if before is not None:
+        matching = matching.where(Version.id < before)
+    ids = session.scalars(matching.order_by(Version.id.desc()).limit(limit + 1)).all()
+    rows = session.execute(
+        select_versions(removed=True).where(Version.id.in_(ids[:limit])).order_by(Version.id.desc())
+    ).all()
+    records = tuple(version_records(session, rows, scored=True))
+    if len(ids) > limit:
+        return Page(records, records[-1].ref)
+    return Page(records, _last_scanned(session, lowest))
+
+
+def _matching(condition: Condition) -> Select[int]:
+    """Ids of the visible versions that meet a condition."""
+    return (
+        select(Version.id)
+        .join(Adapter, Adapter.id == Version.adapter_id)
+        .outerjoin(Base, Base.id == Version.base_id)
+        .outerjoin(Dataset, Dataset.id == Version.dataset_id)
+        .where(Version.status == "visible", _expression(condition))
+    )
+
+
+def _last_scanned(session: Session, lowest: int) -> Ref | None:
+    """The oldest version that was scanned, if there are older ones."""
+    listed = Version.status.in_(("visible", "removed"))
+    if session.scalar(select(Version.id).where(Version.id < lowest, listed).limit(1)) is None:
+        return None
+    row = session.execute(
+        select_versions(removed=True).where(Version.id >= lowest).order_by(Version.id).limit(1)
+    ).one()
+    return Ref(row[1].domain, row[1].name, str(row[0].number))
+
+
+def _prefetch(session: Session, condition: Condition) -> list[int] | None:
+    """Ids of the versions that meet a required condition, if an index shows that they are few."""
+    scores: dict[tuple[str, str], list[ColumnElement[bool]]] = {}
+    for part in _required(condition):
+        if isinstance(part, ScoreCondition):
+            if part.bound != "value" or part.operator == "!=":
+                continue
+            scores.setdefault((part.split, part.metric), []).extend(_compare_score(part))
+            continue
+        ids = _ids_by_index(session, part)
+        if ids is not None and len(ids) <= PREFETCH_LIMIT:
+            return ids
+    for conditions in scores.values():
+        query = select(Score.version_id).where(*conditions).limit(PREFETCH_LIMIT + 1)
+        ids = list(session.scalars(query))
+        if len(ids) <= PREFETCH_LIMIT:
+            return ids
+    return None
+
+
+def _required(condition: Condition) -> Iterator[Condition]:
+    """Conditions that every match meets."""
+    if isinstance(condition, And):
+        for part in condition.of:
+            yield from _required(part)
+    elif not isinstance(condition, Not | Or):
+        yield condition
+
+
+def _ids_by_index(session: Session, condition: Condition) -> list[int] | None:
+    """Ids of at most ``PREFETCH_LIMIT + 1`` versions that meet it; None without an index for it."""
+    match condition:
+        case TagCondition(operator="="):
+            return _ids_by_tag(session, condition)
+        case FieldCondition(field="adapter" | "domain" | "name", operator="="):
+            owned = select(Adapter.id).where(_expression(condition)).limit(PREFETCH_LIMIT)
+            adapters = session.scalars(owned).all()
+            if len(adapters) == PREFETCH_LIMIT:
+                return None
+            query = select(Version.id).where(Version.adapter_id.in_(adapters))
+        case FieldCondition(field="alias", operator="="):
+            query = select(Alias.version_id).where(Alias.alias == condition.value)
+        case FieldCondition(field="digest" | "run", operator="="):
+            query = select(Version.id).where(_expression(condition))
+        case _:
+            return None
+    return list(session.scalars(query.limit(PREFETCH_LIMIT + 1)))
+
+
+def _ids_by_tag(session: Session, condition: TagCondition) -> list[int] | None:
+    """Ids of the versions that have such a tag themselves, or whose adapter has it."""
+    query = select(Tag.subject).where(Tag.key == condition.key, _compare_text(Tag.value, condition))
+    subjects = session.scalars(query.limit(PREFETCH_LIMIT + 1)).all()
+    if len(subjects) > PREFETCH_LIMIT:
+        return None
+    parts = [match.groups() for text in subjects if (match := _SUBJECT.fullmatch(text))]
+    candidates = select(Adapter.id, Adapter.domain, Adapter.name).where(
+        Adapter.domain.in_({domain for domain, _, _ in parts}),
+        Adapter.name.in_({name for _, name, _ in parts}),
+    )
+    adapters = {(domain, name): id for id, domain, name in session.execute(candidates)}
+    tagged_adapters, tagged_versions = [], []
+    for domain, name, number in parts:
+        adapter = adapters.get((domain, name))
+        if adapter is not None and number is None:
+            tagged_adapters.append(adapter)
+        elif adapter is not None:
+            tagged_versions.append((adapter, int(number)))
+    ids = list(version_ids(session, tagged_versions).values())
+    if tagged_adapters:
+        every = select(Version.id).where(Version.adapter_id.in_(tagged_adapters))
+        ids += session.scalars(every.limit(PREFETCH_LIMIT + 1))
+    return ids
+
+
+def _expression(condition: Condition) -> ColumnElement[bool]:
+    """The condition over a version, its adapter, base and dataset; never NULL."""
+    match condition:
+        case And(of):
+            return and_(*(_expression(part) for part in of))
+        case Or(of):
+            return or_(*(_expression(part) for part in of))
+        case Not(of):
+            return not_(_expression(of))
+        case (
+            ScoreCondition(operator="!=")
+            | TagCondition(operator="!=")
+            | FieldCondition(operator="!=")
+        ):
+            return not_(_expression(replace(condition, operator="=")))
+        case ScoreCondition():
+            return exists().where(Score.version_id == Version.id, *_compare_score(condition))
+        case TagCondition():
+            tag = Tag.key == condition.key, _compare_text(Tag.value, condition)
+            return or_(*(exists().where(Tag.subject == name, *tag) for name in (_REF, _NAME)))
+        case FieldCondition(field="newest"):
+            return _is_newest() if condition.value else not_(_is_newest())
+        case FieldCondition(field="alias"):
+            points_here = Alias.version_id == Version.id
+            return exists().where(points_here, _compare_text(Alias.alias, condition))
+        case FieldCondition(field="adapter"):
+            return _compare_adapter(condition)
+    column = _COLUMNS[condition.field]
+    if isinstance(condition.value, str):
+        comparison = _compare_text(column, condition)
+    else:
+        comparison = _OPERATORS[condition.operator](column, condition.value)
+    return and_(column.is_not(None), comparison)
+
+
+def _is_newest() -> ColumnElement[bool]:
+    later = aliased(Version)
+    return not_(
+        exists().where(
+            later.adapter_id == Version.adapter_id,
+            later.status == "visible",
+            later.number > Version.number,
         )
-    return _Parser(list(_tokens(text)), len(text)).whole()
+    )
 
 
-def _tokens(text: str) -> Iterator[_Token]:
-    at = 0
-    end = len(text.rstrip())
-    while at < end:
-        match = _TOKEN.match(text, at)
-        if match is None or match.lastgroup is None:
-            start = at + len(text[at:]) - len(text[at:].lstrip())
-            raise _wrong(f"{shown(text[start : start + 1])} is not understood", start)
-        yield _Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup))
-        at = match.end()
+def _compare_adapter(condition: FieldCondition) -> ColumnElement[bool]:
+    domain, slash, name = str(condition.value).partition("/")
+    if condition.operator == "=" and slash:
+        return and_(Adapter.domain == domain, Adapter.name == name)
+    return _compare_text(_NAME, condition)
 
 
-def _wrong(what: str, at: int, hint: str = _HINT) -> UsageError:
-    return UsageError(f"In the search, at character {at + 1}: {what}.", hint)
+def _compare_score(condition: ScoreCondition) -> tuple[ColumnElement[bool], ...]:
+    column = {"value": Score.value, "low": Score.low, "high": Score.high}[condition.bound]
+    return (
+        Score.metric == condition.metric,
+        Score.split == condition.split,
+        column.is_not(None),
+        _OPERATORS[condition.operator](column, condition.value),
+    )
 
 
-class _Parser:
-    """Takes tokens from the left; one function a rule of the grammar."""
-
-    def __init__(self, tokens: list[_Token], end: int) -> None:
-        self._tokens = tokens
-        self._next = 0
-        self._end = end
-        self._conditions = 0
-
-    def whole(self) -> Condition:
-        found = self._either(0)
-        if (token := self._peek()) is not None:
-            raise _wrong(f"'and' or 'or' is expected, not {shown(token.text)}", token.at)
-        return found
-
-    def _peek(self) -> _Token | None:
-        return self._tokens[self._next] if self._next < len(self._tokens) else None
-
-    def _take(self, expected: str) -> _Token:
-        token = self._peek()
-        if token is None:
-            raise _wrong(f"{expected} is expected, and the search ends", self._end)
-        self._next += 1
-        return token
-
-    def _said(self, *words: str) -> bool:
-        """Take the next token if it is one of these words, unquoted, or brackets."""
-        token = self._peek()
-        if token is None or token.kind == "quoted" or token.text.lower() not in words:
-            return False
-        self._next += 1
-        return True
-
-    def _either(self, depth: int) -> Condition:
-        found = [self._both(depth)]
-        while self._said("or"):
-            found.append(self._both(depth))
-        return found[0] if len(found) == 1 else Either(tuple(found))
-
-    def _both(self, depth: int) -> Condition:
-        found = [self._one(depth)]
-        while self._said("and"):
-            found.append(self._one(depth))
-        return found[0] if len(found) == 1 else Both(tuple(found))
-
-    def _one(self, depth: int) -> Condition:
-        token = self._peek()
-        if depth > _DEEPEST and token is not None:
-            raise _wrong(f"more than {_DEEPEST} brackets stand in one another", token.at)
-        if self._said("not"):
-            return Not(self._one(depth + 1))
-        if self._said("("):
-            found = self._either(depth + 1)
-            closing = self._take("')'")
-            if closing.text != ")":
-                raise _wrong(f"')' is expected, not {shown(closing.text)}", closing.at)
-            return found
-        return self._comparison()
-
-    def _comparison(self) -> Condition:
-        field = self._take("a field")
-        if field.kind != "word":
-            raise _wrong(f"a field is expected, not {shown(field.text)}", field.at)
-        operator = self._take(f"an operator behind {shown(field.text)}")
-        if operator.kind != "operator":
-            raise _wrong(
-                f"one of = != < <= > >= ~ is expected, not {shown(operator.text)}", operator.at
-            )
-        value = self._take("a value")
-        if value.kind not in ("word", "quoted"):
-            raise _wrong(f"a value is expected, not {shown(value.text)}", value.at)
-        self._conditions += 1
-        if self._conditions > MOST_CONDITIONS:
-            raise _wrong(f"there are more than {MOST_CONDITIONS} conditions", field.at)
-        return _condition(field, operator, value)
-
-
-def _condition(field: _Token, operator: _Token, value: _Token) -> Condition:
-    sign: Operator = operator.text  # type: ignore[assignment]
-    text = value.text[1:-1] if value.kind == "quoted" else value.text
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise _wrong(f"{shown(text)} can't be looked for", value.at)
-    if (tag := _TAG.fullmatch(field.text)) is not None:
-        _check_operator(sign, "name", field, operator)
-        return Tagged(tag[1], sign, text)
-    kind = FIELDS.get(field.text)
-    if kind is not None:
-        _check_operator(sign, kind, field, operator)
-        return Plain(field.text, sign, _value(kind, text, value.at))
-    figure = _FIGURE.fullmatch(field.text)
-    if figure is None or figure[1] == "tag":
-        raise _wrong(
-            f"there is no field {shown(field.text)}",
-            field.at,
-            f"Fields are {', '.join(FIELDS)}, tag.KEY, and a split with a metric, such as "
-            "test.accuracy or test.accuracy.low.",
-        )
-    _check_operator(sign, "number", field, operator)
-    bound: Literal["value", "low", "high"] = figure[3] or "value"  # type: ignore[assignment]
-    return Figure(figure[1], figure[2], bound, sign, _number(text, value.at))
-
-
-def _check_operator(sign: Operator, kind: Kind, field: _Token, operator: _Token) -> None:
-    fitting = {
-        "text": ("=", "!=", "~"),
-        "name": ("=", "!=", "~"),
-        "number": ("=", "!=", "<", "<=", ">", ">="),
-        "moment": ("<", "<=", ">", ">="),
-        "yes": ("=", "!="),
-    }[kind]
-    if sign not in fitting:
-        raise _wrong(
-            f"{shown(field.text)} can't be compared by {sign!r}",
-            operator.at,
-            f"It takes: {' '.join(fitting)}.",
-        )
-
-
-def _value(kind: Kind, text: str, at: int) -> str | float | datetime | bool:
-    if kind == "number":
-        return _number(text, at)
-    if kind == "moment":
-        return _moment(text, at)
-    if kind == "yes":
-        if text.lower() not in ("yes", "no"):
-            raise _wrong(f"yes or no is expected, not {shown(text)}", at)
-        return text.lower() == "yes"
-    return text
-
-
-def _number(text: str, at: int) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise _wrong(f"a number is expected, not {shown(text)}", at)
-    return number
-
-
-def _moment(text: str, at: int) -> datetime:
-    try:
-        found = datetime.fromisoformat(text)
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise _wrong(
-            f"a time is expected, not {shown(text)}",
-            at,
-            "Write 2026-11-21 or 2026-11-21T22:10, in UTC.",
-        ) from None
+def _compare_text(column: Any, condition: FieldCondition | TagCondition) -> ColumnElement[bool]:
+    """Equality, or, for ``~``, "contains" ignoring case."""
+    if condition.operator == "~":
+        return func.lower(column).contains(str(condition.value).lower(), autoescape=True)
+    return column == literal(condition.value)

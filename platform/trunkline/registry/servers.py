@@ -1,37 +1,28 @@
-"""Deployments: which servers run, and which versions they hold in memory.
+"""Servers: which serving processes run, and which versions each holds in memory.
 
-Owns: the rows of ``deployments`` and ``deployment_loads``, and who counts as alive.
-Must not know: how a server loads anything; it tells.
-
-Whether a server lives is decided by the database's clock, so that hosts with clocks of their own
+Whether a server is alive is decided by the database's clock, so that hosts with different clocks
 can share a registry. Start and stop are events; heartbeats and loads are only rows.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Row, Select, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from trunkline.registry.records import DeploymentRecord, LoadRecord
-from trunkline.registry.session import Aggregate, add_event, system_actor, utc_now
-from trunkline.registry.tables import Base, Deployment, DeploymentLoad, UtcDateTime
-
-ALIVE_SECONDS = 90
-"""A server that was not seen for so long is not alive."""
-
-_LAST = 2**63 - 1
-_LIST = 500
+from trunkline.registry.actors import system_actor
+from trunkline.registry.chain import add_event
+from trunkline.registry.lookup import MAX_INT64, clamp, server_subject
+from trunkline.registry.mapping import ALIVE_SECONDS, select_servers, server_record, to_record
+from trunkline.registry.records import LoadRecord, ServerRecord
+from trunkline.registry.session import Aggregate, pages
+from trunkline.registry.tables import Base, Server, ServerLoad, UtcDateTime, utc_now
 
 
 class Servers(Aggregate):
-    """Adds what servers tell of themselves, and reads it."""
+    """Records starts, heartbeats, loads and stops of servers, and lists them."""
 
     def start(
         self,
@@ -43,70 +34,75 @@ class Servers(Aggregate):
         *,
         dtype: str | None = None,
     ) -> int:
-        """A server has begun to serve; gives its number.
+        """Record that a server started, and return its number.
 
         Args:
             url: where it listens; empty where another program holds the socket.
             base_digest: of the base that it serves.
-            dtype: in which the base computes, such as ``int8``; the event tells it, if it is known.
+            dtype: in which the base computes, such as ``int8``; stored in the event.
         """
         with self._sessions.write() as session:
-            now = _clock(session)
+            now = _database_time(session)
             base = session.scalar(select(Base.id).where(Base.digest == base_digest))
-            row = Deployment(
+            row = Server(
                 actor=actor or system_actor(),
                 host=host,
                 pid=pid,
                 url=url,
                 base_id=base,
                 started=now,
-                seen=now,
+                last_seen=now,
                 stopped=None,
             )
             session.add(row)
             session.flush()
-            told = {} if dtype is None else {"dtype": dtype}
-            # A listing cuts off what is long, so the digest stands last.
-            detail = {"host": host, "pid": pid, "url": url, **told, "base": base_digest}
+            # A listing cuts long values off, so the digest comes last.
+            detail = {
+                "host": host,
+                "pid": pid,
+                "url": url,
+                **({} if dtype is None else {"dtype": dtype}),
+                "base": base_digest,
+            }
             add_event(session, row.actor, "server.started", server_subject(row.id), detail)
             return row.id
 
     def heartbeat(self, number: int) -> bool:
-        """A server is still there; False where the registry knows of no such one that runs."""
+        """Record that a server is alive; False if the registry has no such running server."""
         with self._sessions.write() as session:
-            return _see(session, number)
+            return _touch(session, number)
 
     def record_loads(
         self, number: int, loaded: Sequence[tuple[str, str]], unloaded: Sequence[str] = ()
     ) -> bool:
-        """A server has taken versions into memory and then put others out.
+        """Record that a server loaded versions into memory and then unloaded others.
 
         Args:
-            loaded: ref and digest of each; one that is held already is not told twice.
-            unloaded: digests; one that is not held is passed over.
+            loaded: ref and digest of each; one that is resident already is skipped.
+            unloaded: digests; one that is not resident is skipped.
 
         Returns:
-            Whether the registry knows of such a server that runs; if not, nothing is written.
+            Whether the registry has such a running server; if not, nothing is written.
         """
         with self._sessions.write() as session:
-            if not _see(session, number):
+            if not _touch(session, number):
                 return False
             now = utc_now()
-            held = set(
+            resident = set(
                 session.scalars(
-                    select(DeploymentLoad.digest).where(
-                        DeploymentLoad.deployment_id == number,
-                        DeploymentLoad.digest.in_([*(one for _, one in loaded), *unloaded]),
-                        DeploymentLoad.unloaded.is_(None),
+                    select(ServerLoad.digest).where(
+                        ServerLoad.server_id == number,
+                        ServerLoad.digest.in_([*(digest for _, digest in loaded), *unloaded]),
+                        ServerLoad.unloaded.is_(None),
                     )
                 )
             )
             for ref, digest in loaded:
-                if digest not in held:
-                    held.add(digest)
+                if digest not in resident:
+                    resident.add(digest)
                     session.add(
-                        DeploymentLoad(
-                            deployment_id=number,
+                        ServerLoad(
+                            server_id=number,
                             version=ref,
                             digest=digest,
                             loaded=now,
@@ -114,179 +110,123 @@ class Servers(Aggregate):
                         )
                     )
             session.flush()
-            if gone := held.intersection(unloaded):
-                _unload(session, number, now, gone)
+            if evicted := resident.intersection(unloaded):
+                _unload(session, number, now, evicted)
             return True
 
     def stop(self, number: int, actor: str | None = None) -> None:
-        """A server ends, and holds nothing from now on; a second time nothing happens."""
+        """Record that a server stopped and holds nothing; stopping it again changes nothing."""
         with self._sessions.write() as session:
             now = utc_now()
-            query = select(Deployment).where(Deployment.id == number).with_for_update()
-            row = session.scalar(query)
+            row = session.scalar(select(Server).where(Server.id == number).with_for_update())
             if row is None or row.stopped is not None:
                 return
             row.stopped = now
-            row.seen = _clock(session)
+            row.last_seen = _database_time(session)
             _unload(session, number, now)
             add_event(session, actor or row.actor, "server.stopped", server_subject(number), {})
 
-    def list(self, limit: int = 100, before: int | None = None) -> Sequence[DeploymentRecord]:
+    def list(self, limit: int = 100, before: int | None = None) -> Sequence[ServerRecord]:
         """Servers, newest first.
 
         Args:
-            before: only those that began before the one with this number, for the next page.
+            before: only servers older than the one with this number, for the next page.
         """
-        query = _deployments().order_by(Deployment.id.desc()).limit(limit)
+        query = select_servers().order_by(Server.id.desc()).limit(limit)
         if before is not None:
-            query = query.where(Deployment.id < max(0, min(before, _LAST)))
+            query = query.where(Server.id < clamp(before, MAX_INT64))
         with self._sessions.read() as session:
-            now = _clock(session)
-            return [_record(row, now) for row in session.execute(query)]
+            now = _database_time(session)
+            return [server_record(row, now) for row in session.execute(query)]
 
     def list_loads(
         self, digest: str, limit: int = 100, before: int | None = None
     ) -> Sequence[LoadRecord]:
-        """When servers held a version, newest first.
+        """When servers held a version in memory, newest first.
 
         Args:
-            before: only loads that are older than the one with this ``id``, for the next page.
+            before: only loads older than the one with this ``id``, for the next page.
         """
         query = (
-            _deployments()
-            .add_columns(DeploymentLoad)
-            .join(DeploymentLoad, DeploymentLoad.deployment_id == Deployment.id)
-            .where(DeploymentLoad.digest == digest)
-            .order_by(DeploymentLoad.id.desc())
+            select_servers()
+            .add_columns(ServerLoad)
+            .join(ServerLoad, ServerLoad.server_id == Server.id)
+            .where(ServerLoad.digest == digest)
+            .order_by(ServerLoad.id.desc())
             .limit(limit)
         )
         if before is not None:
-            query = query.where(DeploymentLoad.id < max(0, min(before, _LAST)))
+            query = query.where(ServerLoad.id < clamp(before, MAX_INT64))
         with self._sessions.read() as session:
-            now = _clock(session)
+            now = _database_time(session)
             return [
-                LoadRecord(
-                    id=row.DeploymentLoad.id,
-                    version=row.DeploymentLoad.version,
-                    digest=row.DeploymentLoad.digest,
-                    loaded=row.DeploymentLoad.loaded,
-                    unloaded=row.DeploymentLoad.unloaded,
-                    server=_record(row, now),
-                )
+                to_record(LoadRecord, row.ServerLoad, server=server_record(row, now))
                 for row in session.execute(query)
             ]
 
     def holders(self, digests: Collection[str] | None = None) -> Mapping[str, Sequence[str]]:
-        """What servers that are alive hold in memory now.
+        """Which servers that are alive hold which versions in memory now.
 
         Args:
-            digests: ask about these only; None for all.
+            digests: only these; None for all.
 
         Returns:
             Digest → the servers that hold it, each as ``server/3 (http://…, process 812 on host)``;
-            a digest that nobody holds is not in it.
+            a digest that no server holds is left out.
         """
-        asked = [None] if digests is None else list(_slices(sorted(digests)))
-        found: dict[str, list[str]] = {}
+        holders: dict[str, list[str]] = {}
         with self._sessions.read() as session:
-            now = _clock(session)
+            now = _database_time(session)
             query = (
-                _deployments()
-                .add_columns(DeploymentLoad.digest)
-                .join(DeploymentLoad, DeploymentLoad.deployment_id == Deployment.id)
+                select_servers()
+                .add_columns(ServerLoad.digest)
+                .join(ServerLoad, ServerLoad.server_id == Server.id)
                 .where(
-                    Deployment.stopped.is_(None),
-                    Deployment.seen >= now - timedelta(seconds=ALIVE_SECONDS),
-                    DeploymentLoad.unloaded.is_(None),
+                    Server.stopped.is_(None),
+                    Server.last_seen >= now - timedelta(seconds=ALIVE_SECONDS),
+                    ServerLoad.unloaded.is_(None),
                 )
-                .order_by(DeploymentLoad.id)
+                .order_by(ServerLoad.id)
             )
-            for some in asked:
-                narrowed = query if some is None else query.where(DeploymentLoad.digest.in_(some))
-                for row in session.execute(narrowed):
-                    server = _record(row, now)
+            queries = (
+                [query]
+                if digests is None
+                else [query.where(ServerLoad.digest.in_(page)) for page in pages(sorted(digests))]
+            )
+            for one in queries:
+                for row in session.execute(one):
+                    server = server_record(row, now)
                     if server.alive:
-                        found.setdefault(row.digest, []).append(_named(server))
-        return found
+                        holders.setdefault(row.digest, []).append(_describe(server))
+        return holders
 
 
-def server_subject(number: int) -> str:
-    """What a server's events are filed under."""
-    return f"server/{number}"
-
-
-def process_lives(pid: int) -> bool:
-    """Whether a process of this host runs; one that has ended and waits for its parent does not."""
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return True
-    return state not in ("Z", "X")
-
-
-def _slices(digests: Sequence[str]) -> Sequence[Sequence[str]]:
-    return [digests[start : start + _LIST] for start in range(0, len(digests), _LIST)]
-
-
-def _clock(session: Session) -> datetime:
+def _database_time(session: Session) -> datetime:
     """The database's time, which is the same for every host."""
     return session.execute(select(func.now(type_=UtcDateTime()))).scalar_one()
 
 
-def _see(session: Session, number: int) -> bool:
-    seen = (
-        update(Deployment)
-        .where(Deployment.id == number, Deployment.stopped.is_(None))
-        .values(seen=_clock(session))
-        .returning(Deployment.id)
+def _touch(session: Session, number: int) -> bool:
+    heartbeat = (
+        update(Server)
+        .where(Server.id == number, Server.stopped.is_(None))
+        .values(last_seen=_database_time(session))
+        .returning(Server.id)
     )
-    return session.scalar(seen) is not None
+    return session.scalar(heartbeat) is not None
 
 
 def _unload(
     session: Session, number: int, now: datetime, digests: Collection[str] | None = None
 ) -> None:
-    held = update(DeploymentLoad).where(
-        DeploymentLoad.deployment_id == number, DeploymentLoad.unloaded.is_(None)
+    resident = update(ServerLoad).where(
+        ServerLoad.server_id == number, ServerLoad.unloaded.is_(None)
     )
     if digests is not None:
-        held = held.where(DeploymentLoad.digest.in_(digests))
-    session.execute(held.values(unloaded=now), execution_options={"synchronize_session": False})
+        resident = resident.where(ServerLoad.digest.in_(digests))
+    session.execute(resident.values(unloaded=now), execution_options={"synchronize_session": False})
 
 
-def _deployments() -> Select[Deployment, str, str]:
-    return select(Deployment, Base.name.label("base_name"), Base.digest.label("base_digest")).join(
-        Base, Deployment.base_id == Base.id, isouter=True
-    )
-
-
-def _record(row: Row[*tuple[Any, ...]], now: datetime) -> DeploymentRecord:
-    one: Deployment = row.Deployment
-    late = now - one.seen > timedelta(seconds=ALIVE_SECONDS)
-    gone = one.host == socket.gethostname() and not process_lives(one.pid)
-    return DeploymentRecord(
-        number=one.id,
-        actor=one.actor,
-        host=one.host,
-        pid=one.pid,
-        url=one.url,
-        base_name=row.base_name,
-        base_digest=row.base_digest,
-        started=one.started,
-        seen=one.seen,
-        stopped=one.stopped,
-        alive=one.stopped is None and not late and not gone,
-    )
-
-
-def _named(server: DeploymentRecord) -> str:
+def _describe(server: ServerRecord) -> str:
     where = f"{server.url}, " if server.url else ""
     return f"{server_subject(server.number)} ({where}process {server.pid} on {server.host})"

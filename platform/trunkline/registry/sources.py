@@ -1,8 +1,4 @@
-"""What adapters are made from: plugins, bases and datasets, each recorded once.
-
-Owns: their rows.
-Must not know: runs and versions, which refer to them.
-"""
+"""What adapters are trained from: plugins, bases and datasets, each recorded once."""
 
 from __future__ import annotations
 
@@ -10,19 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from trunkline.errors import NotFoundError
+from trunkline.registry.mapping import to_record
 from trunkline.registry.records import BaseRecord, DatasetRecord
-from trunkline.registry.session import Aggregate, find_or_add, utc_now
-from trunkline.registry.tables import Base, Dataset, Plugin
+from trunkline.registry.session import Aggregate, find_or_add
+from trunkline.registry.tables import Base, Dataset, Plugin, utc_now
 
 
 class Sources(Aggregate):
-    """Records plugins, bases and datasets; recording the same again gives the same id."""
+    """Records plugins, bases and datasets; recording one again returns the same id."""
 
     def record_plugin(self, *, distribution: str, version: str, api: int, domain: str) -> int:
-        """Remember a release of a plugin; gives its id."""
+        """Record a release of a plugin and return its id."""
         row = Plugin(
             distribution=distribution, version=version, api=api, domain=domain, first_seen=utc_now()
         )
@@ -45,7 +40,7 @@ class Sources(Aggregate):
         parameters: int,
         dtype: str,
     ) -> int:
-        """Remember a base by its digest; gives its id. The first name it came under stays."""
+        """Record a base by its digest and return its id; its first name stays."""
         row = Base(
             digest=digest,
             name=name,
@@ -69,7 +64,7 @@ class Sources(Aggregate):
         source: str,
         counts: Mapping[str, Any],
     ) -> int:
-        """Remember a dataset as it was used; gives its id."""
+        """Record a dataset as it is used and return its id."""
         row = Dataset(
             name=name,
             fingerprint=fingerprint,
@@ -90,57 +85,17 @@ class Sources(Aggregate):
             ).id
 
     def list_bases(self, *, limit: int = 100, offset: int = 0) -> list[BaseRecord]:
-        """The bases that were used, newest first."""
+        """The recorded bases, newest first."""
         query = select(Base).order_by(Base.id.desc()).limit(limit).offset(offset)
         with self._sessions.read() as session:
-            return [base_record(row) for row in session.scalars(query)]
+            return [to_record(BaseRecord, row) for row in session.scalars(query)]
 
     def list_datasets(
         self, *, name: str | None = None, limit: int = 100, offset: int = 0
     ) -> list[DatasetRecord]:
-        """The datasets that were used, newest first; ``name`` gives the states of one."""
+        """The recorded datasets, newest first; with ``name``, the states of one."""
         query = select(Dataset).order_by(Dataset.id.desc()).limit(limit).offset(offset)
         if name is not None:
             query = query.where(Dataset.name == name)
         with self._sessions.read() as session:
-            return [dataset_record(row) for row in session.scalars(query)]
-
-
-def base_record(row: Base) -> BaseRecord:
-    """A row of the bases as a record."""
-    return BaseRecord(
-        id=row.id,
-        digest=row.digest,
-        name=row.name,
-        source=row.source,
-        architecture=row.architecture,
-        parameters=row.parameters,
-        dtype=row.dtype,
-        first_seen=row.first_seen,
-    )
-
-
-def dataset_record(row: Dataset) -> DatasetRecord:
-    """A row of the datasets as a record."""
-    return DatasetRecord(
-        id=row.id,
-        name=row.name,
-        fingerprint=row.fingerprint,
-        split_fingerprint=row.split_fingerprint,
-        rows=row.rows,
-        license=row.license,
-        source=row.source,
-        counts=row.counts,
-        first_seen=row.first_seen,
-    )
-
-
-def base_id(session: Session, digest: str) -> int:
-    """The id of a recorded base."""
-    found = session.scalar(select(Base.id).where(Base.digest == digest))
-    if found is None:
-        raise NotFoundError(
-            f"The registry knows no base with the digest {digest!r}.",
-            "Record the base before what was made on it.",
-        )
-    return found
+            return [to_record(DatasetRecord, row) for row in session.scalars(query)]

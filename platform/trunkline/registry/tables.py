@@ -1,10 +1,7 @@
-"""The registry's tables, as typed ORM classes.
+"""The registry's tables as typed ORM classes; a change here needs a migration.
 
-Owns: names, types, keys and constraints; a change here needs a migration beside it.
-Must not know: queries, and which database engine stands behind.
-
-There are no relationships: every query says its joins. Times are aware and in UTC. Order is by
-surrogate key or sequence, never by time, since clocks go backwards.
+There are no relationships: every query states its joins. Times are aware and in UTC. Rows are
+ordered by surrogate key or sequence, never by time, since clocks go backwards.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    literal_column,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -35,8 +31,13 @@ VERSION_STATUSES = ("pending", "visible", "failed", "removed")
 ALIAS_MOVES = ("promoted", "rolled-back", "dropped")
 
 
+def utc_now() -> datetime:
+    """The current time in UTC; for people to read, never to order by."""
+    return datetime.now(UTC)
+
+
 class UtcDateTime(TypeDecorator[datetime]):
-    """Aware datetimes in and out, UTC in between, also where the database knows no time zones."""
+    """Stores aware datetimes as UTC, also in databases without time zones."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -81,7 +82,7 @@ class Table(DeclarativeBase):
 
 
 class Plugin(Table):
-    """One release of a plugin that took part in a run."""
+    """One release of a plugin that a run used."""
 
     __tablename__ = "plugins"
     __table_args__ = (UniqueConstraint("distribution", "version", "domain"),)
@@ -110,7 +111,7 @@ class Base(Table):
 
 
 class Dataset(Table):
-    """Rows as they were used: fingerprints of their bytes and of their split."""
+    """A dataset as it was used: fingerprints of its rows and of their split."""
 
     __tablename__ = "datasets"
     __table_args__ = (UniqueConstraint("name", "fingerprint", "split_fingerprint"),)
@@ -127,10 +128,10 @@ class Dataset(Table):
 
 
 class Run(Table):
-    """One execution of a recipe; its key is the number that users see.
+    """One execution of a recipe; its key is the run number that users see.
 
-    ``specification`` is the recipe as it was then: dataset, transforms, template, loss, metrics,
-    gate, and the plugin's commit where it is known.
+    ``specification`` is the recipe at that time: dataset, transforms, template, loss, metrics,
+    gate, and the plugin's commit if available.
     """
 
     __tablename__ = "runs"
@@ -153,7 +154,7 @@ class Run(Table):
 
 
 class RunMetric(Table):
-    """A figure at an optimizer step; NULL stands for not-a-number."""
+    """A metric's value at an optimizer step; NULL means NaN."""
 
     __tablename__ = "run_metrics"
 
@@ -164,7 +165,7 @@ class RunMetric(Table):
 
 
 class Adapter(Table):
-    """A name that has versions; ``last_number`` is the highest number ever given out."""
+    """A name that has versions; ``last_number`` is the highest version number ever reserved."""
 
     __tablename__ = "adapters"
     __table_args__ = (UniqueConstraint("domain", "name"),)
@@ -179,9 +180,10 @@ class Adapter(Table):
 class Version(Table):
     """One artifact: ``pending`` while its files are written, then ``visible`` or ``failed``.
 
-    A ``removed`` one is a tombstone: its files are gone, its row and lineage stay, and its number
-    is never given again. ``files`` is file name → ``{"bytes", "sha256"}``; ``publisher`` is the
-    process that is writing a pending one.
+    A ``removed`` version is a tombstone: its files are deleted, its row and lineage stay, and its
+    number is never reused. ``files`` is file name → ``{"bytes", "sha256"}``. ``reserved_by`` is the
+    process that holds a pending version. ``removal_reason`` says why a version was removed or
+    failed.
     """
 
     __tablename__ = "versions"
@@ -210,8 +212,8 @@ class Version(Table):
     files: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     template_digest: Mapped[str | None]
     removed: Mapped[datetime | None]
-    removal: Mapped[str | None]
-    publisher: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    removal_reason: Mapped[str | None]
+    reserved_by: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Alias(Table):
@@ -227,11 +229,11 @@ class Alias(Table):
 
 
 class AliasMove(Table):
-    """A change of an alias; the newest of an alias says where it stands. Rows are only added.
+    """A change of an alias; an alias points where its newest move says. Rows are only added.
 
-    ``back_to`` is the move that a rollback of this one restores: the newest before it, or, of a
-    rollback, what the restored move had. So each further rollback goes one step further.
-    ``version_id`` is NULL where the alias was dropped.
+    ``back_to`` is the move that a rollback of this one restores: the newest move before it, or, for
+    a rollback, the ``back_to`` of the restored move. So each further rollback goes one step
+    further. ``version_id`` is NULL where the alias was dropped.
     """
 
     __tablename__ = "alias_moves"
@@ -256,7 +258,7 @@ class AliasMove(Table):
 
 
 class Evaluation(Table):
-    """Figures of a version, of a run that has no version yet, or of the bare base."""
+    """Scores of a version, of a run that has no version yet, or of the bare base."""
 
     __tablename__ = "evaluations"
 
@@ -272,7 +274,7 @@ class Evaluation(Table):
 
 
 class Score(Table):
-    """The newest figure of a version by split and metric, beside its evaluation, for searching."""
+    """The newest score of a version by split and metric, for searching."""
 
     __tablename__ = "scores"
     __table_args__ = (Index(None, "metric", "split", "value"),)
@@ -287,7 +289,7 @@ class Score(Table):
 
 
 class Prediction(Table):
-    """What was answered for one row of an evaluation."""
+    """The prediction for one row of an evaluation."""
 
     __tablename__ = "predictions"
 
@@ -301,7 +303,7 @@ class Prediction(Table):
 
 
 class ChainHead(Table):
-    """The last row of a hash chain (``events`` or ``requests``); writers lock it in turn."""
+    """The head of a hash chain (``events`` or ``requests``); writers lock it in turn."""
 
     __tablename__ = "chain_heads"
 
@@ -311,9 +313,9 @@ class ChainHead(Table):
 
 
 class Event(Table):
-    """Something that was done, by whom, to what; rows are only ever added.
+    """A change: who did what to which subject. Rows are only added.
 
-    Each carries the hash of the one before; see :mod:`trunkline.registry.chain`.
+    Each stores the hash of the one before; see :mod:`trunkline.registry.chain`.
     """
 
     __tablename__ = "events"
@@ -329,12 +331,12 @@ class Event(Table):
     kind: Mapped[str]
     subject: Mapped[str]
     detail: Mapped[dict[str, Any]]
-    previous_hash: Mapped[str] = mapped_column(server_default=literal_column("''"))
-    hash: Mapped[str] = mapped_column(server_default=literal_column("''"))
+    previous_hash: Mapped[str]
+    hash: Mapped[str]
 
 
 class Tag(Table):
-    """A word about anything: ``subject`` is named as in events."""
+    """A key and value on any subject; subjects are named as in events."""
 
     __tablename__ = "tags"
     __table_args__ = (UniqueConstraint("subject", "key"), Index(None, "key", "value"))
@@ -345,10 +347,10 @@ class Tag(Table):
     value: Mapped[str]
 
 
-class Deployment(Table):
-    """A server's life: from start to stop, with the time at which it was last seen."""
+class Server(Table):
+    """A serving process from start to stop, with its last heartbeat."""
 
-    __tablename__ = "deployments"
+    __tablename__ = "servers"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -358,24 +360,24 @@ class Deployment(Table):
     url: Mapped[str]
     base_id: Mapped[int | None] = mapped_column(ForeignKey("bases.id"))
     started: Mapped[datetime]
-    seen: Mapped[datetime]
+    last_seen: Mapped[datetime]
     stopped: Mapped[datetime | None] = mapped_column(index=True)
 
 
-class DeploymentLoad(Table):
+class ServerLoad(Table):
     """A version in a server's memory, from ``loaded`` to ``unloaded``."""
 
-    __tablename__ = "deployment_loads"
+    __tablename__ = "server_loads"
     __table_args__ = (
         Index(None, "digest", "unloaded"),
-        Index(None, "deployment_id", "id"),
+        Index(None, "server_id", "id"),
         {"sqlite_autoincrement": True},
     )
 
     id: Mapped[int] = mapped_column(
         BigInteger().with_variant(Integer(), "sqlite"), primary_key=True
     )
-    deployment_id: Mapped[int] = mapped_column(ForeignKey("deployments.id"))
+    server_id: Mapped[int] = mapped_column(ForeignKey("servers.id"))
     version: Mapped[str]
     digest: Mapped[str]
     loaded: Mapped[datetime]
@@ -383,11 +385,10 @@ class DeploymentLoad(Table):
 
 
 class ApiKey(Table):
-    """Who may use a server, and for what; the key itself is not kept, only its sha256 in hex.
+    """Permission to use a server; only the sha256 of the key is stored, in hex.
 
-    A key is 256 random bits, so nobody can guess their way back from the hash: one fast pass of
-    sha256 is enough, and a slow hash, which protects what people make up, would only delay every
-    request. A removed key keeps its row, so that the request log can still be explained.
+    A key has 256 random bits, so one pass of sha256 is enough; a slow password hash would only
+    delay every request. The row of a removed key stays, since the request log refers to it.
     """
 
     __tablename__ = "api_keys"
@@ -405,10 +406,10 @@ class ApiKey(Table):
 
 
 class LoggedRequest(Table):
-    """A request that a server ended, one way or another; rows are only ever added.
+    """A request that a server finished, successfully or not. Rows are only added.
 
-    ``key_id`` is the id of a key but refers to nothing: the log must take what happened, whatever
-    became of the key. ``adapter`` is ``version`` without its number, kept for the index.
+    ``key_id`` is no foreign key: the log accepts every request, whatever keys are stored.
+    ``model`` is the client's text; ``adapter`` is ``version`` without its number, for the index.
     """
 
     __tablename__ = "requests"
@@ -425,7 +426,7 @@ class LoggedRequest(Table):
     at: Mapped[datetime]
     key_id: Mapped[str | None]
     route: Mapped[str]
-    asked: Mapped[str]
+    model: Mapped[str]
     adapter: Mapped[str | None]
     version: Mapped[str | None]
     digest: Mapped[str | None] = mapped_column(index=True)
@@ -435,5 +436,5 @@ class LoggedRequest(Table):
     seconds: Mapped[float]
     text: Mapped[str | None]
     output: Mapped[str | None]
-    previous_hash: Mapped[str] = mapped_column(server_default=literal_column("''"))
-    hash: Mapped[str] = mapped_column(server_default=literal_column("''"))
+    previous_hash: Mapped[str]
+    hash: Mapped[str]

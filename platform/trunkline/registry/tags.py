@@ -1,8 +1,6 @@
-"""Tags and notes: words of people about anything that the registry knows.
+"""Tags and notes that people add to any subject of the registry.
 
-Owns: their rows, and what a tag and a note may hold.
-Must not know: what they are used for. A tag can be changed, and each change is an event; a note is
-an event itself, and so can't.
+A tag can be changed, and each change is an event; a note is an event itself and can't be changed.
 """
 
 from __future__ import annotations
@@ -15,28 +13,30 @@ from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError, RefusedError, UsageError
 from trunkline.refs import shown
+from trunkline.registry.chain import add_event
 from trunkline.registry.events import is_note
+from trunkline.registry.lookup import find_subject
+from trunkline.registry.mapping import to_record
 from trunkline.registry.records import EventRecord, TagsRecord
-from trunkline.registry.session import Aggregate, add_event, event_record, find_or_add
-from trunkline.registry.subjects import find_subject
+from trunkline.registry.session import Aggregate, find_or_add
 from trunkline.registry.tables import Event, Tag
 
-MOST_TAGS = 100
-"""So many tags a subject may have."""
+MAX_TAGS = 100
+"""The most tags of a subject."""
 
-LONGEST_VALUE = 500
-LONGEST_NOTE = 4000
+MAX_VALUE_LENGTH = 500
+MAX_NOTE_LENGTH = 4000
 
 _KEY = re.compile(r"[a-z][a-z0-9_-]{0,39}", re.ASCII)
-_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_UNPRINTED_IN_NOTES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL_IN_NOTES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Tags(Aggregate):
-    """Sets, removes and gives tags; adds and gives notes."""
+    """Sets, removes and lists tags; adds and lists notes."""
 
     def set(self, subject: str, key: str, value: str, *, actor: str | None = None) -> None:
-        """Give a subject a tag, in place of the one with this key if it has one.
+        """Set a tag, replacing the one with this key.
 
         Raises:
             UsageError: the subject, key or value is malformed.
@@ -46,7 +46,7 @@ class Tags(Aggregate):
         self.update(subject, {key: value}, actor=actor)
 
     def remove(self, subject: str, key: str, *, actor: str | None = None) -> None:
-        """Take a tag away.
+        """Remove a tag.
 
         Raises:
             NotFoundError: there is no such subject, or it has no such tag.
@@ -61,25 +61,25 @@ class Tags(Aggregate):
         remove: Collection[str] = (),
         actor: str | None = None,
     ) -> None:
-        """Set and remove several tags of one subject in one transaction, an event a change.
+        """Set and remove several tags of one subject in one transaction, with an event for each.
 
         Raises:
-            As :meth:`set_tag` and :meth:`remove_tag`; then nothing was changed.
+            As :meth:`set` and :meth:`remove`; nothing was changed then.
         """
         for key, value in values.items():
             _check_tag(key, value)
         with self._sessions.write() as session:
-            of = find_subject(session, subject)
+            subject = find_subject(session, subject)
             for key in remove:
-                _remove(session, of, key, actor)
+                _remove(session, subject, key, actor)
             for key, value in values.items():
-                _set(session, of, key, value, actor)
-            count = select(func.count(Tag.id)).where(Tag.subject == of)
+                _set(session, subject, key, value, actor)
+            count = select(func.count(Tag.id)).where(Tag.subject == subject)
             session.flush()
-            if values and (session.scalar(count) or 0) > MOST_TAGS:
+            if values and (session.scalar(count) or 0) > MAX_TAGS:
                 raise RefusedError(
-                    f"{of} would have more than {MOST_TAGS} tags.",
-                    f"Take some away: trunkline tag {of} --remove KEY.",
+                    f"{subject} would have more than {MAX_TAGS} tags.",
+                    f"Remove some first: trunkline tag {subject} --remove KEY.",
                 )
 
     def get(self, subject: str) -> TagsRecord:
@@ -89,103 +89,103 @@ class Tags(Aggregate):
             NotFoundError: there is no such subject.
         """
         with self._sessions.read() as session:
-            of = find_subject(session, subject)
-            return TagsRecord(subject=of, tags=tags_of(session, [of]).get(of, {}))
+            subject = find_subject(session, subject)
+            tags = tags_of(session, [subject]).get(subject, {})
+            return TagsRecord(subject=subject, tags=tags)
 
     def add_note(self, subject: str, text: str, *, actor: str | None = None) -> str:
-        """Note something for good; gives the subject under which it stands.
+        """Add a note for good; return the canonical name of its subject.
 
         Raises:
-            UsageError: the text is empty, longer than 4,000 characters, or holds control
-                characters other than line ends and tabs.
+            UsageError: the text is empty, longer than 4,000 characters, or has control characters
+                other than line ends and tabs.
             NotFoundError: there is no such subject.
         """
-        if not text.strip() or len(text) > LONGEST_NOTE or _UNPRINTED_IN_NOTES.search(text):
+        if not text.strip() or len(text) > MAX_NOTE_LENGTH or _CONTROL_IN_NOTES.search(text):
             raise UsageError(
-                f"The note {shown(text)} can't be kept.",
-                f"Write 1 to {LONGEST_NOTE:,} printable characters.",
+                f"{shown(text)} is not a valid note.",
+                f"Write 1 to {MAX_NOTE_LENGTH:,} printable characters.",
             )
         with self._sessions.write() as session:
-            of = find_subject(session, subject)
-            add_event(session, actor, "note", of, {"text": text})
-            return of
+            subject = find_subject(session, subject)
+            add_event(session, actor, "note.added", subject, {"text": text})
+            return subject
 
     def notes(
         self, subject: str, *, limit: int = 100, before: int | None = None
     ) -> list[EventRecord]:
-        """The notes of a subject, newest first; ``before`` a number of an event, for paging.
+        """The notes on a subject, newest first; ``before`` the ``seq`` of one, for the next page.
 
         Raises:
             NotFoundError: there is no such subject.
         """
         with self._sessions.read() as session:
-            of = find_subject(session, subject)
-            query = select(Event).where(Event.subject == of, is_note())
+            subject = find_subject(session, subject)
+            query = select(Event).where(Event.subject == subject, is_note())
             if before is not None:
                 query = query.where(Event.seq < before)
-            return [
-                event_record(row)
-                for row in session.scalars(query.order_by(Event.seq.desc()).limit(limit))
-            ]
+            rows = session.scalars(query.order_by(Event.seq.desc()).limit(limit))
+            return [to_record(EventRecord, row) for row in rows]
 
 
 def tags_of(session: Session, subjects: Collection[str]) -> dict[str, dict[str, str]]:
     """subject → key → value, by key; subjects without a tag are left out."""
-    found: dict[str, dict[str, str]] = {}
+    tags: dict[str, dict[str, str]] = {}
     query = select(Tag).where(Tag.subject.in_(subjects)).order_by(Tag.key)
     for row in session.scalars(query):
-        found.setdefault(row.subject, {})[row.key] = row.value
-    return found
+        tags.setdefault(row.subject, {})[row.key] = row.value
+    return tags
 
 
 def check_key(key: str) -> str:
-    """Give ``key`` back if it may be a tag's; else raise :class:`UsageError`."""
+    """Return ``key`` if it is a valid tag key; else raise :class:`UsageError`."""
     if not _KEY.fullmatch(key):
         raise UsageError(
-            f"{shown(key)} can't be a tag's key.",
+            f"{shown(key)} is not a valid tag key.",
             "Use a-z, 0-9, '_' and '-', a letter first, at most 40 characters.",
         )
     return key
 
 
 def check_reason(reason: str) -> str:
-    """Give a reason back without the spaces around it; it is kept for good and printed.
+    """Return a reason without surrounding white space.
 
     Raises:
-        UsageError: it is longer than a note may be, or holds control characters.
+        UsageError: it is longer than a note may be, or has control characters.
     """
-    if len(reason) > LONGEST_NOTE or _UNPRINTED_IN_NOTES.search(reason):
+    if len(reason) > MAX_NOTE_LENGTH or _CONTROL_IN_NOTES.search(reason):
         raise UsageError(
-            f"The reason {shown(reason)} can't be kept.",
-            f"Write at most {LONGEST_NOTE:,} printable characters.",
+            f"{shown(reason)} is not a valid reason.",
+            f"Write at most {MAX_NOTE_LENGTH:,} printable characters.",
         )
     return reason.strip()
 
 
 def _check_tag(key: str, value: str) -> None:
     check_key(key)
-    if not value.strip() or len(value) > LONGEST_VALUE or _UNPRINTED.search(value):
+    if not value.strip() or len(value) > MAX_VALUE_LENGTH or _CONTROL.search(value):
         raise UsageError(
-            f"{shown(value)} can't be the value of the tag {key!r}.",
-            f"Write 1 to {LONGEST_VALUE} printable characters on one line.",
+            f"{shown(value)} is not a valid value of the tag {key!r}.",
+            f"Write 1 to {MAX_VALUE_LENGTH} printable characters on one line.",
         )
 
 
 def _set(session: Session, subject: str, key: str, value: str, actor: str | None) -> None:
-    made = Tag(subject=subject, key=key, value=value)
-    row = find_or_add(session, made, Tag.subject == subject, Tag.key == key)
-    was = None if row is made else row.value
-    if was != value:
+    new = Tag(subject=subject, key=key, value=value)
+    row = find_or_add(session, new, Tag.subject == subject, Tag.key == key)
+    previous = None if row is new else row.value
+    if previous != value:
         row.value = value
-        add_event(session, actor, "tag.set", subject, {"key": key, "value": value, "was": was})
+        detail = {"key": key, "value": value, "previous": previous}
+        add_event(session, actor, "tag.set", subject, detail)
 
 
 def _remove(session: Session, subject: str, key: str, actor: str | None) -> None:
     query = select(Tag).where(Tag.subject == subject, Tag.key == check_key(key))
     row = session.scalar(query.with_for_update())
     if row is None:
-        known = tags_of(session, [subject]).get(subject, {})
-        raise NotFoundError.named("tag", key, known, f"See them with: trunkline tag {subject}.")
+        tags = tags_of(session, [subject]).get(subject, {})
+        raise NotFoundError.named("tag", key, tags, f"List them with: trunkline tag {subject}.")
     session.delete(row)
     session.flush()
     add_event(session, actor, "tag.removed", subject, {"key": key, "value": row.value})

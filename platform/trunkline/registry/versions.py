@@ -1,10 +1,7 @@
-"""Adapters and their versions: giving out numbers, publishing, resolving refs.
+"""Adapters and their versions: reserve, publish, abandon, remove, resolve, list and search.
 
-Owns: the states of a version.
-Must not know: the artifact's files; the store writes them between reserving and publishing.
-
-A number is reserved in one transaction and made visible in another. What is in between is seen
-by nobody, and a number that was given out is never given out again.
+A number is reserved in one transaction and published in another. Nobody sees a version in between,
+and a number that was reserved is never reused.
 """
 
 from __future__ import annotations
@@ -16,43 +13,47 @@ from typing import Any
 from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import Session
 
-from trunkline.errors import NotFoundError, RefusedError, RegistryError, UsageError
+from trunkline.errors import RefusedError, RegistryError, UsageError
 from trunkline.refs import Ref, check_digest, shown
-from trunkline.registry import finding
-from trunkline.registry.evaluations import keep_scores
+from trunkline.registry.actors import current_process
+from trunkline.registry.chain import add_event
 from trunkline.registry.lookup import (
-    adapter_records,
+    clamp,
     find_adapter,
-    find_version,
-    version_records,
-    visible_adapters,
-    visible_versions,
+    find_base_id,
+    find_version_row,
+    lock_version,
+    run_subject,
 )
-from trunkline.registry.origins import provenance_of_version
-from trunkline.registry.publisher import this_process
-from trunkline.registry.records import AdapterRecord, RestoredLineage, VersionRecord
-from trunkline.registry.restoring import restore_lineage
-from trunkline.registry.runs import take_back_restored
-from trunkline.registry.session import RESTORED, Aggregate, add_event, find_or_add, utc_now
-from trunkline.registry.sources import base_id
-from trunkline.registry.tables import Adapter, Base, Evaluation, Event, Run, Version
+from trunkline.registry.mapping import (
+    adapter_records,
+    select_adapters,
+    select_versions,
+    version_record,
+    version_records,
+)
+from trunkline.registry.records import AdapterRecord, VersionRecord
+from trunkline.registry.runs import RUN_IMPORTED, adopt_evaluations, discard_imported_run
+from trunkline.registry.search import Page, find_removed, find_versions
+from trunkline.registry.session import Aggregate, find_or_add
+from trunkline.registry.tables import Adapter, Base, Event, Run, Version, utc_now
 from trunkline.registry.tags import check_reason
 
 _PART = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
 _RELATIVE_PATH = re.compile(rf"{_PART}(?:/{_PART})*", re.ASCII)
 
-_LAST = 2**31 - 1
-_PUBLISHING = ("version.published", "adapter.imported")
-_MOST_CONTRIBUTORS = 100
+_PUBLISHING = ("version.published", "version.imported")
+_MAX_CONTRIBUTORS = 100
 
 
 class Versions(Aggregate):
-    """Publishes versions and answers refs."""
+    """Publishes, resolves, lists and removes versions."""
 
     def reserve(self, domain: str, name: str, *, task: str, run: int | None = None) -> int:
-        """Take the next number of an adapter, which nobody sees until it is published.
+        """Reserve the next number of an adapter; nobody sees it until it is published.
 
-        The row keeps which process publishes, so that upkeep can tell when it has gone.
+        The row stores which process reserved it, so that garbage collection can tell when that
+        process has ended.
 
         Raises:
             RefusedError: the adapter exists and is for another task.
@@ -76,19 +77,19 @@ class Versions(Aggregate):
         actor: str | None = None,
         imported: Mapping[str, Any] | None = None,
     ) -> VersionRecord:
-        """Make a reserved version visible, its files being in place.
+        """Make a reserved version visible, once its files are in place.
+
+        Evaluations that its run recorded before become the version's.
 
         Args:
             digest: ``sha256:`` with 64 hex digits.
             path: of the folder, relative to ``adapters/``, with forward slashes.
-            bytes: size of the files together.
-            base_digest, dataset_id: those of the version's run if not given.
+            bytes: total size of the files.
+            base_digest, dataset_id: by default those of the version's run.
             files: file name → ``{"bytes", "sha256"}``.
             template_digest: sha256 of the prompt template, in hex.
-            imported: where a version that was not made here comes from; told in an event of its
-                own, in the same transaction.
-
-        Evaluations that the run recorded before are the version's from now on.
+            imported: where an imported version comes from; recorded as an event of its own in the
+                same transaction.
 
         Raises:
             RegistryError: the number is not reserved.
@@ -106,10 +107,10 @@ class Versions(Aggregate):
             if base_digest is None and run is None:
                 raise RegistryError(
                     f"The version '{domain}/{name}@{number}' has neither a run nor a base.",
-                    "Say which base it was made on.",
+                    "Pass the digest of its base.",
                 )
             if base_digest is not None:
-                version.base_id = base_id(session, base_digest)
+                version.base_id = find_base_id(session, base_digest)
             elif run is not None:
                 version.base_id = run.base_id
             version.dataset_id = dataset_id or (run.dataset_id if run else None)
@@ -117,27 +118,19 @@ class Versions(Aggregate):
             version.digest, version.path, version.bytes = digest, path, bytes
             version.files = None if files is None else dict(files)
             version.template_digest = template_digest
-            version.publisher = None
+            version.reserved_by = None
             version.created = utc_now()
             if run is not None:
-                evaluated = session.scalars(
-                    select(Evaluation)
-                    .where(Evaluation.run_id == run.id, Evaluation.version_id.is_(None))
-                    .order_by(Evaluation.id)
-                )
-                for evaluation in evaluated:
-                    evaluation.version_id = version.id
-                    keep_scores(session, evaluation)
-            told: dict[str, Any] = {"number": number, "digest": digest, "run": version.run_id}
+                adopt_evaluations(session, run.id, version.id)
+            detail: dict[str, Any] = {"number": number, "digest": digest, "run": version.run_id}
             if imported is not None:
-                told["imported"] = dict(imported)
-            add_event(session, actor, "version.published", f"{domain}/{name}", told)
+                detail["imported"] = dict(imported)
+            add_event(session, actor, "version.published", f"{domain}/{name}", detail)
             if imported is not None:
-                came = {**imported, "number": number, "digest": digest}
-                add_event(session, actor, "adapter.imported", f"{domain}/{name}", came)
+                detail = {**imported, "number": number, "digest": digest}
+                add_event(session, actor, "version.imported", f"{domain}/{name}", detail)
             session.flush()
-            row = session.execute(visible_versions().where(Version.id == version.id)).one()
-            return version_records(session, [row])[0]
+            return version_record(session, version)
 
     def abandon(
         self,
@@ -148,9 +141,9 @@ class Versions(Aggregate):
         reason: str | None = None,
         actor: str | None = None,
     ) -> None:
-        """Mark a reserved version as failed, for a ``reason``; its number stays used.
+        """Mark a reserved version as failed; its number stays used.
 
-        A run that was restored for this version alone is taken back.
+        A run that was imported for this version alone is deleted.
 
         Raises:
             RegistryError: the number is not reserved.
@@ -158,14 +151,73 @@ class Versions(Aggregate):
         with self._sessions.write() as session:
             version = _pending(session, Ref(domain, name, str(number)))
             version.status = "failed"
-            version.publisher, version.removal = None, reason
+            version.reserved_by, version.removal_reason = None, reason
             detail: dict[str, Any] = {"number": number, "run": version.run_id}
             if reason is not None:
                 detail["reason"] = reason
             add_event(session, actor, "version.abandoned", f"{domain}/{name}", detail)
             if version.run_id is not None:
                 session.flush()
-                take_back_restored(session, version.run_id, actor)
+                discard_imported_run(session, version.run_id, actor)
+
+    def remove(
+        self,
+        ref: Ref,
+        *,
+        reason: str,
+        actor: str | None = None,
+        held: Mapping[str, Sequence[str]] | None = None,
+    ) -> VersionRecord:
+        """Make a visible version a tombstone: its row and lineage stay, but no ref resolves to it.
+
+        Args:
+            ref: with a number or a digest, so that it names one version for good.
+            reason: stored for good.
+            held: digest → the running servers that hold it, from :meth:`Servers.holders`.
+
+        Raises:
+            UsageError: the reason is missing, or the ref has neither a number nor a digest.
+            NotFoundError: ``ref`` resolves to no visible version.
+            RefusedError: an alias points at it or a running server holds it; nothing was changed.
+        """
+        if ref.number is None and ref.digest is None:
+            raise UsageError(
+                f"'{ref}' may name another version tomorrow.",
+                f"Write the version's number, as in {ref.adapter}@3; "
+                f"`trunkline adapters show {ref.adapter}` lists them.",
+            )
+        if not (reason := check_reason(reason)):
+            raise UsageError("A removal needs a reason.", 'Add --reason "…"; it is stored.')
+        with self._sessions.write() as session:
+            version = lock_version(session, ref)
+            record = version_record(session, version)
+            _check_unused(record, held or {})
+            version.status = "removed"
+            version.removed, version.removal_reason = utc_now(), reason
+            detail = {
+                "number": record.number,
+                "digest": record.digest,
+                "run": record.run,
+                "reason": reason,
+            }
+            add_event(session, actor, "version.removed", ref.adapter, detail)
+            return record
+
+    def resolve(self, ref: Ref, *, suggest: bool = True) -> tuple[VersionRecord, str]:
+        """The visible version that ``ref`` names, and by what.
+
+        The latter is ``number``, ``alias`` or ``digest``, or, without a selector, ``champion`` or
+        ``newest``.
+
+        Args:
+            suggest: whether the error for an unknown adapter proposes the nearest name.
+
+        Raises:
+            NotFoundError: no visible version.
+        """
+        with self._sessions.read() as session:
+            row, how = find_version_row(session, ref, suggest=suggest)
+            return version_records(session, [row])[0], how
 
     def list(
         self,
@@ -180,7 +232,7 @@ class Versions(Aggregate):
 
         Args:
             before: only lower numbers, for the next page.
-            scored: whether the standing of each is wanted.
+            scored: whether to add the score of each.
 
         Raises:
             NotFoundError: it has none.
@@ -188,59 +240,68 @@ class Versions(Aggregate):
         with self._sessions.read() as session:
             adapter = find_adapter(session, Ref(domain, name))
             query = (
-                visible_versions()
+                select_versions()
                 .where(Version.adapter_id == adapter.id)
                 .order_by(Version.number.desc())
                 .limit(limit)
             )
             if before is not None:
-                query = query.where(Version.number < max(0, min(before, _LAST)))
+                query = query.where(Version.number < clamp(before))
             return version_records(session, session.execute(query).all(), scored=scored)
 
     def list_for_base(
         self, adapters: Sequence[Ref], *, base_digest: str, limit: int
     ) -> Mapping[Ref, Sequence[VersionRecord]]:
-        """The visible versions of several adapters that were made on one base, in two queries.
+        """The visible versions of several adapters for one base, in two queries.
 
         Args:
             adapters: without selectors, a page of them at most.
-            limit: of all versions together; :attr:`AdapterRecord.versions` tells how many
-                there are at most.
+            limit: of all versions together; :attr:`AdapterRecord.versions` is an upper bound.
 
         Returns:
-            Adapter → its versions, newest first; one that has none on this base is left out.
+            Adapter → its versions, newest first; one that has none for this base is left out.
         """
         names = [(adapter.domain, adapter.name) for adapter in adapters]
         query = (
-            visible_versions()
+            select_versions()
             .where(tuple_(Adapter.domain, Adapter.name).in_(names), Base.digest == base_digest)
             .order_by(Adapter.domain, Adapter.name, Version.number.desc())
             .limit(limit)
         )
-        found: dict[Ref, list[VersionRecord]] = {}
+        versions: dict[Ref, list[VersionRecord]] = {}
         with self._sessions.read() as session:
             for version in version_records(session, session.execute(query).all()):
-                found.setdefault(Ref(version.domain, version.name), []).append(version)
-        return found
+                versions.setdefault(Ref(version.domain, version.name), []).append(version)
+        return versions
 
-    def resolve(self, ref: Ref, *, suggest: bool = True) -> tuple[VersionRecord, str]:
-        """The version that answers ``ref``, and by what: ``number``, ``alias``, ``digest``, or,
-        without a selector, ``champion`` or ``newest``.
+    def search(self, where: str, *, limit: int = 100, after: Ref | None = None) -> Page:
+        """The visible versions that match a search, newest first.
 
         Args:
-            suggest: whether an unknown adapter is worth looking for the nearest name.
+            where: such as ``domain=NAME and test.accuracy>0.85``; see
+                :mod:`trunkline.registry.search_syntax` for the grammar.
+            after: the ``next`` of the page before; any version will do, even a removed one.
 
         Raises:
-            NotFoundError: no visible version answers it; the nearest name is given.
+            UsageError: the search has a syntax error; the message has its position.
+            NotFoundError: ``after`` names no version.
         """
         with self._sessions.read() as session:
-            row, how = find_version(session, ref, suggest=suggest)
-            return version_records(session, [row])[0], how
+            return find_versions(session, where, limit, after)
+
+    def list_removed(self, *, limit: int = 100, after: Ref | None = None) -> Page:
+        """The tombstones of removed versions, those that were published last first.
+
+        Raises:
+            NotFoundError: ``after`` names no version.
+        """
+        with self._sessions.read() as session:
+            return find_removed(session, limit, after)
 
     def contributors(self, version: VersionRecord) -> Sequence[str]:
         """The actors who started or resumed the version's run, published it or imported it.
 
-        Of a run that came from elsewhere, also who is said to have started it there.
+        For an imported run, also the actor who started it elsewhere, according to its provenance.
         """
         published = select(Event.actor).where(
             Event.subject.in_((version.ref.adapter, str(version.ref))),
@@ -250,118 +311,15 @@ class Versions(Aggregate):
         )
         queries = [published]
         if version.run is not None:
-            run = Event.subject == f"run/{version.run}"
-            queries.append(
-                select(Event.actor).where(run, Event.kind.in_(("run.started", "run.resumed")))
-            )
-            there = Event.detail["started_by"].as_string()
-            queries.append(select(there).where(run, Event.kind == RESTORED, there.is_not(None)))
+            of_run = Event.subject == run_subject(version.run)
+            ran = Event.kind.in_(("run.started", "run.resumed"))
+            elsewhere = Event.detail["started_by"].as_string()
+            imported = (Event.kind == RUN_IMPORTED, elsewhere.is_not(None))
+            queries.append(select(Event.actor).where(of_run, ran))
+            queries.append(select(elsewhere).where(of_run, *imported))
         with self._sessions.read() as session:
-            found = [session.scalars(query.limit(_MOST_CONTRIBUTORS)).all() for query in queries]
-        return sorted({actor for actors in found for actor in actors})
-
-    def search(self, where: str, *, limit: int = 100, after: Ref | None = None) -> finding.Page:
-        """The visible versions that a search describes.
-
-        Args:
-            where: such as ``domain=NAME and test.accuracy>0.85``; see
-                :mod:`trunkline.registry.search` for the grammar.
-            after: the ``next`` of the page before; any version will do, a removed one too.
-
-        Raises:
-            UsageError: the search breaks the grammar; the message tells where.
-            NotFoundError: ``after`` names no version.
-        """
-        with self._sessions.read() as session:
-            return finding.search(session, where, limit, after)
-
-    def list_removed(self, *, limit: int = 100, after: Ref | None = None) -> finding.Page:
-        """The tombstones: versions that were removed, those that were published last first.
-
-        Raises:
-            NotFoundError: ``after`` names no version.
-        """
-        with self._sessions.read() as session:
-            return finding.removed(session, limit, after)
-
-    def remove(
-        self,
-        ref: Ref,
-        *,
-        reason: str,
-        actor: str | None = None,
-        held: Mapping[str, Sequence[str]] | None = None,
-    ) -> VersionRecord:
-        """Make a visible version a tombstone: its row and lineage stay, nothing resolves to it.
-
-        Args:
-            ref: with a number or a digest, so that it is clear which is meant.
-            reason: kept for good.
-            held: digest → the running servers that hold it, from :meth:`Servers.holders`.
-
-        Raises:
-            UsageError: no reason, or a ref that names no one version for good.
-            NotFoundError: no visible version answers it.
-            RefusedError: an alias or a running server holds it; nothing was changed.
-        """
-        if ref.number is None and ref.digest is None:
-            raise UsageError(
-                f"'{ref}' does not say for good which version is meant.",
-                f"Write its number, as in {ref.adapter}@3; "
-                f"`trunkline adapters show {ref.adapter}` lists them.",
-            )
-        if not (reason := check_reason(reason)):
-            raise UsageError("A removal needs a reason.", 'Add --reason "…"; it is kept.')
-        with self._sessions.write() as session:
-            version = locked_version(session, ref)
-            row = session.execute(visible_versions().where(Version.id == version.id)).one()
-            record = version_records(session, [row])[0]
-            _check_free(record, held or {})
-            version.status = "removed"
-            version.removed, version.removal = utc_now(), reason
-            detail = {
-                "number": record.number,
-                "digest": record.digest,
-                "run": record.run,
-                "reason": reason.strip(),
-            }
-            add_event(session, actor, "version.removed", ref.adapter, detail)
-            return record
-
-    def reserve_imported(
-        self,
-        ref: Ref,
-        *,
-        task: str,
-        provenance: Mapping[str, Any],
-        actor: str | None = None,
-    ) -> tuple[int, RestoredLineage]:
-        """Take the next number of an adapter for a version that comes with its lineage.
-
-        The base, dataset, plugin, run and evaluations behind it are recorded in the same
-        transaction: if the version is never published, whoever gives the number up takes the run
-        back as well. The run gets the next number here; its event says which it had and who
-        started it. The evaluations stand under the run until
-        :meth:`publish` makes them the version's own.
-
-        Args:
-            ref: of the adapter.
-            task: its kind.
-            provenance: in the form of ``provenance.json``, read strictly before.
-            actor: who brings it.
-        """
-        with self._sessions.write() as session:
-            made = restore_lineage(session, provenance, actor)
-            return reserve(session, ref, task, made.run), made
-
-    def provenance(self, ref: Ref) -> dict[str, Any]:
-        """``base``, ``dataset``, ``run`` and ``evaluations`` of a version, as JSON has them.
-
-        Raises:
-            NotFoundError: no visible version answers ``ref``.
-        """
-        with self._sessions.read() as session:
-            return provenance_of_version(session, find_version(session, ref)[0])
+            actors = [session.scalars(query.limit(_MAX_CONTRIBUTORS)).all() for query in queries]
+        return sorted({actor for some in actors for actor in some})
 
 
 class Adapters(Aggregate):
@@ -378,15 +336,15 @@ class Adapters(Aggregate):
         """The adapters that have a visible version, by name.
 
         Args:
-            after: the last one of the page before, whether or not it is there any more.
-            scored: whether the standing of each newest version is wanted.
+            after: the last one of the page before, whether or not it still exists.
+            scored: whether to add the score of each newest version.
         """
-        query = visible_adapters().order_by(Adapter.domain, Adapter.name).limit(limit)
+        query = select_adapters().order_by(Adapter.domain, Adapter.name).limit(limit)
         if domain is not None:
             query = query.where(Adapter.domain == domain)
         if after is not None:
-            behind = tuple_(Adapter.domain, Adapter.name) > tuple_(after.domain, after.name)
-            query = query.where(behind)
+            follows = tuple_(Adapter.domain, Adapter.name) > tuple_(after.domain, after.name)
+            query = query.where(follows)
         with self._sessions.read() as session:
             return adapter_records(session, session.execute(query).all(), scored=scored)
 
@@ -396,15 +354,14 @@ class Adapters(Aggregate):
         Raises:
             NotFoundError: it has no visible version.
         """
-        ref = Ref(domain, name)
         with self._sessions.read() as session:
-            adapter = find_adapter(session, ref)
-            query = visible_adapters().where(Adapter.id == adapter.id)
+            adapter = find_adapter(session, Ref(domain, name))
+            query = select_adapters().where(Adapter.id == adapter.id)
             return adapter_records(session, session.execute(query).all())[0]
 
 
 def reserve(session: Session, ref: Ref, task: str, run: int | None) -> int:
-    """Take the next number of an adapter; see :meth:`Versions.reserve`."""
+    """Reserve the next number of an adapter; see :meth:`Versions.reserve`."""
     adapter = find_or_add(
         session,
         Adapter(domain=ref.domain, name=ref.name, task=task, last_number=0),
@@ -429,46 +386,10 @@ def reserve(session: Session, ref: Ref, task: str, run: int | None) -> int:
             status="pending",
             run_id=run,
             created=utc_now(),
-            publisher=this_process(),
+            reserved_by=current_process(),
         )
     )
     return number
-
-
-def locked_version(session: Session, ref: Ref) -> Version:
-    """The visible version that answers ``ref``; no alias of the adapter moves meanwhile."""
-    find_adapter(session, ref, lock=True, gone=True)
-    found = find_version(session, ref)[0][0]
-    version = session.get_one(Version, found.id, with_for_update=True, populate_existing=True)
-    if version.status != "visible":
-        raise NotFoundError(
-            f"There is no version '{ref}' any more.",
-            f"See those that are left with: trunkline adapters show {ref.adapter}.",
-        )
-    return version
-
-
-def _check_free(record: VersionRecord, held: Mapping[str, Sequence[str]]) -> None:
-    if aliases := record.aliases:
-        names = _and([f"'{alias}'" for alias in aliases])
-        drop = _and([f"`trunkline adapters unalias {record.ref.adapter} {one}`" for one in aliases])
-        one = len(aliases) == 1
-        raise RefusedError(
-            f"'{record.ref}' can't be removed: the "
-            f"{'alias' if one else 'aliases'} {names} point{'s' if one else ''} at it.",
-            f"Move {'it' if one else 'each'} with `trunkline adapters promote` or `trunkline "
-            f"adapters rollback`, or drop {'it' if one else 'them'} with {drop}.",
-        )
-    if servers := held.get(record.digest):
-        raise RefusedError(
-            f"'{record.ref}' can't be removed: the running {servers[0]} holds it in memory.",
-            "Stop that server, or let it unload the version: POST /admin/unload.",
-        )
-
-
-def _and(parts: Sequence[str]) -> str:
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _pending(session: Session, ref: Ref) -> Version:
@@ -489,3 +410,30 @@ def _pending(session: Session, ref: Ref) -> Version:
             "Reserve a number first.",
         )
     return version
+
+
+def _check_unused(record: VersionRecord, held: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a version that an alias points at or a running server holds."""
+    if aliases := record.aliases:
+        names = _enumerate([f"'{alias}'" for alias in aliases])
+        drop = _enumerate(
+            [f"`trunkline adapters unalias {record.ref.adapter} {alias}`" for alias in aliases]
+        )
+        single = len(aliases) == 1
+        raise RefusedError(
+            f"'{record.ref}' can't be removed: the "
+            f"{'alias' if single else 'aliases'} {names} point{'s' if single else ''} at it.",
+            f"Move {'it' if single else 'each'} with `trunkline adapters promote` or `trunkline "
+            f"adapters rollback`, or drop {'it' if single else 'them'} with {drop}.",
+        )
+    if servers := held.get(record.digest):
+        raise RefusedError(
+            f"'{record.ref}' can't be removed: the running {servers[0]} holds it in memory.",
+            "Stop that server, or unload the version from it: POST /admin/unload.",
+        )
+
+
+def _enumerate(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool
 
 from trunkline.errors import BaseMismatchError, ForbiddenError, NotFoundError
 from trunkline.promotion import GateRefusedError
@@ -49,14 +49,14 @@ class RefBody(BaseModel):
 class PinBody(RefBody):
     """Whether to pin or to unpin an adapter."""
 
-    pinned: bool = True
+    pinned: StrictBool = True
 
 
 class PromoteBody(RefBody):
     """Which alias to move; see :meth:`~trunkline.api.Platform.promote`."""
 
     alias: str = Field("champion", max_length=_MAX_ALIAS_CHARS)
-    force: bool = False
+    force: StrictBool = False
     reason: str = Field("", max_length=_MAX_REASON_CHARS)
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trunkline.errors import RegistryError, TrunklineError
-from trunkline.registry.records import RequestLine
+from trunkline.registry.records import RequestEntry
 
 _MAX_GROUP = 256
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    line: RequestLine
+    line: RequestEntry
     alone: bool
     loop: asyncio.AbstractEventLoop
     committed: asyncio.Future[None]
@@ -43,7 +43,7 @@ class RequestLog:
         commit: adds lines in one transaction, all of them or none.
     """
 
-    def __init__(self, commit: Callable[[Sequence[RequestLine]], None]) -> None:
+    def __init__(self, commit: Callable[[Sequence[RequestEntry]], None]) -> None:
         self._commit = commit
         self._entries: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
@@ -57,7 +57,7 @@ class RequestLog:
         self._entries.put(None)
         self._thread.join()
 
-    async def write(self, line: RequestLine, *, alone: bool = False) -> None:
+    async def write(self, line: RequestEntry, *, alone: bool = False) -> None:
         """Write a line; returns when it is committed.
 
         Args:

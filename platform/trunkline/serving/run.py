@@ -95,6 +95,8 @@ def serve(
 
 
 class _Server(uvicorn.Server):
+    """uvicorn's server; it reports when the base is loaded, and drains on a signal."""
+
     def __init__(
         self,
         config: uvicorn.Config,

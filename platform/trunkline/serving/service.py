@@ -35,7 +35,7 @@ from trunkline.inference.prompts import locate_error
 from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
 from trunkline.inference.request_state import GenerationHandle
-from trunkline.registry.records import KeyRecord, RequestLine
+from trunkline.registry.records import KeyRecord, RequestEntry
 from trunkline.serving.errors import deadline_error
 from trunkline.serving.heartbeat import ServerHeartbeat
 from trunkline.serving.request_log import RequestLog
@@ -420,15 +420,15 @@ class RequestContext:
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*ending, return_exceptions=True), _CANCEL_SECONDS)
 
-    def log_line(self, status: int, output: str | None, *, with_text: bool) -> RequestLine:
+    def log_line(self, status: int, output: str | None, *, with_text: bool) -> RequestEntry:
         """The request's line in the log; input and output only ``with_text``."""
         stats = [handle.stats for handle in self._handles if handle.stats is not None]
-        return RequestLine(
+        return RequestEntry(
             id=self.id,
             at=self._arrived_at,
             key=None if self.key is None else self.key.id,
             route=self.route,
-            asked=self.model_name or "",
+            model=self.model_name or "",
             version=None if self.model is None else self.model.name,
             digest=None if self.model is None else self.model.digest,
             prompt_tokens=sum(handle.prompt_tokens for handle in self._handles),

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection and in the transaction of its caller."""
+"""Alembic entry: run the migrations on the connection and in the transaction of the caller."""
 
 from __future__ import annotations
 

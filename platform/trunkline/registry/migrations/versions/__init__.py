@@ -1,1 +1,1 @@
-"""Revisions in order; one that has been released is never changed."""
+"""Revisions in order; a released revision is never changed."""

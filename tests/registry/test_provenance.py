@@ -10,9 +10,9 @@ import pytest
 
 from trunkline.errors import RefusedError
 from trunkline.refs import Ref
-from trunkline.registry.records import FoundVersion, RestoredLineage, VersionRecord
+from trunkline.registry.provenance import IMPORTED
+from trunkline.registry.records import RecordedProvenance, RecoveredVersion, VersionRecord
 from trunkline.registry.registry import Registry
-from trunkline.registry.restoring import TOLD
 
 BASE = "sha256:" + "b" * 64
 CREATED = datetime(2026, 3, 29, 1, 40, tzinfo=UTC)
@@ -64,9 +64,9 @@ def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> d
     }  # fmt: skip
 
 
-def found(ref: str = "medical/icd10@1", **said: Any) -> FoundVersion:
+def found(ref: str = "medical/icd10@1", **said: Any) -> RecoveredVersion:
     parsed = Ref.parse(ref)
-    return FoundVersion(
+    return RecoveredVersion(
         ref=parsed,
         task="classification",
         digest="sha256:" + "d" * 64,
@@ -81,9 +81,9 @@ def found(ref: str = "medical/icd10@1", **said: Any) -> FoundVersion:
 
 def restored(
     registry: Registry, provenance: dict[str, Any], actor: str | None = None
-) -> RestoredLineage:
+) -> RecordedProvenance:
     """What became of the lineage of a version that came from elsewhere."""
-    return registry.versions.reserve_imported(
+    return registry.provenance.reserve(
         Ref("medical", "icd10"), task="classification", provenance=provenance, actor=actor
     )[1]
 
@@ -115,12 +115,12 @@ def test_base_and_dataset_that_are_known_stay(registry: Registry, dataset: int) 
 def test_event_says_which_run_it_was_and_who_began_it(registry: Registry) -> None:
     made = restored(registry, origin(), actor="key/a bo")
     event = registry.events.list(subject=f"run/{made.run}")[0]
-    assert (event.kind, event.actor) == ("run.restored", "key/a bo")
+    assert (event.kind, event.actor) == ("run.imported", "key/a bo")
     assert event.detail == {"recipe": "medical/icd10", "number": 7, "started_by": "system:ada"}
 
 
 def test_who_began_the_run_elsewhere_is_one_of_its_makers(registry: Registry) -> None:
-    number, made = registry.versions.reserve_imported(
+    number, made = registry.provenance.reserve(
         Ref("medical", "icd10"), task="classification", provenance=origin(), actor="key/a bo"
     )
     version = registry.versions.publish(
@@ -152,15 +152,15 @@ def test_published_version_takes_the_evaluations_over(registry: Registry) -> Non
         "medical", "new", number, digest="sha256:" + "c" * 64, path="medical/new/1", bytes=1
     )
     evaluated = registry.evaluations.list(version=version.ref)
-    assert [one.results for one in evaluated] == [{"scores": SCORES, TOLD: True}]
+    assert [one.results for one in evaluated] == [{"scores": SCORES, IMPORTED: True}]
 
 
 # ------------------------------------------------------------------------------------- origin
 
 
 def test_what_was_restored_is_told_as_it_came(registry: Registry) -> None:
-    registry.rebuild([found()])
-    told = registry.versions.provenance(Ref.parse("medical/icd10@1"))
+    registry.provenance.rebuild([found()])
+    told = registry.provenance.of_version(Ref.parse("medical/icd10@1"))
     said = origin()
     for name in ("description", "grouping"):
         del said["dataset"][name]
@@ -170,7 +170,7 @@ def test_what_was_restored_is_told_as_it_came(registry: Registry) -> None:
 def test_origin_names_who_started_a_run_here(
     registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
-    told = registry.versions.provenance(publish().ref)
+    told = registry.provenance.of_version(publish().ref)
     assert told["run"]["actor"].startswith("system:")
 
 
@@ -178,7 +178,7 @@ def test_origin_names_who_started_a_run_here(
 
 
 def test_rebuilt_version_resolves_with_everything_behind_it(registry: Registry) -> None:
-    made = registry.rebuild([found("medical/icd10@3")])
+    made = registry.provenance.rebuild([found("medical/icd10@3")])
     version, how = registry.versions.resolve(Ref.parse("medical/icd10"))
     assert (made.bases, made.datasets, made.runs, made.versions) == (1, 1, 1, 1)
     assert (version.number, how) == (3, "newest")
@@ -187,44 +187,44 @@ def test_rebuilt_version_resolves_with_everything_behind_it(registry: Registry) 
 
 
 def test_next_number_follows_the_highest_that_was_found(registry: Registry) -> None:
-    registry.rebuild([found("medical/icd10@2"), found("medical/icd10@5")])
+    registry.provenance.rebuild([found("medical/icd10@2"), found("medical/icd10@5")])
     assert registry.versions.reserve("medical", "icd10", task="classification") == 6
 
 
 def test_next_run_follows_the_highest_that_was_found(registry: Registry, request: Any) -> None:
-    registry.rebuild([found(run=40)])
+    registry.provenance.rebuild([found(run=40)])
     start = request.getfixturevalue("start")
     assert start() > 40
 
 
 def test_two_versions_of_one_run_share_it(registry: Registry) -> None:
-    made = registry.rebuild([found("medical/a@1"), found("medical/b@1")])
+    made = registry.provenance.rebuild([found("medical/a@1"), found("medical/b@1")])
     assert made.runs == 1
 
 
 def test_two_runs_that_claim_one_number_are_kept_apart(registry: Registry) -> None:
     later = "2026-03-30T00:00:00+00:00"
-    registry.rebuild([found("medical/a@1"), found("medical/b@1", started=later)])
+    registry.provenance.rebuild([found("medical/a@1"), found("medical/b@1", started=later)])
     runs = [registry.versions.resolve(Ref.parse(f"medical/{name}"))[0].run for name in ("a", "b")]
     assert runs == [7, 8]
 
 
 def test_scores_can_be_searched_again(registry: Registry) -> None:
-    registry.rebuild([found()])
+    registry.provenance.rebuild([found()])
     evaluated = registry.evaluations.list(version=Ref.parse("medical/icd10@1"))[0]
-    assert evaluated.results == {"scores": SCORES, TOLD: True}
+    assert evaluated.results == {"scores": SCORES, IMPORTED: True}
     assert evaluated.run == 7
 
 
 def test_rebuild_is_an_event_of_a_sound_chain(registry: Registry) -> None:
-    registry.rebuild([found()], actor="system:ada")
+    registry.provenance.rebuild([found()], actor="system:ada")
     assert registry.events.list(subject="registry")[0].kind == "registry.rebuilt"
-    assert all(report.sound for report in registry.audit.verify())
+    assert all(report.intact for report in registry.audit.verify())
 
 
 def test_registry_that_holds_a_row_is_left_alone(registry: Registry, dataset: int) -> None:
     with pytest.raises(RefusedError, match="is not empty: its table"):
-        registry.rebuild([found()])
+        registry.provenance.rebuild([found()])
     assert registry.runs.list() == []
 
 
@@ -232,5 +232,7 @@ def test_failure_in_the_middle_leaves_it_empty(registry: Registry) -> None:
     broken = found("medical/b@1")
     broken.provenance["run"]["seed"] = None  # type: ignore[index]
     with pytest.raises(Exception, match=r"."):
-        registry.rebuild([found("medical/a@1", started="2026-03-28T00:00:00+00:00"), broken])
-    registry.check_empty()
+        registry.provenance.rebuild(
+            [found("medical/a@1", started="2026-03-28T00:00:00+00:00"), broken]
+        )
+    registry.provenance.check_empty()

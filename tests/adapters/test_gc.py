@@ -20,13 +20,12 @@ from sqlalchemy import text
 from object_stores import memory_place
 from stores import BASE, REF, new_run, new_store, put
 from trunkline.adapters.artifact import read_artifact
-from trunkline.adapters.gc import Found, collect, find_garbage
+from trunkline.adapters.gc import Garbage, collect, find_garbage, remove_version, verify_version
 from trunkline.adapters.store import AdapterStore
-from trunkline.adapters.upkeep import remove, verify
 from trunkline.errors import NotFoundError, RefusedError, RegistryError
 from trunkline.refs import Ref
-from trunkline.registry.artifacts import Artifacts
-from trunkline.registry.publisher import OCCUPIED, PATIENCE, is_gone, this_process
+from trunkline.registry.actors import current_process
+from trunkline.registry.artifacts import LEASE, PATH_TAKEN, Artifacts, reservation_expired
 from trunkline.registry.versions import Versions
 
 WEIGHTS = "adapter_model.safetensors"
@@ -65,15 +64,15 @@ def kinds(store: AdapterStore, **named: bool) -> list[tuple[str, str]]:
     return [(one.kind, one.name) for one in find_garbage(store, **named)]
 
 
-def tidy(store: AdapterStore, **named: bool) -> list[Found]:
-    return list(collect(store, [one for one in find_garbage(store, **named) if one.taken]))
+def collect_all(store: AdapterStore, **named: bool) -> list[Garbage]:
+    return list(collect(store, [one for one in find_garbage(store, **named) if one.deletable]))
 
 
 def put_aside(store: AdapterStore, path: str, source: Path) -> None:
     """Write an artifact's files where no row says so."""
     store.storage.add(read_artifact(source), path)
     for one in store.cache.folders():
-        store.cache.drop(one)
+        store.cache.remove(one)
 
 
 def age(folder: Path) -> None:
@@ -86,19 +85,19 @@ def age(folder: Path) -> None:
 
 def test_this_process_is_not_gone() -> None:
     now = datetime.now(UTC)
-    assert not is_gone(this_process(), now - timedelta(days=9), now)
+    assert not reservation_expired(current_process(), now - timedelta(days=9), now)
 
 
 def test_process_of_the_same_number_that_began_later_is_another_one() -> None:
     now = datetime.now(UTC)
-    assert is_gone({**this_process(), "started": "1"}, now, now)
+    assert reservation_expired({**current_process(), "started": "1"}, now, now)
 
 
 @pytest.mark.parametrize("publisher", [None, {"host": "elsewhere", "pid": 1, "started": "1"}])
 def test_publisher_that_can_not_be_asked_is_waited_for(publisher: dict[str, Any] | None) -> None:
     now = datetime.now(UTC)
-    assert not is_gone(publisher, now - PATIENCE, now)
-    assert is_gone(publisher, now - PATIENCE - timedelta(seconds=1), now)
+    assert not reservation_expired(publisher, now - LEASE, now)
+    assert reservation_expired(publisher, now - LEASE - timedelta(seconds=1), now)
 
 
 # --------------------------------------------------------------------------------------- garbage
@@ -112,7 +111,7 @@ def test_nothing_is_found_in_a_sound_store(store: AdapterStore, sound: Path) -> 
 def test_reservation_of_a_dead_publisher_is_given_up(store: AdapterStore) -> None:
     reserve(store)
     assert kinds(store) == [("reservation", "toy/animals@1")]
-    tidy(store)
+    collect_all(store)
     assert store.registry.artifacts.list_pending() == []
     assert find_garbage(store) == []
 
@@ -120,8 +119,8 @@ def test_reservation_of_a_dead_publisher_is_given_up(store: AdapterStore) -> Non
 def test_files_of_a_dead_publisher_are_taken(store: AdapterStore, sound: Path) -> None:
     path = reserve(store)
     put_aside(store, path, sound)
-    tidy(store)
-    assert not store.storage.holds(path)
+    collect_all(store)
+    assert not store.storage.exists(path)
     assert find_garbage(store) == []
 
 
@@ -145,7 +144,7 @@ def test_files_that_come_after_the_reservation_was_given_up_are_not_published(
     monkeypatch.setattr(type(store.storage), "add", slow)
     with pytest.raises(RegistryError, match="not reserved"):
         put(store, sound)
-    assert not store.storage.holds("toy/animals/1")
+    assert not store.storage.exists("toy/animals/1")
 
 
 def test_files_of_a_failed_publication_are_taken(store: AdapterStore, sound: Path) -> None:
@@ -161,7 +160,7 @@ def test_half_written_folder_of_a_dead_publisher_is_taken(local: AdapterStore) -
     half.mkdir(parents=True)
     (half / WEIGHTS).write_bytes(b"half")
     assert ("leftover", half.name) in kinds(local)
-    tidy(local)
+    collect_all(local)
     assert list(local.workspace.adapters.iterdir()) == []
 
 
@@ -188,16 +187,16 @@ def test_whole_version_of_another_registry_is_only_told_of(
 ) -> None:
     put_aside(store, "toy/animals/7", sound)
     assert kinds(store) == [("unknown", "toy/animals/7")]
-    assert tidy(store) == []
-    assert store.storage.holds("toy/animals/7")
+    assert collect_all(store) == []
+    assert store.storage.exists("toy/animals/7")
 
 
 def test_whole_version_of_another_registry_is_taken_when_that_is_asked(
     store: AdapterStore, sound: Path
 ) -> None:
     put_aside(store, "toy/animals/7", sound)
-    tidy(store, unknown=True)
-    assert not store.storage.holds("toy/animals/7")
+    collect_all(store, unknown=True)
+    assert not store.storage.exists("toy/animals/7")
 
 
 def test_whole_version_whose_number_was_passed_over_is_only_told_of(
@@ -207,7 +206,7 @@ def test_whole_version_whose_number_was_passed_over_is_only_told_of(
     assert put(store, sound).number == 2
     assert kinds(store) == [("unknown", "toy/animals/1")]
     row = store.registry.artifacts.find([("toy", "animals", 1)])["toy", "animals", 1]
-    assert (row.status, row.removal) == ("failed", OCCUPIED)
+    assert (row.status, row.removal_reason) == ("failed", PATH_TAKEN)
 
 
 def test_files_that_are_no_whole_version_of_anything_are_taken(
@@ -223,7 +222,7 @@ def remove_file(store: AdapterStore, path: str, name: str) -> None:
     if root is not None:
         (root / path / name).unlink()
     else:
-        fs, base = store.storage._file_system()  # type: ignore[attr-defined]
+        fs, base = store.storage.connect()  # type: ignore[attr-defined]
         fs.rm_file(f"{base}/{path}/{name}")
 
 
@@ -231,7 +230,7 @@ def test_version_that_the_store_lost_is_told_of(store: AdapterStore, sound: Path
     version = put(store, sound)
     store.storage.remove(version.path)
     assert kinds(store) == [("missing", "toy/animals@1")]
-    assert tidy(store) == []
+    assert collect_all(store) == []
 
 
 def test_what_stands_beside_the_versions_is_left_alone(local: AdapterStore, sound: Path) -> None:
@@ -248,7 +247,7 @@ def test_files_that_no_version_has_are_only_told_of(local: AdapterStore) -> None
     precious.parent.mkdir(parents=True)
     precious.write_text("kept")
     assert kinds(local) == [("unknown", "photos/holiday/1")]
-    tidy(local, unknown=True)
+    collect_all(local, unknown=True)
     assert precious.exists()
 
 
@@ -259,7 +258,7 @@ def test_link_in_a_versions_place_is_taken_without_what_it_leads_to(
     (tmp_path / "precious" / "file").write_text("kept")
     (local.workspace.adapters / "toy/animals").mkdir(parents=True)
     (local.workspace.adapters / "toy/animals/1").symlink_to(tmp_path / "precious")
-    tidy(local)
+    collect_all(local)
     assert not (local.workspace.adapters / "toy").exists()
     assert (tmp_path / "precious" / "file").exists()
 
@@ -290,7 +289,7 @@ def test_disk_that_fails_is_one_clear_error(
 
     monkeypatch.setattr(shutil, "rmtree", fail)
     with pytest.raises(RegistryError, match="Read-only") as caught:
-        tidy(local)
+        collect_all(local)
     assert "gc" in (caught.value.hint or "")
 
 
@@ -300,15 +299,15 @@ def test_disk_that_fails_is_one_clear_error(
 def test_copy_of_a_removed_version_is_taken(tmp_path: Path, sound: Path) -> None:
     store = new_store(tmp_path / "workspace", memory_place())
     version = store.fetch(put(store, sound)).digest
-    remove(store, REF.at(1), reason="old")
+    remove_version(store, REF.at(1), reason="old")
     assert kinds(store) == [("cached", version.removeprefix("sha256:"))]
-    tidy(store)
+    collect_all(store)
     assert list(store.cache.root.iterdir()) == []
     store.registry.close()
 
 
 def test_copy_that_is_being_made_is_left_alone(local: AdapterStore) -> None:
-    with local.cache.making("sha256:" + "a" * 64):
+    with local.cache.new_entry("sha256:" + "a" * 64):
         assert find_garbage(local) == []
 
 
@@ -316,7 +315,7 @@ def test_copy_that_was_not_finished_is_taken(local: AdapterStore) -> None:
     half = local.cache.root / f".fetching-{'a' * 64}-x"
     half.mkdir(parents=True)
     assert kinds(local) == [("cached", half.name)]
-    tidy(local)
+    collect_all(local)
     assert not half.exists()
 
 
@@ -337,7 +336,7 @@ def run_folder(store: AdapterStore, *, checkpoint: bool = False) -> Path:
 def test_folder_of_a_dead_run_without_a_checkpoint_is_taken(local: AdapterStore) -> None:
     folder = run_folder(local)
     assert kinds(local) == [("run", folder.name)]
-    tidy(local)
+    collect_all(local)
     assert not folder.exists()
 
 
@@ -356,7 +355,7 @@ def test_folder_of_a_run_that_is_worked_on_is_left_alone(local: AdapterStore) ->
     folder = run_folder(local)
     with FileLock(folder / ".lock"):
         assert find_garbage(local) == []
-        assert list(collect(local, [Found("run", folder.name, "asked too late")])) == []
+        assert list(collect(local, [Garbage("run", folder.name, "asked too late")])) == []
     assert folder.exists()
 
 
@@ -365,16 +364,16 @@ def test_folder_of_a_run_that_is_worked_on_is_left_alone(local: AdapterStore) ->
 
 def test_removed_version_leaves_a_tombstone_and_no_files(store: AdapterStore, sound: Path) -> None:
     version = put(store, sound)
-    removed = remove(store, REF.at(1), reason="trained on the wrong year")
-    assert (removed.version.digest, removed.files_stay) == (version.digest, None)
-    assert not store.storage.holds(version.path)
+    removed = remove_version(store, REF.at(1), reason="trained on the wrong year")
+    assert (removed.version.digest, removed.files_kept) == (version.digest, None)
+    assert not store.storage.exists(version.path)
     with pytest.raises(NotFoundError, match=r"was removed on .* trained on the wrong year"):
         store.registry.versions.resolve(REF.at(1))
 
 
 def test_number_of_a_removed_version_is_not_given_again(store: AdapterStore, sound: Path) -> None:
     put(store, sound)
-    remove(store, REF.at(1), reason="old")
+    remove_version(store, REF.at(1), reason="old")
     assert put(store, sound).number == 2
 
 
@@ -385,7 +384,7 @@ def test_version_under_an_alias_is_not_removed(store: AdapterStore, sound: Path)
             text("INSERT INTO aliases (adapter_id, alias, version_id) VALUES (1, 'canary', 1)")
         )
     with pytest.raises(RefusedError, match="alias 'canary' points at it"):
-        remove(store, REF.at(1), reason="old")
+        remove_version(store, REF.at(1), reason="old")
     assert store.fetch(version).digest == version.digest
 
 
@@ -404,7 +403,7 @@ def test_version_that_a_running_server_holds_is_not_removed(
     version = put(store, sound)
     serve(store, version)
     with pytest.raises(RefusedError, match=r"server/1 .*holds it"):
-        remove(store, REF.at(1), reason="old")
+        remove_version(store, REF.at(1), reason="old")
     assert store.fetch(version).digest == version.digest
 
 
@@ -420,7 +419,7 @@ def test_files_that_a_server_has_loaded_just_now_stay_until_it_lets_go(
         return done
 
     monkeypatch.setattr(Versions, "remove", raced)
-    assert "server/1" in (remove(store, REF.at(1), reason="old").files_stay or "")
+    assert "server/1" in (remove_version(store, REF.at(1), reason="old").files_kept or "")
     assert find_garbage(store) == []
     store.registry.servers.stop(1)
     assert ("folder", version.path) in kinds(store)
@@ -430,23 +429,23 @@ def test_files_of_a_removal_that_ended_half_way_are_taken(store: AdapterStore, s
     version = put(store, sound)
     store.registry.versions.remove(REF.at(1), reason="old")
     assert ("folder", version.path) in kinds(store)
-    tidy(store)
-    assert not store.storage.holds(version.path)
+    collect_all(store)
+    assert not store.storage.exists(version.path)
 
 
 # ----------------------------------------------------------------------------------- verifying
 
 
 def test_published_version_is_sound(store: AdapterStore, sound: Path) -> None:
-    verdict = verify(store, put(store, sound))
-    assert (verdict.damage, verdict.remarks) == (None, ())
+    result = verify_version(store, put(store, sound))
+    assert (result.damage, result.remarks) == (None, ())
 
 
 def test_flipped_bit_is_damage(local: AdapterStore, sound: Path) -> None:
     version = put(local, sound)
     path = local.workspace.adapters / version.path / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-    assert "was changed" in (verify(local, version).damage or "")
+    assert "was changed" in (verify_version(local, version).damage or "")
 
 
 def with_extras(source: Path, folder: Path) -> Path:
@@ -461,16 +460,16 @@ def test_card_that_somebody_wrote_anew_is_told_of(
 ) -> None:
     version = put(local, with_extras(sound, tmp_path / "made"))
     (local.workspace.adapters / version.path / "README.md").write_text("# Mine\n")
-    verdict = verify(local, version)
-    assert verdict.damage is None
-    assert verdict.remarks == ("README.md was changed since it was published",)
+    result = verify_version(local, version)
+    assert result.damage is None
+    assert result.remarks == ("README.md was changed since it was published",)
 
 
 def test_card_that_was_written_through_the_store_is_not_told_of(
     local: AdapterStore, sound: Path, tmp_path: Path
 ) -> None:
     version = put(local, with_extras(sound, tmp_path / "made"))
-    assert verify(local, local.write_file(version, "README.md", b"# New\n")).remarks == ()
+    assert verify_version(local, local.write_file(version, "README.md", b"# New\n")).remarks == ()
 
 
 @pytest.mark.parametrize("failing", ["storage", "registry"])
@@ -496,7 +495,7 @@ def test_version_is_sound_though_writing_a_file_anew_ended_half_way(
         with pytest.raises(KeyboardInterrupt):
             store.write_file(version, "provenance.json", b'{"run": 2}')
     version = store.registry.versions.resolve(REF)[0]
-    assert verify(store, version).damage is None
+    assert verify_version(store, version).damage is None
     assert store.fetch(version).digest == version.digest
 
 
@@ -507,14 +506,14 @@ def test_provenance_that_is_not_the_published_one_is_damage(
     version = put(local, with_extras(sound, tmp_path / "made"))
     path = local.workspace.adapters / version.path / "provenance.json"
     path.write_text('{"run": 9}') if change == "changed" else path.unlink()
-    assert "provenance.json of toy/animals@1" in (verify(local, version).damage or "")
+    assert "provenance.json of toy/animals@1" in (verify_version(local, version).damage or "")
 
 
 def test_unsigned_version_is_damaged_where_a_signature_is_required(
     local: AdapterStore, sound: Path, public_key: Path
 ) -> None:
-    verdict = verify(local, put(local, sound), require_signature=True, keys=[public_key])
-    assert "not signed" in (verdict.damage or "")
+    result = verify_version(local, put(local, sound), require_signature=True, keys=[public_key])
+    assert "not signed" in (result.damage or "")
 
 
 def test_unsigned_version_is_not_fetched_where_the_workspace_wants_signatures(

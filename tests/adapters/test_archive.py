@@ -14,9 +14,8 @@ import pytest
 
 from hostile import contents, record_base
 from made_keys import make_key
-from trunkline.adapters.archive import pack, unpack
+from trunkline.adapters.archive import ImportResult, pack, unpack
 from trunkline.adapters.artifact import read_artifact
-from trunkline.adapters.moving import Arrived
 from trunkline.adapters.provenance import read_provenance
 from trunkline.adapters.signing import key_fingerprint
 from trunkline.adapters.storage import LocalStorage
@@ -106,7 +105,7 @@ class Places:
     here: Platform
     archive: Path
 
-    def move(self, name: str | None = None, **asked: Any) -> Arrived:
+    def move(self, name: str | None = None, **asked: Any) -> ImportResult:
         self.there.export_adapter("toy/animals@1", self.archive, overwrite=True)
         return self.here.import_archive(self.archive, name, **asked)
 
@@ -231,7 +230,7 @@ def test_next_number_is_taken_and_the_twin_is_told(places: Places) -> None:
     places.move()
     done = places.move()
     assert done.version.number == 2
-    assert any("is here already as toy/animals@1" in one for one in done.notes)
+    assert any("already exists as toy/animals@1" in one for one in done.notes)
 
 
 def test_runs_number_here_is_the_next(places: Places) -> None:
@@ -239,7 +238,7 @@ def test_runs_number_here_is_the_next(places: Places) -> None:
 
 
 def test_evaluations_are_said_to_be_the_archives_word(places: Places) -> None:
-    assert any("what the archive says" in one for one in places.move().notes)
+    assert any("claims of the archive" in one for one in places.move().notes)
 
 
 @pytest.mark.parametrize("results", [RESULTS, WHOLE], ids=["partial", "whole"])
@@ -277,9 +276,9 @@ def test_export_and_import_leave_events(places: Places) -> None:
     version = places.move(actor="key/1 grace").version
     out = places.there.registry.events.list(subject="toy/animals")[0]
     came = {one.kind: one for one in places.here.registry.events.list(subject="toy/animals")}
-    assert (out.kind, out.detail["archive"]) == ("adapter.exported", "animals.tar")
-    assert came["adapter.imported"].actor == "key/1 grace"
-    assert came["adapter.imported"].detail["archive_sha256"] == out.detail["archive_sha256"]
+    assert (out.kind, out.detail["archive"]) == ("version.exported", "animals.tar")
+    assert came["version.imported"].actor == "key/1 grace"
+    assert came["version.imported"].detail["archive_sha256"] == out.detail["archive_sha256"]
     assert came["version.published"].detail["imported"]["from"] == "toy/animals"
     assert came["version.published"].detail["digest"] == version.digest == out.detail["digest"]
 
@@ -374,7 +373,7 @@ def test_lineage_that_is_malformed_or_contradicts_the_manifest_is_refused(
 
 def test_archive_without_lineage_needs_a_name(places: Places, tmp_path: Path) -> None:
     rewritten(places, lambda folder: (folder / "provenance.json").unlink(), tmp_path)
-    assert "does not say what its adapter was called" in refused(places, UsageError)
+    assert "does not name its adapter" in refused(places, UsageError)
     version = places.here.import_archive(places.archive, "toy/unknown").version
     assert (version.run, version.dataset) == (None, "toy/animals")
 
@@ -434,7 +433,7 @@ def test_full_store_leaves_no_version_run_or_file(
 
 
 def test_damaged_version_is_not_exported(places: Places) -> None:
-    folder = Path(places.there.store.place(places.there.resolve("toy/animals").version))
+    folder = Path(places.there.store.location(places.there.resolve("toy/animals").version))
     (folder / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(IntegrityError):
         places.there.export_adapter("toy/animals", places.archive)
@@ -467,7 +466,7 @@ def test_signature_of_a_key_that_does_not_count_is_refused(
     places.there.sign_adapter("toy/animals", keys / "other.pem")
     places.there.export_adapter("toy/animals", places.archive)
     demand(places.here, keys / "release.pub", required=required)
-    assert "does not count here" in refused(places, IntegrityError)
+    assert "is not trusted here" in refused(places, IntegrityError)
 
 
 def test_signature_that_nobody_can_verify_is_told(places: Places, keys: Path) -> None:
@@ -511,7 +510,7 @@ def test_signature_does_not_change_the_identity(places: Places, keys: Path) -> N
 
 
 def test_damaged_version_is_not_signed(places: Places, keys: Path) -> None:
-    folder = Path(places.there.store.place(places.there.resolve("toy/animals").version))
+    folder = Path(places.there.store.location(places.there.resolve("toy/animals").version))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(IntegrityError):
         places.there.sign_adapter("toy/animals", keys / "release.pem")
