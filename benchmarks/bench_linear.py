@@ -80,7 +80,7 @@ def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> Non
     from torch.nn.functional import linear
 
     fused_layers = bases["ours"].fused_layers
-    single = [plain.get_submodule(name).weight for name, _, _ in fused_layers.places()]
+    single = [plain.get_submodule(name).weight for name, _, _ in fused_layers.members()]
     joined = [
         torch.cat([plain.get_submodule(name).weight for name in fused.names])
         for fused in fused_layers.fused

@@ -39,7 +39,7 @@ MakeDriver = Callable[..., "EngineDriver"]
 
 
 class Clock:
-    """A clock that stands still until a test advances it."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from products import whole
+from products import compute_all
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.bases import describe
 from trunkline.bases.linear import FusedLayers, fuse_linear_layers
@@ -55,7 +55,7 @@ def write_artifact(
     """Write an adapter of every layer."""
     draw = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, fused, index in fused_layers.places():
+    for name, fused, index in fused_layers.members():
         prefix = f"base_model.model.{name}"
         tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, fused.inputs, generator=draw)
         up = torch.randn(fused.outputs[index], rank, generator=draw)
@@ -69,7 +69,7 @@ def write_artifact(
         "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": sorted({name.rsplit(".", 1)[1] for name, _, _ in fused_layers.places()}),
+        "target_modules": sorted({name.rsplit(".", 1)[1] for name, _, _ in fused_layers.members()}),
         "modules_to_save": ["score"] if head else None,
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -97,7 +97,7 @@ def made(
 
 def count_numbers(fused_layers: FusedLayers) -> int:
     """Numbers in an adapter of rank 1 on every layer."""
-    return sum(fused.inputs + fused.outputs[index] for _, fused, index in fused_layers.places())
+    return sum(fused.inputs + fused.outputs[index] for _, fused, index in fused_layers.members())
 
 
 def small_pool(
@@ -115,7 +115,7 @@ def computes(pool: AdapterPool, fused_layers: FusedLayers, resident: Resident) -
     tensors = load_file(resident.artifact.folder / "adapter_model.safetensors")
     for fused in (fused_layers.fused[0], fused_layers.fused[-1]):
         x = torch.linspace(-1, 1, 2 * fused.inputs).view(2, -1)
-        expected = [whole(fused, x)]
+        expected = [compute_all(fused, x)]
         for name in fused.names:
             down, up = (tensors[f"base_model.model.{name}.lora_{one}.weight"] for one in "AB")
             expected.append((x[:1] @ down.T) @ up.T * resident.artifact.lora.scaling)

@@ -1,7 +1,4 @@
-"""What a product of the trunk gives, for tests that compare it.
-
-Owns: putting its layers side by side. Must not know: how they are computed.
-"""
+"""Outputs of a fused linear layer, for tests that compare them."""
 
 from __future__ import annotations
 
@@ -10,6 +7,6 @@ import torch
 from trunkline.bases.linear import FusedLinear
 
 
-def whole(fused: FusedLinear, x: torch.Tensor) -> torch.Tensor:
-    """All layers of a product, ``[rows, sum of outputs]``."""
+def compute_all(fused: FusedLinear, x: torch.Tensor) -> torch.Tensor:
+    """The outputs of all members side by side, ``[rows, sum of outputs]``."""
     return torch.cat([fused.part(index, x) for index in range(len(fused.names))], -1)

@@ -290,7 +290,7 @@ def test_champion_without_kept_predictions_says_no(store: Any, registry: Registr
     add(registry, 39)
     ask(store, 1)
     check = checks(store, 2, BEATS)["beats the champion"]
-    assert (check.passed, check.figures) == (False, "toy/animals@1: no predictions are kept")
+    assert (check.passed, check.figures) == (False, "toy/animals@1: no predictions are stored")
 
 
 def test_metric_that_is_not_installed_says_no(store: Any, registry: Registry) -> None:

@@ -1,6 +1,6 @@
 """Promote versions, roll aliases back and drop them: check the gate, then move the alias.
 
-The recipe's gate, tightened by the workspace, decides; a forced promotion needs a reason.
+The recipe's gate, tighten by the workspace, decides; a forced promotion needs a reason.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from trunkline.contracts import Gate, MetricSpec
 from trunkline.errors import DataError, NotFoundError, PluginError, RefusedError, UsageError
 from trunkline.evaluation.gates import (
     GateCheck,
-    asks_champion,
     check_champion,
     check_gate,
-    no_champion,
-    tightened,
+    needs_champion,
+    pass_without_champion,
+    tighten,
 )
-from trunkline.evaluation.paired import Comparison, compare
+from trunkline.evaluation.intervals import PairedComparison, compare_predictions
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.refs import Ref, check_alias
 from trunkline.registry.actors import Actor, system_actor
@@ -220,9 +220,9 @@ def _run_checks(
     else:
         evaluation_report, recipes = evaluated
         better = evaluation_report.higher_is_better
-        gate = tightened(recipes, demanded, higher_is_better=better)
+        gate = tighten(recipes, demanded, higher_is_better=better)
         checks = [*_check_evaluated_here(registry, version), *check_gate(gate, evaluation_report)]
-        if asks_champion(gate):
+        if needs_champion(gate):
             labels = tuple(artifact.manifest.task.get("labels", ()))
             checks += _compare_with_champion(
                 registry, version, gate, evaluation_report, labels, metric
@@ -283,12 +283,12 @@ def _compare_with_champion(
 ) -> tuple[GateCheck, ...]:
     move = _newest_move(registry, version, CHAMPION)
     if move is None or move.new is None:
-        return no_champion(gate, "there is no champion")
+        return pass_without_champion(gate, "there is no champion")
     if move.new == version.number:
-        return no_champion(gate, f"{version.ref} is the champion")
+        return pass_without_champion(gate, f"{version.ref} is the champion")
     champion = version.ref.at(move.new)
     try:
-        comparison: Comparison | str = _compare_rows(
+        comparison: PairedComparison | str = _compare_rows(
             registry, version.ref, champion, lambda: metric(gate.metric), labels
         )
     except (DataError, NotFoundError, PluginError) as error:
@@ -302,7 +302,7 @@ def _compare_rows(
     champion: Ref,
     metric: Callable[[], MetricSpec],
     labels: tuple[str, ...],
-) -> Comparison:
+) -> PairedComparison:
     """Compare both versions on the same test rows.
 
     Raises:
@@ -319,7 +319,7 @@ def _compare_rows(
             f"the rows differ: its split is {evaluated[0].split_fingerprint[:12]}, "
             f"not {ours.split_fingerprint[:12]}"
         )
-    return compare(
+    return compare_predictions(
         metric(),
         registry.evaluations.predictions(ours.id),
         registry.evaluations.predictions(theirs.id),

@@ -1,4 +1,4 @@
-"""What is said about a base without loading it, and about a folder that is none."""
+"""`describe`: a base's facts without loading it, and folders that are not a base."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_parameters_are_those_that_torch_counts(tiny: Path) -> None:
     assert describe(str(tiny)).parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_gpt2_measures_are_found_under_their_own_names(families: dict[str, Path]) -> None:
+def test_gpt2_sizes_are_read_under_their_own_names(families: dict[str, Path]) -> None:
     info = describe(str(families["gpt2"]))
     assert (info.layers, info.hidden_size, info.context) == (3, 32, 256)
 
@@ -36,8 +36,8 @@ def test_describing_imports_neither_torch_nor_transformers(tiny: Path) -> None:
         "import sys; from trunkline.bases import describe; "
         f"describe({str(tiny)!r}); print({{'torch', 'transformers'}} & set(sys.modules))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "set()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_folder_without_config_is_no_base(copy: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from products import whole
+from products import compute_all
 from tiny_base import HIDDEN, Family, make_model
 from trunkline.bases import linear as module
 from trunkline.bases import quantized
@@ -97,14 +97,14 @@ def test_each_product_is_computed_once_a_forward(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_places_tell_the_features_of_every_layer_but_the_head(family: Family) -> None:
+def test_places_list_the_features_of_every_layer_but_the_head(family: Family) -> None:
     model = made(family)
     features = {
         name: tuple(module.weight.shape[:: 1 if type(module).__name__ == "Conv1D" else -1])
         for name, module in model.named_modules()
         if type(module).__name__ in ("Linear", "Conv1D") and name != "lm_head"
     }
-    places = fuse_linear_layers(model).places()
+    places = fuse_linear_layers(model).members()
     assert {name: (one.inputs, one.outputs[index]) for name, one, index in places} == features
 
 
@@ -127,7 +127,7 @@ def fused_layers() -> FusedLayers:
 def test_parts_of_another_input_never_stand_for_this_ones(fused_layers: FusedLayers) -> None:
     fused = fused_layers.fused[0]
     one, other = some_rows(fused, 3, 1), some_rows(fused, 3, 2)
-    together = whole(fused, other)
+    together = compute_all(fused, other)
     fused.part(0, one)
     parts = [fused.part(index, other) for index in range(3)]
     assert torch.equal(torch.cat(parts, -1), together)
@@ -151,7 +151,7 @@ def test_parts_keep_the_inputs_leading_shape(fused_layers: FusedLayers) -> None:
     ]
 
 
-def test_addition_sees_rows_and_the_whole_product(fused_layers: FusedLayers) -> None:
+def test_addition_gets_the_rows_and_the_full_product(fused_layers: FusedLayers) -> None:
     fused = fused_layers.fused[2]
     x = some_rows(fused, 6).view(2, 3, -1)
     bare = torch.cat([fused.part(index, x) for index in range(2)], -1)
@@ -187,15 +187,15 @@ def test_large_layers_are_apart_in_rows_that_share_no_place(
     kept: module.Quantized | None,
 ) -> None:
     layers = [torch.nn.Linear(8, each, bias=bias).requires_grad_(False) for each in outputs]
-    found, affine = module._blocked(layers, outputs)
-    assert found == blocks
+    result, affine = module._blocked(layers, outputs)
+    assert result == blocks
     product = module._product(affine, kept)
-    fused = FusedLinear(tuple(map(str, outputs)), 8, outputs, product, found)
+    fused = FusedLinear(tuple(map(str, outputs)), 8, outputs, product, result)
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
-    assert [y.shape for y in product(x)] == [(5, block.columns) for block in found]
+    assert [y.shape for y in product(x)] == [(5, block.columns) for block in result]
     assert all(y.is_contiguous() for y in product(x))
     exact = torch.cat([layer(x) for layer in layers], 1)
-    torch.testing.assert_close(whole(fused, x), exact, atol=0.03 if kept else 1e-5, rtol=0)
+    torch.testing.assert_close(compute_all(fused, x), exact, atol=0.03 if kept else 1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -206,8 +206,8 @@ def test_int8_products_are_close_to_those_in_float(family: Family) -> None:
     )
     for one, other in zip(plain.fused, small.fused, strict=True):
         x = some_rows(one, 20)
-        exact = whole(one, x)
-        error = (whole(other, x) - exact).abs().amax()
+        exact = compute_all(one, x)
+        error = (compute_all(other, x) - exact).abs().amax()
         assert 0 < error < INT8_ERROR * exact.abs().amax()
 
 
@@ -225,17 +225,17 @@ def test_int8_model_writes_much_the_same_distribution(family: Family) -> None:
 def test_int8_row_does_not_depend_on_its_neighbors(neighbor: float) -> None:
     for fused in fuse_linear_layers(made("qwen2"), quantized="int8").fused:
         x = some_rows(fused, 17)
-        alone = whole(fused, x[4:5])
+        alone = compute_all(fused, x[4:5])
         x[:4] *= neighbor
         x[5:] *= neighbor
-        assert torch.equal(whole(fused, x)[4:5], alone)
+        assert torch.equal(compute_all(fused, x)[4:5], alone)
 
 
 def test_int8_row_of_nothing_gives_the_bias() -> None:
     fused = fuse_linear_layers(made("qwen2"), quantized="int8").fused[0]
     own = made("qwen2").model.layers[0].self_attn
     bias = torch.cat([own.q_proj.bias, own.k_proj.bias, own.v_proj.bias])
-    assert torch.equal(whole(fused, torch.zeros(2, fused.inputs)), bias.expand(2, -1))
+    assert torch.equal(compute_all(fused, torch.zeros(2, fused.inputs)), bias.expand(2, -1))
 
 
 def test_int8_head_is_close_to_that_in_float() -> None:
@@ -252,7 +252,7 @@ def test_int8_rows_are_the_same_however_many_there_are() -> None:
     model = made("llama")
     fused = fuse_linear_layers(model, quantized="int8").fused[0]
     x = torch.randn(300, fused.inputs, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(whole(fused, x)[140:150], whole(fused, x[140:150]))
+    assert torch.equal(compute_all(fused, x)[140:150], compute_all(fused, x[140:150]))
 
 
 def test_int8_input_is_held_in_twice_8_bits_whatever_its_row_holds() -> None:
@@ -308,7 +308,7 @@ def test_form_that_is_wrong_or_missing_gives_way_to_the_next(
 
 
 @pytest.mark.usefixtures("forms")
-def test_cpu_without_exact_integer_products_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_without_exact_integer_products_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantized, "by_onednn", cut_off)
     monkeypatch.setattr(quantized, "by_int_mm", missing)
     with pytest.raises(BaseModelError, match="8-bit") as raised:
@@ -316,7 +316,7 @@ def test_cpu_without_exact_integer_products_is_told_so(monkeypatch: pytest.Monke
     assert "fp32" in (raised.value.hint or "")
 
 
-def test_what_onednn_keeps_is_bounded_unless_somebody_said_how(
+def test_onednn_caches_are_bounded_unless_the_user_set_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
@@ -331,7 +331,7 @@ def test_bfloat16_model_stays_in_bfloat16() -> None:
     before = logits(model)
     fused_layers = fuse_linear_layers(model)
     assert (
-        whole(fused_layers.fused[0], some_rows(fused_layers.fused[0], 2).bfloat16()).dtype
+        compute_all(fused_layers.fused[0], some_rows(fused_layers.fused[0], 2).bfloat16()).dtype
         == torch.bfloat16
     )
     torch.testing.assert_close(logits(model), before, atol=0.1, rtol=0.05)

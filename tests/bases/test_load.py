@@ -1,4 +1,4 @@
-"""Weights in memory: one base a process, quiet, whole, and fresh ones for training."""
+"""Loading: one base per process, silently and completely, and fresh models for training."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_held_base_in_another_dtype_is_refused(tiny: Path) -> None:
         load(str(tiny), dtype="bf16")
 
 
-def test_cpu_takes_fp32_unless_told(tiny: Path) -> None:
+def test_cpu_uses_fp32_by_default(tiny: Path) -> None:
     assert load(str(tiny), device="cpu").dtype == torch.float32
     release()
     assert load(str(tiny), device="cpu", dtype="bf16").model.dtype == torch.bfloat16
@@ -139,14 +139,14 @@ def test_missing_tensor_is_damage_and_not_drawn_at_random(copy: Path) -> None:
         load(str(copy), device="cpu")
 
 
-def test_weights_of_another_shape_than_the_config_are_told(copy: Path) -> None:
+def test_weights_of_another_shape_than_the_config_are_refused(copy: Path) -> None:
     file = copy / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 96}))
     with pytest.raises(BaseModelError, match="base"):
         load(str(copy), device="cpu")
 
 
-def test_unreadable_tokenizer_is_told(copy: Path) -> None:
+def test_unreadable_tokenizer_is_refused(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(BaseModelError, match="tokenizer"):
         load(str(copy), device="cpu")

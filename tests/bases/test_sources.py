@@ -1,4 +1,4 @@
-"""Names of bases, and what is said about one that can't be had."""
+"""Names of bases, and the errors for one that can't be located."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_malformed_hub_name_is_wrong_use(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "no/where", "a" * 5000, "a/" * 3000, "\0", ""])
-def test_name_of_nothing_is_not_found(name: str) -> None:
+def test_unknown_name_is_refused(name: str) -> None:
     with pytest.raises(NotFoundError):
         describe(name)
 
@@ -66,7 +66,7 @@ def test_hub_base_is_described_from_the_hub_cache(hub_cache: str, tiny: Path) ->
     assert hub_cache in info.source
 
 
-def test_hub_base_at_a_revision_is_found(hub_cache: str) -> None:
+def test_hub_base_at_a_revision_is_located(hub_cache: str) -> None:
     assert describe(f"hf:acme/tiny@{hub_cache}").folder.name == hub_cache
 
 

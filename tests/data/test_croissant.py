@@ -41,16 +41,16 @@ def test_required_term_of_a_dataset_is_there(term: str) -> None:
     assert described(DATASETS["toy/animals"])[term]
 
 
-def test_date_is_one_and_is_said_to_be_that_of_the_description() -> None:
-    found = described(DATASETS["toy/animals"])
-    assert date.fromisoformat(found["datePublished"])
-    assert "When the source was published: NOT PROVIDED" in found["description"]
+def test_date_is_valid_and_described_as_that_of_the_description() -> None:
+    description = described(DATASETS["toy/animals"])
+    assert date.fromisoformat(description["datePublished"])
+    assert "When the source was published: NOT PROVIDED" in description["description"]
 
 
 def test_it_says_which_version_it_conforms_to() -> None:
-    found = described(DATASETS["toy/animals"])
-    assert found["conformsTo"] == "http://mlcommons.org/croissant/1.0"
-    assert found["@type"] == "sc:Dataset"
+    description = described(DATASETS["toy/animals"])
+    assert description["conformsTo"] == "http://mlcommons.org/croissant/1.0"
+    assert description["@type"] == "sc:Dataset"
 
 
 def test_file_object_has_its_required_terms(spec: DatasetSpec) -> None:
@@ -61,39 +61,41 @@ def test_file_object_has_its_required_terms(spec: DatasetSpec) -> None:
 
 
 def test_every_field_has_a_type_and_a_source_that_exists(spec: DatasetSpec) -> None:
-    found = described(spec)
-    files = {file["@id"] for file in found["distribution"]}
-    for field in found["recordSet"][0]["field"]:
+    description = described(spec)
+    files = {file["@id"] for file in description["distribution"]}
+    for field in description["recordSet"][0]["field"]:
         assert field["@type"] == "cr:Field"
         assert field["dataType"]
         assert field["source"]["fileObject"]["@id"] in files
 
 
 def test_ids_are_used_once(spec: DatasetSpec) -> None:
-    found = described(spec)
-    sets = found["recordSet"]
-    ids = [one["@id"] for one in (*found["distribution"], *sets, *sets[0]["field"])]
+    description = described(spec)
+    sets = description["recordSet"]
+    ids = [one["@id"] for one in (*description["distribution"], *sets, *sets[0]["field"])]
     assert len(set(ids)) == len(ids)
 
 
 def test_terms_are_declared_in_the_context(spec: DatasetSpec) -> None:
-    found = described(spec)
-    for field in found["recordSet"][0]["field"]:
-        assert {"dataType", "source"} <= found["@context"].keys() & field.keys()
-    assert {"recordSet", "conformsTo", "citeAs"} <= found["@context"].keys() & found.keys()
+    description = described(spec)
+    for field in description["recordSet"][0]["field"]:
+        assert {"dataType", "source"} <= description["@context"].keys() & field.keys()
+    assert {"recordSet", "conformsTo", "citeAs"} <= description[
+        "@context"
+    ].keys() & description.keys()
 
 
-def test_described_file_has_the_digest_that_is_said(spec: DatasetSpec) -> None:
+def test_described_file_has_the_digest_in_the_description(spec: DatasetSpec) -> None:
     lines = b"".join(row_lines(split_of(spec)))
-    said = described(spec)["distribution"][0]["sha256"]
-    assert hashlib.sha256(lines).hexdigest() == said
+    digest = described(spec)["distribution"][0]["sha256"]
+    assert hashlib.sha256(lines).hexdigest() == digest
 
 
 def test_described_file_has_every_row_once_in_its_part(spec: DatasetSpec) -> None:
     split = split_of(spec)
-    found = {(one := json.loads(line))["id"]: one["part"] for line in row_lines(split)}
-    assert len(found) == len(split)
-    assert all(found[row.id] == "test" for row in split.test)
+    description = {(one := json.loads(line))["id"]: one["part"] for line in row_lines(split)}
+    assert len(description) == len(split)
+    assert all(description[row.id] == "test" for row in split.test)
 
 
 def test_every_column_of_the_file_is_a_field(spec: DatasetSpec) -> None:
@@ -118,11 +120,11 @@ def test_address_of_the_source_is_its_url() -> None:
 
 
 def test_without_an_address_the_url_names_the_bytes() -> None:
-    found = described(DATASETS["toy/animals"])
-    assert found["url"] == f"urn:sha256:{'f' * 64}"
+    description = described(DATASETS["toy/animals"])
+    assert description["url"] == f"urn:sha256:{'f' * 64}"
 
 
 def test_what_only_people_know_is_not_made_up() -> None:
-    found = described(DATASETS["toy/animals"])
-    assert found["creator"]["name"] == "NOT PROVIDED"
-    assert found["citeAs"] == "NOT PROVIDED"
+    description = described(DATASETS["toy/animals"])
+    assert description["creator"]["name"] == "NOT PROVIDED"
+    assert description["citeAs"] == "NOT PROVIDED"

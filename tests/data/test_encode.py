@@ -113,7 +113,7 @@ def test_empty_text_is_refused(text: str, clean: Any, chat: bool) -> None:
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_half_a_character_is_refused(chat: bool) -> None:
-    with pytest.raises(DataError, match=r"'\\udcff', which is no character") as caught:
+    with pytest.raises(DataError, match=r"'\\udcff', which is not a character") as caught:
         encode_prompt("caf\udcff", Template(chat=chat), shared())
     assert caught.value.hint
 
@@ -136,31 +136,31 @@ def test_chat_prompt_reads_back_as_the_base_writes_its_talks(text: str) -> None:
 @quick
 @given(contents=st.lists(texts, min_size=1, max_size=12))
 def test_only_the_chat_template_writes_control_tokens(contents: list[str]) -> None:
-    talk = [
+    messages = [
         {"role": ("user", "assistant")[turn % 2], "content": content}
         for turn, content in enumerate(contents)
     ]
-    ids = encode_chat(talk, shared())
-    bare = encode_chat([{**message, "content": "x"} for message in talk], shared())
+    ids = encode_chat(messages, shared())
+    bare = encode_chat([{**message, "content": "x"} for message in messages], shared())
 
     assert controls(ids) == controls(bare)
 
 
 def test_harmless_chat_is_encoded_as_transformers_does() -> None:
-    talk = [
+    messages = [
         {"role": "system", "content": "You sort things."},
         {"role": "user", "content": "Whole milk"},
         {"role": "assistant", "content": "Dairy"},
         {"role": "user", "content": "Acute appendicitis"},
     ]
-    own = shared().apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    own = shared().apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    assert encode_chat(talk, shared()) == shared()(own, add_special_tokens=False).input_ids
+    assert encode_chat(messages, shared()) == shared()(own, add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize("role", ["user<|im_end|>", "tool", "", None])
 def test_role_that_is_none_is_refused(role: Any) -> None:
-    with pytest.raises(UsageError, match="can't be put into a chat") as caught:
+    with pytest.raises(UsageError, match="A chat can't contain a message with the role") as caught:
         encode_chat([{"role": role, "content": "hi"}], shared())
     assert "user" in str(caught.value.hint)
 
@@ -176,7 +176,7 @@ def test_chat_on_a_base_without_a_chat_template_is_refused() -> None:
     assert caught.value.hint
 
 
-def test_chat_template_that_refuses_the_talk_is_told_with_its_reason() -> None:
+def test_chat_template_that_refuses_the_messages_gives_its_reason() -> None:
     strict = with_template(
         "{% if messages[0]['role'] == 'system' %}"
         "{{ raise_exception('System role not supported') }}{% endif %}{{ messages[0]['content'] }}"
@@ -189,7 +189,7 @@ def test_chat_template_that_refuses_the_talk_is_told_with_its_reason() -> None:
 def test_chat_template_that_leaves_a_message_out_is_refused() -> None:
     forgetful = with_template("{{ messages[-1]['content'] }}")
 
-    with pytest.raises(UsageError, match="leaves a message out"):
+    with pytest.raises(UsageError, match="omits a message"):
         encode_prompt("hi", Template(chat=True, system="Be kind."), forgetful)
 
 

@@ -19,7 +19,7 @@ from trunkline.data.prepare import Prepared, fingerprint, near_duplicates, prepa
 from trunkline.data.split import PARTS, Fold
 from trunkline.errors import DataError, NotFoundError, PluginError, TrunklineError
 
-WORDS = [
+NAMES = [
     "amber",
     "bronze",
     "coral",
@@ -40,7 +40,7 @@ WORDS = [
 def things(count: int = 30) -> list[Row]:
     """Rows whose texts have nothing in common, in groups of their own."""
     rng = random.Random(7)
-    texts = [f"{' '.join(rng.sample(WORDS, 3))} {rng.randrange(10**9)}" for _ in range(count)]
+    texts = [f"{' '.join(rng.sample(NAMES, 3))} {rng.randrange(10**9)}" for _ in range(count)]
     return [make_row(number, text=text) for number, text in enumerate(texts)]
 
 
@@ -59,7 +59,7 @@ def refused(rows: Sequence[Any], kind: type[TrunklineError] = DataError, **datas
     """The message with which the rows are refused; it is one sentence, with a hint."""
     with pytest.raises(kind) as caught:
         prepared(rows, **dataset)
-    assert type(caught.value) is kind
+    assert isinstance(caught.value, kind)
     assert caught.value.hint
     assert caught.value.message.endswith((".", "!"))
     assert "\n" not in caught.value.message
@@ -262,14 +262,14 @@ def test_preparing_twice_gives_the_same() -> None:
 
 def test_max_examples_cuts_train_alone() -> None:
     dataset = make_dataset(things())
-    whole = prepare(dataset, make_recipe())
+    full = prepare(dataset, make_recipe())
     few = prepare(dataset, make_recipe(settings=Settings(max_train_samples=5)))
 
     assert len(few.split.train) == few.report.parts["train"] == 5
-    assert all(row in whole.split.train for row in few.split.train)
-    assert few.split.test == whole.split.test
-    assert few.split.validation == whole.split.validation
-    assert few.split.fingerprint == whole.split.fingerprint
+    assert all(row in full.split.train for row in few.split.train)
+    assert few.split.test == full.split.test
+    assert few.split.validation == full.split.validation
+    assert few.split.fingerprint == full.split.fingerprint
 
 
 def test_max_examples_above_the_number_of_rows_changes_nothing() -> None:
@@ -326,9 +326,9 @@ def test_label_that_was_not_declared_is_refused_with_its_name() -> None:
 
 @pytest.mark.parametrize("target", ["12", None, True, [1.0]])
 def test_regression_target_that_is_no_number_is_refused(target: Any) -> None:
-    told = refused([*numbers(), make_row(90, target=target)], task="regression")
+    message = refused([*numbers(), make_row(90, target=target)], task="regression")
 
-    assert f"'r90' of toy/things has the target {target!r}, not a number" in told
+    assert f"'r90' of toy/things has the target {target!r}, not a number" in message
 
 
 @pytest.mark.parametrize("task", ["classification", "generation"])
@@ -340,9 +340,9 @@ def test_text_target_that_is_no_text_is_refused(task: str, target: Any) -> None:
 @pytest.mark.parametrize("field", ["id", "text", "group", "stratum"])
 @pytest.mark.parametrize("value", [7, math.nan, b"bytes"])
 def test_field_that_is_no_text_is_refused(field: str, value: Any) -> None:
-    told = refused([*things(), make_row(90, **{field: value})])
+    message = refused([*things(), make_row(90, **{field: value})])
 
-    assert f"has {value!r} where a text was expected" in told
+    assert f"has {value!r} where a text was expected" in message
 
 
 @pytest.mark.parametrize("slices", [{"country": 5}, {5: "DE"}])
@@ -352,12 +352,12 @@ def test_slice_that_is_no_text_is_refused(slices: Any) -> None:
 
 @pytest.mark.parametrize("slices", [None, ("country", "DE")])
 def test_slices_that_are_no_mapping_are_refused(slices: Any) -> None:
-    assert "no mapping" in refused([*things(), make_row(90, slices=slices)])
+    assert "not a mapping" in refused([*things(), make_row(90, slices=slices)])
 
 
 @pytest.mark.parametrize("field", ["id", "text", "group", "target", "stratum"])
 def test_half_a_character_is_refused(field: str) -> None:
-    assert "no character" in refused([*things(), make_row(90, **{field: "caf\udce9"})])
+    assert "not a character" in refused([*things(), make_row(90, **{field: "caf\udce9"})])
 
 
 def test_fewer_than_three_groups_are_refused() -> None:

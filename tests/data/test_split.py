@@ -58,7 +58,7 @@ def many(count: int = 50, labels: str = "ab") -> list[Row]:
 
 @quick
 @given(rows=row_lists, task=tasks, seed=seeds)
-def test_every_row_stands_in_one_part(rows: list[Row], task: Task, seed: int) -> None:
+def test_every_row_is_in_one_part(rows: list[Row], task: Task, seed: int) -> None:
     split = divided(rows, task, seed)
     if split is not None:
         standing = [row.id for name in PARTS for row in getattr(split, name)]

@@ -157,7 +157,7 @@ def test_added_row_with_a_target_of_another_kind_is_refused() -> None:
 
 @pytest.mark.parametrize("make", [clean, augment])
 @pytest.mark.parametrize("failure", [KeyError("x"), SystemExit(1)])
-def test_transform_that_fails_is_told_with_its_name_and_row(
+def test_failure_of_a_transform_names_it_and_the_row(
     make: Callable[[Apply], TransformSpec], failure: BaseException
 ) -> None:
     def fail(row: Row, rng: random.Random) -> list[Row]:

@@ -33,15 +33,15 @@ TOOLS = ("hammer", "saw", "drill", "wrench", "chisel", "pliers")
 
 
 def sorted_goods() -> Split:
-    """Fruit and tools: each word once in train, then in other company."""
+    """Fruit and tools: pairs of names, other pairs in each part."""
     rng = random.Random(3)
 
     def rows(count: int, first: int) -> list[Row]:
         made = []
         for number in range(first, first + count):
             kind = ("fruit", "tool")[number % 2]
-            words = rng.sample(FRUIT if kind == "fruit" else TOOLS, 2)
-            text = f"one {words[0]} and one {words[1]} no {number}"
+            names = rng.sample(FRUIT if kind == "fruit" else TOOLS, 2)
+            text = f"one {names[0]} and one {names[1]} no {number}"
             made.append(make_row(number, text=text, target=kind))
         return made
 
@@ -49,7 +49,7 @@ def sorted_goods() -> Split:
 
 
 def priced_goods() -> Split:
-    """Prices that follow from the words; the first slice is the kind of good."""
+    """Prices that follow from the names; the first slice is the kind of good."""
 
     def rows(count: int, first: int) -> list[Row]:
         goods = {"golden ring": 900.0, "paper napkin": 0.05, "leather shoe": 80.0}
@@ -145,13 +145,13 @@ def test_baseline_does_not_see_the_targets_of_the_test_rows(
 
 
 def test_tfidf_chooses_on_validation() -> None:
-    """Plurals are unknown words but familiar characters."""
+    """Plurals are new words made of familiar characters."""
     kinds = {"fruit": FRUIT, "tool": TOOLS}
 
     def rows(ending: str) -> list[Row]:
         return [
-            make_row(n, text=f"{word}{ending}", target=kind)
-            for n, (kind, word) in enumerate((k, word) for k in kinds for word in kinds[k])
+            make_row(n, text=f"{name}{ending}", target=kind)
+            for n, (kind, name) in enumerate((k, name) for k in kinds for name in kinds[k])
         ]
 
     known, plural = (make_split(rows(""), rows(ending), rows("")) for ending in ("", "s"))
@@ -250,16 +250,15 @@ def test_group_median_falls_back_on_all_rows(slices: dict[str, str]) -> None:
 def test_linear_model_on_the_log_scale_gives_positive_numbers() -> None:
     predictions = linear(make_recipe("regression", scale="log"), priced_goods()).predictions
 
-    assert all(isinstance(said, float) and said > 0 for said in predictions)
+    assert all(isinstance(predictions, float) and predictions > 0 for predictions in predictions)
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
 def test_linear_model_is_nearer_than_the_overall_median(scale: Any) -> None:
     split = priced_goods()
-    said = linear(make_recipe("regression", scale=scale), split).predictions
-    errors = [
-        abs(float(one) - float(row.target)) for one, row in zip(said, split.test, strict=True)
-    ]
+    predictions = linear(make_recipe("regression", scale=scale), split).predictions
+    pairs = zip(predictions, split.test, strict=True)
+    errors = [abs(float(prediction) - float(row.target)) for prediction, row in pairs]
     median = [abs(80 - float(row.target)) for row in split.test]
 
     assert sum(errors) < sum(median) / 2
@@ -270,8 +269,8 @@ def test_linear_model_is_nearer_than_the_overall_median(scale: Any) -> None:
 
 def test_nearest_gives_the_target_of_the_same_text() -> None:
     split = sorted_goods()
-    asked = [replace(split.train[n], id=f"q{n}", target="?") for n in (3, 8, 20)]
-    baseline = nearest(make_recipe(), replace(split, test=tuple(asked)))
+    rows = [replace(split.train[n], id=f"q{n}", target="?") for n in (3, 8, 20)]
+    baseline = nearest(make_recipe(), replace(split, test=tuple(rows)))
 
     assert baseline.predictions == [split.train[n].target for n in (3, 8, 20)]
 

@@ -10,15 +10,14 @@ import pytest
 from trunkline.contracts import Gate
 from trunkline.errors import UsageError
 from trunkline.evaluation.gates import (
-    LEAST_SLICE_ROWS,
+    MIN_SLICE_ROWS,
     GateCheck,
     check_champion,
     check_gate,
-    no_champion,
-    tightened,
+    pass_without_champion,
+    tighten,
 )
-from trunkline.evaluation.intervals import Estimate
-from trunkline.evaluation.paired import Comparison
+from trunkline.evaluation.intervals import Estimate, PairedComparison
 from trunkline.evaluation.report import EvaluationReport, SliceScore
 from trunkline.workspace import GateSettings
 
@@ -51,13 +50,13 @@ def test_baseline_must_be_beaten(verdict: str, passed: bool) -> None:
     assert (check.name, check.passed) == ("beats the baseline", passed)
 
 
-def test_figures_are_told() -> None:
+def test_figures_are_reported() -> None:
     (check,) = check_gate(Gate(metric="accuracy"), evaluation_report())
 
     assert check.figures == "accuracy minus that of tfidf: +0.100 [+0.020, +0.180]"
 
 
-def test_too_few_groups_are_told() -> None:
+def test_too_few_groups_are_reported() -> None:
     (check,) = check_gate(Gate(metric="accuracy"), evaluation_report("ties", groups=3))
 
     assert check.figures.endswith("3 groups where 6 are needed")
@@ -80,7 +79,7 @@ def test_error_must_stay_below_the_bound(bound: float, passed: bool) -> None:
     assert (check.name, check.passed) == (f"at most {bound:g}", passed)
 
 
-def test_both_conditions_are_told_each_by_itself() -> None:
+def test_both_conditions_are_reported_separately() -> None:
     checks = check_gate(Gate(metric="accuracy", at_least=0.9), evaluation_report())
 
     assert [check.passed for check in checks] == [True, False]
@@ -124,12 +123,12 @@ def test_worst_slice_of_an_error_is_the_largest() -> None:
     assert "country=c0 accuracy 0.900" in check.figures
 
 
-def test_how_many_slices_fail_is_told() -> None:
+def test_number_of_failing_slices_is_reported() -> None:
     assert "; 2 fail" in slice_check(0.8, sliced((50, 0.9), (31, 0.4), (30, 0.5))).figures
 
 
 def test_small_slice_is_named_but_does_not_decide() -> None:
-    check = slice_check(0.5, sliced((50, 0.9), (LEAST_SLICE_ROWS - 1, 0.0), (1, 1.0)))
+    check = slice_check(0.5, sliced((50, 0.9), (MIN_SLICE_ROWS - 1, 0.0), (1, 1.0)))
 
     assert check.passed
     assert check.figures.endswith(
@@ -138,14 +137,14 @@ def test_small_slice_is_named_but_does_not_decide() -> None:
     )
 
 
-def test_no_slice_large_enough_is_told() -> None:
+def test_no_slice_large_enough_is_reported() -> None:
     check = slice_check(0.5, sliced((3, 0.0)))
 
     assert check.passed
-    assert check.figures.startswith(f"no slice has {LEAST_SLICE_ROWS} rows; too small")
+    assert check.figures.startswith(f"no slice has {MIN_SLICE_ROWS} rows; too small")
 
 
-def test_dataset_without_slices_is_told() -> None:
+def test_dataset_without_slices_is_reported() -> None:
     assert slice_check(0.5, evaluation_report()) == GateCheck(
         "every slice at least 0.5", True, "the dataset has no slices"
     )
@@ -161,25 +160,25 @@ def within(margin: float) -> Gate:
     return Gate(metric="accuracy", beats_baseline=False, champion_margin=margin)
 
 
-def beside(verdict: str, low: float, high: float, groups: int = 50) -> Comparison:
-    return Comparison(100, groups, Estimate((low + high) / 2, low, high), verdict)
+def beside(verdict: str, low: float, high: float, groups: int = 50) -> PairedComparison:
+    return PairedComparison(100, groups, Estimate((low + high) / 2, low, high), verdict)
 
 
 @pytest.mark.parametrize(
-    ("found", "passed"),
+    ("expected", "passed"),
     [
         (beside("beats", 0.01, 0.1), True),
         (beside("ties", -0.01, 0.1), False),
         (beside("loses", -0.2, -0.1), False),
     ],
 )
-def test_champion_must_be_beaten(found: Comparison, passed: bool) -> None:
-    (check,) = check_champion(BEATS, evaluation_report(), "a/b@1", found)
+def test_champion_must_be_beaten(expected: PairedComparison, passed: bool) -> None:
+    (check,) = check_champion(BEATS, evaluation_report(), "a/b@1", expected)
 
     assert (check.name, check.passed) == ("beats the champion", passed)
 
 
-def test_figures_beside_the_champion_are_told() -> None:
+def test_figures_of_the_comparison_with_the_champion_are_reported() -> None:
     (check,) = check_champion(BEATS, evaluation_report(), "a/b@1", beside("beats", 0.01, 0.09))
 
     assert check.figures == "accuracy minus that of a/b@1: +0.050 [+0.010, +0.090] on 100 rows"
@@ -221,7 +220,7 @@ def test_what_cannot_be_compared_fails_and_says_why() -> None:
 
 
 def test_without_a_champion_its_conditions_are_met() -> None:
-    assert no_champion(BEATS, "there is no champion") == (
+    assert pass_without_champion(BEATS, "there is no champion") == (
         GateCheck("beats the champion", True, "there is no champion"),
     )
 
@@ -234,36 +233,36 @@ def test_without_a_champion_its_conditions_are_met() -> None:
 def test_either_side_may_demand_it(name: str, recipe: bool, workspace: bool) -> None:
     gate = Gate(**{"metric": "accuracy", "beats_baseline": False, name: recipe})
 
-    assert getattr(tightened(gate, GateSettings(**{name: workspace})), name) is True
+    assert getattr(tighten(gate, GateSettings(**{name: workspace})), name) is True
 
 
 def test_nothing_demanded_changes_nothing() -> None:
     gate = Gate(metric="accuracy", beats_baseline=False, at_least=0.5, slices_at_least=0.1)
 
-    assert tightened(gate, GateSettings()) == gate
+    assert tighten(gate, GateSettings()) == gate
 
 
 @pytest.mark.parametrize(
-    ("recipe", "workspace", "found"), [(None, 0.1, 0.1), (0.2, 0.1, 0.1), (0.05, 0.1, 0.05)]
+    ("recipe", "workspace", "expected"), [(None, 0.1, 0.1), (0.2, 0.1, 0.1), (0.05, 0.1, 0.05)]
 )
-def test_smaller_margin_counts(recipe: float | None, workspace: float, found: float) -> None:
+def test_smaller_margin_counts(recipe: float | None, workspace: float, expected: float) -> None:
     gate = Gate(metric="accuracy", champion_margin=recipe)
 
-    assert tightened(gate, GateSettings(champion_margin=workspace)).champion_margin == found
+    assert tighten(gate, GateSettings(champion_margin=workspace)).champion_margin == expected
 
 
-@pytest.mark.parametrize(("higher", "found"), [(True, 0.4), (False, 0.3)])
-def test_stricter_bound_on_slices_counts(higher: bool, found: float) -> None:
+@pytest.mark.parametrize(("higher", "expected"), [(True, 0.4), (False, 0.3)])
+def test_stricter_bound_on_slices_counts(higher: bool, expected: float) -> None:
     gate = Gate(metric="accuracy", slices_at_least=0.3)
     demanded = GateSettings(slices_at_least=0.4)
 
-    assert tightened(gate, demanded, higher_is_better=higher).slices_at_least == found
+    assert tighten(gate, demanded, higher_is_better=higher).slices_at_least == expected
 
 
 @pytest.mark.parametrize(
     "demanded",
     [{"champion_margin": -0.1}, {"champion_margin": math.nan}, {"slices_at_least": math.inf}],
 )
-def test_impossible_demand_is_told(demanded: dict[str, float]) -> None:
+def test_impossible_setting_is_refused(demanded: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(demanded))):
-        tightened(Gate(metric="accuracy", champion_margin=0.0), GateSettings(**demanded))
+        tighten(Gate(metric="accuracy", champion_margin=0.0), GateSettings(**demanded))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from trunkline.contracts import MetricSpec, Scored
 from trunkline.errors import PluginError
 from trunkline.evaluation.intervals import (
-    LEAST_GROUPS,
+    MIN_GROUPS,
     Estimate,
     estimate,
     group_draws,
@@ -29,7 +29,7 @@ ACCURACY, MAE = METRICS["accuracy"], METRICS["mae"]
 seeds = st.integers(0, 10**6)
 
 
-def said(seed: int, rows: int = 60, right: float = 0.7) -> Scored:
+def made_scored(seed: int, rows: int = 60, right: float = 0.7) -> Scored:
     """Random targets of three labels, and predictions that are often right."""
     rng = random.Random(seed)
     targets = [rng.choice("abc") for _ in range(rows)]
@@ -53,34 +53,34 @@ def metric_giving(compute: Any) -> MetricSpec:
 @given(seed=seeds, rows=st.integers(1, 40), groups=st.integers(1, 12))
 @pytest.mark.parametrize("name", ["accuracy", "macro_f1", "balanced_accuracy", "exact_match"])
 def test_interval_contains_the_value(name: str, seed: int, rows: int, groups: int) -> None:
-    scored = said(seed, rows)
-    found = estimate(METRICS[name], scored, [f"g{n % groups}" for n in range(rows)])
+    scored = made_scored(seed, rows)
+    interval = estimate(METRICS[name], scored, [f"g{n % groups}" for n in range(rows)])
 
-    assert found.low <= found.value <= found.high
-    assert found.value == METRICS[name].compute(scored)
+    assert interval.low <= interval.value <= interval.high
+    assert interval.value == METRICS[name].compute(scored)
 
 
 def test_interval_of_a_biased_metric_still_contains_its_value() -> None:
-    """Draws repeat rows, so none has as many different ones as there are."""
+    """Draws repeat rows, so none has 50 different ones."""
     variety = metric_giving(lambda scored: len(set(scored.targets)))
     scored = Scored(targets=[str(n) for n in range(50)], predictions=["a"] * 50)
-    found = estimate(variety, scored, alone(scored))
+    interval = estimate(variety, scored, alone(scored))
 
-    assert found.low < 40
-    assert found.value == found.high == 50
+    assert interval.low < 40
+    assert interval.value == interval.high == 50
 
 
 def test_interval_of_a_hundred_coin_tosses_is_about_two_tenths_wide() -> None:
     scored = Scored(targets=["a"] * 100, predictions=["a", "b"] * 50)
-    found = estimate(ACCURACY, scored, alone(scored))
+    interval = estimate(ACCURACY, scored, alone(scored))
 
-    assert found.value == 0.5
-    assert found.low == pytest.approx(0.40, abs=0.02)
-    assert found.high == pytest.approx(0.60, abs=0.02)
+    assert interval.value == 0.5
+    assert interval.low == pytest.approx(0.40, abs=0.02)
+    assert interval.high == pytest.approx(0.60, abs=0.02)
 
 
 def test_copies_within_a_group_make_no_interval_narrower() -> None:
-    scored = said(1)
+    scored = made_scored(1)
     groups = alone(scored)
     single = estimate(ACCURACY, scored, groups)
     copied = Scored(
@@ -104,7 +104,7 @@ def test_rows_that_stand_alone_give_a_narrower_interval_than_rows_in_groups() ->
 @few
 @given(seed=seeds)
 def test_interval_does_not_depend_on_the_order_of_rows(seed: int) -> None:
-    scored = said(seed)
+    scored = made_scored(seed)
     groups = [f"g{n % 20}" for n in range(60)]
     order = list(range(60))
     random.Random(seed).shuffle(order)
@@ -118,7 +118,7 @@ def test_interval_does_not_depend_on_the_order_of_rows(seed: int) -> None:
     assert (one.low, one.high) == pytest.approx((two.low, two.high))
 
 
-def test_draw_takes_whole_groups_and_as_many_as_there_are() -> None:
+def test_draw_takes_complete_groups_and_as_many_as_there_are() -> None:
     groups = ["a", "b", "a", "c", "b", "a"]
     members = {"a": {0, 2, 5}, "b": {1, 4}, "c": {3}}
     for rows in group_draws(groups, draws=50):
@@ -134,11 +134,11 @@ def test_plugins_metric_is_given_texts_of_python() -> None:
         kinds.update(type(one) for one in [*scored.targets, *scored.predictions])
         return 1.0
 
-    estimate(metric_giving(compute), said(0, 8), alone(said(0, 8)))
+    estimate(metric_giving(compute), made_scored(0, 8), alone(made_scored(0, 8)))
     assert kinds == {str}
 
 
-def test_labels_that_end_in_a_zero_byte_are_told_apart() -> None:
+def test_labels_that_end_in_a_zero_byte_are_distinguished() -> None:
     scored = Scored(targets=["a", "b"], predictions=["a\0", "b"])
 
     assert estimate(ACCURACY, scored, ["x", "y"]).value == 0.5
@@ -152,19 +152,19 @@ def test_metric_that_raises_is_named() -> None:
         raise KeyError("chapter")
 
     with pytest.raises(PluginError, match=r"toy/odd failed: KeyError: 'chapter'") as caught:
-        estimate(metric_giving(compute), said(0, 8), alone(said(0, 8)))
+        estimate(metric_giving(compute), made_scored(0, 8), alone(made_scored(0, 8)))
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_metric_that_gives_no_finite_number_is_refused(wrong: float) -> None:
     with pytest.raises(PluginError, match=r"toy/odd gave (nan|inf|-inf) on 8 rows"):
-        estimate(metric_giving(lambda scored: wrong), said(0, 8), alone(said(0, 8)))
+        estimate(metric_giving(lambda scored: wrong), made_scored(0, 8), alone(made_scored(0, 8)))
 
 
 def test_metric_that_gives_no_number_is_refused() -> None:
     with pytest.raises(PluginError, match="toy/odd failed: TypeError"):
-        estimate(metric_giving(lambda scored: None), said(0, 8), alone(said(0, 8)))
+        estimate(metric_giving(lambda scored: None), made_scored(0, 8), alone(made_scored(0, 8)))
 
 
 # ---------------------------------------------------------------------------------- differences
@@ -174,17 +174,17 @@ def test_metric_that_gives_no_number_is_refused() -> None:
 @given(seed=seeds)
 @pytest.mark.parametrize("name", ["accuracy", "macro_f1", "balanced_accuracy"])
 def test_difference_of_equal_predictions_is_exactly_nothing(name: str, seed: int) -> None:
-    scored, metric = said(seed), METRICS[name]
-    found = paired_difference(metric, scored, list(scored.predictions), alone(scored))
+    scored, metric = made_scored(seed), METRICS[name]
+    interval = paired_difference(metric, scored, list(scored.predictions), alone(scored))
 
-    assert found == Estimate(0.0, 0.0, 0.0)
-    assert verdict(metric, found, 60) == "ties"
+    assert interval == Estimate(0.0, 0.0, 0.0)
+    assert verdict(metric, interval, 60) == "ties"
 
 
 @few
 @given(seed=seeds)
 def test_difference_turns_round_when_the_two_change_places(seed: int) -> None:
-    scored, other = said(seed), said(seed + 1).predictions
+    scored, other = made_scored(seed), made_scored(seed + 1).predictions
     turned = Scored(targets=scored.targets, predictions=other)
     one = paired_difference(ACCURACY, scored, other, alone(scored))
     two = paired_difference(ACCURACY, turned, scored.predictions, alone(scored))
@@ -235,7 +235,7 @@ def test_smaller_error_beats() -> None:
     assert verdict(MAE, difference, 30) == "beats"
 
 
-@pytest.mark.parametrize("groups", [1, LEAST_GROUPS - 1])
+@pytest.mark.parametrize("groups", [1, MIN_GROUPS - 1])
 def test_few_groups_prove_nothing(groups: int) -> None:
     scored = Scored(targets=["a"] * 30, predictions=["a"] * 30)
     names = [f"g{n % groups}" for n in range(30)]
@@ -243,11 +243,11 @@ def test_few_groups_prove_nothing(groups: int) -> None:
 
     assert difference == Estimate(1.0, 1.0, 1.0)
     assert verdict(ACCURACY, difference, groups) == "ties"
-    assert verdict(ACCURACY, difference, LEAST_GROUPS) == "beats"
+    assert verdict(ACCURACY, difference, MIN_GROUPS) == "beats"
 
 
 def test_interval_of_five_thousand_rows_is_quick() -> None:
-    scored = said(0, 5000)
+    scored = made_scored(0, 5000)
     started = time.process_time()
     estimate(METRICS["macro_f1"], scored, [f"g{n // 3}" for n in range(5000)])
 

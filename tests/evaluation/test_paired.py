@@ -1,4 +1,4 @@
-"""Two versions' kept predictions on the same rows."""
+"""Comparing the stored predictions of two versions on the same rows."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import replace
 import pytest
 
 from trunkline.errors import DataError
-from trunkline.evaluation.intervals import LEAST_GROUPS
+from trunkline.evaluation.intervals import MIN_GROUPS, compare_predictions
 from trunkline.evaluation.metrics import METRICS
-from trunkline.evaluation.paired import compare
 from trunkline.registry.records import PredictionRecord
 
 ACCURACY, MAE = METRICS["accuracy"], METRICS["mae"]
 
 
-def said(right: int, rows: int = 40, groups: int = 20) -> list[PredictionRecord]:
+def predicted(right: int, rows: int = 40, groups: int = 20) -> list[PredictionRecord]:
     """Predictions of which the first ``right`` are right."""
     return [
         PredictionRecord(
@@ -30,55 +29,58 @@ def said(right: int, rows: int = 40, groups: int = 20) -> list[PredictionRecord]
 
 
 def test_difference_is_that_of_the_scores() -> None:
-    found = compare(ACCURACY, said(30), said(20))
-    assert (found.rows, found.groups) == (40, 20)
-    assert found.difference.value == pytest.approx(0.25)
-    assert found.difference.low <= 0.25 <= found.difference.high
+    comparison = compare_predictions(ACCURACY, predicted(30), predicted(20))
+    assert (comparison.rows, comparison.groups) == (40, 20)
+    assert comparison.difference.value == pytest.approx(0.25)
+    assert comparison.difference.low <= 0.25 <= comparison.difference.high
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "verdict"), [(40, 0, "beats"), (20, 20, "ties"), (0, 40, "loses")]
+    ("first", "second", "verdict"), [(40, 0, "beats"), (20, 20, "ties"), (0, 40, "loses")]
 )
-def test_verdict_says_where_the_interval_lies(ours: int, theirs: int, verdict: str) -> None:
-    assert compare(ACCURACY, said(ours), said(theirs)).verdict == verdict
+def test_verdict_says_where_the_interval_lies(first: int, second: int, verdict: str) -> None:
+    assert compare_predictions(ACCURACY, predicted(first), predicted(second)).verdict == verdict
 
 
 def test_few_groups_give_no_verdict() -> None:
-    few = LEAST_GROUPS - 1
-    assert compare(ACCURACY, said(40, groups=few), said(0, groups=few)).verdict == "ties"
+    few = MIN_GROUPS - 1
+    first, second = predicted(40, groups=few), predicted(0, groups=few)
+    assert compare_predictions(ACCURACY, first, second).verdict == "ties"
 
 
 def test_order_of_the_rows_does_not_matter() -> None:
-    shuffled = said(20)
+    shuffled = predicted(20)
     random.Random(1).shuffle(shuffled)
-    assert compare(ACCURACY, said(30), shuffled) == compare(ACCURACY, said(30), said(20))
+    assert compare_predictions(ACCURACY, predicted(30), shuffled) == compare_predictions(
+        ACCURACY, predicted(30), predicted(20)
+    )
 
 
 def test_numbers_are_compared_as_numbers() -> None:
-    ours = [replace(row, target="10.0", prediction="9") for row in said(0)]
-    theirs = [replace(row, target="10.0", prediction="1e1") for row in said(0)]
-    assert compare(MAE, ours, theirs).difference.value == 1.0
+    first = [replace(row, target="10.0", prediction="9") for row in predicted(0)]
+    second = [replace(row, target="10.0", prediction="1e1") for row in predicted(0)]
+    assert compare_predictions(MAE, first, second).difference.value == 1.0
 
 
 def test_other_rows_are_refused() -> None:
-    theirs = [replace(row, row_id=f"x{row.row_id}") for row in said(20)]
+    second = [replace(row, row_id=f"x{row.row_id}") for row in predicted(20)]
     with pytest.raises(DataError, match="the rows differ: 40 and 40, of which 0 are the same"):
-        compare(ACCURACY, said(20), theirs)
+        compare_predictions(ACCURACY, predicted(20), second)
 
 
 def test_fewer_rows_are_refused() -> None:
     with pytest.raises(DataError, match="40 and 39"):
-        compare(ACCURACY, said(20), said(20)[:-1])
+        compare_predictions(ACCURACY, predicted(20), predicted(20)[:-1])
 
 
 @pytest.mark.parametrize("change", [{"target": "fish"}, {"group": "g99"}])
 def test_another_target_or_group_is_refused(change: dict[str, str]) -> None:
-    theirs = said(20)
-    theirs[3] = replace(theirs[3], **change)
+    second = predicted(20)
+    second[3] = replace(second[3], **change)
     with pytest.raises(DataError, match="of which 39 are the same"):
-        compare(ACCURACY, said(20), theirs)
+        compare_predictions(ACCURACY, predicted(20), second)
 
 
-def test_predictions_that_were_not_kept_are_told() -> None:
-    with pytest.raises(DataError, match="no predictions are kept"):
-        compare(ACCURACY, said(20), [])
+def test_missing_predictions_are_refused() -> None:
+    with pytest.raises(DataError, match="no predictions are stored"):
+        compare_predictions(ACCURACY, predicted(20), [])

@@ -1,4 +1,4 @@
-"""What is said about predictions: scores, baselines, the difference, slices, rows; and its JSON."""
+"""Evaluation reports: scores, baselines, the difference, slices, predictions and JSON."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ def evaluated(
 
 
 def test_every_metric_is_scored_for_the_adapter_and_every_baseline() -> None:
-    found, _ = evaluated()
+    report, _ = evaluated()
 
-    assert found.scores.keys() == {"accuracy", "macro_f1"}
-    assert found.baselines.keys() == {"wrong", "half"}
-    assert all(scores.keys() == found.scores.keys() for scores in found.baselines.values())
-    assert found.score == found.scores["accuracy"]
-    assert (found.rows, found.groups) == (40, 40)
-    assert found.baseline_details == {"wrong": "", "half": "always 'a'"}
+    assert report.scores.keys() == {"accuracy", "macro_f1"}
+    assert report.baselines.keys() == {"wrong", "half"}
+    assert all(scores.keys() == report.scores.keys() for scores in report.baselines.values())
+    assert report.score == report.scores["accuracy"]
+    assert (report.rows, report.groups) == (40, 40)
+    assert report.baseline_details == {"wrong": "", "half": "always 'a'"}
 
 
 def test_difference_is_to_the_best_baseline() -> None:
-    found, _ = evaluated()
+    report, _ = evaluated()
 
-    assert found.best_baseline == "half"
-    assert found.difference.value == 0.5
+    assert report.best_baseline == "half"
+    assert report.difference.value == 0.5
 
 
 def test_best_baseline_is_the_lowest_where_lower_is_better() -> None:
     rows = [make_row(n, target=float(n)) for n in range(20)]
     far, near = [100.0] * 20, [float(n) + 1 for n in range(20)]
-    found, _ = evaluate(
+    report, _ = evaluate(
         rows,
         [float(n) for n in range(20)],
         [Baseline("far", far), Baseline("near", near)],
@@ -73,9 +73,9 @@ def test_best_baseline_is_the_lowest_where_lower_is_better() -> None:
         (),
     )
 
-    assert found.best_baseline == "near"
-    assert found.difference.value == -1
-    assert (found.higher_is_better, found.verdict) == (False, "beats")
+    assert report.best_baseline == "near"
+    assert report.difference.value == -1
+    assert (report.higher_is_better, report.verdict) == (False, "beats")
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_few_groups_are_no_proof() -> None:
 
 
 def test_every_slice_is_scored_with_its_count() -> None:
-    found, _ = evaluated(HALF)
+    report, _ = evaluated(HALF)
 
-    assert [(one.slice, one.value, one.rows, one.score) for one in found.slices] == [
+    assert [(one.slice, one.value, one.rows, one.score) for one in report.slices] == [
         ("country", "DE", 20, 1.0),
         ("country", "FR", 10, 0.0),
         ("country", "IT", 10, 0.0),
@@ -135,11 +135,11 @@ def test_evaluating_twice_gives_the_same() -> None:
 
 
 @settings(max_examples=5, deadline=None)
-@given(said=st.lists(st.sampled_from("ab"), min_size=40, max_size=40))
-def test_evaluation_report_comes_back_from_json(said: list[str]) -> None:
-    found, _ = evaluated(said)
+@given(predictions=st.lists(st.sampled_from("ab"), min_size=40, max_size=40))
+def test_evaluation_report_comes_back_from_json(predictions: list[str]) -> None:
+    report, _ = evaluated(predictions)
 
     assert (
-        EvaluationReport.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
-        == found
+        EvaluationReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False)))
+        == report
     )

@@ -152,11 +152,11 @@ def test_stop_that_never_occurs_cuts_nothing(make_driver: MakeDriver) -> None:
     assert stopped.finish == plain.finish == "length"
 
 
-@pytest.mark.parametrize("wanted", [1, 2, 7])
-def test_limit_ends_the_answer(make_driver: MakeDriver, wanted: int) -> None:
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_limit_ends_the_answer(make_driver: MakeDriver, limit: int) -> None:
     driver = make_driver(end_ids=())
-    (answer,) = driver.answers([driver.submit(None, max_new_tokens=wanted)])
-    assert (answer.new_tokens, answer.finish) == (wanted, "length")
+    (answer,) = driver.answers([driver.submit(None, max_new_tokens=limit)])
+    assert (answer.new_tokens, answer.finish) == (limit, "length")
 
 
 def test_end_token_ends_the_answer_and_is_not_part_of_the_text(

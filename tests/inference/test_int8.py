@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from driving import EngineDriver, MakeDriver, reference_logits, reference_outputs
-from products import whole
+from products import compute_all
 from trunkline.bases import Base
 from trunkline.bases.linear import FusedLinear
 
@@ -34,14 +34,14 @@ def make_driver(int8: Base) -> MakeDriver:
 def test_rows_of_a_fused_layer_do_not_depend_on_one_another(int8: Base) -> None:
     fused: FusedLinear = int8.fused_layers.fused[0]
     rows = torch.randn(17, fused.inputs) * torch.logspace(-3, 3, 17)[:, None]
-    together = whole(fused, rows)
+    together = compute_all(fused, rows)
     for start, stop in ((0, 1), (3, 4), (5, 9), (16, 17)):
-        assert torch.equal(whole(fused, rows[start:stop].clone()), together[start:stop])
+        assert torch.equal(compute_all(fused, rows[start:stop].clone()), together[start:stop])
 
 
 def test_row_of_zeros_gives_no_nan(int8: Base) -> None:
     fused: FusedLinear = int8.fused_layers.fused[0]
-    assert whole(fused, torch.zeros(2, fused.inputs)).isfinite().all()
+    assert compute_all(fused, torch.zeros(2, fused.inputs)).isfinite().all()
 
 
 def test_answers_are_the_same_alone_and_in_a_crowd(

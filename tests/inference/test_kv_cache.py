@@ -17,7 +17,7 @@ SALTS = ("one", "other", "base")
 
 def tokens_of(*blocks: int, rest: int = 0) -> list[int]:
     """Tokens of full blocks, each determined by one number."""
-    return [block * 100 + place for block in blocks for place in range(BLOCK_SIZE)] + [7] * rest
+    return [block * 100 + index for block in blocks for index in range(BLOCK_SIZE)] + [7] * rest
 
 
 def allocate(blocks: BlockPool, tokens: list[int], capacity: int = 0, salt: str = "one") -> Lease:
@@ -68,9 +68,9 @@ class BlockPoolMachine(RuleBasedStateMachine):
         assert len(lease.blocks) == -(-capacity // BLOCK_SIZE)
         assert lease.cached < len(tokens)
         assert lease.cached % BLOCK_SIZE == 0
-        for place in range(lease.cached // BLOCK_SIZE):
-            content = (salt, tuple(tokens[: (place + 1) * BLOCK_SIZE]))
-            assert self.content[lease.blocks[place]] == content
+        for index in range(lease.cached // BLOCK_SIZE):
+            content = (salt, tuple(tokens[: (index + 1) * BLOCK_SIZE]))
+            assert self.content[lease.blocks[index]] == content
         for block in lease.blocks[lease.cached // BLOCK_SIZE :]:
             self.content.pop(block, None)
         self.leases.append((lease, tokens + [9] * more, lease.cached))
@@ -78,19 +78,19 @@ class BlockPoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), step=st.integers(1, 50))
     def fill(self, data: Any, step: int) -> None:
-        place = data.draw(st.integers(0, len(self.leases) - 1))
-        lease, tokens, computed = self.leases[place]
+        index = data.draw(st.integers(0, len(self.leases) - 1))
+        lease, tokens, computed = self.leases[index]
         computed = min(len(tokens), computed + step)
         self.blocks.cache_blocks(lease, tokens[:computed])
         for end in range(BLOCK_SIZE, computed + 1, BLOCK_SIZE):
             self.content[lease.blocks[end // BLOCK_SIZE - 1]] = (lease.salt, tuple(tokens[:end]))
-        self.leases[place] = (lease, tokens, computed)
+        self.leases[index] = (lease, tokens, computed)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def free(self, data: Any) -> None:
-        place = data.draw(st.integers(0, len(self.leases) - 1))
-        self.blocks.free(self.leases.pop(place)[0])
+        index = data.draw(st.integers(0, len(self.leases) - 1))
+        self.blocks.free(self.leases.pop(index)[0])
 
     @rule()
     def reset(self) -> None:
@@ -107,8 +107,8 @@ class BlockPoolMachine(RuleBasedStateMachine):
     def shared_blocks_have_the_same_tokens(self) -> None:
         seen: dict[int, tuple[str, list[int]]] = {}
         for lease, tokens, _ in self.leases:
-            for place, block in enumerate(lease.blocks):
-                mine = (lease.salt, tokens[: (place + 1) * BLOCK_SIZE])
+            for index, block in enumerate(lease.blocks):
+                mine = (lease.salt, tokens[: (index + 1) * BLOCK_SIZE])
                 assert seen.setdefault(block, mine) == mine
 
     @invariant()
@@ -126,10 +126,10 @@ TestBlockPool.settings = settings(max_examples=60, stateful_step_count=40, deadl
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=40))
 def test_keys_are_equal_for_equal_beginnings_alone(one: list[int], other: list[int]) -> None:
-    for place, (first, second) in enumerate(
+    for index, (first, second) in enumerate(
         zip(block_hashes("s", one), block_hashes("s", other), strict=False)
     ):
-        end = (place + 1) * BLOCK_SIZE
+        end = (index + 1) * BLOCK_SIZE
         assert (first == second) == (one[:end] == other[:end])
 
 

@@ -55,7 +55,7 @@ def odd(data: bytes) -> bytes:
 
 def read(artifact: Artifact, fused_layers: FusedLayers, base: str) -> dict[str, torch.Tensor]:
     linear = {
-        name: (fused.inputs, fused.outputs[index]) for name, fused, index in fused_layers.places()
+        name: (fused.inputs, fused.outputs[index]) for name, fused, index in fused_layers.members()
     }
     matrices, head = read_weights(artifact, base, linear, HIDDEN)
     tensors = {}

@@ -1,4 +1,4 @@
-"""Targets encoded, batched, asked of a model and decoded; the task's way through JSON."""
+"""Tasks: targets are encoded, batched, computed and decoded; a task survives JSON."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ def test_classification_batch_holds_indices() -> None:
 def test_classification_is_decoded_to_the_likeliest_label_and_all_probabilities() -> None:
     import torch
 
-    said = CLASSES.decode(torch.tensor([[0.0, 3.0, 0.0], [5.0, 1.0, 1.0]]))
+    decoded = CLASSES.decode(torch.tensor([[0.0, 3.0, 0.0], [5.0, 1.0, 1.0]]))
 
-    assert [label for label, _ in said] == ["a", "b"]
-    for _, chances in said:
+    assert [label for label, _ in decoded] == ["a", "b"]
+    for _, chances in decoded:
         assert len(chances) == 3
         assert sum(chances) == pytest.approx(1)
 
@@ -178,9 +178,9 @@ def test_regression_batch_holds_scaled_floats() -> None:
 def test_regression_is_decoded_to_numbers_in_the_unit(shape: tuple[int, ...]) -> None:
     import torch
 
-    said = PRICES.decode(torch.tensor([0.0, 1.0]).reshape(shape))
+    decoded = PRICES.decode(torch.tensor([0.0, 1.0]).reshape(shape))
 
-    assert [value for value, _ in said] == pytest.approx([math.exp(1.5), math.exp(2.0)])
+    assert [value for value, _ in decoded] == pytest.approx([math.exp(1.5), math.exp(2.0)])
 
 
 # ------------------------------------------------------------------------------- generation
@@ -237,8 +237,8 @@ def test_logits_stand_at_the_tokens_before_the_answers_whatever_the_padding(fami
         logits, ids = ANSWERS.outputs(model, batch)
         alone = []
         for example in examples:
-            whole = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
-            alone.append(whole[-example["answer"] - 1 : -1])
+            logits_all = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
+            alone.append(logits_all[-example["answer"] - 1 : -1])
 
     assert ids.tolist() == [one for ex in examples for one in ex["input_ids"][-ex["answer"] :]]
     assert logits.shape == (len(ids), len(tokenizer()))

@@ -125,8 +125,8 @@ class FusedLayers:
     fused: tuple[FusedLinear, ...]
     turn: threading.Lock = field(default_factory=threading.Lock)
 
-    def places(self) -> Iterator[tuple[str, FusedLinear, int]]:
-        """Name, product and place in it, of every layer."""
+    def members(self) -> Iterator[tuple[str, FusedLinear, int]]:
+        """Yield name, fused layer and index within it of every linear layer."""
         for fused in self.fused:
             for index, name in enumerate(fused.names):
                 yield name, fused, index

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trunkline.cli.output import figure, heading, interval, print_table, width
-from trunkline.evaluation.intervals import LEAST_GROUPS
+from trunkline.evaluation.intervals import MIN_GROUPS
 
 if TYPE_CHECKING:
     from trunkline.evaluation.intervals import Estimate
@@ -62,8 +62,8 @@ def verdict_sentence(report: EvaluationReport) -> str:
     theirs = report.baselines[report.best_baseline][report.metric].value
     direction = "" if report.higher_is_better else " (lower is better)"
     few = ""
-    if report.groups < LEAST_GROUPS:
-        few = f" There are {report.groups} groups; a verdict needs {LEAST_GROUPS}."
+    if report.groups < MIN_GROUPS:
+        few = f" There are {report.groups} groups; a verdict needs {MIN_GROUPS}."
     return (
         f"It {_WORDS[report.verdict]} {report.best_baseline}: {report.metric} "
         f"{figure(ours)} against {figure(theirs)}{direction}, "

@@ -1,10 +1,9 @@
-"""A dataset in Croissant 1.0, MLCommons' description of datasets for machines (JSON-LD).
+"""Describe a dataset in Croissant 1.0, MLCommons' machine-readable metadata format (JSON-LD).
 
-Owns: which of its terms say what of rows. Must not know: where the file is kept, models.
-
-The rows come out of a plugin and not out of a file, so the file that is described is one that can
-be made of them at any time, the same bytes each time: a JSON object a line, in the order of their
-ids. Specification: https://docs.mlcommons.org/croissant/docs/croissant-spec.html
+A plugin's rows come from code, not from a file. The described file is therefore one that
+``trunkline datasets croissant`` can write at any time with identical bytes: one JSON object per
+line, in the order of the rows' ids.
+Specification: https://docs.mlcommons.org/croissant/docs/croissant-spec.html
 """
 
 from __future__ import annotations
@@ -68,14 +67,14 @@ def croissant_of(
     """The Croissant object of a dataset as it was used.
 
     Args:
-        dataset: what its plugin says of it.
+        dataset: the plugin's spec.
         split: the rows.
-        fingerprint: of the rows; stands as the identifier.
-        day: of the description, by default today; stands as the date of publication, which the
-            specification demands and which nobody has told.
+        fingerprint: of the rows; used as the identifier.
+        day: of the description, by default today. It is also given as the date of publication,
+            which the specification requires and a spec does not have.
     """
-    said = _URL.search(dataset.source)
-    counted = ", ".join(f"{part} {len(getattr(split, part)):,}" for part in PARTS)
+    url = _URL.search(dataset.source)
+    counts = ", ".join(f"{part} {len(getattr(split, part)):,}" for part in PARTS)
     content = hashlib.sha256()
     for line in row_lines(split):
         content.update(line)
@@ -87,11 +86,11 @@ def croissant_of(
         "identifier": f"sha256:{fingerprint}",
         "description": (
             f"{dataset.description}. Source: {dataset.source}. For {dataset.task}. Split by "
-            f"group: {dataset.grouping}. Rows: {counted} (split {split.fingerprint}). When the "
+            f"group: {dataset.grouping}. Rows: {counts} (split {split.fingerprint}). When the "
             f"source was published: {NOT_PROVIDED}; the date here is that of the description."
         ),
         "license": dataset.license,
-        "url": said[0].rstrip(".,;") if said else f"urn:sha256:{fingerprint}",
+        "url": url[0].rstrip(".,;") if url else f"urn:sha256:{fingerprint}",
         "datePublished": (day or datetime.now(UTC).date()).isoformat(),
         "creator": {"@type": "sc:Organization", "name": NOT_PROVIDED},
         "citeAs": NOT_PROVIDED,
@@ -102,7 +101,7 @@ def croissant_of(
                 "@id": ROWS,
                 "name": ROWS,
                 "description": (
-                    f"`trunkline datasets croissant {dataset.name} --rows {ROWS}` writes it, of "
+                    f"`trunkline datasets croissant {dataset.name} --rows {ROWS}` writes it, from "
                     "the rows before a recipe's own cleaning steps and settings."
                 ),
                 "contentUrl": ROWS,
@@ -117,10 +116,10 @@ def croissant_of(
 
 
 def row_lines(split: Split) -> Iterator[bytes]:
-    """The described file, line by line."""
+    """The lines of the described file."""
     rows = [(row, part) for part in PARTS for row in getattr(split, part)]
     for row, part in sorted(rows, key=lambda one: one[0].id):
-        told = {
+        fields = {
             "id": row.id,
             "part": part,
             "text": row.text,
@@ -128,7 +127,7 @@ def row_lines(split: Split) -> Iterator[bytes]:
             "group": row.group,
             **{f"slice_{name}": value for name, value in sorted(row.slices.items())},
         }
-        yield f"{json.dumps(told, ensure_ascii=False)}\n".encode()
+        yield f"{json.dumps(fields, ensure_ascii=False)}\n".encode()
 
 
 def _fields(dataset: DatasetSpec) -> list[dict[str, Any]]:
@@ -137,9 +136,9 @@ def _fields(dataset: DatasetSpec) -> list[dict[str, Any]]:
     return [
         _field("id", "stable name of the row", "sc:Text"),
         _field("part", f"one of {', '.join(PARTS)}", "sc:Text"),
-        _field("text", "what a model reads", "sc:Text"),
-        _field("target", f"what it should answer{unit}", target),
-        _field("group", "rows of one group are never divided between parts", "sc:Text"),
+        _field("text", "what the model reads", "sc:Text"),
+        _field("target", f"the correct answer{unit}", target),
+        _field("group", "rows of one group are always in the same part", "sc:Text"),
         *(_field(f"slice_{name}", f"the row's {name}", "sc:Text") for name in dataset.slices),
     ]
 

@@ -1,9 +1,7 @@
-"""Texts → token ids, by an adapter's template.
+"""Encode texts as token ids with an adapter's template, identically for training and inference.
 
-Owns: how a prompt is built, the same for training and inference. Must not know: tasks, models.
-
-A user's text never yields a control token: only the chat template's own words may. So the text
-``<|im_end|>`` inside a message is read as seven ordinary characters' tokens.
+A user's text never produces a control token; only the chat template may. The text ``<|im_end|>``
+inside a message is encoded as ordinary characters.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ def encode_prompt(text: str, template: Template, tokenizer: Any) -> list[int]:
     """Token ids of the filled template.
 
     Raises:
-        DataError: the text is empty after cleaning, or holds something that is no character.
-        UsageError: the template wants a chat template that the base does not have.
+        DataError: the text is empty after cleaning, or holds a lone surrogate.
+        UsageError: the template needs a chat template that the base does not have.
     """
     if not template.cleaned(text).strip():
         raise DataError("The text is empty.", "Give at least one word.")
@@ -40,11 +38,11 @@ def encode_prompt(text: str, template: Template, tokenizer: Any) -> list[int]:
 
 
 def encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> list[int]:
-    """Token ids of a talk in the base's chat template, the assistant's turn opened.
+    """Token ids of a conversation in the base's chat template, ending where the assistant starts.
 
     Raises:
-        DataError: a message holds something that is no character.
-        UsageError: the base has no chat template, or none that takes these messages.
+        DataError: a message holds a lone surrogate.
+        UsageError: the base has no chat template, or its template refuses these messages.
     """
     if tokenizer.chat_template is None:
         raise UsageError(
@@ -60,24 +58,24 @@ def encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> list[i
 
 
 def encode_answer(answer: str, tokenizer: Any) -> list[int]:
-    """Token ids of an answer, closed by the end-of-sequence token."""
+    """Token ids of an answer, followed by the end-of-sequence token."""
     return [*_plain_ids(answer, tokenizer), tokenizer.eos_token_id]
 
 
 def _role(message: Mapping[str, str]) -> str:
-    """The role of a message; it stands in the prompt as it is, so only known ones may."""
+    """The role of a message; the prompt contains it literally, so only known roles pass."""
     role = message.get("role")
     if role not in ROLES or not isinstance(message.get("content"), str):
         raise UsageError(
-            f"A message of the role {role!r} with the content {message.get('content')!r} can't be "
-            "put into a chat.",
-            f"Give every message a content and one of the roles {', '.join(ROLES)}.",
+            f"A chat can't contain a message with the role {role!r} and the content "
+            f"{message.get('content')!r}.",
+            f"Give every message a text as content and one of the roles {', '.join(ROLES)}.",
         )
     return role
 
 
 def _around_contents(roles: Sequence[str], tokenizer: Any) -> list[str]:
-    """What the chat template writes before each message's content, and after the last."""
+    """The text that the chat template puts before each message's content, and after the last."""
     from jinja2 import TemplateError
 
     marks = [f"{_MARK}{index}{_MARK}" for index in range(len(roles))]
@@ -89,16 +87,17 @@ def _around_contents(roles: Sequence[str], tokenizer: Any) -> list[str]:
             before, rest = rest.split(mark, 1)
             pieces.append(before)
     except (TemplateError, ValueError) as error:
-        reason = str(error) if isinstance(error, TemplateError) else "it leaves a message out"
+        reason = str(error) if isinstance(error, TemplateError) else "it omits a message"
         raise UsageError(
-            f"The base's chat template takes no talk of the roles {', '.join(roles)}: {reason}.",
-            "Let user and assistant take turns, or leave the system message away.",
+            f"The base's chat template refuses a conversation of the roles {', '.join(roles)}: "
+            f"{reason}.",
+            "Alternate user and assistant messages, or omit the system message.",
         ) from error
     return [*pieces, rest]
 
 
 def _plain_ids(text: str, tokenizer: Any) -> list[int]:
-    """Ids of a user's text, read as ordinary characters whatever it spells."""
+    """Token ids of a user's text, with control tokens encoded as ordinary characters."""
     check_characters(text)
     ids: list[int] = []
     for piece in _cut(text, tokenizer):
@@ -107,23 +106,23 @@ def _plain_ids(text: str, tokenizer: Any) -> list[int]:
 
 
 def check_characters(text: str) -> None:
-    """Raise :class:`DataError` if the text holds half a character (a lone surrogate)."""
+    """Raise :class:`DataError` if the text holds a lone surrogate, which is half a character."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"The text holds {text[error.start]!r}, which is no character.",
+            f"The text holds {text[error.start]!r}, which is not a character.",
             "Save it as UTF-8 and read it again.",
         ) from None
 
 
 def _cut(text: str, tokenizer: Any) -> list[str]:
-    """The text, cut after the first character of whatever spells an added token.
+    """Split the text after the first character of anything that spells an added token.
 
     ``split_special_tokens`` covers the tokens that are marked special; many tokenizers have
     others, such as ``<tool_call>``, that are added but not marked.
     """
-    pattern = _unmarked(tokenizer)
+    pattern = _unmarked_tokens(tokenizer)
     if pattern is None:
         return [text]
     cuts = [0, *(match.start() + 1 for match in pattern.finditer(text)), len(text)]
@@ -131,17 +130,17 @@ def _cut(text: str, tokenizer: Any) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _unmarked(tokenizer: Any) -> re.Pattern[str] | None:
+def _unmarked_tokens(tokenizer: Any) -> re.Pattern[str] | None:
     added = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
-    words = {token.content for token in added if len(token.content.strip()) > 1}
-    if not words:
+    texts = {token.content for token in added if len(token.content.strip()) > 1}
+    if not texts:
         return None
-    return re.compile(f"(?=({'|'.join(map(re.escape, words))}))", re.IGNORECASE)
+    return re.compile(f"(?=({'|'.join(map(re.escape, texts))}))", re.IGNORECASE)
 
 
 @lru_cache(maxsize=8)
 def _start_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """What the tokenizer itself puts before a plain text (nothing, for most)."""
+    """The tokens that the tokenizer puts before a plain text; none for most tokenizers."""
     plain = tokenizer("a", add_special_tokens=False).input_ids
     full = tokenizer("a").input_ids
     position = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)

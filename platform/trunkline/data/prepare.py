@@ -1,7 +1,4 @@
-"""From a dataset's rows to a checked split, with a count of everything that was left out.
-
-Owns: the checks on rows and the report about them. Must not know: models or tokens.
-"""
+"""Prepare a dataset for a recipe: read, clean, check and split its rows, and count the drops."""
 
 from __future__ import annotations
 
@@ -18,20 +15,25 @@ from trunkline.contracts import DatasetSpec, Gate, RecipeSpec, Row, Template, Tr
 from trunkline.data.encode import check_characters
 from trunkline.data.split import Fold, Split, split_rows
 from trunkline.data.transforms import augment_rows, clean_rows
-from trunkline.errors import DataError, PluginError, TrunklineError
+from trunkline.errors import DataError, PluginCallError, TrunklineError
 
 NEAR_DUPLICATE = 0.95
-"""Cosine of character 2-5 gram TF-IDF vectors from which two texts count as near-duplicates."""
+"""Two texts are near-duplicates from this cosine of their character 2-5 gram TF-IDF vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What became of the rows.
+    """Counts of rows.
 
-    ``dropped`` counts by reason; ``duplicated`` rows (same cleaned text, same target) are dropped
-    and counted apart; ``label_conflicts`` rows share their cleaned text with a row of another
-    target;
-    ``near_duplicates`` are test rows that have a near-copy in train.
+    Attributes:
+        read: rows of the dataset.
+        kept: rows after cleaning, checks and deduplication.
+        dropped: dropped rows by reason, duplicates not included.
+        duplicated: dropped rows with the same cleaned text and target as another row.
+        label_conflicts: kept rows with the same cleaned text as a row with another target.
+        near_duplicates: test rows with a near-duplicate in train; see :data:`NEAR_DUPLICATE`.
+        augmented: rows added to train by transforms.
+        parts, groups: rows and groups in each part of the split.
     """
 
     read: int
@@ -50,9 +52,14 @@ class DataReport:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A dataset made ready for one recipe.
+    """A dataset prepared for one recipe.
 
-    ``fingerprint`` is of the rows that were kept, after cleaning transforms, before the split.
+    Attributes:
+        split: the kept rows.
+        labels: of a classification, in the order of the head's outputs; else empty.
+        fingerprint: of the kept rows, after cleaning and before the split.
+        report: counts.
+        augmented: rows that transforms add to train.
     """
 
     split: Split
@@ -76,21 +83,22 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
     """Load a dataset's rows.
 
     Raises:
-        PluginError: the plugin's reader raised or gave something that is no row.
-        DataError: there are no rows, two share an id, or one holds something that is no text.
+        PluginCallError: the plugin's reader raised, or yielded something that is not a Row.
+        DataError: there are no rows, two share an id, or a text field holds something else.
     """
     try:
         rows = list(dataset.load())
     except TrunklineError:
         raise
     except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"Reading {dataset.name} failed: {type(error).__name__}: {error}",
-            "The plugin's data package may be missing; `trunkline plugins check` says more.",
+        raise PluginCallError.raised(
+            f"Reading {dataset.name}",
+            error,
+            "The plugin's data package may be missing; `trunkline plugins check` shows more.",
         ) from error
     for row in rows:
         if not isinstance(row, Row):
-            raise PluginError(
+            raise PluginCallError(
                 f"{dataset.name} gave {type(row).__name__!r} where a Row was expected.",
                 "A dataset's `load` yields trunkline.contracts.Row.",
             )
@@ -100,17 +108,17 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
             f"{dataset.name} has no rows.", f"See `trunkline datasets show {dataset.name}`."
         )
     ids = Counter(row.id for row in rows)
-    twice = [row_id for row_id, count in ids.items() if count > 1]
-    if twice:
+    repeated = [row_id for row_id, count in ids.items() if count > 1]
+    if repeated:
         raise DataError(
-            f"{dataset.name} gives the row id {twice[0]!r} more than once.",
-            "Ids must be unique: predictions are kept under them.",
+            f"{dataset.name} gives the row id {repeated[0]!r} more than once.",
+            "Ids must be unique: predictions are stored under them.",
         )
     return rows
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
-    """sha256 over the rows' own bytes, in id order."""
+    """sha256 over the rows' content, in the order of their ids; 64 hex digits."""
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda row: row.id):
         parts = [row.id, row.text, row.target, row.group, row.stratum, sorted(row.slices.items())]
@@ -127,21 +135,27 @@ def prepare(
 ) -> Prepared:
     """Read, clean, check, and split a dataset for a recipe.
 
+    Args:
+        dataset: the rows and the shares of the split.
+        recipe: its template, scale and settings.
+        transforms: that the recipe names, in order.
+        fold: cross-validation: which groups are the test part.
+
     Raises:
         DataError: nothing to train on or evaluate: no rows left, a single class, a class with a
-            single row, a target of the wrong kind.
-        PluginError: the reader or a transform raised, or broke its contract.
+            single row, a target of the wrong type.
+        PluginCallError: the reader or a transform raised, or broke its contract.
     """
-    read = read_rows(dataset)
+    source = read_rows(dataset)
     settings = recipe.settings
     dropped: Counter[str] = Counter()
     rng = random.Random(settings.split_seed)
-    rows = clean_rows(read, recipe.template, transforms, dropped, rng)
+    rows = clean_rows(source, recipe.template, transforms, dropped, rng)
     rows = _check_targets(dataset, recipe, rows, dropped)
     rows, duplicated, label_conflicts = _drop_duplicates(rows, recipe.template)
     if not rows:
         raise DataError(
-            f"{dataset.name} has no rows left of {len(read)}: "
+            f"{dataset.name} has no rows left of {len(source)}: "
             + ", ".join(f"{count} {reason}" for reason, count in dropped.items())
             + ".",
             f"See `trunkline datasets show {dataset.name}`.",
@@ -156,15 +170,15 @@ def prepare(
         fold=fold,
     )
     if settings.max_train_samples and settings.max_train_samples < len(split.train):
-        chosen = random.Random(settings.seed).sample(
+        indices = random.Random(settings.seed).sample(
             range(len(split.train)), settings.max_train_samples
         )
-        split = replace(split, train=tuple(split.train[index] for index in sorted(chosen)))
+        split = replace(split, train=tuple(split.train[index] for index in sorted(indices)))
     augmented = augment_rows(split.train, transforms, random.Random(settings.seed))
     _check_augmented(dataset, recipe, augmented, labels)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     report = DataReport(
-        read=len(read),
+        read=len(source),
         kept=len(rows),
         dropped=dict(dropped),
         duplicated=duplicated,
@@ -198,7 +212,7 @@ def describe_dataset(spec: DatasetSpec) -> DatasetReport:
 
 
 def near_duplicates(split: Split, template: Template) -> int:
-    """How many test rows have a near-copy in train, by :data:`NEAR_DUPLICATE`."""
+    """How many test rows have a near-duplicate in train; see :data:`NEAR_DUPLICATE`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
@@ -224,7 +238,7 @@ def _check_targets(
             if isinstance(target, bool) or not isinstance(target, int | float):
                 raise DataError(
                     f"Row {row.id!r} of {dataset.name} has the target {target!r}, not a number.",
-                    "A regression dataset's targets are Python's int or float, in its unit.",
+                    "The targets of a regression dataset are int or float, in its unit.",
                 )
             if not _is_finite(target):
                 dropped["target not a finite number"] += 1
@@ -268,7 +282,7 @@ def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
         raise DataError(
             f"The class {single[0]!r} of {dataset.name} has one row; it can't be both trained on "
             "and evaluated.",
-            "Add rows, or fold small classes together in the plugin.",
+            "Add rows, or merge small classes in the plugin.",
         )
     unknown = [label for label in counts if dataset.labels and label not in dataset.labels]
     if unknown:
@@ -282,24 +296,24 @@ def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
 def _check_augmented(
     dataset: DatasetSpec, recipe: RecipeSpec, rows: Sequence[Row], labels: tuple[str, ...]
 ) -> None:
-    """An added row must be one that could stand in train; nothing is dropped without a word."""
+    """Raise if an added row could not be trained on; it is never silently dropped."""
     dropped: Counter[str] = Counter()
     kept = clean_rows(rows, recipe.template, (), dropped, random.Random(0))
     kept = _check_targets(dataset, recipe, kept, dropped)
     dropped["undeclared label"] += sum(bool(labels) and row.target not in labels for row in kept)
-    wrong = [f"{count} with {reason}" for reason, count in dropped.items() if count]
-    if wrong:
-        raise PluginError(
+    reasons = [f"{count} with {reason}" for reason, count in dropped.items() if count]
+    if reasons:
+        raise PluginCallError(
             f"The augmentation of {recipe.name} gave rows that can't be trained on: "
-            f"{', '.join(wrong)}.",
-            "An added row needs a text and a target of the same kind as the others.",
+            f"{', '.join(reasons)}.",
+            "An added row needs a text, and a target of the same type as the others.",
         )
 
 
 def _check_texts(dataset: DatasetSpec, row: Row) -> None:
     if not isinstance(row.slices, Mapping):
         raise DataError(
-            f"Row {row.id!r} of {dataset.name} has the slices {row.slices!r}, which is no mapping.",
+            f"The slices of row {row.id!r} of {dataset.name} are {row.slices!r}, not a mapping.",
             "Write for example slices={'country': 'DE'}.",
         )
     stratum = () if row.stratum is None else (row.stratum,)
@@ -323,5 +337,5 @@ def _check_texts(dataset: DatasetSpec, row: Row) -> None:
 def _is_finite(number: float) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # an int that no float can hold
+    except OverflowError:  # an int that is too large for a float
         return False

@@ -1,9 +1,7 @@
-"""Division of rows into train, validation and test, never through a group.
+"""Split rows into train, validation and test without dividing a group.
 
-Owns: who is held out. Must not know: models, tokens, files.
-
-The order of groups comes from a hash of the seed and the group's own name, so a split does not
-depend on the order of the rows and hardly moves when rows are added.
+Groups are ordered by a hash of the seed and the group's name, so a split does not depend on the
+order of the rows and changes little when rows are added.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows in three parts; the fingerprint covers which row stands in which."""
+    """Rows in three parts; the fingerprint identifies which row is in which part."""
 
     train: tuple[Row, ...]
     validation: tuple[Row, ...]
@@ -36,8 +34,8 @@ class Split:
 class Fold:
     """The ``index``-th of ``count`` folds, from 0; its groups are the test part.
 
-    Over all folds a group is tested at most once: exactly once, but for those that must stay in
-    train because they are the only ones of a stratum.
+    Over all folds each group is tested exactly once, except for groups that must stay in train
+    because they are the only ones of a stratum.
     """
 
     index: int
@@ -53,11 +51,17 @@ def split_rows(
     test_share: float,
     fold: Fold | None = None,
 ) -> Split:
-    """Divide ``rows`` by group.
+    """Split ``rows`` by group.
 
-    Shares are of the groups. With ``fold``, the test part is that fold's groups and
-    ``test_share`` is not used. Every stratum (of a classification the label, unless the row
-    names another) keeps at least one group in train.
+    Every stratum (the row's own, else the label of a classification) keeps at least one group in
+    train.
+
+    Args:
+        rows: to split.
+        task: kind of the task; decides the default stratum.
+        seed: orders the groups.
+        validation_share, test_share: of the groups.
+        fold: the test part is this fold's groups, and ``test_share`` is not used.
 
     Raises:
         DataError: there are fewer than three groups, more folds than groups, or a part would be
@@ -69,8 +73,7 @@ def split_rows(
     order = sorted(by_group, key=lambda group: _rank(seed, group))
     if len(order) < 3:
         raise DataError(
-            f"The rows stand in {len(order)} group(s); three are needed to train, validate and "
-            "test.",
+            f"The rows have {len(order)} group(s); three are needed to train, validate and test.",
             "Give every independent row a group of its own.",
         )
     if fold is not None and fold.count > len(order):
@@ -82,9 +85,9 @@ def split_rows(
         test = order[: max(1, round(test_share * len(order)))]
     else:
         test = order[fold.index :: fold.count]
-    held = set(test)
-    rest = [group for group in order if group not in held]
-    # Whole-dataset share, taken from the far end so that it does not move with the test share.
+    held_out = set(test)
+    rest = [group for group in order if group not in held_out]
+    # A share of all groups, taken from the far end so that it does not depend on the test share.
     validation = rest[::-1][: max(1, round(validation_share * len(order)))]
     part = dict.fromkeys(order, "train")
     part |= dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
@@ -108,7 +111,7 @@ def split_rows(
 
 
 def stratum_of(row: Row, task: Task) -> str | None:
-    """What must stay represented in train: the row's own stratum, else a classification's label."""
+    """The stratum that train must represent: the row's own, else the label of a classification."""
     if row.stratum is not None:
         return row.stratum
     return str(row.target) if task == "classification" else None
@@ -135,8 +138,8 @@ def _keep_strata_in_train(
         for group, rows in by_group.items()
     }
     present = {s for group in order if part[group] == "train" for s in strata[group]}
-    for wanted in ("validation", "test"):
+    for name in ("validation", "test"):
         for group in order:
-            if part[group] == wanted and strata[group] - present:
+            if part[group] == name and strata[group] - present:
                 part[group] = "train"
                 present |= strata[group]

@@ -1,7 +1,4 @@
-"""A plugin's transforms on a dataset's rows, with every failure told as the plugin's.
-
-Owns: what a step may give back. Must not know: splits, tasks, models.
-"""
+"""Apply cleaning and augmentation transforms to rows; a failure names the transform and the row."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trunkline.contracts import Row, Template, TransformSpec
-from trunkline.errors import PluginError, TrunklineError
+from trunkline.errors import PluginCallError, TrunklineError, one_line
 
 
 def clean_rows(
@@ -20,11 +17,17 @@ def clean_rows(
     dropped: Counter[str],
     rng: random.Random,
 ) -> list[Row]:
-    """The rows after the steps of the stage ``clean``; ``dropped`` counts, by reason, those that a
-    step dropped or that the template leaves nothing of.
+    """Apply the transforms of the stage ``clean``.
+
+    Args:
+        rows: to clean.
+        template: a row that its cleaning steps leave empty is dropped.
+        transforms: those of another stage are skipped.
+        dropped: incremented for each dropped row, by reason.
+        rng: passed to the transforms.
 
     Raises:
-        PluginError: a step raised, gave more than one row, or changed an id.
+        PluginCallError: a transform raised, gave more than one row, or changed an id.
     """
     kept: list[Row] = []
     steps = [transform for transform in transforms if transform.stage == "clean"]
@@ -32,20 +35,20 @@ def clean_rows(
         current: Row | None = row
         for step in steps:
             assert current is not None
-            result = applied(step, current, rng)
+            result = apply_transform(step, current, rng)
             if len(result) > 1:
-                raise PluginError(
+                raise PluginCallError(
                     f"The cleaning step {step.name} gave {len(result)} rows for one.",
-                    "Only steps of the stage 'augment' may add rows.",
+                    "Only transforms of the stage 'augment' may add rows.",
                 )
             current = result[0] if result else None
             if current is None:
                 dropped[f"by {step.name}"] += 1
                 break
             if current.id != row.id:
-                raise PluginError(
+                raise PluginCallError(
                     f"The cleaning step {step.name} gave row {row.id!r} the id {current.id!r}.",
-                    "A row keeps its id: predictions are kept under it.",
+                    "A row keeps its id: predictions are stored under it.",
                 )
         if current is None:
             continue
@@ -59,35 +62,41 @@ def clean_rows(
 def augment_rows(
     rows: Sequence[Row], transforms: Sequence[TransformSpec], rng: random.Random
 ) -> tuple[Row, ...]:
-    """What the steps of the stage ``augment`` add to training rows; a row given back unchanged is
-    not counted.
+    """The rows that the transforms of the stage ``augment`` add to training rows.
+
+    A row that a transform returns unchanged is not added.
 
     Raises:
-        PluginError: a step raised or gave something that is no row.
+        PluginCallError: a transform raised, or gave something that is not a row.
     """
     added: list[Row] = []
     for step in transforms:
         if step.stage == "augment":
             for row in rows:
-                added += [new for new in applied(step, row, rng) if new != row]
+                added += [new for new in apply_transform(step, row, rng) if new != row]
     return tuple(added)
 
 
-def applied(step: TransformSpec, row: Row, rng: random.Random) -> list[Row]:
-    """What one step makes of one row; its failure is told as the plugin's."""
+def apply_transform(step: TransformSpec, row: Row, rng: random.Random) -> list[Row]:
+    """Apply one transform to one row.
+
+    Raises:
+        PluginCallError: the transform raised, or gave something that is not a row.
+    """
     try:
         result = list(step.apply(row, rng))
     except TrunklineError:
         raise
     except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"The transform {step.name} failed on row {row.id!r}: {type(error).__name__}: {error}",
+        raise PluginCallError(
+            f"The transform {step.name} failed on row {row.id!r}: "
+            f"{one_line(error, with_type=True)}.",
             "`trunkline plugins check` tries every transform on a few rows.",
         ) from error
     for new in result:
         if not isinstance(new, Row) or not isinstance(new.text, str):
-            raise PluginError(
+            raise PluginCallError(
                 f"The transform {step.name} gave {new!r:.80} for row {row.id!r}.",
-                "A transform gives rows of trunkline.contracts.Row, with a text.",
+                "A transform must give trunkline.contracts.Row, with a text.",
             )
     return result

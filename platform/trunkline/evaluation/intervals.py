@@ -1,10 +1,8 @@
-"""Bootstrap intervals that resample groups.
+"""Bootstrap intervals of metrics and of paired differences between two predictors.
 
-Owns: the resampling. Must not know: what a metric means.
-
-Rows of one group are near-copies, so rows are not independent, groups are: the percentile
-bootstrap (Efron & Tibshirani 1993, chapter 13) draws whole groups with replacement. Differences
-are paired: both predictions are scored on the same draw.
+Rows of one group are near-duplicates and not independent. The percentile bootstrap (Efron &
+Tibshirani 1993, chapter 13) therefore resamples complete groups with replacement. Differences are
+paired: both predictors are scored on the same draw.
 """
 
 from __future__ import annotations
@@ -15,21 +13,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trunkline.contracts import MetricSpec, Scored
-from trunkline.errors import PluginError, TrunklineError
+from trunkline.contracts import MetricSpec, Scored, Target
+from trunkline.errors import DataError, PluginCallError, TrunklineError
+from trunkline.registry.records import PredictionRecord
 
 DRAWS = 1000
 LEVEL = 0.95
-LEAST_GROUPS = 6
-"""With fewer groups there is no verdict: even if the adapter wins in every one of n, the two-sided
-sign test gives 2 / 2^n, which is above 1 - :data:`LEVEL` up to five."""
+MIN_GROUPS = 6
+"""With fewer groups every verdict is a tie: even if the adapter wins in all n groups, the two-sided
+sign test gives p = 2 / 2^n, which is above 1 - :data:`LEVEL` for n up to 5."""
 
 _SEED = 20_240_229
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A value with its 95 % interval."""
 
     value: float
     low: float
@@ -39,8 +38,27 @@ class Estimate:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class PairedComparison:
+    """Two versions on the same rows.
+
+    Attributes:
+        rows, groups: how many rows and groups both predicted.
+        difference: metric of the first minus that of the second, in the metric's unit.
+        verdict: see :func:`verdict`.
+    """
+
+    rows: int
+    groups: int
+    difference: Estimate
+    verdict: str
+
+
 def group_draws(groups: Sequence[str], draws: int = DRAWS) -> Iterator[Any]:
-    """Row indices of each draw of as many groups as there are; the same for the same groups."""
+    """Yield the row indices of each draw of ``len(set(groups))`` groups with replacement.
+
+    The draws are deterministic: equal groups give equal draws.
+    """
     import numpy as np
 
     members: dict[str, list[int]] = defaultdict(list)
@@ -49,18 +67,18 @@ def group_draws(groups: Sequence[str], draws: int = DRAWS) -> Iterator[Any]:
     blocks = [np.asarray(members[group]) for group in sorted(members)]
     rng = np.random.default_rng(_SEED)
     for _ in range(draws):
-        chosen = rng.integers(0, len(blocks), size=len(blocks))
-        yield np.concatenate([blocks[index] for index in chosen])
+        sample = rng.integers(0, len(blocks), size=len(blocks))
+        yield np.concatenate([blocks[index] for index in sample])
 
 
 def estimate(metric: MetricSpec, scored: Scored, groups: Sequence[str]) -> Estimate:
     """The metric on all rows, with its interval.
 
     Raises:
-        PluginError: the metric raised, or gave something that is no finite number.
+        PluginCallError: the metric raised, or returned no finite number.
     """
     score = _scorer(metric, scored, scored.predictions)
-    return _interval(score(_everything(groups)), [score(rows) for rows in group_draws(groups)])
+    return _interval(score(_all_rows(groups)), [score(rows) for rows in group_draws(groups)])
 
 
 def paired_difference(
@@ -69,69 +87,123 @@ def paired_difference(
     """Metric of ``scored`` minus that of ``other`` on the same rows and draws.
 
     Raises:
-        PluginError: as :func:`estimate`.
+        PluginCallError: as :func:`estimate`.
     """
-    ours = _scorer(metric, scored, scored.predictions)
-    theirs = _scorer(metric, scored, other)
+    first = _scorer(metric, scored, scored.predictions)
+    second = _scorer(metric, scored, other)
 
     def difference(rows: Any) -> float:
-        return ours(rows) - theirs(rows)
+        return first(rows) - second(rows)
 
     return _interval(
-        difference(_everything(groups)), [difference(rows) for rows in group_draws(groups)]
+        difference(_all_rows(groups)), [difference(rows) for rows in group_draws(groups)]
     )
 
 
-def score_of(metric: MetricSpec, scored: Scored) -> float:
-    """The metric's figure.
+def compare_predictions(
+    metric: MetricSpec,
+    first: Sequence[PredictionRecord],
+    second: Sequence[PredictionRecord],
+    labels: tuple[str, ...] = (),
+) -> PairedComparison:
+    """Compare the stored predictions of two versions; the order of the rows does not matter.
+
+    Args:
+        metric: the deciding metric.
+        first, second: predictions of the same rows.
+        labels: of a classification.
 
     Raises:
-        PluginError: the metric raised, or gave something that is no finite number.
+        DataError: there are no rows, or the two sides do not have the same rows and targets.
+        PluginCallError: as :func:`estimate`.
+    """
+    by_row = {record.row_id: record for record in second}
+    if not first or not by_row:
+        raise DataError("no predictions are stored", "Evaluate both again with: trunkline eval.")
+    same = sum(
+        record.row_id in by_row
+        and (by_row[record.row_id].target, by_row[record.row_id].group)
+        == (record.target, record.group)
+        for record in first
+    )
+    if not len(first) == len(by_row) == same:
+        raise DataError(
+            f"the rows differ: {len(first)} and {len(by_row)}, of which {same} are the same",
+            "Versions can only be compared on the same test rows.",
+        )
+    groups = [record.group for record in first]
+    scored = Scored(
+        targets=_values(metric, [record.target for record in first]),
+        predictions=_values(metric, [record.prediction for record in first]),
+        labels=labels,
+    )
+    other = _values(metric, [by_row[record.row_id].prediction for record in first])
+    difference = paired_difference(metric, scored, other, groups)
+    count = len(set(groups))
+    return PairedComparison(len(first), count, difference, verdict(metric, difference, count))
+
+
+def score_of(metric: MetricSpec, scored: Scored) -> float:
+    """Compute a metric.
+
+    Raises:
+        PluginCallError: the metric raised, or returned no finite number.
     """
     try:
-        figure = float(metric.compute(scored))
+        value = float(metric.compute(scored))
     except TrunklineError:
         raise
     except Exception as error:
-        raise PluginError(
-            f"The metric {metric.name} failed: {type(error).__name__}: {error}",
-            "Metrics take any one or more rows; see the `Scored` contract in docs/hooks.md.",
+        raise PluginCallError.raised(
+            f"The metric {metric.name}",
+            error,
+            "A metric must accept one row or more; see the `Scored` contract in docs/hooks.md.",
         ) from error
-    if not math.isfinite(figure):
-        raise PluginError(
-            f"The metric {metric.name} gave {figure} on {len(scored.targets)} rows.",
-            "A metric must be finite on any one or more rows; choose another for this recipe.",
+    if not math.isfinite(value):
+        raise PluginCallError(
+            f"The metric {metric.name} gave {value} on {len(scored.targets)} rows.",
+            "A metric must be finite on one row or more; choose another for this recipe.",
         )
-    return figure
+    return value
 
 
 def verdict(metric: MetricSpec, difference: Estimate, groups: int) -> str:
-    """``beats``, ``ties`` or ``loses``: where the interval of the difference lies.
+    """``beats``, ``ties`` or ``loses``, by whether the difference's interval excludes zero.
 
-    With fewer than :data:`LEAST_GROUPS` groups it is always ``ties``.
+    With fewer than :data:`MIN_GROUPS` groups it is always ``ties``.
     """
     low, high = difference.low, difference.high
     if not metric.higher_is_better:
         low, high = -high, -low
-    if groups < LEAST_GROUPS:
+    if groups < MIN_GROUPS:
         return "ties"
     if low > 0:
         return "beats"
     return "loses" if high < 0 else "ties"
 
 
-def _scorer(metric: MetricSpec, scored: Scored, predictions: Sequence[Any]) -> Any:
-    """``rows -> float``: the metric on chosen rows.
+def _values(metric: MetricSpec, texts: Sequence[str]) -> list[Target]:
+    """Stored predictions as the metric takes them: numbers in their unit, or texts."""
+    if metric.task != "regression":
+        return list(texts)
+    try:
+        return [float(text) for text in texts]
+    except ValueError as error:
+        raise DataError(f"a stored prediction is not a number: {error}") from error
 
-    Texts are kept as Python's own (object arrays): choosing rows then copies no characters, and
-    their hashes are computed once and not in every draw.
+
+def _scorer(metric: MetricSpec, scored: Scored, predictions: Sequence[Any]) -> Any:
+    """``rows -> float``: the metric on the given rows.
+
+    Texts stay Python strings (object arrays): selecting rows then copies no characters, and their
+    hashes are computed once instead of in every draw.
     """
-    targets, answers = _array(scored.targets), _array(predictions)
+    targets, outputs = _array(scored.targets), _array(predictions)
 
     def score(rows: Any) -> float:
         return score_of(
             metric,
-            Scored(targets=targets[rows], predictions=answers[rows], labels=scored.labels),
+            Scored(targets=targets[rows], predictions=outputs[rows], labels=scored.labels),
         )
 
     return score
@@ -144,14 +216,14 @@ def _array(values: Sequence[Any]) -> Any:
     return np.asarray(values, dtype=object if texts else float)
 
 
-def _everything(groups: Sequence[str]) -> Any:
+def _all_rows(groups: Sequence[str]) -> Any:
     import numpy as np
 
     return np.arange(len(groups))
 
 
 def _interval(value: float, values: Sequence[float]) -> Estimate:
-    """The percentile interval, widened to the value where a biased metric would leave it out."""
+    """The percentile interval, widened to contain the value if a biased metric would exclude it."""
     import numpy as np
 
     tail = (1 - LEVEL) / 2

@@ -1,14 +1,11 @@
-"""The verdict on predictions: scores with intervals, baselines beside them, slices, the difference.
-
-Owns: what is said about an adapter. Must not know: how predictions were made.
-"""
+"""Evaluation reports: predict held-out rows, score them with intervals, compare with baselines."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import MetricSpec, Row, Scored, Target
 from trunkline.errors import DataError
@@ -21,10 +18,47 @@ from trunkline.evaluation.intervals import (
     verdict,
 )
 
+if TYPE_CHECKING:
+    from trunkline.adapters.artifact import Artifact
+    from trunkline.inference.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class RowPredictions:
+    """An adapter's predictions, in the order of the rows."""
+
+    values: list[Target]
+    confidences: list[float | None]
+
+
+def predict_rows(
+    engine: Engine,
+    artifact: Artifact,
+    name: str,
+    rows: Sequence[Row],
+    on_done: Callable[[int], None] | None = None,
+) -> RowPredictions:
+    """Predict held-out rows through the engine, exactly as a server would answer them.
+
+    Args:
+        engine: holds the base.
+        artifact: the adapter.
+        name: of the adapter, for the requests.
+        rows: their texts are predicted, their targets are not used.
+        on_done: called with the number of rows done so far.
+    """
+    from trunkline.inference.request import Request, ResolvedRequest
+
+    requests = [ResolvedRequest(Request(name, row.text), artifact, name) for row in rows]
+    answers = engine.run(requests, on_done=on_done)
+    return RowPredictions(
+        [answer.output for answer in answers], [answer.confidence for answer in answers]
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One test row with what was said about it, and what the best baseline said."""
+    """The adapter's and the best baseline's prediction for one test row."""
 
     row_id: str
     group: str
@@ -46,13 +80,19 @@ class SliceScore:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """Everything that is said about predictions on one set of held-out rows.
+    """The result of evaluating predictions on one set of held-out rows.
 
-    ``difference`` is the deciding metric of the adapter minus that of the best baseline;
-    ``verdict``
-    is ``beats``, ``ties`` or ``loses``, by where its interval lies (see
-    :func:`~trunkline.evaluation.intervals.verdict`). The best baseline is the one that is best on
-    these very rows, which is the strictest choice.
+    Attributes:
+        metric: the deciding metric, with its direction in ``higher_is_better``.
+        rows, groups: how many were evaluated.
+        scores: every metric of the adapter, by name.
+        baselines: every metric of each baseline, by the baseline's name.
+        baseline_details: what was fitted, by the baseline's name.
+        best_baseline: the one that is best on these same rows, which is the strictest choice.
+        difference: deciding metric of the adapter minus that of the best baseline, paired.
+        verdict: ``beats``, ``ties`` or ``loses``; see
+            :func:`~trunkline.evaluation.intervals.verdict`.
+        slices: the deciding metric for each value of each slice.
     """
 
     metric: str
@@ -69,7 +109,7 @@ class EvaluationReport:
 
     @property
     def score(self) -> Estimate:
-        """The deciding metric."""
+        """The adapter's deciding metric."""
         return self.scores[self.metric]
 
     def to_json(self) -> dict[str, Any]:
@@ -106,17 +146,20 @@ def evaluate(
         labels: of a classification.
         confidences: probability of each predicted label.
 
+    Returns:
+        The report, and one prediction for each row to be stored.
+
     Raises:
         DataError: there are no rows.
-        PluginError: a metric raised or gave something that is no finite number.
+        PluginCallError: a metric raised, or returned no finite number.
     """
     if not rows:
         raise DataError("There are no rows to evaluate on.", "The dataset needs a test part.")
     deciding = metrics[0]
     groups = [row.group for row in rows]
     targets = [row.target for row in rows]
-    ours = Scored(targets=targets, predictions=list(predictions), labels=labels)
-    scores = {metric.name: estimate(metric, ours, groups) for metric in metrics}
+    scored = Scored(targets=targets, predictions=list(predictions), labels=labels)
+    scores = {metric.name: estimate(metric, scored, groups) for metric in metrics}
     baseline_scores = {
         baseline.name: {
             metric.name: estimate(
@@ -132,8 +175,8 @@ def evaluate(
     best = max(
         baselines, key=lambda baseline: sign * baseline_scores[baseline.name][deciding.name].value
     )
-    difference = paired_difference(deciding, ours, best.predictions, groups)
-    evaluation_report = EvaluationReport(
+    difference = paired_difference(deciding, scored, best.predictions, groups)
+    report = EvaluationReport(
         metric=deciding.name,
         higher_is_better=deciding.higher_is_better,
         rows=len(rows),
@@ -146,9 +189,9 @@ def evaluate(
         verdict=verdict(deciding, difference, len(set(groups))),
         slices=_slices(rows, predictions, deciding, labels),
     )
-    kept = [
-        Prediction(row.id, row.group, row.target, said, confidence, baseline_said)
-        for row, said, confidence, baseline_said in zip(
+    records = [
+        Prediction(row.id, row.group, row.target, value, confidence, baseline_value)
+        for row, value, confidence, baseline_value in zip(
             rows,
             predictions,
             confidences or [None] * len(rows),
@@ -156,7 +199,7 @@ def evaluate(
             strict=True,
         )
     ]
-    return evaluation_report, kept
+    return report, records
 
 
 def _slices(
@@ -173,15 +216,15 @@ def _slices(
         SliceScore(
             name,
             value,
-            len(chosen),
+            len(indices),
             score_of(
                 metric,
                 Scored(
-                    targets=[rows[index].target for index in chosen],
-                    predictions=[predictions[index] for index in chosen],
+                    targets=[rows[index].target for index in indices],
+                    predictions=[predictions[index] for index in indices],
                     labels=labels,
                 ),
             ),
         )
-        for (name, value), chosen in sorted(members.items())
+        for (name, value), indices in sorted(members.items())
     )

@@ -93,7 +93,7 @@ class IncrementalDetokenizer:
         return self._emit(self._read(last=True), last=True)
 
     def _is_silent(self, token_id: int) -> bool:
-        """Whether it is a special token; a lone space may be decoded as nothing too."""
+        """Whether it is a special token; some tokenizers also decode a lone space as nothing."""
         return not self._decode([token_id]) and bool(
             self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         )

@@ -95,13 +95,13 @@ class RequestValidator:
         context = self._base.info.context
         most = min(context, self._kv_tokens)
         if prompt + limit > most:
-            what = f"the base's context of {context}" if most == context else (
+            limit_name = f"the base's context of {context}" if most == context else (
                 f"the memory for keys and values, {most} tokens"
             )  # fmt: skip
             raise DataError(
                 f"The text {preview(request)!r} is too long: {prompt} tokens"
                 + (f" and {limit} new ones" if limit else "")
-                + f" don't fit {what}.",
+                + f" don't fit {limit_name}.",
                 "Shorten the text or request fewer new tokens." if limit else "Shorten the text.",
             )
 

@@ -180,7 +180,7 @@ class GenerationHandle:
 
     Args:
         state: the engine's; read it, don't change it.
-        cancel: the engine's method, which alone ends requests.
+        cancel: the engine's method; only the engine ends requests.
     """
 
     def __init__(self, state: RequestState, cancel: Callable[[RequestState], None]) -> None:

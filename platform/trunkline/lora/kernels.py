@@ -296,9 +296,9 @@ def _members(fused: FusedLinear) -> Iterator[_Member]:
     outputs = iter(fused.outputs)
     for index, block in enumerate(fused.blocks):
         column = 0
-        for place, own in enumerate(islice(outputs, block.layers)):
+        for member, own in enumerate(islice(outputs, block.layers)):
             columns = own if block.layers > 1 else block.columns
-            yield _Member(index, place * PAGE_RANK, column, columns)
+            yield _Member(index, member * PAGE_RANK, column, columns)
             column += columns
 
 

@@ -131,7 +131,7 @@ class AdapterPool:
         dtype = torch.float32 if self._device.type == "cpu" else parameter.dtype
         self._linear = {
             name: (fused.inputs, fused.outputs[index])
-            for name, fused, index in fused_layers.places()
+            for name, fused, index in fused_layers.members()
         }
         self._hidden = int(model.config.get_text_config().hidden_size)
         self._base_digest = base_digest
@@ -292,7 +292,7 @@ class AdapterPool:
             self._drop_if_unloading(resident)
 
     def route(self, routing: Routing) -> AbstractContextManager[None]:
-        """Send what the base computes through pages; see :meth:`LoraSlots.routed`."""
+        """Add adapters to what the base computes; see :meth:`LoraSlots.route`."""
         return self.lora_slots.route(routing)
 
     @contextmanager

@@ -115,8 +115,8 @@ class LoraSlots:
                 layer.clear(page, used=id(layer) in touched)
         for name, (down, up) in matrices.items():
             layer, index = self._by_name[name]
-            for place, page in enumerate(pages):
-                ranks = slice(place * PAGE_RANK, (place + 1) * PAGE_RANK)
+            for part, page in enumerate(pages):
+                ranks = slice(part * PAGE_RANK, (part + 1) * PAGE_RANK)
                 layer.write(page, index, down[ranks], up[:, ranks] * scaling)
 
     def _add(self, layer: PagedLoraLayer, x: torch.Tensor, blocks: Blocks) -> None:

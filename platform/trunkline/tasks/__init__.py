@@ -1,8 +1,7 @@
-"""The kinds of questions: how a target is encoded, batched, scored by a loss, and decoded.
+"""Tasks: how a target is encoded, batched and decoded; one module per task.
 
-Owns: one module a task. Must not know: LoRA, files, the registry. A task is a frozen value that
-stands in the artifact (``to_json`` / ``task_from_json``), so that inference decodes as training
-encoded.
+A task is a frozen value that the artifact stores (``to_json`` and :func:`task_from_json`), so
+inference decodes exactly what training encoded. The package may import data and the layers below.
 """
 
 from __future__ import annotations
@@ -32,7 +31,14 @@ __all__ = [
 def task_for(
     recipe: RecipeSpec, labels: tuple[str, ...], train: Sequence[Row], unit: str | None
 ) -> AnyTask:
-    """The task of a recipe on its training rows (a regression takes its scale from them)."""
+    """The task of a recipe; a regression is standardized by the targets of the training rows.
+
+    Args:
+        recipe: its kind of task, scale and ``max_new_tokens``.
+        labels: of a classification, in the order of the head's outputs.
+        train: the training rows.
+        unit: of a regression.
+    """
     if recipe.task == "classification":
         return ClassificationTask(labels)
     if recipe.task == "regression":
@@ -45,7 +51,7 @@ def task_from_json(data: dict[str, Any]) -> AnyTask:
     """The task that an artifact describes.
 
     Raises:
-        IntegrityError: the description is not of a known task.
+        IntegrityError: the task is unknown, or a field is missing or invalid.
     """
     kinds = {
         "classification": ClassificationTask,
@@ -57,9 +63,10 @@ def task_from_json(data: dict[str, Any]) -> AnyTask:
         kind = fields.pop("kind", None)
         if not isinstance(kind, str) or kind not in kinds:
             raise ValueError(f"there is no task {kind!r}")
-        known = [spec.name for spec in dataclasses.fields(kinds[kind])]
-        if sorted(fields) != sorted(known):
-            raise ValueError(f"a {kind} has {', '.join(known)}, not {', '.join(sorted(fields))}")
+        expected = [spec.name for spec in dataclasses.fields(kinds[kind])]
+        if sorted(fields) != sorted(expected):
+            names = ", ".join(sorted(fields))
+            raise ValueError(f"a {kind} has {', '.join(expected)}, not {names}")
         return kinds[kind].from_json(fields)  # type: ignore[attr-defined]
     except (TypeError, ValueError) as error:
         raise IntegrityError(

@@ -1,4 +1,4 @@
-"""Token ids → padded tensors. Owns padding; must not know targets or models."""
+"""Padded batches of token ids, grouped by length."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ if TYPE_CHECKING:
 def pad(
     sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Pad to the longest.
+    """Pad sequences to the length of the longest.
+
+    Args:
+        sequences: token ids.
+        pad_id: of the padding.
+        left: pad before the tokens instead of after them.
 
     Returns:
         ``input_ids`` and ``attention_mask``, both ``[batch, tokens]`` int64; with ``left`` also
-        ``position_ids``, counted from the first real token.
+        ``position_ids``, counted from the first token that is not padding.
     """
     import torch
 
@@ -24,9 +29,9 @@ def pad(
     input_ids = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
     mask = torch.zeros((len(sequences), longest), dtype=torch.long)
     for row, ids in enumerate(sequences):
-        where = slice(longest - len(ids), longest) if left else slice(0, len(ids))
-        input_ids[row, where] = torch.tensor(ids, dtype=torch.long)
-        mask[row, where] = 1
+        span = slice(longest - len(ids), longest) if left else slice(0, len(ids))
+        input_ids[row, span] = torch.tensor(ids, dtype=torch.long)
+        mask[row, span] = 1
     batch = {"input_ids": input_ids, "attention_mask": mask}
     if left:
         batch["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -34,7 +39,7 @@ def pad(
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, the longest first (so memory runs out early)."""
+    """Yield indices in batches of similar length, the longest first to fail early on memory."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

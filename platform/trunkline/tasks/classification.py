@@ -1,4 +1,4 @@
-"""Classification: a linear head on the last token's hidden state, one output a label."""
+"""Classification: a linear head on the last token's hidden state, with one output per label."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ClassificationTask:
-    """One of several labels, in the order of the head's outputs."""
+    """One of several labels.
+
+    Attributes:
+        labels: in the order of the head's outputs.
+    """
 
     kind: ClassVar[str] = "classification"
     labels: tuple[str, ...]
 
     @property
     def head_size(self) -> int:
+        """Outputs of the head."""
         return len(self.labels)
 
     def example(self, prompt: list[int], row: Row, tokenizer: Any) -> dict[str, Any]:
+        """Encode one training row."""
         return {"input_ids": prompt, "target": self.labels.index(str(row.target))}
 
     def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+        """Pad examples into a batch; ``targets`` is ``[batch]`` int64 label indices."""
         import torch
 
         batch = pad([example["input_ids"] for example in examples], pad_id)
@@ -39,15 +46,16 @@ class ClassificationTask:
         self, model: Any, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits ``[batch, labels]`` in float32 and label indices ``[batch]``."""
-        answer = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return answer.logits.float(), batch["targets"]
+        result = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return result.logits.float(), batch["targets"]
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:
+        """The labels and how often each occurs in the training rows."""
         counts = Counter(str(row.target) for row in rows)
         return LossContext(labels=self.labels, counts=counts)
 
     def decode(self, outputs: torch.Tensor) -> list[tuple[Target, tuple[float, ...]]]:
-        """``[batch, labels]`` logits → the likeliest label and all probabilities, a pair a row."""
+        """Logits ``[batch, labels]`` → the most likely label and all probabilities of each row."""
         probabilities = outputs.float().softmax(-1)
         best = probabilities.argmax(-1).tolist()
         return [
@@ -61,7 +69,7 @@ class ClassificationTask:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ClassificationTask:
         labels = data["labels"]
-        texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-        if not texts or len(labels) < 2 or len(set(labels)) < len(labels):
-            raise ValueError("labels must be two or more texts, each once")
+        is_texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+        if not is_texts or len(labels) < 2 or len(set(labels)) < len(labels):
+            raise ValueError("labels must be two or more different texts")
         return cls(tuple(labels))

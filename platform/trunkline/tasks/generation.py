@@ -1,4 +1,4 @@
-"""Generation: the base's own head; the loss looks at the answer's tokens only."""
+"""Generation: the base's own head; the loss covers the answer's tokens only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class GenerationTask:
-    """A text, at most ``max_new_tokens`` long unless a request says otherwise."""
+    """A generated text.
+
+    Attributes:
+        max_new_tokens: the longest answer, unless a request sets its own limit.
+    """
 
     kind: ClassVar[str] = "generation"
     max_new_tokens: int
@@ -28,6 +32,7 @@ class GenerationTask:
     head_size: ClassVar[None] = None
 
     def example(self, prompt: list[int], row: Row, tokenizer: Any) -> dict[str, Any]:
+        """Encode one training row; ``answer`` is the number of the answer's tokens."""
         answer = encode_answer(str(row.target), tokenizer)
         return {"input_ids": prompt + answer, "answer": len(answer)}
 
@@ -36,7 +41,6 @@ class GenerationTask:
 
         ``targets`` is ``[batch, longest answer]``, :data:`IGNORED` before the answer begins.
         """
-
         batch = pad([example["input_ids"] for example in examples], pad_id, left=True)
         longest = max(example["answer"] for example in examples)
         targets = batch["input_ids"][:, -longest:].clone()
@@ -50,20 +54,21 @@ class GenerationTask:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits ``[tokens, vocabulary]`` and ids ``[tokens]`` at the answers' tokens.
 
-        A full-vocabulary row for every prompt token would be the costliest thing of the step, so
-        logits are asked for where there is an answer only.
+        Logits are computed only there: over all prompt tokens they would cost more than anything
+        else in the step.
         """
         targets = batch["targets"]
-        answer = model(
+        result = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             position_ids=batch["position_ids"],
             logits_to_keep=targets.shape[1] + 1,
         )
-        real = targets != IGNORED
-        return answer.logits[:, :-1][real].float(), targets[real]
+        in_answer = targets != IGNORED
+        return result.logits[:, :-1][in_answer].float(), targets[in_answer]
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:
+        """Nothing: a loss for generation sees the logits only."""
         return LossContext()
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Regression: one output on the last token's hidden state, on a standardized scale."""
+"""Regression: a linear head with one output on the last token's hidden state, standardized."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from trunkline.tasks.batches import pad
 if TYPE_CHECKING:
     import torch
 
-_LARGEST_EXPONENT = 700.0  # exp of more is no float
+_MAX_EXPONENT = 700.0  # exp of more overflows a float
 
 
 @dataclass(frozen=True, slots=True)
 class RegressionTask:
-    """A number in ``unit``; the head speaks ``(f(y) - mean) / deviation``, f the logarithm if
-    ``scale`` is ``log``."""
+    """A number; the head's output is ``(f(y) - mean) / deviation``.
+
+    Attributes:
+        scale: ``linear``, or ``log``: f is the natural logarithm.
+        mean, deviation: mean and population standard deviation of ``f(y)`` on the training rows.
+        unit: of y.
+    """
 
     kind: ClassVar[str] = "regression"
     scale: str
@@ -33,23 +38,27 @@ class RegressionTask:
 
     @classmethod
     def fitted(cls, targets: Sequence[float], *, scale: str, unit: str) -> RegressionTask:
-        """Take mean and standard deviation from training targets."""
+        """Compute mean and standard deviation from the training targets."""
         values = [math.log(target) for target in targets] if scale == "log" else list(targets)
         deviation = statistics.pstdev(values) if len(values) > 1 else 1.0
         return cls(scale, statistics.fmean(values), deviation or 1.0, unit)
 
     def scaled(self, target: float) -> float:
+        """A target in the unit → the head's scale."""
         value = math.log(target) if self.scale == "log" else target
         return (value - self.mean) / self.deviation
 
     def unscaled(self, output: float) -> float:
+        """An output of the head → a number in the unit."""
         value = output * self.deviation + self.mean
-        return math.exp(min(value, _LARGEST_EXPONENT)) if self.scale == "log" else value
+        return math.exp(min(value, _MAX_EXPONENT)) if self.scale == "log" else value
 
     def example(self, prompt: list[int], row: Row, tokenizer: Any) -> dict[str, Any]:
+        """Encode one training row."""
         return {"input_ids": prompt, "target": self.scaled(float(row.target))}
 
     def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+        """Pad examples into a batch; ``targets`` is ``[batch]`` float32, standardized."""
         import torch
 
         batch = pad([example["input_ids"] for example in examples], pad_id)
@@ -61,14 +70,15 @@ class RegressionTask:
         self, model: Any, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predictions and targets, both ``[batch]`` float32 on the standardized scale."""
-        answer = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return answer.logits.float().squeeze(-1), batch["targets"]
+        result = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return result.logits.float().squeeze(-1), batch["targets"]
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:
+        """Nothing: a loss for regression sees the outputs only."""
         return LossContext()
 
     def decode(self, outputs: torch.Tensor) -> list[tuple[Target, None]]:
-        """``[batch]`` or ``[batch, 1]`` on the standardized scale → numbers in the unit."""
+        """Standardized outputs ``[batch]`` or ``[batch, 1]`` → numbers in the unit."""
         return [(self.unscaled(value), None) for value in outputs.float().reshape(-1).tolist()]
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +88,7 @@ class RegressionTask:
     def from_json(cls, data: dict[str, Any]) -> RegressionTask:
         task = cls(data["scale"], float(data["mean"]), float(data["deviation"]), data["unit"])
         if task.scale not in ("linear", "log") or not isinstance(task.unit, str):
-            raise ValueError("scale must be linear or log, unit a text")
+            raise ValueError("scale must be linear or log, and unit a text")
         if not (math.isfinite(task.mean) and math.isfinite(task.deviation) and task.deviation > 0):
-            raise ValueError("mean and deviation must be finite, deviation positive")
+            raise ValueError("mean and deviation must be finite and deviation positive")
         return task

@@ -12,9 +12,8 @@ from trunkline.contracts import Row, Target
 from trunkline.data.prepare import prepare
 from trunkline.data.split import Fold
 from trunkline.errors import Interrupted, RefusedError
-from trunkline.evaluation.assess import predict_rows
 from trunkline.evaluation.baselines import Baseline, fit_baselines
-from trunkline.evaluation.report import EvaluationReport, evaluate
+from trunkline.evaluation.report import EvaluationReport, evaluate, predict_rows
 from trunkline.registry.records import VersionRecord
 from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets

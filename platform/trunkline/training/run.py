@@ -25,9 +25,8 @@ from trunkline.errors import (
     TrunklineError,
     one_line,
 )
-from trunkline.evaluation.assess import predict_rows
 from trunkline.evaluation.baselines import fit_baselines
-from trunkline.evaluation.report import EvaluationReport, Prediction, evaluate
+from trunkline.evaluation.report import EvaluationReport, Prediction, evaluate, predict_rows
 from trunkline.inference.engine import Engine
 from trunkline.plugins import PluginInfo
 from trunkline.refs import Ref

@@ -51,9 +51,9 @@ def test_about_half_of_the_lines_are_marked_as_generated(reading: Reading) -> No
     assert generated == 1339
 
 
-def test_every_raw_tag_stands_in_the_table_once_or_is_named_silent() -> None:
+def test_every_raw_tag_occurs_in_the_table_once_or_is_listed_as_silent() -> None:
     listed = [tag for _, tags in TABLE for tag in tags] + sorted(SILENT)
-    raw = {tag for _, found in read_patterns() for tag in found["types"]}
+    raw = {tag for _, result in read_patterns() for tag in result["types"]}
     assert sorted(listed) == sorted(raw)
 
 
@@ -76,15 +76,15 @@ def test_the_most_telling_tag_decides(tags: list[str], category: str | None) -> 
 
 
 def test_a_line_under_two_categories_is_left_out() -> None:
-    found = fold_patterns(
+    result = fold_patterns(
         [("uk", pattern("Pay  Me", "cafe")), ("usa", pattern("PAY ME", "pharmacy"))]
     )
-    assert (len(found.rows), found.contradicted) == (0, 2)
+    assert (len(result.rows), result.contradicted) == (0, 2)
 
 
 def test_a_line_that_says_nothing_of_the_purchase_is_left_out() -> None:
-    found = fold_patterns([("uk", pattern("Mystery", "online", "ai_generated"))])
-    assert (len(found.rows), found.unfolded) == (0, 1)
+    result = fold_patterns([("uk", pattern("Mystery", "online", "ai_generated"))])
+    assert (len(result.rows), result.unfolded) == (0, 1)
 
 
 def test_no_two_rows_share_a_line_or_an_id(reading: Reading) -> None:
@@ -114,13 +114,13 @@ def test_loading_twice_gives_the_same_rows() -> None:
     assert load() == load()
 
 
-def test_digits_have_the_length_asked_for() -> None:
+def test_digits_have_the_requested_length() -> None:
     line = expand(template("Shop {n}", n={"generator": "random_digits", "length": 7}))
     assert line.removeprefix("Shop ").isdigit()
     assert len(line) == len("Shop ") + 7
 
 
-def test_the_case_asked_for_is_applied() -> None:
+def test_the_requested_case_is_applied() -> None:
     field = {"generator": "choice", "options": ["oslo"], "transform": {"case": "upper"}}
     assert expand(template("Shop {place}", place=field)) == "Shop OSLO"
 

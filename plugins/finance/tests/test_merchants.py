@@ -52,5 +52,5 @@ def test_no_merchant_has_more_than_a_hundredth_of_the_lines() -> None:
 def test_shops_of_one_chain_are_never_divided() -> None:
     chains = ("uniqlo", "starbucks", "watson", "lidl", "sephora")
     for chain in chains:
-        found = {row.group for row in load() if row.text.lower().startswith(chain)}
-        assert len(found) == 1, chain
+        groups = {row.group for row in load() if row.text.lower().startswith(chain)}
+        assert len(groups) == 1, chain

@@ -34,7 +34,7 @@ def test_titles_and_ids_are_unique() -> None:
     assert len({row.text for row in rows}) == len({row.id for row in rows}) == len(rows)
 
 
-def test_no_group_stands_in_two_sectors() -> None:
+def test_no_group_belongs_to_two_sectors() -> None:
     rows = load()
     assert len({(row.group, row.target) for row in rows}) == len({row.group for row in rows})
 

@@ -45,7 +45,7 @@ def test_a_category_gives_at_most_three_chapter_rows(chapters: list[Row]) -> Non
     assert max(Counter(row.group for row in chapters).values()) == 3
 
 
-def test_a_category_stands_in_one_chapter(chapters: list[Row]) -> None:
+def test_a_category_belongs_to_one_chapter(chapters: list[Row]) -> None:
     homes = {(row.group, row.target) for row in chapters}
     assert len(homes) == len({row.group for row in chapters})
 

@@ -164,8 +164,8 @@ class TestRealRows:
         assert max(types.values()) <= datasets.MAX_PER_TYPE
 
     def test_no_fuel_coupons_or_gift_cards(self, prices: list[Row]) -> None:
-        words = ("gasoline", "coupon", "gift card", "deposit")
-        assert [row.text for row in prices if any(word in row.text for word in words)] == []
+        terms = ("gasoline", "coupon", "gift card", "deposit")
+        assert [row.text for row in prices if any(term in row.text for term in terms)] == []
 
     @pytest.mark.parametrize("name", ["departments", "prices"])
     def test_ids_are_unique_and_slices_declared(
@@ -176,13 +176,13 @@ class TestRealRows:
         assert {tuple(row.slices) for row in rows} == {("department",)}
 
     @pytest.mark.parametrize("name", ["departments", "prices"])
-    def test_one_text_never_stands_in_two_groups(
+    def test_one_text_never_belongs_to_two_groups(
         self, name: str, request: pytest.FixtureRequest
     ) -> None:
         groups: dict[str, set[str]] = defaultdict(set)
         for row in request.getfixturevalue(name):
             groups[normalized(row.text)].add(row.group)
-        assert [text for text, found in groups.items() if len(found) > 1] == []
+        assert [text for text, names in groups.items() if len(names) > 1] == []
 
     def test_unit_price_is_the_same_twice(self, prices: list[Row]) -> None:
         assert datasets.load_unit_price() == prices

@@ -38,19 +38,19 @@ def test_importing_the_plugin_imports_nothing_heavy() -> None:
 
 
 def test_the_entry_point_leads_to_the_module() -> None:
-    (found,) = entry_points(group="trunkline", name="retail")
-    assert found.load() is trunkline_retail
+    (contributed,) = entry_points(group="trunkline", name="retail")
+    assert contributed.load() is trunkline_retail
 
 
 def test_every_name_is_of_the_domain(hooks: pluggy.HookRelay) -> None:
-    found = names(
+    contributed = names(
         hooks.trunkline_datasets()
         + hooks.trunkline_recipes()
         + hooks.trunkline_losses()
         + hooks.trunkline_metrics()
     )
-    assert len(found) == 6
-    assert {name.split("/")[0] for name in found} == {"retail"}
+    assert len(contributed) == 6
+    assert {name.split("/")[0] for name in contributed} == {"retail"}
 
 
 def test_recipes_name_data_sets_of_their_own_task(hooks: pluggy.HookRelay) -> None:
