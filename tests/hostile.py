@@ -1,7 +1,4 @@
-"""Names that nobody gives by mistake, and a look at what a workspace holds.
-
-Owns: the list that every edge is asked with. Must not know: the edges.
-"""
+"""Malformed names for tests of every entry point, and the contents of a workspace."""
 
 from __future__ import annotations
 
@@ -74,7 +71,7 @@ REFS = {
     "shell": "toy/$(touch x)",
     "nothing": "",
 }  # fmt: skip
-"""What is wrong → a ref that is refused."""
+"""Problem → a ref that is refused."""
 
 ALIASES = {
     "climbing": "../x",
@@ -94,25 +91,25 @@ ALIASES = {
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Path → digest of everything below a folder; of a registry, of what its tables hold."""
-    found = {}
+    """Path → digest of everything below a folder; for a registry, of the rows of its tables."""
+    digests = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.name == "registry.db":
             with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-                told = "\n".join(database.iterdump())
-            found[name] = hashlib.sha256(told.encode()).hexdigest()
+                dump = "\n".join(database.iterdump())
+            digests[name] = hashlib.sha256(dump.encode()).hexdigest()
         elif path.is_symlink():
-            found[name] = f"link to {path.readlink()}"
+            digests[name] = f"link to {path.readlink()}"
         elif path.is_file() and not path.name.startswith("registry.db-"):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.is_dir():
-            found[name] = "folder"
-    return found
+            digests[name] = "folder"
+    return digests
 
 
 def record_base(registry: Registry, digest: str, name: str = "tiny") -> None:
-    """Record a base of which nothing but the digest matters."""
+    """Record a base; only its digest matters."""
     registry.sources.record_base(
         digest=digest, name=name, source="a test", architecture="Llama", parameters=1, dtype="F32"
     )

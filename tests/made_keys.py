@@ -1,7 +1,4 @@
-"""Key pairs for signatures, made anew for a test session.
-
-Owns: their files. Must not know: what is signed.
-"""
+"""Key pairs for tests of signatures."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Any
 
 
 def make_key(folder: Path, name: str, curve: str = "SECP256R1", password: str = "") -> Path:
-    """A key pair ``name.pem`` and ``name.pub``; gives the private one's path."""
+    """Write a key pair ``name.pem`` and ``name.pub``; return the path of the private key."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trunkline.adapters.archive import ExportResult, ImportResult
     from trunkline.adapters.artifact import Artifact
     from trunkline.adapters.gc import Garbage, RemoveResult, VerifyResult
-    from trunkline.adapters.importing import Imported
+    from trunkline.adapters.peft_import import ImportedAdapter
     from trunkline.adapters.store import AdapterStore
     from trunkline.contracts import ProgressListener
     from trunkline.inference.engine import Engine
@@ -410,8 +410,8 @@ class Platform:
         *,
         base: str | None = None,
         actor: str | None = None,
-        **wishes: Any,
-    ) -> Imported:
+        **options: Any,
+    ) -> ImportedAdapter:
         """Publish an adapter that PEFT saved elsewhere as the next version of ``name``.
 
         Args:
@@ -419,16 +419,16 @@ class Platform:
             name: ``domain/name``.
             base: the base that it was trained on; by default this platform's.
             actor: recorded as the importer; by default the system's user.
-            wishes: task, labels, template, max_new_tokens, unit; see
-                :class:`~trunkline.adapters.imported_task.Wishes`.
+            options: task, labels, template, max_new_tokens, unit; see
+                :class:`~trunkline.adapters.peft_task.ImportOptions`.
 
         Raises:
             UsageError: the options contradict the adapter.
             IntegrityError: it does not fit the base, or can't be computed exactly.
         """
         from trunkline.adapters.hub import SCHEME, fetch_adapter
-        from trunkline.adapters.imported_task import Wishes
-        from trunkline.adapters.importing import import_adapter
+        from trunkline.adapters.peft_import import import_adapter
+        from trunkline.adapters.peft_task import ImportOptions
         from trunkline.bases import DEFAULT_BASE, describe
 
         ref = Ref.parse(name)
@@ -440,7 +440,7 @@ class Platform:
             info,
             Path(source) if fetched is None else fetched.folder,
             ref,
-            Wishes(**wishes),
+            ImportOptions(**options),
             source=None if fetched is None else fetched.origin,
             actor=actor,
         )

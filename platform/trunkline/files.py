@@ -15,9 +15,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trunkline.errors import IntegrityError, one_line
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MAX_JSON_BYTES = 4 << 20
 MAX_HEADER_BYTES = 32 << 20
@@ -181,6 +184,23 @@ def brief_repr(value: Any) -> str:
     """``repr(value)``, cut to 80 characters for an error message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def validation_problem(error: ValidationError) -> str:
+    """Describe pydantic's first error as one clause with the field and its value."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    field = ascii(field)[1:-1][:80] or "the object"
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a field of the format"
+    reason = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+        return f"{field}: {reason}" if problem["loc"] else reason
+    value = ascii(problem["input"])
+    value = value if len(value) <= 60 else f"{value[:57]}..."
+    return f"{field} is {value}: {reason[:1].lower()}{reason[1:]}"
 
 
 def _tensor(name: str, entry: Any, label: str, data_start: int) -> TensorInfo:

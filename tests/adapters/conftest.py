@@ -1,4 +1,4 @@
-"""One artifact a session, made without training; each test damages a copy."""
+"""One artifact per session, made without training; tests damage copies of it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from peft_folders import (
+    classifying,
+    folder,
+    generating,
+    headed,
+    import_folder,
+    refused,
+    registry,
+    store,
+    tiny_gpt2,
+)
 from workbench import make_artifact, platform, tiny
 
-__all__ = ["artifact", "platform", "sound", "tiny"]
+__all__ = [
+    "artifact", "classifying", "folder", "generating", "headed", "import_folder", "platform",
+    "refused", "registry", "sound", "store", "tiny", "tiny_gpt2",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

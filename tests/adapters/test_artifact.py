@@ -1,4 +1,4 @@
-"""Every way in which a folder is not the artifact it says it is."""
+"""Verification of artifacts: damaged and forged files are refused, and what the digest covers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from trunkline.errors import IntegrityError
 from workbench import make_artifact, reseal, task_json
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "trunkline.json"
-IDENTITY = (CONFIG, WEIGHTS, MANIFEST)
+FILES = (CONFIG, WEIGHTS, MANIFEST)
 
 
 def refused(folder: Path, digest: str | None = None) -> str:
-    """The message of the refusal, which has a hint."""
+    """Expect a refusal with a hint and return its message."""
     with pytest.raises(IntegrityError) as caught:
         read_artifact(folder, digest)
     assert caught.value.hint
@@ -49,7 +49,7 @@ def change_tensors(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Non
 
 
 def change_header(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Rewrite the safetensors header, whatever the data says."""
+    """Rewrite the safetensors header and keep the data."""
     data = (folder / WEIGHTS).read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
@@ -60,9 +60,6 @@ def change_header(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None
 
 def first_a(names: Any) -> str:
     return next(name for name in sorted(names) if name.endswith("lora_A.weight"))
-
-
-# ------------------------------------------------------------------------------------ files
 
 
 def test_sound_artifact_is_read(sound: Path) -> None:
@@ -81,33 +78,33 @@ def test_reading_imports_no_torch(sound: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(sound)], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", IDENTITY)
+@pytest.mark.parametrize("name", FILES)
 def test_missing_file_is_named(artifact: Path, name: str) -> None:
     (artifact / name).unlink()
     assert name in refused(artifact)
 
 
-@pytest.mark.parametrize("name", IDENTITY)
+@pytest.mark.parametrize("name", FILES)
 def test_empty_file_is_refused(artifact: Path, name: str) -> None:
     (artifact / name).write_bytes(b"")
     assert name in refused(artifact)
 
 
-@pytest.mark.parametrize("name", IDENTITY)
+@pytest.mark.parametrize("name", FILES)
 def test_truncated_file_is_refused(artifact: Path, name: str) -> None:
     path = artifact / name
     path.write_bytes(path.read_bytes()[:-3])
     assert name in refused(artifact)
 
 
-def test_absent_folder_is_refused(tmp_path: Path) -> None:
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
     assert "no artifact" in refused(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", [*IDENTITY, "README.md"])
+@pytest.mark.parametrize("name", [*FILES, "README.md"])
 def test_link_instead_of_file_is_refused(artifact: Path, tmp_path: Path, name: str) -> None:
     path = artifact / name
-    target = tmp_path / "elsewhere"
+    target = tmp_path / "target"
     target.write_bytes(path.read_bytes() if path.exists() else b"")
     path.unlink(missing_ok=True)
     path.symlink_to(target)
@@ -119,7 +116,7 @@ def test_folder_in_place_of_the_card_is_refused(artifact: Path) -> None:
     assert "not a plain file" in refused(artifact)
 
 
-def test_read_error_of_the_disk_is_one_sentence(
+def test_read_error_of_the_disk_is_an_integrity_error(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path) -> bytes:
@@ -137,7 +134,7 @@ def victim(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, read_artifact(folder).digest
 
 
-@pytest.mark.parametrize("name", IDENTITY)
+@pytest.mark.parametrize("name", FILES)
 @settings(
     max_examples=150,
     deadline=None,
@@ -179,15 +176,12 @@ def test_pickle_is_refused_unopened(artifact: Path, tmp_path: Path, name: str) -
     assert not marker.exists()
 
 
-def test_pickle_in_the_weights_place_is_refused_unopened(artifact: Path, tmp_path: Path) -> None:
+def test_pickle_instead_of_the_weights_is_refused_unopened(artifact: Path, tmp_path: Path) -> None:
     marker = tmp_path / "opened"
     (artifact / WEIGHTS).write_bytes(pickle.dumps(_Payload(marker)))
     reseal(artifact)
     refused(artifact)
     assert not marker.exists()
-
-
-# -------------------------------------------------------------------------------- the header
 
 
 @pytest.mark.parametrize("claimed", [2**40, 2**63, 2**64 - 1, 0, 1])
@@ -205,7 +199,7 @@ HEADERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "float shape": lambda h: h[first_a(h)].update(shape=[4.0, 32.0]),
     "infinite shape": lambda h: h[first_a(h)].update(shape=[float("inf"), 32]),
     "unknown dtype": lambda h: h[first_a(h)].update(dtype="I64"),
-    "dtype no text": lambda h: h[first_a(h)].update(dtype=["F32"]),
+    "dtype as a list": lambda h: h[first_a(h)].update(dtype=["F32"]),
     "overlap": lambda h: h[first_a(h)].update(data_offsets=[8, 8 + 512]),
     "beyond the end": lambda h: h[first_a(h)].update(data_offsets=[2**40, 2**40 + 512]),
     "backwards": lambda h: h[first_a(h)].update(data_offsets=[512, 0]),
@@ -223,13 +217,10 @@ def test_forged_header_is_refused(artifact: Path, attack: str) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"[]", b'{"a":1,"a":2}', b"[" * 5000, b'"\xff"', b"{}{}"])
-def test_header_that_is_no_json_object_is_refused(artifact: Path, raw: bytes) -> None:
+def test_header_that_is_not_a_json_object_is_refused(artifact: Path, raw: bytes) -> None:
     (artifact / WEIGHTS).write_bytes(struct.pack("<Q", len(raw)) + raw)
     reseal(artifact)
     assert WEIGHTS in refused(artifact)
-
-
-# --------------------------------------------------------------------------- the configuration
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -278,14 +269,14 @@ def test_forged_configuration_is_refused(artifact: Path, attack: str) -> None:
     assert CONFIG in refused(artifact)
 
 
-def test_refusal_of_a_setting_names_the_reason(artifact: Path) -> None:
+def test_refusal_of_a_setting_gives_the_reason(artifact: Path) -> None:
     change_json(artifact / CONFIG, lambda config: config.update(use_dora=True))
     reseal(artifact)
-    assert "uses DoRA, which changes more than a product of two matrices" in refused(artifact)
+    assert "uses DoRA, which is more than the product of two matrices" in refused(artifact)
 
 
 @pytest.mark.parametrize("key", ["peft_type", "r", "lora_alpha", "target_modules", "task_type"])
-def test_configuration_that_lacks_a_key_is_refused(artifact: Path, key: str) -> None:
+def test_configuration_without_a_required_key_is_refused(artifact: Path, key: str) -> None:
     change_json(artifact / CONFIG, lambda config: config.pop(key))
     reseal(artifact)
     assert CONFIG in refused(artifact)
@@ -306,9 +297,6 @@ def test_huge_json_is_refused_unread(artifact: Path) -> None:
     assert "larger than" in refused(artifact)
 
 
-# --------------------------------------------------------------------------------- the tensors
-
-
 TENSORS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "A without B": lambda t: t.pop(first_a(t).replace("lora_A", "lora_B")),
     "B without A": lambda t: t.pop(first_a(t)),
@@ -317,16 +305,16 @@ TENSORS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an embedding": lambda t: t.update(
         {"base_model.model.model.embed_tokens.weight": t[first_a(t)].clone()}
     ),
-    "a head elsewhere": lambda t: t.update({"score.weight": t[first_a(t)].clone()}),
+    "a head without the prefix": lambda t: t.update({"score.weight": t[first_a(t)].clone()}),
     "two heads": lambda t: t.update(
         {"base_model.model.classifier.weight": t["base_model.model.score.weight"].clone()}
     ),
     "another rank": lambda t: t.update({first_a(t): t[first_a(t)][:2].clone()}),
     "a vector": lambda t: t.update({first_a(t): t[first_a(t)].flatten()}),
-    "labels too few": lambda t: t.update(
+    "a head with too few outputs": lambda t: t.update(
         {"base_model.model.score.weight": t["base_model.model.score.weight"][:2].clone()}
     ),
-    "a layer that is no target": lambda t: [
+    "a layer that is not a target": lambda t: [
         t.update({name.replace("q_proj", "o_proj"): t[name].clone()})
         for name in list(t)
         if "layers.0.self_attn.q_proj" in name
@@ -350,19 +338,16 @@ def test_forged_tensors_are_refused(artifact: Path, attack: str) -> None:
     assert WEIGHTS in refused(artifact)
 
 
-def test_head_of_a_generation_is_refused(artifact: Path) -> None:
+def test_head_of_a_generation_adapter_is_refused(artifact: Path) -> None:
     change_json(artifact / CONFIG, lambda config: config.update(task_type="CAUSAL_LM"))
     change_json(artifact / MANIFEST, lambda data: data.update(task=task_json("generation")))
     reseal(artifact)
     assert "head" in refused(artifact)
 
 
-# -------------------------------------------------------------------------------- the manifest
-
-
 MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "newer format": lambda m: m.update(format=2),
-    "format true": lambda m: m.update(format="1"),
+    "format as text": lambda m: m.update(format="1"),
     "unknown key": lambda m: m.update(more=1),
     "no base": lambda m: m.pop("base"),
     "base is a list": lambda m: m.update(base=[]),
@@ -391,53 +376,50 @@ def test_forged_manifest_is_refused(artifact: Path, attack: str) -> None:
     assert MANIFEST in refused(artifact)
 
 
-def test_another_digest_than_the_registry_knows_is_refused(artifact: Path) -> None:
-    assert "registry knows" in refused(artifact, "sha256:" + "0" * 64)
-
-
-# -------------------------------------------------------------------------------- the identity
+def test_unexpected_digest_is_refused(artifact: Path) -> None:
+    assert "but the registry has" in refused(artifact, "sha256:" + "0" * 64)
 
 
 def resealed(folder: Path, **changes: Any) -> str:
-    """The digest after sealing again with other words."""
-    given_: dict[str, Any] = {
+    """Seal again with some arguments changed and return the digest."""
+    arguments: dict[str, Any] = {
         "base": {"name": "tiny", "digest": "d" * 64},
         "task": task_json("classification"),
         "template": Template(),
         "data": {"dataset": "toy/animals", "fingerprint": "f", "split": "s"},
     }
-    return seal(folder, **(given_ | changes)).digest
+    return seal(folder, **(arguments | changes)).digest
 
 
-def test_identity_does_not_depend_on_the_order_of_lists(artifact: Path) -> None:
+def test_digest_does_not_depend_on_the_order_of_lists(artifact: Path) -> None:
     first = resealed(artifact)
     change_json(artifact / CONFIG, lambda config: config["target_modules"].reverse())
     assert resealed(artifact) == first
 
 
-def test_identity_does_not_depend_on_the_version_of_peft(artifact: Path) -> None:
+def test_digest_does_not_depend_on_the_version_of_peft(artifact: Path) -> None:
     first = resealed(artifact)
     newer = {"peft_version": "9.9", "some_new_switch": False, "some_new_config": None}
     change_json(artifact / CONFIG, lambda config: config.update(newer))
     assert resealed(artifact) == first
 
 
-def test_identity_does_not_depend_on_where_the_base_was(artifact: Path) -> None:
+def test_digest_does_not_depend_on_the_path_of_the_base(artifact: Path) -> None:
     first = resealed(artifact)
-    path = {"base_model_name_or_path": "/home/somebody/tiny", "revision": None}
+    path = {"base_model_name_or_path": "/home/user/tiny", "revision": None}
     change_json(artifact / CONFIG, lambda config: config.update(path))
     assert resealed(artifact) == first
 
 
-def test_identity_does_not_depend_on_whether_alpha_was_written_as_a_float(artifact: Path) -> None:
+def test_digest_does_not_depend_on_whether_alpha_was_written_as_a_float(artifact: Path) -> None:
     first = resealed(artifact)
     change_json(artifact / CONFIG, lambda config: config.update(lora_alpha=8))
     assert resealed(artifact) == first
 
 
-def test_identity_does_not_depend_on_card_and_provenance(artifact: Path) -> None:
+def test_digest_does_not_depend_on_card_and_provenance(artifact: Path) -> None:
     first = read_artifact(artifact).digest
-    (artifact / "README.md").write_text("# other words")
+    (artifact / "README.md").write_text("# another card")
     (artifact / "provenance.json").write_text("{}")
     assert read_artifact(artifact, first).digest == first
 
@@ -453,22 +435,22 @@ def test_identity_does_not_depend_on_card_and_provenance(artifact: Path) -> None
     ],
     ids=["prompt", "cleaning", "labels", "base", "data"],
 )
-def test_identity_changes_with(artifact: Path, changes: dict[str, Any]) -> None:
+def test_digest_changes_with(artifact: Path, changes: dict[str, Any]) -> None:
     assert resealed(artifact) != resealed(artifact, **changes)
 
 
-def test_identity_changes_with_a_single_weight(artifact: Path) -> None:
+def test_digest_changes_with_a_single_weight(artifact: Path) -> None:
     first = resealed(artifact)
     change_tensors(artifact, lambda tensors: tensors[first_a(tensors)][0, 0].add_(1e-3))
     assert resealed(artifact) != first
 
 
-def test_identity_changes_with_alpha(artifact: Path) -> None:
+def test_digest_changes_with_alpha(artifact: Path) -> None:
     first = resealed(artifact)
     change_json(artifact / CONFIG, lambda config: config.update(lora_alpha=9))
     assert resealed(artifact) != first
 
 
-def test_sealing_refuses_what_would_never_be_served(tmp_path: Path, tiny: Path) -> None:
+def test_sealing_refuses_unsupported_settings(tmp_path: Path, tiny: Path) -> None:
     with pytest.raises(IntegrityError, match="use_dora"):
         make_artifact(tmp_path / "dora", tiny, use_dora=True)

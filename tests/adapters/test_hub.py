@@ -1,4 +1,4 @@
-"""Adapters of the hub: names, the hub library's cache, and no network."""
+"""Adapters from the hub: names, the hub library's cache, and errors without a network."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub library's cache, offline, with a PEFT folder as ``acme/kinds``; gives the snapshot.
+    """The snapshot folder of ``acme/kinds`` in the hub library's cache, offline.
 
-    As that library keeps them, files are links to blobs.
+    As in that library, the files are links to blobs.
     """
     from huggingface_hub import constants
 
@@ -52,48 +52,50 @@ def own(tmp_path: Path, tiny: Path) -> Iterator[Platform]:
      "hf:/etc/passwd", "hf:a\\b", "hf:a/b@..", "hf:a/b\0", "hf:%2e%2e/x", "hf:" + "a" * 300,
      "hf:t\u043ey/x", "HF:a/b", "hf:a/b\n"],
 )  # fmt: skip
-def test_malformed_name_is_wrong_use(name: str) -> None:
-    with pytest.raises(UsageError, match="no name of an adapter on the hub"):
+def test_malformed_name_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError, match="is not the name of an adapter on the hub"):
         fetch_adapter(name)
 
 
-def test_repository_is_found_in_the_cache(hub: Path) -> None:
-    found = fetch_adapter("hf:acme/kinds")
-    assert (found.repo, found.commit, found.folder) == ("acme/kinds", COMMIT, hub)
+def test_cached_repository_is_used(hub: Path) -> None:
+    adapter = fetch_adapter("hf:acme/kinds")
+    assert (adapter.repo, adapter.commit, adapter.folder) == ("acme/kinds", COMMIT, hub)
 
 
-def test_revision_is_found_in_the_cache(hub: Path) -> None:
+def test_cached_revision_is_used(hub: Path) -> None:
     assert fetch_adapter(f"hf:acme/kinds@{COMMIT}").folder == hub
 
 
 @pytest.mark.parametrize("name", ["hf:acme/other", "hf:acme/kinds@v9"])
-def test_what_is_not_there_without_a_network_says_what_was_tried(hub: Path, name: str) -> None:
-    with pytest.raises(TrunklineError, match="tried snapshot_download") as caught:
+def test_missing_repository_without_a_network_names_the_revision(hub: Path, name: str) -> None:
+    with pytest.raises(TrunklineError, match=r"from the hub at (main|v9) failed") as caught:
         fetch_adapter(name)
     assert "copy the adapter's folder" in str(caught.value.hint)
 
 
-def test_only_the_two_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
+def test_only_configuration_and_weights_are_fetched(
+    monkeypatch: pytest.MonkeyPatch, hub: Path
+) -> None:
     import huggingface_hub
 
-    asked: dict[str, Any] = {}
+    requested: dict[str, Any] = {}
 
     def fetch(repo: str, **settings: Any) -> str:
-        asked.update(settings)
+        requested.update(settings)
         return str(hub)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     fetch_adapter("hf:acme/kinds")
-    assert asked["allow_patterns"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert requested["allow_patterns"] == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_repository_becomes_a_version(hub: Path, own: Platform) -> None:
-    done = own.import_adapter("hf:acme/kinds", "toy/kinds", labels=("a", "b", "c"))
-    assert str(done.version.ref) == "toy/kinds@1"
-    assert own.store.fetch(done.version).manifest.task["labels"] == ["a", "b", "c"]
+    imported = own.import_adapter("hf:acme/kinds", "toy/kinds", labels=("a", "b", "c"))
+    assert str(imported.version.ref) == "toy/kinds@1"
+    assert own.store.fetch(imported.version).manifest.task["labels"] == ["a", "b", "c"]
 
 
-def test_version_tells_repository_and_commit(hub: Path, own: Platform) -> None:
+def test_version_records_repository_and_commit(hub: Path, own: Platform) -> None:
     version = own.import_adapter("hf:acme/kinds", "toy/kinds").version
     folder = own.store.fetch(version).folder
     imported = json.loads((folder / "provenance.json").read_text())["imported"]
@@ -102,14 +104,14 @@ def test_version_tells_repository_and_commit(hub: Path, own: Platform) -> None:
     assert event.detail["source"] == "hf:acme/kinds"
 
 
-def test_manifest_of_the_repository_is_not_believed(hub: Path, own: Platform) -> None:
-    """A repository may look like one of ours; task and template are still as the user says."""
-    done = own.import_adapter("hf:acme/kinds", "toy/kinds")
-    assert any("was not read" in sentence for sentence in done.notes)
+def test_manifest_of_the_repository_is_ignored(hub: Path, own: Platform) -> None:
+    """Task and template come from the user, even if the repository has a ``trunkline.json``."""
+    imported = own.import_adapter("hf:acme/kinds", "toy/kinds")
+    assert any("was not read" in sentence for sentence in imported.notes)
 
 
 def test_repository_without_safetensors_is_refused(hub: Path, own: Platform) -> None:
     (hub / "adapter_model.safetensors").unlink()
-    with pytest.raises(IntegrityError, match=r"holds no adapter_model\.safetensors"):
+    with pytest.raises(IntegrityError, match=r"has no adapter_model\.safetensors"):
         own.import_adapter("hf:acme/kinds", "toy/kinds")
     assert own.registry.adapters.list() == []

@@ -71,9 +71,6 @@ def assert_nothing_was_published(registry: Registry, workspace: Path) -> None:
     assert left_in(workspace) == []
 
 
-# ------------------------------------------------------------------------------ the good case
-
-
 def test_published_version_is_fetched_with_its_digest(
     store: AdapterStore, sound: Path, run: int
 ) -> None:
@@ -115,9 +112,6 @@ def test_files_of_a_forgotten_registry_are_not_written_over(
     assert (old / "README.md").read_text() == "of an earlier registry"
 
 
-# -------------------------------------------------------------------------------- bad sources
-
-
 def test_unsound_folder_takes_no_number(
     store: AdapterStore, artifact: Path, run: int, registry: Registry, sound: Path
 ) -> None:
@@ -146,9 +140,6 @@ def test_file_that_changes_while_it_is_copied_is_not_published(
     with pytest.raises(IntegrityError, match="changed"):
         store.publish(sound, REF, task="classification", run=run)
     assert_nothing_was_published(registry, tmp_path / "workspace")
-
-
-# ----------------------------------------------------------------------------- failing disks
 
 
 def failing(name: str, monkeypatch: pytest.MonkeyPatch, code: int, at: int = 1) -> None:
@@ -238,8 +229,6 @@ def test_visible_version_keeps_its_files_when_the_user_interrupts_just_then(
     assert store.fetch(registry.versions.resolve(REF)[0]).lora.rank == 4
 
 
-# ------------------------------------------------------------------------------------- killed
-
 _KILLED = """
 import os, signal, shutil, sys
 from pathlib import Path
@@ -298,9 +287,6 @@ def test_killed_process_leaves_a_version_absent_or_complete(
     assert store.fetch(following).digest == read_artifact(sound).digest
 
 
-# ------------------------------------------------------------------------------------ fetching
-
-
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_published_artifact_that_was_damaged_is_refused(
     store: AdapterStore, sound: Path, run: int, tmp_path: Path, name: str
@@ -323,5 +309,5 @@ def test_published_artifact_that_was_exchanged_for_another_sound_one_is_refused(
     folder = tmp_path / "workspace/adapters" / version.path
     shutil.rmtree(folder)
     make_artifact(folder, tiny, target_modules=["q_proj"], seed=9)
-    with pytest.raises(IntegrityError, match="registry knows"):
+    with pytest.raises(IntegrityError, match="but the registry has"):
         store.fetch(version)

@@ -1,4 +1,4 @@
-"""What attacks are made on: a sound artifact, a workspace, and a look at what is in it."""
+"""The targets of the attacks: sound artifacts, a registry and a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["artifact", "artifacts", "platform", "publish", "registry", "sound", 
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Path]:
-    """Sound artifacts on the tiny Llama by name, only to be read; each answers otherwise."""
+    """Sound artifacts on the tiny Llama by name, only to be read; their outputs differ."""
     root = tmp_path_factory.mktemp("artifacts")
     few = {"target_modules": ["q_proj", "v_proj"]}
     made = {name: root / name for name in ("sound", "other")}
@@ -56,7 +56,7 @@ def store(tmp_path: Path, registry: Registry) -> AdapterStore:
 
 @pytest.fixture
 def publish(store: AdapterStore) -> Callable[[Path, str], VersionRecord]:
-    """Publish a folder under a name, on a base that is recorded as the folder names it."""
+    """Publish a folder under a name, and record the base that its manifest names."""
 
     def publish(folder: Path, name: str) -> VersionRecord:
         from trunkline.adapters.artifact import read_artifact

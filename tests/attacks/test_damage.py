@@ -1,4 +1,4 @@
-"""Damaged and malicious artifacts: a typed error each, and the others go on being served."""
+"""Damaged and forged artifacts: each is a typed error, and other adapters are still served."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def platform(
 
 
 def publish(platform: Platform, folder: Path, name: str) -> Path:
-    """Publish a sound folder; gives where it lies."""
+    """Publish a sound folder and return its path in the store."""
     base = read_artifact(folder).manifest.base
     record_base(platform.registry, base["digest"], base["name"])
     version = platform.store.publish(
@@ -49,8 +49,8 @@ def publish(platform: Platform, folder: Path, name: str) -> Path:
     return Path(platform.store.location(version))
 
 
-def forget(platform: Platform, digest: str) -> None:
-    """Put a version out of memory, if it is there."""
+def evict(platform: Platform, digest: str) -> None:
+    """Unload a version if it is resident."""
     if platform.engine.pool.get(digest) is not None:
         platform.engine.pool.unload(digest)
 
@@ -65,15 +65,15 @@ def answers(platform: Platform) -> Callable[[], Any]:
 
 @pytest.fixture
 def damaged(platform: Platform, artifacts: dict[str, Path]) -> Iterator[Path]:
-    """A published version, not in memory, that a test may damage."""
-    forget(platform, read_artifact(artifacts["other"]).digest)
+    """A published version that is not resident and that a test may damage."""
+    evict(platform, read_artifact(artifacts["other"]).digest)
     place = publish(platform, artifacts["other"], "toy/damaged")
     yield place
     shutil.rmtree(place, ignore_errors=True)
 
 
 def check_refused(platform: Platform, answers: Callable[[], Any], *kinds: type[Exception]) -> str:
-    """The damaged version fails in words; its neighbor answers in the same batch of work."""
+    """Expect a one-sentence error, and the same answer as before from the other version."""
     before = answers()
     with pytest.raises(kinds or (IntegrityError,)) as caught:
         platform.predict("toy/damaged", ["a text"])
@@ -84,19 +84,14 @@ def check_refused(platform: Platform, answers: Callable[[], Any], *kinds: type[E
     return message
 
 
-# ------------------------------------------------------------------------------------ flipped bits
-
-
 @pytest.mark.parametrize("name", [CONFIG, MANIFEST])
-def test_any_flipped_bit_in_an_identifying_text_is_refused(
-    sound: Path, tmp_path: Path, name: str
-) -> None:
-    """Every byte, one bit of each."""
+def test_any_flipped_bit_in_a_json_file_is_refused(sound: Path, tmp_path: Path, name: str) -> None:
+    """One bit of every byte."""
     folder = Path(shutil.copytree(sound, tmp_path / "a"))
     digest = read_artifact(sound).digest
-    whole = (sound / name).read_bytes()
-    for position in range(len(whole)):
-        data = bytearray(whole)
+    original = (sound / name).read_bytes()
+    for position in range(len(original)):
+        data = bytearray(original)
         data[position] ^= 1 << position % 8
         (folder / name).write_bytes(data)
         with pytest.raises(IntegrityError):
@@ -104,15 +99,19 @@ def test_any_flipped_bit_in_an_identifying_text_is_refused(
 
 
 def test_any_flipped_bit_in_the_weights_is_refused(sound: Path, tmp_path: Path) -> None:
-    """The header's every seventh byte, and bytes all over the tensors."""
+    """Every seventh byte of the header, and a sample of the tensors' bytes."""
     folder = Path(shutil.copytree(sound, tmp_path / "a"))
     digest = read_artifact(sound).digest
-    whole = (sound / WEIGHTS).read_bytes()
-    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    original = (sound / WEIGHTS).read_bytes()
+    header = 8 + struct.unpack("<Q", original[:8])[0]
     draw = random.Random(0)
-    places = [*range(0, header, 7), *draw.sample(range(header, len(whole)), 200), len(whole) - 1]
+    places = [
+        *range(0, header, 7),
+        *draw.sample(range(header, len(original)), 200),
+        len(original) - 1,
+    ]
     for position in places:
-        data = bytearray(whole)
+        data = bytearray(original)
         data[position] ^= 1 << draw.randrange(8)
         (folder / WEIGHTS).write_bytes(data)
         with pytest.raises(IntegrityError):
@@ -120,7 +119,7 @@ def test_any_flipped_bit_in_the_weights_is_refused(sound: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_flipped_bit_is_refused_when_it_is_asked(
+def test_flipped_bit_is_refused_when_a_request_loads_the_version(
     platform: Platform, answers: Callable[[], Any], damaged: Path, name: str
 ) -> None:
     data = bytearray((damaged / name).read_bytes())
@@ -129,23 +128,18 @@ def test_flipped_bit_is_refused_when_it_is_asked(
     check_refused(platform, answers)
 
 
-def test_flipped_bit_beside_the_identity_changes_no_answer(
-    platform: Platform, damaged: Path
-) -> None:
-    """Card and provenance may be written anew; nothing is computed of them."""
+def test_damage_outside_the_digest_changes_no_answer(platform: Platform, damaged: Path) -> None:
+    """Card and provenance may be rewritten; inference does not read them."""
     before = platform.predict("toy/damaged", ["a text"])[0].probabilities
-    forget(platform, platform.resolve("toy/damaged").digest)
+    evict(platform, platform.resolve("toy/damaged").digest)
     (damaged / "README.md").write_bytes(b"\xff\x00")
     (damaged / "provenance.json").write_bytes(b"\xff\x00")
     assert platform.predict("toy/damaged", ["a text"])[0].probabilities == before
 
 
-# ------------------------------------------------------------------- truncated, empty, gone, others
-
-
 @pytest.mark.parametrize("name", REQUIRED)
 @pytest.mark.parametrize("keep", ["nothing", "a byte", "half", "all but a byte"])
-def test_file_that_is_cut_off_is_refused(
+def test_truncated_file_is_refused(
     platform: Platform, answers: Callable[[], Any], damaged: Path, name: str, keep: str
 ) -> None:
     size = (damaged / name).stat().st_size
@@ -157,7 +151,7 @@ def test_file_that_is_cut_off_is_refused(
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_file_that_is_gone_is_refused(
+def test_missing_file_is_refused(
     platform: Platform, answers: Callable[[], Any], damaged: Path, name: str
 ) -> None:
     (damaged / name).unlink()
@@ -165,7 +159,7 @@ def test_file_that_is_gone_is_refused(
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_file_that_is_a_link_folder_or_pipe_is_refused(
+def test_link_folder_or_pipe_instead_of_a_file_is_refused(
     platform: Platform, answers: Callable[[], Any], damaged: Path, name: str, tmp_path: Path
 ) -> None:
     kept = tmp_path / name
@@ -183,14 +177,14 @@ def test_file_that_is_a_link_folder_or_pipe_is_refused(
             (damaged / name).unlink()
 
 
-def test_folder_that_is_gone_is_refused(
+def test_missing_folder_is_refused(
     platform: Platform, answers: Callable[[], Any], damaged: Path
 ) -> None:
     shutil.rmtree(damaged)
     check_refused(platform, answers)
 
 
-def test_bytes_behind_the_tensors_are_refused(
+def test_bytes_after_the_tensors_are_refused(
     platform: Platform, answers: Callable[[], Any], damaged: Path
 ) -> None:
     with (damaged / WEIGHTS).open("ab") as file:
@@ -198,11 +192,8 @@ def test_bytes_behind_the_tensors_are_refused(
     check_refused(platform, answers)
 
 
-# ------------------------------------------------------------- forged: the digests agree, not more
-
-
 def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change tensors, and let the digests say so."""
+    """Change tensors and make the digests match."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / WEIGHTS)
@@ -263,7 +254,7 @@ def test_forged_tensors_are_refused(
 
 
 def check_forged(platform: Platform, answers: Callable[[], Any], folder: Path) -> None:
-    """A forger's artifact, put into the store with a row of its own, is not served."""
+    """Expect that a forged artifact is not loaded and that the other adapter still answers."""
     before = answers()
     with pytest.raises(IntegrityError) as caught:
         platform.engine.pool.load(read_artifact(folder), "toy/forged")
@@ -276,8 +267,8 @@ HEADERS: dict[str, tuple[bytes, int | None]] = {
     "2^63 bytes": (b"{}", 1 << 63),
     "2^64 - 1 bytes": (b"{}", (1 << 64) - 1),
     "no header": (b"", None),
-    "no object": (b"[]", None),
-    "no JSON": (b"{nothing", None),
+    "not an object": (b"[]", None),
+    "not JSON": (b"{nothing", None),
     "nested too deeply": (b'{"a":' * 50_000, None),
     "not UTF-8": (b'{"\xff": 1}', None),
     "key twice": (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},' * 2, None),
@@ -299,14 +290,14 @@ HEADERS: dict[str, tuple[bytes, int | None]] = {
 
 
 @pytest.mark.parametrize("what", HEADERS)
-def test_header_that_lies_is_refused(artifact: Path, what: str) -> None:
+def test_forged_header_is_refused(artifact: Path, what: str) -> None:
     header, length = HEADERS[what]
     raw_header(artifact, header, length)
     with pytest.raises(IntegrityError):
         read_artifact(artifact)
 
 
-def test_lying_header_allocates_nothing(artifact: Path) -> None:
+def test_forged_header_length_allocates_nothing(artifact: Path) -> None:
     import tracemalloc
 
     raw_header(artifact, b"{}", 1 << 40)
@@ -393,20 +384,17 @@ def test_forged_configuration_is_not_imported(
 @pytest.mark.parametrize(
     "data",
     [b"", b"{}", b"[]", b"null", b"{" * 100_000, b"\xff", b'{"format": 2}', b" " * (5 << 20)],
-    ids=["empty", "nothing said", "list", "null", "deep", "not UTF-8", "later form", "5 MB"],
+    ids=["empty", "empty object", "list", "null", "deep", "not UTF-8", "newer format", "5 MB"],
 )
 @pytest.mark.parametrize("name", [CONFIG, MANIFEST])
-def test_text_that_says_nothing_is_refused(
+def test_malformed_json_file_is_refused(
     platform: Platform, answers: Callable[[], Any], damaged: Path, name: str, data: bytes
 ) -> None:
     (damaged / name).write_bytes(data)
     check_refused(platform, answers)
 
 
-# ------------------------------------------------------------------------------ while it is served
-
-
-def test_version_in_memory_answers_on_while_its_files_are_damaged(
+def test_resident_version_answers_while_its_files_are_damaged(
     platform: Platform, damaged: Path
 ) -> None:
     before = platform.predict("toy/damaged", ["a text"])[0].probabilities
@@ -417,7 +405,7 @@ def test_version_in_memory_answers_on_while_its_files_are_damaged(
 def test_damaged_version_in_a_mixed_batch_fails_alone(
     platform: Platform, answers: Callable[[], Any], damaged: Path
 ) -> None:
-    """The batch is refused in words before anything is computed, and the next one is served."""
+    """The batch is refused before anything is computed, and the next one is served."""
     from trunkline.inference.request import Request
 
     (damaged / WEIGHTS).write_bytes(b"")
@@ -427,7 +415,7 @@ def test_damaged_version_in_a_mixed_batch_fails_alone(
     assert answers() == before
 
 
-def test_mended_version_is_served_again(
+def test_repaired_version_is_served_again(
     platform: Platform, answers: Callable[[], Any], damaged: Path, artifacts: dict[str, Path]
 ) -> None:
     (damaged / WEIGHTS).write_bytes(b"")
@@ -436,7 +424,9 @@ def test_mended_version_is_served_again(
     assert platform.predict("toy/damaged", ["a text"])
 
 
-def test_another_process_sees_the_damage_too(platform: Platform, damaged: Path, tiny: Path) -> None:
+def test_second_platform_detects_the_damage_too(
+    platform: Platform, damaged: Path, tiny: Path
+) -> None:
     (damaged / MANIFEST).write_text("{}")
     fresh = open(platform.workspace.root, base=str(tiny), no_plugins=True)
     try:

@@ -1,4 +1,4 @@
-"""Hostile names at every edge: refused there, in words, with nothing written."""
+"""Malformed names at every entry point: each is refused, and nothing is written."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ FEW = ("climbing", "absolute", "NUL", "Cyrillic o")
 
 
 @pytest.fixture(scope="session")
-def made_ground(tmp_path_factory: pytest.TempPathFactory, artifacts: dict[str, Path]) -> Path:
-    """A workspace with ``toy/animals`` 1 (champion) and 2, to copy."""
-    folder = tmp_path_factory.mktemp("ground") / "workspace"
+def workspace_template(
+    tmp_path_factory: pytest.TempPathFactory, artifacts: dict[str, Path]
+) -> Path:
+    """A workspace with ``toy/animals`` 1 (champion) and 2, only to be copied."""
+    folder = tmp_path_factory.mktemp("parent") / "workspace"
     folder.mkdir()
     platform = open(folder, no_plugins=True)
     for name in ("sound", "other"):
@@ -68,23 +70,20 @@ def made_ground(tmp_path_factory: pytest.TempPathFactory, artifacts: dict[str, P
 
 
 @pytest.fixture
-def ground(tmp_path: Path, made_ground: Path) -> Path:
-    """The test's own workspace, in a folder of which nothing else may change either."""
-    return Path(shutil.copytree(made_ground, tmp_path / "ground" / "workspace"))
+def workspace(tmp_path: Path, workspace_template: Path) -> Path:
+    """A copy of the workspace; its parent folder must not change either."""
+    return Path(shutil.copytree(workspace_template, tmp_path / "parent" / "workspace"))
 
 
 @pytest.fixture
-def own(ground: Path, tiny: Path) -> Iterator[Platform]:
-    platform = open(ground, base=str(tiny), no_plugins=True)
+def own(workspace: Path, tiny: Path) -> Iterator[Platform]:
+    platform = open(workspace, base=str(tiny), no_plugins=True)
     yield platform
     platform.registry.close()
 
 
-# ------------------------------------------------------------------------------------ the grammar
-
-
 @pytest.mark.parametrize("what", REFS)
-def test_grammar_refuses_it(what: str) -> None:
+def test_grammar_refuses_the_name(what: str) -> None:
     with pytest.raises(UsageError):
         Ref.parse(REFS[what])
 
@@ -100,77 +99,71 @@ def test_refusal_is_one_line_of_ascii(what: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["../x", "a/b", "", "..", "A", "x" * 65, "x\0", "\u0430"])
-def test_no_path_is_made_of_it(part: str, tmp_path: Path) -> None:
+def test_malformed_part_gives_no_path(part: str, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     for domain, name in ((part, "animals"), ("toy", part)):
         with pytest.raises(UsageError):
             workspace.version_path(domain, name, 1)
 
 
-# ---------------------------------------------------------------------------------- command line
-
-
-def refused(ground: Path, *words: str) -> None:
-    """A command must end with code 2 (or 1) and words, and leave everything as it was."""
-    before = contents(ground.parent)
-    result = invoke("--workspace", str(ground), "--no-plugins", *words)
+def refused(workspace: Path, *arguments: str) -> None:
+    """Run a command, expect an error with code 1 or 2, and check that no file changed."""
+    before = contents(workspace.parent)
+    result = invoke("--workspace", str(workspace), "--no-plugins", *arguments)
     assert result.exit_code in (1, 2), result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
     assert "Error" in result.stderr
     assert result.stdout == ""
-    assert contents(ground.parent) == before
+    assert contents(workspace.parent) == before
 
 
-def filled(words: tuple[str, ...], ref: str, ground: Path) -> list[str]:
-    out = str(ground.parent / "out")
-    return [{"REF": ref, "OUT": out}.get(word, word) for word in words]
+def filled(arguments: tuple[str, ...], ref: str, workspace: Path) -> list[str]:
+    out = str(workspace.parent / "out")
+    return [{"REF": ref, "OUT": out}.get(item, item) for item in arguments]
 
 
 @pytest.mark.parametrize("what", FEW)
 @pytest.mark.parametrize("command", REF_COMMANDS)
-def test_every_command_refuses_it(ground: Path, command: str, what: str) -> None:
-    refused(ground, *filled(REF_COMMANDS[command], REFS[what], ground))
+def test_every_command_refuses_the_name(workspace: Path, command: str, what: str) -> None:
+    refused(workspace, *filled(REF_COMMANDS[command], REFS[what], workspace))
 
 
 @pytest.mark.parametrize("command", ["export", "rm", "promote"])
-def test_commands_that_write_refuse_every_one(ground: Path, command: str) -> None:
+def test_commands_that_write_refuse_every_name(workspace: Path, command: str) -> None:
     for ref in REFS.values():
-        refused(ground, *filled(REF_COMMANDS[command], ref, ground))
+        refused(workspace, *filled(REF_COMMANDS[command], ref, workspace))
 
 
-def test_import_takes_no_such_name(ground: Path, sound: Path, tiny: Path) -> None:
+def test_import_refuses_every_name(workspace: Path, sound: Path, tiny: Path) -> None:
     for what, ref in REFS.items():
         if "@" not in ref:
-            refused(ground, "adapters", "import", str(sound), "--name", ref, "--base", str(tiny))
-            assert not (ground / "adapters" / "x").exists(), what
+            refused(workspace, "adapters", "import", str(sound), "--name", ref, "--base", str(tiny))
+            assert not (workspace / "adapters" / "x").exists(), what
 
 
 @pytest.mark.parametrize("what", ALIASES)
-def test_promote_takes_no_such_alias(ground: Path, what: str) -> None:
-    words = ("adapters", "promote", "toy/animals@2", "--force", "--reason", "because")
-    refused(ground, *words, "--alias", ALIASES[what])
+def test_promote_refuses_the_alias(workspace: Path, what: str) -> None:
+    arguments = ("adapters", "promote", "toy/animals@2", "--force", "--reason", "because")
+    refused(workspace, *arguments, "--alias", ALIASES[what])
 
 
 @pytest.mark.parametrize("what", ["climbing", "NUL", "newline", "300 characters"])
-def test_file_of_such_a_name_is_told_as_missing(ground: Path, what: str) -> None:
+def test_import_of_a_file_with_such_a_name_is_refused(workspace: Path, what: str) -> None:
     for name in (REFS[what], f"{REFS[what]}.tar", f"hf:{REFS[what]}"):
-        refused(ground, "adapters", "import", name, "--name", "toy/new", "--base", "./none")
+        refused(workspace, "adapters", "import", name, "--name", "toy/new", "--base", "./none")
 
 
-def test_names_that_differ_by_case_only_are_not_taken_for_one_another(ground: Path) -> None:
-    result = invoke("--workspace", str(ground), "adapters", "show", "toy/ANIMALS")
+def test_names_are_case_sensitive(workspace: Path) -> None:
+    result = invoke("--workspace", str(workspace), "adapters", "show", "toy/ANIMALS")
     assert result.exit_code == 2
     assert "is not a valid adapter name" in result.stderr
 
 
-# -------------------------------------------------------------------------------------- the API
-
-
-def test_api_refuses_every_one(own: Platform, ground: Path, tmp_path: Path) -> None:
-    before = contents(ground.parent)
+def test_api_refuses_every_name(own: Platform, workspace: Path, tmp_path: Path) -> None:
+    before = contents(workspace.parent)
     for ref in REFS.values():
-        for ask in (
+        for call in (
             lambda ref=ref: own.resolve(ref).version,
             lambda ref=ref: own.predict(ref, ["a text"]),
             lambda ref=ref: own.export_adapter(ref, tmp_path / "out.tar"),
@@ -182,12 +175,12 @@ def test_api_refuses_every_one(own: Platform, ground: Path, tmp_path: Path) -> N
             lambda ref=ref: own.import_adapter(tmp_path, ref),
         ):
             with pytest.raises(UsageError):
-                ask()
-    assert contents(ground.parent) == before
+                call()
+    assert contents(workspace.parent) == before
     assert not (tmp_path / "out.tar").exists()
 
 
-def test_registry_gives_no_number_to_such_a_name(own: Platform) -> None:
+def test_registry_reserves_no_version_for_such_a_name(own: Platform) -> None:
     for ref in REFS.values():
         domain, _, name = ref.partition("@")[0].partition("/")
         if (domain, name) == ("toy", "animals"):
@@ -196,47 +189,44 @@ def test_registry_gives_no_number_to_such_a_name(own: Platform) -> None:
             own.registry.versions.reserve(domain, name, task="classification")
 
 
-def test_archives_own_name_is_not_trusted(own: Platform, ground: Path, tmp_path: Path) -> None:
-    """What an archive says of itself passes the same grammar as what a user types."""
+def test_name_in_an_archive_is_checked(own: Platform, workspace: Path, tmp_path: Path) -> None:
+    """A name in an archive passes the same grammar as a name that a user types."""
     from trunkline.adapters.archive import pack, unpack
     from trunkline.errors import TrunklineError
 
     own.export_adapter("toy/animals@1", tmp_path / "good.tar")
-    (tmp_path / "open").mkdir()
-    unpack(tmp_path / "good.tar", tmp_path / "open")
-    provenance = json.loads((tmp_path / "open" / "provenance.json").read_text())
-    before = contents(ground.parent)
+    (tmp_path / "unpacked").mkdir()
+    unpack(tmp_path / "good.tar", tmp_path / "unpacked")
+    provenance = json.loads((tmp_path / "unpacked" / "provenance.json").read_text())
+    before = contents(workspace.parent)
     for what, ref in REFS.items():
         provenance["version"]["adapter"] = ref
-        (tmp_path / "open" / "provenance.json").write_text(json.dumps(provenance))
-        pack(tmp_path / "open", tmp_path / "bad.tar", overwrite=True)
+        (tmp_path / "unpacked" / "provenance.json").write_text(json.dumps(provenance))
+        pack(tmp_path / "unpacked", tmp_path / "bad.tar", overwrite=True)
         with pytest.raises(TrunklineError):
             own.import_archive(tmp_path / "bad.tar")
-        assert contents(ground.parent) == before, what
-
-
-# ------------------------------------------------------------------------------------------ HTTP
+        assert contents(workspace.parent) == before, what
 
 
 @pytest.fixture(scope="module")
 def server(
-    tmp_path_factory: pytest.TempPathFactory, made_ground: Path, tiny: Path
+    tmp_path_factory: pytest.TempPathFactory, workspace_template: Path, tiny: Path
 ) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("served") / "workspace"
-    with ServerProcess(Path(shutil.copytree(made_ground, folder)), tiny) as running:
+    with ServerProcess(Path(shutil.copytree(workspace_template, folder)), tiny) as running:
         yield running
         assert running.stop() == 0
 
 
-def ask(server: ServerProcess, method: str, path: str, body: Any = None) -> tuple[int, str]:
-    """Status and text; the path goes out exactly as it stands."""
-    where = urlsplit(server.url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
+def send(server: ServerProcess, method: str, path: str, body: Any = None) -> tuple[int, str]:
+    """Send a request with exactly this path and return status and text."""
+    address = urlsplit(server.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
     try:
         data = None if body is None else json.dumps(body)
         connection.request(method, path, data, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        response = connection.getresponse()
+        return response.status, response.read().decode()
     finally:
         connection.close()
 
@@ -249,10 +239,10 @@ def adapters_of(server: ServerProcess) -> dict[str, str]:
     }
 
 
-def test_server_answers_no_such_model(server: ServerProcess) -> None:
+def test_server_refuses_every_model_name(server: ServerProcess) -> None:
     before = adapters_of(server)
     for what, ref in REFS.items():
-        status, text = ask(server, "GET", f"/v1/models/{quote(ref, safe='')}?")
+        status, text = send(server, "GET", f"/v1/models/{quote(ref, safe='')}?")
         assert status in (400, 404) or ref == "", what
         assert "passwd:" not in text, what
         for path, body in (
@@ -263,7 +253,7 @@ def test_server_answers_no_such_model(server: ServerProcess) -> None:
             ("/admin/promote", {"ref": ref, "force": True, "reason": "because"}),
             ("/admin/rollback", {"ref": ref}),
         ):  # fmt: skip
-            status, text = ask(server, "POST", path, body)
+            status, text = send(server, "POST", path, body)
             assert 400 <= status < 500, (what, path, text)
             assert "Traceback" not in text
             assert "error" in json.loads(text)
@@ -285,24 +275,24 @@ def test_server_answers_no_such_model(server: ServerProcess) -> None:
         "/v1/models/t%D0%BEy/animals",
     ],
 )
-def test_path_that_climbs_finds_nothing(server: ServerProcess, path: str) -> None:
-    status, text = ask(server, "GET", path)
+def test_path_traversal_is_refused(server: ServerProcess, path: str) -> None:
+    status, text = send(server, "GET", path)
     assert status in (400, 404)
     assert "SQLite" not in text
     assert "root:" not in text
 
 
-def test_server_moves_no_such_alias(server: ServerProcess) -> None:
+def test_server_refuses_every_alias(server: ServerProcess) -> None:
     for what, alias in ALIASES.items():
         body = {"ref": "toy/animals@2", "alias": alias, "force": True, "reason": "because"}
-        status, text = ask(server, "POST", "/admin/promote", body)
+        status, text = send(server, "POST", "/admin/promote", body)
         assert 400 <= status < 500, (what, text)
-    status, text = ask(server, "GET", "/v1/models?limit=100")
+    status, text = send(server, "GET", "/v1/models?limit=100")
     assert [one["id"] for one in json.loads(text)["data"] if "animals" in one["id"]] == [
         "toy/animals", "toy/animals@champion", "toy/animals@2", "toy/animals@1",
     ]  # fmt: skip
 
 
-def test_server_still_answers_an_honest_name(server: ServerProcess) -> None:
-    status, text = ask(server, "POST", "/v1/classify", {"model": "toy/animals", "input": "a text"})
+def test_server_still_answers_a_valid_name(server: ServerProcess) -> None:
+    status, text = send(server, "POST", "/v1/classify", {"model": "toy/animals", "input": "a text"})
     assert status == 200, text

@@ -1,4 +1,4 @@
-"""The base changed under the adapters: each is refused by digest, with the way out."""
+"""A changed base: every adapter is refused because of the digest, with a hint."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def workspace(tmp_path: Path, artifacts: dict[str, Path]) -> Path:
 
 
 def on(base: Path, workspace: Path) -> Iterator[Platform]:
-    """A platform on a base, which this process holds alone."""
+    """A platform on a base, after releasing the one that this process holds."""
     release()
     platform = open(workspace, base=str(base), no_plugins=True)
     yield platform
@@ -64,7 +64,7 @@ def on(base: Path, workspace: Path) -> Iterator[Platform]:
 
 
 def change_weight(base: Path) -> None:
-    """The last bit of one number."""
+    """Flip the last bit of one number."""
     data = bytearray((base / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (base / "model.safetensors").write_bytes(data)
@@ -75,18 +75,18 @@ def change_template(base: Path) -> None:
         if path.name == "chat_template.jinja":
             path.write_text(path.read_text() + "{# changed #}")
         elif path.name == "tokenizer_config.json":
-            said = json.loads(path.read_text())
-            if "chat_template" in said:
-                said["chat_template"] += "{# changed #}"
-                path.write_text(json.dumps(said))
+            config = json.loads(path.read_text())
+            if "chat_template" in config:
+                config["chat_template"] += "{# changed #}"
+                path.write_text(json.dumps(config))
 
 
 def change_tokenizer(base: Path) -> None:
-    said: dict[str, Any] = json.loads((base / "tokenizer.json").read_text())
-    vocabulary = said["model"]["vocab"]
+    tokenizer: dict[str, Any] = json.loads((base / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
     first, second = list(vocabulary)[10:12]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    (base / "tokenizer.json").write_text(json.dumps(said))
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 def change_seed(base: Path) -> None:
@@ -97,13 +97,13 @@ def change_seed(base: Path) -> None:
 CHANGES = {
     "one bit of one weight": change_weight,
     "the chat template": change_template,
-    "two words of the tokenizer": change_tokenizer,
+    "two tokens of the tokenizer": change_tokenizer,
     "all weights, same shapes": change_seed,
 }
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_digest_of_a_changed_base_is_another(base: Path, tiny: Path, what: str) -> None:
+def test_digest_of_a_changed_base_differs(base: Path, tiny: Path, what: str) -> None:
     CHANGES[what](base)
     assert describe(str(base)).digest != describe(str(tiny)).digest
 
@@ -112,14 +112,14 @@ def test_digest_of_a_changed_base_is_another(base: Path, tiny: Path, what: str) 
 def test_every_adapter_is_refused_on_a_changed_base(base: Path, workspace: Path, what: str) -> None:
     CHANGES[what](base)
     for platform in on(base, workspace):
-        here = describe(str(base)).digest
+        digest = describe(str(base)).digest
         for name in ("toy/animals", "toy/others"):
             with pytest.raises(BaseMismatchError) as caught:
                 platform.predict(name, TEXTS)
-            assert here[:12] in caught.value.message
+            assert digest[:12] in caught.value.message
 
 
-def test_refusal_names_the_command_that_retrains(base: Path, workspace: Path) -> None:
+def test_hint_gives_the_command_that_retrains(base: Path, workspace: Path) -> None:
     change_weight(base)
     for platform in on(base, workspace):
         with pytest.raises(BaseMismatchError) as caught:
@@ -127,7 +127,7 @@ def test_refusal_names_the_command_that_retrains(base: Path, workspace: Path) ->
         assert f"`trunkline --base {base} train toy/animals`" in str(caught.value.hint)
 
 
-def test_imported_adapter_can_only_be_imported_again(base: Path, workspace: Path) -> None:
+def test_hint_for_an_imported_adapter_is_another_import(base: Path, workspace: Path) -> None:
     change_weight(base)
     for platform in on(base, workspace):
         with pytest.raises(BaseMismatchError) as caught:
@@ -135,7 +135,7 @@ def test_imported_adapter_can_only_be_imported_again(base: Path, workspace: Path
         assert "import one" in str(caught.value.hint)
 
 
-def test_base_itself_answers_on(base: Path, workspace: Path) -> None:
+def test_changed_base_itself_still_answers(base: Path, workspace: Path) -> None:
     change_weight(base)
     for platform in on(base, workspace):
         with pytest.raises(BaseMismatchError):
@@ -148,7 +148,7 @@ def test_adapter_is_served_again_on_its_own_base(base: Path, workspace: Path, ti
         assert platform.predict("toy/animals", TEXTS)
 
 
-def test_archive_for_another_base_is_refused_where_the_base_is_named(
+def test_archive_for_another_base_is_refused_if_the_base_is_given(
     base: Path, workspace: Path, tmp_path: Path
 ) -> None:
     change_weight(base)
@@ -163,16 +163,16 @@ def test_archive_for_another_base_is_refused_where_the_base_is_named(
     platform.registry.close()
 
 
-def test_forged_digest_of_the_base_makes_another_version(
+def test_forged_base_digest_changes_the_version_digest(
     base: Path, workspace: Path, artifact: Path
 ) -> None:
-    """Whoever writes the new base's digest into a manifest changes the version's identity."""
+    """The digest of the base is part of the manifest."""
     change_weight(base)
     platform = open(workspace, no_plugins=True)
     place = Path(platform.store.location(platform.resolve("toy/animals").version))
-    said = json.loads((place / "trunkline.json").read_text())
-    said["base"]["digest"] = describe(str(base)).digest
-    (place / "trunkline.json").write_text(json.dumps(said))
-    with pytest.raises(IntegrityError, match="is not that of the version"):
+    manifest = json.loads((place / "trunkline.json").read_text())
+    manifest["base"]["digest"] = describe(str(base)).digest
+    (place / "trunkline.json").write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match="is not the version's"):
         platform.store.fetch(platform.resolve("toy/animals").version)
     platform.registry.close()

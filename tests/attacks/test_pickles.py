@@ -1,4 +1,4 @@
-"""Pickles with a payload: refused unopened wherever they lie, and the payload never runs."""
+"""Pickles with a payload: refused unopened everywhere, so the payload never runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from trunkline.adapters.archive import unpack
 from trunkline.adapters.artifact import read_artifact
-from trunkline.adapters.imported_task import Wishes
-from trunkline.adapters.importing import import_adapter
+from trunkline.adapters.peft_import import import_adapter
+from trunkline.adapters.peft_task import ImportOptions
 from trunkline.adapters.store import AdapterStore
 from trunkline.api import open
 from trunkline.bases import describe
@@ -45,12 +45,12 @@ FORMS = ("plain", "protocol 0", "torch zip")
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """A file that the payload makes, if it ever runs."""
-    return tmp_path / "the-payload-ran"
+    """A path that the payload creates if it runs."""
+    return tmp_path / "payload-ran"
 
 
 class Payload:
-    """Unpickling it makes a file."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -71,21 +71,21 @@ def write_pickle(path: Path, marker: Path, form: str = "plain") -> None:
 
 @pytest.fixture
 def opened() -> Iterator[list[str]]:
-    """Paths that were opened since; the interpreter itself says so."""
-    seen: list[str] = []
-    listening = True
+    """Paths that were opened, from the interpreter's audit events."""
+    paths: list[str] = []
+    active = True
 
-    def hear(event: str, args: tuple[Any, ...]) -> None:
-        if listening and event == "open" and isinstance(args[0], str | bytes):
-            seen.append(os.fsdecode(args[0]))
+    def record(event: str, args: tuple[Any, ...]) -> None:
+        if active and event == "open" and isinstance(args[0], str | bytes):
+            paths.append(os.fsdecode(args[0]))
 
-    sys.addaudithook(hear)
-    yield seen
-    listening = False
+    sys.addaudithook(record)
+    yield paths
+    active = False
 
 
-def test_the_payload_would_run(marker: Path, tmp_path: Path) -> None:
-    """What the other tests look out for does happen to whoever unpickles."""
+def test_payload_runs_when_it_is_unpickled(marker: Path, tmp_path: Path) -> None:
+    """The other tests check for this marker."""
     write_pickle(tmp_path / "x.bin", marker)
     with (tmp_path / "x.bin").open("rb") as file:
         pickle.load(file)
@@ -105,9 +105,7 @@ def test_pickle_beside_a_sound_artifact_is_refused_unopened(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_pickle_in_the_place_of_the_weights_is_refused(
-    artifact: Path, marker: Path, form: str
-) -> None:
+def test_pickle_instead_of_the_weights_is_refused(artifact: Path, marker: Path, form: str) -> None:
     write_pickle(artifact / "adapter_model.safetensors", marker, form)
     with pytest.raises(IntegrityError):
         read_artifact(artifact)
@@ -120,7 +118,7 @@ def test_pickle_under_the_name_of_a_text_is_never_unpickled(
     artifact: Path, marker: Path, name: str, form: str, store: AdapterStore,
     publish: Callable[[Path, str], VersionRecord], tmp_path: Path,
 ) -> None:  # fmt: skip
-    """These lie outside of the identity: the version is served, the file is text or nothing."""
+    """These files are outside the digest: the version is served and the file is read as text."""
     from trunkline.adapters.archive import export_version
 
     write_pickle(artifact / name, marker, form)
@@ -133,7 +131,7 @@ def test_pickle_under_the_name_of_a_text_is_never_unpickled(
     assert not marker.exists()
 
 
-def test_published_version_with_a_pickle_put_beside_is_refused(
+def test_pickle_added_to_a_published_version_is_refused(
     artifact: Path,
     marker: Path,
     store: AdapterStore,
@@ -157,21 +155,23 @@ def test_folder_whose_weights_are_a_pickle_is_not_imported(
     opened.clear()
     info = describe(str(tiny))
     with pytest.raises(IntegrityError, match="can run code"):
-        import_adapter(store, store.registry, info, artifact, Ref("toy", "x"), Wishes())
+        import_adapter(store, store.registry, info, artifact, Ref("toy", "x"), ImportOptions())
     assert str(artifact / name) not in opened
     assert not marker.exists()
 
 
-def test_pickles_beside_the_weights_are_neither_opened_nor_copied_by_an_import(
+def test_import_neither_opens_nor_copies_pickles(
     artifact: Path, marker: Path, opened: list[str], store: AdapterStore, tiny: Path
 ) -> None:
     for name in PICKLES:
         write_pickle(artifact / name, marker)
     opened.clear()
     info = describe(str(tiny))
-    done = import_adapter(store, store.registry, info, artifact, Ref("toy", "x"), Wishes())
+    imported = import_adapter(
+        store, store.registry, info, artifact, Ref("toy", "x"), ImportOptions()
+    )
     assert not [path for path in opened if Path(path).name in PICKLES]
-    assert not set(PICKLES) & {path.name for path in store.fetch(done.version).folder.iterdir()}
+    assert not set(PICKLES) & {path.name for path in store.fetch(imported.version).folder.iterdir()}
     assert not marker.exists()
 
 
@@ -194,7 +194,7 @@ def test_archive_with_a_pickle_is_refused_before_it_is_unpacked(
 def test_hub_repository_of_pickles_is_not_imported(
     artifact: Path, marker: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub library's cache may hold what somebody else fetched with it."""
+    """Another program may have fetched pickles into the hub library's cache."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -226,8 +226,8 @@ def test_base_whose_weights_are_a_pickle_is_refused(
     assert not marker.exists()
 
 
-def test_nothing_here_unpickles() -> None:
-    """What reads pickles is asked for by name nowhere in the platform, and torch only guarded."""
+def test_platform_never_unpickles() -> None:
+    """The platform imports no pickle reader, and calls torch.load only with weights_only."""
     import trunkline
 
     for path in Path(trunkline.__file__).parent.rglob("*.py"):
@@ -235,5 +235,5 @@ def test_nothing_here_unpickles() -> None:
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
             assert not {"pickle", "joblib", "dill", "cloudpickle"} & set(names), path
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
-                said = {one.arg: ast.unparse(one.value) for one in node.keywords}
-                assert said.get("weights_only") == "True", path
+                keywords = {one.arg: ast.unparse(one.value) for one in node.keywords}
+                assert keywords.get("weights_only") == "True", path

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from trunkline.adapters.artifact import KNOWN, WEIGHTS, Artifact, read_artifact
-from trunkline.adapters.foreign import check_finite
-from trunkline.adapters.importing import check_name
+from trunkline.adapters.artifact import KNOWN, WEIGHTS, Artifact, check_finite, read_artifact
+from trunkline.adapters.peft_import import check_import_target
 from trunkline.adapters.provenance import (
     Provenance,
     read_provenance,
@@ -331,7 +330,7 @@ def import_archive(
             check_finite(folder / WEIGHTS, folder / WEIGHTS)
         ref = _default_name(origin, file) if ref is None else ref
         task = str(artifact.manifest.task["kind"])
-        check_name(store.registry, ref, task)
+        check_import_target(store.registry, ref, task)
         _note_duplicate(store, ref, artifact, notes)
         provenance = origin
 

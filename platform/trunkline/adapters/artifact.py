@@ -1,21 +1,19 @@
-"""The folder that one version is: files, identity, verification.
+"""The folder of one adapter version: its files, its manifest, its digest, its verification.
 
-Owns: which files there are, how the digest is made, and every check that needs no torch.
-Must not know: the registry or where artifacts are kept.
-
-Plain PEFT loads the folder. ``trunkline.json`` says what makes the version what it is; the sha256
-of its canonical form is the version's identity. ``provenance.json`` and ``README.md`` lie outside
-the identity.
+Plain PEFT loads the folder. ``trunkline.json`` is the manifest; the sha256 of its canonical form
+identifies the version. ``provenance.json``, ``README.md``, ``croissant.json`` and ``model.sig`` do
+not enter the digest. Verification reads no tensor and imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from trunkline.adapters.config import (
     TASK_TYPES,
@@ -35,6 +33,7 @@ from trunkline.files import (
     read_json_object,
     read_safetensors_header,
     sha256_file,
+    validation_problem,
 )
 
 WEIGHTS = "adapter_model.safetensors"
@@ -47,26 +46,76 @@ SIGNATURE = "model.sig"
 REQUIRED = (CONFIG, WEIGHTS, MANIFEST)
 KNOWN = frozenset((*REQUIRED, PROVENANCE, CARD, CROISSANT, SIGNATURE))
 
-FORMAT = 1
-
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+FORMAT: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What ``trunkline.json`` holds: the whole identity of a version."""
+def _check_task(task: dict[str, Any]) -> dict[str, Any]:
+    kind = task.get("kind")
+    if not isinstance(kind, str) or kind not in TASK_TYPES:
+        raise ValueError(f"kind must be one of {', '.join(TASK_TYPES)}")
+    if kind == "classification":
+        labels = task.get("labels")
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("labels must be a list of texts")
+        if len(labels) < 2 or len(set(labels)) != len(labels):
+            raise ValueError("labels must be two or more different texts")
+    return task
 
-    weights: str
-    adapter_config: str
-    task: Mapping[str, Any]
-    template: Mapping[str, Any]
-    base: Mapping[str, str]
-    data: Mapping[str, str]
-    format: int = FORMAT
+
+def _check_template(template: dict[str, Any]) -> dict[str, Any]:
+    try:
+        fields = _TemplateFields.model_validate(template)
+        Template(**{**template, "clean": tuple(fields.clean)})
+    except ValidationError as error:
+        raise ValueError(validation_problem(error)) from None
+    except UsageError as error:
+        raise ValueError(error.message.rstrip(".")) from None
+    return template
+
+
+def _check_base(base: dict[str, str]) -> dict[str, str]:
+    for key in ("name", "digest"):
+        if key not in base:
+            raise ValueError(f"{key} is missing")
+    return base
+
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
+
+
+class _TemplateFields(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    prompt: str
+    clean: list[str]
+    chat: bool
+    system: str | None
+
+
+class Manifest(BaseModel):
+    """The content of ``trunkline.json``.
+
+    Attributes:
+        weights, adapter_config: sha256 of the weights file, and of the canonical configuration.
+        task: its kind, labels and further fields, see :func:`trunkline.tasks.task_from_json`.
+        template: the fields of :class:`~trunkline.contracts.Template`.
+        base: name and digest of the base, both texts.
+        data: dataset, its fingerprint and that of the split, all texts.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    weights: Sha256
+    adapter_config: Sha256
+    task: Annotated[dict[str, Any], AfterValidator(_check_task)]
+    template: Annotated[dict[str, Any], AfterValidator(_check_template)]
+    base: Annotated[dict[str, str], AfterValidator(_check_base)]
+    data: dict[str, str]
+    format: Literal[1] = FORMAT
 
     def canonical(self) -> bytes:
         """The bytes that the digest is taken of."""
-        return canonical_json(asdict(self))
+        return canonical_json(self.model_dump())
 
     @property
     def digest(self) -> str:
@@ -74,15 +123,13 @@ class Manifest:
         return "sha256:" + hashlib.sha256(self.canonical()).hexdigest()
 
     def make_template(self) -> Template:
-        """The template that prompts were made with in training."""
-        fields = dict(self.template)
-        fields["clean"] = tuple(fields["clean"])
-        return Template(**fields)
+        """The template that training used for prompts."""
+        return Template(**{**self.template, "clean": tuple(self.template["clean"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A folder whose digests and shapes were checked."""
+    """A verified folder."""
 
     folder: Path
     manifest: Manifest
@@ -92,7 +139,7 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """The version's identity."""
+        """The version's digest, ``sha256:…``."""
         return self.manifest.digest
 
 
@@ -104,39 +151,41 @@ def seal(
     template: Template,
     data: Mapping[str, str],
 ) -> Manifest:
-    """Write ``trunkline.json`` for a folder that PEFT has saved into, and return it.
+    """Write ``trunkline.json`` for a folder that PEFT has saved, and return the manifest.
 
-    ``adapter_config.json`` is written anew in its normal form.
+    ``adapter_config.json`` is rewritten in its normalized form.
 
     Raises:
-        IntegrityError: it asks for something that is never loaded.
+        IntegrityError: the configuration is not supported, or an argument is not well-formed.
     """
     config = read_json_object(folder / CONFIG)
     check_config(config, folder / CONFIG)
     config = normalized_config(config, base["name"])
     write_json(folder / CONFIG, config)
-    manifest = Manifest(
-        weights=sha256_file(folder / WEIGHTS),
-        adapter_config=hashlib.sha256(canonical_json(config)).hexdigest(),
-        task=dict(task),
-        template={**asdict(template), "clean": list(template.clean)},
-        base=dict(base),
-        data=dict(data),
-    )
-    write_json(folder / MANIFEST, asdict(manifest))
+    value = {
+        "weights": sha256_file(folder / WEIGHTS),
+        "adapter_config": hashlib.sha256(canonical_json(config)).hexdigest(),
+        "task": dict(task),
+        "template": {**asdict(template), "clean": list(template.clean)},
+        "base": dict(base),
+        "data": dict(data),
+        "format": FORMAT,
+    }
+    manifest = _parse_manifest(value, folder / MANIFEST)
+    write_json(folder / MANIFEST, value)
     return manifest
 
 
 def read_artifact(folder: Path, expected_digest: str | None = None) -> Artifact:
-    """Check a folder and describe it, reading no tensor and importing no torch.
+    """Verify a folder and describe it, without reading a tensor.
 
     Args:
         folder: the artifact.
-        expected_digest: the identity that the registry knows, ``sha256:…``.
+        expected_digest: the digest in the registry, ``sha256:…``.
 
     Raises:
-        IntegrityError: a file is missing, foreign, a pickle, cut off, changed, or asks for
-            something that is never loaded.
+        IntegrityError: a file is missing, unknown, a pickle, cut off or changed, or a setting is
+            not supported.
     """
     try:
         return _read(folder, expected_digest)
@@ -146,13 +195,36 @@ def read_artifact(folder: Path, expected_digest: str | None = None) -> Artifact:
         ) from error
 
 
+def check_finite(weights: Path, label: Path) -> None:
+    """Check that no tensor has NaN or infinity, reading one tensor at a time.
+
+    Args:
+        weights: a safetensors file.
+        label: the path to name in an error.
+
+    Raises:
+        IntegrityError: a tensor has NaN or infinity.
+    """
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            if not bool(file.get_tensor(name).isfinite().all()):
+                raise IntegrityError(f"{label}: {brief_repr(name)} has NaN or infinity.", REPAIR)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file of the artifact: indented, keys sorted."""
+    path.write_bytes(indented_json(value))
+
+
 def _read(folder: Path, expected_digest: str | None) -> Artifact:
     _check_files(folder)
     manifest = _read_manifest(folder / MANIFEST)
     if expected_digest is not None and manifest.digest != expected_digest:
         raise IntegrityError(
-            f"{folder / MANIFEST} is not that of the version: its digest is {manifest.digest}, "
-            f"the registry knows {expected_digest}.",
+            f"{folder / MANIFEST} is not the version's: its digest is {manifest.digest}, but the "
+            f"registry has {expected_digest}.",
             REPAIR,
         )
     config = read_json_object(folder / CONFIG)
@@ -177,10 +249,10 @@ def _check_files(folder: Path) -> None:
     if not folder.is_dir():
         raise IntegrityError(f"There is no artifact at {folder}.", REPAIR)
     names = {path.name for path in folder.iterdir()}
-    foreign = sorted(names - KNOWN)
-    if foreign:
+    unknown = sorted(names - KNOWN)
+    if unknown:
         raise IntegrityError(
-            f"{folder} holds {foreign[0]!r}, which an artifact may not hold; nothing was opened.",
+            f"{folder} has {unknown[0]!r}, which an artifact may not hold; nothing was opened.",
             "An artifact is safetensors and JSON only. Remove the file if you know its origin.",
         )
     for name in REQUIRED:
@@ -193,46 +265,18 @@ def _check_files(folder: Path) -> None:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    data = read_json_object(path)
-    if data.get("format") != FORMAT:
+    value = read_json_object(path)
+    version = value.get("format")
+    if type(version) is not int or version != FORMAT:
         raise IntegrityError(
-            f"{path} is of format {brief_repr(data.get('format'))}; this Trunkline reads {FORMAT}.",
+            f"{path} has the format {brief_repr(version)}; this Trunkline reads {FORMAT}.",
             "Upgrade with `pip install --upgrade trunkline`, or train it again.",
         )
+    return _parse_manifest(value, path)
+
+
+def _parse_manifest(value: Mapping[str, Any], path: Path) -> Manifest:
     try:
-        manifest = Manifest(**data)
-        _check_manifest(manifest)
-        manifest.make_template()
-    except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
-        raise IntegrityError(f"{path} is not complete: {error}.", REPAIR) from error
-    return manifest
-
-
-def _check_manifest(manifest: Manifest) -> None:
-    """Raise ValueError, KeyError or TypeError where a part is not of its kind."""
-    for digest in (manifest.weights, manifest.adapter_config):
-        if not _SHA256.fullmatch(digest):
-            raise ValueError(f"{brief_repr(digest)} is no digest")
-    for part in (manifest.base, manifest.data):
-        if not all(isinstance(value, str) for value in part.values()):
-            raise ValueError(f"{brief_repr(part)} must hold texts")
-    if not {"name", "digest"} <= manifest.base.keys():
-        raise KeyError("base")
-    if manifest.task["kind"] not in TASK_TYPES:
-        raise ValueError(f"the task {brief_repr(manifest.task['kind'])} is not known")
-    if manifest.task["kind"] == "classification":
-        labels = manifest.task["labels"]
-        texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-        if not texts or len(labels) < 2 or len(set(labels)) != len(labels):
-            raise ValueError("labels must be two or more different texts")
-    template = manifest.template
-    kinds = {"prompt": str, "clean": list, "chat": bool, "system": str | None}
-    if template.keys() != kinds.keys() or not all(
-        isinstance(template[key], kind) for key, kind in kinds.items()
-    ):
-        raise ValueError(f"the template {brief_repr(dict(template))} is malformed")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file of the artifact: indented, keys sorted."""
-    path.write_bytes(indented_json(value))
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        raise IntegrityError(f"{path} is invalid: {validation_problem(error)}.", REPAIR) from None

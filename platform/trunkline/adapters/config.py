@@ -1,8 +1,7 @@
-"""Plain LoRA, as an artifact describes it: which configurations and tensors are served.
+"""Which LoRA configurations and tensors are supported: the reading of ``adapter_config.json``.
 
-Owns: the reading of ``adapter_config.json`` and the checks that tensors agree with it. Must not
-know: files' digests, torch, the base. Whatever the forward pass would not compute exactly as PEFT
-does is refused here, not ignored.
+Inference must compute exactly what PEFT computes. A setting or a tensor that it does not support
+is refused with the reason, never ignored.
 """
 
 from __future__ import annotations
@@ -12,33 +11,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from trunkline.adapters.reasons import HEADS, PREFIX, refused_setting, refused_tensor
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from trunkline.errors import IntegrityError
 from trunkline.files import REPAIR, TensorInfo, brief_repr
 
 MAX_RANK = 1024
-DTYPES = ("F32", "F16", "BF16")
 TASK_TYPES = {"classification": "SEQ_CLS", "regression": "SEQ_CLS", "generation": "CAUSAL_LM"}
+DTYPES = ("F32", "F16", "BF16")
 
-_MEANING = (
-    "bias",
-    "fan_in_fan_out",
-    "init_lora_weights",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "modules_to_save",
-    "peft_type",
-    "r",
-    "target_modules",
-    "task_type",
-    "use_rslora",
-)
-"""Keys that say what the adapter is; the others are neutral or left out."""
+PREFIX = "base_model.model."
+"""The start of every tensor name that PEFT saves; the name of the module follows."""
 
-_NOISE = frozenset(
+HEADS = ("score", "classifier")
+"""The names that transformers and PEFT give to the head of a sequence classification model."""
+
+_IGNORED_KEYS = frozenset(
     (
         "base_model_name_or_path",
         "inference_mode",
@@ -47,28 +37,78 @@ _NOISE = frozenset(
         "qalora_group_size",
     )
 )
-"""Keys that change nothing by themselves, whatever PEFT writes there."""
-
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "fan_in_fan_out": (True, False, None),
-    "init_lora_weights": (True, False, "gaussian", None),
-    "task_type": ("SEQ_CLS", "CAUSAL_LM"),
-    "use_rslora": (True, False, None),
-}
+"""Keys without an effect of their own, whatever PEFT writes there."""
 
 _LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
+
+_PLAIN_HINT = "Only plain LoRA is supported: no biases, no DoRA, no custom code."
+_INIT_HINT = (
+    "Convert it where it was trained: PEFT's save_pretrained takes "
+    "path_initial_model_for_weight_conversion."
+)
+
+_UNSUPPORTED = {
+    "alora_invocation_tokens": "is only active after certain tokens (aLoRA)",
+    "alpha_pattern": "gives some modules another alpha",
+    "arrow_config": "chooses between several adapters for each token (Arrow)",
+    "auto_map": "names custom code",
+    "bias": "also trains the base's biases",
+    "init_lora_weights": "may start from weights taken out of the base, so it may only fit a base "
+    "that was changed in the same way",
+    "kasa_config": "changes the base's weights (KaSA)",
+    "layer_replication": "repeats layers of the base",
+    "loftq_config": "needs a base that LoftQ has changed",
+    "lora_bias": "adds a bias to the LoRA matrices",
+    "megatron_config": "needs the parallel layers of Megatron",
+    "peft_type": "was not made by LoRA",
+    "rank_pattern": "gives some modules another rank",
+    "target_parameters": "adapts bare parameters, not linear layers",
+    "task_type": "is for a task that is not supported",
+    "trainable_token_indices": "trains the embeddings of some tokens",
+    "use_bdlora": "has block-diagonal matrices (BD-LoRA)",
+    "use_dora": "uses DoRA, which is more than the product of two matrices",
+    "use_qalora": "pools its inputs in groups (QA-LoRA)",
+}
+"""Key of ``adapter_config.json`` → why an adapter that sets it is refused."""
+
+_EXPECTED = {
+    "fan_in_fan_out": "It must be true or false.",
+    "layers_to_transform": "It must be a list of layer numbers.",
+    "lora_alpha": "It must be a number above 0 and below 1,000,000.",
+    "lora_dropout": "It must be a number from 0 to 1.",
+    "r": f"The rank must be an integer from 1 to {MAX_RANK}.",
+    "target_modules": "It must be a list of module names.",
+    "use_rslora": "It must be true or false.",
+}
+
+
+class AdapterConfig(BaseModel):
+    """The keys of ``adapter_config.json`` that define an adapter, with PEFT's names."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    peft_type: Literal["LORA"]
+    task_type: Literal["SEQ_CLS", "CAUSAL_LM"]
+    r: int = Field(ge=1, le=MAX_RANK)
+    lora_alpha: float = Field(gt=0, lt=1e6)
+    target_modules: Annotated[list[str], Field(min_length=1)]
+    lora_dropout: float = Field(default=0.0, ge=0, le=1)
+    bias: Literal["none"] | None = None
+    fan_in_fan_out: bool | None = None
+    init_lora_weights: bool | Literal["gaussian"] | None = None
+    layers_to_transform: Annotated[list[int], Field(min_length=1)] | None = None
+    modules_to_save: list[Literal["score", "classifier"]] | None = None
+    use_rslora: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LoraShape:
-    """What ``adapter_config.json`` tells the forward pass.
+    """The part of ``adapter_config.json`` that the forward pass needs.
 
     Attributes:
-        rank, alpha, rslora: of the update, see :attr:`scaling`.
+        rank, alpha, use_rslora: parameters of the update, see :attr:`scaling`.
         targets: names, or ends of names, of the adapted modules.
-        layers: numbers of the adapted layers; None: all.
+        layers: numbers of the adapted layers; None means all.
     """
 
     rank: int
@@ -79,11 +119,11 @@ class LoraShape:
 
     @property
     def scaling(self) -> float:
-        """PEFT's factor on ``B A x``: alpha / rank, or alpha / sqrt(rank) (rank-stabilized)."""
+        """PEFT's factor on ``B A x``: alpha / r, or alpha / sqrt(r) for rank-stabilized LoRA."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def adapts(self, module: str) -> bool:
-        """Whether PEFT would adapt the module of this name, if it is linear."""
+        """Whether PEFT would adapt a linear module of this name."""
         if not any(module == name or module.endswith(f".{name}") for name in self.targets):
             return False
         if self.layers is None:
@@ -93,12 +133,13 @@ class LoraShape:
 
 
 def normalized_config(config: Mapping[str, Any], base_name: str) -> dict[str, Any]:
-    """PEFT's configuration without what varies between equal adapters.
+    """Return PEFT's configuration without what varies between equal adapters.
 
-    PEFT writes lists in hash order, the base by its path, its own version, and with every version
-    other keys that are off. Left are the keys that mean something, and the base by name.
+    PEFT writes lists in hash order, the path of the base, its own version, and in every version
+    more keys that are off. The result has only the keys of :class:`AdapterConfig` that are on, and
+    the name of the base.
     """
-    kept = {key: config[key] for key in _MEANING if not _neutral(config.get(key))}
+    kept = {key: config[key] for key in AdapterConfig.model_fields if not _is_off(config.get(key))}
     kept["lora_alpha"] = float(kept["lora_alpha"])
     kept["base_model_name_or_path"] = base_name
     return {
@@ -108,61 +149,34 @@ def normalized_config(config: Mapping[str, Any], base_name: str) -> dict[str, An
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> LoraShape:
-    """What the forward pass needs, once everything that it can't compute exactly is excluded.
+    """Check that a configuration is plain LoRA and return what the forward pass needs.
+
+    Args:
+        config: the content of ``adapter_config.json``.
+        path: the file, for error messages.
 
     Raises:
-        IntegrityError: it is no plain LoRA, or a number is out of range.
+        IntegrityError: a setting is not supported, missing or out of range.
     """
-    for key, value in sorted(config.items(), key=lambda item: item[0] != "peft_type"):
-        allowed = _PLAIN.get(key)
-        if allowed is None:
-            fine = key in _NOISE or key in _MEANING or _neutral(value)
-        else:
-            fine = any(value == item and type(value) is type(item) for item in allowed)
-        if not fine:
-            raise IntegrityError(*refused_setting(path, key, value))
-    for key in ("peft_type", "task_type"):
-        if key not in config:
-            raise IntegrityError(f"{path} does not say its {key}.", REPAIR)
-    saved = config.get("modules_to_save")
-    if saved is not None and not (_texts(saved) and set(saved) <= set(HEADS)):
-        raise IntegrityError(
-            f"{path} trains whole modules of the base anew: modules_to_save = {brief_repr(saved)}.",
-            "Only a head may be saved whole: train with LoRA on the linear layers and a head.",
-        )
-    targets = config.get("target_modules")
-    if not _texts(targets) or not targets:
-        raise IntegrityError(
-            f"{path} has target_modules = {brief_repr(targets)}.", "It must be a list of names."
-        )
-    layers = config.get("layers_to_transform")
-    if layers is not None and not (
-        isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)
-    ):
-        raise IntegrityError(
-            f"{path} has layers_to_transform = {brief_repr(layers)}.",
-            "It must be a list of numbers.",
-        )
-    rank: Any = config.get("r")
-    alpha: Any = config.get("lora_alpha")
-    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-        raise IntegrityError(
-            f"{path} has the rank {brief_repr(rank)}.", f"1 to {MAX_RANK} are loaded."
-        )
-    if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
-        raise IntegrityError(
-            f"{path} has lora_alpha = {brief_repr(alpha)}.", "It must be above zero."
-        )
-    dropout: Any = config.get("lora_dropout", 0)
-    if type(dropout) not in (int, float) or not 0 <= dropout <= 1:
-        raise IntegrityError(
-            f"{path} has lora_dropout = {brief_repr(dropout)}.", "It must be between 0 and 1."
-        )
+    unsupported = [
+        key
+        for key, value in config.items()
+        if key not in AdapterConfig.model_fields and key not in _IGNORED_KEYS and not _is_off(value)
+    ]
+    try:
+        parsed = AdapterConfig.model_validate(config)
+    except ValidationError as error:
+        invalid = [str(problem["loc"][0]) for problem in error.errors(include_url=False)]
+        key = "peft_type" if "peft_type" in invalid else (*unsupported, *invalid)[0]
+        raise _config_error(config, key, path) from None
+    if unsupported:
+        raise _config_error(config, unsupported[0], path)
+    layers = parsed.layers_to_transform
     return LoraShape(
-        rank,
-        float(alpha),
-        bool(config.get("use_rslora")),
-        tuple(sorted(targets)),
+        parsed.r,
+        parsed.lora_alpha,
+        bool(parsed.use_rslora),
+        tuple(sorted(parsed.target_modules)),
         None if layers is None else tuple(sorted(layers)),
     )
 
@@ -170,16 +184,16 @@ def check_config(config: Mapping[str, Any], path: Path) -> LoraShape:
 def check_tensors(
     tensors: Mapping[str, TensorInfo], lora: LoraShape, task: Mapping[str, Any], path: Path
 ) -> None:
-    """Every A has its B with the adapter's rank between them, and the head is there if needed.
+    """Check that the tensors are LoRA pairs of the configured rank, and a head if the task has one.
 
     Raises:
-        IntegrityError: a tensor is missing, of another shape, or one that PEFT would ignore.
+        IntegrityError: a tensor is missing, has another shape or dtype, or PEFT would ignore it.
     """
     for name, info in tensors.items():
         if info.dtype not in DTYPES:
             raise IntegrityError(
                 f"{path}: {brief_repr(name)} has the dtype {info.dtype}.",
-                f"Save the adapter in one of {', '.join(DTYPES)}.",
+                f"Save the adapter with one of the dtypes {', '.join(DTYPES)}.",
             )
         if name.endswith(".lora_A.weight"):
             _check_pair(name, info, tensors, lora, path)
@@ -187,9 +201,9 @@ def check_tensors(
             if name.replace(".lora_B.weight", ".lora_A.weight") not in tensors:
                 raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_A.", REPAIR)
         elif not is_head(name):
-            raise IntegrityError(*refused_tensor(path, name))
+            raise IntegrityError(f"{path} {_tensor_reason(name)}: {brief_repr(name)}.", _PLAIN_HINT)
     if not any(name.endswith(".lora_A.weight") for name in tensors):
-        raise IntegrityError(f"{path} holds no LoRA matrices.", REPAIR)
+        raise IntegrityError(f"{path} has no LoRA matrices.", REPAIR)
     heads = [name for name in tensors if is_head(name)]
     if task["kind"] == "generation":
         if heads:
@@ -207,7 +221,7 @@ def check_tensors(
 
 
 def adapted_module(name: str) -> str | None:
-    """The module whose ``lora_A`` a tensor is; None for any other tensor."""
+    """The module that a ``lora_A`` tensor belongs to; None for any other tensor."""
     if not name.startswith(PREFIX) or not name.endswith(".lora_A.weight"):
         return None
     return name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
@@ -218,6 +232,43 @@ def is_head(name: str) -> bool:
     return name in tuple(f"{PREFIX}{head}.weight" for head in HEADS)
 
 
+def _config_error(config: Mapping[str, Any], key: str, path: Path) -> IntegrityError:
+    """Build the error for a key that is missing, unsupported or out of range."""
+    value = brief_repr(config.get(key))
+    if key not in config:
+        return IntegrityError(f"{path} has no {key}.", REPAIR)
+    if key == "modules_to_save":
+        return IntegrityError(
+            f"{path} has full copies of trained modules: modules_to_save = {value}.",
+            "Only a head may be saved in full: train the linear layers with LoRA.",
+        )
+    if key in _EXPECTED:
+        return IntegrityError(f"{path} has {key} = {value}.", _EXPECTED[key])
+    if key in _UNSUPPORTED:
+        hint = _INIT_HINT if key == "init_lora_weights" else _PLAIN_HINT
+        return IntegrityError(f"{path} {_UNSUPPORTED[key]}: {key} = {value}.", hint)
+    return IntegrityError(
+        f"{path} sets {brief_repr(key)} = {value}, which is not supported.", _PLAIN_HINT
+    )
+
+
+def _tensor_reason(name: str) -> str:
+    """Why a tensor is refused that belongs to neither a LoRA pair nor a head of one matrix."""
+    if "lora_magnitude_vector" in name:
+        return _UNSUPPORTED["use_dora"]
+    if "lora_embedding_" in name:
+        return "adapts the embeddings"
+    if "trainable_tokens" in name:
+        return _UNSUPPORTED["trainable_token_indices"]
+    if any(name.startswith(f"{PREFIX}{head}.") for head in HEADS):
+        return "has a head with a bias or with several layers; only a single matrix is supported"
+    if name.endswith(".bias"):
+        return "has biases"
+    if "lora_" not in name and name.endswith(".weight"):
+        return "has a weight of the base itself"
+    return "has an unknown tensor"
+
+
 def _check_pair(
     name: str, down: TensorInfo, tensors: Mapping[str, TensorInfo], lora: LoraShape, path: Path
 ) -> None:
@@ -226,31 +277,25 @@ def _check_pair(
         raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_B.", REPAIR)
     if len(down.shape) != 2 or len(up.shape) != 2:
         raise IntegrityError(
-            f"{path}: {brief_repr(name)} is no matrix: {brief_repr(down.shape)}.", REPAIR
+            f"{path}: {brief_repr(name)} is not a matrix: {brief_repr(down.shape)}.", REPAIR
         )
     if down.shape[0] != lora.rank or up.shape[1] != lora.rank:
         raise IntegrityError(
-            f"{path}: {brief_repr(name)} has the shape {down.shape}, its lora_B {up.shape}; the "
+            f"{path}: {brief_repr(name)} has the shape {down.shape} and its lora_B {up.shape}; the "
             f"rank is {lora.rank}.",
             REPAIR,
         )
     module = adapted_module(name)
     if module is None:
         raise IntegrityError(
-            f"{path} holds {brief_repr(name)}, which is not named as PEFT names it.",
-            f"The name must begin with {PREFIX}",
+            f"{path} has {brief_repr(name)}, which is not a name that PEFT uses.",
+            f"The name must start with {PREFIX}",
         )
     if not lora.adapts(module):
         raise IntegrityError(
-            f"{path} holds {brief_repr(name)}, which is not among the configured target_modules.",
-            REPAIR,
+            f"{path} has {brief_repr(name)}, which target_modules does not include.", REPAIR
         )
 
 
-def _neutral(value: Any) -> bool:
-    """Whether a key is off: null, false, or empty."""
+def _is_off(value: Any) -> bool:
     return value is None or value is False or value in ({}, [])
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -1,7 +1,6 @@
-"""Adapters on the Hugging Face hub: from a name to a folder with the two files that are read.
+"""Fetch adapters from the Hugging Face hub: ``hf:<repo>[@revision]``.
 
-Owns: the grammar ``hf:<repo>[@revision]``, and which files are fetched. Must not know: what is in
-them; whoever imports the folder trusts nothing of it.
+Only the configuration and the weights are fetched; the import checks their content.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trunkline.adapters.artifact import CONFIG, WEIGHTS
-from trunkline.errors import TrunklineError, UsageError
+from trunkline.errors import TrunklineError, UsageError, one_line
 from trunkline.refs import shown
 
 SCHEME = "hf:"
@@ -23,7 +22,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,127}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class HubAdapter:
-    """A repository of the hub, as it was found: its snapshot's folder and commit."""
+    """A fetched repository: the commit and the folder of its snapshot."""
 
     repo: str
     commit: str
@@ -31,15 +30,14 @@ class HubAdapter:
 
     @property
     def origin(self) -> dict[str, str]:
-        """What is told of it: repository and commit mean the same files for ever."""
+        """The repository and the commit, which always mean the same files."""
         return {"source": f"{SCHEME}{self.repo}", "revision": self.commit}
 
 
 def fetch_adapter(name: str) -> HubAdapter:
     """Fetch configuration and weights of ``hf:<repo>[@revision]`` into the hub library's cache.
 
-    Pickles and code are not fetched, let alone opened. Without a network, what is in the cache
-    already is taken.
+    Pickles and code are not fetched. Without a network, the cache is used.
 
     Raises:
         UsageError: the name is malformed.
@@ -49,7 +47,7 @@ def fetch_adapter(name: str) -> HubAdapter:
     well_formed = name.startswith(SCHEME) and _REPO.fullmatch(repo) and ".." not in name
     if not well_formed or (at and not _REVISION.fullmatch(revision)):
         raise UsageError(
-            f"{shown(name)} is no name of an adapter on the hub.",
+            f"{shown(name)} is not the name of an adapter on the hub.",
             "Write hf:<owner>/<repo> or hf:<owner>/<repo>@<revision>.",
         )
     from huggingface_hub import snapshot_download
@@ -57,12 +55,11 @@ def fetch_adapter(name: str) -> HubAdapter:
     fetch: Callable[..., str] = snapshot_download
     try:
         folder = Path(fetch(repo, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # the hub library raises HTTP, OS and validation errors alike
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    except Exception as error:  # the hub library raises HTTP, OS and validation errors
         raise TrunklineError(
-            f"The adapter {name!r} could not be fetched: tried snapshot_download of the hub "
-            f"repository {repo} at {revision or 'main'}, which said: {reason}.",
+            f"Fetching the adapter {name!r} from the hub at {revision or 'main'} failed: "
+            f"{one_line(error)}.",
             "Check the name and the network (HF_ENDPOINT, HF_TOKEN, HTTPS_PROXY), or copy the "
-            "adapter's folder here and import that.",
+            "adapter's folder to this machine and import that.",
         ) from error
     return HubAdapter(repo, folder.name, folder)

@@ -28,7 +28,7 @@ from pydantic import (
 from trunkline.adapters.artifact import MANIFEST, PROVENANCE, Artifact, Manifest
 from trunkline.contracts import DatasetSpec
 from trunkline.errors import IntegrityError, UsageError
-from trunkline.files import indented_json, read_json_object
+from trunkline.files import indented_json, read_json_object, validation_problem
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
@@ -108,7 +108,7 @@ def _check_results(results: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         _Results.model_validate_json(json.dumps(plain_value(results)))
     except ValidationError as error:
-        raise ValueError(_first_problem(error)) from None
+        raise ValueError(validation_problem(error)) from None
     return results
 
 
@@ -313,7 +313,7 @@ def parse_provenance(value: Mapping[str, Any], manifest: Manifest, source: str) 
         provenance = Provenance.model_validate_json(json.dumps(value))
         _check_manifest(provenance, manifest)
     except ValidationError as error:
-        raise IntegrityError(f"{source} is invalid: {_first_problem(error)}.", _HINT) from None
+        raise IntegrityError(f"{source} is invalid: {validation_problem(error)}.", _HINT) from None
     except ValueError as error:
         raise IntegrityError(f"{source} is invalid: {error}.", _HINT) from error
     return provenance
@@ -438,21 +438,6 @@ def _check_texts(value: Any, field: str = "", depth: int = 0) -> None:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check_texts(item, f"{field}.{index}", depth + 1)
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first error of pydantic as one clause with the field and its value."""
-    problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    field = ascii(field)[1:-1][:80] or "the object"
-    if problem["type"] == "missing":
-        return f"{field} is missing"
-    if problem["type"] == "extra_forbidden":
-        return f"{field} is not a field of the format"
-    reason = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
-        return f"{field}: {reason}" if problem["loc"] else reason
-    return f"{field} is {_quoted(problem['input'])}: {reason[:1].lower()}{reason[1:]}"
 
 
 def _quoted(value: object) -> str:

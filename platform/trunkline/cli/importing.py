@@ -21,7 +21,7 @@ from trunkline.refs import EXAMPLE, shown
 
 if TYPE_CHECKING:
     from trunkline.adapters.archive import ImportResult
-    from trunkline.adapters.importing import Imported
+    from trunkline.adapters.peft_import import ImportedAdapter
 
 _OF_A_FOLDER = {
     "task": "--task",
@@ -154,7 +154,7 @@ def _wishes(said: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tell_imported(done: Imported, as_json: bool) -> None:
+def _tell_imported(done: ImportedAdapter, as_json: bool) -> None:
     for sentence in done.notes:
         note(sentence)
     version = done.version

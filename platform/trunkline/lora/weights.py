@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from trunkline.adapters.artifact import WEIGHTS, Artifact
-from trunkline.adapters.config import adapted_module, is_head
-from trunkline.adapters.reasons import PREFIX
+from trunkline.adapters.config import PREFIX, adapted_module, is_head
 from trunkline.errors import BaseMismatchError, IntegrityError
 from trunkline.files import REPAIR, TensorInfo, parse_safetensors_header
 from trunkline.lora.slots import Matrices

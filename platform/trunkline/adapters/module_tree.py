@@ -1,0 +1,110 @@
+"""The module names and linear layers of a base, built from its configuration without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trunkline.errors import BaseModelError, one_line
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTree:
+    """The modules of a base.
+
+    Attributes:
+        modules: the names of all modules.
+        linear: name → inputs and outputs of the linear layers below the head, which LoRA can
+            adapt.
+        head: name and inputs of the head; None if there is none, or if it is more than one matrix.
+    """
+
+    modules: frozenset[str]
+    linear: Mapping[str, tuple[int, int]]
+    head: tuple[str, int] | None
+
+    def targets(self, adapted: Collection[str]) -> list[str]:
+        """The shortest suffixes that match exactly the ``adapted`` modules, sorted.
+
+        PEFT adapts a module whose name is a target or ends with a dot and a target.
+        """
+        others = {end for name in self.modules - set(adapted) for end in _suffixes(name)}
+        return sorted(
+            {next((end for end in _suffixes(name) if end not in others), name) for name in adapted}
+        )
+
+
+def read_module_tree(folder: Path, *, with_head: bool) -> ModuleTree:
+    """Build the tree from the base's ``config.json``; no weight is read or allocated.
+
+    Args:
+        folder: of the base.
+        with_head: also build the model with a head; only the layers that both share are linear.
+
+    Raises:
+        BaseModelError: transformers can't build the model.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    causal = _meta_model(AutoModelForCausalLM, folder)
+    linear, modules = _linear_layers(causal), _module_names(causal)
+    if not with_head:
+        return ModuleTree(modules, linear, None)
+    classifier = _meta_model(AutoModelForSequenceClassification, folder)
+    other = _linear_layers(classifier)
+    shared = {name: shape for name, shape in linear.items() if other.get(name) == shape}
+    return ModuleTree(modules | _module_names(classifier), shared, _head(classifier))
+
+
+def _meta_model(model_class: Any, folder: Path) -> Any:
+    import torch
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return model_class.from_config(config, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types, depending on the configuration
+        raise BaseModelError(
+            f"transformers can't build a model from {folder / 'config.json'}: {one_line(error)}.",
+            "Use a base that transformers supports; custom model code is never run.",
+        ) from error
+
+
+def _module_names(model: Any) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_modules() if name)
+
+
+def _linear_layers(model: Any) -> dict[str, tuple[int, int]]:
+    """Name → inputs and outputs; GPT-2's Conv1D is linear too, with its weight transposed."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    layers: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if not name.startswith(f"{model.base_model_prefix}."):
+            continue
+        if isinstance(module, torch.nn.Linear):
+            layers[name] = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            layers[name] = (module.weight.shape[0], module.weight.shape[1])
+    return layers
+
+
+def _head(model: Any) -> tuple[str, int] | None:
+    names = [
+        name
+        for name, _ in model.named_parameters()
+        if not name.startswith(f"{model.base_model_prefix}.")
+    ]
+    if len(names) != 1 or not names[0].endswith(".weight"):
+        return None
+    return names[0].removesuffix(".weight"), model.get_parameter(names[0]).shape[1]
+
+
+def _suffixes(name: str) -> list[str]:
+    """``c``, ``b.c``, ``a.b.c`` of ``a.b.c``."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in reversed(range(len(parts)))]
