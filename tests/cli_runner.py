@@ -1,4 +1,4 @@
-"""Runs the command line inside the test's own process."""
+"""The program run inside the test's own process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from click.testing import CliRunner, Result
 from trunkline.cli.root import trunkline
 
 
-def invoke(*arguments: str, input: str | None = None) -> Result:
-    """Run ``trunkline`` with arguments; the result has stdout, stderr and the exit code."""
-    return CliRunner().invoke(trunkline, arguments, input=input, prog_name="trunkline")
+def invoke(*args: str, input: str | None = None) -> Result:
+    """Run ``trunkline`` with these args; stdout, stderr and exit code are in the result."""
+    return CliRunner().invoke(trunkline, args, input=input, prog_name="trunkline")

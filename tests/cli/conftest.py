@@ -64,9 +64,9 @@ def toy(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(shared: Shared, toy: None) -> Run:
     """Run the program in the trained workspace, which no test may change."""
 
-    def run(*words: str, input: str | None = None) -> Result:
+    def run(*args: str, input: str | None = None) -> Result:
         place = ("--workspace", str(shared.workspace), "--base", str(shared.base))
-        return invoke(*place, *words, input=input)
+        return invoke(*place, *args, input=input)
 
     return run
 
@@ -76,9 +76,9 @@ def run_copy(shared: Shared, toy: None, tmp_path: Path) -> Run:
     """Run the program in a copy of the trained workspace."""
     workspace = Path(shutil.copytree(shared.workspace, tmp_path / "copy"))
 
-    def run(*words: str, input: str | None = None) -> Result:
+    def run(*args: str, input: str | None = None) -> Result:
         place = ("--workspace", str(workspace), "--base", str(shared.base))
-        return invoke(*place, *words, input=input)
+        return invoke(*place, *args, input=input)
 
     return run
 

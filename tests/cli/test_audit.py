@@ -1,4 +1,4 @@
-"""trunkline audit: what was done, whether the record of it holds, and handing it out."""
+"""``trunkline audit``: verify, export and list."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 @pytest.fixture
 def audit(registry: Registry, tmp_path: Path) -> Audit:
-    return lambda *words: invoke("--workspace", str(tmp_path), "audit", *words)
+    return lambda *args: invoke("--workspace", str(tmp_path), "audit", *args)
 
 
 def damage(registry: Registry, statement: str) -> None:
@@ -50,32 +50,32 @@ def damage(registry: Registry, statement: str) -> None:
 # ---------------------------------------------------------------------------------------- verify
 
 
-def test_sound_chains_are_told_with_their_rows(audit: Audit) -> None:
+def test_verify_prints_intact_chains_with_their_rows(audit: Audit) -> None:
     result = audit("verify")
     lines = [line.split() for line in result.stdout.splitlines()]
     assert [(one[0], one[1], one[3]) for one in lines[1:]] == [
-        ("events", "3", "sound"),
-        ("requests", "2", "sound"),
+        ("events", "3", "ok"),
+        ("requests", "2", "ok"),
     ]
 
 
-def test_without_a_kept_head_it_says_what_it_can_not_know(audit: Audit) -> None:
-    assert "No kept head was given for the events and the requests" in audit("verify").stderr
+def test_verify_without_a_saved_head_names_what_it_cannot_detect(audit: Audit) -> None:
+    assert "No saved head was given for the events and the requests" in audit("verify").stderr
 
 
-def test_a_kept_head_is_held_against(audit: Audit, registry: Registry) -> None:
+def test_verify_compares_with_a_saved_head(audit: Audit, registry: Registry) -> None:
     result = audit("verify", "--head", str(registry.events.heads()["events"]))
-    assert "sound, with the head that was kept" in result.stdout
+    assert "ok, matches the saved head" in result.stdout
 
 
-def test_a_changed_row_is_told_and_exits_with_one(audit: Audit, registry: Registry) -> None:
+def test_a_changed_row_is_reported_with_exit_code_1(audit: Audit, registry: Registry) -> None:
     damage(registry, "UPDATE events SET actor = 'nobody' WHERE seq = 2")
     result = audit("verify")
-    told = "events: row 2 does not match its hash: changed or inserted"
-    assert (told in result.stdout, result.exit_code) == (True, 1)
+    expected = "events: row 2 does not match its hash: changed or inserted"
+    assert (expected in result.stdout, result.exit_code) == (True, 1)
 
 
-def test_a_cut_tail_is_told_against_a_kept_head(audit: Audit, registry: Registry) -> None:
+def test_a_truncated_tail_is_detected_with_a_saved_head(audit: Audit, registry: Registry) -> None:
     head = str(registry.events.heads()["requests"])
     damage(registry, "DELETE FROM requests")
     damage(registry, f"UPDATE chain_heads SET seq = 0, hash = '{'0' * 64}' WHERE name = 'requests'")
@@ -85,12 +85,12 @@ def test_a_cut_tail_is_told_against_a_kept_head(audit: Audit, registry: Registry
 def test_findings_as_json(audit: Audit, registry: Registry) -> None:
     damage(registry, "DELETE FROM events WHERE seq = 2")
     events = json.loads(audit("verify", "--json").stdout)[0]
-    told = [{"seq": 3, "message": "row 2 is missing before row 3"}]
-    assert (events["sound"], events["breaks"]) == (False, told)
+    expected = [{"seq": 3, "message": "row 2 is missing before row 3"}]
+    assert (events["intact"], events["breaks"]) == (False, expected)
 
 
 @pytest.mark.parametrize("head", ["12", "x:" + "0" * 64, "1:" + "0" * 63, "-1:" + "0" * 64])
-def test_what_is_no_head_is_refused(audit: Audit, head: str) -> None:
+def test_a_malformed_head_is_refused(audit: Audit, head: str) -> None:
     result = audit("verify", f"--head={head}")
     assert (result.exit_code, repr(head) in result.stderr) == (2, True)
 
@@ -101,8 +101,8 @@ def test_what_is_no_head_is_refused(audit: Audit, head: str) -> None:
 def test_events_go_to_stdout_and_the_head_to_stderr(audit: Audit, registry: Registry) -> None:
     result = audit("export")
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    told = f"Head of the events: {registry.events.heads()['events']}\n"
-    assert ([row["seq"] for row in rows], result.stderr) == ([1, 2, 3], told)
+    expected = f"Head of the events: {registry.events.heads()['events']}\n"
+    assert ([row["seq"] for row in rows], result.stderr) == ([1, 2, 3], expected)
 
 
 def test_requests_go_to_a_file(audit: Audit, tmp_path: Path) -> None:
@@ -111,19 +111,19 @@ def test_requests_go_to_a_file(audit: Audit, tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == ["req-1", "req-2"]
 
 
-def test_an_export_can_go_on_from_the_last_one(audit: Audit) -> None:
+def test_an_export_continues_after_a_row(audit: Audit) -> None:
     lines = audit("export", "--after", "2").stdout.splitlines()
     assert [json.loads(line)["seq"] for line in lines] == [3]
 
 
-def test_a_file_that_is_there_is_not_written_over(audit: Audit, tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    there.write_text("mine")
-    result = audit("export", str(there))
-    assert (result.exit_code, there.read_text()) == (2, "mine")
+def test_an_existing_file_is_not_overwritten(audit: Audit, tmp_path: Path) -> None:
+    remote = tmp_path / "there"
+    remote.write_text("mine")
+    result = audit("export", str(remote))
+    assert (result.exit_code, remote.read_text()) == (2, "mine")
 
 
-def test_a_file_that_can_not_be_written_is_one_clear_error(audit: Audit, tmp_path: Path) -> None:
+def test_an_unwritable_file_is_an_error(audit: Audit, tmp_path: Path) -> None:
     result = audit("export", str(tmp_path / "nowhere" / "file"))
     assert (result.exit_code, "can't be written: No such file" in result.stderr) == (1, True)
 
@@ -152,9 +152,7 @@ def test_nothing_is_appended_to_a_chain_without_a_recorded_end(registry: Registr
 
 
 @pytest.mark.parametrize("value", ["at = 'yesterday'", "detail = '{'"])
-def test_what_can_not_be_read_is_one_clear_error(
-    audit: Audit, registry: Registry, value: str
-) -> None:
+def test_an_unreadable_row_is_an_error(audit: Audit, registry: Registry, value: str) -> None:
     damage(registry, f"UPDATE events SET {value} WHERE seq = 3")
     result = audit("list")
     assert (result.exit_code, "changed by hand and can't be read" in result.stderr) == (1, True)
@@ -165,22 +163,22 @@ def test_events_are_listed_newest_first(audit: Audit) -> None:
     assert [line.split()[0] for line in lines[1:]] == ["3", "2", "1"]
 
 
-def test_a_line_tells_who_did_what_to_what(audit: Audit) -> None:
+def test_a_line_has_actor_kind_and_subject(audit: Audit) -> None:
     line = audit("list").stdout.splitlines()[1]
     assert line.split()[3:6] == ["system:ada", "server.started", "server/3"]
 
 
 def test_the_next_page_can_be_pasted(audit: Audit) -> None:
     stderr = audit("list", "--limit", "2", "--kind", "server.started").stderr
-    words = stderr.partition("trunkline audit ")[2].split()
-    lines = audit(*words).stdout.splitlines()
+    args = stderr.partition("trunkline audit ")[2].split()
+    lines = audit(*args).stdout.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["1"]
 
 
-def test_events_of_one_thing(audit: Audit) -> None:
-    found = json.loads(audit("list", "--subject", "server/2", "--json").stdout)
-    assert [one["detail"]["pid"] for one in found] == [2]
+def test_events_of_one_subject(audit: Audit) -> None:
+    data = json.loads(audit("list", "--subject", "server/2", "--json").stdout)
+    assert [one["detail"]["pid"] for one in data] == [2]
 
 
-def test_no_event_is_said(audit: Audit) -> None:
-    assert audit("list", "--kind", "nothing").stderr == "No such event.\n"
+def test_an_empty_listing_prints_a_note(audit: Audit) -> None:
+    assert audit("list", "--kind", "nothing").stderr == "No matching event.\n"

@@ -30,7 +30,7 @@ WRONG_USE = [
     (("train", "toy/animals", "--set", "r=0"), "can't be 0"),
     (("train", "toy/animals", "--resume", "2"), "Run 2 is of toy/prices"),
     (("train", "toy/animals", "--resume", "99"), "There is no run 99"),
-    (("train", "toy/animals", "--resume", "1", "--dry-run"), "resumes nothing"),
+    (("train", "toy/animals", "--resume", "1", "--dry-run"), "can't be combined"),
     (("eval", "toy/animals", "--set", "r=2"), "keeps the settings"),
     (("eval", "toy/animals@1", "--folds", "2"), "names a version"),
     (("eval", "toy/animals", "--folds", "1"), "2 to 20"),
@@ -43,8 +43,8 @@ WRONG_USE = [
     (("predict", "toy/" + "a" * 300, "x"), "is not a valid adapter name"),
     (("predict", "base", "x"), "trunkline generate base"),
     (("predict", "toy/plurals", "x"), "trunkline generate toy/plurals@1"),
-    (("predict", "toy/animals"), "one of the two"),
-    (("predict", "toy/animals", "x", "--out", "y"), "--out goes with --file"),
+    (("predict", "toy/animals"), "either as arguments or with --file"),
+    (("predict", "toy/animals", "x", "--out", "y"), "--out needs --file"),
     (("predict", "toy/animals", "--file", "nothing.csv"), "There is no file 'nothing.csv'"),
     (("generate", "toy/animals", "x"), "trunkline predict toy/animals@1"),
     (("generate", "base", "x", "--max-new-tokens", "0"), "max_new_tokens can't be 0"),
@@ -67,27 +67,27 @@ WRONG_USE = [
 ]
 
 
-@pytest.mark.parametrize(("words", "told"), WRONG_USE, ids=lambda value: str(value)[:60])
-def test_wrong_use_exits_with_2(run: Run, words: tuple[str, ...], told: str) -> None:
-    result = run(*words)
+@pytest.mark.parametrize(("args", "expected"), WRONG_USE, ids=lambda value: str(value)[:60])
+def test_wrong_use_exits_with_2(run: Run, args: tuple[str, ...], expected: str) -> None:
+    result = run(*args)
     assert (result.exit_code, result.stdout) == (2, "")
     lines = [line for line in result.stderr.splitlines() if line.startswith(("Error", "Hint"))]
     assert [line.partition(":")[0] for line in lines] == ["Error", "Hint"]
-    assert told in " ".join(lines)
+    assert expected in " ".join(lines)
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [("adapters", "export", "toy/animals"), ("audit", "export"), ("db", "backup")],
     ids=" ".join,
 )
-def test_file_that_is_there_is_wrong_use_whoever_writes_it(
-    run: Run, words: tuple[str, ...], tmp_path: Path
+def test_an_existing_output_file_is_wrong_usage(
+    run: Run, args: tuple[str, ...], tmp_path: Path
 ) -> None:
-    there = tmp_path / "there"
-    there.write_text("mine")
-    result = run(*words, str(there))
-    assert (result.exit_code, result.stdout, there.read_text()) == (2, "", "mine")
+    remote = tmp_path / "there"
+    remote.write_text("mine")
+    result = run(*args, str(remote))
+    assert (result.exit_code, result.stdout, remote.read_text()) == (2, "", "mine")
     assert "Name another file" in result.stderr
 
 
@@ -95,7 +95,7 @@ CLEAR = "\x1b[2J\x9b2J\u202e"
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ("runs", "list", CLEAR),
         ("runs", "list", f"--{CLEAR}"),
@@ -106,16 +106,14 @@ CLEAR = "\x1b[2J\x9b2J\u202e"
     ],
     ids=["argument", "option", "command", "value", "name", "path"],
 )
-def test_control_characters_of_an_argument_are_told_and_not_sent(
-    run: Run, words: tuple[str, ...]
-) -> None:
-    told = run(*words).stderr
-    assert told.isascii()
-    assert r"\x1b[2J\x9b2J\u202e" in told
-    assert "\x1b" not in told
+def test_control_characters_of_an_argument_are_escaped(run: Run, args: tuple[str, ...]) -> None:
+    text = run(*args).stderr
+    assert text.isascii()
+    assert r"\x1b[2J\x9b2J\u202e" in text
+    assert "\x1b" not in text
 
 
-def test_control_characters_in_a_note_are_told_and_not_sent(
+def test_control_characters_in_a_note_are_escaped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     note(f"two lines:\n{CLEAR} is left out")
@@ -128,7 +126,7 @@ def test_error_stays_in_its_line_whatever_was_typed(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("args", "expected"),
     [
         (("--workspace", "/nowhere", "runs", "list"), "does not exist"),
         (("--no-plugin", "toi", "recipes", "list"), "Did you mean 'toy'?"),
@@ -137,12 +135,12 @@ def test_error_stays_in_its_line_whatever_was_typed(run: Run) -> None:
     ids=["workspace", "plugin", "base"],
 )
 def test_wrong_global_option_exits_with_2(
-    words: tuple[str, ...], told: str, run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
+    args: tuple[str, ...], expected: str, run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(shared.workspace))
-    result = invoke(*words)
+    result = invoke(*args)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert expected in result.stderr
 
 
 def test_base_that_was_not_pulled_is_a_failure(run: Run) -> None:
@@ -151,7 +149,7 @@ def test_base_that_was_not_pulled_is_a_failure(run: Run) -> None:
     assert "Hint: Run `trunkline base pull`." in result.stderr
 
 
-def test_registry_newer_than_the_code_is_told(run_copy: Run, tmp_path: Path) -> None:
+def test_registry_newer_than_the_code_is_refused(run_copy: Run, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "copy" / "registry.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
@@ -186,9 +184,9 @@ def test_broken_plugin_is_shown_as_failed(broken: None) -> None:
 
 
 def test_broken_plugin_shows_its_traceback(broken: None) -> None:
-    told = invoke("plugins", "show", "broken").stdout
-    assert "Traceback" in told
-    assert "import no_such_module" in told
+    text = invoke("plugins", "show", "broken").stdout
+    assert "Traceback" in text
+    assert "import no_such_module" in text
 
 
 @pytest.mark.parametrize("noun", ["recipes", "datasets"])
@@ -217,7 +215,7 @@ def test_blocked_plugin_is_not_loaded(broken: None) -> None:
 def test_no_plugins_leaves_an_empty_list(toy: None, tmp_path: Path) -> None:
     result = invoke("--workspace", str(tmp_path), "--no-plugins", "recipes", "list")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "No plugin brings a recipe" in result.stderr
+    assert "No plugin has a recipe" in result.stderr
 
 
 @pytest.fixture
@@ -275,8 +273,8 @@ def test_full_disk_behind_stdout_is_one_sentence(environment: dict[str, str]) ->
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full here")
-    words = [sys.executable, "-c", "from trunkline.cli import main; main()", "--version"]
+    args = [sys.executable, "-c", "from trunkline.cli import main; main()", "--version"]
     with full.open("w") as sink:
-        done = subprocess.run(words, stdout=sink, stderr=subprocess.PIPE, env=environment)
+        done = subprocess.run(args, stdout=sink, stderr=subprocess.PIPE, env=environment)
     assert done.returncode == 1
     assert done.stderr.decode().splitlines()[0].startswith("Error: The output can't be")

@@ -60,18 +60,18 @@ def test_ls_is_list(noun: str) -> None:
 
 
 def test_rm_is_uninstall() -> None:
-    assert "Take a plugin out" in invoke("plugins", "rm", "--help").stdout
+    assert "Uninstall a plugin" in invoke("plugins", "rm", "--help").stdout
 
 
 def test_rm_is_itself_where_a_group_has_it() -> None:
-    assert "Take a key away" in invoke("keys", "rm", "--help").stdout
+    assert "Remove a key" in invoke("keys", "rm", "--help").stdout
 
 
 def test_short_helps_are_not_cut() -> None:
     assert "..." not in invoke("--help").stdout.partition("Commands:")[2]
 
 
-def test_version_is_told() -> None:
+def test_version_is_printed() -> None:
     assert invoke("--version").stdout == f"trunkline {__version__}\n"
 
 
@@ -80,7 +80,7 @@ def test_the_name_of_the_program_is_the_entry_points() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "heavy"),
+    ("args", "heavy"),
     [
         (("--help",), LIBRARIES),
         (("train", "--help"), LIBRARIES),
@@ -98,7 +98,7 @@ def test_the_name_of_the_program_is_the_entry_points() -> None:
     ids=" ".join,
 )
 def test_command_does_not_load(
-    words: tuple[str, ...], heavy: tuple[str, ...], environment: dict[str, str]
+    args: tuple[str, ...], heavy: tuple[str, ...], environment: dict[str, str]
 ) -> None:
     program = (
         "import sys\n"
@@ -110,6 +110,6 @@ def test_command_does_not_load(
         f"print('LOADED', sorted(set({heavy!r}) & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", program, *args], env=environment, capture_output=True, text=True
     )
     assert done.stderr.splitlines()[-1] == "LOADED []"

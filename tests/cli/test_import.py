@@ -56,27 +56,27 @@ def workspace(tmp_path: Path) -> Path:
 def bring(elsewhere: Path, base: Path, workspace: Path) -> Import:
     """Import the adapter as ``toy/kinds`` with more words."""
 
-    def bring(*words: str, folder: Path = elsewhere) -> Result:
+    def bring(*args: str, folder: Path = elsewhere) -> Result:
         place = ("--workspace", str(workspace))
-        asked = (str(folder), "--name", "toy/kinds", "--base", str(base))
-        return invoke(*place, "adapters", "import", *asked, *words)
+        expected = (str(folder), "--name", "toy/kinds", "--base", str(base))
+        return invoke(*place, "adapters", "import", *expected, *args)
 
     return bring
 
 
-def test_import_tells_the_version_on_stdout(bring: Import) -> None:
+def test_import_prints_the_version_on_stdout(bring: Import) -> None:
     result = bring("--labels", "cat, dog")
     assert result.exit_code == 0
     for part in (
         "toy/kinds@1",
         "classification: cat, dog",
-        "rank 4, alpha 8, 1 modules",
+        "r 4, lora_alpha 8, 1 modules",
         "sha256:",
     ):
         assert part in result.stdout
 
 
-def test_import_tells_what_it_took_for_granted_on_stderr(bring: Import) -> None:
+def test_import_prints_its_assumptions_on_stderr(bring: Import) -> None:
     result = bring()
     assert "LABEL_0 to LABEL_1" in result.stderr
     assert "trained on 'somebody/model'" in result.stderr
@@ -84,10 +84,10 @@ def test_import_tells_what_it_took_for_granted_on_stderr(bring: Import) -> None:
 
 
 def test_import_json_parses(bring: Import) -> None:
-    told = json.loads(bring("--json").stdout)
-    assert told["adapter"] == "toy/kinds@1"
-    assert told["run"] is None
-    assert len(told["notes"]) == 2
+    data = json.loads(bring("--json").stdout)
+    assert data["adapter"] == "toy/kinds@1"
+    assert data["run"] is None
+    assert len(data["notes"]) == 2
 
 
 def test_imported_version_is_shown_as_verified(bring: Import, workspace: Path) -> None:
@@ -101,10 +101,10 @@ def test_imported_version_is_shown_with_a_next_step_that_works(
     bring: Import, workspace: Path
 ) -> None:
     bring()
-    told = invoke("--workspace", str(workspace), "adapters", "show", "toy/kinds").stderr
-    assert "trunkline eval" not in told
-    assert "can't be evaluated: it came without a dataset" in told
-    command = shlex.split(told.split("`")[1])[1:]
+    text = invoke("--workspace", str(workspace), "adapters", "show", "toy/kinds").stderr
+    assert "trunkline eval" not in text
+    assert "can't be evaluated: it came without a dataset" in text
+    command = shlex.split(text.split("`")[1])[1:]
     assert invoke("--workspace", str(workspace), *command).exit_code == 0
 
 
@@ -112,38 +112,38 @@ def test_evaluating_an_imported_version_says_why_it_can_t_be(
     bring: Import, workspace: Path
 ) -> None:
     bring()
-    told = invoke("--workspace", str(workspace), "eval", "toy/kinds")
-    assert (told.exit_code, told.stdout) == (1, "")
-    assert "Error: toy/kinds@1 can't be evaluated: it came without a dataset" in told.stderr
-    assert "--force" in told.stderr
+    result = invoke("--workspace", str(workspace), "eval", "toy/kinds")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Error: toy/kinds@1 can't be evaluated: it came without a dataset" in result.stderr
+    assert "--force" in result.stderr
 
 
 def test_gate_names_the_one_way_by_which_an_imported_version_goes_live(
     bring: Import, workspace: Path
 ) -> None:
     bring()
-    told = invoke("--workspace", str(workspace), "adapters", "promote", "toy/kinds")
-    assert told.exit_code == 1
-    assert "trunkline eval" not in told.stderr
-    assert '`trunkline adapters promote toy/kinds@1 --force --reason "…"`' in told.stderr
+    result = invoke("--workspace", str(workspace), "adapters", "promote", "toy/kinds")
+    assert result.exit_code == 1
+    assert "trunkline eval" not in result.stderr
+    assert '`trunkline adapters promote toy/kinds@1 --force --reason "…"`' in result.stderr
 
 
 def test_champion_is_shown_without_a_way_to_let_it_go_live(bring: Import, workspace: Path) -> None:
     bring()
     place = ("--workspace", str(workspace), "adapters")
     invoke(*place, "promote", "toy/kinds", "--force", "--reason", "known to be good")
-    told = invoke(*place, "show", "toy/kinds").stderr
-    assert "can't be evaluated" in told
-    assert "--force" not in told
+    text = invoke(*place, "show", "toy/kinds").stderr
+    assert "can't be evaluated" in text
+    assert "--force" not in text
 
 
 def test_gate_names_the_alias_to_which_an_imported_version_may_be_forced(
     bring: Import, workspace: Path
 ) -> None:
     bring()
-    words = ("adapters", "promote", "toy/kinds", "--alias", "beta")
-    told = invoke("--workspace", str(workspace), *words).stderr
-    assert '`trunkline adapters promote toy/kinds@1 --alias beta --force --reason "…"`' in told
+    args = ("adapters", "promote", "toy/kinds", "--alias", "beta")
+    text = invoke("--workspace", str(workspace), *args).stderr
+    assert '`trunkline adapters promote toy/kinds@1 --alias beta --force --reason "…"`' in text
 
 
 def test_labels_come_from_a_file(bring: Import, tmp_path: Path) -> None:
@@ -170,27 +170,27 @@ WRONG_USE = [
     (("--name", "kinds"), "Hint: Write --name domain/name, for example --name "),
     (("--name", "toy/kinds@2"), "names a version"),
     (("--labels", "cat"), "1 labels"),
-    (("--labels", "a,b", "--labels-file", __file__), "say the same"),
+    (("--labels", "a,b", "--labels-file", __file__), "can't be combined"),
     (("--template", "no place"), "{text} exactly once"),
-    (("--clean", "polish"), "'polish' is no cleaning step"),
+    (("--clean", "polish"), "'polish' is not a cleaning step"),
     (("--task", "generation"), "which is not for generation"),
     (("--base", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
 ]
 
 
-@pytest.mark.parametrize(("words", "told"), WRONG_USE, ids=[words[1] for words, _ in WRONG_USE])
+@pytest.mark.parametrize(("args", "expected"), WRONG_USE, ids=[args[1] for args, _ in WRONG_USE])
 def test_wrong_use_is_one_sentence_and_code_2(
-    bring: Import, words: tuple[str, ...], told: str
+    bring: Import, args: tuple[str, ...], expected: str
 ) -> None:
-    result = bring(*words)
+    result = bring(*args)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert told in result.stderr
+    assert expected in result.stderr
     assert "Hint: " in result.stderr
 
 
 def test_base_must_be_named(elsewhere: Path, workspace: Path) -> None:
-    words = ("adapters", "import", str(elsewhere), "--name", "toy/kinds")
-    result = invoke("--workspace", str(workspace), *words)
+    args = ("adapters", "import", str(elsewhere), "--name", "toy/kinds")
+    result = invoke("--workspace", str(workspace), *args)
     assert "needs the base" in result.stderr
 
 

@@ -30,24 +30,24 @@ def registry(workspace: Path) -> Iterator[Registry]:
 
 def test_create_prints_the_key_alone_on_stdout(registry: Registry) -> None:
     plain = invoke("keys", "create", "ada").stdout.strip()
-    found = registry.keys.authenticate(plain)
-    assert found is not None
-    assert found.owner == "ada"
+    value = registry.keys.authenticate(plain)
+    assert value is not None
+    assert value.owner == "ada"
 
 
-def test_create_tells_the_rest_on_stderr(workspace: Path) -> None:
-    told = invoke("keys", "create", "ada", "--adapter", "toy/*", "--adapter", "base").stderr
-    assert "adapters  toy/*, base" in told
-    assert "admin     no" in told
-    assert "expires   never" in told
+def test_create_prints_the_details_on_stderr(workspace: Path) -> None:
+    text = invoke("keys", "create", "ada", "--adapter", "toy/*", "--adapter", "base").stderr
+    assert "adapters  toy/*, base" in text
+    assert "admin     no" in text
+    assert "expires   never" in text
 
 
 def test_create_json_holds_the_key(registry: Registry) -> None:
-    told = json.loads(invoke("keys", "create", "ada", "--admin", "--json").stdout)
-    found = registry.keys.authenticate(told["key"])
-    assert found is not None
-    assert found.admin
-    assert told["id"] == found.id
+    data = json.loads(invoke("keys", "create", "ada", "--admin", "--json").stdout)
+    value = registry.keys.authenticate(data["key"])
+    assert value is not None
+    assert value.admin
+    assert data["id"] == value.id
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_create_json_holds_the_key(registry: Registry) -> None:
 )
 def test_expires_counts_from_now(registry: Registry, span: str, length: timedelta) -> None:
     plain = invoke("keys", "create", "ada", "--expires", span).stdout.strip()
-    found = registry.keys.authenticate(plain)
-    assert found is not None
-    assert found.expires is not None
-    assert abs(found.expires - datetime.now(UTC) - length) < timedelta(minutes=5)
+    value = registry.keys.authenticate(plain)
+    assert value is not None
+    assert value.expires is not None
+    assert abs(value.expires - datetime.now(UTC) - length) < timedelta(minutes=5)
 
 
 @pytest.mark.parametrize("span", ["30", "0d", "d", "-1d", "1y", "999999w", "3 d", "٣d"])
@@ -83,29 +83,27 @@ def test_list_shows_no_secret(workspace: Path) -> None:
     assert secret not in invoke("keys", "list", "--json").output
 
 
-@pytest.mark.parametrize(("words", "state"), [((), "in use"), (("--expires", "30d"), "until ")])
-def test_list_says_how_long_a_key_opens(
-    workspace: Path, words: tuple[str, ...], state: str
-) -> None:
-    invoke("keys", "create", "ada", *words)
+@pytest.mark.parametrize(("args", "state"), [((), "active"), (("--expires", "30d"), "until ")])
+def test_list_says_how_long_a_key_opens(workspace: Path, args: tuple[str, ...], state: str) -> None:
+    invoke("keys", "create", "ada", *args)
     assert state in invoke("keys", "list").stdout.splitlines()[1]
 
 
 def test_list_without_keys_says_what_that_means(workspace: Path) -> None:
     result = invoke("keys", "list")
     assert result.stdout == ""
-    assert "for this machine alone" in result.stderr
+    assert "only answers this machine" in result.stderr
 
 
 def test_removed_key_opens_nothing(registry: Registry) -> None:
-    told = json.loads(invoke("keys", "create", "ada", "--json").stdout)
-    assert invoke("keys", "rm", told["id"]).stdout == f"Removed the key {told['id']} of ada.\n"
-    assert registry.keys.authenticate(told["key"]) is None
+    data = json.loads(invoke("keys", "create", "ada", "--json").stdout)
+    assert invoke("keys", "rm", data["id"]).stdout == f"Removed the key {data['id']} of ada.\n"
+    assert registry.keys.authenticate(data["key"]) is None
 
 
 def test_removed_key_stays_in_the_list(workspace: Path) -> None:
-    told = json.loads(invoke("keys", "create", "ada", "--json").stdout)
-    invoke("keys", "rm", told["id"])
+    data = json.loads(invoke("keys", "create", "ada", "--json").stdout)
+    invoke("keys", "rm", data["id"])
     assert "removed 20" in invoke("keys", "list").stdout
 
 

@@ -1,4 +1,4 @@
-"""lineage, history, diff, tag and note; searching and paging the listings."""
+"""lineage, history, diff, tag and note; searching and paging of listings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cli_runner import invoke
-from trunkline.cli.diff import _tell
-from trunkline.cli.history import told
-from trunkline.cli.lineage_view import _evaluated
+from trunkline.cli.lineage import evaluation_branch, print_comparison
+from trunkline.cli.promote import event_text
 from trunkline.registry import search
 from trunkline.registry.lineage import LineageDiff, MetricDifference
 from trunkline.registry.records import EvaluationRecord, EventRecord
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
     from conftest import Run
 
 
-def parsed(run: Run, *words: str) -> Any:
-    result = run(*words, "--json")
+def parsed(run: Run, *args: str) -> Any:
+    result = run(*args, "--json")
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
 
 
 def test_lineage_of_a_version_leads_to_everything(run: Run) -> None:
-    told = run("lineage", "toy/animals").stdout
+    text = run("lineage", "toy/animals").stdout
     for part in (
         "toy/animals@1\n├── version\n",
         "├── base ",
@@ -42,23 +41,23 @@ def test_lineage_of_a_version_leads_to_everything(run: Run) -> None:
         "packages: trunkline=",
         "version.published: by system:",
     ):
-        assert part in told
+        assert part in text
 
 
-def test_lineage_tells_every_time_to_the_second(run: Run) -> None:
-    told = run("lineage", "toy/animals").stdout
-    assert re.search(r"── first seen: \S+T\d\d:\d\d:\d\d\+00:00\n", told)
+def test_lineage_prints_times_to_the_second(run: Run) -> None:
+    text = run("lineage", "toy/animals").stdout
+    assert re.search(r"── first seen: \S+T\d\d:\d\d:\d\d\+00:00\n", text)
 
 
 @pytest.mark.parametrize(
-    ("count", "told"), [(13, "slices: 13, the 10 worst first; --json has all"),
+    ("count", "expected"), [(13, "slices: 13, the 10 worst first; --json has all"),
                         (10, "slices: 10, the worst first")],
 )  # fmt: skip
-def test_lineage_tells_how_many_slices_it_shows(count: int, told: str) -> None:
+def test_lineage_prints_how_many_slices_it_shows(count: int, expected: str) -> None:
     slices = [
         {"slice": "length", "value": str(n), "rows": 5, "score": n / 20} for n in range(count)
     ]
-    evaluated = _evaluated(
+    evaluated = evaluation_branch(
         EvaluationRecord(
             id=1, version=None, run=1, recipe="toy/animals", base_digest="b", dataset="toy/animals",
             dataset_fingerprint="f", split_fingerprint="s", split="test",
@@ -66,25 +65,25 @@ def test_lineage_tells_how_many_slices_it_shows(count: int, told: str) -> None:
         )
     )  # fmt: skip
     shown = next(one for one in evaluated.below if one.text.startswith("slices"))
-    assert (shown.text, len(shown.below)) == (told, 10)
+    assert (shown.text, len(shown.below)) == (expected, 10)
 
 
-def test_lineage_of_an_imported_version_says_who_began_its_run(
+def test_lineage_of_an_imported_version_names_who_started_its_run(
     run_copy: Run, tmp_path: Path
 ) -> None:
     archive = str(tmp_path / "animals.tar")
     run_copy("adapters", "export", "toy/animals", archive)
     run_copy("adapters", "import", archive, "--name", "toy/others")
-    told = run_copy("lineage", "toy/others").stdout
-    assert "├── imported: " in told
-    assert re.search(r"├── began: \S+ by system:\S+, as run 1\n", told)
+    text = run_copy("lineage", "toy/others").stdout
+    assert "├── imported: " in text
+    assert re.search(r"├── started: \S+ by system:\S+, as run 1\n", text)
 
 
 def test_lineage_json_has_the_parts(run: Run) -> None:
-    told = parsed(run, "lineage", "toy/animals@1")
-    assert told["run"]["number"] == 1
-    assert told["evaluations"][0]["results"]["scores"]["accuracy"]["value"] is not None
-    assert told["dataset"]["license"] == "CC0-1.0"
+    data = parsed(run, "lineage", "toy/animals@1")
+    assert data["run"]["number"] == 1
+    assert data["evaluations"][0]["results"]["scores"]["accuracy"]["value"] is not None
+    assert data["dataset"]["license"] == "CC0-1.0"
 
 
 @pytest.mark.parametrize("what", ["digest", "run/1"])
@@ -95,19 +94,19 @@ def test_lineage_takes_digests_and_runs(run: Run, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [(), ("toy/animals", "--request", "x"), ("toy/../x",), ("sha256:12",), ("run/99",), ("nope",)],
     ids=" ".join,
 )
-def test_lineage_of_nothing_is_wrong_use(run: Run, words: tuple[str, ...]) -> None:
-    result = run("lineage", *words)
+def test_lineage_of_nothing_is_wrong_use(run: Run, args: tuple[str, ...]) -> None:
+    result = run("lineage", *args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Hint: " in result.stderr
 
 
-def test_history_tells_who_what_and_why(run_copy: Run) -> None:
-    words = ("adapters", "promote", "toy/animals@1", "--alias", "trial")
-    run_copy(*words, "--force", "--reason", "a test of it")
+def test_history_prints_actor_event_and_reason(run_copy: Run) -> None:
+    args = ("adapters", "promote", "toy/animals@1", "--alias", "trial")
+    run_copy(*args, "--force", "--reason", "a test of it")
     lines = run_copy("adapters", "history", "toy/animals").stdout
     assert "trial set to 1" in lines
     assert "reason: a test of it" in lines
@@ -124,45 +123,45 @@ def test_history_is_paged(run_copy: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("detail", "words"),
+    ("detail", "expected"),
     [
         ({"alias": "a", "old": None, "new": 1}, "a set to 1"),
         ({"alias": "a", "old": 1, "new": 2, "forced": True}, "a moved from 1 to 2, forced"),
         ({"alias": "a", "old": 2, "new": 1, "kind": "rolled-back"}, "a moved from 2 to 1, rolled"),
-        ({"alias": "a", "old": 2, "new": None, "kind": "dropped"}, "a dropped, which was 2"),
+        ({"alias": "a", "old": 2, "new": None, "kind": "dropped"}, "a removed, pointed to 2"),
         ({"alias": "a", "new": 1, "gate": [{"name": "g", "passed": False}]}, "\ng: NO"),
     ],
 )
-def test_a_move_is_told_in_words(detail: dict[str, Any], words: str) -> None:
+def test_an_alias_move_as_text(detail: dict[str, Any], expected: str) -> None:
     event = EventRecord(
         seq=1, at=utc_now(), actor="x", kind="alias.moved", subject="a/b", detail=detail, hash=""
     )
-    assert words in told(event)
+    assert expected in event_text(event)
 
 
 @pytest.mark.parametrize(
-    ("kind", "detail", "words"),
+    ("kind", "detail", "expected"),
     [
         ("version.signed", {"signed_by": "sha256:" + "a" * 64}, "version 2 signed, signed by"),
         ("version.exported", {"archive": "a.tar"}, "version 2 exported, a.tar"),
         ("version.imported", {}, "version 2 imported"),
     ],
 )
-def test_what_moved_or_signed_a_version_is_told_with_its_number(
-    kind: str, detail: dict[str, Any], words: str
+def test_transfers_and_signatures_as_text_have_the_version_number(
+    kind: str, detail: dict[str, Any], expected: str
 ) -> None:
     event = EventRecord(
         seq=1, at=utc_now(), actor="x", kind=kind, subject="a/b",
         detail={"number": 2, **detail}, hash="",
     )  # fmt: skip
-    assert words in told(event)
+    assert expected in event_text(event)
 
 
-def test_adapters_diff_tells_settings_and_figures(run: Run) -> None:
-    found = parsed(run, "adapters", "diff", "toy/animals", "toy/plurals")
-    differing = {one["name"] for one in found["fields"]}
+def test_adapters_diff_lists_settings_and_figures(run: Run) -> None:
+    data = parsed(run, "adapters", "diff", "toy/animals", "toy/plurals")
+    differing = {one["name"] for one in data["fields"]}
     assert {"version.digest", "dataset.name", "run.recipe"} <= differing
-    figures = {one["name"]: one for one in found["metrics"]}
+    figures = {one["name"]: one for one in data["metrics"]}
     assert figures["test.accuracy"]["same_rows"] is False
 
 
@@ -172,7 +171,7 @@ def test_runs_diff_prints_both_columns(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("figure", "said"),
+    ("figure", "expected"),
     [
         (MetricDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=True), False),
         (MetricDifference("test.accuracy", 0.8, 0.9, 0.1, same_rows=False), True),
@@ -180,11 +179,11 @@ def test_runs_diff_prints_both_columns(run: Run) -> None:
     ],
     ids=["same rows", "different rows", "one side"],
 )
-def test_only_figures_that_both_have_are_said_to_be_of_different_rows(
-    capsys: pytest.CaptureFixture[str], figure: MetricDifference, said: bool
+def test_only_figures_of_both_sides_are_reported_as_of_different_rows(
+    capsys: pytest.CaptureFixture[str], figure: MetricDifference, expected: bool
 ) -> None:
-    _tell(LineageDiff("a/b@1", "a/b@2", (), (figure,)), as_json=False)
-    assert ("different rows" in capsys.readouterr().err) is said
+    print_comparison(LineageDiff("a/b@1", "a/b@2", (), (figure,)), as_json=False)
+    assert ("different rows" in capsys.readouterr().err) is expected
 
 
 def test_runs_diff_takes_runs_as_they_are_printed(run: Run) -> None:
@@ -197,9 +196,9 @@ def test_runs_show_takes_a_run_as_it_is_printed(run: Run) -> None:
     assert parsed(run, "runs", "show", "run/2")["number"] == 2
 
 
-def test_diff_with_itself_says_that_nothing_differs(run: Run) -> None:
+def test_diff_with_itself_finds_no_differences(run: Run) -> None:
     result = run("adapters", "diff", "toy/animals", "toy/animals@1")
-    assert "Nothing differs" in result.stderr
+    assert "No differences" in result.stderr
     assert "+0.000" in result.stdout
 
 
@@ -212,9 +211,9 @@ def test_tag_sets_removes_and_prints(run_copy: Run) -> None:
     assert "b=x=y" in run_copy("adapters", "show", "toy/animals").stdout
 
 
-@pytest.mark.parametrize("words", [("x",), ("X=1",), ("a=1", "--remove", "a"), ("--remove", "z")])
-def test_a_wrong_tag_is_wrong_use(run_copy: Run, words: tuple[str, ...]) -> None:
-    result = run_copy("tag", "toy/animals@1", *words)
+@pytest.mark.parametrize("args", [("x",), ("X=1",), ("a=1", "--remove", "a"), ("--remove", "z")])
+def test_a_wrong_tag_is_wrong_use(run_copy: Run, args: tuple[str, ...]) -> None:
+    result = run_copy("tag", "toy/animals@1", *args)
     assert result.exit_code == 2
     assert "Hint: " in result.stderr
 
@@ -226,26 +225,28 @@ def test_note_is_kept_and_printed(run_copy: Run) -> None:
 
 
 def test_list_where_lists_versions(run: Run) -> None:
-    found = parsed(run, "adapters", "list", "--where", "test.accuracy>=0 and name=animals")
-    assert [one["ref"] for one in found] == ["toy/animals@1"]
-    assert found[0]["score"]["metric"] == "accuracy"
+    data = parsed(run, "adapters", "list", "--where", "test.accuracy>=0 and name=animals")
+    assert [one["ref"] for one in data] == ["toy/animals@1"]
+    assert data[0]["score"]["metric"] == "accuracy"
 
 
 def test_list_where_is_paged(run: Run) -> None:
-    words = ("adapters", "list", "--where", "domain=toy", "--limit", "2")
-    result = run(*words)
+    args = ("adapters", "list", "--where", "domain=toy", "--limit", "2")
+    result = run(*args)
     assert len(result.stdout.splitlines()) == 3
     after = result.stderr.rpartition("--after ")[2].rstrip(".\n")
-    assert [one["ref"] for one in parsed(run, *words, "--after", after)] == ["toy/animals@1"]
+    assert [one["ref"] for one in parsed(run, *args, "--after", after)] == ["toy/animals@1"]
 
 
-def test_list_where_asks_until_its_page_is_full(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_where_queries_until_its_page_is_full(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(search, "SCAN_LIMIT", 1)
-    found = parsed(run, "adapters", "list", "--where", "not name=prices")
-    assert [one["ref"] for one in found] == ["toy/plurals@1", "toy/animals@1"]
+    data = parsed(run, "adapters", "list", "--where", "not name=prices")
+    assert [one["ref"] for one in data] == ["toy/plurals@1", "toy/animals@1"]
 
 
-def test_list_where_tells_the_position_of_a_mistake(run: Run) -> None:
+def test_list_where_reports_the_position_of_a_mistake(run: Run) -> None:
     result = run("adapters", "list", "--where", "domain=toy and nme=x")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "at character 16: there is no field 'nme'" in result.stderr
@@ -264,8 +265,8 @@ def test_runs_are_paged_by_number(run: Run) -> None:
     assert [one["number"] for one in parsed(run, "runs", "list", "--before", "3")] == [2, 1]
 
 
-def test_recipe_without_a_run_is_told_as_such(run: Run) -> None:
-    assert run("runs", "list", "--recipe", "nope/x").stderr == "No such run.\n"
+def test_recipe_without_a_run_prints_a_note(run: Run) -> None:
+    assert run("runs", "list", "--recipe", "nope/x").stderr == "No matching run.\n"
 
 
 def test_removed_versions_are_listed_with_their_reason(run_copy: Run) -> None:

@@ -1,10 +1,9 @@
-"""The command line: one file a noun, over :class:`~trunkline.api.Platform`.
+"""The command line: one module per noun, over :class:`~trunkline.api.Platform`.
 
-Owns: words, tables, progress, exit codes. Must not know: how anything is done. Nothing heavy is
-imported before a command runs: click alone is enough for every ``--help``.
-
-``command`` holds the kinds of commands, ``root`` the program, ``tell`` what an error becomes,
-``options`` the global options, ``output`` and ``progress`` what is written where.
+``root`` holds the program and its global options, ``command`` the click classes, ``output`` and
+``progress`` what is written on stdout and stderr, ``errors`` how exceptions are reported, and
+``client`` the choice between this process and a running server. Commands may import every layer
+below; until a command runs, only click is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ def main() -> None:
     from trunkline.threads import limit_spinning
 
     limit_spinning()
-    if sys.stdout is None:  # it was closed; no database may get its number
+    # A stream that was closed at the start gets a file, so that no database reuses its number.
+    if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -1,17 +1,20 @@
-"""``trunkline adapters``: what was trained, how it was evaluated, and what is live."""
+"""``trunkline adapters``: list, show, verify and remove versions, and print their model cards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.command import Group
-from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.command import Example, Group
+from trunkline.cli.eval import print_evaluation_report, score_text
 from trunkline.cli.output import (
     bytes_text,
+    counted,
     heading,
     json_option,
     moment,
@@ -22,46 +25,35 @@ from trunkline.cli.output import (
     print_table,
     short_digest,
 )
-from trunkline.cli.report_view import print_evaluation_report, standing_text
+from trunkline.cli.root import GlobalOptions, limit_option, pass_options
 from trunkline.errors import TrunklineError, UsageError
-from trunkline.refs import Ref
+from trunkline.refs import EXAMPLE, Ref
 
 if TYPE_CHECKING:
+    from trunkline.adapters.gc import VerifyResult
     from trunkline.api import Platform
     from trunkline.registry.records import AdapterRecord, VersionRecord
     from trunkline.registry.search import Page
 
-_SISTERS = 50
-
-limit_option = click.option(
-    "--limit",
-    type=click.IntRange(min=1, max=10_000),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="List so many at most.",
-)
+_OTHER_VERSIONS = 50
 
 
 @click.group(
     cls=Group,
-    short_help="What was trained, how it was evaluated, what is live.",
+    short_help="Trained adapters: versions, evaluations, aliases.",
     lazy={
-        "promote": "trunkline.cli.promoting:promote",
-        "rollback": "trunkline.cli.promoting:rollback",
-        "unalias": "trunkline.cli.promoting:unalias",
-        "history": "trunkline.cli.history:history",
-        "diff": "trunkline.cli.diff:adapters_diff",
-        "card": "trunkline.cli.card:card",
-        "verify": "trunkline.cli.upkeep:verify",
-        "rm": "trunkline.cli.upkeep:rm",
-        "export": "trunkline.cli.moving:export",
-        "import": "trunkline.cli.importing:import_",
-        "sign": "trunkline.cli.moving:sign",
+        "promote": "trunkline.cli.promote:promote",
+        "rollback": "trunkline.cli.promote:rollback",
+        "unalias": "trunkline.cli.promote:unalias",
+        "history": "trunkline.cli.promote:history",
+        "diff": "trunkline.cli.lineage:adapters_diff",
+        "export": "trunkline.cli.adapter_files:export",
+        "import": "trunkline.cli.adapter_files:import_",
+        "sign": "trunkline.cli.adapter_files:sign",
     },
 )
 def adapters() -> None:
-    """Adapters: the trained versions, their evaluations and their aliases."""
+    """Trained adapters: their versions, evaluations and aliases."""
 
 
 @adapters.command(
@@ -73,109 +65,114 @@ def adapters() -> None:
 )
 @click.option(
     "--where",
-    metavar="SEARCH",
-    help='List the versions that meet this, newest first: "test.accuracy>0.8 and alias=champion".',
+    metavar="QUERY",
+    help="List the matching versions instead, newest first: "
+    '"test.accuracy>0.8 and alias=champion".',
 )
-@click.option("--removed", is_flag=True, help="List the versions that were removed, and why.")
-@click.option("--after", metavar="REF", help="Only what comes behind this one, for the next page.")
+@click.option("--removed", is_flag=True, help="List the removed versions, and why.")
+@click.option("--after", metavar="REF", help="Start after this one, for the next page.")
 @limit_option
 @json_option
-@with_globals
+@pass_options
 def list_(
-    said: Globals, where: str | None, removed: bool, after: str | None, limit: int, as_json: bool
+    options: GlobalOptions,
+    where: str | None,
+    removed: bool,
+    after: str | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """List the adapters with the score and the verdict of their newest version.
 
-    With --where, versions are listed instead: fields are domain, name, adapter, task, version,
+    With --where, versions are listed instead. Fields are domain, name, adapter, task, version,
     newest, alias, base, dataset, license, run, created and others, tag.KEY, and figures such as
-    test.accuracy or test.accuracy.low; joined by and, or, not and brackets.
+    test.accuracy or test.accuracy.low. Combine them with and, or, not and parentheses.
     """
     if where is not None and removed:
-        raise UsageError("--where and --removed can't be combined.", "Say one of the two.")
-    registry = said.platform.registry
-    behind = None if after is None else Ref.parse(after)
+        raise UsageError("--where and --removed can't be combined.", "Use one of them.")
+    registry = options.platform.registry
+    start = None if after is None else Ref.parse(after)
     if where is not None:
-        found, last = _gathered(partial(registry.versions.search, where), limit, behind)
-        _list_found(found, last, as_json)
+        versions, end = _collect(partial(registry.versions.search, where), limit, start)
+        _list_versions(versions, as_json)
     elif removed:
-        found, last = _gathered(registry.versions.list_removed, limit, behind)
-        _list_removed(found, last, as_json)
+        versions, end = _collect(registry.versions.list_removed, limit, start)
+        _list_removed(versions, as_json)
     else:
-        _list_adapters(
-            registry.adapters.list(limit=limit + 1, after=behind, scored=True), limit, as_json
-        )
+        records = registry.adapters.list(limit=limit + 1, after=start, scored=True)
+        _list_adapters(records[:limit], as_json)
+        end = records[limit - 1].ref if len(records) > limit else None
+    if end is not None:
+        note(f"There may be more: --after {end}.")
 
 
-def _gathered(
-    ask: Callable[..., Page], limit: int, after: Ref | None
+def _collect(
+    query: Callable[..., Page], limit: int, after: Ref | None
 ) -> tuple[list[VersionRecord], Ref | None]:
-    """So many versions, out of as many queries as it takes, and where the next page begins."""
-    found: list[VersionRecord] = []
+    """Up to ``limit`` versions from as many queries as needed, and where the next page begins."""
+    versions: list[VersionRecord] = []
     while True:
-        page = ask(limit=limit - len(found), after=after)
-        found += page.versions
+        page = query(limit=limit - len(versions), after=after)
+        versions += page.versions
         after = page.next
-        if after is None or len(found) == limit:
-            return found, after
+        if after is None or len(versions) == limit:
+            return versions, after
 
 
-def _list_adapters(found: Sequence[AdapterRecord], limit: int, as_json: bool) -> None:
-    page = found[:limit]
+def _list_adapters(records: Sequence[AdapterRecord], as_json: bool) -> None:
     if as_json:
-        print_json([{"adapter": str(one.ref), **plain(one), **_scored(one)} for one in page])
-    elif page:
+        print_json(
+            [{"adapter": str(one.ref), **plain(one), **_score_fields(one)} for one in records]
+        )
+    elif records:
         print_table(
-            ["adapter", "task", "newest", "aliases", "its score", "baseline"],
+            ["adapter", "task", "newest", "aliases", "score", "vs. baseline"],
             [
                 (
                     one.ref,
                     one.task,
                     f"{one.newest} of {one.versions}",
                     ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()) or "-",
-                    standing_text(one.score),
+                    score_text(one.score),
                     one.score.verdict if one.score else "-",
                 )
-                for one in page
+                for one in records
             ],
-            fold=("aliases", "its score"),
+            fold=("aliases", "score", "vs. baseline"),
         )
     else:
-        note("No adapter yet: `trunkline recipes list`, then `trunkline train RECIPE`.")
-    if len(found) > limit:
-        note(f"There are more: --after {page[-1].ref}, or a higher --limit.")
+        note("No adapters yet: `trunkline recipes list`, then `trunkline train RECIPE`.")
 
 
-def _list_found(found: Sequence[VersionRecord], behind: Ref | None, as_json: bool) -> None:
+def _list_versions(versions: Sequence[VersionRecord], as_json: bool) -> None:
     if as_json:
-        print_json([{"ref": str(one.ref), **plain(one)} for one in found])
-    elif found:
+        print_json([{"ref": str(one.ref), **plain(one)} for one in versions])
+    elif versions:
         print_table(
-            ["version", "task", "created", "aliases", "score", "baseline"],
+            ["version", "task", "created", "aliases", "score", "vs. baseline"],
             [
                 (
                     one.ref,
                     one.task,
                     moment(one.created),
                     ", ".join(one.aliases) or "-",
-                    standing_text(one.score),
+                    score_text(one.score),
                     one.score.verdict if one.score else "-",
                 )
-                for one in found
+                for one in versions
             ],
-            fold=("aliases", "score"),
+            fold=("created", "aliases", "score", "vs. baseline"),
         )
     else:
-        note("No version meets that.")
-    if behind is not None:
-        note(f"There may be more: --after {behind}.")
+        note("No version matches.")
 
 
-def _list_removed(found: Sequence[VersionRecord], behind: Ref | None, as_json: bool) -> None:
+def _list_removed(versions: Sequence[VersionRecord], as_json: bool) -> None:
     if as_json:
-        print_json([{"ref": str(one.ref), **plain(one)} for one in found])
-    elif found:
+        print_json([{"ref": str(one.ref), **plain(one)} for one in versions])
+    elif versions:
         print_table(
-            ["version", "digest", "created", "removed", "because"],
+            ["version", "digest", "created", "removed", "reason"],
             [
                 (
                     one.ref,
@@ -184,41 +181,36 @@ def _list_removed(found: Sequence[VersionRecord], behind: Ref | None, as_json: b
                     moment(one.removed) if one.removed else "-",
                     one.removal_reason or "-",
                 )
-                for one in found
+                for one in versions
             ],
-            fold=("because",),
+            fold=("created", "removed", "reason"),
         )
     else:
         note("No version was removed.")
-    if behind is not None:
-        note(f"There may be more: --after {behind}.")
 
 
-def _scored(one: AdapterRecord) -> dict[str, object]:
-    """The standing in the words of a evaluation."""
-    standing = one.score
+def _score_fields(record: AdapterRecord) -> dict[str, object]:
+    """The score with the field names of an evaluation report."""
+    score = record.score
     return {
-        "metric": standing and standing.metric,
-        "score": standing and {"value": standing.value, "low": standing.low, "high": standing.high},
-        "verdict": standing and standing.verdict,
+        "metric": score and score.metric,
+        "score": score and {"value": score.value, "low": score.low, "high": score.high},
+        "verdict": score and score.verdict,
     }
 
 
-@adapters.command(
-    "show",
-    example="trunkline adapters show finance/naics-sector@2",
-)
+@adapters.command("show", example="trunkline adapters show finance/naics-sector@2")
 @click.argument("ref")
 @json_option
-@with_globals
-def show(said: Globals, ref: str, as_json: bool) -> None:
-    """Show one version: its identity, origin and evaluation; and its sisters."""
-    version = said.version(ref)
-    platform = said.platform
-    found = platform.registry.versions.list(
-        version.domain, version.name, limit=_SISTERS + 1, scored=True
+@pass_options
+def show(options: GlobalOptions, ref: str, as_json: bool) -> None:
+    """Show a version's identity, origin and evaluation, and the adapter's other versions."""
+    version = options.version(ref)
+    platform = options.platform
+    records = platform.registry.versions.list(
+        version.domain, version.name, limit=_OTHER_VERSIONS + 1, scored=True
     )
-    versions = found[:_SISTERS]
+    versions = records[:_OTHER_VERSIONS]
     tags = platform.registry.tags.get(str(version.ref)).tags
     evaluated = platform.evaluation_report(version)
     folder = platform.store.location(version)
@@ -261,19 +253,19 @@ def show(said: Globals, ref: str, as_json: bool) -> None:
         from trunkline.promotion import no_dataset_error
         from trunkline.registry.lookup import CHAMPION
 
-        why = no_dataset_error(version)
+        error = no_dataset_error(version)
         live = CHAMPION in version.aliases
-        note(why.message if live else f"{why.message} {why.hint}")
+        note(error.message if live else f"{error.message} {error.hint}")
     else:
         note(f"Not evaluated yet: `trunkline eval {version.ref}`.")
     heading("Versions")
     _print_versions(versions)
-    if len(found) > len(versions):
+    if len(records) > len(versions):
         note(f'There are more: trunkline adapters list --where "adapter={version.ref.adapter}".')
 
 
 def _damage(platform: Platform, version: VersionRecord) -> str | None:
-    """What is wrong with the artifact's files, if anything is."""
+    """What is wrong with the artifact's files, or None."""
     try:
         platform.store.fetch(version)
     except TrunklineError as error:
@@ -283,18 +275,161 @@ def _damage(platform: Platform, version: VersionRecord) -> str | None:
 
 def _print_versions(versions: Sequence[VersionRecord]) -> None:
     print_table(
-        ["version", "digest", "created", "aliases", "score", "baseline"],
+        ["version", "digest", "created", "aliases", "score", "vs. baseline"],
         [
             (
                 one.number,
                 short_digest(one.digest),
                 moment(one.created),
                 ", ".join(one.aliases) or "-",
-                standing_text(one.score),
+                score_text(one.score),
                 one.score.verdict if one.score else "-",
             )
             for one in versions
         ],
         right=("version",),
-        fold=("aliases", "score"),
+        fold=("created", "aliases", "score", "vs. baseline"),
     )
+
+
+@adapters.command("card", example="trunkline adapters card retail/department")
+@click.argument("ref")
+@click.option("--write", is_flag=True, help="Also save it as the version's README.md.")
+@json_option
+@pass_options
+def card(options: GlobalOptions, ref: str, write: bool, as_json: bool) -> None:
+    """Print a version's model card, made from its current lineage.
+
+    The card has the format of the Hugging Face Hub: a metadata block and Markdown. Fields that
+    only people can fill in read NOT PROVIDED. The card is not part of the version's identity.
+    """
+    version = options.version(ref)
+    platform = options.platform
+    text = platform.store.render_card(version)
+    if write:
+        platform.store.update_card(version)
+        note(f"Saved as README.md of {version.ref}.")
+    if as_json:
+        print_json({"adapter": str(version.ref), "digest": version.digest, "card": text})
+    else:
+        click.echo(text, nl=False)
+
+
+# -------------------------------------------------------------------------- verify and remove
+
+
+@adapters.command("verify", example="trunkline adapters verify --all")
+@click.argument("ref", required=False)
+@click.option("--all", "all_versions", is_flag=True, help="Every version in the store.")
+@click.option(
+    "--require-signature",
+    is_flag=True,
+    help="Count a version without a trusted signature as damaged.  [default: as trunkline.toml "
+    "says]",
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A trusted public key; may be repeated.  [default: the keys in trunkline.toml]",
+)
+@json_option
+@pass_options
+def verify(
+    options: GlobalOptions,
+    ref: str | None,
+    all_versions: bool,
+    require_signature: bool,
+    keys: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Recompute the digests of a version's files in the store.
+
+    The exit code is 1 if a version is damaged. Card and signature are not part of a version's
+    identity and may be rewritten, which is only reported; a changed provenance is damage.
+    """
+    if (ref is None) != all_versions:
+        raise UsageError(
+            "Name one version, or pass --all.",
+            f"`trunkline adapters verify {EXAMPLE}`, or `… verify --all`.",
+        )
+    verdicts = []
+    for verdict in _verdicts(options, ref, require_signature or bool(keys), keys):
+        verdicts.append(verdict)
+        if not as_json:
+            _print_verdict(verdict)
+    damaged = sum(verdict.damage is not None for verdict in verdicts)
+    if as_json:
+        print_json(verdicts)
+    elif all_versions:
+        note(
+            f"{damaged} of {counted(len(verdicts), 'version')} "
+            f"{'is' if damaged == 1 else 'are'} damaged."
+            if damaged
+            else f"{counted(len(verdicts), 'version')}, none damaged."
+        )
+    if damaged:
+        default = "Restore the files from a copy, or train again."
+        hints = {one.hint or default: None for one in verdicts if one.damage is not None}
+        for hint in hints:
+            note(f"Hint: {hint}")
+        sys.exit(1)
+
+
+def _verdicts(
+    options: GlobalOptions, ref: str | None, require_signature: bool, keys: tuple[Path, ...]
+) -> Iterator[VerifyResult]:
+    platform = options.platform
+    if ref is not None:
+        version = options.version(ref)
+        yield platform.verify(version, require_signature=require_signature, keys=keys)
+        return
+    from trunkline.cli.progress import working
+
+    total = platform.registry.artifacts.count()
+    with working("versions") as listener:
+        listener.stage("verifying")
+        for done, version in enumerate(platform.registry.artifacts.iter_visible(), 1):
+            yield platform.verify(version, require_signature=require_signature, keys=keys)
+            listener.progress(done, max(done, total), {})
+
+
+def _print_verdict(verdict: VerifyResult) -> None:
+    state = "ok     " if verdict.damage is None else "DAMAGED"
+    signed = f"  signed by {verdict.signed_by}" if verdict.signed_by else ""
+    click.echo(f"{state}  {verdict.version}{signed}")
+    for line in (*((verdict.damage,) if verdict.damage else ()), *verdict.remarks):
+        click.echo(f"         {line}")
+
+
+@adapters.command(
+    "rm",
+    example=(
+        Example(
+            'trunkline adapters rm finance/naics-sector@1 --reason "trained on the wrong year"',
+            "writes",
+        ),
+        Example('trunkline adapters rm medical/icd10-chapter@2 --reason "old"', "fails"),
+    ),
+)
+@click.argument("ref")
+@click.option("--reason", required=True, metavar="TEXT", help="Why; recorded permanently.")
+@json_option
+@pass_options
+def rm(options: GlobalOptions, ref: str, reason: str, as_json: bool) -> None:
+    """Delete a version's files permanently; its lineage stays in the registry.
+
+    Name the version by its number or digest. Refused while an alias points to it or a running
+    server has it loaded.
+    """
+    removed = options.platform.remove_version(ref, reason)
+    if as_json:
+        print_json({"removed": str(removed.version.ref), "files_kept": removed.files_kept})
+        return
+    click.echo(
+        f"{removed.version.ref} is removed. Its lineage stays, and its number is not reused."
+    )
+    if removed.files_kept:
+        note(f"Its files still exist ({removed.files_kept}); `trunkline gc` deletes them later.")

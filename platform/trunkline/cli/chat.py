@@ -1,4 +1,4 @@
-"""``trunkline chat``: a talk in which the adapter may be swapped between two sentences."""
+"""``trunkline chat``: a conversation in which you can switch between adapters."""
 
 from __future__ import annotations
 
@@ -10,71 +10,72 @@ from typing import Any
 
 import click
 
-from trunkline.cli.answering import Client, Voice, answering
+from trunkline.cli.client import Client, Model, open_client
 from trunkline.cli.command import Command
-from trunkline.cli.errors import tell
-from trunkline.cli.generate import sampling_options
-from trunkline.cli.options import Globals, url_option, with_globals
+from trunkline.cli.errors import report
 from trunkline.cli.output import note, print_table
-from trunkline.cli.predict import chance_text, likeliest, value_text
+from trunkline.cli.predict import likeliest, probability_text, sampling_options, value_text
+from trunkline.cli.root import GlobalOptions, pass_options, url_option
 from trunkline.errors import NotFoundError, TrunklineError
 from trunkline.refs import BASE
 
 HELP = {
-    "/use REF": "let another adapter answer from here on; the talk goes on",
-    "/base": "let the bare base answer",
+    "/use REF": "switch to another adapter; the conversation continues",
+    "/base": "switch to the bare base",
     "/adapters": "list the adapters",
-    "/reset": "forget the talk",
-    "/help": "show this",
+    "/reset": "start a new conversation",
+    "/help": "show this help",
     "/quit": "end (or Ctrl-D)",
 }
 
 
 @dataclass
-class Talk:
-    """What was said, and who answers next."""
+class Conversation:
+    """The messages so far, and the model that answers next."""
 
     client: Client
     sampling: dict[str, Any]
-    voice: Voice = field(default_factory=Voice)
+    model: Model = field(default_factory=Model)
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def use(self, ref: str) -> None:
-        """Swap the voice; what was said stays. Raises before anything changes."""
-        self.voice = self.client.find(ref)
+        """Switch the model and keep the messages. On an error, nothing changes."""
+        self.model = self.client.resolve(ref)
 
     def answer(self, line: str) -> None:
-        """Write the answer to a line on stdout, and remember both if it is part of the talk."""
-        if not self.voice.generates:
-            answer = self.client.predict(self.voice, [line])[0]
+        """Write the answer to a line on stdout.
+
+        Generated answers become part of the conversation; labels and numbers don't.
+        """
+        if not self.model.generates:
+            answer = self.client.predict(self.model, [line])[0]
             if answer.value is not None:
                 click.echo(value_text(answer))
             else:
-                label, chance = next(iter(likeliest(answer, 1).items()))
-                click.echo(f"{label}  {chance_text(chance)}")
+                label, probability = next(iter(likeliest(answer, 1).items()))
+                click.echo(f"{label}  {probability_text(probability)}")
             return
-        asked = {"role": "user", "content": line}
+        message = {"role": "user", "content": line}
+        messages = [*self.messages, message]
         text, finish = "", None
-        with closing(self.client.stream(self.voice, [*self.messages, asked], self.sampling)) as (
-            pieces
-        ):
+        with closing(self.client.stream(self.model, messages, self.sampling)) as chunks:
             try:
-                for piece in pieces:
-                    text += piece.text
-                    finish = piece.finish or finish
-                    click.echo(piece.text, nl=False)
+                for chunk in chunks:
+                    text += chunk.text
+                    finish = chunk.finish or finish
+                    click.echo(chunk.text, nl=False)
             finally:
                 if text or finish:
                     click.echo()
         if finish == "length":
-            note("(cut off; --max-new-tokens allows more)")
-        self.messages += [asked, {"role": "assistant", "content": text}]
+            note("(truncated; --max-new-tokens raises the limit)")
+        self.messages += [message, {"role": "assistant", "content": text}]
 
 
 @click.command(
     "chat",
     cls=Command,
-    short_help="Talk, and swap adapters in the middle of the talk.",
+    short_help="Chat, and switch adapters in the conversation.",
     example=(
         "trunkline chat <<'END'\n"
         "What is the capital of France?\n"
@@ -88,32 +89,32 @@ class Talk:
 @click.argument("ref", required=False)
 @sampling_options
 @url_option
-@with_globals
-def chat(said: Globals, /, ref: str | None, url: str | None, **sampling: Any) -> None:
-    """Talk with the base or an adapter, and swap adapters in the middle of the talk."""
-    with answering(said, url) as client:
-        _talk(Talk(client, sampling), ref or BASE)
+@pass_options
+def chat(options: GlobalOptions, /, ref: str | None, url: str | None, **sampling: Any) -> None:
+    """Chat with the base or an adapter; `/use REF` switches the adapter in the conversation."""
+    with open_client(options, url) as client:
+        _run(Conversation(client, sampling), ref or BASE)
 
 
-def _talk(talk: Talk, ref: str) -> None:
-    talk.use(ref)
+def _run(conversation: Conversation, ref: str) -> None:
+    conversation.use(ref)
     interactive = sys.stdin.isatty()
     if interactive:
         note("/help lists the commands.")
-    for line in _lines(talk, interactive):
+    for line in _lines(conversation, interactive):
         try:
             if line.startswith("/"):
-                if not _command(talk, line):
+                if not _command(conversation, line):
                     return
             else:
-                talk.answer(line)
+                conversation.answer(line)
         except TrunklineError as error:
-            tell(error)
+            report(error)
         except KeyboardInterrupt:
             note("(stopped)")
 
 
-def _lines(talk: Talk, interactive: bool) -> Iterator[str]:
+def _lines(conversation: Conversation, interactive: bool) -> Iterator[str]:
     if not interactive:
         for line in sys.stdin:
             if line.strip():
@@ -123,7 +124,7 @@ def _lines(talk: Talk, interactive: bool) -> Iterator[str]:
 
     while True:
         try:
-            line = input(f"{talk.voice.name}> ").strip()
+            line = input(f"{conversation.model.name}> ").strip()
         except EOFError:
             click.echo(err=True)
             return
@@ -131,32 +132,32 @@ def _lines(talk: Talk, interactive: bool) -> Iterator[str]:
             yield line
 
 
-def _command(talk: Talk, line: str) -> bool:
-    """Obey a line that begins with a slash; False ends the talk."""
-    word, _, rest = line.partition(" ")
-    if word == "/use":
-        talk.use(rest.strip())
-    elif word == "/base":
-        talk.use(BASE)
-    elif word == "/adapters":
-        _list_adapters(talk)
-    elif word == "/reset":
-        talk.messages.clear()
-        note("The talk is forgotten.")
-    elif word == "/help":
+def _command(conversation: Conversation, line: str) -> bool:
+    """Run a slash command; False ends the conversation."""
+    name, _, argument = line.partition(" ")
+    if name == "/use":
+        conversation.use(argument.strip())
+    elif name == "/base":
+        conversation.use(BASE)
+    elif name == "/adapters":
+        _list_adapters(conversation)
+    elif name == "/reset":
+        conversation.messages.clear()
+        note("Started a new conversation.")
+    elif name == "/help":
         for command, meaning in HELP.items():
             note(f"{command:10} {meaning}")
-    elif word == "/quit":
+    elif name == "/quit":
         return False
     else:
         raise NotFoundError.named(
-            "command", word, [command.split()[0] for command in HELP], "/help lists them."
+            "command", name, [command.split()[0] for command in HELP], "/help lists them."
         )
     return True
 
 
-def _list_adapters(talk: Talk) -> None:
-    found = talk.client.adapters()
-    if not found:
-        note("No adapter yet: `trunkline train RECIPE`.")
-    print_table(["", ""], found)
+def _list_adapters(conversation: Conversation) -> None:
+    adapters = conversation.client.adapters()
+    if not adapters:
+        note("No adapters yet: `trunkline train RECIPE`.")
+    print_table(["", ""], adapters)

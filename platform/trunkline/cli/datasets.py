@@ -1,13 +1,15 @@
-"""``trunkline datasets``: what the plugins bring to train on, and how it is split."""
+"""``trunkline datasets``: the data sets of the plugins, their parts, and Croissant descriptions."""
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.command import Group
-from trunkline.cli.options import Globals, with_globals
+from trunkline.cli.command import Example, Group
 from trunkline.cli.output import (
     counts,
     heading,
@@ -18,6 +20,8 @@ from trunkline.cli.output import (
     print_table,
 )
 from trunkline.cli.progress import working
+from trunkline.cli.root import GlobalOptions, pass_options
+from trunkline.errors import UsageError
 
 if TYPE_CHECKING:
     from trunkline.contracts import DatasetSpec
@@ -26,47 +30,37 @@ if TYPE_CHECKING:
 _LABELS = 30
 
 
-@click.group(
-    cls=Group,
-    short_help="What the plugins bring to train on.",
-    lazy={"croissant": "trunkline.cli.card:croissant"},
-)
+@click.group(cls=Group, short_help="The plugins' data sets.")
 def datasets() -> None:
-    """Data sets: named rows with a license, a source and a way of splitting them."""
+    """Data sets: named rows with a license, a source and a rule for splitting them."""
 
 
-@datasets.command(
-    "list",
-    example="trunkline datasets list",
-)
+@datasets.command("list", example="trunkline datasets list")
 @json_option
-@with_globals
-def list_(said: Globals, as_json: bool) -> None:
+@pass_options
+def list_(options: GlobalOptions, as_json: bool) -> None:
     """List the data sets of all plugins."""
-    found = said.with_plugins.catalog.datasets()
+    specs = options.with_plugins.catalog.datasets()
     if as_json:
-        print_json([_described(spec) for spec in found])
+        print_json([_spec_fields(spec) for spec in specs])
         return
-    if not found:
-        note("No plugin brings a data set: `trunkline plugins list`.")
+    if not specs:
+        note("No plugin has a data set: `trunkline plugins list`.")
         return
     print_table(
         ["dataset", "task", "description"],
-        [(one.name, one.task, one.description) for one in found],
+        [(spec.name, spec.task, spec.description) for spec in specs],
         fold=("description",),
     )
 
 
-@datasets.command(
-    "show",
-    example="trunkline datasets show retail/department",
-)
+@datasets.command("show", example="trunkline datasets show retail/department")
 @click.argument("name")
 @json_option
-@with_globals
-def show(said: Globals, name: str, as_json: bool) -> None:
-    """Read a data set and show its origin, what is left out, its parts, labels and some rows."""
-    platform = said.with_plugins
+@pass_options
+def show(options: GlobalOptions, name: str, as_json: bool) -> None:
+    """Read a data set; show its origin, dropped rows, parts, labels and some examples."""
+    platform = options.with_plugins
     platform.catalog.dataset(name)
     with working() as listener:
         listener.stage(f"reading {name}")
@@ -74,7 +68,7 @@ def show(said: Globals, name: str, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                **_described(report.spec),
+                **_spec_fields(report.spec),
                 "fingerprint": report.prepared.fingerprint,
                 "split_fingerprint": report.prepared.split.fingerprint,
                 **report.prepared.report.to_json(),
@@ -87,7 +81,7 @@ def show(said: Globals, name: str, as_json: bool) -> None:
 
 
 def _print_report(report: DatasetReport) -> None:
-    spec, counted = report.spec, report.prepared.report
+    spec, rows = report.spec, report.prepared.report
     print_fields(
         [
             ("dataset", spec.name),
@@ -98,17 +92,17 @@ def _print_report(report: DatasetReport) -> None:
             ("group", spec.grouping),
             ("slices", ", ".join(spec.slices) or None),
             ("fingerprint", report.prepared.fingerprint),
-            ("rows", f"{counted.read:,} read, {counted.kept:,} kept"),
-            ("dropped", counts(counted.dropped) or None),
-            ("duplicates", f"{counted.duplicated:,} (same text and target; dropped)"),
-            ("label conflicts", f"{counted.label_conflicts:,} (same text, another target; kept)"),
-            ("near-duplicates", f"{counted.near_duplicates:,} test rows have one in train"),
+            ("rows", f"{rows.read:,} read, {rows.kept:,} kept"),
+            ("dropped", counts(rows.dropped) or None),
+            ("duplicates", f"{rows.duplicated:,} (same text and target; dropped)"),
+            ("label conflicts", f"{rows.label_conflicts:,} (same text, another target; kept)"),
+            ("near-duplicates", f"{rows.near_duplicates:,} test rows have one in train"),
         ]
     )
     heading("Parts")
     print_table(
         ["part", "rows", "groups"],
-        [(part, f"{rows:,}", f"{counted.groups[part]:,}") for part, rows in counted.parts.items()],
+        [(part, f"{count:,}", f"{rows.groups[part]:,}") for part, count in rows.parts.items()],
         right=("rows", "groups"),
     )
     if report.labels:
@@ -129,6 +123,74 @@ def _print_report(report: DatasetReport) -> None:
     )
 
 
-def _described(spec: DatasetSpec) -> dict[str, object]:
+def _spec_fields(spec: DatasetSpec) -> dict[str, object]:
     names = ("name", "description", "task", "unit", "license", "source", "grouping", "slices")
     return {name: getattr(spec, name) for name in names}
+
+
+@datasets.command(
+    "croissant",
+    example=Example(
+        "trunkline datasets croissant retail/department --output department.json --rows rows.jsonl",
+        "writes",
+    ),
+)
+@click.argument("name")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the description to this file.  [default: stdout]",
+)
+@click.option(
+    "--rows",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write the rows that it describes.",
+)
+@json_option
+@pass_options
+def croissant(
+    options: GlobalOptions, name: str, output: Path | None, rows: Path | None, as_json: bool
+) -> None:
+    """Describe a data set in MLCommons' Croissant format, which is JSON.
+
+    Without --output the description goes to stdout; with it, --json prints what was written.
+
+    The description covers the rows before a recipe's own cleaning steps. Each artifact contains
+    one of the rows that it was trained on. Unknown values read NOT PROVIDED.
+    """
+    from trunkline.data.croissant import croissant_of, row_lines
+
+    platform = options.with_plugins
+    platform.catalog.dataset(name)
+    with working() as listener:
+        listener.stage(f"reading {name}")
+        report = platform.dataset_report(name)
+    prepared = report.prepared
+    description = croissant_of(report.spec, prepared.split, prepared.fingerprint)
+    digest = description["distribution"][0]["sha256"]
+    if rows is not None:
+        _write(rows, b"".join(row_lines(prepared.split)))
+        note(f"{rows}: sha256 {digest}")
+    if output is None:
+        print_json(description)
+        return
+    _write(output, f"{json.dumps(description, indent=2, ensure_ascii=False)}\n".encode())
+    note(f"{output}: {name}, {prepared.report.kept:,} rows")
+    if as_json:
+        print_json({"dataset": name, "output": output, "rows": rows, "sha256": digest})
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file completely, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(
+            f"{str(path)!r} can't be written: {error.strerror or error}.",
+            "Name a file in a folder that exists and that you may write to.",
+        ) from error

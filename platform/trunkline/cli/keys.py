@@ -1,4 +1,4 @@
-"""``trunkline keys``: who may ask the server, for which adapters, and until when."""
+"""``trunkline keys``: API keys of the server's clients: create, list, remove."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from trunkline.cli.command import Example, Group
-from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, moment, note, plain, print_json, print_table
+from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ _SPAN = re.compile(r"([1-9][0-9]{0,5})([hdw])", re.ASCII)
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
-@click.group(cls=Group, short_help="Who may ask the server, and for what.")
+@click.group(cls=Group, short_help="API keys of the server's clients.")
 def keys() -> None:
-    """Keys of the server's clients; only a hash of each is kept."""
+    """API keys of the server's clients; only a hash of each is stored."""
 
 
 @keys.command(
@@ -35,23 +35,26 @@ def keys() -> None:
     "adapters",
     metavar="PATTERN",
     multiple=True,
-    help="May be used: domain/name, 'domain/*', base or '*'; may be repeated.  [default: '*']",
+    help="An allowed adapter: domain/name, 'domain/*', base or '*'; may be repeated.  "
+    "[default: '*']",
 )
-@click.option("--admin", is_flag=True, help="Opens the admin routes too.")
-@click.option("--expires", metavar="SPAN", help="End after 12h, 30d or 4w.  [default: never]")
+@click.option("--admin", is_flag=True, help="Also allow the admin routes.")
+@click.option("--expires", metavar="SPAN", help="Expire after 12h, 30d or 4w.  [default: never]")
 @json_option
-@with_globals
+@pass_options
 def create(
-    said: Globals,
+    options: GlobalOptions,
     owner: str,
     adapters: tuple[str, ...],
     admin: bool,
     expires: str | None,
     as_json: bool,
 ) -> None:
-    """Make a key for OWNER and print it, alone on stdout; it can't be shown again."""
-    until = None if expires is None else _end_of(expires)
-    record, secret = said.platform.registry.keys.create(owner, adapters, admin=admin, expires=until)
+    """Create a key for OWNER and print it, alone on stdout; it can't be shown again."""
+    expiry = None if expires is None else _expiry(expires)
+    record, secret = options.platform.registry.keys.create(
+        owner, adapters, admin=admin, expires=expiry
+    )
     if as_json:
         print_json({**plain(record), "key": secret})
         return
@@ -63,24 +66,21 @@ def create(
         ("expires", moment(record.expires) if record.expires else "never"),
     ):
         note(f"{name:8}  {value}")
-    note("The key is shown this once:")
+    note("The key, which is shown only once:")
     click.echo(secret)
 
 
-@keys.command(
-    "list",
-    example="trunkline keys list",
-)
+@keys.command("list", example="trunkline keys list")
 @json_option
-@with_globals
-def list_(said: Globals, as_json: bool) -> None:
-    """List the keys, newest first, with those that no longer open anything."""
-    found = said.platform.registry.keys.list()
+@pass_options
+def list_(options: GlobalOptions, as_json: bool) -> None:
+    """List the keys, newest first, including expired and removed ones."""
+    records = options.platform.registry.keys.list()
     if as_json:
-        print_json(found)
+        print_json(records)
         return
-    if not found:
-        note("No key yet: `trunkline keys create OWNER`. The server is for this machine alone.")
+    if not records:
+        note("No keys yet: `trunkline keys create OWNER`. The server only answers this machine.")
         return
     print_table(
         ["id", "owner", "adapters", "admin", "created", "state"],
@@ -93,42 +93,41 @@ def list_(said: Globals, as_json: bool) -> None:
                 moment(one.created),
                 _state(one),
             )
-            for one in found
+            for one in records
         ],
-        fold=("owner", "adapters"),
+        fold=("owner", "adapters", "created", "state"),
     )
 
 
-@keys.command(
-    "rm",
-    example=Example('trunkline keys rm "$KEY_ID"', "writes"),
-)
+@keys.command("rm", example=Example('trunkline keys rm "$KEY_ID"', "writes"))
 @click.argument("id")
 @json_option
-@with_globals
-def rm(said: Globals, id: str, as_json: bool) -> None:
-    """Take a key away; a running server refuses it from then on."""
-    record = said.platform.registry.keys.remove(id)
+@pass_options
+def rm(options: GlobalOptions, id: str, as_json: bool) -> None:
+    """Remove a key; running servers refuse it from then on."""
+    record = options.platform.registry.keys.remove(id)
     if as_json:
         print_json(record)
     else:
         click.echo(f"Removed the key {record.id} of {record.owner}.")
 
 
-def _end_of(span: str) -> datetime:
+def _expiry(span: str) -> datetime:
     match = _SPAN.fullmatch(span)
     if match is None:
         raise UsageError(f"--expires can't be {span!r}.", "Write 12h, 30d or 4w.")
     try:
         return datetime.now(UTC) + int(match[1]) * _UNITS[match[2]]
     except OverflowError:
-        raise UsageError(f"--expires {span!r} is too far off.", "Leave it away: never.") from None
+        raise UsageError(
+            f"--expires {span!r} is too far in the future.", "Leave it out for a key without end."
+        ) from None
 
 
 def _state(key: KeyRecord) -> str:
     if key.removed is not None:
         return f"removed {moment(key.removed)}"
     if key.expires is None:
-        return "in use"
-    over = key.expires <= datetime.now(UTC)
-    return f"{'expired' if over else 'until'} {moment(key.expires)}"
+        return "active"
+    expired = key.expires <= datetime.now(UTC)
+    return f"{'expired' if expired else 'until'} {moment(key.expires)}"

@@ -1,7 +1,6 @@
-"""What is written on stdout: tables, fields and JSON; and notes on stderr.
+"""Output of commands: tables, fields and JSON on stdout, notes on stderr, and number formats.
 
-Owns: how values look. Must not know: any command. Tables fit the terminal's width, see ``layout``,
-and are never cut; into a pipe they are as wide as they need to be.
+Tables fit the terminal's width and are never truncated; in a pipe they are as wide as they need.
 """
 
 from __future__ import annotations
@@ -11,19 +10,25 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _UNLIMITED = 100_000
+_GAP = 2
+_READABLE = 10
+"""Columns that each folding column keeps; with less room, every column of the table folds."""
 
 
 def width() -> int:
-    """Columns that stdout has; practically unlimited where it is no terminal."""
+    """Columns of stdout; practically unlimited if it is not a terminal."""
     if not sys.stdout.isatty():
         return _UNLIMITED
     return shutil.get_terminal_size().columns
@@ -35,7 +40,7 @@ def print_json(value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value in terms of JSON."""
+    """Convert a value to the types of JSON."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
@@ -55,122 +60,52 @@ def print_table(
     heads: Sequence[str],
     rows: Iterable[Sequence[object]],
     *,
-    right: Sequence[str] = (),
-    fold: Sequence[str] = (),
+    right: Collection[str] = (),
+    fold: Collection[str] = (),
 ) -> None:
     """Write a table on stdout.
 
     Args:
-        heads: of the columns.
-        rows: a value a column.
-        right: heads of columns that are aligned to the right.
-        fold: heads of columns that may be folded, or stand below their row, when the terminal is
-            narrow; see :mod:`trunkline.cli.layout`.
+        heads: of the columns; no header is written if all are empty.
+        rows: one value per column.
+        right: heads of right-aligned columns.
+        fold: heads of the columns that wrap when the terminal is narrow. If that is not enough,
+            all columns do.
     """
-    from trunkline.cli.layout import laid_out
+    from rich.cells import cell_len
 
     texts = [[str(value) for value in row] for row in rows]
-    print_drawn(laid_out(heads, texts, right=right, fold=fold, width=width()))
+    columns = list(zip(heads, *texts, strict=True))
+    room = width() - _GAP * (len(heads) - 1)
+    for head, column in zip(heads, columns, strict=True):
+        natural = max(cell_len(line) for cell in column for line in cell.split("\n"))
+        room -= min(natural, _READABLE) if head in fold else natural
+    table = _bare_table(show_header=any(heads))
+    for head in heads:
+        table.add_column(
+            head,
+            justify="right" if head in right else "left",
+            no_wrap=head not in fold and room >= 0,
+            overflow="fold",
+        )
+    for row in texts:
+        table.add_row(*row)
+    print_renderable(table)
 
 
 def print_fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Write names and values, one a line; pairs whose value is None are left out."""
-    from trunkline.cli.layout import bare_table
-
-    table = bare_table(show_header=False)
+    """Write names and values, one pair per line; pairs whose value is None are left out."""
+    table = _bare_table(show_header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     for name, value in pairs:
         if value is not None:
             table.add_row(name, str(value))
-    print_drawn(table)
+    print_renderable(table)
 
 
-def heading(text: str) -> None:
-    """Write an empty line and a title on stdout."""
-    click.echo()
-    click.echo(click.style(text, bold=True) if styled() else text)
-
-
-def styled() -> bool:
-    """Whether stdout is a terminal that wants more than plain text."""
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
-
-
-def note(text: str) -> None:
-    """Write lines that are not the result on stderr."""
-    click.echo("\n".join(map(printable, text.split("\n"))), err=True)
-
-
-def printable(line: str) -> str:
-    """With control characters as Python writes them: what was typed, or stands in somebody's file,
-    must not reach the terminal as a command to it."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
-
-
-def figure(value: float, sign: bool = False) -> str:
-    """A score: three decimals, fewer where it is large."""
-    if not math.isfinite(value):
-        return "-"
-    digits = 3 if abs(value) < 100 else 1 if abs(value) < 10_000 else 0
-    return f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
-
-
-def interval(estimate: Any, *, sign: bool = False, between: str = " ") -> str:
-    """``0.862 [0.832, 0.891]`` of anything that has value, low and high."""
-    low, high = figure(estimate.low, sign), figure(estimate.high, sign)
-    return f"{figure(estimate.value, sign)}{between}[{low}, {high}]"
-
-
-def bytes_text(count: int) -> str:
-    """A size in the unit that suits it."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """``4.2 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def took(seconds: float) -> str:
-    """``82 ms`` where :func:`duration` would say ``0.1 s``."""
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
-
-
-def counted(count: int, one: str) -> str:
-    """``1 row``, ``2 rows``."""
-    return f"{count:,} {one}" if count == 1 else f"{count:,} {one}s"
-
-
-def moment(time: datetime) -> str:
-    """Date and minute, in the local time zone."""
-    return time.astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def counts(values: Mapping[str, int]) -> str:
-    """``train 950, validation 110``."""
-    return ", ".join(f"{name} {count:,}" for name, count in values.items())
-
-
-def short_digest(digest: str) -> str:
-    """The first twelve digits, after ``sha256:`` if that stands before them."""
-    return digest[:19] if digest.startswith("sha256:") else digest[:12]
-
-
-def print_drawn(drawn: Any) -> None:
-    """Write what rich draws on stdout, folded where the terminal is narrower."""
+def print_renderable(renderable: Any) -> None:
+    """Write a rich renderable on stdout, without trailing blanks."""
     from rich.console import Console
 
     console = Console(
@@ -182,6 +117,101 @@ def print_drawn(drawn: Any) -> None:
         highlight=False,
     )
     with console.capture() as captured:
-        console.print(drawn)
+        console.print(renderable)
     for line in captured.get().splitlines():
         click.echo(line.rstrip(), color=True)
+
+
+def _bare_table(*, show_header: bool) -> Table:
+    """A table without rules; columns are two apart."""
+    from rich.table import Table
+
+    return Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, _GAP, 0, 0),
+        header_style="bold",
+        show_header=show_header,
+    )
+
+
+def heading(text: str) -> None:
+    """Write an empty line and a title on stdout."""
+    click.echo()
+    click.echo(click.style(text, bold=True) if styled() else text)
+
+
+def styled() -> bool:
+    """Whether stdout is a terminal that shows colors and bold text."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def note(text: str) -> None:
+    """Write lines on stderr that are not part of the result."""
+    click.echo("\n".join(map(printable, text.split("\n"))), err=True)
+
+
+def printable(line: str) -> str:
+    """Escape control characters, so that text from users and files can't control the terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
+def figure(value: float, sign: bool = False) -> str:
+    """A score: three decimals, fewer for large values."""
+    if not math.isfinite(value):
+        return "-"
+    digits = 3 if abs(value) < 100 else 1 if abs(value) < 10_000 else 0
+    return f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
+
+
+def interval(estimate: Any, *, sign: bool = False, between: str = " ") -> str:
+    """``0.862 [0.832, 0.891]``, for anything with value, low and high."""
+    low, high = figure(estimate.low, sign), figure(estimate.high, sign)
+    return f"{figure(estimate.value, sign)}{between}[{low}, {high}]"
+
+
+def bytes_text(count: int) -> str:
+    """A size in bytes, kB, MB or GB."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """``4.2 s``, ``3 min 20 s`` or ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60} min"
+
+
+def took(seconds: float) -> str:
+    """Like :func:`duration`, with milliseconds below one second: ``82 ms``."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def moment(time: datetime) -> str:
+    """Date and minute in the local time zone."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def counts(values: Mapping[str, int]) -> str:
+    """``train 950, validation 110``."""
+    return ", ".join(f"{name} {count:,}" for name, count in values.items())
+
+
+def short_digest(digest: str) -> str:
+    """The first twelve hex digits, after ``sha256:`` if the digest begins with it."""
+    return digest[:19] if digest.startswith("sha256:") else digest[:12]

@@ -1,4 +1,4 @@
-"""``trunkline plugins``: what is installed, what it brings, and bringing it in."""
+"""``trunkline plugins``: list, show, check, install and uninstall plugins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from trunkline.cli.command import Example, Group
-from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import (
     counted,
     heading,
@@ -17,12 +16,13 @@ from trunkline.cli.output import (
     print_json,
     print_table,
 )
+from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import PluginError, RefusedError
 
 if TYPE_CHECKING:
     from trunkline.plugins import PluginInfo
 
-_ONE = {
+_SINGULAR = {
     "datasets": "dataset",
     "recipes": "recipe",
     "losses": "loss",
@@ -33,45 +33,39 @@ _ONE = {
 }
 
 
-@click.group(cls=Group, short_help="What is installed, and bringing it in.")
+@click.group(cls=Group, short_help="Domain plugins: list, check, install.")
 def plugins() -> None:
-    """Domain plugins: installed packages that bring data sets, recipes, losses and metrics."""
+    """Domain plugins: installed packages with data sets, recipes, losses and metrics."""
 
 
-@plugins.command(
-    "list",
-    example="trunkline plugins list",
-)
+@plugins.command("list", example="trunkline plugins list")
 @json_option
-@with_globals
-def list_(said: Globals, as_json: bool) -> None:
+@pass_options
+def list_(options: GlobalOptions, as_json: bool) -> None:
     """List the installed plugins and what each contributes."""
-    found = said.platform.catalog.plugins
+    infos = options.platform.catalog.plugins
     if as_json:
-        print_json(found)
+        print_json(infos)
         return
-    if len(found) == 1:
-        note("No plugin is installed: `trunkline plugins install TARGET`.")
+    if len(infos) == 1:  # the plugin core
+        note("No plugins are installed: `trunkline plugins install TARGET`.")
     print_table(
         ["plugin", "distribution", "version", "status", "contributes"],
         [
-            (one.domain, one.distribution, one.version, one.status, _contributes(one))
-            for one in found
+            (one.domain, one.distribution, one.version, one.status, _contributions(one))
+            for one in infos
         ],
         fold=("contributes",),
     )
 
 
-@plugins.command(
-    "show",
-    example="trunkline plugins show retail",
-)
+@plugins.command("show", example="trunkline plugins show retail")
 @click.argument("name")
 @json_option
-@with_globals
-def show(said: Globals, name: str, as_json: bool) -> None:
-    """Show one plugin: its contributions, or why it was set aside."""
-    plugin = said.platform.catalog.plugin(name)
+@pass_options
+def show(options: GlobalOptions, name: str, as_json: bool) -> None:
+    """Show a plugin's contributions, or why it failed to load."""
+    plugin = options.platform.catalog.plugin(name)
     if as_json:
         print_json(plugin)
         return
@@ -82,63 +76,58 @@ def show(said: Globals, name: str, as_json: bool) -> None:
 
 
 @plugins.command(
-    "install",
-    example=Example("trunkline plugins install ./toys", "writes", "network"),
+    "install", example=Example("trunkline plugins install ./toys", "writes", "network")
 )
 @click.argument("target")
 @click.option("--editable", "-e", is_flag=True, help="Link the folder instead of copying it.")
-@click.option("--upgrade", "-U", is_flag=True, help="Take a newer version if there is one.")
+@click.option("--upgrade", "-U", is_flag=True, help="Install a newer version if there is one.")
 @json_option
 def install(target: str, editable: bool, upgrade: bool, as_json: bool) -> None:
     """Install a plugin with pip, from a name, a folder, a wheel or a URL."""
     from trunkline.plugins import install as install_plugin
 
-    brought = install_plugin(target, editable=editable, upgrade=upgrade, on_line=note)
+    installed = install_plugin(target, editable=editable, upgrade=upgrade, on_line=note)
     if as_json:
-        print_json(brought)
+        print_json(installed)
     else:
-        for plugin in brought:
+        for plugin in installed:
             _print_plugin(plugin)
-    for plugin in brought:
+    for plugin in installed:
         if plugin.status == "failed":
             raise PluginError(
-                f"{plugin.distribution} is installed, but the plugin {plugin.domain!r} is set "
-                f"aside: {plugin.reason}.",
+                f"{plugin.distribution} is installed, but the plugin {plugin.domain!r} failed to "
+                f"load: {plugin.reason}.",
                 f"`trunkline plugins show {plugin.domain}` shows the traceback.",
             )
 
 
-@plugins.command(
-    "uninstall",
-    example=Example("trunkline plugins uninstall toy --yes", "writes"),
-)
+@plugins.command("uninstall", example=Example("trunkline plugins uninstall toy --yes", "writes"))
 @click.argument("name")
-@click.option("--yes", "-y", is_flag=True, help="Don't ask.")
+@click.option("--yes", "-y", is_flag=True, help="Don't ask for confirmation.")
 def uninstall(name: str, yes: bool) -> None:
-    """Take a plugin out of this environment with pip; adapters that it made stay."""
+    """Uninstall a plugin with pip; the adapters trained with it stay."""
     from trunkline.plugins import removable
     from trunkline.plugins import uninstall as uninstall_plugin
 
     if not yes:
-        found = removable(name)
+        plugin = removable(name)
         try:
-            agreed = click.confirm(f"Uninstall {found.distribution} {found.version}?", err=True)
+            confirmed = click.confirm(
+                f"Uninstall {plugin.distribution} {plugin.version}?", err=True
+            )
         except click.Abort:
-            agreed = False
-        if not agreed:
+            confirmed = False
+        if not confirmed:
             raise RefusedError("Nothing was removed.", "Answer y, or add --yes.")
-    plugin = uninstall_plugin(name, on_line=note)
-    click.echo(f"Removed {plugin.distribution} {plugin.version}, the plugin {plugin.domain!r}.")
+    removed = uninstall_plugin(name, on_line=note)
+    click.echo(f"Removed {removed.distribution} {removed.version}, the plugin {removed.domain!r}.")
 
 
-@plugins.command(
-    "check",
-    example="trunkline plugins check retail",
-)
+@plugins.command("check", example="trunkline plugins check retail")
 @click.argument("target", metavar="NAME_OR_PATH")
 @json_option
 def check(target: str, as_json: bool) -> None:
-    """Load one plugin alone, read all its rows, and say which rules it breaks."""
+    """Load one plugin by itself, read all its rows, and report every rule that it breaks."""
     from trunkline.plugins import check as check_plugin
 
     findings = check_plugin(target)
@@ -157,11 +146,11 @@ def check(target: str, as_json: bool) -> None:
         raise PluginError(f"{target} breaks {counted(errors, 'rule')}.", "See docs/hooks.md.")
 
 
-def _contributes(plugin: PluginInfo) -> str:
+def _contributions(plugin: PluginInfo) -> str:
     if plugin.reason:
         return plugin.reason
     parts = [
-        f"{count} {_ONE[kind] if count == 1 else kind}"
+        f"{count} {_SINGULAR.get(kind, kind) if count == 1 else kind}"
         for kind, count in plugin.counts.items()
         if count
     ]

@@ -1,4 +1,4 @@
-"""``trunkline predict``: labels and numbers, for texts or for a file of them."""
+"""``trunkline predict`` and ``generate``: answers of an adapter, for texts or a file of texts."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.answering import Client, Voice, answering
+from trunkline.cli.client import Client, Model, open_client
 from trunkline.cli.command import Command, Example
-from trunkline.cli.options import Globals, url_option, with_globals
 from trunkline.cli.output import counted, figure, json_option, note, plain, print_json, print_table
 from trunkline.cli.progress import working
+from trunkline.cli.root import GlobalOptions, pass_options, url_option
 from trunkline.errors import DataError, TooLargeError, UsageError
 from trunkline.refs import BASE
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.command(
     "predict",
     cls=Command,
-    short_help="Labels or numbers for texts, or for a file of them.",
+    short_help="Predict labels or numbers for texts or a file.",
     example=(
         'trunkline predict medical/icd10-chapter "Acute appendicitis"',
         Example(
@@ -47,27 +47,29 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Read the texts from a CSV, TSV, JSON lines, JSON or Parquet file.",
 )
-@click.option("--column", metavar="NAME", default="text", show_default=True, help="Of the file.")
+@click.option(
+    "--column", metavar="NAME", default="text", show_default=True, help="The file's text column."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="With --file: write JSON lines there, all or none; else they go to stdout.",
+    help="With --file: write JSON lines to this file, all or none.  [default: stdout]",
 )
-@click.option("--skip-empty", is_flag=True, help="Leave out rows of the file without a text.")
+@click.option("--skip-empty", is_flag=True, help="Skip rows of the file without a text.")
 @click.option(
     "--top",
     type=click.IntRange(min=0),
     metavar="N",
     default=3,
     show_default=True,
-    help="So many labels with their probabilities; 0: all.",
+    help="Print N labels with their probabilities; 0 prints all.",
 )
 @url_option
 @json_option
-@with_globals
+@pass_options
 def predict(
-    said: Globals,
+    options: GlobalOptions,
     ref: str,
     texts: tuple[str, ...],
     file: Path | None,
@@ -78,45 +80,51 @@ def predict(
     url: str | None,
     as_json: bool,
 ) -> None:
-    """Ask an adapter for the label or the number of each text; `-` reads lines from stdin."""
+    """Predict the label or the number of each text; `-` reads texts from stdin, one per line."""
     if bool(texts) == (file is not None):
         raise UsageError(
-            "Texts come as arguments or from --file, one of the two.",
+            "Give the texts either as arguments or with --file.",
             f'`trunkline predict {ref} "a text"` or `trunkline predict {ref} --file rows.csv`',
         )
-    if out is not None and file is None:
-        raise UsageError("--out goes with --file.", "For arguments, send stdout into a file.")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UsageError(f"There is no folder for {str(out)!r}.", "Make it first.")
-    if out is not None and out.is_dir():
-        raise UsageError(f"{str(out)!r} is a folder.", "Name a file in it.")
-    if out is not None and file is not None and out.resolve() == file.resolve():
-        raise UsageError(
-            f"--out {str(out)!r} is the file that the texts come from.", "Name another file."
-        )
+    _check_out(out, file)
     if texts == ("-",):
         texts = tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
         if not texts:
-            raise UsageError("No text came on stdin.", "Send one text a line.")
-    with answering(said, url) as client:
+            raise UsageError("No text arrived on stdin.", "Send one text per line.")
+    with open_client(options, url) as client:
         if ref == BASE:
-            client.predict(Voice(), [])
+            client.predict(Model(), [])
         if file is not None:
             from trunkline.data.readers import open_texts
 
             rows = open_texts(file, column, skip_empty=skip_empty)
-            _answer_file(client, client.find(ref), rows, out, top)
+            _predict_file(client, client.resolve(ref), rows, out, top)
             return
-        answers = client.predict(client.find(ref), texts)
+        answers = client.predict(client.resolve(ref), texts)
     if as_json:
         print_json(
             [
-                {"text": text, **_shown(answer, top)}
+                {"text": text, **_answer_fields(answer, top)}
                 for text, answer in zip(texts, answers, strict=True)
             ]
         )
         return
     _print_answers(texts, answers, top)
+
+
+def _check_out(out: Path | None, file: Path | None) -> None:
+    if out is None:
+        return
+    if file is None:
+        raise UsageError("--out needs --file.", "For texts as arguments, redirect stdout.")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"The folder of {str(out)!r} does not exist.", "Create it first.")
+    if out.is_dir():
+        raise UsageError(f"{str(out)!r} is a folder.", "Name a file in it.")
+    if out.resolve() == file.resolve():
+        raise UsageError(
+            f"--out {str(out)!r} is the file that the texts come from.", "Name another file."
+        )
 
 
 def _print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) -> None:
@@ -131,22 +139,24 @@ def _print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) ->
             print_table(
                 ["", ""],
                 [
-                    (f"{indent}{label}", chance_text(chance))
-                    for label, chance in likeliest(answer, top).items()
+                    (f"{indent}{label}", probability_text(probability))
+                    for label, probability in likeliest(answer, top).items()
                 ],
                 fold=("",),
             )
 
 
 def value_text(answer: Answer) -> str:
-    """The number of a regression in its unit."""
+    """The number of a regression with its unit."""
     assert answer.value is not None
     return f"{figure(answer.value)} {answer.unit or ''}".rstrip()
 
 
-def chance_text(chance: float) -> str:
-    """A probability with three decimals, never a false zero."""
-    return f"{chance:.3f}" if chance >= 0.0005 or chance == 0 else "<0.001"
+def probability_text(probability: float) -> str:
+    """A probability with three decimals; a small one is not rounded to zero."""
+    if probability >= 0.0005 or probability == 0:
+        return f"{probability:.3f}"
+    return "<0.001"
 
 
 def likeliest(answer: Answer, top: int) -> dict[str, float]:
@@ -155,58 +165,119 @@ def likeliest(answer: Answer, top: int) -> dict[str, float]:
     return dict(ordered[:top] if top else ordered)
 
 
-def _shown(answer: Answer, top: int) -> dict[str, Any]:
+def _answer_fields(answer: Answer, top: int) -> dict[str, Any]:
     fields = answer.to_json()
     if answer.probabilities is not None:
         fields["probabilities"] = likeliest(answer, top)
     return fields
 
 
-def _answer_file(client: Client, voice: Voice, rows: TextFile, out: Path | None, top: int) -> None:
-    with working("rows") as listener, _written(out) as sink:
+def _predict_file(client: Client, model: Model, rows: TextFile, out: Path | None, top: int) -> None:
+    with working("rows") as listener, _output(out) as sink:
         client.prepare(listener)
         listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
         done = 0
         for batch in rows.batches():
-            for row, answer in zip(batch, _answers(client, voice, batch), strict=True):
-                fields = {"row": row.number, "text": row.text, **_shown(answer, top)}
+            for row, answer in zip(batch, _predict_batch(client, model, batch), strict=True):
+                fields = {"row": row.number, "text": row.text, **_answer_fields(answer, top)}
                 for name in ("digest", "prompt_tokens", "new_tokens", "cached_tokens"):
                     fields.pop(name, None)
                 sink.write(json.dumps(plain(fields), ensure_ascii=False) + "\n")
             done += len(batch)
             listener.progress(done, rows.rows, {})
     if rows.empty:
-        note(f"Left out: {counted(rows.empty, 'row')} without a text.")
+        note(f"Skipped {counted(rows.empty, 'row')} without a text.")
     if out is not None:
         note(f"{counted(rows.rows, 'answer')} in {out}")
 
 
-def _answers(client: Client, voice: Voice, batch: Sequence[TextRow]) -> list[Answer]:
+def _predict_batch(client: Client, model: Model, batch: Sequence[TextRow]) -> list[Answer]:
     try:
-        return client.predict(voice, [row.text for row in batch])
+        return client.predict(model, [row.text for row in batch])
     except (DataError, TooLargeError):
-        for row in batch:  # a text that is refused is refused before anything is computed
+        for row in batch:  # find the row; a text is refused before anything is computed
             try:
-                client.predict(voice, [row.text])
+                client.predict(model, [row.text])
             except (DataError, TooLargeError) as error:
                 raise DataError(f"Row {row.number}: {error.message}", error.hint) from error
         raise
 
 
 @contextmanager
-def _written(out: Path | None) -> Iterator[IO[str]]:
-    """Stdout, or a file that comes into being when all is written."""
+def _output(out: Path | None) -> Iterator[IO[str]]:
+    """Stdout, or a file that appears when everything is written."""
     if out is None:
         yield sys.stdout
         return
-    handle, beside = tempfile.mkstemp(dir=out.absolute().parent, prefix=f".{out.name}.")
+    handle, temporary = tempfile.mkstemp(dir=out.absolute().parent, prefix=f".{out.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as sink:
             yield sink
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
-        os.replace(beside, out)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, out)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
+
+
+# ------------------------------------------------------------------------------------ generate
+
+
+def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of sampling to a command."""
+    for option in (
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Seed of the sampling."
+        ),
+        click.option(
+            "--top-p", type=float, default=1.0, show_default=True, help="Nucleus sampling."
+        ),
+        click.option(
+            "--temperature",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="0 always takes the likeliest token.",
+        ),
+        click.option(
+            "--max-new-tokens", type=int, metavar="N", help="Limit of the answer, in tokens."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command(
+    "generate",
+    cls=Command,
+    short_help="Generate text with an adapter or the bare base.",
+    example='trunkline generate base "Name three fruits." --max-new-tokens 24',
+)
+@click.argument("ref")
+@click.argument("prompt")
+@sampling_options
+@url_option
+@json_option
+@pass_options
+def generate(
+    options: GlobalOptions,
+    /,
+    ref: str,
+    prompt: str,
+    url: str | None,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Generate text with an adapter, or with the bare `base`; the prompt `-` reads stdin."""
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    with open_client(options, url) as client:
+        answer = client.generate(client.resolve(ref), prompt, sampling)
+    if as_json:
+        print_json({"prompt": prompt, **answer.to_json()})
+        return
+    click.echo(answer.text)
+    if answer.finish == "length":
+        note("(truncated; --max-new-tokens raises the limit)")

@@ -1,7 +1,6 @@
-"""How far the work is, on stderr: a live bar on a terminal, plain lines elsewhere; and Ctrl-C.
+"""Progress on stderr, as a live bar on a terminal and as plain lines elsewhere; and Ctrl-C.
 
-Owns: who is told what while a command works. Must not know: what the work is. :class:`Live` and
-:class:`Lines` are what ``Platform`` calls a listener.
+:class:`Live` and :class:`Lines` are :class:`~trunkline.contracts.ProgressListener` objects.
 """
 
 from __future__ import annotations
@@ -21,49 +20,49 @@ _LEAST_SECONDS = 2.0
 
 
 class Lines:
-    """A line when a stage begins, and one about every ten seconds or tenth of the work."""
+    """Prints a line when a stage begins, and one per ten seconds or tenth of the work."""
 
     def __init__(self, unit: str = "steps", clock: Callable[[], float] = time.monotonic) -> None:
-        self.now = ""
+        self.current = ""
         self._unit = unit
         self._clock = clock
         self._pace = Pace(unit, clock())
-        self._told, self._tenth, self._untold = clock(), 0, ""
+        self._printed, self._tenth, self._pending = clock(), 0, ""
 
     def stage(self, text: str) -> None:
-        self._tell_rest()
-        self.now = text
+        self._flush()
+        self.current = text
         self._pace = Pace(self._unit, self._clock())
-        self._told, self._tenth = self._clock(), 0
-        self.tell(text)
+        self._printed, self._tenth = self._clock(), 0
+        self.print(text)
 
     def progress(self, done: int, total: int, values: Mapping[str, float]) -> None:
         now = self._clock()
         parts = [f"{_amount(done, self._unit)} of {_amount(total, self._unit)}"]
         parts += [*_figures(values), *self._pace.at(now, done, total)]
-        self._untold = "  " + ", ".join(parts)
+        self._pending = "  " + ", ".join(parts)
         tenth = done * 10 // max(1, total)
-        quiet = now - self._told
+        quiet = now - self._printed
         if quiet >= _QUIET_SECONDS or (tenth > self._tenth and quiet >= _LEAST_SECONDS):
-            self._told, self._tenth = now, tenth
-            self._tell_rest()
+            self._printed, self._tenth = now, tenth
+            self._flush()
 
-    def tell(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Write a line."""
         note(text)
 
     def close(self) -> None:
-        """The work has ended."""
-        self._tell_rest()
+        """End the last stage."""
+        self._flush()
 
-    def _tell_rest(self) -> None:
-        if self._untold:
-            self.tell(self._untold)
-            self._untold = ""
+    def _flush(self) -> None:
+        if self._pending:
+            self.print(self._pending)
+            self._pending = ""
 
 
 class Pace:
-    """Rate and time left since a moment; a resumed training does not begin at zero."""
+    """Rate and remaining time since a start time. A resumed training does not begin at zero."""
 
     def __init__(self, unit: str, started: float) -> None:
         self._unit = unit
@@ -82,13 +81,13 @@ class Pace:
 
 
 class Live:
-    """A spinner with the stage, and a bar with rate and time left."""
+    """A spinner with the stage, and a bar with rate and remaining time."""
 
     def __init__(self, unit: str = "steps") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        self.now = ""
+        self.current = ""
         self._unit = unit
         self._bar = Progress(
             SpinnerColumn(),
@@ -106,7 +105,7 @@ class Live:
 
     def stage(self, text: str) -> None:
         self._finish()
-        self.now, self._started = text, time.monotonic()
+        self.current, self._started = text, time.monotonic()
         self._pace = Pace(self._unit, self._started)
         self._task = self._bar.add_task(text, total=None, amount="", figures="")
 
@@ -123,25 +122,25 @@ class Live:
             figures=", ".join(_figures(values)),
         )
 
-    def tell(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Write a line above the bar."""
         self._bar.console.print(text)
 
     def close(self) -> None:
-        """The work has ended."""
+        """End the last stage and remove the bar."""
         self._finish()
         self._bar.stop()
 
     def _finish(self) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
-            self.tell(f"{self.now}  {duration(time.monotonic() - self._started)}")
+            self.print(f"{self.current}  {duration(time.monotonic() - self._started)}")
             self._task = None
 
 
 @contextmanager
 def working(unit: str = "steps") -> Iterator[Lines | Live]:
-    """A listener that suits stderr, closed at the end."""
+    """A progress listener that suits stderr, closed at the end."""
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     listener: Lines | Live = Live(unit) if live else Lines(unit)
     try:
@@ -152,24 +151,23 @@ def working(unit: str = "steps") -> Iterator[Lines | Live]:
 
 @contextmanager
 def stop_on_interrupt(listener: Lines | Live) -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether the user asked to stop.
+    """Yield a function that returns whether the user pressed Ctrl-C.
 
-    The first Ctrl-C asks, which is heard after a training step and between stages; the second
-    interrupts at once.
+    Training checks it after each step and between stages. A second Ctrl-C interrupts at once.
     """
-    asked = False
+    requested = False
 
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
+    def request_stop(number: int, frame: Any) -> None:
+        nonlocal requested
+        if requested:
             raise KeyboardInterrupt
-        asked = True
-        part = "step" if listener.now == "training" else "stage"
-        listener.tell(f"stopping after this {part}; Ctrl-C once more to quit at once")
+        requested = True
+        part = "step" if listener.current == "training" else "stage"
+        listener.print(f"stopping after this {part}; press Ctrl-C again to quit at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, request_stop)
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -1,4 +1,4 @@
-"""``trunkline recipes``: the adapters that the plugins know how to make."""
+"""``trunkline recipes``: the recipes of the plugins, and the ``--set`` option for settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from trunkline.cli.command import Group
-from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import (
     heading,
     json_option,
@@ -17,59 +16,69 @@ from trunkline.cli.output import (
     print_json,
     print_table,
 )
+from trunkline.cli.root import GlobalOptions, pass_options
 
 if TYPE_CHECKING:
     from trunkline.contracts import Gate, MetricSpec
     from trunkline.training.job import TrainingJob
 
-
-@click.group(cls=Group, short_help="How adapters are made.")
-def recipes() -> None:
-    """Recipes: how an adapter is made, from data set and template to loss and gate."""
-
-
-@recipes.command(
-    "list",
-    example="trunkline recipes list",
+set_option = click.option(
+    "--set",
+    "assignments",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change a setting of the recipe; may be repeated (`recipes show` lists them).",
 )
+
+
+def parse_settings(assignments: tuple[str, ...]) -> dict[str, str]:
+    """The values of ``--set`` options by setting, still as text."""
+    from trunkline.training.job import parse_assignment
+
+    return dict(parse_assignment(text) for text in assignments)
+
+
+@click.group(cls=Group, short_help="The plugins' recipes and their settings.")
+def recipes() -> None:
+    """Recipes: how an adapter is trained, from data set and template to loss and gate."""
+
+
+@recipes.command("list", example="trunkline recipes list")
 @json_option
-@with_globals
-def list_(said: Globals, as_json: bool) -> None:
+@pass_options
+def list_(options: GlobalOptions, as_json: bool) -> None:
     """List the recipes of all plugins."""
-    found = said.with_plugins.catalog.recipes()
+    specs = options.with_plugins.catalog.recipes()
     if as_json:
         names = ("name", "description", "task", "dataset", "loss", "metrics", "gate")
-        print_json([{name: getattr(spec, name) for name in names} for spec in found])
+        print_json([{name: getattr(spec, name) for name in names} for spec in specs])
         return
-    if not found:
-        note("No plugin brings a recipe: `trunkline plugins list`.")
+    if not specs:
+        note("No plugin has a recipe: `trunkline plugins list`.")
         return
     print_table(
-        ["recipe", "task", "decided by", "description"],
-        [(one.name, one.task, one.gate.metric, one.description) for one in found],
+        ["recipe", "task", "gate metric", "description"],
+        [(spec.name, spec.task, spec.gate.metric, spec.description) for spec in specs],
         fold=("description",),
     )
 
 
-@recipes.command(
-    "show",
-    example="trunkline recipes show medical/icd10-chapter",
-)
+@recipes.command("show", example="trunkline recipes show medical/icd10-chapter")
 @click.argument("name")
 @json_option
-@with_globals
-def show(said: Globals, name: str, as_json: bool) -> None:
-    """Show a recipe with all its settings; each can be changed by `train --set`."""
-    training_job = said.with_plugins.training_job(name, {})
+@pass_options
+def show(options: GlobalOptions, name: str, as_json: bool) -> None:
+    """Show a recipe with all its settings; `train --set` changes them."""
+    job = options.with_plugins.training_job(name, {})
     if as_json:
-        print_json(asdict(training_job.recipe))
+        print_json(asdict(job.recipe))
         return
-    print_recipe(training_job)
+    print_recipe(job)
 
 
-def print_recipe(training_job: TrainingJob) -> None:
-    """Write a recipe and its settings on stdout."""
-    recipe, template = training_job.recipe, training_job.recipe.template
+def print_recipe(job: TrainingJob) -> None:
+    """Write a job's recipe and settings on stdout."""
+    recipe, template = job.recipe, job.recipe.template
     shape = f"as a chat, {template.prompt!r}" if template.chat else repr(template.prompt)
     print_fields(
         [
@@ -77,11 +86,11 @@ def print_recipe(training_job: TrainingJob) -> None:
             ("description", recipe.description),
             ("task", recipe.task),
             ("dataset", recipe.dataset),
-            ("template", f"{shape}; text: {', '.join(template.clean) or 'as it is'}"),
+            ("template", f"{shape}; text: {', '.join(template.clean) or 'unchanged'}"),
             ("system", template.system),
             ("loss", recipe.loss),
             ("metrics", ", ".join(dict.fromkeys((recipe.gate.metric, *recipe.metrics)))),
-            ("gate", _gate(recipe.gate, training_job.deciding_metric)),
+            ("gate", _gate(recipe.gate, job.deciding_metric)),
             ("more baselines", ", ".join(recipe.baselines) or None),
             ("transforms", ", ".join(recipe.transforms) or None),
             ("scale", recipe.scale if recipe.task == "regression" else None),
@@ -108,18 +117,17 @@ def print_recipe(training_job: TrainingJob) -> None:
 def _gate(gate: Gate, metric: MetricSpec) -> str:
     """``accuracy: beats the best baseline, at least 0.8``."""
     parts = ["beats the best baseline"] if gate.beats_baseline else []
+    bound = "at least" if metric.higher_is_better else "at most"
     if gate.at_least is not None:
-        bound = "at least" if metric.higher_is_better else "at most"
         parts.append(f"{bound} {gate.at_least:g}")
     if gate.beats_champion:
         parts.append("beats the champion")
     if gate.champion_margin is not None:
         parts.append(f"at most {gate.champion_margin:g} worse than the champion")
     if gate.slices_at_least is not None:
-        bound = "at least" if metric.higher_is_better else "at most"
         parts.append(f"every slice {bound} {gate.slices_at_least:g}")
     if gate.two_persons:
-        parts.append("promoted by another than who trained it")
+        parts.append("promoted by someone other than the trainer")
     return f"{gate.metric}: {', '.join(parts) or 'no condition'}"
 
 

@@ -1,48 +1,46 @@
-"""``trunkline requests``: what was asked of the server, and which version answered."""
+"""``trunkline requests``: the server's request log."""
 
 from __future__ import annotations
 
 import click
 
-from trunkline.cli.adapters import limit_option
 from trunkline.cli.command import Group
-from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, moment, note, print_json, print_table, took
+from trunkline.cli.root import GlobalOptions, limit_option, pass_options
 
 
-@click.group(cls=Group, short_help="What was asked of the server, and what answered.")
+@click.group(cls=Group, short_help="The server's request log.")
 def requests() -> None:
-    """The server's request log, which only ever grows."""
+    """The server's request log, which is append-only."""
 
 
-@requests.command(
-    "list",
-    example="trunkline requests list --limit 2",
-)
-@click.option("--adapter", metavar="NAME", help="Only what one adapter, or base, answered.")
-@click.option("--key", metavar="ID", help="Only what came with one key.")
-@click.option("--before", metavar="ID", help="Only older ones than this, for the next page.")
+@requests.command("list", example="trunkline requests list --limit 2")
+@click.option("--adapter", metavar="NAME", help="Only requests answered by this adapter, or base.")
+@click.option("--key", metavar="ID", help="Only requests with this key.")
+@click.option("--before", metavar="ID", help="Only requests older than this, for the next page.")
 @limit_option
 @json_option
-@with_globals
+@pass_options
 def list_(
-    said: Globals,
+    options: GlobalOptions,
     adapter: str | None,
     key: str | None,
     before: str | None,
     limit: int,
     as_json: bool,
 ) -> None:
-    """List the requests, newest first, with the version that answered; ( ) asked in vain.
+    """List the requests, newest first, with the version that answered.
 
-    Tokens are those of the prompt and the new ones. --json has everything, the key too.
+    A name in parentheses was requested, but not answered. Tokens are prompt + new tokens. --json
+    contains everything, including the key.
     """
-    registry = said.platform.registry
+    registry = options.platform.registry
     until = None if before is None else registry.requests.get(before).seq
-    found = registry.requests.list(limit + 1, before=until, adapter=adapter, key=key)
+    records = registry.requests.list(limit + 1, before=until, adapter=adapter, key=key)
+    page = records[:limit]
     if as_json:
-        print_json(found[:limit])
-    elif found:
+        print_json(page)
+    elif page:
         print_table(
             ["id", "at", "adapter", "status", "tokens", "took"],
             [
@@ -54,14 +52,14 @@ def list_(
                     f"{one.prompt_tokens}+{one.new_tokens}",
                     took(one.seconds),
                 )
-                for one in found[:limit]
+                for one in page
             ],
             right=("status",),
-            fold=("adapter",),
+            fold=("at", "adapter"),
         )
     elif (adapter, key, before) != (None, None, None):
-        note("No such request.")
+        note("No matching request.")
     else:
-        note("No request in the log. `trunkline serve` writes it.")
-    if len(found) > limit:
-        note(f"There are more: --before {found[limit - 1].id}, or a higher --limit.")
+        note("The request log is empty. `trunkline serve` writes it.")
+    if len(records) > limit:
+        note(f"There are more: --before {page[-1].id}, or a higher --limit.")

@@ -1,21 +1,27 @@
-"""The program: global options, and the list of commands.
-
-Owns: which commands there are and where they live. Must not know: what they do.
-"""
+"""The program ``trunkline``: its commands, the global options, and options that nouns share."""
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trunkline import __version__
 from trunkline.cli.command import Group
 from trunkline.cli.errors import exit_code_of
-from trunkline.cli.options import Globals, with_globals
+from trunkline.errors import UsageError
+from trunkline.refs import BASE, Ref, shown
+
+if TYPE_CHECKING:
+    from trunkline.api import Platform, ResolvedModel
+    from trunkline.inference.settings import EngineSettings
+    from trunkline.registry.records import VersionRecord
 
 COMMANDS = {
     "plugins": "trunkline.cli.plugins:plugins",
@@ -23,9 +29,9 @@ COMMANDS = {
     "datasets": "trunkline.cli.datasets:datasets",
     "recipes": "trunkline.cli.recipes:recipes",
     "train": "trunkline.cli.train:train",
-    "eval": "trunkline.cli.evaluate:evaluate",
+    "eval": "trunkline.cli.eval:evaluate",
     "predict": "trunkline.cli.predict:predict",
-    "generate": "trunkline.cli.generate:generate",
+    "generate": "trunkline.cli.predict:generate",
     "chat": "trunkline.cli.chat:chat",
     "serve": "trunkline.cli.serve:serve",
     "ps": "trunkline.cli.ps:ps",
@@ -37,13 +43,111 @@ COMMANDS = {
     "tag": "trunkline.cli.tags:tag",
     "note": "trunkline.cli.tags:note_",
     "audit": "trunkline.cli.audit:audit",
-    "gc": "trunkline.cli.upkeep:gc",
+    "gc": "trunkline.cli.adapter_files:gc",
     "db": "trunkline.cli.db:db",
 }
 
+_RUN = re.compile(r"(?:run/)?([1-9][0-9]{0,8})", re.ASCII)
+
+
+@dataclass
+class GlobalOptions:
+    """The options before the command; commands receive them through :data:`pass_options`."""
+
+    workspace: str | None = None
+    base: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    no_plugins: bool = False
+    block: tuple[str, ...] = ()
+    strict: bool = False
+    debug: bool = False
+    engine: EngineSettings | None = None
+
+    @cached_property
+    def platform(self) -> Platform:
+        """The platform; nothing is loaded yet."""
+        from trunkline.api import open
+
+        extra = {} if self.engine is None else {"engine": self.engine}
+        return open(
+            self.workspace,
+            base=self.base,
+            device=self.device,
+            dtype=self.dtype,
+            no_plugins=self.no_plugins,
+            block=self.block,
+            strict=self.strict,
+            **extra,
+        )
+
+    @cached_property
+    def with_plugins(self) -> Platform:
+        """The platform with its plugins loaded; warns once of each plugin that failed."""
+        failed = [
+            plugin.domain for plugin in self.platform.catalog.plugins if plugin.status == "failed"
+        ]
+        for domain in dict.fromkeys(failed):
+            click.echo(
+                f"Warning: the plugin {domain!r} failed to load and is ignored; "
+                f"`trunkline plugins show {domain}` shows the error.",
+                err=True,
+            )
+        return self.platform
+
+    def resolve(self, ref: str) -> ResolvedModel:
+        """The model that ``ref`` selects, printed on stderr with the reason."""
+        model = self.platform.resolve(ref)
+        reason = f" ({model.selected_by})" if model.selected_by in ("champion", "newest") else ""
+        click.echo(f"{model.name}{reason}", err=True)
+        return model
+
+    def version(self, ref: str) -> VersionRecord:
+        """The version that ``ref`` selects, printed as :meth:`resolve` does.
+
+        Raises:
+            UsageError: ``ref`` is malformed or the bare base.
+        """
+        if ref == BASE:
+            Ref.parse(ref)
+        return self.resolve(ref).version
+
+
+def run_number(text: str) -> int:
+    """The number of a run, written ``3`` or ``run/3``.
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    match = _RUN.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"{shown(text)} is not the number of a run.",
+            "Write for example 3 or run/3; `trunkline runs list` shows them.",
+        )
+    return int(match[1])
+
+
+pass_options = click.make_pass_decorator(GlobalOptions, ensure=True)
+
+url_option = click.option(
+    "--url",
+    metavar="URL",
+    help="Send the request to a running server (`trunkline serve`); the base is not loaded here.",
+)
+
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(min=1, max=10_000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="List at most N.",
+)
+
 
 class Program(Group):
-    """The root group: whatever is raised below becomes two lines on stderr and an exit code."""
+    """The root group: reports every exception in two lines on stderr, with an exit code."""
 
     def main(
         self,
@@ -54,25 +158,25 @@ class Program(Group):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        said = Globals()
+        options = GlobalOptions()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
 
-        def work() -> Any:
+        def run() -> Any:
             return super(Program, self).main(
                 args,
                 prog_name,
                 complete_var,
                 standalone_mode=False,
                 windows_expand_args=windows_expand_args,
-                obj=said,
+                obj=options,
                 **extra,
             )
 
         if not standalone_mode:
-            return work()
-        sys.exit(exit_code_of(work, debug=lambda: said.debug))
+            return run()
+        sys.exit(exit_code_of(run, debug=lambda: options.debug))
 
 
 @click.group(
@@ -80,15 +184,16 @@ class Program(Group):
     cls=Program,
     lazy=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Names of adapters are domain/name, domain/name@3 or domain/name@champion; `base` is "
+    epilog="Adapters are named domain/name, domain/name@3 or domain/name@champion; `base` is "
     "the bare base. `ls` is short for `list`. Results go to stdout, everything else to stderr.",
 )
 @click.option(
     "--workspace",
     metavar="DIR",
-    help="Folder of registry.db and adapters/.  [default: $TRUNKLINE_WORKSPACE, else here]",
+    help="Folder with registry.db and adapters/.  "
+    "[default: $TRUNKLINE_WORKSPACE, else the current folder]",
 )
-@click.option("--base", metavar="NAME", help="The base: a name, hf:<repo>[@revision], or a folder.")
+@click.option("--base", metavar="NAME", help="The base: a name, hf:<repo>[@revision] or a folder.")
 @click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
 @click.option(
     "--dtype",
@@ -96,28 +201,32 @@ class Program(Group):
     "dtype",
     metavar="NAME",
     default="auto",
-    help="Of the base: auto, fp32, bf16, fp16, int8 or nf4.",
+    help="Data type of the base: auto, fp32, bf16, fp16, int8 or nf4.",
 )
-@click.option("--no-plugins", is_flag=True, help="Load no plugin.")
+@click.option("--no-plugins", is_flag=True, help="Load no plugins.")
 @click.option(
-    "--no-plugin", "block", metavar="NAME", multiple=True, help="Leave one out; may be repeated."
+    "--no-plugin",
+    "block",
+    metavar="NAME",
+    multiple=True,
+    help="Don't load this plugin; may be repeated.",
 )
-@click.option("--strict", is_flag=True, help="A plugin that fails is an error, not set aside.")
+@click.option("--strict", is_flag=True, help="Fail if a plugin can't be loaded.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and warnings.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
-@with_globals
-def trunkline(said: Globals, /, **options: Any) -> None:
-    """One foundation model, many trades: train LoRA adapters on one base, evaluate them, swap them.
+@pass_options
+def trunkline(options: GlobalOptions, /, **values: Any) -> None:
+    """Train LoRA adapters on one foundation model, evaluate them, and serve them together.
 
     \b
-    A first round:
+    To get started:
       trunkline base pull
       trunkline recipes list
       trunkline train RECIPE --dry-run
       trunkline train RECIPE
       trunkline predict RECIPE "a text"
     """
-    for name, value in options.items():
-        setattr(said, name, value)
-    if not said.debug and not sys.warnoptions:
+    for name, value in values.items():
+        setattr(options, name, value)
+    if not options.debug and not sys.warnoptions:
         warnings.simplefilter("ignore")

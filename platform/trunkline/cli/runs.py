@@ -1,4 +1,4 @@
-"""``trunkline runs``: what was trained when, with which settings, and what came of it."""
+"""``trunkline runs``: list the training runs, and show one with its report and figures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.adapters import limit_option
 from trunkline.cli.command import Group
-from trunkline.cli.options import Globals, run_number, with_globals
+from trunkline.cli.eval import print_evaluation_report
 from trunkline.cli.output import (
     counted,
     duration,
@@ -25,7 +24,7 @@ from trunkline.cli.output import (
     print_table,
     short_digest,
 )
-from trunkline.cli.report_view import print_evaluation_report
+from trunkline.cli.root import GlobalOptions, limit_option, pass_options, run_number
 from trunkline.contracts import Settings
 
 if TYPE_CHECKING:
@@ -36,32 +35,35 @@ _STEPS = 20
 
 @click.group(
     cls=Group,
-    short_help="What was trained when, and what came of it.",
-    lazy={"diff": "trunkline.cli.diff:runs_diff"},
+    short_help="Training runs: settings, status, figures.",
+    lazy={"diff": "trunkline.cli.lineage:runs_diff"},
 )
 def runs() -> None:
-    """Runs: one execution of a recipe each, whatever became of it."""
+    """Training runs: each is one execution of a recipe, finished or not."""
 
 
-@runs.command(
-    "list",
-    example="trunkline runs list",
-)
-@click.option("--recipe", metavar="NAME", help="Only those of one recipe.")
+@runs.command("list", example="trunkline runs list")
+@click.option("--recipe", metavar="NAME", help="Only runs of this recipe.")
 @click.option(
-    "--before", type=run_number, metavar="RUN", help="Only older ones, for the next page."
+    "--before",
+    type=run_number,
+    metavar="RUN",
+    help="Only runs older than this, for the next page.",
 )
 @limit_option
 @json_option
-@with_globals
-def list_(said: Globals, recipe: str | None, before: int | None, limit: int, as_json: bool) -> None:
+@pass_options
+def list_(
+    options: GlobalOptions, recipe: str | None, before: int | None, limit: int, as_json: bool
+) -> None:
     """List the runs, newest first."""
-    found = said.platform.registry.runs.list(recipe=recipe, limit=limit + 1, before=before)
+    records = options.platform.registry.runs.list(recipe=recipe, limit=limit + 1, before=before)
+    page = records[:limit]
     if as_json:
-        print_json(found[:limit])
-    elif found:
+        print_json(page)
+    elif page:
         print_table(
-            ["run", "recipe", "status", "started", "took", "made"],
+            ["run", "recipe", "status", "started", "took", "published"],
             [
                 (
                     one.number,
@@ -71,35 +73,33 @@ def list_(said: Globals, recipe: str | None, before: int | None, limit: int, as_
                     _took(one),
                     ", ".join(one.versions) or "-",
                 )
-                for one in found[:limit]
+                for one in page
             ],
             right=("run",),
-            fold=("made",),
+            fold=("started", "published"),
         )
     elif recipe is not None or before is not None:
-        note("No such run.")
+        note("No matching run.")
     else:
-        note("No run yet: `trunkline recipes list`, then `trunkline train RECIPE`.")
-    if len(found) > limit:
-        note(f"There are more: --before {found[limit - 1].number}, or a higher --limit.")
+        note("No runs yet: `trunkline recipes list`, then `trunkline train RECIPE`.")
+    if len(records) > limit:
+        note(f"There are more: --before {page[-1].number}, or a higher --limit.")
 
 
-@runs.command(
-    "show",
-    example="trunkline runs show 2",
-)
+@runs.command("show", example="trunkline runs show 2")
 @click.argument("number", type=run_number)
 @json_option
-@with_globals
-def show(said: Globals, number: int, as_json: bool) -> None:
-    """Show one run: settings, environment, report, and its figures over time."""
-    platform = said.platform
+@pass_options
+def show(options: GlobalOptions, number: int, as_json: bool) -> None:
+    """Show a run's settings, environment, report, and figures over time."""
+    platform = options.platform
     run = platform.registry.runs.get(number)
     metrics = platform.registry.runs.metrics(number)
     if as_json:
         print_json({**plain(run), "metrics": metrics})
         return
     packages = run.environment.get("packages", {})
+    fingerprints = f"rows {run.dataset_fingerprint[:12]}, split {run.split_fingerprint[:12]}"
     print_fields(
         [
             ("run", run.number),
@@ -108,17 +108,16 @@ def show(said: Globals, number: int, as_json: bool) -> None:
             ("error", run.error),
             ("started", moment(run.started)),
             ("took", _took(run)),
-            ("made", ", ".join(run.versions) or "-"),
+            ("published", ", ".join(run.versions) or "-"),
             ("plugin", run.plugin),
             ("base", f"{run.base_name} ({short_digest(run.base_digest)})"),
-            ("dataset", f"{run.dataset} (rows {run.dataset_fingerprint[:12]}, "
-                        f"split {run.split_fingerprint[:12]})"),
+            ("dataset", f"{run.dataset} ({fingerprints})"),
             ("seed", run.seed),
-            ("settings", _changed(run)),
+            ("settings", _changed_settings(run)),
             ("machine", _machine(run)),
             ("packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
         ]
-    )  # fmt: skip
+    )
     if run.report:
         from trunkline.cli.train import print_report
 
@@ -127,8 +126,8 @@ def show(said: Globals, number: int, as_json: bool) -> None:
         try:
             print_report(run.report, validated[0].partition(".")[2] if validated else "score")
         except (AttributeError, KeyError, TypeError, ValueError):
-            # An artifact made elsewhere brought its run along, with whatever stands in its report.
-            note("It is not of the form that training writes: --json shows it as it is.")
+            # The run of an imported artifact may have a report of any form.
+            note("The report has an unknown form; --json prints it unchanged.")
     if metrics:
         heading("Figures")
         _print_metrics(metrics)
@@ -141,28 +140,32 @@ def _took(run: RunRecord) -> str:
     return duration((run.finished - run.started).total_seconds()) if run.finished else "-"
 
 
-def _changed(run: RunRecord) -> str:
-    """The settings that are not the platform's defaults."""
+def _changed_settings(run: RunRecord) -> str:
+    """The settings that differ from the platform's defaults."""
     defaults = {spec.name: spec.default for spec in fields(Settings)}
     changed = [
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in run.settings.items()
         if defaults.get(name) != value
     ]
-    return ", ".join(changed) or "all as the platform sets them"
+    return ", ".join(changed) or "the platform's defaults"
 
 
 def _machine(run: RunRecord) -> str:
-    found = run.environment
-    parts = [str(found[name]) for name in ("device", "device_name", "precision") if name in found]
-    if "threads" in found:
-        parts.append(counted(found["threads"], "thread"))
-    parts += [f"Python {found['python']}"] if "python" in found else []
-    return ", ".join([*dict.fromkeys(parts), *([found["system"]] if "system" in found else [])])
+    environment = run.environment
+    names = ("device", "device_name", "precision")
+    parts = [str(environment[name]) for name in names if name in environment]
+    if "threads" in environment:
+        parts.append(counted(environment["threads"], "thread"))
+    if "python" in environment:
+        parts.append(f"Python {environment['python']}")
+    if "system" in environment:
+        parts.append(environment["system"])
+    return ", ".join(dict.fromkeys(parts))
 
 
 def _print_metrics(metrics: Sequence[MetricRecord]) -> None:
-    """A line a step, at most about twenty; the last one always."""
+    """One line per step, about twenty at most, with each validation and the last step."""
     names = list(dict.fromkeys(metric.name for metric in metrics))
     by_step: dict[int, dict[str, float]] = {}
     for metric in metrics:

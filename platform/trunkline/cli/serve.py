@@ -1,4 +1,4 @@
-"""``trunkline serve``: the platform behind HTTP, until it is told to end."""
+"""``trunkline serve``: the HTTP server for the base and all adapters of a workspace."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trunkline.cli.command import Command, Example
-from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import note
+from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.threads import contention_warning
 
@@ -22,36 +22,47 @@ _COUNT = click.IntRange(min=1)
 @click.command(
     "serve",
     cls=Command,
-    short_help="Answer over HTTP, as OpenAI's clients ask.",
+    short_help="Serve the base and all adapters over HTTP.",
     example=Example("trunkline serve --preload medical/icd10-chapter", "serves"),
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 chooses a free one.",
 )
-@click.option("--rows", type=_COUNT, metavar="N", help="Requests computed at once at most.")
-@click.option("--kv-mib", type=_COUNT, metavar="N", help="Memory for keys and values, in MiB.")
+@click.option("--rows", type=_COUNT, metavar="N", help="Run at most N requests at once.")
+@click.option("--kv-mib", type=_COUNT, metavar="N", help="Memory of the KV cache, in MiB.")
 @click.option("--adapter-mib", type=_COUNT, metavar="N", help="Memory for adapters, in MiB.")
-@click.option("--slots", type=_COUNT, metavar="N", help="Adapters stacked beside the base at once.")
-@click.option("--chunk-tokens", type=_COUNT, metavar="N", help="Prompt tokens a step at most.")
-@click.option("--queue", type=_COUNT, metavar="N", help="Requests waiting at most; then 429.")
-@click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt from its beginning.")
-@click.option("--no-request-log", is_flag=True, help="Keep no log of the requests.")
-@click.option("--log-text", is_flag=True, help="Keep prompts and answers in the request log too.")
+@click.option("--slots", type=_COUNT, metavar="N", help="Adapters on the device at once.")
+@click.option(
+    "--chunk-tokens", type=_COUNT, metavar="N", help="Prefill at most N prompt tokens per step."
+)
+@click.option(
+    "--queue", type=_COUNT, metavar="N", help="Let at most N requests wait; refuse more with 429."
+)
+@click.option("--no-prefix-cache", is_flag=True, help="Don't reuse the KV cache of prefixes.")
+@click.option("--no-request-log", is_flag=True, help="Don't write the request log.")
+@click.option("--log-text", is_flag=True, help="Also log prompts and answers.")
 @click.option(
     "--limit",
     "limits",
     metavar="NAME=N",
     multiple=True,
-    help="Another limit, such as request_timeout=60 (seconds); may be repeated. An unknown name "
-    "lists them all.",
+    help="Change another limit, such as request_timeout=60 (seconds); may be repeated. An unknown "
+    "name lists them all.",
 )
 @click.option(
-    "--preload", metavar="REF", multiple=True, help="Load before listening; may be repeated."
+    "--preload",
+    metavar="REF",
+    multiple=True,
+    help="Load this adapter before listening; may be repeated.",
 )
-@with_globals
+@pass_options
 def serve(
-    said: Globals,
+    options: GlobalOptions,
     host: str,
     port: int,
     rows: int | None,
@@ -68,11 +79,11 @@ def serve(
 ) -> None:
     """Serve the base and every adapter of this workspace until Ctrl-C or SIGTERM.
 
-    What is running then is finished first.
+    Running requests are finished first.
     """
     if log_text and no_request_log:
         raise UsageError(
-            "--log-text and --no-request-log exclude each other.", "Leave one of them away."
+            "--log-text and --no-request-log can't be combined.", "Leave out one of them."
         )
     from trunkline.inference.settings import EngineSettings
     from trunkline.serving.settings import ServerSettings, is_loopback
@@ -86,67 +97,67 @@ def serve(
         "queue": queue,
     }
     given = {name: value for name, value in sizes.items() if value is not None}
-    said.engine = EngineSettings(prefix_cache=not no_prefix_cache, **given)
+    options.engine = EngineSettings(prefix_cache=not no_prefix_cache, **given)
     settings = ServerSettings(
         host=host,
         port=port,
         log_requests=not no_request_log,
         log_text=log_text,
-        **_read_limits(limits),
+        **_parse_limits(limits),
     )
-    platform = said.platform
+    platform = options.platform
     has_keys = platform.registry.keys.has_any()
-    if has_keys or is_loopback(host):  # else the server says why it does not start
+    if has_keys or is_loopback(host):  # otherwise the server refuses to start and says why
         if not has_keys:
             note(
-                "No key is in force, so only this machine is answered: "
-                "`trunkline keys create OWNER` makes one."
+                "There are no active keys, so the server only answers this machine: "
+                "`trunkline keys create OWNER` makes a key."
             )
         if (warning := contention_warning()) is not None:
             note(warning)
         _preload(platform, preload)
-    from trunkline.serving.run import serve as serve_until_told
+    from trunkline.serving.run import serve as run_server
 
-    serve_until_told(platform, settings, _teller(has_keys))
+    run_server(platform, settings, _announcer(has_keys))
 
 
-def _read_limits(said: tuple[str, ...]) -> dict[str, Any]:
+def _parse_limits(pairs: tuple[str, ...]) -> dict[str, Any]:
     """``NAME=N`` as fields of the server's settings, which check the ranges."""
     from trunkline.serving.settings import RANGES
 
     limits: dict[str, Any] = {}
-    for pair in said:
+    for pair in pairs:
         name, _, text = pair.partition("=")
         if name not in RANGES or name == "port":
-            known = [one for one in RANGES if one != "port"]
-            raise NotFoundError.named("limit", name, known, f"There are: {', '.join(known)}.")
+            names = [one for one in RANGES if one != "port"]
+            raise NotFoundError.named("limit", name, names, f"Limits: {', '.join(names)}.")
         kind = RANGES[name][0]
         try:
             limits[name] = kind(text)
         except ValueError:
-            what = "a whole number" if kind is int else "a number"
+            expected = "an integer" if kind is int else "a number"
             raise UsageError(
-                f"The limit {name} can't be {text!r}.", f"Give {what}, as in {name}=60."
+                f"The limit {name} can't be {text!r}.", f"Give {expected}, as in {name}=60."
             ) from None
     return limits
 
 
 def _preload(platform: Platform, refs: tuple[str, ...]) -> None:
-    """Read adapters into memory; a wrong ref or a damaged artifact ends the program here."""
+    """Load adapters into memory; a wrong ref or a damaged artifact is an error."""
     models = {model.name: model for model in map(platform.resolve, refs)}
     for name, model in models.items():
         note(f"loading {name}")
         platform.engine.pool.load(platform.store.fetch(model.version), name)
 
 
-def _teller(has_keys: bool) -> Callable[[str], None]:
-    """What tells that the server can be asked now, and how."""
+def _announcer(has_keys: bool) -> Callable[[str], None]:
+    """A function that prints the URL and an example request once the server listens."""
 
-    def tell(url: str) -> None:
+    def announce(url: str) -> None:
         key = ' -H "Authorization: Bearer $TRUNKLINE_API_KEY"' if has_keys else ""
-        said = '[{"role": "user", "content": "Hello"}]'
-        note(f"Listening on {url}; Ctrl-C ends it. Ask it with:")
+        messages = '[{"role": "user", "content": "Hello"}]'
+        note(f"Listening on {url}; Ctrl-C stops the server. Try it with:")
         note(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\")
-        note(f"""    -d '{{"model": "base", "temperature": 0, "messages": {said}}}'""")
+        note(f"""    -d '{{"model": "base", "temperature": 0, "messages": {messages}}}'""")
 
-    return tell
+    return announce

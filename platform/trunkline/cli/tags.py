@@ -1,12 +1,12 @@
-"""``trunkline tag`` and ``trunkline note``: words about anything that the registry knows."""
+"""``trunkline tag`` and ``trunkline note``: tags and notes on anything in the registry."""
 
 from __future__ import annotations
 
 import click
 
 from trunkline.cli.command import Command, Example
-from trunkline.cli.options import Globals, with_globals
 from trunkline.cli.output import json_option, note, print_fields, print_json
+from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import UsageError
 
 SUBJECTS = """SUBJECT is domain/name, domain/name@3, run/3, dataset/<id>, base/<digest>,
@@ -16,11 +16,11 @@ SUBJECTS = """SUBJECT is domain/name, domain/name@3, run/3, dataset/<id>, base/<
 @click.command(
     "tag",
     cls=Command,
-    short_help="Tag a version, a run, or anything else.",
-    help=f"""Set and remove tags, then print those that the subject has.
+    short_help="Tag a version, a run or another subject.",
+    help=f"""Set and remove tags, then print the subject's tags.
 
     A tag is a key with a value; setting it again replaces the value. `adapters list --where
-    'tag.KEY=VALUE'` finds versions by their tags.
+    'tag.KEY=VALUE'` lists versions by their tags.
 
     {SUBJECTS}
     """,
@@ -28,35 +28,39 @@ SUBJECTS = """SUBJECT is domain/name, domain/name@3, run/3, dataset/<id>, base/<
 )
 @click.argument("subject")
 @click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--remove", metavar="KEY", multiple=True, help="Take a tag away; may be repeated.")
+@click.option("--remove", metavar="KEY", multiple=True, help="Remove a tag; may be repeated.")
 @json_option
-@with_globals
+@pass_options
 def tag(
-    said: Globals, subject: str, pairs: tuple[str, ...], remove: tuple[str, ...], as_json: bool
+    options: GlobalOptions,
+    subject: str,
+    pairs: tuple[str, ...],
+    remove: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    values = dict(_pair(pair) for pair in pairs)
+    values = dict(_parse_pair(pair) for pair in pairs)
     if both := sorted(values.keys() & set(remove)):
-        raise UsageError(f"The tag {both[0]!r} is both set and removed.", "Say one of the two.")
-    registry = said.platform.registry
+        raise UsageError(f"The tag {both[0]!r} is both set and removed.", "Do one of the two.")
+    registry = options.platform.registry
     if values or remove:
         registry.tags.update(subject, values, remove=remove)
-    found = registry.tags.get(subject)
+    result = registry.tags.get(subject)
     if as_json:
-        print_json({"subject": found.subject, "tags": found.tags})
-    elif found.tags:
-        note(f"{found.subject} has the tags:")
-        print_fields(found.tags.items())
+        print_json({"subject": result.subject, "tags": result.tags})
+    elif result.tags:
+        note(f"Tags of {result.subject}:")
+        print_fields(result.tags.items())
     else:
-        note(f"{found.subject} has no tag.")
+        note(f"{result.subject} has no tags.")
 
 
 @click.command(
     "note",
     cls=Command,
-    short_help="Add a note to anything's history.",
-    help=f"""Add a note, which stands in the history for good, or print the notes there are.
+    short_help="Add a note to a subject's history.",
+    help=f"""Add a note to the history, or print the notes of the subject.
 
-    A note can't be changed or taken back; add another one.
+    A note is permanent; to correct one, add another.
 
     {SUBJECTS}
     """,
@@ -67,15 +71,15 @@ def tag(
 @click.argument("subject")
 @click.argument("text", required=False)
 @json_option
-@with_globals
-def note_(said: Globals, subject: str, text: str | None, as_json: bool) -> None:
-    registry = said.platform.registry
+@pass_options
+def note_(options: GlobalOptions, subject: str, text: str | None, as_json: bool) -> None:
+    registry = options.platform.registry
     if text is not None:
-        made = registry.tags.add_note(subject, text)
+        resolved = registry.tags.add_note(subject, text)
         if as_json:
-            print_json({"subject": made, "text": text})
+            print_json({"subject": resolved, "text": text})
         else:
-            click.echo(f"{made}: noted")
+            click.echo(f"{resolved}: noted")
         return
     notes = registry.tags.notes(subject)
     if as_json:
@@ -84,11 +88,11 @@ def note_(said: Globals, subject: str, text: str | None, as_json: bool) -> None:
     for one in notes:
         click.echo(f"{one.at.isoformat(timespec='seconds')}  {one.actor}  {one.detail['text']}")
     if not notes:
-        note(f"Nothing is noted of {subject}.")
+        note(f"{subject} has no notes.")
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _parse_pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise UsageError(f"{text!r} is no tag.", "Write KEY=VALUE, for example reviewed=yes.")
+        raise UsageError(f"{text!r} is not a tag.", "Write KEY=VALUE, for example reviewed=yes.")
     return key, value

@@ -1,4 +1,4 @@
-"""``trunkline train``: a recipe becomes a evaluated version; or what that would cost."""
+"""``trunkline train``: train a recipe and publish the version, or estimate the cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trunkline.cli.command import Command, Example
-from trunkline.cli.options import Globals, run_number, with_globals
+from trunkline.cli.eval import print_evaluation_report
 from trunkline.cli.output import (
     bytes_text,
     counts,
@@ -22,7 +22,8 @@ from trunkline.cli.output import (
     short_digest,
 )
 from trunkline.cli.progress import stop_on_interrupt, working
-from trunkline.cli.report_view import print_evaluation_report
+from trunkline.cli.recipes import parse_settings, print_recipe, set_option
+from trunkline.cli.root import GlobalOptions, pass_options, run_number
 from trunkline.errors import UsageError
 from trunkline.threads import contention_warning
 
@@ -30,56 +31,48 @@ if TYPE_CHECKING:
     from trunkline.api import Platform
     from trunkline.training.plan import TrainingPlan
 
-set_option = click.option(
-    "--set",
-    "assignments",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Change a setting of the recipe; may be repeated (`recipes show` lists them).",
-)
-
 
 @click.command(
     "train",
     cls=Command,
-    short_help="Train a recipe, evaluate it, publish it as a version.",
+    short_help="Train a recipe, evaluate it, publish a version.",
     example=Example("trunkline train finance/naics-sector --set max_steps=80", "writes"),
 )
 @click.argument("recipe")
 @set_option
-@click.option("--dry-run", is_flag=True, help="Only show the resolved recipe and its cost.")
 @click.option(
-    "--resume", type=run_number, metavar="RUN", help="Go on with a run that did not finish."
+    "--dry-run", is_flag=True, help="Only show the resolved recipe and an estimate of its cost."
 )
+@click.option("--resume", type=run_number, metavar="RUN", help="Continue an unfinished run.")
 @json_option
-@with_globals
+@pass_options
 def train(
-    said: Globals,
+    options: GlobalOptions,
     recipe: str,
     assignments: tuple[str, ...],
     dry_run: bool,
     resume: int | None,
     as_json: bool,
 ) -> None:
-    """Train an adapter, prove it, evaluate it beside the baselines, and publish it as a version.
+    """Train an adapter, verify it, evaluate it against the baselines, and publish a version.
 
-    It is published whatever the verdict; `adapters promote` asks the gate. Ctrl-C stops after the
-    step and keeps the run for --resume.
+    The version is published whatever the verdict; `adapters promote` applies the gate. Ctrl-C
+    stops after the current step and keeps the run for --resume.
     """
-    settings = parsed(assignments)
-    platform = said.with_plugins
+    settings = parse_settings(assignments)
+    platform = options.with_plugins
     platform.training_job(recipe, settings)
     if dry_run:
         if resume is not None:
-            raise UsageError("A dry run resumes nothing.", "Leave --dry-run or --resume away.")
+            raise UsageError("--dry-run and --resume can't be combined.", "Leave out one of them.")
         _dry_run(platform, recipe, settings, as_json)
         return
     if (warning := contention_warning()) is not None:
         note(warning)
-    with working() as listener, stop_on_interrupt(listener) as asked:
+    with working() as listener, stop_on_interrupt(listener) as should_stop:
         listener.stage("opening the base")
         run = platform.train(
-            recipe, resume=resume, listener=listener, should_stop=asked, **settings
+            recipe, resume=resume, listener=listener, should_stop=should_stop, **settings
         )
     if as_json:
         print_json(
@@ -96,19 +89,12 @@ def train(
     print_evaluation_report(run.evaluation_report)
     heading(f"Run {run.number} published {run.version.ref} ({short_digest(run.version.digest)})")
     verb = "generate" if run.version.task == "generation" else "predict"
-    note(f'Ask it:     trunkline {verb} {run.version.ref} "a text"')
-    note(f"Go live:    trunkline adapters promote {run.version.ref}")
-
-
-def parsed(assignments: tuple[str, ...]) -> dict[str, str]:
-    """``--set`` options → settings, still as texts."""
-    from trunkline.training.job import parse_assignment
-
-    return dict(parse_assignment(text) for text in assignments)
+    note(f'Try it:     trunkline {verb} {run.version.ref} "a text"')
+    note(f"Promote it: trunkline adapters promote {run.version.ref}")
 
 
 def print_report(report: Mapping[str, Any], metric: str) -> None:
-    """Write what a run read, left out, trained on, and took."""
+    """Write what a run read, dropped and trained on, and how long it took."""
     data, proof = report["data"], report["proof"]
     steps = f"{report['steps']:,} of {report['total_steps']:,}"
     if report["steps"] < report["total_steps"]:
@@ -132,34 +118,29 @@ def print_report(report: Mapping[str, Any], metric: str) -> None:
             ("steps", steps),
             (
                 "proof",
-                f"loaded back, {proof['rows']} rows: {proof['to_trained']:.2%} from the trained "
+                f"reloaded, {proof['rows']} rows: {proof['to_trained']:.2%} from the trained "
                 f"model, {proof['to_base']:.2%} from the base"
                 if proof
                 else None,
             ),
-            ("took", _took(report)),
+            (
+                "took",
+                f"{duration(report['seconds'])}, training {duration(report['train_seconds'])}",
+            ),
         ]
     )
 
 
 def rows_text(data: Mapping[str, Any]) -> str:
-    """``65 read, 63 kept; dropped: empty text 1; duplicated 1; label conflicts 0``."""
+    """``65 read, 63 kept; dropped: empty text 1; 1 duplicate; 0 label conflicts``."""
     dropped = f"dropped: {counts(data['dropped'])}" if data["dropped"] else "dropped 0"
     return (
         f"{data['read']:,} read, {data['kept']:,} kept; {dropped}; "
-        f"duplicated {data['duplicated']:,}; label conflicts {data['label_conflicts']:,}"
+        f"duplicates {data['duplicated']:,}; label conflicts {data['label_conflicts']:,}"
     )
 
 
-def _took(report: Mapping[str, Any]) -> str:
-    """The whole time is not in the reports of the first releases' artifacts."""
-    training = f"training {duration(report['train_seconds'])}"
-    return f"{duration(report['seconds'])}, {training}" if "seconds" in report else training
-
-
 def _dry_run(platform: Platform, recipe: str, settings: Mapping[str, Any], as_json: bool) -> None:
-    from trunkline.cli.recipes import print_recipe
-
     with working() as listener:
         listener.stage("reading data and building the adapter")
         plan = platform.plan(recipe, **settings)
@@ -167,11 +148,11 @@ def _dry_run(platform: Platform, recipe: str, settings: Mapping[str, Any], as_js
         print_json(plan)
         return
     print_recipe(platform.training_job(recipe, settings))
-    _print_cost(plan)
+    _print_plan(plan)
 
 
-def _print_cost(plan: TrainingPlan) -> None:
-    heading("What it would take; nothing was trained or written")
+def _print_plan(plan: TrainingPlan) -> None:
+    heading("Estimated cost; nothing was trained or written")
     parts = plan.data["parts"]
     print_fields(
         [
@@ -188,12 +169,12 @@ def _print_cost(plan: TrainingPlan) -> None:
                 "adapter",
                 f"{plan.trainable_parameters:,} parameters, {bytes_text(plan.adapter_bytes)}",
             ),
-            ("arithmetic", f"at most {plan.training_flops:.2g} operations"),
+            ("computation", f"at most {plan.training_flops:.2g} FLOPs"),
             (
                 "time",
-                f"about {duration(plan.seconds)}, by this recipe's last run here"
+                f"about {duration(plan.seconds)}, from this recipe's last run in this workspace"
                 if plan.seconds is not None
-                else "not known: this recipe has no finished run here yet",
+                else "unknown: this recipe has no finished run in this workspace",
             ),
         ]
     )

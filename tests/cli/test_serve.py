@@ -1,4 +1,4 @@
-"""serve, ps, and predict, generate and chat with --url: a server gives the answers given here."""
+"""serve and ps; predict, generate and chat with --url print what they print without it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ import pytest
 from click.testing import Result
 
 from cli_runner import invoke
-from trunkline.cli.answering import HttpClient, LocalClient, Voice
-from trunkline.cli.options import Globals
-from trunkline.cli.remote import Remote
+from trunkline.cli.client import LocalClient, Model
+from trunkline.cli.http_client import HttpClient, Server
+from trunkline.cli.root import GlobalOptions
 
 if TYPE_CHECKING:
     from conftest import Run, Shared
@@ -34,31 +34,31 @@ SHORT = ("--max-new-tokens", "3")
 
 @dataclass(frozen=True)
 class Process:
-    """`trunkline serve` as a process of its own; ``told`` is what it said until it listened."""
+    """`trunkline serve` as a process of its own; ``output`` is its stderr until it listened."""
 
     url: str
     workspace: Path
-    told: str
+    output: str
     popen: subprocess.Popen[str]
 
 
 @contextmanager
-def process(workspace: Path, base: Path, *words: str) -> Iterator[Process]:
+def process(workspace: Path, base: Path, *args: str) -> Iterator[Process]:
     place = ("--workspace", str(workspace), "--base", str(base))
     program = (sys.executable, "-c", "from trunkline.cli import main; main()")
     with subprocess.Popen(
-        [*program, *place, "serve", "--port", "0", *words], stderr=subprocess.PIPE, text=True
+        [*program, *place, "serve", "--port", "0", *args], stderr=subprocess.PIPE, text=True
     ) as popen:
         try:
             assert popen.stderr is not None
-            told = ""
+            output = ""
             for line in popen.stderr:
-                told += line
+                output += line
                 if line.startswith("  curl "):
                     break
-            found = re.search(r"^Listening on (http://127\.0\.0\.1:\d+);", told, re.MULTILINE)
-            assert found, told
-            yield Process(found[1], workspace, told, popen)
+            match = re.search(r"^Listening on (http://127\.0\.0\.1:\d+);", output, re.MULTILINE)
+            assert match, output
+            yield Process(match[1], workspace, output, popen)
         finally:
             popen.kill()
 
@@ -94,7 +94,7 @@ def _wait_until(done: Callable[[], bool]) -> None:
         if done():
             return
         time.sleep(0.01)
-    raise AssertionError("It did not come to that.")
+    raise AssertionError("The condition was not met in time.")
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def server(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A server on a copy of the trained workspace, with toy/animals in memory."""
     workspace = tmp_path_factory.mktemp("served") / "workspace"
     shutil.copytree(shared.workspace, workspace)
-    words = ("--rows", "4", "--limit", "max_new_tokens=200", "--preload", "toy/animals")
-    with process(workspace, shared.base, *words) as started:
+    args = ("--rows", "4", "--limit", "max_new_tokens=200", "--preload", "toy/animals")
+    with process(workspace, shared.base, *args) as started:
         yield started
 
 
@@ -112,13 +112,13 @@ def ask(server: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
     """Run the program with --url, in an empty workspace."""
     monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(tmp_path))
 
-    def ask(*words: str, input: str | None = None) -> Result:
-        return invoke(*words, "--url", server.url, input=input)
+    def ask(*args: str, input: str | None = None) -> Result:
+        return invoke(*args, "--url", server.url, input=input)
 
     return ask
 
 
-ASKED = [
+REQUESTS = [
     ("predict", "toy/animals", "a carp"),
     ("predict", "toy/animals", "one", "two", "--top", "0"),
     ("predict", "toy/prices", "3 kg of good number 4"),
@@ -129,22 +129,22 @@ ASKED = [
 ]
 
 
-@pytest.mark.parametrize("words", ASKED, ids=" ".join)
-def test_server_prints_the_same(run: Run, ask: Run, words: tuple[str, ...]) -> None:
-    there = ask(*words)
-    assert there.exit_code == 0
-    assert there.stdout == run(*words).stdout
+@pytest.mark.parametrize("args", REQUESTS, ids=" ".join)
+def test_server_prints_the_same(run: Run, ask: Run, args: tuple[str, ...]) -> None:
+    remote = ask(*args)
+    assert remote.exit_code == 0
+    assert remote.stdout == run(*args).stdout
 
 
-@pytest.mark.parametrize("words", ASKED[1:5], ids=" ".join)
-def test_server_gives_the_same_json(run: Run, ask: Run, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("args", REQUESTS[1:5], ids=" ".join)
+def test_server_gives_the_same_json(run: Run, ask: Run, args: tuple[str, ...]) -> None:
     """But for the last bits, in which batches differ, and what the prefix cache saved."""
-    there = json.loads(ask(*words, "--json").stdout)
-    here = json.loads(run(*words, "--json").stdout, parse_float=_about)
-    for one in (there, here):
+    remote = json.loads(ask(*args, "--json").stdout)
+    local = json.loads(run(*args, "--json").stdout, parse_float=_about)
+    for one in (remote, local):
         for answer in one if isinstance(one, list) else [one]:
             answer.pop("cached_tokens", None)
-    assert there == here
+    assert remote == local
 
 
 def _about(figure: str) -> Any:
@@ -158,14 +158,14 @@ def test_server_names_the_version_on_stderr(ask: Run) -> None:
 def test_file_goes_to_the_server_in_parts(run: Run, ask: Run, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text\n" + "".join(f"row {number}\n" for number in range(70)))
-    words = ("predict", "toy/animals", "--top", "1", "--file", str(path))
-    there, here = (
-        [json.loads(line) for line in asked(*words).stdout.splitlines()] for asked in (ask, run)
+    args = ("predict", "toy/animals", "--top", "1", "--file", str(path))
+    remote, local = (
+        [json.loads(line) for line in send(*args).stdout.splitlines()] for send in (ask, run)
     )
-    assert [(one["row"], one["label"]) for one in there] == [
-        (one["row"], one["label"]) for one in here
+    assert [(one["row"], one["label"]) for one in remote] == [
+        (one["row"], one["label"]) for one in local
     ]
-    assert there[0].keys() == here[0].keys()
+    assert remote[0].keys() == local[0].keys()
 
 
 def test_row_that_the_server_refuses_is_named(ask: Run, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_row_that_the_server_refuses_is_named(ask: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("args", "expected"),
     [
         (("predict", "toy/animal", "x"), "'toy/animal'"),
         (("predict", "toy/animals@9", "x"), "'toy/animals@9'"),
@@ -190,88 +190,88 @@ def test_row_that_the_server_refuses_is_named(ask: Run, tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_wrong_use_of_a_server_exits_with_2(ask: Run, words: tuple[str, ...], told: str) -> None:
-    result = ask(*words)
+def test_wrong_use_of_a_server_exits_with_2(ask: Run, args: tuple[str, ...], expected: str) -> None:
+    result = ask(*args)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert told in result.stderr
+    assert expected in result.stderr
 
 
-def test_chat_with_a_server_is_the_same_talk(run: Run, ask: Run) -> None:
-    talk = "one\n/use toy/animals\na carp\n/use toy/plurals\ntwo carp\n/base\ntwo\n/adapters\n"
-    there = ask("chat", *SHORT, input=talk)
-    assert there.exit_code == 0
-    assert there.stdout == run("chat", *SHORT, input=talk).stdout
+def test_chat_with_a_server_prints_the_same(run: Run, ask: Run) -> None:
+    lines = "one\n/use toy/animals\na carp\n/use toy/plurals\ntwo carp\n/base\ntwo\n/adapters\n"
+    remote = ask("chat", *SHORT, input=lines)
+    assert remote.exit_code == 0
+    assert remote.stdout == run("chat", *SHORT, input=lines).stdout
 
 
 def test_chat_with_a_server_goes_on_after_a_refusal(ask: Run) -> None:
-    talk = ask("chat", *SHORT, input="word " * 300 + "\nhello\n")
-    assert "too long" in talk.stderr
-    assert talk.stdout.strip() == ask("generate", "base", "hello", *SHORT).stdout.strip()
+    result = ask("chat", *SHORT, input="word " * 300 + "\nhello\n")
+    assert "too long" in result.stderr
+    assert result.stdout.strip() == ask("generate", "base", "hello", *SHORT).stdout.strip()
 
 
 LONG = {"max_new_tokens": 200, "temperature": 0.0, "top_p": 1.0, "seed": 0}
-TALK = [{"role": "user", "content": "hello"}]
+MESSAGES = [{"role": "user", "content": "hello"}]
 
 
-def test_answer_that_is_left_frees_its_place_here(shared: Shared) -> None:
-    said = Globals(workspace=str(shared.workspace), base=str(shared.base))
-    ended = _outcomes(said.platform)
-    pieces = LocalClient(said).stream(Voice(), TALK, LONG)
-    next(pieces)
-    pieces.close()
+def test_abandoned_local_answer_is_cancelled(shared: Shared) -> None:
+    options = GlobalOptions(workspace=str(shared.workspace), base=str(shared.base))
+    ended = _outcomes(options.platform)
+    chunks = LocalClient(options).stream(Model(), MESSAGES, LONG)
+    next(chunks)
+    chunks.close()
     _wait_until(lambda: bool(ended))
-    said.platform.engine.close()
+    options.platform.engine.close()
     assert ended == ["cancelled"]
 
 
-def test_answer_that_is_left_frees_its_place_there(shared: Shared, tmp_path: Path) -> None:
-    with threaded(tmp_path, shared.base) as (url, platform), Remote(url) as remote:
+def test_abandoned_http_answer_is_cancelled(shared: Shared, tmp_path: Path) -> None:
+    with threaded(tmp_path, shared.base) as (url, platform), Server(url) as transport:
         ended = _outcomes(platform)
-        pieces = HttpClient(remote).stream(Voice(), TALK, LONG)
-        next(pieces)
-        pieces.close()
+        chunks = HttpClient(transport).stream(Model(), MESSAGES, LONG)
+        next(chunks)
+        chunks.close()
         _wait_until(lambda: bool(ended))
     assert ended == ["cancelled"]
 
 
 def _outcomes(platform: Platform) -> list[str]:
-    """How requests end from now on."""
+    """The outcomes of the requests from now on."""
     ended: list[str] = []
-    platform.engine.observers.append(lambda told: ended.append(told.outcome))
+    platform.engine.observers.append(lambda stats: ended.append(stats.outcome))
     return ended
 
 
 def test_ps_shows_the_residents(ask: Run, server: Process) -> None:
-    told = ask("ps").stdout
-    assert f"server    {server.url}\n" in told
-    assert "of 4 rows running" in told
-    line = next(line for line in told.splitlines() if line.startswith("toy/animals@1"))
+    text = ask("ps").stdout
+    assert f"server    {server.url}\n" in text
+    assert "of 4 rows running" in text
+    line = next(line for line in text.splitlines() if line.startswith("toy/animals@1"))
     assert "kB" in line
 
 
 def test_ps_json_has_state_and_residents(ask: Run, server: Process) -> None:
-    told = json.loads(ask("ps", "--json").stdout)
+    data = json.loads(ask("ps", "--json").stdout)
     shown = invoke("--workspace", str(server.workspace), "adapters", "show", "toy/animals@1",
                    "--json")  # fmt: skip
-    assert json.loads(shown.stdout)["digest"] in {one["digest"] for one in told["data"]}
-    assert told["state"]["draining"] is False
-    assert told["url"] == server.url
+    assert json.loads(shown.stdout)["digest"] in {one["digest"] for one in data["data"]}
+    assert data["state"]["draining"] is False
+    assert data["url"] == server.url
 
 
 def test_answer_leads_to_its_version(server: Process) -> None:
     body = {"model": "base", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
-    with Remote(server.url) as remote:
-        id = remote.post("/v1/chat/completions", body)["id"]
-    words = ("--workspace", str(server.workspace), "lineage", "--request", id, "--json")
-    assert json.loads(invoke(*words).stdout)["request"]["version"] == "base"
+    with Server(server.url) as transport:
+        id = transport.post("/v1/chat/completions", body)["id"]
+    args = ("--workspace", str(server.workspace), "lineage", "--request", id, "--json")
+    assert json.loads(invoke(*args).stdout)["request"]["version"] == "base"
 
 
-def test_unknown_key_is_told(
+def test_unknown_key_is_refused(
     shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = Path(shutil.copytree(shared.workspace, tmp_path / "locked"))
-    words = ("--workspace", str(workspace), "keys", "create", "ada", "--admin")
-    key = invoke(*words).stdout.strip()
+    args = ("--workspace", str(workspace), "keys", "create", "ada", "--admin")
+    key = invoke(*args).stdout.strip()
     with threaded(workspace, shared.base) as (url, _):
         refused = invoke("ps", "--url", url)
         monkeypatch.setenv("TRUNKLINE_API_KEY", key)
@@ -284,12 +284,12 @@ def test_unknown_key_is_told(
 # ------------------------------------------------------------------------------------------- serve
 
 
-def test_serve_says_who_is_answered_and_what_it_loads(server: Process) -> None:
-    assert server.told.startswith("No key is in force")
-    assert "loading toy/animals@1\n" in server.told
+def test_serve_prints_whom_it_answers_and_what_it_loads(server: Process) -> None:
+    assert server.output.startswith("There are no active keys")
+    assert "loading toy/animals@1\n" in server.output
 
 
-def test_serve_ends_well_when_it_is_told_to(shared: Shared, tmp_path: Path) -> None:
+def test_serve_stops_cleanly_on_sigterm(shared: Shared, tmp_path: Path) -> None:
     with process(tmp_path, shared.base, "--no-request-log") as started:
         started.popen.send_signal(signal.SIGTERM)
         assert started.popen.wait(60) == 0
@@ -298,30 +298,30 @@ def test_serve_ends_well_when_it_is_told_to(shared: Shared, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("args", "expected"),
     [
-        (("--log-text", "--no-request-log"), "exclude each other"),
+        (("--log-text", "--no-request-log"), "can't be combined"),
         (("--preload", "toy/animal"), "Did you mean 'toy/animals'?"),
         (("--preload", "base"), "is not an adapter"),
         (("--host", "0.0.0.0"), "trunkline keys create"),
         (("--host", "no host"), "has no address"),
         (("--rows", "0"), "is not in the range"),
         (("--limit", "request_timout=5"), "Did you mean 'request_timeout'?"),
-        (("--limit", "max_inputs=many"), "Give a whole number"),
+        (("--limit", "max_inputs=many"), "Give an integer"),
         (("--limit", "drain_seconds=-1"), "can't be -1"),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_wrong_use_of_serve_exits_with_2(run: Run, words: tuple[str, ...], told: str) -> None:
-    result = run("serve", "--port", "0", *words)
+def test_wrong_use_of_serve_exits_with_2(run: Run, args: tuple[str, ...], expected: str) -> None:
+    result = run("serve", "--port", "0", *args)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert told in result.stderr
+    assert expected in result.stderr
 
 
 def test_server_that_does_not_start_says_only_why(run: Run) -> None:
-    words = ("--port", "0", "--host", "0.0.0.0", "--preload", "toy/animals")
-    told = run("serve", *words).stderr
-    assert [line.partition(":")[0] for line in told.splitlines()] == ["Error", "Hint"]
+    args = ("--port", "0", "--host", "0.0.0.0", "--preload", "toy/animals")
+    text = run("serve", *args).stderr
+    assert [line.partition(":")[0] for line in text.splitlines()] == ["Error", "Hint"]
 
 
 def test_limit_of_serve_reaches_the_server(ask: Run) -> None:

@@ -21,18 +21,18 @@ FORCED = ("--force", "--reason", "a trial")
 HEAD = "Head of the events: "
 
 
-def promote(run: Run, name: str = "toy/prices", *words: str) -> Any:
-    return run("adapters", "promote", name, *words)
+def promote(run: Run, name: str = "toy/prices", *args: str) -> Any:
+    return run("adapters", "promote", name, *args)
 
 
 # ---------------------------------------------------------------------------------------- here
 
 
-def test_head_is_told_on_stderr_and_audit_takes_it(run_copy: Run) -> None:
+def test_head_is_printed_on_stderr_and_audit_accepts_it(run_copy: Run) -> None:
     result = promote(run_copy)
-    told = next(line for line in result.stderr.splitlines() if line.startswith(HEAD))
+    text = next(line for line in result.stderr.splitlines() if line.startswith(HEAD))
     assert HEAD not in result.stdout
-    verified = run_copy("audit", "verify", "--head", told.removeprefix(HEAD))
+    verified = run_copy("audit", "verify", "--head", text.removeprefix(HEAD))
     assert verified.exit_code == 0
 
 
@@ -46,17 +46,17 @@ def test_refusal_prints_every_condition_with_its_figures(run_copy: Run) -> None:
 
 def test_refusal_as_json_has_the_conditions_too(run_copy: Run) -> None:
     result = promote(run_copy, "toy/animals", "--json")
-    told = json.loads(result.stdout)
-    assert (result.exit_code, told["promoted"]) == (1, False)
-    assert told["checks"][0]["name"] == "beats the baseline"
+    data = json.loads(result.stdout)
+    assert (result.exit_code, data["promoted"]) == (1, False)
+    assert data["checks"][0]["name"] == "beats the baseline"
 
 
 def test_promotion_as_json_has_the_head(run_copy: Run) -> None:
-    told = json.loads(promote(run_copy, "toy/prices", "--json").stdout)
-    assert (told["promoted"], told["ref"], told["old"], told["new"]) == (
+    data = json.loads(promote(run_copy, "toy/prices", "--json").stdout)
+    assert (data["promoted"], data["ref"], data["old"], data["new"]) == (
         True, "toy/prices@1", None, 1,
     )  # fmt: skip
-    assert told["head"].partition(":")[0].isdigit()
+    assert data["head"].partition(":")[0].isdigit()
 
 
 def test_workspace_demands_more_than_the_recipe(run_copy: Run, tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_workspace_demands_more_than_the_recipe(run_copy: Run, tmp_path: Path) -
     assert f"NO   two persons  (promoted by system:{getpass.getuser()}; " in result.stdout
 
 
-def test_refusal_names_a_command_for_the_alias_that_was_asked_for(run_copy: Run) -> None:
-    told = promote(run_copy, "toy/animals", "--alias", "beta").stderr
-    assert '`trunkline adapters promote toy/animals@1 --alias beta --force --reason "…"`' in told
+def test_refusal_names_a_command_for_the_requested_alias(run_copy: Run) -> None:
+    text = promote(run_copy, "toy/animals", "--alias", "beta").stderr
+    assert '`trunkline adapters promote toy/animals@1 --alias beta --force --reason "…"`' in text
 
 
 def test_base_is_no_alias(run_copy: Run) -> None:
@@ -90,14 +90,14 @@ def test_rollback_says_from_where_to_where(run_copy: Run) -> None:
 def test_rollback_as_json_is_the_move(run_copy: Run) -> None:
     promote(run_copy, "toy/prices", "--alias", "canary")
     run_copy("adapters", "unalias", "toy/prices", "canary")
-    words = ("adapters", "rollback", "toy/prices", "--alias", "canary", "--json")
-    told = json.loads(run_copy(*words).stdout)
-    assert (told["kind"], told["alias"], told["old"], told["new"]) == (
+    args = ("adapters", "rollback", "toy/prices", "--alias", "canary", "--json")
+    data = json.loads(run_copy(*args).stdout)
+    assert (data["kind"], data["alias"], data["old"], data["new"]) == (
         "rolled-back", "canary", None, 1,
     )  # fmt: skip
 
 
-def test_nothing_to_go_back_to_is_told(run_copy: Run) -> None:
+def test_rollback_without_a_previous_version_is_refused(run_copy: Run) -> None:
     promote(run_copy)
     result = run_copy("adapters", "rollback", "toy/prices")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -105,7 +105,7 @@ def test_nothing_to_go_back_to_is_told(run_copy: Run) -> None:
     assert "Hint: " in result.stderr
 
 
-def test_alias_that_never_was_is_wrong_use(run_copy: Run) -> None:
+def test_rollback_of_an_unknown_alias_is_wrong_usage(run_copy: Run) -> None:
     assert run_copy("adapters", "rollback", "toy/prices").exit_code == 2
 
 
@@ -143,12 +143,12 @@ def ask(server: tuple[ServerProcess, Path], tmp_path: Path, monkeypatch: pytest.
     """Run the program with --url, in an empty workspace; first comes the owner of the key."""
     monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(tmp_path))
 
-    def ask(owner: str, *words: str, input: str | None = None) -> Any:
+    def ask(owner: str, *args: str, input: str | None = None) -> Any:
         place = ("--workspace", str(server[1]))
         made = invoke(*place, "keys", "create", owner, "--admin")
         monkeypatch.setenv("TRUNKLINE_API_KEY", made.stdout.strip())
         wait_until(lambda: bool(server[0].get("/ready").get("base")), "the base is loaded")
-        return invoke(*words, "--url", server[0].url, input=input)
+        return invoke(*args, "--url", server[0].url, input=input)
 
     return ask
 
@@ -164,9 +164,9 @@ def test_second_person_promotes_by_a_server_and_rolls_back(
     place = ("--workspace", str(server[1]))
     invoke(*place, "adapters", "unalias", "toy/prices", "shadow")
     back = ask("ada", "adapters", "rollback", "toy/prices", "--alias", "shadow", "--json")
-    told = json.loads(back.stdout)
-    assert (told["kind"], told["new"]) == ("rolled-back", 1)
-    assert told["actor"].endswith(" ada")
+    data = json.loads(back.stdout)
+    assert (data["kind"], data["new"]) == ("rolled-back", 1)
+    assert data["actor"].endswith(" ada")
 
 
 def test_who_trained_is_refused_by_a_server_with_the_conditions(ask: Run) -> None:
@@ -181,13 +181,13 @@ def test_who_trained_is_refused_by_a_server_with_the_conditions(ask: Run) -> Non
 def test_servers_refusal_names_a_command_for_that_server(
     ask: Run, server: tuple[ServerProcess, Path]
 ) -> None:
-    told = ask("ada", "adapters", "promote", "toy/animals", "--alias", "beta").stderr
-    there = f"promote toy/animals@1 --url {server[0].url} --alias beta"
-    assert f"`trunkline adapters {there} --force" in told
+    text = ask("ada", "adapters", "promote", "toy/animals", "--alias", "beta").stderr
+    promotion = f"promote toy/animals@1 --url {server[0].url} --alias beta"
+    assert f"`trunkline adapters {promotion} --force" in text
 
 
 def test_servers_refusal_of_one_person_names_that_server(
     ask: Run, server: tuple[ServerProcess, Path]
 ) -> None:
-    told = ask(getpass.getuser(), "adapters", "promote", "toy/prices", "--alias", "shadow").stderr
-    assert f"promote toy/prices@1 --url {server[0].url} --alias shadow." in told
+    text = ask(getpass.getuser(), "adapters", "promote", "toy/prices", "--alias", "shadow").stderr
+    assert f"promote toy/prices@1 --url {server[0].url} --alias shadow." in text

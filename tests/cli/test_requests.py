@@ -54,12 +54,12 @@ def log(registry: Registry, version: VersionRecord) -> Log:
     return write
 
 
-@pytest.mark.parametrize("words", [("--key", "nope"), ("--adapter", "nope/x")])
-def test_filter_that_nothing_meets_is_told_as_one(
-    run_copy: Run, log: Log, words: tuple[str, ...]
+@pytest.mark.parametrize("args", [("--key", "nope"), ("--adapter", "nope/x")])
+def test_filter_without_matches_prints_a_note(
+    run_copy: Run, log: Log, args: tuple[str, ...]
 ) -> None:
     log("a" * 32)
-    assert run_copy("requests", "list", *words).stderr == "No such request.\n"
+    assert run_copy("requests", "list", *args).stderr == "No matching request.\n"
 
 
 UNKNOWN = {"model": "toy/animal", "version": None, "digest": None, "status": 404}
@@ -78,20 +78,20 @@ def test_line_shows_version_status_and_tokens(run_copy: Run, log: Log) -> None:
     assert line.split()[3:] == ["toy/animals@1", "200", "14+0", "82", "ms"]
 
 
-def test_line_without_a_version_shows_what_was_asked(run_copy: Run, log: Log) -> None:
+def test_line_without_a_version_shows_the_requested_name(run_copy: Run, log: Log) -> None:
     log("req-1", **UNKNOWN)
     line = run_copy("requests", "list").stdout.splitlines()[1]
     assert line.split()[3:5] == ["(toy/animal)", "404"]
 
 
 @pytest.mark.parametrize(
-    "words", [("--adapter", "toy/prices"), ("--key", "4k2mw0qz")], ids=lambda words: words[0]
+    "args", [("--adapter", "toy/prices"), ("--key", "4k2mw0qz")], ids=lambda args: args[0]
 )
-def test_requests_can_be_narrowed(run_copy: Run, log: Log, words: tuple[str, str]) -> None:
+def test_requests_can_be_narrowed(run_copy: Run, log: Log, args: tuple[str, str]) -> None:
     log("req-1")
     log("req-2", version="toy/prices@1", key="4k2mw0qz")
-    told = json.loads(run_copy("requests", "list", *words, "--json").stdout)
-    assert [one["id"] for one in told] == ["req-2"]
+    data = json.loads(run_copy("requests", "list", *args, "--json").stdout)
+    assert [one["id"] for one in data] == ["req-2"]
 
 
 def test_listing_that_is_cut_says_so(run_copy: Run, log: Log) -> None:
@@ -105,8 +105,8 @@ def test_listing_that_is_cut_says_so(run_copy: Run, log: Log) -> None:
 def test_next_page_begins_behind_a_request(run_copy: Run, log: Log) -> None:
     for id in ("req-1", "req-2", "req-3"):
         log(id)
-    told = json.loads(run_copy("requests", "list", "--before", "req-3", "--json").stdout)
-    assert [one["id"] for one in told] == ["req-2", "req-1"]
+    data = json.loads(run_copy("requests", "list", "--before", "req-3", "--json").stdout)
+    assert [one["id"] for one in data] == ["req-2", "req-1"]
 
 
 def test_empty_log_says_who_writes_it(run_copy: Run) -> None:
@@ -119,19 +119,19 @@ def test_lineage_leads_to_version_run_and_rows(
     run_copy: Run, log: Log, version: VersionRecord
 ) -> None:
     log("req-1")
-    told = json.loads(run_copy("lineage", "--request", "req-1", "--json").stdout)
-    assert told["request"]["version"] == "toy/animals@1"
-    assert told["version"]["digest"] == version.digest
-    assert told["version"]["base_digest"] == version.base_digest
-    assert told["run"]["number"] == version.run
-    assert told["run"]["dataset_fingerprint"] == version.dataset_fingerprint
+    data = json.loads(run_copy("lineage", "--request", "req-1", "--json").stdout)
+    assert data["request"]["version"] == "toy/animals@1"
+    assert data["version"]["digest"] == version.digest
+    assert data["version"]["base_digest"] == version.base_digest
+    assert data["run"]["number"] == version.run
+    assert data["run"]["dataset_fingerprint"] == version.dataset_fingerprint
 
 
 def test_lineage_prints_what_an_audit_asks_for(
     run_copy: Run, log: Log, version: VersionRecord
 ) -> None:
     log("req-1")
-    told = run_copy("lineage", "--request", "req-1").stdout
+    text = run_copy("lineage", "--request", "req-1").stdout
     for part in (
         "at: 2026-11-21T22:10:03+00:00",
         f"digest: {version.digest}",
@@ -140,7 +140,7 @@ def test_lineage_prints_what_an_audit_asks_for(
         "run 1 of toy/animals: finished",
         f"digest: {version.base_digest}",
     ):
-        assert f"── {part}\n" in told
+        assert f"── {part}\n" in text
 
 
 @pytest.mark.parametrize("id", ["req-1", "chatcmpl-req-1", "cmpl-req-1"])
@@ -151,8 +151,8 @@ def test_lineage_takes_the_id_of_an_answer(run_copy: Run, log: Log, id: str) -> 
 
 def test_lineage_names_the_aliases_of_today(run_copy: Run, log: Log) -> None:
     log("req-1")
-    words = ("adapters", "promote", "toy/animals@1", "--alias", "trial")
-    assert run_copy(*words, "--force", "--reason", "a test").exit_code == 0
+    args = ("adapters", "promote", "toy/animals@1", "--alias", "trial")
+    assert run_copy(*args, "--force", "--reason", "a test").exit_code == 0
     assert "aliases: trial" in run_copy("lineage", "--request", "req-1").stdout
 
 
@@ -168,7 +168,7 @@ def test_lineage_of_a_request_that_reached_no_version(run_copy: Run, log: Log) -
     result = run_copy("lineage", "--request", "req-1")
     assert result.exit_code == 0
     assert "model: toy/animal\n" in result.stdout
-    assert "No version was reached" in result.stderr
+    assert "ended before it reached a version" in result.stderr
 
 
 def test_lineage_of_an_answer_of_the_base(run_copy: Run, log: Log) -> None:
@@ -183,13 +183,13 @@ def test_lineage_never_shows_another_version_of_that_name(run_copy: Run, log: Lo
     log("req-1", digest="sha256:" + "0" * 64)
     result = run_copy("lineage", "--request", "req-1")
     assert "rows:" not in result.stdout
-    assert "does not know that version" in result.stderr
+    assert "is not in this workspace's registry" in result.stderr
 
 
 def test_lineage_of_a_version_that_is_gone(run_copy: Run, log: Log) -> None:
     log("req-1", version="toy/animals@9", digest="sha256:" + "0" * 64)
-    told = json.loads(run_copy("lineage", "--request", "req-1", "--json").stdout)
-    assert (told["version"], told["run"]) == (None, None)
+    data = json.loads(run_copy("lineage", "--request", "req-1", "--json").stdout)
+    assert (data["version"], data["run"]) == (None, None)
 
 
 def test_lineage_of_an_unknown_request_is_wrong_use(run_copy: Run) -> None:

@@ -37,9 +37,9 @@ def test_predict_of_several_texts_names_each(run: Run) -> None:
 
 
 def test_predict_json_gives_one_object_a_text(run: Run) -> None:
-    told = json.loads(run("predict", "toy/animals", "one", "two", "--json").stdout)
-    assert [answer["text"] for answer in told] == ["one", "two"]
-    assert told[0]["adapter"] == "toy/animals@1"
+    data = json.loads(run("predict", "toy/animals", "one", "two", "--json").stdout)
+    assert [answer["text"] for answer in data] == ["one", "two"]
+    assert data[0]["adapter"] == "toy/animals@1"
 
 
 def test_predict_reads_lines_from_stdin(run: Run) -> None:
@@ -50,7 +50,7 @@ def test_predict_reads_lines_from_stdin(run: Run) -> None:
 def test_predict_of_nothing_from_stdin_is_wrong_use(run: Run) -> None:
     result = run("predict", "toy/animals", "-", input="\n")
     assert result.exit_code == 2
-    assert "No text came on stdin" in result.stderr
+    assert "No text arrived on stdin" in result.stderr
 
 
 def test_predict_never_writes_over_the_file_it_reads(run: Run, tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_predict_reads_texts_as_they_are_written(run: Run, tmp_path: Path, name:
         rows = {"text": ["a carp, swimming", "NA", "007"]}
         pyarrow.parquet.write_table(pyarrow.table(rows), path)
     result = run("predict", "toy/animals", "--file", str(path))
-    told = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [answer["text"] for answer in told] == ["a carp, swimming", "NA", "007"]
-    assert [answer["row"] for answer in told] == [1, 2, 3]
+    data = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["text"] for answer in data] == ["a carp, swimming", "NA", "007"]
+    assert [answer["row"] for answer in data] == [1, 2, 3]
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def test_predict_out_holds_a_line_a_row(run: Run, tmp_path: Path) -> None:
     result = run("predict", "toy/prices", "--file", str(path), "--out", str(out))
     assert result.exit_code == 0
     assert result.stdout == ""
-    told = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [answer["row"] for answer in told] == list(range(1, 301))
-    assert told[0].keys() == {"row", "text", "adapter", "task", "value", "unit"}
+    data = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["row"] for answer in data] == list(range(1, 301))
+    assert data[0].keys() == {"row", "text", "adapter", "task", "value", "unit"}
 
 
 def test_predict_refuses_an_empty_row_before_anything_is_written(
@@ -134,10 +134,10 @@ def test_predict_refuses_an_empty_row_before_anything_is_written(
     assert list(tmp_path.iterdir()) == [rows]
 
 
-def test_predict_skips_empty_rows_if_told_to(run: Run, rows: Path) -> None:
+def test_predict_skips_empty_rows_with_the_option(run: Run, rows: Path) -> None:
     result = run("predict", "toy/animals", "--file", str(rows), "--skip-empty")
     assert [json.loads(line)["row"] for line in result.stdout.splitlines()] == [1, 3]
-    assert "Left out: 1 row" in result.stderr
+    assert "Skipped 1 row" in result.stderr
 
 
 def test_predict_names_the_row_that_is_too_long(run: Run, tmp_path: Path) -> None:
@@ -157,57 +157,57 @@ def test_generate_prints_the_text_alone(run: Run) -> None:
 
 
 def test_generate_by_the_bare_base(run: Run) -> None:
-    words = ("generate", "base", "hello", "--max-new-tokens", "2", "--json")
-    told = json.loads(run(*words).stdout)
-    assert (told["adapter"], told["prompt"], told["new_tokens"]) == ("base", "hello", 2)
+    args = ("generate", "base", "hello", "--max-new-tokens", "2", "--json")
+    data = json.loads(run(*args).stdout)
+    assert (data["adapter"], data["prompt"], data["new_tokens"]) == ("base", "hello", 2)
 
 
 def test_generate_with_a_seed_is_repeatable(run: Run) -> None:
-    words = ("generate", "base", "hello", "--temperature", "1", "--max-new-tokens", "5")
-    assert run(*words, "--seed", "1").stdout == run(*words, "--seed", "1").stdout
-    assert run(*words, "--seed", "1").stdout != run(*words, "--seed", "2").stdout
+    args = ("generate", "base", "hello", "--temperature", "1", "--max-new-tokens", "5")
+    assert run(*args, "--seed", "1").stdout == run(*args, "--seed", "1").stdout
+    assert run(*args, "--seed", "1").stdout != run(*args, "--seed", "2").stdout
 
 
 def test_generate_reads_the_prompt_from_stdin(run: Run) -> None:
-    words = ("--max-new-tokens", "2", "--json")
-    told = json.loads(run("generate", "base", "-", *words, input="hello").stdout)
-    assert told["prompt"] == "hello"
+    args = ("--max-new-tokens", "2", "--json")
+    data = json.loads(run("generate", "base", "-", *args, input="hello").stdout)
+    assert data["prompt"] == "hello"
 
 
 SHORT = ("--max-new-tokens", "3")
 
 
 def test_chat_streams_the_answer(run: Run) -> None:
-    talk = run("chat", *SHORT, input="hello\n")
+    lines = run("chat", *SHORT, input="hello\n")
     alone = run("generate", "base", "hello", *SHORT)
-    assert talk.exit_code == 0
-    assert talk.stdout.strip() == alone.stdout.strip()
+    assert lines.exit_code == 0
+    assert lines.stdout.strip() == alone.stdout.strip()
 
 
 def test_chat_swaps_adapters_in_the_middle(run: Run) -> None:
-    talk = run("chat", *SHORT, input="hello\n/use toy/animals\na carp\n/base\nhello\n")
+    lines = run("chat", *SHORT, input="hello\n/use toy/animals\na carp\n/base\nhello\n")
     label = json.loads(run("predict", "toy/animals", "a carp", "--json").stdout)[0]["label"]
-    assert f"{label}  0." in talk.stdout
-    assert talk.stderr.splitlines()[0] == "base"
-    assert "toy/animals@1 (newest)" in talk.stderr
+    assert f"{label}  0." in lines.stdout
+    assert lines.stderr.splitlines()[0] == "base"
+    assert "toy/animals@1 (newest)" in lines.stderr
 
 
-def test_chat_keeps_the_talk_over_a_swap(run: Run) -> None:
+def test_chat_keeps_the_conversation_when_adapters_switch(run: Run) -> None:
     swapped = run("chat", *SHORT, input="one\n/use toy/animals\na carp\n/base\ntwo\n").stdout
     straight = run("chat", *SHORT, input="one\ntwo\n").stdout
     assert swapped.splitlines()[-1] == straight.splitlines()[-1]
 
 
-def test_chat_reset_forgets_the_talk(run: Run) -> None:
+def test_chat_reset_clears_the_conversation(run: Run) -> None:
     reset = run("chat", *SHORT, input="one\n/reset\ntwo\n").stdout.splitlines()
     alone = run("chat", *SHORT, input="two\n").stdout.splitlines()
     assert reset[-1] == alone[-1]
 
 
 def test_chat_puts_a_line_into_the_adapters_own_template(run: Run) -> None:
-    talk = run("chat", "toy/plurals", *SHORT, input="two carp\n")
+    lines = run("chat", "toy/plurals", *SHORT, input="two carp\n")
     alone = run("generate", "toy/plurals", "two carp", *SHORT)
-    assert talk.stdout.strip() == alone.stdout.strip()
+    assert lines.stdout.strip() == alone.stdout.strip()
 
 
 def test_chat_begins_with_the_adapter_that_is_named(run: Run) -> None:
@@ -215,21 +215,21 @@ def test_chat_begins_with_the_adapter_that_is_named(run: Run) -> None:
 
 
 def test_chat_goes_on_after_a_mistake(run: Run) -> None:
-    talk = run("chat", *SHORT, input="/use toy/animal\n/ues\n/adapters\n/quit\nnever\n")
-    assert talk.exit_code == 0
-    assert "Did you mean 'toy/animals'?" in talk.stderr
-    assert "Did you mean '/use'?" in talk.stderr
-    assert "toy/prices" in talk.stdout
-    assert len(talk.stdout.splitlines()) == 3
+    lines = run("chat", *SHORT, input="/use toy/animal\n/ues\n/adapters\n/quit\nnever\n")
+    assert lines.exit_code == 0
+    assert "Did you mean 'toy/animals'?" in lines.stderr
+    assert "Did you mean '/use'?" in lines.stderr
+    assert "toy/prices" in lines.stdout
+    assert len(lines.stdout.splitlines()) == 3
 
 
 def test_chat_help_lists_its_commands(run: Run) -> None:
-    told = run("chat", input="/help\n").stderr
-    for word in ("/use", "/adapters", "/base", "/reset", "/quit"):
-        assert word in told
+    text = run("chat", input="/help\n").stderr
+    for arg in ("/use", "/adapters", "/base", "/reset", "/quit"):
+        assert arg in text
 
 
-def test_chat_tells_when_the_talk_is_too_long(run: Run) -> None:
-    talk = run("chat", *SHORT, input="word " * 300 + "\nhello\n")
-    assert "too long" in talk.stderr
-    assert talk.exit_code == 0
+def test_chat_reports_a_conversation_that_is_too_long(run: Run) -> None:
+    lines = run("chat", *SHORT, input="word " * 300 + "\nhello\n")
+    assert "too long" in lines.stderr
+    assert lines.exit_code == 0

@@ -39,8 +39,8 @@ def workspace(tmp_path: Path, made: Path) -> Path:
 
 @pytest.fixture
 def run(workspace: Path) -> Run:
-    def run(*words: str) -> Result:
-        return invoke("--workspace", str(workspace), "--no-plugins", *words)
+    def run(*args: str) -> Result:
+        return invoke("--workspace", str(workspace), "--no-plugins", *args)
 
     return run
 
@@ -53,9 +53,9 @@ def damage(workspace: Path) -> None:
 # -------------------------------------------------------------------------------------- verify
 
 
-def test_verify_says_that_a_version_is_sound(run: Run) -> None:
+def test_verify_prints_an_intact_version(run: Run) -> None:
     result = run("adapters", "verify", "toy/animals@1")
-    assert (result.exit_code, result.stdout) == (0, "sound    toy/animals@1\n")
+    assert (result.exit_code, result.stdout) == (0, "ok       toy/animals@1\n")
 
 
 def test_verify_exits_1_where_a_version_is_damaged(run: Run, workspace: Path) -> None:
@@ -71,42 +71,42 @@ def test_verify_all_goes_on_after_a_damaged_one(run: Run, workspace: Path) -> No
     damage(workspace)
     result = run("adapters", "verify", "--all")
     assert result.exit_code == 1
-    assert "sound    toy/animals@2" in result.stdout
+    assert "ok       toy/animals@2" in result.stdout
     assert "1 of 2 versions is damaged." in result.stderr
 
 
 def test_show_names_the_folder_that_the_store_is_in(run: Run, workspace: Path) -> None:
     (workspace / "adapters").rename(workspace / "elsewhere")
     (workspace / "trunkline.toml").write_text('[store]\nurl = "elsewhere"\n')
-    told = json.loads(run("adapters", "show", "toy/animals@2", "--json").stdout)
-    assert told["folder"] == str(workspace / "elsewhere/toy/animals/2")
+    data = json.loads(run("adapters", "show", "toy/animals@2", "--json").stdout)
+    assert data["folder"] == str(workspace / "elsewhere/toy/animals/2")
 
 
 def test_verify_all_of_a_sound_store_exits_0(run: Run) -> None:
     result = run("adapters", "verify", "--all")
-    assert (result.exit_code, result.stdout.count("sound")) == (0, 2)
-    assert "2 versions, all sound." in result.stderr
+    assert (result.exit_code, result.stdout.count("ok ")) == (0, 2)
+    assert "2 versions, none damaged." in result.stderr
 
 
-def test_verify_json_tells_each(run: Run, workspace: Path) -> None:
+def test_verify_json_lists_each_version(run: Run, workspace: Path) -> None:
     damage(workspace)
     result = run("adapters", "verify", "--all", "--json")
-    told = {one["version"]: one["damage"] for one in json.loads(result.stdout)}
-    assert told["toy/animals@2"] is None
-    assert "was changed" in told["toy/animals@1"]
+    data = {one["version"]: one["damage"] for one in json.loads(result.stdout)}
+    assert data["toy/animals@2"] is None
+    assert "was changed" in data["toy/animals@1"]
     assert result.exit_code == 1
 
 
-def test_verify_tells_of_a_card_written_anew_and_exits_0(run: Run, workspace: Path) -> None:
+def test_verify_reports_a_rewritten_card_and_exits_0(run: Run, workspace: Path) -> None:
     (workspace / "adapters/toy/animals/1/README.md").write_text("# Mine\n")
     result = run("adapters", "verify", "toy/animals@1")
     assert result.exit_code == 0
     assert "README.md was changed since it was published" in result.stdout
 
 
-@pytest.mark.parametrize("words", [(), ("toy/animals", "--all")])
-def test_verify_wants_one_or_all(run: Run, words: tuple[str, ...]) -> None:
-    result = run("adapters", "verify", *words)
+@pytest.mark.parametrize("args", [(), ("toy/animals", "--all")])
+def test_verify_wants_one_or_all(run: Run, args: tuple[str, ...]) -> None:
+    result = run("adapters", "verify", *args)
     assert result.exit_code == 2
     assert "Hint" in result.stderr
 
@@ -120,7 +120,7 @@ def test_verify_with_a_signature_wants_a_key(run: Run) -> None:
 # ------------------------------------------------------------------------------------------ rm
 
 
-def test_rm_takes_the_files_and_says_so(run: Run, workspace: Path) -> None:
+def test_rm_deletes_the_files(run: Run, workspace: Path) -> None:
     result = run("adapters", "rm", "toy/animals@1", "--reason", "old")
     assert result.exit_code == 0
     assert "toy/animals@1 is removed." in result.stdout
@@ -138,8 +138,8 @@ def test_removed_version_says_when_and_why_it_is_gone(run: Run) -> None:
 
 def test_rm_names_every_alias_in_its_way(run: Run, workspace: Path) -> None:
     for alias in ("canary", "champion"):
-        words = ("--alias", alias, "--force", "--reason", "a trial")
-        assert run("adapters", "promote", "toy/animals@1", *words).exit_code == 0
+        args = ("--alias", alias, "--force", "--reason", "a trial")
+        assert run("adapters", "promote", "toy/animals@1", *args).exit_code == 0
     result = run("adapters", "rm", "toy/animals@1", "--reason", "old")
     assert result.exit_code == 1
     assert "the aliases 'canary' and 'champion' point at it" in result.stderr
@@ -149,10 +149,10 @@ def test_rm_names_every_alias_in_its_way(run: Run, workspace: Path) -> None:
 
 
 def test_rm_names_the_one_alias_in_its_way(run: Run) -> None:
-    words = ("--force", "--reason", "a trial")
-    run("adapters", "promote", "toy/animals@1", *words)
-    told = run("adapters", "rm", "toy/animals@1", "--reason", "old").stderr
-    assert "the alias 'champion' points at it" in told
+    args = ("--force", "--reason", "a trial")
+    run("adapters", "promote", "toy/animals@1", *args)
+    text = run("adapters", "rm", "toy/animals@1", "--reason", "old").stderr
+    assert "the alias 'champion' points at it" in text
 
 
 def test_rm_without_a_reason_is_wrong_use(run: Run, workspace: Path) -> None:
@@ -184,34 +184,34 @@ def garbage(workspace: Path) -> Path:
     return folder
 
 
-def test_gc_of_a_tidy_store_takes_nothing(run: Run) -> None:
+def test_gc_of_a_clean_store_deletes_nothing(run: Run) -> None:
     result = run("gc")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "Nothing to take." in result.stderr
+    assert "Nothing to delete." in result.stderr
 
 
-def test_gc_dry_run_lists_and_takes_nothing(run: Run, garbage: Path) -> None:
+def test_gc_dry_run_lists_and_deletes_nothing(run: Run, garbage: Path) -> None:
     result = run("gc", "--dry-run")
     assert result.exit_code == 0
     assert "toy/animals/9" in result.stdout
-    assert "Nothing was changed." in result.stderr
+    assert "Nothing was deleted." in result.stderr
     assert garbage.exists()
 
 
-def test_gc_takes_what_dry_run_lists(run: Run, garbage: Path) -> None:
+def test_gc_deletes_what_dry_run_lists(run: Run, garbage: Path) -> None:
     result = run("gc")
     assert result.exit_code == 0
     assert "toy/animals/9" in result.stdout
     assert not garbage.exists()
 
 
-def test_gc_json_tells_what_was_taken(run: Run, garbage: Path) -> None:
-    told = json.loads(run("gc", "--json").stdout)
-    assert [(one["kind"], one["name"]) for one in told["taken"]] == [("folder", "toy/animals/9")]
-    assert (told["dry_run"], told["told"]) == (False, [])
+def test_gc_json_lists_what_was_deleted(run: Run, garbage: Path) -> None:
+    data = json.loads(run("gc", "--json").stdout)
+    assert [(one["kind"], one["name"]) for one in data["deleted"]] == [("folder", "toy/animals/9")]
+    assert (data["dry_run"], data["reported"]) == (False, [])
 
 
-def test_gc_tells_of_a_version_without_files(run: Run, workspace: Path) -> None:
+def test_gc_reports_a_version_without_files(run: Run, workspace: Path) -> None:
     (workspace / "adapters/toy/animals/1").rename(workspace / "moved")
     result = run("gc")
     assert "toy/animals@1" in result.stderr

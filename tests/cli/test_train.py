@@ -22,13 +22,13 @@ def test_train_ends_well_whatever_the_verdict(shared: Shared, recipe: str) -> No
 
 
 def test_train_reports_what_became_of_the_rows(shared: Shared) -> None:
-    told = shared.trained["toy/animals"].stdout
-    assert "65 read, 63 kept; dropped: empty text 1; duplicated 1; label conflicts 0" in told
-    assert "truncated" in told
+    text = shared.trained["toy/animals"].stdout
+    assert "65 read, 63 kept; dropped: empty text 1; duplicates 1; label conflicts 0" in text
+    assert "truncated" in text
 
 
 def test_train_ends_with_the_evaluation_report_beside_the_baselines(shared: Shared) -> None:
-    told = shared.trained["toy/animals"].stdout
+    text = shared.trained["toy/animals"].stdout
     for part in (
         "this adapter",
         "baseline majority",
@@ -36,7 +36,7 @@ def test_train_ends_with_the_evaluation_report_beside_the_baselines(shared: Shar
         "toy/hit_rate",
         "the baseline",
     ):
-        assert part in told
+        assert part in text
 
 
 def test_train_names_the_version_and_the_next_commands(shared: Shared) -> None:
@@ -50,7 +50,7 @@ def test_train_of_a_generation_points_to_generate(shared: Shared) -> None:
     assert "trunkline generate toy/plurals@1" in shared.trained["toy/plurals"].stderr
 
 
-def test_train_tells_progress_on_stderr_only(shared: Shared) -> None:
+def test_train_prints_progress_on_stderr_only(shared: Shared) -> None:
     result = shared.trained["toy/animals"]
     assert "reading data\n" in result.stderr
     assert "3 of 3, loss" in result.stderr
@@ -58,10 +58,10 @@ def test_train_tells_progress_on_stderr_only(shared: Shared) -> None:
 
 
 def test_train_json_holds_version_report_and_evaluation_report(shared: Shared) -> None:
-    told = json.loads(shared.trained["toy/prices"].stdout)
-    assert told["adapter"] == "toy/prices@1"
-    assert told["report"]["data"]["read"] == 60
-    assert told["evaluation_report"]["scores"].keys() == {"mae", "median_ape"}
+    data = json.loads(shared.trained["toy/prices"].stdout)
+    assert data["adapter"] == "toy/prices@1"
+    assert data["report"]["data"]["read"] == 60
+    assert data["evaluation_report"]["scores"].keys() == {"mae", "median_ape"}
 
 
 def test_dry_run_shows_the_resolved_recipe_and_its_cost(run: Run) -> None:
@@ -78,17 +78,17 @@ def test_dry_run_trains_nothing(run: Run) -> None:
 
 
 def test_dry_run_json_parses(run: Run) -> None:
-    told = json.loads(run("train", "toy/animals", "--dry-run", "--json").stdout)
-    assert told["steps"] == 3
+    data = json.loads(run("train", "toy/animals", "--dry-run", "--json").stdout)
+    assert data["steps"] == 3
 
 
 def test_interrupted_training_is_kept_and_resumed(
     run_copy: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = progress.Lines.progress
+    original = progress.Lines.progress
 
     def interrupt(self: progress.Lines, done: int, total: int, values: Any) -> None:
-        told(self, done, total, values)
+        original(self, done, total, values)
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
@@ -129,16 +129,16 @@ def test_eval_evaluates_a_version_again_with_slices(run_copy: Run) -> None:
 
 
 def test_eval_json_holds_the_evaluation_report(run_copy: Run) -> None:
-    told = json.loads(run_copy("eval", "toy/animals@1", "--json").stdout)
-    assert told["adapter"] == "toy/animals@1"
-    assert told["evaluation_report"]["verdict"] in ("beats", "ties", "loses")
+    data = json.loads(run_copy("eval", "toy/animals@1", "--json").stdout)
+    assert data["adapter"] == "toy/animals@1"
+    assert data["evaluation_report"]["verdict"] in ("beats", "ties", "loses")
 
 
 def test_eval_over_folds_publishes_nothing(run_copy: Run) -> None:
-    words = ("eval", "toy/prices", "--folds", "2", "--set", "max_steps=1", "--json")
-    told = json.loads(run_copy(*words).stdout)
-    assert told["folds"] == 2
-    assert told["evaluation_report"]["rows"] == 60
+    args = ("eval", "toy/prices", "--folds", "2", "--set", "max_steps=1", "--json")
+    data = json.loads(run_copy(*args).stdout)
+    assert data["folds"] == 2
+    assert data["evaluation_report"]["rows"] == 60
     assert run_copy("adapters", "list").stdout.count("1 of 1") == 3
 
 
@@ -150,34 +150,34 @@ def test_eval_over_folds_prints_a_line_a_fold(run_copy: Run) -> None:
 
 def test_adapters_list_shows_score_and_verdict(run: Run) -> None:
     lines = run("adapters", "list").stdout.splitlines()
-    assert lines[0].split() == ["adapter", "task", "newest", "aliases", "its", "score", "baseline"]
+    assert lines[0].split() == ["adapter", "task", "newest", "aliases", "score", "vs.", "baseline"]
     assert [line.split()[0] for line in lines[1:]] == ["toy/animals", "toy/plurals", "toy/prices"]
     assert "accuracy 0." in lines[1]
 
 
 def test_adapters_list_json_parses(run: Run) -> None:
-    told = json.loads(run("adapters", "ls", "--json").stdout)
-    assert told[0]["adapter"] == "toy/animals"
-    assert told[0]["score"].keys() == {"value", "low", "high"}
+    data = json.loads(run("adapters", "ls", "--json").stdout)
+    assert data[0]["adapter"] == "toy/animals"
+    assert data[0]["score"].keys() == {"value", "low", "high"}
 
 
 def test_adapters_list_says_when_there_are_more(run: Run) -> None:
     result = run("adapters", "list", "--limit", "2")
     assert len(result.stdout.splitlines()) == 3
-    assert "--limit" in result.stderr
+    assert "--after toy/plurals" in result.stderr
 
 
-def test_adapters_show_tells_identity_and_evaluation_report(run: Run, shared: Shared) -> None:
-    told = run("adapters", "show", "toy/animals").stdout
+def test_adapters_show_prints_identity_and_evaluation_report(run: Run, shared: Shared) -> None:
+    text = run("adapters", "show", "toy/animals").stdout
     folder = shared.workspace / "adapters" / "toy" / "animals" / "1"
     for part in ("sha256:", "toy/animals@1", str(folder), "this adapter", "Slices", "Versions"):
-        assert part in told
+        assert part in text
 
 
 def test_adapters_show_json_names_the_folder(run: Run) -> None:
-    told = json.loads(run("adapters", "show", "toy/animals@1", "--json").stdout)
-    assert Path(told["folder"], "adapter_config.json").is_file()
-    assert told["evaluation_report"]["rows"] == 18
+    data = json.loads(run("adapters", "show", "toy/animals@1", "--json").stdout)
+    assert Path(data["folder"], "adapter_config.json").is_file()
+    assert data["evaluation_report"]["rows"] == 18
 
 
 def test_promote_prints_the_conditions_and_the_move(run_copy: Run) -> None:
@@ -206,9 +206,9 @@ def test_forced_promotion_needs_a_reason(run_copy: Run) -> None:
 
 
 def test_forced_promotion_moves_the_alias(run_copy: Run) -> None:
-    words = ("--force", "--reason", "a trial", "--alias", "trial", "--json")
-    told = json.loads(run_copy("adapters", "promote", "toy/animals", *words).stdout)
-    assert (told["alias"], told["new"], told["forced"]) == ("trial", 1, True)
+    args = ("--force", "--reason", "a trial", "--alias", "trial", "--json")
+    data = json.loads(run_copy("adapters", "promote", "toy/animals", *args).stdout)
+    assert (data["alias"], data["new"], data["forced"]) == ("trial", 1, True)
     assert "trial=1" in run_copy("adapters", "list").stdout
 
 
@@ -223,12 +223,12 @@ def test_runs_list_has_the_newest_first(run: Run) -> None:
 
 
 def test_runs_list_of_one_recipe(run: Run) -> None:
-    told = json.loads(run("runs", "list", "--recipe", "toy/prices", "--json").stdout)
-    assert [one["recipe"] for one in told] == ["toy/prices"]
+    data = json.loads(run("runs", "list", "--recipe", "toy/prices", "--json").stdout)
+    assert [one["recipe"] for one in data] == ["toy/prices"]
 
 
-def test_runs_show_tells_changed_settings_report_and_figures(run: Run) -> None:
-    told = run("runs", "show", "1").stdout
+def test_runs_show_prints_changed_settings_report_and_figures(run: Run) -> None:
+    text = run("runs", "show", "1").stdout
     for part in (
         "num_train_epochs=1, ",
         "r=4",
@@ -237,13 +237,13 @@ def test_runs_show_tells_changed_settings_report_and_figures(run: Run) -> None:
         "learning_rate",
         "toy/animals@1",
     ):
-        assert part in told
-    assert "warmup_ratio" not in told
+        assert part in text
+    assert "warmup_ratio" not in text
 
 
 def test_runs_show_json_has_the_figures(run: Run) -> None:
-    told = json.loads(run("runs", "show", "1", "--json").stdout)
-    assert {one["name"] for one in told["metrics"]} >= {"loss", "validation.accuracy"}
+    data = json.loads(run("runs", "show", "1", "--json").stdout)
+    assert {one["name"] for one in data["metrics"]} >= {"loss", "validation.accuracy"}
 
 
 def test_failed_run_shows_its_error(run_copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The client of a server: what goes wrong on the way, and what a server refuses."""
+"""The HTTP client: transport errors, and refusals of the server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cli_runner import invoke
-from trunkline.cli.remote import Remote
+from trunkline.cli.http_client import Server
 from trunkline.errors import (
     AuthenticationError,
     BaseMismatchError,
@@ -36,11 +36,11 @@ from trunkline.errors import (
 
 @dataclass
 class Scripted:
-    """A server on a real socket that sends prepared replies, the last one again and again."""
+    """A server on a real socket that sends prepared replies and repeats the last one."""
 
     url: str = ""
     replies: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
-    asked: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
 
     def reply(self, status: int, body: bytes, **headers: str) -> None:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -65,7 +65,7 @@ def server() -> Iterator[Scripted]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            script.asked.append((self.path, headers, body))
+            script.requests.append((self.path, headers, body))
             status, sent, content = script.replies[0]
             if len(script.replies) > 1:
                 del script.replies[0]
@@ -90,14 +90,14 @@ def server() -> Iterator[Scripted]:
 
 
 @pytest.fixture
-def remote(server: Scripted) -> Iterator[Remote]:
-    with Remote(server.url) as made:
+def transport(server: Scripted) -> Iterator[Server]:
+    with Server(server.url) as made:
         yield made
 
 
 @pytest.fixture
 def nowhere() -> str:
-    """An address at which nothing listens."""
+    """An address where nothing listens."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
     return f"http://127.0.0.1:{port}"
@@ -119,11 +119,11 @@ def nowhere() -> str:
     ],
 )
 def test_refusal_becomes_one_of_our_errors(
-    server: Scripted, remote: Remote, status: int, kind: type[TrunklineError]
+    server: Scripted, transport: Server, status: int, kind: type[TrunklineError]
 ) -> None:
     server.refuse(status, "Not\nso.")
     with pytest.raises(TrunklineError) as caught:
-        remote.post("/x", {})
+        transport.post("/x", {})
     assert type(caught.value) is kind
     assert caught.value.message == "Not so."
 
@@ -144,88 +144,92 @@ def test_refusal_becomes_one_of_our_errors(
         (431, "too_large", TrunklineError),
     ],
 )
-def test_code_tells_more_than_the_status_where_it_is_one_of_six(
-    server: Scripted, remote: Remote, status: int, code: str, kind: type[TrunklineError]
+def test_specific_codes_override_the_status(
+    server: Scripted, transport: Server, status: int, code: str, kind: type[TrunklineError]
 ) -> None:
     server.refuse(status, code=code)
     with pytest.raises(TrunklineError) as caught:
-        remote.get("/x")
+        transport.get("/x")
     assert type(caught.value) is kind
 
 
-def test_hint_of_the_server_is_told_as_one(server: Scripted, remote: Remote) -> None:
+def test_hint_of_the_server_becomes_the_hint_of_the_error(
+    server: Scripted, transport: Server
+) -> None:
     server.reply(404, b'{"error": {"message": "No. Try x.", "hint": "Try x."}}')
     with pytest.raises(NotFoundError) as caught:
-        remote.get("/x")
+        transport.get("/x")
     assert (caught.value.message, caught.value.hint) == ("No.", "Try x.")
 
 
-def test_missing_key_says_where_it_goes(server: Scripted, remote: Remote) -> None:
+def test_missing_key_names_the_variable(server: Scripted, transport: Server) -> None:
     server.refuse(401)
     with pytest.raises(AuthenticationError) as caught:
-        remote.get("/x")
+        transport.get("/x")
     assert "TRUNKLINE_API_KEY" in (caught.value.hint or "")
 
 
-def test_full_server_is_asked_again(server: Scripted, remote: Remote) -> None:
+def test_request_to_a_full_server_is_repeated(server: Scripted, transport: Server) -> None:
     server.refuse(429, retry_after="0")
     server.reply(200, b'{"fine": true}')
-    assert remote.post("/x", {}) == {"fine": True}
+    assert transport.post("/x", {}) == {"fine": True}
 
 
-def test_server_that_stays_full_is_given_up(server: Scripted, remote: Remote) -> None:
+def test_requests_to_a_full_server_end(server: Scripted, transport: Server) -> None:
     server.refuse(429, retry_after="0")
     with pytest.raises(BusyError):
-        remote.post("/x", {})
-    assert 1 < len(server.asked) < 10
+        transport.post("/x", {})
+    assert 1 < len(server.requests) < 10
 
 
-def test_draining_server_is_not_asked_again(server: Scripted, remote: Remote) -> None:
+def test_request_to_a_draining_server_is_not_repeated(server: Scripted, transport: Server) -> None:
     server.refuse(503, retry_after="0")
     with pytest.raises(UnavailableError):
-        remote.post("/x", {})
-    assert len(server.asked) == 1
+        transport.post("/x", {})
+    assert len(server.requests) == 1
 
 
 def test_key_is_sent_as_a_bearer_token(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUNKLINE_API_KEY", "tl-key\n")
     server.reply(200, b"{}")
-    with Remote(server.url) as remote:
-        remote.get("/x")
-    assert server.asked[0][1]["authorization"] == "Bearer tl-key"
+    with Server(server.url) as transport:
+        transport.get("/x")
+    assert server.requests[0][1]["authorization"] == "Bearer tl-key"
 
 
 @pytest.mark.parametrize("key", ["a b", "a\nb", "schlüssel"])
-def test_key_that_is_none_is_refused_unshown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malformed_key_is_refused_without_showing_it(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TRUNKLINE_API_KEY", key)
     with pytest.raises(UsageError) as caught:
-        Remote("http://127.0.0.1:1")
+        Server("http://127.0.0.1:1")
     assert key not in caught.value.message
 
 
-def test_redirect_is_not_followed(server: Scripted, remote: Remote) -> None:
+def test_redirect_is_not_followed(server: Scripted, transport: Server) -> None:
     server.reply(307, b"", location="http://127.0.0.1:1/elsewhere")
     with pytest.raises(UsageError, match="is not followed"):
-        remote.post("/x", {})
-    assert len(server.asked) == 1
+        transport.post("/x", {})
+    assert len(server.requests) == 1
 
 
-def test_no_proxy_stands_before_this_machine(
+def test_requests_to_this_machine_use_no_proxy(
     server: Scripted, nowhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", nowhere)
     monkeypatch.setenv("http_proxy", nowhere)
     server.reply(200, b"{}")
-    with Remote(server.url) as remote:
-        assert remote.get("/x") == {}
+    with Server(server.url) as transport:
+        assert transport.get("/x") == {}
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
 def test_address_may_end_as_openai_clients_write_it(server: Scripted, suffix: str) -> None:
     server.reply(200, b"{}")
-    with Remote(server.url + suffix) as remote:
-        remote.get("/v1/models")
-    assert server.asked[0][0] == "/v1/models"
+    with Server(server.url + suffix) as transport:
+        transport.get("/v1/models")
+    assert server.requests[0][0] == "/v1/models"
 
 
 @pytest.mark.parametrize(
@@ -233,85 +237,85 @@ def test_address_may_end_as_openai_clients_write_it(server: Scripted, suffix: st
     ["", "x", "localhost:8000", "ftp://x", "file:///etc/passwd", "http://", "http://x:y",
      "http://u:secret@x", "http://x?q=1", "http://x/#a", "http://[::1"],
 )  # fmt: skip
-def test_address_that_is_none_is_wrong_use(url: str) -> None:
+def test_malformed_url_is_wrong_usage(url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Remote(url)
+        Server(url)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"null", b'"x"'])
 @pytest.mark.parametrize("status", [200, 502])
-def test_something_else_that_answers_is_told(
-    server: Scripted, remote: Remote, status: int, body: bytes
+def test_response_of_another_program_is_an_error(
+    server: Scripted, transport: Server, status: int, body: bytes
 ) -> None:
     server.reply(status, body)
-    with pytest.raises(TrunklineError, match="does not speak"):
-        remote.get("/x")
+    with pytest.raises(TrunklineError, match="is not one of a Trunkline server"):
+        transport.get("/x")
 
 
-def test_stream_gives_its_objects_up_to_the_mark(server: Scripted, remote: Remote) -> None:
+def test_stream_yields_objects_up_to_done(server: Scripted, transport: Server) -> None:
     server.stream('{"a": "\u2028"}', '{"a": 2}', "[DONE]", '{"a": 3}')
-    assert list(remote.events("/x", {})) == [{"a": "\u2028"}, {"a": 2}]
+    assert list(transport.events("/x", {})) == [{"a": "\u2028"}, {"a": 2}]
 
 
-def test_stream_without_its_mark_is_no_end(server: Scripted, remote: Remote) -> None:
+def test_stream_without_done_is_an_error(server: Scripted, transport: Server) -> None:
     server.stream('{"a": 1}')
-    told = remote.events("/x", {})
-    assert next(told) == {"a": 1}
-    with pytest.raises(UnavailableError, match="broke the answer off"):
-        next(told)
+    value = transport.events("/x", {})
+    assert next(value) == {"a": 1}
+    with pytest.raises(UnavailableError, match="ended the stream"):
+        next(value)
 
 
-def test_error_in_mid_stream_is_raised(server: Scripted, remote: Remote) -> None:
+def test_error_inside_a_stream_is_raised(server: Scripted, transport: Server) -> None:
     server.stream('{"a": 1}', '{"error": {"message": "The engine failed."}}', "[DONE]")
-    told = remote.events("/x", {})
-    next(told)
+    value = transport.events("/x", {})
+    next(value)
     with pytest.raises(TrunklineError, match="The engine failed"):
-        next(told)
+        next(value)
 
 
-def test_code_in_mid_stream_says_what_kind_of_error_it_is(server: Scripted, remote: Remote) -> None:
+def test_code_inside_a_stream_selects_the_error_class(server: Scripted, transport: Server) -> None:
     server.stream('{"error": {"message": "Late.", "code": "deadline_exceeded"}}')
     with pytest.raises(DeadlineError, match="Late"):
-        next(remote.events("/x", {}))
+        next(transport.events("/x", {}))
 
 
-def test_refused_stream_is_an_error(server: Scripted, remote: Remote) -> None:
+def test_refused_stream_is_an_error(server: Scripted, transport: Server) -> None:
     server.refuse(404, "There is no adapter.")
     with pytest.raises(NotFoundError, match="There is no adapter"):
-        next(remote.events("/x", {}))
+        next(transport.events("/x", {}))
 
 
-def test_answer_that_is_no_stream_is_told(server: Scripted, remote: Remote) -> None:
+def test_response_that_is_not_a_stream_is_an_error(server: Scripted, transport: Server) -> None:
     server.reply(200, b"{}", content_type="application/json")
-    with pytest.raises(TrunklineError, match="broke off"):
-        next(remote.events("/x", {}))
+    with pytest.raises(TrunklineError, match="failed"):
+        next(transport.events("/x", {}))
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ("ps",),
         ("predict", "toy/animals", "x"),
         ("generate", "base", "x"),
         ("chat",),
     ],
-    ids=lambda words: words[0],
+    ids=lambda args: args[0],
 )
-def test_nothing_listens_there(nowhere: str, words: tuple[str, ...]) -> None:
-    result = invoke(*words, "--url", nowhere, input="x\n")
+def test_server_that_does_not_answer_is_an_error(nowhere: str, args: tuple[str, ...]) -> None:
+    result = invoke(*args, "--url", nowhere, input="x\n")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert f"Error: Nothing answers at {nowhere}" in result.stderr
+    assert f"Error: No server answers at {nowhere}" in result.stderr
     assert "Hint: `trunkline serve` starts" in result.stderr
 
 
-def test_ps_asks_where_the_environment_says(nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ps_uses_the_url_of_the_environment(nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUNKLINE_URL", nowhere)
     assert nowhere in invoke("ps").stderr
 
 
-def test_ps_of_another_kind_of_server_is_one_sentence(server: Scripted) -> None:
+def test_ps_of_another_program_is_an_error(server: Scripted) -> None:
     server.reply(200, b"{}")
     result = invoke("ps", "--url", server.url)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "does not speak as this version's server does" in result.stderr
+    assert "is not one of a Trunkline server of this version" in result.stderr

@@ -22,15 +22,15 @@ TOY = PluginInfo(
 
 
 def test_plugins_list_counts_what_each_contributes(run: Run) -> None:
-    told = run("plugins", "list").stdout
-    assert "3 datasets, 3 recipes, 1 loss, 1 metric" in told
+    text = run("plugins", "list").stdout
+    assert "3 datasets, 3 recipes, 1 loss, 1 metric" in text
 
 
 @pytest.mark.parametrize("noun", ["plugins", "recipes", "datasets", "base", "adapters", "runs"])
 def test_list_json_is_a_list_of_objects(run: Run, noun: str) -> None:
-    told = json.loads(run(noun, "list", "--json").stdout)
-    assert all(isinstance(one, dict) for one in told)
-    assert told
+    data = json.loads(run(noun, "list", "--json").stdout)
+    assert all(isinstance(one, dict) for one in data)
+    assert data
 
 
 def test_plugins_show_names_the_contributions(run: Run) -> None:
@@ -41,7 +41,7 @@ def test_plugins_show_json_parses(run: Run) -> None:
     assert json.loads(run("plugins", "show", "toy", "--json").stdout)["status"] == "loaded"
 
 
-def test_plugins_install_tells_what_it_brought(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_install_prints_what_it_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def install(target: str, *, on_line: Callable[[str], None], **options: Any) -> Any:
         on_line("pip speaks")
         assert (target, options["editable"], options["upgrade"]) == ("./toys", True, False)
@@ -66,16 +66,16 @@ def test_plugins_install_of_a_broken_one_fails(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(plugins, "install", lambda target, **_: (failed,))
     result = invoke("plugins", "install", "./toys")
     assert result.exit_code == 1
-    assert "set aside: it raises" in result.stderr
+    assert "failed to load: it raises" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "input", "code"),
+    ("args", "input", "code"),
     [(("--yes",), None, 0), ((), "y\n", 0), ((), "n\n", 1), ((), "", 1)],
     ids=["yes", "asked-y", "asked-n", "no-answer"],
 )
 def test_plugins_uninstall_asks_first(
-    words: tuple[str, ...], input: str | None, code: int, monkeypatch: pytest.MonkeyPatch
+    args: tuple[str, ...], input: str | None, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[str] = []
 
@@ -85,7 +85,7 @@ def test_plugins_uninstall_asks_first(
 
     monkeypatch.setattr(plugins, "uninstall", uninstall)
     monkeypatch.setattr(plugins, "removable", lambda name: TOY)
-    result = invoke("plugins", "uninstall", "toy", *words, input=input)
+    result = invoke("plugins", "uninstall", "toy", *args, input=input)
     assert result.exit_code == code
     assert removed == (["toy"] if code == 0 else [])
 
@@ -115,9 +115,9 @@ def test_plugins_check_passes_without_an_error(
 
 
 def test_base_show_json_names_folder_and_digest(run: Run, shared: Shared) -> None:
-    told = json.loads(run("base", "show", "--json").stdout)
-    assert told["folder"] == str(shared.base)
-    assert len(told["digest"]) == 64
+    data = json.loads(run("base", "show", "--json").stdout)
+    assert data["folder"] == str(shared.base)
+    assert len(data["digest"]) == 64
 
 
 def test_base_show_takes_a_name(run: Run, shared: Shared) -> None:
@@ -128,7 +128,7 @@ def test_base_pull_of_a_folder_describes_it(run: Run) -> None:
     assert "LlamaForCausalLM" in run("base", "pull").stdout
 
 
-def test_base_pull_tells_stages_and_bytes_on_stderr(
+def test_base_pull_prints_stages_and_bytes_on_stderr(
     run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trunkline import bases
@@ -144,17 +144,17 @@ def test_base_pull_tells_stages_and_bytes_on_stderr(
     assert "downloading\n  10.0 MB of 10.0 MB" in result.stderr
 
 
-def test_datasets_show_tells_origin_counts_labels_and_rows(run: Run) -> None:
-    told = run("datasets", "show", "toy/animals").stdout
+def test_datasets_show_prints_origin_counts_labels_and_rows(run: Run) -> None:
+    text = run("datasets", "show", "toy/animals").stdout
     for part in ("CC0-1.0", "made up", "an animal: its rows", "empty text 1", "Labels (3)"):
-        assert part in told
-    assert told.count("in the wild") >= 1
+        assert part in text
+    assert text.count("in the wild") >= 1
 
 
 def test_datasets_show_json_counts_the_labels(run: Run) -> None:
-    told = json.loads(run("datasets", "show", "toy/animals", "--json").stdout)
-    assert told["label_counts"] == {"bird": 21, "fish": 21, "mammal": 21}
-    assert told["groups"]["test"] == 6
+    data = json.loads(run("datasets", "show", "toy/animals", "--json").stdout)
+    assert data["label_counts"] == {"bird": 21, "fish": 21, "mammal": 21}
+    assert data["groups"]["test"] == 6
 
 
 def test_datasets_show_of_a_regression_names_the_unit(run: Run) -> None:
@@ -167,7 +167,7 @@ def test_recipes_show_marks_what_differs_from_the_default(run: Run) -> None:
     assert marked == ["num_train_epochs", "r", "lora_alpha", "max_length", "evals_per_epoch"]
 
 
-def test_recipes_show_tells_the_direction_of_the_gate(run: Run) -> None:
+def test_recipes_show_prints_the_direction_of_the_gate(run: Run) -> None:
     assert "mae: at most 10000" in run("recipes", "show", "toy/prices").stdout
 
 
@@ -187,10 +187,10 @@ def test_empty_json_listing_is_an_empty_list(toy: None, tmp_path: Path, noun: st
     assert json.loads(invoke("--workspace", str(tmp_path), noun, "list", "--json").stdout) == []
 
 
-def test_adapters_show_tells_damage(run_copy: Run) -> None:
-    told = json.loads(run_copy("adapters", "show", "toy/animals", "--json").stdout)
-    assert told["damage"] is None
-    (Path(told["folder"]) / "adapter_model.safetensors").unlink()
+def test_adapters_show_reports_damage(run_copy: Run) -> None:
+    data = json.loads(run_copy("adapters", "show", "toy/animals", "--json").stdout)
+    assert data["damage"] is None
+    (Path(data["folder"]) / "adapter_model.safetensors").unlink()
     result = run_copy("adapters", "show", "toy/animals")
     assert result.exit_code == 0
     assert "DAMAGED" in result.stdout

@@ -1,0 +1,110 @@
+"""The client behind predict, generate and chat: this process, or a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trunkline.cli.output import note
+from trunkline.cli.root import GlobalOptions
+from trunkline.refs import BASE
+
+if TYPE_CHECKING:
+    from trunkline.cli.progress import Lines, Live
+    from trunkline.inference.request import Answer, StreamChunk
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model that answers: one immutable version, or the bare base."""
+
+    name: str = BASE
+    task: str = "generation"
+    digest: str = ""
+
+    @property
+    def generates(self) -> bool:
+        return self.task == "generation"
+
+
+class Client(Protocol):
+    """Resolves refs and answers requests. Both implementations give the same answers."""
+
+    def resolve(self, ref: str) -> Model:
+        """The model that ``ref`` selects, printed on stderr."""
+
+    def prepare(self, listener: Lines | Live) -> None:
+        """Load the base, so that loading does not count as answering."""
+
+    def predict(self, model: Model, texts: Sequence[str]) -> list[Answer]:
+        """A label or a number for each text."""
+
+    def generate(self, model: Model, prompt: str, sampling: Mapping[str, Any]) -> Answer:
+        """One generated text."""
+
+    def stream(
+        self, model: Model, messages: Messages, sampling: Mapping[str, Any]
+    ) -> Generator[StreamChunk]:
+        """The reply in a conversation, chunk by chunk; closing the generator cancels it."""
+
+    def adapters(self) -> list[tuple[str, str]]:
+        """Name and task of each adapter."""
+
+
+@contextmanager
+def open_client(options: GlobalOptions, url: str | None) -> Iterator[Client]:
+    """A client of the server at ``url``, or of this process if it is None."""
+    if url is None:
+        yield LocalClient(options)
+        return
+    from trunkline.cli.http_client import HttpClient, Server
+
+    with Server(url) as server:
+        yield HttpClient(server)
+
+
+class LocalClient:
+    """Answers in this process."""
+
+    def __init__(self, options: GlobalOptions) -> None:
+        self._options = options
+
+    def resolve(self, ref: str) -> Model:
+        if ref == BASE:
+            note(BASE)
+            return Model()
+        version = self._options.version(ref)
+        return Model(str(version.ref), version.task, version.digest)
+
+    def prepare(self, listener: Lines | Live) -> None:
+        listener.stage("opening the base")
+        self._options.platform.engine  # noqa: B018  # a property that loads
+
+    def predict(self, model: Model, texts: Sequence[str]) -> list[Answer]:
+        return self._options.platform.predict(model.name, texts)
+
+    def generate(self, model: Model, prompt: str, sampling: Mapping[str, Any]) -> Answer:
+        adapter = None if model.name == BASE else model.name
+        return self._options.platform.generate([(adapter, prompt)], **sampling)[0]
+
+    def stream(
+        self, model: Model, messages: Messages, sampling: Mapping[str, Any]
+    ) -> Generator[StreamChunk]:
+        from trunkline.inference.request import Request
+
+        conversation = tuple(dict(message) for message in messages)
+        prompt = conversation[-1]["content"]
+        request = Request(model.name, prompt, messages=conversation, **sampling)
+        handle = self._options.platform.submit(request)
+        try:
+            yield from handle.chunks()
+        finally:
+            handle.cancel()
+
+    def adapters(self) -> list[tuple[str, str]]:
+        records = self._options.platform.adapters()
+        return [(str(record.ref), record.task) for record in records]

@@ -1,0 +1,450 @@
+"""The client of a running server: transport, responses, and errors sent by the server.
+
+Imported only for commands that send requests. Redirects are never followed: the key goes to the
+named server alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx2
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trunkline.cli.client import Messages, Model
+from trunkline.cli.output import note
+from trunkline.errors import (
+    AuthenticationError,
+    BaseMismatchError,
+    BaseModelError,
+    BusyError,
+    DataError,
+    DeadlineError,
+    ForbiddenError,
+    IntegrityError,
+    Interrupted,
+    NotFoundError,
+    RefusedError,
+    RegistryError,
+    TooLargeError,
+    TrunklineError,
+    UnavailableError,
+    UsageError,
+)
+from trunkline.evaluation.gates import GateCheck
+from trunkline.inference.request import Answer, StreamChunk
+from trunkline.promotion import GateRefusedError
+from trunkline.refs import BASE, Ref
+
+if TYPE_CHECKING:
+    from trunkline.cli.progress import Lines, Live
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_VARIABLE = "TRUNKLINE_API_KEY"
+
+_ROUTES = {"classification": "/v1/classify", "regression": "/v1/regress"}
+_BATCH = 64
+_BATCH_CHARS = 50_000
+_TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
+_ATTEMPTS = 4
+_LONGEST_WAIT = 10.0
+_BY_STATUS: dict[int, type[TrunklineError]] = {
+    400: UsageError,
+    401: AuthenticationError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: RefusedError,
+    413: TooLargeError,
+    422: DataError,
+    504: DeadlineError,
+}
+_BY_CODE: dict[str | None, type[TrunklineError]] = {
+    kind.code: kind
+    for kind in (
+        BaseMismatchError,
+        BaseModelError,
+        DeadlineError,
+        IntegrityError,
+        Interrupted,
+        RegistryError,
+    )
+}
+"""Errors whose code is more specific than their status, or that come without a status."""
+
+_HINTS = {
+    401: f"Put a key made by `trunkline keys create` into {KEY_VARIABLE}.",
+    403: f"Use another key in {KEY_VARIABLE}.",
+}
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+_Parsed = TypeVar("_Parsed", bound=_Response)
+
+
+class _ModelInfo(_Response):
+    root: str
+    task: str
+    digest: str
+
+
+class _ListedModel(_Response):
+    id: str
+    task: str
+
+
+class _ModelList(_Response):
+    data: list[_ListedModel]
+
+
+class _Prediction(_Response):
+    prompt_tokens: int
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+    value: float | None = None
+    unit: str | None = None
+
+
+class _Predictions(_Response):
+    model: str
+    data: list[_Prediction]
+
+
+class _CachedTokens(_Response):
+    cached_tokens: int
+
+
+class _Usage(_Response):
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: _CachedTokens
+
+
+class _Message(_Response):
+    content: str
+
+
+class _Choice(_Response):
+    message: _Message
+    finish_reason: str | None
+
+
+class _Completion(_Response):
+    model: str
+    choices: list[_Choice]
+    usage: _Usage
+
+
+class _Delta(_Response):
+    content: str | None = None
+
+
+class _ChunkChoice(_Response):
+    index: int
+    delta: _Delta
+    finish_reason: str | None
+
+
+class _Chunk(_Response):
+    choices: list[_ChunkChoice]
+
+
+class HttpClient:
+    """Answers through a running server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def resolve(self, ref: str) -> Model:
+        if ref != BASE:
+            Ref.parse(ref)
+        body = self._server.get(f"/v1/models/{quote(ref, safe='/@:')}")
+        info = self._server.parse(_ModelInfo, body)
+        note(info.root)
+        return Model(info.root, info.task, info.digest)
+
+    def prepare(self, listener: Lines | Live) -> None:
+        """Do nothing: the server has loaded the base."""
+
+    def predict(self, model: Model, texts: Sequence[str]) -> list[Answer]:
+        if model.generates:
+            raise UsageError(
+                "The bare base predicts no labels."
+                if model.name == BASE
+                else f"{model.name} is for {model.task}.",
+                f'Use `trunkline generate {model.name} "…"`.',
+            )
+        return [answer for batch in _batches(texts) for answer in self._predict(model, batch)]
+
+    def _predict(self, model: Model, texts: Sequence[str]) -> list[Answer]:
+        body = {"model": model.name, "input": list(texts)}
+        response = self._server.parse(_Predictions, self._server.post(_ROUTES[model.task], body))
+        return [
+            Answer(
+                adapter=response.model,
+                digest=model.digest,
+                task=model.task,
+                prompt_tokens=item.prompt_tokens,
+                label=item.label,
+                probabilities=item.probabilities,
+                value=item.value,
+                unit=item.unit,
+            )
+            for item in response.data
+        ]
+
+    def generate(self, model: Model, prompt: str, sampling: Mapping[str, Any]) -> Answer:
+        if not model.generates:
+            raise UsageError(
+                f"{model.name} is for {model.task}.",
+                f'Use `trunkline predict {model.name} "…"`.',
+            )
+        body = _chat_body(model, [{"role": "user", "content": prompt}], sampling)
+        response = self._server.parse(_Completion, self._server.post("/v1/chat/completions", body))
+        if not response.choices:
+            raise unexpected_response(self._server.url)
+        choice, usage = response.choices[0], response.usage
+        return Answer(
+            adapter=response.model,
+            digest=model.digest,
+            task=model.task,
+            prompt_tokens=usage.prompt_tokens,
+            new_tokens=usage.completion_tokens,
+            cached_tokens=usage.prompt_tokens_details.cached_tokens,
+            text=choice.message.content,
+            finish=choice.finish_reason,
+        )
+
+    def stream(
+        self, model: Model, messages: Messages, sampling: Mapping[str, Any]
+    ) -> Generator[StreamChunk]:
+        body = _chat_body(model, messages, sampling) | {"stream": True}
+        for event in self._server.events("/v1/chat/completions", body):
+            for choice in self._server.parse(_Chunk, event).choices:
+                yield StreamChunk(
+                    choice.index, choice.delta.content or "", (), choice.finish_reason
+                )
+
+    def adapters(self) -> list[tuple[str, str]]:
+        models = self._server.parse(_ModelList, self._server.get("/v1/models")).data
+        tasks: dict[str, str] = {}
+        for model in models:
+            if model.id != BASE:
+                tasks.setdefault(model.id.partition("@")[0], model.task)
+        return list(tasks.items())
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in requests of a size that a server accepts; a very long text is alone in one."""
+    batch: list[str] = []
+    for text in texts:
+        if batch and (len(batch) == _BATCH or sum(map(len, batch)) + len(text) > _BATCH_CHARS):
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+def _chat_body(model: Model, messages: Messages, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a chat request; ``sampling`` uses the names of the command line."""
+    body = {"model": model.name, "messages": list(messages), **sampling}
+    limit = body.pop("max_new_tokens", None)
+    return body if limit is None else body | {"max_tokens": limit}
+
+
+class Server:
+    """The transport to one server. Use it as a context manager, or close it.
+
+    Args:
+        url: ``http://host:port`` or ``https://…``; a trailing ``/v1`` is removed.
+        key: sent as a bearer token; by default the value of ``TRUNKLINE_API_KEY``.
+
+    Raises:
+        UsageError: the URL or the key is malformed.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        self.url = _check_url(url)
+        key = os.environ.get(KEY_VARIABLE, "").strip() if key is None else key
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise UsageError(
+                f"The value of {KEY_VARIABLE} is not a key.", "`trunkline keys create` makes one."
+            )
+        self._client = httpx2.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=_TIMEOUT,
+            follow_redirects=False,
+            trust_env=not _is_loopback(httpx2.URL(self.url).host),
+        )
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON object at a path such as ``/v1/models``."""
+        return self._request("GET", path, None)
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The JSON object that answers ``body``; retries when the server is busy."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._request("POST", path, body)
+            except UnavailableError:
+                raise
+            except BusyError as busy:
+                time.sleep(min(busy.retry_after, _LONGEST_WAIT))
+        return self._request("POST", path, body)
+
+    def events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
+        """The JSON objects of a stream up to its ``[DONE]``; closing it cancels the request.
+
+        Raises:
+            TrunklineError: the server sent an error, or the stream ended without ``[DONE]``.
+        """
+        with (
+            self._translating(),
+            self._client.sse(self.url + path, method="POST", json=body) as source,
+        ):
+            if source.response.status_code != 200:
+                source.response.read()
+                raise self._refusal(source.response)
+            for event in source:
+                if event.data == "[DONE]":
+                    return
+                value = event.json()
+                if not isinstance(value, dict):
+                    raise ValueError("not an object")
+                if "error" in value:
+                    raise self._error_from(value["error"], None)
+                yield value
+        raise UnavailableError(
+            f"The server at {self.url} ended the stream before it was complete.", "Try again."
+        )
+
+    def parse(self, model: type[_Parsed], body: object) -> _Parsed:
+        """A response body as a validated object."""
+        try:
+            return model.model_validate(body)
+        except ValidationError as error:
+            raise unexpected_response(self.url) from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        with self._translating():
+            response = self._client.request(method, self.url + path, json=body)
+            if response.status_code != 200:
+                raise self._refusal(response)
+            value = response.json()
+            if not isinstance(value, dict):
+                raise ValueError("not an object")
+            return value
+
+    def _refusal(self, response: httpx2.Response) -> TrunklineError:
+        if response.is_redirect:
+            target = response.headers.get("location", "another address")[:200]
+            return UsageError(
+                f"The server at {self.url} redirects to {target!r}, which is not followed.",
+                "Pass that address to --url if you trust it with your key.",
+            )
+        return self._error_from(response.json()["error"], response)
+
+    def _error_from(self, body: Any, response: httpx2.Response | None) -> TrunklineError:
+        """The error that the server sent in OpenAI's form.
+
+        Args:
+            body: the object under ``error``.
+            response: None for an error inside a stream.
+        """
+        status = 500 if response is None else response.status_code
+        message, hint = " ".join(str(body["message"]).split()), body.get("hint")
+        if hint:
+            message = message.removesuffix(f" {hint}")
+        hint = _HINTS.get(status) or hint
+        if (checks := body.get("checks")) is not None:
+            return GateRefusedError(message, hint, [GateCheck(**check) for check in checks])
+        kind = _BY_CODE.get(body.get("code") or "") or _BY_STATUS.get(status)
+        if kind is None and response is not None and status in (429, 503):
+            busy = BusyError if status == 429 else UnavailableError
+            return busy(message, hint, retry_after=_seconds(response.headers.get("retry-after")))
+        return (kind or TrunklineError)(message, hint)
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """Raise transport and format errors as Trunkline's own."""
+        try:
+            yield
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise UnavailableError(
+                f"No server answers at {self.url} ({error}).",
+                "`trunkline serve` starts a server.",
+            ) from error
+        except httpx2.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise UnavailableError(
+                f"The connection to {self.url} failed: {reason}.",
+                "Check the server's output, and try again.",
+            ) from error
+        except UnicodeEncodeError as error:
+            raise DataError(
+                "A text contains characters that can't be encoded.", "Send it as UTF-8."
+            ) from error
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise unexpected_response(self.url) from error
+
+
+def unexpected_response(url: str) -> TrunklineError:
+    """The error for a response that is not from a Trunkline server of this version."""
+    return TrunklineError(
+        f"The response from {url} is not one of a Trunkline server of this version.",
+        "Check the address, and that the server runs the same version of Trunkline.",
+    )
+
+
+def _check_url(url: str) -> str:
+    """The URL without a trailing slash; refuses what can't be a server's address."""
+    example = f"Write it like {DEFAULT_URL}."
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise UsageError(f"{url[:80]!r} is not a URL.", example) from error
+    if parsed.userinfo:
+        raise UsageError("The URL contains a user name.", f"Put the key into {KEY_VARIABLE}.")
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+        raise UsageError(f"{url[:80]!r} is not the URL of a server.", example)
+    return str(parsed).rstrip("/").removesuffix("/v1")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine, which needs no proxy."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return max(0.0, float(text or 1))
+    except ValueError:
+        return 1.0
