@@ -47,7 +47,7 @@ WHOLE = {"word": "text or token", "words": "text, tokens or arguments"}
 """Identifiers that are banned as they stand; `word_drop` and the like are fine."""
 
 BRITISH = re.compile(r"(?i)^(?:quantis|normalis|optimis|initialis|standardis|serialis|recognis)")
-ALLOWED = {"floor", "bank_lines", "bank_line"}
+ALLOWED = {"NotFoundError", "floor", "bank_lines", "bank_line"}
 """`math.floor` and the bank-statement data of the finance plugin."""
 
 HEADER = re.compile(r"^\s*(?:Owns|Must not know): ?|Must not know:", re.MULTILINE)

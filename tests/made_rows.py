@@ -1,7 +1,4 @@
-"""Rows, datasets and recipes made in a line, for tests of everything that works on rows.
-
-Owns: plain defaults. Must not know: models.
-"""
+"""Rows, datasets and recipes with defaults, for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ DECIDING: dict[Task, str] = {
 
 
 def make_row(number: int, **fields: Any) -> Row:
-    """Row ``number``, of a group of its own, unless ``fields`` says otherwise."""
+    """Row ``number``, of a group of its own, with defaults for what ``fields`` omits."""
     given = {
         "id": f"r{number}",
         "text": f"text number {number}",

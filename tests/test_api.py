@@ -1,4 +1,4 @@
-"""The platform as Python users meet it: three toy adapters on one tiny base."""
+"""The Python API with three toy adapters on one tiny base."""
 
 from __future__ import annotations
 
@@ -25,42 +25,27 @@ from trunkline.errors import (
     RefusedError,
     UsageError,
 )
-from workbench import tiny
+from workbench import opened, tiny, trained_workspace, two_prices_workspace
 
-__all__ = ["tiny"]
-
-RECIPES = ("toy/animals", "toy/prices", "toy/plurals")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Path]:
-    """A workspace with a version of each recipe, only to be read."""
-    from trunkline.bases import release
-
-    folder = tmp_path_factory.mktemp("api")
-    (folder / "workspace").mkdir()
-    release()
-    with pytest.MonkeyPatch.context() as patch:
-        install_toy(folder, patch)
-        patch.setenv("TRUNKLINE_CACHE", str(folder / "cache"))
-        made = trunkline.open(folder / "workspace", base=str(tiny))
-        for recipe in RECIPES:
-            made.train(recipe, max_steps=4)
-        made.registry.close()
-    yield folder / "workspace"
-    release()
+__all__ = ["tiny", "trained_workspace", "two_prices_workspace"]
 
 
 @pytest.fixture
 def platform(
-    trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_workspace: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Platform]:
     """The platform on a copy of the trained workspace."""
     install_toy(tmp_path, monkeypatch)
-    workspace = shutil.copytree(trained, tmp_path / "workspace")
-    made = trunkline.open(workspace, base=str(tiny))
-    yield made
-    made.registry.close()
+    yield from opened(shutil.copytree(trained_workspace, tmp_path / "workspace"), tiny)
+
+
+@pytest.fixture
+def two_prices(
+    two_prices_workspace: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Platform]:
+    """The platform on a copy of the workspace with two versions of ``toy/prices``."""
+    install_toy(tmp_path, monkeypatch)
+    yield from opened(shutil.copytree(two_prices_workspace, tmp_path / "workspace"), tiny)
 
 
 @pytest.fixture
@@ -89,7 +74,7 @@ def test_opening_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_absent_workspace_is_told(tmp_path: Path) -> None:
+def test_missing_workspace_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         trunkline.open(tmp_path / "nowhere")
 
@@ -156,7 +141,7 @@ def test_sampled_text_depends_on_its_seed_alone(platform: Platform) -> None:
     assert among[2].text == alone
 
 
-def test_second_request_reads_nothing_again(
+def test_second_request_reads_no_file(
     platform: Platform, no_base: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
@@ -172,8 +157,8 @@ def test_second_request_reads_nothing_again(
     assert platform.predict("toy/animals", ["a hen"]) == first
 
 
-def test_champion_answers_where_no_version_is_named(platform: Platform) -> None:
-    platform.train("toy/prices", max_steps=5)
+def test_champion_answers_where_no_version_is_selected(two_prices: Platform) -> None:
+    platform = two_prices
     assert platform.predict("toy/prices", ["3 kg"])[0].adapter == "toy/prices@2"
     platform.promote("toy/prices@1")
     assert platform.predict("toy/prices", ["3 kg"])[0].adapter == "toy/prices@1"
@@ -181,7 +166,7 @@ def test_champion_answers_where_no_version_is_named(platform: Platform) -> None:
     assert platform.predict("toy/prices@2", ["3 kg"])[0].adapter == "toy/prices@2"
 
 
-def test_version_is_named_by_its_digest_too(platform: Platform) -> None:
+def test_version_is_selected_by_its_digest(platform: Platform) -> None:
     digest = platform.resolve("toy/prices").digest
     assert platform.predict(f"toy/prices@{digest}", ["3 kg"])[0].digest == digest
 
@@ -209,28 +194,28 @@ BAD_REFS = {
 
 @pytest.mark.parametrize("ref", BAD_REFS)
 @pytest.mark.parametrize("verb", ["run", "predict", "generate"])
-def test_bad_ref_is_told_before_a_base_is_loaded(
+def test_invalid_ref_is_reported_before_the_base_is_loaded(
     platform: Platform, no_base: None, ref: str, verb: str
 ) -> None:
-    asked = {
+    request = {
         "run": lambda: platform.run([Request("toy/animals", "hen"), Request(ref, "hen")]),
         "predict": lambda: platform.predict(ref, ["hen"]),
         "generate": lambda: platform.generate([("toy/plurals", "hen"), (ref, "hen")]),
     }[verb]
     with pytest.raises(BAD_REFS[ref]) as caught:
-        asked()
+        request()
     assert caught.value.exit_code == 2
     assert caught.value.hint
     assert len(caught.value.message) < 250
 
 
-def test_nearest_adapter_is_named(platform: Platform, no_base: None) -> None:
+def test_closest_adapter_is_suggested(platform: Platform, no_base: None) -> None:
     with pytest.raises(NotFoundError) as caught:
         platform.predict("toy/animal", ["hen"])
     assert "toy/animals" in (caught.value.hint or "")
 
 
-def test_unknown_base_is_told(platform: Platform) -> None:
+def test_unknown_base_is_an_error(platform: Platform) -> None:
     other = trunkline.open(platform.workspace.root, base="smollm3")
     with pytest.raises(NotFoundError, match="smollm3"):
         other.predict("toy/animals", ["hen"])
@@ -264,23 +249,23 @@ def test_second_base_in_one_process_is_refused(platform: Platform, tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", ["", "  "])
-def test_empty_text_is_told(platform: Platform, text: str) -> None:
+def test_empty_text_is_an_error(platform: Platform, text: str) -> None:
     with pytest.raises(DataError, match="Text 2 of 2: The text is empty"):
         platform.predict("toy/animals", ["hen", text])
 
 
-def test_long_text_is_told(platform: Platform) -> None:
+def test_too_long_text_is_an_error(platform: Platform) -> None:
     with pytest.raises(DataError, match="too long"):
         platform.predict("toy/animals", ["hen " * 300])
 
 
-def test_single_text_instead_of_a_list_is_told(platform: Platform, no_base: None) -> None:
+def test_single_text_instead_of_a_list_is_an_error(platform: Platform, no_base: None) -> None:
     with pytest.raises(UsageError, match="list of texts"):
         platform.predict("toy/animals", "hen")
 
 
 @pytest.mark.parametrize("prompts", ["hello", ["hello"], [("a", "b", "c")]])
-def test_prompts_that_are_no_pairs_are_told(
+def test_prompts_that_are_not_pairs_are_an_error(
     platform: Platform, no_base: None, prompts: Any
 ) -> None:
     with pytest.raises(UsageError, match="pairs"):
@@ -295,7 +280,7 @@ def test_prompts_that_are_no_pairs_are_told(
         ("predict", "base", "trunkline generate base"),
     ],
 )
-def test_wrong_verb_for_the_task_names_the_right_one(
+def test_wrong_method_for_the_task_names_the_right_one(
     platform: Platform, no_base: None, verb: str, adapter: str, hint: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -335,21 +320,21 @@ def test_settings_are_given_by_name(platform: Platform) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "settings", "words"),
+    ("recipe", "settings", "pattern"),
     [
         ("toy/animal", {}, "toy/animals"),
         ("toy/animals", {"max_step": 3}, "max_steps"),
         ("toy/animals", {"seed": -1}, "at least 0|between"),
     ],
 )
-def test_unknown_recipe_or_setting_is_told_before_a_base_is_loaded(
-    platform: Platform, no_base: None, recipe: str, settings: dict[str, Any], words: str
+def test_unknown_recipe_or_setting_is_reported_before_the_base_is_loaded(
+    platform: Platform, no_base: None, recipe: str, settings: dict[str, Any], pattern: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
         platform.train(recipe, **settings)
     import re
 
-    assert re.search(words, f"{caught.value.message} {caught.value.hint}")
+    assert re.search(pattern, f"{caught.value.message} {caught.value.hint}")
 
 
 # ------------------------------------------------------------------------------------ promotion
@@ -367,7 +352,7 @@ def test_gate_that_passes_moves_the_alias(platform: Platform) -> None:
     assert platform.resolve("toy/prices@champion").version.number == 1
 
 
-def test_move_is_an_event_with_the_gate_s_figures(platform: Platform) -> None:
+def test_move_is_an_event_with_the_scores_of_the_gate(platform: Platform) -> None:
     platform.promote("toy/prices@1")
     (detail,) = moves(platform, "toy/prices")
     assert (detail["alias"], detail["old"], detail["new"]) == ("champion", None, 1)
@@ -376,17 +361,17 @@ def test_move_is_an_event_with_the_gate_s_figures(platform: Platform) -> None:
     assert "mae" in detail["gate"][0]["figures"]
 
 
-def test_second_move_says_old_and_new(platform: Platform) -> None:
+def test_second_move_reports_old_and_new_version(two_prices: Platform) -> None:
+    platform = two_prices
     platform.promote("toy/prices@1")
-    platform.train("toy/prices", max_steps=5)
     moved = platform.promote("toy/prices")
     assert (moved.old, moved.new) == (1, 2)
     assert platform.resolve("toy/prices").version.number == 2
 
 
-def test_newest_is_meant_without_a_selector(platform: Platform) -> None:
+def test_promote_without_a_selector_takes_the_newest(two_prices: Platform) -> None:
+    platform = two_prices
     platform.promote("toy/prices@1")
-    platform.train("toy/prices", max_steps=5)
     assert platform.promote("toy/prices").version.number == 2
 
 
@@ -400,7 +385,7 @@ def test_gate_that_fails_changes_nothing(platform: Platform) -> None:
         platform.resolve("toy/animals@champion")
 
 
-def test_force_wants_a_reason(platform: Platform) -> None:
+def test_force_requires_a_reason(platform: Platform) -> None:
     with pytest.raises(UsageError, match="reason"):
         platform.promote("toy/animals", force=True, reason="  ")
     assert moves(platform, "toy/animals") == []
@@ -422,7 +407,7 @@ def test_other_alias_leaves_the_champion(platform: Platform) -> None:
 
 
 @pytest.mark.parametrize("alias", ["latest", "7", "Big", "", "a" * 41, "../x"])
-def test_impossible_alias_is_told(platform: Platform, alias: str) -> None:
+def test_invalid_alias_is_an_error(platform: Platform, alias: str) -> None:
     with pytest.raises(UsageError):
         platform.promote("toy/prices", alias)
 
@@ -435,7 +420,7 @@ def test_unevaluated_version_is_refused(
         platform.promote("toy/prices")
 
 
-def test_promoting_the_unknown_is_told(platform: Platform) -> None:
+def test_promoting_an_unknown_adapter_is_an_error(platform: Platform) -> None:
     with pytest.raises(NotFoundError):
         platform.promote("toy/pries")
 
@@ -454,9 +439,9 @@ def test_adapters_are_listed(platform: Platform) -> None:
     assert [record.name for record in platform.adapters()] == ["animals", "plurals", "prices"]
 
 
-def test_evaluation_report_of_a_version_is_found_again(platform: Platform) -> None:
-    found = platform.evaluation_report(platform.resolve("toy/animals").version)
-    assert found is not None
-    evaluation_report, gate = found
+def test_evaluation_report_of_a_version_is_returned(platform: Platform) -> None:
+    evaluated = platform.evaluation_report(platform.resolve("toy/animals").version)
+    assert evaluated is not None
+    evaluation_report, gate = evaluated
     assert gate.metric == evaluation_report.metric == "accuracy"
     assert json.dumps(evaluation_report.to_json())

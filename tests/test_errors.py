@@ -1,11 +1,11 @@
-"""The family of errors: exit codes, HTTP statuses, and the nearest name."""
+"""Errors: exit codes, HTTP statuses, suggestions, and one-line messages."""
 
 from __future__ import annotations
 
 import pytest
 
 from trunkline import errors
-from trunkline.errors import NotFoundError, TrunklineError
+from trunkline.errors import NotFoundError, PluginCallError, TrunklineError, one_line
 
 EVERY = [
     one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Exception)
@@ -14,10 +14,10 @@ EVERY = [
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_every_error_is_a_trunkline_error_with_message_and_hint(kind: type[TrunklineError]) -> None:
-    error = kind("It broke.", "Mend it.")
+    error = kind("It broke.", "Repair it.")
 
     assert isinstance(error, TrunklineError)
-    assert (error.message, error.hint, str(error)) == ("It broke.", "Mend it.", "It broke.")
+    assert (error.message, error.hint, str(error)) == ("It broke.", "Repair it.", "It broke.")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_every_error_is_a_trunkline_error_with_message_and_hint(kind: type[Trunk
         (errors.Interrupted, 130),
     ],
 )
-def test_exit_code_follows_the_design(kind: type[TrunklineError], code: int) -> None:
+def test_exit_code_of_each_error(kind: type[TrunklineError], code: int) -> None:
     assert kind("x").exit_code == code
 
 
@@ -69,38 +69,63 @@ def test_http_status_is_an_error_status(kind: type[TrunklineError]) -> None:
         (errors.DeadlineError, "deadline_exceeded"),
     ],
 )
-def test_code_is_the_one_that_clients_know(kind: type[TrunklineError], code: str | None) -> None:
+def test_code_of_each_error_is_stable(kind: type[TrunklineError], code: str | None) -> None:
     assert kind("x").code == code
 
 
-def test_no_code_stands_for_two_kinds() -> None:
+def test_codes_are_unique() -> None:
     codes = [kind.code for kind in EVERY if kind.code is not None]
 
     assert len(set(codes)) == len(codes)
 
 
-def test_unknown_name_is_answered_with_the_nearest_one_and_the_hint() -> None:
+def test_unknown_name_suggests_the_closest_and_keeps_the_hint() -> None:
     error = NotFoundError.named("setting", "ranks", ["rank", "alpha"], "See the list.")
 
     assert error.message == "There is no setting 'ranks'."
     assert error.hint == "Did you mean 'rank'? See the list."
 
 
-def test_nearest_name_is_found_whatever_the_case() -> None:
+def test_closest_name_ignores_case() -> None:
     error = NotFoundError.named("setting", "MAX_STEPS", ["max_steps", "alpha"])
 
     assert error.hint == "Did you mean 'max_steps'?"
 
 
-def test_nearest_name_is_told_in_its_own_spelling() -> None:
+def test_closest_name_keeps_its_spelling() -> None:
     error = NotFoundError.named("label", "diary", ["Dairy"])
 
     assert error.hint == "Did you mean 'Dairy'?"
 
 
-def test_no_name_is_suggested_where_none_is_near() -> None:
+def test_no_name_is_suggested_if_none_is_close() -> None:
     assert NotFoundError.named("setting", "zzz", ["rank"]).hint is None
 
 
 def test_control_characters_of_a_name_are_escaped() -> None:
     assert "\x1b" not in NotFoundError.named("plugin", "\x1b[31mred", []).message
+
+
+# --------------------------------------------------------------------------------- one line
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "typed"),
+    [
+        (ValueError("bad digit.\nsecond line"), "bad digit", "ValueError: bad digit"),
+        (ValueError(), "ValueError", "ValueError: no message"),
+        (ValueError("  \n"), "ValueError", "ValueError: no message"),
+        (errors.DataError("No rows.", "Add some."), "No rows", "DataError: No rows"),
+    ],
+    ids=str,
+)
+def test_exception_is_shortened_to_one_line(error: Exception, line: str, typed: str) -> None:
+    assert one_line(error) == line
+    assert one_line(error, with_type=True) == typed
+
+
+def test_error_of_a_plugin_call_names_the_function() -> None:
+    error = PluginCallError.raised("The metric toy/rate", KeyError("a"), "See docs/hooks.md.")
+
+    assert error.message == "The metric toy/rate failed: KeyError: 'a'."
+    assert error.hint == "See docs/hooks.md."

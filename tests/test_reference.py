@@ -27,7 +27,7 @@ def test_every_hook_documents(hook: Callable[..., Any], part: str) -> None:
 
 
 @HOOKS
-def test_every_hook_stands_in_the_page_with_its_signature(hook: Callable[..., Any]) -> None:
+def test_page_has_every_hook_with_its_signature(hook: Callable[..., Any]) -> None:
     signature = f"{hook.__name__}() -> {hook.__annotations__['return']}"
     assert signature in reference.hooks_reference()
 

@@ -143,7 +143,7 @@ def test_a_look_alike_letter_is_shown_as_its_code() -> None:
         Ref.parse("mеdical/icd10")
 
 
-def test_base_is_told_apart_from_a_malformed_ref() -> None:
+def test_base_has_an_error_of_its_own() -> None:
     with pytest.raises(UsageError, match="bare base"):
         Ref.parse("base")
 

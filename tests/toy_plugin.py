@@ -1,7 +1,4 @@
-"""A made-up domain ``toy`` with a recipe of each task, small enough to train in seconds.
-
-Owns: the plugin itself (this module) and the fake distribution that makes it found.
-Must not know: the platform beyond what any plugin may import.
+"""The plugin ``toy``: a recipe of each task, small enough to train in seconds.
 
 ``toy/animals`` (classification), ``toy/prices`` (regression) and ``toy/plurals`` (generation).
 ``toy/prices`` and ``toy/plurals`` pass their gates however badly they are trained; ``toy/animals``
@@ -195,10 +192,10 @@ def trunkline_metrics() -> Iterator[MetricSpec]:
 
 
 def install_toy(folder: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool = False) -> Path:
-    """Make this module found as the plugin ``toy``, the only one that loads, in subprocesses too.
+    """Install this module as the plugin ``toy``, the only one that loads, also in subprocesses.
 
     Args:
-        folder: gets a folder ``site`` with the fake distribution; may be given again.
+        folder: receives a folder ``site`` with the fake distribution; may be used again.
         broken: also install the plugin ``broken``, which can't be imported.
 
     Returns:

@@ -1,57 +1,85 @@
-"""What tests of adapters, training, inference and the platform stand on.
+"""Fixtures for tests that need a base, an artifact or a trained adapter.
 
-Owns: tiny bases, artifacts made without training, a platform with the toy plugin.
-Must not know: how any of it is tested.
+A tiny base and trained adapters are made once per test run. Under pytest-xdist all workers share
+them: the first worker that needs one builds it under a file lock.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tiny_base import make_tiny_base
 from toy_plugin import install_toy
 from trunkline.api import Platform, open
 from trunkline.contracts import Template
-from trunkline.errors import BaseModelError
+from trunkline.errors import BaseModelError, Interrupted
 from trunkline.evaluation.intervals import group_draws
-from trunkline.training.run import TrainingResult
+from trunkline.evaluation.report import EvaluationReport
+from trunkline.registry.records import VersionRecord
 
 LABELS = ["bird", "fish", "mammal"]
 BASE_NAME = "tiny"
+RECIPES = ("toy/animals", "toy/prices", "toy/plurals")
 
 SETTINGS: dict[str, Any] = {"max_steps": 7, "evals_per_epoch": 2, "lora_dropout": 0.1, "seed": 2}
-"""Of the trainings in :func:`whole`: dropout and several validations, so that going on is hard."""
+"""Settings of the shared trainings: dropout and several validations make resuming hard."""
+
+
+# ------------------------------------------------------------------------------ shared folders
+
+
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """The folder ``name`` of this test run, built by the first worker that needs it.
+
+    Args:
+        build: called with the path of the folder, whose parent exists.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, built = root / "shared" / name, root / "shared" / f".{name}.built"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.parent / f".{name}.lock"):
+        if not built.exists():
+            build(folder)
+            built.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama, only to be read.
+    """A tiny Llama; read only.
 
-    The trainer collects garbage each time; what the heavy packages brought is taken out of that.
+    The trainer collects garbage each time; objects of the heavy packages are excluded from that.
     """
     import peft
     import transformers
 
     assert transformers.Trainer
     assert peft.PeftModel
-    made = make_tiny_base(tmp_path_factory.mktemp("bases") / BASE_NAME)
+    folder = build_once(tmp_path_factory, BASE_NAME, make_tiny_base)
     gc.collect()
     gc.freeze()
-    return made
+    return folder
 
 
 @pytest.fixture
 def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Iterator[Platform]:
     """A platform with the toy plugin on an empty workspace and the tiny Llama.
 
-    Intervals are drawn from few resamples: most of the time of a tiny training would go there.
+    Intervals use few resamples, which would otherwise dominate the time of a tiny training.
     """
     install_toy(tmp_path, monkeypatch)
     monkeypatch.setattr(group_draws, "__defaults__", (20,))
@@ -59,48 +87,143 @@ def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Ite
 
 
 def opened(workspace: Path, base: Path) -> Iterator[Platform]:
-    """A platform on a base that the process holds from one test to the next."""
+    """A platform whose base stays loaded from one test to the next."""
     from trunkline.bases import load, release
 
     try:
         load(str(base))
-    except BaseModelError:  # another test left another base behind
+    except BaseModelError:  # another test left another base loaded
         release()
     workspace.mkdir(exist_ok=True)
-    made = open(workspace, base=str(base))
-    yield made
-    made.registry.close()
+    platform = open(workspace, base=str(base))
+    yield platform
+    platform.registry.close()
+
+
+# ---------------------------------------------------------------------------- trained adapters
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A platform in which each recipe was trained without interruption; only to be read."""
+class TrainedAdapter:
+    """One adapter of the shared workspace with its run, read from the registry."""
 
     platform: Platform
-    runs: dict[str, TrainingResult]
+    name: str
 
-    def digest(self, recipe: str) -> str:
-        """Of the version that the recipe's run published."""
-        return self.runs[recipe].version.digest
+    @cached_property
+    def version(self) -> VersionRecord:
+        return self.platform.resolve(f"{self.name}@1").version
+
+    @property
+    def digest(self) -> str:
+        return self.version.digest
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the artifact."""
+        return self.platform.workspace.adapters / self.version.path
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """The report of the run."""
+        assert self.version.run is not None
+        report = self.platform.registry.runs.get(self.version.run).report
+        assert report is not None
+        return report
+
+    @property
+    def evaluation_report(self) -> EvaluationReport:
+        evaluated = self.platform.evaluation_report(self.version)
+        assert evaluated is not None
+        return evaluated[0]
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Whole]:
-    folder = tmp_path_factory.mktemp("whole")
+def trained_workspace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A workspace in which each toy recipe was trained once with :data:`SETTINGS`; read only."""
+
+    def build(folder: Path) -> None:
+        with _toy_platform(tmp_path_factory, folder, tiny) as platform:
+            for recipe in RECIPES:
+                platform.train(recipe, **SETTINGS)
+
+    return build_once(tmp_path_factory, "trained", build)
+
+
+@pytest.fixture(scope="session")
+def two_prices_workspace(
+    tmp_path_factory: pytest.TempPathFactory, trained_workspace: Path, tiny: Path
+) -> Path:
+    """The trained workspace with a second version of ``toy/prices``; read only."""
+
+    def build(folder: Path) -> None:
+        shutil.copytree(trained_workspace, folder)
+        with _toy_platform(tmp_path_factory, folder, tiny) as platform:
+            platform.train("toy/prices", max_steps=5)
+
+    return build_once(tmp_path_factory, "two-prices", build)
+
+
+@pytest.fixture(scope="session")
+def stopped_workspace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A workspace whose run 1, of ``toy/animals``, was stopped after three steps; read only."""
+
+    def build(folder: Path) -> None:
+        steps: list[int] = []
+
+        def should_stop() -> bool:
+            steps.append(1)
+            return len(steps) == 3
+
+        with (
+            _toy_platform(tmp_path_factory, folder, tiny) as platform,
+            pytest.raises(Interrupted),
+        ):
+            platform.train("toy/animals", should_stop=should_stop, **SETTINGS)
+
+    return build_once(tmp_path_factory, "stopped", build)
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, trained_workspace: Path, tiny: Path
+) -> Iterator[dict[str, TrainedAdapter]]:
+    """The trained adapters by name, in a copy of their workspace for this worker; read only."""
+    workspace = shutil.copytree(trained_workspace, tmp_path_factory.mktemp("trained") / "copy")
+    platform = open(workspace, base=str(tiny), no_plugins=True)
+    yield {name: TrainedAdapter(platform, name) for name in RECIPES}
+    platform.registry.close()
+
+
+@pytest.fixture
+def trained_platform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_workspace: Path, tiny: Path
+) -> Iterator[Platform]:
+    """A platform with the toy plugin on a copy of the trained workspace."""
+    install_toy(tmp_path, monkeypatch)
+    monkeypatch.setattr(group_draws, "__defaults__", (20,))
+    yield from opened(shutil.copytree(trained_workspace, tmp_path / "workspace"), tiny)
+
+
+@contextmanager
+def _toy_platform(
+    factory: pytest.TempPathFactory, workspace: Path, tiny: Path
+) -> Iterator[Platform]:
+    """A platform with the toy plugin for a session fixture, apart from the user's environment."""
+    folder = factory.mktemp("plugin")
     with pytest.MonkeyPatch.context() as patch:
         install_toy(folder, patch)
         patch.setenv("TRUNKLINE_CACHE", str(folder / "cache"))
         patch.delenv("TRUNKLINE_REGISTRY", raising=False)
         patch.setattr(group_draws, "__defaults__", (20,))
-        for platform in opened(folder / "workspace", tiny):
-            recipes = ("toy/animals", "toy/prices", "toy/plurals")
-            runs = {name: platform.train(name, **SETTINGS) for name in recipes}
-            patch.undo()
-            yield Whole(platform, runs)
+        yield from opened(workspace, tiny)
+
+
+# ----------------------------------------------------------------------------------- artifacts
 
 
 def task_json(kind: str) -> dict[str, Any]:
-    """The description of a task, as it stands in an artifact."""
+    """The description of a task in an artifact's manifest."""
     return {
         "classification": {"kind": "classification", "labels": LABELS},
         "regression": {
@@ -120,16 +243,16 @@ def make_artifact(
     base_digest: str | None = None,
     **lora: Any,
 ) -> Any:
-    """Save a random adapter with PEFT, seal it, and give PEFT's own model.
+    """Save a random adapter with PEFT, seal it, and return PEFT's own model.
 
     Args:
-        folder: gets the artifact.
+        folder: receives the artifact.
         base: a tiny base.
-        kind: of the task.
-        seed: of the matrices, A and B both.
-        template: of the prompt.
-        base_digest: that of ``base`` unless given.
-        lora: for ``LoraConfig``.
+        kind: kind of the task.
+        seed: seed of the matrices A and B.
+        template: template of the prompt.
+        base_digest: by default that of ``base``.
+        lora: fields of ``LoraConfig``.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -162,7 +285,7 @@ def make_artifact(
 
 
 def reseal(folder: Path) -> None:
-    """Make the manifest agree with files that were changed: a forger's artifact."""
+    """Update the manifest's digests after files were changed, as an attacker would."""
     import hashlib
 
     manifest = json.loads((folder / "trunkline.json").read_text())

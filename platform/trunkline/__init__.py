@@ -1,6 +1,6 @@
-"""Trunkline: one foundation model, many trades.
+"""Trunkline: one foundation model with many domain adapters.
 
-``trunkline.open()`` gives the :class:`~trunkline.api.Platform` of a workspace. Importing this
+``trunkline.open()`` returns the :class:`~trunkline.api.Platform` of a workspace. Importing this
 package imports neither torch nor transformers.
 """
 

@@ -7,15 +7,15 @@ part is created when it is first used, so opening a workspace is cheap.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline import promotion
-from trunkline.contracts import DatasetSpec, Gate, MetricSpec, NoProgress, RecipeSpec, Row
-from trunkline.data.prepare import Prepared, prepare
-from trunkline.errors import BaseMismatchError, UsageError
+from trunkline.contracts import Gate, MetricSpec, NoProgress
+from trunkline.data.prepare import DatasetReport, describe_dataset
+from trunkline.errors import UsageError
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.inference.request import Answer, Request
 from trunkline.plugins import Catalog, load_plugins
@@ -23,6 +23,7 @@ from trunkline.promotion import AliasChange, Promotion
 from trunkline.refs import BASE, Ref, check_digest
 from trunkline.registry.records import AdapterRecord, VersionRecord
 from trunkline.registry.registry import Registry
+from trunkline.resolution import ResolvedModel
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -71,83 +72,6 @@ def open(
     """
     located = Workspace.locate(workspace)
     return Platform(located, base, device, dtype, no_plugins, tuple(block), strict, engine)
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """The model that a ref selects: one immutable version, or the bare base.
-
-    A ref is resolved once, by :meth:`Platform.resolve`; callers pass this object on.
-
-    Attributes:
-        record: the version; None for the bare base.
-        selected_by: ``number``, ``alias``, ``digest``, ``champion``, ``newest`` or ``base``.
-    """
-
-    platform: Platform = field(repr=False, compare=False)
-    record: VersionRecord | None
-    selected_by: str
-
-    @property
-    def version(self) -> VersionRecord:
-        """The version.
-
-        Raises:
-            UsageError: this is the bare base.
-        """
-        if self.record is None:
-            raise UsageError(
-                "'base' means the bare base, which is not an adapter.", "Name an adapter."
-            )
-        return self.record
-
-    @property
-    def ref(self) -> Ref:
-        """``domain/name@number``; raises :class:`UsageError` for the bare base."""
-        return self.version.ref
-
-    @property
-    def name(self) -> str:
-        """The version's ref as text, or ``base``."""
-        return BASE if self.record is None else str(self.record.ref)
-
-    @property
-    def task(self) -> str:
-        """The version's task; the bare base generates text."""
-        return "generation" if self.record is None else self.record.task
-
-    @property
-    def digest(self) -> str:
-        """Digest of the artifact; of the bare base, its own digest."""
-        return self.base_digest if self.record is None else self.record.digest
-
-    @property
-    def base_digest(self) -> str:
-        """Digest of the base that the version was trained on."""
-        return self.platform.base_digest if self.record is None else self.record.base_digest
-
-    def artifact(self) -> Artifact | None:
-        """The verified artifact, read once; None for the bare base.
-
-        Raises:
-            BaseMismatchError: the version was trained on another base than the platform's.
-            IntegrityError: the artifact does not match the registry.
-        """
-        return self._artifact
-
-    @cached_property
-    def _artifact(self) -> Artifact | None:
-        return None if self.record is None else self.platform.load_artifact(self.record)
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetReport:
-    """A dataset after the core's checks, with label counts and some example rows."""
-
-    spec: DatasetSpec
-    prepared: Prepared
-    labels: dict[str, int]
-    examples: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -262,7 +186,7 @@ class Platform:
         if isinstance(texts, str):
             raise UsageError("predict takes a list of texts.", "Write [text] for a single one.")
         model = self.resolve(adapter)
-        _check_task(adapter, model, generates=False)
+        model.check_task(adapter, generates=False)
         return self._run([Request(adapter, text) for text in texts], {adapter: model})
 
     def generate(
@@ -289,25 +213,19 @@ class Platform:
         adapters = dict.fromkeys(adapter for adapter, _ in prompts)
         models = {adapter: self.resolve(adapter) for adapter in adapters}
         for adapter, model in models.items():
-            _check_task(adapter, model, generates=True)
+            model.check_task(adapter or BASE, generates=True)
         requests = [
             Request(adapter, text, max_new_tokens, temperature, top_p, seed)
             for adapter, text in prompts
         ]
         return self._run(requests, models)
 
-    def load_artifact(self, version: VersionRecord) -> Artifact:
-        """The artifact of a version, from the adapter pool or the store.
-
-        Raises:
-            BaseMismatchError, IntegrityError: see :meth:`ResolvedModel.artifact`.
-        """
-        self._check_base(version)
-        if "engine" in self.__dict__:
-            resident = self.engine.pool.get(version.digest)
-            if resident is not None:
-                return resident.artifact
-        return self.store.fetch(version)
+    def resident_artifact(self, digest: str) -> Artifact | None:
+        """The artifact with this digest, if the adapter pool holds it."""
+        if "engine" not in self.__dict__:
+            return None
+        resident = self.engine.pool.get(digest)
+        return None if resident is None else resident.artifact
 
     def _run(
         self,
@@ -324,22 +242,6 @@ class Platform:
                 model = resolved[request.adapter] = self.resolve(request.adapter)
             resolved_requests.append(self.resolve_request(request, model))
         return self.engine.run(resolved_requests, on_done=on_done) if resolved_requests else []
-
-    def _check_base(self, version: VersionRecord) -> None:
-        """Refuse a version of another base, with the command that retrains it."""
-        digest = self.base_digest
-        if version.base_digest == digest:
-            return
-        option = "" if self.base_name is None else f" --base {self.base_name}"
-        remedy = f"train it again: `trunkline{option} train {version.ref.adapter}`"
-        if version.run is None:
-            remedy = "import one that was made for this base"
-        name = Path(version.base_name).name
-        raise BaseMismatchError(
-            f"{version.ref} was trained on {name} ({version.base_digest[:12]}…); the current base "
-            f"is {digest[:12]}….",
-            f"Load the base that it was trained on (`--base {name}`), or {remedy}.",
-        )
 
     # ------------------------------------------------------------------------------- training
 
@@ -433,21 +335,7 @@ class Platform:
 
     def dataset_report(self, name: str) -> DatasetReport:
         """Read a dataset and split it with the default split."""
-        spec = self.catalog.dataset(name)
-        recipe = RecipeSpec(
-            name=spec.name,
-            description="a look at the data",
-            dataset=spec.name,
-            task=spec.task,
-            gate=Gate(metric="accuracy"),
-        )
-        prepared = prepare(spec, recipe)
-        rows = (*prepared.split.train, *prepared.split.validation, *prepared.split.test)
-        labels: dict[str, int] = {}
-        if spec.task == "classification":
-            for label in prepared.labels:
-                labels[label] = sum(row.target == label for row in rows)
-        return DatasetReport(spec, prepared, labels, rows[:: max(1, len(rows) // 5)][:5])
+        return describe_dataset(self.catalog.dataset(name))
 
     def metric(self, name: str) -> MetricSpec:
         """A metric of the core or of a plugin."""
@@ -651,17 +539,3 @@ class Platform:
         from trunkline.adapters.gc import collect
 
         return collect(self.store, [item for item in garbage if item.deletable])
-
-
-def _check_task(adapter: str | None, model: ResolvedModel, *, generates: bool) -> None:
-    """Raise :class:`UsageError` if the model is for the other kind of task."""
-    if (model.task == "generation") == generates:
-        return
-    if model.record is None:
-        raise UsageError(
-            "The bare base predicts no labels.", 'Use `trunkline generate base "…"` instead.'
-        )
-    verb = "predict" if generates else "generate"
-    raise UsageError(
-        f"{adapter} is for {model.task}.", f'Use `trunkline {verb} {adapter} "…"` instead.'
-    )

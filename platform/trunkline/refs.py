@@ -1,8 +1,6 @@
-"""Refs: the words by which an adapter, and one version of it, is named.
+"""Refs: the names of adapters and versions, ``domain/name[@selector]``, and their grammar.
 
-Owns: the grammar of ``domain/name[@selector]`` and what is reserved in it. Everything that comes
-from outside passes here before it becomes a path or a query.
-Must not know: which adapters exist.
+Every name from outside is checked here before it becomes a path or a query.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from trunkline.errors import UsageError
 
 BASE = "base"
-"""The word for the bare base, used where a ref may stand; it is not a ref."""
+"""The name of the bare base, accepted where a model is named; it is not a ref."""
 
 EXAMPLE = "medical/icd10-chapter@3"
 
@@ -52,7 +50,7 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Ref:
-        """Read a ref as a user writes it; the inverse of ``str``."""
+        """Parse a ref as a user writes it; the inverse of ``str``."""
         if text == BASE:
             raise UsageError(
                 "'base' means the bare base, which is not an adapter.",
@@ -96,17 +94,17 @@ class Ref:
 
 
 def check_domain(text: str) -> str:
-    """Give ``text`` back if it may name a domain; else raise :class:`UsageError`."""
+    """Return ``text`` if it is a valid domain; else raise :class:`UsageError`."""
     return _checked(_DOMAIN, text, "domain", "at most 40", "medical")
 
 
 def check_name(text: str) -> str:
-    """Give ``text`` back if it may name an adapter within its domain; else raise UsageError."""
+    """Return ``text`` if it is a valid adapter name within a domain; else raise UsageError."""
     return _checked(_NAME, text, "adapter name", "at most 64", "icd10-chapter")
 
 
 def check_alias(text: str) -> str:
-    """Give ``text`` back if it may be an alias; else raise :class:`UsageError`."""
+    """Return ``text`` if it is a valid alias; else raise :class:`UsageError`."""
     _checked(_ALIAS, text, "alias", "at most 40", "champion")
     if _RESERVED_ALIAS.fullmatch(text):
         raise UsageError(
@@ -118,7 +116,7 @@ def check_alias(text: str) -> str:
 
 
 def check_digest(text: str) -> str:
-    """Give ``text`` back if it is ``sha256:`` with 64 lower-case hex digits; else UsageError."""
+    """Return ``text`` if it is ``sha256:`` with 64 lower-case hex digits; else raise UsageError."""
     if not isinstance(text, str) or not _DIGEST.fullmatch(text):
         raise UsageError(
             f"{shown(text)} is not a digest.",
@@ -128,7 +126,7 @@ def check_digest(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """``value`` quoted for an error: in ASCII, so that look-alikes show, and shortened."""
+    """``value`` quoted for an error: shortened, and in ASCII to reveal look-alike characters."""
     if not isinstance(value, str):
         return ascii(value)[:_SHOWN]
     return ascii(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!a}…"

@@ -1,8 +1,7 @@
-"""Fixtures for plugin authors; pytest loads them through the entry point ``pytest11``.
+"""pytest fixtures for plugin authors: a workspace, a catalog and a check of the plugin.
 
-Owns: what a plugin's own tests need: a workspace, a catalog, one call that checks the plugin.
-Must not know: any domain. pytest imports this module in every environment that holds Trunkline,
-so the platform is imported only when a fixture or :func:`check_plugin` is used.
+pytest loads this module through the entry point ``pytest11`` in every environment that has
+Trunkline, so the platform is imported only when a fixture or :func:`check_plugin` is used.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ __all__ = ["check_plugin", "trunkline_catalog", "trunkline_workspace"]
 
 @pytest.fixture
 def trunkline_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give an empty workspace that the whole platform uses for the length of one test."""
+    """An empty workspace that the platform uses during one test."""
     folder = tmp_path / "workspace"
     folder.mkdir(exist_ok=True)
     monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(folder))
@@ -30,17 +29,17 @@ def trunkline_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.fixture
 def trunkline_catalog() -> Catalog:
-    """Give what all installed plugins contribute, broken ones set aside."""
+    """The catalog of all installed plugins, without broken ones."""
     from trunkline.plugins import load_plugins
 
     return load_plugins()
 
 
 def check_plugin(target: str | Path) -> None:
-    """Fail the running test, listing the findings, unless the plugin keeps every rule.
+    """Fail the running test and list the findings if the plugin breaks a rule.
 
     Args:
-        target: the plugin's domain, or the folder that holds its ``pyproject.toml``.
+        target: the plugin's domain, or the folder that contains its ``pyproject.toml``.
     """
     from trunkline.plugins import check
 

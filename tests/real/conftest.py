@@ -1,8 +1,4 @@
-"""The real base and the plugins' own data, thinned so that a session trains in minutes.
-
-Owns: one workspace with a version of each task.
-Must not know: what is asked of them.
-"""
+"""The real base and the plugins' own data, thinned so that a session trains in minutes."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ RECIPES = {
     "retail/unit-price": ("group", 20),
     "medical/icd10-title": ("stratum", 40),
 }
-"""Recipe → what is thinned, and every so-manieth of it is kept."""
+"""Recipe → the attribute to thin by, and the step: one of so many is kept."""
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 6, "max_train_samples": 64, "per_device_train_batch_size": 8, "evals_per_epoch": 1,
@@ -63,12 +59,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
     release()
     pull(DEFAULT_BASE)
-    whole = Platform.training_job
+    original = Platform.training_job
 
     def training_job(self: Platform, recipe: str, settings: Mapping[str, Any]) -> TrainingJob:
-        found = whole(self, recipe, settings)
-        rows = thinned(found.dataset.load(), *RECIPES[recipe])
-        return replace(found, dataset=replace(found.dataset, load=lambda: rows))
+        job = original(self, recipe, settings)
+        rows = thinned(job.dataset.load(), *RECIPES[recipe])
+        return replace(job, dataset=replace(job.dataset, load=lambda: rows))
 
     folder = tmp_path_factory.mktemp("real")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,7 +1,21 @@
-"""A platform with the toy plugin on a tiny base, and one in which every recipe was trained."""
+"""Fixtures for tests of training: a platform on a tiny base, and adapters trained once."""
 
 from __future__ import annotations
 
-from workbench import platform, tiny, whole
+from workbench import (
+    platform,
+    stopped_workspace,
+    tiny,
+    trained,
+    trained_platform,
+    trained_workspace,
+)
 
-__all__ = ["platform", "tiny", "whole"]
+__all__ = [
+    "platform",
+    "stopped_workspace",
+    "tiny",
+    "trained",
+    "trained_platform",
+    "trained_workspace",
+]

@@ -1,4 +1,4 @@
-"""Which checkpoint counts, and the order of rows that it can repeat."""
+"""Selection of checkpoints, and the row order that a resumed run repeats."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def checkpoint(folder: Path, step: int, state: str | None = None) -> Path:
     return path
 
 
-def test_newest_counts_by_its_number(tmp_path: Path) -> None:
+def test_newest_is_selected_by_step_number(tmp_path: Path) -> None:
     checkpoint(tmp_path, 9)
     newest = checkpoint(tmp_path, 10)
     assert last_checkpoint(tmp_path) == newest
@@ -28,25 +28,25 @@ def test_newest_counts_by_its_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["{", "[]", "{}", "null", '{"global_step": "x"}'])
-def test_torn_one_is_passed_over(tmp_path: Path, state: str) -> None:
-    whole = checkpoint(tmp_path, 2)
+def test_incomplete_checkpoint_is_skipped(tmp_path: Path, state: str) -> None:
+    complete = checkpoint(tmp_path, 2)
     checkpoint(tmp_path, 4, state)
-    assert last_checkpoint(tmp_path) == whole
+    assert last_checkpoint(tmp_path) == complete
 
 
-def test_there_may_be_none(tmp_path: Path) -> None:
+def test_folder_without_checkpoints(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_order_holds_every_row_once() -> None:
+def test_every_row_is_sampled_once() -> None:
     assert sorted(ResumableSampler(LENGTHS, 4)) == list(range(len(LENGTHS)))
 
 
-def test_order_of_an_epoch_is_drawn_again(tmp_path: Path) -> None:
-    order = ResumableSampler(LENGTHS, 4)
-    list(order)
-    second = list(order)
-    order.save(tmp_path)
+def test_order_of_an_epoch_is_repeated(tmp_path: Path) -> None:
+    sampler = ResumableSampler(LENGTHS, 4)
+    list(sampler)
+    second = list(sampler)
+    sampler.save(tmp_path)
     torch.manual_seed(5)
     later = ResumableSampler(LENGTHS, 4)
     later.restore(tmp_path)
@@ -54,7 +54,7 @@ def test_order_of_an_epoch_is_drawn_again(tmp_path: Path) -> None:
     assert list(later) != second
 
 
-def test_checkpoint_without_an_order_is_no_error(tmp_path: Path) -> None:
-    order = ResumableSampler(LENGTHS, 4)
-    order.restore(tmp_path)
-    assert len(list(order)) == len(LENGTHS)
+def test_checkpoint_without_sampler_state_is_accepted(tmp_path: Path) -> None:
+    sampler = ResumableSampler(LENGTHS, 4)
+    sampler.restore(tmp_path)
+    assert len(list(sampler)) == len(LENGTHS)

@@ -1,4 +1,4 @@
-"""What a training cost: the counters of made-up processors, and the words where there are none."""
+"""Compute and energy of a training, with simulated energy counters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def package(folder: Path, name: str, microjoules: int, span: int = 1_000_000) ->
     return made
 
 
-def test_meter_adds_up_the_packages(tmp_path: Path) -> None:
+def test_meter_adds_the_packages(tmp_path: Path) -> None:
     package(tmp_path, "intel-rapl:0", 100_000)
     package(tmp_path, "intel-rapl:1", 500_000)
     meter = EnergyMeter(tmp_path)
@@ -35,26 +35,26 @@ def test_part_of_a_package_is_not_counted_twice(tmp_path: Path) -> None:
     assert meter.read() == pytest.approx(0.2)
 
 
-def test_counter_that_ran_over_goes_on(tmp_path: Path) -> None:
+def test_counter_that_wraps_around_continues(tmp_path: Path) -> None:
     package(tmp_path, "intel-rapl:0", 900_000)
     meter = EnergyMeter(tmp_path)
     package(tmp_path, "intel-rapl:0", 100_000)
     assert meter.read() == pytest.approx(0.2)
 
 
-def test_counter_that_vanishes_gives_no_figure(tmp_path: Path) -> None:
+def test_counter_that_disappears_gives_no_value(tmp_path: Path) -> None:
     made = package(tmp_path, "intel-rapl:0", 0)
     meter = EnergyMeter(tmp_path)
     (made / "energy_uj").unlink()
     assert meter.read() is None
 
 
-def test_machine_without_counters_gives_no_figure(tmp_path: Path) -> None:
+def test_machine_without_counters_gives_no_value(tmp_path: Path) -> None:
     assert EnergyMeter(tmp_path / "nothing").read() is None
 
 
 @pytest.mark.parametrize(("device", "why"), [("cpu", "resumed"), ("cuda", "the device cuda")])
-def test_energy_that_is_not_measured_says_why(device: str, why: str) -> None:
+def test_missing_energy_is_explained(device: str, why: str) -> None:
     energy = compute_report(parameters=10, tokens=5, device=device, meter=None)["energy"]
     assert energy["joules"] is None
     assert why in energy["how"]

@@ -1,4 +1,4 @@
-"""What a run remembers of where it took place."""
+"""The environment that is recorded with a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from trunkline.training.run_info import PACKAGES, environment
 
 
 def test_versions_and_machine_are_plain_values() -> None:
-    found = environment(torch.device("cpu"), bf16=False)
-    assert set(found["packages"]) == set(PACKAGES)
-    assert found["packages"]["torch"] == torch.__version__
-    assert found["precision"] == "fp32"
-    assert json.dumps(found)
+    facts = environment(torch.device("cpu"), bf16=False)
+    assert set(facts["packages"]) == set(PACKAGES)
+    assert facts["packages"]["torch"] == torch.__version__
+    assert facts["precision"] == "fp32"
+    assert json.dumps(facts)
 
 
-def test_asked_precision_is_used() -> None:
+def test_requested_precision_is_used() -> None:
     assert uses_bf16("bf16", torch.device("cpu"))
     assert not uses_bf16("fp32", torch.device("cuda"))

@@ -1,4 +1,4 @@
-"""Rows become examples: cut prompts are counted, a cut answer is refused."""
+"""Encoding of rows: truncated prompts are counted, truncated answers refused."""
 
 from __future__ import annotations
 
@@ -34,38 +34,38 @@ def encoded(
     return encode_rows(rows, given, task, tokenizer())
 
 
-def test_examples_stand_in_the_rows_order_with_the_recipes_template() -> None:
+def test_examples_keep_the_rows_order_and_use_the_template() -> None:
     template = Template(prompt="Product: {text}")
-    found = encoded(template=template)
+    result = encoded(template=template)
 
-    assert [one["input_ids"] for one in found.examples] == [
+    assert [one["input_ids"] for one in result.examples] == [
         encode_prompt(row.text, template, tokenizer()) for row in ROWS
     ]
-    assert [one["target"] for one in found.examples] == [0, 1, 0, 1, 0, 1]
+    assert [one["target"] for one in result.examples] == [0, 1, 0, 1, 0, 1]
 
 
 def test_tokens_are_counted() -> None:
-    found = encoded()
-    lengths = [len(one["input_ids"]) for one in found.examples]
+    result = encoded()
+    lengths = [len(one["input_ids"]) for one in result.examples]
 
-    assert (found.tokens, found.longest, found.truncated) == (sum(lengths), max(lengths), 0)
+    assert (result.tokens, result.longest, result.truncated) == (sum(lengths), max(lengths), 0)
 
 
 @pytest.mark.parametrize("task", [LABELS, NUMBERS], ids=lambda task: task.kind)
-def test_long_prompt_is_cut_at_its_end_and_counted(task: Any) -> None:
+def test_long_prompt_is_truncated_and_counted(task: Any) -> None:
     rows = ROWS if task is LABELS else [make_row(n, text=row.text, target=1.0)
                                         for n, row in enumerate(ROWS)]  # fmt: skip
-    whole, cut = encoded(task, rows), encoded(task, rows, max_length=4)
+    full, cut = encoded(task, rows), encoded(task, rows, max_length=4)
 
-    lengths = [len(one["input_ids"]) for one in whole.examples]
+    lengths = [len(one["input_ids"]) for one in full.examples]
     assert cut.truncated == sum(length > 4 for length in lengths) > 0
     assert cut.longest == 4
     assert cut.tokens == sum(min(length, 4) for length in lengths)
-    for one, other in zip(whole.examples, cut.examples, strict=True):
+    for one, other in zip(full.examples, cut.examples, strict=True):
         assert other["input_ids"] == one["input_ids"][:4]
 
 
-def test_prompt_of_just_the_limit_is_not_cut() -> None:
+def test_prompt_at_the_limit_is_not_truncated() -> None:
     longest = encoded().longest
 
     assert encoded(max_length=longest).truncated == 0

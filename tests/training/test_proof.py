@@ -1,4 +1,4 @@
-"""The proof before publication notices what got lost on the way to the disk."""
+"""The proof before publication detects damage to the adapter on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def proved(
     trained: Callable[[Any], Any] = lambda model: None,
     prompts: list[list[int]] = PROMPTS,
 ) -> Proof:
-    """Prove an artifact that was tampered with after the model had written it."""
+    """Prove an artifact that was modified after the model wrote it."""
     model = make_artifact(folder, tiny, kind)
     trained(model)
     if tamper is not None:
@@ -43,7 +43,7 @@ def proved(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_survived_is_proved(platform: Platform, tiny: Path, tmp_path: Path, kind: str) -> None:
+def test_intact_artifact_passes(platform: Platform, tiny: Path, tmp_path: Path, kind: str) -> None:
     proof = proved(platform, tiny, tmp_path / "artifact", kind)
     assert proof.to_trained < 1e-5
     assert proof.to_base > 1e-3
@@ -58,7 +58,9 @@ def test_sample_is_bounded(platform: Platform, tiny: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lost_matrix_is_an_error(platform: Platform, tiny: Path, tmp_path: Path, kind: str) -> None:
+def test_zeroed_matrix_is_an_error(
+    platform: Platform, tiny: Path, tmp_path: Path, kind: str
+) -> None:
     def tamper(tensors: dict[str, Any]) -> None:
         for name, tensor in tensors.items():
             if "layers.1" in name and "lora_B" in name:
@@ -70,7 +72,7 @@ def test_lost_matrix_is_an_error(platform: Platform, tiny: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-def test_fresh_head_instead_of_the_trained_one_is_an_error(
+def test_untrained_head_is_an_error(
     platform: Platform, tiny: Path, tmp_path: Path, kind: str
 ) -> None:
     def tamper(tensors: dict[str, Any]) -> None:
@@ -81,7 +83,7 @@ def test_fresh_head_instead_of_the_trained_one_is_an_error(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapter_that_does_nothing_is_an_error(
+def test_adapter_without_effect_is_an_error(
     platform: Platform, tiny: Path, tmp_path: Path, kind: str
 ) -> None:
     def silence(model: Any) -> None:
@@ -98,9 +100,7 @@ def test_adapter_that_does_nothing_is_an_error(
         proved(platform, tiny, tmp_path / "artifact", kind, tamper, silence)
 
 
-def test_outputs_that_are_no_numbers_are_an_error(
-    platform: Platform, tiny: Path, tmp_path: Path
-) -> None:
+def test_outputs_that_are_nan_are_an_error(platform: Platform, tiny: Path, tmp_path: Path) -> None:
     def spoil(model: Any) -> None:
         next(p for n, p in model.named_parameters() if "lora_B" in n).data.fill_(float("nan"))
 
@@ -108,7 +108,9 @@ def test_outputs_that_are_no_numbers_are_an_error(
         proved(platform, tiny, tmp_path / "artifact", "classification", trained=spoil)
 
 
-def test_base_is_bare_after_a_failed_proof(platform: Platform, tiny: Path, tmp_path: Path) -> None:
+def test_base_is_unchanged_after_a_failed_proof(
+    platform: Platform, tiny: Path, tmp_path: Path
+) -> None:
     import torch
 
     from trunkline.inference.forward import next_logits

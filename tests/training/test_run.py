@@ -1,11 +1,12 @@
-"""A run is written down whatever happens, and publishes only what was proved."""
+"""A run is always recorded, and publishes only an adapter that passed the proof."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import toy_plugin
+from toy_plugin import install_toy
 from trunkline.api import Platform
 from trunkline.data.prepare import prepare
 from trunkline.errors import (
@@ -25,13 +27,11 @@ from trunkline.errors import (
     TrunklineError,
     UsageError,
 )
-from trunkline.refs import Ref
-from trunkline.training.run import TrainingResult
-from workbench import SETTINGS, Whole
+from workbench import SETTINGS, TrainedAdapter, opened
 
 
-class Heard:
-    """A listener that keeps the stages, and may raise at one or at a step."""
+class Recorder:
+    """A progress listener that records its calls, and can raise at a stage or a step."""
 
     def __init__(self, at_stage: str = "", at_step: int = 0, raising: Any = None) -> None:
         self.stages: list[str] = []
@@ -49,6 +49,9 @@ class Heard:
             raise self._raising
 
 
+Trained = dict[str, TrainedAdapter]
+
+
 def assert_nothing_published(platform: Platform) -> None:
     assert platform.adapters() == []
     assert not [path for path in platform.workspace.adapters.rglob("*") if path.is_file()]
@@ -61,13 +64,8 @@ def status(platform: Platform, run: int = 1) -> str:
 # ------------------------------------------------------------------------------------ finished
 
 
-@pytest.fixture
-def run(platform: Platform) -> TrainingResult:
-    return platform.train("toy/animals", max_steps=2)
-
-
-def test_finished_run_is_recorded_with_what_it_made(whole: Whole) -> None:
-    record = whole.platform.registry.runs.get(1)
+def test_finished_run_is_recorded_with_what_it_made(trained: Trained) -> None:
+    record = trained["toy/animals"].platform.registry.runs.get(1)
     assert record.status == "finished"
     assert record.versions == ("toy/animals@1",)
     assert record.seed == 2
@@ -75,66 +73,57 @@ def test_finished_run_is_recorded_with_what_it_made(whole: Whole) -> None:
     assert record.plugin == "trunkline-toy 1.0"
 
 
-def test_report_counts_rows_and_tokens(whole: Whole) -> None:
-    run = whole.runs["toy/animals"]
-    data = run.report["data"]
+def test_report_counts_rows_and_tokens(trained: Trained) -> None:
+    report = trained["toy/animals"].report
+    data = report["data"]
     assert (data["read"], data["kept"], data["duplicated"]) == (65, 63, 1)
     assert data["dropped"] == {"empty text": 1}
     assert sum(data["parts"].values()) == 63
-    assert run.report["truncated"] == 0
-    assert run.report["tokens_trained"] > 0
-    assert run.report["proof"]["to_base"] > 0
+    assert report["truncated"] == 0
+    assert report["tokens_trained"] > 0
+    assert report["proof"]["to_base"] > 0
 
 
-def test_report_is_kept_in_the_registry(whole: Whole) -> None:
-    kept = whole.platform.registry.runs.get(1).report
-    assert kept == json.loads(json.dumps(whole.runs["toy/animals"].report))
-
-
-def test_metrics_over_time_are_kept(whole: Whole) -> None:
-    names = {metric.name for metric in whole.platform.registry.runs.metrics(1)}
+def test_metrics_over_time_are_recorded(trained: Trained) -> None:
+    names = {metric.name for metric in trained["toy/animals"].platform.registry.runs.metrics(1)}
     assert {"loss", "validation.accuracy"} <= names
 
 
-def test_every_test_row_has_its_prediction(whole: Whole) -> None:
-    platform, version = whole.platform, whole.runs["toy/animals"].version
-    training_job = platform.training_job("toy/animals", {})
-    rows = prepare(training_job.dataset, training_job.recipe).split.test
-    record = platform.registry.evaluations.list(version=version.ref)[0]
-    kept = platform.registry.evaluations.predictions(record.id)
-    assert {one.row_id for one in kept} == {row.id for row in rows}
-    assert all(one.baseline_prediction for one in kept)
+def test_every_test_row_has_its_prediction(platform: Platform, trained: Trained) -> None:
+    animals = trained["toy/animals"]
+    job = platform.training_job("toy/animals", {})
+    rows = prepare(job.dataset, job.recipe).split.test
+    evaluations = animals.platform.registry.evaluations
+    record = evaluations.list(version=animals.version.ref)[0]
+    predictions = evaluations.predictions(record.id)
+    assert {prediction.row_id for prediction in predictions} == {row.id for row in rows}
+    assert all(prediction.baseline_prediction for prediction in predictions)
 
 
-def test_stages_are_heard_in_their_order(platform: Platform) -> None:
-    heard = Heard()
-    platform.train("toy/prices", listener=heard, max_steps=2)
+def test_stages_are_reported_in_order_and_the_report_is_recorded(platform: Platform) -> None:
+    recorder = Recorder()
+    result = platform.train("toy/prices", listener=recorder, max_steps=2)
+    assert platform.registry.runs.get(1).report == json.loads(json.dumps(result.report))
     wanted = ["reading data", "encoding", "training", "proving the artifact", "evaluating"]
-    assert [stage for stage in heard.stages if stage in wanted] == wanted
-    assert heard.stages[-1] == "publishing"
-    assert heard.steps == [1, 2]
+    assert [stage for stage in recorder.stages if stage in wanted] == wanted
+    assert recorder.stages[-1] == "publishing"
+    assert recorder.steps == [1, 2]
 
 
-def test_folder_of_a_finished_run_is_cleared(whole: Whole) -> None:
-    assert list(whole.platform.workspace.runs.iterdir()) == []
+def test_folder_of_a_finished_run_is_removed(trained: Trained) -> None:
+    assert list(trained["toy/animals"].platform.workspace.runs.iterdir()) == []
 
 
-def test_artifact_tells_where_it_comes_from(whole: Whole) -> None:
-    run = whole.runs["toy/animals"]
-    folder = whole.platform.workspace.adapters / run.version.path
-    provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["run"]["number"] == run.number
+def test_provenance_names_the_run_and_its_environment(trained: Trained) -> None:
+    run = trained["toy/animals"]
+    provenance = json.loads((run.folder / "provenance.json").read_text())
+    assert provenance["run"]["number"] == run.version.run
     assert provenance["run"]["environment"]["packages"]["torch"]
     assert provenance["run"]["report"]["tokens_trained"] == run.report["tokens_trained"]
 
 
-def test_two_runs_of_one_seed_publish_one_digest(platform: Platform, whole: Whole) -> None:
-    again = platform.train("toy/animals", **SETTINGS)
-    assert again.version.digest == whole.digest("toy/animals")
-
-
-def test_published_whatever_the_verdict(whole: Whole) -> None:
-    run = whole.runs["toy/animals"]
+def test_adapter_is_published_whatever_the_verdict(trained: Trained) -> None:
+    run = trained["toy/animals"]
     assert run.evaluation_report.verdict != "beats"
     assert run.version.number == 1
 
@@ -142,7 +131,7 @@ def test_published_whatever_the_verdict(whole: Whole) -> None:
 # -------------------------------------------------------------------------------------- failed
 
 
-def test_adapter_that_does_nothing_is_not_published(platform: Platform) -> None:
+def test_adapter_without_effect_is_not_published(platform: Platform) -> None:
     with pytest.raises(TrainingError, match="has no effect"):
         platform.train("toy/animals", max_steps=2, learning_rate=0.0)
     assert status(platform) == "failed"
@@ -151,7 +140,7 @@ def test_adapter_that_does_nothing_is_not_published(platform: Platform) -> None:
     assert not platform.workspace.run_path(1).exists()
 
 
-def test_head_that_is_lost_on_the_way_to_the_disk_is_not_published(
+def test_head_that_is_damaged_on_disk_is_not_published(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft import PeftModel
@@ -212,7 +201,9 @@ def test_failing_plugin_fails_the_run_with_one_sentence(
     assert not platform.workspace.run_path(1).exists()
 
 
-def test_surprise_is_told_in_one_line(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_is_reported_in_one_line(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import Trainer
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -237,22 +228,22 @@ def test_surprise_is_told_in_one_line(platform: Platform, monkeypatch: pytest.Mo
         {"seed": "x"},
     ],
 )
-def test_wrong_setting_begins_no_run(platform: Platform, settings: dict[str, Any]) -> None:
+def test_invalid_setting_starts_no_run(platform: Platform, settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         platform.train("toy/animals", **settings)
     assert platform.registry.runs.list() == []
     assert not platform.workspace.runs.exists()
 
 
-def test_bad_rows_begin_no_run(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_dataset_starts_no_run(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy_plugin, "read_animals", lambda: iter(()))
     with pytest.raises(TrunklineError, match="no rows"):
         platform.train("toy/animals", max_steps=2)
     assert platform.registry.runs.list() == []
 
 
-def test_folder_that_can_not_be_made_fails_the_run(platform: Platform) -> None:
-    (platform.workspace.root / ".trunkline").write_text("a file in the way")
+def test_run_folder_that_can_not_be_created_fails_the_run(platform: Platform) -> None:
+    (platform.workspace.root / ".trunkline").write_text("not a folder")
     with pytest.raises(TrainingError, match="can't be written"):
         platform.train("toy/animals", max_steps=2)
     assert status(platform) == "failed"
@@ -262,10 +253,10 @@ def test_folder_that_can_not_be_made_fails_the_run(platform: Platform) -> None:
 
 
 class StopAfter:
-    """``should_stop`` that becomes true after so many questions."""
+    """A ``should_stop`` that returns true after a number of calls."""
 
-    def __init__(self, questions: int) -> None:
-        self.left = questions
+    def __init__(self, calls: int) -> None:
+        self.left = calls
 
     def __call__(self) -> bool:
         self.left -= 1
@@ -277,7 +268,7 @@ class StopAfter:
     [("toy/animals", 1), ("toy/animals", 3), ("toy/prices", 4), ("toy/plurals", 5)],
 )
 def test_interrupted_run_is_resumed_to_the_same_digest(
-    platform: Platform, whole: Whole, recipe: str, steps: int
+    platform: Platform, trained: Trained, recipe: str, steps: int
 ) -> None:
     with pytest.raises(Interrupted, match=f"stopped at step {steps} of 7") as caught:
         platform.train(recipe, should_stop=StopAfter(steps - 1), **SETTINGS)
@@ -287,7 +278,7 @@ def test_interrupted_run_is_resumed_to_the_same_digest(
     resumed = platform.train(recipe, resume=1)
     assert resumed.number == 1
     assert status(platform) == "finished"
-    assert resumed.version.digest == whole.digest(recipe)
+    assert resumed.version.digest == trained[recipe].digest
 
 
 def test_interrupted_run_that_accumulates_is_resumed_to_the_same_digest(
@@ -300,24 +291,24 @@ def test_interrupted_run_that_accumulates_is_resumed_to_the_same_digest(
     assert resumed.version.digest == platform.train("toy/animals", **choice).version.digest
 
 
-def test_resumed_run_counts_every_token_once(platform: Platform, whole: Whole) -> None:
+def test_resumed_run_counts_every_token_once(platform: Platform, trained: Trained) -> None:
     with pytest.raises(Interrupted):
         platform.train("toy/animals", should_stop=StopAfter(2), **SETTINGS)
     resumed = platform.train("toy/animals", resume=1)
-    counted = whole.runs["toy/animals"].report["tokens_trained"]
+    counted = trained["toy/animals"].report["tokens_trained"]
     assert resumed.report["tokens_trained"] == counted
 
 
-def test_patience_goes_on_after_resuming(
+def test_early_stopping_patience_survives_resuming(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toy_plugin, "hit_rate", lambda scored: 0.5)
     training_job = Platform.training_job
 
     def by_hit_rate(self: Platform, recipe: str, settings: Any) -> Any:
-        found = training_job(self, recipe, settings)
-        last = next(metric for metric in found.metrics if metric.name == "toy/hit_rate")
-        return replace(found, metrics=(last, *found.metrics))
+        job = training_job(self, recipe, settings)
+        last = next(metric for metric in job.metrics if metric.name == "toy/hit_rate")
+        return replace(job, metrics=(last, *job.metrics))
 
     monkeypatch.setattr(Platform, "training_job", by_hit_rate)
     choice = {
@@ -332,33 +323,31 @@ def test_patience_goes_on_after_resuming(
     assert resumed.report["steps"] == platform.train("toy/animals", **choice).report["steps"] == 4
 
 
-def test_ctrl_c_in_the_middle_of_a_step_is_an_interrupted_run(
-    platform: Platform, whole: Whole
-) -> None:
-    heard = Heard(at_step=6, raising=KeyboardInterrupt())
+def test_ctrl_c_during_a_step_interrupts_the_run(platform: Platform, trained: Trained) -> None:
+    recorder = Recorder(at_step=6, raising=KeyboardInterrupt())
     with pytest.raises(Interrupted, match="Run 1 was stopped") as caught:
-        platform.train("toy/animals", listener=heard, **SETTINGS)
+        platform.train("toy/animals", listener=recorder, **SETTINGS)
     assert "--resume 1" in (caught.value.hint or "")
     assert status(platform) == "interrupted"
-    again = Heard()
+    again = Recorder()
     resumed = platform.train("toy/animals", resume=1, listener=again)
     assert again.steps[0] > 1
-    assert resumed.version.digest == whole.digest("toy/animals")
+    assert resumed.version.digest == trained["toy/animals"].digest
 
 
 def test_ctrl_c_before_the_first_checkpoint_is_resumed_from_the_start(
-    platform: Platform, whole: Whole
+    platform: Platform, trained: Trained
 ) -> None:
-    heard = Heard(at_step=1, raising=KeyboardInterrupt())
+    recorder = Recorder(at_step=1, raising=KeyboardInterrupt())
     with pytest.raises(Interrupted):
-        platform.train("toy/animals", listener=heard, **SETTINGS)
+        platform.train("toy/animals", listener=recorder, **SETTINGS)
     assert not platform.workspace.run_path(1).exists()
-    assert platform.train("toy/animals", resume=1).version.digest == whole.digest("toy/animals")
+    assert platform.train("toy/animals", resume=1).version.digest == trained["toy/animals"].digest
 
 
 @pytest.mark.parametrize("damage", ["no state", "half a state"])
-def test_checkpoint_that_was_cut_off_is_passed_over(
-    platform: Platform, whole: Whole, damage: str
+def test_incomplete_checkpoint_is_skipped(
+    platform: Platform, trained: Trained, damage: str
 ) -> None:
     with pytest.raises(Interrupted):
         platform.train("toy/animals", should_stop=StopAfter(2), **SETTINGS)
@@ -366,31 +355,31 @@ def test_checkpoint_that_was_cut_off_is_passed_over(
     torn.mkdir()
     if damage == "half a state":
         (torn / "trainer_state.json").write_text('{"global_step": 5')
-    assert platform.train("toy/animals", resume=1).version.digest == whole.digest("toy/animals")
+    assert platform.train("toy/animals", resume=1).version.digest == trained["toy/animals"].digest
 
 
 @pytest.mark.parametrize("stage", ["baseline: tfidf", "predicting", "evaluating"])
-def test_stop_while_evaluating_keeps_what_was_trained(
-    platform: Platform, whole: Whole, stage: str
+def test_stop_while_evaluating_keeps_the_trained_adapter(
+    platform: Platform, trained: Trained, stage: str
 ) -> None:
-    heard = Heard(at_stage=stage, raising=KeyboardInterrupt())
+    recorder = Recorder(at_stage=stage, raising=KeyboardInterrupt())
     with pytest.raises(Interrupted):
-        platform.train("toy/animals", listener=heard, **SETTINGS)
+        platform.train("toy/animals", listener=recorder, **SETTINGS)
     assert status(platform) == "interrupted"
     assert_nothing_published(platform)
-    again = Heard()
+    again = Recorder()
     resumed = platform.train("toy/animals", resume=1, listener=again)
     assert again.steps == []
-    assert resumed.version.digest == whole.digest("toy/animals")
+    assert resumed.version.digest == trained["toy/animals"].digest
 
 
-def test_wish_to_stop_is_heard_while_evaluating(platform: Platform) -> None:
-    heard = Heard()
+def test_stop_request_is_honored_while_evaluating(platform: Platform) -> None:
+    recorder = Recorder()
     with pytest.raises(Interrupted, match="before the evaluation") as caught:
         platform.train(
             "toy/animals",
-            listener=heard,
-            should_stop=lambda: "baseline: tfidf" in heard.stages,
+            listener=recorder,
+            should_stop=lambda: "baseline: tfidf" in recorder.stages,
             **SETTINGS,
         )
     assert "--resume 1" in (caught.value.hint or "")
@@ -398,7 +387,7 @@ def test_wish_to_stop_is_heard_while_evaluating(platform: Platform) -> None:
 
 
 def test_failed_publication_is_resumed_without_training_again(
-    platform: Platform, whole: Whole, monkeypatch: pytest.MonkeyPatch
+    platform: Platform, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -409,110 +398,109 @@ def test_failed_publication_is_resumed_without_training_again(
             platform.train("toy/animals", **SETTINGS)
     assert status(platform) == "failed"
     assert_nothing_published(platform)
-    heard = Heard()
-    resumed = platform.train("toy/animals", resume=1, listener=heard)
-    assert heard.steps == []
-    assert resumed.version.digest == whole.digest("toy/animals")
+    recorder = Recorder()
+    resumed = platform.train("toy/animals", resume=1, listener=recorder)
+    assert recorder.steps == []
+    assert resumed.version.digest == trained["toy/animals"].digest
 
 
 # -------------------------------------------------------------------------- resuming refused
 
 
 @pytest.fixture
-def stopped(platform: Platform) -> int:
-    """The number of an interrupted run."""
-    with pytest.raises(Interrupted):
-        platform.train("toy/animals", should_stop=StopAfter(2), **SETTINGS)
-    return 1
+def stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_workspace: Path, tiny: Path
+) -> Iterator[Platform]:
+    """A platform whose run 1 was stopped after three steps."""
+    install_toy(tmp_path, monkeypatch)
+    yield from opened(shutil.copytree(stopped_workspace, tmp_path / "workspace"), tiny)
 
 
-def test_changed_rows_refuse_to_go_on(
-    platform: Platform, stopped: int, monkeypatch: pytest.MonkeyPatch, tiny: Path
+def test_run_with_changed_rows_is_not_resumed(
+    stopped: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = list(toy_plugin.read_animals())
     changed = [replace(rows[0], text="an ostrich in the wild"), *rows[1:]]
     monkeypatch.setattr(toy_plugin, "read_animals", lambda: iter(changed))
-    from trunkline.api import open
-
-    later = open(platform.workspace.root, base=str(tiny))
     with pytest.raises(RefusedError, match="its data changed"):
-        later.train("toy/animals", resume=stopped)
-    assert status(platform) == "interrupted"
+        stopped.train("toy/animals", resume=1)
+    assert status(stopped) == "interrupted"
 
 
-def test_finished_run_has_nothing_to_resume(platform: Platform, run: TrainingResult) -> None:
+def test_finished_run_is_not_resumed(trained_platform: Platform) -> None:
     with pytest.raises(RegistryError, match="has finished"):
-        platform.train("toy/animals", resume=run.number)
-    assert status(platform) == "finished"
+        trained_platform.train("toy/animals", resume=1)
+    assert status(trained_platform) == "finished"
 
 
-def test_unknown_run_is_told(platform: Platform) -> None:
+def test_unknown_run_is_an_error(platform: Platform) -> None:
     with pytest.raises(NotFoundError, match="no run 77"):
         platform.train("toy/animals", resume=77)
 
 
-def test_run_of_another_recipe_is_told(platform: Platform, stopped: int) -> None:
+def test_run_of_another_recipe_is_an_error(stopped: Platform) -> None:
     with pytest.raises(UsageError, match="Run 1 is of toy/animals"):
-        platform.train("toy/prices", resume=stopped)
+        stopped.train("toy/prices", resume=1)
 
 
-def test_resumed_run_keeps_its_settings(platform: Platform, stopped: int) -> None:
+def test_resumed_run_keeps_its_settings(stopped: Platform) -> None:
     with pytest.raises(UsageError, match="keeps its settings"):
-        platform.train("toy/animals", resume=stopped, seed=9)
+        stopped.train("toy/animals", resume=1, seed=9)
 
 
-def test_run_that_another_process_works_on_is_left_alone(platform: Platform, stopped: int) -> None:
+def test_run_in_use_by_another_process_is_not_resumed(stopped: Platform) -> None:
     from filelock import FileLock
 
-    folder = platform.workspace.run_path(stopped)
+    folder = stopped.workspace.run_path(1)
     with (
         FileLock(folder / ".lock"),
         pytest.raises(RefusedError, match="in use by another process"),
     ):
-        platform.train("toy/animals", resume=stopped)
-    assert status(platform) == "interrupted"
-    assert platform.train("toy/animals", resume=stopped).number == stopped
+        stopped.train("toy/animals", resume=1)
+    assert status(stopped) == "interrupted"
 
 
 # --------------------------------------------------------------------------- evaluating once more
 
 
-def test_evaluating_again_gives_the_same_figures(platform: Platform, run: TrainingResult) -> None:
-    again = platform.evaluate("toy/animals@1")
-    assert again.scores == run.evaluation_report.scores
-    assert len(platform.registry.evaluations.list(version=Ref.parse("toy/animals@1"))) == 2
+def test_evaluating_again_gives_the_same_scores(trained_platform: Platform) -> None:
+    version = trained_platform.resolve("toy/animals@1").version
+    before = trained_platform.evaluation_report(version)
+    again = trained_platform.evaluate("toy/animals@1")
+    assert before is not None
+    assert again.scores == before[0].scores
+    assert len(trained_platform.registry.evaluations.list(version=version.ref)) == 2
 
 
 def test_evaluating_again_on_other_rows_is_refused(
-    platform: Platform, run: TrainingResult, monkeypatch: pytest.MonkeyPatch, tiny: Path
+    trained_platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = list(toy_plugin.read_animals())
     monkeypatch.setattr(toy_plugin, "read_animals", lambda: iter(rows[:-5]))
-    from trunkline.api import open
-
-    later = open(platform.workspace.root, base=str(tiny))
     with pytest.raises(RefusedError, match="changed since toy/animals@1 was trained"):
-        later.evaluate("toy/animals@1")
+        trained_platform.evaluate("toy/animals@1")
 
 
-def test_folds_hold_every_row_out_once_and_publish_nothing(platform: Platform) -> None:
+def test_cross_validation_holds_out_every_row_once(
+    platform: Platform,
+) -> None:
     result = platform.cross_validate("toy/animals", 3, max_steps=2)
     assert result.evaluation_report.rows == sum(fold["test_rows"] for fold in result.per_fold) == 63
-    kept = platform.registry.evaluations.predictions(result.evaluation)
-    assert len({one.row_id for one in kept}) == 63
+    predictions = platform.registry.evaluations.predictions(result.evaluation)
+    assert len({prediction.row_id for prediction in predictions}) == 63
     assert_nothing_published(platform)
     assert platform.registry.runs.list() == []
     assert list(platform.workspace.runs.iterdir()) == []
 
 
-def test_stopped_folds_leave_nothing(platform: Platform) -> None:
-    heard = Heard(at_step=1, raising=KeyboardInterrupt())
+def test_stopped_cross_validation_leaves_no_files(platform: Platform) -> None:
+    recorder = Recorder(at_step=1, raising=KeyboardInterrupt())
     with pytest.raises(Interrupted, match="nothing was kept"):
-        platform.cross_validate("toy/animals", 2, max_steps=2, listener=heard)
+        platform.cross_validate("toy/animals", 2, max_steps=2, listener=recorder)
     assert list(platform.workspace.runs.iterdir()) == []
 
 
 @pytest.mark.parametrize("folds", [0, 1, 21])
-def test_impossible_number_of_folds_is_told(platform: Platform, folds: int) -> None:
+def test_number_of_folds_out_of_range_is_an_error(platform: Platform, folds: int) -> None:
     with pytest.raises(UsageError, match=f"folds can't be {folds}"):
         platform.cross_validate("toy/animals", folds)

@@ -1,4 +1,4 @@
-"""What a run was told: the recipe, and the code behind its names."""
+"""The specification of a run: the recipe with digests of the code that it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trunkline.training.run_info import checkout, code_digest, specification
 
 
 @pytest.fixture
-def told(platform: Platform) -> dict[str, Any]:
+def recorded(platform: Platform) -> dict[str, Any]:
     training_job = platform.training_job("toy/animals", {})
     return specification(training_job, platform.catalog.plugin("toy"))
 
@@ -31,32 +31,34 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True)
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 
-def test_specification_is_plain_json(told: dict[str, Any]) -> None:
-    assert json.loads(json.dumps(told)) == told
+def test_specification_is_plain_json(recorded: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(recorded)) == recorded
 
 
-def test_every_named_function_has_the_digest_of_its_code(told: dict[str, Any]) -> None:
+def test_every_named_function_has_the_digest_of_its_code(recorded: dict[str, Any]) -> None:
     import toy_plugin
 
     code = code_digest(toy_plugin.hit_rate)
-    assert told["loss"] == {"name": "toy/soft", "code": code}
-    assert {"name": "toy/hit_rate", "code": code} in told["metrics"]
-    assert told["dataset"]["code"] == code
+    assert recorded["loss"] == {"name": "toy/soft", "code": code}
+    assert {"name": "toy/hit_rate", "code": code} in recorded["metrics"]
+    assert recorded["dataset"]["code"] == code
 
 
-def test_core_metrics_have_the_digest_of_the_core(told: dict[str, Any]) -> None:
-    codes = {one["name"]: one["code"] for one in told["metrics"]}
+def test_core_metrics_have_the_digest_of_the_core(recorded: dict[str, Any]) -> None:
+    codes = {one["name"]: one["code"] for one in recorded["metrics"]}
     assert codes["accuracy"] != codes["toy/hit_rate"]
 
 
-def test_plugin_is_told_with_its_release(told: dict[str, Any]) -> None:
-    assert told["plugin"]["distribution"] == "trunkline-toy"
-    assert told["plugin"]["version"] == "1.0"
+def test_plugin_is_recorded_with_its_version(recorded: dict[str, Any]) -> None:
+    assert recorded["plugin"]["distribution"] == "trunkline-toy"
+    assert recorded["plugin"]["version"] == "1.0"
 
 
 def test_partial_has_the_code_of_what_it_wraps() -> None:
@@ -67,7 +69,7 @@ def test_function_without_a_source_has_no_digest() -> None:
     assert code_digest(len) is None
 
 
-def test_clean_checkout_is_told_with_its_commit(repository: Path) -> None:
+def test_clean_checkout_is_recorded_with_its_commit(repository: Path) -> None:
     commit = git(repository, "rev-parse", "HEAD")
     assert checkout(repository / "rows.py") == {"commit": commit, "changed": False}
 

@@ -1,4 +1,4 @@
-"""What comes out of the steps: that it was learned, and that it is repeatable."""
+"""Training of one adapter: it learns, is reproducible, and stops on invalid input."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from trunkline.api import Platform
 from trunkline.contracts import NoProgress, Scored
 from trunkline.data.prepare import prepare
 from trunkline.errors import DataError, NotFoundError, PluginError, TrainingError, UsageError
+from trunkline.settings import SCHEDULERS
 from trunkline.training.job import TrainingJob
 from trunkline.training.trainer import TrainerOutput, train_adapter
-
-RECIPES = ("toy/animals", "toy/prices", "toy/plurals")
+from workbench import RECIPES, SETTINGS, TrainedAdapter
 
 
 class Log:
-    """Keeps the figures of every step."""
+    """Records the metrics of every step."""
 
     def __init__(self) -> None:
-        self.figures: list[dict[str, float]] = []
+        self.entries: list[dict[str, float]] = []
 
     def __call__(self, step: int, values: Any) -> None:
-        self.figures.append({"step": step, **values})
+        self.entries.append({"step": step, **values})
 
     def named(self, name: str) -> list[float]:
-        return [figures[name] for figures in self.figures if name in figures]
+        return [entry[name] for entry in self.entries if name in entry]
 
 
 def train(
@@ -41,14 +41,14 @@ def train(
     recipe: str = "toy/animals",
     *,
     log: Log | None = None,
-    change: Callable[[TrainingJob], TrainingJob] = lambda training_job: training_job,
+    change: Callable[[TrainingJob], TrainingJob] = lambda job: job,
     **settings: Any,
 ) -> TrainerOutput:
-    """Fit a recipe of the toy plugin, outside any run."""
-    training_job = change(platform.training_job(recipe, {"max_steps": 4, **settings}))
+    """Train a recipe of the toy plugin, outside any run."""
+    job = change(platform.training_job(recipe, {"max_steps": 4, **settings}))
     return train_adapter(
-        training_job,
-        prepare(training_job.dataset, training_job.recipe, training_job.transforms),
+        job,
+        prepare(job.dataset, job.recipe, job.transforms),
         platform.engine,
         folder,
         listener=NoProgress(),
@@ -77,41 +77,30 @@ def test_loss_falls(platform: Platform, tmp_path: Path, recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_same_seed_gives_the_same_digest(platform: Platform, tmp_path: Path, recipe: str) -> None:
-    one = train(platform, tmp_path / "one", recipe, seed=5)
-    other = train(platform, tmp_path / "other", recipe, seed=5)
-    assert artifact_of(one).digest == artifact_of(other).digest
-
-
-def test_same_seed_gives_the_same_digest_with_dropout(platform: Platform, tmp_path: Path) -> None:
-    one = train(platform, tmp_path / "one", lora_dropout=0.2)
-    other = train(platform, tmp_path / "other", lora_dropout=0.2)
-    assert artifact_of(one).digest == artifact_of(other).digest
-
-
-def test_another_seed_gives_another_digest(platform: Platform, tmp_path: Path) -> None:
-    one = train(platform, tmp_path / "one", seed=0)
-    other = train(platform, tmp_path / "other", seed=1)
-    assert artifact_of(one).digest != artifact_of(other).digest
-
-
-def test_digest_does_not_depend_on_what_was_drawn_before(
-    platform: Platform, tmp_path: Path
+def test_same_seed_gives_the_same_digest(
+    platform: Platform, trained: dict[str, TrainedAdapter], tmp_path: Path, recipe: str
 ) -> None:
     import torch
 
-    one = train(platform, tmp_path / "one")
     torch.manual_seed(99)
     torch.rand(7)
-    assert artifact_of(train(platform, tmp_path / "two")).digest == artifact_of(one).digest
+    again = train(platform, tmp_path / "run", recipe, **SETTINGS)
+    assert artifact_of(again).digest == trained[recipe].digest
 
 
-def test_alpha_as_whole_number_or_not_is_the_same_adapter(
-    platform: Platform, tmp_path: Path
+def test_another_seed_gives_another_digest(
+    platform: Platform, trained: dict[str, TrainedAdapter], tmp_path: Path
 ) -> None:
-    one = train(platform, tmp_path / "one", lora_alpha=8)
-    other = train(platform, tmp_path / "other", lora_alpha="8.0")
-    assert artifact_of(one).digest == artifact_of(other).digest
+    other = train(platform, tmp_path / "run", **{**SETTINGS, "seed": 3})
+    assert artifact_of(other).digest != trained["toy/animals"].digest
+
+
+def test_lora_alpha_as_integer_or_float_gives_the_same_adapter(
+    platform: Platform, trained: dict[str, TrainedAdapter], tmp_path: Path
+) -> None:
+    assert platform.catalog.recipe("toy/animals").settings.lora_alpha == 8
+    other = train(platform, tmp_path / "run", lora_alpha="8.0", **SETTINGS)
+    assert artifact_of(other).digest == trained["toy/animals"].digest
 
 
 def test_tokens_of_every_pass_are_counted(platform: Platform, tmp_path: Path) -> None:
@@ -128,16 +117,16 @@ def test_truncated_prompts_are_counted(platform: Platform, tmp_path: Path) -> No
 def test_last_step_is_validated(platform: Platform, tmp_path: Path) -> None:
     log = Log()
     train(platform, tmp_path / "run", log=log, max_steps=5, evals_per_epoch=1)
-    assert [f["step"] for f in log.figures if "validation.accuracy" in f] == [3, 5]
+    assert [entry["step"] for entry in log.entries if "validation.accuracy" in entry] == [3, 5]
 
 
 def scripted(scores: list[float]) -> Callable[[TrainingJob], TrainingJob]:
-    """Ingredients whose validation gives these scores, one after another."""
+    """Let the validations of a job give these scores, one after another."""
     given = iter(scores)
 
-    def change(training_job: TrainingJob) -> TrainingJob:
-        metric = replace(training_job.deciding_metric, compute=lambda _: next(given))
-        return replace(training_job, metrics=(metric,))
+    def change(job: TrainingJob) -> TrainingJob:
+        metric = replace(job.deciding_metric, compute=lambda _: next(given))
+        return replace(job, metrics=(metric,))
 
     return change
 
@@ -154,7 +143,7 @@ def test_early_stopping_ends_after_the_patience(platform: Platform, tmp_path: Pa
     assert (done.steps, done.best_step) == (3, 1)
 
 
-def test_no_patience_means_no_early_stopping(platform: Platform, tmp_path: Path) -> None:
+def test_patience_of_zero_disables_early_stopping(platform: Platform, tmp_path: Path) -> None:
     done = train(
         platform,
         tmp_path / "run",
@@ -166,7 +155,7 @@ def test_no_patience_means_no_early_stopping(platform: Platform, tmp_path: Path)
     assert done.steps == 4
 
 
-def test_best_checkpoint_is_what_is_written(platform: Platform, tmp_path: Path) -> None:
+def test_best_checkpoint_is_written(platform: Platform, tmp_path: Path) -> None:
     choice = {"evals_per_epoch": 3, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
     one = train(platform, tmp_path / "one", max_steps=1, **choice)
     other = train(
@@ -176,7 +165,7 @@ def test_best_checkpoint_is_what_is_written(platform: Platform, tmp_path: Path) 
     assert artifact_of(one).manifest.weights == artifact_of(other).manifest.weights
 
 
-def test_lower_is_better_where_the_metric_says_so(platform: Platform, tmp_path: Path) -> None:
+def test_lower_score_is_better_if_the_metric_says_so(platform: Platform, tmp_path: Path) -> None:
     done = train(
         platform,
         tmp_path / "run",
@@ -196,23 +185,34 @@ def adapted(artifact: Artifact) -> set[str]:
             if "lora_A" in name}  # fmt: skip
 
 
-def test_upper_layers_alone_are_adapted(platform: Platform, tmp_path: Path) -> None:
+def test_only_the_top_layers_are_adapted(platform: Platform, tmp_path: Path) -> None:
     names = adapted(artifact_of(train(platform, tmp_path / "run", layers_to_transform="top-1")))
     assert {name.split(".")[2] for name in names} == {"2"}
     assert len(names) == 7
 
 
-def test_named_target_modules_alone_are_adapted(platform: Platform, tmp_path: Path) -> None:
+def test_only_the_numbered_layers_are_adapted(platform: Platform, tmp_path: Path) -> None:
+    done = train(platform, tmp_path / "run", layers_to_transform=[0, 2], max_steps=1)
+    assert {name.split(".")[2] for name in adapted(artifact_of(done))} == {"0", "2"}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_trains(platform: Platform, tmp_path: Path, scheduler: str) -> None:
+    done = train(platform, tmp_path / "run", max_steps=2, lr_scheduler_type=scheduler)
+    assert done.steps == 2
+
+
+def test_only_named_target_modules_are_adapted(platform: Platform, tmp_path: Path) -> None:
     done = train(platform, tmp_path / "run", target_modules="q_proj, v_proj")
     assert {name.rpartition(".")[2] for name in adapted(artifact_of(done))} == {"q_proj", "v_proj"}
 
 
-def test_rank_stabilized_scaling_survives(platform: Platform, tmp_path: Path) -> None:
+def test_rank_stabilized_scaling_is_saved(platform: Platform, tmp_path: Path) -> None:
     done = train(platform, tmp_path / "run", use_rslora=True, r=16)
     assert artifact_of(done).lora.scaling == pytest.approx(8 / 4)
 
 
-def test_too_many_upper_layers_are_refused(platform: Platform, tmp_path: Path) -> None:
+def test_too_many_top_layers_are_refused(platform: Platform, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is 'top-9', but the base has 3") as caught:
         train(platform, tmp_path / "run", layers_to_transform="top-9")
     assert "top-3 or less" in (caught.value.hint or "")
@@ -233,17 +233,19 @@ def test_no_target_module_is_refused(platform: Platform, tmp_path: Path) -> None
 # -------------------------------------------------------------------------------- plain PEFT
 
 
-def test_artifact_has_no_trace_of_this_machine(platform: Platform, tmp_path: Path) -> None:
-    folder = artifact_of(train(platform, tmp_path / "run")).folder
+def test_artifact_has_no_trace_of_this_machine(
+    trained: dict[str, TrainedAdapter], trained_workspace: Path
+) -> None:
+    folder = trained["toy/animals"].folder
     for path in folder.iterdir():
-        assert str(tmp_path).encode() not in path.read_bytes()
+        assert str(trained_workspace).encode() not in path.read_bytes()
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_artifact_loaded_by_plain_peft_answers_the_same(
-    platform: Platform, tmp_path: Path, tiny: Path, recipe: str
+def test_artifact_loaded_by_plain_peft_gives_the_same_outputs(
+    platform: Platform, trained: dict[str, TrainedAdapter], tiny: Path, recipe: str
 ) -> None:
     import torch
     from peft import PeftModel
@@ -253,8 +255,7 @@ def test_artifact_loaded_by_plain_peft_answers_the_same(
     from trunkline.inference.forward import next_logits
     from trunkline.inference.request import Request, ResolvedRequest
 
-    artifact = artifact_of(train(platform, tmp_path / "run", recipe, max_steps=8))
-    read_artifact(artifact.folder, artifact.digest)
+    artifact = read_artifact(trained[recipe].folder, trained[recipe].digest)
     engine = platform.engine
     ids = encode_prompt("two goats", artifact.manifest.make_template(), engine.base.tokenizer)
     work = ResolvedRequest(Request(recipe, "two goats"), artifact)
@@ -278,8 +279,8 @@ def test_artifact_loaded_by_plain_peft_answers_the_same(
     answer = engine.run([work])[0]
     if recipe == "toy/animals":
         assert answer.probabilities is not None
-        found = torch.tensor(list(answer.probabilities.values()))
-        assert torch.allclose(found, logits.softmax(-1), atol=1e-5)
+        probabilities = torch.tensor(list(answer.probabilities.values()))
+        assert torch.allclose(probabilities, logits.softmax(-1), atol=1e-5)
     else:
         from trunkline.tasks import task_from_json
 
@@ -291,11 +292,11 @@ def test_artifact_loaded_by_plain_peft_answers_the_same(
 
 
 def with_loss(function: Any) -> Callable[[TrainingJob], TrainingJob]:
-    """Ingredients whose plugin's loss is built into ``function``."""
+    """Replace the loss function of a job."""
 
-    def change(training_job: TrainingJob) -> TrainingJob:
-        assert training_job.loss is not None
-        return replace(training_job, loss=replace(training_job.loss, build=lambda _: function))
+    def change(job: TrainingJob) -> TrainingJob:
+        assert job.loss is not None
+        return replace(job, loss=replace(job.loss, build=lambda _: function))
 
     return change
 
@@ -315,16 +316,16 @@ LOSSES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_broken_loss_is_told_with_its_name(platform: Platform, tmp_path: Path, loss: str) -> None:
-    function, words = LOSSES[loss]
-    with pytest.raises(PluginError, match=words) as caught:
+def test_error_of_a_loss_names_it(platform: Platform, tmp_path: Path, loss: str) -> None:
+    function, pattern = LOSSES[loss]
+    with pytest.raises(PluginError, match=pattern) as caught:
         train(platform, tmp_path / "run", change=with_loss(function))
     assert "toy/soft" in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.hint
 
 
-def test_loss_that_can_not_be_built_is_told_with_its_name(
+def test_error_of_building_a_loss_names_it(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toy_plugin, "soft_loss", lambda context: {}["weights"])
@@ -333,7 +334,7 @@ def test_loss_that_can_not_be_built_is_told_with_its_name(
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_loss_that_is_no_number_ends_the_training(
+def test_loss_that_is_not_finite_stops_the_training(
     platform: Platform, tmp_path: Path, factor: float
 ) -> None:
     change = with_loss(lambda outputs, targets: outputs.sum() * factor)
@@ -343,45 +344,45 @@ def test_loss_that_is_no_number_ends_the_training(
 
 
 @pytest.mark.parametrize(
-    ("compute", "words"),
+    ("compute", "pattern"),
     [
         (lambda scored: 1 / 0, "ZeroDivisionError"),
         (lambda scored: "much", "ValueError"),
         (lambda scored: float("nan"), "returned nan"),
     ],
 )
-def test_broken_metric_is_told_with_its_name(
-    platform: Platform, tmp_path: Path, compute: Callable[[Scored], Any], words: str
+def test_error_of_a_metric_names_it(
+    platform: Platform, tmp_path: Path, compute: Callable[[Scored], Any], pattern: str
 ) -> None:
-    def change(training_job: TrainingJob) -> TrainingJob:
-        metric = replace(training_job.deciding_metric, name="toy/broken", compute=compute)
-        return replace(training_job, metrics=(metric,))
+    def change(job: TrainingJob) -> TrainingJob:
+        metric = replace(job.deciding_metric, name="toy/broken", compute=compute)
+        return replace(job, metrics=(metric,))
 
-    with pytest.raises(PluginError, match=f"toy/broken.*{words}"):
+    with pytest.raises(PluginError, match=f"toy/broken.*{pattern}"):
         train(platform, tmp_path / "run", change=change)
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-def test_answer_longer_than_may_be_generated_is_refused_before_training(
+def test_answer_longer_than_max_new_tokens_is_refused_before_training(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    training_job = platform.training_job("toy/plurals", {})
-    prepared = prepare(training_job.dataset, training_job.recipe)
+    job = platform.training_job("toy/plurals", {})
+    prepared = prepare(job.dataset, job.recipe)
     chosen = getattr(prepared.split, part)[0].id
     read = toy_plugin.read_plurals
 
-    def change(found: TrainingJob) -> TrainingJob:
+    def change(job: TrainingJob) -> TrainingJob:
         rows = [
             replace(row, target="a very long answer indeed") if row.id == chosen else row
             for row in read()
         ]
-        return replace(found, dataset=replace(found.dataset, load=lambda: rows))
+        return replace(job, dataset=replace(job.dataset, load=lambda: rows))
 
     log = Log()
     with pytest.raises(DataError, match="would cut it off") as caught:
         train(platform, tmp_path / "run", "toy/plurals", change=change, log=log)
     assert chosen in caught.value.message
-    assert not log.figures
+    assert not log.entries
 
 
 def test_answer_beyond_max_length_is_refused(platform: Platform, tmp_path: Path) -> None:
@@ -390,12 +391,12 @@ def test_answer_beyond_max_length_is_refused(platform: Platform, tmp_path: Path)
     assert "max_length=" in (caught.value.hint or "")
 
 
-def lengthened(training_job: TrainingJob) -> TrainingJob:
-    rows = [replace(row, text=f"{row.text} {'very ' * 400}") for row in training_job.dataset.load()]
-    return replace(training_job, dataset=replace(training_job.dataset, load=lambda: rows))
+def lengthened(job: TrainingJob) -> TrainingJob:
+    rows = [replace(row, text=f"{row.text} {'very ' * 400}") for row in job.dataset.load()]
+    return replace(job, dataset=replace(job.dataset, load=lambda: rows))
 
 
-def test_a_row_longer_than_the_context_is_refused_before_training(
+def test_row_longer_than_the_context_is_refused_before_training(
     platform: Platform, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="the base's context is 256"):

@@ -24,8 +24,8 @@ from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import UsageError
 
 if TYPE_CHECKING:
-    from trunkline.api import DatasetReport
     from trunkline.contracts import DatasetSpec
+    from trunkline.data.prepare import DatasetReport
 
 _LABELS = 30
 

@@ -19,9 +19,10 @@ from trunkline.errors import UsageError
 from trunkline.refs import BASE, Ref, shown
 
 if TYPE_CHECKING:
-    from trunkline.api import Platform, ResolvedModel
+    from trunkline.api import Platform
     from trunkline.inference.settings import EngineSettings
     from trunkline.registry.records import VersionRecord
+    from trunkline.resolution import ResolvedModel
 
 COMMANDS = {
     "plugins": "trunkline.cli.plugins:plugins",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, TransformSpec
+from trunkline.contracts import DatasetSpec, Gate, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.encode import check_characters
 from trunkline.data.split import Fold, Split, split_rows
 from trunkline.data.transforms import augment_rows, clean_rows
@@ -67,6 +67,16 @@ class Prepared:
     fingerprint: str
     report: DataReport
     augmented: tuple[Row, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """A dataset after the core's checks, with label counts and some example rows."""
+
+    spec: DatasetSpec
+    prepared: Prepared
+    labels: dict[str, int]
+    examples: tuple[Row, ...]
 
 
 def read_rows(dataset: DatasetSpec) -> list[Row]:
@@ -181,6 +191,24 @@ def prepare(
         groups={name: len({row.group for row in part}) for name, part in parts.items()},
     )
     return Prepared(split, labels, fingerprint(rows), report, augmented)
+
+
+def describe_dataset(spec: DatasetSpec) -> DatasetReport:
+    """Read a dataset and split it with the default split."""
+    recipe = RecipeSpec(
+        name=spec.name,
+        description=spec.description,
+        dataset=spec.name,
+        task=spec.task,
+        gate=Gate(metric="accuracy"),
+    )
+    prepared = prepare(spec, recipe)
+    rows = (*prepared.split.train, *prepared.split.validation, *prepared.split.test)
+    labels: dict[str, int] = {}
+    if spec.task == "classification":
+        for label in prepared.labels:
+            labels[label] = sum(row.target == label for row in rows)
+    return DatasetReport(spec, prepared, labels, rows[:: max(1, len(rows) // 5)][:5])
 
 
 def near_duplicates(split: Split, template: Template) -> int:

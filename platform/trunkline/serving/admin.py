@@ -23,7 +23,7 @@ from trunkline.serving.schemas import ModelName
 from trunkline.serving.service import Context, RequestContext
 
 if TYPE_CHECKING:
-    from trunkline.api import ResolvedModel
+    from trunkline.resolution import ResolvedModel
 
 _MAX_ALIAS_CHARS, _MAX_REASON_CHARS = 256, 10_000
 

@@ -16,7 +16,8 @@ from trunkline.serving.errors import ApiError, unknown_model
 from trunkline.serving.service import Context, RequestContext, ServedBase
 
 if TYPE_CHECKING:
-    from trunkline.api import Platform, ResolvedModel
+    from trunkline.api import Platform
+    from trunkline.resolution import ResolvedModel
 
 MAX_LISTED = 10_000
 

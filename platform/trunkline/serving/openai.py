@@ -25,7 +25,7 @@ from trunkline.serving.schemas import ChatBody, CompletionBody, GenerationBody
 from trunkline.serving.service import Context, RequestContext, disconnected
 
 if TYPE_CHECKING:
-    from trunkline.api import ResolvedModel
+    from trunkline.resolution import ResolvedModel
 
 MIN_LOGPROB = -9999.0
 """Represents minus infinity, which JSON can't, as in OpenAI's responses."""

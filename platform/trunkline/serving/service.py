@@ -42,8 +42,9 @@ from trunkline.serving.request_log import RequestLog
 from trunkline.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from trunkline.api import Platform, ResolvedModel
+    from trunkline.api import Platform
     from trunkline.inference.engine import Engine
+    from trunkline.resolution import ResolvedModel
     from trunkline.serving.metrics import Metrics
 
 Result = TypeVar("Result")

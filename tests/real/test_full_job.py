@@ -58,9 +58,9 @@ def test_every_task_was_trained_evaluated_and_published(trained: Platform, adapt
     assert run.report is not None
     assert run.report["steps"] == 6
     assert run.report["proof"]["to_trained"] < 1e-4
-    found = trained.evaluation_report(version)
-    assert found is not None
-    assert found[0].verdict in ("beats", "ties", "loses")
+    evaluated = trained.evaluation_report(version)
+    assert evaluated is not None
+    assert evaluated[0].verdict in ("beats", "ties", "loses")
 
 
 @pytest.mark.parametrize("adapter", [CHAPTER, PRICE])
@@ -105,7 +105,7 @@ def test_plain_peft_gives_the_same_next_token_logits(trained: Platform, base_fol
 def test_swapping_among_three_adapters_and_the_base_gives_each_its_own_answers(
     trained: Platform,
 ) -> None:
-    asked = [
+    requests = [
         Request(adapter, text, max_new_tokens=None if adapter in (CHAPTER, PRICE) else 8)
         for place in range(2)
         for adapter, text in (
@@ -115,8 +115,8 @@ def test_swapping_among_three_adapters_and_the_base_gives_each_its_own_answers(
             (PRICE, TEXTS[PRICE][place]),
         )
     ]
-    together = trained.run(asked)
-    for request, answer in zip(asked, together, strict=True):
+    together = trained.run(requests)
+    for request, answer in zip(requests, together, strict=True):
         alone = trained.run([request])[0]
         name = f"{request.adapter}@1" if request.adapter else "base"
         assert answer.adapter == alone.adapter == name
