@@ -65,8 +65,7 @@ def load_plain(shape: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     from trunkline.bases import describe
-    from trunkline.bases.load import pick_device, pick_dtype
-    from trunkline.bases.quiet import quiet_transformers
+    from trunkline.bases.load import pick_device, pick_dtype, quiet_transformers
 
     device = pick_device("auto")
     dtype = pick_dtype("auto", device)

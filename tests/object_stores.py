@@ -1,8 +1,4 @@
-"""Stores that are not a folder: fsspec's memory, and S3 over HTTP by a server in this process.
-
-Owns: the server, fresh buckets, and the ``trunkline.toml`` that leads to them. Must not know: what
-is tested on them.
-"""
+"""Object stores for tests: fsspec's memory, and S3 over HTTP by a server in this process."""
 
 from __future__ import annotations
 
@@ -20,19 +16,19 @@ CREDENTIALS = {"key": "testing", "secret": "testing"}
 
 @dataclass(frozen=True)
 class Place:
-    """A store's url, and the options that fsspec needs for it."""
+    """A store's URL and its options for fsspec."""
 
     url: str
     options: dict[str, str]
 
     def configure(self, workspace: Path) -> None:
-        """Let a workspace keep its versions there."""
+        """Configure a workspace to store its versions there."""
         lines = ["[store]", f"url = {json.dumps(self.url)}", "[store.options]"]
         lines += [f"{key} = {json.dumps(value)}" for key, value in self.options.items()]
         (workspace / "trunkline.toml").write_text("\n".join(lines) + "\n")
 
     def open(self) -> tuple[Any, str]:
-        """fsspec's own view of it, past everything that is tested."""
+        """fsspec's file system and root, independent of the code under test."""
         from fsspec.core import url_to_fs
 
         return url_to_fs(
@@ -42,7 +38,7 @@ class Place:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """An S3 server that answers over HTTP on this machine."""
+    """A local S3 server."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -84,7 +84,7 @@ def write_artifact(
 
 
 @pytest.fixture(scope="module")
-def made(
+def artifacts(
     tmp_path_factory: pytest.TempPathFactory, fused_layers: FusedLayers, base: str
 ) -> list[Artifact]:
     """An artifact of each of :data:`RANKS`; read only."""
@@ -143,9 +143,11 @@ def acquired(pool: AdapterPool, artifact: Artifact) -> Resident:
 
 
 @pytest.fixture
-def full(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]) -> AdapterPool:
+def full(
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]
+) -> AdapterPool:
     """Two pages and host memory for rank 20, filled by two adapters of rank 8."""
     pool = small_pool(model, fused_layers, base, pages=2, ranks=20)
     for index in (FIRST, LAST):
-        pool.load(made[index], f"toy/{index}@1")
+        pool.load(artifacts[index], f"toy/{index}@1")
     return pool

@@ -24,6 +24,8 @@ from trunkline.api import Platform
 from trunkline.serving.app import create_app
 from trunkline.serving.settings import ServerSettings
 
+MESSAGES: Any = [{"role": "user", "content": "The quick brown fox"}]
+
 _START_SECONDS = 120.0
 _WAIT_SECONDS = 30.0
 
@@ -155,6 +157,11 @@ def openai_client(http: TestClient, key: str = "none", **options: Any) -> OpenAI
     """OpenAI's client, unmodified, on a client of an application."""
     options = {"max_retries": 0, "timeout": None} | options
     return OpenAI(base_url="http://127.0.0.1/v1", api_key=key, http_client=http, **options)
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    """A chat request for a short, deterministic answer of the base, with other fields."""
+    return {"model": "base", "messages": MESSAGES, "temperature": 0, "max_tokens": 6, **fields}
 
 
 def wait_until(condition: Callable[[], bool], description: str) -> None:

@@ -1,4 +1,4 @@
-"""A store with a registry in a workspace, and a version to put into it."""
+"""A store with a registry in a workspace, and versions for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BASE = "b" * 64
 
 
 def new_store(workspace: Path, place: Place | None = None) -> AdapterStore:
-    """A store whose registry is new and knows a base; at ``place``, else below ``adapters/``."""
+    """A store with a new registry and one base; at ``place``, or in ``adapters/``."""
     workspace.mkdir(exist_ok=True)
     if place is not None:
         place.configure(workspace)
@@ -34,14 +34,14 @@ def new_store(workspace: Path, place: Place | None = None) -> AdapterStore:
 
 @cache
 def _empty() -> bytes:
-    """A registry's file, migrated once."""
+    """The file of an empty registry, migrated once."""
     with TemporaryDirectory() as folder:
         Registry.open(f"sqlite:///{folder}/registry.db").close()
         return Path(folder, "registry.db").read_bytes()
 
 
 def new_run(registry: Registry, recipe: str = str(REF)) -> int:
-    """A run of made-up rows."""
+    """A run on made-up rows."""
     dataset = registry.sources.record_dataset(
         name="toy/animals", fingerprint="f", split_fingerprint="s", rows=3, license="CC0-1.0",
         source="made up", counts={},

@@ -171,6 +171,28 @@ def test_version_is_selected_by_its_digest(platform: Platform) -> None:
     assert platform.predict(f"toy/prices@{digest}", ["3 kg"])[0].digest == digest
 
 
+@pytest.mark.parametrize("ref", [None, "base"])
+def test_bare_base_is_resolved_without_a_version(
+    platform: Platform, no_base: None, ref: str | None
+) -> None:
+    model = platform.resolve(ref)
+    assert (model.name, model.task, model.artifact()) == ("base", "generation", None)
+    assert model.digest == model.base_digest == platform.base_digest
+    with pytest.raises(UsageError, match="not an adapter"):
+        _ = model.version
+
+
+def test_model_is_resolved_to_an_immutable_version(platform: Platform, no_base: None) -> None:
+    model = platform.resolve("toy/animals")
+    assert (model.name, model.task, model.selected_by) == (
+        "toy/animals@1", "classification", "newest",
+    )  # fmt: skip
+    artifact = model.artifact()
+    assert artifact is not None
+    assert artifact.digest == model.digest == model.version.digest
+    assert model.artifact() is artifact
+
+
 # ------------------------------------------------------------------------------------- refused
 
 BAD_REFS = {

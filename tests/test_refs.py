@@ -1,4 +1,4 @@
-"""Refs: what is one, what is refused, and how that is told."""
+"""Refs: the grammar, and errors for text that breaks it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ selectors = st.one_of(
 
 
 @given(domains, names, selectors)
-def test_a_ref_reads_back_what_it_writes(domain: str, name: str, selector: str | None) -> None:
+def test_ref_is_parsed_back_from_its_text(domain: str, name: str, selector: str | None) -> None:
     ref = Ref(domain, name, selector)
     assert Ref.parse(str(ref)) == ref
 
@@ -40,7 +40,7 @@ def test_any_text_is_a_ref_or_a_usage_error(text: str) -> None:
 
 
 @given(st.text(alphabet="./\\%@:ab1\n\0 ", max_size=12))
-def test_no_ref_steps_out_of_its_folder(text: str) -> None:
+def test_no_ref_leaves_its_folder(text: str) -> None:
     try:
         ref = Ref.parse(text)
     except UsageError:
@@ -120,14 +120,14 @@ def test_at_changes_only_the_selector() -> None:
         "medical/icd10@" + "a" * 41,
     ],
 )
-def test_what_is_no_ref_is_refused_with_a_hint(text: str) -> None:
+def test_malformed_ref_is_refused_with_a_hint(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         Ref.parse(text)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("value", [None, 3, b"medical/icd10", ["medical/icd10"]])
-def test_what_is_no_text_is_refused(value: object) -> None:
+def test_other_types_are_refused(value: object) -> None:
     with pytest.raises(UsageError):
         Ref.parse(value)  # type: ignore[arg-type]
 
@@ -148,7 +148,7 @@ def test_base_has_an_error_of_its_own() -> None:
         Ref.parse("base")
 
 
-def test_a_ref_can_not_be_made_around_the_grammar() -> None:
+def test_constructor_checks_the_grammar() -> None:
     with pytest.raises(UsageError):
         Ref("..", "x")
 
@@ -159,7 +159,7 @@ def test_reserved_and_malformed_aliases_are_refused(alias: str) -> None:
         check_alias(alias)
 
 
-def test_checks_give_back_what_they_were_given() -> None:
+def test_checks_return_valid_text() -> None:
     assert check_domain("medical") == "medical"
     assert check_name("icd10-chapter") == "icd10-chapter"
     assert check_alias("vnext") == "vnext"

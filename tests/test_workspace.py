@@ -1,4 +1,4 @@
-"""Where things are, and what moves them."""
+"""Workspace paths, the variables that change them, and trunkline.toml."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def test_the_current_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.M
     assert Workspace.locate().root == tmp_path.resolve()
 
 
-def test_the_variable_goes_before_the_current_folder(
+def test_the_variable_overrides_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRUNKLINE_WORKSPACE", str(tmp_path))
     assert Workspace.locate().root == tmp_path.resolve()
 
 
-def test_the_argument_goes_before_the_variable(
+def test_the_argument_overrides_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRUNKLINE_WORKSPACE", "/nowhere")
     assert Workspace.locate(tmp_path).root == tmp_path.resolve()
 
 
-def test_a_missing_folder_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused_with_the_command_that_creates_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist") as caught:
         Workspace.locate(tmp_path / "gone")
     assert "mkdir" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below", "a\0b", "what?"])
-def test_what_can_not_hold_a_workspace_is_refused(tmp_path: Path, folder: str) -> None:
+def test_an_invalid_folder_is_refused(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "what?").mkdir()
     with pytest.raises(UsageError):
@@ -87,7 +87,39 @@ def test_an_empty_url_of_the_store_is_refused(tmp_path: Path, url: str) -> None:
         _ = Workspace(tmp_path).configuration
 
 
-def test_the_cache_is_where_its_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[shop]\n", "unknown table 'shop'"),
+        ("gate = 1\n", "unknown table 'gate'"),
+        ("[gate]\nbest = true\n", "unknown key 'best'"),
+        ("[gate]\nbeats_baseline = 1\n", "wrong type"),
+        ("[gate]\nslices_at_least = true\n", "wrong type"),
+        ("[gate]\nslices_at_least = nan\n", "out of range"),
+        ("[gate]\nchampion_margin = -0.1\n", "out of range"),
+        ("[signatures]\nkeys = [1]\n", "list of paths"),
+        ("[gate\n", "can't be read"),
+    ],
+)
+def test_an_invalid_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "trunkline.toml").write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        _ = Workspace(tmp_path).configuration
+    assert caught.value.hint
+
+
+def test_a_configuration_is_read(tmp_path: Path) -> None:
+    (tmp_path / "trunkline.toml").write_text(
+        '[gate]\nchampion_margin = 0\n[signatures]\nkeys = ["a.pub"]\n'
+        '[store]\nurl = "s3://bucket"\n[store.options]\nanon = true\n'
+    )
+    configuration = Workspace(tmp_path).configuration
+    assert configuration.gate.champion_margin == 0
+    assert configuration.signatures.keys == (tmp_path / "a.pub",)
+    assert (configuration.store.url, configuration.store.options) == ("s3://bucket", {"anon": True})
+
+
+def test_the_cache_folder_is_set_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/shared")
     monkeypatch.setenv("TRUNKLINE_CACHE", "/own")
     assert cache_folder() == Path("/own")

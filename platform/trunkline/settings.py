@@ -41,9 +41,10 @@ def check_value(
         help: what the value means, for the hint.
     """
     if not is_kind(value, kind):
+        remedy = _range_hint(least, most) if kind in (int, float) else f"Give {noun_for(kind)}."
         raise UsageError(
             f"{subject} must be {noun_for(kind)}, not {value!r}.",
-            f"{help[:1].upper()}{help[1:]}." if help else _range_hint(least, most),
+            f"{help[:1].upper()}{help[1:]}." if help else remedy,
         )
     if choices and value not in choices:
         raise UsageError(f"{subject} can't be {value!r}.", f"Use one of: {', '.join(choices)}.")

@@ -28,7 +28,7 @@ __all__ = [
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A sound classification artifact on the tiny Llama, only to be read."""
+    """A read-only classification artifact on the tiny Llama."""
     folder = tmp_path_factory.mktemp("artifacts") / "sound"
     make_artifact(folder, tiny, target_modules=["q_proj", "v_proj"])
     return folder
@@ -36,5 +36,5 @@ def sound(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 @pytest.fixture
 def artifact(sound: Path, tmp_path: Path) -> Path:
-    """A copy of the sound artifact that a test may damage."""
+    """A copy of the artifact that a test may damage."""
     return Path(shutil.copytree(sound, tmp_path / "artifact"))

@@ -1,4 +1,4 @@
-"""Upkeep takes what nobody holds, tells of what is lost, and touches nothing else."""
+"""gc deletes what is unused, lists what is missing, and keeps everything else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG_AGO = (datetime.now(UTC) - timedelta(hours=3)).timestamp()
 
 @pytest.fixture(params=["local", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AdapterStore]:
-    """A store on a disk, and one of objects."""
+    """A local store and an object store."""
     made = new_store(tmp_path / "workspace", memory_place() if request.param == "memory" else None)
     yield made
     made.registry.close()
@@ -48,7 +48,7 @@ def local(tmp_path: Path) -> Iterator[AdapterStore]:
 
 
 def reserve(store: AdapterStore, ref: Ref = REF) -> str:
-    """Reserve a number as a process that is dead by now; gives the path of its files."""
+    """Reserve a number in a process that has ended; return the path of its files."""
     script = (
         "import sys; from trunkline.registry.registry import Registry\n"
         "with Registry.open(sys.argv[1]) as registry:\n"
@@ -68,8 +68,8 @@ def collect_all(store: AdapterStore, **named: bool) -> list[Garbage]:
     return list(collect(store, [one for one in find_garbage(store, **named) if one.deletable]))
 
 
-def put_aside(store: AdapterStore, path: str, source: Path) -> None:
-    """Write an artifact's files where no row says so."""
+def add_foreign(store: AdapterStore, path: str, source: Path) -> None:
+    """Add an artifact's files without a row."""
     store.storage.add(read_artifact(source), path)
     for one in store.cache.folders():
         store.cache.remove(one)
@@ -80,7 +80,7 @@ def age(folder: Path) -> None:
         os.utime(one, (LONG_AGO, LONG_AGO))
 
 
-# ----------------------------------------------------------------------------------- publishers
+# ------------------------------------------------------------------------------- reservation owners
 
 
 def test_this_process_is_not_gone() -> None:
@@ -88,27 +88,27 @@ def test_this_process_is_not_gone() -> None:
     assert not reservation_expired(current_process(), now - timedelta(days=9), now)
 
 
-def test_process_of_the_same_number_that_began_later_is_another_one() -> None:
+def test_later_process_with_the_same_pid_is_another_one() -> None:
     now = datetime.now(UTC)
     assert reservation_expired({**current_process(), "started": "1"}, now, now)
 
 
 @pytest.mark.parametrize("publisher", [None, {"host": "elsewhere", "pid": 1, "started": "1"}])
-def test_publisher_that_can_not_be_asked_is_waited_for(publisher: dict[str, Any] | None) -> None:
+def test_owner_on_another_host_is_waited_for(publisher: dict[str, Any] | None) -> None:
     now = datetime.now(UTC)
     assert not reservation_expired(publisher, now - LEASE, now)
     assert reservation_expired(publisher, now - LEASE - timedelta(seconds=1), now)
 
 
-# --------------------------------------------------------------------------------------- garbage
+# ------------------------------------------------------------------------------------------ garbage
 
 
-def test_nothing_is_found_in_a_sound_store(store: AdapterStore, sound: Path) -> None:
+def test_valid_store_has_no_garbage(store: AdapterStore, sound: Path) -> None:
     store.fetch(put(store, sound))
     assert find_garbage(store) == []
 
 
-def test_reservation_of_a_dead_publisher_is_given_up(store: AdapterStore) -> None:
+def test_reservation_of_a_dead_owner_is_abandoned(store: AdapterStore) -> None:
     reserve(store)
     assert kinds(store) == [("reservation", "toy/animals@1")]
     collect_all(store)
@@ -116,24 +116,24 @@ def test_reservation_of_a_dead_publisher_is_given_up(store: AdapterStore) -> Non
     assert find_garbage(store) == []
 
 
-def test_files_of_a_dead_publisher_are_taken(store: AdapterStore, sound: Path) -> None:
+def test_files_of_a_dead_owner_are_deleted(store: AdapterStore, sound: Path) -> None:
     path = reserve(store)
-    put_aside(store, path, sound)
+    add_foreign(store, path, sound)
     collect_all(store)
     assert not store.storage.exists(path)
     assert find_garbage(store) == []
 
 
-def test_what_is_being_published_is_left_alone(store: AdapterStore, sound: Path) -> None:
+def test_publication_in_progress_is_kept(store: AdapterStore, sound: Path) -> None:
     number = store.registry.versions.reserve("toy", "animals", task="classification")
-    put_aside(store, f"toy/animals/{number}", sound)
+    add_foreign(store, f"toy/animals/{number}", sound)
     assert find_garbage(store) == []
 
 
-def test_files_that_come_after_the_reservation_was_given_up_are_not_published(
+def test_files_added_after_the_reservation_was_abandoned_are_not_published(
     store: AdapterStore, sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A publisher that was taken for gone finds its number given up, and tidies after itself."""
+    """An owner whose reservation was abandoned by gc deletes its own files."""
     add = type(store.storage).add
 
     def slow(self: Any, *given: Any) -> Any:
@@ -147,14 +147,14 @@ def test_files_that_come_after_the_reservation_was_given_up_are_not_published(
     assert not store.storage.exists("toy/animals/1")
 
 
-def test_files_of_a_failed_publication_are_taken(store: AdapterStore, sound: Path) -> None:
+def test_files_of_a_failed_publication_are_deleted(store: AdapterStore, sound: Path) -> None:
     path = reserve(store)
-    put_aside(store, path, sound)
+    add_foreign(store, path, sound)
     store.registry.versions.abandon("toy", "animals", 1)
     assert kinds(store) == [("folder", path)]
 
 
-def test_half_written_folder_of_a_dead_publisher_is_taken(local: AdapterStore) -> None:
+def test_partial_folder_of_a_dead_owner_is_deleted(local: AdapterStore) -> None:
     reserve(local)
     half = local.workspace.adapters / ".publishing-toy.animals.1-abc"
     half.mkdir(parents=True)
@@ -164,7 +164,7 @@ def test_half_written_folder_of_a_dead_publisher_is_taken(local: AdapterStore) -
     assert list(local.workspace.adapters.iterdir()) == []
 
 
-def test_half_written_folder_of_a_live_publisher_is_left_alone(local: AdapterStore) -> None:
+def test_partial_folder_of_a_live_owner_is_kept(local: AdapterStore) -> None:
     local.registry.versions.reserve("toy", "animals", task="classification")
     half = local.workspace.adapters / ".publishing-toy.animals.1-abc"
     half.mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_half_written_folder_of_a_live_publisher_is_left_alone(local: AdapterSto
     assert find_garbage(local) == []
 
 
-def test_half_written_folder_that_names_no_version_is_taken_after_an_hour(
+def test_partial_folder_of_no_version_is_deleted_after_an_hour(
     local: AdapterStore,
 ) -> None:
     half = local.workspace.adapters / ".publishing-xyz"
@@ -182,37 +182,35 @@ def test_half_written_folder_that_names_no_version_is_taken_after_an_hour(
     assert kinds(local) == [("leftover", half.name)]
 
 
-def test_whole_version_of_another_registry_is_only_told_of(
+def test_complete_version_of_another_registry_is_only_listed(
     store: AdapterStore, sound: Path
 ) -> None:
-    put_aside(store, "toy/animals/7", sound)
+    add_foreign(store, "toy/animals/7", sound)
     assert kinds(store) == [("unknown", "toy/animals/7")]
     assert collect_all(store) == []
     assert store.storage.exists("toy/animals/7")
 
 
-def test_whole_version_of_another_registry_is_taken_when_that_is_asked(
+def test_complete_version_of_another_registry_is_deleted_on_request(
     store: AdapterStore, sound: Path
 ) -> None:
-    put_aside(store, "toy/animals/7", sound)
+    add_foreign(store, "toy/animals/7", sound)
     collect_all(store, unknown=True)
     assert not store.storage.exists("toy/animals/7")
 
 
-def test_whole_version_whose_number_was_passed_over_is_only_told_of(
+def test_complete_version_whose_number_was_skipped_is_only_listed(
     store: AdapterStore, sound: Path
 ) -> None:
-    put_aside(store, "toy/animals/1", sound)
+    add_foreign(store, "toy/animals/1", sound)
     assert put(store, sound).number == 2
     assert kinds(store) == [("unknown", "toy/animals/1")]
     row = store.registry.artifacts.find([("toy", "animals", 1)])["toy", "animals", 1]
     assert (row.status, row.removal_reason) == ("failed", PATH_TAKEN)
 
 
-def test_files_that_are_no_whole_version_of_anything_are_taken(
-    store: AdapterStore, sound: Path
-) -> None:
-    put_aside(store, "toy/animals/7", sound)
+def test_incomplete_files_of_no_version_are_deleted(store: AdapterStore, sound: Path) -> None:
+    add_foreign(store, "toy/animals/7", sound)
     remove_file(store, "toy/animals/7", WEIGHTS)
     assert kinds(store) == [("folder", "toy/animals/7")]
 
@@ -226,14 +224,14 @@ def remove_file(store: AdapterStore, path: str, name: str) -> None:
         fs.rm_file(f"{base}/{path}/{name}")
 
 
-def test_version_that_the_store_lost_is_told_of(store: AdapterStore, sound: Path) -> None:
+def test_version_without_files_is_listed(store: AdapterStore, sound: Path) -> None:
     version = put(store, sound)
     store.storage.remove(version.path)
     assert kinds(store) == [("missing", "toy/animals@1")]
     assert collect_all(store) == []
 
 
-def test_what_stands_beside_the_versions_is_left_alone(local: AdapterStore, sound: Path) -> None:
+def test_other_files_in_the_store_are_kept(local: AdapterStore, sound: Path) -> None:
     put(local, sound)
     for name in ("README.md", "Notes/x.txt", "toy/animals/notes.txt", "toy/animals/01/x"):
         path = local.workspace.adapters / name
@@ -242,7 +240,7 @@ def test_what_stands_beside_the_versions_is_left_alone(local: AdapterStore, soun
     assert find_garbage(local) == []
 
 
-def test_files_that_no_version_has_are_only_told_of(local: AdapterStore) -> None:
+def test_foreign_files_are_only_listed(local: AdapterStore) -> None:
     precious = local.workspace.adapters / "photos/holiday/1/beach.jpg"
     precious.parent.mkdir(parents=True)
     precious.write_text("kept")
@@ -251,9 +249,7 @@ def test_files_that_no_version_has_are_only_told_of(local: AdapterStore) -> None
     assert precious.exists()
 
 
-def test_link_in_a_versions_place_is_taken_without_what_it_leads_to(
-    local: AdapterStore, tmp_path: Path
-) -> None:
+def test_link_is_deleted_but_not_its_target(local: AdapterStore, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("kept")
     (local.workspace.adapters / "toy/animals").mkdir(parents=True)
@@ -263,9 +259,9 @@ def test_link_in_a_versions_place_is_taken_without_what_it_leads_to(
     assert (tmp_path / "precious" / "file").exists()
 
 
-def test_finding_changes_nothing(local: AdapterStore, sound: Path) -> None:
+def test_find_garbage_changes_nothing(local: AdapterStore, sound: Path) -> None:
     path = reserve(local)
-    put_aside(local, path, sound)
+    add_foreign(local, path, sound)
     before = snapshot(local.workspace.root)
     find_garbage(local)
     assert snapshot(local.workspace.root) == before
@@ -279,10 +275,10 @@ def snapshot(root: Path) -> dict[str, int]:
     }
 
 
-def test_disk_that_fails_is_one_clear_error(
+def test_failing_disk_is_one_clear_error(
     local: AdapterStore, sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_aside(local, reserve(local), sound)
+    add_foreign(local, reserve(local), sound)
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -293,10 +289,10 @@ def test_disk_that_fails_is_one_clear_error(
     assert "gc" in (caught.value.hint or "")
 
 
-# ----------------------------------------------------------------------------------- the cache
+# ---------------------------------------------------------------------------------------- the cache
 
 
-def test_copy_of_a_removed_version_is_taken(tmp_path: Path, sound: Path) -> None:
+def test_cached_copy_of_a_removed_version_is_deleted(tmp_path: Path, sound: Path) -> None:
     store = new_store(tmp_path / "workspace", memory_place())
     version = store.fetch(put(store, sound)).digest
     remove_version(store, REF.at(1), reason="old")
@@ -306,12 +302,12 @@ def test_copy_of_a_removed_version_is_taken(tmp_path: Path, sound: Path) -> None
     store.registry.close()
 
 
-def test_copy_that_is_being_made_is_left_alone(local: AdapterStore) -> None:
+def test_cached_copy_in_progress_is_kept(local: AdapterStore) -> None:
     with local.cache.new_entry("sha256:" + "a" * 64):
         assert find_garbage(local) == []
 
 
-def test_copy_that_was_not_finished_is_taken(local: AdapterStore) -> None:
+def test_incomplete_cached_copy_is_deleted(local: AdapterStore) -> None:
     half = local.cache.root / f".fetching-{'a' * 64}-x"
     half.mkdir(parents=True)
     assert kinds(local) == [("cached", half.name)]
@@ -319,11 +315,11 @@ def test_copy_that_was_not_finished_is_taken(local: AdapterStore) -> None:
     assert not half.exists()
 
 
-# ---------------------------------------------------------------------------------------- runs
+# --------------------------------------------------------------------------------------------- runs
 
 
 def run_folder(store: AdapterStore, *, checkpoint: bool = False) -> Path:
-    """The folder of a new run, as a training that is dead left it."""
+    """The folder of a new run, as a killed training leaves it."""
     folder = store.workspace.run_path(new_run(store.registry))
     folder.mkdir(parents=True)
     (folder / ".lock").touch()
@@ -333,33 +329,33 @@ def run_folder(store: AdapterStore, *, checkpoint: bool = False) -> Path:
     return folder
 
 
-def test_folder_of_a_dead_run_without_a_checkpoint_is_taken(local: AdapterStore) -> None:
+def test_folder_of_a_dead_run_without_a_checkpoint_is_deleted(local: AdapterStore) -> None:
     folder = run_folder(local)
     assert kinds(local) == [("run", folder.name)]
     collect_all(local)
     assert not folder.exists()
 
 
-def test_folder_of_a_dead_run_that_can_be_resumed_is_left_alone(local: AdapterStore) -> None:
+def test_folder_of_a_resumable_run_is_kept(local: AdapterStore) -> None:
     run_folder(local, checkpoint=True)
     assert find_garbage(local) == []
 
 
-def test_folder_of_a_finished_run_is_taken_with_its_checkpoints(local: AdapterStore) -> None:
+def test_folder_of_a_finished_run_is_deleted_with_its_checkpoints(local: AdapterStore) -> None:
     folder = run_folder(local, checkpoint=True)
     local.registry.runs.finish(int(folder.name), "finished")
     assert kinds(local) == [("run", folder.name)]
 
 
-def test_folder_of_a_run_that_is_worked_on_is_left_alone(local: AdapterStore) -> None:
+def test_folder_of_a_run_in_progress_is_kept(local: AdapterStore) -> None:
     folder = run_folder(local)
     with FileLock(folder / ".lock"):
         assert find_garbage(local) == []
-        assert list(collect(local, [Garbage("run", folder.name, "asked too late")])) == []
+        assert list(collect(local, [Garbage("run", folder.name, "listed too late")])) == []
     assert folder.exists()
 
 
-# ------------------------------------------------------------------------------------ removing
+# ----------------------------------------------------------------------------------------- removing
 
 
 def test_removed_version_leaves_a_tombstone_and_no_files(store: AdapterStore, sound: Path) -> None:
@@ -371,7 +367,7 @@ def test_removed_version_leaves_a_tombstone_and_no_files(store: AdapterStore, so
         store.registry.versions.resolve(REF.at(1))
 
 
-def test_number_of_a_removed_version_is_not_given_again(store: AdapterStore, sound: Path) -> None:
+def test_number_of_a_removed_version_is_not_reused(store: AdapterStore, sound: Path) -> None:
     put(store, sound)
     remove_version(store, REF.at(1), reason="old")
     assert put(store, sound).number == 2
@@ -389,7 +385,7 @@ def test_version_under_an_alias_is_not_removed(store: AdapterStore, sound: Path)
 
 
 def serve(store: AdapterStore, version: Any) -> int:
-    """A server of this process that holds a version."""
+    """Register a server of this process that has loaded a version."""
     number = store.registry.servers.start(
         socket.gethostname(), os.getpid(), "http://127.0.0.1:1", BASE
     )
@@ -397,7 +393,7 @@ def serve(store: AdapterStore, version: Any) -> int:
     return number
 
 
-def test_version_that_a_running_server_holds_is_not_removed(
+def test_version_loaded_by_a_running_server_is_not_removed(
     store: AdapterStore, sound: Path
 ) -> None:
     version = put(store, sound)
@@ -407,7 +403,7 @@ def test_version_that_a_running_server_holds_is_not_removed(
     assert store.fetch(version).digest == version.digest
 
 
-def test_files_that_a_server_has_loaded_just_now_stay_until_it_lets_go(
+def test_files_that_a_server_has_just_loaded_are_kept_until_it_stops(
     store: AdapterStore, sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = put(store, sound)
@@ -425,7 +421,7 @@ def test_files_that_a_server_has_loaded_just_now_stay_until_it_lets_go(
     assert ("folder", version.path) in kinds(store)
 
 
-def test_files_of_a_removal_that_ended_half_way_are_taken(store: AdapterStore, sound: Path) -> None:
+def test_files_of_an_interrupted_removal_are_deleted(store: AdapterStore, sound: Path) -> None:
     version = put(store, sound)
     store.registry.versions.remove(REF.at(1), reason="old")
     assert ("folder", version.path) in kinds(store)
@@ -433,10 +429,10 @@ def test_files_of_a_removal_that_ended_half_way_are_taken(store: AdapterStore, s
     assert not store.storage.exists(version.path)
 
 
-# ----------------------------------------------------------------------------------- verifying
+# ---------------------------------------------------------------------------------------- verifying
 
 
-def test_published_version_is_sound(store: AdapterStore, sound: Path) -> None:
+def test_published_version_is_intact(store: AdapterStore, sound: Path) -> None:
     result = verify_version(store, put(store, sound))
     assert (result.damage, result.remarks) == (None, ())
 
@@ -455,9 +451,7 @@ def with_extras(source: Path, folder: Path) -> Path:
     return copy
 
 
-def test_card_that_somebody_wrote_anew_is_told_of(
-    local: AdapterStore, sound: Path, tmp_path: Path
-) -> None:
+def test_edited_card_is_a_remark(local: AdapterStore, sound: Path, tmp_path: Path) -> None:
     version = put(local, with_extras(sound, tmp_path / "made"))
     (local.workspace.adapters / version.path / "README.md").write_text("# Mine\n")
     result = verify_version(local, version)
@@ -465,7 +459,7 @@ def test_card_that_somebody_wrote_anew_is_told_of(
     assert result.remarks == ("README.md was changed since it was published",)
 
 
-def test_card_that_was_written_through_the_store_is_not_told_of(
+def test_card_written_through_the_store_is_no_remark(
     local: AdapterStore, sound: Path, tmp_path: Path
 ) -> None:
     version = put(local, with_extras(sound, tmp_path / "made"))
@@ -473,7 +467,7 @@ def test_card_that_was_written_through_the_store_is_not_told_of(
 
 
 @pytest.mark.parametrize("failing", ["storage", "registry"])
-def test_version_is_sound_though_writing_a_file_anew_ended_half_way(
+def test_version_is_intact_after_an_interrupted_write_of_a_file(
     store: AdapterStore,
     sound: Path,
     tmp_path: Path,
@@ -500,7 +494,7 @@ def test_version_is_sound_though_writing_a_file_anew_ended_half_way(
 
 
 @pytest.mark.parametrize("change", ["changed", "gone"])
-def test_provenance_that_is_not_the_published_one_is_damage(
+def test_changed_provenance_is_damage(
     local: AdapterStore, sound: Path, tmp_path: Path, change: str
 ) -> None:
     version = put(local, with_extras(sound, tmp_path / "made"))
@@ -509,14 +503,14 @@ def test_provenance_that_is_not_the_published_one_is_damage(
     assert "provenance.json of toy/animals@1" in (verify_version(local, version).damage or "")
 
 
-def test_unsigned_version_is_damaged_where_a_signature_is_required(
+def test_unsigned_version_is_damaged_if_a_signature_is_required(
     local: AdapterStore, sound: Path, public_key: Path
 ) -> None:
     result = verify_version(local, put(local, sound), require_signature=True, keys=[public_key])
     assert "not signed" in (result.damage or "")
 
 
-def test_unsigned_version_is_not_fetched_where_the_workspace_wants_signatures(
+def test_unsigned_version_is_not_fetched_if_signatures_are_required(
     local: AdapterStore, sound: Path, public_key: Path
 ) -> None:
     version = put(local, sound)

@@ -1,4 +1,4 @@
-"""A lost registry comes back from the artifacts; what only it knew is said to be lost."""
+"""A lost registry is rebuilt from the artifacts; what only it held is listed as lost."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def refs(registry: Registry) -> set[str]:
     }
 
 
-def test_every_version_is_back_under_its_number(store: AdapterStore) -> None:
+def test_every_version_is_recovered_with_its_number(store: AdapterStore) -> None:
     done = rebuilt(store)
     assert refs(store.registry) == {"toy/animals@1", "toy/animals@3", "toy/others@1"}
     assert (done.versions, done.runs, done.bases, done.datasets) == (3, 3, 1, 1)
@@ -74,7 +74,7 @@ def test_restored_versions_are_verified_and_can_be_fetched(store: AdapterStore) 
     assert set(version.files) == {path.name for path in store.fetch(version).folder.iterdir()}
 
 
-def test_run_is_back_with_its_summary(store: AdapterStore) -> None:
+def test_run_is_recovered_with_its_summary(store: AdapterStore) -> None:
     rebuilt(store)
     run = store.registry.runs.get(9)
     assert run.versions == ("toy/animals@3",)
@@ -82,7 +82,7 @@ def test_run_is_back_with_its_summary(store: AdapterStore) -> None:
     assert store.registry.evaluations.list(version=Ref.parse("toy/animals@3"))[0].split == "test"
 
 
-def test_registry_that_knows_something_is_left_alone(store: AdapterStore) -> None:
+def test_non_empty_registry_is_refused(store: AdapterStore) -> None:
     rebuilt(store)
     before = store.registry.events.list()
     with pytest.raises(RefusedError, match="not empty"):
@@ -101,7 +101,7 @@ def test_damaged_artifact_is_skipped_and_named(store: AdapterStore, workspace: P
     assert refs(store.registry) == {"toy/animals@1", "toy/animals@3"}
 
 
-def test_artifact_with_a_bad_origin_comes_back_without_it(
+def test_artifact_with_invalid_provenance_is_recovered_without_it(
     store: AdapterStore, workspace: Path
 ) -> None:
     (workspace / "adapters/toy/others/1/provenance.json").write_text("{")
@@ -110,7 +110,7 @@ def test_artifact_with_a_bad_origin_comes_back_without_it(
     assert any("without its provenance" in note for note in done.notes)
 
 
-def test_missing_card_is_written_anew(store: AdapterStore, workspace: Path) -> None:
+def test_missing_card_is_rewritten(store: AdapterStore, workspace: Path) -> None:
     card = workspace / "adapters/toy/others/1/README.md"
     card.unlink()
     done = rebuilt(store)
@@ -132,18 +132,18 @@ def test_rebuild_that_failed_at_the_end_can_be_run_again(
     assert (workspace / "adapters/toy/others/1/README.md").exists()
 
 
-def test_card_that_is_there_stays(store: AdapterStore, workspace: Path) -> None:
+def test_existing_card_is_kept(store: AdapterStore, workspace: Path) -> None:
     assert rebuilt(store).cards == 0
     assert (workspace / "adapters/toy/others/1/README.md").read_text() == "# a card\n"
 
 
-def test_folders_that_are_no_versions_are_passed_over(
+def test_folders_that_are_no_versions_are_skipped(
     store: AdapterStore, workspace: Path, sound: Path
 ) -> None:
     shutil.copytree(sound, workspace / "adapters/.publishing-toy.animals.4-x")
     shutil.copytree(sound, workspace / "adapters/toy/animals/v4")
     (workspace / "adapters/toy/animals/5").mkdir()
-    (workspace / "adapters/README.md").write_text("words")
+    (workspace / "adapters/README.md").write_text("args")
     assert rebuilt(store).versions == 3
 
 
@@ -161,7 +161,7 @@ def test_empty_workspace_gives_an_empty_registry(store: AdapterStore, workspace:
     assert rebuilt(store).versions == 0
 
 
-def test_lost_things_are_named() -> None:
+def test_lost_data_is_listed() -> None:
     for thing in ("aliases", "events", "keys", "request log", "removed versions"):
         assert thing in LOST
 
@@ -180,15 +180,15 @@ def test_alias_is_lost(store: AdapterStore, workspace: Path, opened: list[Regist
 
 def test_imported_version_stays_imported(store: AdapterStore, workspace: Path) -> None:
     folder = workspace / "adapters/toy/others/1"
-    said = provenance(folder).model_copy(
+    imported = provenance(folder).model_copy(
         update={"run": None, "evaluations": (), "imported": {"folder": "x"}}
     )
-    write_provenance(folder, said)
+    write_provenance(folder, imported)
     rebuilt(store)
     assert store.registry.versions.resolve(Ref.parse("toy/others@1"))[0].run is None
 
 
-def test_artifacts_in_an_object_store_come_back(
+def test_artifacts_in_an_object_store_are_recovered(
     workspace: Path, opened: list[Registry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fsspec

@@ -1,4 +1,4 @@
-"""Signatures: what holds, what does not, and which key counts."""
+"""Signatures: which are valid, which are refused, and which keys are trusted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trunkline.errors import IntegrityError, RegistryError, TrunklineError, Usag
 
 
 def sign(folder: Path, key: Path, password: str | None = None) -> str:
-    """Sign a folder and put the signature into it; gives the key's fingerprint."""
+    """Sign a folder, write the signature, and return the key's fingerprint."""
     made = make_signature(folder, key, password)
     (folder / SIGNATURE).write_bytes(made.data)
     return made.fingerprint
@@ -29,7 +29,7 @@ def sign(folder: Path, key: Path, password: str | None = None) -> str:
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pairs ``release`` and ``other``."""
+    """A folder with the key pairs ``release`` and ``other``."""
     folder = tmp_path_factory.mktemp("keys")
     make_key(folder, "release")
     make_key(folder, "other")
@@ -55,10 +55,10 @@ def refused(folder: Path, *keys: Path) -> str:
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------------- what holds
+# --------------------------------------------------------------------------------- valid signatures
 
 
-def test_signature_holds_with_the_public_half(signed: Path, keys: Path) -> None:
+def test_signature_is_verified_with_the_public_key(signed: Path, keys: Path) -> None:
     public = keys / "release.pub"
     assert check_signature(signed, [public]) == key_fingerprint(public)
 
@@ -68,7 +68,7 @@ def test_one_of_several_keys_is_enough(signed: Path, keys: Path) -> None:
     assert check_signature(signed, both) == key_fingerprint(keys / "release.pub")
 
 
-def test_signing_tells_the_keys_fingerprint(artifact: Path, keys: Path) -> None:
+def test_signing_returns_the_fingerprint_of_the_key(artifact: Path, keys: Path) -> None:
     assert sign(artifact, keys / "release.pem") == key_fingerprint(keys / "release.pub")
 
 
@@ -89,9 +89,7 @@ def test_signed_artifact_is_still_an_artifact_of_the_same_identity(
     assert read_artifact(signed).digest == read_artifact(sound).digest
 
 
-def test_signature_does_not_depend_on_what_lies_outside_of_the_identity(
-    signed: Path, keys: Path
-) -> None:
+def test_signature_does_not_cover_mutable_files(signed: Path, keys: Path) -> None:
     (signed / "README.md").write_text("another card")
     (signed / "provenance.json").write_text("{}")
     assert check_signature(signed, [keys / "release.pub"])
@@ -102,31 +100,31 @@ def test_signature_moves_with_the_folder(signed: Path, keys: Path, tmp_path: Pat
     assert check_signature(tmp_path / "elsewhere", [keys / "release.pub"])
 
 
-def test_second_signature_takes_the_place_of_the_first(signed: Path, keys: Path) -> None:
+def test_second_signature_replaces_the_first(signed: Path, keys: Path) -> None:
     sign(signed, keys / "other.pem")
     assert signed_by(signed) == key_fingerprint(keys / "other.pub")
     assert sorted(path.name for path in signed.iterdir()) == sorted({*REQUIRED, SIGNATURE})
 
 
-def test_the_packages_own_program_verifies_it(signed: Path, keys: Path) -> None:
-    """Nothing but OpenSSF's tool is needed to check a version."""
-    words = ["verify", "key", str(signed), "--signature", str(signed / SIGNATURE)]
-    words += ["--public_key", str(keys / "release.pub"), "--ignore_unsigned_files"]
+def test_model_signing_command_verifies_the_signature(signed: Path, keys: Path) -> None:
+    """OpenSSF's own tool can verify a version."""
+    args = ["verify", "key", str(signed), "--signature", str(signed / SIGNATURE)]
+    args += ["--public_key", str(keys / "release.pub"), "--ignore_unsigned_files"]
     (signed / "README.md").write_text("lies outside of the identity")
     done = subprocess.run(
-        [sys.executable, "-m", "model_signing", *words], capture_output=True, text=True
+        [sys.executable, "-m", "model_signing", *args], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
 
-# ------------------------------------------------------------------------------------- what not
+# ------------------------------------------------------------------------------- refused signatures
 
 
 def test_unsigned_artifact_is_refused(sound: Path, keys: Path) -> None:
     assert "is not signed" in refused(sound, keys / "release.pub")
 
 
-def test_key_that_does_not_count_is_refused(signed: Path, keys: Path) -> None:
+def test_untrusted_key_is_refused(signed: Path, keys: Path) -> None:
     assert "is not trusted here" in refused(signed, keys / "other.pub")
 
 
@@ -165,7 +163,7 @@ def _payload(bundle: dict[str, Any], change: Callable[[dict[str, Any]], Any]) ->
 
 
 def _only(*names: str) -> Callable[[dict[str, Any]], None]:
-    """A statement about some of the files."""
+    """Reduce a statement to some of the files."""
 
     def change(statement: dict[str, Any]) -> None:
         kept = [one for one in statement["predicate"]["resources"] if one["name"] in names]
@@ -200,10 +198,10 @@ def test_forged_bundle_is_refused(signed: Path, keys: Path, what: str) -> None:
     refused(signed, keys / "release.pub")
 
 
-def test_honest_signature_over_some_of_the_files_is_refused(
+def test_valid_signature_of_some_of_the_files_is_refused(
     artifact: Path, keys: Path, tmp_path: Path
 ) -> None:
-    """The key's owner signed a folder once that held the configuration alone."""
+    """The owner of the key signed a folder that held only the configuration."""
     from model_signing import signing
 
     part = tmp_path / "part"
@@ -215,7 +213,7 @@ def test_honest_signature_over_some_of_the_files_is_refused(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"{" * 100_000])
-def test_signature_that_is_no_bundle_is_refused(signed: Path, keys: Path, data: bytes) -> None:
+def test_malformed_bundle_is_refused(signed: Path, keys: Path, data: bytes) -> None:
     (signed / SIGNATURE).write_bytes(data)
     refused(signed, keys / "release.pub")
 
@@ -223,10 +221,10 @@ def test_signature_that_is_no_bundle_is_refused(signed: Path, keys: Path, data: 
 def test_any_flipped_bit_of_the_signature_is_refused_or_means_the_same(
     signed: Path, keys: Path
 ) -> None:
-    whole = (signed / SIGNATURE).read_bytes()
-    sound = json.loads(whole)
-    for position in range(0, len(whole), 37):
-        data = bytearray(whole)
+    signature = (signed / SIGNATURE).read_bytes()
+    sound = json.loads(signature)
+    for position in range(0, len(signature), 37):
+        data = bytearray(signature)
         data[position] ^= 1 << position % 8
         (signed / SIGNATURE).write_bytes(data)
         try:
@@ -240,25 +238,23 @@ def test_any_flipped_bit_of_the_signature_is_refused_or_means_the_same(
         assert kept == [sound["dsseEnvelope"][key] for key in same], position
 
 
-# ------------------------------------------------------------------------------------- wrong use
+# ------------------------------------------------------------------------------------- usage errors
 
 
-def test_no_key_that_counts_is_wrong_use(signed: Path) -> None:
+def test_no_trusted_key_is_a_usage_error(signed: Path) -> None:
     with pytest.raises(UsageError, match="no trusted public key") as caught:
         check_signature(signed, [])
     assert "[signatures]" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize(
-    "words", ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"]
-)
-def test_public_key_that_is_none_is_wrong_use(signed: Path, tmp_path: Path, words: str) -> None:
-    (tmp_path / "bad.pub").write_text(words)
+@pytest.mark.parametrize("text", ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"])
+def test_malformed_public_key_is_a_usage_error(signed: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.pub").write_text(text)
     with pytest.raises(UsageError, match=r"bad\.pub"):
         check_signature(signed, [tmp_path / "bad.pub"])
 
 
-def test_missing_key_is_wrong_use(artifact: Path, tmp_path: Path) -> None:
+def test_missing_key_is_a_usage_error(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.pem"):
         sign(artifact, tmp_path / "none.pem")
 
@@ -268,27 +264,27 @@ def test_public_key_does_not_sign(artifact: Path, keys: Path) -> None:
         sign(artifact, keys / "release.pub")
 
 
-def test_missing_password_is_told_with_the_option_that_names_it(
-    artifact: Path, tmp_path: Path
-) -> None:
+def test_missing_password_hint_names_the_option(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         sign(artifact, make_key(tmp_path, "key", password="right"))
     assert "--password-from" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("password", [None, "wrong"])
-def test_wrong_password_is_wrong_use(artifact: Path, tmp_path: Path, password: str | None) -> None:
+def test_wrong_password_is_a_usage_error(
+    artifact: Path, tmp_path: Path, password: str | None
+) -> None:
     with pytest.raises(UsageError, match="can't be used"):
         sign(artifact, make_key(tmp_path, "key", password="right"), password)
     assert not (artifact / SIGNATURE).exists()
 
 
-def test_key_of_another_kind_is_wrong_use(artifact: Path, tmp_path: Path) -> None:
+def test_key_on_another_curve_is_a_usage_error(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be used"):
         sign(artifact, make_key(tmp_path, "key", "SECP256K1"))
 
 
-def test_key_without_a_curve_is_told_in_words(artifact: Path, tmp_path: Path) -> None:
+def test_key_without_a_curve_is_refused(artifact: Path, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -309,7 +305,7 @@ def test_signing_writes_nothing_into_the_artifact(artifact: Path, keys: Path) ->
     assert not (artifact / SIGNATURE).exists()
 
 
-def test_full_temporary_folder_is_told(
+def test_full_temporary_folder_is_an_error(
     artifact: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(source: Path, target: Path) -> None:
@@ -320,7 +316,7 @@ def test_full_temporary_folder_is_told(
         make_signature(artifact, keys / "release.pem")
 
 
-def test_missing_package_is_told_with_what_to_install(
+def test_missing_package_hint_names_the_extra(
     signed: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)

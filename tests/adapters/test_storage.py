@@ -1,4 +1,4 @@
-"""A version is stored and fetched alike on a disk, in memory and over S3; or it is absent."""
+"""A version is stored and fetched in the same way on disk, in memory and over S3."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def opened(request: pytest.FixtureRequest, folder: Path, kind: str) -> Iterator[
 
 
 def raw(store: AdapterStore) -> tuple[Any, str]:
-    """fsspec's own view of an object store."""
+    """fsspec's file system and root of an object store."""
     settings = store.workspace.configuration.store
     assert settings.url is not None
     return Place(settings.url, dict(settings.options)).open()
 
 
 def keys(store: AdapterStore) -> list[str]:
-    """Every object below the root, in a fixed order."""
+    """The names of all objects below the root, sorted."""
     fs, root = raw(store)
     begin = len(root.rstrip("/")) + 1
     try:
@@ -71,12 +71,12 @@ def keys(store: AdapterStore) -> list[str]:
 
 
 def cached(store: AdapterStore) -> list[str]:
-    """What stands in the cache but for locks."""
+    """The names in the cache, without locks."""
     root = store.cache.root
     return [one.name for one in root.iterdir() if one.suffix != ".lock"] if root.exists() else []
 
 
-# ----------------------------------------------------------------------------------- every kind
+# ------------------------------------------------------------------------------------- all storages
 
 
 def test_version_is_fetched_as_it_was_published(store: AdapterStore, sound: Path) -> None:
@@ -102,7 +102,7 @@ def test_numbers_count_up(store: AdapterStore, sound: Path) -> None:
     assert [put(store, sound).number for _ in range(3)] == [1, 2, 3]
 
 
-def test_place_that_is_taken_is_passed_over(store: AdapterStore, sound: Path) -> None:
+def test_number_with_existing_files_is_skipped(store: AdapterStore, sound: Path) -> None:
     store.storage.add(read_artifact(sound), "toy/animals/1")
     assert put(store, sound).number == 2
 
@@ -120,16 +120,16 @@ def test_removing_twice_is_no_error(store: AdapterStore, sound: Path) -> None:
     store.storage.remove(version.path)
 
 
-def test_folders_tell_every_version(store: AdapterStore, sound: Path) -> None:
+def test_folders_list_every_version(store: AdapterStore, sound: Path) -> None:
     versions = [put(store, sound), put(store, sound), put(store, sound, Ref("toy", "prices"))]
-    found = {one.path: one for one in store.storage.folders()}
-    assert set(found) == {version.path for version in versions}
-    one = found["toy/prices/1"]
+    results = {one.path: one for one in store.storage.folders()}
+    assert set(results) == {version.path for version in versions}
+    one = results["toy/prices/1"]
     assert (one.version, one.bytes) == (("toy", "prices", 1), versions[2].bytes)
     assert one.names == {path.name for path in sound.iterdir()}
 
 
-def test_card_is_written_anew_and_fetched(store: AdapterStore, sound: Path) -> None:
+def test_replaced_card_is_fetched(store: AdapterStore, sound: Path) -> None:
     version = store.write_file(put(store, sound), "README.md", b"# New\n")
     assert (store.fetch(version).folder / "README.md").read_bytes() == b"# New\n"
     assert version.files is not None
@@ -138,13 +138,15 @@ def test_card_is_written_anew_and_fetched(store: AdapterStore, sound: Path) -> N
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, MANIFEST, "adapter_config.json", "../x", "run.py"])
-def test_identity_is_never_written_anew(memory: AdapterStore, sound: Path, name: str) -> None:
+def test_files_of_the_identity_are_never_replaced(
+    memory: AdapterStore, sound: Path, name: str
+) -> None:
     version = put(memory, sound)
     with pytest.raises(UsageError, match="can't be replaced"):
         memory.write_file(version, name, b"{}")
 
 
-def test_folder_of_configuration_takes_the_place_of_adapters(tmp_path: Path, sound: Path) -> None:
+def test_configured_folder_replaces_adapters(tmp_path: Path, sound: Path) -> None:
     store = new_store(tmp_path / "workspace", Place("../shared", {}))
     put(store, sound)
     store.registry.close()
@@ -152,7 +154,7 @@ def test_folder_of_configuration_takes_the_place_of_adapters(tmp_path: Path, sou
     assert isinstance(store.storage, LocalStorage)
 
 
-# -------------------------------------------------------------------------------- object stores
+# ------------------------------------------------------------------------------------ object stores
 
 
 def test_manifest_is_written_last_and_removed_first(
@@ -162,7 +164,7 @@ def test_manifest_is_written_last_and_removed_first(
 
     calls: list[str] = []
 
-    def told(name: str, at: int) -> None:
+    def record_calls(name: str, at: int) -> None:
         original: Callable[..., Any] = getattr(MemoryFileSystem, name)
 
         def call(self: Any, *given: Any, **named: Any) -> Any:
@@ -171,8 +173,8 @@ def test_manifest_is_written_last_and_removed_first(
 
         monkeypatch.setattr(MemoryFileSystem, name, call)
 
-    told("put_file", 1)
-    told("rm_file", 0)
+    record_calls("put_file", 1)
+    record_calls("rm_file", 0)
     version = put(memory, sound)
     memory.storage.remove(version.path)
     assert calls.index(f"put_file {MANIFEST}") == 2
@@ -180,7 +182,7 @@ def test_manifest_is_written_last_and_removed_first(
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_store_that_fails_while_it_is_written_keeps_nothing(
+def test_failed_write_to_the_store_leaves_nothing(
     memory: AdapterStore, sound: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
@@ -205,20 +207,20 @@ def test_store_that_fails_while_it_is_written_keeps_nothing(
     assert put(memory, sound).number == 2
 
 
-def test_fetching_makes_one_copy_under_the_digest(objects: AdapterStore, sound: Path) -> None:
+def test_fetch_caches_one_copy_under_the_digest(objects: AdapterStore, sound: Path) -> None:
     version = put(objects, sound)
     fetched = objects.fetch(version)
     assert cached(objects) == [version.digest.removeprefix("sha256:")]
     assert fetched.folder.parent == objects.cache.root
 
 
-def test_fetching_needs_no_store_once_there_is_a_copy(objects: AdapterStore, sound: Path) -> None:
+def test_cached_version_is_fetched_without_the_store(objects: AdapterStore, sound: Path) -> None:
     version = put(objects, sound)
     objects.storage.remove(version.path)
     assert objects.fetch(version).digest == version.digest
 
 
-def test_damaged_copy_is_fetched_anew(objects: AdapterStore, sound: Path) -> None:
+def test_damaged_cached_copy_is_replaced(objects: AdapterStore, sound: Path) -> None:
     version = put(objects, sound)
     path = objects.fetch(version).folder / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1])
@@ -226,7 +228,7 @@ def test_damaged_copy_is_fetched_anew(objects: AdapterStore, sound: Path) -> Non
     assert len(cached(objects)) == 1
 
 
-def test_copy_with_an_old_card_is_fetched_anew(objects: AdapterStore, sound: Path) -> None:
+def test_cached_copy_with_an_old_card_is_replaced(objects: AdapterStore, sound: Path) -> None:
     version = objects.write_file(put(objects, sound), "README.md", b"one")
     objects.fetch(version)
     version = objects.write_file(version, "README.md", b"two")
@@ -235,7 +237,7 @@ def test_copy_with_an_old_card_is_fetched_anew(objects: AdapterStore, sound: Pat
 
 def test_damaged_object_is_refused_and_leaves_no_copy(objects: AdapterStore, sound: Path) -> None:
     version = put(objects, sound)
-    drop_copy(objects)
+    clear_cache(objects)
     fs, root = raw(objects)
     data = bytearray(fs.cat_file(f"{root}/{version.path}/{WEIGHTS}"))
     data[-1] ^= 1
@@ -252,7 +254,7 @@ def test_object_of_another_size_is_not_downloaded(
     from fsspec.implementations.memory import MemoryFileSystem
 
     version = put(memory, sound)
-    drop_copy(memory)
+    clear_cache(memory)
     fs, root = raw(memory)
     fs.pipe_file(f"{root}/{version.path}/{WEIGHTS}", b"0" * 10)
     monkeypatch.setattr(MemoryFileSystem, "get_file", None, raising=False)
@@ -266,7 +268,7 @@ def test_foreign_object_is_refused_unopened(
     from fsspec.implementations.memory import MemoryFileSystem
 
     version = put(memory, sound)
-    drop_copy(memory)
+    clear_cache(memory)
     fs, root = raw(memory)
     fs.pipe_file(f"{root}/{version.path}/training_args.bin", b"0")
     monkeypatch.setattr(MemoryFileSystem, "get_file", None, raising=False)
@@ -276,13 +278,13 @@ def test_foreign_object_is_refused_unopened(
 
 def test_version_without_objects_is_no_artifact(objects: AdapterStore, sound: Path) -> None:
     version = put(objects, sound)
-    drop_copy(objects)
+    clear_cache(objects)
     objects.storage.remove(version.path)
     with pytest.raises(IntegrityError, match="There is no artifact at"):
         objects.fetch(version)
 
 
-def test_verifying_looks_past_the_copy(objects: AdapterStore, sound: Path) -> None:
+def test_verify_bypasses_the_cache(objects: AdapterStore, sound: Path) -> None:
     version = put(objects, sound)
     objects.fetch(version)
     fs, root = raw(objects)
@@ -290,25 +292,25 @@ def test_verifying_looks_past_the_copy(objects: AdapterStore, sound: Path) -> No
     assert "is missing" in (verify_version(objects, version).damage or "")
 
 
-def test_many_who_fetch_at_once_get_one_sound_copy(objects: AdapterStore, sound: Path) -> None:
+def test_concurrent_fetches_get_one_valid_copy(objects: AdapterStore, sound: Path) -> None:
     version = put(objects, sound)
-    drop_copy(objects)
-    found: list[str] = []
+    clear_cache(objects)
+    results: list[str] = []
 
     def fetch() -> None:
         other = AdapterStore(objects.workspace, objects.registry)
-        found.append(other.fetch(version).digest)
+        results.append(other.fetch(version).digest)
 
     threads = [threading.Thread(target=fetch) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [version.digest] * 6
+    assert results == [version.digest] * 6
     assert len(cached(objects)) == 1
 
 
-def test_store_that_can_not_be_reached_says_so(
+def test_unreachable_store_is_an_error(
     tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import s3fs
@@ -324,7 +326,7 @@ def test_store_that_can_not_be_reached_says_so(
     assert "trunkline.toml" in (caught.value.hint or "")
 
 
-def test_bucket_that_is_not_there_says_so(tmp_path: Path, sound: Path, s3_endpoint: str) -> None:
+def test_missing_bucket_is_an_error(tmp_path: Path, sound: Path, s3_endpoint: str) -> None:
     place = s3_place(s3_endpoint)
     store = new_store(tmp_path / "workspace", Place("s3://no-such-bucket/x", place.options))
     with pytest.raises(RegistryError, match="bucket does not exist"):
@@ -332,7 +334,7 @@ def test_bucket_that_is_not_there_says_so(tmp_path: Path, sound: Path, s3_endpoi
     store.registry.close()
 
 
-def test_unknown_kind_of_store_is_refused_before_a_number_is_taken(
+def test_unknown_url_scheme_is_refused_before_a_number_is_reserved(
     tmp_path: Path, sound: Path
 ) -> None:
     store = new_store(tmp_path / "workspace", Place("nosuch://x", {}))
@@ -355,7 +357,7 @@ def test_connection_does_not_outlive_a_fork(memory: AdapterStore) -> None:
     assert os.read(read, 1) == b"0"
 
 
-def drop_copy(store: AdapterStore) -> None:
-    """Forget what publishing has put into the cache."""
+def clear_cache(store: AdapterStore) -> None:
+    """Delete all entries of the cache."""
     for one in store.cache.folders():
         assert store.cache.remove(one)

@@ -1,4 +1,4 @@
-"""A version is absent or complete, whatever happens while it is published."""
+"""A version is absent or complete, whatever happens during its publication."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_published_version_is_fetched_with_its_digest(
     assert store.fetch(version).digest == version.digest == read_artifact(sound).digest
 
 
-def test_version_without_a_run_stands_on_the_base_that_is_named(
+def test_version_without_a_run_has_the_given_base(
     store: AdapterStore, sound: Path, run: int
 ) -> None:
     version = store.publish(sound, REF, task="classification", run=None, base_digest=BASE)
@@ -94,14 +94,14 @@ def test_numbers_count_up(store: AdapterStore, sound: Path, registry: Registry) 
     assert numbers == [1, 2, 3]
 
 
-def test_nothing_but_versions_stands_below_adapters(
+def test_partial_folder_is_gone_after_publishing(
     store: AdapterStore, sound: Path, run: int, tmp_path: Path
 ) -> None:
     store.publish(sound, REF, task="classification", run=run)
     assert not [name for name in left_in(tmp_path / "workspace") if ".publishing" in name]
 
 
-def test_files_of_a_forgotten_registry_are_not_written_over(
+def test_files_of_another_registry_are_not_overwritten(
     store: AdapterStore, sound: Path, run: int, tmp_path: Path
 ) -> None:
     old = tmp_path / "workspace/adapters/toy/animals/1"
@@ -112,7 +112,7 @@ def test_files_of_a_forgotten_registry_are_not_written_over(
     assert (old / "README.md").read_text() == "of an earlier registry"
 
 
-def test_unsound_folder_takes_no_number(
+def test_invalid_folder_reserves_no_number(
     store: AdapterStore, artifact: Path, run: int, registry: Registry, sound: Path
 ) -> None:
     (artifact / "trunkline.json").unlink()
@@ -121,7 +121,7 @@ def test_unsound_folder_takes_no_number(
     assert store.publish(sound, REF, task="classification", run=run).number == 1
 
 
-def test_file_that_changes_while_it_is_copied_is_not_published(
+def test_file_that_changes_during_the_copy_is_not_published(
     store: AdapterStore,
     sound: Path,
     run: int,
@@ -183,7 +183,7 @@ def test_failing_disk_leaves_nothing(
     assert_nothing_was_published(registry, tmp_path / "workspace")
 
 
-def test_number_of_a_failed_publication_is_not_used_again(
+def test_number_of_a_failed_publication_is_not_reused(
     store: AdapterStore, sound: Path, run: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -300,7 +300,7 @@ def test_published_artifact_that_was_damaged_is_refused(
         store.fetch(version)
 
 
-def test_published_artifact_that_was_exchanged_for_another_sound_one_is_refused(
+def test_published_artifact_that_was_replaced_by_another_is_refused(
     store: AdapterStore, sound: Path, run: int, tmp_path: Path, tiny: Path
 ) -> None:
     from workbench import make_artifact

@@ -35,7 +35,7 @@ def entry(name: str, size: int = 0, **fields: object) -> tarfile.TarInfo:
 
 
 def archived(path: Path, *entries: tarfile.TarInfo, form: int = tarfile.USTAR_FORMAT) -> Path:
-    """An archive of these entries, their bytes all zero, after a sound first one."""
+    """An archive with a valid first entry and these entries of zero bytes."""
     with tarfile.open(path, "w", format=form) as made:
         made.addfile(entry("trunkline.json", 2), io.BytesIO(b"{}"))
         for one in entries:
@@ -44,14 +44,14 @@ def archived(path: Path, *entries: tarfile.TarInfo, form: int = tarfile.USTAR_FO
 
 
 def refused(path: Path, folder: Path, **caps: int) -> str:
-    """The refusal of an archive; nothing of it must have been written."""
+    """The error for a refused archive; nothing may have been unpacked."""
     with pytest.raises(IntegrityError) as caught:
         unpack(path, folder, **caps)
     assert list(folder.iterdir()) == []
     return str(caught.value)
 
 
-# ----------------------------------------------------------------------------- valid archives
+# ----------------------------------------------------------------------------------- valid archives
 
 
 def test_packed_artifact_is_unpacked_byte_for_byte(
@@ -93,7 +93,7 @@ def test_foreign_files_are_not_packed(artifact: Path, tmp_path: Path, empty: Pat
     assert "training_args.bin" not in unpack(tmp_path / "a.tar", empty)
 
 
-# ------------------------------------------------------------------------------------- names
+# -------------------------------------------------------------------------------------------- names
 
 
 NAMES = [
@@ -144,7 +144,7 @@ def test_member_twice_is_refused(tmp_path: Path, empty: Path) -> None:
     assert "twice" in refused(path, empty)
 
 
-# ------------------------------------------------------------------------------------- kinds
+# -------------------------------------------------------------------------------------------- kinds
 
 
 KINDS = {
@@ -180,7 +180,7 @@ def test_sparse_file_is_refused(tmp_path: Path, empty: Path) -> None:
     assert "a sparse file" in refused(path, empty)
 
 
-# ------------------------------------------------------------------------- sizes and compression
+# ---------------------------------------------------------------------------- sizes and compression
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
@@ -256,7 +256,7 @@ def test_million_zero_blocks_at_the_end_are_refused(tmp_path: Path, empty: Path)
     assert "does not end" in refused(path, empty)
 
 
-# ------------------------------------------------------------------------------------- damage
+# ------------------------------------------------------------------------------------------- damage
 
 
 def test_bytes_after_the_end_are_refused(tmp_path: Path, empty: Path) -> None:
@@ -298,7 +298,7 @@ def test_missing_archive_is_an_error(tmp_path: Path, empty: Path) -> None:
             unpack(tmp_path / name, empty)
 
 
-# ------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------ writing
 
 
 def test_existing_file_is_not_overwritten(sound: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_import_prints_the_version_on_stdout(bring: Import) -> None:
 def test_import_prints_its_assumptions_on_stderr(bring: Import) -> None:
     result = bring()
     assert "LABEL_0 to LABEL_1" in result.stderr
-    assert "trained on 'somebody/model'" in result.stderr
+    assert "names the base 'somebody/model'" in result.stderr
     assert "verified" not in result.stdout
 
 

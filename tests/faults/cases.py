@@ -1,8 +1,4 @@
-"""One fault a case: a fresh copy of a workspace, a command that ends badly, and what is left.
-
-Owns: copying, forking, reading back files and rows, and going through all faults of a command.
-Must not know: any one command.
-"""
+"""Run a command with one fault in a fresh copy of a workspace, and collect what remains."""
 
 from __future__ import annotations
 
@@ -33,18 +29,18 @@ MODULES = (
     "sqlalchemy.dialects.postgresql.psycopg",
     "trunkline.cli.root",
 )
-"""What every child would import by itself; the rest comes with rehearsing."""
+"""Modules that every child needs; rehearsals import the rest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How a forked operation ended.
+class Outcome:
+    """The outcome of a forked operation.
 
     Attributes:
-        killed: by SIGKILL, as its fault says.
-        status: of the process; a command that says no has 0 here and its own in ``result``.
+        killed: by SIGKILL, as the fault requires.
+        status: exit status of the process; that of a command is in ``result``.
         output: both streams.
-        result, steps: None and none if it did not come to its end.
+        result, steps: None and empty if the operation did not finish.
     """
 
     killed: bool
@@ -55,7 +51,7 @@ class Ended:
 
 
 class Forks:
-    """The warmed process, and operations in forks of it."""
+    """The warm process, and operations in forks of it."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
@@ -78,7 +74,7 @@ class Forks:
             self._warm |= set(new)
 
     def rehearse(self, operation: str, environment: Mapping[str, str], **arguments: Any) -> None:
-        """Do an operation once in the warmed process itself, in a workspace of no importance."""
+        """Run an operation once in the warm process itself, in a scratch workspace."""
         self._ask({"rehearse": operation, "arguments": arguments, "environment": dict(environment)})
 
     def run(
@@ -89,8 +85,8 @@ class Forks:
         watch: Path | None = None,
         fault: Fault | None = None,
         **arguments: Any,
-    ) -> Ended:
-        """Do an operation of ``faults.operations`` in a fork."""
+    ) -> Outcome:
+        """Run an operation of ``faults.operations`` in a fork."""
         answer = self._ask(
             {
                 "operation": operation,
@@ -102,10 +98,10 @@ class Forks:
             }
         )
         steps = tuple(Step(**step) for step in answer.pop("steps", ()))
-        return Ended(**answer, steps=steps)
+        return Outcome(**answer, steps=steps)
 
     def close(self) -> None:
-        """End the warmed process."""
+        """End the warm process."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
@@ -117,20 +113,20 @@ class Forks:
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
-        assert line, "the warmed process ended; its own output says why"
+        assert line, "the warm process ended; see its output"
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A prepared workspace, to be copied for each case, and where the copies live.
+    """A prepared workspace that is copied for each case.
 
     Attributes:
         made: the prepared folder; holds ``workspace``, ``tmp`` and ``out``.
-        root: where each case is laid out; the same for all, so that their steps are the same.
+        root: the folder of each case; the same for all, so that their steps are the same.
         settings: more environment variables.
-        renew: what else must be set back before a case (a database, a bucket).
+        renew: resets what else a case uses (a database, a bucket).
     """
 
     forks: Forks
@@ -145,7 +141,7 @@ class Scene:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a child: this workspace, and nothing of the user's own."""
+        """The environment of a child: this workspace and none of the user's settings."""
         return {
             "TRUNKLINE_WORKSPACE": str(self.workspace),
             "TRUNKLINE_CACHE": str(self.made.parent / "cache"),
@@ -163,7 +159,7 @@ class Scene:
         )
 
     def reset(self) -> Self:
-        """Lay the case out anew."""
+        """Create a fresh copy of the prepared workspace."""
         self.root.mkdir(exist_ok=True)
         for path in self.root.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -171,48 +167,48 @@ class Scene:
         self.renew()
         return self
 
-    def run(self, operation: str, *, fault: Fault | None = None, **arguments: Any) -> Ended:
-        """Do an operation in this case, every step of it watched."""
+    def run(self, operation: str, *, fault: Fault | None = None, **arguments: Any) -> Outcome:
+        """Run an operation in this case and watch all of its steps."""
         return self.forks.run(
             operation, self.environment, watch=self.root, fault=fault, **arguments
         )
 
     def commands(self, *lines: Sequence[str]) -> list[dict[str, Any]]:
         """Run commands in one fork, unwatched; see :func:`faults.operations.commands`."""
-        ended = self.forks.run("commands", self.environment, lines=[list(words) for words in lines])
+        ended = self.forks.run("commands", self.environment, lines=[list(args) for args in lines])
         assert ended.status == 0, ended.output
         results: list[dict[str, Any]] = ended.result
         return results
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """Read the registry past Trunkline."""
+        """Query the registry directly."""
         engine = sa.create_engine(self.registry_url, poolclass=sa.NullPool)
         with engine.connect() as connection:
             return [tuple(row) for row in connection.execute(sa.text(query))]
 
     def versions(self) -> dict[str, str]:
         """``domain/name@number`` → its status."""
-        found = self.rows(
+        entries = self.rows(
             "SELECT domain, name, number, status FROM versions"
             " JOIN adapters ON adapters.id = versions.adapter_id"
         )
-        return {f"{domain}/{name}@{number}": status for domain, name, number, status in found}
+        return {f"{domain}/{name}@{number}": status for domain, name, number, status in entries}
 
     def files(self, below: str = "workspace") -> dict[str, str]:
         """Path → digest of its bytes (folders: ``""``), without the registry's own files."""
         top = self.root / below
-        found = {}
+        entries = {}
         for path in sorted(top.rglob("*")):
             name = path.relative_to(top).as_posix()
             if name.startswith("registry.db"):
                 continue
-            whole = path.is_file() and not path.is_symlink()
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if whole else ""
-        return found
+            is_plain_file = path.is_file() and not path.is_symlink()
+            entries[name] = hashlib.sha256(path.read_bytes()).hexdigest() if is_plain_file else ""
+        return entries
 
 
-def enumerated(scene: Scene, operation: str, **arguments: Any) -> list[Step]:
-    """The steps of the operation when nothing goes wrong; twice, and they must be the same."""
+def enumerate_steps(scene: Scene, operation: str, **arguments: Any) -> list[Step]:
+    """The steps of an operation without a fault; two runs must take the same steps."""
     runs = []
     for _ in range(2):
         ended = scene.reset().run(operation, **arguments)
@@ -224,12 +220,12 @@ def enumerated(scene: Scene, operation: str, **arguments: Any) -> list[Step]:
     return runs[0]
 
 
-def sampled(faults: Sequence[Fault], most: int) -> list[Fault]:
-    """Some of them: those at commits and renames first, the rest evenly from all."""
-    telling = [fault for fault in faults if fault.step.kind in ("commit", "rename", "put")]
-    if len(telling) > most // 2:
-        telling = _spread(telling, most - most // 2)
-    chosen = {*telling, *_spread(faults, most - len(telling))}
+def sample_faults(faults: Sequence[Fault], most: int) -> list[Fault]:
+    """A sample of faults: first at commits and renames, the rest evenly spaced."""
+    important = [fault for fault in faults if fault.step.kind in ("commit", "rename", "put")]
+    if len(important) > most // 2:
+        important = _spread(important, most - most // 2)
+    chosen = {*important, *_spread(faults, most - len(important))}
     return [fault for fault in faults if fault in chosen]
 
 
@@ -240,39 +236,39 @@ def _spread(faults: Sequence[Fault], count: int) -> list[Fault]:
     return [faults[int(place * stride)] for place in range(min(count, len(faults)))]
 
 
-def try_all(
+def try_faults(
     scene: Scene,
     operation: str,
-    settled: Callable[[Fault, Ended], Iterable[str]],
+    settled: Callable[[Fault, Outcome], Iterable[str]],
     *,
     modes: Sequence[When],
     most: int | None = None,
     **arguments: Any,
 ) -> int:
-    """Put the operation through its faults, each in a fresh case, and look at what is left.
+    """Run an operation once per fault, each in a fresh case, and check what remains.
 
     Args:
-        settled: says what is wrong afterwards, in sentences; none if nothing is.
+        settled: returns the problems after a fault, in sentences.
         modes: kinds of faults.
-        most: only a sample of so many.
+        most: the maximum number of faults; a sample is taken.
         arguments: of the operation.
 
     Returns:
-        How many faults were tried. Raises AssertionError with all complaints.
+        The number of faults tried. Raises AssertionError with all problems.
     """
-    faults = faults_of(enumerated(scene, operation, **arguments), *modes)
+    faults = faults_of(enumerate_steps(scene, operation, **arguments), *modes)
     assert faults, "the operation takes no step"
-    chosen = faults if most is None else sampled(faults, most)
+    chosen = faults if most is None else sample_faults(faults, most)
     wrong = []
     for fault in chosen:
         ended = scene.reset().run(operation, fault=fault, **arguments)
-        told = f"{fault.when} step {fault.index} ({fault.step})"
+        place = f"{fault.when} step {fault.index} ({fault.step})"
         if ended.status == LOST:
-            wrong.append(f"{told}: another step was met there")
+            wrong.append(f"{place}: the process took another step")
         elif fault.when != "full" and not ended.killed:
-            wrong.append(f"{told}: was not met; {ended.output.strip()}")
+            wrong.append(f"{place}: was not reached; {ended.output.strip()}")
         else:
-            wrong += [f"{told}: {complaint}" for complaint in settled(fault, ended)]
+            wrong += [f"{place}: {complaint}" for complaint in settled(fault, ended)]
     with suppress(OSError):
         shutil.rmtree(scene.root)
     assert not wrong, f"{len(wrong)} complaints:\n" + "\n".join(wrong)

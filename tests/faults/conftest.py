@@ -1,4 +1,4 @@
-"""Prepared workspaces, the warmed process that commands are forked from, and small disks."""
+"""Prepared workspaces, the warm process that commands are forked from, and small disks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import next_revision
-from faults.cases import MODULES, Forks, Scene, enumerated
+from faults.cases import MODULES, Forks, Scene, enumerate_steps
 from faults.postgresql import Postgres
-from faults.small_disk import CantMountError, SmallDisk
+from faults.small_disk import MountError, SmallDisk
 from faults.steps import Fault
 from registry_rows import fill
 from workbench import make_artifact, tiny
@@ -39,18 +39,18 @@ REHEARSED = (
     ("gc",),
     ("audit", "verify"),
 )
-"""Commands that the warmed process has done before any fork, so that forks import little."""
+"""Commands that the warm process runs before any fork, so that forks import little."""
 
 
 @pytest.fixture(scope="session")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that all of this lives in."""
+    """The folder of all fault tests."""
     return tmp_path_factory.mktemp("faults")
 
 
 @pytest.fixture(scope="session")
 def sound(faulty: Path, tiny: Path) -> Path:
-    """A sound classification artifact on the tiny Llama, only to be read."""
+    """A read-only classification artifact on the tiny Llama."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRUNKLINE_CACHE", str(faulty / "cache"))
         make_artifact(faulty / "sound", tiny, target_modules=["q_proj", "v_proj"])
@@ -59,7 +59,7 @@ def sound(faulty: Path, tiny: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def forks(faulty: Path) -> Iterator[Forks]:
-    """Forks of a process that has all but torch."""
+    """Forks of a process without torch."""
     made = warmed(faulty / "light")
     yield made
     made.close()
@@ -67,9 +67,9 @@ def forks(faulty: Path) -> Iterator[Forks]:
 
 @pytest.fixture(scope="session")
 def heavy(faulty: Path, imports: list[str]) -> Iterator[Forks]:
-    """Forks of a process that has imported an adapter, and torch for it; they cost more."""
+    """Forks of a process that has imported an adapter, and so torch; they are slower."""
     made = warmed(faulty / "heavy")
-    made.rehearse("command", rehearsing(faulty / "heavy"), words=imports)
+    made.rehearse("command", rehearsing(faulty / "heavy"), args=imports)
     yield made
     made.close()
 
@@ -83,7 +83,7 @@ def warmed(folder: Path) -> Forks:
 
 
 def rehearsing(folder: Path) -> dict[str, str]:
-    """The environment of a workspace of no importance."""
+    """The environment of a scratch workspace."""
     return {
         "TRUNKLINE_WORKSPACE": str(folder / "workspace"),
         "TRUNKLINE_CACHE": str(folder.parent / "cache"),
@@ -93,7 +93,7 @@ def rehearsing(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def imports(sound: Path, tiny: Path) -> list[str]:
-    """The words that import the artifact as the next version of ``toy/animals``."""
+    """The arguments that import the artifact as the next version of ``toy/animals``."""
     return import_words(sound, tiny, "toy/animals")
 
 
@@ -104,7 +104,7 @@ def import_words(folder: Path, base: Path, name: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def empty(faulty: Path, forks: Forks) -> Scene:
-    """A workspace without anything."""
+    """An empty workspace."""
     made = faulty / "empty"
     for name in ("workspace", "tmp", "out"):
         (made / name).mkdir(parents=True)
@@ -136,7 +136,7 @@ def shelf(stocked: Scene, forks: Forks) -> Scene:
 
 @pytest.fixture(scope="session")
 def base_digest(stocked: Scene) -> str:
-    """Of the tiny Llama, as recorded."""
+    """The digest of the tiny Llama, as recorded."""
     [(digest,)] = stocked.reset().rows("SELECT digest FROM bases")
     return str(digest)
 
@@ -157,10 +157,10 @@ def packed(stocked: Scene, sound: Path, base_digest: str) -> Scene:
 
 @pytest.fixture(scope="session")
 def littered(shelf: Scene, sound: Path, base_digest: str) -> Scene:
-    """``stocked`` with what killed publications, a killed removal and a dead run have left."""
+    """``stocked`` with the leftovers of killed publications, a killed removal and a dead run."""
 
     def fault_at(kind: str, end: str, operation: str, **arguments: Any) -> Fault:
-        steps = enumerated(shelf, operation, **arguments)
+        steps = enumerate_steps(shelf, operation, **arguments)
         places = [
             index
             for index, step in enumerate(steps)
@@ -169,11 +169,11 @@ def littered(shelf: Scene, sound: Path, base_digest: str) -> Scene:
         return Fault(places[0], "before" if kind == "remove" else "after", steps[places[0]])
 
     half = {"source": str(sound), "ref": "toy/half", "base_digest": base_digest}
-    whole = {"source": str(sound), "ref": "toy/whole", "base_digest": base_digest}
-    remove = {"words": ["adapters", "rm", "toy/animals@2", "--reason", "litter"]}
+    unpublished = {"source": str(sound), "ref": "toy/unpublished", "base_digest": base_digest}
+    remove = {"args": ["adapters", "rm", "toy/animals@2", "--reason", "litter"]}
     faults = [
         ("publish", half, fault_at("write", ".safetensors", "publish", **half)),
-        ("publish", whole, fault_at("rename", "/1", "publish", **whole)),
+        ("publish", unpublished, fault_at("rename", "/1", "publish", **unpublished)),
         ("command", remove, fault_at("remove", "", "command", **remove)),
     ]
     shelf.reset()
@@ -183,7 +183,7 @@ def littered(shelf: Scene, sound: Path, base_digest: str) -> Scene:
     dead = shelf.workspace / ".trunkline/runs/7"
     dead.mkdir(parents=True)
     (dead / ".lock").touch()
-    (dead / "log.txt").write_text("a run that came to nothing")
+    (dead / "log.txt").write_text("a run without a checkpoint")
     made = shelf.made.with_name("littered")
     shutil.copytree(shelf.root, made)
     return replace(shelf, made=made)
@@ -202,10 +202,10 @@ def old(empty: Scene) -> Scene:
 
 @pytest.fixture(scope="session")
 def small_disk(faulty: Path) -> Iterator[SmallDisk]:
-    """A disk of a few hundred kilobytes; tests that need one are skipped where it can't be had."""
+    """A disk of a few hundred kilobytes; tests that need one are skipped if it can't be mounted."""
     try:
         disk = SmallDisk(faulty / "disk", SIZE)
-    except CantMountError as error:
+    except MountError as error:
         NOT_MOUNTED.append(str(error))
         pytest.skip(f"Full and read-only disks are not tested: mounting is forbidden ({error}).")
     yield disk
@@ -213,7 +213,7 @@ def small_disk(faulty: Path) -> Iterator[SmallDisk]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly what was not tested."""
+    """Report what was not tested."""
     if NOT_MOUNTED:
         terminalreporter.section("NOT TESTED: full and read-only disks", yellow=True)
         terminalreporter.line(

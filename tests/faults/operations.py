@@ -1,7 +1,6 @@
-"""What the forked processes do: commands as a user types them, and a look at what is left.
+"""Operations of the forked processes: commands as a user types them, and direct calls.
 
-Owns: calling Trunkline. Must not know: faults.
-Every function takes and gives what JSON can carry.
+Arguments and results are JSON values.
 """
 
 from __future__ import annotations
@@ -13,35 +12,35 @@ from typing import Any
 import next_revision
 
 
-def command(words: list[str]) -> int:
-    """Run ``trunkline`` with these words; gives its exit status, having printed as it does."""
+def command(args: list[str]) -> int:
+    """Run ``trunkline`` with these arguments and return its exit status."""
     from trunkline.cli.root import trunkline
 
     if migrations := os.environ.get(next_revision.ENVIRONMENT):
         next_revision.use(migrations)
     try:
-        trunkline.main(words, prog_name="trunkline")
+        trunkline.main(args, prog_name="trunkline")
     except SystemExit as end:
         return 0 if end.code is None else int(end.code)
     return 0
 
 
 def commands(lines: list[list[str]]) -> list[dict[str, Any]]:
-    """Run several in turn; gives the status of each and what it wrote to both streams."""
+    """Run several commands; return the status of each and its output on both streams."""
     import contextlib
     import io
 
     results = []
-    for words in lines:
+    for args in lines:
         written = io.StringIO()
         with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
-            status = command(words)
-        results.append({"words": words, "status": status, "output": written.getvalue()})
+            status = command(args)
+        results.append({"args": args, "status": status, "output": written.getvalue()})
     return results
 
 
 def publish(source: str, ref: str, base_digest: str) -> int:
-    """Publish a sealed folder as a training does at its end; gives an exit status, as a command."""
+    """Publish a sealed folder as a training does at its end, and return an exit status."""
     import trunkline
     from trunkline.cli.errors import exit_code_of
     from trunkline.refs import Ref
@@ -58,7 +57,7 @@ def publish(source: str, ref: str, base_digest: str) -> int:
 
 
 def train(source: str, ref: str, base_digest: str) -> int:
-    """Publish a sealed folder under a run that was evaluated, without training anything."""
+    """Publish a sealed folder with an evaluated run, without training."""
     import trunkline
     from trunkline.refs import Ref
 
@@ -86,8 +85,8 @@ def train(source: str, ref: str, base_digest: str) -> int:
     return 0
 
 
-def write_beside_and_rename(path: str, text: str) -> None:
-    """Put a text in the place of a file as it should be done."""
+def write_and_rename(path: str, text: str) -> None:
+    """Replace a file atomically, as it should be done."""
     import os
 
     with open(f"{path}.new", "w") as file:
@@ -97,8 +96,8 @@ def write_beside_and_rename(path: str, text: str) -> None:
     os.replace(f"{path}.new", path)
 
 
-def publish_carelessly(source: str, ref: str, base_digest: str) -> int:
-    """Make a version visible before its files are there, as it must never be done."""
+def publish_before_copying(source: str, ref: str, base_digest: str) -> int:
+    """Make a version visible before its files exist, which must never happen."""
     import shutil
 
     import trunkline
@@ -106,11 +105,11 @@ def publish_carelessly(source: str, ref: str, base_digest: str) -> int:
     from trunkline.refs import Ref
 
     platform = trunkline.open(no_plugins=True)
-    said, artifact = Ref.parse(ref), read_artifact(Path(source))
-    number = platform.registry.versions.reserve(said.domain, said.name, task="classification")
-    path = f"{said.domain}/{said.name}/{number}"
+    name, artifact = Ref.parse(ref), read_artifact(Path(source))
+    number = platform.registry.versions.reserve(name.domain, name.name, task="classification")
+    path = f"{name.domain}/{name.name}/{number}"
     platform.registry.versions.publish(
-        said.domain, said.name, number, digest=artifact.digest, path=path, bytes=artifact.bytes,
+        name.domain, name.name, number, digest=artifact.digest, path=path, bytes=artifact.bytes,
         base_digest=base_digest,
     )  # fmt: skip
     shutil.copytree(source, platform.workspace.adapters / path)

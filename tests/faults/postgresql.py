@@ -1,7 +1,4 @@
-"""Databases that are copied from a prepared one in a moment, on the PostgreSQL server of the tests.
-
-Owns: making and renewing them. Must not know: what they hold.
-"""
+"""Databases on the tests' PostgreSQL server that are quickly copied from a template."""
 
 from __future__ import annotations
 
@@ -14,24 +11,24 @@ from postgres_server import server
 
 
 class Postgres:
-    """A connection that makes databases; :meth:`close` ends it."""
+    """A connection that creates databases; :meth:`close` closes it."""
 
     def __init__(self) -> None:
         uri = server().set(drivername="postgresql").render_as_string(hide_password=False)
         self._connection: psycopg.Connection[Any] = psycopg.connect(uri, autocommit=True)
 
     def url(self, database: str) -> str:
-        """For SQLAlchemy."""
+        """The URL of a database for SQLAlchemy."""
         return server().set(database=database).render_as_string(hide_password=False)
 
     def template(self, name: str, fill: Callable[[str], None]) -> str:
-        """Make a database, let ``fill`` fill it by its URL, and give its name for copies."""
+        """Create a template database, let ``fill`` fill it, and return its name."""
         self._run(f'CREATE DATABASE "{name}"')
         fill(self.url(name))
         return name
 
     def renew(self, name: str, template: str) -> None:
-        """Make the database anew, as a copy, and cut off whoever is connected to the old one."""
+        """Replace a database with a copy of the template, closing its connections."""
         self._run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         self._run(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
 

@@ -1,7 +1,4 @@
-"""A disk of a few hundred kilobytes that can be filled up and made read-only.
-
-Owns: mounting and unmounting a tmpfs. Must not know: what is put on it.
-"""
+"""A disk (tmpfs) of a few hundred kilobytes that can be filled up and made read-only."""
 
 from __future__ import annotations
 
@@ -12,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PAGE = 4096
-"""What a tmpfs gives out at a time, in bytes."""
+"""The allocation unit of a tmpfs, in bytes."""
 
 BALLAST = "ballast"
 
 
-class CantMountError(Exception):
-    """This user may not mount here; the text says what the system said."""
+class MountError(Exception):
+    """Mounting is forbidden; the message is that of the system."""
 
 
 class SmallDisk:
@@ -28,7 +25,7 @@ class SmallDisk:
         size: bytes, all files together.
 
     Raises:
-        CantMountError: mounting is forbidden.
+        MountError: mounting is forbidden.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -37,21 +34,21 @@ class SmallDisk:
         _mount("-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", str(folder))
 
     def fill(self, free: int) -> None:
-        """Leave about so many bytes free, of files and of folders both."""
+        """Leave about ``free`` bytes of space."""
         ballast = self.folder / BALLAST
         ballast.unlink(missing_ok=True)
-        there = os.statvfs(self.folder)
-        size = there.f_bavail * there.f_frsize - free
+        state = os.statvfs(self.folder)
+        size = state.f_bavail * state.f_frsize - free
         if size > 0:
             ballast.write_bytes(b"\0" * size)
 
     def empty(self) -> None:
-        """Take the ballast away."""
+        """Free the space."""
         (self.folder / BALLAST).unlink(missing_ok=True)
 
     @contextmanager
     def read_only(self) -> Iterator[None]:
-        """For a while nothing on it can be written."""
+        """Make the disk read-only within a block."""
         _mount("-o", "remount,ro", str(self.folder))
         try:
             yield
@@ -63,10 +60,10 @@ class SmallDisk:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=False, capture_output=True)
 
 
-def _mount(*words: str) -> None:
+def _mount(*args: str) -> None:
     try:
-        done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(["mount", *args], capture_output=True, text=True, check=False)
     except OSError as error:
-        raise CantMountError(str(error)) from error
+        raise MountError(str(error)) from error
     if done.returncode != 0:
-        raise CantMountError(done.stderr.strip() or f"mount ended with {done.returncode}")
+        raise MountError(done.stderr.strip() or f"mount ended with {done.returncode}")

@@ -1,8 +1,7 @@
-"""What a process does to its disk and its database, step by step, and the end at one of them.
+"""Count the steps that a process takes on its disk and database, and inject a fault at one.
 
-Owns: counting steps, and the faults: killed right before a step, right after it, in the middle of
-a write, or a disk that is full from that step on.
-Must not know: Trunkline, or which calls are steps.
+A fault kills the process right before a step, right after it or in the middle of a write, or makes
+the disk full from that step on.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from typing import Any, Literal, NoReturn
 When = Literal["before", "after", "torn", "full"]
 
 TORN = frozenset({"write"})
-"""Kinds of steps that can be done by half."""
+"""Kinds of steps that can be half done."""
 
 NEEDS_ROOM = frozenset({"open", "write", "mkdir", "sql", "commit", "put"})
 """Kinds of steps that fail on a full disk; syncs, renames and removals do not."""
 
 LOST = 97
-"""Exit status of a child that met another step than the one it was to end at."""
+"""The exit status of a child whose step differs from the expected one."""
 
 _STAMP = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _RANDOM = re.compile(r"(?<=[-.])(?:[a-z0-9_]{8}|[0-9a-f]{16}|[0-9a-f]{32})(?=$|[/.])")
@@ -52,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong, and at which step (counted from 0)."""
+    """What fails, and at which step (counted from 0)."""
 
     index: int
     when: When
@@ -60,7 +59,7 @@ class Fault:
 
 
 def faults_of(steps: list[Step], *modes: When) -> list[Fault]:
-    """Every fault of these modes that a run with these steps can meet, in the order of steps."""
+    """All faults of these modes that are possible at these steps, in order."""
     possible = {
         "before": lambda step: True,
         "after": lambda step: True,
@@ -76,11 +75,11 @@ def faults_of(steps: list[Step], *modes: When) -> list[Fault]:
 
 
 class Watch:
-    """Counts the steps of this process below ``root``, as the wrappers tell it of them.
+    """Counts the steps that the wrappers report for paths below ``root``.
 
     Args:
-        root: what happens elsewhere is not counted. Statements and commits always are.
-        fault: what goes wrong.
+        root: other paths are not counted; statements and commits always are.
+        fault: the fault to inject.
     """
 
     def __init__(self, root: Path, fault: Fault | None = None) -> None:
@@ -90,7 +89,7 @@ class Watch:
         self._lock = threading.Lock()
 
     def arrive(self, kind: str, what: str) -> When | None:
-        """Count a step that is about to be taken; gives what the fault is, if it is here."""
+        """Count a step before it is taken; return the mode of the fault if it is at this step."""
         with self._lock:
             index = len(self.steps)
             self.steps.append(Step(kind, what))
@@ -112,7 +111,7 @@ class Watch:
         return fault.when
 
     def take(self, kind: str, what: str, act: Callable[[], Any]) -> Any:
-        """Take a step that is done whole or not at all."""
+        """Take an atomic step."""
         met = self.arrive(kind, what)
         try:
             return act()
@@ -121,7 +120,7 @@ class Watch:
                 die()
 
     def write(self, path: str, data: Any, act: Callable[[Any], Any]) -> Any:
-        """Take a step that writes ``data``; torn, half of it is written."""
+        """Take a step that writes ``data``; a torn one writes half of it."""
         met = self.arrive("write", path)
         if met == "torn":
             view = memoryview(data).cast("B")
@@ -133,7 +132,7 @@ class Watch:
         return result
 
     def label(self, path: Any, folder: int | None = None) -> str | None:
-        """How ``path`` (a name, or an open file) is told; None outside of the watched folder."""
+        """The label of ``path`` (a name or an open file); None outside of the watched folder."""
         try:
             if isinstance(path, int):
                 name = os.readlink(f"/proc/self/fd/{path}")
@@ -147,11 +146,11 @@ class Watch:
             return None
         if not name.startswith(self._root):
             return None
-        return without_chance(name.removeprefix(self._root))
+        return without_random_parts(name.removeprefix(self._root))
 
 
-def without_chance(name: str) -> str:
-    """A name without what differs from run to run: random parts and times."""
+def without_random_parts(name: str) -> str:
+    """A name without the random parts and times that differ between runs."""
     return _RANDOM.sub("*", _STAMP.sub("STAMP", name))
 
 
@@ -162,6 +161,6 @@ def _full(kind: str) -> Exception:
 
 
 def die() -> NoReturn:
-    """End this process as a power cut or the kernel would: nothing is run any more."""
+    """End this process as the kernel or a power cut would, without running anything."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")

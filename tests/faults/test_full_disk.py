@@ -1,4 +1,4 @@
-"""A full or read-only disk: one clear error, no row, nothing left behind, and later all is well."""
+"""A full or read-only disk causes one clear error and leaves nothing; with space, all succeeds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from faults.cases import Ended, Scene, try_all
-from faults.left import GC, LITTER, Left, told_once
+from faults.cases import Outcome, Scene, try_faults
+from faults.recovery import GC, LITTER, RecoveryCheck, reporting_problems
 from faults.small_disk import PAGE, SmallDisk
 from faults.steps import Fault
 from registry_rows import REVISION, revision
@@ -26,12 +26,12 @@ amounts = pytest.mark.parametrize(
         pytest.param(range(128), marks=pytest.mark.slow, id="every-amount"),
     ],
 )
-"""Pages that are left free; every command here is through with fewer than the most."""
+"""Free pages; every command here needs fewer than the largest number."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """A command, where it is given, and how to look at what it left once there is room again."""
+class DiskCase:
+    """A command, its scene, and the checks once there is space again."""
 
     scene: Scene
     operation: str
@@ -50,26 +50,30 @@ def way(
     sound: Path,
     base_digest: str,
     imports: list[str],
-) -> Way:
+) -> DiskCase:
     """The command that the test names, on the small disk."""
     scene = replace(stocked, root=small_disk.folder)
     out = scene.root / "out"
 
-    def leaving(words: Sequence[str], **left: Any) -> Way:
-        return Way(scene, "command", {"words": [*words]}, Left(scene, again=words, **left).look)
+    def leaving(args: Sequence[str], **left: Any) -> DiskCase:
+        return DiskCase(
+            scene, "command", {"args": [*args]}, RecoveryCheck(scene, again=args, **left).look
+        )
 
-    def again(scene: Scene, *words: str) -> Way:
+    def again(scene: Scene, *args: str) -> DiskCase:
         def succeeds() -> Iterator[str]:
-            [done] = scene.commands(words)
+            [done] = scene.commands(args)
             if done["status"] != 0:
-                yield f"`{' '.join(words)}` ends with {done['status']}: {done['output'].strip()}"
+                yield f"`{' '.join(args)}` ends with {done['status']}: {done['output'].strip()}"
 
-        return Way(scene, "command", {"words": words}, succeeds)
+        return DiskCase(scene, "command", {"args": args}, succeeds)
 
     match request.param:
         case "publish":
             arguments = {"source": str(sound), "ref": "toy/animals", "base_digest": base_digest}
-            return Way(scene, "publish", arguments, Left(scene, again=imports, makes=1).look)
+            return DiskCase(
+                scene, "publish", arguments, RecoveryCheck(scene, again=imports, makes=1).look
+            )
         case "import":
             return leaving(imports, makes=1)
         case _ if request.param == ELSEWHERE:
@@ -86,12 +90,12 @@ def way(
             scene = replace(scene, settings={"TRUNKLINE_REGISTRY": url}, renew=renew)
             return leaving(imports, makes=1)
         case "export":
-            words = ["adapters", "export", "toy/animals@1", str(out / "animals.tar")]
-            return leaving(words, allowed=("out/animals.tar",))
+            args = ["adapters", "export", "toy/animals@1", str(out / "animals.tar")]
+            return leaving(args, allowed=("out/animals.tar",))
         case "rm":
-            words = ["adapters", "rm", "toy/animals@2", "--reason", "a test"]
+            args = ["adapters", "rm", "toy/animals@2", "--reason", "a test"]
             scene = replace(shelf, root=small_disk.folder)
-            return leaving(words, takes=("toy/animals@2",))
+            return leaving(args, takes=("toy/animals@2",))
         case "gc":
             scene = replace(littered, root=small_disk.folder)
             return leaving(GC, litter=LITTER)
@@ -108,7 +112,7 @@ def way(
 @amounts
 @pytest.mark.parametrize("way", COMMANDS, indirect=True)
 def test_full_disk_is_one_error_and_leaves_nothing(
-    way: Way, small_disk: SmallDisk, amounts: Sequence[int]
+    way: DiskCase, small_disk: SmallDisk, amounts: Sequence[int]
 ) -> None:
     wrong, failed = [], 0
     for pages in amounts:
@@ -125,7 +129,9 @@ def test_full_disk_is_one_error_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("way", COMMANDS, indirect=True)
-def test_read_only_disk_is_one_error_and_leaves_nothing(way: Way, small_disk: SmallDisk) -> None:
+def test_read_only_disk_is_one_error_and_leaves_nothing(
+    way: DiskCase, small_disk: SmallDisk
+) -> None:
     before = everything(way.scene.reset())
     with small_disk.read_only():
         ended = way.scene.run(way.operation, **way.arguments)
@@ -143,23 +149,23 @@ def test_read_only_disk_is_one_error_and_leaves_nothing(way: Way, small_disk: Sm
 def test_disk_that_is_full_from_a_step_on_is_one_error_and_leaves_nothing(
     stocked: Scene, imports: list[str], most: int | None
 ) -> None:
-    left = Left(stocked, again=imports, makes=1)
+    left = RecoveryCheck(stocked, again=imports, makes=1)
     before = everything(stocked.reset())
 
-    def settled(fault: Fault, ended: Ended) -> Iterator[str]:
+    def settled(fault: Fault, ended: Outcome) -> Iterator[str]:
         if ended.result != 0:
             yield from refused(stocked, ended, before)
         yield from left.look()
 
-    try_all(stocked, "command", settled, modes=("full",), most=most, words=imports)
+    try_faults(stocked, "command", settled, modes=("full",), most=most, args=imports)
 
 
-def refused(scene: Scene, ended: Ended, before: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with a failure: how it was told, and whatever is not as it was before."""
+def refused(scene: Scene, ended: Outcome, before: Mapping[str, str]) -> Iterator[str]:
+    """Problems of a failure: its report, and anything that differs from before."""
     if ended.status != 0:
         yield f"it ended with {ended.status}: {ended.output.strip()}"
         return
-    yield from told_once(ended.output)
+    yield from reporting_problems(ended.output)
     now = everything(scene)
     for name in sorted(now.keys() | before.keys()):
         if now.get(name) != before.get(name):
@@ -167,17 +173,17 @@ def refused(scene: Scene, ended: Ended, before: Mapping[str, str]) -> Iterator[s
 
 
 def everything(scene: Scene) -> dict[str, str]:
-    """Path → digest of a case's files but the registry's own, and what the registry shows.
+    """Path → digest of a case's files without the registry's own, and the visible versions.
 
     A reservation can't be given back on a disk that is full; where the registry has room, it is.
     """
-    found = {
+    state = {
         f"{below}/{name}": digest
         for below in ("workspace", "tmp", "out")
         for name, digest in scene.files(below).items()
     }
     if revision(scene.registry_url) == REVISION:
-        return {**found, "schema": REVISION}
+        return {**state, "schema": REVISION}
     has_room = "TRUNKLINE_REGISTRY" in scene.settings
-    told = ("visible", "pending") if has_room else ("visible",)
-    return found | {ref: state for ref, state in scene.versions().items() if state in told}
+    listed = ("visible", "pending") if has_room else ("visible",)
+    return state | {ref: state for ref, state in scene.versions().items() if state in listed}

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 import next_revision
-from faults.cases import Ended, Scene, try_all
-from faults.left import AUDIT
+from faults.cases import Outcome, Scene, try_faults
 from faults.postgresql import Postgres
+from faults.recovery import AUDIT
 from faults.steps import Fault
 from registry_rows import REVISION, columns_of, contents, fill, is_damaged, revision
 from trunkline.registry.schema import head_revision
@@ -33,16 +33,16 @@ class UpgradeLeft:
         assert result["status"] == 0, result["output"]
         self._tables = set(columns_of(url))
 
-    def __call__(self, fault: Fault, ended: Ended) -> Iterator[str]:
+    def __call__(self, fault: Fault, ended: Outcome) -> Iterator[str]:
         url = self._scene.registry_url
         if revision(url) not in (REVISION, next_revision.REVISION):
             yield f"the schema is {revision(url)}"
         yield from self._changed_rows(url, "the fault")
-        for words in (UPGRADE, AUDIT, ["adapters", "list", "--json"]):
-            [result] = self._scene.commands(words)
+        for args in (UPGRADE, AUDIT, ["adapters", "list", "--json"]):
+            [result] = self._scene.commands(args)
             if result["status"] != 0:
                 output = result["output"].strip()
-                yield f"`{' '.join(words)}` ends with {result['status']}: {output}"
+                yield f"`{' '.join(args)}` ends with {result['status']}: {output}"
         if revision(url) != next_revision.REVISION:
             yield f"the schema is {revision(url)} after an upgrade"
         yield from self._changed_rows(url, "the upgrade")
@@ -72,24 +72,24 @@ def old_postgresql(old: Scene, empty: Scene, postgres: Postgres) -> Scene:
 @pytest.mark.parametrize("most", [pytest.param(5, id="some-steps"), ALL])
 def test_migration_killed_on_sqlite_runs_again(old: Scene, most: int | None) -> None:
     modes = ("before", "after")
-    try_all(old, "command", UpgradeLeft(old), modes=modes, most=most, words=UPGRADE)
+    try_faults(old, "command", UpgradeLeft(old), modes=modes, most=most, args=UPGRADE)
 
 
 @pytest.mark.parametrize("most", [pytest.param(3, id="some-steps"), ALL])
 def test_migration_killed_on_postgresql_runs_again(old_postgresql: Scene, most: int | None) -> None:
     modes = ("before", "after")
     settled = UpgradeLeft(old_postgresql)
-    try_all(old_postgresql, "command", settled, modes=modes, most=most, words=UPGRADE)
+    try_faults(old_postgresql, "command", settled, modes=modes, most=most, args=UPGRADE)
 
 
 @pytest.mark.parametrize("most", [pytest.param(3, id="some-steps"), ALL])
 def test_making_a_registry_killed_runs_again(empty: Scene, most: int | None) -> None:
-    def settled(fault: Fault, ended: Ended) -> Iterator[str]:
-        for words in (UPGRADE, AUDIT):
-            [done] = empty.commands(words)
+    def settled(fault: Fault, ended: Outcome) -> Iterator[str]:
+        for args in (UPGRADE, AUDIT):
+            [done] = empty.commands(args)
             if done["status"] != 0:
-                yield f"`{' '.join(words)}` ends with {done['status']}: {done['output'].strip()}"
+                yield f"`{' '.join(args)}` ends with {done['status']}: {done['output'].strip()}"
         if is_damaged(empty.registry_url) or revision(empty.registry_url) != head_revision():
             yield "the registry is incomplete"
 
-    try_all(empty, "command", settled, modes=("before", "after"), most=most, words=UPGRADE)
+    try_faults(empty, "command", settled, modes=("before", "after"), most=most, args=UPGRADE)

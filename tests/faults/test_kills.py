@@ -1,4 +1,4 @@
-"""Killed at any step of a command, what it makes is absent or complete."""
+"""A command that is killed at any step leaves its result absent or complete."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from faults.cases import Ended, Forks, Scene, enumerated, try_all
-from faults.left import AUDIT, GC, LITTER, VERIFY, Left
+from faults.cases import Forks, Outcome, Scene, enumerate_steps, try_faults
+from faults.recovery import AUDIT, GC, LITTER, VERIFY, RecoveryCheck
 from faults.steps import Fault, When
 
 MODES: tuple[When, ...] = ("before", "after", "torn")
 STAGING = ("tmp/trunkline-*",)
-"""A killed process can't empty the system's folder for temporary files, and gc leaves it alone."""
+"""A killed process can't clean up its temporary folder, and gc ignores it."""
 
 
 def some(count: int) -> Any:
-    """A sample of so many faults for the quick suite, and all of them for the whole."""
+    """Run with a sample of faults, and in the slow tier with all of them."""
     return pytest.mark.parametrize(
         "most",
         [
@@ -39,10 +39,10 @@ def some(count: int) -> Any:
 def test_publish_killed_leaves_a_version_absent_or_complete(
     stocked: Scene, sound: Path, base_digest: str, imports: list[str], most: int | None
 ) -> None:
-    try_all(
+    try_faults(
         stocked,
         "publish",
-        Left(stocked, again=imports, makes=1),
+        RecoveryCheck(stocked, again=imports, makes=1),
         modes=MODES,
         most=most,
         source=str(sound),
@@ -54,7 +54,7 @@ def test_publish_killed_leaves_a_version_absent_or_complete(
 def test_publish_syncs_everything_before_it_becomes_visible(
     stocked: Scene, sound: Path, base_digest: str
 ) -> None:
-    steps = enumerated(
+    steps = enumerate_steps(
         stocked, "publish", source=str(sound), ref="toy/new", base_digest=base_digest
     )
     unsynced: set[str] = set()
@@ -82,21 +82,23 @@ def test_publish_syncs_everything_before_it_becomes_visible(
 def test_import_killed_leaves_a_version_absent_or_complete(
     stocked: Scene, imports: list[str], most: int | None
 ) -> None:
-    def every_import_is_told() -> Iterator[str]:
-        [(told,)] = stocked.rows("SELECT COUNT(*) FROM events WHERE kind = 'version.imported'")
+    def every_import_has_an_event() -> Iterator[str]:
+        [(events,)] = stocked.rows("SELECT COUNT(*) FROM events WHERE kind = 'version.imported'")
         [(made,)] = stocked.rows("SELECT COUNT(*) FROM versions WHERE status = 'visible'")
-        if told != made:
-            yield f"{made} versions were imported, {told} events tell of it"
+        if events != made:
+            yield f"{made} versions were imported, {events} events record it"
 
-    settled = Left(stocked, again=imports, makes=1, allowed=STAGING, also=every_import_is_told)
-    try_all(stocked, "command", settled, modes=MODES, most=most, words=imports)
+    settled = RecoveryCheck(
+        stocked, again=imports, makes=1, allowed=STAGING, also=every_import_has_an_event
+    )
+    try_faults(stocked, "command", settled, modes=MODES, most=most, args=imports)
 
 
 @some(3)
 def test_import_of_an_archive_killed_leaves_a_version_absent_or_complete(
     packed: Scene, most: int | None
 ) -> None:
-    words = ["adapters", "import", str(packed.root / "out/in.tar"), "--name", "toy/moved"]
+    args = ["adapters", "import", str(packed.root / "out/in.tar"), "--name", "toy/moved"]
 
     def bound_runs() -> Iterator[str]:
         free = packed.rows(
@@ -106,10 +108,10 @@ def test_import_of_an_archive_killed_leaves_a_version_absent_or_complete(
         if free:
             yield f"runs without a version: {free}"
 
-    settled = Left(
-        packed, again=words, makes=1, allowed=("out/in.tar", *STAGING), at_last=bound_runs
+    settled = RecoveryCheck(
+        packed, again=args, makes=1, allowed=("out/in.tar", *STAGING), at_last=bound_runs
     )
-    try_all(packed, "command", settled, modes=MODES, most=most, words=words)
+    try_faults(packed, "command", settled, modes=MODES, most=most, args=args)
 
 
 # ------------------------------------------------------------------------------------- export
@@ -120,9 +122,9 @@ def test_export_killed_leaves_an_archive_absent_or_complete(
     stocked: Scene, most: int | None
 ) -> None:
     archive = stocked.root / "out/animals.tar"
-    words = ["adapters", "export", "toy/animals@1", str(archive), "--overwrite"]
+    args = ["adapters", "export", "toy/animals@1", str(archive), "--overwrite"]
 
-    def is_whole() -> Iterator[str]:
+    def archive_is_valid() -> Iterator[str]:
         if archive.exists():
             check = ["adapters", "import", str(archive), "--name", "toy/copy"]
             kept = stocked.root / "tmp" / "kept"
@@ -130,26 +132,28 @@ def test_export_killed_leaves_an_archive_absent_or_complete(
             [done] = stocked.commands(["--workspace", str(kept), *check])
             shutil.rmtree(kept)
             if done["status"] != 0:
-                yield f"the archive is not whole: {done['output'].strip()}"
+                yield f"the archive is not valid: {done['output'].strip()}"
 
-    settled = Left(stocked, again=words, allowed=("out/animals.tar", *STAGING), also=is_whole)
-    try_all(stocked, "command", settled, modes=MODES, most=most, words=words)
+    settled = RecoveryCheck(
+        stocked, again=args, allowed=("out/animals.tar", *STAGING), also=archive_is_valid
+    )
+    try_faults(stocked, "command", settled, modes=MODES, most=most, args=args)
 
 
 # ----------------------------------------------------------------------------------- rm and gc
 
 
 @some(3)
-def test_rm_killed_leaves_a_version_whole_or_removed(shelf: Scene, most: int | None) -> None:
-    words = ["adapters", "rm", "toy/animals@2", "--reason", "a test"]
-    settled = Left(shelf, again=words, takes=("toy/animals@2",))
-    try_all(shelf, "command", settled, modes=MODES, most=most, words=words)
+def test_rm_killed_leaves_a_version_complete_or_removed(shelf: Scene, most: int | None) -> None:
+    args = ["adapters", "rm", "toy/animals@2", "--reason", "a test"]
+    settled = RecoveryCheck(shelf, again=args, takes=("toy/animals@2",))
+    try_faults(shelf, "command", settled, modes=MODES, most=most, args=args)
 
 
 @some(4)
-def test_gc_killed_takes_only_what_nothing_holds(littered: Scene, most: int | None) -> None:
-    settled = Left(littered, again=GC, litter=LITTER)
-    try_all(littered, "command", settled, modes=MODES, most=most, words=list(GC))
+def test_gc_killed_deletes_only_what_is_unused(littered: Scene, most: int | None) -> None:
+    settled = RecoveryCheck(littered, again=GC, litter=LITTER)
+    try_faults(littered, "command", settled, modes=MODES, most=most, args=list(GC))
 
 
 # ------------------------------------------------------------------------------------ aliases
@@ -159,10 +163,10 @@ def test_gc_killed_takes_only_what_nothing_holds(littered: Scene, most: int | No
 def test_promote_killed_moves_the_alias_with_its_history_or_not_at_all(
     shelf: Scene, most: int | None
 ) -> None:
-    words = ["adapters", "promote", "toy/animals@2", "--force", "--reason", "a test"]
+    args = ["adapters", "promote", "toy/animals@2", "--force", "--reason", "a test"]
 
     def history_agrees() -> Iterator[str]:
-        [(stands,)] = shelf.rows(
+        [(current,)] = shelf.rows(
             "SELECT number FROM aliases JOIN versions ON versions.id = version_id"
             " WHERE alias = 'champion'"
         )
@@ -171,24 +175,22 @@ def test_promote_killed_moves_the_alias_with_its_history_or_not_at_all(
             " WHERE alias = 'champion' ORDER BY alias_moves.id"
         )
         events = shelf.rows("SELECT COUNT(*) FROM events WHERE kind = 'alias.moved'")
-        if moves[-1] != (stands,) or events != [(len(moves),)]:
-            yield f"champion is {stands}, its moves are {moves}, {events} events tell of them"
+        if moves[-1] != (current,) or events != [(len(moves),)]:
+            yield f"champion is {current}, its moves are {moves}, {events} events record them"
 
-    settled = Left(shelf, again=words, also=history_agrees)
-    try_all(shelf, "command", settled, modes=MODES, most=most, words=words)
+    settled = RecoveryCheck(shelf, again=args, also=history_agrees)
+    try_faults(shelf, "command", settled, modes=MODES, most=most, args=args)
 
 
 # ------------------------------------------------------------------------- cards and signatures
 
 
 @some(2)
-def test_card_killed_while_written_anew_is_the_old_or_the_new(
-    packed: Scene, most: int | None
-) -> None:
-    words = ["adapters", "card", "toy/trained@1", "--write"]
+def test_card_killed_while_replaced_is_the_old_or_the_new(packed: Scene, most: int | None) -> None:
+    args = ["adapters", "card", "toy/trained@1", "--write"]
     beside = ("adapters/toy/trained/1/README.md", "adapters/toy/trained/1/provenance.json")
-    settled = Left(packed, again=words, litter=beside, allowed=("out/in.tar",), hours=2)
-    try_all(packed, "command", settled, modes=MODES, most=most, words=words)
+    settled = RecoveryCheck(packed, again=args, litter=beside, allowed=("out/in.tar",), hours=2)
+    try_faults(packed, "command", settled, modes=MODES, most=most, args=args)
 
 
 # -------------------------------------------------------------------------- backup and restore
@@ -197,13 +199,13 @@ def test_card_killed_while_written_anew_is_the_old_or_the_new(
 @some(2)
 def test_backup_killed_leaves_a_backup_absent_or_complete(shelf: Scene, most: int | None) -> None:
     target = shelf.root / "out/backup.db"
-    words = ["db", "backup", str(target)]
+    args = ["db", "backup", str(target)]
 
-    def settled(fault: Fault, ended: Ended) -> Iterator[str]:
+    def settled(fault: Fault, ended: Outcome) -> Iterator[str]:
         if target.exists():
             yield from _backup_wrong(shelf, target)
             target.unlink()
-        for line in (words, AUDIT, VERIFY):
+        for line in (args, AUDIT, VERIFY):
             [done] = shelf.commands(line)
             if done["status"] != 0:
                 yield f"`{' '.join(line)}` ends with {done['status']}: {done['output'].strip()}"
@@ -212,11 +214,11 @@ def test_backup_killed_leaves_a_backup_absent_or_complete(shelf: Scene, most: in
             if name != "backup.db":
                 yield f"out/{name} is left after the same command"
 
-    try_all(shelf, "command", settled, modes=MODES, most=most, words=words)
+    try_faults(shelf, "command", settled, modes=MODES, most=most, args=args)
 
 
 def _backup_wrong(scene: Scene, target: Path) -> Iterator[str]:
-    """What is wrong with a backup: damaged, or other rows than the registry's."""
+    """Problems of a backup: damage, or other rows than the registry's."""
     counting = "SELECT COUNT(*), MAX(hash) FROM events UNION ALL SELECT COUNT(*), '' FROM versions"
     with closing(sqlite3.connect(target)) as connection:
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
@@ -245,18 +247,18 @@ def backed_up(stocked: Scene, forks: Forks, imports: list[str]) -> Scene:
 def test_restore_killed_leaves_the_old_registry_or_the_restored(
     backed_up: Scene, most: int | None
 ) -> None:
-    words = ["db", "restore", str(backed_up.root / "out/backup.db"), "--replace"]
+    args = ["db", "restore", str(backed_up.root / "out/backup.db"), "--replace"]
     backed_up.reset()
     old = _contents(backed_up)
-    [done] = backed_up.commands(words)
+    [done] = backed_up.commands(args)
     assert done["status"] == 0, done["output"]
     new = _contents(backed_up)
     assert new != old
 
-    def settled(fault: Fault, ended: Ended) -> Iterator[str]:
+    def settled(fault: Fault, ended: Outcome) -> Iterator[str]:
         if _contents(backed_up) not in (old, new):
             yield "the registry is neither the old one nor the restored"
-        for line in (AUDIT, words, AUDIT, VERIFY):
+        for line in (AUDIT, args, AUDIT, VERIFY):
             [done] = backed_up.commands(line)
             if done["status"] != 0:
                 yield f"`{' '.join(line)}` ends with {done['status']}: {done['output'].strip()}"
@@ -266,11 +268,11 @@ def test_restore_killed_leaves_the_old_registry_or_the_restored(
             if name.startswith(".registry"):
                 yield f"{name} is left"
 
-    try_all(backed_up, "command", settled, modes=MODES, most=most, words=words)
+    try_faults(backed_up, "command", settled, modes=MODES, most=most, args=args)
 
 
 def _contents(scene: Scene) -> list[Any]:
-    """How many restorings there were, then what tells the old registry from the restored."""
+    """The number of restores, then what distinguishes the old registry from the restored one."""
     return [
         scene.rows("SELECT COUNT(*) FROM events WHERE kind = 'registry.restored'"),
         sorted(scene.versions().items()),
@@ -293,20 +295,20 @@ def forgotten(packed: Scene) -> Scene:
 
 
 @some(3)
-def test_rebuild_killed_runs_again_to_the_same_end(forgotten: Scene, most: int | None) -> None:
-    words = ["db", "rebuild"]
+def test_rebuild_killed_runs_again_to_the_same_result(forgotten: Scene, most: int | None) -> None:
+    args = ["db", "rebuild"]
     forgotten.reset()
-    [done] = forgotten.commands(words)
+    [done] = forgotten.commands(args)
     assert done["status"] == 0, done["output"]
-    whole = forgotten.versions()
+    expected = forgotten.versions()
     files = {name for name in forgotten.files() if not name.endswith((".md", "provenance.json"))}
-    assert {"toy/animals@1", "toy/fish@1", "toy/trained@1"} <= whole.keys()
+    assert {"toy/animals@1", "toy/fish@1", "toy/trained@1"} <= expected.keys()
 
-    def settled(fault: Fault, ended: Ended) -> Iterator[str]:
-        [again] = forgotten.commands(words)
-        if again["status"] != 0 and forgotten.versions() != whole:
+    def settled(fault: Fault, ended: Outcome) -> Iterator[str]:
+        [again] = forgotten.commands(args)
+        if again["status"] != 0 and forgotten.versions() != expected:
             yield f"`db rebuild` ends with {again['status']}: {again['output'].strip()}"
-        if forgotten.versions() != whole:
+        if forgotten.versions() != expected:
             yield f"the versions are {forgotten.versions()}"
         for line in (VERIFY, AUDIT, GC):
             [done] = forgotten.commands(line)
@@ -315,4 +317,4 @@ def test_rebuild_killed_runs_again_to_the_same_end(forgotten: Scene, most: int |
         if not files <= forgotten.files().keys():
             yield f"lost: {sorted(files - forgotten.files().keys())}"
 
-    try_all(forgotten, "command", settled, modes=MODES, most=most, words=words)
+    try_faults(forgotten, "command", settled, modes=MODES, most=most, args=args)

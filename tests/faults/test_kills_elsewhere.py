@@ -1,4 +1,4 @@
-"""The same kills where versions lie in an object store, and where PostgreSQL is the registry."""
+"""The same kills with versions in an object store, and with a PostgreSQL registry."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from faults.cases import Forks, Scene, try_all
-from faults.left import Left, visible_artifacts
+from faults.cases import Forks, Scene, try_faults
 from faults.postgresql import Postgres
+from faults.recovery import RecoveryCheck, visible_artifacts
 from faults.steps import When
 from object_stores import Place, s3_endpoint, s3_place
 from trunkline.adapters.artifact import REQUIRED
@@ -23,7 +23,7 @@ MODES: tuple[When, ...] = ("before", "after", "torn")
 
 
 def some(count: int) -> Any:
-    """A sample of so many faults for the quick suite, and all of them for the whole."""
+    """Run with a sample of faults, and in the slow tier with all of them."""
     return pytest.mark.parametrize(
         "most",
         [
@@ -37,7 +37,7 @@ def some(count: int) -> Any:
 
 
 class Bucket:
-    """An S3 store that can be set back to what it held once."""
+    """An S3 store that can be reset to an earlier state."""
 
     def __init__(self, place: Place) -> None:
         self._system, self._root = place.open()
@@ -45,12 +45,12 @@ class Bucket:
         self._tags: dict[str, str] = {}
 
     def keep(self) -> None:
-        """Remember what it holds now."""
+        """Remember the current state."""
         self._tags = self._tags_now()
         self._kept = {name: self._system.cat_file(name) for name in self._tags}
 
     def renew(self) -> None:
-        """Set it back."""
+        """Reset to the remembered state."""
         now = self._tags_now()
         for name in now.keys() - self._tags.keys():
             self._system.rm_file(name)
@@ -63,17 +63,17 @@ class Bucket:
         return sorted(name.removeprefix(f"{self._root}/") for name in self._tags_now())
 
     def _tags_now(self) -> dict[str, str]:
-        """Name → what S3 tells objects apart by."""
+        """Name → ETag."""
         self._system.invalidate_cache()
-        found = self._system.find(self._root, detail=True)
-        return {name: entry["ETag"] for name, entry in found.items()}
+        entries = self._system.find(self._root, detail=True)
+        return {name: entry["ETag"] for name, entry in entries.items()}
 
 
 @pytest.fixture(scope="module")
 def bucket_and_scene(
     empty: Scene, heavy: Forks, imports: list[str], s3_endpoint: str
 ) -> tuple[Bucket, Scene]:
-    """A workspace whose two versions of ``toy/animals`` lie in a bucket."""
+    """A workspace with two versions of ``toy/animals`` in a bucket."""
     place = s3_place(s3_endpoint)
     bucket = Bucket(place)
     scene = replace(empty.reset(), forks=heavy)
@@ -87,17 +87,17 @@ def bucket_and_scene(
 
 
 @dataclass
-class LeftInBucket(Left):
-    """The same as of a folder, and nothing in the bucket that no visible version has."""
+class RecoveryCheckInBucket(RecoveryCheck):
+    """Checks like those of a folder, and that the bucket holds visible versions only."""
 
     bucket: Bucket = field(kw_only=True)
 
     def artifacts(self) -> Iterator[str]:
-        """Of the bucket: what is visible has all its objects."""
-        there = self.bucket.below()
+        """Report visible versions that lack objects in the bucket."""
+        objects = self.bucket.below()
         for path, _ in visible_artifacts(self.scene):
             for name in REQUIRED:
-                if f"{path}/{name}" not in there:
+                if f"{path}/{name}" not in objects:
                     yield f"{path} is visible and has no {name} in the bucket"
 
     def look(self) -> Iterator[str]:
@@ -117,7 +117,7 @@ def test_publish_to_an_object_store_killed_leaves_a_version_absent_or_complete(
     most: int | None,
 ) -> None:
     bucket, scene = bucket_and_scene
-    settled = LeftInBucket(
+    settled = RecoveryCheckInBucket(
         scene,
         again=imports,
         makes=1,
@@ -126,7 +126,7 @@ def test_publish_to_an_object_store_killed_leaves_a_version_absent_or_complete(
         bucket=bucket,
     )
     arguments = {"source": str(sound), "ref": "toy/animals", "base_digest": base_digest}
-    try_all(scene, "publish", settled, modes=MODES, most=most, **arguments)
+    try_faults(scene, "publish", settled, modes=MODES, most=most, **arguments)
 
 
 # ---------------------------------------------------------------------------------- PostgreSQL
@@ -154,15 +154,15 @@ def on_postgresql(empty: Scene, heavy: Forks, imports: list[str], postgres: Post
 def test_publish_under_postgresql_killed_leaves_a_version_absent_or_complete(
     on_postgresql: Scene, sound: Path, base_digest: str, imports: list[str], most: int | None
 ) -> None:
-    settled = Left(on_postgresql, again=imports, makes=1)
+    settled = RecoveryCheck(on_postgresql, again=imports, makes=1)
     arguments = {"source": str(sound), "ref": "toy/animals", "base_digest": base_digest}
-    try_all(on_postgresql, "publish", settled, modes=MODES, most=most, **arguments)
+    try_faults(on_postgresql, "publish", settled, modes=MODES, most=most, **arguments)
 
 
 @pytest.mark.slow
-def test_rm_under_postgresql_killed_leaves_a_version_whole_or_removed(
+def test_rm_under_postgresql_killed_leaves_a_version_complete_or_removed(
     on_postgresql: Scene,
 ) -> None:
-    words = ["adapters", "rm", "toy/animals@1", "--reason", "a test"]
-    settled = Left(on_postgresql, again=words, takes=("toy/animals@1",))
-    try_all(on_postgresql, "command", settled, modes=MODES, words=words)
+    args = ["adapters", "rm", "toy/animals@1", "--reason", "a test"]
+    settled = RecoveryCheck(on_postgresql, again=args, takes=("toy/animals@1",))
+    try_faults(on_postgresql, "command", settled, modes=MODES, args=args)

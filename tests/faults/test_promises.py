@@ -1,4 +1,4 @@
-"""Every promise of ``docs/crashes.md`` names a test that there is."""
+"""Every promise of ``docs/crashes.md`` names an existing test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def functions(path: str) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-def test_every_test_that_a_promise_names_is_there() -> None:
+def test_every_promise_names_an_existing_test() -> None:
     named = _NAMED.findall(PAGE.read_text(encoding="utf-8"))
     assert [f"{path}::{name}" for path, name in named if name not in functions(path)] == []
 

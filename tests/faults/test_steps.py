@@ -1,4 +1,4 @@
-"""The faults themselves: every step is seen, and a process ends exactly where it is to end."""
+"""The faults themselves: every step is counted, and a process ends exactly at its fault."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.cases import Forks, Scene, sampled, try_all
-from faults.left import Left
+from faults.cases import Forks, Scene, sample_faults, try_faults
+from faults.recovery import RecoveryCheck
 from faults.steps import Fault, Step, When, faults_of
 
 STEPS = [
@@ -25,11 +25,11 @@ def old_file(tmp_path: Path) -> Path:
 
 
 def end_at(forks: Forks, path: Path, index: int, when: When, step: Step | None = None) -> int:
-    """Write the file anew in a process with this fault; gives its exit status."""
+    """Rewrite the file in a process with this fault and return its exit status."""
     fault = Fault(index, when, step or STEPS[index])
     environment = {"TMPDIR": str(path.parent)}
     ended = forks.run(
-        "write_beside_and_rename",
+        "write_and_rename",
         environment,
         watch=path.parent,
         fault=fault,
@@ -41,7 +41,7 @@ def end_at(forks: Forks, path: Path, index: int, when: When, step: Step | None =
 
 def test_every_step_is_counted_in_its_order(forks: Forks, old_file: Path) -> None:
     ended = forks.run(
-        "write_beside_and_rename",
+        "write_and_rename",
         {"TMPDIR": str(old_file.parent)},
         watch=old_file.parent,
         path=str(old_file),
@@ -50,11 +50,11 @@ def test_every_step_is_counted_in_its_order(forks: Forks, old_file: Path) -> Non
     assert list(ended.steps) == STEPS
 
 
-def test_what_happens_elsewhere_is_not_counted(forks: Forks, old_file: Path) -> None:
+def test_steps_outside_of_the_watched_folder_are_not_counted(forks: Forks, old_file: Path) -> None:
     watched = old_file.parent / "watched"
     watched.mkdir()
     ended = forks.run(
-        "write_beside_and_rename",
+        "write_and_rename",
         {"TMPDIR": str(watched)},
         watch=watched,
         path=str(old_file),
@@ -64,13 +64,13 @@ def test_what_happens_elsewhere_is_not_counted(forks: Forks, old_file: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("when", "found"), [("before", "old"), ("after", "new!")], ids=["before", "after"]
+    ("when", "content"), [("before", "old"), ("after", "new!")], ids=["before", "after"]
 )
 def test_process_is_killed_right_before_or_after_its_step(
-    forks: Forks, old_file: Path, when: When, found: str
+    forks: Forks, old_file: Path, when: When, content: str
 ) -> None:
     assert end_at(forks, old_file, 3, when) == -9
-    assert old_file.read_text() == found
+    assert old_file.read_text() == content
 
 
 def test_torn_write_is_half_done(forks: Forks, old_file: Path) -> None:
@@ -78,12 +78,12 @@ def test_torn_write_is_half_done(forks: Forks, old_file: Path) -> None:
     assert old_file.with_name("file.new").read_text() == "ne"
 
 
-def test_full_disk_takes_no_byte(forks: Forks, old_file: Path) -> None:
+def test_full_disk_accepts_no_byte(forks: Forks, old_file: Path) -> None:
     assert end_at(forks, old_file, 1, "full") == 1
     assert old_file.with_name("file.new").read_text() == ""
 
 
-def test_another_step_than_the_one_that_was_meant_is_told(forks: Forks, old_file: Path) -> None:
+def test_unexpected_step_is_reported(forks: Forks, old_file: Path) -> None:
     assert end_at(forks, old_file, 1, "before", STEPS[2]) == 97
 
 
@@ -91,23 +91,23 @@ def test_syncs_and_renames_need_no_room() -> None:
     assert [fault.index for fault in faults_of(STEPS, "full")] == [0, 1]
 
 
-def test_sample_holds_every_rename_and_commit_that_there_is_place_for() -> None:
+def test_sample_prefers_renames_and_commits() -> None:
     faults = faults_of(STEPS * 3, "before", "after")
-    assert {fault.index for fault in sampled(faults, 12) if fault.step.kind == "rename"} == {
+    assert {fault.index for fault in sample_faults(faults, 12) if fault.step.kind == "rename"} == {
         3,
         7,
         11,
     }
 
 
-def test_store_that_shows_a_version_before_its_files_is_found_out(
+def test_version_that_is_visible_before_its_files_is_detected(
     stocked: Scene, sound: Path, base_digest: str, imports: list[str]
 ) -> None:
-    with pytest.raises(AssertionError, match="is visible and not whole"):
-        try_all(
+    with pytest.raises(AssertionError, match="is visible but incomplete"):
+        try_faults(
             stocked,
-            "publish_carelessly",
-            Left(stocked, again=imports, makes=1),
+            "publish_before_copying",
+            RecoveryCheck(stocked, again=imports, makes=1),
             modes=("before",),
             most=4,
             source=str(sound),

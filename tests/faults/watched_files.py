@@ -1,8 +1,6 @@
-"""The calls that reach a disk: opening, writing, syncing, renaming, making, removing.
+"""Make every call that changes a disk a step: open, write, sync, rename, create, remove.
 
-Owns: wrapping them so that each is a step. Must not know: what a fault is.
-
-They are wrapped where Python hands over to the operating system, so that ``shutil``, ``tempfile``,
+The calls are wrapped where Python enters the operating system, so ``shutil``, ``tempfile``,
 ``pathlib`` and ``tarfile`` all pass through.
 """
 
@@ -32,11 +30,11 @@ _CALLS = (
     ("truncate", "cut", 0),
     ("chmod", "mode", 0),
 )
-"""Functions of ``os``, the kind of step each is, and which argument names what it changes."""
+"""Functions of ``os``, their kinds of steps, and the position of the changed path."""
 
 
 def watch_files(watch: Watch) -> None:
-    """Put the wrappers in place, for good."""
+    """Install the wrappers."""
     _wrap_os(watch)
     _wrap_open(watch)
     _list_in_order()
@@ -145,13 +143,13 @@ def _wrap_open(watch: Watch) -> None:
 
 
 def _list_in_order() -> None:
-    """Folders are listed by name, so that going through one takes the same steps each time."""
+    """List folders in the order of names, so that each run takes the same steps."""
     real_list, real_scan = os.listdir, os.scandir
 
     class Scan:
         def __init__(self, *args: Any) -> None:
-            with real_scan(*args) as found:
-                self._entries = iter(sorted(found, key=lambda entry: entry.name))
+            with real_scan(*args) as entries:
+                self._entries = iter(sorted(entries, key=lambda entry: entry.name))
 
         def __iter__(self) -> Self:
             return self

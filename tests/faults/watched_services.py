@@ -1,8 +1,6 @@
-"""The calls that reach a database or an object store: statements, commits, objects put and deleted.
+"""Make every call that changes a database or an object store a step.
 
-Owns: wrapping the drivers so that each is a step. Must not know: what a fault is.
-
-SQLite's own writes to its log and file count as one step, the commit.
+The drivers are wrapped. SQLite's own writes to its log and file count as one step, the commit.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Literal
 
-from faults.steps import Watch, die, without_chance
+from faults.steps import Watch, die, without_random_parts
 
 _WRITING = re.compile(
     r"\s*(?:INSERT|UPDATE|DELETE|REPLACE|CREATE|ALTER|DROP|TRUNCATE|COPY|VACUUM|ATTACH|COMMIT"
@@ -27,7 +25,7 @@ _PUTS = frozenset({
 
 
 def watch_services(watch: Watch) -> None:
-    """Put the wrappers in place, for good, around every driver that is installed."""
+    """Install the wrappers around every installed driver."""
     _wrap_sqlite(watch)
     _wrap_postgresql(watch)
     _wrap_s3(watch)
@@ -67,11 +65,11 @@ def _wrap_sqlite(watch: Watch) -> None:
             return False
 
         def backup(self, target: sqlite3.Connection, *, progress: Any = None, **how: Any) -> Any:
-            def told(*figures: int) -> None:
+            def report(*figures: int) -> None:
                 watch.take("backup", "pages", lambda: progress and progress(*figures))
 
             act = super().backup
-            return watch.take("backup", "whole", lambda: act(target, progress=told, **how))
+            return watch.take("backup", "whole", lambda: act(target, progress=report, **how))
 
     @wraps(real)
     def connect(*args: Any, **named: Any) -> sqlite3.Connection:
@@ -119,8 +117,8 @@ def _wrap_s3(watch: Watch) -> None:
     async def call(system: Any, method: str, *args: Any, **named: Any) -> Any:
         if method not in _PUTS:
             return await real(system, method, *args, **named)
-        told = {**named, **{key: value for part in args for key, value in dict(part).items()}}
-        met = watch.arrive("put", f"{method} {without_chance(_key(told))}")
+        parameters = {**named, **{key: value for part in args for key, value in dict(part).items()}}
+        met = watch.arrive("put", f"{method} {without_random_parts(_key(parameters))}")
         result = await real(system, method, *args, **named)
         if met == "after":
             die()
@@ -130,7 +128,7 @@ def _wrap_s3(watch: Watch) -> None:
 
 
 def _statement(watch: Watch, sql: str, act: Callable[[], Any]) -> Any:
-    """Take one statement; only those that write are steps."""
+    """Execute a statement; only those that write are steps."""
     if not _WRITING.match(sql):
         return act()
     if sql.strip().upper().startswith("COMMIT"):
@@ -139,14 +137,14 @@ def _statement(watch: Watch, sql: str, act: Callable[[], Any]) -> Any:
 
 
 def _beginning(sql: str) -> str:
-    """Verb and table; SQLAlchemy makes the indexes of a table in no order, so they have no name."""
-    words = sql.split()
-    index = "INDEX" in words[1:3]
-    return " ".join(words[: words.index("INDEX") + 1] if index else words[:3])
+    """The verb and the table; indexes have no name, since SQLAlchemy creates them in any order."""
+    args = sql.split()
+    index = "INDEX" in args[1:3]
+    return " ".join(args[: args.index("INDEX") + 1] if index else args[:3])
 
 
-def _key(told: Mapping[str, Any]) -> str:
-    if "Key" in told:
-        return str(told["Key"])
-    listed = told.get("Delete", {}).get("Objects", ())
+def _key(parameters: Mapping[str, Any]) -> str:
+    if "Key" in parameters:
+        return str(parameters["Key"])
+    listed = parameters.get("Delete", {}).get("Objects", ())
     return ", ".join(sorted(one["Key"] for one in listed))

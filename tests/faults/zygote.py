@@ -1,10 +1,8 @@
-"""The warmed process that every faulted command is forked from.
+"""The warm process that every command is forked from.
 
-Owns: reading jobs from standard input, one JSON line each, and answering each with one line.
-Must not know: what the operations do.
-
-A fresh interpreter takes a second, or four with torch; a fork takes milliseconds. This process
-has one thread, no connection and no lock, so its forks are sound.
+It reads jobs from standard input, one JSON line each, and answers each with one line. A new
+interpreter takes a second, or four with torch; a fork takes milliseconds. This process has one
+thread, no connection and no lock, so its forks are safe.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from faults.watched_services import watch_services
 
 
 def main(jobs: TextIO, answers: TextIO) -> None:
-    """Answer jobs until there are none: for :func:`warm`, :func:`rehearse` or :func:`run`."""
+    """Answer jobs for :func:`warm`, :func:`rehearse` and :func:`run` until there are none."""
     for line in jobs:
         job = json.loads(line)
         if "warm" in job:
@@ -43,15 +41,15 @@ def main(jobs: TextIO, answers: TextIO) -> None:
 
 
 def warm(modules: list[str]) -> None:
-    """Import what the children will need."""
+    """Import modules that the children need."""
     for name in modules:
         importlib.import_module(name)
 
 
 def rehearse(operation: str, arguments: dict[str, Any], environment: dict[str, str]) -> None:
-    """Do an operation here, unwatched, in a workspace of no importance.
+    """Run an operation in this process, unwatched, in a scratch workspace.
 
-    What is made at the first use (mappers, dialects, the commands' modules) is then there in
+    What is created on first use (mappers, dialects, the commands' modules) then exists in
     every child.
     """
     before = dict(os.environ)
@@ -67,7 +65,7 @@ def rehearse(operation: str, arguments: dict[str, Any], environment: dict[str, s
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Fork, let the child do one operation, and say how it ended.
+    """Fork a child that runs one operation, and return its outcome.
 
     Args:
         job: ``operation`` (a function of ``faults.operations``), its ``arguments``, the
@@ -79,29 +77,29 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         its end, ``result`` and ``steps``.
     """
     scratch = Path(tempfile.mkdtemp(prefix="job-", dir=job["scratch"]))
-    said, given = scratch / "said", scratch / "given"
+    output, result_file = scratch / "output", scratch / "result_file"
     child = os.fork()
     if child == 0:
-        _be_the_child(job, said, given)
+        _be_the_child(job, output, result_file)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     answer = {
         "killed": code == -signal.SIGKILL,
         "status": code,
-        "output": said.read_text(errors="replace"),
+        "output": output.read_text(errors="replace"),
     }
-    if given.exists():
-        answer |= json.loads(given.read_text())
-    for path in (said, given):
+    if result_file.exists():
+        answer |= json.loads(result_file.read_text())
+    for path in (output, result_file):
         path.unlink(missing_ok=True)
     scratch.rmdir()
     return answer
 
 
-def _be_the_child(job: dict[str, Any], said: Path, given: Path) -> None:
+def _be_the_child(job: dict[str, Any], output: Path, result_file: Path) -> None:
     status = 1
     try:
-        stream = os.open(said, os.O_WRONLY | os.O_CREAT)
+        stream = os.open(output, os.O_WRONLY | os.O_CREAT)
         for number in (1, 2):
             os.dup2(stream, number)
         os.environ.update(job["environment"])
@@ -120,7 +118,7 @@ def _be_the_child(job: dict[str, Any], said: Path, given: Path) -> None:
         steps = [] if watch is None else [asdict(step) for step in watch.steps]
         sys.stdout.flush()
         sys.stderr.flush()
-        with given.open("w") as file:
+        with result_file.open("w") as file:
             json.dump({"result": result, "steps": steps}, file)
         status = 0
     except BaseException:
@@ -131,7 +129,7 @@ def _be_the_child(job: dict[str, Any], said: Path, given: Path) -> None:
 
 
 def _names() -> Iterator[str]:
-    """Temporary names that are the same in every run, so that steps can be compared."""
+    """Temporary names that are the same in every run, which makes steps comparable."""
     number = 0
     while True:
         yield f"name{number:04}"

@@ -53,15 +53,15 @@ def load_base(folder: Path) -> Base:
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Artifact]:
     """Task → an artifact on the tiny Llama, each with a template."""
-    room = tmp_path_factory.mktemp("artifacts")
+    folder = tmp_path_factory.mktemp("artifacts")
     templates = {
         "classification": Template(prompt="Animal: {text}"),
         "regression": Template(clean=("lowercase",)),
         "generation": Template(prompt="Plural: {text}", chat=True),
     }
     for seed, (kind, template) in enumerate(templates.items()):
-        make_artifact(room / kind, tiny, kind, seed=seed, template=template)
-    return {kind: read_artifact(room / kind) for kind in templates}
+        make_artifact(folder / kind, tiny, kind, seed=seed, template=template)
+    return {kind: read_artifact(folder / kind) for kind in templates}
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +70,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, 
 
     Ranks are below, at and above that of a page of the adapter pool.
     """
-    room = tmp_path_factory.mktemp("adapters")
+    folder = tmp_path_factory.mktemp("adapters")
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "low": ("generation", {"r": 2}),
         "middle": ("generation", {"r": 8, "target_modules": ["q_proj", "down_proj"]}),
@@ -79,10 +79,10 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, 
         "number": ("regression", {"r": 4, "target_modules": ["v_proj"]}),
     }
     truths = {
-        name: make_artifact(room / name, tiny, kind, seed=10 + seed, **lora)
+        name: make_artifact(folder / name, tiny, kind, seed=10 + seed, **lora)
         for seed, (name, (kind, lora)) in enumerate(kinds.items())
     }
-    return {name: Adapter(read_artifact(room / name), truth) for name, truth in truths.items()}
+    return {name: Adapter(read_artifact(folder / name), truth) for name, truth in truths.items()}
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +96,11 @@ def truth(tiny: Path) -> Any:
 @pytest.fixture(scope="session")
 def family_bases(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[Family, Path]:
     """Family → the folder of a tiny base."""
-    room = tmp_path_factory.mktemp("families")
+    folder = tmp_path_factory.mktemp("families")
     return {
         "llama": tiny,
-        "qwen2": make_tiny_base(room / "qwen2", "qwen2"),
-        "gpt2": make_tiny_base(room / "gpt2", "gpt2"),
+        "qwen2": make_tiny_base(folder / "qwen2", "qwen2"),
+        "gpt2": make_tiny_base(folder / "gpt2", "gpt2"),
     }
 
 

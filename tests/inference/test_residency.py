@@ -47,11 +47,11 @@ def tier(driver: EngineDriver, artifact: Artifact) -> str | None:
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> list[tuple[Artifact, Any]]:
     """Five adapters of one size, with their truths."""
-    room = tmp_path_factory.mktemp("many")
+    folder = tmp_path_factory.mktemp("many")
     truths = [
-        make_artifact(room / f"a{seed}", tiny, "generation", seed=seed, r=8) for seed in range(5)
+        make_artifact(folder / f"a{seed}", tiny, "generation", seed=seed, r=8) for seed in range(5)
     ]
-    return [(read_artifact(room / f"a{seed}"), truth) for seed, truth in enumerate(truths)]
+    return [(read_artifact(folder / f"a{seed}"), truth) for seed, truth in enumerate(truths)]
 
 
 def test_more_adapters_than_the_device_holds(

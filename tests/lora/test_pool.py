@@ -51,11 +51,11 @@ def pool_of(base: Path) -> tuple[Any, AdapterPool]:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[Family, Path]:
-    room = tmp_path_factory.mktemp("families")
+    folder = tmp_path_factory.mktemp("families")
     return {
         "llama": tiny,
-        "qwen2": make_tiny_base(room / "qwen2", "qwen2"),
-        "gpt2": make_tiny_base(room / "gpt2", "gpt2"),
+        "qwen2": make_tiny_base(folder / "qwen2", "qwen2"),
+        "gpt2": make_tiny_base(folder / "gpt2", "gpt2"),
     }
 
 

@@ -15,11 +15,11 @@ from pools import (
     LAST,
     NEXT,
     acquired,
+    artifacts,
     base,
     computes,
     full,
     fused_layers,
-    made,
     model,
     small_pool,
 )  # fmt: skip
@@ -31,7 +31,7 @@ from trunkline.lora.pool import AdapterPool, Resident
 from trunkline.lora.routing import Routing
 from trunkline.lora.slots import LoraSlots
 
-__all__ = ["base", "full", "fused_layers", "made", "model"]
+__all__ = ["artifacts", "base", "full", "fused_layers", "model"]
 
 
 class Gate:
@@ -74,25 +74,25 @@ def started(function: Any, *args: Any) -> threading.Thread:
 
 
 def test_eight_threads_that_want_one_adapter_read_it_once(
-    full: AdapterPool, made: list[Artifact], reading: Gate
+    full: AdapterPool, artifacts: list[Artifact], reading: Gate
 ) -> None:
     residents: list[Resident] = []
-    threads = [started(lambda: residents.append(full.load(made[NEXT]))) for _ in range(8)]
+    threads = [started(lambda: residents.append(full.load(artifacts[NEXT]))) for _ in range(8)]
     assert reading.entered.wait(10)
     for thread in threads:
         thread.join(0.02)
     reading.open.set()
     for thread in threads:
         thread.join(10)
-    assert reading.calls == full.counters(made[NEXT].digest).loads == 1
+    assert reading.calls == full.counters(artifacts[NEXT].digest).loads == 1
     assert len(residents) == 8
     assert len({id(one) for one in residents}) == 1
 
 
 def test_every_thread_gets_the_error_of_a_damaged_adapter(
-    full: AdapterPool, made: list[Artifact], tmp_path: Path
+    full: AdapterPool, artifacts: list[Artifact], tmp_path: Path
 ) -> None:
-    artifact = replace(made[NEXT], folder=tmp_path / "nowhere")
+    artifact = replace(artifacts[NEXT], folder=tmp_path / "nowhere")
     errors: list[Exception] = []
 
     def load() -> None:
@@ -108,25 +108,25 @@ def test_every_thread_gets_the_error_of_a_damaged_adapter(
 
 
 def test_loading_does_not_wait_for_the_step_that_runs(
-    full: AdapterPool, made: list[Artifact]
+    full: AdapterPool, artifacts: list[Artifact]
 ) -> None:
-    resident = acquired(full, made[FIRST])
+    resident = acquired(full, artifacts[FIRST])
     with full.route(Routing([resident.pages])):
-        thread = started(full.load, made[NEXT])
+        thread = started(full.load, artifacts[NEXT])
         thread.join(10)
         assert not thread.is_alive()
-        assert made[NEXT].digest in full
+        assert artifacts[NEXT].digest in full
 
 
 def test_steps_and_requests_do_not_wait_for_a_file_that_is_read(
-    full: AdapterPool, fused_layers: FusedLayers, made: list[Artifact], reading: Gate
+    full: AdapterPool, fused_layers: FusedLayers, artifacts: list[Artifact], reading: Gate
 ) -> None:
-    loading = started(full.load, made[NEXT])
+    loading = started(full.load, artifacts[NEXT])
     assert reading.entered.wait(10)
     done = threading.Event()
 
     def serve() -> None:
-        resident = acquired(full, made[FIRST])
+        resident = acquired(full, artifacts[FIRST])
         assert computes(full, fused_layers, resident)
         full.release(resident)
         full.residents()
@@ -140,28 +140,28 @@ def test_steps_and_requests_do_not_wait_for_a_file_that_is_read(
 
 
 def test_adapter_can_not_be_acquired_before_it_is_written(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], uploading: Gate
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact], uploading: Gate
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
-    loading = started(pool.load, made[FIRST])
+    loading = started(pool.load, artifacts[FIRST])
     assert uploading.entered.wait(10)
     acquired_residents: list[Resident | None] = []
-    started(lambda: acquired_residents.append(pool.acquire(made[FIRST].digest))).join(5)
+    started(lambda: acquired_residents.append(pool.acquire(artifacts[FIRST].digest))).join(5)
     uploading.open.set()
     loading.join(10)
     assert acquired_residents == [None]
-    assert computes(pool, fused_layers, acquired(pool, made[FIRST]))
+    assert computes(pool, fused_layers, acquired(pool, artifacts[FIRST]))
 
 
 def test_second_thread_waits_for_the_upload(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], uploading: Gate
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact], uploading: Gate
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
     residents: list[Resident | None] = []
 
     def load() -> None:
-        pool.load(made[FIRST])
-        residents.append(pool.acquire(made[FIRST].digest))
+        pool.load(artifacts[FIRST])
+        residents.append(pool.acquire(artifacts[FIRST].digest))
 
     threads = [started(load)]
     assert uploading.entered.wait(10)
@@ -170,19 +170,19 @@ def test_second_thread_waits_for_the_upload(
     uploading.open.set()
     for thread in threads:
         thread.join(10)
-    assert residents == [pool.get(made[FIRST].digest)] * 2
+    assert residents == [pool.get(artifacts[FIRST].digest)] * 2
 
 
 def test_adapter_unloaded_while_it_is_written_is_dropped_after_that(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], uploading: Gate
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact], uploading: Gate
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
-    loading = started(pool.load, made[FIRST])
+    loading = started(pool.load, artifacts[FIRST])
     assert uploading.entered.wait(10)
-    assert pool.unload(made[FIRST].digest) is False
+    assert pool.unload(artifacts[FIRST].digest) is False
     uploading.open.set()
     loading.join(10)
-    assert made[FIRST].digest not in pool
+    assert artifacts[FIRST].digest not in pool
     assert pool.total_bytes == 0
 
 
@@ -191,7 +191,7 @@ def test_failed_upload_takes_no_page(
     model: Any,
     fused_layers: FusedLayers,
     base: str,
-    made: list[Artifact],
+    artifacts: list[Artifact],
     monkeypatch: pytest.MonkeyPatch,
     moment: str,
 ) -> None:
@@ -201,11 +201,11 @@ def test_failed_upload_takes_no_page(
     pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
     if moment == "from the host":
         for index in (LAST, FIRST):
-            pool.load(made[index])
+            pool.load(artifacts[index])
     with monkeypatch.context() as patch:
         patch.setattr(LoraSlots, "write", fail)
         with pytest.raises(MemoryError):
-            pool.load(made[LAST])
-    assert made[LAST].digest not in pool
-    pool.load(made[LAST])
-    assert computes(pool, fused_layers, acquired(pool, made[LAST]))
+            pool.load(artifacts[LAST])
+    assert artifacts[LAST].digest not in pool
+    pool.load(artifacts[LAST])
+    assert computes(pool, fused_layers, acquired(pool, artifacts[LAST]))

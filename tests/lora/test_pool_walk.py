@@ -11,27 +11,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pools import acquired, base, computes, digests, fused_layers, made, model, small_pool
+from pools import acquired, artifacts, base, computes, digests, fused_layers, model, small_pool
 from trunkline.adapters.artifact import Artifact
 from trunkline.bases.linear import FusedLayers
 from trunkline.errors import BusyError, NotFoundError
 from trunkline.lora.pool import AdapterPool, Counters, Resident
 
-__all__ = ["base", "fused_layers", "made", "model"]
+__all__ = ["artifacts", "base", "fused_layers", "model"]
 
 
 class Walk:
     """An adapter pool with a model of what must be true of it after any steps."""
 
     def __init__(
-        self, pool: AdapterPool, fused_layers: FusedLayers, made: Sequence[Artifact]
+        self, pool: AdapterPool, fused_layers: FusedLayers, artifacts: Sequence[Artifact]
     ) -> None:
-        self.pool, self.fused_layers, self.made = pool, fused_layers, made
+        self.pool, self.fused_layers, self.artifacts = pool, fused_layers, artifacts
         self.held: list[tuple[Resident, tuple[int, ...]]] = []
         self.pinned: set[str] = set()
         self.leaving: set[str] = set()
         self.order: list[str] = []
-        self.loads = dict.fromkeys((one.digest for one in made), 0)
+        self.loads = dict.fromkeys((one.digest for one in artifacts), 0)
         self.evictions = dict(self.loads)
 
     def touch(self, digest: str) -> None:
@@ -41,7 +41,7 @@ class Walk:
         return sum(resident.artifact.digest == digest for resident, _ in self.held)
 
     def step(self, action: str, index: int) -> None:
-        artifact = self.made[index % len(self.made)]
+        artifact = self.artifacts[index % len(self.artifacts)]
         getattr(self, action)(artifact, index)
         self.check()
 
@@ -139,15 +139,15 @@ class Setup:
     """What every walk starts from; kept out of a failed example's description."""
 
     def __init__(
-        self, model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+        self, model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]
     ) -> None:
-        self.fused_layers, self.made = fused_layers, made
+        self.fused_layers, self.artifacts = fused_layers, artifacts
         self.pool = partial(small_pool, model, fused_layers, base, pages=4, ranks=40)
 
 
 @pytest.fixture(scope="module")
-def setup(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]) -> Setup:
-    return Setup(model, fused_layers, base, made)
+def setup(model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]) -> Setup:
+    return Setup(model, fused_layers, base, artifacts)
 
 
 @settings(max_examples=40, deadline=None)
@@ -155,7 +155,7 @@ def setup(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
 def test_any_walk_keeps_budget_pages_and_promises(
     setup: Setup, steps: list[tuple[str, int]]
 ) -> None:
-    walk = Walk(setup.pool(), setup.fused_layers, setup.made)
+    walk = Walk(setup.pool(), setup.fused_layers, setup.artifacts)
     for action, index in steps:
         walk.step(action, index)
     for resident, _ in walk.held:
@@ -163,11 +163,11 @@ def test_any_walk_keeps_budget_pages_and_promises(
 
 
 def cycle(
-    pool: AdapterPool, fused_layers: FusedLayers, made: Sequence[Artifact], times: int
+    pool: AdapterPool, fused_layers: FusedLayers, artifacts: Sequence[Artifact], times: int
 ) -> None:
     """Load, use and unload one after the other."""
     for turn in range(times):
-        artifact = made[turn % len(made)]
+        artifact = artifacts[turn % len(artifacts)]
         pool.load(artifact)
         resident = acquired(pool, artifact)
         if turn % 10 == 0:
@@ -182,27 +182,27 @@ def count_residents() -> int:
 
 
 def test_nothing_is_left_of_50_unloaded_adapters(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]
 ) -> None:
     pool, before = small_pool(model, fused_layers, base, pages=4, ranks=64), count_residents()
-    cycle(pool, fused_layers, made, 50)
+    cycle(pool, fused_layers, artifacts, 50)
     assert count_residents() == before
     assert (len(pool), pool.total_bytes, pool.free_pages) == (0, 0, pool.pages)
-    assert len(pool.all_counters()) == len(made)
+    assert len(pool.all_counters()) == len(artifacts)
 
 
 @pytest.mark.slow
 def test_memory_is_flat_over_1000_loads_and_unloads(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]
 ) -> None:
     import psutil
 
     process = psutil.Process()
     pool = small_pool(model, fused_layers, base, pages=4, ranks=64)
-    cycle(pool, fused_layers, made, 200)
+    cycle(pool, fused_layers, artifacts, 200)
     gc.collect()
     before = process.memory_info().rss
-    cycle(pool, fused_layers, made, 1000)
+    cycle(pool, fused_layers, artifacts, 1000)
     gc.collect()
     grown = process.memory_info().rss - before
     # A leak of one adapter each time would be 1,000 times 20 to 150 KiB.

@@ -65,7 +65,7 @@ class Adapter:
         return LoraShape(self.rank, self.alpha, self.use_rslora, tuple(self.matrices))
 
 
-def made(
+def make_adapter(
     rank: int = 8,
     modules: Sequence[str] = tuple(MODULES),
     *,
@@ -185,7 +185,7 @@ class Batch:
 
 @st.composite
 def adapters(draw: st.DrawFn) -> Adapter:
-    return made(
+    return make_adapter(
         draw(st.integers(1, 20)),
         draw(st.lists(st.sampled_from(sorted(MODULES)), min_size=1, unique=True)),
         seed=draw(st.integers(0, 1000)),
@@ -207,10 +207,10 @@ def batches(draw: st.DrawFn) -> Batch:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(adapters(), min_size=4, max_size=4), st.lists(batches(), min_size=3, max_size=3))
-def test_any_batch_is_the_plain_loop(resident: list[Adapter], made_up: list[Batch]) -> None:
+def test_any_batch_is_the_plain_loop(resident: list[Adapter], generated: list[Batch]) -> None:
     bench = LoraBench()
     pages = [bench.put(adapter) for adapter in resident]
-    for batch in made_up:
+    for batch in generated:
         routing, pages_of = batch.routing(pages)
         if pages_of:
             bench.check(routing, pages_of)
@@ -223,15 +223,15 @@ RANKS = [1, 8, 11, 20]
 @pytest.mark.parametrize("tokens", [1, LONG - 1, LONG, 3 * LONG + 5])
 def test_one_span_to_the_end_is_the_plain_loop(rank: int, tokens: int) -> None:
     bench = LoraBench()
-    bench.put(made(5, seed=1))
-    pages = bench.put(made(rank, seed=2))
+    bench.put(make_adapter(5, seed=1))
+    pages = bench.put(make_adapter(rank, seed=2))
     bench.check(Routing(spans=[Span(0, None, pages)]), [pages] * tokens)
 
 
 @pytest.mark.parametrize("rank", RANKS)
 def test_long_span_after_rows_and_another_is_the_plain_loop(rank: int) -> None:
     bench = LoraBench()
-    one, other = bench.put(made(5, seed=1)), bench.put(made(rank, seed=2))
+    one, other = bench.put(make_adapter(5, seed=1)), bench.put(make_adapter(rank, seed=2))
     spans = [Span(2, 9, one), Span(9, 9 + LONG, other)]
     bench.check(Routing([other, one], spans), [other, one] + [one] * 7 + [other] * LONG)
 
@@ -242,7 +242,7 @@ def test_equal_spans_of_partial_adapters_are_the_plain_loop(
     modules: tuple[str, ...], tokens: int
 ) -> None:
     bench = LoraBench()
-    one, other = bench.put(made(8, seed=1)), bench.put(made(6, modules, seed=2))
+    one, other = bench.put(make_adapter(8, seed=1)), bench.put(make_adapter(6, modules, seed=2))
     order = [one, other, one]
     spans = [Span(at * tokens, (at + 1) * tokens, pages) for at, pages in enumerate(order)]
     routing = Routing(spans=spans)
@@ -312,7 +312,7 @@ def test_bfloat16_is_the_plain_loop_but_for_rounding(
     layout: str, tables: torch.dtype, base: torch.dtype
 ) -> None:
     bench = LoraBench(tables, base)
-    pages = [bench.put(made(rank, seed=rank)) for rank in (8, 13, 3)]
+    pages = [bench.put(make_adapter(rank, seed=rank)) for rank in (8, 13, 3)]
     routing, pages_of = LAYOUTS[layout].routing(pages)
     bench.check(routing, pages_of, BF16_TOLERANCE)
 
@@ -320,11 +320,11 @@ def test_bfloat16_is_the_plain_loop_but_for_rounding(
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_reused_page_contains_nothing_of_the_former_adapter(layout: str) -> None:
     bench, fresh = LoraBench(), LoraBench()
-    former = [made(rank, seed=9, alpha=64.0) for rank in (8, 16, 8)]
+    former = [make_adapter(rank, seed=9, alpha=64.0) for rank in (8, 16, 8)]
     later = [
-        made(3, ["k", "up", "down"], seed=5),
-        made(12, ["q", "prime"], seed=6),
-        made(1, ["o"], seed=7),
+        make_adapter(3, ["k", "up", "down"], seed=5),
+        make_adapter(12, ["q", "prime"], seed=6),
+        make_adapter(1, ["o"], seed=7),
     ]
     pages = [bench.put(adapter) for adapter in former]
     for place, adapter in zip(pages, later, strict=True):
@@ -338,8 +338,8 @@ def test_reused_page_contains_nothing_of_the_former_adapter(layout: str) -> None
 def test_empty_page_stays_empty_whatever_is_written() -> None:
     bench = LoraBench()
     bare = bench.run(Routing(), 4)
-    one = bench.put(made(20, seed=1))
-    bench.put(made(8, seed=2))
+    one = bench.put(make_adapter(20, seed=1))
+    bench.put(make_adapter(8, seed=2))
     ours = bench.run(Routing([one, (), one, ()]), 4)
     for name, expected_output in bare.items():
         assert torch.equal(ours[name][1::2], expected_output[1::2])
@@ -348,7 +348,7 @@ def test_empty_page_stays_empty_whatever_is_written() -> None:
 
 def test_tokens_outside_every_row_and_span_use_the_base() -> None:
     bench = LoraBench()
-    pages = bench.put(made(9, seed=1))
+    pages = bench.put(make_adapter(9, seed=1))
     bare = bench.run(Routing(), 12)
     ours = bench.run(Routing([pages], [Span(4, 8, pages)]), 12)
     for name, expected_output in bare.items():
@@ -358,7 +358,7 @@ def test_tokens_outside_every_row_and_span_use_the_base() -> None:
 
 def test_row_does_not_depend_on_a_neighbor_with_nan() -> None:
     bench = LoraBench()
-    one, other = bench.put(made(9, seed=1)), bench.put(made(4, seed=2))
+    one, other = bench.put(make_adapter(9, seed=1)), bench.put(make_adapter(4, seed=2))
     routing = Routing([one, other, ()])
     for layer in bench.slots.layers:
         x = bench.inputs(layer.fused, 3)
@@ -374,10 +374,10 @@ def test_row_does_not_depend_on_a_neighbor_with_nan() -> None:
 
 def test_routing_can_be_reused_after_its_pages_are_rewritten() -> None:
     bench = LoraBench()
-    pages = bench.put(made(8, seed=1))
+    pages = bench.put(make_adapter(8, seed=1))
     routing = Routing([pages])
     bench.check(routing, [pages])
-    bench.put_at(pages, made(8, seed=2))
+    bench.put_at(pages, make_adapter(8, seed=2))
     bench.check(routing, [pages])
 
 
@@ -399,7 +399,7 @@ def additions(bench: LoraBench) -> list[bool]:
 
 def test_additions_are_set_only_inside_a_routed_step() -> None:
     bench = LoraBench()
-    pages = bench.put(made())
+    pages = bench.put(make_adapter())
     with bench.slots.route(Routing([pages])):
         assert all(additions(bench))
     assert not any(additions(bench))
@@ -416,8 +416,8 @@ def test_two_lora_slots_of_one_base_take_turns() -> None:
     other = LoraBench()
     other.fused_layers = bench.fused_layers
     other.slots = LoraSlots(bench.fused_layers, PAGES, dtype=torch.float32, device="cpu")
-    pages = bench.put(made(8, seed=1))
-    other.put_at(pages, made(8, seed=2))
+    pages = bench.put(make_adapter(8, seed=1))
+    other.put_at(pages, make_adapter(8, seed=2))
     routing, pages_of = Routing([pages, ()]), [pages, ()]
     failed: list[AssertionError] = []
 

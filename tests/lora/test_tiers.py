@@ -15,13 +15,13 @@ from pools import (
     LAST,
     NEXT,
     acquired,
+    artifacts,
     base,
     computes,
     count_numbers,
     digests,
     full,
     fused_layers,
-    made,
     model,
     small_pool,
     tiers,
@@ -33,89 +33,93 @@ from trunkline.errors import BusyError, NotFoundError, RefusedError
 from trunkline.lora.pool import AdapterPool, Counters, ResidentInfo
 from trunkline.lora.slots import LoraSlots
 
-__all__ = ["base", "full", "fused_layers", "made", "model"]
+__all__ = ["artifacts", "base", "full", "fused_layers", "model"]
 
 
-def test_least_recently_used_is_evicted_first(full: AdapterPool, made: list[Artifact]) -> None:
-    full.release(acquired(full, made[FIRST]))
-    full.load(made[NEXT])
-    assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
+def test_least_recently_used_is_evicted_first(full: AdapterPool, artifacts: list[Artifact]) -> None:
+    full.release(acquired(full, artifacts[FIRST]))
+    full.load(artifacts[NEXT])
+    assert digests(full) == {artifacts[FIRST].digest, artifacts[NEXT].digest}
 
 
 def test_pinned_adapter_stays_although_least_recently_used(
-    full: AdapterPool, made: list[Artifact]
+    full: AdapterPool, artifacts: list[Artifact]
 ) -> None:
-    full.pin(made[FIRST].digest)
-    full.load(made[NEXT])
-    assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
+    full.pin(artifacts[FIRST].digest)
+    full.load(artifacts[NEXT])
+    assert digests(full) == {artifacts[FIRST].digest, artifacts[NEXT].digest}
 
 
-def test_unpinned_adapter_can_be_evicted_again(full: AdapterPool, made: list[Artifact]) -> None:
-    full.pin(made[FIRST].digest)
-    full.pin(made[FIRST].digest, False)
-    full.load(made[NEXT])
-    assert digests(full) == {made[LAST].digest, made[NEXT].digest}
+def test_unpinned_adapter_can_be_evicted_again(
+    full: AdapterPool, artifacts: list[Artifact]
+) -> None:
+    full.pin(artifacts[FIRST].digest)
+    full.pin(artifacts[FIRST].digest, False)
+    full.load(artifacts[NEXT])
+    assert digests(full) == {artifacts[LAST].digest, artifacts[NEXT].digest}
 
 
 def test_adapter_in_use_stays_although_least_recently_used(
-    full: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
+    full: AdapterPool, fused_layers: FusedLayers, artifacts: list[Artifact]
 ) -> None:
-    resident = acquired(full, made[FIRST])
-    full.release(acquired(full, made[LAST]))
-    full.load(made[NEXT])
-    assert digests(full) == {made[FIRST].digest, made[NEXT].digest}
+    resident = acquired(full, artifacts[FIRST])
+    full.release(acquired(full, artifacts[LAST]))
+    full.load(artifacts[NEXT])
+    assert digests(full) == {artifacts[FIRST].digest, artifacts[NEXT].digest}
     assert computes(full, fused_layers, resident)
 
 
-def test_pool_full_of_pinned_adapters_is_busy(full: AdapterPool, made: list[Artifact]) -> None:
+def test_pool_full_of_pinned_adapters_is_busy(full: AdapterPool, artifacts: list[Artifact]) -> None:
     for index in (FIRST, LAST):
-        full.pin(made[index].digest)
+        full.pin(artifacts[index].digest)
     with pytest.raises(BusyError, match="no slot") as caught:
-        full.load(made[NEXT])
+        full.load(artifacts[NEXT])
     assert "Unpin" in (caught.value.hint or "")
     assert caught.value.retry_after > 0
 
 
 def test_memory_full_of_adapters_in_use_is_busy(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=1, ranks=20)
     for index in (FIRST, LAST):
-        pool.load(made[index])
-    pool.pin(made[FIRST].digest)
-    acquired(pool, made[LAST])
+        pool.load(artifacts[index])
+    pool.pin(artifacts[FIRST].digest)
+    acquired(pool, artifacts[LAST])
     with pytest.raises(BusyError, match="no memory") as caught:
-        pool.load(made[NEXT])
+        pool.load(artifacts[NEXT])
     assert "Unpin" in (caught.value.hint or "")
     assert caught.value.retry_after > 0
-    assert digests(pool) == {made[FIRST].digest, made[LAST].digest}
+    assert digests(pool) == {artifacts[FIRST].digest, artifacts[LAST].digest}
 
 
-def test_nothing_is_evicted_if_that_is_not_enough(full: AdapterPool, made: list[Artifact]) -> None:
-    full.pin(made[FIRST].digest)
+def test_nothing_is_evicted_if_that_is_not_enough(
+    full: AdapterPool, artifacts: list[Artifact]
+) -> None:
+    full.pin(artifacts[FIRST].digest)
     with pytest.raises(BusyError):
-        full.load(made[2])
-    assert digests(full) == {made[FIRST].digest, made[LAST].digest}
+        full.load(artifacts[2])
+    assert digests(full) == {artifacts[FIRST].digest, artifacts[LAST].digest}
 
 
 def test_adapter_larger_than_the_memory_is_refused_and_nothing_is_evicted(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=1, ranks=6)
-    pool.load(made[1])
+    pool.load(artifacts[1])
     with pytest.raises(RefusedError, match="MiB") as caught:
-        pool.load(made[FIRST], "toy/big@2")
+        pool.load(artifacts[FIRST], "toy/big@2")
     assert "toy/big@2" in caught.value.message
     assert "--adapter-mib" in (caught.value.hint or "")
-    assert digests(pool) == {made[1].digest}
+    assert digests(pool) == {artifacts[1].digest}
 
 
 def test_rank_that_needs_more_pages_than_there_are_is_refused(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
     with pytest.raises(RefusedError, match=r"rank 24 and needs 3 slots") as caught:
-        pool.load(made[4])
+        pool.load(artifacts[4])
     assert caught.value.hint
     assert len(pool) == 0
 
@@ -134,117 +138,121 @@ def test_bytes_are_those_of_the_matrices_the_head_and_the_pages(
 
 
 @pytest.fixture
-def crowded(model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]) -> AdapterPool:
+def crowded(
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]
+) -> AdapterPool:
     """One page and much host memory: the first adapter is on the device, the last on the host."""
     pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
     for index in (LAST, FIRST):
-        pool.load(made[index])
+        pool.load(artifacts[index])
     return pool
 
 
 def test_least_recently_used_leaves_the_device_and_stays_in_memory(
-    crowded: AdapterPool, made: list[Artifact]
+    crowded: AdapterPool, artifacts: list[Artifact]
 ) -> None:
-    assert tiers(crowded) == {made[FIRST].digest: "device", made[LAST].digest: "host"}
-    assert crowded.counters(made[LAST].digest) == Counters(loads=1, evictions=0)
+    assert tiers(crowded) == {artifacts[FIRST].digest: "device", artifacts[LAST].digest: "host"}
+    assert crowded.counters(artifacts[LAST].digest) == Counters(loads=1, evictions=0)
 
 
 def test_recently_used_adapter_stays_on_the_device(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact]
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact]
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=2, ranks=64)
     for index in (FIRST, LAST):
-        pool.load(made[index])
-    pool.release(acquired(pool, made[FIRST]))
-    pool.load(made[NEXT])
+        pool.load(artifacts[index])
+    pool.release(acquired(pool, artifacts[FIRST]))
+    pool.load(artifacts[NEXT])
     assert {one for one, tier in tiers(pool).items() if tier == "device"} == {
-        made[FIRST].digest,
-        made[NEXT].digest,
+        artifacts[FIRST].digest,
+        artifacts[NEXT].digest,
     }
 
 
 def test_adapter_on_the_host_is_uploaded_without_the_disk(
-    model: Any, fused_layers: FusedLayers, base: str, made: list[Artifact], tmp_path: Path
+    model: Any, fused_layers: FusedLayers, base: str, artifacts: list[Artifact], tmp_path: Path
 ) -> None:
     pool = small_pool(model, fused_layers, base, pages=1, ranks=64)
-    folder = shutil.copytree(made[LAST].folder, tmp_path / "copy")
+    folder = shutil.copytree(artifacts[LAST].folder, tmp_path / "copy")
     copied = read_artifact(folder)
     pool.load(copied)
-    pool.load(made[FIRST])
+    pool.load(artifacts[FIRST])
     shutil.rmtree(folder)
     assert pool.needs_load(copied.digest)
     pool.load(copied)
     assert not pool.needs_load(copied.digest)
-    resident = acquired(pool, made[LAST])
-    assert tiers(pool) == {made[FIRST].digest: "host", made[LAST].digest: "device"}
-    assert pool.counters(made[LAST].digest).loads == 1
-    assert computes(pool, fused_layers, replace(resident, artifact=made[LAST]))
+    resident = acquired(pool, artifacts[LAST])
+    assert tiers(pool) == {artifacts[FIRST].digest: "host", artifacts[LAST].digest: "device"}
+    assert pool.counters(artifacts[LAST].digest).loads == 1
+    assert computes(pool, fused_layers, replace(resident, artifact=artifacts[LAST]))
 
 
 def test_page_in_use_is_not_taken(
-    crowded: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
+    crowded: AdapterPool, fused_layers: FusedLayers, artifacts: list[Artifact]
 ) -> None:
-    resident = acquired(crowded, made[FIRST])
-    crowded.load(made[LAST])
-    assert crowded.acquire(made[LAST].digest) is None
+    resident = acquired(crowded, artifacts[FIRST])
+    crowded.load(artifacts[LAST])
+    assert crowded.acquire(artifacts[LAST].digest) is None
     assert computes(crowded, fused_layers, resident)
 
 
-def test_page_of_a_pinned_adapter_is_not_taken(crowded: AdapterPool, made: list[Artifact]) -> None:
-    crowded.pin(made[FIRST].digest)
+def test_page_of_a_pinned_adapter_is_not_taken(
+    crowded: AdapterPool, artifacts: list[Artifact]
+) -> None:
+    crowded.pin(artifacts[FIRST].digest)
     with pytest.raises(BusyError, match="no slot"):
-        crowded.load(made[LAST])
-    assert tiers(crowded) == {made[FIRST].digest: "device", made[LAST].digest: "host"}
+        crowded.load(artifacts[LAST])
+    assert tiers(crowded) == {artifacts[FIRST].digest: "device", artifacts[LAST].digest: "host"}
 
 
 def test_page_can_be_taken_when_the_last_request_of_its_adapter_ends(
-    crowded: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
+    crowded: AdapterPool, fused_layers: FusedLayers, artifacts: list[Artifact]
 ) -> None:
-    residents = [acquired(crowded, made[FIRST]) for _ in range(2)]
+    residents = [acquired(crowded, artifacts[FIRST]) for _ in range(2)]
     crowded.release(residents[0])
-    assert crowded.acquire(made[LAST].digest) is None
-    assert not crowded.needs_load(made[LAST].digest)
+    assert crowded.acquire(artifacts[LAST].digest) is None
+    assert not crowded.needs_load(artifacts[LAST].digest)
     crowded.release(residents[1])
-    assert crowded.needs_load(made[LAST].digest)
-    crowded.load(made[LAST])
-    assert computes(crowded, fused_layers, acquired(crowded, made[LAST]))
+    assert crowded.needs_load(artifacts[LAST].digest)
+    crowded.load(artifacts[LAST])
+    assert computes(crowded, fused_layers, acquired(crowded, artifacts[LAST]))
 
 
 def test_loading_while_every_page_is_in_use_keeps_the_adapter_on_the_host(
-    crowded: AdapterPool, made: list[Artifact]
+    crowded: AdapterPool, artifacts: list[Artifact]
 ) -> None:
-    acquired(crowded, made[FIRST])
-    crowded.load(made[NEXT])
-    assert tiers(crowded)[made[NEXT].digest] == "host"
+    acquired(crowded, artifacts[FIRST])
+    crowded.load(artifacts[NEXT])
+    assert tiers(crowded)[artifacts[NEXT].digest] == "host"
 
 
 # ---------------------------------------------------------------------------------- unloading
 
 
 def test_adapter_in_use_is_dropped_when_its_last_request_ends(
-    full: AdapterPool, fused_layers: FusedLayers, made: list[Artifact]
+    full: AdapterPool, fused_layers: FusedLayers, artifacts: list[Artifact]
 ) -> None:
-    residents = [acquired(full, made[FIRST]) for _ in range(2)]
-    assert full.unload(made[FIRST].digest) is False
+    residents = [acquired(full, artifacts[FIRST]) for _ in range(2)]
+    assert full.unload(artifacts[FIRST].digest) is False
     full.release(residents[0])
     assert computes(full, fused_layers, residents[1])
     full.release(residents[1])
-    assert made[FIRST].digest not in full
-    assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=0)
+    assert artifacts[FIRST].digest not in full
+    assert full.counters(artifacts[FIRST].digest) == Counters(loads=1, evictions=0)
 
 
-def test_loading_cancels_an_unloading(full: AdapterPool, made: list[Artifact]) -> None:
-    resident = acquired(full, made[FIRST])
-    full.unload(made[FIRST].digest)
-    assert full.load(made[FIRST]) is resident
+def test_loading_cancels_an_unloading(full: AdapterPool, artifacts: list[Artifact]) -> None:
+    resident = acquired(full, artifacts[FIRST])
+    full.unload(artifacts[FIRST].digest)
+    assert full.load(artifacts[FIRST]) is resident
     full.release(resident)
-    assert made[FIRST].digest in full
+    assert artifacts[FIRST].digest in full
 
 
-def test_pinned_adapter_can_be_unloaded(full: AdapterPool, made: list[Artifact]) -> None:
-    full.pin(made[FIRST].digest)
-    assert full.unload(made[FIRST].digest) is True
-    assert made[FIRST].digest not in full
+def test_pinned_adapter_can_be_unloaded(full: AdapterPool, artifacts: list[Artifact]) -> None:
+    full.pin(artifacts[FIRST].digest)
+    assert full.unload(artifacts[FIRST].digest) is True
+    assert artifacts[FIRST].digest not in full
 
 
 @pytest.mark.parametrize("method", [AdapterPool.unload, AdapterPool.pin], ids=["unload", "pin"])
@@ -255,25 +263,28 @@ def test_adapter_that_is_not_in_memory_raises(full: AdapterPool, method: Any) ->
 
 
 def test_activating_an_adapter_that_is_not_on_the_device_is_refused(
-    full: AdapterPool, made: list[Artifact]
+    full: AdapterPool, artifacts: list[Artifact]
 ) -> None:
-    with pytest.raises(RefusedError, match="not on the device"), full.activate(made[NEXT].digest):
+    with (
+        pytest.raises(RefusedError, match="not on the device"),
+        full.activate(artifacts[NEXT].digest),
+    ):
         pass
 
 
 # ------------------------------------------------------------------------------- looking at it
 
 
-def test_residents_are_listed_by_last_use(full: AdapterPool, made: list[Artifact]) -> None:
-    full.pin(made[FIRST].digest)
+def test_residents_are_listed_by_last_use(full: AdapterPool, artifacts: list[Artifact]) -> None:
+    full.pin(artifacts[FIRST].digest)
     for index in (FIRST, LAST):
-        full.release(acquired(full, made[index]))
-    acquired(full, made[FIRST]).requests += 1
+        full.release(acquired(full, artifacts[index]))
+    acquired(full, artifacts[FIRST]).requests += 1
     residents = full.residents()
     size = residents[0].bytes
     assert [replace(one, idle_seconds=0.0) for one in residents] == [
         ResidentInfo(
-            digest=made[index].digest,
+            digest=artifacts[index].digest,
             name=f"toy/{index}@1",
             tier="device",
             bytes=size,
@@ -294,14 +305,16 @@ def test_counters_of_an_unknown_adapter_are_nothing(full: AdapterPool) -> None:
 
 
 def test_counters_continue_when_an_adapter_is_loaded_again(
-    full: AdapterPool, made: list[Artifact]
+    full: AdapterPool, artifacts: list[Artifact]
 ) -> None:
     for _ in range(3):
-        full.unload(made[FIRST].digest)
-        full.load(made[FIRST])
-    assert full.counters(made[FIRST].digest) == Counters(loads=4, evictions=0)
+        full.unload(artifacts[FIRST].digest)
+        full.load(artifacts[FIRST])
+    assert full.counters(artifacts[FIRST].digest) == Counters(loads=4, evictions=0)
 
 
-def test_evictions_are_counted_and_unloads_are_not(full: AdapterPool, made: list[Artifact]) -> None:
-    full.load(made[NEXT])
-    assert full.counters(made[FIRST].digest) == Counters(loads=1, evictions=1)
+def test_evictions_are_counted_and_unloads_are_not(
+    full: AdapterPool, artifacts: list[Artifact]
+) -> None:
+    full.load(artifacts[NEXT])
+    assert full.counters(artifacts[FIRST].digest) == Counters(loads=1, evictions=1)

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
+from openai import OpenAI
 
-from server_process import ServerProcess
-from trunkline.api import open
+from server_process import ServerProcess, openai_client, ready_client
+from trunkline.api import Platform, open
 from trunkline.contracts import Template
 from trunkline.refs import Ref
 from trunkline.registry.registry import Registry
-from workbench import make_artifact, tiny
+from trunkline.serving.settings import ServerSettings
+from workbench import make_artifact, opened, tiny
 
 __all__ = ["tiny"]
 
@@ -91,6 +94,31 @@ def site_template(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 def site(tmp_path: Path, site_template: Path) -> Path:
     """A copy of the workspace for one test."""
     return Path(shutil.copytree(site_template, tmp_path / "site"))
+
+
+@pytest.fixture(scope="module")
+def platform(
+    tmp_path_factory: pytest.TempPathFactory, site_template: Path, tiny: Path
+) -> Iterator[Platform]:
+    """A platform with the adapters of ``site_template``, for the tests of a module."""
+    folder = tmp_path_factory.mktemp("platform") / "site"
+    for platform in opened(Path(shutil.copytree(site_template, folder)), tiny):
+        yield platform
+        platform.engine.close()
+
+
+@pytest.fixture(scope="module")
+def http(platform: Platform) -> Iterator[TestClient]:
+    """A client of a server with low limits on ``platform``."""
+    limits = ServerSettings(max_inputs=8, max_prompt_chars=500, max_new_tokens=40)
+    with ready_client(platform, limits) as client:
+        yield client
+
+
+@pytest.fixture
+def client(http: TestClient) -> OpenAI:
+    """OpenAI's client, unmodified, of the same server."""
+    return openai_client(http)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -19,7 +17,6 @@ from trunkline.api import Platform
 from trunkline.inference.request import ResolvedRequest
 from trunkline.inference.request_state import GenerationHandle
 from trunkline.serving.settings import ServerSettings
-from workbench import opened
 
 EXPIRED = 1e-9
 """A timeout that passes before the first step."""
@@ -35,24 +32,9 @@ every_route = pytest.mark.parametrize("path", ROUTES)
 
 
 @pytest.fixture(scope="module")
-def platform(
-    tmp_path_factory: pytest.TempPathFactory, site_template: Path, tiny: Path
-) -> Iterator[Platform]:
-    folder = tmp_path_factory.mktemp("deadline") / "site"
-    for platform in opened(Path(shutil.copytree(site_template, folder)), tiny):
-        yield platform
-        platform.engine.close()
-
-
-@pytest.fixture(scope="module")
 def http(platform: Platform) -> Iterator[TestClient]:
     with ready_client(platform, ServerSettings(request_timeout=60)) as client:
         yield client
-
-
-@pytest.fixture
-def client(http: TestClient) -> OpenAI:
-    return openai_client(http)
 
 
 @pytest.fixture

@@ -211,7 +211,7 @@ def test_page_after_an_unknown_model_is_refused(models: ServedModels) -> None:
     "ref",
     ["gpt-4o", "medical/none", "medical/icd@9", "medical/icd@nobody", "../x", "", "medical/icd@"],
 )
-def test_unknown_or_malformed_ref_is_not_found(models: ServedModels, ref: str) -> None:
+def test_unknown_or_malformed_ref_is_a_404(models: ServedModels, ref: str) -> None:
     with pytest.raises(ApiError) as caught:
         models.resolve(None, ref)
     assert (caught.value.http_status, caught.value.code) == (404, "model_not_found")

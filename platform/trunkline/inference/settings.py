@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from trunkline.errors import UsageError
+from trunkline.settings import check_value
 
 MIB = 1 << 20
 
@@ -41,12 +41,8 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
+            subject, value = f"The engine's {field.name}", getattr(self, field.name)
             if field.type == "bool":
-                continue
-            least = 0 if field.name == "kv_tokens" else 1
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UsageError(
-                    f"The engine's {field.name} can't be {value!r}.",
-                    f"Give an integer of at least {least}.",
-                )
+                check_value(subject, value, bool)
+            else:
+                check_value(subject, value, int, least=0 if field.name == "kv_tokens" else 1)

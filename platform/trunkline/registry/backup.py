@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from trunkline.errors import RegistryError, UsageError
+from trunkline.files import fsync_path
 from trunkline.registry.chain import Head
 from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, exclusive, translate_errors
 from trunkline.registry.schema import head_revision, migrate_to_head, revision_of
@@ -206,17 +207,9 @@ def _leave_write_ahead_log(path: Path) -> None:
 
 
 def _rename_synced(part: Path, target: Path) -> None:
-    _sync(part)
+    fsync_path(part)
     os.rename(part, target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_path(target.parent)
 
 
 def _remove(part: Path) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import Select, insert, select
 from sqlalchemy.orm import Session
 
 from trunkline.errors import IntegrityError
+from trunkline.files import canonical_json
 from trunkline.registry.actors import system_actor
 from trunkline.registry.engine import dump_json
 from trunkline.registry.tables import ChainHead, Event, LoggedRequest, utc_now
@@ -64,8 +65,7 @@ class Head:
 def row_hash(previous: str, row: Mapping[str, Any]) -> str:
     """64 hex digits over the row and the hash before it; the same on every database."""
     values = {name: _normalized(value) for name, value in row.items()}
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(f"{previous}\n{text}".encode()).hexdigest()
+    return hashlib.sha256(previous.encode() + b"\n" + canonical_json(values)).hexdigest()
 
 
 def link(chain: Chain, head: Head, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -282,7 +282,7 @@ class EventStream(Response):
                 task.cancel()
             await asyncio.gather(writing, leaving, return_exceptions=True)
             self._context.cancel()
-            with suppress(RegistryError):  # the client has gone, so nobody can be told
+            with suppress(RegistryError):  # the client has disconnected
                 await self._context.commit(Interrupted.http_status)
 
     async def _write(self, send: Send) -> None:

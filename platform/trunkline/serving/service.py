@@ -223,7 +223,7 @@ class Service:
             RegistryError: the line could not be written.
         """
         if self._log is not None:
-            line = context.log_line(status, output, with_text=self.settings.log_text)
+            line = context.log_entry(status, output, with_text=self.settings.log_text)
             await self._log.write(line, alone=context.id_from_client)
 
 
@@ -420,7 +420,7 @@ class RequestContext:
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*ending, return_exceptions=True), _CANCEL_SECONDS)
 
-    def log_line(self, status: int, output: str | None, *, with_text: bool) -> RequestEntry:
+    def log_entry(self, status: int, output: str | None, *, with_text: bool) -> RequestEntry:
         """The request's line in the log; input and output only ``with_text``."""
         stats = [handle.stats for handle in self._handles if handle.stats is not None]
         return RequestEntry(

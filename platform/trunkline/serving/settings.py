@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import socket
 from dataclasses import dataclass
 
 from trunkline.errors import UsageError
 from trunkline.refs import shown
+from trunkline.settings import check_value
 
 RANGES: dict[str, tuple[type[int] | type[float], float, float]] = {
     "port": (int, 0, 65535),
@@ -71,14 +71,7 @@ class ServerSettings:
                 f"host can't be {shown(self.host)}.", "Give an address such as 127.0.0.1."
             )
         for name, (kind, minimum, maximum) in RANGES.items():
-            value = getattr(self, name)
-            typed = isinstance(value, int) or (kind is float and isinstance(value, float))
-            if isinstance(value, bool) or not typed or not minimum <= value <= maximum:
-                raise UsageError(
-                    f"{name} can't be {value!r}.", f"Give {minimum:g} to {maximum:,g}."
-                )
-            if not math.isfinite(value):
-                raise UsageError(f"{name} can't be {value!r}.", "Give a number.")
+            check_value(name, getattr(self, name), kind, least=minimum, most=maximum)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,7 +1,4 @@
-"""What may be left of a command that ended badly: nothing, or all of it.
-
-Owns: the complaints after a fault, in sentences. Must not know: how the fault was made.
-"""
+"""Checks after a fault: a command has left nothing behind, or has completed."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-from faults.cases import Ended, Scene
+from faults.cases import Outcome, Scene
 from faults.steps import Fault
 from trunkline.adapters.artifact import read_artifact
 from trunkline.errors import IntegrityError
@@ -20,32 +17,32 @@ VERIFY = ("adapters", "verify", "--all")
 AUDIT = ("audit", "verify")
 GC = ("gc",)
 KEPT = ("visible", "removed")
-"""States of a version that stay."""
+"""The final statuses of a version."""
 
 LITTER = (
     ".trunkline/runs/*",
     "adapters/.publishing-*",
     "adapters/toy/animals/2*",
     "adapters/toy/half*",
-    "adapters/toy/whole*",
+    "adapters/toy/unpublished*",
 )
-"""What the scene ``littered`` holds that gc is to take, below the workspace."""
+"""What gc must delete in the scene ``littered``, relative to the workspace."""
 
 
 @dataclass
-class Left:
-    """Looks at a case after a fault.
+class RecoveryCheck:
+    """Checks a case after a fault.
 
     Args:
-        scene: of the cases, laid out anew as this is made.
-        again: the same command, as words; what it must succeed with.
+        scene: of the cases; it is reset when the check is created.
+        again: the arguments of the same command, which must succeed.
         makes: how many versions the command makes visible.
         takes: refs of versions that the command removes.
-        litter: patterns of files below the workspace that are to be gone in the end.
-        allowed: patterns of files below the case that may stay.
-        also: what else to look at, right after the fault and in the end.
-        at_last: the same, in the end alone.
-        hours: that pass before gc; what may be in use is left alone for one.
+        litter: patterns of files below the workspace that must be gone in the end.
+        allowed: patterns of files below the case that may remain.
+        also: more checks, right after the fault and in the end.
+        at_last: more checks, only in the end.
+        hours: how much time passes before gc, which keeps recent files for one hour.
     """
 
     scene: Scene
@@ -65,7 +62,7 @@ class Left:
         self._versions = {
             ref: status for ref, status in self.scene.versions().items() if status in KEPT
         }
-        going = [f"adapters/{place_of(ref)}" for ref in self.takes]
+        going = [f"adapters/{folder_of(ref)}" for ref in self.takes]
         going += [f"{one}/*" for one in going] + [*self.litter]
         self._files = {
             name: digest
@@ -73,24 +70,24 @@ class Left:
             if not any(fnmatch(name, pattern) for pattern in going)
         }
 
-    def __call__(self, fault: Fault, ended: Ended) -> Iterator[str]:
-        """:meth:`look`, whatever the fault was."""
+    def __call__(self, fault: Fault, ended: Outcome) -> Iterator[str]:
+        """Run :meth:`look`; the fault makes no difference."""
         yield from self.look()
 
     def look(self) -> Iterator[str]:
-        """What is wrong right after the fault, after the same command, and after gc."""
+        """Problems right after the fault, after the same command, and after gc."""
         first = self.scene.versions()
-        yield from self._versions_whole(first)
+        yield from self._check_versions(first)
         yield from self.also()
         done = self.scene.commands(VERIFY, self.again)
         self._let_time_pass()
         done += self.scene.commands(GC, VERIFY, AUDIT)
         for one in done:
-            if one["status"] != 0 and not self._done_before(one["words"], one["output"]):
-                told = f"`{' '.join(one['words'])}` ends with {one['status']}"
-                yield f"{told}: {one['output'].strip()}"
+            if one["status"] != 0 and not self._done_before(one["args"], one["output"]):
+                problem = f"`{' '.join(one['args'])}` ends with {one['status']}"
+                yield f"{problem}: {one['output'].strip()}"
         last = self.scene.versions()
-        yield from self._versions_whole(last)
+        yield from self._check_versions(last)
         made = self._new(last)
         if made - self._new(first) != self.makes:
             yield f"the same command made {made - self._new(first)} versions"
@@ -113,18 +110,18 @@ class Left:
         visible = {ref for ref, status in versions.items() if status == "visible"}
         return len(visible - self._versions.keys())
 
-    def _done_before(self, words: Sequence[str], output: str) -> bool:
-        """Whether a removal says that the killed one had removed the version already."""
-        return bool(self.takes) and [*words] == [*self.again] and "was removed" in output
+    def _done_before(self, args: Sequence[str], output: str) -> bool:
+        """Whether a removal reports that the killed one had already removed the version."""
+        return bool(self.takes) and [*args] == [*self.again] and "was removed" in output
 
-    def _versions_whole(self, versions: dict[str, str]) -> Iterator[str]:
-        """Every version is as it was, or new and whole."""
+    def _check_versions(self, versions: dict[str, str]) -> Iterator[str]:
+        """Check that every version is unchanged, or new and complete."""
         for ref, status in self._versions.items():
             gone = ref in self.takes and versions.get(ref) == "removed"
             if versions.get(ref) != status and not gone:
                 yield f"{ref} was {status}, is {versions.get(ref)}"
         if self._new(versions) > 2 * self.makes:
-            yield f"{self._new(versions)} versions came up"
+            yield f"{self._new(versions)} versions appeared"
         yield from self.artifacts()
         files = self.scene.files()
         for name, digest in self._files.items():
@@ -132,16 +129,16 @@ class Left:
                 yield f"{name} was {'changed' if name in files else 'lost'}"
 
     def artifacts(self) -> Iterator[str]:
-        """Visible versions whose files are not whole."""
+        """Report visible versions whose files are incomplete."""
         for path, digest in visible_artifacts(self.scene):
             try:
                 read_artifact(self.scene.workspace / "adapters" / path, digest)
             except IntegrityError as error:
-                yield f"{path} is visible and not whole: {error.message}"
+                yield f"{path} is visible but incomplete: {error.message}"
 
     def _leftovers(self, versions: dict[str, str]) -> Iterator[str]:
         kept = [
-            f"workspace/adapters/{place_of(ref)}"
+            f"workspace/adapters/{folder_of(ref)}"
             for ref, status in versions.items()
             if status == "visible"
         ]
@@ -158,7 +155,7 @@ class Left:
                     yield f"{path} is left after gc"
 
 
-def place_of(ref: str) -> str:
+def folder_of(ref: str) -> str:
     """The folder of a version, below ``adapters/``."""
     return ref.replace("@", "/")
 
@@ -169,14 +166,14 @@ def visible_artifacts(scene: Scene) -> list[tuple[str, str]]:
     return [(str(path), str(digest)) for path, digest in rows]
 
 
-def told_once(output: str) -> list[str]:
-    """What is wrong with how a refusal was told: one error, one hint, no traceback."""
+def reporting_problems(output: str) -> list[str]:
+    """What is wrong with how an error was reported: one error, one hint, no traceback."""
     errors = [line for line in output.splitlines() if line.startswith("Error:")]
     wrong = []
     if len(errors) != 1:
-        wrong.append(f"{len(errors)} errors were told: {output.strip()!r}")
+        wrong.append(f"{len(errors)} errors were printed: {output.strip()!r}")
     if "Hint:" not in output:
-        wrong.append(f"no hint was told: {output.strip()!r}")
+        wrong.append(f"no hint was printed: {output.strip()!r}")
     if "Traceback" in output:
-        wrong.append(f"a traceback was shown: {output.strip()[-600:]!r}")
+        wrong.append(f"a traceback was printed: {output.strip()[-600:]!r}")
     return wrong
