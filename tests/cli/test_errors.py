@@ -88,7 +88,7 @@ def test_an_existing_output_file_is_wrong_usage(
     remote.write_text("mine")
     result = run(*args, str(remote))
     assert (result.exit_code, result.stdout, remote.read_text()) == (2, "", "mine")
-    assert "Name another file" in result.stderr
+    assert "another file" in result.stderr
 
 
 CLEAR = "\x1b[2J\x9b2J\u202e"

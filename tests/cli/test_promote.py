@@ -101,7 +101,7 @@ def test_rollback_without_a_previous_version_is_refused(run_copy: Run) -> None:
     promote(run_copy)
     result = run_copy("adapters", "rollback", "toy/prices")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "nothing to roll 'champion' of toy/prices back to" in result.stderr
+    assert "of toy/prices can't be rolled back" in result.stderr
     assert "Hint: " in result.stderr
 
 
