@@ -1,1 +1,5 @@
-"""Trained adapters: the artifact format, the store of versions, and what stands beside the base."""
+"""Trained adapters: the artifact format, the store of versions, provenance, archives, PEFT import.
+
+The package imports the registry, ``contracts``, ``files``, ``refs`` and ``errors``, and no other
+package that computes: the LoRA runtime is :mod:`trunkline.lora`.
+"""
