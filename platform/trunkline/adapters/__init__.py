@@ -1,5 +1,5 @@
-"""Trained adapters: the artifact format, the store of versions, provenance, archives, PEFT import.
+"""Trained adapters at rest: the artifact format, import and export, and the store of versions.
 
-The package imports the registry, ``contracts``, ``files``, ``refs`` and ``errors``, and no other
-package that computes: the LoRA runtime is :mod:`trunkline.lora`.
+Modules here import the registry, the bases, the contracts and what is below them, but not
+inference, serving or training. Only ``peft_import`` and ``provenance`` know formats from outside.
 """
