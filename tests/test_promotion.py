@@ -1,4 +1,4 @@
-"""What is asked before a version goes live, and who may say so; artifacts are made up here."""
+"""Promotion: the gate, the second person, rollbacks and drops; artifacts are fakes."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def ask(store: Any, number: int, alias: str = "champion", **said: Any) -> Promot
 
 
 def checks(store: Any, number: int, demanded: GateSettings, **said: Any) -> dict[str, GateCheck]:
-    """What each condition says, by its name."""
+    """The checks by name."""
     try:
         found = ask(store, number, demanded=demanded, **said).checks
     except GateRefusedError as refused:
@@ -128,18 +128,18 @@ def checks(store: Any, number: int, demanded: GateSettings, **said: Any) -> dict
 # ----------------------------------------------------------------------------------- the gate
 
 
-def test_workspace_adds_its_demands_to_the_recipes(store: Any, registry: Registry) -> None:
+def test_the_workspace_tightens_the_recipes_gate(store: Any, registry: Registry) -> None:
     add(registry, 30)
     found = checks(store, 1, GateSettings(slices_at_least=0.5, two_persons=True))
     assert list(found) == ["beats the baseline", "every slice at least 0.5", "two persons"]
 
 
-def test_recipes_own_demands_are_asked(store: Any, registry: Registry) -> None:
+def test_the_recipes_gate_is_checked(store: Any, registry: Registry) -> None:
     add(registry, 30, gate=Gate(metric="accuracy", beats_baseline=False, two_persons=True))
     assert list(checks(store, 1, GateSettings())) == ["two persons"]
 
 
-def test_unevaluated_version_is_refused_whoever_asks(store: Any, registry: Registry) -> None:
+def test_an_unevaluated_version_is_always_refused(store: Any, registry: Registry) -> None:
     add(registry)
     found = checks(store, 1, GateSettings(two_persons=True), actor=ADA)
     assert [(name, check.passed) for name, check in found.items()] == [
@@ -185,7 +185,7 @@ def test_head_is_that_of_the_events_after_the_move(store: Any, registry: Registr
 
 
 @pytest.mark.parametrize("alias", ["smollm2-135m", "tiny", "latest", "7"])
-def test_reserved_alias_is_refused_before_the_gate_is_asked(
+def test_a_reserved_alias_is_refused_before_the_gate(
     store: Any, registry: Registry, alias: str
 ) -> None:
     add(registry, 30)
@@ -223,7 +223,7 @@ BEATS = GateSettings(beats_champion=True)
 MARGIN = GateSettings(champion_margin=0.05)
 
 
-def test_first_champion_has_nobody_to_beat(store: Any, registry: Registry) -> None:
+def test_the_first_champion_is_compared_with_none(store: Any, registry: Registry) -> None:
     add(registry, 30)
     assert checks(store, 1, BEATS)["beats the champion"].figures == "there is no champion"
 
@@ -248,7 +248,7 @@ def test_champion_must_be_beaten_on_the_same_rows(
 
 
 @pytest.mark.parametrize(("right", "passed"), [(20, True), (10, False)])
-def test_margin_lets_an_equal_version_through(
+def test_an_equal_version_passes_within_the_margin(
     store: Any, registry: Registry, right: int, passed: bool
 ) -> None:
     add(registry, 20)
@@ -266,7 +266,7 @@ def test_canary_is_compared_with_the_champion(store: Any, registry: Registry) ->
         ask(store, 2, "canary", demanded=BEATS)
 
 
-def test_champion_on_other_rows_says_so_and_says_no(store: Any, registry: Registry) -> None:
+def test_a_champion_on_other_rows_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry, 10, split="t" * 64)
     add(registry, 39)
     ask(store, 1)
@@ -275,7 +275,7 @@ def test_champion_on_other_rows_says_so_and_says_no(store: Any, registry: Regist
     assert "the rows differ: its split is tttttttttttt, not ssssss" in check.figures
 
 
-def test_champion_that_was_never_evaluated_says_no(store: Any, registry: Registry) -> None:
+def test_an_unevaluated_champion_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry)
     add(registry, 39)
     ask(store, 1, force=True, reason="there is no other")
@@ -285,7 +285,7 @@ def test_champion_that_was_never_evaluated_says_no(store: Any, registry: Registr
     )  # fmt: skip
 
 
-def test_champion_without_kept_predictions_says_no(store: Any, registry: Registry) -> None:
+def test_a_champion_without_predictions_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry, 10, predictions=False)
     add(registry, 39)
     ask(store, 1)
@@ -293,7 +293,7 @@ def test_champion_without_kept_predictions_says_no(store: Any, registry: Registr
     assert (check.passed, check.figures) == (False, "toy/animals@1: no predictions are stored")
 
 
-def test_metric_that_is_not_installed_says_no(store: Any, registry: Registry) -> None:
+def test_a_missing_metric_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry, 10)
     add(registry, 39)
     ask(store, 1)
@@ -320,7 +320,7 @@ TWO = GateSettings(two_persons=True)
         (None, False),
     ],
 )
-def test_somebody_known_must_promote_what_another_trained(
+def test_two_persons_means_authenticated_and_different(
     store: Any, registry: Registry, actor: str | None, passed: bool
 ) -> None:
     add(registry, 30, trained_by="system:grace")
@@ -336,7 +336,7 @@ def test_both_persons_are_named(store: Any, registry: Registry) -> None:
     )
 
 
-def test_who_imported_is_no_second_person(store: Any, registry: Registry) -> None:
+def test_the_importer_is_no_second_person(store: Any, registry: Registry) -> None:
     registry.versions.reserve("toy", "animals", task="classification")
     registry.versions.publish(
         "toy", "animals", 1, digest="sha256:" + "a" * 64, path="toy/animals/1", bytes=1,
@@ -345,21 +345,21 @@ def test_who_imported_is_no_second_person(store: Any, registry: Registry) -> Non
     assert not checks(store, 1, TWO, actor=ADA)["two persons"].passed
 
 
-def test_refusal_for_want_of_a_second_person_tells_the_way(store: Any, registry: Registry) -> None:
+def test_a_two_persons_refusal_has_a_hint(store: Any, registry: Registry) -> None:
     add(registry, 30)
     with pytest.raises(GateRefusedError) as caught:
         ask(store, 1, demanded=TWO)
     assert "TRUNKLINE_API_KEY" in (caught.value.hint or "")
 
 
-def test_forcing_command_names_the_alias(store: Any, registry: Registry) -> None:
+def test_the_hint_to_force_names_the_alias(store: Any, registry: Registry) -> None:
     add(registry, 30, gate=Gate(metric="accuracy", at_least=0.99))
     with pytest.raises(GateRefusedError) as caught:
         ask(store, 1, "beta")
     assert "promote toy/animals@1 --alias beta --force" in (caught.value.hint or "")
 
 
-def test_second_persons_command_names_the_alias(store: Any, registry: Registry) -> None:
+def test_the_hint_for_the_second_person_names_the_alias(store: Any, registry: Registry) -> None:
     add(registry, 30)
     with pytest.raises(GateRefusedError) as caught:
         ask(store, 1, "beta", demanded=TWO)
@@ -369,7 +369,7 @@ def test_second_persons_command_names_the_alias(store: Any, registry: Registry) 
 # --------------------------------------------------------------------------------- going back
 
 
-def test_rollback_asks_no_gate(store: Any, registry: Registry) -> None:
+def test_rollback_checks_no_gate(store: Any, registry: Registry) -> None:
     add(registry)
     add(registry)
     for number in (1, 2):
@@ -389,7 +389,7 @@ def test_rollback_to_a_damaged_version_is_refused(store: Any, registry: Registry
 
 
 @pytest.mark.parametrize("ref", ["toy/animals@1", "toy/animals@champion"])
-def test_rollback_wants_the_name_alone(store: Any, registry: Registry, ref: str) -> None:
+def test_rollback_of_a_version_ref_is_refused(store: Any, registry: Registry, ref: str) -> None:
     with pytest.raises(UsageError, match="names a version"):
         rollback(store, Ref.parse(ref))
 
@@ -402,6 +402,6 @@ def test_champion_is_dropped_with_a_reason_only(store: Any, registry: Registry) 
     assert (done.move.kind, done.move.forced) == ("dropped", True)
 
 
-def test_other_aliases_are_dropped_freely(store: Any, registry: Registry) -> None:
+def test_other_aliases_are_dropped_without_a_reason(store: Any, registry: Registry) -> None:
     ask(store, add(registry, 30), "canary")
     assert not unalias(registry, NAME, "canary").move.forced

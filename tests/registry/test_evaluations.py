@@ -30,7 +30,7 @@ def evaluate(registry: Registry, dataset: int) -> Callable[..., int]:
     return evaluate
 
 
-def test_an_evaluation_comes_back_under_its_version(
+def test_an_evaluation_is_listed_under_its_version(
     registry: Registry, publish: Publish, evaluate: Callable[..., int]
 ) -> None:
     version = publish()
@@ -99,7 +99,7 @@ def test_predictions_come_back_by_row_id(registry: Registry, evaluate: Callable[
     assert registry.evaluations.predictions(number, limit=1, offset=1) == [given[0]]
 
 
-def test_an_evaluation_and_its_predictions_are_kept_together_or_not_at_all(
+def test_an_evaluation_and_its_predictions_are_stored_atomically(
     registry: Registry, evaluate: Callable[..., int]
 ) -> None:
     twice = PredictionRecord(row_id="a", group="g", target="x", prediction="y")
@@ -121,7 +121,7 @@ def test_predictions_of_an_unknown_evaluation_are_refused(registry: Registry) ->
         registry.evaluations.predictions(9)
 
 
-def test_answer_that_is_no_text_is_kept_with_a_mark(
+def test_an_unstorable_prediction_is_stored_with_a_replacement(
     registry: Registry, evaluate: Callable[..., int]
 ) -> None:
     answer = PredictionRecord(row_id="1", group="g", target="a", prediction="x\0\ud800")

@@ -1,4 +1,4 @@
-"""From a version, a digest, a run or a request back to everything behind it; and what differs."""
+"""The lineage of a version, a digest, a run or a request; and the diff of two."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def line(answered: VersionRecord, id: str = "req-1", **other: Any) -> RequestEnt
 
 
 def parts(found: Lineage) -> dict[str, Any]:
-    """Each part in a word."""
+    """Each part, abbreviated."""
     return {
         "version": found.version and str(found.version.ref),
         "base": found.base and found.base.name,
@@ -79,7 +79,7 @@ def parts(found: Lineage) -> dict[str, Any]:
     }
 
 
-def test_everything_behind_a_version_is_told(registry: Registry, version: VersionRecord) -> None:
+def test_lineage_of_a_version_has_every_part(registry: Registry, version: VersionRecord) -> None:
     assert parts(registry.lineage.of_version(version.ref)) == {
         "version": "medical/icd10@1",
         "base": "tiny",
@@ -93,7 +93,7 @@ def test_everything_behind_a_version_is_told(registry: Registry, version: Versio
     }
 
 
-def test_history_has_who_started_the_run_and_who_published(
+def test_history_has_the_start_of_the_run_and_the_publication(
     registry: Registry, version: VersionRecord
 ) -> None:
     found = registry.lineage.of_version(version.ref).history
@@ -104,11 +104,11 @@ def test_history_has_who_started_the_run_and_who_published(
     ]
 
 
-def test_a_digest_leads_to_the_same(registry: Registry, version: VersionRecord) -> None:
+def test_lineage_of_a_digest_is_that_of_its_version(registry: Registry, version: VersionRecord) -> None:
     assert registry.lineage.of_digest(version.digest) == registry.lineage.of_version(version.ref)
 
 
-def test_a_tombstone_still_has_its_lineage(registry: Registry, version: VersionRecord) -> None:
+def test_a_removed_version_has_its_lineage(registry: Registry, version: VersionRecord) -> None:
     before = parts(registry.lineage.of_version(version.ref))
     registry.aliases.drop(Ref.parse("medical/icd10"), "champion")
     registry.versions.remove(version.ref, reason="old")
@@ -140,14 +140,14 @@ def test_removed_versions_are_listed_in_pages(registry: Registry, publish: Publi
     assert rest.next is None
 
 
-def test_the_same_artifact_under_another_name_is_named(
+def test_duplicates_of_an_artifact_are_named(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     publish("copy")
     assert registry.lineage.of_version(version.ref).duplicates == ("medical/copy@1",)
 
 
-def test_an_unknown_digest_is_told(registry: Registry) -> None:
+def test_an_unknown_digest_is_refused(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="has no version with the digest"):
         registry.lineage.of_digest("sha256:" + "0" * 64)
 
@@ -164,14 +164,14 @@ def test_a_run_without_a_version_has_its_lineage(registry: Registry, start: Star
     assert [one.kind for one in found.history] == ["run.started"]
 
 
-def test_a_request_leads_to_its_version(registry: Registry, version: VersionRecord) -> None:
+def test_lineage_of_a_request_has_its_version(registry: Registry, version: VersionRecord) -> None:
     registry.requests.log([line(version)])
     found = registry.lineage.of_request("req-1")
     assert parts(found) == parts(registry.lineage.of_version(version.ref))
     assert found.request is not None
 
 
-def test_a_request_is_told_the_move_that_let_its_version_live(
+def test_lineage_of_a_request_has_the_alias_move_in_force(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     registry.requests.log([line(version)])
@@ -181,21 +181,21 @@ def test_a_request_is_told_the_move_that_let_its_version_live(
     assert (alias_move.alias, alias_move.new, alias_move.reason) == ("champion", 1, "first")
 
 
-def test_a_request_before_any_move_was_alias_move_by_none(
+def test_a_request_before_any_move_has_no_alias_move(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.requests.log([line(version, at=utc_now() - timedelta(days=1))])
     assert registry.lineage.of_request("req-1").alias_move is None
 
 
-def test_a_request_by_number_was_alias_move_by_none(
+def test_a_request_by_number_has_no_alias_move(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.requests.log([line(version, model="medical/icd10@1")])
     assert registry.lineage.of_request("req-1").alias_move is None
 
 
-def test_the_digest_decides_which_version_answered(
+def test_the_logged_digest_decides_the_version(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     other = publish("other", digest="d")
@@ -205,14 +205,14 @@ def test_the_digest_decides_which_version_answered(
     assert str(found.version.ref) == "medical/other@1"
 
 
-def test_an_unknown_digest_in_the_log_leads_nowhere(
+def test_an_unknown_logged_digest_has_no_version(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.requests.log([line(version, digest="sha256:" + "0" * 64)])
     assert registry.lineage.of_request("req-1").version is None
 
 
-def test_parts_are_bounded_and_say_so(
+def test_long_parts_are_truncated(
     registry: Registry, version: VersionRecord, dataset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lineage, "MAX_PART", 1)
@@ -224,7 +224,7 @@ def test_parts_are_bounded_and_say_so(
 
 @pytest.fixture
 def compared(registry: Registry, version: VersionRecord, dataset: int) -> LineageDiff:
-    """medical/icd10@1 beside a second version of another seed, rank and split."""
+    """The diff of medical/icd10@1 and a version with another seed, rank and split."""
     other = registry.sources.record_dataset(
         name="medical/icd10",
         fingerprint="rows-1",
@@ -251,7 +251,7 @@ def compared(registry: Registry, version: VersionRecord, dataset: int) -> Lineag
     return diff(registry.lineage.of_version(version.ref), registry.lineage.of_version(second.ref))
 
 
-def test_only_what_differs_is_told(compared: LineageDiff) -> None:
+def test_diff_has_only_differences(compared: LineageDiff) -> None:
     assert {one.name: (one.left, one.right) for one in compared.fields} == {
         "version.digest": ("sha256:" + "a" * 64, "sha256:" + "c" * 64),
         "version.run": (1, 2),
@@ -262,13 +262,13 @@ def test_only_what_differs_is_told(compared: LineageDiff) -> None:
     }
 
 
-def test_figures_are_set_side_by_side(compared: LineageDiff) -> None:
+def test_diff_has_the_metrics_of_both(compared: LineageDiff) -> None:
     (figure,) = compared.metrics
     assert (figure.name, figure.left, figure.right) == ("test.accuracy", 0.8, 0.9)
     assert figure.difference == pytest.approx(0.1)
 
 
-def test_figures_of_other_rows_say_so(compared: LineageDiff) -> None:
+def test_metrics_of_different_rows_are_marked(compared: LineageDiff) -> None:
     assert not compared.metrics[0].same_rows
 
 
@@ -277,7 +277,7 @@ def test_a_version_does_not_differ_from_itself(registry: Registry, version: Vers
     assert (found.fields, found.metrics[0].same_rows) == ((), True)
 
 
-def test_listed_versions_and_adapters_bring_their_standing(
+def test_listed_versions_and_adapters_have_their_score(
     registry: Registry, version: VersionRecord
 ) -> None:
     (listed,) = registry.versions.list("medical", "icd10", scored=True)

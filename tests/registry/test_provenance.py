@@ -1,4 +1,4 @@
-"""Lineage from outside becomes rows, on both engines; a lost registry is filled again."""
+"""Provenance documents become rows, on both engines; a lost registry is rebuilt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCORES = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}}
 
 
 def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> dict[str, Any]:
-    """A version's provenance, in the form of its file."""
+    """A version's provenance document."""
     told = {
         "number": run,
         "recipe": "medical/icd10",
@@ -82,7 +82,7 @@ def found(ref: str = "medical/icd10@1", **said: Any) -> RecoveredVersion:
 def restored(
     registry: Registry, provenance: dict[str, Any], actor: str | None = None
 ) -> RecordedProvenance:
-    """What became of the lineage of a version that came from elsewhere."""
+    """What was recorded of an imported version."""
     return registry.provenance.reserve(
         Ref("medical", "icd10"), task="classification", provenance=provenance, actor=actor
     )[1]
@@ -102,24 +102,24 @@ def test_base_dataset_and_run_become_rows(registry: Registry) -> None:
     assert run.started == datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 
 
-def test_run_gets_the_next_number_here(registry: Registry) -> None:
+def test_an_imported_run_gets_the_next_number(registry: Registry) -> None:
     assert [restored(registry, origin()).run for _ in range(2)] == [1, 2]
 
 
-def test_base_and_dataset_that_are_known_stay(registry: Registry, dataset: int) -> None:
+def test_recorded_base_and_dataset_are_reused(registry: Registry, dataset: int) -> None:
     made = restored(registry, origin())
     assert made.dataset_id == dataset
     assert [one.architecture for one in registry.sources.list_bases()] == ["LlamaForCausalLM"]
 
 
-def test_event_says_which_run_it_was_and_who_began_it(registry: Registry) -> None:
+def test_event_has_the_original_number_and_starter(registry: Registry) -> None:
     made = restored(registry, origin(), actor="key/a bo")
     event = registry.events.list(subject=f"run/{made.run}")[0]
     assert (event.kind, event.actor) == ("run.imported", "key/a bo")
     assert event.detail == {"recipe": "medical/icd10", "number": 7, "started_by": "system:ada"}
 
 
-def test_who_began_the_run_elsewhere_is_one_of_its_makers(registry: Registry) -> None:
+def test_the_original_starter_is_a_contributor(registry: Registry) -> None:
     number, made = registry.provenance.reserve(
         Ref("medical", "icd10"), task="classification", provenance=origin(), actor="key/a bo"
     )
@@ -131,21 +131,21 @@ def test_who_began_the_run_elsewhere_is_one_of_its_makers(registry: Registry) ->
     assert registry.versions.contributors(version) == ["system:ada", "system:bo"]
 
 
-def test_unknown_run_gives_base_and_data_alone(registry: Registry) -> None:
+def test_without_a_run_base_and_dataset_are_recorded(registry: Registry) -> None:
     made = restored(registry, origin(run=None))
     assert made.run is None
     assert made.dataset_id is not None
     assert registry.runs.list() == []
 
 
-def test_run_that_says_it_goes_on_is_not_told_as_running(registry: Registry) -> None:
+def test_a_running_run_is_imported_as_interrupted(registry: Registry) -> None:
     said = origin()
     said["run"] |= {"status": "running", "finished": None}
     made = restored(registry, said)
     assert registry.runs.get(made.run or 0).status == "interrupted"
 
 
-def test_published_version_takes_the_evaluations_over(registry: Registry) -> None:
+def test_publication_adopts_the_evaluations(registry: Registry) -> None:
     made = restored(registry, origin())
     number = registry.versions.reserve("medical", "new", task="classification", run=made.run)
     version = registry.versions.publish(
@@ -158,7 +158,7 @@ def test_published_version_takes_the_evaluations_over(registry: Registry) -> Non
 # ------------------------------------------------------------------------------------- origin
 
 
-def test_what_was_restored_is_told_as_it_came(registry: Registry) -> None:
+def test_provenance_survives_an_import_unchanged(registry: Registry) -> None:
     registry.provenance.rebuild([found()])
     told = registry.provenance.of_version(Ref.parse("medical/icd10@1"))
     said = origin()
@@ -167,7 +167,7 @@ def test_what_was_restored_is_told_as_it_came(registry: Registry) -> None:
     assert told == {name: said[name] for name in ("base", "dataset", "run", "evaluations")}
 
 
-def test_origin_names_who_started_a_run_here(
+def test_provenance_names_who_started_a_run(
     registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
     told = registry.provenance.of_version(publish().ref)
@@ -177,7 +177,7 @@ def test_origin_names_who_started_a_run_here(
 # ------------------------------------------------------------------------------------ rebuild
 
 
-def test_rebuilt_version_resolves_with_everything_behind_it(registry: Registry) -> None:
+def test_a_rebuilt_version_has_its_lineage(registry: Registry) -> None:
     made = registry.provenance.rebuild([found("medical/icd10@3")])
     version, how = registry.versions.resolve(Ref.parse("medical/icd10"))
     assert (made.bases, made.datasets, made.runs, made.versions) == (1, 1, 1, 1)
@@ -186,12 +186,12 @@ def test_rebuilt_version_resolves_with_everything_behind_it(registry: Registry) 
     assert (version.created, version.template_digest) == (CREATED, "e" * 64)
 
 
-def test_next_number_follows_the_highest_that_was_found(registry: Registry) -> None:
+def test_next_number_follows_the_highest_rebuilt(registry: Registry) -> None:
     registry.provenance.rebuild([found("medical/icd10@2"), found("medical/icd10@5")])
     assert registry.versions.reserve("medical", "icd10", task="classification") == 6
 
 
-def test_next_run_follows_the_highest_that_was_found(registry: Registry, request: Any) -> None:
+def test_next_run_follows_the_highest_rebuilt(registry: Registry, request: Any) -> None:
     registry.provenance.rebuild([found(run=40)])
     start = request.getfixturevalue("start")
     assert start() > 40
@@ -202,33 +202,33 @@ def test_two_versions_of_one_run_share_it(registry: Registry) -> None:
     assert made.runs == 1
 
 
-def test_two_runs_that_claim_one_number_are_kept_apart(registry: Registry) -> None:
+def test_two_runs_with_one_number_are_separated(registry: Registry) -> None:
     later = "2026-03-30T00:00:00+00:00"
     registry.provenance.rebuild([found("medical/a@1"), found("medical/b@1", started=later)])
     runs = [registry.versions.resolve(Ref.parse(f"medical/{name}"))[0].run for name in ("a", "b")]
     assert runs == [7, 8]
 
 
-def test_scores_can_be_searched_again(registry: Registry) -> None:
+def test_rebuilt_scores_can_be_searched(registry: Registry) -> None:
     registry.provenance.rebuild([found()])
     evaluated = registry.evaluations.list(version=Ref.parse("medical/icd10@1"))[0]
     assert evaluated.results == {"scores": SCORES, IMPORTED: True}
     assert evaluated.run == 7
 
 
-def test_rebuild_is_an_event_of_a_sound_chain(registry: Registry) -> None:
+def test_a_rebuild_is_an_event_of_an_intact_chain(registry: Registry) -> None:
     registry.provenance.rebuild([found()], actor="system:ada")
     assert registry.events.list(subject="registry")[0].kind == "registry.rebuilt"
     assert all(report.intact for report in registry.audit.verify())
 
 
-def test_registry_that_holds_a_row_is_left_alone(registry: Registry, dataset: int) -> None:
+def test_rebuilding_a_registry_with_rows_is_refused(registry: Registry, dataset: int) -> None:
     with pytest.raises(RefusedError, match="is not empty: its table"):
         registry.provenance.rebuild([found()])
     assert registry.runs.list() == []
 
 
-def test_failure_in_the_middle_leaves_it_empty(registry: Registry) -> None:
+def test_a_failed_rebuild_adds_nothing(registry: Registry) -> None:
     broken = found("medical/b@1")
     broken.provenance["run"]["seed"] = None  # type: ignore[index]
     with pytest.raises(Exception, match=r"."):

@@ -1,4 +1,4 @@
-"""Numbers, publishing, aliases, and which version answers a ref."""
+"""Numbers, publication, aliases, and which version a ref resolves to."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_each_adapter_has_its_own_numbers(publish: Publish) -> None:
     assert (publish("a").number, publish("b").number) == (1, 1)
 
 
-def test_a_failed_publish_uses_its_number_up(registry: Registry, publish: Publish) -> None:
+def test_a_failed_publication_uses_its_number(registry: Registry, publish: Publish) -> None:
     number = reserve(registry)
     registry.versions.abandon("medical", "icd10", number)
     assert (number, publish().number) == (1, 2)
 
 
-def test_a_published_version_knows_what_it_was_made_of(publish: Publish) -> None:
+def test_a_published_version_has_its_sources(publish: Publish) -> None:
     version = publish()
     assert (
         str(version.ref),
@@ -151,7 +151,7 @@ def test_an_adapter_keeps_its_task(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("domain", ["..", "Medical", ""])
-def test_no_number_is_given_to_a_malformed_name(registry: Registry, domain: str) -> None:
+def test_a_malformed_name_gets_no_number(registry: Registry, domain: str) -> None:
     with pytest.raises(UsageError):
         registry.versions.reserve(domain, "icd10", task="classification")
 
@@ -164,7 +164,7 @@ def test_adapters_are_listed_by_name_domain_and_page(registry: Registry, publish
     assert registry.adapters.list(domain="retail") == []
 
 
-def test_an_adapter_tells_its_newest_version_and_aliases(
+def test_an_adapter_has_its_newest_version_and_aliases(
     registry: Registry, publish: Publish
 ) -> None:
     publish()
@@ -174,7 +174,7 @@ def test_an_adapter_tells_its_newest_version_and_aliases(
     assert (adapter.newest, adapter.versions, adapter.aliases) == (2, 2, {"champion": 1})
 
 
-def test_an_unknown_adapter_is_answered_with_the_nearest(
+def test_an_unknown_adapter_names_the_nearest(
     registry: Registry, publish: Publish
 ) -> None:
     publish()
@@ -245,14 +245,14 @@ def test_versions_of_no_adapters_are_none(registry: Registry) -> None:
     assert registry.versions.list_for_base([], base_digest=BASE, limit=9) == {}
 
 
-def test_without_a_champion_the_newest_answers(registry: Registry, publish: Publish) -> None:
+def test_without_a_champion_a_ref_resolves_to_the_newest(registry: Registry, publish: Publish) -> None:
     publish()
     publish()
     version, how = registry.versions.resolve(Ref.parse("medical/icd10"))
     assert (version.number, how) == (2, "newest")
 
 
-def test_the_champion_answers_before_the_newest(registry: Registry, publish: Publish) -> None:
+def test_the_champion_takes_precedence_over_the_newest(registry: Registry, publish: Publish) -> None:
     publish()
     publish()
     registry.aliases.set(Ref.parse("medical/icd10@1"), "champion")
@@ -264,7 +264,7 @@ def test_the_champion_answers_before_the_newest(registry: Registry, publish: Pub
     ("selector", "number", "how"),
     [("1", 1, "number"), ("canary", 2, "alias"), ("sha256:" + "a" * 64, 3, "digest")],
 )
-def test_a_selector_is_answered(
+def test_a_selector_is_resolved(
     registry: Registry, publish: Publish, selector: str, number: int, how: str
 ) -> None:
     publish(digest="a")
@@ -275,7 +275,7 @@ def test_a_selector_is_answered(
     assert (version.number, by) == (number, how)
 
 
-def test_an_alias_of_another_adapter_does_not_answer(registry: Registry, publish: Publish) -> None:
+def test_an_alias_of_another_adapter_does_not_resolve(registry: Registry, publish: Publish) -> None:
     publish("a")
     publish("b")
     registry.aliases.set(Ref.parse("medical/a@1"), "canary")
@@ -283,14 +283,14 @@ def test_an_alias_of_another_adapter_does_not_answer(registry: Registry, publish
         registry.versions.resolve(Ref.parse("medical/b@canary"))
 
 
-def test_a_digest_of_another_adapter_does_not_answer(registry: Registry, publish: Publish) -> None:
+def test_a_digest_of_another_adapter_does_not_resolve(registry: Registry, publish: Publish) -> None:
     publish("a", digest="a")
     publish("b", digest="b")
     with pytest.raises(NotFoundError):
         registry.versions.resolve(Ref.parse(f"medical/b@sha256:{'a' * 64}"))
 
 
-def test_an_unknown_number_is_answered_with_the_newest(
+def test_an_unknown_number_names_the_newest(
     registry: Registry, publish: Publish
 ) -> None:
     publish()
@@ -299,7 +299,7 @@ def test_an_unknown_number_is_answered_with_the_newest(
     assert "The newest is medical/icd10@1" in (caught.value.hint or "")
 
 
-def test_an_unknown_alias_is_answered_with_the_nearest(
+def test_an_unknown_alias_names_the_nearest(
     registry: Registry, publish: Publish
 ) -> None:
     publish()
@@ -319,7 +319,7 @@ def test_an_alias_moves_from_old_to_new(registry: Registry, publish: Publish) ->
     assert registry.aliases.set(Ref.parse("medical/icd10@2"), "champion") == (1, 2)
 
 
-def test_a_move_leaves_an_event_with_its_detail(registry: Registry, publish: Publish) -> None:
+def test_a_move_appends_an_event_with_its_detail(registry: Registry, publish: Publish) -> None:
     publish()
     registry.aliases.set(Ref.parse("medical/icd10@1"), "champion", actor="ada")
     event = registry.events.list(subject="medical/icd10")[0]
@@ -328,7 +328,7 @@ def test_a_move_leaves_an_event_with_its_detail(registry: Registry, publish: Pub
     assert told.items() <= event.detail.items()
 
 
-def test_an_alias_that_does_not_move_leaves_no_event(registry: Registry, publish: Publish) -> None:
+def test_an_unmoved_alias_appends_no_event(registry: Registry, publish: Publish) -> None:
     publish()
     registry.aliases.set(Ref.parse("medical/icd10@1"), "champion")
     before = registry.events.list()
@@ -343,7 +343,7 @@ def test_a_reserved_alias_is_refused(registry: Registry, publish: Publish, alias
         registry.aliases.set(Ref.parse("medical/icd10@1"), alias)
 
 
-def test_publishing_and_abandoning_leave_events(registry: Registry, publish: Publish) -> None:
+def test_publishing_and_abandoning_append_events(registry: Registry, publish: Publish) -> None:
     publish()
     registry.versions.abandon("medical", "icd10", reserve(registry))
     kinds = [event.kind for event in registry.events.list(subject="medical/icd10")]
