@@ -111,18 +111,18 @@ def metric_named(name: str) -> MetricSpec:
     return METRICS[name]
 
 
-def ask(store: Any, number: int, alias: str = "champion", **said: Any) -> Promotion:
-    demanded = said.pop("demanded", GateSettings())
-    return promote(store, NAME.at(number), alias, metric=metric_named, demanded=demanded, **said)
+def promoted(store: Any, number: int, alias: str = "champion", **options: Any) -> Promotion:
+    demanded = options.pop("demanded", GateSettings())
+    return promote(store, NAME.at(number), alias, metric=metric_named, demanded=demanded, **options)
 
 
-def checks(store: Any, number: int, demanded: GateSettings, **said: Any) -> dict[str, GateCheck]:
+def checks(store: Any, number: int, demanded: GateSettings, **options: Any) -> dict[str, GateCheck]:
     """The checks by name."""
     try:
-        found = ask(store, number, demanded=demanded, **said).checks
+        results = promoted(store, number, demanded=demanded, **options).checks
     except GateRefusedError as refused:
-        found = refused.checks
-    return {check.name: check for check in found}
+        results = refused.checks
+    return {check.name: check for check in results}
 
 
 # ----------------------------------------------------------------------------------- the gate
@@ -130,8 +130,8 @@ def checks(store: Any, number: int, demanded: GateSettings, **said: Any) -> dict
 
 def test_the_workspace_tightens_the_recipes_gate(store: Any, registry: Registry) -> None:
     add(registry, 30)
-    found = checks(store, 1, GateSettings(slices_at_least=0.5, two_persons=True))
-    assert list(found) == ["beats the baseline", "every slice at least 0.5", "two persons"]
+    results = checks(store, 1, GateSettings(slices_at_least=0.5, two_persons=True))
+    assert list(results) == ["beats the baseline", "every slice at least 0.5", "two persons"]
 
 
 def test_the_recipes_gate_is_checked(store: Any, registry: Registry) -> None:
@@ -141,8 +141,8 @@ def test_the_recipes_gate_is_checked(store: Any, registry: Registry) -> None:
 
 def test_an_unevaluated_version_is_always_refused(store: Any, registry: Registry) -> None:
     add(registry)
-    found = checks(store, 1, GateSettings(two_persons=True), actor=ADA)
-    assert [(name, check.passed) for name, check in found.items()] == [
+    results = checks(store, 1, GateSettings(two_persons=True), actor=ADA)
+    assert [(name, check.passed) for name, check in results.items()] == [
         ("has been evaluated", False), ("two persons", True),
     ]  # fmt: skip
 
@@ -151,13 +151,13 @@ def test_refusal_changes_nothing(store: Any, registry: Registry) -> None:
     add(registry)
     before = registry.events.heads()
     with pytest.raises(GateRefusedError, match="refuses toy/animals@1"):
-        ask(store, 1)
+        promoted(store, 1)
     assert registry.events.heads() == before
 
 
 def test_force_is_recorded_with_the_gate_and_the_reason(store: Any, registry: Registry) -> None:
     add(registry)
-    assert ask(store, 1, force=True, reason=" a trial ").forced
+    assert promoted(store, 1, force=True, reason=" a trial ").forced
     (move,) = registry.aliases.moves("toy", "animals")
     assert (move.forced, move.reason) == (True, "a trial")
     assert move.gate == [
@@ -168,18 +168,18 @@ def test_force_is_recorded_with_the_gate_and_the_reason(store: Any, registry: Re
 def test_reason_with_control_characters_is_refused(store: Any, registry: Registry) -> None:
     add(registry)
     with pytest.raises(UsageError, match="is not a valid reason"):
-        ask(store, 1, force=True, reason="a\x1b[2J")
+        promoted(store, 1, force=True, reason="a\x1b[2J")
     assert registry.aliases.moves("toy", "animals") == []
 
 
 def test_force_that_was_not_needed_is_not_recorded(store: Any, registry: Registry) -> None:
     add(registry, 30)
-    assert not ask(store, 1, force=True, reason="to be sure").forced
+    assert not promoted(store, 1, force=True, reason="to be sure").forced
 
 
 def test_head_is_that_of_the_events_after_the_move(store: Any, registry: Registry) -> None:
     add(registry, 30)
-    head = ask(store, 1).head
+    head = promoted(store, 1).head
     assert head == str(registry.events.heads()["events"])
     assert registry.events.list(limit=1)[0].kind == "alias.moved"
 
@@ -190,7 +190,7 @@ def test_a_reserved_alias_is_refused_before_the_gate(
 ) -> None:
     add(registry, 30)
     with pytest.raises(UsageError):
-        ask(store, 1, alias)
+        promoted(store, 1, alias)
     assert registry.aliases.moves("toy", "animals") == []
 
 
@@ -199,7 +199,7 @@ def test_removed_version_is_not_promoted(store: Any, registry: Registry) -> None
     add(registry, 30)
     registry.versions.remove(NAME.at(1), reason="wrong")
     with pytest.raises(NotFoundError):
-        ask(store, 1, force=True, reason="never mind")
+        promoted(store, 1, force=True, reason="never mind")
 
 
 def test_alias_that_moves_meanwhile_is_not_moved_again(store: Any, registry: Registry) -> None:
@@ -213,7 +213,7 @@ def test_alias_that_moves_meanwhile_is_not_moved_again(store: Any, registry: Reg
 
     store.fetch = overtaken
     with pytest.raises(RefusedError, match="ada moved it to version 2"):
-        ask(store, 1)
+        promoted(store, 1)
     assert registry.adapters.get("toy", "animals").aliases == {"champion": 2}
 
 
@@ -230,7 +230,7 @@ def test_the_first_champion_is_compared_with_none(store: Any, registry: Registry
 
 def test_champion_need_not_beat_itself(store: Any, registry: Registry) -> None:
     add(registry, 30)
-    ask(store, 1)
+    promoted(store, 1)
     assert checks(store, 1, BEATS)["beats the champion"].passed
 
 
@@ -240,7 +240,7 @@ def test_champion_must_be_beaten_on_the_same_rows(
 ) -> None:
     add(registry, 20)
     add(registry, right)
-    ask(store, 1)
+    promoted(store, 1)
     check = checks(store, 2, BEATS)["beats the champion"]
     assert check.passed is passed
     difference = (right - 20) / ROWS
@@ -253,7 +253,7 @@ def test_an_equal_version_passes_within_the_margin(
 ) -> None:
     add(registry, 20)
     add(registry, right)
-    ask(store, 1)
+    promoted(store, 1)
     name = "no worse than the champion by more than 0.05"
     assert checks(store, 2, MARGIN)[name].passed is passed
 
@@ -261,15 +261,15 @@ def test_an_equal_version_passes_within_the_margin(
 def test_canary_is_compared_with_the_champion(store: Any, registry: Registry) -> None:
     add(registry, 30)
     add(registry, 10)
-    ask(store, 1)
+    promoted(store, 1)
     with pytest.raises(GateRefusedError, match="beats the champion: no"):
-        ask(store, 2, "canary", demanded=BEATS)
+        promoted(store, 2, "canary", demanded=BEATS)
 
 
 def test_a_champion_on_other_rows_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry, 10, split="t" * 64)
     add(registry, 39)
-    ask(store, 1)
+    promoted(store, 1)
     check = checks(store, 2, BEATS)["beats the champion"]
     assert not check.passed
     assert "the rows differ: its split is tttttttttttt, not ssssss" in check.figures
@@ -278,7 +278,7 @@ def test_a_champion_on_other_rows_fails_the_check(store: Any, registry: Registry
 def test_an_unevaluated_champion_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry)
     add(registry, 39)
-    ask(store, 1, force=True, reason="there is no other")
+    promoted(store, 1, force=True, reason="there is no other")
     check = checks(store, 2, BEATS)["beats the champion"]
     assert (check.passed, check.figures) == (
         False, "toy/animals@1: it was never evaluated on test rows",
@@ -288,7 +288,7 @@ def test_an_unevaluated_champion_fails_the_check(store: Any, registry: Registry)
 def test_a_champion_without_predictions_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry, 10, predictions=False)
     add(registry, 39)
-    ask(store, 1)
+    promoted(store, 1)
     check = checks(store, 2, BEATS)["beats the champion"]
     assert (check.passed, check.figures) == (False, "toy/animals@1: no predictions are stored")
 
@@ -296,7 +296,7 @@ def test_a_champion_without_predictions_fails_the_check(store: Any, registry: Re
 def test_a_missing_metric_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry, 10)
     add(registry, 39)
-    ask(store, 1)
+    promoted(store, 1)
 
     def missing(name: str) -> MetricSpec:
         raise NotFoundError(f"There is no metric {name!r}.")
@@ -348,21 +348,21 @@ def test_the_importer_is_no_second_person(store: Any, registry: Registry) -> Non
 def test_a_two_persons_refusal_has_a_hint(store: Any, registry: Registry) -> None:
     add(registry, 30)
     with pytest.raises(GateRefusedError) as caught:
-        ask(store, 1, demanded=TWO)
+        promoted(store, 1, demanded=TWO)
     assert "TRUNKLINE_API_KEY" in (caught.value.hint or "")
 
 
 def test_the_hint_to_force_names_the_alias(store: Any, registry: Registry) -> None:
     add(registry, 30, gate=Gate(metric="accuracy", at_least=0.99))
     with pytest.raises(GateRefusedError) as caught:
-        ask(store, 1, "beta")
+        promoted(store, 1, "beta")
     assert "promote toy/animals@1 --alias beta --force" in (caught.value.hint or "")
 
 
 def test_the_hint_for_the_second_person_names_the_alias(store: Any, registry: Registry) -> None:
     add(registry, 30)
     with pytest.raises(GateRefusedError) as caught:
-        ask(store, 1, "beta", demanded=TWO)
+        promoted(store, 1, "beta", demanded=TWO)
     assert "promote toy/animals@1 --alias beta --url URL." in (caught.value.hint or "")
 
 
@@ -373,7 +373,7 @@ def test_rollback_checks_no_gate(store: Any, registry: Registry) -> None:
     add(registry)
     add(registry)
     for number in (1, 2):
-        ask(store, number, force=True, reason="a trial")
+        promoted(store, number, force=True, reason="a trial")
     done = rollback(store, NAME, reason="wrong codes", actor=ADA)
     assert (done.move.new, done.move.actor, done.move.gate) == (1, ADA, None)
     assert done.head == str(registry.events.heads()["events"])
@@ -381,7 +381,7 @@ def test_rollback_checks_no_gate(store: Any, registry: Registry) -> None:
 
 def test_rollback_to_a_damaged_version_is_refused(store: Any, registry: Registry) -> None:
     for _ in range(2):
-        ask(store, add(registry, 30))
+        promoted(store, add(registry, 30))
     store.damaged = {1}
     with pytest.raises(IntegrityError):
         rollback(store, NAME)
@@ -395,7 +395,7 @@ def test_rollback_of_a_version_ref_is_refused(store: Any, registry: Registry, re
 
 
 def test_champion_is_dropped_with_a_reason_only(store: Any, registry: Registry) -> None:
-    ask(store, add(registry, 30))
+    promoted(store, add(registry, 30))
     with pytest.raises(UsageError, match="needs a reason"):
         unalias(registry, NAME, "champion")
     done = unalias(registry, NAME, "champion", reason="nobody is to be")
@@ -403,5 +403,5 @@ def test_champion_is_dropped_with_a_reason_only(store: Any, registry: Registry) 
 
 
 def test_other_aliases_are_dropped_without_a_reason(store: Any, registry: Registry) -> None:
-    ask(store, add(registry, 30), "canary")
+    promoted(store, add(registry, 30), "canary")
     assert not unalias(registry, NAME, "canary").move.forced

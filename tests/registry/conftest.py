@@ -22,13 +22,15 @@ from trunkline.registry.registry import Registry
 
 BASE = "sha256:" + "b" * 64
 
-ENGINES = ("sqlite", "postgresql")
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "database_engine" in metafunc.fixturenames:
-        only = "database" in metafunc.fixturenames
-        metafunc.parametrize("database_engine", ["sqlite"] if only else ENGINES)
+        engines: list[Any] = ["sqlite"]
+        if "database" not in metafunc.fixturenames:
+            dialect = any(mark.name == "dialect" for mark in metafunc.definition.iter_markers())
+            marks = () if dialect else (pytest.mark.matrix,)
+            engines.append(pytest.param("postgresql", marks=marks))
+        metafunc.parametrize("database_engine", engines)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,13 +39,14 @@ def newest(registry: Registry, alias: str = "champion") -> AliasMoveRecord:
     return registry.aliases.moves("medical", "icd10", alias)[0]
 
 
-def step_back(registry: Registry, times: int = 1, **said: Any) -> list[int | None]:
-    return [registry.aliases.rollback(NAME, "champion", **said).new for _ in range(times)]
+def roll_back(registry: Registry, times: int = 1, **options: Any) -> list[int | None]:
+    return [registry.aliases.rollback(NAME, "champion", **options).new for _ in range(times)]
 
 
 # ------------------------------------------------------------------------------------- moving
 
 
+@pytest.mark.dialect
 def test_a_move_record_has_every_field(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     gate = [{"name": "beats the baseline", "passed": False, "figures": "+0.1"}]
@@ -104,6 +105,7 @@ def test_a_move_away_and_back_is_a_conflict(registry_of_four: Registry) -> None:
         registry_of_four.aliases.move(NAME.at(3), "champion", expected=seen)
 
 
+@pytest.mark.dialect
 def test_one_of_two_concurrent_moves_wins(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     seen, gate = newest(registry_of_four).id, threading.Barrier(MOVERS)
@@ -142,17 +144,18 @@ def test_a_removed_version_is_not_promoted(registry_of_four: Registry) -> None:
 # -------------------------------------------------------------------------------- rolling back
 
 
+@pytest.mark.dialect
 def test_each_rollback_goes_one_step_further(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2, 3)
-    assert step_back(registry_of_four, 2) == [2, 1]
+    assert roll_back(registry_of_four, 2) == [2, 1]
     assert standing(registry_of_four) == 1
 
 
 def test_rollback_without_an_earlier_version_is_refused(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
-    step_back(registry_of_four)
+    roll_back(registry_of_four)
     with pytest.raises(RefusedError, match="it points to version 1, and no earlier version"):
-        step_back(registry_of_four)
+        roll_back(registry_of_four)
     assert standing(registry_of_four) == 1
 
 
@@ -160,22 +163,22 @@ def test_rollback_of_a_promotion_after_rollbacks_returns_to_where_they_ended(
     registry_of_four: Registry,
 ) -> None:
     promote(registry_of_four, 1, 2, 3)
-    step_back(registry_of_four, 2)
+    roll_back(registry_of_four, 2)
     promote(registry_of_four, 4)
-    assert step_back(registry_of_four) == [1]
+    assert roll_back(registry_of_four) == [1]
     with pytest.raises(RefusedError):
-        step_back(registry_of_four)
+        roll_back(registry_of_four)
 
 
 def test_rollback_skips_removed_versions(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2, 3)
     registry_of_four.versions.remove(NAME.at(2), reason="wrong")
-    assert step_back(registry_of_four) == [1]
+    assert roll_back(registry_of_four) == [1]
 
 
 def test_a_rollback_appends_an_event(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
-    step_back(registry_of_four, actor="ada", reason="wrong codes")
+    roll_back(registry_of_four, actor="ada", reason="wrong codes")
     move = newest(registry_of_four)
     assert (move.kind, move.old, move.new) == ("rolled-back", 2, 1)
     assert (move.actor, move.reason, move.gate) == ("ada", "wrong codes", None)
@@ -186,9 +189,9 @@ def test_a_rollback_appends_an_event(registry_of_four: Registry) -> None:
 def test_a_rollback_after_another_move_is_a_conflict(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2, 3)
     seen = newest(registry_of_four).id
-    step_back(registry_of_four, actor="system:grace")
+    roll_back(registry_of_four, actor="system:grace")
     with pytest.raises(RefusedError, match=r"system:grace rolled .* back to version 2"):
-        step_back(registry_of_four, expected=seen)
+        roll_back(registry_of_four, expected=seen)
     assert standing(registry_of_four) == 2
 
 
@@ -200,7 +203,7 @@ def test_rollback_of_an_unknown_alias_is_refused(registry_of_four: Registry) -> 
 def test_each_alias_has_its_own_rollbacks(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
     promote(registry_of_four, 3, 4, alias="canary")
-    step_back(registry_of_four)
+    roll_back(registry_of_four)
     assert (standing(registry_of_four), standing(registry_of_four, "canary")) == (1, 4)
 
 
@@ -213,6 +216,7 @@ def test_previous_returns_the_version_of_a_rollback(registry_of_four: Registry) 
 # ------------------------------------------------------------------------------------ dropping
 
 
+@pytest.mark.dialect
 def test_a_dropped_alias_leaves_its_move(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     move = registry_of_four.aliases.drop(NAME, "champion", reason="no more")
@@ -223,21 +227,21 @@ def test_a_dropped_alias_leaves_its_move(registry_of_four: Registry) -> None:
 def test_rollback_restores_a_dropped_alias(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
     registry_of_four.aliases.drop(NAME, "champion")
-    assert step_back(registry_of_four, 2) == [2, 1]
+    assert roll_back(registry_of_four, 2) == [2, 1]
 
 
 def test_rollback_skips_a_drop(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     registry_of_four.aliases.drop(NAME, "champion")
     promote(registry_of_four, 2)
-    assert step_back(registry_of_four) == [1]
+    assert roll_back(registry_of_four) == [1]
 
 
 def test_rollback_never_stays_at_the_same_version(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
     registry_of_four.aliases.drop(NAME, "champion")
     promote(registry_of_four, 2)
-    assert step_back(registry_of_four) == [1]
+    assert roll_back(registry_of_four) == [1]
 
 
 def test_dropping_an_unknown_alias_names_the_nearest(registry_of_four: Registry) -> None:
@@ -266,6 +270,7 @@ def test_set_moves_an_alias_unconditionally(registry_of_four: Registry) -> None:
     assert registry_of_four.aliases.move(NAME.at(3), "champion", expected=ANY) is not None
 
 
+@pytest.mark.dialect
 def test_contributors_started_the_run_or_published(
     registry: Registry, dataset: int, start: Callable[..., int]
 ) -> None:

@@ -126,6 +126,7 @@ def rewrite(connection: Connection, chain: Chain, seq: int) -> None:
 # ------------------------------------------------------------------------------ what is sound
 
 
+@pytest.mark.dialect
 @each_chain
 def test_an_unchanged_chain_is_intact(filled: Registry, chain: Chain) -> None:
     report = checked(filled, chain)
@@ -210,7 +211,9 @@ def test_removed_rows_break_the_chain(filled: Registry, chain: Chain, seqs: set[
 
 @examples
 @given(chain=chains, seq=numbers, forged=some.booleans())
-def test_an_inserted_row_breaks_the_chain(filled: Registry, chain: Chain, seq: int, forged: bool) -> None:
+def test_an_inserted_row_breaks_the_chain(
+    filled: Registry, chain: Chain, seq: int, forged: bool
+) -> None:
     """Even if its own hash follows the row before it."""
     with tampering(filled, chain) as connection:
         row = rows_of(connection, chain)[seq - 1]
@@ -218,8 +221,8 @@ def test_an_inserted_row_breaks_the_chain(filled: Registry, chain: Chain, seq: i
         name = "id" if "id" in row else "subject"
         row[name] = "put-in"
         if forged:
-            told = {column: row[column] for column in chain.fields}
-            row["hash"] = row_hash(row["previous_hash"], told)
+            values = {column: row[column] for column in chain.fields}
+            row["hash"] = row_hash(row["previous_hash"], values)
         connection.execute(insert(chain.table.__table__), [row])
         connection.commit()
         assert not checked(filled, chain).intact
@@ -227,9 +230,7 @@ def test_an_inserted_row_breaks_the_chain(filled: Registry, chain: Chain, seq: i
 
 @examples
 @given(chain=chains, one=numbers, two=numbers)
-def test_swapped_rows_break_the_chain(
-    filled: Registry, chain: Chain, one: int, two: int
-) -> None:
+def test_swapped_rows_break_the_chain(filled: Registry, chain: Chain, one: int, two: int) -> None:
     if one == two:
         return
     with tampering(filled, chain) as connection:
@@ -255,9 +256,7 @@ def test_a_truncated_tail_needs_an_expected_head(filled: Registry, chain: Chain,
 
 @examples
 @given(chain=chains, seq=numbers)
-def test_a_rewritten_chain_needs_an_expected_head(
-    filled: Registry, chain: Chain, seq: int
-) -> None:
+def test_a_rewritten_chain_needs_an_expected_head(filled: Registry, chain: Chain, seq: int) -> None:
     head = filled.events.heads()[chain.name]
     with tampering(filled, chain) as connection:
         change(connection, chain, seq, **{"id" if chain is not EVENTS else "actor": "someone"})
@@ -276,6 +275,7 @@ def test_a_head_does_not_cover_later_rows(filled: Registry, chain: Chain) -> Non
         assert checked(filled, chain, Head(row["seq"], row["hash"])).intact
 
 
+@pytest.mark.dialect
 @each_chain
 def test_a_missing_stored_head_breaks_the_chain(filled: Registry, chain: Chain) -> None:
     with tampering(filled, chain) as connection:
@@ -284,6 +284,7 @@ def test_a_missing_stored_head_breaks_the_chain(filled: Registry, chain: Chain) 
         assert not checked(filled, chain).intact
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize(
     "damage",
     [
@@ -303,23 +304,23 @@ def test_unreadable_values_are_breaks_not_errors(tmp_path: Path, damage: str) ->
         assert checked(registry, EVENTS).breaks[0].seq == 3
 
 
-# -------------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------- the messages
 
 
 def test_missing_rows_are_named(filled: Registry) -> None:
     with tampering(filled, EVENTS) as connection:
         connection.execute(text("DELETE FROM events WHERE seq IN (3, 4)"))
         connection.commit()
-        told = [one.message for one in checked(filled, EVENTS).breaks]
-    assert told == ["rows 3 to 4 are missing before row 5"]
+        messages = [one.message for one in checked(filled, EVENTS).breaks]
+    assert messages == ["rows 3 to 4 are missing before row 5"]
 
 
 def test_a_tail_truncated_without_its_head_is_reported(filled: Registry) -> None:
     with tampering(filled, EVENTS) as connection:
         connection.execute(text("DELETE FROM events WHERE seq > 6"))
         connection.commit()
-        told = [one.message for one in checked(filled, EVENTS).breaks]
-    assert told == ["the stored head is row 8, but the last row is 6: truncated"]
+        messages = [one.message for one in checked(filled, EVENTS).breaks]
+    assert messages == ["the stored head is row 8, but the last row is 6: truncated"]
 
 
 def test_all_breaks_are_counted_and_the_first_reported(
@@ -360,17 +361,20 @@ def test_export_refuses_an_unreadable_row(tmp_path: Path) -> None:
             list(registry.audit.export())
 
 
+@pytest.mark.dialect
 @each_chain
-def test_the_guides_program_verifies_an_export(filled: Registry, chain: Chain, tmp_path: Path) -> None:
+def test_the_guides_program_verifies_an_export(
+    filled: Registry, chain: Chain, tmp_path: Path
+) -> None:
     """Run the program in docs/audit.md unchanged."""
     guide = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
     program = re.findall(r"```python\n(.*?)```", guide, re.S)[0]
     export = tmp_path / "export.jsonl"
     rows = [json.dumps(row, ensure_ascii=False) for row in filled.audit.export(chain.name)]
     export.write_text("\n".join(rows))
-    told: list[str] = []
-    exec(program, {"open": open, "FILE": str(export), "print": told.append})
-    assert told == [str(filled.events.heads()[chain.name])]
+    printed: list[str] = []
+    exec(program, {"open": open, "FILE": str(export), "print": printed.append})
+    assert printed == [str(filled.events.heads()[chain.name])]
 
 
 # ------------------------------------------------------------------------------- pages of events
@@ -384,8 +388,8 @@ def test_pages_follow_one_another(filled: Registry) -> None:
 
 def test_events_are_filtered_by_subject_and_kind(filled: Registry) -> None:
     filled.servers.start("host", 1, "", None)
-    found = [filled.events.list("run/3"), filled.events.list(kind="server.started")]
-    assert [[one.seq for one in page] for page in found] == [[3], [9]]
+    result = [filled.events.list("run/3"), filled.events.list(kind="server.started")]
+    assert [[one.seq for one in page] for page in result] == [[3], [9]]
 
 
 # ------------------------------------------------------------------------------------- the aliases
@@ -418,5 +422,5 @@ def test_an_alias_changed_by_hand_is_a_break(
         registry.aliases.set(publish("icd10", digest).ref, "champion")
     with registry.sessions.engines.writing.begin() as connection:
         connection.execute(text(change))
-    found = checked(registry, EVENTS)
-    assert any(says in one.message for one in found.breaks)
+    result = checked(registry, EVENTS)
+    assert any(says in one.message for one in result.breaks)

@@ -121,17 +121,18 @@ def rows(url: str | Path) -> dict[str, list[Any]]:
     """Every row of every table, as Python values."""
     engine = create_engine(f"sqlite:///{url}" if isinstance(url, Path) else url)
     with engine.connect() as connection:
-        found = {
+        tables = {
             table.name: connection.execute(select(table).order_by(*table.primary_key)).all()
             for table in Table.metadata.sorted_tables
         }
     engine.dispose()
-    return found
+    return tables
 
 
 # ------------------------------------------------------------------------------- backing up
 
 
+@pytest.mark.dialect
 def test_a_backup_holds_every_row(full: Registry, url: str, backup: Path) -> None:
     assert rows(backup) == rows(url)
 
@@ -148,25 +149,20 @@ def test_a_backup_is_one_file(backup: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
-def test_a_backup_returns_the_heads_of_its_chains(
-    full: Registry, url: str, tmp_path: Path
-) -> None:
+def test_a_backup_returns_the_heads_of_its_chains(full: Registry, url: str, tmp_path: Path) -> None:
     made = back_up(url, tmp_path / "backup.db")
     assert made.heads == full.events.heads()
     assert (made.revision, made.bytes) == (schema.head_revision(), made.path.stat().st_size)
 
 
-def test_a_backups_head_reveals_a_later_rewrite(
-    full: Registry, url: str, tmp_path: Path
-) -> None:
+def test_a_backups_head_reveals_a_later_rewrite(full: Registry, url: str, tmp_path: Path) -> None:
     heads = back_up(url, tmp_path / "backup.db").heads
     full.keys.create("bob")
     assert all(report.intact for report in full.audit.verify(heads))
 
 
-def test_a_backup_does_not_wait_for_a_writer(
-    full: Registry, url: str, tmp_path: Path
-) -> None:
+@pytest.mark.dialect
+def test_a_backup_does_not_wait_for_a_writer(full: Registry, url: str, tmp_path: Path) -> None:
     with full.sessions.write() as session:
         session.execute(text("UPDATE api_keys SET owner = 'half-way'"))
         back_up(url, tmp_path / "backup.db")
@@ -174,6 +170,7 @@ def test_a_backup_does_not_wait_for_a_writer(
     assert key.owner == "ada"
 
 
+@pytest.mark.dialect
 def test_a_backup_is_of_one_moment_while_others_write(
     full: Registry, url: str, tmp_path: Path
 ) -> None:
@@ -182,7 +179,7 @@ def test_a_backup_is_of_one_moment_while_others_write(
     class Writer:
         written = 0
 
-        def stage(self, told: str) -> None:
+        def stage(self, text: str) -> None:
             raise AssertionError
 
         def progress(self, done: int, total: int, values: object) -> None:
@@ -220,9 +217,7 @@ def test_a_backup_that_can_not_be_written_leaves_nothing(
     assert not list(tmp_path.glob("*backup.db*"))
 
 
-def test_a_killed_backup_can_be_repeated(
-    full: Registry, url: str, tmp_path: Path
-) -> None:
+def test_a_killed_backup_can_be_repeated(full: Registry, url: str, tmp_path: Path) -> None:
     (tmp_path / ".backup.db.part").write_bytes(b"half of a backup")
     assert rows(back_up(url, tmp_path / "backup.db").path) == rows(url)
     assert not (tmp_path / ".backup.db.part").exists()
@@ -242,9 +237,9 @@ def test_a_backup_of_either_engine_is_restored_into_either(
 ) -> None:
     done = read_back(other_url, backup)
     before, after = rows(url), rows(other_url)
-    told = after["events"].pop()
+    event = after["events"].pop()
     assert {**before, "chain_heads": []} == {**after, "chain_heads": []}
-    assert (told.kind, told.subject) == ("registry.restored", "registry")
+    assert (event.kind, event.subject) == ("registry.restored", "registry")
     assert (done.rows, done.previous) == (sum(map(len, before.values())), None)
 
 
@@ -261,6 +256,7 @@ def test_a_restored_registrys_chains_are_intact_and_end_with_the_restore(
     assert event.detail["heads"] == {name: str(head) for name, head in kept.items()}
 
 
+@pytest.mark.dialect
 def test_a_restored_registry_continues_with_the_next_numbers(
     backup: Path, other_url: str, read_back: Callable[..., RestoreResult]
 ) -> None:
@@ -304,6 +300,7 @@ def test_the_replaced_registry_is_saved(
     assert key.owner == "ada"
 
 
+@pytest.mark.dialect
 def test_numbers_reserved_after_the_backup_stay_used(
     full: Registry,
     url: str,
@@ -328,6 +325,7 @@ def test_readers_and_an_open_server_see_the_restored_registry(
     assert alone(WRITE, url).out == "later"
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize("moment", ["DELETE FROM adapters", "INSERT INTO runs", "COMMIT"])
 def test_a_killed_restore_changes_nothing_and_can_be_repeated(
     full: Registry,
@@ -372,6 +370,7 @@ def test_a_failed_restore_changes_nothing_and_saves_nothing(
     assert not (tmp_path / "aside.db").exists()
 
 
+@pytest.mark.dialect
 def test_restoring_into_a_locked_registry_is_refused(
     full: Registry, url: str, backup: Path, read_back: Callable[..., RestoreResult], tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_chain_is_intact_whatever_its_times(registry: Registry) -> None:
     assert all(report.intact for report in registry.audit.verify())
 
 
+@pytest.mark.dialect
 def test_the_repeated_hour_is_two_hours(registry: Registry) -> None:
     """On 2026-11-01 New York's clocks showed 01:30 twice."""
     twice = [datetime(2026, 11, 1, 1, 30, fold=fold, tzinfo=NEW_YORK) for fold in (0, 1)]
@@ -106,6 +107,7 @@ def test_the_repeated_hour_is_two_hours(registry: Registry) -> None:
     assert all(report.intact for report in registry.audit.verify())
 
 
+@pytest.mark.dialect
 def test_processes_in_two_time_zones_store_the_same_time(registry: Registry, url: str) -> None:
     done = together(
         LOG,
@@ -122,6 +124,7 @@ def test_processes_in_two_time_zones_store_the_same_time(registry: Registry, url
     assert registry.requests.get("west").at.tzinfo is UTC
 
 
+@pytest.mark.dialect
 def test_a_chain_is_intact_in_every_time_zone(registry: Registry, url: str) -> None:
     registry.keys.create("ada", expires=datetime(2099, 7, 1, tzinfo=NEW_YORK))
     registry.requests.log([line("r1", datetime(2026, 3, 8, 3, 0, tzinfo=NEW_YORK))])

@@ -10,6 +10,9 @@ from forks import Child, together
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
 
+pytestmark = pytest.mark.dialect
+"""Locking differs between the engines."""
+
 PROCESSES = 8
 
 BEGIN = """
@@ -70,9 +73,7 @@ def test_concurrent_first_opens_create_one_schema(empty_url: str) -> None:
 
 
 @pytest.mark.usefixtures("dataset")
-def test_concurrent_publications_get_consecutive_numbers(
-    url: str, registry: Registry
-) -> None:
+def test_concurrent_publications_get_consecutive_numbers(url: str, registry: Registry) -> None:
     printed = eight(url, PUBLISH)
     assert sorted(map(int, printed)) == list(range(1, PROCESSES + 1))
     assert registry.adapters.get("medical", "icd10").versions == PROCESSES
@@ -86,9 +87,7 @@ def test_concurrent_events_form_one_chain(url: str, registry: Registry) -> None:
 
 
 @pytest.mark.usefixtures("dataset")
-def test_concurrent_runs_get_consecutive_numbers(
-    url: str, registry: Registry
-) -> None:
+def test_concurrent_runs_get_consecutive_numbers(url: str, registry: Registry) -> None:
     printed = eight(url, START)
     assert sorted(map(int, printed)) == list(range(1, PROCESSES + 1))
 

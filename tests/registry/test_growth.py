@@ -39,14 +39,14 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
         import bench_registry
         import filled
 
-        found: dict[str, list[int]] = {}
+        counted: dict[str, list[int]] = {}
         for size in SIZES:
             url = f"sqlite:///{tmp_path_factory.mktemp('growth') / 'registry.db'}"
             filled.fill(url, size)
             with Registry.open(url) as registry:
                 for page, call in bench_registry.pages(registry, size).items():
-                    found.setdefault(page, []).append(steps(registry, call))
-        yield found
+                    counted.setdefault(page, []).append(steps(registry, call))
+        yield counted
         for name in ("bench_registry", "filled"):
             sys.modules.pop(name, None)
 

@@ -69,6 +69,7 @@ def test_a_key_may_use_everything_by_default(registry: Registry) -> None:
     assert registry.keys.create("ada")[0].adapters == ("*",)
 
 
+@pytest.mark.dialect
 def test_create_returns_the_stored_record(registry: Registry) -> None:
     until = datetime(2099, 1, 1, 12, tzinfo=timezone(timedelta(hours=-5)))
     record, plain = registry.keys.create(
@@ -147,9 +148,7 @@ def test_an_owner_may_be_written_in_any_script(registry: Registry) -> None:
         (datetime.max.replace(tzinfo=timezone(timedelta(hours=-5))), "out of range"),
     ],
 )
-def test_an_invalid_expiry_is_refused(
-    registry: Registry, expires: datetime, reason: str
-) -> None:
+def test_an_invalid_expiry_is_refused(registry: Registry, expires: datetime, reason: str) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
         registry.keys.create("ada", expires=expires)
     assert caught.value.hint
@@ -166,7 +165,7 @@ def test_a_refused_key_is_not_stored(registry: Registry) -> None:
     assert (registry.keys.list(), registry.events.list()) == ([], [])
 
 
-# -------------------------------------------------------------------------------- finding
+# ------------------------------------------------------------------------- authentication
 
 
 def test_a_wrong_secret_is_not_authenticated(registry: Registry) -> None:
@@ -216,6 +215,7 @@ def test_no_text_makes_the_lookup_fail(registry: Registry, text: str) -> None:
     assert registry.keys.authenticate(f"tl-0aaaaaaa-{text}") is None
 
 
+@pytest.mark.dialect
 def test_authentication_is_one_query_by_an_index(
     registry: Registry, statements: list[str], explain: Callable[..., str]
 ) -> None:
@@ -248,6 +248,7 @@ def test_a_key_is_valid_until_it_expires(
 # ------------------------------------------------------------------------------- removing
 
 
+@pytest.mark.dialect
 def test_a_removed_key_is_invalid_but_listed(registry: Registry) -> None:
     record, plain = registry.keys.create("ada")
     removed = registry.keys.remove(record.id)
@@ -295,9 +296,7 @@ def test_an_expired_key_still_means_that_there_are_keys(
     assert registry.keys.has_any()
 
 
-def test_another_processs_key_is_valid_and_removed_at_once(
-    registry: Registry, url: str
-) -> None:
+def test_another_processs_key_is_valid_and_removed_at_once(registry: Registry, url: str) -> None:
     def elsewhere(work: str) -> str:
         opening = "import sys\nfrom trunkline.registry.registry import Registry\n"
         done = alone(f"{opening}registry = Registry.open(sys.argv[1])\n{work}", url)
@@ -305,9 +304,9 @@ def test_another_processs_key_is_valid_and_removed_at_once(
         return done.out
 
     plain = elsewhere("print(registry.keys.create('ada')[1])")
-    found = registry.keys.authenticate(plain)
-    assert found is not None
-    elsewhere(f"registry.keys.remove({found.id!r})")
+    key = registry.keys.authenticate(plain)
+    assert key is not None
+    elsewhere(f"registry.keys.remove({key.id!r})")
     assert registry.keys.authenticate(plain) is None
 
 

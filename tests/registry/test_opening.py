@@ -110,11 +110,13 @@ def test_a_reopened_registry_has_its_rows(
         assert [adapter.name for adapter in again.adapters.list()] == ["icd10"]
 
 
+@pytest.mark.dialect
 def test_a_database_without_tables_becomes_a_registry(empty_url: str) -> None:
     with Registry.open(empty_url) as made:
         assert made.runs.list() == []
 
 
+@pytest.mark.dialect
 def test_readers_and_writers_do_not_block_each_other(database: Path) -> None:
     with sqlite3.connect(database) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -126,6 +128,7 @@ def test_a_missing_file_is_not_created_with_create_false(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.dialect
 def test_a_registry_newer_than_the_code_is_refused_unchanged(url: str) -> None:
     execute(url, "UPDATE alembic_version SET version_num = '9999'")
     before = schema.inspect_database(url)
@@ -145,6 +148,7 @@ def test_a_read_only_newer_registry_is_reported_as_newer(
         opened(database)
 
 
+@pytest.mark.dialect
 def test_another_programs_database_is_refused_unchanged(empty_url: str) -> None:
     execute(empty_url, "CREATE TABLE customers (id INTEGER)")
     with pytest.raises(RegistryError, match="holds other tables"):
@@ -193,6 +197,7 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.dialect
 def test_a_held_lock_is_an_error_after_the_time_out(registry: Registry, holder: Engine) -> None:
     started = time.monotonic()
     with pytest.raises(RegistryError, match="locked") as caught:
@@ -201,6 +206,7 @@ def test_a_held_lock_is_an_error_after_the_time_out(registry: Registry, holder: 
     assert "Try again" in (caught.value.hint or "")
 
 
+@pytest.mark.dialect
 def test_readers_do_not_wait_for_a_writer(
     registry: Registry, publish: Callable[..., VersionRecord], request: pytest.FixtureRequest
 ) -> None:
@@ -210,11 +216,13 @@ def test_readers_do_not_wait_for_a_writer(
     assert [event.kind for event in registry.events.list()] == ["version.published", "run.started"]
 
 
+@pytest.mark.dialect
 def test_a_new_reader_opens_while_a_writer_holds_the_lock(url: str, holder: Engine) -> None:
     with Registry.open(url, busy_seconds=0.5) as another:
         assert another.runs.list() == []
 
 
+@pytest.mark.dialect
 def test_a_lock_released_in_time_is_waited_for(url: str) -> None:
     other = create_engine(url)
     with Registry.open(url, busy_seconds=30) as registry, other.connect() as connection:
@@ -230,6 +238,7 @@ def test_a_lock_released_in_time_is_waited_for(url: str) -> None:
     other.dispose()
 
 
+@pytest.mark.dialect
 def test_a_reading_transaction_sees_one_moment(registry: Registry, url: str) -> None:
     with registry.sessions.read() as session, Registry.open(url) as another:
         count = text("SELECT count(*) FROM api_keys")
@@ -393,6 +402,7 @@ def test_a_missing_driver_names_the_package(monkeypatch: pytest.MonkeyPatch) -> 
     assert "trunkline[postgres]" in (caught.value.hint or "")
 
 
+@pytest.mark.dialect
 def test_a_migration_waits_for_another_until_the_time_out(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ SCORES = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}}
 
 def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> dict[str, Any]:
     """A version's provenance document."""
-    told = {
+    run_document = {
         "number": run,
         "recipe": "medical/icd10",
         "status": "finished",
@@ -57,14 +57,14 @@ def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> d
             "rows": 100, "license": "public domain", "source": "x", "counts": {"kept": 100},
             "description": None, "grouping": "a category",
         },
-        "run": None if run is None else told,
+        "run": None if run is None else run_document,
         "evaluations": [] if run is None else [evaluation],
         "imported": None,
         "moved": [],
     }  # fmt: skip
 
 
-def found(ref: str = "medical/icd10@1", **said: Any) -> RecoveredVersion:
+def recovered(ref: str = "medical/icd10@1", **document: Any) -> RecoveredVersion:
     parsed = Ref.parse(ref)
     return RecoveredVersion(
         ref=parsed,
@@ -75,7 +75,7 @@ def found(ref: str = "medical/icd10@1", **said: Any) -> RecoveredVersion:
         files={"trunkline.json": {"bytes": 12, "sha256": "a" * 64}},
         template_digest="e" * 64,
         created=CREATED,
-        provenance=origin(**said),
+        provenance=origin(**document),
     )
 
 
@@ -91,6 +91,7 @@ def restored(
 # ------------------------------------------------------------------------------- one version's
 
 
+@pytest.mark.dialect
 def test_base_dataset_and_run_become_rows(registry: Registry) -> None:
     made = restored(registry, origin())
     assert made.run is not None
@@ -139,9 +140,9 @@ def test_without_a_run_base_and_dataset_are_recorded(registry: Registry) -> None
 
 
 def test_a_running_run_is_imported_as_interrupted(registry: Registry) -> None:
-    said = origin()
-    said["run"] |= {"status": "running", "finished": None}
-    made = restored(registry, said)
+    document = origin()
+    document["run"] |= {"status": "running", "finished": None}
+    made = restored(registry, document)
     assert registry.runs.get(made.run or 0).status == "interrupted"
 
 
@@ -158,27 +159,29 @@ def test_publication_adopts_the_evaluations(registry: Registry) -> None:
 # ------------------------------------------------------------------------------------- origin
 
 
+@pytest.mark.dialect
 def test_provenance_survives_an_import_unchanged(registry: Registry) -> None:
-    registry.provenance.rebuild([found()])
-    told = registry.provenance.of_version(Ref.parse("medical/icd10@1"))
-    said = origin()
+    registry.provenance.rebuild([recovered()])
+    written = registry.provenance.of_version(Ref.parse("medical/icd10@1"))
+    document = origin()
     for name in ("description", "grouping"):
-        del said["dataset"][name]
-    assert told == {name: said[name] for name in ("base", "dataset", "run", "evaluations")}
+        del document["dataset"][name]
+    assert written == {name: document[name] for name in ("base", "dataset", "run", "evaluations")}
 
 
 def test_provenance_names_who_started_a_run(
     registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
-    told = registry.provenance.of_version(publish().ref)
-    assert told["run"]["actor"].startswith("system:")
+    written = registry.provenance.of_version(publish().ref)
+    assert written["run"]["actor"].startswith("system:")
 
 
 # ------------------------------------------------------------------------------------ rebuild
 
 
+@pytest.mark.dialect
 def test_a_rebuilt_version_has_its_lineage(registry: Registry) -> None:
-    made = registry.provenance.rebuild([found("medical/icd10@3")])
+    made = registry.provenance.rebuild([recovered("medical/icd10@3")])
     version, how = registry.versions.resolve(Ref.parse("medical/icd10"))
     assert (made.bases, made.datasets, made.runs, made.versions) == (1, 1, 1, 1)
     assert (version.number, how) == (3, "newest")
@@ -187,52 +190,54 @@ def test_a_rebuilt_version_has_its_lineage(registry: Registry) -> None:
 
 
 def test_next_number_follows_the_highest_rebuilt(registry: Registry) -> None:
-    registry.provenance.rebuild([found("medical/icd10@2"), found("medical/icd10@5")])
+    registry.provenance.rebuild([recovered("medical/icd10@2"), recovered("medical/icd10@5")])
     assert registry.versions.reserve("medical", "icd10", task="classification") == 6
 
 
+@pytest.mark.dialect
 def test_next_run_follows_the_highest_rebuilt(registry: Registry, request: Any) -> None:
-    registry.provenance.rebuild([found(run=40)])
+    registry.provenance.rebuild([recovered(run=40)])
     start = request.getfixturevalue("start")
     assert start() > 40
 
 
 def test_two_versions_of_one_run_share_it(registry: Registry) -> None:
-    made = registry.provenance.rebuild([found("medical/a@1"), found("medical/b@1")])
+    made = registry.provenance.rebuild([recovered("medical/a@1"), recovered("medical/b@1")])
     assert made.runs == 1
 
 
 def test_two_runs_with_one_number_are_separated(registry: Registry) -> None:
     later = "2026-03-30T00:00:00+00:00"
-    registry.provenance.rebuild([found("medical/a@1"), found("medical/b@1", started=later)])
+    registry.provenance.rebuild([recovered("medical/a@1"), recovered("medical/b@1", started=later)])
     runs = [registry.versions.resolve(Ref.parse(f"medical/{name}"))[0].run for name in ("a", "b")]
     assert runs == [7, 8]
 
 
 def test_rebuilt_scores_can_be_searched(registry: Registry) -> None:
-    registry.provenance.rebuild([found()])
+    registry.provenance.rebuild([recovered()])
     evaluated = registry.evaluations.list(version=Ref.parse("medical/icd10@1"))[0]
     assert evaluated.results == {"scores": SCORES, IMPORTED: True}
     assert evaluated.run == 7
 
 
 def test_a_rebuild_is_an_event_of_an_intact_chain(registry: Registry) -> None:
-    registry.provenance.rebuild([found()], actor="system:ada")
+    registry.provenance.rebuild([recovered()], actor="system:ada")
     assert registry.events.list(subject="registry")[0].kind == "registry.rebuilt"
     assert all(report.intact for report in registry.audit.verify())
 
 
+@pytest.mark.dialect
 def test_rebuilding_a_registry_with_rows_is_refused(registry: Registry, dataset: int) -> None:
     with pytest.raises(RefusedError, match="is not empty: its table"):
-        registry.provenance.rebuild([found()])
+        registry.provenance.rebuild([recovered()])
     assert registry.runs.list() == []
 
 
 def test_a_failed_rebuild_adds_nothing(registry: Registry) -> None:
-    broken = found("medical/b@1")
+    broken = recovered("medical/b@1")
     broken.provenance["run"]["seed"] = None  # type: ignore[index]
     with pytest.raises(Exception, match=r"."):
         registry.provenance.rebuild(
-            [found("medical/a@1", started="2026-03-28T00:00:00+00:00"), broken]
+            [recovered("medical/a@1", started="2026-03-28T00:00:00+00:00"), broken]
         )
     registry.provenance.check_empty()

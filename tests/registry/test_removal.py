@@ -34,6 +34,7 @@ def test_no_ref_resolves_to_a_removed_version(registry: Registry, publish: Publi
         registry.versions.resolve(REF)
 
 
+@pytest.mark.dialect
 def test_removal_leaves_one_event_with_its_reason(registry: Registry, publish: Publish) -> None:
     version = publish()
     remove(registry)
@@ -114,14 +115,14 @@ def test_a_reservation_stores_its_process(registry: Registry, start: Callable[..
     assert (pending.ref, pending.reserved_by) == (REF.at(1), current_process())
 
 
-def test_publication_clears_the_reservation(
-    registry: Registry, publish: Publish
-) -> None:
+def test_publication_clears_the_reservation(registry: Registry, publish: Publish) -> None:
     assert publish().files is None
     assert registry.artifacts.list_pending() == []
 
 
-def test_an_abandoned_number_stores_the_reason(registry: Registry, start: Callable[..., int]) -> None:
+def test_an_abandoned_number_stores_the_reason(
+    registry: Registry, start: Callable[..., int]
+) -> None:
     registry.versions.reserve("medical", "icd10", task="classification", run=start())
     registry.versions.abandon("medical", "icd10", 1, reason="no room")
     row = registry.artifacts.find([("medical", "icd10", 1)])["medical", "icd10", 1]
@@ -139,6 +140,7 @@ def test_abandoned_number_can_not_be_published(
         )
 
 
+@pytest.mark.dialect
 def test_pending_versions_come_in_pages(registry: Registry, start: Callable[..., int]) -> None:
     run = start()
     for _ in range(3):
@@ -165,10 +167,11 @@ def test_iteration_yields_every_version_once(
     assert registry.artifacts.count() == 2
 
 
+@pytest.mark.dialect
 def test_find_leaves_out_unknown_versions(registry: Registry, publish: Publish) -> None:
     publish()
-    asked = [("medical", "icd10", 1), ("medical", "icd10", 2), ("retail", "icd10", 1)]
-    assert list(registry.artifacts.find(asked)) == asked[:1]
+    numbers = [("medical", "icd10", 1), ("medical", "icd10", 2), ("retail", "icd10", 1)]
+    assert list(registry.artifacts.find(numbers)) == numbers[:1]
 
 
 def test_visible_digests_are_those_of_visible_versions(
@@ -181,13 +184,12 @@ def test_visible_digests_are_those_of_visible_versions(
     }
 
 
-def test_statuses_leave_out_unknown_runs(
-    registry: Registry, start: Callable[..., int]
-) -> None:
+def test_statuses_leave_out_unknown_runs(registry: Registry, start: Callable[..., int]) -> None:
     run = start()
     assert registry.runs.statuses([run, run + 1]) == {run: "running"}
 
 
+@pytest.mark.dialect
 def test_a_rewritten_file_is_recorded(registry: Registry, publish: Publish) -> None:
     publish()
     registry.artifacts.record_file(REF.at(1), "README.md", bytes=5, sha256="a" * 64)

@@ -45,32 +45,36 @@ def lines(count: int, start: int = 0, **more: Any) -> list[RequestEntry]:
     return [replace(LINE, id=f"r{number}", **more) for number in range(start, start + count)]
 
 
+@pytest.mark.dialect
 def test_get_returns_the_logged_request(registry: Registry) -> None:
     registry.requests.log([LINE])
-    found = registry.requests.get("req-1")
-    assert {field.name: getattr(found, field.name) for field in fields(LINE)} == {
+    request = registry.requests.get("req-1")
+    assert {field.name: getattr(request, field.name) for field in fields(LINE)} == {
         field.name: getattr(LINE, field.name) for field in fields(LINE)
     }
-    assert found.at.tzinfo is UTC
+    assert request.at.tzinfo is UTC
 
 
 def test_text_and_output_are_stored_if_given(registry: Registry) -> None:
     registry.requests.log([replace(LINE, text="What is it?", output="Appendicitis.")])
-    found = registry.requests.get("req-1")
-    assert (found.text, found.output) == ("What is it?", "Appendicitis.")
+    request = registry.requests.get("req-1")
+    assert (request.text, request.output) == ("What is it?", "Appendicitis.")
 
 
 def test_a_request_without_a_version_is_logged(registry: Registry) -> None:
     registry.requests.log([replace(LINE, key=None, version=None, digest=None, status=404)])
-    found = registry.requests.get("req-1")
-    assert (found.key, found.version, found.digest, found.status) == (None, None, None, 404)
+    request = registry.requests.get("req-1")
+    assert (request.key, request.version, request.digest, request.status) == (None, None, None, 404)
 
 
-def test_logging_nothing_starts_no_transaction(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logging_nothing_starts_no_transaction(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry.sessions, "write", None)
     registry.requests.log([])
 
 
+@pytest.mark.dialect
 def test_entries_are_logged_atomically(registry: Registry) -> None:
     with pytest.raises(RegistryError, match=r"(?i)unique"):
         registry.requests.log([*lines(3), LINE, LINE])
@@ -104,10 +108,11 @@ def test_every_text_can_be_logged(registry: Registry, text: str) -> None:
     assert len(registry.requests.get(id).text or "") == len(text)
 
 
+@pytest.mark.dialect
 def test_unstorable_characters_are_replaced(registry: Registry) -> None:
     registry.requests.log([replace(LINE, model="a\0b", text="\ud800ä😀")])
-    found = registry.requests.get("req-1")
-    assert (found.model, found.text) == ("a\ufffdb", "\ufffdä😀")
+    request = registry.requests.get("req-1")
+    assert (request.model, request.text) == ("a\ufffdb", "\ufffdä😀")
 
 
 def test_a_long_model_name_is_cut(registry: Registry) -> None:
@@ -171,6 +176,7 @@ def test_a_malformed_key_is_refused(registry: Registry) -> None:
         registry.requests.list(key="\ud800")
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize(
     ("column", "index"),
     [
@@ -191,9 +197,7 @@ def test_a_page_is_read_from_an_index_without_sorting(
     assert not re.search(r"SCAN |B-TREE|Seq Scan|Sort", plan)
 
 
-def test_requests_are_indexed_by_digest(
-    registry: Registry, explain: Callable[..., str]
-) -> None:
+def test_requests_are_indexed_by_digest(registry: Registry, explain: Callable[..., str]) -> None:
     assert "ix_requests_digest" in explain("SELECT id FROM requests WHERE digest = 'x'")
 
 
@@ -234,6 +238,7 @@ for number in range(20):
 """
 
 
+@pytest.mark.dialect
 def test_two_processes_log_at_once_and_lose_nothing(registry: Registry, url: str) -> None:
     done = together(LOGGING, [Child((url, me)) for me in "ab"])
     assert [(one.code, one.error) for one in done] == [(0, ""), (0, "")]

@@ -19,6 +19,7 @@ def test_a_started_run_is_running(registry: Registry, start: Start) -> None:
     assert (run.number, run.status, run.finished) == (1, "running", None)
 
 
+@pytest.mark.dialect
 def test_a_run_has_its_sources_and_settings(registry: Registry, start: Start) -> None:
     run = registry.runs.get(start())
     assert (run.base_name, run.dataset, run.split_fingerprint, run.seed, run.settings) == (
@@ -147,6 +148,7 @@ def test_metrics_are_listed_by_step_and_name(registry: Registry, start: Start) -
     assert figures == [(10, "loss", 1.5), (20, "accuracy", 0.8), (20, "loss", 0.5)]
 
 
+@pytest.mark.dialect
 def test_a_metric_logged_again_is_replaced(registry: Registry, start: Start) -> None:
     run = start()
     registry.runs.log_metrics(run, 10, {"loss": 1.5, "accuracy": 0.1})
@@ -155,6 +157,7 @@ def test_a_metric_logged_again_is_replaced(registry: Registry, start: Start) -> 
     assert figures == {"loss": 1.0, "accuracy": 0.1}
 
 
+@pytest.mark.dialect
 def test_nan_and_infinity_are_stored(registry: Registry, start: Start) -> None:
     run = start()
     registry.runs.log_metrics(run, 1, {"a": math.nan, "b": math.inf})

@@ -25,7 +25,7 @@ from trunkline.registry.search_syntax import (
     parse,
 )
 
-Found = Callable[[str], list[str]]
+Matches = Callable[[str], list[str]]
 
 SCORES = {"a@1": 0.5, "a@2": 0.9, "b@1": 0.7, "b@2": 0.8, "c@1": None}
 BASE = "sha256:" + "b" * 64
@@ -55,15 +55,15 @@ def filled(registry: Registry) -> Registry:
 
 
 @pytest.fixture
-def found(shared: Registry) -> Found:
+def matches(shared: Registry) -> Matches:
     """``matches(where)`` returns the matching versions, as ``a@2``."""
 
-    def found(where: str) -> list[str]:
+    def matches(where: str) -> list[str]:
         page = shared.versions.search(where)
         assert page.next is None
         return [str(one.ref).removeprefix("medical/") for one in page.versions]
 
-    return found
+    return matches
 
 
 def fill(registry: Registry) -> None:
@@ -174,8 +174,8 @@ def evaluate(registry: Registry, ref: Ref, dataset: int, value: float) -> None:
         ("digest=sha256:" + "b" * 64, ["b@2", "b@1"]),
     ],
 )
-def test_search_returns_matching_versions(found: Found, where: str, names: list[str]) -> None:
-    assert found(where) == names
+def test_search_returns_matching_versions(matches: Matches, where: str, names: list[str]) -> None:
+    assert matches(where) == names
 
 
 @pytest.mark.parametrize(
@@ -183,11 +183,11 @@ def test_search_returns_matching_versions(found: Found, where: str, names: list[
     [("name=a and test.accuracy>0.1", ["a@2", "a@1"]), ("tag.team=north or name=b", None)],
 )
 def test_search_is_the_same_with_and_without_prefetch(
-    found: Found, monkeypatch: pytest.MonkeyPatch, where: str, names: list[str] | None
+    matches: Matches, monkeypatch: pytest.MonkeyPatch, where: str, names: list[str] | None
 ) -> None:
-    few = found(where)
+    few = matches(where)
     monkeypatch.setattr(search, "PREFETCH_LIMIT", 0)
-    assert found(where) == few == (names or few)
+    assert matches(where) == few == (names or few)
 
 
 def test_not_matches_a_version_without_a_dataset(filled: Registry) -> None:
@@ -334,13 +334,13 @@ def _joined(part: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
     )
 
 
-def test_every_search_returns_exactly_its_matches(found: Found) -> None:
+def test_every_search_returns_exactly_its_matches(matches: Matches) -> None:
     @given(st.recursive(_leaf(), _joined, max_leaves=6))
     @settings(max_examples=50, deadline=None)
     def check(case: Case) -> None:
         expected = [
             name for name, score in SCORES.items() if case.holds(name[0], int(name[2]), score)
         ]
-        assert sorted(found(case.text)) == sorted(expected)
+        assert sorted(matches(case.text)) == sorted(expected)
 
     check()

@@ -46,6 +46,7 @@ def dead() -> Iterator[int]:
 # ----------------------------------------------------------------------------- start and stop
 
 
+@pytest.mark.dialect
 def test_start_and_stop_are_events_of_the_server(registry: Registry) -> None:
     number = started(registry)
     registry.servers.stop(number)
@@ -127,6 +128,7 @@ def test_a_heartbeat_makes_a_server_alive_again(registry: Registry) -> None:
     assert registry.servers.list()[0].alive
 
 
+@pytest.mark.dialect
 def test_a_clock_set_back_leaves_servers_alive(registry: Registry) -> None:
     last_seen(registry, started(registry), -3600)
     assert registry.servers.list()[0].alive
@@ -156,6 +158,7 @@ def test_a_heartbeat_of_a_stopped_or_unknown_server_is_false(registry: Registry)
 # -------------------------------------------------------------------------------- what they hold
 
 
+@pytest.mark.dialect
 def test_a_loaded_version_is_held(registry: Registry) -> None:
     number = started(registry)
     registry.servers.record_loads(number, [(REF, A)])
@@ -163,6 +166,7 @@ def test_a_loaded_version_is_held(registry: Registry) -> None:
     assert registry.servers.holders() == {A: [held]}
 
 
+@pytest.mark.dialect
 def test_an_unloaded_version_is_not_held(registry: Registry) -> None:
     number = started(registry)
     registry.servers.record_loads(number, [(REF, A), ("medical/b@1", B)])
@@ -226,8 +230,8 @@ def test_recording_loads_is_a_heartbeat(registry: Registry) -> None:
 def test_a_stopped_server_loads_nothing(registry: Registry) -> None:
     number = started(registry)
     registry.servers.stop(number)
-    told = registry.servers.record_loads(number, [(REF, A)])
-    assert (told, registry.servers.list_loads(A)) == (False, [])
+    recorded = registry.servers.record_loads(number, [(REF, A)])
+    assert (recorded, registry.servers.list_loads(A)) == (False, [])
 
 
 # ------------------------------------------------------------------------------- what they held

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
+
 from trunkline.registry.registry import Registry
 
 
+@pytest.mark.dialect
 def test_the_same_plugin_release_keeps_its_id(registry: Registry) -> None:
     release = {"distribution": "trunkline-medical", "version": "1.0", "domain": "medical"}
     first = registry.sources.record_plugin(**release, api=1)
@@ -34,9 +37,8 @@ def test_a_base_keeps_its_first_name(registry: Registry, dataset: int) -> None:
     assert [base.name for base in registry.sources.list_bases()] == ["tiny"]
 
 
-def test_a_base_may_have_more_than_2_31_parameters(
-    registry: Registry, dataset: int
-) -> None:
+@pytest.mark.dialect
+def test_a_base_may_have_more_than_2_31_parameters(registry: Registry, dataset: int) -> None:
     assert registry.sources.list_bases()[0].parameters == 7_000_000_000
 
 
@@ -61,6 +63,7 @@ def test_datasets_are_listed_as_recorded(registry: Registry, dataset: int) -> No
     assert (row.rows, row.license, row.counts["test"]) == (100, "public domain", 20)
 
 
+@pytest.mark.dialect
 def test_times_are_aware_and_in_utc(registry: Registry, dataset: int) -> None:
     assert registry.sources.list_bases()[0].first_seen.utcoffset() == timedelta(0)
 

@@ -48,9 +48,8 @@ def test_anything_can_be_noted(registry: Registry, subject: str) -> None:
     assert [one.detail["text"] for one in registry.tags.notes(subject)] == ["seen\nby the board"]
 
 
-def test_setting_a_tag_again_replaces_it(
-    registry: Registry, version: VersionRecord
-) -> None:
+@pytest.mark.dialect
+def test_setting_a_tag_again_replaces_it(registry: Registry, version: VersionRecord) -> None:
     registry.tags.set(VERSION, "state", "draft")
     registry.tags.set(VERSION, "state", "final", actor="ada")
     event = registry.events.list(subject=VERSION)[0]
@@ -79,9 +78,9 @@ def test_removing_an_unknown_tag_names_the_nearest(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.tags.set(VERSION, "state", "draft")
-    with pytest.raises(NotFoundError, match="no tag 'stat'") as told:
+    with pytest.raises(NotFoundError, match="no tag 'stat'") as caught:
         registry.tags.remove(VERSION, "stat")
-    assert "'state'" in (told.value.hint or "")
+    assert "'state'" in (caught.value.hint or "")
 
 
 def test_one_invalid_tag_sets_none(registry: Registry, version: VersionRecord) -> None:
@@ -148,9 +147,9 @@ def test_a_malformed_note_is_refused(registry: Registry, version: VersionRecord,
 def test_tagging_a_missing_subject_is_refused(
     registry: Registry, version: VersionRecord, subject: str
 ) -> None:
-    with pytest.raises(NotFoundError) as told:
+    with pytest.raises(NotFoundError) as caught:
         registry.tags.set(subject, "state", "draft")
-    assert told.value.hint
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -173,6 +172,7 @@ def test_notes_are_paged_from_the_newest(registry: Registry, version: VersionRec
     assert [one.detail["text"] for one in [*first, *rest]] == ["three", "two", "one"]
 
 
+@pytest.mark.dialect
 def test_history_has_the_events_of_an_adapter_and_its_versions(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
@@ -180,8 +180,8 @@ def test_history_has_the_events_of_an_adapter_and_its_versions(
     registry.aliases.move(version.ref, "champion")
     registry.tags.set(VERSION, "state", "draft")
     registry.tags.add_note("medical/icd10", "all is well")
-    told = [one.kind for one in registry.events.history(Ref.parse("medical/icd10"))]
-    assert told == [
+    kinds = [one.kind for one in registry.events.history(Ref.parse("medical/icd10"))]
+    assert kinds == [
         "note.added",
         "tag.set",
         "alias.moved",
@@ -192,6 +192,7 @@ def test_history_has_the_events_of_an_adapter_and_its_versions(
     assert [(one.kind, one.detail["number"]) for one in of_second] == [("version.published", 2)]
 
 
+@pytest.mark.dialect
 def test_history_of_a_version_has_the_moves_to_and_from_it(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
