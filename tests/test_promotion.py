@@ -1,4 +1,4 @@
-"""What is asked before a version goes live, and who may say so; artifacts are made up here."""
+"""Promotion: the gate, the second person, rollbacks and drops; artifacts are fakes."""
 
 from __future__ import annotations
 
@@ -111,38 +111,38 @@ def metric_named(name: str) -> MetricSpec:
     return METRICS[name]
 
 
-def ask(store: Any, number: int, alias: str = "champion", **said: Any) -> Promotion:
-    demanded = said.pop("demanded", GateSettings())
-    return promote(store, NAME.at(number), alias, metric=metric_named, demanded=demanded, **said)
+def promoted(store: Any, number: int, alias: str = "champion", **options: Any) -> Promotion:
+    demanded = options.pop("demanded", GateSettings())
+    return promote(store, NAME.at(number), alias, metric=metric_named, demanded=demanded, **options)
 
 
-def checks(store: Any, number: int, demanded: GateSettings, **said: Any) -> dict[str, GateCheck]:
-    """What each condition says, by its name."""
+def checks(store: Any, number: int, demanded: GateSettings, **options: Any) -> dict[str, GateCheck]:
+    """The checks by name."""
     try:
-        found = ask(store, number, demanded=demanded, **said).checks
+        results = promoted(store, number, demanded=demanded, **options).checks
     except GateRefusedError as refused:
-        found = refused.checks
-    return {check.name: check for check in found}
+        results = refused.checks
+    return {check.name: check for check in results}
 
 
 # ----------------------------------------------------------------------------------- the gate
 
 
-def test_workspace_adds_its_demands_to_the_recipes(store: Any, registry: Registry) -> None:
+def test_the_workspace_tightens_the_recipes_gate(store: Any, registry: Registry) -> None:
     add(registry, 30)
-    found = checks(store, 1, GateSettings(slices_at_least=0.5, two_persons=True))
-    assert list(found) == ["beats the baseline", "every slice at least 0.5", "two persons"]
+    results = checks(store, 1, GateSettings(slices_at_least=0.5, two_persons=True))
+    assert list(results) == ["beats the baseline", "every slice at least 0.5", "two persons"]
 
 
-def test_recipes_own_demands_are_asked(store: Any, registry: Registry) -> None:
+def test_the_recipes_gate_is_checked(store: Any, registry: Registry) -> None:
     add(registry, 30, gate=Gate(metric="accuracy", beats_baseline=False, two_persons=True))
     assert list(checks(store, 1, GateSettings())) == ["two persons"]
 
 
-def test_unevaluated_version_is_refused_whoever_asks(store: Any, registry: Registry) -> None:
+def test_an_unevaluated_version_is_always_refused(store: Any, registry: Registry) -> None:
     add(registry)
-    found = checks(store, 1, GateSettings(two_persons=True), actor=ADA)
-    assert [(name, check.passed) for name, check in found.items()] == [
+    results = checks(store, 1, GateSettings(two_persons=True), actor=ADA)
+    assert [(name, check.passed) for name, check in results.items()] == [
         ("has been evaluated", False), ("two persons", True),
     ]  # fmt: skip
 
@@ -151,13 +151,13 @@ def test_refusal_changes_nothing(store: Any, registry: Registry) -> None:
     add(registry)
     before = registry.events.heads()
     with pytest.raises(GateRefusedError, match="refuses toy/animals@1"):
-        ask(store, 1)
+        promoted(store, 1)
     assert registry.events.heads() == before
 
 
 def test_force_is_recorded_with_the_gate_and_the_reason(store: Any, registry: Registry) -> None:
     add(registry)
-    assert ask(store, 1, force=True, reason=" a trial ").forced
+    assert promoted(store, 1, force=True, reason=" a trial ").forced
     (move,) = registry.aliases.moves("toy", "animals")
     assert (move.forced, move.reason) == (True, "a trial")
     assert move.gate == [
@@ -168,29 +168,29 @@ def test_force_is_recorded_with_the_gate_and_the_reason(store: Any, registry: Re
 def test_reason_with_control_characters_is_refused(store: Any, registry: Registry) -> None:
     add(registry)
     with pytest.raises(UsageError, match="is not a valid reason"):
-        ask(store, 1, force=True, reason="a\x1b[2J")
+        promoted(store, 1, force=True, reason="a\x1b[2J")
     assert registry.aliases.moves("toy", "animals") == []
 
 
 def test_force_that_was_not_needed_is_not_recorded(store: Any, registry: Registry) -> None:
     add(registry, 30)
-    assert not ask(store, 1, force=True, reason="to be sure").forced
+    assert not promoted(store, 1, force=True, reason="to be sure").forced
 
 
 def test_head_is_that_of_the_events_after_the_move(store: Any, registry: Registry) -> None:
     add(registry, 30)
-    head = ask(store, 1).head
+    head = promoted(store, 1).head
     assert head == str(registry.events.heads()["events"])
     assert registry.events.list(limit=1)[0].kind == "alias.moved"
 
 
 @pytest.mark.parametrize("alias", ["smollm2-135m", "tiny", "latest", "7"])
-def test_reserved_alias_is_refused_before_the_gate_is_asked(
+def test_a_reserved_alias_is_refused_before_the_gate(
     store: Any, registry: Registry, alias: str
 ) -> None:
     add(registry, 30)
     with pytest.raises(UsageError):
-        ask(store, 1, alias)
+        promoted(store, 1, alias)
     assert registry.aliases.moves("toy", "animals") == []
 
 
@@ -199,7 +199,7 @@ def test_removed_version_is_not_promoted(store: Any, registry: Registry) -> None
     add(registry, 30)
     registry.versions.remove(NAME.at(1), reason="wrong")
     with pytest.raises(NotFoundError):
-        ask(store, 1, force=True, reason="never mind")
+        promoted(store, 1, force=True, reason="never mind")
 
 
 def test_alias_that_moves_meanwhile_is_not_moved_again(store: Any, registry: Registry) -> None:
@@ -213,7 +213,7 @@ def test_alias_that_moves_meanwhile_is_not_moved_again(store: Any, registry: Reg
 
     store.fetch = overtaken
     with pytest.raises(RefusedError, match="ada moved it to version 2"):
-        ask(store, 1)
+        promoted(store, 1)
     assert registry.adapters.get("toy", "animals").aliases == {"champion": 2}
 
 
@@ -223,14 +223,14 @@ BEATS = GateSettings(beats_champion=True)
 MARGIN = GateSettings(champion_margin=0.05)
 
 
-def test_first_champion_has_nobody_to_beat(store: Any, registry: Registry) -> None:
+def test_the_first_champion_is_compared_with_none(store: Any, registry: Registry) -> None:
     add(registry, 30)
     assert checks(store, 1, BEATS)["beats the champion"].figures == "there is no champion"
 
 
 def test_champion_need_not_beat_itself(store: Any, registry: Registry) -> None:
     add(registry, 30)
-    ask(store, 1)
+    promoted(store, 1)
     assert checks(store, 1, BEATS)["beats the champion"].passed
 
 
@@ -240,7 +240,7 @@ def test_champion_must_be_beaten_on_the_same_rows(
 ) -> None:
     add(registry, 20)
     add(registry, right)
-    ask(store, 1)
+    promoted(store, 1)
     check = checks(store, 2, BEATS)["beats the champion"]
     assert check.passed is passed
     difference = (right - 20) / ROWS
@@ -248,12 +248,12 @@ def test_champion_must_be_beaten_on_the_same_rows(
 
 
 @pytest.mark.parametrize(("right", "passed"), [(20, True), (10, False)])
-def test_margin_lets_an_equal_version_through(
+def test_an_equal_version_passes_within_the_margin(
     store: Any, registry: Registry, right: int, passed: bool
 ) -> None:
     add(registry, 20)
     add(registry, right)
-    ask(store, 1)
+    promoted(store, 1)
     name = "no worse than the champion by more than 0.05"
     assert checks(store, 2, MARGIN)[name].passed is passed
 
@@ -261,42 +261,42 @@ def test_margin_lets_an_equal_version_through(
 def test_canary_is_compared_with_the_champion(store: Any, registry: Registry) -> None:
     add(registry, 30)
     add(registry, 10)
-    ask(store, 1)
+    promoted(store, 1)
     with pytest.raises(GateRefusedError, match="beats the champion: no"):
-        ask(store, 2, "canary", demanded=BEATS)
+        promoted(store, 2, "canary", demanded=BEATS)
 
 
-def test_champion_on_other_rows_says_so_and_says_no(store: Any, registry: Registry) -> None:
+def test_a_champion_on_other_rows_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry, 10, split="t" * 64)
     add(registry, 39)
-    ask(store, 1)
+    promoted(store, 1)
     check = checks(store, 2, BEATS)["beats the champion"]
     assert not check.passed
     assert "the rows differ: its split is tttttttttttt, not ssssss" in check.figures
 
 
-def test_champion_that_was_never_evaluated_says_no(store: Any, registry: Registry) -> None:
+def test_an_unevaluated_champion_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry)
     add(registry, 39)
-    ask(store, 1, force=True, reason="there is no other")
+    promoted(store, 1, force=True, reason="there is no other")
     check = checks(store, 2, BEATS)["beats the champion"]
     assert (check.passed, check.figures) == (
         False, "toy/animals@1: it was never evaluated on test rows",
     )  # fmt: skip
 
 
-def test_champion_without_kept_predictions_says_no(store: Any, registry: Registry) -> None:
+def test_a_champion_without_predictions_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry, 10, predictions=False)
     add(registry, 39)
-    ask(store, 1)
+    promoted(store, 1)
     check = checks(store, 2, BEATS)["beats the champion"]
     assert (check.passed, check.figures) == (False, "toy/animals@1: no predictions are stored")
 
 
-def test_metric_that_is_not_installed_says_no(store: Any, registry: Registry) -> None:
+def test_a_missing_metric_fails_the_check(store: Any, registry: Registry) -> None:
     add(registry, 10)
     add(registry, 39)
-    ask(store, 1)
+    promoted(store, 1)
 
     def missing(name: str) -> MetricSpec:
         raise NotFoundError(f"There is no metric {name!r}.")
@@ -320,7 +320,7 @@ TWO = GateSettings(two_persons=True)
         (None, False),
     ],
 )
-def test_somebody_known_must_promote_what_another_trained(
+def test_two_persons_means_authenticated_and_different(
     store: Any, registry: Registry, actor: str | None, passed: bool
 ) -> None:
     add(registry, 30, trained_by="system:grace")
@@ -336,7 +336,7 @@ def test_both_persons_are_named(store: Any, registry: Registry) -> None:
     )
 
 
-def test_who_imported_is_no_second_person(store: Any, registry: Registry) -> None:
+def test_the_importer_is_no_second_person(store: Any, registry: Registry) -> None:
     registry.versions.reserve("toy", "animals", task="classification")
     registry.versions.publish(
         "toy", "animals", 1, digest="sha256:" + "a" * 64, path="toy/animals/1", bytes=1,
@@ -345,35 +345,35 @@ def test_who_imported_is_no_second_person(store: Any, registry: Registry) -> Non
     assert not checks(store, 1, TWO, actor=ADA)["two persons"].passed
 
 
-def test_refusal_for_want_of_a_second_person_tells_the_way(store: Any, registry: Registry) -> None:
+def test_a_two_persons_refusal_has_a_hint(store: Any, registry: Registry) -> None:
     add(registry, 30)
     with pytest.raises(GateRefusedError) as caught:
-        ask(store, 1, demanded=TWO)
+        promoted(store, 1, demanded=TWO)
     assert "TRUNKLINE_API_KEY" in (caught.value.hint or "")
 
 
-def test_forcing_command_names_the_alias(store: Any, registry: Registry) -> None:
+def test_the_hint_to_force_names_the_alias(store: Any, registry: Registry) -> None:
     add(registry, 30, gate=Gate(metric="accuracy", at_least=0.99))
     with pytest.raises(GateRefusedError) as caught:
-        ask(store, 1, "beta")
+        promoted(store, 1, "beta")
     assert "promote toy/animals@1 --alias beta --force" in (caught.value.hint or "")
 
 
-def test_second_persons_command_names_the_alias(store: Any, registry: Registry) -> None:
+def test_the_hint_for_the_second_person_names_the_alias(store: Any, registry: Registry) -> None:
     add(registry, 30)
     with pytest.raises(GateRefusedError) as caught:
-        ask(store, 1, "beta", demanded=TWO)
+        promoted(store, 1, "beta", demanded=TWO)
     assert "promote toy/animals@1 --alias beta --url URL." in (caught.value.hint or "")
 
 
 # --------------------------------------------------------------------------------- going back
 
 
-def test_rollback_asks_no_gate(store: Any, registry: Registry) -> None:
+def test_rollback_checks_no_gate(store: Any, registry: Registry) -> None:
     add(registry)
     add(registry)
     for number in (1, 2):
-        ask(store, number, force=True, reason="a trial")
+        promoted(store, number, force=True, reason="a trial")
     done = rollback(store, NAME, reason="wrong codes", actor=ADA)
     assert (done.move.new, done.move.actor, done.move.gate) == (1, ADA, None)
     assert done.head == str(registry.events.heads()["events"])
@@ -381,7 +381,7 @@ def test_rollback_asks_no_gate(store: Any, registry: Registry) -> None:
 
 def test_rollback_to_a_damaged_version_is_refused(store: Any, registry: Registry) -> None:
     for _ in range(2):
-        ask(store, add(registry, 30))
+        promoted(store, add(registry, 30))
     store.damaged = {1}
     with pytest.raises(IntegrityError):
         rollback(store, NAME)
@@ -389,19 +389,19 @@ def test_rollback_to_a_damaged_version_is_refused(store: Any, registry: Registry
 
 
 @pytest.mark.parametrize("ref", ["toy/animals@1", "toy/animals@champion"])
-def test_rollback_wants_the_name_alone(store: Any, registry: Registry, ref: str) -> None:
+def test_rollback_of_a_version_ref_is_refused(store: Any, registry: Registry, ref: str) -> None:
     with pytest.raises(UsageError, match="names a version"):
         rollback(store, Ref.parse(ref))
 
 
 def test_champion_is_dropped_with_a_reason_only(store: Any, registry: Registry) -> None:
-    ask(store, add(registry, 30))
+    promoted(store, add(registry, 30))
     with pytest.raises(UsageError, match="needs a reason"):
         unalias(registry, NAME, "champion")
     done = unalias(registry, NAME, "champion", reason="nobody is to be")
     assert (done.move.kind, done.move.forced) == ("dropped", True)
 
 
-def test_other_aliases_are_dropped_freely(store: Any, registry: Registry) -> None:
-    ask(store, add(registry, 30), "canary")
+def test_other_aliases_are_dropped_without_a_reason(store: Any, registry: Registry) -> None:
+    promoted(store, add(registry, 30), "canary")
     assert not unalias(registry, NAME, "canary").move.forced

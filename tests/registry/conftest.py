@@ -1,7 +1,8 @@
 """A registry on each engine, and shortcuts to fill it.
 
-Whatever stands on ``url`` (and so on ``registry``) runs on SQLite and on PostgreSQL; what asks for
-``database``, the path of SQLite's file, runs on SQLite alone.
+A test that uses ``url``, and so ``registry``, runs on SQLite and on PostgreSQL; one that uses
+``database``, the path of SQLite's file, runs on SQLite only. On PostgreSQL it has the marker
+``matrix`` unless it has the marker ``dialect``: `make test` deselects ``matrix``.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from trunkline.registry.registry import Registry
 
 BASE = "sha256:" + "b" * 64
 
-ENGINES = ("sqlite", "postgresql")
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "database_engine" in metafunc.fixturenames:
-        only = "database" in metafunc.fixturenames
-        metafunc.parametrize("database_engine", ["sqlite"] if only else ENGINES)
+        engines: list[Any] = ["sqlite"]
+        if "database" not in metafunc.fixturenames:
+            dialect = any(mark.name == "dialect" for mark in metafunc.definition.iter_markers())
+            marks = () if dialect else (pytest.mark.matrix,)
+            engines.append(pytest.param("postgresql", marks=marks))
+        metafunc.parametrize("database_engine", engines)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def unsynced() -> Iterator[None]:
-    """Let SQLite not wait for the disk: no test here takes the power away."""
+    """Disable SQLite's syncs: no test here simulates a power failure."""
 
     def relax(connection: Any, entry: object) -> None:
         if isinstance(connection, sqlite3.Connection):
@@ -53,7 +56,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the copy stands, in each test anew."""
+    """Path of the copy, created again for each test."""
     return tmp_path_factory.mktemp("used") / "registry.db"
 
 
@@ -72,7 +75,7 @@ def url(database_engine: str, request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def empty_url(database_engine: str, tmp_path: Path) -> Iterator[str]:
-    """The URL of a database that has no table, or of a file that is not there."""
+    """The URL of a database without tables, or of a missing file."""
     if database_engine == "sqlite":
         yield f"sqlite:///{tmp_path / 'new.db'}"
         return
@@ -95,7 +98,7 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def opened() -> dict[str, Registry]:
-    """Registries by URL; one that was closed can be used again, and knows its statements."""
+    """Registries by URL; a closed one reconnects and keeps its compiled statements."""
     return {}
 
 
@@ -109,7 +112,7 @@ def registry(url: str, opened: dict[str, Registry]) -> Iterator[Registry]:
 
 @pytest.fixture
 def explain(registry: Registry) -> Callable[[str], str]:
-    """``explain(query)`` gives the plan of a query as if its tables were large."""
+    """``explain(query)`` returns the plan of a query as if its tables were large."""
 
     def explain(query: str) -> str:
         with registry.sessions.engines.reading.connect() as connection:

@@ -1,4 +1,4 @@
-"""Who acts, read from the text of an event."""
+"""Actors, parsed from the text of an event."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def test_owner_of_a_key_is_authenticated() -> None:
         ("key/NOTANID1 ada", "key/NOTANID1 ada"),
     ],
 )
-def test_anybody_else_is_not(text: str, owner: str) -> None:
+def test_other_actors_are_not_authenticated(text: str, owner: str) -> None:
     actor = Actor.parse(text)
     assert (actor.owner, actor.authenticated) == (owner, False)
 
 
 @pytest.mark.parametrize("other", ["system:ada", "key/4k2mw0qz ADA", "ａｄａ", "system: ada "])
-def test_one_person_is_known_under_any_spelling(other: str) -> None:
+def test_spelling_does_not_make_two_persons(other: str) -> None:
     assert Actor.parse("key/1k2mw0qz Ada").is_same_person(Actor.parse(other))
 
 

@@ -1,4 +1,4 @@
-"""Aliases: moves that are compared first, steps back, drops, and the account of them."""
+"""Aliases: compare-and-set moves, rollbacks, drops, and the list of moves."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ def newest(registry: Registry, alias: str = "champion") -> AliasMoveRecord:
     return registry.aliases.moves("medical", "icd10", alias)[0]
 
 
-def step_back(registry: Registry, times: int = 1, **said: Any) -> list[int | None]:
-    return [registry.aliases.rollback(NAME, "champion", **said).new for _ in range(times)]
+def roll_back(registry: Registry, times: int = 1, **options: Any) -> list[int | None]:
+    return [registry.aliases.rollback(NAME, "champion", **options).new for _ in range(times)]
 
 
 # ------------------------------------------------------------------------------------- moving
 
 
-def test_a_move_is_told_with_everything(registry_of_four: Registry) -> None:
+@pytest.mark.dialect
+def test_a_move_record_has_every_field(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     gate = [{"name": "beats the baseline", "passed": False, "figures": "+0.1"}]
     moved = registry_of_four.aliases.move(
@@ -59,7 +60,7 @@ def test_a_move_is_told_with_everything(registry_of_four: Registry) -> None:
     assert (moved.forced, moved.reason, moved.gate) == (True, "a trial", gate)
 
 
-def test_a_move_leaves_an_event_with_the_same_figures(registry_of_four: Registry) -> None:
+def test_a_move_appends_an_event_with_the_gate(registry_of_four: Registry) -> None:
     registry_of_four.aliases.move(NAME.at(1), "champion", actor="ada", reason="why", gate=[])
     (event,) = registry_of_four.events.list(subject="medical/icd10", limit=1)
     assert (event.kind, event.actor) == ("alias.moved", "ada")
@@ -69,14 +70,14 @@ def test_a_move_leaves_an_event_with_the_same_figures(registry_of_four: Registry
     }  # fmt: skip
 
 
-def test_a_move_to_where_it_stands_is_none(registry_of_four: Registry) -> None:
+def test_a_move_to_the_current_version_is_none(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     before = registry_of_four.events.heads()
     assert registry_of_four.aliases.move(NAME.at(1), "champion") is None
     assert registry_of_four.events.heads() == before
 
 
-def test_the_expected_move_lets_it_move(registry_of_four: Registry) -> None:
+def test_a_move_from_the_expected_state_succeeds(registry_of_four: Registry) -> None:
     registry_of_four.aliases.move(NAME.at(1), "champion", expected=None)
     seen = newest(registry_of_four).id
     registry_of_four.aliases.move(NAME.at(2), "champion", expected=seen)
@@ -84,7 +85,7 @@ def test_the_expected_move_lets_it_move(registry_of_four: Registry) -> None:
 
 
 @pytest.mark.parametrize("seen", [None, 1])
-def test_the_loser_is_told_who_won_when_and_to_what(
+def test_a_conflict_names_the_winner_time_and_target(
     registry_of_four: Registry, seen: int | None
 ) -> None:
     promote(registry_of_four, 1)
@@ -96,7 +97,7 @@ def test_the_loser_is_told_who_won_when_and_to_what(
     assert standing(registry_of_four) == 3
 
 
-def test_moving_away_and_back_in_between_is_noticed(registry_of_four: Registry) -> None:
+def test_a_move_away_and_back_is_a_conflict(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     seen = newest(registry_of_four).id
     promote(registry_of_four, 2, 1)
@@ -104,7 +105,8 @@ def test_moving_away_and_back_in_between_is_noticed(registry_of_four: Registry) 
         registry_of_four.aliases.move(NAME.at(3), "champion", expected=seen)
 
 
-def test_of_movers_with_one_expectation_one_wins(registry_of_four: Registry) -> None:
+@pytest.mark.dialect
+def test_one_of_two_concurrent_moves_wins(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     seen, gate = newest(registry_of_four).id, threading.Barrier(MOVERS)
     outcomes: list[str] = []
@@ -142,40 +144,41 @@ def test_a_removed_version_is_not_promoted(registry_of_four: Registry) -> None:
 # -------------------------------------------------------------------------------- rolling back
 
 
+@pytest.mark.dialect
 def test_each_rollback_goes_one_step_further(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2, 3)
-    assert step_back(registry_of_four, 2) == [2, 1]
+    assert roll_back(registry_of_four, 2) == [2, 1]
     assert standing(registry_of_four) == 1
 
 
-def test_nothing_before_is_an_error_that_says_so(registry_of_four: Registry) -> None:
+def test_rollback_without_an_earlier_version_is_refused(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
-    step_back(registry_of_four)
+    roll_back(registry_of_four)
     with pytest.raises(RefusedError, match="it points to version 1, and no earlier version"):
-        step_back(registry_of_four)
+        roll_back(registry_of_four)
     assert standing(registry_of_four) == 1
 
 
-def test_a_promotion_after_rollbacks_goes_back_to_where_they_ended(
+def test_rollback_of_a_promotion_after_rollbacks_returns_to_where_they_ended(
     registry_of_four: Registry,
 ) -> None:
     promote(registry_of_four, 1, 2, 3)
-    step_back(registry_of_four, 2)
+    roll_back(registry_of_four, 2)
     promote(registry_of_four, 4)
-    assert step_back(registry_of_four) == [1]
+    assert roll_back(registry_of_four) == [1]
     with pytest.raises(RefusedError):
-        step_back(registry_of_four)
+        roll_back(registry_of_four)
 
 
-def test_removed_versions_are_passed_over(registry_of_four: Registry) -> None:
+def test_rollback_skips_removed_versions(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2, 3)
     registry_of_four.versions.remove(NAME.at(2), reason="wrong")
-    assert step_back(registry_of_four) == [1]
+    assert roll_back(registry_of_four) == [1]
 
 
-def test_a_rollback_is_told_as_such(registry_of_four: Registry) -> None:
+def test_a_rollback_appends_an_event(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
-    step_back(registry_of_four, actor="ada", reason="wrong codes")
+    roll_back(registry_of_four, actor="ada", reason="wrong codes")
     move = newest(registry_of_four)
     assert (move.kind, move.old, move.new) == ("rolled-back", 2, 1)
     assert (move.actor, move.reason, move.gate) == ("ada", "wrong codes", None)
@@ -183,28 +186,28 @@ def test_a_rollback_is_told_as_such(registry_of_four: Registry) -> None:
     assert (event.kind, event.detail["kind"]) == ("alias.moved", "rolled-back")
 
 
-def test_a_rollback_that_another_came_before_is_refused(registry_of_four: Registry) -> None:
+def test_a_rollback_after_another_move_is_a_conflict(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2, 3)
     seen = newest(registry_of_four).id
-    step_back(registry_of_four, actor="system:grace")
+    roll_back(registry_of_four, actor="system:grace")
     with pytest.raises(RefusedError, match=r"system:grace rolled .* back to version 2"):
-        step_back(registry_of_four, expected=seen)
+        roll_back(registry_of_four, expected=seen)
     assert standing(registry_of_four) == 2
 
 
-def test_an_alias_that_never_was_is_told(registry_of_four: Registry) -> None:
+def test_rollback_of_an_unknown_alias_is_refused(registry_of_four: Registry) -> None:
     with pytest.raises(NotFoundError, match="never had an alias 'canary'"):
         registry_of_four.aliases.rollback(NAME, "canary")
 
 
-def test_each_alias_steps_back_by_itself(registry_of_four: Registry) -> None:
+def test_each_alias_has_its_own_rollbacks(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
     promote(registry_of_four, 3, 4, alias="canary")
-    step_back(registry_of_four)
+    roll_back(registry_of_four)
     assert (standing(registry_of_four), standing(registry_of_four, "canary")) == (1, 4)
 
 
-def test_the_previous_version_is_told_beforehand(registry_of_four: Registry) -> None:
+def test_previous_returns_the_version_of_a_rollback(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 3)
     move, version = registry_of_four.aliases.previous("medical", "icd10", "champion")
     assert (move, version.number) == (newest(registry_of_four), 1)
@@ -213,34 +216,35 @@ def test_the_previous_version_is_told_beforehand(registry_of_four: Registry) -> 
 # ------------------------------------------------------------------------------------ dropping
 
 
-def test_a_dropped_alias_is_gone_and_its_move_told(registry_of_four: Registry) -> None:
+@pytest.mark.dialect
+def test_a_dropped_alias_leaves_its_move(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     move = registry_of_four.aliases.drop(NAME, "champion", reason="no more")
     assert standing(registry_of_four) is None
     assert (move.kind, move.old, move.new, move.reason) == ("dropped", 1, None, "no more")
 
 
-def test_rollback_brings_a_dropped_alias_back(registry_of_four: Registry) -> None:
+def test_rollback_restores_a_dropped_alias(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
     registry_of_four.aliases.drop(NAME, "champion")
-    assert step_back(registry_of_four, 2) == [2, 1]
+    assert roll_back(registry_of_four, 2) == [2, 1]
 
 
-def test_rollback_passes_over_a_drop(registry_of_four: Registry) -> None:
+def test_rollback_skips_a_drop(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     registry_of_four.aliases.drop(NAME, "champion")
     promote(registry_of_four, 2)
-    assert step_back(registry_of_four) == [1]
+    assert roll_back(registry_of_four) == [1]
 
 
 def test_rollback_never_stays_at_the_same_version(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1, 2)
     registry_of_four.aliases.drop(NAME, "champion")
     promote(registry_of_four, 2)
-    assert step_back(registry_of_four) == [1]
+    assert roll_back(registry_of_four) == [1]
 
 
-def test_an_alias_that_is_not_there_is_not_dropped(registry_of_four: Registry) -> None:
+def test_dropping_an_unknown_alias_names_the_nearest(registry_of_four: Registry) -> None:
     promote(registry_of_four, 1)
     with pytest.raises(NotFoundError, match="'champoin'") as caught:
         registry_of_four.aliases.drop(NAME, "champoin")
@@ -259,14 +263,15 @@ def test_moves_are_paged_newest_first(registry_of_four: Registry) -> None:
     assert [one.new for one in registry_of_four.aliases.moves("medical", "icd10", "canary")] == [4]
 
 
-def test_a_set_alias_moves_whatever_stood_there(registry_of_four: Registry) -> None:
+def test_set_moves_an_alias_unconditionally(registry_of_four: Registry) -> None:
     assert registry_of_four.aliases.set(NAME.at(1), "champion") == (None, 1)
     assert registry_of_four.aliases.set(NAME.at(2), "champion") == (1, 2)
     assert registry_of_four.aliases.set(NAME.at(2), "champion") == (2, 2)
     assert registry_of_four.aliases.move(NAME.at(3), "champion", expected=ANY) is not None
 
 
-def test_makers_started_the_run_and_published(
+@pytest.mark.dialect
+def test_contributors_started_the_run_or_published(
     registry: Registry, dataset: int, start: Callable[..., int]
 ) -> None:
     run = registry.runs.start(

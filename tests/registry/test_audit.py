@@ -1,4 +1,4 @@
-"""Whoever lays hands on the events or the request log is found out."""
+"""Changes of the events or the request log by hand break their hash chains."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def checked(registry: Registry, chain: Chain, head: Head | None = None) -> Chain
 
 @contextmanager
 def tampering(registry: Registry, chain: Chain) -> Iterator[Connection]:
-    """A connection behind the registry's back; what it does is undone at the end of the test."""
+    """A connection past the registry; its changes are rolled back after the test."""
     table = chain.table.__table__
     heads = ChainHead.__table__
     with registry.sessions.engines.writing.connect() as connection:
@@ -84,7 +84,7 @@ def rows_of(connection: Connection, chain: Chain) -> list[dict[str, Any]]:
 
 
 def other(value: Any) -> Any:
-    """A value of the same kind that is not the same."""
+    """Another value of the same type."""
     if isinstance(value, datetime):
         return value + timedelta(microseconds=1)
     if isinstance(value, dict):
@@ -102,13 +102,13 @@ def change(connection: Connection, chain: Chain, seq: int, /, **values: Any) -> 
 
 
 def move_up(connection: Connection, chain: Chain, seq: int) -> None:
-    """Make room for a row before ``seq``."""
+    """Renumber rows to insert one before ``seq``."""
     for step in (f"seq = seq + 1000 WHERE seq >= {seq}", "seq = seq - 999 WHERE seq >= 1000"):
         connection.execute(text(f"UPDATE {chain.name} SET {step}"))
 
 
 def rewrite(connection: Connection, chain: Chain, seq: int) -> None:
-    """Make every hash from ``seq`` on fit, and the recorded end, as an attacker would."""
+    """Recompute every hash from ``seq`` on, and the stored head, as an attacker would."""
     previous = ROOT
     for row in rows_of(connection, chain):
         digest = row["hash"]
@@ -126,8 +126,9 @@ def rewrite(connection: Connection, chain: Chain, seq: int) -> None:
 # ------------------------------------------------------------------------------ what is sound
 
 
+@pytest.mark.dialect
 @each_chain
-def test_an_untouched_chain_is_sound(filled: Registry, chain: Chain) -> None:
+def test_an_unchanged_chain_is_intact(filled: Registry, chain: Chain) -> None:
     report = checked(filled, chain)
     assert (report.intact, report.rows, report.head) == (
         True,
@@ -136,11 +137,11 @@ def test_an_untouched_chain_is_sound(filled: Registry, chain: Chain) -> None:
     )
 
 
-def test_empty_chains_are_sound(registry: Registry) -> None:
+def test_empty_chains_are_intact(registry: Registry) -> None:
     assert [report.intact for report in registry.audit.verify()] == [True, True]
 
 
-def test_a_chain_of_several_pages_is_sound(
+def test_a_chain_of_several_pages_is_intact(
     filled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trunkline.registry.audit.PAGE", 3)
@@ -148,20 +149,20 @@ def test_a_chain_of_several_pages_is_sound(
 
 
 @each_chain
-def test_a_head_of_before_still_holds(filled: Registry, chain: Chain) -> None:
+def test_an_older_head_still_matches(filled: Registry, chain: Chain) -> None:
     head = filled.events.heads()[chain.name]
     filled.requests.log([request(99)])
     filled.servers.start("host", 1, "", None)
     assert checked(filled, chain, head).intact
 
 
-def test_seconds_that_are_whole_numbers_are_sound(registry: Registry) -> None:
+def test_integral_seconds_keep_their_hash(registry: Registry) -> None:
     line = RequestEntry("one", NOW, None, "/", "a/b", None, None, 0, 0, 200, 1)
     registry.requests.log([line])
     assert all(report.intact for report in registry.audit.verify())
 
 
-def test_progress_is_told(filled: Registry) -> None:
+def test_verification_reports_progress(filled: Registry) -> None:
     seen: list[tuple[str, int, int]] = []
     filled.audit.verify(progress=lambda *what: seen.append(what))
     assert seen == [("events", ROWS, ROWS), ("requests", ROWS, ROWS)]
@@ -172,7 +173,7 @@ def test_progress_is_told(filled: Registry) -> None:
 
 @examples
 @given(chain=chains, seq=numbers, data=some.data())
-def test_a_change_of_any_value_is_found(
+def test_a_change_of_any_value_breaks_the_chain(
     filled: Registry, chain: Chain, seq: int, data: some.DataObject
 ) -> None:
     column = data.draw(some.sampled_from([*chain.fields, "previous_hash", "hash"]))
@@ -186,7 +187,7 @@ def test_a_change_of_any_value_is_found(
 
 @each_chain
 @pytest.mark.parametrize("seq", [1, 4, ROWS])
-def test_a_changed_row_whose_own_hash_fits_is_found(
+def test_a_changed_row_with_a_matching_hash_breaks_the_chain(
     filled: Registry, chain: Chain, seq: int
 ) -> None:
     with tampering(filled, chain) as connection:
@@ -200,7 +201,7 @@ def test_a_changed_row_whose_own_hash_fits_is_found(
 
 @examples
 @given(chain=chains, seqs=some.sets(numbers, min_size=1))
-def test_removed_rows_are_found(filled: Registry, chain: Chain, seqs: set[int]) -> None:
+def test_removed_rows_break_the_chain(filled: Registry, chain: Chain, seqs: set[int]) -> None:
     table = chain.table.__table__
     with tampering(filled, chain) as connection:
         connection.execute(delete(table).where(table.c.seq.in_(seqs)))
@@ -210,16 +211,18 @@ def test_removed_rows_are_found(filled: Registry, chain: Chain, seqs: set[int]) 
 
 @examples
 @given(chain=chains, seq=numbers, forged=some.booleans())
-def test_an_inserted_row_is_found(filled: Registry, chain: Chain, seq: int, forged: bool) -> None:
-    """Also one whose own hash was made to follow the row before it."""
+def test_an_inserted_row_breaks_the_chain(
+    filled: Registry, chain: Chain, seq: int, forged: bool
+) -> None:
+    """Even if its own hash follows the row before it."""
     with tampering(filled, chain) as connection:
         row = rows_of(connection, chain)[seq - 1]
         move_up(connection, chain, seq)
         name = "id" if "id" in row else "subject"
         row[name] = "put-in"
         if forged:
-            told = {column: row[column] for column in chain.fields}
-            row["hash"] = row_hash(row["previous_hash"], told)
+            values = {column: row[column] for column in chain.fields}
+            row["hash"] = row_hash(row["previous_hash"], values)
         connection.execute(insert(chain.table.__table__), [row])
         connection.commit()
         assert not checked(filled, chain).intact
@@ -227,9 +230,7 @@ def test_an_inserted_row_is_found(filled: Registry, chain: Chain, seq: int, forg
 
 @examples
 @given(chain=chains, one=numbers, two=numbers)
-def test_rows_that_changed_places_are_found(
-    filled: Registry, chain: Chain, one: int, two: int
-) -> None:
+def test_swapped_rows_break_the_chain(filled: Registry, chain: Chain, one: int, two: int) -> None:
     if one == two:
         return
     with tampering(filled, chain) as connection:
@@ -241,7 +242,7 @@ def test_rows_that_changed_places_are_found(
 
 @examples
 @given(chain=chains, seq=numbers)
-def test_a_cut_tail_is_found_only_with_a_head(filled: Registry, chain: Chain, seq: int) -> None:
+def test_a_truncated_tail_needs_an_expected_head(filled: Registry, chain: Chain, seq: int) -> None:
     table = chain.table.__table__
     head = filled.events.heads()[chain.name]
     with tampering(filled, chain) as connection:
@@ -255,9 +256,7 @@ def test_a_cut_tail_is_found_only_with_a_head(filled: Registry, chain: Chain, se
 
 @examples
 @given(chain=chains, seq=numbers)
-def test_a_rewritten_chain_is_found_only_with_a_head(
-    filled: Registry, chain: Chain, seq: int
-) -> None:
+def test_a_rewritten_chain_needs_an_expected_head(filled: Registry, chain: Chain, seq: int) -> None:
     head = filled.events.heads()[chain.name]
     with tampering(filled, chain) as connection:
         change(connection, chain, seq, **{"id" if chain is not EVENTS else "actor": "someone"})
@@ -267,7 +266,7 @@ def test_a_rewritten_chain_is_found_only_with_a_head(
 
 
 @each_chain
-def test_a_head_vouches_for_nothing_after_it(filled: Registry, chain: Chain) -> None:
+def test_a_head_does_not_cover_later_rows(filled: Registry, chain: Chain) -> None:
     with tampering(filled, chain) as connection:
         row = rows_of(connection, chain)[3]
         change(connection, chain, 6, **{"id" if chain is not EVENTS else "actor": "someone"})
@@ -276,14 +275,16 @@ def test_a_head_vouches_for_nothing_after_it(filled: Registry, chain: Chain) -> 
         assert checked(filled, chain, Head(row["seq"], row["hash"])).intact
 
 
+@pytest.mark.dialect
 @each_chain
-def test_a_chain_without_a_recorded_end_is_found(filled: Registry, chain: Chain) -> None:
+def test_a_missing_stored_head_breaks_the_chain(filled: Registry, chain: Chain) -> None:
     with tampering(filled, chain) as connection:
         connection.execute(delete(ChainHead).where(ChainHead.name == chain.name))
         connection.commit()
         assert not checked(filled, chain).intact
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize(
     "damage",
     [
@@ -294,7 +295,7 @@ def test_a_chain_without_a_recorded_end_is_found(filled: Registry, chain: Chain)
         "UPDATE events SET hash = x'ff00' WHERE seq = 3",
     ],
 )
-def test_values_that_can_not_be_read_are_told_not_raised(tmp_path: Path, damage: str) -> None:
+def test_unreadable_values_are_breaks_not_errors(tmp_path: Path, damage: str) -> None:
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
         for number in range(5):
             registry.servers.start("host", number, "", None)
@@ -303,26 +304,26 @@ def test_values_that_can_not_be_read_are_told_not_raised(tmp_path: Path, damage:
         assert checked(registry, EVENTS).breaks[0].seq == 3
 
 
-# -------------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------- the messages
 
 
 def test_missing_rows_are_named(filled: Registry) -> None:
     with tampering(filled, EVENTS) as connection:
         connection.execute(text("DELETE FROM events WHERE seq IN (3, 4)"))
         connection.commit()
-        told = [one.message for one in checked(filled, EVENTS).breaks]
-    assert told == ["rows 3 to 4 are missing before row 5"]
+        messages = [one.message for one in checked(filled, EVENTS).breaks]
+    assert messages == ["rows 3 to 4 are missing before row 5"]
 
 
-def test_a_tail_cut_off_carelessly_is_named(filled: Registry) -> None:
+def test_a_tail_truncated_without_its_head_is_reported(filled: Registry) -> None:
     with tampering(filled, EVENTS) as connection:
         connection.execute(text("DELETE FROM events WHERE seq > 6"))
         connection.commit()
-        told = [one.message for one in checked(filled, EVENTS).breaks]
-    assert told == ["the stored head is row 8, but the last row is 6: truncated"]
+        messages = [one.message for one in checked(filled, EVENTS).breaks]
+    assert messages == ["the stored head is row 8, but the last row is 6: truncated"]
 
 
-def test_all_breaks_are_counted_and_the_first_are_told(
+def test_all_breaks_are_counted_and_the_first_reported(
     filled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trunkline.registry.audit.MAX_BREAKS", 2)
@@ -333,7 +334,7 @@ def test_all_breaks_are_counted_and_the_first_are_told(
     assert (report.break_count, len(report.breaks)) == (ROWS, 2)
 
 
-def test_a_head_of_no_chain_is_refused(registry: Registry) -> None:
+def test_a_head_of_an_unknown_chain_is_refused(registry: Registry) -> None:
     with pytest.raises(UsageError, match="'runs'"):
         registry.audit.verify({"runs": Head(0, ROOT)})
 
@@ -342,16 +343,16 @@ def test_a_head_of_no_chain_is_refused(registry: Registry) -> None:
 
 
 @each_chain
-def test_every_row_is_handed_out_in_order(filled: Registry, chain: Chain) -> None:
+def test_export_has_every_row_in_order(filled: Registry, chain: Chain) -> None:
     rows = list(filled.audit.export(chain.name))
     assert [row["seq"] for row in rows] == list(range(1, ROWS + 1))
 
 
-def test_rows_after_a_number_are_handed_out(filled: Registry) -> None:
+def test_export_starts_after_a_number(filled: Registry) -> None:
     assert [row["seq"] for row in filled.audit.export("requests", after=6)] == [7, 8]
 
 
-def test_a_row_that_can_not_be_read_is_not_handed_out(tmp_path: Path) -> None:
+def test_export_refuses_an_unreadable_row(tmp_path: Path) -> None:
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
         registry.servers.start("host", 1, "", None)
         with registry.sessions.engines.writing.begin() as connection:
@@ -360,17 +361,20 @@ def test_a_row_that_can_not_be_read_is_not_handed_out(tmp_path: Path) -> None:
             list(registry.audit.export())
 
 
+@pytest.mark.dialect
 @each_chain
-def test_an_outsider_can_check_an_export(filled: Registry, chain: Chain, tmp_path: Path) -> None:
-    """The guide's program is run as it stands."""
+def test_the_guides_program_verifies_an_export(
+    filled: Registry, chain: Chain, tmp_path: Path
+) -> None:
+    """Run the program in docs/audit.md unchanged."""
     guide = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
     program = re.findall(r"```python\n(.*?)```", guide, re.S)[0]
     export = tmp_path / "export.jsonl"
     rows = [json.dumps(row, ensure_ascii=False) for row in filled.audit.export(chain.name)]
     export.write_text("\n".join(rows))
-    told: list[str] = []
-    exec(program, {"open": open, "FILE": str(export), "print": told.append})
-    assert told == [str(filled.events.heads()[chain.name])]
+    printed: list[str] = []
+    exec(program, {"open": open, "FILE": str(export), "print": printed.append})
+    assert printed == [str(filled.events.heads()[chain.name])]
 
 
 # ------------------------------------------------------------------------------- pages of events
@@ -382,16 +386,16 @@ def test_pages_follow_one_another(filled: Registry) -> None:
     assert [one.seq for one in [*first, *second]] == [8, 7, 6, 5, 4, 3]
 
 
-def test_events_are_found_by_subject_and_kind(filled: Registry) -> None:
+def test_events_are_filtered_by_subject_and_kind(filled: Registry) -> None:
     filled.servers.start("host", 1, "", None)
-    found = [filled.events.list("run/3"), filled.events.list(kind="server.started")]
-    assert [[one.seq for one in page] for page in found] == [[3], [9]]
+    result = [filled.events.list("run/3"), filled.events.list(kind="server.started")]
+    assert [[one.seq for one in page] for page in result] == [[3], [9]]
 
 
 # ------------------------------------------------------------------------------------- the aliases
 
 
-def test_aliases_that_moved_through_the_registry_are_sound(
+def test_aliases_moved_by_the_registry_are_intact(
     registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
     for digest in "ab":
@@ -411,12 +415,12 @@ def test_aliases_that_moved_through_the_registry_are_sound(
     ],
     ids=["moved", "taken away", "made"],
 )
-def test_alias_that_was_moved_past_the_registry_is_found(
+def test_an_alias_changed_by_hand_is_a_break(
     registry: Registry, publish: Callable[..., VersionRecord], change: str, says: str
 ) -> None:
     for digest in "ab":
         registry.aliases.set(publish("icd10", digest).ref, "champion")
     with registry.sessions.engines.writing.begin() as connection:
         connection.execute(text(change))
-    found = checked(registry, EVENTS)
-    assert any(says in one.message for one in found.breaks)
+    result = checked(registry, EVENTS)
+    assert any(says in one.message for one in result.breaks)

@@ -1,4 +1,4 @@
-"""Backups out of either engine, and back into either."""
+"""Backups of either engine, restored into either."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ with Registry.open(sys.argv[1], busy_seconds=30) as registry:
 
 @pytest.fixture
 def full(registry: Registry, publish: Callable[..., VersionRecord]) -> Registry:
-    """The registry with something in most of its tables."""
+    """The registry with rows in most of its tables."""
     version = publish()
     publish()
     registry.aliases.set(Ref.parse("medical/icd10@1"), "champion", actor="key/0aaaaaaa ada")
@@ -109,7 +109,7 @@ def other_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def read_back(tmp_path: Path) -> Callable[..., RestoreResult]:
-    """``read_back(url, backup)`` restores, setting aside into ``aside.db``."""
+    """``read_back(url, backup)`` restores; the old registry is saved as ``aside.db``."""
 
     def read_back(url: str, backup: Path, **more: Any) -> RestoreResult:
         return restore(url, backup, save_as=tmp_path / "aside.db", busy_seconds=0.5, **more)
@@ -118,20 +118,21 @@ def read_back(tmp_path: Path) -> Callable[..., RestoreResult]:
 
 
 def rows(url: str | Path) -> dict[str, list[Any]]:
-    """Every row of every table, as Python sees it."""
+    """Every row of every table, as Python values."""
     engine = create_engine(f"sqlite:///{url}" if isinstance(url, Path) else url)
     with engine.connect() as connection:
-        found = {
+        tables = {
             table.name: connection.execute(select(table).order_by(*table.primary_key)).all()
             for table in Table.metadata.sorted_tables
         }
     engine.dispose()
-    return found
+    return tables
 
 
 # ------------------------------------------------------------------------------- backing up
 
 
+@pytest.mark.dialect
 def test_a_backup_holds_every_row(full: Registry, url: str, backup: Path) -> None:
     assert rows(backup) == rows(url)
 
@@ -148,25 +149,20 @@ def test_a_backup_is_one_file(backup: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
-def test_a_backup_tells_the_heads_of_what_it_holds(
-    full: Registry, url: str, tmp_path: Path
-) -> None:
+def test_a_backup_returns_the_heads_of_its_chains(full: Registry, url: str, tmp_path: Path) -> None:
     made = back_up(url, tmp_path / "backup.db")
     assert made.heads == full.events.heads()
     assert (made.revision, made.bytes) == (schema.head_revision(), made.path.stat().st_size)
 
 
-def test_a_backup_s_head_shows_a_registry_that_was_rewritten_since(
-    full: Registry, url: str, tmp_path: Path
-) -> None:
+def test_a_backups_head_reveals_a_later_rewrite(full: Registry, url: str, tmp_path: Path) -> None:
     heads = back_up(url, tmp_path / "backup.db").heads
     full.keys.create("bob")
     assert all(report.intact for report in full.audit.verify(heads))
 
 
-def test_a_backup_goes_on_while_a_writer_holds_the_lock(
-    full: Registry, url: str, tmp_path: Path
-) -> None:
+@pytest.mark.dialect
+def test_a_backup_does_not_wait_for_a_writer(full: Registry, url: str, tmp_path: Path) -> None:
     with full.sessions.write() as session:
         session.execute(text("UPDATE api_keys SET owner = 'half-way'"))
         back_up(url, tmp_path / "backup.db")
@@ -174,7 +170,8 @@ def test_a_backup_goes_on_while_a_writer_holds_the_lock(
     assert key.owner == "ada"
 
 
-def test_a_backup_is_of_one_moment_though_others_write(
+@pytest.mark.dialect
+def test_a_backup_is_of_one_moment_while_others_write(
     full: Registry, url: str, tmp_path: Path
 ) -> None:
     before = rows(url)
@@ -182,7 +179,7 @@ def test_a_backup_is_of_one_moment_though_others_write(
     class Writer:
         written = 0
 
-        def stage(self, told: str) -> None:
+        def stage(self, text: str) -> None:
             raise AssertionError
 
         def progress(self, done: int, total: int, values: object) -> None:
@@ -195,7 +192,7 @@ def test_a_backup_is_of_one_moment_though_others_write(
     assert len(full.keys.list()) == 2
 
 
-def test_no_backup_is_written_over(full: Registry, url: str, backup: Path) -> None:
+def test_a_backup_is_never_overwritten(full: Registry, url: str, backup: Path) -> None:
     before = backup.read_bytes()
     with pytest.raises(UsageError, match="exists already"):
         back_up(url, backup)
@@ -220,15 +217,13 @@ def test_a_backup_that_can_not_be_written_leaves_nothing(
     assert not list(tmp_path.glob("*backup.db*"))
 
 
-def test_what_a_killed_backup_left_is_written_anew(
-    full: Registry, url: str, tmp_path: Path
-) -> None:
+def test_a_killed_backup_can_be_repeated(full: Registry, url: str, tmp_path: Path) -> None:
     (tmp_path / ".backup.db.part").write_bytes(b"half of a backup")
     assert rows(back_up(url, tmp_path / "backup.db").path) == rows(url)
     assert not (tmp_path / ".backup.db.part").exists()
 
 
-def test_a_registry_that_is_not_there_is_not_backed_up(tmp_path: Path) -> None:
+def test_backing_up_a_missing_registry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="no registry at"):
         back_up(f"sqlite:///{tmp_path / 'registry.db'}", tmp_path / "backup.db")
     assert list(tmp_path.iterdir()) == []
@@ -237,18 +232,18 @@ def test_a_registry_that_is_not_there_is_not_backed_up(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- restoring
 
 
-def test_a_backup_of_either_engine_comes_back_into_either(
+def test_a_backup_of_either_engine_is_restored_into_either(
     url: str, backup: Path, other_url: str, read_back: Callable[..., RestoreResult]
 ) -> None:
     done = read_back(other_url, backup)
     before, after = rows(url), rows(other_url)
-    told = after["events"].pop()
+    event = after["events"].pop()
     assert {**before, "chain_heads": []} == {**after, "chain_heads": []}
-    assert (told.kind, told.subject) == ("registry.restored", "registry")
+    assert (event.kind, event.subject) == ("registry.restored", "registry")
     assert (done.rows, done.previous) == (sum(map(len, before.values())), None)
 
 
-def test_a_restored_registry_s_chains_hold_and_end_with_the_restoring(
+def test_a_restored_registrys_chains_are_intact_and_end_with_the_restore(
     full: Registry, backup: Path, other_url: str, read_back: Callable[..., RestoreResult]
 ) -> None:
     kept = full.events.heads()
@@ -261,7 +256,8 @@ def test_a_restored_registry_s_chains_hold_and_end_with_the_restoring(
     assert event.detail["heads"] == {name: str(head) for name, head in kept.items()}
 
 
-def test_a_restored_registry_goes_on_with_the_next_numbers(
+@pytest.mark.dialect
+def test_a_restored_registry_continues_with_the_next_numbers(
     backup: Path, other_url: str, read_back: Callable[..., RestoreResult]
 ) -> None:
     read_back(other_url, backup)
@@ -282,7 +278,7 @@ def test_a_restored_registry_goes_on_with_the_next_numbers(
         assert all(report.intact for report in registry.audit.verify())
 
 
-def test_a_registry_with_rows_is_not_restored_over(
+def test_restoring_over_rows_is_refused(
     full: Registry, url: str, backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     before = rows(url)
@@ -292,7 +288,7 @@ def test_a_registry_with_rows_is_not_restored_over(
     assert rows(url) == before
 
 
-def test_what_was_there_is_set_aside(
+def test_the_replaced_registry_is_saved(
     full: Registry, url: str, backup: Path, read_back: Callable[..., RestoreResult], tmp_path: Path
 ) -> None:
     full.keys.create("after the backup")
@@ -304,7 +300,8 @@ def test_what_was_there_is_set_aside(
     assert key.owner == "ada"
 
 
-def test_numbers_given_out_after_the_backup_stay_used(
+@pytest.mark.dialect
+def test_numbers_reserved_after_the_backup_stay_used(
     full: Registry,
     url: str,
     backup: Path,
@@ -328,8 +325,9 @@ def test_readers_and_an_open_server_see_the_restored_registry(
     assert alone(WRITE, url).out == "later"
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize("moment", ["DELETE FROM adapters", "INSERT INTO runs", "COMMIT"])
-def test_a_killed_restoring_leaves_the_old_registry_and_is_done_again(
+def test_a_killed_restore_changes_nothing_and_can_be_repeated(
     full: Registry,
     url: str,
     backup: Path,
@@ -348,7 +346,7 @@ def test_a_killed_restoring_leaves_the_old_registry_and_is_done_again(
     assert read_back(url, backup, replace=True).rows == sum(map(len, rows(backup).values()))
 
 
-def test_a_restoring_that_fails_leaves_the_old_registry_and_nothing_aside(
+def test_a_failed_restore_changes_nothing_and_saves_nothing(
     full: Registry,
     url: str,
     backup: Path,
@@ -372,7 +370,8 @@ def test_a_restoring_that_fails_leaves_the_old_registry_and_nothing_aside(
     assert not (tmp_path / "aside.db").exists()
 
 
-def test_a_held_lock_is_told_and_nothing_is_changed(
+@pytest.mark.dialect
+def test_restoring_into_a_locked_registry_is_refused(
     full: Registry, url: str, backup: Path, read_back: Callable[..., RestoreResult], tmp_path: Path
 ) -> None:
     before = rows(url)
@@ -396,7 +395,7 @@ def one_backup(tmp_path: Path) -> Path:
     return back_up(f"sqlite:///{tmp_path / 'small.db'}", tmp_path / "one.db").path
 
 
-def test_a_backup_that_is_not_there_is_told(
+def test_restoring_a_missing_backup_is_refused(
     url: str, tmp_path: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     with pytest.raises(NotFoundError, match=r"no backup .*gone\.db"):
@@ -404,7 +403,7 @@ def test_a_backup_that_is_not_there_is_told(
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100, b"SQLite format 3\0" * 300])
-def test_a_file_that_is_no_backup_is_refused_untouched(
+def test_restoring_another_file_is_refused(
     url: str, tmp_path: Path, read_back: Callable[..., RestoreResult], content: bytes
 ) -> None:
     path = tmp_path / "file.db"
@@ -415,7 +414,7 @@ def test_a_file_that_is_no_backup_is_refused_untouched(
     assert path.read_bytes() == content
 
 
-def test_a_backup_whose_pages_are_damaged_is_refused(
+def test_a_backup_with_damaged_pages_is_refused(
     registry: Registry, url: str, one_backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     content = bytearray(one_backup.read_bytes())
@@ -435,7 +434,7 @@ def test_a_backup_whose_pages_are_damaged_is_refused(
         "DELETE FROM events WHERE seq = 2",
     ],
 )
-def test_a_backup_whose_chain_does_not_hold_is_refused(
+def test_a_backup_with_a_broken_chain_is_refused(
     registry: Registry,
     url: str,
     one_backup: Path,
@@ -458,7 +457,7 @@ def test_a_backup_of_a_newer_release_is_refused(
         read_back(url, one_backup)
 
 
-def test_a_database_of_something_else_is_no_backup(
+def test_another_programs_database_is_no_backup(
     url: str, tmp_path: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "shop.db")) as connection, connection:
@@ -467,7 +466,7 @@ def test_a_database_of_something_else_is_no_backup(
         read_back(url, tmp_path / "shop.db")
 
 
-def test_no_room_for_reading_a_backup_is_told(
+def test_a_full_temporary_folder_is_named(
     registry: Registry,
     url: str,
     one_backup: Path,
@@ -490,7 +489,7 @@ def test_no_room_for_reading_a_backup_is_told(
 # ------------------------------------------------------------------------- a damaged registry
 
 
-def test_a_damaged_registry_is_moved_aside_and_restored(
+def test_a_damaged_registry_is_moved_and_restored(
     tmp_path: Path, one_backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     damaged = tmp_path / "damaged.db"
@@ -502,7 +501,7 @@ def test_a_damaged_registry_is_moved_aside_and_restored(
         assert len(registry.keys.list()) == 2
 
 
-def test_a_damaged_registry_is_left_alone_where_that_was_not_asked(
+def test_a_damaged_registry_is_not_replaced_by_default(
     tmp_path: Path, one_backup: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     damaged = tmp_path / "damaged.db"
@@ -513,7 +512,7 @@ def test_a_damaged_registry_is_left_alone_where_that_was_not_asked(
     assert damaged.read_bytes() == b"no database at all" * 100
 
 
-def test_a_raw_copy_with_its_log_beside_it_is_read_like_a_backup(
+def test_a_file_copy_with_its_log_is_restored_like_a_backup(
     url: str, tmp_path: Path, read_back: Callable[..., RestoreResult]
 ) -> None:
     with Registry.open(f"sqlite:///{tmp_path / 'live.db'}") as live:

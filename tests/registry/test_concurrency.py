@@ -10,6 +10,9 @@ from forks import Child, together
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
 
+pytestmark = pytest.mark.dialect
+"""Locking differs between the engines."""
+
 PROCESSES = 8
 
 BEGIN = """
@@ -56,13 +59,13 @@ print(old, new)
 
 
 def eight(url: str, script: str) -> list[str]:
-    """Run the script in eight processes that begin at once; gives what each printed."""
+    """Run the script in eight processes that start together; return what each printed."""
     ended = together(BEGIN + script, [Child((url, str(me))) for me in range(PROCESSES)])
     assert [(one.code, one.error) for one in ended] == [(0, "")] * PROCESSES
     return [one.out for one in ended]
 
 
-def test_a_new_registry_opened_by_all_at_once_is_made_once(empty_url: str) -> None:
+def test_concurrent_first_opens_create_one_schema(empty_url: str) -> None:
     eight(empty_url, OPEN)
     with Registry.open(empty_url) as registry:
         new = registry.sources.record_plugin(distribution="p", version="9", api=1, domain="d")
@@ -70,30 +73,26 @@ def test_a_new_registry_opened_by_all_at_once_is_made_once(empty_url: str) -> No
 
 
 @pytest.mark.usefixtures("dataset")
-def test_versions_published_at_once_get_the_numbers_from_one_to_eight(
-    url: str, registry: Registry
-) -> None:
+def test_concurrent_publications_get_consecutive_numbers(url: str, registry: Registry) -> None:
     printed = eight(url, PUBLISH)
     assert sorted(map(int, printed)) == list(range(1, PROCESSES + 1))
     assert registry.adapters.get("medical", "icd10").versions == PROCESSES
 
 
 @pytest.mark.usefixtures("dataset")
-def test_events_of_all_at_once_are_one_chain(url: str, registry: Registry) -> None:
+def test_concurrent_events_form_one_chain(url: str, registry: Registry) -> None:
     eight(url, PUBLISH)
     assert [event.seq for event in registry.events.list()] == list(range(PROCESSES, 0, -1))
     assert all(report.intact for report in registry.audit.verify())
 
 
 @pytest.mark.usefixtures("dataset")
-def test_runs_started_at_once_get_the_numbers_from_one_to_eight(
-    url: str, registry: Registry
-) -> None:
+def test_concurrent_runs_get_consecutive_numbers(url: str, registry: Registry) -> None:
     printed = eight(url, START)
     assert sorted(map(int, printed)) == list(range(1, PROCESSES + 1))
 
 
-def test_one_of_eight_that_move_an_alias_wins_and_the_others_are_told_who(
+def test_one_of_eight_concurrent_moves_wins_and_the_others_conflict(
     url: str, registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
     for _ in range(PROCESSES):
@@ -108,7 +107,7 @@ def test_one_of_eight_that_move_an_alias_wins_and_the_others_are_told_who(
     assert len(registry.aliases.moves("medical", "icd10")) == 1
 
 
-def test_an_alias_moved_by_all_at_once_moves_from_hand_to_hand(
+def test_concurrent_unconditional_moves_form_one_sequence(
     url: str, publish: Callable[..., VersionRecord]
 ) -> None:
     for _ in range(PROCESSES):

@@ -30,13 +30,19 @@ def evaluate(registry: Registry, dataset: int) -> Callable[..., int]:
     return evaluate
 
 
-def test_an_evaluation_comes_back_under_its_version(
+@pytest.mark.dialect
+def test_an_evaluation_is_listed_under_its_version(
     registry: Registry, publish: Publish, evaluate: Callable[..., int]
 ) -> None:
     version = publish()
     number = evaluate(version=version.ref)
-    (found,) = registry.evaluations.list(version=version.ref)
-    assert (found.id, found.version, found.split_fingerprint, found.results["accuracy"]["low"]) == (
+    (evaluation,) = registry.evaluations.list(version=version.ref)
+    assert (
+        evaluation.id,
+        evaluation.version,
+        evaluation.split_fingerprint,
+        evaluation.results["accuracy"]["low"],
+    ) == (
         number,
         "medical/icd10@1",
         "split-1",
@@ -53,6 +59,7 @@ def test_evaluations_of_other_versions_are_left_out(
     assert registry.evaluations.list(version=Ref.parse("medical/icd10@2")) == []
 
 
+@pytest.mark.dialect
 def test_an_evaluation_of_a_run_becomes_its_version_s(
     registry: Registry, start: Callable[..., int], evaluate: Callable[..., int]
 ) -> None:
@@ -62,16 +69,16 @@ def test_an_evaluation_of_a_run_becomes_its_version_s(
     registry.versions.publish(
         "medical", "icd10", number, digest="sha256:" + "a" * 64, path="medical/icd10/1", bytes=1
     )
-    (found,) = registry.evaluations.list(run=run)
-    assert found.version == "medical/icd10@1"
+    (evaluation,) = registry.evaluations.list(run=run)
+    assert evaluation.version == "medical/icd10@1"
 
 
 def test_the_bare_base_is_evaluated_without_a_version(
     registry: Registry, evaluate: Callable[..., int]
 ) -> None:
     evaluate()
-    (found,) = registry.evaluations.list(recipe="medical/icd10")
-    assert (found.version, found.run) == (None, None)
+    (evaluation,) = registry.evaluations.list(recipe="medical/icd10")
+    assert (evaluation.version, evaluation.run) == (None, None)
 
 
 def test_evaluations_are_listed_newest_first_and_paged(
@@ -99,7 +106,7 @@ def test_predictions_come_back_by_row_id(registry: Registry, evaluate: Callable[
     assert registry.evaluations.predictions(number, limit=1, offset=1) == [given[0]]
 
 
-def test_an_evaluation_and_its_predictions_are_kept_together_or_not_at_all(
+def test_an_evaluation_and_its_predictions_are_stored_atomically(
     registry: Registry, evaluate: Callable[..., int]
 ) -> None:
     twice = PredictionRecord(row_id="a", group="g", target="x", prediction="y")
@@ -121,7 +128,8 @@ def test_predictions_of_an_unknown_evaluation_are_refused(registry: Registry) ->
         registry.evaluations.predictions(9)
 
 
-def test_answer_that_is_no_text_is_kept_with_a_mark(
+@pytest.mark.dialect
+def test_an_unstorable_prediction_is_stored_with_a_replacement(
     registry: Registry, evaluate: Callable[..., int]
 ) -> None:
     answer = PredictionRecord(row_id="1", group="g", target="a", prediction="x\0\ud800")

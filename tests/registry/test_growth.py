@@ -1,4 +1,4 @@
-"""No page of a listing costs more when the registry grows: counted in SQLite's own steps."""
+"""No page of a listing costs more when the registry grows, counted in SQLite's steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trunkline.registry.registry import Registry
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZES = (1000, 4000)
 STEP = 100
-"""So many instructions of SQLite's machine are counted as one step."""
+"""Instructions of SQLite's virtual machine per counted step."""
 
 GROWS = {
     "adapters list",  # counts the versions of each adapter on the page, the busy one's too
@@ -39,20 +39,20 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
         import bench_registry
         import filled
 
-        found: dict[str, list[int]] = {}
+        counted: dict[str, list[int]] = {}
         for size in SIZES:
             url = f"sqlite:///{tmp_path_factory.mktemp('growth') / 'registry.db'}"
             filled.fill(url, size)
             with Registry.open(url) as registry:
                 for page, call in bench_registry.pages(registry, size).items():
-                    found.setdefault(page, []).append(steps(registry, call))
-        yield found
+                    counted.setdefault(page, []).append(steps(registry, call))
+        yield counted
         for name in ("bench_registry", "filled"):
             sys.modules.pop(name, None)
 
 
 def steps(registry: Registry, call: Callable[[], Any]) -> int:
-    """What a call takes of SQLite's machine."""
+    """How many steps of SQLite's virtual machine a call takes."""
     count = 0
 
     def one_more() -> int:
@@ -83,7 +83,7 @@ def test_no_page_costs_more_in_a_larger_registry(counted: dict[str, list[int]]) 
     assert not grown, f"steps at {small} and {large} versions"
 
 
-def test_what_grows_with_one_adapter_grows_no_faster(counted: dict[str, list[int]]) -> None:
+def test_cost_grows_with_one_adapter_at_most_linearly(counted: dict[str, list[int]]) -> None:
     small, large = SIZES
     for page in GROWS:
         before, after = counted[page]

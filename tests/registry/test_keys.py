@@ -1,4 +1,4 @@
-"""Keys: what is kept of them, who gets in, and what a pattern covers."""
+"""API keys: what is stored, which are valid, and what a pattern covers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ any_text = st.text(st.characters(exclude_categories=()))
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
-    """``at(time)`` sets the clock that keys are evaluated by."""
+    """``at(time)`` sets the clock that decides expiry."""
 
     def at(time: datetime) -> None:
         monkeypatch.setattr(module, "utc_now", lambda: time)
@@ -44,7 +44,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
 
 @pytest.fixture
 def statements(registry: Registry) -> Iterator[list[str]]:
-    """Every statement that the registry sends from here on."""
+    """Every statement that the registry executes from now on."""
     sent: list[str] = []
     engine = registry.sessions.engines.reading
 
@@ -65,11 +65,12 @@ def test_a_key_has_an_id_and_a_secret(registry: Registry) -> None:
     assert (prefix, id, len(id), len(secret)) == ("tl", record.id, 8, 43)
 
 
-def test_a_key_may_use_everything_unless_told(registry: Registry) -> None:
+def test_a_key_may_use_everything_by_default(registry: Registry) -> None:
     assert registry.keys.create("ada")[0].adapters == ("*",)
 
 
-def test_a_created_key_is_given_back_as_it_is_kept(registry: Registry) -> None:
+@pytest.mark.dialect
+def test_create_returns_the_stored_record(registry: Registry) -> None:
     until = datetime(2099, 1, 1, 12, tzinfo=timezone(timedelta(hours=-5)))
     record, plain = registry.keys.create(
         "ada", ["medical/*", "base", "medical/*"], admin=True, expires=until
@@ -107,7 +108,7 @@ def test_neither_key_nor_secret_is_in_the_file(registry: Registry, database: Pat
         assert all(plain.split("-", 2)[2].encode() not in content for plain in plains)
 
 
-def test_a_key_s_beginning_and_end_are_events_without_the_secret(registry: Registry) -> None:
+def test_creation_and_removal_are_events_without_the_secret(registry: Registry) -> None:
     record, plain = registry.keys.create("ada", ["medical/*"], actor="root")
     registry.keys.remove(record.id)
     removed, created = registry.events.list(subject=f"key/{record.id}")
@@ -121,7 +122,7 @@ def test_a_key_s_beginning_and_end_are_events_without_the_secret(registry: Regis
     assert plain.split("-", 2)[2] not in repr((created, removed))
 
 
-def test_no_adapter_can_be_named_like_a_key_s_events(registry: Registry) -> None:
+def test_no_adapter_can_be_named_like_a_keys_subject(registry: Registry) -> None:
     for _ in range(20):
         with pytest.raises(UsageError):
             Ref("key", registry.keys.create("ada")[0].id)
@@ -130,7 +131,7 @@ def test_no_adapter_can_be_named_like_a_key_s_events(registry: Registry) -> None
 @pytest.mark.parametrize(
     "owner", ["", " ", "a" * 81, "a\nb", "a\0", "\x1b[31m", "\u202egro", "\ud800"]
 )
-def test_an_owner_that_can_not_be_shown_is_refused(registry: Registry, owner: str) -> None:
+def test_an_unprintable_owner_is_refused(registry: Registry, owner: str) -> None:
     with pytest.raises(UsageError, match="owner of a key"):
         registry.keys.create(owner)
 
@@ -147,9 +148,7 @@ def test_an_owner_may_be_written_in_any_script(registry: Registry) -> None:
         (datetime.max.replace(tzinfo=timezone(timedelta(hours=-5))), "out of range"),
     ],
 )
-def test_an_expiry_that_can_not_be_is_refused(
-    registry: Registry, expires: datetime, reason: str
-) -> None:
+def test_an_invalid_expiry_is_refused(registry: Registry, expires: datetime, reason: str) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
         registry.keys.create("ada", expires=expires)
     assert caught.value.hint
@@ -160,16 +159,16 @@ def test_adapters_given_as_one_text_are_refused(registry: Registry) -> None:
         registry.keys.create("ada", "*")
 
 
-def test_a_refused_key_leaves_nothing(registry: Registry) -> None:
+def test_a_refused_key_is_not_stored(registry: Registry) -> None:
     with pytest.raises(UsageError):
         registry.keys.create("ada", ["medical/*", "medical/icd10@3"])
     assert (registry.keys.list(), registry.events.list()) == ([], [])
 
 
-# -------------------------------------------------------------------------------- finding
+# ------------------------------------------------------------------------- authentication
 
 
-def test_a_wrong_secret_with_the_right_id_finds_nothing(registry: Registry) -> None:
+def test_a_wrong_secret_is_not_authenticated(registry: Registry) -> None:
     plain = registry.keys.create("ada")[1]
     other = registry.keys.create("bob")[1]
     assert registry.keys.authenticate(plain[:12] + other[12:]) is None
@@ -205,7 +204,7 @@ def test_secrets_are_compared_in_constant_time(
     ],
     ids=range(10),
 )
-def test_any_text_may_be_asked_about(registry: Registry, text: str) -> None:
+def test_any_text_can_be_authenticated(registry: Registry, text: str) -> None:
     assert registry.keys.authenticate(text) is None
 
 
@@ -216,7 +215,8 @@ def test_no_text_makes_the_lookup_fail(registry: Registry, text: str) -> None:
     assert registry.keys.authenticate(f"tl-0aaaaaaa-{text}") is None
 
 
-def test_finding_a_key_is_one_query_by_its_index(
+@pytest.mark.dialect
+def test_authentication_is_one_query_by_an_index(
     registry: Registry, statements: list[str], explain: Callable[..., str]
 ) -> None:
     plain = registry.keys.create("ada")[1]
@@ -227,13 +227,13 @@ def test_finding_a_key_is_one_query_by_its_index(
     assert re.search(r"USING INDEX|Index Scan using uq_api_keys_id", plan)
 
 
-def test_a_thousand_unknown_keys_leave_no_rows(registry: Registry) -> None:
+def test_unknown_keys_leave_no_rows(registry: Registry) -> None:
     for number in range(1000):
         assert registry.keys.authenticate(f"tl-0{number:07d}-{'a' * 43}") is None
     assert (registry.keys.list(), registry.events.list(), registry.requests.list()) == ([], [], [])
 
 
-def test_a_key_is_good_until_the_moment_it_expires(
+def test_a_key_is_valid_until_it_expires(
     registry: Registry, at: Callable[[datetime], None]
 ) -> None:
     at(NOW)
@@ -248,7 +248,8 @@ def test_a_key_is_good_until_the_moment_it_expires(
 # ------------------------------------------------------------------------------- removing
 
 
-def test_a_removed_key_finds_nothing_but_stays_listed(registry: Registry) -> None:
+@pytest.mark.dialect
+def test_a_removed_key_is_invalid_but_listed(registry: Registry) -> None:
     record, plain = registry.keys.create("ada")
     removed = registry.keys.remove(record.id)
     assert registry.keys.authenticate(plain) is None
@@ -295,9 +296,7 @@ def test_an_expired_key_still_means_that_there_are_keys(
     assert registry.keys.has_any()
 
 
-def test_another_process_s_key_is_known_at_once_and_gone_at_once(
-    registry: Registry, url: str
-) -> None:
+def test_another_processs_key_is_valid_and_removed_at_once(registry: Registry, url: str) -> None:
     def elsewhere(work: str) -> str:
         opening = "import sys\nfrom trunkline.registry.registry import Registry\n"
         done = alone(f"{opening}registry = Registry.open(sys.argv[1])\n{work}", url)
@@ -305,9 +304,9 @@ def test_another_process_s_key_is_known_at_once_and_gone_at_once(
         return done.out
 
     plain = elsewhere("print(registry.keys.create('ada')[1])")
-    found = registry.keys.authenticate(plain)
-    assert found is not None
-    elsewhere(f"registry.keys.remove({found.id!r})")
+    key = registry.keys.authenticate(plain)
+    assert key is not None
+    elsewhere(f"registry.keys.remove({key.id!r})")
     assert registry.keys.authenticate(plain) is None
 
 
@@ -325,12 +324,12 @@ def test_a_key_may_use_what_its_patterns_match(patterns: list[str], name: str) -
 
 
 @given(patterns)
-def test_every_pattern_of_the_grammar_is_taken(pattern: str) -> None:
+def test_every_valid_pattern_is_accepted(pattern: str) -> None:
     assert check_pattern(pattern) == pattern
 
 
 @given(any_text | st.builds("{}{}".format, patterns, any_text))
-def test_only_what_is_of_the_grammar_is_taken(text: str) -> None:
+def test_only_valid_patterns_are_accepted(text: str) -> None:
     def taken() -> bool:
         try:
             return check_pattern(text) == text
@@ -348,19 +347,19 @@ def test_only_what_is_of_the_grammar_is_taken(text: str) -> None:
         *("\ud800/*", "../*"),
     ],
 )
-def test_a_pattern_outside_the_grammar_is_refused(registry: Registry, pattern: str) -> None:
+def test_an_invalid_pattern_is_refused(registry: Registry, pattern: str) -> None:
     with pytest.raises(UsageError) as caught:
         registry.keys.create("ada", [pattern])
     assert caught.value.hint
 
 
 @given(any_text)
-def test_what_is_no_name_may_not_be_used(text: str) -> None:
+def test_an_invalid_name_may_not_be_used(text: str) -> None:
     name = f"a/b@{text}"
     assert not key("*", "a/*", "a/b", name).may_use(name)
     assert not key("*").may_use(f"*{text}")
 
 
-def test_an_admin_s_key_uses_no_more_than_its_patterns_say() -> None:
+def test_an_admin_key_uses_only_what_its_patterns_match() -> None:
     admin = KeyRecord("0aaaaaaa", "ada", ("medical/*",), True, NOW, None, None)
     assert not admin.may_use("retail/department")

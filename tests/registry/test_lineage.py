@@ -1,4 +1,4 @@
-"""From a version, a digest, a run or a request back to everything behind it; and what differs."""
+"""The lineage of a version, a digest, a run or a request; and the diff of two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import Ref
-from trunkline.registry import lineage
 from trunkline.registry.lineage import Lineage, LineageDiff, diff
 from trunkline.registry.records import RequestEntry, VersionRecord
 from trunkline.registry.registry import Registry
@@ -49,7 +48,7 @@ def evaluate(
 
 
 def line(answered: VersionRecord, id: str = "req-1", **other: Any) -> RequestEntry:
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "at": utc_now(),
         "key": None,
         "route": "/v1/classify",
@@ -61,25 +60,26 @@ def line(answered: VersionRecord, id: str = "req-1", **other: Any) -> RequestEnt
         "status": 200,
         "seconds": 0.1,
     }
-    return RequestEntry(id=id, **told | other)
+    return RequestEntry(id=id, **values | other)
 
 
-def parts(found: Lineage) -> dict[str, Any]:
-    """Each part in a word."""
+def parts(lineage: Lineage) -> dict[str, Any]:
+    """Each part, abbreviated."""
     return {
-        "version": found.version and str(found.version.ref),
-        "base": found.base and found.base.name,
-        "dataset": found.dataset and found.dataset.fingerprint,
-        "run": found.run and found.run.number,
-        "evaluations": [one.split for one in found.evaluations],
-        "moves": [(one.alias, one.old, one.new, one.reason) for one in found.moves],
-        "loads": [one.server.number for one in found.loads],
-        "tags": found.tags,
-        "notes": [one.detail["text"] for one in found.notes],
+        "version": lineage.version and str(lineage.version.ref),
+        "base": lineage.base and lineage.base.name,
+        "dataset": lineage.dataset and lineage.dataset.fingerprint,
+        "run": lineage.run and lineage.run.number,
+        "evaluations": [one.split for one in lineage.evaluations],
+        "moves": [(one.alias, one.old, one.new, one.reason) for one in lineage.moves],
+        "loads": [one.server.number for one in lineage.loads],
+        "tags": lineage.tags,
+        "notes": [one.detail["text"] for one in lineage.notes],
     }
 
 
-def test_everything_behind_a_version_is_told(registry: Registry, version: VersionRecord) -> None:
+@pytest.mark.dialect
+def test_lineage_of_a_version_has_every_part(registry: Registry, version: VersionRecord) -> None:
     assert parts(registry.lineage.of_version(version.ref)) == {
         "version": "medical/icd10@1",
         "base": "tiny",
@@ -93,31 +93,33 @@ def test_everything_behind_a_version_is_told(registry: Registry, version: Versio
     }
 
 
-def test_history_has_who_started_the_run_and_who_published(
+def test_history_has_the_start_of_the_run_and_the_publication(
     registry: Registry, version: VersionRecord
 ) -> None:
-    found = registry.lineage.of_version(version.ref).history
-    assert [one.kind for one in found if one.kind != "tag.set"] == [
+    lineage = registry.lineage.of_version(version.ref).history
+    assert [one.kind for one in lineage if one.kind != "tag.set"] == [
         "alias.moved",
         "version.published",
         "run.started",
     ]
 
 
-def test_a_digest_leads_to_the_same(registry: Registry, version: VersionRecord) -> None:
+def test_lineage_of_a_digest_is_that_of_its_version(
+    registry: Registry, version: VersionRecord
+) -> None:
     assert registry.lineage.of_digest(version.digest) == registry.lineage.of_version(version.ref)
 
 
-def test_a_tombstone_still_has_its_lineage(registry: Registry, version: VersionRecord) -> None:
+def test_a_removed_version_has_its_lineage(registry: Registry, version: VersionRecord) -> None:
     before = parts(registry.lineage.of_version(version.ref))
     registry.aliases.drop(Ref.parse("medical/icd10"), "champion")
     registry.versions.remove(version.ref, reason="old")
-    found = registry.lineage.of_version(version.ref)
-    assert found.version is not None
-    assert found.version.removal_reason == "old"
+    lineage = registry.lineage.of_version(version.ref)
+    assert lineage.version is not None
+    assert lineage.version.removal_reason == "old"
     moved = {"moves": [("champion", 1, None, None), ("champion", None, 1, "first")]}
-    assert parts(found) == before | moved
-    assert parts(registry.lineage.of_digest(version.digest)) == parts(found)
+    assert parts(lineage) == before | moved
+    assert parts(registry.lineage.of_digest(version.digest)) == parts(lineage)
 
 
 def test_a_removed_version_resolves_no_longer_and_says_why(
@@ -126,9 +128,11 @@ def test_a_removed_version_resolves_no_longer_and_says_why(
     registry.aliases.drop(Ref.parse("medical/icd10"), "champion")
     registry.versions.remove(version.ref, reason="its license ended.")
     for ref in ("medical/icd10@1", "medical/icd10", f"medical/icd10@{version.digest}"):
-        with pytest.raises(NotFoundError, match=r"was removed on .*: its license ended\.$") as told:
+        with pytest.raises(
+            NotFoundError, match=r"was removed on .*: its license ended\.$"
+        ) as caught:
             registry.versions.resolve(Ref.parse(ref))
-        assert "trunkline lineage medical/icd10@" in (told.value.hint or "")
+        assert "trunkline lineage medical/icd10@" in (caught.value.hint or "")
 
 
 def test_removed_versions_are_listed_in_pages(registry: Registry, publish: Publish) -> None:
@@ -140,14 +144,14 @@ def test_removed_versions_are_listed_in_pages(registry: Registry, publish: Publi
     assert rest.next is None
 
 
-def test_the_same_artifact_under_another_name_is_named(
+def test_duplicates_of_an_artifact_are_named(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     publish("copy")
     assert registry.lineage.of_version(version.ref).duplicates == ("medical/copy@1",)
 
 
-def test_an_unknown_digest_is_told(registry: Registry) -> None:
+def test_an_unknown_digest_is_refused(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="has no version with the digest"):
         registry.lineage.of_digest("sha256:" + "0" * 64)
 
@@ -159,19 +163,20 @@ def test_a_malformed_digest_is_refused(registry: Registry) -> None:
 
 def test_a_run_without_a_version_has_its_lineage(registry: Registry, start: Start) -> None:
     number = start()
-    found = registry.lineage.of_run(number)
-    assert (found.version, found.base and found.base.name) == (None, "tiny")
-    assert [one.kind for one in found.history] == ["run.started"]
+    lineage = registry.lineage.of_run(number)
+    assert (lineage.version, lineage.base and lineage.base.name) == (None, "tiny")
+    assert [one.kind for one in lineage.history] == ["run.started"]
 
 
-def test_a_request_leads_to_its_version(registry: Registry, version: VersionRecord) -> None:
+def test_lineage_of_a_request_has_its_version(registry: Registry, version: VersionRecord) -> None:
     registry.requests.log([line(version)])
-    found = registry.lineage.of_request("req-1")
-    assert parts(found) == parts(registry.lineage.of_version(version.ref))
-    assert found.request is not None
+    lineage = registry.lineage.of_request("req-1")
+    assert parts(lineage) == parts(registry.lineage.of_version(version.ref))
+    assert lineage.request is not None
 
 
-def test_a_request_is_told_the_move_that_let_its_version_live(
+@pytest.mark.dialect
+def test_lineage_of_a_request_has_the_alias_move_in_force(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     registry.requests.log([line(version)])
@@ -181,50 +186,48 @@ def test_a_request_is_told_the_move_that_let_its_version_live(
     assert (alias_move.alias, alias_move.new, alias_move.reason) == ("champion", 1, "first")
 
 
-def test_a_request_before_any_move_was_alias_move_by_none(
+def test_a_request_before_any_move_has_no_alias_move(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.requests.log([line(version, at=utc_now() - timedelta(days=1))])
     assert registry.lineage.of_request("req-1").alias_move is None
 
 
-def test_a_request_by_number_was_alias_move_by_none(
-    registry: Registry, version: VersionRecord
-) -> None:
+def test_a_request_by_number_has_no_alias_move(registry: Registry, version: VersionRecord) -> None:
     registry.requests.log([line(version, model="medical/icd10@1")])
     assert registry.lineage.of_request("req-1").alias_move is None
 
 
-def test_the_digest_decides_which_version_answered(
+def test_the_logged_digest_decides_the_version(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     other = publish("other", digest="d")
     registry.requests.log([line(other, version="medical/icd10@1")])
-    found = registry.lineage.of_request("req-1")
-    assert found.version is not None
-    assert str(found.version.ref) == "medical/other@1"
+    lineage = registry.lineage.of_request("req-1")
+    assert lineage.version is not None
+    assert str(lineage.version.ref) == "medical/other@1"
 
 
-def test_an_unknown_digest_in_the_log_leads_nowhere(
+def test_an_unknown_logged_digest_has_no_version(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.requests.log([line(version, digest="sha256:" + "0" * 64)])
     assert registry.lineage.of_request("req-1").version is None
 
 
-def test_parts_are_bounded_and_say_so(
+def test_long_parts_are_truncated(
     registry: Registry, version: VersionRecord, dataset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lineage, "MAX_PART", 1)
+    monkeypatch.setattr("trunkline.registry.lineage.MAX_PART", 1)
     evaluate(registry, version, dataset, 0.9, "validation")
-    found = registry.lineage.of_version(version.ref)
-    assert [one.split for one in found.evaluations] == ["validation"]
-    assert found.truncated == ("evaluations", "history")
+    lineage = registry.lineage.of_version(version.ref)
+    assert [one.split for one in lineage.evaluations] == ["validation"]
+    assert lineage.truncated == ("evaluations", "history")
 
 
 @pytest.fixture
 def compared(registry: Registry, version: VersionRecord, dataset: int) -> LineageDiff:
-    """medical/icd10@1 beside a second version of another seed, rank and split."""
+    """The diff of medical/icd10@1 and a version with another seed, rank and split."""
     other = registry.sources.record_dataset(
         name="medical/icd10",
         fingerprint="rows-1",
@@ -251,7 +254,7 @@ def compared(registry: Registry, version: VersionRecord, dataset: int) -> Lineag
     return diff(registry.lineage.of_version(version.ref), registry.lineage.of_version(second.ref))
 
 
-def test_only_what_differs_is_told(compared: LineageDiff) -> None:
+def test_diff_has_only_differences(compared: LineageDiff) -> None:
     assert {one.name: (one.left, one.right) for one in compared.fields} == {
         "version.digest": ("sha256:" + "a" * 64, "sha256:" + "c" * 64),
         "version.run": (1, 2),
@@ -262,22 +265,25 @@ def test_only_what_differs_is_told(compared: LineageDiff) -> None:
     }
 
 
-def test_figures_are_set_side_by_side(compared: LineageDiff) -> None:
+def test_diff_has_the_metrics_of_both(compared: LineageDiff) -> None:
     (figure,) = compared.metrics
     assert (figure.name, figure.left, figure.right) == ("test.accuracy", 0.8, 0.9)
     assert figure.difference == pytest.approx(0.1)
 
 
-def test_figures_of_other_rows_say_so(compared: LineageDiff) -> None:
+def test_metrics_of_different_rows_are_marked(compared: LineageDiff) -> None:
     assert not compared.metrics[0].same_rows
 
 
 def test_a_version_does_not_differ_from_itself(registry: Registry, version: VersionRecord) -> None:
-    found = diff(registry.lineage.of_version(version.ref), registry.lineage.of_version(version.ref))
-    assert (found.fields, found.metrics[0].same_rows) == ((), True)
+    lineage = diff(
+        registry.lineage.of_version(version.ref), registry.lineage.of_version(version.ref)
+    )
+    assert (lineage.fields, lineage.metrics[0].same_rows) == ((), True)
 
 
-def test_listed_versions_and_adapters_bring_their_standing(
+@pytest.mark.dialect
+def test_listed_versions_and_adapters_have_their_score(
     registry: Registry, version: VersionRecord
 ) -> None:
     (listed,) = registry.versions.list("medical", "icd10", scored=True)

@@ -1,4 +1,4 @@
-"""Opening a registry: new, up to date, too new, damaged, locked, read-only, out of reach."""
+"""Opening a registry: new, up to date, too new, damaged, locked, read-only, unreachable."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def opened(path: Path, **more: object) -> Registry:
 
 
 def execute(url: str, *statements: str) -> None:
-    """Change the database behind the registry's back."""
+    """Change the database past the registry."""
     engine = create_engine(url)
     with engine.begin() as connection:
         for statement in statements:
@@ -42,7 +42,7 @@ def execute(url: str, *statements: str) -> None:
 
 @pytest.fixture
 def holder(url: str) -> Iterator[Engine]:
-    """Holds the lock that every writer of an event wants, in a transaction of its own."""
+    """Hold the lock that every writer of an event needs, in a transaction of its own."""
     engine = create_engine(url)
     with engine.connect() as connection:
         if connection.dialect.name == "sqlite":
@@ -55,7 +55,7 @@ def holder(url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_a_file_that_was_removed_under_its_users_fails_them_and_is_not_made_anew(
+def test_a_file_removed_while_open_is_an_error_and_not_recreated(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "registry.db"
@@ -71,7 +71,7 @@ def test_a_file_that_was_removed_under_its_users_fails_them_and_is_not_made_anew
         assert not path.exists()
 
 
-def test_a_file_that_was_put_in_the_place_of_another_is_the_registry_from_then_on(
+def test_a_file_replaced_while_open_is_reopened(
     tmp_path: Path,
 ) -> None:
     path, other = tmp_path / "registry.db", tmp_path / "other.db"
@@ -102,7 +102,7 @@ def test_a_registry_in_memory_serves_one_thread() -> None:
         assert registry.runs.list() == []
 
 
-def test_a_registry_is_opened_again_with_what_it_held(
+def test_a_reopened_registry_has_its_rows(
     url: str, registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
     publish()
@@ -110,23 +110,26 @@ def test_a_registry_is_opened_again_with_what_it_held(
         assert [adapter.name for adapter in again.adapters.list()] == ["icd10"]
 
 
+@pytest.mark.dialect
 def test_a_database_without_tables_becomes_a_registry(empty_url: str) -> None:
     with Registry.open(empty_url) as made:
         assert made.runs.list() == []
 
 
-def test_readers_and_writers_work_beside_each_other(database: Path) -> None:
+@pytest.mark.dialect
+def test_readers_and_writers_do_not_block_each_other(database: Path) -> None:
     with sqlite3.connect(database) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_missing_file_is_not_made_where_that_was_not_asked(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_created_with_create_false(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="no registry at"):
         opened(tmp_path / "registry.db", create=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_registry_newer_than_the_code_is_refused_untouched(url: str) -> None:
+@pytest.mark.dialect
+def test_a_registry_newer_than_the_code_is_refused_unchanged(url: str) -> None:
     execute(url, "UPDATE alembic_version SET version_num = '9999'")
     before = schema.inspect_database(url)
     with pytest.raises(RegistryError, match="'9999'") as caught:
@@ -136,7 +139,7 @@ def test_a_registry_newer_than_the_code_is_refused_untouched(url: str) -> None:
     assert schema.inspect_database(url) == before
 
 
-def test_a_newer_registry_that_can_not_be_written_is_told_as_newer(
+def test_a_read_only_newer_registry_is_reported_as_newer(
     database: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(url, "UPDATE alembic_version SET version_num = '9999'")
@@ -145,7 +148,8 @@ def test_a_newer_registry_that_can_not_be_written_is_told_as_newer(
         opened(database)
 
 
-def test_a_database_of_something_else_is_refused_untouched(empty_url: str) -> None:
+@pytest.mark.dialect
+def test_another_programs_database_is_refused_unchanged(empty_url: str) -> None:
     execute(empty_url, "CREATE TABLE customers (id INTEGER)")
     with pytest.raises(RegistryError, match="holds other tables"):
         Registry.open(empty_url)
@@ -173,7 +177,7 @@ def test_a_file_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
         opened(tmp_path / "gone" / "registry.db")
 
 
-def test_a_file_that_can_not_be_looked_at_is_refused(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="can't be reached"):
         opened(tmp_path / ("a" * 300))
 
@@ -181,7 +185,7 @@ def test_a_file_that_can_not_be_looked_at_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["registry.db", "", "nosuch://x/y", "sqlite+nosuch:///x", "postgresql://host:port/x"]
 )
-def test_a_url_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_url_is_refused(text: str) -> None:
     with pytest.raises(RegistryError, match="names neither SQLite nor PostgreSQL") as caught:
         Registry.open(text)
     assert "postgresql://" in (caught.value.hint or "")
@@ -193,7 +197,8 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     assert "secret" not in caught.value.message
 
 
-def test_a_held_lock_is_told_after_the_time_out(registry: Registry, holder: Engine) -> None:
+@pytest.mark.dialect
+def test_a_held_lock_is_an_error_after_the_time_out(registry: Registry, holder: Engine) -> None:
     started = time.monotonic()
     with pytest.raises(RegistryError, match="locked") as caught:
         registry.keys.create("ada")
@@ -201,7 +206,8 @@ def test_a_held_lock_is_told_after_the_time_out(registry: Registry, holder: Engi
     assert "Try again" in (caught.value.hint or "")
 
 
-def test_readers_go_on_while_a_writer_holds_the_lock(
+@pytest.mark.dialect
+def test_readers_do_not_wait_for_a_writer(
     registry: Registry, publish: Callable[..., VersionRecord], request: pytest.FixtureRequest
 ) -> None:
     publish()
@@ -210,12 +216,14 @@ def test_readers_go_on_while_a_writer_holds_the_lock(
     assert [event.kind for event in registry.events.list()] == ["version.published", "run.started"]
 
 
+@pytest.mark.dialect
 def test_a_new_reader_opens_while_a_writer_holds_the_lock(url: str, holder: Engine) -> None:
     with Registry.open(url, busy_seconds=0.5) as another:
         assert another.runs.list() == []
 
 
-def test_a_lock_that_is_given_back_in_time_is_waited_for(url: str) -> None:
+@pytest.mark.dialect
+def test_a_lock_released_in_time_is_waited_for(url: str) -> None:
     other = create_engine(url)
     with Registry.open(url, busy_seconds=30) as registry, other.connect() as connection:
         if connection.dialect.name == "sqlite":
@@ -230,6 +238,7 @@ def test_a_lock_that_is_given_back_in_time_is_waited_for(url: str) -> None:
     other.dispose()
 
 
+@pytest.mark.dialect
 def test_a_reading_transaction_sees_one_moment(registry: Registry, url: str) -> None:
     with registry.sessions.read() as session, Registry.open(url) as another:
         count = text("SELECT count(*) FROM api_keys")
@@ -239,7 +248,7 @@ def test_a_reading_transaction_sees_one_moment(registry: Registry, url: str) -> 
     assert len(registry.keys.list()) == 1
 
 
-def test_a_registry_that_can_not_be_written_can_be_read(
+def test_a_read_only_registry_can_be_read(
     database: Path,
     registry: Registry,
     publish: Callable[..., VersionRecord],
@@ -255,7 +264,7 @@ def test_a_registry_that_can_not_be_written_can_be_read(
         assert sorted(path.name for path in database.parent.iterdir()) == before
 
 
-def test_a_reader_without_the_right_to_write_sees_what_is_still_in_the_log(
+def test_a_reader_without_write_permission_sees_the_log(
     database: Path,
     registry: Registry,
     publish: Callable[..., VersionRecord],
@@ -299,7 +308,7 @@ def test_a_new_registry_in_a_read_only_folder_is_refused(
 
 
 def only_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the right to write away from this process, which may be root's."""
+    """Remove write permission from this process, even if it runs as root."""
     real = os.access
     monkeypatch.setattr(
         "trunkline.registry.engine.os.access",
@@ -307,7 +316,7 @@ def only_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_user_without_a_name_still_acts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_is_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     def nameless() -> str:
         raise KeyError("uid not found")
 
@@ -334,7 +343,7 @@ def test_opening_an_up_to_date_registry_imports_neither_alembic_nor_torch(databa
 # ----------------------------------------------------------------------- PostgreSQL's own failures
 
 
-def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_an_unreachable_database_server_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="can't be reached") as caught:
         Registry.open(f"postgresql://user:secret@/registry?host={tmp_path}", busy_seconds=0.5)
     assert "TRUNKLINE_REGISTRY" in (caught.value.hint or "")
@@ -347,13 +356,13 @@ def test_a_password_among_a_url_s_options_is_not_shown(tmp_path: Path) -> None:
     assert "secret" not in caught.value.message
 
 
-def test_a_database_that_is_not_there_is_told() -> None:
+def test_a_missing_database_is_an_error() -> None:
     url = server().set(database="nosuch").render_as_string(hide_password=False)
     with pytest.raises(RegistryError, match=r"can't be reached .*nosuch"):
         Registry.open(url)
 
 
-def test_a_user_who_may_only_read_reads_and_is_told(postgres: str) -> None:
+def test_a_user_with_read_permission_reads_and_can_not_write(postgres: str) -> None:
     execute(
         postgres,
         "DROP ROLE IF EXISTS auditor",
@@ -368,14 +377,14 @@ def test_a_user_who_may_only_read_reads_and_is_told(postgres: str) -> None:
     execute(postgres, "DROP OWNED BY auditor", "DROP ROLE auditor")
 
 
-def test_a_database_that_is_a_read_only_copy_is_told(postgres: str) -> None:
+def test_a_read_only_replica_is_reported(postgres: str) -> None:
     with Registry.open(f"{postgres}&options=-c%20default_transaction_read_only%3Don") as registry:
         assert registry.keys.list() == []
         with pytest.raises(RegistryError, match="is read-only"):
             registry.keys.create("ada")
 
 
-def test_a_connection_that_the_server_dropped_is_made_anew(postgres: str) -> None:
+def test_a_dropped_connection_is_replaced(postgres: str) -> None:
     with Registry.open(postgres) as registry:
         registry.keys.create("ada")
         with closing(psycopg.connect(postgres, autocommit=True)) as other:
@@ -386,14 +395,15 @@ def test_a_connection_that_the_server_dropped_is_made_anew(postgres: str) -> Non
         assert len(registry.keys.list()) == 1
 
 
-def test_a_missing_driver_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(RegistryError, match="needs the package 'psycopg'") as caught:
         Registry.open("postgresql://host/registry")
     assert "trunkline[postgres]" in (caught.value.hint or "")
 
 
-def test_a_migration_waits_for_another_no_longer_than_the_time_out(
+@pytest.mark.dialect
+def test_a_migration_waits_for_another_until_the_time_out(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = create_engine(empty_url)

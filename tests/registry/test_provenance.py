@@ -1,4 +1,4 @@
-"""Lineage from outside becomes rows, on both engines; a lost registry is filled again."""
+"""Provenance documents become rows, on both engines; a lost registry is rebuilt."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SCORES = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}}
 
 
 def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> dict[str, Any]:
-    """A version's provenance, in the form of its file."""
-    told = {
+    """A version's provenance document."""
+    run_document = {
         "number": run,
         "recipe": "medical/icd10",
         "status": "finished",
@@ -57,14 +57,14 @@ def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> d
             "rows": 100, "license": "public domain", "source": "x", "counts": {"kept": 100},
             "description": None, "grouping": "a category",
         },
-        "run": None if run is None else told,
+        "run": None if run is None else run_document,
         "evaluations": [] if run is None else [evaluation],
         "imported": None,
         "moved": [],
     }  # fmt: skip
 
 
-def found(ref: str = "medical/icd10@1", **said: Any) -> RecoveredVersion:
+def recovered(ref: str = "medical/icd10@1", **document: Any) -> RecoveredVersion:
     parsed = Ref.parse(ref)
     return RecoveredVersion(
         ref=parsed,
@@ -75,14 +75,14 @@ def found(ref: str = "medical/icd10@1", **said: Any) -> RecoveredVersion:
         files={"trunkline.json": {"bytes": 12, "sha256": "a" * 64}},
         template_digest="e" * 64,
         created=CREATED,
-        provenance=origin(**said),
+        provenance=origin(**document),
     )
 
 
 def restored(
     registry: Registry, provenance: dict[str, Any], actor: str | None = None
 ) -> RecordedProvenance:
-    """What became of the lineage of a version that came from elsewhere."""
+    """What was recorded of an imported version."""
     return registry.provenance.reserve(
         Ref("medical", "icd10"), task="classification", provenance=provenance, actor=actor
     )[1]
@@ -91,6 +91,7 @@ def restored(
 # ------------------------------------------------------------------------------- one version's
 
 
+@pytest.mark.dialect
 def test_base_dataset_and_run_become_rows(registry: Registry) -> None:
     made = restored(registry, origin())
     assert made.run is not None
@@ -102,24 +103,24 @@ def test_base_dataset_and_run_become_rows(registry: Registry) -> None:
     assert run.started == datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 
 
-def test_run_gets_the_next_number_here(registry: Registry) -> None:
+def test_an_imported_run_gets_the_next_number(registry: Registry) -> None:
     assert [restored(registry, origin()).run for _ in range(2)] == [1, 2]
 
 
-def test_base_and_dataset_that_are_known_stay(registry: Registry, dataset: int) -> None:
+def test_recorded_base_and_dataset_are_reused(registry: Registry, dataset: int) -> None:
     made = restored(registry, origin())
     assert made.dataset_id == dataset
     assert [one.architecture for one in registry.sources.list_bases()] == ["LlamaForCausalLM"]
 
 
-def test_event_says_which_run_it_was_and_who_began_it(registry: Registry) -> None:
+def test_event_has_the_original_number_and_starter(registry: Registry) -> None:
     made = restored(registry, origin(), actor="key/a bo")
     event = registry.events.list(subject=f"run/{made.run}")[0]
     assert (event.kind, event.actor) == ("run.imported", "key/a bo")
     assert event.detail == {"recipe": "medical/icd10", "number": 7, "started_by": "system:ada"}
 
 
-def test_who_began_the_run_elsewhere_is_one_of_its_makers(registry: Registry) -> None:
+def test_the_original_starter_is_a_contributor(registry: Registry) -> None:
     number, made = registry.provenance.reserve(
         Ref("medical", "icd10"), task="classification", provenance=origin(), actor="key/a bo"
     )
@@ -131,21 +132,21 @@ def test_who_began_the_run_elsewhere_is_one_of_its_makers(registry: Registry) ->
     assert registry.versions.contributors(version) == ["system:ada", "system:bo"]
 
 
-def test_unknown_run_gives_base_and_data_alone(registry: Registry) -> None:
+def test_without_a_run_base_and_dataset_are_recorded(registry: Registry) -> None:
     made = restored(registry, origin(run=None))
     assert made.run is None
     assert made.dataset_id is not None
     assert registry.runs.list() == []
 
 
-def test_run_that_says_it_goes_on_is_not_told_as_running(registry: Registry) -> None:
-    said = origin()
-    said["run"] |= {"status": "running", "finished": None}
-    made = restored(registry, said)
+def test_a_running_run_is_imported_as_interrupted(registry: Registry) -> None:
+    document = origin()
+    document["run"] |= {"status": "running", "finished": None}
+    made = restored(registry, document)
     assert registry.runs.get(made.run or 0).status == "interrupted"
 
 
-def test_published_version_takes_the_evaluations_over(registry: Registry) -> None:
+def test_publication_adopts_the_evaluations(registry: Registry) -> None:
     made = restored(registry, origin())
     number = registry.versions.reserve("medical", "new", task="classification", run=made.run)
     version = registry.versions.publish(
@@ -158,27 +159,29 @@ def test_published_version_takes_the_evaluations_over(registry: Registry) -> Non
 # ------------------------------------------------------------------------------------- origin
 
 
-def test_what_was_restored_is_told_as_it_came(registry: Registry) -> None:
-    registry.provenance.rebuild([found()])
-    told = registry.provenance.of_version(Ref.parse("medical/icd10@1"))
-    said = origin()
+@pytest.mark.dialect
+def test_provenance_survives_an_import_unchanged(registry: Registry) -> None:
+    registry.provenance.rebuild([recovered()])
+    written = registry.provenance.of_version(Ref.parse("medical/icd10@1"))
+    document = origin()
     for name in ("description", "grouping"):
-        del said["dataset"][name]
-    assert told == {name: said[name] for name in ("base", "dataset", "run", "evaluations")}
+        del document["dataset"][name]
+    assert written == {name: document[name] for name in ("base", "dataset", "run", "evaluations")}
 
 
-def test_origin_names_who_started_a_run_here(
+def test_provenance_names_who_started_a_run(
     registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
-    told = registry.provenance.of_version(publish().ref)
-    assert told["run"]["actor"].startswith("system:")
+    written = registry.provenance.of_version(publish().ref)
+    assert written["run"]["actor"].startswith("system:")
 
 
 # ------------------------------------------------------------------------------------ rebuild
 
 
-def test_rebuilt_version_resolves_with_everything_behind_it(registry: Registry) -> None:
-    made = registry.provenance.rebuild([found("medical/icd10@3")])
+@pytest.mark.dialect
+def test_a_rebuilt_version_has_its_lineage(registry: Registry) -> None:
+    made = registry.provenance.rebuild([recovered("medical/icd10@3")])
     version, how = registry.versions.resolve(Ref.parse("medical/icd10"))
     assert (made.bases, made.datasets, made.runs, made.versions) == (1, 1, 1, 1)
     assert (version.number, how) == (3, "newest")
@@ -186,53 +189,55 @@ def test_rebuilt_version_resolves_with_everything_behind_it(registry: Registry) 
     assert (version.created, version.template_digest) == (CREATED, "e" * 64)
 
 
-def test_next_number_follows_the_highest_that_was_found(registry: Registry) -> None:
-    registry.provenance.rebuild([found("medical/icd10@2"), found("medical/icd10@5")])
+def test_next_number_follows_the_highest_rebuilt(registry: Registry) -> None:
+    registry.provenance.rebuild([recovered("medical/icd10@2"), recovered("medical/icd10@5")])
     assert registry.versions.reserve("medical", "icd10", task="classification") == 6
 
 
-def test_next_run_follows_the_highest_that_was_found(registry: Registry, request: Any) -> None:
-    registry.provenance.rebuild([found(run=40)])
+@pytest.mark.dialect
+def test_next_run_follows_the_highest_rebuilt(registry: Registry, request: Any) -> None:
+    registry.provenance.rebuild([recovered(run=40)])
     start = request.getfixturevalue("start")
     assert start() > 40
 
 
 def test_two_versions_of_one_run_share_it(registry: Registry) -> None:
-    made = registry.provenance.rebuild([found("medical/a@1"), found("medical/b@1")])
+    made = registry.provenance.rebuild([recovered("medical/a@1"), recovered("medical/b@1")])
     assert made.runs == 1
 
 
-def test_two_runs_that_claim_one_number_are_kept_apart(registry: Registry) -> None:
+def test_two_runs_with_one_number_are_separated(registry: Registry) -> None:
     later = "2026-03-30T00:00:00+00:00"
-    registry.provenance.rebuild([found("medical/a@1"), found("medical/b@1", started=later)])
+    registry.provenance.rebuild([recovered("medical/a@1"), recovered("medical/b@1", started=later)])
     runs = [registry.versions.resolve(Ref.parse(f"medical/{name}"))[0].run for name in ("a", "b")]
     assert runs == [7, 8]
 
 
-def test_scores_can_be_searched_again(registry: Registry) -> None:
-    registry.provenance.rebuild([found()])
+def test_rebuilt_scores_can_be_searched(registry: Registry) -> None:
+    registry.provenance.rebuild([recovered()])
     evaluated = registry.evaluations.list(version=Ref.parse("medical/icd10@1"))[0]
     assert evaluated.results == {"scores": SCORES, IMPORTED: True}
     assert evaluated.run == 7
 
 
-def test_rebuild_is_an_event_of_a_sound_chain(registry: Registry) -> None:
-    registry.provenance.rebuild([found()], actor="system:ada")
+def test_a_rebuild_is_an_event_of_an_intact_chain(registry: Registry) -> None:
+    registry.provenance.rebuild([recovered()], actor="system:ada")
     assert registry.events.list(subject="registry")[0].kind == "registry.rebuilt"
     assert all(report.intact for report in registry.audit.verify())
 
 
-def test_registry_that_holds_a_row_is_left_alone(registry: Registry, dataset: int) -> None:
+@pytest.mark.dialect
+def test_rebuilding_a_registry_with_rows_is_refused(registry: Registry, dataset: int) -> None:
     with pytest.raises(RefusedError, match="is not empty: its table"):
-        registry.provenance.rebuild([found()])
+        registry.provenance.rebuild([recovered()])
     assert registry.runs.list() == []
 
 
-def test_failure_in_the_middle_leaves_it_empty(registry: Registry) -> None:
-    broken = found("medical/b@1")
+def test_a_failed_rebuild_adds_nothing(registry: Registry) -> None:
+    broken = recovered("medical/b@1")
     broken.provenance["run"]["seed"] = None  # type: ignore[index]
     with pytest.raises(Exception, match=r"."):
         registry.provenance.rebuild(
-            [found("medical/a@1", started="2026-03-28T00:00:00+00:00"), broken]
+            [recovered("medical/a@1", started="2026-03-28T00:00:00+00:00"), broken]
         )
     registry.provenance.check_empty()

@@ -1,4 +1,4 @@
-"""A removed version is a tombstone; and what upkeep asks is answered in pages."""
+"""Removed versions are tombstones; rows for the maintenance of a store come in pages."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def remove(registry: Registry, number: int = 1, **named: object) -> VersionRecor
     )
 
 
-def test_removed_version_answers_to_no_ref(registry: Registry, publish: Publish) -> None:
+def test_no_ref_resolves_to_a_removed_version(registry: Registry, publish: Publish) -> None:
     publish()
     remove(registry)
     with pytest.raises(NotFoundError):
         registry.versions.resolve(REF)
 
 
+@pytest.mark.dialect
 def test_removal_leaves_one_event_with_its_reason(registry: Registry, publish: Publish) -> None:
     version = publish()
     remove(registry)
@@ -47,7 +48,7 @@ def test_removal_leaves_one_event_with_its_reason(registry: Registry, publish: P
     }
 
 
-def test_removed_version_keeps_what_is_known_of_it(registry: Registry, publish: Publish) -> None:
+def test_a_removed_version_keeps_its_row(registry: Registry, publish: Publish) -> None:
     version = publish()
     remove(registry)
     row = registry.artifacts.find([("medical", "icd10", 1)])["medical", "icd10", 1]
@@ -60,7 +61,7 @@ def test_version_is_removed_by_its_digest(registry: Registry, publish: Publish) 
     assert registry.versions.remove(REF.at(version.digest), reason="x").number == 1
 
 
-def test_number_of_a_removed_version_is_not_given_again(
+def test_the_number_of_a_removed_version_is_not_reused(
     registry: Registry, publish: Publish
 ) -> None:
     publish()
@@ -76,7 +77,7 @@ def test_removed_version_is_not_removed_again(registry: Registry, publish: Publi
 
 
 @pytest.mark.parametrize("selector", [None, "champion"])
-def test_removal_wants_a_ref_that_means_one_version_for_good(
+def test_removal_needs_a_number_or_digest(
     registry: Registry, publish: Publish, selector: str | None
 ) -> None:
     publish()
@@ -84,13 +85,13 @@ def test_removal_wants_a_ref_that_means_one_version_for_good(
         registry.versions.remove(REF.at(selector), reason="x")
 
 
-def test_removal_wants_a_reason(registry: Registry, publish: Publish) -> None:
+def test_removal_needs_a_reason(registry: Registry, publish: Publish) -> None:
     publish()
     with pytest.raises(UsageError, match="reason"):
         registry.versions.remove(REF.at(1), reason=" ")
 
 
-def test_removal_of_what_an_alias_holds_is_refused(registry: Registry, publish: Publish) -> None:
+def test_removing_an_aliased_version_is_refused(registry: Registry, publish: Publish) -> None:
     publish()
     with registry.sessions.write() as session:
         session.execute(
@@ -101,27 +102,27 @@ def test_removal_of_what_an_alias_holds_is_refused(registry: Registry, publish: 
     assert registry.versions.resolve(REF.at(1))[0].number == 1
 
 
-def test_removal_of_what_a_server_holds_is_refused(registry: Registry, publish: Publish) -> None:
+def test_removing_a_loaded_version_is_refused(registry: Registry, publish: Publish) -> None:
     version = publish()
     with pytest.raises(RefusedError, match="server/3"):
         remove(registry, held={version.digest: ["server/3 (process 7 on box)"]})
     assert registry.versions.resolve(REF.at(1))[0].number == 1
 
 
-def test_reserved_number_says_who_publishes(registry: Registry, start: Callable[..., int]) -> None:
+def test_a_reservation_stores_its_process(registry: Registry, start: Callable[..., int]) -> None:
     registry.versions.reserve("medical", "icd10", task="classification", run=start())
     (pending,) = registry.artifacts.list_pending()
     assert (pending.ref, pending.reserved_by) == (REF.at(1), current_process())
 
 
-def test_published_version_says_nothing_of_its_publisher(
-    registry: Registry, publish: Publish
-) -> None:
+def test_publication_clears_the_reservation(registry: Registry, publish: Publish) -> None:
     assert publish().files is None
     assert registry.artifacts.list_pending() == []
 
 
-def test_abandoned_number_says_why(registry: Registry, start: Callable[..., int]) -> None:
+def test_an_abandoned_number_stores_the_reason(
+    registry: Registry, start: Callable[..., int]
+) -> None:
     registry.versions.reserve("medical", "icd10", task="classification", run=start())
     registry.versions.abandon("medical", "icd10", 1, reason="no room")
     row = registry.artifacts.find([("medical", "icd10", 1)])["medical", "icd10", 1]
@@ -139,6 +140,7 @@ def test_abandoned_number_can_not_be_published(
         )
 
 
+@pytest.mark.dialect
 def test_pending_versions_come_in_pages(registry: Registry, start: Callable[..., int]) -> None:
     run = start()
     for _ in range(3):
@@ -149,7 +151,7 @@ def test_pending_versions_come_in_pages(registry: Registry, start: Callable[...,
 
 
 @pytest.mark.parametrize("page", [1, 2, 3, 500])
-def test_every_version_is_given_once_whatever_the_page(
+def test_iteration_yields_every_version_once(
     registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     monkeypatch.setattr(artifacts, "PAGE", page)
@@ -165,10 +167,11 @@ def test_every_version_is_given_once_whatever_the_page(
     assert registry.artifacts.count() == 2
 
 
-def test_stored_versions_leave_out_what_is_not_known(registry: Registry, publish: Publish) -> None:
+@pytest.mark.dialect
+def test_find_leaves_out_unknown_versions(registry: Registry, publish: Publish) -> None:
     publish()
-    asked = [("medical", "icd10", 1), ("medical", "icd10", 2), ("retail", "icd10", 1)]
-    assert list(registry.artifacts.find(asked)) == asked[:1]
+    numbers = [("medical", "icd10", 1), ("medical", "icd10", 2), ("retail", "icd10", 1)]
+    assert list(registry.artifacts.find(numbers)) == numbers[:1]
 
 
 def test_visible_digests_are_those_of_visible_versions(
@@ -181,14 +184,13 @@ def test_visible_digests_are_those_of_visible_versions(
     }
 
 
-def test_run_statuses_leave_out_what_is_not_known(
-    registry: Registry, start: Callable[..., int]
-) -> None:
+def test_statuses_leave_out_unknown_runs(registry: Registry, start: Callable[..., int]) -> None:
     run = start()
     assert registry.runs.statuses([run, run + 1]) == {run: "running"}
 
 
-def test_file_beside_the_identity_is_recorded_anew(registry: Registry, publish: Publish) -> None:
+@pytest.mark.dialect
+def test_a_rewritten_file_is_recorded(registry: Registry, publish: Publish) -> None:
     publish()
     registry.artifacts.record_file(REF.at(1), "README.md", bytes=5, sha256="a" * 64)
     version = registry.artifacts.record_file(REF.at(1), "README.md", bytes=7, sha256="b" * 64)

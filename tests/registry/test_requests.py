@@ -1,4 +1,4 @@
-"""The request log: lines are added, paged through, and never changed."""
+"""The request log: rows are added, paged through, and never changed."""
 
 from __future__ import annotations
 
@@ -45,33 +45,37 @@ def lines(count: int, start: int = 0, **more: Any) -> list[RequestEntry]:
     return [replace(LINE, id=f"r{number}", **more) for number in range(start, start + count)]
 
 
-def test_a_request_comes_back_as_it_was_logged(registry: Registry) -> None:
+@pytest.mark.dialect
+def test_get_returns_the_logged_request(registry: Registry) -> None:
     registry.requests.log([LINE])
-    found = registry.requests.get("req-1")
-    assert {field.name: getattr(found, field.name) for field in fields(LINE)} == {
+    request = registry.requests.get("req-1")
+    assert {field.name: getattr(request, field.name) for field in fields(LINE)} == {
         field.name: getattr(LINE, field.name) for field in fields(LINE)
     }
-    assert found.at.tzinfo is UTC
+    assert request.at.tzinfo is UTC
 
 
-def test_text_and_output_are_kept_where_given(registry: Registry) -> None:
+def test_text_and_output_are_stored_if_given(registry: Registry) -> None:
     registry.requests.log([replace(LINE, text="What is it?", output="Appendicitis.")])
-    found = registry.requests.get("req-1")
-    assert (found.text, found.output) == ("What is it?", "Appendicitis.")
+    request = registry.requests.get("req-1")
+    assert (request.text, request.output) == ("What is it?", "Appendicitis.")
 
 
-def test_a_request_that_came_to_no_version_is_logged(registry: Registry) -> None:
+def test_a_request_without_a_version_is_logged(registry: Registry) -> None:
     registry.requests.log([replace(LINE, key=None, version=None, digest=None, status=404)])
-    found = registry.requests.get("req-1")
-    assert (found.key, found.version, found.digest, found.status) == (None, None, None, 404)
+    request = registry.requests.get("req-1")
+    assert (request.key, request.version, request.digest, request.status) == (None, None, None, 404)
 
 
-def test_no_lines_are_no_transaction(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logging_nothing_starts_no_transaction(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry.sessions, "write", None)
     registry.requests.log([])
 
 
-def test_lines_are_logged_together_or_not_at_all(registry: Registry) -> None:
+@pytest.mark.dialect
+def test_entries_are_logged_atomically(registry: Registry) -> None:
     with pytest.raises(RegistryError, match=r"(?i)unique"):
         registry.requests.log([*lines(3), LINE, LINE])
     assert registry.requests.list() == []
@@ -98,19 +102,20 @@ def test_a_malformed_key_is_not_logged(registry: Registry) -> None:
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=())))
-def test_no_text_keeps_a_line_from_the_log(registry: Registry, text: str) -> None:
+def test_every_text_can_be_logged(registry: Registry, text: str) -> None:
     id = uuid4().hex
     registry.requests.log([replace(LINE, id=id, model=text, text=text, output=text)])
     assert len(registry.requests.get(id).text or "") == len(text)
 
 
-def test_what_no_database_takes_is_replaced(registry: Registry) -> None:
+@pytest.mark.dialect
+def test_unstorable_characters_are_replaced(registry: Registry) -> None:
     registry.requests.log([replace(LINE, model="a\0b", text="\ud800ä😀")])
-    found = registry.requests.get("req-1")
-    assert (found.model, found.text) == ("a\ufffdb", "\ufffdä😀")
+    request = registry.requests.get("req-1")
+    assert (request.model, request.text) == ("a\ufffdb", "\ufffdä😀")
 
 
-def test_a_name_that_a_client_made_long_is_cut(registry: Registry) -> None:
+def test_a_long_model_name_is_cut(registry: Registry) -> None:
     registry.requests.log([replace(LINE, model="x" * 1_000_000)])
     assert registry.requests.get("req-1").model == "x" * 200
 
@@ -130,7 +135,7 @@ def test_requests_are_listed_newest_first_whatever_their_times(registry: Registr
     assert [row.id for row in registry.requests.list()] == ["req-2", "req-1"]
 
 
-def test_pages_follow_one_another_while_lines_are_added(registry: Registry) -> None:
+def test_pages_are_stable_while_entries_are_added(registry: Registry) -> None:
     registry.requests.log(lines(5))
     first = registry.requests.list(2)
     registry.requests.log(lines(5, start=5))
@@ -139,12 +144,12 @@ def test_pages_follow_one_another_while_lines_are_added(registry: Registry) -> N
 
 
 @pytest.mark.parametrize(("before", "count"), [(-(10**30), 0), (0, 0), (10**30, 3)])
-def test_a_page_may_begin_anywhere(registry: Registry, before: int, count: int) -> None:
+def test_a_page_can_start_at_any_number(registry: Registry, before: int, count: int) -> None:
     registry.requests.log(lines(3))
     assert len(registry.requests.list(before=before)) == count
 
 
-def test_requests_are_chosen_by_adapter_whatever_the_version(registry: Registry) -> None:
+def test_requests_are_filtered_by_adapter(registry: Registry) -> None:
     versions = ["medical/icd10@3", "medical/icd10@4", "medical/icd10-chapter@3", "base", None]
     registry.requests.log(
         [replace(LINE, id=f"r{n}", version=version) for n, version in enumerate(versions)]
@@ -153,7 +158,7 @@ def test_requests_are_chosen_by_adapter_whatever_the_version(registry: Registry)
     assert [row.id for row in registry.requests.list(adapter="base")] == ["r3"]
 
 
-def test_requests_are_chosen_by_key(registry: Registry) -> None:
+def test_requests_are_filtered_by_key(registry: Registry) -> None:
     registry.requests.log([LINE, *lines(2, key="1bbbbbbb"), *lines(1, start=2, key=None)])
     assert [row.id for row in registry.requests.list(key="1bbbbbbb")] == ["r1", "r0"]
     assert registry.requests.list(key="9unknown") == []
@@ -171,6 +176,7 @@ def test_a_malformed_key_is_refused(registry: Registry) -> None:
         registry.requests.list(key="\ud800")
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize(
     ("column", "index"),
     [
@@ -191,9 +197,7 @@ def test_a_page_is_read_from_an_index_without_sorting(
     assert not re.search(r"SCAN |B-TREE|Seq Scan|Sort", plan)
 
 
-def test_a_version_s_requests_are_found_by_its_digest(
-    registry: Registry, explain: Callable[..., str]
-) -> None:
+def test_requests_are_indexed_by_digest(registry: Registry, explain: Callable[..., str]) -> None:
     assert "ix_requests_digest" in explain("SELECT id FROM requests WHERE digest = 'x'")
 
 
@@ -205,7 +209,7 @@ def test_the_log_can_only_be_added_to_and_read() -> None:
     assert methods == {"log", "get", "list"}
 
 
-def test_no_module_changes_or_deletes_a_line_of_the_log() -> None:
+def test_no_module_changes_or_deletes_a_row_of_the_log() -> None:
     users = {}
     for path in Path(trunkline.registry.__file__ or "").parent.glob("*.py"):
         names = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, NAMES)]
@@ -234,6 +238,7 @@ for number in range(20):
 """
 
 
+@pytest.mark.dialect
 def test_two_processes_log_at_once_and_lose_nothing(registry: Registry, url: str) -> None:
     done = together(LOGGING, [Child((url, me)) for me in "ab"])
     assert [(one.code, one.error) for one in done] == [(0, ""), (0, "")]

@@ -19,7 +19,8 @@ def test_a_started_run_is_running(registry: Registry, start: Start) -> None:
     assert (run.number, run.status, run.finished) == (1, "running", None)
 
 
-def test_a_run_tells_what_it_was_made_of(registry: Registry, start: Start) -> None:
+@pytest.mark.dialect
+def test_a_run_has_its_sources_and_settings(registry: Registry, start: Start) -> None:
     run = registry.runs.get(start())
     assert (run.base_name, run.dataset, run.split_fingerprint, run.seed, run.settings) == (
         "tiny",
@@ -59,7 +60,7 @@ def test_a_run_on_an_unrecorded_base_is_refused(registry: Registry, dataset: int
     assert registry.runs.list() == []
 
 
-def test_a_finished_run_keeps_its_report(registry: Registry, start: Start) -> None:
+def test_a_finished_run_stores_its_report(registry: Registry, start: Start) -> None:
     number = start()
     registry.runs.finish(number, "finished", report={"rows": 70, "loss": math.nan})
     run = registry.runs.get(number)
@@ -68,7 +69,7 @@ def test_a_finished_run_keeps_its_report(registry: Registry, start: Start) -> No
     assert run.finished is not None
 
 
-def test_a_failed_run_keeps_its_error(registry: Registry, start: Start) -> None:
+def test_a_failed_run_stores_its_error(registry: Registry, start: Start) -> None:
     number = start()
     registry.runs.finish(number, "failed", error="The loss is not a number.")
     assert registry.runs.get(number).error == "The loss is not a number."
@@ -81,12 +82,12 @@ def test_a_run_ends_once(registry: Registry, start: Start) -> None:
         registry.runs.finish(number, "finished")
 
 
-def test_a_run_ends_in_a_known_way(registry: Registry, start: Start) -> None:
+def test_an_unknown_end_status_is_refused(registry: Registry, start: Start) -> None:
     with pytest.raises(RegistryError, match="paused"):
         registry.runs.finish(start(), "paused")
 
 
-def test_an_interrupted_run_goes_on_when_resumed(registry: Registry, start: Start) -> None:
+def test_an_interrupted_run_can_be_resumed(registry: Registry, start: Start) -> None:
     number = start()
     registry.runs.finish(number, "interrupted")
     registry.runs.resume(number)
@@ -102,7 +103,7 @@ def test_a_finished_run_is_not_resumed(registry: Registry, start: Start) -> None
 
 
 @pytest.mark.parametrize("number", [0, -1, 99, 2**70])
-def test_an_unknown_run_is_told_with_the_way_to_the_list(registry: Registry, number: int) -> None:
+def test_an_unknown_run_is_refused_with_a_hint(registry: Registry, number: int) -> None:
     with pytest.raises(NotFoundError, match=str(number)) as caught:
         registry.runs.get(number)
     assert "trunkline runs list" in (caught.value.hint or "")
@@ -115,7 +116,7 @@ def test_runs_are_listed_newest_first_by_recipe_and_page(registry: Registry, sta
     assert [run.number for run in listed] == [3, 1]
 
 
-def test_a_run_names_the_versions_that_it_made(
+def test_a_run_names_the_versions_it_published(
     registry: Registry, publish: Callable[..., VersionRecord]
 ) -> None:
     version = publish()
@@ -123,7 +124,7 @@ def test_a_run_names_the_versions_that_it_made(
     assert registry.runs.get(version.run).versions == ("medical/icd10@1",)
 
 
-def test_every_start_and_end_of_a_run_leaves_an_event(registry: Registry, start: Start) -> None:
+def test_every_start_and_end_of_a_run_is_an_event(registry: Registry, start: Start) -> None:
     number = start()
     registry.runs.finish(number, "interrupted")
     registry.runs.resume(number)
@@ -139,7 +140,7 @@ def test_every_start_and_end_of_a_run_leaves_an_event(registry: Registry, start:
     assert events[1].actor.startswith("system:")
 
 
-def test_metrics_come_back_by_step_and_name(registry: Registry, start: Start) -> None:
+def test_metrics_are_listed_by_step_and_name(registry: Registry, start: Start) -> None:
     run = start()
     registry.runs.log_metrics(run, 20, {"loss": 0.5, "accuracy": 0.8})
     registry.runs.log_metrics(run, 10, {"loss": 1.5})
@@ -147,6 +148,7 @@ def test_metrics_come_back_by_step_and_name(registry: Registry, start: Start) ->
     assert figures == [(10, "loss", 1.5), (20, "accuracy", 0.8), (20, "loss", 0.5)]
 
 
+@pytest.mark.dialect
 def test_a_metric_logged_again_is_replaced(registry: Registry, start: Start) -> None:
     run = start()
     registry.runs.log_metrics(run, 10, {"loss": 1.5, "accuracy": 0.1})
@@ -155,7 +157,8 @@ def test_a_metric_logged_again_is_replaced(registry: Registry, start: Start) -> 
     assert figures == {"loss": 1.0, "accuracy": 0.1}
 
 
-def test_not_a_number_and_infinity_are_kept(registry: Registry, start: Start) -> None:
+@pytest.mark.dialect
+def test_nan_and_infinity_are_stored(registry: Registry, start: Start) -> None:
     run = start()
     registry.runs.log_metrics(run, 1, {"a": math.nan, "b": math.inf})
     first, second = (row.value for row in registry.runs.metrics(run))
@@ -163,7 +166,7 @@ def test_not_a_number_and_infinity_are_kept(registry: Registry, start: Start) ->
     assert second == math.inf
 
 
-def test_metrics_are_chosen_by_name_and_paged(registry: Registry, start: Start) -> None:
+def test_metrics_are_filtered_by_name_and_paged(registry: Registry, start: Start) -> None:
     run = start()
     for step in range(5):
         registry.runs.log_metrics(run, step, {"loss": float(step), "other": 0.0})

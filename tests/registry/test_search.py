@@ -1,4 +1,4 @@
-"""The grammar of searches, what each condition finds, and the pages."""
+"""The search syntax, what each condition matches, and paging."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trunkline.registry.search_syntax import (
     parse,
 )
 
-Found = Callable[[str], list[str]]
+Matches = Callable[[str], list[str]]
 
 SCORES = {"a@1": 0.5, "a@2": 0.9, "b@1": 0.7, "b@2": 0.8, "c@1": None}
 BASE = "sha256:" + "b" * 64
@@ -35,7 +35,7 @@ BASE = "sha256:" + "b" * 64
 def shared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Registry]:
-    """A registry with five versions, made once for each engine and only read."""
+    """A registry with five versions, created once for each engine and only read."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path_factory.mktemp('search') / 'registry.db'}"
     else:
@@ -49,21 +49,21 @@ def shared(
 
 @pytest.fixture
 def filled(registry: Registry) -> Registry:
-    """The same, for a test that changes it."""
+    """As ``shared``, for a test that changes it."""
     fill(registry)
     return registry
 
 
 @pytest.fixture
-def found(shared: Registry) -> Found:
-    """``found(where)`` gives what is found, as ``a@2``."""
+def matches(shared: Registry) -> Matches:
+    """``matches(where)`` returns the matching versions, as ``a@2``."""
 
-    def found(where: str) -> list[str]:
+    def matches(where: str) -> list[str]:
         page = shared.versions.search(where)
         assert page.next is None
         return [str(one.ref).removeprefix("medical/") for one in page.versions]
 
-    return found
+    return matches
 
 
 def fill(registry: Registry) -> None:
@@ -174,29 +174,29 @@ def evaluate(registry: Registry, ref: Ref, dataset: int, value: float) -> None:
         ("digest=sha256:" + "b" * 64, ["b@2", "b@1"]),
     ],
 )
-def test_search_finds(found: Found, where: str, names: list[str]) -> None:
-    assert found(where) == names
+def test_search_returns_matching_versions(matches: Matches, where: str, names: list[str]) -> None:
+    assert matches(where) == names
 
 
 @pytest.mark.parametrize(
     ("where", "names"),
     [("name=a and test.accuracy>0.1", ["a@2", "a@1"]), ("tag.team=north or name=b", None)],
 )
-def test_search_is_the_same_from_whichever_side_it_begins(
-    found: Found, monkeypatch: pytest.MonkeyPatch, where: str, names: list[str] | None
+def test_search_is_the_same_with_and_without_prefetch(
+    matches: Matches, monkeypatch: pytest.MonkeyPatch, where: str, names: list[str] | None
 ) -> None:
-    few = found(where)
+    few = matches(where)
     monkeypatch.setattr(search, "PREFETCH_LIMIT", 0)
-    assert found(where) == few == (names or few)
+    assert matches(where) == few == (names or few)
 
 
-def test_a_version_without_a_dataset_is_found_by_not(filled: Registry) -> None:
+def test_not_matches_a_version_without_a_dataset(filled: Registry) -> None:
     publish(filled, "e", None)
     assert [one.name for one in filled.versions.search("dataset!=medical/icd10").versions] == ["e"]
     assert [one.name for one in filled.versions.search("not run>0").versions] == ["e"]
 
 
-def test_found_versions_bring_their_standing(shared: Registry) -> None:
+def test_matching_versions_have_their_score(shared: Registry) -> None:
     (one,) = shared.versions.search("alias=champion").versions
     assert one.score is not None
     assert (one.score.metric, one.score.value, one.score.verdict) == (
@@ -215,7 +215,7 @@ def test_pages_follow_each_other(shared: Registry) -> None:
     assert third.next is None
 
 
-def test_pages_follow_each_other_when_little_is_looked_at(
+def test_pages_are_complete_with_a_low_scan_limit(
     shared: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "PREFETCH_LIMIT", 0)
@@ -229,7 +229,7 @@ def test_pages_follow_each_other_when_little_is_looked_at(
     assert (seen, after) == (["c@1", "a@2", "a@1"], None)
 
 
-def test_removed_versions_are_not_found(filled: Registry) -> None:
+def test_removed_versions_do_not_match(filled: Registry) -> None:
     filled.versions.remove(Ref.parse("medical/c@1"), reason="old")
     assert filled.versions.search("name=c").versions == ()
 
@@ -278,7 +278,7 @@ def test_and_binds_stronger_than_or() -> None:
     assert parse("not name=a and name=b") == And((Not(a), b))
 
 
-def test_words_of_fields_are_told_apart() -> None:
+def test_keywords_and_values_are_distinguished() -> None:
     assert parse("tag.x=1 and test.d0/cost.low<=0.5") == And(
         (TagCondition("x", "=", "1"), ScoreCondition("test", "d0/cost", "low", "<=", 0.5))
     )
@@ -286,14 +286,14 @@ def test_words_of_fields_are_told_apart() -> None:
 
 @given(st.text(max_size=60))
 @settings(deadline=None)
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     with suppress(UsageError):
         parse(text)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A search, and whether it holds for a version by its name, number and score."""
+    """A search, and whether it matches a version by its name, number and score."""
 
     text: str
     holds: Callable[[str, int, float | None], bool]
@@ -334,13 +334,13 @@ def _joined(part: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
     )
 
 
-def test_every_search_finds_exactly_what_it_describes(found: Found) -> None:
+def test_every_search_returns_exactly_its_matches(matches: Matches) -> None:
     @given(st.recursive(_leaf(), _joined, max_leaves=6))
     @settings(max_examples=50, deadline=None)
     def check(case: Case) -> None:
         expected = [
             name for name, score in SCORES.items() if case.holds(name[0], int(name[2]), score)
         ]
-        assert sorted(found(case.text)) == sorted(expected)
+        assert sorted(matches(case.text)) == sorted(expected)
 
     check()

@@ -1,4 +1,4 @@
-"""What servers hold is known, and a server that is gone holds nothing."""
+"""Servers hold loaded versions; one that is dead or stopped holds nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def started(registry: Registry, *, host: str = "elsewhere", pid: int = 7) -> int
 
 
 def last_seen(registry: Registry, number: int, seconds: float) -> None:
-    """Let a server's last sign of life be so old."""
+    """Set the age of a server's last heartbeat."""
     then = utc_now() - timedelta(seconds=seconds)
     with registry.sessions.write() as session:
         session.execute(update(Server).where(Server.id == number).values(last_seen=then))
@@ -35,7 +35,7 @@ def last_seen(registry: Registry, number: int, seconds: float) -> None:
 
 @pytest.fixture
 def dead() -> Iterator[int]:
-    """The number of a process that was killed, while its parent did not ask after it."""
+    """The pid of a killed process that its parent has not waited for."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -46,6 +46,7 @@ def dead() -> Iterator[int]:
 # ----------------------------------------------------------------------------- start and stop
 
 
+@pytest.mark.dialect
 def test_start_and_stop_are_events_of_the_server(registry: Registry) -> None:
     number = started(registry)
     registry.servers.stop(number)
@@ -53,7 +54,7 @@ def test_start_and_stop_are_events_of_the_server(registry: Registry) -> None:
     assert [one.kind for one in events] == ["server.stopped", "server.started"]
 
 
-def test_the_start_tells_where_and_what(registry: Registry, dataset: int) -> None:
+def test_the_start_event_has_host_url_and_base(registry: Registry, dataset: int) -> None:
     base = "sha256:" + "b" * 64
     number = registry.servers.start("web-1", 812, "http://web-1:8000", base, "system:ada")
     event = registry.events.list(subject=f"server/{number}")[0]
@@ -63,12 +64,12 @@ def test_the_start_tells_where_and_what(registry: Registry, dataset: int) -> Non
     )
 
 
-def test_the_start_tells_in_what_the_base_computes(registry: Registry) -> None:
+def test_the_start_event_has_the_dtype(registry: Registry) -> None:
     number = registry.servers.start("web-1", 812, "", None, dtype="int8")
     assert registry.events.list(subject=f"server/{number}")[0].detail["dtype"] == "int8"
 
 
-def test_what_the_base_computes_in_stands_before_the_digest_that_fills_a_line(
+def test_the_dtype_comes_before_the_digest(
     registry: Registry,
 ) -> None:
     number = registry.servers.start("web-1", 812, "", "sha256:" + "b" * 64, dtype="int8")
@@ -83,12 +84,12 @@ def test_a_server_shows_its_base(registry: Registry, dataset: int) -> None:
     assert registry.servers.list()[0].base_name == "tiny"
 
 
-def test_a_base_that_is_not_known_is_left_open(registry: Registry) -> None:
+def test_an_unrecorded_base_is_none(registry: Registry) -> None:
     registry.servers.start("web-1", 812, "", "sha256:" + "f" * 64)
     assert registry.servers.list()[0].base_digest is None
 
 
-def test_a_second_stop_tells_nothing(registry: Registry) -> None:
+def test_a_second_stop_appends_no_event(registry: Registry) -> None:
     number = started(registry)
     registry.servers.stop(number)
     registry.servers.stop(number)
@@ -105,7 +106,7 @@ def test_servers_are_paged_newest_first(registry: Registry) -> None:
 # -------------------------------------------------------------------------------- who is alive
 
 
-def test_a_server_that_was_just_seen_is_alive(registry: Registry) -> None:
+def test_a_server_with_a_recent_heartbeat_is_alive(registry: Registry) -> None:
     started(registry)
     assert registry.servers.list()[0].alive
 
@@ -115,19 +116,20 @@ def test_a_stopped_server_is_not_alive(registry: Registry) -> None:
     assert not registry.servers.list()[0].alive
 
 
-def test_a_server_that_was_not_seen_is_not_alive(registry: Registry) -> None:
+def test_a_server_without_heartbeats_is_not_alive(registry: Registry) -> None:
     last_seen(registry, started(registry), ALIVE_SECONDS + 5)
     assert not registry.servers.list()[0].alive
 
 
-def test_a_sign_of_life_brings_a_server_back(registry: Registry) -> None:
+def test_a_heartbeat_makes_a_server_alive_again(registry: Registry) -> None:
     number = started(registry)
     last_seen(registry, number, ALIVE_SECONDS + 5)
     registry.servers.heartbeat(number)
     assert registry.servers.list()[0].alive
 
 
-def test_a_clock_that_was_put_back_kills_no_server(registry: Registry) -> None:
+@pytest.mark.dialect
+def test_a_clock_set_back_leaves_servers_alive(registry: Registry) -> None:
     last_seen(registry, started(registry), -3600)
     assert registry.servers.list()[0].alive
 
@@ -143,11 +145,11 @@ def test_a_process_of_this_host_is_alive(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("pid", [0, -1])
-def test_no_number_of_a_group_is_taken_for_a_process(pid: int) -> None:
+def test_a_process_group_is_not_a_process(pid: int) -> None:
     assert not process_is_alive(pid)
 
 
-def test_the_dead_and_the_unknown_are_told_that_they_are(registry: Registry) -> None:
+def test_a_heartbeat_of_a_stopped_or_unknown_server_is_false(registry: Registry) -> None:
     number = started(registry)
     registry.servers.stop(number)
     assert (registry.servers.heartbeat(number), registry.servers.heartbeat(99)) == (False, False)
@@ -156,6 +158,7 @@ def test_the_dead_and_the_unknown_are_told_that_they_are(registry: Registry) -> 
 # -------------------------------------------------------------------------------- what they hold
 
 
+@pytest.mark.dialect
 def test_a_loaded_version_is_held(registry: Registry) -> None:
     number = started(registry)
     registry.servers.record_loads(number, [(REF, A)])
@@ -163,6 +166,7 @@ def test_a_loaded_version_is_held(registry: Registry) -> None:
     assert registry.servers.holders() == {A: [held]}
 
 
+@pytest.mark.dialect
 def test_an_unloaded_version_is_not_held(registry: Registry) -> None:
     number = started(registry)
     registry.servers.record_loads(number, [(REF, A), ("medical/b@1", B)])
@@ -176,23 +180,23 @@ def test_loaded_and_unloaded_at_once_is_not_held(registry: Registry) -> None:
     assert registry.servers.holders() == {}
 
 
-def test_every_server_that_holds_is_named(registry: Registry) -> None:
+def test_every_holder_is_named(registry: Registry) -> None:
     for number in (started(registry), started(registry)):
         registry.servers.record_loads(number, [(REF, A)])
     assert [len(servers) for servers in registry.servers.holders().values()] == [2]
 
 
-def test_only_what_was_asked_about_is_told(registry: Registry) -> None:
+def test_holders_are_limited_to_the_given_digests(registry: Registry) -> None:
     registry.servers.record_loads(started(registry), [(REF, A), ("medical/b@1", B)])
     assert list(registry.servers.holders([B, C])) == [B]
 
 
-def test_asked_about_nothing_nothing_is_told(registry: Registry) -> None:
+def test_holders_of_no_digests_are_none(registry: Registry) -> None:
     registry.servers.record_loads(started(registry), [(REF, A)])
     assert registry.servers.holders([]) == {}
 
 
-def test_more_can_be_asked_about_than_one_query_takes(registry: Registry) -> None:
+def test_holders_of_many_digests_take_several_queries(registry: Registry) -> None:
     registry.servers.record_loads(started(registry), [(REF, A)])
     assert list(registry.servers.holders([A, *(f"sha256:{n:064x}" for n in range(1200))])) == [A]
 
@@ -204,7 +208,7 @@ def test_a_stopped_server_holds_nothing(registry: Registry) -> None:
     assert registry.servers.holders() == {}
 
 
-def test_a_server_that_was_not_seen_holds_nothing(registry: Registry) -> None:
+def test_a_server_without_heartbeats_holds_nothing(registry: Registry) -> None:
     number = started(registry)
     registry.servers.record_loads(number, [(REF, A)])
     last_seen(registry, number, ALIVE_SECONDS + 5)
@@ -216,59 +220,59 @@ def test_a_killed_process_holds_nothing(registry: Registry, dead: int) -> None:
     assert registry.servers.holders() == {}
 
 
-def test_telling_of_loads_is_a_sign_of_life(registry: Registry) -> None:
+def test_recording_loads_is_a_heartbeat(registry: Registry) -> None:
     number = started(registry)
     last_seen(registry, number, ALIVE_SECONDS + 5)
     registry.servers.record_loads(number, [(REF, A)])
     assert list(registry.servers.holders()) == [A]
 
 
-def test_a_server_that_has_ended_loads_nothing(registry: Registry) -> None:
+def test_a_stopped_server_loads_nothing(registry: Registry) -> None:
     number = started(registry)
     registry.servers.stop(number)
-    told = registry.servers.record_loads(number, [(REF, A)])
-    assert (told, registry.servers.list_loads(A)) == (False, [])
+    recorded = registry.servers.record_loads(number, [(REF, A)])
+    assert (recorded, registry.servers.list_loads(A)) == (False, [])
 
 
 # ------------------------------------------------------------------------------- what they held
 
 
-def test_a_load_that_is_told_twice_stands_once(registry: Registry) -> None:
+def test_a_load_is_recorded_once(registry: Registry) -> None:
     number = started(registry)
     for _ in range(2):
         registry.servers.record_loads(number, [(REF, A)])
     assert len(registry.servers.list_loads(A)) == 1
 
 
-def test_every_stay_in_memory_stands_for_itself(registry: Registry) -> None:
+def test_every_load_is_a_row(registry: Registry) -> None:
     number = started(registry)
     for _ in range(2):
         registry.servers.record_loads(number, [(REF, A)], [A])
     assert len(registry.servers.list_loads(A)) == 2
 
 
-def test_a_stay_ends_with_its_server(registry: Registry) -> None:
+def test_a_load_ends_with_its_server(registry: Registry) -> None:
     number = started(registry)
     registry.servers.record_loads(number, [(REF, A)])
     registry.servers.stop(number)
     assert registry.servers.list_loads(A)[0].unloaded is not None
 
 
-def test_a_stay_tells_version_and_server(registry: Registry) -> None:
+def test_a_load_has_its_version_and_server(registry: Registry) -> None:
     number = started(registry)
     registry.servers.record_loads(number, [(REF, A)])
     load = registry.servers.list_loads(A)[0]
     assert (load.version, load.server.number, load.unloaded) == (REF, number, None)
 
 
-def test_another_servers_unloading_ends_no_stay(registry: Registry) -> None:
+def test_another_servers_unload_ends_no_load(registry: Registry) -> None:
     one, two = started(registry), started(registry)
     registry.servers.record_loads(one, [(REF, A)])
     registry.servers.record_loads(two, [], [A])
     assert list(registry.servers.holders()) == [A]
 
 
-def test_stays_are_paged_newest_first(registry: Registry) -> None:
+def test_loads_are_paged_newest_first(registry: Registry) -> None:
     number = started(registry)
     for _ in range(3):
         registry.servers.record_loads(number, [(REF, A)], [A])

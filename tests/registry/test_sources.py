@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
+
 from trunkline.registry.registry import Registry
 
 
+@pytest.mark.dialect
 def test_the_same_plugin_release_keeps_its_id(registry: Registry) -> None:
     release = {"distribution": "trunkline-medical", "version": "1.0", "domain": "medical"}
     first = registry.sources.record_plugin(**release, api=1)
@@ -21,7 +24,7 @@ def test_another_plugin_release_gets_another_id(registry: Registry) -> None:
     assert first != second
 
 
-def test_a_base_keeps_the_name_it_first_came_under(registry: Registry, dataset: int) -> None:
+def test_a_base_keeps_its_first_name(registry: Registry, dataset: int) -> None:
     (known,) = registry.sources.list_bases()
     registry.sources.record_base(
         digest=known.digest,
@@ -34,9 +37,8 @@ def test_a_base_keeps_the_name_it_first_came_under(registry: Registry, dataset: 
     assert [base.name for base in registry.sources.list_bases()] == ["tiny"]
 
 
-def test_a_base_may_have_more_parameters_than_four_bytes_count(
-    registry: Registry, dataset: int
-) -> None:
+@pytest.mark.dialect
+def test_a_base_may_have_more_than_2_31_parameters(registry: Registry, dataset: int) -> None:
     assert registry.sources.list_bases()[0].parameters == 7_000_000_000
 
 
@@ -56,12 +58,13 @@ def test_another_split_of_a_dataset_is_another_row(registry: Registry, dataset: 
     ]
 
 
-def test_datasets_are_given_back_as_recorded(registry: Registry, dataset: int) -> None:
+def test_datasets_are_listed_as_recorded(registry: Registry, dataset: int) -> None:
     (row,) = registry.sources.list_datasets()
     assert (row.rows, row.license, row.counts["test"]) == (100, "public domain", 20)
 
 
-def test_times_come_back_aware_and_in_utc(registry: Registry, dataset: int) -> None:
+@pytest.mark.dialect
+def test_times_are_aware_and_in_utc(registry: Registry, dataset: int) -> None:
     assert registry.sources.list_bases()[0].first_seen.utcoffset() == timedelta(0)
 
 

@@ -1,4 +1,4 @@
-"""Tags and notes: what they hold, whom they are about, and the events that they leave."""
+"""Tags and notes: valid values, subjects, and the events that they append."""
 
 from __future__ import annotations
 
@@ -48,9 +48,8 @@ def test_anything_can_be_noted(registry: Registry, subject: str) -> None:
     assert [one.detail["text"] for one in registry.tags.notes(subject)] == ["seen\nby the board"]
 
 
-def test_setting_a_tag_again_replaces_it_and_tells_both(
-    registry: Registry, version: VersionRecord
-) -> None:
+@pytest.mark.dialect
+def test_setting_a_tag_again_replaces_it(registry: Registry, version: VersionRecord) -> None:
     registry.tags.set(VERSION, "state", "draft")
     registry.tags.set(VERSION, "state", "final", actor="ada")
     event = registry.events.list(subject=VERSION)[0]
@@ -68,7 +67,7 @@ def test_setting_the_same_value_leaves_no_event(registry: Registry, version: Ver
     assert len(registry.events.list(subject=VERSION)) == 1
 
 
-def test_a_removed_tag_is_told(registry: Registry, version: VersionRecord) -> None:
+def test_removing_a_tag_is_an_event(registry: Registry, version: VersionRecord) -> None:
     registry.tags.set(VERSION, "state", "draft")
     registry.tags.remove(VERSION, "state")
     assert registry.tags.get(VERSION).tags == {}
@@ -79,18 +78,18 @@ def test_removing_an_unknown_tag_names_the_nearest(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.tags.set(VERSION, "state", "draft")
-    with pytest.raises(NotFoundError, match="no tag 'stat'") as told:
+    with pytest.raises(NotFoundError, match="no tag 'stat'") as caught:
         registry.tags.remove(VERSION, "stat")
-    assert "'state'" in (told.value.hint or "")
+    assert "'state'" in (caught.value.hint or "")
 
 
-def test_one_wrong_tag_keeps_all_from_being_set(registry: Registry, version: VersionRecord) -> None:
+def test_one_invalid_tag_sets_none(registry: Registry, version: VersionRecord) -> None:
     with pytest.raises(NotFoundError):
         registry.tags.update(VERSION, {"a": "1"}, remove=["b"])
     assert registry.tags.get(VERSION).tags == {}
 
 
-def test_a_tag_of_an_alias_is_its_versions(registry: Registry, version: VersionRecord) -> None:
+def test_a_tag_on_an_alias_is_on_its_version(registry: Registry, version: VersionRecord) -> None:
     registry.aliases.move(version.ref, "champion")
     registry.tags.set("medical/icd10@champion", "state", "draft")
     assert registry.tags.get(VERSION).tags == {"state": "draft"}
@@ -102,7 +101,7 @@ def test_a_removed_version_can_be_noted(registry: Registry, version: VersionReco
     assert len(registry.tags.notes(VERSION)) == 1
 
 
-def test_tags_have_an_end(
+def test_a_subject_has_at_most_100_tags(
     registry: Registry, version: VersionRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tags, "MAX_TAGS", 2)
@@ -145,12 +144,12 @@ def test_a_malformed_note_is_refused(registry: Registry, version: VersionRecord,
     "subject",
     ["medical/icd10@9", "medical/icd11", "run/9", "dataset/9", "base/0", "key/0", "request/x"],
 )
-def test_nothing_that_is_not_there_can_be_tagged(
+def test_tagging_a_missing_subject_is_refused(
     registry: Registry, version: VersionRecord, subject: str
 ) -> None:
-    with pytest.raises(NotFoundError) as told:
+    with pytest.raises(NotFoundError) as caught:
         registry.tags.set(subject, "state", "draft")
-    assert told.value.hint
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -173,15 +172,16 @@ def test_notes_are_paged_from_the_newest(registry: Registry, version: VersionRec
     assert [one.detail["text"] for one in [*first, *rest]] == ["three", "two", "one"]
 
 
-def test_history_tells_an_adapters_and_its_versions_events(
+@pytest.mark.dialect
+def test_history_has_the_events_of_an_adapter_and_its_versions(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
     second = publish(digest="b")
     registry.aliases.move(version.ref, "champion")
     registry.tags.set(VERSION, "state", "draft")
     registry.tags.add_note("medical/icd10", "all is well")
-    told = [one.kind for one in registry.events.history(Ref.parse("medical/icd10"))]
-    assert told == [
+    kinds = [one.kind for one in registry.events.history(Ref.parse("medical/icd10"))]
+    assert kinds == [
         "note.added",
         "tag.set",
         "alias.moved",
@@ -192,6 +192,7 @@ def test_history_tells_an_adapters_and_its_versions_events(
     assert [(one.kind, one.detail["number"]) for one in of_second] == [("version.published", 2)]
 
 
+@pytest.mark.dialect
 def test_history_of_a_version_has_the_moves_to_and_from_it(
     registry: Registry, version: VersionRecord, publish: Publish
 ) -> None:
@@ -206,7 +207,7 @@ def test_history_of_a_version_has_the_moves_to_and_from_it(
     assert moves == [(1, 2), (None, 1)]
 
 
-def test_a_tag_that_reads_like_a_number_is_in_no_other_versions_history(
+def test_a_numeric_tag_is_in_no_other_versions_history(
     registry: Registry, version: VersionRecord
 ) -> None:
     registry.tags.set("medical/icd10", "state", "1")
@@ -227,6 +228,6 @@ def test_history_outlives_the_last_version(registry: Registry, version: VersionR
         assert registry.events.history(Ref.parse(ref))[0].kind == "version.removed"
 
 
-def test_history_of_an_unknown_adapter_is_told(registry: Registry) -> None:
+def test_history_of_an_unknown_adapter_is_refused(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no adapter 'medical/nope'"):
         registry.events.history(Ref.parse("medical/nope"))

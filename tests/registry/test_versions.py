@@ -1,4 +1,4 @@
-"""Numbers, publishing, aliases, and which version answers a ref."""
+"""Numbers, publication, aliases, and which version a ref resolves to."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ def test_each_adapter_has_its_own_numbers(publish: Publish) -> None:
     assert (publish("a").number, publish("b").number) == (1, 1)
 
 
-def test_a_failed_publish_uses_its_number_up(registry: Registry, publish: Publish) -> None:
+@pytest.mark.dialect
+def test_a_failed_publication_uses_its_number(registry: Registry, publish: Publish) -> None:
     number = reserve(registry)
     registry.versions.abandon("medical", "icd10", number)
     assert (number, publish().number) == (1, 2)
 
 
-def test_a_published_version_knows_what_it_was_made_of(publish: Publish) -> None:
+@pytest.mark.dialect
+def test_a_published_version_has_its_sources(publish: Publish) -> None:
     version = publish()
     assert (
         str(version.ref),
@@ -151,7 +153,7 @@ def test_an_adapter_keeps_its_task(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("domain", ["..", "Medical", ""])
-def test_no_number_is_given_to_a_malformed_name(registry: Registry, domain: str) -> None:
+def test_a_malformed_name_gets_no_number(registry: Registry, domain: str) -> None:
     with pytest.raises(UsageError):
         registry.versions.reserve(domain, "icd10", task="classification")
 
@@ -164,7 +166,8 @@ def test_adapters_are_listed_by_name_domain_and_page(registry: Registry, publish
     assert registry.adapters.list(domain="retail") == []
 
 
-def test_an_adapter_tells_its_newest_version_and_aliases(
+@pytest.mark.dialect
+def test_an_adapter_has_its_newest_version_and_aliases(
     registry: Registry, publish: Publish
 ) -> None:
     publish()
@@ -174,9 +177,7 @@ def test_an_adapter_tells_its_newest_version_and_aliases(
     assert (adapter.newest, adapter.versions, adapter.aliases) == (2, 2, {"champion": 1})
 
 
-def test_an_unknown_adapter_is_answered_with_the_nearest(
-    registry: Registry, publish: Publish
-) -> None:
+def test_an_unknown_adapter_names_the_nearest(registry: Registry, publish: Publish) -> None:
     publish()
     with pytest.raises(NotFoundError, match="medical/icd11") as caught:
         registry.versions.list("medical", "icd11")
@@ -193,14 +194,15 @@ def test_versions_are_listed_newest_first_and_paged(registry: Registry, publish:
 # ------------------------------------------------------------------------------ resolving
 
 
+@pytest.mark.dialect
 def test_versions_of_several_adapters_come_newest_first_with_their_aliases(
     registry: Registry, publish: Publish
 ) -> None:
     for name in ("b", "a", "a", "c"):
         publish(name)
     registry.aliases.set(Ref("medical", "a", "1"), "champion")
-    asked = [Ref("medical", "b"), Ref("medical", "a")]
-    assert registry.versions.list_for_base(asked, base_digest=BASE, limit=9) == {
+    adapters = [Ref("medical", "b"), Ref("medical", "a")]
+    assert registry.versions.list_for_base(adapters, base_digest=BASE, limit=9) == {
         Ref("medical", name): registry.versions.list("medical", name) for name in ("a", "b")
     }
 
@@ -222,9 +224,9 @@ def test_versions_of_several_adapters_are_the_visible_ones_of_one_base(
     registry.versions.reserve("medical", "a", task="classification")
     for ref in ("medical/a@1", "medical/gone@1", "medical/strange@1"):
         registry.versions.remove(Ref.parse(ref), reason="a test")
-    asked = [Ref("medical", name) for name in ("a", "gone", "strange", "unknown")]
-    found = registry.versions.list_for_base(asked, base_digest=BASE, limit=9)
-    assert [str(one.ref) for some in found.values() for one in some] == ["medical/a@2"]
+    adapters = [Ref("medical", name) for name in ("a", "gone", "strange", "unknown")]
+    versions = registry.versions.list_for_base(adapters, base_digest=BASE, limit=9)
+    assert [str(one.ref) for some in versions.values() for one in some] == ["medical/a@2"]
 
 
 def test_versions_of_several_adapters_are_bounded_together(
@@ -232,9 +234,9 @@ def test_versions_of_several_adapters_are_bounded_together(
 ) -> None:
     for name in ("a", "a", "b", "b"):
         publish(name)
-    asked = [Ref("medical", "a"), Ref("medical", "b")]
-    found = registry.versions.list_for_base(asked, base_digest=BASE, limit=3)
-    assert [str(one.ref) for some in found.values() for one in some] == [
+    adapters = [Ref("medical", "a"), Ref("medical", "b")]
+    versions = registry.versions.list_for_base(adapters, base_digest=BASE, limit=3)
+    assert [str(one.ref) for some in versions.values() for one in some] == [
         "medical/a@2",
         "medical/a@1",
         "medical/b@2",
@@ -245,14 +247,18 @@ def test_versions_of_no_adapters_are_none(registry: Registry) -> None:
     assert registry.versions.list_for_base([], base_digest=BASE, limit=9) == {}
 
 
-def test_without_a_champion_the_newest_answers(registry: Registry, publish: Publish) -> None:
+def test_without_a_champion_a_ref_resolves_to_the_newest(
+    registry: Registry, publish: Publish
+) -> None:
     publish()
     publish()
     version, how = registry.versions.resolve(Ref.parse("medical/icd10"))
     assert (version.number, how) == (2, "newest")
 
 
-def test_the_champion_answers_before_the_newest(registry: Registry, publish: Publish) -> None:
+def test_the_champion_takes_precedence_over_the_newest(
+    registry: Registry, publish: Publish
+) -> None:
     publish()
     publish()
     registry.aliases.set(Ref.parse("medical/icd10@1"), "champion")
@@ -260,11 +266,12 @@ def test_the_champion_answers_before_the_newest(registry: Registry, publish: Pub
     assert (version.number, how, version.aliases) == (1, "champion", ("champion",))
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize(
     ("selector", "number", "how"),
     [("1", 1, "number"), ("canary", 2, "alias"), ("sha256:" + "a" * 64, 3, "digest")],
 )
-def test_a_selector_is_answered(
+def test_a_selector_is_resolved(
     registry: Registry, publish: Publish, selector: str, number: int, how: str
 ) -> None:
     publish(digest="a")
@@ -275,7 +282,7 @@ def test_a_selector_is_answered(
     assert (version.number, by) == (number, how)
 
 
-def test_an_alias_of_another_adapter_does_not_answer(registry: Registry, publish: Publish) -> None:
+def test_an_alias_of_another_adapter_does_not_resolve(registry: Registry, publish: Publish) -> None:
     publish("a")
     publish("b")
     registry.aliases.set(Ref.parse("medical/a@1"), "canary")
@@ -283,25 +290,21 @@ def test_an_alias_of_another_adapter_does_not_answer(registry: Registry, publish
         registry.versions.resolve(Ref.parse("medical/b@canary"))
 
 
-def test_a_digest_of_another_adapter_does_not_answer(registry: Registry, publish: Publish) -> None:
+def test_a_digest_of_another_adapter_does_not_resolve(registry: Registry, publish: Publish) -> None:
     publish("a", digest="a")
     publish("b", digest="b")
     with pytest.raises(NotFoundError):
         registry.versions.resolve(Ref.parse(f"medical/b@sha256:{'a' * 64}"))
 
 
-def test_an_unknown_number_is_answered_with_the_newest(
-    registry: Registry, publish: Publish
-) -> None:
+def test_an_unknown_number_names_the_newest(registry: Registry, publish: Publish) -> None:
     publish()
     with pytest.raises(NotFoundError, match="'medical/icd10@7'") as caught:
         registry.versions.resolve(Ref.parse("medical/icd10@7"))
     assert "The newest is medical/icd10@1" in (caught.value.hint or "")
 
 
-def test_an_unknown_alias_is_answered_with_the_nearest(
-    registry: Registry, publish: Publish
-) -> None:
+def test_an_unknown_alias_names_the_nearest(registry: Registry, publish: Publish) -> None:
     publish()
     registry.aliases.set(Ref.parse("medical/icd10@1"), "champion")
     with pytest.raises(NotFoundError) as caught:
@@ -319,16 +322,16 @@ def test_an_alias_moves_from_old_to_new(registry: Registry, publish: Publish) ->
     assert registry.aliases.set(Ref.parse("medical/icd10@2"), "champion") == (1, 2)
 
 
-def test_a_move_leaves_an_event_with_its_detail(registry: Registry, publish: Publish) -> None:
+def test_a_move_appends_an_event_with_its_detail(registry: Registry, publish: Publish) -> None:
     publish()
     registry.aliases.set(Ref.parse("medical/icd10@1"), "champion", actor="ada")
     event = registry.events.list(subject="medical/icd10")[0]
     assert (event.kind, event.actor) == ("alias.moved", "ada")
-    told = {"alias": "champion", "old": None, "new": 1, "forced": False}
-    assert told.items() <= event.detail.items()
+    detail = {"alias": "champion", "old": None, "new": 1, "forced": False}
+    assert detail.items() <= event.detail.items()
 
 
-def test_an_alias_that_does_not_move_leaves_no_event(registry: Registry, publish: Publish) -> None:
+def test_an_unmoved_alias_appends_no_event(registry: Registry, publish: Publish) -> None:
     publish()
     registry.aliases.set(Ref.parse("medical/icd10@1"), "champion")
     before = registry.events.list()
@@ -343,7 +346,7 @@ def test_a_reserved_alias_is_refused(registry: Registry, publish: Publish, alias
         registry.aliases.set(Ref.parse("medical/icd10@1"), alias)
 
 
-def test_publishing_and_abandoning_leave_events(registry: Registry, publish: Publish) -> None:
+def test_publishing_and_abandoning_append_events(registry: Registry, publish: Publish) -> None:
     publish()
     registry.versions.abandon("medical", "icd10", reserve(registry))
     kinds = [event.kind for event in registry.events.list(subject="medical/icd10")]
