@@ -1,13 +1,10 @@
-"""The base's linear layers as inference wants them: side by side, packed, perhaps quantized.
+"""Fuse the base's linear layers for inference: packed or quantized weights, with additions.
 
-Owns: how a matrix product of the base is computed, and the place beside it where something may be
-added. Must not know: adapters, tokens, batches.
-
-Layers that read the same input (q, k and v; gate and up) are computed together. transformers' model
-code stays as it is: each layer is replaced by a :class:`Member` that gives its columns. On a CPU,
-float32 weights are kept in the order that oneDNN packs them in, which reads them once a step at the
-speed of the memory; torch's own product goes through MKL, which takes more than twice as long here
-for 16 rows (``benchmarks/bench_linear.py``).
+Layers that read the same input (q, k and v; gate and up) are computed together. The model code of
+transformers is unchanged: each layer is replaced by a module that returns its columns. On a CPU,
+float32 weights are stored in oneDNN's packed order, so each step reads them once at memory speed.
+torch's own product uses MKL, which takes more than twice as long for 16 rows
+(``benchmarks/bench_linear.py``).
 """
 
 from __future__ import annotations
@@ -25,41 +22,41 @@ if TYPE_CHECKING:
     import torch
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of layers that read the same input where they stand in the same module."""
+"""Names of layers that read the same input if they are in the same module."""
 
 _PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
 _HALF_PAGE = 2048  # bytes; rows a multiple of it apart fall into the same few places of the cache
 _LINE = 64
 _LARGE = 512  # outputs from which a layer is a block of its own
 _CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "64"}
-"""Variables that oneDNN, and torch's way to it, read at their first product.
+"""Environment variables that bound the caches of oneDNN and of torch's interface to it.
 
-They keep what they made ready for each number of rows, half a megabyte and more a product, 1,024
-times by default: 300 numbers of tokens take 0.6 GB, and it goes on from there; with these it stays
-below 0.2 GB (``benchmarks/bench_memory.py``). 256 hold what up to 16 rows need; making one again
-takes half a millisecond.
+They cache a prepared primitive for each number of rows, at least 0.5 MB per product, 1,024 entries
+by default: 300 different numbers of tokens take 0.6 GB, and more follow. With these bounds the
+caches stay below 0.2 GB (``benchmarks/bench_memory.py``). 256 entries are enough for up to 16 rows;
+preparing one again takes 0.5 ms.
 """
 
 
 class Product(Protocol):
-    """``x [rows, in]`` → ``[rows, columns]`` of each block, bias included, new and contiguous.
+    """``x [rows, in]`` → a new contiguous ``[rows, columns]`` for each block, bias included.
 
-    They may be written into. Columns after those of the layers mean nothing.
+    The caller may write into the results. Columns beyond those of the layers are padding.
     """
 
     def __call__(self, x: torch.Tensor, /) -> Sequence[torch.Tensor]: ...
 
 
 Addition = Callable[["torch.Tensor", "Sequence[torch.Tensor]"], None]
-"""Told ``x [rows, in]`` and what the product gave; adds to that in place."""
+"""Called with ``x [rows, in]`` and the results of the product; adds to them in place."""
 
 
 class Block(NamedTuple):
-    """Layers side by side in one tensor of a product.
+    """Layers whose outputs are adjacent columns of one result tensor.
 
     Attributes:
-        layers: how many.
-        columns: of the tensor: as many as the layers have outputs, or more for a single layer.
+        layers: number of layers.
+        columns: of the tensor: the outputs of the layers, plus padding.
     """
 
     layers: int
@@ -67,14 +64,14 @@ class Block(NamedTuple):
 
 
 class FusedLinear:
-    """Linear layers of one input as one product.
+    """Linear layers with the same input, computed as one product.
 
     Attributes:
         names: of the layers within the model.
         inputs: features of ``x``.
         outputs: features of each layer, in the order of ``names``.
-        blocks: what the product gives, in the order of the layers.
-        addition: what is added to the product, if anything.
+        blocks: the results of the product, in the order of the layers.
+        addition: called on the results before they are split, if set.
     """
 
     def __init__(
@@ -97,7 +94,7 @@ class FusedLinear:
         self._cuts = [tuple(islice(left, block.layers)) for block in self.blocks]
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """The columns of one layer; the product is computed when the first is asked for."""
+        """The output of one layer; the product is computed when the first layer is called."""
         if x is not self._x:
             rows = x.reshape(-1, self.inputs)
             blocks = self.product(rows)
@@ -117,9 +114,9 @@ class FusedLinear:
 
 @dataclass(frozen=True, slots=True)
 class FusedLayers:
-    """What a model's linear layers became; ``fused`` in the order of the model.
+    """The fused linear layers of a model, in the order of the model.
 
-    Whoever sets additions holds ``turn`` until they are taken off again.
+    A caller that sets additions holds the lock ``turn`` until it has removed them.
     """
 
     fused: tuple[FusedLinear, ...]
@@ -133,15 +130,15 @@ class FusedLayers:
 
 
 Quantized = Literal["int8", "nf4"]
-"""How the trunk's weights may be kept: 8 bits, or 4 (NormalFloat, Dettmers et al. 2023)."""
+"""How weights may be quantized: 8 bits, or 4 bits (NormalFloat, Dettmers et al. 2023)."""
 
 
 def fuse_linear_layers(model: Any, *, quantized: Quantized | None = None) -> FusedLayers:
-    """Replace the linear layers of a causal LM, in place; its own weights of them are let go.
+    """Replace the linear layers of a causal LM in place; their original weights are released.
 
     Args:
-        model: of transformers, in eval mode, not to be trained any more.
-        quantized: how to keep the layers' weights; nf4 leaves the head as it is.
+        model: of transformers, in eval mode; it can't be trained afterwards.
+        quantized: how to store the layers' weights; nf4 does not change the head.
     """
     from torch import nn
 
@@ -208,15 +205,15 @@ def _outputs(layer: Any) -> int:
 def _blocked(
     layers: Sequence[Any], outputs: Sequence[int], *, apart: bool = True
 ) -> tuple[list[Block], list[Affine]]:
-    """Layers of one input in as few blocks as is good for whoever adds to them.
+    """Arrange layers with the same input in blocks, so that LoRA updates can be added quickly.
 
-    On a CPU, a batch of thin products is added in parallel to a whole contiguous tensor, one by one
-    to some of its columns, so large layers are apart. And thin products are added up to twice as
-    fast where the rows do not lie a multiple of half a page apart, so layers that are alone, or of
-    one size, get a few empty columns more if they would (``benchmarks/bench_linear.py``).
+    On a CPU, torch adds a batch of low-rank products in parallel to a contiguous tensor, but one by
+    one to some of its columns, so large layers get blocks of their own. The addition is up to twice
+    as fast if rows are not a multiple of half a page apart, so blocks of a single layer or of equal
+    sizes get a few padding columns if necessary (``benchmarks/bench_linear.py``).
 
     Args:
-        apart: whether large layers may be; 8-bit products have much to do for each block.
+        apart: whether large layers may be separate; 8-bit products have a high cost per block.
     """
     apart = len(layers) == 1 or (apart and min(outputs) >= _LARGE)
     groups = [[layer] for layer in layers] if apart else [layers]
@@ -230,7 +227,7 @@ def _blocked(
 
 
 def _joined(layers: Sequence[Any]) -> Affine:
-    """Weight and bias of layers one below another."""
+    """The concatenated weights and biases of layers."""
     import torch
 
     weights = [
@@ -248,7 +245,7 @@ def _joined(layers: Sequence[Any]) -> Affine:
 
 
 def _spread(weight: torch.Tensor, bias: torch.Tensor | None) -> Affine:
-    """The same with some empty columns more, if need be."""
+    """Add padding columns if the rows would be a multiple of half a page apart."""
     import torch
 
     if len(weight) * weight.element_size() % _HALF_PAGE:

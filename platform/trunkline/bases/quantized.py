@@ -1,8 +1,4 @@
-"""Products of the base whose weights are kept in 8 or 4 bits.
-
-Owns: how numbers become integers and back, and which integer product a CPU computes rightly. Must
-not know: which layers there are.
-"""
+"""Matrix products with weights in 8 bits (int8) or 4 bits (NF4)."""
 
 from __future__ import annotations
 
@@ -17,29 +13,29 @@ if TYPE_CHECKING:
 
     from trunkline.bases.linear import Product
 
-_MOST = 127  # of a signed number in 8 bits
-_ZERO = 128  # of an unsigned one that stands for nothing
+_MOST = 127  # the largest int8
+_ZERO = 128  # the zero point of uint8
 _BYTE = 256
-_HALF = 0.5  # numbers are cut off, not rounded, when they become integers
+_HALF = 0.5  # conversion to integers truncates
 
 Affine = tuple["torch.Tensor", "torch.Tensor | None"]
 """Weight ``[columns, in]`` and bias ``[columns]`` of a block."""
 
 Multiply = Callable[["torch.Tensor"], "torch.Tensor"]
-"""``x [rows, in]`` uint8, 128 of which stand for nothing → ``[rows, out]`` float32."""
+"""``x [rows, in]`` uint8 with zero point 128 → ``[rows, out]`` float32."""
 
 MakeMultiply = Callable[["torch.Tensor", "torch.Tensor"], Multiply]
-"""Of weights ``[out, in]`` int8 and the scale of each output."""
+"""Takes weights ``[out, in]`` int8 and the scale of each output."""
 
 
 def in_int8(affine: Sequence[Affine]) -> Product:
-    """Weights in 8 bits, inputs in twice 8 bits, sums in 32.
+    """Product with weights in 8 bits, inputs in two times 8 bits and sums in 32 bits.
 
-    One scale an output for the weights; one scale a row for the inputs, so that no row depends on
-    its neighbors. A few inputs of a language model are hundreds of times the others (Dettmers et
-    al. 2022, "LLM.int8()"), which 8 bits a row can't hold: inputs are rounded to 16, and the lower
-    byte is multiplied as a second row. That costs little where reading the weights is what takes
-    time.
+    Weights have one scale per output. Inputs have one scale per row, so no row depends on another.
+    Some inputs of a language model are hundreds of times larger than the others (Dettmers et al.
+    2022, "LLM.int8()"), which 8 bits per row can't represent. Inputs are therefore rounded to 16
+    bits, and the lower byte is multiplied as a second row. This costs little, because reading the
+    weights dominates.
     """
     import torch
 
@@ -52,11 +48,11 @@ def in_int8(affine: Sequence[Affine]) -> Product:
         rows, inputs = x.shape
         largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-12)
         scaled = x.div(largest)
-        whole = torch.add(nothing, scaled, alpha=_MOST * _BYTE, out=scaled).to(torch.int32)
+        rounded = torch.add(nothing, scaled, alpha=_MOST * _BYTE, out=scaled).to(torch.int32)
         both = torch.empty((2, rows, inputs), dtype=torch.uint8)
         upper, lower = both.unbind()
-        lower.copy_(whole)  # torch takes floats to unsigned bytes without vectors
-        upper.copy_(whole.bitwise_right_shift_(8))
+        lower.copy_(rounded)  # torch's conversion from float to uint8 is not vectorized
+        upper.copy_(rounded.bitwise_right_shift_(8))
         given = []
         for multiply, columns, bias in blocks:
             y, finer = multiply(both.view(-1, inputs)).view(2, rows, columns).unbind()
@@ -79,10 +75,10 @@ def _weight_in_int8(weight: torch.Tensor) -> Multiply:
 
 @functools.cache
 def integer_form() -> MakeMultiply:
-    """The fastest product of integers whose sums are right on this CPU.
+    """The fastest integer product that is exact on this CPU.
 
-    Those of CPUs without instructions for it (VNNI) may add pairs in 16 bits, where large ones are
-    cut off without a word; and not every build of torch has every form.
+    Without VNNI instructions a CPU may add pairs in 16 bits, which silently saturates; and some
+    builds of torch lack some forms.
 
     Raises:
         BaseModelError: there is none.
@@ -100,12 +96,12 @@ def integer_form() -> MakeMultiply:
             continue
     raise BaseModelError(
         "This CPU, or this build of torch, computes no exact products of 8-bit integers.",
-        "Take --dtype fp32 or bf16.",
+        "Use --dtype fp32 or bf16.",
     )
 
 
 def by_onednn(weight: torch.Tensor, scale: torch.Tensor) -> Multiply:
-    """Weights in the order oneDNN packs them in, scaled as the sums leave the registers."""
+    """oneDNN's product on packed weights, which applies the scale in the same kernel."""
     import torch
 
     ops: Any = torch.ops.onednn
@@ -122,7 +118,7 @@ def by_onednn(weight: torch.Tensor, scale: torch.Tensor) -> Multiply:
 
 
 def by_int_mm(weight: torch.Tensor, scale: torch.Tensor) -> Multiply:
-    """torch's product of int8, which packs the weights each time."""
+    """torch's int8 product, which packs the weights in every call."""
     import torch
 
     columns = weight.T.contiguous()
@@ -135,7 +131,7 @@ def by_int_mm(weight: torch.Tensor, scale: torch.Tensor) -> Multiply:
 
 
 def in_nf4(affine: Sequence[Affine]) -> Product:
-    """Weights in 4 bits, 64 to a scale, by bitsandbytes; inputs as they are."""
+    """Product with weights in 4 bits, one scale per 64, by bitsandbytes; inputs unchanged."""
     import bitsandbytes
 
     packed = [

@@ -1,7 +1,6 @@
 """The finance domain: sectors of businesses and categories of bank-statement lines.
 
-Owns: the hooks. Must not know: how anything is read or computed; importing this module imports
-neither torch nor a data package.
+Importing this module imports neither torch nor a data package.
 """
 
 from __future__ import annotations

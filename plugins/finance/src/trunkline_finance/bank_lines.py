@@ -1,11 +1,8 @@
-"""The data set ``finance/transactions``: bank-statement lines out of the package solyanka.
+"""The rows of ``finance/transactions``: bank-statement lines from the package solyanka.
 
-Owns: reading the package's YAML, expanding its templates, dropping what can't be learnt from.
-Must not know: training, or how the split is drawn.
-
-solyanka is made to *generate* statements: a pattern is a line, or a template with random fields,
-with tags, a currency and a country file. One pattern gives at most one row; its random fields are
-drawn from a generator seeded by the template itself, so the rows are the same in every process.
+solyanka *generates* statements: a pattern is a line, or a template with random fields, with tags, a
+currency and a country file. One pattern gives at most one row. Its random fields are drawn from a
+generator seeded by the template, so the rows are the same in every process.
 """
 
 from __future__ import annotations
@@ -31,14 +28,14 @@ GENERATED_TAG = "ai_generated"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The rows, and what became of the patterns that gave none.
+    """The rows, and how many patterns gave none.
 
     Attributes:
         rows: in the order of file name and position.
         patterns: read from the package.
-        unfolded: dropped, because no tag says what was bought.
-        contradicted: dropped, because the same line stands under two categories.
-        repeated: dropped, because the same line stands there already, under the same category.
+        unfolded: dropped, because no tag maps to a category.
+        contradicted: dropped label conflicts: the same line has two categories.
+        repeated: dropped duplicates: the same line with the same category.
     """
 
     rows: tuple[Row, ...]
@@ -119,7 +116,7 @@ def fold_patterns(patterns: Iterable[tuple[str, Mapping[str, Any]]]) -> Reading:
 def expand(pattern: Mapping[str, Any]) -> str:
     """The line of a pattern, the same in every process.
 
-    Random fields are filled in; one that the template names but does not describe is left out.
+    Random fields are filled in; a field that the template does not describe is removed.
     """
     title = pattern["title"]
     if isinstance(title, str):
@@ -146,8 +143,8 @@ def _drawn(field: Mapping[str, Any], rng: random.Random) -> str:
         drawn = "".join(rng.choices(signs, k=field["length"]))
     else:
         raise DataError(
-            f"A bank-statement template asks for the unknown generator {generator!r}.",
-            "Install the version of solyanka that this plugin names: solyanka==0.4.1",
+            f"A bank-statement template uses the unknown generator {generator!r}.",
+            "Install the version of solyanka that this plugin needs: solyanka==0.4.1",
         )
     case = (field.get("transform") or {}).get("case")
     cases = {"upper": str.upper, "lower": str.lower, "title": str.title}

@@ -1,12 +1,9 @@
-"""The table that folds solyanka's 250 raw tags into ten spending categories.
-
-Owns: which tag means which category, and in which order tags are looked at.
-Must not know: how lines are read, split or learnt from.
+"""The table that maps solyanka's 250 raw tags to ten spending categories.
 
 A line usually carries several tags (``["duty_free", "airport", "shopping"]``). The first row of
-:data:`TABLE` that holds any of them names its category: telling tags stand high, vague ones
-(``shopping``, ``services``) low. Tags of :data:`SILENT` say nothing about what was bought; a line
-that has no others is dropped.
+:data:`TABLE` with any of them gives the category, so specific tags come first and vague ones
+(``shopping``, ``services``) last. Tags in :data:`SILENT` carry no information about what was
+bought; a line that has no others is dropped.
 """
 
 from __future__ import annotations
@@ -38,8 +35,8 @@ CATEGORIES = (
 )
 
 
-def _tags(words: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in words.split(","))
+def _tags(text: str) -> tuple[str, ...]:
+    return tuple(tag.strip() for tag in text.split(","))
 
 
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -147,6 +144,6 @@ SILENT = frozenset(
 
 
 def category_of(tags: Iterable[str]) -> str | None:
-    """The category of a line with these raw tags; ``None`` if no tag says what was bought."""
+    """The category of a line with these raw tags; None if they are all in :data:`SILENT`."""
     present = set(tags)
     return next((name for name, row in TABLE if not present.isdisjoint(row)), None)

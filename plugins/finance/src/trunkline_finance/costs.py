@@ -1,12 +1,9 @@
-"""What a mistake costs: one readable table for both sets of labels.
+"""Misclassification costs for both sets of labels; the loss and the metric share them.
 
-Owns: families of labels, the watched labels, and the matrix that follows from them.
-Must not know: logits, rows or recipes; the loss and the metric both read from here.
-
-The cost of answering ``j`` where ``i`` is true (``C(i, j)``, rows are the truth)::
+The cost ``C(i, j)`` of predicting ``j`` where ``i`` is true::
 
     0                   i = j
-    NEAR  = 0.5         both in one family
+    NEAR  = 0.5         both in the same family
     FAR   = 1.0         otherwise
     x MISSED = 2        if i is watched and j is not
 

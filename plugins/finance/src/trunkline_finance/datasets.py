@@ -1,7 +1,4 @@
-"""The data sets that this domain brings: name, license, source, split.
-
-Owns: their descriptions. Must not know: how rows are read; loading imports that when asked.
-"""
+"""The data sets of this domain: name, license, source and split."""
 
 from __future__ import annotations
 

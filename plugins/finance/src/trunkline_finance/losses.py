@@ -1,6 +1,6 @@
-"""The loss ``finance/cost-sensitive``: it minds which mistake is likely, not only that one is.
+"""The loss ``finance/cost-sensitive``: cross entropy plus the expected misclassification cost.
 
-Owns: the formula. Must not know: what a mistake costs, which :mod:`trunkline_finance.costs` says.
+The costs come from :mod:`trunkline_finance.costs`.
 """
 
 from __future__ import annotations

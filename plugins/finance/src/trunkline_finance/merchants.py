@@ -1,13 +1,11 @@
-"""Which bank-statement lines belong to one merchant, so that they are held out together.
-
-Owns: the brand word of a name, and joining lines that share one.
-Must not know: categories, countries, or how lines are read.
+"""Group bank-statement lines by merchant, so that a merchant is held out as a unit.
 
 A line has two names: the one printed on the statement (``4191 Boots Big C Extra P CHONBURI``) and
-the package's pretty title (``Boots``). Each is reduced to its *brand*: digits, accents, places
-and payment channels are left out, then the first telling word stands for the merchant. Lines that
-share a brand by either name are one group, and so on along the chain. Joining two merchants by
-mistake only makes a group larger; leaving branches of one apart would leak, so doubt joins.
+the package's short title (``Boots``). Each is reduced to its *brand*: digits, accents, places and
+payment channels are removed, and the first remaining informative token represents the merchant.
+Lines that share a brand by either name form one group, transitively. Joining two merchants by
+mistake only makes a group larger; separating branches of one would leak, so doubtful cases are
+joined.
 """
 
 from __future__ import annotations
@@ -18,25 +16,25 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 
-def _words(text: str) -> frozenset[str]:
+def _tokens(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-CHANNELS = _words(
+CHANNELS = _tokens(
     "app atm bkg cloud com csz dd easypay ecom evp geidea ghl gks gpay line linepay lpe ltd mid "
     "mobile mp mpos net ntt omise op opn pay paygw payoo paypal payu pfa portmone pos prismalink "
     "pt pty pyx qr sct sp sumup vn vnpay www xdt ziina"
 )
 """Terminals, payment services and company forms that stand before the merchant's own name."""
 
-PLACES = _words(
+PLACES = _tokens(
     "asok bali bangkok batumi beach berlin bkk budapest cambodia central chiang chonburi city "
     "danang dubai emsphere georgia ha hanoi hcm huahin jomtien kl krabi lisboa london madrid mai "
     "manila nang nha noi patong pattaya paulo phuket podgorica porto potsdam riga robinson "
     "robinsons saigon samui siam sukhumvit terminal thai thailand tokyo trang viet vietnam vincom"
 )
 
-GENERIC = _words(
+GENERIC = _tokens(
     "a al and apotek asia asian baan bakery bar beauty beer best big bistro black blue boutique "
     "cafe caffe cantina casa center club coffee compra cong da de del di dos drogaria du el en "
     "family farmacia farmacija food for fresh garden gold golden grand green gym happy home hong "
@@ -64,9 +62,9 @@ _LEAST_TELLING = 4
 
 
 def words_of(name: str) -> list[str]:
-    """The lower-case words of a name without digits, accents and apostrophes.
+    """The lower-case tokens of a name without digits, accents and apostrophes.
 
-    ``BurgerKing`` gives two words; digits that stand for letters (``AHAM0VE``) are read as such.
+    ``BurgerKing`` gives two tokens; digits that stand for letters (``AHAM0VE``) are read as such.
     """
     text = re.sub(r"\b7\W?11\b", "Eleven", name)
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"\bMc(?=[A-Z])", "MC", text))
@@ -78,17 +76,19 @@ def words_of(name: str) -> list[str]:
 
 
 def brand_of(name: str) -> str:
-    """The word or words that tell the merchant from others; the name itself if none does."""
-    words = words_of(name)
-    if not words:
+    """The token or tokens that tell the merchant from others; the name itself if none does."""
+    tokens = words_of(name)
+    if not tokens:
         return re.sub(r"\W+", " ", name).strip()
-    telling = [word for word in words if word not in CHANNELS | PLACES | GENERIC and len(word) > 1]
-    if not telling:
-        return " ".join(words)
-    first = SPELLINGS.get(telling[0], telling[0])
-    if len(first) >= _LEAST_TELLING or len(telling) == 1:
+    informative = [
+        token for token in tokens if token not in CHANNELS | PLACES | GENERIC and len(token) > 1
+    ]
+    if not informative:
+        return " ".join(tokens)
+    first = SPELLINGS.get(informative[0], informative[0])
+    if len(first) >= _LEAST_TELLING or len(informative) == 1:
         return first
-    return f"{first} {telling[1]}"
+    return f"{first} {informative[1]}"
 
 
 def group_by_merchant(names: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,6 +1,6 @@
-"""The metric ``finance/expected_cost``: the mean cost of the answers given.
+"""The metric ``finance/expected_cost``: the mean misclassification cost of the predictions.
 
-Owns: the formula. Must not know: what a mistake costs, which :mod:`trunkline_finance.costs` says.
+The costs come from :mod:`trunkline_finance.costs`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""The data set ``finance/naics-sector``: industry titles and the sector they stand in.
+"""The rows of ``finance/naics-sector``: industry titles and the sector that they belong to.
 
-Owns: reading the package naics, the merged sectors, one row for each title.
-Must not know: training, costs, or how the split is drawn.
-
-The hierarchy is in the code's digits: ``52`` sector, ``5221`` industry group, ``522110``
-national industry.
+The hierarchy is in the code's digits: ``52`` is a sector, ``5221`` an industry group and ``522110``
+a national industry.
 """
 
 from __future__ import annotations
@@ -47,10 +44,10 @@ def rows_of(codes: Mapping[str, str]) -> tuple[Row, ...]:
         if code.isdigit() and GROUP_DIGITS <= len(code) <= DEEPEST:
             places.setdefault(codes[code], []).append(code)
     rows = []
-    for title, found in places.items():
-        groups = {code[:GROUP_DIGITS] for code in found}
+    for title, same in places.items():
+        groups = {code[:GROUP_DIGITS] for code in same}
         if len(groups) == 1:
-            code, group, sector = found[0], groups.pop(), sectors[found[0][:2]]
+            code, group, sector = same[0], groups.pop(), sectors[same[0][:2]]
             rows.append(
                 Row(id=code, text=title, target=sector, group=group, slices={"sector": sector})
             )

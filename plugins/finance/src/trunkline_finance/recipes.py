@@ -1,7 +1,4 @@
-"""The LoRA adapters that this domain can make.
-
-Owns: template, settings and gate of each. Must not know: how rows are read or losses computed.
-"""
+"""The LoRA adapters that this domain can train."""
 
 from __future__ import annotations
 

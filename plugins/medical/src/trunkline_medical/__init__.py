@@ -1,7 +1,6 @@
-"""The medical domain on ICD-10-CM: what it contributes, and nothing else.
+"""The medical domain on ICD-10-CM: its hooks.
 
-Owns: the hooks that Trunkline calls; the specs stand in the module that makes each work.
-Must not know: how rows are read or scored; listing this plugin reads no data and loads no torch.
+Importing this module reads no data and imports no torch.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
-"""The chapters of ICD-10-CM and the families they form.
-
-Owns: the one table from which the labels, the slices, the loss and the metric take the hierarchy.
-Must not know: the data file, torch, or numpy; it is read whenever the plugin is listed.
+"""The chapters of ICD-10-CM and their families: the hierarchy of labels, slices, loss and metric.
 
 The families follow William Farr's scheme, which the World Health Organization's instruction
 manual (ICD-10, volume 2) names as the origin of the chapters' order: epidemic diseases,
 constitutional or general diseases, local diseases arranged by site, developmental diseases, and
-injuries. Farr's first two make one family here, since ICD-10 has one chapter only of epidemic
-diseases and both mean illness of the whole body. The chapters that name no disease at all,
-which he did not have, make a family of their own.
+injuries. Farr's first two are one family here, because ICD-10 has a single chapter of epidemic
+diseases and both mean illness of the entire body. The chapters that name no disease, which he did
+not have, are a family of their own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The two data sets made from the tabular list, and how each is split.
-
-Owns: which lines of the list become rows, and what a group, a stratum and a slice are.
-Must not know: how the file is read, or what a model makes of the rows.
-"""
+"""The two data sets made from the tabular list: which lines are rows, their groups and slices."""
 
 from __future__ import annotations
 
@@ -74,13 +70,13 @@ def title_rows() -> Iterable[Row]:
 
 def _synonyms(category: Category) -> dict[str, tuple[str, str]]:
     """Row id and text of every usable term, by the text without case and shorthand."""
-    found: dict[str, tuple[str, str]] = {}
+    terms: dict[str, tuple[str, str]] = {}
     for code in category.codes:
         for position, term in enumerate(code.inclusion_terms, start=1):
             key = without_nos(term).lower()
             if key and key != category.title.lower() and not _INSTRUCTION.search(term):
-                found.setdefault(key, (f"{code.code}:{position}", term))
-    return found
+                terms.setdefault(key, (f"{code.code}:{position}", term))
+    return terms
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:

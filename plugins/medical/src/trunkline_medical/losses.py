@@ -1,7 +1,6 @@
-"""A classification loss that knows which chapters are neighbors.
+"""The loss ``medical/hierarchical``: cross entropy that also rewards the right family of chapters.
 
-Owns: the formula and its weight.
-Must not know: the families themselves; they come from :mod:`trunkline_medical.chapters`.
+The families come from :mod:`trunkline_medical.chapters`.
 """
 
 from __future__ import annotations

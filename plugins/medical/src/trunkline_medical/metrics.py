@@ -1,7 +1,6 @@
-"""Figures that see near misses: distance in the tree of chapters, overlap of titles.
+"""Metrics with partial credit: distance in the tree of chapters, and overlap of titles.
 
-Owns: both formulas.
-Must not know: the families themselves; they come from :mod:`trunkline_medical.chapters`.
+The families come from :mod:`trunkline_medical.chapters`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_WORD = re.compile(r"\w+")
+_TOKEN = re.compile(r"\w+")
 
 
 def hierarchy_distance(scored: Scored) -> float:
@@ -61,7 +60,7 @@ def word_f1(title: str, answer: str) -> float:
 
     Cached, because an interval scores the same pairs a thousand times.
     """
-    wanted, given = (Counter(_WORD.findall(text.lower())) for text in (title, answer))
+    wanted, given = (Counter(_TOKEN.findall(text.lower())) for text in (title, answer))
     shared = (wanted & given).total()
     return 2 * shared / (wanted.total() + given.total()) if shared else 0.0
 

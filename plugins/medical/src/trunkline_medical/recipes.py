@@ -1,8 +1,4 @@
-"""The LoRA adapters that this domain can make.
-
-Owns: the template, the settings and the gate of each.
-Must not know: how rows, losses and metrics work; they are named only.
-"""
+"""The LoRA adapters that this domain can train."""
 
 from __future__ import annotations
 

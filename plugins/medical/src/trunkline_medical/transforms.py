@@ -1,8 +1,4 @@
-"""Cleaning of diagnosis texts.
-
-Owns: what counts as a coder's shorthand, and taking it out.
-Must not know: where the texts come from.
-"""
+"""Cleaning of diagnosis texts: remove coders' shorthand."""
 
 from __future__ import annotations
 

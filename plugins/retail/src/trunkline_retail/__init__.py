@@ -1,7 +1,6 @@
-"""The retail domain: what a grocer's products are called, where they stand and what they cost.
+"""The retail domain: a grocer's product types, their departments and their prices.
 
-Owns: the hooks through which the platform learns of this domain.
-Must not know: how rows are read, or how anything is trained; nothing heavy is imported here.
+Importing this module imports nothing heavy.
 """
 
 from __future__ import annotations

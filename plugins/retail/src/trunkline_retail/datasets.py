@@ -1,8 +1,4 @@
-"""The two data sets of the domain: the department of a product type, the price of a unit.
-
-Owns: which products count, what a row's text and target are, and what is held out together.
-Must not know: Parquet, models, losses, or how the platform splits.
-"""
+"""The two data sets of the domain: the department of a product type, and the price of a unit."""
 
 from __future__ import annotations
 

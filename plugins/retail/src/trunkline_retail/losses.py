@@ -1,8 +1,4 @@
-"""The loss of the domain: Huber's, for prices with a long tail of odd ones.
-
-Owns: the formula and its threshold.
-Must not know: which recipe uses it, or how a target got onto the recipe's scale.
-"""
+"""The loss ``retail/huber``: Huber loss, for prices with a long tail of outliers."""
 
 from __future__ import annotations
 

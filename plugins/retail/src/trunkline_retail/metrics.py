@@ -1,8 +1,4 @@
-"""The metric of the domain: how often a price guess is near enough to be of use.
-
-Owns: the formula.
-Must not know: how predictions are made or intervals drawn.
-"""
+"""The metric ``retail/within_25_percent``: the share of predictions within 25 % of the price."""
 
 from __future__ import annotations
 

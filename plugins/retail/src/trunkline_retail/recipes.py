@@ -1,8 +1,4 @@
-"""The two adapters that the domain can make.
-
-Owns: template, settings, loss, metrics and gate of each.
-Must not know: how rows are read or a run is done.
-"""
+"""The two LoRA adapters that the domain can train."""
 
 from __future__ import annotations
 
