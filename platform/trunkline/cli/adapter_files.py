@@ -143,12 +143,11 @@ def _password(variable: str) -> str:
     cls=Command,
     example=(
         Example(
-            "trunkline adapters import ./pubmed-lora --name medical/study-type "
-            '--base smollm2-135m --labels "case report,cohort,trial" '
-            '--template "Abstract: {text}"',
+            "trunkline adapters import ./away --name retail/imported --base smollm2-135m "
+            '--template "Product: {text}"',
             "writes",
         ),
-        Example("trunkline adapters import department.tar", "writes"),
+        Example("trunkline adapters import department.tar --name retail/copied", "writes"),
     ),
 )
 @click.argument("source")

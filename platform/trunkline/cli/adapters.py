@@ -60,14 +60,14 @@ def adapters() -> None:
     "list",
     example=(
         "trunkline adapters list",
-        'trunkline adapters list --where "test.accuracy>0.8 and alias=champion"',
+        'trunkline adapters list --where "test.accuracy>0.5 and task=classification"',
     ),
 )
 @click.option(
     "--where",
     metavar="QUERY",
     help="List the matching versions instead, newest first: "
-    '"test.accuracy>0.8 and alias=champion".',
+    '"test.accuracy>0.5 and task=classification".',
 )
 @click.option("--removed", is_flag=True, help="List the removed versions, and why.")
 @click.option("--after", metavar="REF", help="Start after this one, for the next page.")
@@ -408,10 +408,10 @@ def _print_verdict(verdict: VerifyResult) -> None:
     "rm",
     example=(
         Example(
-            'trunkline adapters rm finance/naics-sector@1 --reason "trained on the wrong year"',
+            'trunkline adapters rm finance/naics-sector@2 --reason "trained too briefly"',
             "writes",
         ),
-        Example('trunkline adapters rm medical/icd10-chapter@2 --reason "old"', "fails"),
+        Example('trunkline adapters rm finance/naics-sector@1 --reason "old"', "fails"),
     ),
 )
 @click.argument("ref")

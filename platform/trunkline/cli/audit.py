@@ -109,7 +109,7 @@ def _print_reports(reports: Iterable[ChainReport]) -> None:
             click.echo(f"{report.chain}: and {report.break_count - len(report.breaks):,} more")
 
 
-@audit.command("export", example=Example("trunkline audit export events-2026-11.jsonl", "writes"))
+@audit.command("export", example=Example("trunkline audit export events.jsonl", "writes"))
 @click.argument("file", default="-")
 @click.option("--requests", is_flag=True, help="Export the request log instead of the events.")
 @click.option(

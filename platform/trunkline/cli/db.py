@@ -92,7 +92,7 @@ def current(options: GlobalOptions, as_json: bool) -> None:
     )
 
 
-@db.command("backup", example=Example("trunkline db backup registry-2026-11-22.db", "writes"))
+@db.command("backup", example=Example("trunkline db backup registry-backup.db", "writes"))
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 @pass_options
@@ -122,7 +122,7 @@ def backup(options: GlobalOptions, file: Path, as_json: bool) -> None:
 
 
 @db.command(
-    "restore", example=Example("trunkline db restore registry-2026-11-22.db --replace", "writes")
+    "restore", example=Example("trunkline db restore registry-backup.db --replace", "writes")
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(

@@ -425,7 +425,7 @@ def adapters_diff(options: GlobalOptions, a: str, b: str, as_json: bool) -> None
 @click.command(
     "diff",
     cls=Command,
-    example="trunkline runs diff 1 2",
+    example="trunkline runs diff 2 4",
 )
 @click.argument("a", type=run_number)
 @click.argument("b", type=run_number)

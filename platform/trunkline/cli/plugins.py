@@ -76,7 +76,7 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
 
 
 @plugins.command(
-    "install", example=Example("trunkline plugins install ./toys", "writes", "network")
+    "install", example=Example("trunkline plugins install ./trunkline-law", "writes", "network")
 )
 @click.argument("target")
 @click.option("--editable", "-e", is_flag=True, help="Link the folder instead of copying it.")
@@ -101,7 +101,7 @@ def install(target: str, editable: bool, upgrade: bool, as_json: bool) -> None:
             )
 
 
-@plugins.command("uninstall", example=Example("trunkline plugins uninstall toy --yes", "writes"))
+@plugins.command("uninstall", example=Example("trunkline plugins uninstall law --yes", "writes"))
 @click.argument("name")
 @click.option("--yes", "-y", is_flag=True, help="Don't ask for confirmation.")
 def uninstall(name: str, yes: bool) -> None:

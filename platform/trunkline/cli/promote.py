@@ -33,8 +33,8 @@ reason_option = click.option(
     "promote",
     cls=Command,
     example=(
-        Example("trunkline adapters promote medical/icd10-chapter", "writes"),
-        Example("trunkline adapters promote finance/naics-sector@1", "fails"),
+        Example("trunkline adapters promote finance/naics-sector@1", "writes"),
+        Example("trunkline adapters promote medical/icd10-chapter", "fails"),
     ),
 )
 @click.argument("ref")
@@ -83,7 +83,7 @@ def promote(
     "rollback",
     cls=Command,
     example=Example(
-        'trunkline adapters rollback medical/icd10-chapter --reason "wrong codes since noon"',
+        'trunkline adapters rollback finance/naics-sector --reason "wrong since noon"',
         "writes",
     ),
 )
@@ -113,7 +113,7 @@ def rollback(
 @click.command(
     "unalias",
     cls=Command,
-    example=Example("trunkline adapters unalias medical/icd10-chapter canary", "writes"),
+    example=Example("trunkline adapters unalias finance/naics-sector canary", "writes"),
 )
 @click.argument("name")
 @click.argument("alias")
@@ -187,7 +187,7 @@ def _print_move(move: Mapping[str, Any]) -> None:
 # ------------------------------------------------------------------------------------- history
 
 
-@click.command("history", cls=Command, example="trunkline adapters history medical/icd10-chapter")
+@click.command("history", cls=Command, example="trunkline adapters history finance/naics-sector")
 @click.argument("ref")
 @click.option(
     "--limit",

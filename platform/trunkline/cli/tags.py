@@ -24,7 +24,7 @@ SUBJECTS = """SUBJECT is domain/name, domain/name@3, run/3, dataset/<id>, base/<
 
     {SUBJECTS}
     """,
-    example=Example("trunkline tag medical/icd10-chapter@2 reviewed=yes ticket=AUD-114", "writes"),
+    example=Example("trunkline tag finance/naics-sector@1 reviewed=yes ticket=AUD-114", "writes"),
 )
 @click.argument("subject")
 @click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
@@ -65,7 +65,7 @@ def tag(
     {SUBJECTS}
     """,
     example=Example(
-        'trunkline note medical/icd10-chapter@2 "Seen by the board on 21 November."', "writes"
+        'trunkline note finance/naics-sector@1 "Seen by the board on 21 November."', "writes"
     ),
 )
 @click.argument("subject")

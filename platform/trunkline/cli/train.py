@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "train",
     cls=Command,
     short_help="Train a recipe, evaluate it, publish a version.",
-    example=Example("trunkline train finance/naics-sector --set max_steps=80", "writes"),
+    example=Example("trunkline train finance/naics-sector --set max_steps=20", "writes"),
 )
 @click.argument("recipe")
 @set_option
