@@ -161,7 +161,7 @@ def test_a_backup_does_not_overwrite_a_file(db: Db, tmp_path: Path) -> None:
     (tmp_path / "copy.db").write_text("mine")
     result = db("backup", str(tmp_path / "copy.db"))
     assert (result.exit_code, (tmp_path / "copy.db").read_text()) == (2, "mine")
-    assert "Choose another file name" in result.stderr
+    assert "Name another file" in result.stderr
 
 
 def test_a_restore_over_rows_needs_replace(db: Db, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def back_up(
     if os.path.lexists(target):
         raise UsageError(
             f"The file '{target}' exists already; backups are never overwritten.",
-            "Choose another file name.",
+            "Name another file.",
         )
     if not target.parent.is_dir():
         raise _write_error(target, "its folder does not exist")
