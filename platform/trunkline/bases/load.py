@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trunkline.bases.info import BaseInfo, describe
@@ -65,7 +65,7 @@ _lock = threading.Lock()
 
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Base:
-    """Load the base ``name``, or return it if this process holds it.
+    """Load the base ``name``, or return it if this process holds it, under whatever name.
 
     Args:
         name: of a base that is on this machine.
@@ -83,7 +83,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Base:
         info = describe(name)
         if _held is not None:
             _check_same(_held, info, device, dtype)
-            return _held
+            return _held if info == _held.info else replace(_held, info=info)
         target = pick_device(device)
         quantized = pick_quantized(dtype, target)
         kind = pick_dtype("auto" if quantized else dtype, target)
