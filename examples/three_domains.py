@@ -21,7 +21,7 @@ from trunkline import Request, bases
 from trunkline.evaluation.intervals import Estimate
 from trunkline.evaluation.report import EvaluationReport
 
-SHORT = {"max_steps": 150, "learning_rate": 1e-3, "layers_to_transform": "top-12"}
+SHORT = {"max_steps": 150, "learning_rate": 1e-3}
 RECIPES = ("medical/icd10-chapter", "finance/naics-sector", "retail/department")
 PROMPTS = (
     "Type 2 diabetes mellitus with diabetic chronic kidney disease",

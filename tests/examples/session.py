@@ -35,9 +35,14 @@ class Session:
     def run(self, line: str) -> str:
         """Output of one command line, stdout and stderr as a terminal shows them.
 
+        Paths of this machine and what pip prints on the way are left out.
+
         Raises:
             AssertionError: the program failed with something else than a refusal (exit code 1).
         """
+        return without_machine(self._run(line), self.workspace)
+
+    def _run(self, line: str) -> str:
         for name, value in self.values.items():
             line = line.replace(f'"${name}"', value).replace(f"${name}", value)
         if line.startswith("trunkline serve"):
@@ -129,6 +134,21 @@ class Session:
                     return
             time.sleep(0.2)
         raise AssertionError("the server did not become ready")
+
+
+_PIP = re.compile(
+    r"\s*(Looking in |Requirement already satisfied|Installing build dep|Getting requirements|"
+    r"Preparing (editable )?metadata|Building |Created wheel|Stored in|Processing |Installing coll|"
+    r"Found existing|Uninstalling |Successfully )"
+)
+
+
+def without_machine(output: str, workspace: Path) -> str:
+    """An output without this machine's paths, secrets and package indexes."""
+    lines = [line for line in output.splitlines(keepends=True) if not _PIP.match(line)]
+    text = "".join(lines).replace(str(workspace), "/home/ada/work")
+    text = re.sub(r"\btl-(\w{8})-[\w-]{20,}", r"tl-\1-…", text)
+    return text.replace(str(Path.home()), "~")
 
 
 # --------------------------------------------------------------------------------- comparing
