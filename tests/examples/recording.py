@@ -31,6 +31,7 @@ ASK = (
     '-d \'{"model": "finance/naics-sector", "input": "A bakery"}\''
 )
 RETRAIN = "trunkline train finance/naics-sector --set max_steps=20"
+FIRST = 'trunkline adapters promote finance/naics-sector@1 --force --reason "the first"'
 FORCE = 'trunkline adapters promote finance/naics-sector@2 --force --reason "a comparison"'
 CANARY = (
     "trunkline adapters promote finance/naics-sector@2 --alias canary --force "
@@ -42,7 +43,7 @@ KEYS = (
 )
 
 BEFORE: dict[str, tuple[str, ...]] = {
-    "trunkline adapters rollback finance/naics-sector": (FORCE,),
+    "trunkline adapters rollback finance/naics-sector": (FIRST, FORCE),
     "trunkline adapters unalias finance/naics-sector canary": (CANARY,),
     "trunkline requests list": (ASK,),
     "trunkline adapters sign": KEYS,
