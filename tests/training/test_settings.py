@@ -155,7 +155,7 @@ def test_number_as_text_gives_the_same_number(value: float) -> None:
     ("name", "value", "stored"),
     [
         ("target_modules", ["q_proj", "v_proj"], "q_proj,v_proj"),
-        ("target_modules", {"v_proj", "q_proj"}, "q_proj,v_proj"),
+        pytest.param("target_modules", {"v_proj", "q_proj"}, "q_proj,v_proj", id="set"),
         ("target_modules", "q_proj, v_proj", "q_proj,v_proj"),
         ("layers_to_transform", [0, 2], "0,2"),
         ("layers_to_transform", 3, "3"),
