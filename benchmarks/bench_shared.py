@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 import timing
 from children import Child
 from made import TARGETS, load_plain, load_tokenizer, make_prompts
-from ours import Served
+from ours import EngineProcess
 from timing import title
 
 from trunkline.threads import SPIN_COUNT
@@ -34,7 +34,7 @@ WAITING: dict[str, dict[str, str]] = {
 }
 
 
-class Serving(Served):
+class Serving(EngineProcess):
     """The engine with a batch of requests running."""
 
     def speed(self, seconds: float) -> float:
