@@ -40,7 +40,7 @@ def trunkline_tasks() -> Iterator[TaskSpec]:
     )
     yield TaskSpec(
         name="regression",
-        description="a number in the data set's unit, from a linear head",
+        description="a number in the dataset's unit, from a linear head",
         kind="regression",
         loss="mse",
         baselines=("group-median", "linear"),

@@ -28,7 +28,7 @@ hookimpl = pluggy.HookimplMarker("trunkline")
 
 @hookspec
 def trunkline_datasets() -> Iterable[DatasetSpec]:  # type: ignore[empty-body]
-    """Yield the data sets of this domain.
+    """Yield the datasets of this domain.
 
     Returns:
         One :class:`~trunkline.contracts.DatasetSpec` each. Its ``load`` is called only when the

@@ -1,6 +1,6 @@
 """Promote versions, roll aliases back and drop them: check the gate, then move the alias.
 
-The recipe's gate, tighten by the workspace, decides; a forced promotion needs a reason.
+The recipe's gate, tightened by the workspace, decides; a forced promotion needs a reason.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ TRUNKLINE_API = {contracts.API}
 | name | grammar |
 |---|---|
 | domain | `[a-z][a-z0-9-]{{0,39}}`, not `base` or `core` |
-| data set, recipe, transform, baseline, task | `domain/` + `[a-z][a-z0-9-]{{0,63}}` |
+| dataset, recipe, transform, baseline, task | `domain/` + `[a-z][a-z0-9-]{{0,63}}` |
 | loss, metric | `domain/` + `[a-z][a-z0-9_-]{{0,63}}` |
 
 A plugin that can't be imported, raises, or breaks a rule is skipped; the others are loaded.

@@ -1,6 +1,6 @@
 """The workspace: paths of registry, adapters and runs, the user's cache, and ``trunkline.toml``.
 
-``trunkline.toml`` lies beside ``registry.db`` and applies to everything in the workspace::
+``trunkline.toml`` is in the same folder as ``registry.db`` and applies to the workspace::
 
     [store]
     url = "s3://models/trunkline"        # default: the folder adapters/

@@ -35,7 +35,7 @@ from trunkline.registry.registry import Registry
 from trunkline.registry.tables import utc_now
 
 UNKNOWN = "unknown"
-"""The value of a text that nobody recorded."""
+"""The value of a text that was not recorded."""
 
 MAX_TEXT = 1_000_000
 MAX_ITEMS = 100_000
@@ -274,7 +274,7 @@ def stored_provenance(artifact: Artifact) -> Provenance:
 
 
 def manifest_provenance(artifact: Artifact) -> Provenance:
-    """What the manifest alone tells; the time is that of its file.
+    """The provenance that the manifest alone contains; the time is that of its file.
 
     Raises:
         IntegrityError: the manifest names a dataset that is not well-formed.

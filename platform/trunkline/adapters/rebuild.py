@@ -23,7 +23,7 @@ LOST = (
     "the prediction of each row, metrics by training step, runs that published nothing, and the "
     "records of removed versions, whose numbers may be reused if they were the highest"
 )
-"""What only the database held."""
+"""What only the database contains, and no artifact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

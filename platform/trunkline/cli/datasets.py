@@ -1,4 +1,4 @@
-"""``trunkline datasets``: the data sets of the plugins, their parts, and Croissant descriptions."""
+"""``trunkline datasets``: the datasets of the plugins, their parts, and Croissant descriptions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _LABELS = 30
 
 
-@click.group(cls=Group, short_help="The plugins' data sets.")
+@click.group(cls=Group, short_help="The plugins' datasets.")
 def datasets() -> None:
     """Data sets: named rows with a license, a source and a rule for splitting them."""
 
@@ -39,13 +39,13 @@ def datasets() -> None:
 @json_option
 @pass_options
 def list_(options: GlobalOptions, as_json: bool) -> None:
-    """List the data sets of all plugins."""
+    """List the datasets of all plugins."""
     specs = options.with_plugins.catalog.datasets()
     if as_json:
         print_json([_spec_fields(spec) for spec in specs])
         return
     if not specs:
-        note("No plugin has a data set: `trunkline plugins list`.")
+        note("No plugin has a dataset: `trunkline plugins list`.")
         return
     print_table(
         ["dataset", "task", "description"],
@@ -59,7 +59,7 @@ def list_(options: GlobalOptions, as_json: bool) -> None:
 @json_option
 @pass_options
 def show(options: GlobalOptions, name: str, as_json: bool) -> None:
-    """Read a data set; show its origin, dropped rows, parts, labels and some examples."""
+    """Read a dataset; show its origin, dropped rows, parts, labels and some examples."""
     platform = options.with_plugins
     platform.catalog.dataset(name)
     with working() as listener:
@@ -153,7 +153,7 @@ def _spec_fields(spec: DatasetSpec) -> dict[str, object]:
 def croissant(
     options: GlobalOptions, name: str, output: Path | None, rows: Path | None, as_json: bool
 ) -> None:
-    """Describe a data set in MLCommons' Croissant format, which is JSON.
+    """Describe a dataset in MLCommons' Croissant format, which is JSON.
 
     Without --output the description goes to stdout; with it, --json prints what was written.
 

@@ -94,7 +94,7 @@ def print_table(
 
 
 def print_fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Write names and values, one pair per line; pairs whose value is None are left out."""
+    """Write names and values, one pair per line; pairs with the value None are omitted."""
     table = _bare_table(show_header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")

@@ -35,7 +35,7 @@ _SINGULAR = {
 
 @click.group(cls=Group, short_help="Domain plugins: list, check, install.")
 def plugins() -> None:
-    """Domain plugins: installed packages with data sets, recipes, losses and metrics."""
+    """Domain plugins: installed packages with datasets, recipes, losses and metrics."""
 
 
 @plugins.command("list", example="trunkline plugins list")

@@ -40,7 +40,7 @@ def parse_settings(assignments: tuple[str, ...]) -> dict[str, str]:
 
 @click.group(cls=Group, short_help="The plugins' recipes and their settings.")
 def recipes() -> None:
-    """Recipes: how an adapter is trained, from data set and template to loss and gate."""
+    """Recipes: how an adapter is trained, from dataset and template to loss and gate."""
 
 
 @recipes.command("list", example="trunkline recipes list")

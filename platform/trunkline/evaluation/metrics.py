@@ -49,7 +49,7 @@ def exact_match(scored: Scored) -> float:
 
 
 def mean_absolute_error(scored: Scored) -> float:
-    """Mean of |prediction - target|, in the data set's unit."""
+    """Mean of |prediction - target|, in the dataset's unit."""
     import numpy as np
 
     return float(np.mean(np.abs(_floats(scored.predictions) - _floats(scored.targets))))

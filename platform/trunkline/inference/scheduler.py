@@ -155,7 +155,7 @@ class Scheduler:
         artifact: Artifact,
         rejected: list[tuple[RequestState, TrunklineError]],
     ) -> bool | None:
-        """Let others pass a request whose adapter is not on the device, but not forever.
+        """Let others overtake a request whose adapter is not on the device, but not indefinitely.
 
         An adapter of a large rank needs several pages at once, which adapters of small ranks would
         take one by one as they become free; and an evicted adapter returns only if others are not
@@ -296,7 +296,7 @@ class WaitQueue(Generic[T]):
 
 
 class ReloadQueue:
-    """Reloads evicted adapters that requests wait for, one at a time, beside the steps.
+    """Reloads evicted adapters that requests wait for, one at a time, while steps run.
 
     The caller holds a lock; the loads run in a thread of their own.
     """

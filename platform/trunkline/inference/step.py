@@ -36,7 +36,7 @@ class StepResult:
         sampled: sequence, token id, its log probability if requested, and the likeliest tokens
             with their log probabilities.
         head_outputs: ``[outputs]`` float32 for each sequence with a head.
-        failures: sequences whose output is not a number.
+        failures: sequences with NaN in their output.
     """
 
     sampled: list[tuple[Sequence, int, float | None, tuple[tuple[int, float], ...]]]

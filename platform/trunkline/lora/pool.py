@@ -168,8 +168,7 @@ class AdapterPool:
     def load(self, artifact: Artifact, name: str = "") -> Resident:
         """Load an adapter into memory, and onto the device if pages are available.
 
-        The file is read beside any running step. Threads that load the same adapter wait for the
-        first one.
+        The file is read while steps run. Threads that load the same adapter wait for the first one.
 
         Raises:
             BaseMismatchError: the adapter was trained on other weights.

@@ -122,7 +122,7 @@ class Catalog:
         self._tasks = {spec.name: spec for part in parts for spec in part.tasks}
 
     def datasets(self) -> tuple[DatasetSpec, ...]:
-        """All data sets, by domain and then in the plugin's order."""
+        """All datasets, by domain and then in the plugin's order."""
         return tuple(self._datasets.values())
 
     def recipes(self) -> tuple[RecipeSpec, ...]:
@@ -150,7 +150,7 @@ class Catalog:
         return tuple(self._tasks.values())
 
     def dataset(self, name: str) -> DatasetSpec:
-        """The data set ``domain/name``."""
+        """The dataset ``domain/name``."""
         return self._lookup("dataset", name, self._datasets, "trunkline datasets list")
 
     def recipe(self, name: str) -> RecipeSpec:

@@ -62,7 +62,7 @@ def check(target: str | Path) -> tuple[Finding, ...]:
 
     Args:
         target: domain of an installed plugin, or folder that holds a ``pyproject.toml`` (its code
-            in ``src/`` or beside it; it need not be installed).
+            in ``src/`` or next to it; it need not be installed).
 
     Returns:
         Errors and warnings; empty if there are none.

@@ -94,7 +94,7 @@ def process_is_alive(pid: int) -> bool:
 def process_start(pid: int) -> str | None:
     """Clock ticks from boot to the process's start, field 22 of proc(5); None outside Linux.
 
-    Together with the pid it tells a process from a later one with the same number.
+    Together with the pid it distinguishes a process from a later one with the same pid.
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -3,10 +3,10 @@
 Garbage collection, verification and the store itself ask here which numbers are reserved, which
 folders and digests belong to a version, and which files a version has.
 
-A reservation is a lease: on this host it ends with its process (on Linux a process is told from a
-later one with the same pid by its start time); the process of another host can't be checked, so its
-reservation expires after :data:`LEASE`. A process that publishes later than that fails, and deletes
-its own files.
+A reservation is a lease. On this host it ends with its process; on Linux the start time
+distinguishes a process from a later one with the same pid. A process on another host can't be
+checked, so its reservation expires after :data:`LEASE`. A process that publishes later than that
+fails, and deletes its own files.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ LEASE = timedelta(hours=1)
 """How long a reservation by another host is valid."""
 
 PATH_TAKEN = "the path holds files of another registry"
-"""The reason why a version was abandoned whose path in the store is taken; those files are not its
-own."""
+"""The reason of a version that was abandoned because its path in the store was taken. The files
+there do not belong to it."""
 
 
 def reservation_expired(

@@ -89,7 +89,8 @@ class Keys(Aggregate):
     def authenticate(self, text: str) -> KeyRecord | None:
         """The record of the key that a client sent, if it is valid now; any text is accepted.
 
-        None for what is no key, unknown, removed or expired; the caller can't tell which.
+        None if the text is not a key, or the key is unknown, removed or expired; the caller does
+        not learn which.
         """
         match = _KEY.fullmatch(text)
         if match is None:

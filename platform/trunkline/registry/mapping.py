@@ -1,7 +1,7 @@
 """From rows to records: the joins that a record needs, and the one mapper that builds it.
 
-:func:`to_record` copies the columns that have a field's name. The functions beside it add what
-comes from other tables, for a page of rows in one query each.
+:func:`to_record` copies the columns that have a field's name. The other functions add what comes
+from other tables, for a page of rows in one query each.
 """
 
 from __future__ import annotations

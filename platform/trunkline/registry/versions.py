@@ -50,7 +50,7 @@ class Versions(Aggregate):
     """Publishes, resolves, lists and removes versions."""
 
     def reserve(self, domain: str, name: str, *, task: str, run: int | None = None) -> int:
-        """Reserve the next number of an adapter; nobody sees it until it is published.
+        """Reserve the next number of an adapter; it is invisible until it is published.
 
         The row stores which process reserved it, so that garbage collection can tell when that
         process has ended.

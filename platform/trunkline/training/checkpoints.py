@@ -1,7 +1,7 @@
 """Checkpoints of a training, and a sampler that makes resuming from one exact.
 
 transformers draws the row order of an epoch from the global random state when the epoch begins and
-can't draw it again later, so that state is stored beside each checkpoint.
+can't draw it again later, so that state is stored with each checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bank-statement lines: folded, expanded, grouped, and the same every time."""
+"""Bank-statement lines: expanded, mapped to categories, grouped, reproducible."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_package_gives_2635_rows_of_2682_patterns(reading: Reading) -> None:
     assert (len(reading.rows), reading.patterns) == (2635, 2682)
 
 
-def test_every_pattern_that_gave_no_row_is_counted(reading: Reading) -> None:
+def test_every_pattern_without_a_row_is_counted(reading: Reading) -> None:
     assert (reading.unfolded, reading.contradicted, reading.repeated) == (0, 8, 39)
 
 
@@ -57,7 +57,7 @@ def test_every_raw_tag_occurs_in_the_table_once_or_is_listed_as_silent() -> None
     assert sorted(listed) == sorted(raw)
 
 
-def test_the_table_names_every_category_and_no_other() -> None:
+def test_the_table_contains_exactly_the_categories() -> None:
     assert {category for category, _ in TABLE} == set(CATEGORIES)
 
 
@@ -71,18 +71,18 @@ def test_the_table_names_every_category_and_no_other() -> None:
         (["ai_generated", "online"], None),
     ],
 )
-def test_the_most_telling_tag_decides(tags: list[str], category: str | None) -> None:
+def test_the_most_specific_tag_gives_the_category(tags: list[str], category: str | None) -> None:
     assert category_of(tags) == category
 
 
-def test_a_line_under_two_categories_is_left_out() -> None:
+def test_a_line_with_two_categories_is_excluded() -> None:
     result = fold_patterns(
         [("uk", pattern("Pay  Me", "cafe")), ("usa", pattern("PAY ME", "pharmacy"))]
     )
     assert (len(result.rows), result.contradicted) == (0, 2)
 
 
-def test_a_line_that_says_nothing_of_the_purchase_is_left_out() -> None:
+def test_a_line_without_an_informative_tag_is_excluded() -> None:
     result = fold_patterns([("uk", pattern("Mystery", "online", "ai_generated"))])
     assert (len(result.rows), result.unfolded) == (0, 1)
 

@@ -33,7 +33,7 @@ def test_a_mistake_within_a_family_costs_half() -> None:
 
 
 @pytest.mark.parametrize("watched", sorted(WATCHED - {MONEY}))
-def test_overlooking_a_watched_sector_costs_twice_the_false_alarm(watched: str) -> None:
+def test_missing_a_watched_sector_costs_twice_a_false_alarm(watched: str) -> None:
     assert cost(watched, "Manufacturing") == 2 * cost("Manufacturing", watched)
 
 
@@ -88,7 +88,7 @@ def test_the_loss_by_hand() -> None:
     assert math.isclose(even.item(), math.log(4) + (2 + 2 + 2) / 4, rel_tol=1e-6)
 
 
-def test_of_two_equally_unsure_answers_the_cheaper_mistake_has_the_lower_loss() -> None:
+def test_the_cheaper_mistake_has_the_lower_loss() -> None:
     loss = build_cost_sensitive(LossContext(labels=LABELS))
     target = torch.tensor([0])
     near, far = torch.tensor([[0.0, 3, 0, 0]]), torch.tensor([[0.0, 0, 3, 0]])
@@ -103,7 +103,7 @@ def test_the_loss_is_finite_and_has_gradients_for_extreme_logits() -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def test_the_loss_goes_to_zero_for_sure_right_answers() -> None:
+def test_the_loss_approaches_zero_for_confident_correct_answers() -> None:
     loss = build_cost_sensitive(LossContext(labels=LABELS))
     assert loss(100 * torch.eye(4), torch.arange(4)).item() < 1e-6
 
@@ -113,6 +113,6 @@ def test_the_loss_refuses_a_context_without_labels() -> None:
         build_cost_sensitive(LossContext())
 
 
-def test_the_loss_refuses_foreign_labels() -> None:
+def test_the_loss_refuses_labels_without_a_cost() -> None:
     with pytest.raises(NotFoundError, match="'Diseases of the eye'"):
         build_cost_sensitive(LossContext(labels=("Diseases of the eye",)))

@@ -1,4 +1,4 @@
-"""What the plugin declares, and that declaring it costs nothing."""
+"""The specs that the plugin yields; listing them imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_listing_everything_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_readme_shows_the_folding_table_as_it_is() -> None:
+def test_the_readme_shows_the_table_of_categories() -> None:
     from trunkline_finance.categories import TABLE
 
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

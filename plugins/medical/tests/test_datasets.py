@@ -1,4 +1,4 @@
-"""The rows: how many, of what shape, and what the split may rely on."""
+"""The rows: their number and form, and the properties that the split relies on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def category_of(row: Row) -> str:
     return row.id.split(":")[0].split(".")[0]
 
 
-def test_there_are_as_many_rows_as_the_readme_says(chapters: list[Row], titles: list[Row]) -> None:
+def test_the_number_of_rows_is_that_of_the_readme(chapters: list[Row], titles: list[Row]) -> None:
     assert (len(chapters), len(titles)) == (5134, 4537)
 
 
@@ -46,11 +46,11 @@ def test_a_category_gives_at_most_three_chapter_rows(chapters: list[Row]) -> Non
 
 
 def test_a_category_belongs_to_one_chapter(chapters: list[Row]) -> None:
-    homes = {(row.group, row.target) for row in chapters}
-    assert len(homes) == len({row.group for row in chapters})
+    pairs = {(row.group, row.target) for row in chapters}
+    assert len(pairs) == len({row.group for row in chapters})
 
 
-def test_labels_are_the_chapters_in_order_without_the_special_one(chapters: list[Row]) -> None:
+def test_labels_are_the_chapters_in_order_without_chapter_22(chapters: list[Row]) -> None:
     seen = tuple(dict.fromkeys(row.target for row in chapters))
     assert seen == DATASETS[0].labels == tuple(chapter.title for chapter in CHAPTERS[:21])
 
@@ -59,7 +59,7 @@ def test_a_synonym_is_a_group_of_its_own(titles: list[Row]) -> None:
     assert len({row.group for row in titles}) == len(titles)
 
 
-def test_synonyms_stay_apart_after_cleaning(titles: list[Row]) -> None:
+def test_synonyms_stay_distinct_after_cleaning(titles: list[Row]) -> None:
     assert len({without_nos(row.text).lower() for row in titles}) == len(titles)
 
 
@@ -76,7 +76,7 @@ def test_a_category_gives_at_most_four_synonyms(titles: list[Row]) -> None:
     assert max(Counter(row.stratum for row in titles).values()) == 4
 
 
-def test_no_synonym_gives_its_title_away_word_for_word(titles: list[Row]) -> None:
+def test_no_synonym_equals_its_title(titles: list[Row]) -> None:
     assert not [row for row in titles if without_nos(row.text).lower() == str(row.target).lower()]
 
 
@@ -93,11 +93,11 @@ def test_classical_cholera_is_coded_as_cholera(titles: list[Row]) -> None:
         "This category is for use with categories O00-O02 to identify any associated complications",
     ],
 )
-def test_coding_instructions_are_left_out(note: str, titles: list[Row]) -> None:
+def test_coding_instructions_are_excluded(note: str, titles: list[Row]) -> None:
     assert note not in {row.text for row in titles}
 
 
-def test_a_term_of_two_categories_is_left_out(titles: list[Row]) -> None:
+def test_a_term_of_two_categories_is_excluded(titles: list[Row]) -> None:
     assert "Eosinophilic granuloma" not in {row.text for row in titles}
 
 
@@ -117,11 +117,11 @@ def test_spread_takes_both_ends_and_even_steps(count: int, picked: list[int]) ->
         ("Myeloid leukemia NEC", "Myeloid leukemia"),
     ],
 )
-def test_without_nos_takes_out_the_shorthand_only(text: str, cleaned: str) -> None:
+def test_without_nos_removes_only_the_abbreviations(text: str, cleaned: str) -> None:
     assert without_nos(text) == cleaned
 
 
-def test_the_transform_changes_the_text_and_nothing_else() -> None:
+def test_the_transform_changes_only_the_text() -> None:
     row = Row(id="1", text="Measles NOS", target="Measles", group="g", stratum="B05")
     (cleaned,) = WITHOUT_NOS.apply(row, random.Random(0))
     assert cleaned == Row(id="1", text="Measles", target="Measles", group="g", stratum="B05")

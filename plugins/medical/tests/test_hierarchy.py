@@ -1,4 +1,4 @@
-"""The tree of chapters, the loss and the metrics that use it."""
+"""The tree of chapters, and the loss and the metrics that use it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_distance_obeys_the_triangle_inequality() -> None:
             assert tree_distance(a, b) <= min(detours)
 
 
-def test_every_chapter_has_a_neighbor_and_a_stranger() -> None:
+def test_every_chapter_has_another_at_each_distance() -> None:
     for one in CHAPTERS:
         assert {tree_distance(one, other) for other in CHAPTERS} == {0, 1, 2}
 
@@ -49,20 +49,20 @@ def test_loss_is_the_documented_formula() -> None:
     assert loss_of([0.5, 0.3, 0.2], target=0) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_neighbors_mistake_costs_less_than_a_strangers() -> None:
+def test_a_mistake_within_the_family_costs_less() -> None:
     assert loss_of([0.1, 0.8, 0.1], target=0) < loss_of([0.1, 0.1, 0.8], target=0)
 
 
-def test_the_gradient_pushes_a_stranger_down_harder_than_a_neighbor() -> None:
+def test_the_gradient_is_larger_for_another_family() -> None:
     loss = build_hierarchical(LossContext(labels=LABELS))
     logits = torch.zeros(1, 3, requires_grad=True)
     loss(logits, torch.tensor([0])).backward()
     assert logits.grad is not None
-    right, neighbor, stranger = logits.grad[0].tolist()
-    assert right < 0 < neighbor < stranger
+    right, same_family, other_family = logits.grad[0].tolist()
+    assert right < 0 < same_family < other_family
 
 
-def test_the_loss_nears_zero_for_a_sure_right_answer() -> None:
+def test_the_loss_approaches_zero_for_a_confident_correct_answer() -> None:
     loss = build_hierarchical(LossContext(labels=LABELS))
     assert float(loss(torch.tensor([[30.0, 0.0, 0.0]]), torch.tensor([0]))) < 1e-6
 
@@ -81,13 +81,13 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     )
 
 
-def test_the_loss_refuses_a_label_that_is_no_chapter_and_names_the_nearest() -> None:
+def test_the_loss_refuses_an_unknown_chapter_and_names_the_nearest() -> None:
     with pytest.raises(NotFoundError, match="Neoplasm of the moon") as caught:
         build_hierarchical(LossContext(labels=(HEART, "Neoplasm of the moon")))
     assert "default" in (caught.value.hint or "")
 
 
-def test_the_loss_refuses_to_be_built_without_labels() -> None:
+def test_the_loss_refuses_a_context_without_labels() -> None:
     with pytest.raises(UsageError, match="without labels"):
         build_hierarchical(LossContext())
 
@@ -97,7 +97,7 @@ def test_hierarchy_distance_by_hand() -> None:
     assert hierarchy_distance(scored) == (0 + 1 + 2 + 2) / 4
 
 
-def test_hierarchy_distance_refuses_what_is_no_chapter() -> None:
+def test_hierarchy_distance_refuses_an_unknown_chapter() -> None:
     with pytest.raises(NotFoundError, match="'hert'"):
         hierarchy_distance(Scored(targets=[HEART], predictions=["hert"]))
 

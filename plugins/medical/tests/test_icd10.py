@@ -1,4 +1,4 @@
-"""The tabular list: its size, its titles, and a wheel that is not as expected."""
+"""The tabular list: size, titles, and errors of a missing or damaged wheel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_list_has_its_published_size() -> None:
     assert (len(categories), sum(len(category.codes) for category in categories)) == (1918, 46881)
 
 
-def test_the_table_of_chapters_words_the_titles_as_the_list_does() -> None:
+def test_the_table_of_chapters_uses_the_titles_of_the_list() -> None:
     table = {chapter.number: chapter.title for chapter in CHAPTERS}
     assert icd10.tabular_list().chapter_titles == table
 
@@ -29,7 +29,7 @@ def test_a_category_holds_itself_then_its_codes_in_order() -> None:
     assert [code.code for code in cholera.codes] == ["A00", "A00.0", "A00.1", "A00.9"]
 
 
-def test_leaves_have_nothing_under_them() -> None:
+def test_leaves_have_no_codes_below_them() -> None:
     cholera = icd10.tabular_list().categories[0]
     assert [code.code for code in cholera.leaves] == ["A00.0", "A00.1", "A00.9"]
 
@@ -69,7 +69,7 @@ def fresh_read(monkeypatch: pytest.MonkeyPatch, spec: ModuleSpec | None) -> Data
     return caught.value
 
 
-def test_a_missing_wheel_is_named_with_the_command_that_brings_it(
+def test_a_missing_wheel_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     error = fresh_read(monkeypatch, None)

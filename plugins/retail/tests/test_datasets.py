@@ -1,4 +1,4 @@
-"""Label policy, prices, groups, and the shape of the real rows."""
+"""Labels, prices, groups, and the form of the real rows."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class TestDepartment:
         assert [(row.text, row.target) for row in rows] == [("HAM", "MEAT")]
 
     @pytest.mark.parametrize("order", [("MEAT", "DELI"), ("DELI", "MEAT")])
-    def test_a_tie_goes_to_the_alphabet_whatever_the_order(self, order: tuple[str, str]) -> None:
+    def test_a_tie_goes_to_the_first_in_alphabetical_order(self, order: tuple[str, str]) -> None:
         (row,) = department_rows(product(n, "HAM", name) for n, name in enumerate(order))
         assert row.target == "DELI"
 
-    def test_a_product_without_a_type_is_no_row(self) -> None:
+    def test_a_product_without_a_type_makes_no_row(self) -> None:
         assert department_rows([product(1, None), product(2, "")]) == []
 
-    def test_rows_are_sorted_by_type_whatever_the_order(self) -> None:
+    def test_rows_are_sorted_by_type(self) -> None:
         rows = department_rows([product(1, "PEARS"), product(2, "APPLES")])
         assert [row.id for row in rows] == ["APPLES", "PEARS"]
 
@@ -71,7 +71,7 @@ class TestDepartment:
         assert first.group == second.group
 
 
-def test_departments_with_too_few_types_are_left_out() -> None:
+def test_departments_with_too_few_types_are_excluded() -> None:
     many = [product(n, f"TYPE {n}", "GROCERY") for n in range(datasets.MIN_TYPES)]
     few = [product(100 + n, f"OTHER {n}", "TOYS") for n in range(datasets.MIN_TYPES - 1)]
     assert {row.target for row in department_rows(many + few)} == {"GROCERY"}
@@ -81,14 +81,14 @@ def test_normalized_drops_case_punctuation_and_spaces() -> None:
     assert normalized("  BREADINGS  & CRUMBS: (S/W) <=") == "breadings crumbs s w"
 
 
-def test_description_leaves_a_missing_size_out() -> None:
+def test_description_omits_a_missing_size() -> None:
     assert description("ICE", "22 LB", "Private") == "ice, 22 LB, store brand"
     assert description("ICE", None, "National") == "ice, national brand"
 
 
 @pytest.mark.usefixtures("no_minimum")
 class TestUnitPrice:
-    def test_price_is_dollars_by_units_over_all_products_of_a_description(self) -> None:
+    def test_price_is_dollars_per_unit_over_all_products_of_a_description(self) -> None:
         rows = unit_price_rows(
             [product(1, "ICE"), product(2, "ICE")], {1: Sales(30, 45.0), 2: Sales(10, 35.0)}
         )
@@ -101,25 +101,25 @@ class TestUnitPrice:
         )
         assert [(row.target, row.group) for row in rows] == [(3.0, "ice"), (2.0, "ice")]
 
-    def test_a_description_sold_too_seldom_has_no_price(self) -> None:
+    def test_a_description_with_few_sales_has_no_price(self) -> None:
         assert unit_price_rows([product(1, "ICE")], {1: Sales(19, 38.0)}) == []
 
-    def test_a_product_never_sold_has_no_price(self) -> None:
+    def test_a_product_without_sales_has_no_price(self) -> None:
         assert unit_price_rows([product(1, "ICE")], {}) == []
 
     @pytest.mark.parametrize("dollars", [0.0, 1.0, 20_000.0])
-    def test_an_absurd_price_is_left_out(self, dollars: float) -> None:
+    def test_a_price_out_of_range_is_excluded(self, dollars: float) -> None:
         assert unit_price_rows([product(1, "ICE")], {1: Sales(20, dollars)}) == []
 
     @pytest.mark.parametrize(
         ("department", "category"),
         [("FUEL", "FUEL"), ("COUPON", None), ("GROCERY", "BOTTLE DEPOSITS")],
     )
-    def test_what_is_no_goods_is_left_out(self, department: str, category: str | None) -> None:
+    def test_payments_and_deposits_are_excluded(self, department: str, category: str | None) -> None:
         products = [product(1, "X", department, category=category)]
         assert unit_price_rows(products, {1: Sales(50, 100.0)}) == []
 
-    def test_of_one_type_only_the_most_sold_enter(self) -> None:
+    def test_only_the_best_selling_descriptions_of_a_type_are_kept(self) -> None:
         products = [product(n, "ICE", size=f"{n} LB") for n in range(1, 6)]
         rows = unit_price_rows(products, {n: Sales(20 + n, 50.0) for n in range(1, 6)})
         assert sorted(row.text[5] for row in rows) == ["3", "4", "5"]
@@ -132,7 +132,7 @@ class TestUnitPrice:
         assert row.slices["department"] == "MEAT"
 
 
-def test_departments_with_too_few_prices_are_left_out() -> None:
+def test_departments_with_too_few_prices_are_excluded() -> None:
     products = [product(n, f"TYPE {n}", "GROCERY") for n in range(datasets.MIN_PRICED)]
     products.append(product(100, "BALL", "TOYS"))
     rows = unit_price_rows(products, {item.id: Sales(20, 40.0) for item in products})
@@ -147,15 +147,15 @@ class TestRealRows:
     def test_every_department_has_at_least_15_types(self, departments: list[Row]) -> None:
         assert min(Counter(row.target for row in departments).values()) >= 15
 
-    def test_department_of_rows_everyone_knows(self, departments: list[Row]) -> None:
+    def test_department_of_well_known_products(self, departments: list[Row]) -> None:
         rows = by_text(departments)
-        wanted = {"APPLE SAUCE": "GROCERY", "ANGUS BEEF": "MEAT", "YELLOW SUMMER SQUASH": "PRODUCE"}
-        assert {text: rows[text].target for text in wanted} == wanted
+        expected = {"APPLE SAUCE": "GROCERY", "ANGUS BEEF": "MEAT", "YELLOW SUMMER SQUASH": "PRODUCE"}
+        assert {text: rows[text].target for text in expected} == expected
 
     def test_unit_price_has_3189_rows_of_1484_types(self, prices: list[Row]) -> None:
         assert (len(prices), len({row.group for row in prices})) == (3189, 1484)
 
-    def test_prices_are_plausible_dollars(self, prices: list[Row]) -> None:
+    def test_prices_are_within_the_limits(self, prices: list[Row]) -> None:
         targets = [row.target for row in prices]
         assert all(isinstance(target, float) and 0.10 <= target <= 100 for target in targets)
 

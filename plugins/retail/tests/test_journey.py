@@ -1,4 +1,4 @@
-"""Reading the wheel's files, and saying so when they are not as they should be."""
+"""Reading the wheel's files, and the errors when they are missing or damaged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_sales_are_summed_by_product(folder: Path) -> None:
     assert journey.read_sales() == {7: journey.Sales(5, 9.5), 8: journey.Sales(1, 9.0)}
 
 
-def test_receipt_lines_without_a_unit_are_left_out(folder: Path) -> None:
+def test_receipt_lines_without_a_unit_are_excluded(folder: Path) -> None:
     write_lines(folder, product_id=[7, 7, 8], quantity=[2, 0, 0], sales_value=[4.0, 3.0, 1.0])
     assert journey.read_sales() == {7: journey.Sales(2, 4.0)}
 
@@ -54,7 +54,7 @@ def test_missing_file_is_one_sentence_with_a_hint(folder: Path) -> None:
     assert "pip install" in (caught.value.hint or "")
 
 
-def test_torn_file_is_one_sentence(folder: Path) -> None:
+def test_damaged_file_is_one_sentence(folder: Path) -> None:
     (folder / "transactions.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(DataError, match="can't be read as Parquet"):
         journey.read_sales()

@@ -1,4 +1,4 @@
-"""Huber's loss: its values, its order, and the bound that makes it robust."""
+"""Huber loss: values, monotonicity, and the bound on the gradient."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def loss(error: float) -> float:
     return float(huber(torch.tensor([error]), torch.zeros(1)))
 
 
-def test_small_errors_count_by_their_square() -> None:
+def test_small_errors_have_a_quadratic_loss() -> None:
     assert loss(0.4) == pytest.approx(0.4**2 / 2)
 
 
-def test_large_errors_count_by_their_size() -> None:
+def test_large_errors_have_a_linear_loss() -> None:
     assert loss(-3.0) == pytest.approx(DELTA * (3.0 - DELTA / 2))
 
 
@@ -38,7 +38,7 @@ def test_a_larger_error_never_costs_less(first: float, second: float) -> None:
 
 
 @given(errors)
-def test_no_row_pulls_harder_than_delta(error: float) -> None:
+def test_no_rows_gradient_exceeds_delta(error: float) -> None:
     outputs = torch.tensor([error], requires_grad=True)
     huber(outputs, torch.zeros(1)).backward()
     assert outputs.grad is not None

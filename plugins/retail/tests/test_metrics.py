@@ -1,4 +1,4 @@
-"""The share of prices that are near enough, by hand."""
+"""The share of predictions within the tolerance, computed by hand."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def test_share_by_hand() -> None:
 
 
 @pytest.mark.parametrize("prediction", [3.0, 5.0])
-def test_exactly_25_percent_off_counts_as_near(prediction: float) -> None:
+def test_an_error_of_exactly_25_percent_counts(prediction: float) -> None:
     assert within_25_percent(Scored(targets=[4.0], predictions=[prediction])) == 1.0
 
 
-def test_the_share_is_of_the_true_price_not_of_the_prediction() -> None:
+def test_the_tolerance_is_a_share_of_the_true_price() -> None:
     assert within_25_percent(Scored(targets=[4.0], predictions=[5.2])) == 0.0
 
 
-def test_no_number_is_never_near() -> None:
+def test_nan_is_never_within_the_tolerance() -> None:
     assert within_25_percent(Scored(targets=[4.0], predictions=[float("nan")])) == 0.0

@@ -1,4 +1,4 @@
-"""What the plugin hands over, and that handing it over costs nothing."""
+"""The specs that the plugin yields; listing them imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_importing_the_plugin_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_entry_point_leads_to_the_module() -> None:
+def test_the_entry_point_loads_the_module() -> None:
     (contributed,) = entry_points(group="trunkline", name="retail")
     assert contributed.load() is trunkline_retail
 
 
-def test_every_name_is_of_the_domain(hooks: pluggy.HookRelay) -> None:
+def test_every_name_is_qualified_by_the_domain(hooks: pluggy.HookRelay) -> None:
     contributed = names(
         hooks.trunkline_datasets()
         + hooks.trunkline_recipes()
@@ -53,7 +53,7 @@ def test_every_name_is_of_the_domain(hooks: pluggy.HookRelay) -> None:
     assert {name.split("/")[0] for name in contributed} == {"retail"}
 
 
-def test_recipes_name_data_sets_of_their_own_task(hooks: pluggy.HookRelay) -> None:
+def test_recipes_name_datasets_of_their_own_task(hooks: pluggy.HookRelay) -> None:
     tasks = {spec.name: spec.task for specs in hooks.trunkline_datasets() for spec in specs}
     recipes = [spec for specs in hooks.trunkline_recipes() for spec in specs]
     assert [tasks[recipe.dataset] for recipe in recipes] == [recipe.task for recipe in recipes]
@@ -65,7 +65,7 @@ def test_the_loss_and_the_metric_are_used_by_a_recipe(hooks: pluggy.HookRelay) -
     assert used >= set(names(hooks.trunkline_losses() + hooks.trunkline_metrics()))
 
 
-def test_a_price_is_a_regression_in_dollars_on_the_logarithm() -> None:
+def test_prices_are_a_regression_in_dollars_on_a_log_scale() -> None:
     (dataset,) = (d for d in trunkline_retail.trunkline_datasets() if d.task == "regression")
     (recipe,) = (r for r in trunkline_retail.trunkline_recipes() if r.task == "regression")
     assert (dataset.unit, recipe.scale) == ("USD", "log")

@@ -1,8 +1,8 @@
 """The rows of ``finance/transactions``: bank-statement lines from the package solyanka.
 
-solyanka *generates* statements: a pattern is a line, or a template with random fields, with tags, a
-currency and a country file. One pattern gives at most one row. Its random fields are drawn from a
-generator seeded by the template, so the rows are the same in every process.
+solyanka *generates* statements. A pattern is a line or a template with random fields; it has tags,
+a currency and a country file. One pattern yields at most one row. Its random fields are drawn from
+a generator that is seeded with the template, so the rows are the same in every process.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from trunkline_finance.categories import category_of
 from trunkline_finance.merchants import group_by_merchant
 
 COUNTRIES = {"oae": "uae", "mexica": "mexico", "general": "any", "eea": "any in the EEA"}
-"""Files whose name is not their country's."""
+"""Countries of the files that are not named after their country."""
 
 GENERATED_TAG = "ai_generated"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The rows, and how many patterns gave none.
+    """The rows, and the number of patterns that yielded none.
 
     Attributes:
         rows: in the order of file name and position.
@@ -51,7 +51,7 @@ def load() -> tuple[Row, ...]:
 
 
 def read_patterns() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Country and raw pattern, in the order of file name and position.
+    """Yield country and raw pattern, in the order of file name and position.
 
     Raises:
         DataError: solyanka is not installed.
@@ -65,7 +65,7 @@ def read_patterns() -> Iterator[tuple[str, Mapping[str, Any]]]:
     except ModuleNotFoundError as error:
         raise DataError(
             "The bank-statement lines can't be read: the package 'solyanka' is not installed.",
-            "Run: pip install solyanka==0.4.1",
+            "Run: pip install solyanka==0.4.1.",
         ) from error
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
@@ -77,7 +77,7 @@ def read_patterns() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def fold_patterns(patterns: Iterable[tuple[str, Mapping[str, Any]]]) -> Reading:
-    """Rows of patterns: one line each, a category, a merchant; see :class:`Reading` for drops."""
+    """Make rows of patterns: a line, a category, a merchant. :class:`Reading` counts the drops."""
     read = [(country, pattern, expand(pattern)) for country, pattern in patterns]
     folded = [
         (country, pattern, line, category)
@@ -116,7 +116,7 @@ def fold_patterns(patterns: Iterable[tuple[str, Mapping[str, Any]]]) -> Reading:
 def expand(pattern: Mapping[str, Any]) -> str:
     """The line of a pattern, the same in every process.
 
-    Random fields are filled in; a field that the template does not describe is removed.
+    Random fields are filled in. A field that the template does not describe is removed.
     """
     title = pattern["title"]
     if isinstance(title, str):
@@ -144,7 +144,7 @@ def _drawn(field: Mapping[str, Any], rng: random.Random) -> str:
     else:
         raise DataError(
             f"A bank-statement template uses the unknown generator {generator!r}.",
-            "Install the version of solyanka that this plugin needs: solyanka==0.4.1",
+            "Install the version of solyanka that this plugin requires: solyanka==0.4.1.",
         )
     case = (field.get("transform") or {}).get("case")
     cases = {"upper": str.upper, "lower": str.lower, "title": str.title}

@@ -3,7 +3,7 @@
 A line usually carries several tags (``["duty_free", "airport", "shopping"]``). The first row of
 :data:`TABLE` with any of them gives the category, so specific tags come first and vague ones
 (``shopping``, ``services``) last. Tags in :data:`SILENT` carry no information about what was
-bought; a line that has no others is dropped.
+bought. A line with no other tags is dropped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Misclassification costs for both sets of labels; the loss and the metric share them.
+"""Misclassification costs for the labels of both datasets, used by the loss and the metric.
 
 The cost ``C(i, j)`` of predicting ``j`` where ``i`` is true::
 
@@ -7,11 +7,11 @@ The cost ``C(i, j)`` of predicting ``j`` where ``i`` is true::
     FAR   = 1.0         otherwise
     x MISSED = 2        if i is watched and j is not
 
-Families of sectors are the supersectors of the US Bureau of Labor Statistics, its goods-producing
-ones taken together. Watched sectors are those whose customers a bank must look at closely: banks
-and insurers themselves, holding companies, and the casinos and estate agents of FATF
-Recommendation 22. Among spending categories money is watched: a transfer, a fee or an exchange
-that passes for ordinary spending falsifies a budget and hides what a compliance officer looks for.
+The families of sectors are the supersectors of the US Bureau of Labor Statistics, with the
+goods-producing ones combined. A bank must check customers in the watched sectors more closely:
+banks and insurers, holding companies, and the casinos and estate agents of FATF Recommendation 22.
+The spending category "money" is watched too: if a transfer, a fee or an exchange is classified as
+ordinary spending, the budget is wrong and a compliance officer misses it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Costs:
     """A cost matrix and the labels that name its rows (truth) and columns (answer).
 
     Attributes:
-        labels: in the order asked for.
+        labels: in the order of the request.
         matrix: ``[labels, labels]`` float64, read-only, zero on the diagonal.
     """
 
@@ -113,7 +113,7 @@ class Costs:
 
 @lru_cache(maxsize=16)
 def costs_of(labels: tuple[str, ...]) -> Costs:
-    """The costs among ``labels``, in their order.
+    """The costs between ``labels``, in their order.
 
     Raises:
         NotFoundError: a label is neither a sector nor a spending category.
@@ -126,7 +126,7 @@ def costs_of(labels: tuple[str, ...]) -> Costs:
 
 
 def cost(true: str, answer: str) -> float:
-    """What it costs to answer ``answer`` where ``true`` is right.
+    """The cost of predicting ``answer`` where ``true`` is right.
 
     Raises:
         NotFoundError: one of them is neither a sector nor a spending category.
@@ -152,8 +152,8 @@ def _family(label: str) -> str:
             "cost for the label",
             label,
             _FAMILIES,
-            "finance/cost-sensitive and finance/expected_cost know the labels of the data sets "
-            "finance/naics-sector and finance/transactions; with others take another loss and "
-            "metric.",
+            "finance/cost-sensitive and finance/expected_cost support the labels of the datasets "
+            "finance/naics-sector and finance/transactions. For other labels use another loss "
+            "and metric.",
         )
     return _FAMILIES[label]

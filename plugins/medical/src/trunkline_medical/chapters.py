@@ -1,11 +1,11 @@
 """The chapters of ICD-10-CM and their families: the hierarchy of labels, slices, loss and metric.
 
 The families follow William Farr's scheme, which the World Health Organization's instruction
-manual (ICD-10, volume 2) names as the origin of the chapters' order: epidemic diseases,
+manual (ICD-10, volume 2) names as the origin of the order of the chapters: epidemic diseases,
 constitutional or general diseases, local diseases arranged by site, developmental diseases, and
 injuries. Farr's first two are one family here, because ICD-10 has a single chapter of epidemic
-diseases and both mean illness of the entire body. The chapters that name no disease, which he did
-not have, are a family of their own.
+diseases and both describe illness of the entire body. The chapters that describe no disease, which
+Farr's scheme does not have, form another family.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from trunkline.errors import NotFoundError
 
 Family = Literal["general", "local", "developmental", "injury", "no disease"]
 
-SAME_CHAPTER, SAME_FAMILY, STRANGERS = 0, 1, 2
+SAME_CHAPTER, SAME_FAMILY, OTHER_FAMILY = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """A chapter: its number, a short name for tables, its family, its title without the range."""
+    """A chapter: its number, a short name for tables, its family, and its title without range."""
 
     number: int
     short: str
@@ -102,10 +102,10 @@ BY_TITLE = {chapter.title: chapter for chapter in CHAPTERS}
 
 
 def tree_distance(one: Chapter, other: Chapter) -> int:
-    """Levels up to the common parent: 0 the same chapter, 1 the same family, 2 strangers."""
+    """Levels up to the common parent: 0 same chapter, 1 same family, 2 different families."""
     if one == other:
         return SAME_CHAPTER
-    return SAME_FAMILY if one.family == other.family else STRANGERS
+    return SAME_FAMILY if one.family == other.family else OTHER_FAMILY
 
 
 def distances(labels: Sequence[str]) -> list[list[int]]:
@@ -119,10 +119,10 @@ def distances(labels: Sequence[str]) -> list[list[int]]:
 
 
 def chapter_titled(title: str) -> Chapter:
-    """The chapter of this title.
+    """The chapter with this title.
 
     Raises:
-        NotFoundError: there is none; the nearest title is in the hint.
+        NotFoundError: there is none; the hint names the nearest title.
     """
     try:
         return BY_TITLE[title]
@@ -131,6 +131,6 @@ def chapter_titled(title: str) -> Chapter:
             "ICD-10-CM chapter",
             title,
             BY_TITLE,
-            hint="medical/hierarchical and medical/hierarchy_distance want chapter titles as "
-            "labels; with others use the loss 'default' and the metric 'macro_f1'.",
+            hint="medical/hierarchical and medical/hierarchy_distance need chapter titles as "
+            "labels. For other labels use the loss 'default' and the metric 'macro_f1'.",
         ) from None

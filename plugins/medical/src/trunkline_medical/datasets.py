@@ -1,4 +1,4 @@
-"""The two data sets made from the tabular list: which lines are rows, their groups and slices."""
+"""The two datasets made from the tabular list: which entries are rows, their groups and slices."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LEAVES_PER_CATEGORY = 3
 SYNONYMS_PER_CATEGORY = 4
 
 SPECIAL_PURPOSES = 22
-"""A chapter of two categories, which train, validation and test can't share; and of no kind of
-diagnosis: new diseases stand there until they get a place."""
+"""Excluded. Its two categories are too few for train, validation and test, and it describes no
+kind of diagnosis: it holds new diseases until they are assigned to a chapter."""
 
 _INSTRUCTION = re.compile(
     r"classifiable|classified to|\blisted\b|\bcoded\b|\bth(?:is|ese) (?:category|codes?)\b|[.:]$"
     r"|\bconditions? in [A-Z]\d|\b[A-Z]\d[0-9A-Z](?:\.[0-9A-Z-]|-[A-Z]\d)",
     re.IGNORECASE,
 )
-"""An inclusion note that explains the coding or points at other codes, and names no condition."""
+"""Matches inclusion notes that explain the coding or refer to other codes, not a condition."""
 
 
 def chapter_rows() -> Iterable[Row]:
-    """Descriptions of leaf codes with their chapter's title, three for each category."""
+    """Descriptions of leaf codes with their chapter's title, at most three per category."""
     for category in tabular_list().categories:
         if category.chapter == SPECIAL_PURPOSES:
             continue
@@ -49,9 +49,9 @@ def chapter_rows() -> Iterable[Row]:
 def title_rows() -> Iterable[Row]:
     """Inclusion terms with the title of the category that they are coded under.
 
-    Left out are coding instructions, terms that are the title itself, the second of two terms
-    that differ in case or in "NOS" only, and terms that stand in two categories, since those
-    have no one answer.
+    Excluded are coding instructions, terms that equal the title, the second of two terms that
+    differ only in case or in "NOS", and terms of two categories, because they have no single
+    correct answer.
     """
     synonyms = {category.code: _synonyms(category) for category in tabular_list().categories}
     homes = Counter(key for terms in synonyms.values() for key in terms)
@@ -69,7 +69,7 @@ def title_rows() -> Iterable[Row]:
 
 
 def _synonyms(category: Category) -> dict[str, tuple[str, str]]:
-    """Row id and text of every usable term, by the text without case and shorthand."""
+    """Row id and text of every usable term, keyed by the lower-case text without NOS and NEC."""
     terms: dict[str, tuple[str, str]] = {}
     for code in category.codes:
         for position, term in enumerate(code.inclusion_terms, start=1):
@@ -80,7 +80,7 @@ def _synonyms(category: Category) -> dict[str, tuple[str, str]]:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most ``count`` items at even distances, the first and the last among them."""
+    """At most ``count`` evenly spaced items, including the first and the last."""
     if len(items) <= count:
         return list(items)
     return [items[step * (len(items) - 1) // (count - 1)] for step in range(count)]
@@ -89,12 +89,12 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 DATASETS: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="medical/icd10-chapter",
-        description="descriptions of ICD-10-CM codes and the chapter they stand in",
+        description="descriptions of ICD-10-CM codes and their chapters",
         task="classification",
         load=chapter_rows,
         license=LICENSE,
         source=SOURCE,
-        grouping="a 3-character category, because its codes are near-copies of one another",
+        grouping="a 3-character category: its codes are near-duplicates of one another",
         slices=("chapter",),
         labels=tuple(chapter.title for chapter in CHAPTERS if chapter.number != SPECIAL_PURPOSES),
         validation_share=0.1,
@@ -102,13 +102,13 @@ DATASETS: tuple[DatasetSpec, ...] = (
     ),
     DatasetSpec(
         name="medical/icd10-title",
-        description="other names of conditions and the ICD-10-CM category they are coded under",
+        description="other names of conditions and the titles of their ICD-10-CM categories",
         task="generation",
         load=title_rows,
         license=LICENSE,
         source=SOURCE,
-        grouping="a synonym: its category keeps at least one other in train, because a title "
-        "that was never seen can't be written word for word",
+        grouping="a synonym: its category keeps at least one other synonym in train, because a "
+        "model can't reproduce a title that it has never seen",
         slices=("chapter",),
         validation_share=0.1,
         test_share=0.1,

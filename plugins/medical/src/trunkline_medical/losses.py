@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHT = 0.25
-"""Adds between 0 and 0.5 to a row's cross-entropy, so the first term leads and the second orders
-the mistakes. Both are least when the true chapter has all the probability."""
+"""The distance term is at most 0.5 per row, so the cross-entropy dominates and the distance ranks
+the mistakes. Both terms are minimal when the true chapter has all the probability."""
 
 
 def build_hierarchical(context: LossContext) -> LossFunction:
@@ -38,7 +38,7 @@ def build_hierarchical(context: LossContext) -> LossFunction:
     if not context.labels:
         raise UsageError(
             "The loss medical/hierarchical was built without labels.",
-            "Use it in a recipe of the task classification.",
+            "Use it in a classification recipe.",
         )
     table = distances(context.labels)
 

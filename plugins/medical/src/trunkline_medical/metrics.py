@@ -21,7 +21,7 @@ _TOKEN = re.compile(r"\w+")
 
 
 def hierarchy_distance(scored: Scored) -> float:
-    """Mean tree distance of predicted and true chapter: 0 right, 1 same family, 2 stranger.
+    """Mean tree distance of predicted and true chapter: 0 right, 1 same family, 2 other family.
 
     Raises:
         NotFoundError: a target or a prediction is not the title of a chapter.
@@ -45,10 +45,10 @@ def _tree() -> tuple[NDArray[np.float64], dict[str, int]]:
 
 
 def title_overlap(scored: Scored) -> float:
-    """Mean F1 of the words that answer and title share, without case and punctuation.
+    """Mean F1 of the words shared by answer and title, ignoring case and punctuation.
 
     The overlap measure of Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension
-    of Text" (2016), section 6.1; articles count as words here.
+    of Text" (2016), section 6.1, except that articles count as words.
     """
     pairs = zip(scored.targets, scored.predictions, strict=True)
     return sum(word_f1(title, answer) for title, answer in pairs) / len(scored.targets)
@@ -56,9 +56,9 @@ def title_overlap(scored: Scored) -> float:
 
 @functools.lru_cache(maxsize=65_536)
 def word_f1(title: str, answer: str) -> float:
-    """F1 of two bags of words: 1 the same words, 0 none in common or none at all.
+    """F1 of two bags of words: 1 for the same words, 0 if they share none.
 
-    Cached, because an interval scores the same pairs a thousand times.
+    Cached, because the bootstrap scores the same pairs a thousand times.
     """
     wanted, given = (Counter(_TOKEN.findall(text.lower())) for text in (title, answer))
     shared = (wanted & given).total()
@@ -67,7 +67,7 @@ def word_f1(title: str, answer: str) -> float:
 
 HIERARCHY_DISTANCE = MetricSpec(
     name="medical/hierarchy_distance",
-    description="mean distance in the tree of chapters: 0 right, 1 same family, 2 stranger",
+    description="mean distance in the tree of chapters: 0 right, 1 same family, 2 other family",
     task="classification",
     compute=hierarchy_distance,
     higher_is_better=False,

@@ -7,7 +7,7 @@ from trunkline.contracts import Gate, RecipeSpec, Settings, Template
 RECIPES: tuple[RecipeSpec, ...] = (
     RecipeSpec(
         name="medical/icd10-chapter",
-        description="chapter of ICD-10-CM that a diagnosis belongs to",
+        description="ICD-10-CM chapter of a diagnosis",
         dataset="medical/icd10-chapter",
         task="classification",
         template=Template(prompt="Diagnosis: {text}", clean=("strip", "squeeze")),
@@ -18,7 +18,7 @@ RECIPES: tuple[RecipeSpec, ...] = (
     ),
     RecipeSpec(
         name="medical/icd10-title",
-        description="title of the ICD-10-CM category that a condition is coded under",
+        description="title of the ICD-10-CM category of a condition",
         dataset="medical/icd10-title",
         task="generation",
         template=Template(

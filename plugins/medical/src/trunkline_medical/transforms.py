@@ -1,4 +1,4 @@
-"""Cleaning of diagnosis texts: remove coders' shorthand."""
+"""Clean diagnosis texts: remove the coders' abbreviations NOS and NEC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from trunkline.contracts import Row, TransformSpec
 
-_SHORTHAND = re.compile(r",?\s*\b(?:NOS|NEC)\b")
+_ABBREVIATIONS = re.compile(r",?\s*\b(?:NOS|NEC)\b")
 
 
 def without_nos(text: str) -> str:
@@ -18,7 +18,7 @@ def without_nos(text: str) -> str:
     >>> without_nos("Scarlet fever, NOS")
     'Scarlet fever'
     """
-    return " ".join(_SHORTHAND.sub("", text).split())
+    return " ".join(_ABBREVIATIONS.sub("", text).split())
 
 
 def _apply(row: Row, rng: random.Random) -> Iterable[Row]:
@@ -28,7 +28,7 @@ def _apply(row: Row, rng: random.Random) -> Iterable[Row]:
 
 WITHOUT_NOS = TransformSpec(
     name="medical/without-nos",
-    description="take the coder's shorthand NOS and NEC out of a text",
+    description="remove the coders' abbreviations NOS and NEC from a text",
     stage="clean",
     apply=_apply,
 )

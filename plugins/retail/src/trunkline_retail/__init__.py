@@ -1,6 +1,6 @@
 """The retail domain: a grocer's product types, their departments and their prices.
 
-Importing this module imports nothing heavy.
+Importing this module imports no heavy package.
 """
 
 from __future__ import annotations

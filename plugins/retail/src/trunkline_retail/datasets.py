@@ -1,4 +1,4 @@
-"""The two data sets of the domain: the department of a product type, and the price of a unit."""
+"""The two datasets of the domain: the department of a product type, and the price of a unit."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from trunkline.contracts import DatasetSpec, Row
 from trunkline_retail.journey import Product, Sales, read_products, read_sales
 
 MIN_TYPES = 15
-"""A department with fewer product types is left out of ``retail/department``."""
+"""Smallest number of product types for a department in ``retail/department``."""
 
 MIN_UNITS = 20
-"""A description must have sold so many units before its price counts."""
+"""Smallest number of sold units for a description in ``retail/unit-price``."""
 
 MAX_PER_TYPE = 3
-"""Of one product type, so many descriptions (the most sold) enter ``retail/unit-price``."""
+"""Largest number of descriptions (the best-selling) per product type in ``retail/unit-price``."""
 
 MIN_PRICED = 10
-"""A department with fewer priced descriptions is left out of ``retail/unit-price``."""
+"""Smallest number of priced descriptions for a department in ``retail/unit-price``."""
 
 PRICES = (0.10, 100.0)
-"""USD; a price outside is taken for a bookkeeping entry."""
+"""Lowest and highest price in USD; others are assumed to be bookkeeping entries."""
 
-NO_GOODS = frozenset({"COUPON", "FUEL", "MISCELLANEOUS"})
-"""Departments that stand for something other than goods on a shelf."""
+EXCLUDED_DEPARTMENTS = frozenset({"COUPON", "FUEL", "MISCELLANEOUS"})
+"""Departments that are not goods on a shelf."""
 
-NO_GOODS_CATEGORIES = frozenset(
+EXCLUDED_CATEGORIES = frozenset(
     {
         "BOTTLE DEPOSITS",
         "COUPON",
@@ -47,7 +47,7 @@ BRANDS = {"National": "national brand", "Private": "store brand"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Priced:
-    """A description with what it sold for: ``price`` in USD per unit."""
+    """A description with its ``price`` in USD per unit."""
 
     text: str
     type: str
@@ -57,15 +57,15 @@ class _Priced:
 
 
 def normalized(product_type: str) -> str:
-    """Lower case, runs of anything but letters and digits as one space: the group of a row."""
+    """The group of a row: lower case, every run of other than letters and digits one space."""
     return " ".join(re.findall(r"[a-z0-9]+", product_type.lower()))
 
 
 def department_rows(products: Iterable[Product]) -> list[Row]:
     """One row per distinct product type, sorted by type.
 
-    The target is the department that most products of the type stand in; of equals the one that
-    comes first in the alphabet. Departments with fewer than :data:`MIN_TYPES` types are left out.
+    The target is the department of most products of the type; on a tie, the first in alphabetical
+    order. Departments with fewer than :data:`MIN_TYPES` types are excluded.
     """
     departments: dict[str, Counter[str]] = defaultdict(Counter)
     for product in products:
@@ -89,8 +89,9 @@ def department_rows(products: Iterable[Product]) -> list[Row]:
 def unit_price_rows(products: Iterable[Product], sales: Mapping[int, Sales]) -> list[Row]:
     """One row per description, sorted by text; the target is USD per unit, to 1/100 of a cent.
 
-    A description is product type, package size and brand. Products that share one are pooled:
-    price = their dollars / their units. A row's department is the one that sold the most units.
+    A description is product type, package size and brand. Products with the same description are
+    combined: price = sum of dollars / sum of units. A row's department is the one that sold the
+    most units.
     """
     kept: dict[str, list[_Priced]] = defaultdict(list)
     for priced in _priced(products, sales):
@@ -116,7 +117,7 @@ def unit_price_rows(products: Iterable[Product], sales: Mapping[int, Sales]) -> 
 
 
 def description(product_type: str, size: str | None, brand: str) -> str:
-    """``ice - crushed/cubed, 22 LB, national brand``; a size that is missing is left out."""
+    """``ice - crushed/cubed, 22 LB, national brand``; a missing size is omitted."""
     parts = (product_type.lower(), size, BRANDS.get(brand, brand))
     return ", ".join(" ".join(part.split()) for part in parts if part)
 
@@ -147,7 +148,10 @@ def _priced(products: Iterable[Product], sales: Mapping[int, Sales]) -> Iterable
 
 
 def _is_goods(product: Product) -> bool:
-    return product.department not in NO_GOODS and product.category not in NO_GOODS_CATEGORIES
+    return (
+        product.department not in EXCLUDED_DEPARTMENTS
+        and product.category not in EXCLUDED_CATEGORIES
+    )
 
 
 def _most(counts: Counter[str]) -> str:
@@ -169,12 +173,12 @@ _LICENSE = "MIT"
 
 DEPARTMENT = DatasetSpec(
     name="retail/department",
-    description="A grocer's product types and the department they stand in",
+    description="product types of a grocer and their departments",
     task="classification",
     load=load_department,
     license=_LICENSE,
     source=_SOURCE,
-    grouping="a product type without case and punctuation: spellings of one type are one product",
+    grouping="a product type, ignoring case and punctuation: its spellings are near-duplicates",
     slices=("department",),
     validation_share=0.1,
     test_share=0.2,
@@ -182,12 +186,12 @@ DEPARTMENT = DatasetSpec(
 
 UNIT_PRICE = DatasetSpec(
     name="retail/unit-price",
-    description="Product type, package size and brand, and what one unit sold for in 2017",
+    description="product type, package size and brand, and the price of one unit in 2017",
     task="regression",
     load=load_unit_price,
     license=_LICENSE,
     source=_SOURCE,
-    grouping="a product type: its other sizes and brands all but give the price away",
+    grouping="a product type: the prices of its sizes and brands are similar",
     unit="USD",
     slices=("department",),
     validation_share=0.1,

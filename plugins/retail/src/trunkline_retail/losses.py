@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 DELTA = 0.5
 """In standard deviations of the target on the recipe's scale.
 
-On the logarithm of the unit prices (standard deviation about 0.75) an error counts by its square
-up to a factor of about 1.45 in price, and by its size beyond.
+On the logarithm of the unit prices (standard deviation about 0.75) the loss is quadratic up to a
+factor of about 1.45 in price, and linear beyond.
 """
 
 
 def build_huber(context: LossContext) -> LossFunction:
-    """Huber's loss with threshold :data:`DELTA`, mean over the batch.
+    """Huber loss with threshold :data:`DELTA`, averaged over the batch.
 
     With the error ``e = output - target``: ``e² / 2`` where ``|e| <= delta``, else
-    ``delta * (|e| - delta / 2)``, so that no row's gradient exceeds ``delta`` (Huber 1964,
-    "Robust Estimation of a Location Parameter", section 4). Outputs and targets ``[batch]``.
+    ``delta * (|e| - delta / 2)``. No row's gradient exceeds ``delta`` (Huber 1964,
+    "Robust Estimation of a Location Parameter", section 4). Outputs and targets are ``[batch]``.
     """
     from torch.nn.functional import huber_loss
 
@@ -34,7 +34,7 @@ def build_huber(context: LossContext) -> LossFunction:
 
 HUBER = LossSpec(
     name="retail/huber",
-    description=f"Huber's loss: quadratic up to {DELTA} standard deviations, linear beyond",
+    description=f"Huber loss: quadratic up to {DELTA} standard deviations, linear beyond",
     task="regression",
     build=build_huber,
 )
