@@ -170,3 +170,29 @@ def test_values_are_frozen() -> None:
 def test_a_frozen_value_is_replaced_with_its_checks() -> None:
     with pytest.raises(UsageError):
         replace(Settings(), r=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("bf16", "precision"),
+        ("epochs", "num_train_epochs"),
+        ("learning_rates", "learning_rate"),
+        ("lora_rank", "r"),
+        ("Lora_Alpha", "lora_alpha"),
+    ],
+)
+def test_an_unknown_setting_is_named_with_the_nearest_valid_one(name: str, nearest: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Settings(**{name: 1})
+    assert caught.value.message == f"Settings has no field {name!r}. Did you mean {nearest!r}?"
+    assert "num_train_epochs, max_steps" in (caught.value.hint or "")
+
+
+def test_a_misspelt_field_of_a_spec_is_named_with_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match="Row has no field 'labels'"):
+        make_row(1, labels="a")
+    with pytest.raises(
+        UsageError, match=r"no field 'beat_baseline'\. Did you mean 'beats_baseline'"
+    ):
+        Gate(metric="accuracy", beat_baseline=True)  # type: ignore[call-arg]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trunkline.errors import UsageError
 from trunkline.settings import Settings as Settings
-from trunkline.settings import check_value, is_finite
+from trunkline.settings import check_value, checks_field_names, is_finite
 
 if TYPE_CHECKING:
     import random
@@ -59,6 +59,7 @@ class NoProgress:
 # --------------------------------------------------------------------------------------- data
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One example.
@@ -83,6 +84,7 @@ class Row:
     slices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
     """A named dataset with its license, its source and how it is split.
@@ -116,6 +118,7 @@ class DatasetSpec:
     test_share: float = 0.2
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformSpec:
     """A step that cleans or augments rows.
@@ -154,6 +157,7 @@ class LossContext:
 LossFunction = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSpec:
     """A training loss.
@@ -187,6 +191,7 @@ class Scored:
     labels: tuple[str, ...] = ()
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
     """A score over predictions.
@@ -226,6 +231,7 @@ class BaselineContext:
     base: Any = None
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselinePredictions:
     """What a baseline predicts.
@@ -239,6 +245,7 @@ class BaselinePredictions:
     detail: str = ""
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineSpec:
     """An inexpensive method that an adapter is compared with.
@@ -256,6 +263,7 @@ class BaselineSpec:
     predict: Callable[[BaselineContext], BaselinePredictions]
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
     """A kind of question, with what every recipe for it uses by default.
@@ -283,6 +291,7 @@ class TaskSpec:
 # ------------------------------------------------------------------------------------ recipes
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
     """How a text becomes a prompt; stored in the artifact, so that inference uses the same one.
@@ -337,6 +346,7 @@ class Template:
         return f"{before}{self.cleaned(text)}{after}"
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
     """The conditions that a version must meet before an alias may move to it.
@@ -384,6 +394,7 @@ class Gate:
                 )
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSpec:
     """How an adapter is trained.

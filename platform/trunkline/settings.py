@@ -1,14 +1,18 @@
-"""The settings of a recipe, and the validator for settings of every kind: type, range, choices."""
+"""The settings of a recipe, and the validators of fields: name, type, range, choices."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, TypeVar
 
 from trunkline.errors import UsageError
+
+Spec = TypeVar("Spec", bound=type)
 
 SCHEDULERS = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
@@ -16,8 +20,64 @@ SCHEDULERS = (
 )  # fmt: skip
 """transformers' learning-rate schedules that need no arguments of their own."""
 
+_OTHER_NAMES = {
+    "alpha": "lora_alpha",
+    "batch_size": "per_device_train_batch_size",
+    "bf16": "precision",
+    "cutoff_len": "max_length",
+    "dropout": "lora_dropout",
+    "epochs": "num_train_epochs",
+    "fp16": "precision",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "lr": "learning_rate",
+    "max_seq_length": "max_length",
+    "patience": "early_stopping_patience",
+    "rank": "r",
+    "rslora": "use_rslora",
+    "scheduler": "lr_scheduler_type",
+    "torch_dtype": "precision",
+    "train_batch_size": "per_device_train_batch_size",
+    "warmup_steps": "warmup_ratio",
+}
+"""Settings of other programs → the setting that serves the same purpose, for hints."""
+
 _LAYERS = re.compile(r"|[0-9]+(,[0-9]+)*|top-[1-9][0-9]*", re.ASCII)
 _NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+
+
+def checks_field_names(spec: Spec) -> Spec:
+    """Class decorator: a dataclass refuses a field that it lacks and suggests the nearest one.
+
+    Its constructor then raises :class:`UsageError` instead of ``TypeError``.
+    """
+    names = tuple(one.name for one in fields(spec))
+    construct = spec.__init__  # type: ignore[misc]
+
+    @wraps(construct)
+    def checked(self: Any, *args: Any, **values: Any) -> None:
+        for name in values:
+            if name not in names:
+                raise _unknown_field(spec.__name__, name, names)
+        construct(self, *args, **values)
+
+    spec.__init__ = checked  # type: ignore[misc]
+    return spec
+
+
+def nearest_name(name: str, names: Collection[str]) -> str | None:
+    """The field of ``names`` that was probably meant by ``name``."""
+    if _OTHER_NAMES.get(name) in names:
+        return _OTHER_NAMES[name]
+    return next(iter(get_close_matches(name.lower(), names, n=1, cutoff=0.5)), None)
+
+
+def _unknown_field(owner: str, name: str, names: Collection[str]) -> UsageError:
+    nearest = nearest_name(name, names)
+    question = f" Did you mean {nearest!r}?" if nearest else ""
+    return UsageError(
+        f"{owner} has no field {name!r}.{question}", f"Its fields are: {', '.join(names)}."
+    )
 
 
 def check_value(
@@ -101,6 +161,7 @@ def _setting(
     )
 
 
+@checks_field_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The numbers of a recipe, which ``--set`` can override; each is checked.
