@@ -15,7 +15,7 @@ from trunkline.bases.identity import (
     tokenizer_config,
     weight_files,
 )
-from trunkline.bases.sources import MANIFEST, FolderSource, WheelSource, located, resolve
+from trunkline.bases.sources import FolderSource, WheelSource, located, resolve
 from trunkline.errors import BaseModelError
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -67,19 +67,19 @@ def describe(name: str) -> BaseInfo:
         NotFoundError: there is no such base.
         BaseModelError: it was not pulled yet, is damaged, or is not a causal LM.
     """
+    from trunkline.bases.manifest import read_manifest
     from trunkline.workspace import cache_folder
 
     source = resolve(name)
     folder, origin = located(source)
     pulled = not isinstance(source, FolderSource)
     info = read_info(source.name, origin, folder, cache_folder() / "digests", pulled=pulled)
-    manifest = folder / MANIFEST
     if isinstance(source, WheelSource):
-        recorded = json_object(manifest).get("digest")
+        recorded = read_manifest(folder).digest
         if recorded != info.digest:
             raise BaseModelError(
                 f"The base {name!r} in {folder} is not what was pulled: its digest is "
-                f"{info.digest[:12]}, not {str(recorded)[:12]}.",
+                f"{info.digest[:12]}, not {recorded[:12]}.",
                 f"Fetch it again: `trunkline base pull {name}`.",
             )
     return info

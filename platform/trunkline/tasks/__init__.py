@@ -6,12 +6,14 @@ inference decodes exactly what training encoded. The package may import data and
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from trunkline.contracts import RecipeSpec, Row
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from trunkline.contracts import MOST_NEW_TOKENS, RecipeSpec, Row
 from trunkline.errors import IntegrityError
+from trunkline.files import validation_problem
 from trunkline.tasks.classification import ClassificationTask
 from trunkline.tasks.generation import GenerationTask
 from trunkline.tasks.regression import RegressionTask
@@ -53,22 +55,54 @@ def task_from_json(data: dict[str, Any]) -> AnyTask:
     Raises:
         IntegrityError: the task is unknown, or a field is missing or invalid.
     """
-    kinds = {
-        "classification": ClassificationTask,
-        "regression": RegressionTask,
-        "generation": GenerationTask,
-    }
     try:
-        fields = dict(data)
-        kind = fields.pop("kind", None)
-        if not isinstance(kind, str) or kind not in kinds:
-            raise ValueError(f"there is no task {kind!r}")
-        expected = [spec.name for spec in dataclasses.fields(kinds[kind])]
-        if sorted(fields) != sorted(expected):
-            names = ", ".join(sorted(fields))
-            raise ValueError(f"a {kind} has {', '.join(expected)}, not {names}")
-        return kinds[kind].from_json(fields)  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as error:
+        return _StoredTask.model_validate({"task": data}).task.make()
+    except ValidationError as error:
         raise IntegrityError(
-            f"The artifact's task can't be read: {error}.", "It may need a newer Trunkline."
+            f"The artifact's task can't be read: {validation_problem(error)}.",
+            "It may need a newer Trunkline.",
         ) from error
+
+
+# --------------------------------------------------------------------------------- stored form
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    if len(set(labels)) < len(labels):
+        raise ValueError("labels must be different texts")
+    return labels
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _Classification(_Strict):
+    kind: Literal["classification"]
+    labels: Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
+
+    def make(self) -> AnyTask:
+        return ClassificationTask(tuple(self.labels))
+
+
+class _Regression(_Strict):
+    kind: Literal["regression"]
+    scale: Literal["linear", "log"]
+    mean: FiniteFloat
+    deviation: Annotated[FiniteFloat, Field(gt=0)]
+    unit: str
+
+    def make(self) -> AnyTask:
+        return RegressionTask(self.scale, self.mean, self.deviation, self.unit)
+
+
+class _Generation(_Strict):
+    kind: Literal["generation"]
+    max_new_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)]
+
+    def make(self) -> AnyTask:
+        return GenerationTask(self.max_new_tokens)
+
+
+class _StoredTask(_Strict):
+    task: Annotated[_Classification | _Regression | _Generation, Field(discriminator="kind")]

@@ -65,11 +65,3 @@ class ClassificationTask:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "labels": list(self.labels)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ClassificationTask:
-        labels = data["labels"]
-        is_texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-        if not is_texts or len(labels) < 2 or len(set(labels)) < len(labels):
-            raise ValueError("labels must be two or more different texts")
-        return cls(tuple(labels))

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trunkline.contracts import LossContext, Row, check_new_tokens
+from trunkline.contracts import LossContext, Row
 from trunkline.data.encode import encode_answer
-from trunkline.errors import UsageError
 from trunkline.tasks.batches import pad
 
 if TYPE_CHECKING:
@@ -73,11 +72,3 @@ class GenerationTask:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "max_new_tokens": self.max_new_tokens}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> GenerationTask:
-        try:
-            check_new_tokens(data["max_new_tokens"])
-        except UsageError as error:
-            raise ValueError(error.message.rstrip(".")) from None
-        return cls(data["max_new_tokens"])

@@ -83,12 +83,3 @@ class RegressionTask:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> RegressionTask:
-        task = cls(data["scale"], float(data["mean"]), float(data["deviation"]), data["unit"])
-        if task.scale not in ("linear", "log") or not isinstance(task.unit, str):
-            raise ValueError("scale must be linear or log, and unit a text")
-        if not (math.isfinite(task.mean) and math.isfinite(task.deviation) and task.deviation > 0):
-            raise ValueError("mean and deviation must be finite and deviation positive")
-        return task
