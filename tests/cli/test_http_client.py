@@ -319,3 +319,63 @@ def test_ps_of_another_program_is_an_error(server: Scripted) -> None:
     result = invoke("ps", "--url", server.url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "is not one of a Trunkline server of this version" in result.stderr
+
+
+# ------------------------------------------------------------------- replies to administrators
+
+STATE = {
+    "base": "tiny", "draining": False, "in_flight": 0, "waiting": 0, "running": 2, "rows": 16,
+    "steps": 7, "kv_tokens": 2048, "kv_tokens_used": 64, "cached_tokens": 0,
+}  # fmt: skip
+RESIDENTS = {"object": "list", "data": [], "total_bytes": 0, "budget_bytes": 1 << 30}
+PROMOTION = {
+    "ref": "toy/animals@2", "adapter": "toy/animals", "alias": "champion", "old": 1, "new": 2,
+    "forced": False, "checks": [{"name": "beats", "passed": True, "figures": "+0.1"}],
+    "head": "3:abc",
+}  # fmt: skip
+
+
+def reply(server: Scripted, *bodies: object) -> None:
+    for body in bodies:
+        server.reply(200, json.dumps(body).encode())
+
+
+def test_ps_prints_the_state(server: Scripted) -> None:
+    reply(server, STATE, RESIDENTS)
+    assert "2 of 16 rows running, 0 waiting" in invoke("ps", "--url", server.url).stdout
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"running": "2"}, {"rows": None}, {"kv_tokens": 1.5}, {"draining": 0}], ids=str
+)
+def test_ps_refuses_a_state_of_another_form(server: Scripted, wrong: dict[str, object]) -> None:
+    reply(server, STATE | wrong, RESIDENTS)
+    result = invoke("ps", "--url", server.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is not one of a Trunkline server of this version" in result.stderr
+
+
+def test_promote_prints_the_move(server: Scripted) -> None:
+    reply(server, PROMOTION)
+    result = invoke("adapters", "promote", "toy/animals", "--url", server.url)
+    assert result.stdout.splitlines() == ["yes  beats  (+0.1)", "toy/animals  champion: 1 → 2"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"new": "2"}, {"checks": None}, {"checks": [{"name": "beats"}]}, {"head": 3}], ids=str
+)
+def test_promote_refuses_a_reply_of_another_form(
+    server: Scripted, wrong: dict[str, object]
+) -> None:
+    reply(server, PROMOTION | wrong)
+    result = invoke("adapters", "promote", "toy/animals", "--url", server.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is not one of a Trunkline server of this version" in result.stderr
+
+
+def test_refusal_with_checks_of_another_form_is_an_error(server: Scripted) -> None:
+    error = {"message": "No.", "checks": [{"name": "beats", "passed": "no", "figures": ""}]}
+    server.reply(409, json.dumps({"error": error}).encode())
+    result = invoke("adapters", "promote", "toy/animals", "--url", server.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is not one of a Trunkline server of this version" in result.stderr

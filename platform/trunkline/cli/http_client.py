@@ -11,7 +11,6 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -42,6 +41,7 @@ from trunkline.evaluation.gates import GateCheck
 from trunkline.inference.request import Answer, StreamChunk
 from trunkline.promotion import GateRefusedError
 from trunkline.refs import BASE, Ref
+from trunkline.serving.admin_schemas import Check
 
 if TYPE_CHECKING:
     from trunkline.cli.progress import Lines, Live
@@ -88,7 +88,7 @@ class _Response(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-_Parsed = TypeVar("_Parsed", bound=_Response)
+_Parsed = TypeVar("_Parsed", bound=BaseModel)
 
 
 class _ModelInfo(_Response):
@@ -342,12 +342,7 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -382,7 +377,9 @@ class Server:
             message = message.removesuffix(f" {hint}")
         hint = _HINTS.get(status) or hint
         if (checks := body.get("checks")) is not None:
-            return GateRefusedError(message, hint, [GateCheck(**check) for check in checks])
+            valid = [Check.model_validate(check) for check in checks]
+            results = [GateCheck(one.name, one.passed, one.figures) for one in valid]
+            return GateRefusedError(message, hint, results)
         kind = _BY_CODE.get(body.get("code") or "") or _BY_STATUS.get(status)
         if kind is None and response is not None and status in (429, 503):
             busy = BusyError if status == 429 else UnavailableError

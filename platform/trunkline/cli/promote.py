@@ -145,9 +145,10 @@ def _move_fields(change: AliasChange) -> dict[str, Any]:
 
 
 def _send(url: str, verb: str, request: dict[str, Any]) -> dict[str, Any]:
-    """The reply of a running server to an administrator."""
-    from trunkline.cli.http_client import Server, unexpected_response
+    """The validated reply of a running server to an administrator."""
+    from trunkline.cli.http_client import Server
     from trunkline.promotion import GateRefusedError
+    from trunkline.serving.admin_schemas import Promotion, Rollback
 
     with Server(url) as server:
         try:
@@ -155,12 +156,7 @@ def _send(url: str, verb: str, request: dict[str, Any]) -> dict[str, Any]:
         except GateRefusedError as refused:
             message, hint = (_with_url(text, url) for text in (refused.message, refused.hint))
             raise GateRefusedError(message, hint or None, refused.checks) from None
-    required = {"adapter", "alias", "old", "new", "head"} | (
-        {"checks", "forced"} if verb == "promote" else set()
-    )
-    if not required <= reply.keys():
-        raise unexpected_response(url)
-    return reply
+        return server.parse(Promotion if verb == "promote" else Rollback, reply).model_dump()
 
 
 def _with_url(text: str | None, url: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,9 @@ from trunkline.cli.output import (
     print_json,
     print_table,
 )
+
+if TYPE_CHECKING:
+    from trunkline.serving.admin_schemas import ResidentAdapter, Residents, ServerState
 
 
 @click.command(
@@ -36,52 +39,47 @@ def ps(url: str | None, as_json: bool) -> None:
 
     If the server has keys, TRUNKLINE_API_KEY must hold an admin's key.
     """
-    from trunkline.cli.http_client import DEFAULT_URL, Server, unexpected_response
+    from trunkline.cli.http_client import DEFAULT_URL, Server
+    from trunkline.serving.admin_schemas import Residents, ServerState
 
     with Server(url or DEFAULT_URL) as server:
-        state = server.get("/admin/state")
-        residents = server.get("/admin/residents")
+        state = server.parse(ServerState, server.get("/admin/state"))
+        residents = server.parse(Residents, server.get("/admin/residents"))
     if as_json:
-        print_json({"url": server.url, "state": state, **residents})
+        replies = {"state": state.model_dump(), **residents.model_dump()}
+        print_json({"url": server.url, **replies})
         return
-    try:
-        fields, rows = _fields(state, residents), [_row(one) for one in residents["data"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise unexpected_response(server.url) from error
-    print_fields([("server", server.url), *fields])
-    if rows:
+    print_fields([("server", server.url), *_fields(state, residents)])
+    if residents.data:
         click.echo()
         print_table(
             ["adapter", "tier", "size", "rank", "pinned", "running", "requests", "idle"],
-            rows,
+            [_row(one) for one in residents.data],
             right=("rank", "running", "requests"),
             fold=("adapter", "idle"),
         )
 
 
-def _fields(state: dict[str, Any], residents: dict[str, Any]) -> list[tuple[str, object]]:
-    running = f"{state['running']} of {counted(state['rows'], 'row')} running"
-    used, capacity = f"{state['kv_tokens_used']:,}", f"{state['kv_tokens']:,}"
-    resident, budget = bytes_text(residents["total_bytes"]), bytes_text(residents["budget_bytes"])
+def _fields(state: ServerState, residents: Residents) -> list[tuple[str, object]]:
+    running = f"{state.running} of {counted(state.rows, 'row')} running"
+    tokens = f"{state.kv_tokens_used:,} of {state.kv_tokens:,} tokens in use"
+    memory = f"{bytes_text(residents.total_bytes)} of {bytes_text(residents.budget_bytes)}"
     return [
-        ("state", "draining: accepts no new requests" if state["draining"] else None),
-        ("requests", f"{running}, {state['waiting']:,} waiting"),
-        (
-            "kv cache",
-            f"{used} of {capacity} tokens in use, {state['cached_tokens']:,} cached for prefixes",
-        ),
-        ("adapters", f"{len(residents['data']):,}, {resident} of {budget}"),
+        ("state", "draining: accepts no new requests" if state.draining else None),
+        ("requests", f"{running}, {state.waiting:,} waiting"),
+        ("kv cache", f"{tokens}, {state.cached_tokens:,} cached for prefixes"),
+        ("adapters", f"{len(residents.data):,}, {memory}"),
     ]
 
 
-def _row(resident: dict[str, Any]) -> tuple[object, ...]:
+def _row(resident: ResidentAdapter) -> tuple[object, ...]:
     return (
-        resident["name"],
-        resident["tier"],
-        bytes_text(resident["bytes"]),
-        resident["rank"],
-        "yes" if resident["pinned"] else "no",
-        resident["in_use"],
-        f"{resident['requests']:,}",
-        duration(resident["idle_seconds"]),
+        resident.name,
+        resident.tier,
+        bytes_text(resident.bytes),
+        resident.rank,
+        "yes" if resident.pinned else "no",
+        resident.in_use,
+        f"{resident.requests:,}",
+        duration(resident.idle_seconds),
     )

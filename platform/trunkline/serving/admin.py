@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, StrictBool
 from trunkline.errors import BaseMismatchError, ForbiddenError, NotFoundError
 from trunkline.promotion import GateRefusedError
 from trunkline.registry.actors import key_actor
+from trunkline.serving.admin_schemas import Promotion, Residents, Rollback, ServerState
 from trunkline.serving.errors import ApiError, error_body
 from trunkline.serving.models import served_models
 from trunkline.serving.schemas import ModelName
@@ -67,7 +68,7 @@ class RollbackBody(RefBody):
     reason: str = Field("", max_length=_MAX_REASON_CHARS)
 
 
-@router.get("/state")
+@router.get("/state", response_model=ServerState)
 async def state(context: Context) -> dict[str, Any]:
     """Show the requests in flight and the load of the engine."""
     service = context.service
@@ -80,7 +81,7 @@ async def state(context: Context) -> dict[str, Any]:
     }
 
 
-@router.get("/residents")
+@router.get("/residents", response_model=Residents)
 async def residents(context: Context) -> dict[str, Any]:
     """List the adapters in memory that the key may use; the byte totals count all adapters."""
     return await context.service.query(_residents, context)
@@ -112,7 +113,7 @@ async def pin(body: PinBody, context: Context) -> dict[str, Any]:
     return {"ref": model.name, "digest": model.digest, "pinned": body.pinned}
 
 
-@router.post("/promote", response_model=None)
+@router.post("/promote", response_model=Promotion)
 async def promote(body: PromoteBody, context: Context) -> dict[str, Any] | JSONResponse:
     """Move an alias if the gate allows it; the next request uses the new version.
 
@@ -126,7 +127,7 @@ async def promote(body: PromoteBody, context: Context) -> dict[str, Any] | JSONR
         return JSONResponse({"error": error}, refused.http_status)
 
 
-@router.post("/rollback")
+@router.post("/rollback", response_model=Rollback)
 async def rollback(body: RollbackBody, context: Context) -> dict[str, Any]:
     """Move an alias back to its previous version, without a gate; the next request uses it."""
     return await context.service.load(_rollback, context, body)
