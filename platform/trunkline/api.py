@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trunkline import promotion
@@ -143,10 +144,15 @@ class Platform:
     def run(
         self,
         requests: Sequence[Request],
+        models: Mapping[str | None, ResolvedModel] = MappingProxyType({}),
         *,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Answer]:
         """Answer requests for any mixture of adapters, in their order.
+
+        Args:
+            models: the refs of the requests that are resolved already.
+            on_done: called with the number of finished requests.
 
         Raises:
             UsageError, NotFoundError: a ref is malformed or matches no version.
@@ -154,7 +160,14 @@ class Platform:
             IntegrityError: an artifact does not match the registry.
             DataError: a text is empty or too long.
         """
-        return self._run(requests, {}, on_done)
+        resolved = dict(models)
+        resolved_requests: list[ResolvedRequest] = []
+        for request in requests:
+            model = resolved.get(request.adapter)
+            if model is None:
+                model = resolved[request.adapter] = self.resolve(request.adapter)
+            resolved_requests.append(self.resolve_request(request, model))
+        return self.engine.run(resolved_requests, on_done=on_done) if resolved_requests else []
 
     def submit(self, request: Request, model: ResolvedModel | None = None) -> GenerationHandle:
         """Start answering a request; the handle waits for, awaits or streams the answer.
@@ -187,7 +200,7 @@ class Platform:
             raise UsageError("predict takes a list of texts.", "Write [text] for a single one.")
         model = self.resolve(adapter)
         model.check_task(adapter, generates=False)
-        return self._run([Request(adapter, text) for text in texts], {adapter: model})
+        return self.run([Request(adapter, text) for text in texts], {adapter: model})
 
     def generate(
         self,
@@ -208,7 +221,7 @@ class Platform:
         ):
             raise UsageError(
                 "generate takes pairs of adapter and prompt.",
-                'Write [("domain/name", "…")]; None stands for the bare base.',
+                'Write [("domain/name", "…")]; None means the bare base.',
             )
         adapters = dict.fromkeys(adapter for adapter, _ in prompts)
         models = {adapter: self.resolve(adapter) for adapter in adapters}
@@ -218,7 +231,7 @@ class Platform:
             Request(adapter, text, max_new_tokens, temperature, top_p, seed)
             for adapter, text in prompts
         ]
-        return self._run(requests, models)
+        return self.run(requests, models)
 
     def resident_artifact(self, digest: str) -> Artifact | None:
         """The artifact with this digest, if the adapter pool holds it."""
@@ -226,22 +239,6 @@ class Platform:
             return None
         resident = self.engine.pool.get(digest)
         return None if resident is None else resident.artifact
-
-    def _run(
-        self,
-        requests: Sequence[Request],
-        models: Mapping[str | None, ResolvedModel],
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
-        """Answer requests; ``models`` holds the refs that are resolved already."""
-        resolved = dict(models)
-        resolved_requests: list[ResolvedRequest] = []
-        for request in requests:
-            model = resolved.get(request.adapter)
-            if model is None:
-                model = resolved[request.adapter] = self.resolve(request.adapter)
-            resolved_requests.append(self.resolve_request(request, model))
-        return self.engine.run(resolved_requests, on_done=on_done) if resolved_requests else []
 
     # ------------------------------------------------------------------------------- training
 

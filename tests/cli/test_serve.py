@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import Result
+from sqlalchemy import Engine, event
 
 from cli_runner import invoke
 from trunkline.cli.client import LocalClient, Model
@@ -213,6 +214,25 @@ def test_chat_with_a_server_goes_on_after_a_refusal(ask: Run) -> None:
 
 LONG = {"max_new_tokens": 200, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def test_local_client_resolves_a_ref_once(shared: Shared) -> None:
+    options = GlobalOptions(workspace=str(shared.workspace), base=str(shared.base))
+    client = LocalClient(options)
+    model = client.resolve("toy/animals")
+    client.predict(model, ["a carp"])
+    statements: list[str] = []
+
+    def record(connection: object, cursor: object, statement: str, *more: object) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", record)
+    try:
+        client.predict(model, ["a hen"])
+    finally:
+        event.remove(Engine, "before_cursor_execute", record)
+        options.platform.engine.close()
+    assert statements == []
 
 
 def test_abandoned_local_answer_is_cancelled(shared: Shared) -> None:

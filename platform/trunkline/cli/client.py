@@ -14,6 +14,7 @@ from trunkline.refs import BASE
 if TYPE_CHECKING:
     from trunkline.cli.progress import Lines, Live
     from trunkline.inference.request import Answer, StreamChunk
+    from trunkline.resolution import ResolvedModel
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -68,28 +69,37 @@ def open_client(options: GlobalOptions, url: str | None) -> Iterator[Client]:
 
 
 class LocalClient:
-    """Answers in this process."""
+    """Answers in this process; a ref is resolved once, by :meth:`resolve`."""
 
     def __init__(self, options: GlobalOptions) -> None:
         self._options = options
+        self._resolved: dict[str | None, ResolvedModel] = {}
 
     def resolve(self, ref: str) -> Model:
         if ref == BASE:
             note(BASE)
             return Model()
-        version = self._options.version(ref)
-        return Model(str(version.ref), version.task, version.digest)
+        model = self._options.resolve(ref)
+        self._resolved[model.name] = model
+        return Model(model.name, model.task, model.digest)
 
     def prepare(self, listener: Lines | Live) -> None:
         listener.stage("opening the base")
         self._options.platform.engine  # noqa: B018  # a property that loads
 
     def predict(self, model: Model, texts: Sequence[str]) -> list[Answer]:
-        return self._options.platform.predict(model.name, texts)
+        from trunkline.inference.request import Request
+
+        requests = [Request(model.name, text) for text in texts]
+        self._model(model).check_task(model.name, generates=False)
+        return self._options.platform.run(requests, self._resolved)
 
     def generate(self, model: Model, prompt: str, sampling: Mapping[str, Any]) -> Answer:
-        adapter = None if model.name == BASE else model.name
-        return self._options.platform.generate([(adapter, prompt)], **sampling)[0]
+        from trunkline.inference.request import Request
+
+        self._model(model).check_task(model.name, generates=True)
+        request = Request(model.name, prompt, **sampling)
+        return self._options.platform.run([request], self._resolved)[0]
 
     def stream(
         self, model: Model, messages: Messages, sampling: Mapping[str, Any]
@@ -99,7 +109,7 @@ class LocalClient:
         conversation = tuple(dict(message) for message in messages)
         prompt = conversation[-1]["content"]
         request = Request(model.name, prompt, messages=conversation, **sampling)
-        handle = self._options.platform.submit(request)
+        handle = self._options.platform.submit(request, self._model(model))
         try:
             yield from handle.chunks()
         finally:
@@ -108,3 +118,8 @@ class LocalClient:
     def adapters(self) -> list[tuple[str, str]]:
         records = self._options.platform.adapters()
         return [(str(record.ref), record.task) for record in records]
+
+    def _model(self, model: Model) -> ResolvedModel:
+        if model.name not in self._resolved:
+            self._resolved[model.name] = self._options.platform.resolve(model.name)
+        return self._resolved[model.name]
