@@ -121,6 +121,20 @@ def test_table_of_exactly_80_columns_stays_a_table(monkeypatch: pytest.MonkeyPat
     assert text.splitlines()[1] == f"{'a' * 39}  {'b' * 39}"
 
 
+def test_no_line_ends_with_blanks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write() -> None:
+        output.print_table(["name", "remark"], [("a", "a long remark"), ("b", ""), ("c", "x ")])
+        output.print_fields([("name", "a"), ("remark", "")])
+
+    write()
+    piped, colored = capsys.readouterr().out, on_terminal(monkeypatch, write)
+    for text in (piped, re.sub(r"\x1b\[[0-9;]*m", "", colored)):
+        assert [line for line in text.splitlines() if line != line.rstrip()] == []
+    assert "\x1b[1mname" in colored
+
+
 def test_terminal_gets_its_heads_in_bold(monkeypatch: pytest.MonkeyPatch) -> None:
     text = on_terminal(monkeypatch, lambda: output.print_table(["name"], [("a",)]))
     assert "\x1b[1mname" in text

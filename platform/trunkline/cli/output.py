@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _UNLIMITED = 100_000
 _GAP = 2
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+_TRAILING = re.compile(rf"(?: |{_STYLE.pattern})+$")
+"""Blanks at the end of a line, and the terminal's style sequences between them."""
+
 _READABLE = 10
 """Columns that each folding column keeps; with less room, every column of the table folds."""
 
@@ -119,7 +124,11 @@ def print_renderable(renderable: Any) -> None:
     with console.capture() as captured:
         console.print(renderable)
     for line in captured.get().splitlines():
-        click.echo(line.rstrip(), color=True)
+        click.echo(_TRAILING.sub(_styles_only, line), color=True)
+
+
+def _styles_only(trailing: re.Match[str]) -> str:
+    return "".join(_STYLE.findall(trailing[0]))
 
 
 def _bare_table(*, show_header: bool) -> Table:
