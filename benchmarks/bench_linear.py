@@ -111,7 +111,7 @@ def products(plain: Any, bases: dict[str, Any], tokens: int, rounds: int) -> Non
         "F.linear, layer by layer, as transformers": (by_weight(single, given), size),
         "F.linear, fused": (by_weight(joined, given), size),
         **{
-            f"{name}: as the trunk computes": (by_fused_layers(base), 1 if "int8" in name else size)
+            f"{name}: as Trunkline computes": (by_fused_layers(base), 1 if "int8" in name else size)
             for name, base in bases.items()
         },
     }

@@ -18,7 +18,7 @@ from made import load_base, make_prompts
 from ours import ByHand
 from timing import title
 
-from trunkline.bases.linear import _CACHES
+from trunkline.bases.linear import CACHE_LIMITS
 from trunkline.inference.settings import MIB
 
 MOST = 300
@@ -31,7 +31,7 @@ class Prefilled(ByHand):
     """A base that computes prompts; the variables are set before its first product."""
 
     def __init__(self, shape: str | None, most: int, entries: str | None) -> None:
-        for variable in _CACHES:
+        for variable in CACHE_LIMITS:
             os.environ.pop(variable, None)
             if entries is not None:
                 os.environ[variable] = entries
@@ -62,7 +62,7 @@ def main() -> None:
         Child(Prefilled, options.shape, most, TORCHS) as unbounded,
     ):
         children = {
-            f"as the trunk sets them ({', '.join(_CACHES.values())})": bounded,
+            f"as Trunkline sets them ({', '.join(CACHE_LIMITS.values())})": bounded,
             f"as torch has them ({TORCHS}, {TORCHS})": unbounded,
         }
         memory = {name: [child.ask("compute", [most, 1])] for name, child in children.items()}
@@ -74,7 +74,7 @@ def main() -> None:
 
 def print_memory(memory: dict[str, list[int]], most: int) -> None:
     """Print bytes before and after each quarter, and the growth of each beside the other's."""
-    title(f"Prefills of every number of tokens up to {most}; {', '.join(_CACHES)}")
+    title(f"Prefills of every number of tokens up to {most}; {', '.join(CACHE_LIMITS)}")
     for name, (before, *after) in memory.items():
         quarters = " ".join(f"{one / MIB:,.0f}" for one in after)
         grown, last = (after[-1] - one for one in (before, after[-2]))

@@ -159,4 +159,4 @@ class _FirstToken:
             self.at = time.perf_counter()
 
     def end(self) -> None:
-        """Nothing is left to be told."""
+        """Do nothing: every token was put before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trunkline import errors
-from trunkline.errors import NotFoundError, PluginCallError, TrunklineError, one_line
+from trunkline.errors import NotFoundError, PluginCallError, TrunklineError, one_line, reason_of
 
 EVERY = [
     one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Exception)
@@ -122,6 +122,21 @@ def test_control_characters_of_a_name_are_escaped() -> None:
 def test_exception_is_shortened_to_one_line(error: Exception, line: str, typed: str) -> None:
     assert one_line(error) == line
     assert one_line(error, with_type=True) == typed
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/a/b"), "No such file or directory"),
+        (OSError("Disk quota exceeded.\nDetails"), "Disk quota exceeded"),
+        (OSError(), "OSError"),
+        (ValueError("bad digit"), "bad digit"),
+        (TrunklineError("It broke."), "It broke"),
+    ],
+    ids=repr,
+)
+def test_reason_of_an_os_error_has_neither_number_nor_path(error: Exception, reason: str) -> None:
+    assert reason_of(error) == reason
 
 
 def test_error_of_a_plugin_call_names_the_function() -> None:

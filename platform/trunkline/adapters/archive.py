@@ -37,6 +37,8 @@ from trunkline.errors import (
     RegistryError,
     TrunklineError,
     UsageError,
+    one_line,
+    reason_of,
 )
 from trunkline.files import MAX_JSON_BYTES, REPAIR, sha256_file
 from trunkline.refs import Ref, shown
@@ -125,7 +127,6 @@ def pack(
             _write_members(folder, file)
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(0o644)
         if before_rename is not None:
             before_rename(part)
         os.replace(part, target)
@@ -136,7 +137,7 @@ def pack(
     except (OSError, ValueError) as error:
         with suppress(OSError):
             part.unlink()
-        reason = getattr(error, "strerror", None) or error
+        reason = reason_of(error)
         raise RegistryError(
             f"The archive {str(target)!r} can't be written: {reason}.",
             "Free disk space or grant write permission, or name a file elsewhere.",
@@ -173,7 +174,7 @@ def unpack(path: Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> tuple[str
     try:
         file = path.open("rb")
     except OSError as error:
-        raise _refusal(path, f"can't be read: {error.strerror or error}") from error
+        raise _refusal(path, f"can't be read: {reason_of(error)}") from error
     with file:
         try:
             with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header, encoding="utf-8") as tar:
@@ -184,7 +185,7 @@ def unpack(path: Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> tuple[str
         except _HeaderRefused as error:
             raise _refusal(path, str(error)) from None
         except tarfile.TarError as error:
-            reason = f"is not an uncompressed tar archive, or is damaged ({error})"
+            reason = f"is not an uncompressed tar archive, or is damaged ({one_line(error)})"
             raise _refusal(path, reason) from error
     return tuple(member.name for member in members)
 
@@ -374,7 +375,7 @@ def _staging_folder() -> Iterator[Path]:
             yield Path(folder)
     except OSError as error:
         raise RegistryError(
-            f"The version can't be copied: {error.strerror or error}.",
+            f"The version can't be copied: {reason_of(error)}.",
             "Free space in the folder for temporary files, or set TMPDIR to another one.",
         ) from error
 

@@ -25,7 +25,7 @@ from trunkline.adapters.storage import (
     write_errors,
 )
 from trunkline.adapters.store import AdapterStore
-from trunkline.errors import IntegrityError, RegistryError
+from trunkline.errors import IntegrityError, RegistryError, reason_of
 from trunkline.refs import Ref
 from trunkline.registry.artifacts import LEASE, PATH_TAKEN, reservation_expired
 from trunkline.registry.records import StoredVersion, VersionRecord
@@ -143,7 +143,7 @@ def remove_version(
     try:
         store.storage.remove(version.path)
     except (OSError, RegistryError) as error:
-        return RemoveResult(version, str(error))
+        return RemoveResult(version, reason_of(error))
     return RemoveResult(version)
 
 

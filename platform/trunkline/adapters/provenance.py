@@ -27,7 +27,7 @@ from pydantic import (
 
 from trunkline.adapters.artifact import MANIFEST, PROVENANCE, Artifact, Manifest
 from trunkline.contracts import DatasetSpec
-from trunkline.errors import IntegrityError, UsageError
+from trunkline.errors import IntegrityError, UsageError, one_line, reason_of
 from trunkline.files import indented_json, read_json_object, validation_problem
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
@@ -259,7 +259,7 @@ def read_provenance(artifact: Artifact) -> Provenance:
     try:
         value = read_json_object(path)
     except OSError as error:
-        raise IntegrityError(f"{path} can't be read: {error.strerror}.", _HINT) from error
+        raise IntegrityError(f"{path} can't be read: {reason_of(error)}.", _HINT) from error
     except IntegrityError as error:
         raise IntegrityError(error.message, _HINT) from error
     return parse_provenance(value, artifact.manifest, str(path))
@@ -315,7 +315,7 @@ def parse_provenance(value: Mapping[str, Any], manifest: Manifest, source: str) 
     except ValidationError as error:
         raise IntegrityError(f"{source} is invalid: {validation_problem(error)}.", _HINT) from None
     except ValueError as error:
-        raise IntegrityError(f"{source} is invalid: {error}.", _HINT) from error
+        raise IntegrityError(f"{source} is invalid: {one_line(error)}.", _HINT) from error
     return provenance
 
 

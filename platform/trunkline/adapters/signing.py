@@ -25,6 +25,7 @@ from trunkline.errors import (
     TrunklineError,
     UsageError,
     one_line,
+    reason_of,
 )
 from trunkline.files import brief_repr, read_json_object
 
@@ -96,14 +97,14 @@ def sign(folder: Path, key: Path, password: str | None = None) -> Signature:
         signer = signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
     except TypeError as error:  # the password is missing or superfluous
         raise UsageError(
-            f"The key {str(key)!r} can't be used: {_reason(error)}.",
+            f"The key {str(key)!r} can't be used: {reason_of(error)}.",
             "Name the environment variable of its password with --password-from VARIABLE."
             if password is None
             else "Omit --password-from.",
         ) from error
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"The key {str(key)!r} can't be used: {_reason(error)}.", _PRIVATE_KEY_HINT
+            f"The key {str(key)!r} can't be used: {reason_of(error)}.", _PRIVATE_KEY_HINT
         ) from error
     try:
         with tempfile.TemporaryDirectory(prefix="trunkline-sign-") as staging:
@@ -112,7 +113,7 @@ def sign(folder: Path, key: Path, password: str | None = None) -> Signature:
             return Signature(output.read_bytes(), fingerprint)
     except OSError as error:
         raise RegistryError(
-            f"The artifact {folder} can't be signed: {error.strerror or error}.",
+            f"The artifact {folder} can't be signed: {reason_of(error)}.",
             "Free space in the folder for temporary files, or set TMPDIR to another one.",
         ) from error
 
@@ -156,7 +157,7 @@ def check_signature(folder: Path, keys: Sequence[Path]) -> str:
             verifier.set_ignore_unsigned_files(True).verify(folder, copy)
     except Exception as error:  # model_signing and its dependencies raise errors of many types
         raise IntegrityError(
-            f"The signature of {folder} is invalid: {_reason(error)}.",
+            f"The signature of {folder} is invalid: {reason_of(error)}.",
             "The files are not those that were signed. Restore them from a copy.",
         ) from error
     return fingerprint
@@ -190,7 +191,7 @@ def key_fingerprint(key: Path) -> str:
         return _fingerprint(load_pem_public_key(key.read_bytes()))
     except Exception as error:  # cryptography raises errors of several types
         raise UsageError(
-            f"The public key {str(key)!r} can't be used: {_reason(error)}.",
+            f"The public key {str(key)!r} can't be used: {reason_of(error)}.",
             "It must be a public key in PEM. " + _KEY_HINT,
         ) from error
 
@@ -200,7 +201,7 @@ def _package() -> Any:
         import model_signing
     except ImportError as error:
         raise TrunklineError(
-            f"Signatures need a package that can't be imported: {error}.",
+            f"Signatures need a package that can't be imported: {one_line(error)}.",
             "pip install 'trunkline[sign]'",
         ) from error
     return model_signing
@@ -237,7 +238,7 @@ def _read_signature(path: Path) -> dict[str, Any]:
             raise _unreadable(path, "it is not a plain file")
         return read_json_object(path)
     except OSError as error:
-        raise _unreadable(path, _reason(error)) from error
+        raise _unreadable(path, reason_of(error)) from error
 
 
 def _check_covers_identity(signature: Mapping[str, Any], path: Path) -> None:
@@ -259,7 +260,3 @@ def _check_covers_identity(signature: Mapping[str, Any], path: Path) -> None:
 
 def _unreadable(path: Path, reason: str) -> IntegrityError:
     return IntegrityError(f"{path} is not a readable signature: {reason}.", _SIGN_HINT)
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or one_line(error)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trunkline.adapters.artifact import MANIFEST, WEIGHTS, Artifact, read_artifact
-from trunkline.errors import IntegrityError, RegistryError
+from trunkline.errors import IntegrityError, RegistryError, reason_of
 from trunkline.files import MAX_JSON_BYTES, REPAIR, fsync_path, sha256_file
 
 DOMAIN = re.compile(r"[a-z][a-z0-9-]{0,39}", re.ASCII)
@@ -245,7 +245,7 @@ def write_errors(location: str, retry: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RegistryError(
-            f"The artifact can't be written to {location}: {error.strerror or error}.",
+            f"The artifact can't be written to {location}: {reason_of(error)}.",
             f"Free disk space or grant write permission, then {retry}.",
         ) from error
 

@@ -28,7 +28,7 @@ _PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
 _HALF_PAGE = 2048  # bytes; rows a multiple of it apart fall into the same few places of the cache
 _LINE = 64
 _LARGE = 512  # outputs from which a layer is a block of its own
-_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "64"}
+CACHE_LIMITS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "64"}
 """Environment variables that bound the caches of oneDNN and of torch's interface to it.
 
 They cache a prepared primitive for each number of rows, at least 0.5 MB per product, 1,024 entries
@@ -142,7 +142,7 @@ def fuse_linear_layers(model: Any, *, quantized: Quantized | None = None) -> Fus
     """
     from torch import nn
 
-    for variable, entries in _CACHES.items():
+    for variable, entries in CACHE_LIMITS.items():
         os.environ.setdefault(variable, entries)
 
     class Member(nn.Module):

@@ -210,7 +210,7 @@ def _check_same(held: Base, requested: BaseInfo, device: str, dtype: str) -> Non
     if held.digest != requested.digest:
         raise BaseModelError(
             f"This process holds the base {held.info.name!r} and can't load {requested.name!r} "
-            "beside it.",
+            "as well.",
             "Use another process for it, or call trunkline.bases.release() first.",
         )
     quantized = pick_quantized(dtype, held.device)
@@ -284,7 +284,7 @@ def _load_model(
         raise BaseModelError(
             f"The base {info.name!r} is damaged: {len(names)} tensors are missing or of another "
             f"shape, such as {names[0]}.",
-            "Fetch it again: `trunkline base pull`, or copy the folder anew.",
+            "Fetch it again: `trunkline base pull`, or copy the folder again.",
         )
     if head is not None:
         draw_head(model, seed)

@@ -6,7 +6,6 @@ killed leaves no partial base, and of two concurrent pulls the second uses the f
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -21,15 +20,14 @@ from typing import Any
 
 from trunkline.bases.info import BaseInfo, describe, read_info
 from trunkline.bases.sources import (
-    MANIFEST,
     HubSource,
     WheelBase,
     WheelSource,
     hub_folder,
     resolve,
 )
-from trunkline.errors import BaseModelError, NotFoundError, UsageError
-from trunkline.files import fsync_path, sha256_file, write_atomically
+from trunkline.errors import BaseModelError, NotFoundError, UsageError, reason_of
+from trunkline.files import fsync_path, sha256_file
 
 Progress = Callable[[int, int | None], None]
 Stage = Callable[[str], None]
@@ -132,7 +130,7 @@ def _build(
         built.rename(target)
     except OSError as error:
         raise BaseModelError(
-            f"The base {base.name!r} could not be written to {target.parent}: {error.strerror}.",
+            f"The base {base.name!r} could not be written to {target.parent}: {reason_of(error)}.",
             "Free about 1.5 GB there, or set TRUNKLINE_CACHE to another folder.",
         ) from error
     finally:
@@ -140,36 +138,36 @@ def _build(
 
 
 def _write_manifest(source: WheelSource, folder: Path, work: Path) -> None:
+    from trunkline.bases.manifest import BaseManifest, ManifestFile, write_manifest
+
     info = read_info(source.name, source.origin, folder, work / "digests", pulled=True)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    manifest = {
-        "format": 1,
-        "name": source.name,
-        "source": source.origin,
-        "license": source.base.license,
-        "wheel_sha256": source.base.wheel_sha256,
-        "gguf_sha256": source.base.gguf_sha256,
-        "digest": info.digest,
-        "architecture": info.architecture,
-        "parameters": info.parameters,
-        "dtype": info.dtype,
-        "layers": info.layers,
-        "hidden_size": info.hidden_size,
-        "vocabulary": info.vocabulary,
-        "context": info.context,
-        "converted_with": {
+    manifest = BaseManifest(
+        name=source.name,
+        source=source.origin,
+        license=source.base.license,
+        wheel_sha256=source.base.wheel_sha256,
+        gguf_sha256=source.base.gguf_sha256,
+        digest=info.digest,
+        architecture=info.architecture,
+        parameters=info.parameters,
+        dtype=info.dtype,
+        layers=info.layers,
+        hidden_size=info.hidden_size,
+        vocabulary=info.vocabulary,
+        context=info.context,
+        converted_with={
             package: version(package)
             for package in ("gguf", "safetensors", "tokenizers", "torch", "transformers")
         },
-        "files": {
-            str(file.relative_to(folder)): {
-                "bytes": file.stat().st_size,
-                "sha256": sha256_file(file),
-            }
+        files={
+            str(file.relative_to(folder)): ManifestFile(
+                bytes=file.stat().st_size, sha256=sha256_file(file)
+            )
             for file in files
         },
-    }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    )
+    write_manifest(folder, manifest)
 
 
 def _sync(folder: Path) -> None:

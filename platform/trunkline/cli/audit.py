@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,8 @@ from trunkline.cli.output import (
 )
 from trunkline.cli.progress import Lines, Live, working
 from trunkline.cli.root import GlobalOptions, pass_options
-from trunkline.errors import IntegrityError, TrunklineError, UsageError
+from trunkline.errors import IntegrityError, UsageError
+from trunkline.files import output_file
 
 if TYPE_CHECKING:
     from trunkline.registry.chain import Head
@@ -149,7 +148,8 @@ def export(options: GlobalOptions, file: str, requests: bool, after: int) -> Non
             for line in lines(listener):
                 click.echo(line)
         else:
-            _write_new(Path(file), lines(listener))
+            with output_file(Path(file), overwrite=False) as stream:
+                stream.writelines(f"{line}\n" for line in lines(listener))
     if file != "-":
         note(f"Wrote {counted(count, chain[:-1])} to {file}.")
     note(f"Head of the {chain}: {head or registry.events.heads()[chain]}")
@@ -229,29 +229,3 @@ def _detail(detail: Mapping[str, Any]) -> str:
     ]
     text = " ".join(pairs) or "-"
     return text if len(text) <= _LONGEST_DETAIL else text[: _LONGEST_DETAIL - 1] + "…"
-
-
-def _write_new(path: Path, lines: Iterable[str]) -> None:
-    """Write a file that must not exist, completely or not at all.
-
-    Raises:
-        UsageError: the file exists.
-        TrunklineError: it can't be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    if path.exists():
-        raise UsageError(f"{str(path)!r} exists already.", "Name another file.")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.writelines(f"{line}\n" for line in lines)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        raise TrunklineError(
-            f"{str(path)!r} can't be written: {error.strerror or error}.",
-            "Name a file in a folder that you may write to, on a disk with free space.",
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

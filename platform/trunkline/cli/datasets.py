@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from trunkline.cli.output import (
 )
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
-from trunkline.errors import UsageError
+from trunkline.files import output_file
 
 if TYPE_CHECKING:
     from trunkline.contracts import DatasetSpec
@@ -32,7 +31,7 @@ _LABELS = 30
 
 @click.group(cls=Group, short_help="The plugins' datasets.")
 def datasets() -> None:
-    """Data sets: named rows with a license, a source and a rule for splitting them."""
+    """Datasets: named rows with a license, a source and a rule for splitting them."""
 
 
 @datasets.command("list", example="trunkline datasets list")
@@ -171,26 +170,14 @@ def croissant(
     description = croissant_of(report.spec, prepared.split, prepared.fingerprint)
     digest = description["distribution"][0]["sha256"]
     if rows is not None:
-        _write(rows, b"".join(row_lines(prepared.split)))
+        with output_file(rows) as file:
+            file.writelines(line.decode() for line in row_lines(prepared.split))
         note(f"{rows}: sha256 {digest}")
     if output is None:
         print_json(description)
         return
-    _write(output, f"{json.dumps(description, indent=2, ensure_ascii=False)}\n".encode())
+    with output_file(output) as file:
+        file.write(f"{json.dumps(description, indent=2, ensure_ascii=False)}\n")
     note(f"{output}: {name}, {prepared.report.kept:,} rows")
     if as_json:
         print_json({"dataset": name, "output": output, "rows": rows, "sha256": digest})
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file completely, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(
-            f"{str(path)!r} can't be written: {error.strerror or error}.",
-            "Name a file in a folder that exists and that you may write to.",
-        ) from error

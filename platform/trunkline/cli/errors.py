@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from trunkline.cli.output import printable
-from trunkline.errors import Interrupted, TrunklineError
+from trunkline.errors import Interrupted, TrunklineError, one_line, reason_of
 
 INTERRUPTED = 130
 
@@ -51,7 +51,7 @@ def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
         if error.errno == errno.ENOSPC:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         subject = f"{error.filename!r}" if error.filename else "The output"
-        reason = error.strerror or error
+        reason = reason_of(error)
         _print_error(
             f"Error: {subject} can't be read or written: {reason}.",
             "Check the path and the free disk space.",
@@ -60,9 +60,8 @@ def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
     except Exception as error:
         if debug():
             traceback.print_exc()
-        message = " ".join(str(error).split()) or "no message"
         _print_error(
-            f"Error: unexpected {type(error).__name__}: {message}",
+            f"Error: unexpected {one_line(error, with_type=True)}.",
             "`trunkline --debug …` shows the traceback; please report it.",
         )
         return 1

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +17,7 @@ from trunkline.cli.output import counted, figure, json_option, note, plain, prin
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options, url_option
 from trunkline.errors import DataError, TooLargeError, UsageError
+from trunkline.files import output_file
 from trunkline.refs import BASE
 
 if TYPE_CHECKING:
@@ -173,7 +172,8 @@ def _answer_fields(answer: Answer, top: int) -> dict[str, Any]:
 
 
 def _predict_file(client: Client, model: Model, rows: TextFile, out: Path | None, top: int) -> None:
-    with working("rows") as listener, _output(out) as sink:
+    output = nullcontext(sys.stdout) if out is None else output_file(out)
+    with working("rows") as listener, output as sink:
         client.prepare(listener)
         listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
         done = 0
@@ -200,25 +200,6 @@ def _predict_batch(client: Client, model: Model, batch: Sequence[TextRow]) -> li
                 client.predict(model, [row.text])
             except (DataError, TooLargeError) as error:
                 raise DataError(f"Row {row.number}: {error.message}", error.hint) from error
-        raise
-
-
-@contextmanager
-def _output(out: Path | None) -> Iterator[IO[str]]:
-    """Stdout, or a file that appears when everything is written."""
-    if out is None:
-        yield sys.stdout
-        return
-    handle, temporary = tempfile.mkstemp(dir=out.absolute().parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as sink:
-            yield sink
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, out)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
         raise
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trunkline.contracts import MetricSpec, Scored, Target
-from trunkline.errors import DataError, PluginCallError, TrunklineError
+from trunkline.errors import DataError, PluginCallError, TrunklineError, one_line
 from trunkline.registry.records import PredictionRecord
 
 DRAWS = 1000
@@ -189,7 +189,7 @@ def _values(metric: MetricSpec, texts: Sequence[str]) -> list[Target]:
     try:
         return [float(text) for text in texts]
     except ValueError as error:
-        raise DataError(f"a stored prediction is not a number: {error}") from error
+        raise DataError(f"a stored prediction is not a number: {one_line(error)}") from error
 
 
 def _scorer(metric: MetricSpec, scored: Scored, predictions: Sequence[Any]) -> Any:

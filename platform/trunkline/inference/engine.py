@@ -422,7 +422,8 @@ class Engine:
             try:
                 observer(stats)
             except Exception as error:  # a failing observer must not end a request
-                warnings.warn(f"An observer of the engine failed: {error!r}", stacklevel=2)
+                reason = one_line(error, with_type=True)
+                warnings.warn(f"An observer of the engine failed: {reason}", stacklevel=2)
         if not self._open:
             self._changed.notify_all()
 

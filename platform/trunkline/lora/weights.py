@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from trunkline.adapters.artifact import WEIGHTS, Artifact
 from trunkline.adapters.config import PREFIX, adapted_module, is_head
-from trunkline.errors import BaseMismatchError, IntegrityError
+from trunkline.errors import BaseMismatchError, IntegrityError, reason_of
 from trunkline.files import REPAIR, TensorInfo, parse_safetensors_header
 from trunkline.lora.slots import Matrices
 
@@ -121,7 +121,7 @@ def _read(artifact: Artifact) -> Mapping[str, torch.Tensor]:
             data = mmap.mmap(-1, max(1, size), **_OWN)
             read = file.readinto(data)
     except OSError as error:
-        raise IntegrityError(f"{path} can't be read: {error.strerror}.", REPAIR) from error
+        raise IntegrityError(f"{path} can't be read: {reason_of(error)}.", REPAIR) from error
     if read != size or hashlib.sha256(data).hexdigest() != artifact.manifest.weights:
         raise IntegrityError(f"{path} was changed after it was published.", REPAIR)
     return {

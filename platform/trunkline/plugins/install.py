@@ -65,7 +65,7 @@ def install(
     before = _view(python)
     with tempfile.TemporaryDirectory(prefix="trunkline-") as folder:
         constraints = Path(folder, "constraints.txt")
-        constraints.write_text(_constraints(), encoding="utf-8")
+        constraints.write_text(constraint_lines(), encoding="utf-8")
         report = Path(folder, "report.json")
         options = ["--constraint", str(constraints), "--report", str(report)]
         options += ["--upgrade"] if upgrade else []
@@ -197,7 +197,7 @@ def _wheel_name(path: Path) -> str | None:
         raise UsageError(f"{path.name!r} is not a valid wheel name.", str(error)) from None
 
 
-def _constraints() -> str:
+def constraint_lines() -> str:
     """One line ``name==version`` for each installed distribution of :data:`PINNED`."""
     lines = []
     for name in PINNED:

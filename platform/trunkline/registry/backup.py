@@ -19,7 +19,7 @@ from sqlalchemy import URL, Connection, delete, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from trunkline.errors import RegistryError, UsageError
+from trunkline.errors import RegistryError, UsageError, one_line, reason_of
 from trunkline.files import fsync_path
 from trunkline.registry.chain import Head
 from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, exclusive, translate_errors
@@ -227,13 +227,13 @@ def _translate_write_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _write_error(target, error.strerror or str(error)) from error
+        raise _write_error(target, reason_of(error)) from error
     except RegistryError as error:
         if sqlite_code(error) not in UNWRITABLE:
             raise
-        cause = error.__cause__
-        reason = str(cause.orig if isinstance(cause, DBAPIError) else cause)
-        raise _write_error(target, reason) from error
+        cause = error.__cause__ or error
+        original = cause.orig if isinstance(cause, DBAPIError) else None
+        raise _write_error(target, one_line(original or cause)) from error
 
 
 def _write_error(target: Path, reason: str) -> RegistryError:

@@ -6,7 +6,6 @@ transaction and returns frozen records; each change of state appends an event.
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from trunkline.registry.aliases import Aliases
@@ -79,12 +78,7 @@ class Registry:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     @property

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from trunkline.errors import IntegrityError, NotFoundError, RefusedError, RegistryError
+from trunkline.errors import IntegrityError, NotFoundError, RefusedError, RegistryError, one_line
 from trunkline.registry.audit import Audit
 from trunkline.registry.backup import (
     TABLES,
@@ -294,10 +294,10 @@ def _copy_file(source: Path, path: Path) -> None:
     except sqlite3.Error as error:
         if sqlite_code(error) in UNWRITABLE:
             raise RegistryError(
-                f"'{path.parent}' has no space to read the backup '{source}': {error}.",
+                f"'{path.parent}' has no space to read the backup '{source}': {one_line(error)}.",
                 "Set TMPDIR to a folder with more space.",
             ) from error
-        result = str(error)
+        result = one_line(error)
     if result != "ok":
         raise RegistryError(
             f"The backup '{source}' can't be read: {result}.",

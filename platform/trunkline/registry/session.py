@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from trunkline.errors import RegistryError
+from trunkline.errors import RegistryError, one_line
 from trunkline.registry.chain import append_pending_events
 from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, translate_errors
 from trunkline.registry.schema import migrate_to_head
@@ -67,7 +67,7 @@ class Sessions:
         except ValueError as error:
             raise RegistryError(
                 f"The registry '{self.engines.where}' was changed by hand and can't be read: "
-                f"{error}.",
+                f"{one_line(error)}.",
                 "Locate the change with: trunkline audit verify. Then restore a backup with: "
                 "trunkline db restore FILE --replace.",
             ) from error

@@ -24,7 +24,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trunkline.errors import TrunklineError, UnavailableError, UsageError
+from trunkline.errors import TrunklineError, UnavailableError, UsageError, reason_of
 from trunkline.serving.app import create_app
 from trunkline.serving.errors import ApiError, error_body
 from trunkline.serving.service import Service
@@ -319,7 +319,7 @@ def _listen(host: str, port: int) -> socket.socket:
                 f"This user may not open port {port}.", "Choose a port from 1024 on."
             ) from None
         raise UsageError(
-            f"The server can't listen on {host}: {error.strerror}.",
+            f"The server can't listen on {host}: {reason_of(error)}.",
             "Give an address of this machine, such as 127.0.0.1.",
         ) from error
     return listener

@@ -30,6 +30,7 @@ from trunkline.errors import (
     TooLargeError,
     TrunklineError,
     UnavailableError,
+    one_line,
 )
 from trunkline.inference.prompts import locate_error
 from trunkline.inference.request import Answer
@@ -128,7 +129,7 @@ class Service:
             self.failure = error
         except Exception as error:
             logging.getLogger("trunkline.serving").exception("The base could not be loaded.")
-            self.failure = BaseModelError(f"The base could not be loaded: {error}.")
+            self.failure = BaseModelError(f"The base could not be loaded: {one_line(error)}.")
 
     @property
     def ready(self) -> bool:

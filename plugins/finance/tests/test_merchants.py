@@ -29,7 +29,9 @@ def test_spellings_of_one_merchant_share_a_brand(one: str, other: str) -> None:
     ("one", "other"),
     [("Cafe Lovita", "Cafe Vitoria"), ("The Odette", "The Hops"), ("PAYPAL *ufc", "Paypal *uber")],
 )
-def test_generic_words_and_payment_services_do_not_join_unrelated_merchants(one: str, other: str) -> None:
+def test_generic_words_and_payment_services_do_not_join_unrelated_merchants(
+    one: str, other: str
+) -> None:
     assert brand_of(one) != brand_of(other)
 
 

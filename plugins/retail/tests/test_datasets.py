@@ -115,7 +115,9 @@ class TestUnitPrice:
         ("department", "category"),
         [("FUEL", "FUEL"), ("COUPON", None), ("GROCERY", "BOTTLE DEPOSITS")],
     )
-    def test_payments_and_deposits_are_excluded(self, department: str, category: str | None) -> None:
+    def test_payments_and_deposits_are_excluded(
+        self, department: str, category: str | None
+    ) -> None:
         products = [product(1, "X", department, category=category)]
         assert unit_price_rows(products, {1: Sales(50, 100.0)}) == []
 
@@ -149,7 +151,11 @@ class TestRealRows:
 
     def test_department_of_well_known_products(self, departments: list[Row]) -> None:
         rows = by_text(departments)
-        expected = {"APPLE SAUCE": "GROCERY", "ANGUS BEEF": "MEAT", "YELLOW SUMMER SQUASH": "PRODUCE"}
+        expected = {
+            "APPLE SAUCE": "GROCERY",
+            "ANGUS BEEF": "MEAT",
+            "YELLOW SUMMER SQUASH": "PRODUCE",
+        }
         assert {text: rows[text].target for text in expected} == expected
 
     def test_unit_price_has_3189_rows_of_1484_types(self, prices: list[Row]) -> None:
