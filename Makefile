@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Another package index for torch alone, for example one with CPU builds: make demo TORCH_INDEX=URL
 TORCH_INDEX ?=
+# Optimizer steps of each of the demo's trainings, if not the demo's own: make demo STEPS=3
+STEPS ?=
 
 BIN := .venv/bin
 PLUGINS := plugins/medical plugins/finance plugins/retail
@@ -10,7 +12,7 @@ READY := .venv/.ready
 .PHONY: demo test test-all lint bench docs examples examples-check clean
 
 demo: $(READY)
-	$(BIN)/python examples/three_domains.py
+	$(BIN)/python examples/three_domains.py $(if $(STEPS),--steps $(STEPS))
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not matrix and not examples"

@@ -2,11 +2,13 @@
 
 Run by `make demo`. It works in ./demo, so running it again finds the adapters there and goes
 straight to the table. The trainings are cut short to take minutes; the recipes' own settings do
-better (see the plugins' READMEs).
+better (see the plugins' READMEs). `make demo STEPS=3` trains three steps each, which is enough to
+try the commands.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from trunkline.evaluation.intervals import Estimate
 from trunkline.evaluation.report import EvaluationReport
 
 SHORT = {"max_steps": 150, "learning_rate": 1e-3}
+"""Settings of every training."""
 RECIPES = ("medical/icd10-chapter", "finance/naics-sector", "retail/department")
 PROMPTS = (
     "Type 2 diabetes mellitus with diabetic chronic kidney disease",
@@ -52,6 +55,9 @@ def interval_text(score: Estimate) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Train three adapters and swap them.")
+    parser.add_argument("--steps", type=int, default=SHORT["max_steps"], help="of each training")
+    settings = {**SHORT, "max_steps": parser.parse_args().steps}
     console = Console(width=None if sys.stdout.isatty() else 118)
     print("Base: fetched and converted once, then kept in the cache.", file=sys.stderr)
     bases.pull(bases.DEFAULT_BASE, on_stage=Lines(bases.DEFAULT_BASE).stage)
@@ -62,8 +68,8 @@ def main() -> None:
     there = {str(adapter.ref) for adapter in platform.registry.adapters.list()}
     for recipe in RECIPES:
         if recipe not in there:
-            print(f"Training {recipe} for {SHORT['max_steps']} steps.", file=sys.stderr)
-            platform.train(recipe, listener=Lines(recipe), **SHORT)
+            print(f"Training {recipe} for {settings['max_steps']} steps.", file=sys.stderr)
+            platform.train(recipe, listener=Lines(recipe), **settings)
 
     table = Table(
         box=box.SIMPLE_HEAD,
