@@ -75,10 +75,29 @@ def test_predict_of_an_empty_text_is_refused(run: Run) -> None:
     assert "Error: The text is empty." in result.stderr
 
 
-def test_predict_of_a_text_longer_than_the_context_is_refused(run: Run) -> None:
-    result = run("predict", "toy/animals", "word " * 300)
-    assert result.exit_code == 1
-    assert "too long" in result.stderr
+def test_predict_of_a_text_longer_than_training_read_says_that_it_was_cut(run: Run) -> None:
+    result = run("predict", "toy/animals", "word " * 300, "a carp", "--json")
+    assert result.exit_code == 0
+    assert "1 text was longer than max_length" in result.stderr
+    answers = json.loads(result.stdout)
+    assert [answer.get("truncated", False) for answer in answers] == [True, False]
+    assert answers[0]["prompt_tokens"] <= 96
+
+
+def test_generate_from_a_text_longer_than_training_read_says_that_it_was_cut(run: Run) -> None:
+    result = run("generate", "toy/plurals", "two carp " * 60)
+    assert result.exit_code == 0
+    assert "max_length" in result.stderr
+    assert "max_length" not in run("generate", "toy/plurals", "two carp").stderr
+
+
+def test_rows_of_a_file_that_were_cut_are_marked_and_counted(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text\n" + "a carp\n" + "word " * 300 + "\n" + "word " * 200 + "\n")
+    result = run("predict", "toy/animals", "--file", str(path))
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer.get("truncated", False) for answer in answers] == [False, True, True]
+    assert "2 texts were longer than max_length" in result.stderr
 
 
 FILES = {

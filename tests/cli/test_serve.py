@@ -123,6 +123,8 @@ REQUESTS = [
     ("predict", "toy/animals", "a carp"),
     ("predict", "toy/animals", "one", "two", "--top", "0"),
     ("predict", "toy/prices", "3 kg of good number 4"),
+    ("predict", "toy/animals", "longer " * 40),
+    ("generate", "toy/plurals", "two carp " * 40, *SHORT),
     ("generate", "base", "hello", *SHORT),
     ("generate", "toy/plurals", "two carp", *SHORT),
     ("generate", "base", "hello", *SHORT, "--temperature", "1", "--seed", "3"),
@@ -130,14 +132,14 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("args", REQUESTS, ids=" ".join)
+@pytest.mark.parametrize("args", REQUESTS, ids=lambda args: " ".join(args)[:60])
 def test_server_prints_the_same(run: Run, ask: Run, args: tuple[str, ...]) -> None:
     remote = ask(*args)
     assert remote.exit_code == 0
     assert remote.stdout == run(*args).stdout
 
 
-@pytest.mark.parametrize("args", REQUESTS[1:5], ids=" ".join)
+@pytest.mark.parametrize("args", REQUESTS[1:7], ids=lambda args: " ".join(args)[:60])
 def test_server_gives_the_same_json(run: Run, ask: Run, args: tuple[str, ...]) -> None:
     """Except for rounding, which depends on the batch, and the cached tokens."""
     remote = json.loads(ask(*args, "--json").stdout)

@@ -77,7 +77,7 @@ def site_template(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     for seed, (name, kind) in enumerate(ADAPTERS):
         source = folder.parent / str(seed)
         template = Template(prompt="{text}", chat=kind == "generation")
-        make_artifact(source, tiny, kind, seed=seed, template=template)
+        make_artifact(source, tiny, kind, seed=seed, template=template, max_length=120)
         if not digest:
             from trunkline.bases import describe
 

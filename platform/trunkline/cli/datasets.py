@@ -20,10 +20,12 @@ from trunkline.cli.output import (
 )
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
+from trunkline.data.lengths import lengths_text
 from trunkline.files import output_file
 
 if TYPE_CHECKING:
     from trunkline.contracts import DatasetSpec
+    from trunkline.data.lengths import LengthReport
     from trunkline.data.prepare import DatasetReport
 
 _LABELS = 30
@@ -64,6 +66,7 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
     with working() as listener:
         listener.stage(f"reading {name}")
         report = platform.dataset_report(name)
+        lengths = _lengths(options, report)
     if as_json:
         print_json(
             {
@@ -71,15 +74,37 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
                 "fingerprint": report.prepared.fingerprint,
                 "split_fingerprint": report.prepared.split.fingerprint,
                 **report.prepared.report.to_json(),
+                "lengths": lengths,
                 "label_counts": report.labels,
                 "examples": report.examples,
             }
         )
         return
-    _print_report(report)
+    _print_report(report, lengths)
 
 
-def _print_report(report: DatasetReport) -> None:
+def _lengths(options: GlobalOptions, report: DatasetReport) -> dict[str, LengthReport] | None:
+    """How long the prompts of each recipe are; None if the base is not on this machine."""
+    from trunkline.bases import DEFAULT_BASE, local_tokenizer
+    from trunkline.data.lengths import count_lengths
+    from trunkline.data.prepare import default_recipe
+
+    split = report.prepared.split
+    rows = (*split.train, *split.validation, *split.test)
+    recipes = [
+        recipe
+        for recipe in options.with_plugins.catalog.recipes()
+        if recipe.dataset == report.spec.name
+    ]
+    if (known := local_tokenizer(options.base or DEFAULT_BASE)) is None:
+        return None
+    recipes = recipes or [default_recipe(report.spec)]
+    return {recipe.name: count_lengths(rows, report.spec, recipe, *known) for recipe in recipes}
+
+
+def _print_report(report: DatasetReport, lengths: dict[str, LengthReport] | None) -> None:
+    from trunkline.data.findings import similar_text
+
     spec, rows = report.spec, report.prepared.report
     print_fields(
         [
@@ -96,6 +121,18 @@ def _print_report(report: DatasetReport) -> None:
             ("duplicates", f"{rows.duplicated:,} (same text and target; dropped)"),
             ("label conflicts", f"{rows.label_conflicts:,} (same text, another target; kept)"),
             ("near-duplicates", f"{rows.near_duplicates:,} test rows have one in train"),
+            (
+                "cleaned labels",
+                f"{rows.labels_cleaned:,} rows (white space at the ends)"
+                if rows.labels_cleaned
+                else None,
+            ),
+            ("similar labels", similar_text(rows.similar_labels) or None),
+            ("split", "given by the dataset" if rows.given_split else None),
+            *(
+                (f"prompts of {name}", lengths_text(counted.to_json()))
+                for name, counted in (lengths or {}).items()
+            ),
         ]
     )
     heading("Parts")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.client import Client, Model, open_client
+from trunkline.cli.client import TRUNCATED, Client, Model, open_client
 from trunkline.cli.command import Command, Example
 from trunkline.cli.output import counted, figure, json_option, note, plain, print_json, print_table
 from trunkline.cli.progress import working
@@ -100,6 +100,7 @@ def predict(
             _predict_file(client, client.resolve(ref), rows, out, top)
             return
         answers = client.predict(client.resolve(ref), texts)
+    _note_truncated(sum(answer.truncated for answer in answers))
     if as_json:
         print_json(
             [
@@ -176,9 +177,10 @@ def _predict_file(client: Client, model: Model, rows: TextFile, out: Path | None
     with working("rows") as listener, output as sink:
         client.prepare(listener)
         listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
-        done = 0
+        done = truncated = 0
         for batch in rows.batches():
             for row, answer in zip(batch, _predict_batch(client, model, batch), strict=True):
+                truncated += answer.truncated
                 fields = {"row": row.number, "text": row.text, **_answer_fields(answer, top)}
                 for name in ("digest", "prompt_tokens", "new_tokens", "cached_tokens"):
                     fields.pop(name, None)
@@ -187,8 +189,18 @@ def _predict_file(client: Client, model: Model, rows: TextFile, out: Path | None
             listener.progress(done, rows.rows, {})
     if rows.empty:
         note(f"Skipped {counted(rows.empty, 'row')} without a text.")
+    _note_truncated(truncated)
     if out is not None:
         note(f"{counted(rows.rows, 'answer')} in {out}")
+
+
+def _note_truncated(count: int) -> None:
+    if count:
+        verb = "was" if count == 1 else "were"
+        note(
+            f"{counted(count, 'text')} {verb} longer than max_length of the adapter, and the end "
+            "was cut off, as in training (`truncated` in JSON)."
+        )
 
 
 def _predict_batch(client: Client, model: Model, batch: Sequence[TextRow]) -> list[Answer]:
@@ -260,5 +272,7 @@ def generate(
         print_json({"prompt": prompt, **answer.to_json()})
         return
     click.echo(answer.text)
+    if answer.truncated:
+        note(TRUNCATED)
     if answer.finish == "length":
         note("(truncated; --max-new-tokens raises the limit)")

@@ -150,6 +150,7 @@ class Answer:
         choices: all answers of a generation; text and finish are those of the first.
         prompt_tokens, new_tokens: counts; new tokens of all choices together.
         cached_tokens: tokens of the prompt that came from the prefix cache.
+        truncated: whether the end of the text was cut off, as in training; see ``max_length``.
     """
 
     adapter: str
@@ -158,6 +159,7 @@ class Answer:
     prompt_tokens: int
     new_tokens: int = 0
     cached_tokens: int = 0
+    truncated: bool = False
     label: str | None = None
     probabilities: dict[str, float] | None = None
     value: float | None = None
@@ -180,11 +182,15 @@ class Answer:
         return self.probabilities[self.label]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of this task; ``choices`` if there are several, ``cached_tokens`` if not 0."""
+        """The fields of this task; ``choices`` if there are several.
+
+        ``cached_tokens`` is left out if it is 0, ``truncated`` if it is false.
+        """
         values = {name: getattr(self, name) for name in self.__slots__ if name != "choices"}
         fields = {name: value for name, value in values.items() if value is not None}
-        if not self.cached_tokens:
-            del fields["cached_tokens"]
+        for name in ("cached_tokens", "truncated"):
+            if not fields[name]:
+                del fields[name]
         if len(self.choices) > 1:
             fields["choices"] = [asdict(choice) for choice in self.choices]
         return fields

@@ -214,13 +214,15 @@ def _adapter(model: ResolvedModel) -> str | None:
 
 
 def _head(context: RequestContext, model: ResolvedModel, prefix: str, kind: str) -> dict[str, Any]:
-    return {
+    """The fields of a response and of every chunk; ``truncated`` only if a text was cut."""
+    head = {
         "id": f"{prefix}-{context.id}",
         "object": kind,
         "created": int(time.time()),
         "model": model.name,
         "system_fingerprint": model.digest,
     }
+    return {**head, "truncated": context.truncated} if context.truncated else head
 
 
 def _usage_chunk(head: Chunk, body: GenerationBody) -> Callable[[Sequence[Answer]], list[Chunk]]:

@@ -60,7 +60,12 @@ async def _predict(
     await context.submit(model, texts, engine_requests, body.timeout)
     answers = await context.answers(request.receive)
     data = [
-        {"index": index, **fields(answer), "prompt_tokens": answer.prompt_tokens}
+        {
+            "index": index,
+            **fields(answer),
+            "prompt_tokens": answer.prompt_tokens,
+            "truncated": answer.truncated,
+        }
         for index, answer in enumerate(answers)
     ]
     content = {"object": "list", "model": model.name, "data": data, "usage": usage(answers)}

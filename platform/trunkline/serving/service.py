@@ -257,14 +257,21 @@ class RequestContext:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The response's headers: the request's id and, if resolved, the version and digest."""
+        """The response's headers: the request's id, the version, its digest, and the texts cut."""
         headers = {"x-request-id": self.id}
         if self.model is not None:
             headers |= {
                 "x-trunkline-version": self.model.name,
                 "x-trunkline-digest": self.model.digest,
             }
+        if self.truncated:
+            headers["x-trunkline-truncated"] = ",".join(map(str, self.truncated))
         return headers
+
+    @property
+    def truncated(self) -> list[int]:
+        """Indices of the texts that were cut to the adapter's longest prompt."""
+        return [index for index, handle in enumerate(self._handles) if handle.truncated]
 
     def set_model_name(self, name: str, text: str | None = None) -> None:
         """Record the model that the client names; from now on the request is logged."""
