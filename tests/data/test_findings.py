@@ -47,37 +47,37 @@ def test_sound_rows_give_no_finding() -> None:
     assert examined(things()) == []
 
 
-def test_label_conflicts_are_found_with_their_count() -> None:
+def test_label_conflicts_are_reported_with_their_count() -> None:
     rows = things()
     rows.append(make_row(900, text=rows[0].text, target="odd", group=rows[0].group))
     assert "2 rows have the text of a row with another target; correct" in warning(rows)
 
 
-def test_near_duplicates_across_the_split_are_found() -> None:
+def test_near_duplicates_across_the_split_are_reported() -> None:
     text = "the very same long sentence about goats in the mountains of the north"
     rows = [make_row(n, text=f"{text} {n}") for n in range(30)]
     assert "test rows have a near-duplicate in train" in warning(rows)
 
 
-def test_duplicates_are_found() -> None:
+def test_duplicates_are_reported() -> None:
     rows = things()
     rows.append(replace(rows[0], id="again"))
     assert "1 rows have the text and target of another row" in warning(rows)
 
 
-def test_dropped_rows_are_found_with_their_reasons() -> None:
+def test_dropped_rows_are_reported_with_their_reasons() -> None:
     assert "1 of 31 rows are dropped (empty text 1)" in warning(
         [*things(), make_row(900, text=" ")]
     )
 
 
-def test_labels_with_white_space_at_the_ends_are_found() -> None:
+def test_labels_with_white_space_at_the_ends_are_reported() -> None:
     rows = [replace(row, target=f"{row.target} ") if n < 5 else row
             for n, row in enumerate(things())]  # fmt: skip
     assert "5 rows have a label with white space" in warning(rows)
 
 
-def test_labels_that_differ_in_case_are_found() -> None:
+def test_labels_that_differ_in_case_are_reported() -> None:
     rows = [replace(row, target=row.target.upper()) if n < 12 else row
             for n, row in enumerate(things())]  # fmt: skip
     message = warning(rows)
@@ -85,7 +85,7 @@ def test_labels_that_differ_in_case_are_found() -> None:
     assert "'EVEN' and 'even'" in message
 
 
-def test_texts_that_are_cut_are_found_with_share_and_lengths() -> None:
+def test_texts_that_are_cut_are_reported_with_share_and_lengths() -> None:
     rows = things()
     rows[0] = replace(rows[0], text="goat " * 60)
     message = warning(rows, settings=Settings(max_length=100))
@@ -94,7 +94,7 @@ def test_texts_that_are_cut_are_found_with_share_and_lengths() -> None:
     assert "cut to 100" in message
 
 
-def test_texts_beyond_the_context_are_found_too() -> None:
+def test_texts_beyond_the_context_are_reported_too() -> None:
     rows = things()
     rows[0] = replace(rows[0], text="goat " * 60)
     assert "cut to 256" in warning(rows, settings=Settings(max_length=100_000))

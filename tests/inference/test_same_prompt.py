@@ -139,8 +139,8 @@ def test_conversation_of_several_messages_is_not_cut(
 ) -> None:
     engine = make_engine()
     artifact = sealed(artifacts["generation"], ANSWERS, Template(chat=True), 60)
-    talk = [{"role": "user", "content": "a goat " * 8}, {"role": "assistant", "content": "yes"}]
-    messages = (*talk, talk[0])
+    chat = [{"role": "user", "content": "a goat " * 8}, {"role": "assistant", "content": "yes"}]
+    messages = (*chat, chat[0])
     handle = engine.submit(ResolvedRequest(Request("toy/x", messages=messages), artifact))
 
     assert handle.prompt_tokens > 60

@@ -193,8 +193,10 @@ def _spec_findings(
         yield from _recipe_findings(recipe, rows.get(recipe.dataset, ()), transforms)
     if examine is not None:
         for dataset in contribution.datasets:
-            users = [one for one in contribution.recipes if one.dataset == dataset.name]
-            for user in (users or [None]) if dataset.name in rows else ():
+            recipes: list[RecipeSpec | None] = [
+                one for one in contribution.recipes if one.dataset == dataset.name
+            ]
+            for user in (recipes or [None]) if dataset.name in rows else ():
                 steps = [transforms[name] for name in user.transforms] if user else []
                 yield from examine(dataset, rows[dataset.name], user, steps)
     for loss in contribution.losses:
