@@ -159,15 +159,6 @@ def test_predict_skips_empty_rows_with_the_option(run: Run, rows: Path) -> None:
     assert "Skipped 1 row" in result.stderr
 
 
-def test_predict_names_the_row_that_is_too_long(run: Run, tmp_path: Path) -> None:
-    path, out = tmp_path / "rows.csv", tmp_path / "out"
-    path.write_text("text\nshort\n" + "word " * 300 + "\n")
-    result = run("predict", "toy/animals", "--file", str(path), "--out", str(out))
-    assert result.exit_code == 1
-    assert "Error: Row 2: The text 'word" in result.stderr
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_generate_prints_the_text_alone(run: Run) -> None:
     result = run("generate", "toy/plurals", "two carp", "--max-new-tokens", "3")
     assert result.exit_code == 0

@@ -173,10 +173,10 @@ def test_file_goes_to_the_server_in_parts(run: Run, ask: Run, tmp_path: Path) ->
 
 def test_row_that_the_server_refuses_is_named(ask: Run, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text("text\nshort\n" + "word " * 300 + "\n")
+    path.write_text("text\nshort\n" + "word " * 50_000 + "\n")
     result = ask("predict", "toy/animals", "--file", str(path))
     assert result.exit_code == 1
-    assert "Error: Row 2: The text 'word" in result.stderr
+    assert "Error: Row 2: The request's texts have" in result.stderr
 
 
 @pytest.mark.parametrize(
