@@ -28,6 +28,8 @@ WRONG_USAGE = [
     (("train", "toy/animals", "--set", "max_steps=x"), "must be an integer"),
     (("train", "toy/animals", "--set", "max_steps"), "is not key=value"),
     (("train", "toy/animals", "--set", "r=0"), "can't be 0"),
+    (("train", "toy/animals", "--set", "target_modules=q_prj"), "Did you mean 'q_proj'?"),
+    (("train", "toy/animals", "--set", "layers_to_transform=0,9"), "the base has 3 layers"),
     (("train", "toy/animals", "--resume", "2"), "Run 2 is of toy/prices"),
     (("train", "toy/animals", "--resume", "99"), "There is no run 99"),
     (("train", "toy/animals", "--resume", "1", "--dry-run"), "can't be combined"),

@@ -331,6 +331,7 @@ def _origin(provenance: Provenance) -> list[str]:
             f"- the base that it names: {_code(named_base) if named_base else NOT_PROVIDED}; only "
             "that it fits the base above was verified, not that it was trained on it",
             f"- who trained it, on what: {NOT_PROVIDED}",
+            *(f"- noted at the import: {_escape(note)}" for note in _import_notes(imported)),
         ]
     lines += [
         f"- transferred from another workspace, where it was {_code(transfer.origin)}"
@@ -339,6 +340,11 @@ def _origin(provenance: Provenance) -> list[str]:
         for transfer in provenance.transfers
     ]
     return ["## Origin", *lines, ""] if lines else []
+
+
+def _import_notes(imported: Mapping[str, Any]) -> list[Any]:
+    notes = imported.get("notes")
+    return list(notes) if isinstance(notes, list | tuple) else []
 
 
 # ------------------------------------------------------------------- code for plain PEFT
