@@ -333,6 +333,8 @@ def test_serve_stops_cleanly_on_sigterm(shared: Shared, tmp_path: Path) -> None:
         (("--limit", "request_timout=5"), "Did you mean 'request_timeout'?"),
         (("--limit", "max_inputs=many"), "Give an integer"),
         (("--limit", "drain_seconds=-1"), "can't be -1"),
+        (("--cors-origin", "chat.example.org"), "is not the origin of a web page"),
+        (("--cors-origin", "*"), "trunkline keys create"),
     ],
     ids=lambda value: str(value)[:40],
 )

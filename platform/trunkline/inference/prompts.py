@@ -69,8 +69,7 @@ class RequestValidator:
             prompt = encode_request(
                 request, resolved.name, task, template, self._base.tokenizer, max_length
             )
-        limit = max_new_tokens(request, task)
-        self._check_length(request, len(prompt.ids), limit)
+        limit = self._limit_answer(request, len(prompt.ids), max_new_tokens(request, task))
         return RequestState(
             request=request,
             artifact=artifact,
@@ -98,9 +97,19 @@ class RequestValidator:
             self._tasks[artifact.digest] = entry
         return entry
 
-    def _check_length(self, request: Request, prompt: int, limit: int) -> None:
+    def _limit_answer(self, request: Request, prompt: int, limit: int) -> int:
+        """How many new tokens the answer may have.
+
+        A limit that the request sets is reduced to what the context has room for. The adapter's
+        own limit must fit, so that an answer is not cut unasked.
+
+        Raises:
+            DataError: the prompt is too long, or leaves no room for the answer.
+        """
         context = self._base.info.context
         most = min(context, self._kv_tokens)
+        if request.max_new_tokens is not None and limit:
+            limit = max(1, min(limit, most - prompt))
         if prompt + limit > most:
             limit_name = f"the base's context of {context}" if most == context else (
                 f"the memory for keys and values, {most} tokens"
@@ -111,6 +120,7 @@ class RequestValidator:
                 + f" don't fit {limit_name}.",
                 "Shorten the text or request fewer new tokens." if limit else "Shorten the text.",
             )
+        return limit
 
 
 def encode_request(

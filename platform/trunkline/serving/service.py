@@ -30,6 +30,7 @@ from trunkline.errors import (
     TooLargeError,
     TrunklineError,
     UnavailableError,
+    UsageError,
     one_line,
 )
 from trunkline.inference.prompts import locate_error
@@ -286,6 +287,8 @@ class RequestContext:
         texts: Sequence[str],
         requests: Sequence[EngineRequest],
         timeout: float | None,
+        *,
+        field: str,
     ) -> None:
         """Submit all requests to the engine, or none.
 
@@ -293,20 +296,30 @@ class RequestContext:
             model: answers all of them.
             texts: the texts of all requests together; their size is limited.
             timeout: seconds that the client allows, from the arrival of its request.
+            field: of the body that contains the texts, for errors.
 
         Raises:
             TooLargeError: there are too many texts, or too many characters.
             TrunklineError: the engine refuses one of the requests.
         """
         settings = self.service.settings
-        check_size(texts, settings.max_inputs, settings.max_prompt_chars)
         self._timeout = timeout
         limit = settings.request_timeout
         seconds = limit if timeout is None else min(timeout, limit)
-        await self.service.load(self._submit, model, requests, self._started + seconds)
+        try:
+            check_size(texts, settings.max_inputs, settings.max_prompt_chars)
+            deadline = self._started + seconds
+            await self.service.load(self._submit, model, requests, deadline, field)
+        except (UsageError, DataError, TooLargeError) as error:
+            error.param = error.param or field
+            raise
 
     def _submit(
-        self, model: ResolvedModel, requests: Sequence[EngineRequest], deadline: float
+        self,
+        model: ResolvedModel,
+        requests: Sequence[EngineRequest],
+        deadline: float,
+        field: str,
     ) -> None:
         """Runs in a thread; the request may be cancelled meanwhile."""
         engine = self.service.engine
@@ -317,7 +330,9 @@ class RequestContext:
                 try:
                     self._handles.append(engine.submit(replace(resolved, request=request)))
                 except DataError as error:
-                    raise locate_error(error, index, len(requests)) from None
+                    located = locate_error(error, index, len(requests))
+                    located.param = f"{field}[{index}]" if len(requests) > 1 else field
+                    raise located from None
                 if self._cancelled:
                     break
         except BaseException:
