@@ -8,22 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
+from pydantic import BaseModel, Field, StrictBool
 
-from trunkline.errors import BaseMismatchError, ForbiddenError, NotFoundError, UsageError
+from trunkline.errors import BaseMismatchError, ForbiddenError, NotFoundError
 from trunkline.promotion import GateRefusedError
-from trunkline.refs import check_alias, shown
 from trunkline.registry.actors import key_actor
 from trunkline.serving.admin_schemas import Promotion, Residents, Rollback, ServerState
-from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError, error_body
-from trunkline.serving.fields import StrictModel, invalid
 from trunkline.serving.models import served_models
-from trunkline.serving.schemas import ModelName, Text
+from trunkline.serving.schemas import ModelName
 from trunkline.serving.service import Context, RequestContext
 
 if TYPE_CHECKING:
@@ -41,10 +38,10 @@ async def _require_admin(context: Context) -> None:
         )
 
 
-router = APIRouter(route_class=JsonRoute, prefix="/admin", dependencies=[Depends(_require_admin)])
+router = APIRouter(prefix="/admin", dependencies=[Depends(_require_admin)])
 
 
-class RefBody(StrictModel):
+class RefBody(BaseModel):
     """An adapter, by any ref."""
 
     ref: ModelName
@@ -56,46 +53,19 @@ class PinBody(RefBody):
     pinned: StrictBool = True
 
 
-def _check_alias(text: str) -> str:
-    try:
-        return check_alias(text)
-    except UsageError as error:
-        raise invalid(f"can't be {shown(text)}.", error.hint or "") from None
-
-
-Alias = Annotated[Text, Field(max_length=_MAX_ALIAS_CHARS), AfterValidator(_check_alias)]
-Reason = Annotated[Text, Field(max_length=_MAX_REASON_CHARS)]
-
-
 class PromoteBody(RefBody):
     """Which alias to move; see :meth:`~trunkline.api.Platform.promote`."""
 
-    alias: Alias = "champion"
+    alias: str = Field("champion", max_length=_MAX_ALIAS_CHARS)
     force: StrictBool = False
-    reason: Reason = ""
-
-    @model_validator(mode="after")
-    def _check_reason(self) -> Self:
-        if self.force and not self.reason.strip():
-            raise invalid("is empty: a forced promotion needs one.", "Send it.", field="reason")
-        return self
+    reason: str = Field("", max_length=_MAX_REASON_CHARS)
 
 
 class RollbackBody(RefBody):
     """Which alias to roll back; see :meth:`~trunkline.api.Platform.rollback`."""
 
-    alias: Alias = "champion"
-    reason: Reason = ""
-
-    @field_validator("ref")
-    @classmethod
-    def _check_ref(cls, ref: str) -> str:
-        adapter, at, _ = ref.partition("@")
-        if at:
-            raise invalid(
-                "names a version, but an alias belongs to the adapter.", f"Send {shown(adapter)}."
-            )
-        return ref
+    alias: str = Field("champion", max_length=_MAX_ALIAS_CHARS)
+    reason: str = Field("", max_length=_MAX_REASON_CHARS)
 
 
 @router.get("/state", response_model=ServerState)
@@ -164,13 +134,13 @@ async def rollback(body: RollbackBody, context: Context) -> dict[str, Any]:
 
 
 def _resolve_adapter(context: RequestContext, ref: str) -> ResolvedModel:
-    model = served_models(context).resolve(context.key, ref, field="ref")
+    model = served_models(context).resolve(context.key, ref)
     if model.record is None:
         raise ApiError(
             "'base' is not an adapter; the base always stays in memory.",
             "GET /v1/models lists the adapters.",
             status=404,
-            param="ref",
+            param="model",
             code="model_not_found",
         )
     return model
@@ -182,19 +152,9 @@ def _named(model: ResolvedModel) -> Iterator[None]:
     try:
         yield
     except NotFoundError:
-        error = NotFoundError(f"{model.name} is not in memory.", "Load it with POST /admin/load.")
-        error.param = "ref"
-        raise error from None
-
-
-@contextmanager
-def _alias_named() -> Iterator[None]:
-    """Name the field in errors of a move; the ref is resolved, so they concern the alias."""
-    try:
-        yield
-    except UsageError as error:
-        error.param = error.param or "alias"
-        raise
+        raise NotFoundError(
+            f"{model.name} is not in memory.", "Load it with POST /admin/load."
+        ) from None
 
 
 def _load(context: RequestContext, ref: str) -> dict[str, Any]:
@@ -206,10 +166,9 @@ def _load(context: RequestContext, ref: str) -> dict[str, Any]:
 
 def _promote(context: RequestContext, body: PromoteBody) -> dict[str, Any]:
     _resolve_adapter(context, body.ref)
-    with _alias_named():
-        promotion = context.service.platform.promote(
-            body.ref, body.alias, force=body.force, reason=body.reason, actor=_actor(context)
-        )
+    promotion = context.service.platform.promote(
+        body.ref, body.alias, force=body.force, reason=body.reason, actor=_actor(context)
+    )
     return {
         "ref": str(promotion.version.ref),
         "adapter": promotion.version.ref.adapter,
@@ -225,10 +184,9 @@ def _promote(context: RequestContext, body: PromoteBody) -> dict[str, Any]:
 def _rollback(context: RequestContext, body: RollbackBody) -> dict[str, Any]:
     with suppress(BaseMismatchError):  # the rollback may be the remedy
         _resolve_adapter(context, body.ref)
-    with _alias_named():
-        change = context.service.platform.rollback(
-            body.ref, body.alias, reason=body.reason, actor=_actor(context)
-        )
+    change = context.service.platform.rollback(
+        body.ref, body.alias, reason=body.reason, actor=_actor(context)
+    )
     return {**asdict(change.move), "head": change.head}
 
 

@@ -13,13 +13,12 @@ from fastapi.responses import Response
 from trunkline.errors import DataError
 from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
-from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.models import resolve
 from trunkline.serving.openai import usage
 from trunkline.serving.schemas import PredictBody
 from trunkline.serving.service import Context, RequestContext
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter()
 
 
 @router.post("/v1/classify")
@@ -58,15 +57,10 @@ async def _predict(
     texts = body.texts()
     model = await resolve(context, body.model, task)
     engine_requests = [EngineRequest(model.name, text) for text in texts]
-    await context.submit(model, texts, engine_requests, body.timeout, field="input")
+    await context.submit(model, texts, engine_requests, body.timeout)
     answers = await context.answers(request.receive)
     data = [
-        {
-            "index": index,
-            **fields(answer),
-            "prompt_tokens": answer.prompt_tokens,
-            "truncated": answer.truncated,
-        }
+        {"index": index, **fields(answer), "prompt_tokens": answer.prompt_tokens}
         for index, answer in enumerate(answers)
     ]
     content = {"object": "list", "model": model.name, "data": data, "usage": usage(answers)}
