@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -21,12 +22,69 @@ quick = settings(max_examples=40, deadline=None)
 # ----------------------------------------------------------------------------------- template
 
 
-@pytest.mark.parametrize("prompt", ["", "no placeholder", "{text} and {text}", "{TEXT}", 5, None])
+@pytest.mark.parametrize("prompt", ["", "no placeholder", "{text} and {text}", 5, None])
 def test_template_without_exactly_one_placeholder_is_refused(prompt: Any) -> None:
     with pytest.raises(UsageError, match=r"exactly once") as caught:
         Template(prompt=prompt)
 
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [
+        ("{text} {title}", "{title}"),
+        ("{TEXT}", "{TEXT}"),
+        ("{text} {}", "{}"),
+        ("{0} {text}", "{0}"),
+        ("{ text }", "{ text }"),
+        ("{text!r}", "{text!r}"),
+        ("{text:>10}", "{text:>10}"),
+        ("{text.title}", "{text.title}"),
+        ("{text[0]}", "{text[0]}"),
+    ],
+)
+def test_template_names_a_field_that_it_does_not_know(prompt: str, field: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown field {re.escape(field)}\\.") as caught:
+        Template(prompt=prompt)
+
+    assert "{{ and }}" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["{text} {", "} {text}", "{text", '{"label": "{text}"}', "{{text}"]
+)
+def test_template_with_a_single_brace_says_how_to_write_one(prompt: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Template(prompt=prompt)
+
+    assert "{{ and }}" in (caught.value.hint or "")
+
+
+@quick
+@given(before=st.text(), after=st.text(), text=st.text())
+def test_doubled_braces_are_literal(before: str, after: str, text: str) -> None:
+    def doubled(literal: str) -> str:
+        return literal.replace("{", "{{").replace("}", "}}")
+
+    template = Template(
+        prompt=f"{doubled(before)}{{text}}{doubled(after)}",
+        clean=(),
+        chat=True,
+        system=doubled(after),
+    )
+
+    assert (template.prefix, template.suffix) == (before, after)
+    assert template.filled(text) == f"{before}{text}{after}"
+    assert template.system_message == after
+
+
+@pytest.mark.parametrize("system", ["About {text}.", "You know {title}.", 'As JSON: {"a": 1}', "{"])
+def test_field_in_a_system_message_is_refused(system: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Template(chat=True, system=system)
+
+    assert "{{ and }}" in (caught.value.hint or "")
 
 
 def test_template_refuses_an_unknown_cleaning_step() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trunkline.errors import UsageError
-from trunkline.refs import Ref, check_alias, check_digest, check_domain, check_name
+from trunkline.refs import Ref, check_alias, check_digest, check_domain, check_name, valid_name
 
 HEX = "0123456789abcdef" * 4
 
@@ -164,3 +164,36 @@ def test_checks_return_valid_text() -> None:
     assert check_name("icd10-chapter") == "icd10-chapter"
     assert check_alias("vnext") == "vnext"
     assert check_digest(f"sha256:{HEX}") == f"sha256:{HEX}"
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ("Text2SQL_v1.0", "text2sql-v1-0"),
+        ("  Größe—M ", "groe-m"),
+        ("7b", "adapter-7b"),
+        ("a" * 70, "a" * 64),
+        ("приём", ""),
+        ("", ""),
+    ],
+)
+def test_closest_valid_name_keeps_letters_and_digits(text: str, valid: str) -> None:
+    assert valid_name(text) == valid
+
+
+@given(st.text(max_size=90))
+def test_closest_valid_name_is_valid(text: str) -> None:
+    name = valid_name(text)
+    assert name == "" or check_name(name) == name
+
+
+def test_refusal_of_a_name_suggests_one_that_would_do() -> None:
+    with pytest.raises(UsageError) as caught:
+        Ref.parse("retail/Text2SQL_v1.0")
+    assert "'text2sql-v1-0' would do" in str(caught.value.hint)
+
+
+def test_reserved_alias_is_not_suggested() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_alias("V2")
+    assert "would do" not in str(caught.value.hint)

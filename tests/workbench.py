@@ -241,6 +241,7 @@ def make_artifact(
     seed: int = 0,
     template: Template | None = None,
     base_digest: str | None = None,
+    max_length: int | None = None,
     **lora: Any,
 ) -> Any:
     """Save a random adapter with PEFT, seal it, and return PEFT's own model.
@@ -251,6 +252,7 @@ def make_artifact(
         kind: kind of the task.
         seed: seed of the matrices A and B.
         template: template of the prompt.
+        max_length: the longest prompt with answer, in tokens.
         base_digest: by default that of ``base``.
         lora: fields of ``LoraConfig``.
     """
@@ -279,6 +281,7 @@ def make_artifact(
         base={"name": base.name, "digest": base_digest or describe(str(base)).digest},
         task=task_json(kind),
         template=template or Template(),
+        max_length=max_length,
         data={"dataset": "toy/animals", "fingerprint": "f", "split": "s"},
     )
     return peft_model

@@ -412,7 +412,7 @@ class Platform:
         """Publish an adapter that PEFT saved elsewhere as the next version of ``name``.
 
         Args:
-            source: a plain PEFT folder, or ``hf:<repo>[@revision]``.
+            source: a plain PEFT folder, or ``hf:<repo>[/subfolder][@revision]``.
             name: ``domain/name``.
             base: the base that it was trained on; by default this platform's.
             actor: recorded as the importer; by default the system's user.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from string import Formatter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -74,6 +76,9 @@ class Row:
         stratum: the split leaves at least one group of each stratum in train; by default the
             label, for classification.
         slices: name → value for the slices that the dataset declares (``{"country": "DE"}``).
+        split: the part that the row belongs to in an official split: ``train``, ``validation`` or
+            ``test``. All rows have one, or none has; a group lies in one part. Without validation
+            rows, groups of train are taken.
     """
 
     id: str
@@ -82,6 +87,7 @@ class Row:
     group: str
     stratum: str | None = None
     slices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    split: str | None = None
 
 
 @checks_field_names
@@ -296,8 +302,11 @@ class TaskSpec:
 class Template:
     """How a text becomes a prompt; stored in the artifact, so that inference uses the same one.
 
+    A brace that is not part of ``{text}`` is written twice, as in Python's ``str.format``:
+    ``{{"label": {text}}}``. Where a prompt is too long, the text is cut, never the template.
+
     Attributes:
-        prompt: contains ``{text}`` exactly once.
+        prompt: contains ``{text}`` exactly once, and no other field.
         clean: steps applied to the text first: ``strip`` the ends, ``squeeze`` white space,
             ``lowercase``.
         chat: wrap the prompt as a user message in the base's chat template.
@@ -310,7 +319,7 @@ class Template:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str) or self.prompt.count("{text}") != 1:
+        if not isinstance(self.prompt, str) or len(_literals(self.prompt, "template")) != 2:
             raise UsageError(
                 f"The template {self.prompt!r} does not contain {{text}} exactly once.",
                 "Write for example 'Diagnosis: {text}'.",
@@ -328,6 +337,11 @@ class Template:
                 )
         if self.system is not None and not self.chat:
             raise UsageError("A template has a system message but chat is off.", "Set chat=True.")
+        if self.system is not None and len(_literals(self.system, "system message")) != 1:
+            raise UsageError(
+                f"The system message {self.system!r} contains {{text}}.",
+                f"Put {{text}} into the prompt. {_BRACES}",
+            )
 
     def cleaned(self, text: str) -> str:
         """The text after the cleaning steps, in order."""
@@ -340,10 +354,54 @@ class Template:
                 text = text.lower()
         return text
 
+    @property
+    def prefix(self) -> str:
+        """The prompt before the text."""
+        return _literals(self.prompt, "template")[0]
+
+    @property
+    def suffix(self) -> str:
+        """The prompt after the text."""
+        return _literals(self.prompt, "template")[1]
+
+    @property
+    def system_message(self) -> str | None:
+        """The system message as the model reads it."""
+        return None if self.system is None else _literals(self.system, "system message")[0]
+
     def filled(self, text: str) -> str:
         """The prompt with the cleaned text inserted."""
-        before, after = self.prompt.split("{text}")
-        return f"{before}{self.cleaned(text)}{after}"
+        return f"{self.prefix}{self.cleaned(text)}{self.suffix}"
+
+
+_BRACES = "Write {{ and }} for literal braces."
+
+
+@lru_cache(maxsize=256)
+def _literals(template: str, subject: str) -> tuple[str, ...]:
+    """The literal texts before, between and after the fields ``{text}`` of a template.
+
+    Raises:
+        UsageError: a brace is not paired, or there is a field other than ``{text}``.
+    """
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError:
+        raise UsageError(f"The {subject} {template!r} has a single brace.", _BRACES) from None
+    literals, current = [], ""
+    for literal, name, spec, conversion in parts:
+        current += literal
+        if name is None:
+            continue
+        if name != "text" or spec or conversion:
+            field_text = name + (f"!{conversion}" if conversion else "") + (f":{spec}" * bool(spec))
+            raise UsageError(
+                f"The {subject} {template!r} has the unknown field {{{field_text}}}.",
+                f"The only field is {{text}}. {_BRACES}",
+            )
+        literals.append(current)
+        current = ""
+    return (*literals, current)
 
 
 @checks_field_names

@@ -22,11 +22,13 @@ class TrunklineError(Exception):
         code: identifies the kind of error to HTTP clients; None where the status is enough.
             Clients compare it, so it never changes. A subclass without a code of its own inherits
             its parent's.
+        param: the field of an HTTP request that caused the error, if a client sent one.
     """
 
     exit_code = 1
     http_status = 500
     code: str | None = None
+    param: str | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)

@@ -6,6 +6,7 @@ Every name from outside is checked here before it becomes a path or a query.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from trunkline.errors import UsageError
@@ -95,17 +96,17 @@ class Ref:
 
 def check_domain(text: str) -> str:
     """Return ``text`` if it is a valid domain; else raise :class:`UsageError`."""
-    return _checked(_DOMAIN, text, "domain", "at most 40", "medical")
+    return _checked(_DOMAIN, text, "domain", 40, "medical")
 
 
 def check_name(text: str) -> str:
     """Return ``text`` if it is a valid adapter name within a domain; else raise UsageError."""
-    return _checked(_NAME, text, "adapter name", "at most 64", "icd10-chapter")
+    return _checked(_NAME, text, "adapter name", 64, "icd10-chapter")
 
 
 def check_alias(text: str) -> str:
     """Return ``text`` if it is a valid alias; else raise :class:`UsageError`."""
-    _checked(_ALIAS, text, "alias", "at most 40", "champion")
+    _checked(_ALIAS, text, "alias", 40, "champion")
     if _RESERVED_ALIAS.fullmatch(text):
         raise UsageError(
             f"{shown(text)} is reserved and can't be an alias.",
@@ -113,6 +114,29 @@ def check_alias(text: str) -> str:
             "'champion' is set. Choose an alias such as 'champion'.",
         )
     return text
+
+
+def valid_name(text: str, prefix: str = "adapter", length: int = 64) -> str:
+    """The closest valid name to a text, such as ``text2sql-v1-0`` for ``Text2SQL_v1.0``.
+
+    Letters lose their accents and their case, letters of other alphabets are left out, and
+    everything else becomes a hyphen. Empty if nothing is left.
+
+    Args:
+        text: any text.
+        prefix: is put before a name that does not begin with a letter.
+        length: the most characters.
+    """
+    plain = unicodedata.normalize("NFKD", text).lower()
+    kept = [
+        char
+        for char in plain
+        if char.isascii() or not (char.isalnum() or unicodedata.combining(char))
+    ]
+    name = re.sub(r"[^a-z0-9]+", "-", "".join(kept)).strip("-")
+    if name and not name[0].isalpha():
+        name = f"{prefix}-{name}"
+    return name[:length].rstrip("-")
 
 
 def check_digest(text: str) -> str:
@@ -148,10 +172,14 @@ def _check_selector(text: str) -> None:
     )
 
 
-def _checked(pattern: re.Pattern[str], text: str, kind: str, most: str, example: str) -> str:
+def _checked(pattern: re.Pattern[str], text: str, kind: str, most: int, example: str) -> str:
     if not isinstance(text, str) or not pattern.fullmatch(text):
+        valid = valid_name(text, kind.split()[0], most) if isinstance(text, str) else ""
+        if kind == "alias" and _RESERVED_ALIAS.fullmatch(valid):
+            valid = ""
+        would_do = f"; {valid!r} would do" if valid else f", for example {example!r}"
         raise UsageError(
             f"{shown(text)} is not a valid {kind}.",
-            f"Use a-z, 0-9 and '-', a letter first, {most} characters, for example {example!r}.",
+            f"Use a-z, 0-9 and '-', a letter first, at most {most} characters{would_do}.",
         )
     return text

@@ -197,7 +197,9 @@ class Settings:
     layers_to_transform: str = _setting(
         "", "layers to adapt: numbers with commas ('0,1,2') or 'top-10'; empty: all"
     )
-    max_length: int = _setting(128, "longest prompt with answer, in tokens", least=4)
+    max_length: int = _setting(
+        128, "longest prompt with answer, in tokens; a longer text is cut", least=4
+    )
     evals_per_epoch: int = _setting(2, "validations in an epoch", least=1, most=100)
     early_stopping_patience: int = _setting(
         4, "stop after this many validations without improvement; 0: never", least=0

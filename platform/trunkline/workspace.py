@@ -94,7 +94,7 @@ class Configuration:
         """
         path = root / CONFIGURATION_FILE
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             if path.is_symlink():
                 raise UsageError(

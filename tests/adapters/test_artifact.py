@@ -365,6 +365,14 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "unknown cleaning": lambda m: m["template"].update(clean=["rot13"]),
     "chat as text": lambda m: m["template"].update(chat="no"),
     "template with more": lambda m: m["template"].update(code="evil"),
+    "no limit": lambda m: m.pop("max_length"),
+    "limit as text": lambda m: m.update(max_length="128"),
+    "limit is true": lambda m: m.update(max_length=True),
+    "limit of zero": lambda m: m.update(max_length=0),
+    "limit without room": lambda m: m.update(
+        max_length=8, task={"kind": "generation", "max_new_tokens": 8}
+    ),
+    "unknown field in the template": lambda m: m["template"].update(prompt="{text} {title}"),
     "digest of the weights": lambda m: m.update(weights="0" * 63),
     "digest is a number": lambda m: m.update(weights=5),
 }
@@ -429,11 +437,12 @@ def test_digest_does_not_depend_on_card_and_provenance(artifact: Path) -> None:
     [
         {"template": Template(prompt="Animal: {text}")},
         {"template": Template(clean=("lowercase",))},
+        {"max_length": 128},
         {"task": {"kind": "classification", "labels": ["fish", "bird", "mammal"]}},
         {"base": {"name": "tiny", "digest": "e" * 64}},
         {"data": {"dataset": "toy/animals", "fingerprint": "g", "split": "s"}},
     ],
-    ids=["prompt", "cleaning", "labels", "base", "data"],
+    ids=["prompt", "cleaning", "max_length", "labels", "base", "data"],
 )
 def test_digest_changes_with(artifact: Path, changes: dict[str, Any]) -> None:
     assert resealed(artifact) != resealed(artifact, **changes)

@@ -12,7 +12,7 @@ import pytest
 
 from trunkline.adapters.hub import fetch_adapter
 from trunkline.api import Platform, open
-from trunkline.errors import IntegrityError, TrunklineError, UsageError
+from trunkline.errors import IntegrityError, NotFoundError, TrunklineError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -48,8 +48,10 @@ def own(tmp_path: Path, tiny: Path) -> Iterator[Platform]:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "hf:", "acme/kinds", "hf:a/b/c", "hf:../x", "hf:a/../b", "hf:a/b@", "hf:a b", "hf:a/b@x y",
-     "hf:/etc/passwd", "hf:a\\b", "hf:a/b@..", "hf:a/b\0", "hf:%2e%2e/x", "hf:" + "a" * 300,
+    ["", "hf:", "acme/kinds", "hf:a/b/", "hf:a//b", "hf:a/b/../c",
+     "hf:a/b//c", "hf:a/b/c d", "hf:a/b/.git", "hf:../x", "hf:a/../b", "hf:a/b@", "hf:a b",
+     "hf:a/b@x y", "hf:/etc/passwd", "hf:a\\b", "hf:a/b@..", "hf:a/b\0", "hf:%2e%2e/x",
+     "hf:" + "a" * 300,
      "hf:t\u043ey/x", "HF:a/b", "hf:a/b\n"],
 )  # fmt: skip
 def test_malformed_name_is_a_usage_error(name: str) -> None:
@@ -60,6 +62,65 @@ def test_malformed_name_is_a_usage_error(name: str) -> None:
 def test_cached_repository_is_used(hub: Path) -> None:
     adapter = fetch_adapter("hf:acme/kinds")
     assert (adapter.repo, adapter.commit, adapter.folder) == ("acme/kinds", COMMIT, hub)
+
+
+@pytest.fixture
+def nested(hub: Path) -> Path:
+    """The same snapshot with its files in two subfolders."""
+    for name in ("checkpoint-1000", "checkpoint-500", "runs/last"):
+        (hub / name).mkdir(parents=True)
+        for path in (hub.parents[1] / "blobs").iterdir():
+            (hub / name / path.name).symlink_to(path)
+    for path in hub.iterdir():
+        if path.is_symlink():
+            path.unlink()
+    return hub
+
+
+@pytest.mark.parametrize("subfolder", ["checkpoint-1000", "runs/last"])
+def test_subfolder_of_a_repository_becomes_a_version(
+    nested: Path, own: Platform, subfolder: str
+) -> None:
+    imported = own.import_adapter(f"hf:acme/kinds/{subfolder}", "toy/kinds")
+    folder = own.store.fetch(imported.version).folder
+    origin = json.loads((folder / "provenance.json").read_text())["imported"]
+    assert (origin["source"], origin["revision"]) == (f"hf:acme/kinds/{subfolder}", COMMIT)
+
+
+def test_subfolder_of_a_revision_is_used(nested: Path) -> None:
+    adapter = fetch_adapter(f"hf:acme/kinds/checkpoint-500@{COMMIT}")
+    assert (adapter.subfolder, adapter.folder) == ("checkpoint-500", nested / "checkpoint-500")
+
+
+@pytest.mark.parametrize("name", ["hf:acme/kinds", "hf:acme/kinds/checkpoint-7"])
+def test_repository_without_an_adapter_there_names_its_folders(nested: Path, name: str) -> None:
+    with pytest.raises(
+        NotFoundError, match="adapters are in 'checkpoint-500', 'checkpoint-1000'"
+    ) as caught:
+        fetch_adapter(name)
+    assert "hf:acme/kinds/runs/last" in str(caught.value.hint)
+
+
+def test_repository_without_any_adapter_says_so(hub: Path) -> None:
+    (hub / "adapter_config.json").unlink()
+    with pytest.raises(NotFoundError, match="so it is not a PEFT adapter"):
+        fetch_adapter("hf:acme/kinds")
+
+
+def test_folders_and_pickles_are_looked_up_on_the_hub(
+    monkeypatch: pytest.MonkeyPatch, hub: Path
+) -> None:
+    """The hub's list of files is used where there is a network; it is replaced here."""
+    import huggingface_hub
+
+    files = ["README.md", "adapter_config.json", "adapter_model.bin", "b/adapter_config.json"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision: files)
+    (hub / "adapter_model.safetensors").unlink()
+    with pytest.raises(IntegrityError, match=r"as a pickle \(adapter_model\.bin\)"):
+        fetch_adapter("hf:acme/kinds")
+    (hub / "adapter_config.json").unlink()
+    with pytest.raises(NotFoundError, match="adapters are in 'b'"):
+        fetch_adapter("hf:acme/kinds")
 
 
 def test_cached_revision_is_used(hub: Path) -> None:
@@ -73,7 +134,7 @@ def test_missing_repository_without_a_network_names_the_revision(hub: Path, name
     assert "copy the adapter's folder" in str(caught.value.hint)
 
 
-def test_only_configuration_and_weights_are_fetched(
+def test_only_configuration_weights_and_tokenizer_are_fetched(
     monkeypatch: pytest.MonkeyPatch, hub: Path
 ) -> None:
     import huggingface_hub
@@ -86,7 +147,10 @@ def test_only_configuration_and_weights_are_fetched(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     fetch_adapter("hf:acme/kinds")
-    assert requested["allow_patterns"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert requested["allow_patterns"] == [
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json",
+        "tokenizer.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    ]  # fmt: skip
 
 
 def test_repository_becomes_a_version(hub: Path, own: Platform) -> None:

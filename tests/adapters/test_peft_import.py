@@ -32,7 +32,9 @@ from peft_folders import (
 from tiny_base import HIDDEN
 from trunkline.adapters.config import check_config, check_tensors
 from trunkline.adapters.module_tree import ModuleTree, read_module_tree
-from trunkline.adapters.peft_import import check_fits_base, explicit_config, read_peft_folder
+from trunkline.adapters.peft_folder import read_peft_folder
+from trunkline.adapters.peft_import import explicit_config
+from trunkline.adapters.peft_targets import check_fits_base
 from trunkline.adapters.store import AdapterStore
 from trunkline.errors import (
     IntegrityError,
@@ -164,7 +166,7 @@ def test_targets_match_exactly_the_adapted_modules(
            "target_modules": ".*"}  # fmt: skip
     (tmp_path / CONFIG).write_text(json.dumps(raw))
     peft_folder = read_peft_folder(tmp_path)
-    config = explicit_config(peft_folder, tree)
+    config = explicit_config(peft_folder, tree, [])
     lora = check_config(config, tmp_path / CONFIG)
     check_tensors(peft_folder.tensors, lora, {"kind": "generation"}, tmp_path / WEIGHTS)
     check_fits_base(peft_folder, lora, tree)
@@ -236,8 +238,7 @@ def test_symbolic_links_of_a_download_cache_are_followed(
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"use_dora": True}, "uses DoRA, which is more than the product of two matrices"),
-    "biases": ({"bias": "all"}, "also trains the base's biases"),
-    "biases of lora": ({"bias": "lora_only"}, "also trains the base's biases"),
+    "unknown biases": ({"bias": "most"}, "bias = 'most'"),
     "lora bias": ({"lora_bias": True}, "adds a bias"),
     "pissa": ({"init_lora_weights": "pissa"}, "taken out of the base"),
     "pissa niter": ({"init_lora_weights": "pissa_niter_4"}, "taken out of the base"),
@@ -249,14 +250,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "embeddings saved": ({"modules_to_save": ["embed_tokens"]}, "full copies of trained modules"),
     "output layer saved": ({"modules_to_save": ["lm_head"]}, "full copies of trained modules"),
     "rank pattern": ({"rank_pattern": {"q_proj": 8}}, "another rank"),
-    "alpha pattern": ({"alpha_pattern": {"q_proj": 8}}, "another alpha"),
+    "alpha pattern": ({"alpha_pattern": {"q_proj": 16}}, "another alpha"),
     "replicated layers": ({"layer_replication": [[0, 2], [1, 3]]}, "repeats layers"),
     "megatron": ({"megatron_config": {"a": 1}}, "Megatron"),
     "tokens": ({"trainable_token_indices": [1]}, "embeddings of some tokens"),
     "parameters": ({"target_parameters": ["weight"]}, "bare parameters"),
     "arrow": ({"arrow_config": {"top_k": 1}}, "Arrow"),
     "activated": ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
-    "tied weights": ({"ensure_weight_tying": True}, "ensure_weight_tying"),
     "unknown key": ({"use_something_new": True}, "'use_something_new' = True"),
     "code": ({"auto_map": {"AutoConfig": "evil.Config"}}, "custom code"),
     "another method": ({"peft_type": "IA3", "feedforward_modules": ["x"]}, "was not made by LoRA"),
@@ -302,10 +302,19 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "A alone": (lambda t: t.pop(f"{Q0}.lora_B.weight"), "without its lora_B"),
     "B alone": (lambda t: t.pop(f"{Q0}.lora_A.weight"), "without its lora_A"),
     "nothing": (lambda t: t.clear(), "no LoRA matrices"),
-    "unknown": (put(f"{Q0}.lora_diag", 4), "unknown tensor"),
+    "unknown": (put(f"{Q0}.lora_other", 4), "unknown tensor"),
+    "names in memory": (rename("lora_A.weight", "lora_A.default.weight"), "a model in memory"),
+    "names of another tool": (
+        lambda t: [rename(f"lora_{old}.weight", f"lora_{new}.weight")(t)
+                   for old, new in (("A", "down"), ("B", "up"))],
+        "another tool",
+    ),
+    "names of torch.compile": (rename(PREFIX, f"{PREFIX}_orig_mod."), "the name of a wrapper"),
+    "names of another class": (rename("model.layers", "language_model.layers"),
+                               "it has 'model.layers.0.self_attn.q_proj'"),
     "no prefix": (rename(PREFIX, ""), "not a name that PEFT uses"),
     "module of no base": (rename("q_proj", "query"), "this base does not have"),
-    "layer of a larger base": (rename("layers.2.", "layers.7."), "this base does not have"),
+    "layer of a larger base": (rename("layers.2.", "layers.7."), "it has 3 layers (0 to 2)"),
     "output layer adapted": (rename("model.layers.0.self_attn.q_proj", "lm_head"),
                              "not a linear layer below the head"),
     "module that is no layer": (rename("layers.0.self_attn.q_proj", "layers.0.self_attn"),
@@ -330,7 +339,7 @@ def test_unsupported_tensors_are_refused(
 HEADS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "bias": (put(f"{PREFIX}score.bias", 3), "has a head with a bias"),
     "two layers": (put(f"{PREFIX}classifier.dense.weight", 32, 32), "with several layers"),
-    "none": (lambda t: t.pop(f"{PREFIX}score.weight"), "0 heads"),
+    "none": (lambda t: t.pop(f"{PREFIX}score.weight"), "needs modules_to_save=['score']"),
     "another name": (rename("score", "classifier"), "is called 'score'"),
     "two heads": (put(f"{PREFIX}classifier.weight", 3, 32), "head"),
     "wide": (put(f"{PREFIX}score.weight", 3, 64), "has 32 hidden units"),
@@ -378,3 +387,136 @@ def test_full_disk_raises_a_registry_error(
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(RegistryError, match="No space left"):
         import_folder(folder)
+
+
+def test_lora_on_the_head_without_the_head_names_what_peft_needs(
+    refused: Callable[..., str], headed: Path
+) -> None:
+    def adapt_head(tensors: dict[str, Any]) -> None:
+        import torch
+
+        del tensors[f"{PREFIX}score.weight"]
+        tensors[f"{PREFIX}score.lora_A.weight"] = torch.ones(4, HIDDEN)
+        tensors[f"{PREFIX}score.lora_B.weight"] = torch.ones(3, 4)
+
+    change_tensors(headed, adapt_head)
+    message = refused(headed)
+    assert "adapts the head 'score' with LoRA, but the head was not saved" in message
+    assert "modules_to_save=['score']" in message
+
+
+NOTED: dict[str, tuple[dict[str, Any], str]] = {
+    "target that the base lacks": (
+        {"target_modules": ["q_proj", "v_proj", "c_attn"]},
+        "target_modules names 'c_attn', which this base does not have",
+    ),
+    "exclusion that matches nothing": (
+        {"exclude_modules": ["vision_tower"]},
+        "exclude_modules names 'vision_tower', which this base does not have",
+    ),
+    "layers beyond the base": (
+        {"layers_to_transform": [0, 1, 2, 3, 40]},
+        "layers_to_transform names 3, 40, but this base has 3 layers (0 to 2)",
+    ),
+    "negative layer": (
+        {"layers_to_transform": [-1, 0, 1, 2]},
+        "layers_to_transform names -1, but",
+    ),
+    "pattern": ({"target_modules": ".*[qv]_proj"}, "target_modules is a pattern"),
+}
+
+
+@pytest.mark.parametrize("what", NOTED)
+def test_setting_that_is_taken_but_not_used_is_noted_and_recorded(
+    import_folder: ImportFolder, store: AdapterStore, folder: Path, what: str
+) -> None:
+    changes, note = NOTED[what]
+    change_config(folder, **changes)
+    imported = import_folder(folder)
+    assert any(note in sentence for sentence in imported.notes)
+    published = fetched(store, imported)
+    assert published.lora.targets == ("q_proj", "v_proj")
+    recorded = json.loads((published.folder / "provenance.json").read_text())["imported"]
+    assert any(note in sentence for sentence in recorded["notes"])
+
+
+UNTARGETED: dict[str, tuple[dict[str, Any], str]] = {
+    "excluded": ({"exclude_modules": ["q_proj"]}, "(exclude_modules)"),
+    "in other layers": ({"layers_to_transform": 1}, "(layers_to_transform)"),
+    "layers as text": ({"layers_to_transform": ["0"]}, "layers_to_transform = ['0']"),
+    "excluded by a number": ({"exclude_modules": 3}, "exclude_modules = 3"),
+    "a layer itself": ({"target_modules": ["q_proj", "v_proj", "mlp"]}, "of 'model.layers.0.mlp'"),
+    "output layer": ({"target_modules": ["q_proj", "v_proj", "lm_head"]}, "of 'lm_head'"),
+}
+
+
+@pytest.mark.parametrize("what", UNTARGETED)
+def test_tensors_that_contradict_the_targets_are_refused_with_the_setting(
+    refused: Callable[..., str], folder: Path, what: str
+) -> None:
+    changes, reason = UNTARGETED[what]
+    change_config(folder, **changes)
+    assert reason in refused(folder)
+
+
+def test_full_name_is_a_target_in_any_layer(
+    import_folder: ImportFolder, store: AdapterStore, folder: Path
+) -> None:
+    """As in PEFT, which compares the layers only with ends of names."""
+    name = "model.layers.0.self_attn.q_proj"
+    change_config(folder, target_modules=[name, "v_proj"], layers_to_transform=[1])
+    change_tensors(
+        folder,
+        lambda tensors: [
+            tensors.pop(one)
+            for one in list(tensors)
+            if name not in one and "layers.1.self_attn.v_proj" not in one
+        ],
+    )
+    assert import_folder(folder).modules == 2
+
+
+def zero(*parts: str) -> Callable[[dict[str, Any]], Any]:
+    def zero(tensors: dict[str, Any]) -> None:
+        for name in tensors:
+            if any(part in name for part in parts):
+                tensors[name].zero_()
+
+    return zero
+
+
+@pytest.mark.parametrize("parts", [("lora_B",), ("lora_A",), ("lora_A", "lora_B")])
+def test_adapter_that_changes_nothing_is_noted_and_recorded(
+    import_folder: ImportFolder, store: AdapterStore, folder: Path, parts: tuple[str, ...]
+) -> None:
+    change_tensors(folder, zero(*parts))
+    imported = import_folder(folder)
+    assert any("changes nothing: every product" in sentence for sentence in imported.notes)
+    card = (fetched(store, imported).folder / "README.md").read_text()
+    assert "noted at the import: The adapter changes nothing" in card
+
+
+def test_product_of_matrices_that_share_no_rank_is_zero(
+    import_folder: ImportFolder, folder: Path
+) -> None:
+    def alternate(tensors: dict[str, Any]) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith("lora_A.weight"):
+                tensor[::2] = 0
+            else:
+                tensor[:, 1::2] = 0
+
+    change_tensors(folder, alternate)
+    assert any("changes nothing" in sentence for sentence in import_folder(folder).notes)
+
+
+def test_some_pairs_without_an_effect_are_counted(
+    import_folder: ImportFolder, folder: Path
+) -> None:
+    change_tensors(folder, zero("v_proj.lora_B"))
+    assert any("3 of 6 adapted modules" in sentence for sentence in import_folder(folder).notes)
+
+
+def test_head_of_zeros_is_noted(import_folder: ImportFolder, headed: Path) -> None:
+    change_tensors(headed, zero("score"))
+    assert any("The head is zero" in sentence for sentence in import_folder(headed).notes)

@@ -87,7 +87,7 @@ def test_import_json_parses(bring: Import) -> None:
     data = json.loads(bring("--json").stdout)
     assert data["adapter"] == "toy/kinds@1"
     assert data["run"] is None
-    assert len(data["notes"]) == 2
+    assert len(data["notes"]) == 3
 
 
 def test_imported_version_is_shown_as_verified(bring: Import, workspace: Path) -> None:
@@ -152,39 +152,39 @@ def test_labels_come_from_a_file(bring: Import, tmp_path: Path) -> None:
     assert "classification: cat, wild, dog" in result.stdout
 
 
-def test_byte_order_mark_is_no_part_of_a_label(
-    bring: Import, workspace: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "labels.txt").write_bytes("\ufeffcase report\r\nréview\r\n".encode())
-    result = bring("--labels-file", str(tmp_path / "labels.txt"))
-    assert result.exit_code == 0
-    manifest = json.loads((workspace / "adapters/toy/kinds/1/trunkline.json").read_text())
-    assert manifest["task"]["labels"] == ["case report", "réview"]
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "labels.txt is empty"),
-        (b"cat\n\ndog\n", "Line 2 of labels.txt is empty"),
-        (b"cat\nd\xf6g\n", "iconv -f cp1252 -t utf-8"),
-    ],
-)
-def test_labels_file_that_is_not_clear_is_refused(
-    bring: Import, tmp_path: Path, data: bytes, message: str
-) -> None:
-    (tmp_path / "labels.txt").write_bytes(data)
-    result = bring("--labels-file", str(tmp_path / "labels.txt"))
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert message in result.stderr
-
-
 def test_template_and_cleaning_stand_in_the_artifact(bring: Import, workspace: Path) -> None:
     bring("--template", "Kind: {text}", "--chat", "--clean", "strip,squeeze")
     manifest = json.loads((workspace / "adapters/toy/kinds/1/trunkline.json").read_text())
     assert manifest["template"] == {
         "prompt": "Kind: {text}", "chat": True, "clean": ["strip", "squeeze"], "system": None,
     }  # fmt: skip
+
+
+def stored_template(workspace: Path) -> dict[str, object]:
+    manifest = json.loads((workspace / "adapters/toy/kinds/1/trunkline.json").read_text())
+    return dict(manifest["template"])
+
+
+def test_system_message_is_stored_in_the_artifact(bring: Import, workspace: Path) -> None:
+    bring("--chat", "--system", r"You sort\nanimals.")
+    assert stored_template(workspace)["system"] == "You sort\nanimals."
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (r"Animal: {text}\nKind:", "Animal: {text}\nKind:"),
+        (r"\n\n{text}", "\n\n{text}"),
+        ("Animal: {text}\nKind:", "Animal: {text}\nKind:"),
+        (r"C:\\new {text}", r"C:\new {text}"),
+        (r"\theta {text} \t", r"\theta {text} \t"),
+    ],
+)
+def test_backslash_n_in_a_template_is_a_line_break(
+    bring: Import, workspace: Path, given: str, stored: str
+) -> None:
+    bring("--template", given)
+    assert stored_template(workspace)["prompt"] == stored
 
 
 def test_base_before_the_command_is_taken(elsewhere: Path, base: Path, workspace: Path) -> None:
@@ -202,6 +202,11 @@ WRONG_USAGE = [
     (("--clean", "polish"), "'polish' is not a cleaning step"),
     (("--task", "generation"), "which is not for generation"),
     (("--base", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
+    (("--system", "Sort."), "--system is for chat prompts only"),
+    (("--name", "toy/Text2SQL_v1.0"), "'text2sql-v1-0' would do"),
+    (("--name", "Text2SQL_v1.0"), "--name DOMAIN/text2sql-v1-0"),
+    (("--name", "My Org/kinds"), "'my-org' would do"),
+    (("--name", "toy/7b-lora"), "'adapter-7b-lora' would do"),
 ]
 
 
@@ -227,3 +232,37 @@ def test_refusal_leaves_no_version(bring: Import, elsewhere: Path, tmp_path: Pat
     (folder / CONFIG).write_text(json.dumps(config))
     assert "uses DoRA" in bring(folder=folder).stderr
     assert "toy/kinds@1" in bring().stdout
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_file_of_an_adapter_instead_of_its_folder_names_the_folder(
+    bring: Import, elsewhere: Path, name: str
+) -> None:
+    result = bring(folder=elsewhere / name)
+    assert result.exit_code == 2
+    assert f"Hint: Name the folder: {elsewhere}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("acme/kinds", "hf:acme/kinds."),
+        ("https://huggingface.co/acme/kinds", "hf:acme/kinds."),
+        ("https://huggingface.co/acme/kinds/tree/main/step-7/", "hf:acme/kinds/step-7."),
+        ("huggingface.co/acme/kinds/tree/v2", "hf:acme/kinds@v2."),
+    ],
+)
+def test_repository_named_as_on_its_page_is_translated(
+    workspace: Path, source: str, expected: str
+) -> None:
+    args = ("adapters", "import", source, "--name", "toy/kinds")
+    result = invoke("--workspace", str(workspace), *args)
+    assert f"For a repository on the hub, write {expected}" in result.stderr
+
+
+def test_folder_of_checkpoints_names_them(bring: Import, elsewhere: Path, tmp_path: Path) -> None:
+    for step in (5, 10):
+        shutil.copytree(elsewhere, tmp_path / "trained" / f"checkpoint-{step}")
+    result = bring(folder=tmp_path / "trained")
+    assert result.exit_code == 1
+    assert f"for example {tmp_path}/trained/checkpoint-10" in result.stderr

@@ -123,6 +123,8 @@ REQUESTS = [
     ("predict", "toy/animals", "a carp"),
     ("predict", "toy/animals", "one", "two", "--top", "0"),
     ("predict", "toy/prices", "3 kg of good number 4"),
+    ("predict", "toy/animals", "longer " * 40),
+    ("generate", "toy/plurals", "two carp " * 40, *SHORT),
     ("generate", "base", "hello", *SHORT),
     ("generate", "toy/plurals", "two carp", *SHORT),
     ("generate", "base", "hello", *SHORT, "--temperature", "1", "--seed", "3"),
@@ -130,14 +132,14 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("args", REQUESTS, ids=" ".join)
+@pytest.mark.parametrize("args", REQUESTS, ids=lambda args: " ".join(args)[:60])
 def test_server_prints_the_same(run: Run, ask: Run, args: tuple[str, ...]) -> None:
     remote = ask(*args)
     assert remote.exit_code == 0
     assert remote.stdout == run(*args).stdout
 
 
-@pytest.mark.parametrize("args", REQUESTS[1:5], ids=" ".join)
+@pytest.mark.parametrize("args", REQUESTS[1:7], ids=lambda args: " ".join(args)[:60])
 def test_server_gives_the_same_json(run: Run, ask: Run, args: tuple[str, ...]) -> None:
     """Except for rounding, which depends on the batch, and the cached tokens."""
     remote = json.loads(ask(*args, "--json").stdout)
@@ -171,10 +173,10 @@ def test_file_goes_to_the_server_in_parts(run: Run, ask: Run, tmp_path: Path) ->
 
 def test_row_that_the_server_refuses_is_named(ask: Run, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text("text\nshort\n" + "word " * 300 + "\n")
+    path.write_text("text\nshort\n" + "word " * 50_000 + "\n")
     result = ask("predict", "toy/animals", "--file", str(path))
     assert result.exit_code == 1
-    assert "Error: Row 2: The text 'word" in result.stderr
+    assert "Error: Row 2: The request's texts have" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -331,6 +333,8 @@ def test_serve_stops_cleanly_on_sigterm(shared: Shared, tmp_path: Path) -> None:
         (("--limit", "request_timout=5"), "Did you mean 'request_timeout'?"),
         (("--limit", "max_inputs=many"), "Give an integer"),
         (("--limit", "drain_seconds=-1"), "can't be -1"),
+        (("--cors-origin", "chat.example.org"), "is not the origin of a web page"),
+        (("--cors-origin", "*"), "trunkline keys create"),
     ],
     ids=lambda value: str(value)[:40],
 )

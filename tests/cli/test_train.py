@@ -24,7 +24,7 @@ def test_train_ends_well_whatever_the_verdict(shared: Shared, recipe: str) -> No
 def test_train_reports_what_became_of_the_rows(shared: Shared) -> None:
     text = shared.trained["toy/animals"].stdout
     assert "65 read, 63 kept; dropped: empty text 1; duplicates 1; label conflicts 0" in text
-    assert "truncated" in text
+    assert "tokens; cut to 96: none" in text
 
 
 def test_train_ends_with_the_evaluation_report_beside_the_baselines(shared: Shared) -> None:

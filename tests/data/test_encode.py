@@ -52,7 +52,7 @@ def with_template(chat_template: str | None) -> Any:
 @quick
 @given(text=filled_texts)
 def test_text_never_yields_a_control_token(text: str) -> None:
-    ids = encode_prompt(text, Template(prompt="Diagnosis: {text}"), shared())
+    ids = encode_prompt(text, Template(prompt="Diagnosis: {text}"), shared()).ids
 
     assert not controls(ids)
 
@@ -62,7 +62,7 @@ def test_text_never_yields_a_control_token(text: str) -> None:
 def test_plain_prompt_reads_back_as_it_was_filled(text: str) -> None:
     template = Template(prompt="Diagnosis: {text} ->", clean=())
 
-    assert decoded(encode_prompt(text, template, shared())) == template.filled(text)
+    assert decoded(encode_prompt(text, template, shared()).ids) == template.filled(text)
 
 
 def test_control_words_of_a_tokenizer_are_ids_where_they_are_meant() -> None:
@@ -75,7 +75,7 @@ def test_added_token_that_is_not_marked_special_is_not_yielded_either() -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
     added = tokenizer.convert_tokens_to_ids("<tool_call>")
-    ids = encode_prompt("a <tool_call> b <<tool_call>tool_call>", Template(), tokenizer)
+    ids = encode_prompt("a <tool_call> b <<tool_call>tool_call>", Template(), tokenizer).ids
 
     assert added in tokenizer("<tool_call>", split_special_tokens=True).input_ids
     assert added not in ids
@@ -83,7 +83,7 @@ def test_added_token_that_is_not_marked_special_is_not_yielded_either() -> None:
 
 
 def test_place_in_the_text_is_not_expanded() -> None:
-    ids = encode_prompt("{text} {text}", Template(prompt="Say {text}"), shared())
+    ids = encode_prompt("{text} {text}", Template(prompt="Say {text}"), shared()).ids
 
     assert decoded(ids) == "Say {text} {text}"
 
@@ -96,7 +96,7 @@ def test_start_token_of_the_tokenizer_is_put_first() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
     )
-    ids = encode_prompt("milk", Template(), tokenizer)
+    ids = encode_prompt("milk", Template(), tokenizer).ids
 
     assert ids == tokenizer("milk").input_ids
     assert ids.count(start) == 1
@@ -125,7 +125,7 @@ def test_half_a_character_is_refused(chat: bool) -> None:
 @given(text=filled_texts)
 def test_chat_prompt_reads_back_as_the_base_writes_its_talks(text: str) -> None:
     template = Template(prompt="Title of {text}?", clean=(), chat=True, system="You <|im_end|>.")
-    ids = encode_prompt(text, template, shared())
+    ids = encode_prompt(text, template, shared()).ids
 
     assert decoded(ids) == (
         "<|im_start|>system\nYou <|im_end|>.<|im_end|>\n"
@@ -191,6 +191,68 @@ def test_chat_template_that_leaves_a_message_out_is_refused() -> None:
 
     with pytest.raises(UsageError, match="omits a message"):
         encode_prompt("hi", Template(chat=True, system="Be kind."), forgetful)
+
+
+# ------------------------------------------------------------------------------------- cutting
+
+LONG = st.lists(
+    st.sampled_from(["goat", " ", "é", "日本", "🦄", "<|im_end|>", "\n"]), min_size=1, max_size=80
+).map("".join)
+SUFFIXED = Template(prompt="Animal 🦄: {text}\nLabel:", clean=())
+CHAT = Template(prompt="Class of {text}?", chat=True, system="You sort 日本.")
+
+
+@quick
+@given(text=LONG.filter(lambda text: bool(text.strip())), limit=st.integers(1, 150),
+       template=st.sampled_from([SUFFIXED, CHAT, Template()]))  # fmt: skip
+def test_long_text_is_cut_and_the_template_stays(text: str, limit: int, template: Template) -> None:
+    full = encode_prompt(text, template, shared())
+    try:
+        prompt = encode_prompt(text, template, shared(), limit)
+    except DataError:  # the template leaves no room; see below
+        assert limit < len(full.ids)
+        return
+    assert len(prompt.ids) <= limit
+    assert prompt.truncated == (len(full.ids) > limit)
+    assert prompt.full_length == len(full.ids)
+    assert prompt.text
+    assert template.cleaned(text).startswith(prompt.text)
+    assert f"{template.prefix}{prompt.text}{template.suffix}" in decoded(prompt.ids)
+    assert prompt.ids == encode_prompt(prompt.text, template, shared()).ids
+
+
+@quick
+@given(text=LONG.filter(lambda text: bool(text.strip())), limit=st.integers(20, 100))
+def test_as_many_characters_as_fit_are_kept(text: str, limit: int) -> None:
+    try:
+        prompt = encode_prompt(text, SUFFIXED, shared(), limit)
+    except DataError:
+        return
+    if prompt.truncated:
+        longer = text[: len(prompt.text) + 1]
+        assert len(encode_prompt(longer, SUFFIXED, shared()).ids) > limit
+
+
+def test_character_of_several_tokens_is_not_divided() -> None:
+    template = Template(clean=())
+    for limit in range(4, 12):
+        assert decoded(encode_prompt("🦄🦄🦄", template, shared(), limit).ids) == "🦄" * (
+            limit // 4
+        )
+
+
+def test_prompt_at_the_limit_is_not_cut() -> None:
+    length = encode_prompt("a goat", SUFFIXED, shared()).full_length
+
+    assert not encode_prompt("a goat", SUFFIXED, shared(), length).truncated
+    assert encode_prompt("a goat", SUFFIXED, shared(), length - 1).text == "a goa"
+
+
+def test_template_without_room_for_the_text_is_refused_with_its_length() -> None:
+    template = Template(prompt="A very long instruction: {text}")
+    alone = encode_prompt("x", template, shared()).full_length - 1
+    with pytest.raises(DataError, match=rf"{alone} tokens, which leaves no room.*has {alone}\."):
+        encode_prompt("🦄 goat", template, shared(), alone)
 
 
 # ------------------------------------------------------------------------------------- answers

@@ -167,6 +167,102 @@ def test_report_survives_json() -> None:
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
 
 
+# -------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize("mark", [" ", "\t", "\u00a0", "\u200b", "\ufeff", "\r\n", "\u3000"])
+@pytest.mark.parametrize("before", [True, False])
+def test_labels_with_white_space_at_the_ends_are_one_class(mark: str, before: bool) -> None:
+    rows = things()
+    for index in (0, 2, 5):
+        target = str(rows[index].target)
+        rows[index] = replace(rows[index], target=mark + target if before else target + mark)
+    result = prepared(rows)
+
+    assert result.labels == ("even", "odd")
+    assert result.report.labels_cleaned == 3
+    assert result.fingerprint == prepared(things()).fingerprint
+
+
+def test_declared_labels_are_cleaned_as_those_of_the_rows() -> None:
+    rows = [replace(row, target=f" {row.target}") for row in things()]
+
+    assert prepared(rows, labels=("odd ", "even", "odd")).labels == ("odd", "even")
+
+
+def test_label_of_invisible_characters_alone_is_no_target() -> None:
+    report = prepared([*things(), make_row(90, target="\u200b \ufeff")]).report
+
+    assert report.dropped == {"no target": 1}
+
+
+def test_same_text_with_a_label_that_differs_at_the_ends_is_a_duplicate() -> None:
+    rows = things()
+    report = prepared([*rows, replace(rows[0], id="again", target="even ")]).report
+
+    assert (report.duplicated, report.label_conflicts) == (1, 0)
+
+
+def test_answers_and_their_white_space_are_kept() -> None:
+    rows = [replace(row, target=" an answer\n") for row in things()]
+
+    assert prepared(rows, task="generation").split.train[0].target == " an answer\n"
+
+
+def test_labels_that_differ_in_case_space_or_form_are_reported_and_kept() -> None:
+    labels = [
+        "Credit card",
+        "credit  card",
+        "creditcard",
+        "caf\u00e9",
+        "cafe\u0301",
+        "ﬁsh",
+        "fish",
+        "a",
+    ]
+    rows = [replace(row, target=labels[n % len(labels)]) for n, row in enumerate(things(40))]
+    result = prepared(rows)
+
+    assert len(result.labels) == len(labels)
+    assert sorted(map(sorted, result.report.similar_labels)) == [
+        ["Credit card", "credit  card", "creditcard"],
+        ["cafe\u0301", "caf\u00e9"],
+        ["fish", "ﬁsh"],
+    ]
+    assert prepared(things()).report.similar_labels == []
+
+
+# -------------------------------------------------------------------------------- given splits
+
+
+def split_things() -> list[Row]:
+    parts = ["train"] * 20 + ["validation"] * 5 + ["test"] * 5
+    return [replace(row, split=part) for row, part in zip(things(), parts, strict=True)]
+
+
+def test_given_split_is_reported_and_enters_the_fingerprints() -> None:
+    result, usual = prepared(split_things()), prepared(things())
+
+    assert result.report.given_split
+    assert not usual.report.given_split
+    assert result.report.parts == {"train": 20, "validation": 5, "test": 5}
+    assert result.fingerprint != usual.fingerprint
+    assert result.split.fingerprint != usual.split.fingerprint
+
+
+def test_of_copies_in_a_given_split_that_of_the_test_part_stays() -> None:
+    rows = split_things()
+    result = prepared([replace(rows[-1], id="copy", group="gc", split="train"), *rows])
+
+    assert rows[-1] in result.split.test
+    assert (result.report.duplicated, len(result.split.train)) == (1, 20)
+
+
+@pytest.mark.parametrize("split", [7, ("test",)])
+def test_split_that_is_no_text_is_refused(split: Any) -> None:
+    assert "where a text was expected" in refused([*things(), make_row(90, split=split)])
+
+
 # ---------------------------------------------------------------------------- near-duplicates
 
 

@@ -269,3 +269,89 @@ def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
 
     with pytest.raises(DataError, match="train part has no rows left"):
         split_rows(rows, "regression", seed=0, validation_share=0.5, test_share=0.5)
+
+
+# -------------------------------------------------------------------------------- given splits
+
+
+def given_split(*parts: str, labels: str = "ab") -> list[Row]:
+    """Twelve rows with groups of their own for each of the parts."""
+    return [
+        make_row(20 * number + index, target=labels[index % len(labels)], split=part)
+        for number, part in enumerate(parts)
+        for index in range(12)
+    ]
+
+
+def test_given_split_is_used_as_it_is() -> None:
+    rows = given_split("train", "validation", "test")
+    split = divided(rows)
+
+    assert split is not None
+    assert part_of(split) == {row.id: row.split for row in rows}
+
+
+@quick
+@given(seed=seeds)
+def test_without_given_validation_rows_groups_of_train_are_taken(seed: int) -> None:
+    rows = given_split("train", "test")
+    split = divided(rows, seed=seed)
+
+    assert split is not None
+    assert {row.id for row in split.test} == {row.id for row in rows if row.split == "test"}
+    assert len(split.validation) == 1
+    assert {row.split for row in (*split.train, *split.validation)} == {"train"}
+
+
+def test_rare_label_of_a_given_test_part_is_not_moved_to_train() -> None:
+    rows = given_split("train", "test")
+    rows[-1] = replace(rows[-1], stratum="rare")
+    split = divided(rows)
+
+    assert split is not None
+    assert rows[-1] in split.test
+
+
+def test_given_split_has_a_fingerprint_of_its_own() -> None:
+    rows = given_split("train", "validation", "test")
+    moved = [replace(rows[0], split="validation"), *rows[1:]]
+    one, two = divided(rows), divided(moved)
+
+    assert one is not None
+    assert two is not None
+    assert one.fingerprint != two.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"split": "dev"}, "Row 'r0' has the split 'dev'"),
+        ({"split": "Train"}, "Row 'r0' has the split 'Train'"),
+        ({"split": None}, "Row 'r0' has the split None"),
+        ({"group": "g20"}, "divides 1 of 23 groups: 'g20' lies in train and test"),
+        ({"target": "c", "split": "test"}, r"no train row of 1 label\(s\), such as 'c'"),
+    ],
+)
+def test_given_split_that_can_not_be_kept_is_refused(change: dict[str, str], problem: str) -> None:
+    rows = given_split("train", "test")
+    rows[0] = replace(rows[0], **change)  # type: ignore[arg-type]
+
+    with pytest.raises(DataError, match=problem) as caught:
+        split_rows(rows, "classification", seed=0, validation_share=0.1, test_share=0.2)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_given_split_without_a_part_is_refused(part: str) -> None:
+    with pytest.raises(DataError, match="has no"):
+        split_rows(given_split(part), "regression", seed=0, validation_share=0.1, test_share=0.2)
+
+
+def test_folds_leave_the_given_test_part_out() -> None:
+    rows = given_split("train", "validation", "test")
+    splits = [divided(rows, fold=Fold(index, 4)) for index in range(4)]
+
+    used = {row.id for split in splits if split for name in PARTS for row in getattr(split, name)}
+    assert used == {row.id for row in rows if row.split != "test"}
+    tested = [row.id for split in splits if split for row in split.test]
+    assert sorted(tested) == sorted(used)

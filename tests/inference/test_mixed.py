@@ -92,7 +92,7 @@ def compare_head(
     artifact = handle.state.artifact
     assert artifact is not None
     tokenizer, template = driver.engine.base.tokenizer, artifact.manifest.make_template()
-    prompt = encode_prompt(handle.state.request.text, template, tokenizer)
+    prompt = encode_prompt(handle.state.request.text, template, tokenizer).ids
     task = task_from_json(dict(artifact.manifest.task))
 
     def compute(model: Any, prompt: list[int]) -> torch.Tensor:

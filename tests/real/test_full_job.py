@@ -33,7 +33,7 @@ def prompts(platform: Platform, adapter: str) -> list[list[int]]:
 
     template = artifact_of(platform, adapter).manifest.make_template()
     tokenizer = platform.engine.base.tokenizer
-    return [encode_prompt(text, template, tokenizer) for text in TEXTS[adapter]]
+    return [encode_prompt(text, template, tokenizer).ids for text in TEXTS[adapter]]
 
 
 def plain_peft(base: Path, adapter: Artifact) -> Any:

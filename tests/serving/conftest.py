@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from openai import OpenAI
 
-from server_process import ServerProcess, openai_client, ready_client
+from server_process import ServerProcess, app_client, openai_client, ready_client
 from trunkline.api import Platform, open
 from trunkline.contracts import Template
 from trunkline.refs import Ref
@@ -77,7 +77,7 @@ def site_template(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     for seed, (name, kind) in enumerate(ADAPTERS):
         source = folder.parent / str(seed)
         template = Template(prompt="{text}", chat=kind == "generation")
-        make_artifact(source, tiny, kind, seed=seed, template=template)
+        make_artifact(source, tiny, kind, seed=seed, template=template, max_length=120)
         if not digest:
             from trunkline.bases import describe
 
@@ -132,3 +132,13 @@ def running(
     ) as server:
         yield server
         assert server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def validating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client of a server whose base can't be loaded: a request that is valid gets a 503."""
+    folder = tmp_path_factory.mktemp("empty")
+    platform = open(folder, base=str(folder), no_plugins=True)
+    with app_client(platform, ServerSettings(log_requests=False)) as client:
+        yield client
+    platform.registry.close()

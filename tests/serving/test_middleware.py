@@ -73,31 +73,28 @@ def test_draining_server_refuses_new_requests(client: TestClient) -> None:
 # ------------------------------------------------------------------------- errors of all kinds
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/embeddings", "/v1/chat", "/docs", "/v2/x?y=1"])
+@pytest.mark.parametrize("path", ["/x", "/v1/chat", "/docs", "/v2/x?y=1"])
 def test_unknown_path_is_an_error_in_openais_format(client: TestClient, path: str) -> None:
     response = client.get(path)
     assert response.status_code == 404
     assert "There is no GET" in error_of(response)["message"]
 
 
-def test_error_for_a_wrong_method_names_the_right_one(client: TestClient) -> None:
-    response = client.get("/v1/chat/completions")
-    assert response.status_code == 405
-    assert "POST" in error_of(response)["message"]
-
-
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "can't be read"),
+        (b"", "is empty"),
         (b"{", "not JSON"),
-        (b"[]", "can't be read"),
-        (b"[" * 2000, "parsing"),
-        (b'{"model": "base"}', "messages: Field required"),
-        (b'{"model": 3, "messages": []}', "model: "),
-        (b'{"model": "base", "messages": [{"role": "king", "content": ""}]}', "messages[0]: "),
-        (b'{"model": "base", "messages": [], "n": ' + b"1" * 1500 + b"}", ""),
-        (b"\xff\xfe", ""),
+        (b"[]", "must be a JSON object"),
+        (b"[" * 2000, "nested too deeply"),
+        (b'{"model": "base"}', "messages is missing"),
+        (b'{"model": 3, "messages": []}', "model must be a text"),
+        (
+            b'{"model": "base", "messages": [{"role": "king", "content": ""}]}',
+            "messages[0].role must be",
+        ),
+        (b'{"model": "base", "messages": [], "n": ' + b"1" * 1500 + b"}", "1,500 digits"),
+        (b"\xff\xfe", "not UTF-8"),
     ],
 )
 def test_error_for_an_invalid_body_names_the_problem(

@@ -232,3 +232,59 @@ def test_forbidden_model_has_the_same_error_as_an_unknown_one(
 def test_version_of_another_base_is_refused(models: ServedModels) -> None:
     with pytest.raises(BaseMismatchError, match="other"):
         models.resolve(None, "medical/strange@1")
+
+
+@pytest.mark.parametrize(
+    ("ref", "meant"),
+    [
+        ("Medical/ICD", "medical/icd"),
+        ("medical/icd ", "medical/icd"),
+        (" medical/icd\n", "medical/icd"),
+        ("medical/icd:latest", "medical/icd"),
+        ("medical/icd@latest", "medical/icd"),
+        ("medical/icd:1", "medical/icd@1"),
+        ("medical/icd@7", "medical/icd"),
+        ("medical/icd@v1", "medical/icd"),
+        ("medical/icd@champoin", "medical/icd@champion"),
+        ("Medical/ICD@2", "medical/icd@2"),
+        ("medical/idc", "medical/icd"),
+        ("medical_icd", "medical/icd"),
+        ("medical-icd", "medical/icd"),
+        ("medicalicd", "medical/icd"),
+        ("icd", "medical/icd"),
+        ("/medical/icd/", "medical/icd"),
+        ("openai/medical/icd", "medical/icd"),
+        ("hosted_vllm/medical/icd@1", "medical/icd@1"),
+        ("retail/TAX", "retail/tax"),
+        ("Base", "base"),
+        ("BASE ", "base"),
+        ("openai/base", "base"),
+    ],
+)
+def test_error_for_a_name_that_nearly_exists_names_the_right_one(
+    models: ServedModels, ref: str, meant: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        models.resolve(None, ref)
+    assert (caught.value.http_status, caught.value.code) == (404, "model_not_found")
+    assert f"Did you mean {meant}" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("ref", ["gpt-4o", "x", "", "/", "@", ":", "medical/strange", "a" * 300])
+def test_name_like_no_served_model_has_no_suggestion(models: ServedModels, ref: str) -> None:
+    with pytest.raises((ApiError, BaseMismatchError)) as caught:
+        models.resolve(None, ref)
+    assert "Did you mean" not in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("ref", ["medical/icd", "Medical/ICD", "icd", "medical/icd@1", "Base"])
+def test_suggestion_never_names_a_model_that_the_key_may_not_use(
+    versions: Registry, models: ServedModels, ref: str
+) -> None:
+    key = create_key(versions, "retail/*")
+    with pytest.raises(ApiError) as caught:
+        models.resolve(key, ref)
+    assert caught.value.hint == "GET /v1/models lists the models that you may use."
+    with pytest.raises(ApiError, match="does not exist") as caught:
+        models.resolve(key, "retial/tax")
+    assert "Did you mean retail/tax?" in (caught.value.hint or "")

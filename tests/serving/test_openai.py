@@ -9,8 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 from openai import OpenAI
 
-from server_process import MESSAGES, chat_body
+from server_process import MESSAGES, chat_body, ready_client
 from trunkline.api import Platform
+from trunkline.serving.settings import ServerSettings
 from workbench import LABELS
 
 # --------------------------------------------------------------------------------------- models
@@ -207,7 +208,7 @@ def test_image_is_refused(http: TestClient) -> None:
     parts = [{"type": "image_url", "image_url": {"url": "data:,"}}]
     body = chat_body(messages=[{"role": "user", "content": parts}])
     error = http.post("/v1/chat/completions", json=body).json()["error"]
-    assert error["param"] == "messages[0]"
+    assert error["param"] == "messages[0].content[0].type"
     assert "'text'" in error["message"]
 
 
@@ -260,15 +261,14 @@ def test_unknown_model_is_a_404(client: OpenAI, model: str, stream: bool) -> Non
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"temperature": 11}, "temperature"),
         ({"temperature": -1}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"n": 17}, "n can't be 17"),
+        ({"top_p": -0.5}, "top_p"),
+        ({"n": 129}, "n can't be 129"),
         ({"n": 0}, "n can't be 0"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
-        ({"stop": ""}, "stop"),
+        ({"stop": list("abcde" * 13)}, "stop"),
         ({"max_tokens": 41}, "max_tokens"),
-        ({"max_tokens": 0}, "max_new_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
-        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "assistant", "content": "I"}]}, "user"),
         ({"model": "toy/animals"}, "/v1/classify"),
@@ -322,3 +322,59 @@ def test_lone_surrogate_is_refused(http: TestClient) -> None:
     response = http.post("/v1/classify", content=body, headers=kind)
     assert response.status_code == 400
     assert "surrogate" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", chat_body(messages=[{"role": "user", "content": ""}]), "messages"),
+        ("/v1/completions", {"model": "base", "prompt": ["a", ""]}, "prompt[1]"),
+        ("/v1/completions", {"model": "base", "prompt": "é ü ñ ß " * 60}, "prompt"),
+        ("/v1/completions", {"model": "base", "prompt": "x" * 501}, "prompt"),
+        ("/v1/classify", {"model": "toy/animals", "input": ["a cow", " "]}, "input[1]"),
+        ("/v1/classify", {"model": "toy/none", "input": "x"}, "model"),
+        ("/v1/classify", {"model": "base", "input": "x"}, "model"),
+        ("/admin/load", {"ref": "toy/none"}, "ref"),
+        ("/admin/pin", {"ref": "toy/none"}, "ref"),
+        ("/admin/rollback", {"ref": "toy/prices"}, "alias"),
+        ("/admin/rollback", {"ref": "toy/animals@1"}, "ref"),
+    ],
+)  # fmt: skip
+def test_error_of_the_engine_names_the_field(
+    http: TestClient, path: str, body: dict[str, Any], param: str
+) -> None:
+    response = http.post(path, json=body)
+    assert response.status_code in (400, 404, 409, 413, 422), response.text
+    assert response.json()["error"]["param"] == param
+
+
+def test_stream_may_be_read_by_a_page_of_an_allowed_origin(platform: Platform) -> None:
+    origin = "http://localhost:3000"
+    with ready_client(platform, ServerSettings(cors_origins=(origin,))) as client:
+        response = client.post(
+            "/v1/chat/completions", json=chat_body(stream=True), headers={"origin": origin}
+        )
+    assert response.text.endswith("data: [DONE]\n\n")
+    assert response.headers["access-control-allow-origin"] == origin
+
+
+def test_more_tokens_than_the_context_end_with_it(platform: Platform) -> None:
+    with ready_client(platform, ServerSettings()) as client:
+        body = chat_body(max_tokens=4096, model="toy/plurals")
+        response = client.post("/v1/chat/completions", json=body).json()
+    assert response["usage"]["total_tokens"] <= platform.engine.base.info.context
+    assert response["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_edges_of_sampling_give_the_likeliest_token_or_an_answer(http: TestClient) -> None:
+    def text(**fields: Any) -> str:
+        response = http.post("/v1/chat/completions", json=chat_body(**fields))
+        assert response.status_code == 200, response.text
+        content: str = response.json()["choices"][0]["message"]["content"]
+        return content
+
+    greedy = text()
+    assert text(temperature=2, top_p=0, seed=1) == greedy
+    assert text(temperature=10, top_k=1, top_p=0.5, seed=-1) == greedy
+    assert text(temperature=1e-9, seed=2**64 - 1) == greedy
+    assert text(stop=[""], seed=-(2**63)) == greedy

@@ -16,6 +16,7 @@ from trunkline.api import Platform
 from trunkline.contracts import NoProgress, Scored
 from trunkline.data.prepare import prepare
 from trunkline.errors import DataError, NotFoundError, PluginError, TrainingError, UsageError
+from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.settings import SCHEDULERS
 from trunkline.training.job import TrainingJob
 from trunkline.training.trainer import TrainerOutput, train_adapter
@@ -109,9 +110,13 @@ def test_tokens_of_every_pass_are_counted(platform: Platform, tmp_path: Path) ->
 
 
 def test_truncated_prompts_are_counted(platform: Platform, tmp_path: Path) -> None:
-    done = train(platform, tmp_path / "run", max_length=8)
+    done = train(platform, tmp_path / "run", max_length=14)
     assert done.truncated > 0
-    assert done.longest == 8
+    assert done.longest <= 14
+    assert done.lengths is not None
+    assert done.lengths["limit"] == 14
+    assert done.lengths["truncated"] >= done.truncated
+    assert artifact_of(done).manifest.max_length == 14
 
 
 def test_last_step_is_validated(platform: Platform, tmp_path: Path) -> None:
@@ -257,7 +262,7 @@ def test_artifact_loaded_by_plain_peft_gives_the_same_outputs(
 
     artifact = read_artifact(trained[recipe].folder, trained[recipe].digest)
     engine = platform.engine
-    ids = encode_prompt("two goats", artifact.manifest.make_template(), engine.base.tokenizer)
+    ids = encode_prompt("two goats", artifact.manifest.make_template(), engine.base.tokenizer).ids
     work = ResolvedRequest(Request(recipe, "two goats"), artifact)
     if recipe == "toy/plurals":
         plain = PeftModel.from_pretrained(
@@ -385,8 +390,8 @@ def test_answer_longer_than_max_new_tokens_is_refused_before_training(
     assert not log.entries
 
 
-def test_answer_beyond_max_length_is_refused(platform: Platform, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="would cut the answer off") as caught:
+def test_template_beyond_max_length_is_refused(platform: Platform, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no room for the text") as caught:
         train(platform, tmp_path / "run", "toy/plurals", max_length=20)
     assert "max_length=" in (caught.value.hint or "")
 
@@ -396,9 +401,15 @@ def lengthened(job: TrainingJob) -> TrainingJob:
     return replace(job, dataset=replace(job.dataset, load=lambda: rows))
 
 
-def test_row_longer_than_the_context_is_refused_before_training(
+def test_texts_longer_than_the_context_are_cut_and_the_adapter_answers_them(
     platform: Platform, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="the base's context is 256"):
-        train(platform, tmp_path / "run", change=lengthened, max_length=4000)
-    assert not (tmp_path / "run").exists()
+    done = train(platform, tmp_path / "run", change=lengthened, max_length=4000, max_steps=1)
+    artifact = artifact_of(done)
+    assert artifact.manifest.max_length == 256
+    assert done.longest <= 256
+    assert done.lengths is not None
+    assert done.lengths["limit"] == 256
+    assert done.lengths["truncated"] == done.lengths["rows"] > 60
+    work = ResolvedRequest(Request("toy/animals", f"a sparrow {'very ' * 400}"), artifact)
+    assert platform.engine.run([work])[0].truncated

@@ -11,9 +11,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from trunkline.adapters.config import (
     TASK_TYPES,
@@ -99,6 +107,8 @@ class Manifest(BaseModel):
         weights, adapter_config: sha256 of the weights file, and of the canonical configuration.
         task: its kind, labels and further fields, see :func:`trunkline.tasks.task_from_json`.
         template: the fields of :class:`~trunkline.contracts.Template`.
+        max_length: the longest prompt with answer, in tokens; a longer text is cut, in training as
+            in inference. None: only the base's context limits it.
         base: name and digest of the base, both texts.
         data: dataset, its fingerprint and that of the split, all texts.
     """
@@ -109,9 +119,17 @@ class Manifest(BaseModel):
     adapter_config: Sha256
     task: Annotated[dict[str, Any], AfterValidator(_check_task)]
     template: Annotated[dict[str, Any], AfterValidator(_check_template)]
+    max_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None
     base: Annotated[dict[str, str], AfterValidator(_check_base)]
     data: dict[str, str]
     format: Literal[1] = FORMAT
+
+    @model_validator(mode="after")
+    def _check_room(self) -> Self:
+        answer = self.task.get("max_new_tokens", 0)
+        if self.max_length is not None and isinstance(answer, int) and answer >= self.max_length:
+            raise ValueError(f"max_length {self.max_length} leaves no room beside {answer} tokens")
+        return self
 
     def canonical(self) -> bytes:
         """The bytes that the digest is taken of."""
@@ -150,6 +168,7 @@ def seal(
     task: Mapping[str, Any],
     template: Template,
     data: Mapping[str, str],
+    max_length: int | None = None,
 ) -> Manifest:
     """Write ``trunkline.json`` for a folder that PEFT has saved, and return the manifest.
 
@@ -167,6 +186,7 @@ def seal(
         "adapter_config": hashlib.sha256(canonical_json(config)).hexdigest(),
         "task": dict(task),
         "template": {**asdict(template), "clean": list(template.clean)},
+        "max_length": max_length,
         "base": dict(base),
         "data": dict(data),
         "format": FORMAT,

@@ -15,6 +15,7 @@ from typing import Any
 
 from trunkline.adapters.artifact import CONFIG, CROISSANT, Artifact, Manifest
 from trunkline.adapters.provenance import UNKNOWN, EvaluationSection, Provenance
+from trunkline.contracts import Template
 from trunkline.files import read_json_object
 
 NOT_PROVIDED = "NOT PROVIDED"
@@ -144,11 +145,13 @@ def _data(provenance: Provenance, croissant: bool) -> list[str]:
     if dataset is None:
         return [NOT_PROVIDED]
     parts, dropped = dataset.counts.get("parts"), dataset.counts.get("dropped")
+    given = dataset.counts.get("given_split") is True
     transforms = _specification(provenance).get("transforms")
     lines = [
         f"- {_code(dataset.name)}: {_escape(dataset.description or NOT_PROVIDED)}",
         f"- source: {_recorded(dataset.source)}; license: {_recorded(dataset.license)}",
-        f"- split by group: {_escape(dataset.grouping or NOT_PROVIDED)}",
+        ("- split given by the dataset, by group: " if given else "- split by group: ")
+        + _escape(dataset.grouping or NOT_PROVIDED),
         f"- rows: {dataset.rows:,}"
         + (f"; {_code(parts)}" if parts else "")
         + (f"; dropped: {_code(dropped)}" if dropped else ""),
@@ -274,17 +277,24 @@ def _slices(results: Mapping[str, Any]) -> list[str]:
 
 def _limits(manifest: Manifest, provenance: Provenance) -> list[str]:
     lines = []
-    run = provenance.run
-    if run is not None and (max_length := run.settings.get("max_length")):
-        truncated = (run.report or {}).get("truncated")
+    if manifest.max_length is not None:
         lines.append(
-            f"- trained on at most {_escape(max_length)} tokens per row"
-            + (f"; {_escape(truncated)} training rows were truncated" if truncated else "")
+            f"- at most {manifest.max_length} tokens of prompt and answer (max_length); the end "
+            "of a longer text is cut off, in training, evaluation and inference alike"
         )
+    report = (provenance.run.report if provenance.run else None) or {}
+    if lengths := _lengths(report.get("lengths")):
+        lines.append(f"- lengths of the prompts with complete texts: {lengths}")
     if duplicates := _count(provenance, "near_duplicates"):
         lines.append(f"- {duplicates} test rows have a near-duplicate among the training rows")
     if conflicts := _count(provenance, "label_conflicts"):
         lines.append(f"- {conflicts} rows have the text of a row with another target")
+    similar = provenance.dataset and provenance.dataset.counts.get("similar_labels")
+    if isinstance(similar, list) and similar:
+        lines.append(
+            f"- {len(similar)} set(s) of labels differ only in case, white space or Unicode form: "
+            f"{_code(similar)}"
+        )
     for evaluation in _newest(provenance.evaluations):
         verdict = evaluation.results.get("verdict")
         if verdict in ("ties", "loses"):
@@ -321,6 +331,7 @@ def _origin(provenance: Provenance) -> list[str]:
             f"- the base that it names: {_code(named_base) if named_base else NOT_PROVIDED}; only "
             "that it fits the base above was verified, not that it was trained on it",
             f"- who trained it, on what: {NOT_PROVIDED}",
+            *(f"- noted at the import: {_escape(note)}" for note in _import_notes(imported)),
         ]
     lines += [
         f"- transferred from another workspace, where it was {_code(transfer.origin)}"
@@ -329,6 +340,11 @@ def _origin(provenance: Provenance) -> list[str]:
         for transfer in provenance.transfers
     ]
     return ["## Origin", *lines, ""] if lines else []
+
+
+def _import_notes(imported: Mapping[str, Any]) -> list[Any]:
+    notes = imported.get("notes")
+    return list(notes) if isinstance(notes, list | tuple) else []
 
 
 # ------------------------------------------------------------------- code for plain PEFT
@@ -347,6 +363,11 @@ def _usage(manifest: Manifest) -> list[str]:
     head = f", num_labels={outputs}" if headed else ""
     return [
         _meaning(task),
+        *(
+            ()
+            if manifest.max_length is None
+            else ("This code does not cut a text that is too long.",)
+        ),
         "",
         "```python",
         "from peft import PeftModel",
@@ -356,7 +377,7 @@ def _usage(manifest: Manifest) -> list[str]:
         f"model = {model}.from_pretrained(BASE{head})",
         "model = PeftModel.from_pretrained(model, ADAPTER).eval()",
         *(_CLEANING[step] for step in manifest.template["clean"]),
-        *_prompt_code(manifest.template),
+        *_prompt_code(manifest.make_template()),
         *_output_code(task),
         "```",
     ]
@@ -372,15 +393,14 @@ def _meaning(task: Mapping[str, Any]) -> str:
     return f"An answer has at most {task['max_new_tokens']} new tokens."
 
 
-def _prompt_code(template: Mapping[str, Any]) -> list[str]:
-    before, _, after = template["prompt"].partition("{text}")
-    prompt = " + ".join([repr(part) for part in (before,) if part] + ["text"])
-    prompt += f" + {after!r}" if after else ""
-    if not template["chat"]:
+def _prompt_code(template: Template) -> list[str]:
+    prompt = " + ".join([repr(part) for part in (template.prefix,) if part] + ["text"])
+    prompt += f" + {template.suffix!r}" if template.suffix else ""
+    if not template.chat:
         return [f'inputs = tokenizer({prompt}, return_tensors="pt")']
     lines = [f'messages = [{{"role": "user", "content": {prompt}}}]']
-    if template["system"] is not None:
-        lines.append(f'messages.insert(0, {{"role": "system", "content": {template["system"]!r}}})')
+    if (system := template.system_message) is not None:
+        lines.append(f'messages.insert(0, {{"role": "system", "content": {system!r}}})')
     return [
         *lines,
         "prompt = tokenizer.apply_chat_template(",
@@ -422,6 +442,20 @@ def _specification(provenance: Provenance) -> Mapping[str, Any]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _lengths(value: Any) -> str:
+    """Quantiles and the share of cut texts, of a ``LengthReport`` as JSON; empty without one."""
+    lengths = _mapping(value)
+    names = ("median", "p95", "longest", "limit", "rows", "truncated")
+    if not all(type(lengths.get(name)) is int for name in names) or not lengths["rows"]:
+        return ""
+    truncated, rows = lengths["truncated"], lengths["rows"]
+    return (
+        f"median {lengths['median']:,}, 95 % {lengths['p95']:,}, longest {lengths['longest']:,} "
+        f"tokens; {truncated:,} of {rows:,} texts ({truncated / rows:.1%}) were cut to fit "
+        f"{lengths['limit']:,}"
+    )
 
 
 def _number(value: Any) -> float | None:

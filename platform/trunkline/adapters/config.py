@@ -39,37 +39,96 @@ _IGNORED_KEYS = frozenset(
 )
 """Keys without an effect of their own, whatever PEFT writes there."""
 
-_LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
+LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
+"""The part of a module's name that ends with the number of its layer."""
 
-_PLAIN_HINT = "Only plain LoRA is supported: no biases, no DoRA, no custom code."
+_IN_MEMORY = re.compile(r"\.lora_[AB]\.[^.]+\.weight$")
+
+PLAIN_HINT = "Train it again as plain LoRA, without this setting."
+CONVERT_HINT = (
+    "Convert it where it was trained: save_as_lora(folder, model, rank=N) of PEFT 0.19 or later "
+    "writes plain LoRA; then import that with --task."
+)
 _INIT_HINT = (
     "Convert it where it was trained: PEFT's save_pretrained takes "
     "path_initial_model_for_weight_conversion."
 )
+_HEAD_HINT = "Train it with a head of one matrix without a bias, as transformers makes it."
+_SAVE_HINT = "Save it with save_pretrained of the PEFT model, which writes plain names."
 
 _UNSUPPORTED = {
-    "alora_invocation_tokens": "is only active after certain tokens (aLoRA)",
-    "alpha_pattern": "gives some modules another alpha",
-    "arrow_config": "chooses between several adapters for each token (Arrow)",
-    "auto_map": "names custom code",
-    "bias": "also trains the base's biases",
-    "init_lora_weights": "may start from weights taken out of the base, so it may only fit a base "
-    "that was changed in the same way",
-    "kasa_config": "changes the base's weights (KaSA)",
-    "layer_replication": "repeats layers of the base",
-    "loftq_config": "needs a base that LoftQ has changed",
-    "lora_bias": "adds a bias to the LoRA matrices",
-    "megatron_config": "needs the parallel layers of Megatron",
-    "peft_type": "was not made by LoRA",
-    "rank_pattern": "gives some modules another rank",
-    "target_parameters": "adapts bare parameters, not linear layers",
-    "task_type": "is for a task that is not supported",
-    "trainable_token_indices": "trains the embeddings of some tokens",
-    "use_bdlora": "has block-diagonal matrices (BD-LoRA)",
-    "use_dora": "uses DoRA, which is more than the product of two matrices",
-    "use_qalora": "pools its inputs in groups (QA-LoRA)",
+    "alora_invocation_tokens": ("is only active after certain tokens (aLoRA)", PLAIN_HINT),
+    "alpha_pattern": ("gives some modules another alpha", CONVERT_HINT),
+    "arrow_config": ("chooses between several adapters for each token (Arrow)", PLAIN_HINT),
+    "auto_map": ("names custom code", "Custom code is never run: remove the key."),
+    "bias": ("also trains the base's biases", "Train it again with bias='none'."),
+    "enable_lora": ("adapts parts of fused layers (MergedLinear)", PLAIN_HINT),
+    "init_lora_weights": (
+        "may start from weights taken out of the base, so it may only fit a base that was changed "
+        "in the same way",
+        _INIT_HINT,
+    ),
+    "kasa_config": ("changes the base's weights (KaSA)", PLAIN_HINT),
+    "layer_replication": ("repeats layers of the base", PLAIN_HINT),
+    "loftq_config": ("needs a base that LoftQ has changed", _INIT_HINT),
+    "lora_bias": ("adds a bias to the LoRA matrices", "Train it again with lora_bias=False."),
+    "megatron_config": ("needs the parallel layers of Megatron", PLAIN_HINT),
+    "monteclora_config": (
+        "keeps the sampler that MonteCLoRA uses in training",
+        "It has no effect after training: remove the tensors whose names contain "
+        "'lora_monteclora_sampler', and set monteclora_config to null.",
+    ),
+    "peft_type": ("was not made by LoRA", "Of PEFT's methods only LORA is supported."),
+    "rank_pattern": ("gives some modules another rank", CONVERT_HINT),
+    "target_parameters": (
+        "adapts bare parameters, not linear layers",
+        "Train it again with target_modules.",
+    ),
+    "task_type": (
+        "is for a task that is not supported",
+        "The task_type must be CAUSAL_LM, or SEQ_CLS with a head.",
+    ),
+    "trainable_token_indices": (
+        "trains the embeddings of some tokens",
+        "The embeddings belong to the base, which is shared: train the linear layers only.",
+    ),
+    "use_bdlora": ("has block-diagonal matrices (BD-LoRA)", PLAIN_HINT),
+    "use_dora": ("uses DoRA, which is more than the product of two matrices", CONVERT_HINT),
+    "use_qalora": ("pools its inputs in groups (QA-LoRA)", PLAIN_HINT),
+    "velora_config": (
+        "keeps the buffers that VeLoRA uses in training",
+        "They have no effect after training: remove the tensors whose names contain "
+        "'lora_velora_embed', and set velora_config to null.",
+    ),
 }
-"""Key of ``adapter_config.json`` → why an adapter that sets it is refused."""
+"""Key of ``adapter_config.json`` → why an adapter that sets it is refused, and the way out."""
+
+_ON_IF_EMPTY = frozenset(
+    ("arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config")
+)
+"""Keys that PEFT takes as on, with all defaults, where they are ``{}``."""
+
+_SWITCHES = frozenset(("ensure_weight_tying", "lora_bias", "use_dora", "use_qalora"))
+"""Keys that are true or false."""
+
+_TENSORS_OF_SETTINGS = {
+    "lora_magnitude_vector": "use_dora",
+    "lora_monteclora_sampler": "monteclora_config",
+    "lora_velora_embed": "velora_config",
+    "lora_diag": "kasa_config",
+    "trainable_tokens": "trainable_token_indices",
+}
+"""Part of a tensor's name → the key that makes PEFT save such tensors."""
+
+_FOREIGN_NAMES = {
+    "_orig_mod.": "has names of a model that torch.compile wrapped",
+    "_fsdp_wrapped_module.": "has names of a model that FSDP wrapped",
+    "lora_down": "has names of another tool than PEFT",
+    "lora_up": "has names of another tool than PEFT",
+    ".lora_a": "has names of another tool than PEFT",
+    ".lora_b": "has names of another tool than PEFT",
+}
+"""Part of a tensor's name → what it shows."""
 
 _EXPECTED = {
     "fan_in_fan_out": "It must be true or false.",
@@ -92,7 +151,7 @@ class AdapterConfig(BaseModel):
     r: int = Field(ge=1, le=MAX_RANK)
     lora_alpha: float = Field(gt=0, lt=1e6)
     target_modules: Annotated[list[str], Field(min_length=1)]
-    lora_dropout: float = Field(default=0.0, ge=0, le=1)
+    lora_dropout: Annotated[float, Field(ge=0, le=1)] | None = None
     bias: Literal["none"] | None = None
     fan_in_fan_out: bool | None = None
     init_lora_weights: bool | Literal["gaussian"] | None = None
@@ -123,12 +182,17 @@ class LoraShape:
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def adapts(self, module: str) -> bool:
-        """Whether PEFT would adapt a linear module of this name."""
-        if not any(module == name or module.endswith(f".{name}") for name in self.targets):
+        """Whether PEFT would adapt a linear module of this name.
+
+        A full name is a target in any layer.
+        """
+        if module in self.targets:
+            return True
+        if not any(module.endswith(f".{name}") for name in self.targets):
             return False
         if self.layers is None:
             return True
-        layer = _LAYER.match(module)
+        layer = LAYER.match(module)
         return layer is not None and int(layer[1]) in self.layers
 
 
@@ -139,7 +203,9 @@ def normalized_config(config: Mapping[str, Any], base_name: str) -> dict[str, An
     more keys that are off. The result has only the keys of :class:`AdapterConfig` that are on, and
     the name of the base.
     """
-    kept = {key: config[key] for key in AdapterConfig.model_fields if not _is_off(config.get(key))}
+    kept = {
+        key: config[key] for key in AdapterConfig.model_fields if not _is_empty(config.get(key))
+    }
     kept["lora_alpha"] = float(kept["lora_alpha"])
     kept["base_model_name_or_path"] = base_name
     return {
@@ -161,7 +227,9 @@ def check_config(config: Mapping[str, Any], path: Path) -> LoraShape:
     unsupported = [
         key
         for key, value in config.items()
-        if key not in AdapterConfig.model_fields and key not in _IGNORED_KEYS and not _is_off(value)
+        if key not in AdapterConfig.model_fields
+        and key not in _IGNORED_KEYS
+        and not is_off(key, value)
     ]
     try:
         parsed = AdapterConfig.model_validate(config)
@@ -201,13 +269,17 @@ def check_tensors(
             if name.replace(".lora_B.weight", ".lora_A.weight") not in tensors:
                 raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_A.", REPAIR)
         elif not is_head(name):
-            raise IntegrityError(f"{path} {_tensor_reason(name)}: {brief_repr(name)}.", _PLAIN_HINT)
+            reason, hint = _tensor_reason(name)
+            raise IntegrityError(f"{path} {reason}: {brief_repr(name)}.", hint)
     if not any(name.endswith(".lora_A.weight") for name in tensors):
         raise IntegrityError(f"{path} has no LoRA matrices.", REPAIR)
     heads = [name for name in tensors if is_head(name)]
     if task["kind"] == "generation":
         if heads:
-            raise IntegrityError(f"{path} has a head, but its task generates text.", REPAIR)
+            raise IntegrityError(
+                f"{path} has a head, but its task generates text.",
+                f"Set task_type to SEQ_CLS in adapter_config.json, or remove {heads[0]!r}.",
+            )
         return
     outputs = len(task["labels"]) if task["kind"] == "classification" else 1
     if len(heads) != 1:
@@ -236,7 +308,9 @@ def _config_error(config: Mapping[str, Any], key: str, path: Path) -> IntegrityE
     """Build the error for a key that is missing, unsupported or out of range."""
     value = brief_repr(config.get(key))
     if key not in config:
-        return IntegrityError(f"{path} has no {key}.", REPAIR)
+        return IntegrityError(
+            f"{path} has no {key}.", "Add it with the value that the training used."
+        )
     if key == "modules_to_save":
         return IntegrityError(
             f"{path} has full copies of trained modules: modules_to_save = {value}.",
@@ -245,28 +319,39 @@ def _config_error(config: Mapping[str, Any], key: str, path: Path) -> IntegrityE
     if key in _EXPECTED:
         return IntegrityError(f"{path} has {key} = {value}.", _EXPECTED[key])
     if key in _UNSUPPORTED:
-        hint = _INIT_HINT if key == "init_lora_weights" else _PLAIN_HINT
-        return IntegrityError(f"{path} {_UNSUPPORTED[key]}: {key} = {value}.", hint)
+        return unsupported_setting(key, config[key], path)
     return IntegrityError(
-        f"{path} sets {brief_repr(key)} = {value}, which is not supported.", _PLAIN_HINT
+        f"{path} sets {brief_repr(key)} = {value}, which is not supported.",
+        "It may change the answers. If you know that it does not, set it to null in the file.",
     )
 
 
-def _tensor_reason(name: str) -> str:
-    """Why a tensor is refused that belongs to neither a LoRA pair nor a head of one matrix."""
-    if "lora_magnitude_vector" in name:
-        return _UNSUPPORTED["use_dora"]
+def _tensor_reason(name: str) -> tuple[str, str]:
+    """Why a tensor is refused that is neither of a LoRA pair nor a head, and the way out."""
+    for part, key in _TENSORS_OF_SETTINGS.items():
+        if part in name:
+            return _UNSUPPORTED[key]
+    if _IN_MEMORY.search(name):
+        return "has names of a model in memory, not of a saved adapter", _SAVE_HINT
+    for part, reason in _FOREIGN_NAMES.items():
+        if part in name:
+            return reason, _SAVE_HINT
     if "lora_embedding_" in name:
-        return "adapts the embeddings"
-    if "trainable_tokens" in name:
-        return _UNSUPPORTED["trainable_token_indices"]
+        return "adapts the embeddings", "Train it again on the linear layers only."
     if any(name.startswith(f"{PREFIX}{head}.") for head in HEADS):
-        return "has a head with a bias or with several layers; only a single matrix is supported"
+        return (
+            "has a head with a bias or with several layers; only a single matrix is supported",
+            _HEAD_HINT,
+        )
     if name.endswith(".bias"):
-        return "has biases"
+        return "has biases", _UNSUPPORTED["bias"][1]
     if "lora_" not in name and name.endswith(".weight"):
-        return "has a weight of the base itself"
-    return "has an unknown tensor"
+        return (
+            "has a weight of the base itself",
+            "The base is shared, so only a head may be saved in full: train the linear layers with "
+            "LoRA, and save with save_embedding_layers=False.",
+        )
+    return "has an unknown tensor", _SAVE_HINT
 
 
 def _check_pair(
@@ -297,5 +382,18 @@ def _check_pair(
         )
 
 
-def _is_off(value: Any) -> bool:
+def is_off(key: str, value: Any) -> bool:
+    """Whether PEFT takes the value of a key that is not of :class:`AdapterConfig` as off."""
+    if key in _ON_IF_EMPTY:
+        return value is None or value is False
+    return _is_empty(value) or (key in _SWITCHES and value == 0)
+
+
+def unsupported_setting(key: str, value: Any, path: Path) -> IntegrityError:
+    """Build the error for a key that is set and that inference does not support."""
+    reason, hint = _UNSUPPORTED[key]
+    return IntegrityError(f"{path} {reason}: {key} = {brief_repr(value)}.", hint)
+
+
+def _is_empty(value: Any) -> bool:
     return value is None or value is False or value in ({}, [])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trunkline.adapters.config import LAYER
 from trunkline.errors import BaseModelError, one_line
 
 
@@ -15,15 +16,25 @@ class ModuleTree:
     """The modules of a base.
 
     Attributes:
-        modules: the names of all modules.
+        modules: the names of all modules, with and without the head.
+        own: the names of the modules of the model that the adapter is for.
+        biased: those of them that have a bias.
         linear: name → inputs and outputs of the linear layers below the head, which LoRA can
             adapt.
         head: name and inputs of the head; None if there is none, or if it is more than one matrix.
     """
 
     modules: frozenset[str]
+    own: frozenset[str]
+    biased: frozenset[str]
     linear: Mapping[str, tuple[int, int]]
     head: tuple[str, int] | None
+
+    @property
+    def layers(self) -> int:
+        """The number of the base's layers; 0 if the names of its modules have no number."""
+        numbers = [int(match[1]) for name in self.linear if (match := LAYER.match(name))]
+        return max(numbers, default=-1) + 1
 
     def targets(self, adapted: Collection[str]) -> list[str]:
         """The shortest suffixes that match exactly the ``adapted`` modules, sorted.
@@ -51,11 +62,12 @@ def read_module_tree(folder: Path, *, with_head: bool) -> ModuleTree:
     causal = _meta_model(AutoModelForCausalLM, folder)
     linear, modules = _linear_layers(causal), _module_names(causal)
     if not with_head:
-        return ModuleTree(modules, linear, None)
+        return ModuleTree(modules, modules, _biased(causal), linear, None)
     classifier = _meta_model(AutoModelForSequenceClassification, folder)
     other = _linear_layers(classifier)
     shared = {name: shape for name, shape in linear.items() if other.get(name) == shape}
-    return ModuleTree(modules | _module_names(classifier), shared, _head(classifier))
+    own = _module_names(classifier)
+    return ModuleTree(modules | own, own, _biased(classifier), shared, _head(classifier))
 
 
 def _meta_model(model_class: Any, folder: Path) -> Any:
@@ -75,6 +87,12 @@ def _meta_model(model_class: Any, folder: Path) -> Any:
 
 def _module_names(model: Any) -> frozenset[str]:
     return frozenset(name for name, _ in model.named_modules() if name)
+
+
+def _biased(model: Any) -> frozenset[str]:
+    return frozenset(
+        name.rpartition(".")[0] for name, _ in model.named_parameters() if name.endswith(".bias")
+    )
 
 
 def _linear_layers(model: Any) -> dict[str, tuple[int, int]]:

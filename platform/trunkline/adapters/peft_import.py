@@ -1,9 +1,9 @@
 """Import adapters that plain PEFT saved elsewhere.
 
-The folder is not trusted: only configuration and weights are read, every check runs before anything
-is written, and a pattern in the configuration is never compiled. The tensor names determine which
-modules are adapted; the imported configuration lists these modules by name. The training can't be
-verified, so an imported version has no run and no dataset.
+The folder is not trusted: configuration, weights and the tokenizer's text files are read, every
+check runs before anything is written, and a pattern in the configuration is never compiled. The
+tensor names determine which modules are adapted; the imported configuration lists these modules by
+name. The training can't be verified, so an imported version has no run and no dataset.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from trunkline.adapters.card import render_card
 from trunkline.adapters.config import (
     PREFIX,
     LoraShape,
-    adapted_module,
     check_config,
     check_tensors,
     is_head,
 )
 from trunkline.adapters.module_tree import ModuleTree, read_module_tree
+from trunkline.adapters.peft_folder import PeftFolder, read_peft_folder
+from trunkline.adapters.peft_settings import TARGET_KEYS, left_out, resolve_settings
+from trunkline.adapters.peft_targets import check_fits_base, check_head, target_notes
 from trunkline.adapters.peft_task import ImportOptions, build_task, resolve_task_type
+from trunkline.adapters.peft_tokenizer import tokenizer_notes
 from trunkline.adapters.provenance import (
     UNKNOWN,
     BaseSection,
@@ -45,21 +48,15 @@ from trunkline.adapters.provenance import (
     write_provenance,
 )
 from trunkline.adapters.store import AdapterStore
-from trunkline.contracts import Template
 from trunkline.errors import (
     IntegrityError,
     NotFoundError,
     RefusedError,
     RegistryError,
     UsageError,
+    reason_of,
 )
-from trunkline.files import (
-    REPAIR,
-    TensorInfo,
-    brief_repr,
-    read_json_object,
-    read_safetensors_header,
-)
+from trunkline.files import brief_repr, read_safetensors_header
 from trunkline.refs import Ref
 from trunkline.registry.actors import system_actor
 from trunkline.registry.records import VersionRecord
@@ -69,55 +66,12 @@ from trunkline.registry.tables import utc_now
 if TYPE_CHECKING:
     from trunkline.bases import BaseInfo
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_TARGET_KEYS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-_TRAINING_KEYS = ("auto_mapping", "eva_config", "revision")
-_PLAIN_INITS = ("eva", "orthogonal")
-"""Initializations of the LoRA matrices that leave the base unchanged."""
+GENERATION = "generation_config.json"
 
 _NO_TARGET = "none"
 """The target if no tensor is a LoRA matrix; the check of the tensors reports that."""
 
-_OTHER_BASE = "It was trained on another base, or the name of the base is wrong."
 _MAX_TEXT = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class PeftFolder:
-    """The configuration as it is in the file, and the header of the weights."""
-
-    folder: Path
-    config: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
-
-    @property
-    def adapted(self) -> frozenset[str]:
-        """Names of the modules that have a ``lora_A``."""
-        return frozenset(
-            module for name in self.tensors if (module := adapted_module(name)) is not None
-        )
-
-    @property
-    def head(self) -> TensorInfo | None:
-        """The head's matrix ``[outputs, hidden]``, if there is one."""
-        return next((info for name, info in self.tensors.items() if is_head(name)), None)
-
-    @property
-    def name(self) -> str:
-        """The name of the folder; bytes that are not UTF-8 are replaced."""
-        return self.folder.resolve().name.encode("utf-8", "replace").decode("utf-8")
-
-    @property
-    def named_base(self) -> str | None:
-        """The base that the configuration names: a repository, or a path on another machine."""
-        name = self.config.get("base_model_name_or_path")
-        return name if isinstance(name, str) and name else None
-
-    @property
-    def left_out(self) -> dict[str, Any]:
-        """Keys of the configuration that are set but that the imported one does not keep."""
-        keys = (*_TARGET_KEYS, *_TRAINING_KEYS, "init_lora_weights", "peft_version")
-        return {key: self.config[key] for key in keys if self.config.get(key)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +101,8 @@ def import_adapter(
     Args:
         store, registry: of the workspace.
         base: that the adapter was trained on, according to the user.
-        folder: has ``adapter_config.json`` and ``adapter_model.safetensors``; other files are
-            neither opened nor copied.
+        folder: has ``adapter_config.json`` and ``adapter_model.safetensors``. The text files of a
+            tokenizer are read for the notes; other files are neither opened nor copied.
         ref: ``domain/name`` without a selector.
         options: of the user.
         source: recorded as the origin; by default the name of the folder.
@@ -168,22 +122,25 @@ def import_adapter(
         "named_base": None if peft.named_base is None else _safe_text(peft.named_base),
     }
     notes: list[str] = []
-    tree = read_module_tree(base.folder, with_head=peft.head is not None)
-    config = explicit_config(peft, tree)
-    config["task_type"] = resolve_task_type(config, options, folder / CONFIG)
+    task_type = resolve_task_type(peft.config, options, folder / CONFIG)
+    tree = read_module_tree(base.folder, with_head=peft.head is not None or task_type == "SEQ_CLS")
+    config = explicit_config(peft, tree, notes)
+    config["task_type"] = task_type
     lora = check_config(config, folder / CONFIG)
-    check_head(peft, tree)
-    task = build_task(config["task_type"], peft.head, options, base.context, notes)
+    check_head(peft, tree, task_type)
+    task = build_task(task_type, peft.head, options, base.context, notes)
     check_tensors(peft.tensors, lora, task, folder / WEIGHTS)
     check_fits_base(peft, lora, tree)
     check_import_target(registry, ref, task["kind"])
+    notes += target_notes(peft.config, tree)
     _note_origin(peft, base, notes)
+    notes += tokenizer_notes(folder, base.folder, chat=options.template.chat)
     try:
         with tempfile.TemporaryDirectory(prefix="trunkline-import-") as staging:
             target = Path(staging)
-            _write_artifact(
-                target, peft, config, task, base, ref, options.template, {**origin, "by": actor}
-            )
+            _copy_weights(target, peft, notes)
+            write_json(target / CONFIG, config)
+            _write_artifact(target, peft, task, base, ref, options, {**origin, "by": actor}, notes)
             registry.sources.record_base(
                 digest=base.digest,
                 name=base.name,
@@ -203,7 +160,7 @@ def import_adapter(
             )
     except OSError as error:
         raise RegistryError(
-            f"The adapter in {folder} can't be copied: {error.strerror or error}.",
+            f"The adapter in {folder} can't be copied: {reason_of(error)}.",
             "Free space in the folder for temporary files, or choose another with TMPDIR.",
         ) from error
     return ImportedAdapter(version, task, lora, len(peft.adapted), tuple(notes))
@@ -228,171 +185,19 @@ def check_import_target(registry: Registry, ref: Ref, kind: str) -> None:
         )
 
 
-def read_peft_folder(folder: Path) -> PeftFolder:
-    """Read the configuration and the header of the weights; other files are not opened.
-
-    Raises:
-        NotFoundError: the folder does not exist.
-        IntegrityError: a file is missing, malformed, or a pickle.
-    """
-    if not folder.is_dir():
-        raise NotFoundError(
-            f"There is no folder {brief_repr(str(folder))}.",
-            f"Name the folder that has {CONFIG} and {WEIGHTS}.",
-        )
-    try:
-        if not (folder / CONFIG).is_file():
-            raise IntegrityError(
-                f"{folder} has no {CONFIG}, so it is not a PEFT adapter.",
-                "Name the folder that PEFT's save_pretrained wrote.",
-            )
-        if not (folder / WEIGHTS).is_file():
-            raise _no_weights(folder)
-        config = read_json_object(folder / CONFIG)
-        return PeftFolder(folder, config, read_safetensors_header(folder / WEIGHTS))
-    except OSError as error:
-        raise IntegrityError(
-            f"The adapter in {folder} can't be read: {error.strerror or error}.", REPAIR
-        ) from error
-
-
-def explicit_config(peft: PeftFolder, tree: ModuleTree) -> dict[str, Any]:
+def explicit_config(peft: PeftFolder, tree: ModuleTree, notes: list[str]) -> dict[str, Any]:
     """Return the configuration with the adapted modules listed by name.
 
-    Keys that only describe the training are left out. The other keys are not checked yet.
+    Settings that change nothing are left out. The other keys are not checked yet.
+
+    Raises:
+        IntegrityError: the tensors do not prove that a setting is harmless.
     """
-    out = (*_TARGET_KEYS, *_TRAINING_KEYS)
-    config = {key: value for key, value in peft.config.items() if key not in out}
+    config = resolve_settings(peft, tree, notes)
+    for key in TARGET_KEYS:
+        config.pop(key, None)
     config["target_modules"] = tree.targets(peft.adapted) or [_NO_TARGET]
-    if config.get("init_lora_weights") in _PLAIN_INITS:
-        config["init_lora_weights"] = True
     return config
-
-
-def check_fits_base(peft: PeftFolder, lora: LoraShape, tree: ModuleTree) -> None:
-    """Compare the LoRA pairs with the layers of the base.
-
-    Raises:
-        IntegrityError: a module does not exist, is not linear, or has other dimensions; or the
-            tensors are not those that the configuration targets, as far as this can be decided
-            without running a pattern.
-    """
-    path = peft.folder / WEIGHTS
-    for name in sorted(peft.adapted):
-        if name not in tree.modules:
-            raise IntegrityError(
-                f"{path} adapts {brief_repr(name)}, which this base does not have.", _OTHER_BASE
-            )
-        if name not in tree.linear:
-            raise IntegrityError(
-                f"{path} adapts {brief_repr(name)}, which is not a linear layer below the head.",
-                "Only linear layers below the head can be adapted.",
-            )
-        inputs = peft.tensors[f"{PREFIX}{name}.lora_A.weight"].shape[1]
-        outputs = peft.tensors[f"{PREFIX}{name}.lora_B.weight"].shape[0]
-        expected = tree.linear[name]
-        if (inputs, outputs) != expected:
-            raise IntegrityError(
-                f"{path} adapts {brief_repr(name)} with {inputs} inputs and {outputs} outputs; the "
-                f"base's layer has {expected[0]} and {expected[1]}.",
-                _OTHER_BASE,
-            )
-    for name in sorted(tree.linear):
-        if lora.adapts(name) and name not in peft.adapted:
-            raise IntegrityError(
-                f"{path} adapts modules that no list of names separates from {brief_repr(name)}.",
-                "Adapt that module too.",
-            )
-    _check_targets(peft, tree, path)
-
-
-def check_head(peft: PeftFolder, tree: ModuleTree) -> None:
-    """Compare the head, if there is one, with that of the base.
-
-    Raises:
-        IntegrityError: it has another name or other dimensions, or the base's head is not a single
-            matrix.
-    """
-    if peft.head is None:
-        return
-    path = peft.folder / WEIGHTS
-    name = next(name for name in peft.tensors if is_head(name))
-    expected = tree.head
-    if expected is None:
-        raise IntegrityError(
-            f"{path} has a head, but the head of this base is not a single matrix.",
-            "Only a head of one matrix without a bias is supported.",
-        )
-    if name != f"{PREFIX}{expected[0]}.weight":
-        raise IntegrityError(
-            f"{path} has the head {brief_repr(name)}; that of this base is called "
-            f"{expected[0]!r}, so PEFT ignores it.",
-            _OTHER_BASE,
-        )
-    if peft.head.shape[1:] != (expected[1],):
-        raise IntegrityError(
-            f"{path} has a head of the shape {brief_repr(peft.head.shape)}; the base has "
-            f"{expected[1]} hidden units.",
-            _OTHER_BASE,
-        )
-
-
-def _no_weights(folder: Path) -> IntegrityError:
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    first = next((name for name in pickles if name.startswith("adapter_model")), None)
-    if first or pickles:
-        return IntegrityError(
-            f"{folder} has its weights as a pickle ({first or pickles[0]}), which can run code "
-            "when it is read; it was not opened.",
-            "Save the adapter as safetensors on a machine where you trust its origin.",
-        )
-    return IntegrityError(
-        f"{folder} has no {WEIGHTS}.", "Name the folder that PEFT's save_pretrained wrote."
-    )
-
-
-def _check_targets(peft: PeftFolder, tree: ModuleTree, path: Path) -> None:
-    """Compare the adapted modules with the configured ones; null leaves the choice to PEFT."""
-    targets = peft.config.get("target_modules")
-    if not (targets is None or isinstance(targets, str) or _is_texts(targets)):
-        raise IntegrityError(
-            f"{peft.folder / CONFIG} has target_modules = {brief_repr(targets)}.",
-            "It must be a list of names, or a pattern.",
-        )
-    named = _named_targets(peft.config, tree)
-    if named is None:
-        return
-    for name in sorted(named - peft.adapted):
-        raise IntegrityError(
-            f"{path} lacks the matrices of {brief_repr(name)}, which the configuration targets.",
-            "The file is incomplete, or it was made for another base.",
-        )
-    for name in sorted(peft.adapted - named):
-        raise IntegrityError(
-            f"{path} has matrices of {brief_repr(name)}, which its configuration does not target; "
-            "PEFT ignores them.",
-            "Add the module to target_modules, or remove its tensors.",
-        )
-
-
-def _named_targets(config: Mapping[str, Any], tree: ModuleTree) -> frozenset[str] | None:
-    """The linear layers that the configuration targets by name.
-
-    None if that depends on a pattern or on PEFT's defaults.
-    """
-    targets: Any = config.get("target_modules")
-    out: Any = config.get("exclude_modules") or []
-    layers: Any = config.get("layers_to_transform")
-    layers = [layers] if type(layers) is int else layers or []
-    if not (_is_texts(targets) and _is_texts(out) and _is_integers(layers)):
-        return None
-    if layers and config.get("layers_pattern"):
-        return None
-    included = LoraShape(1, 1.0, False, tuple(targets), tuple(layers) or None)
-    excluded = LoraShape(1, 1.0, False, tuple(out))
-    return frozenset(
-        name for name in tree.linear if included.adapts(name) and not excluded.adapts(name)
-    )
 
 
 def _check_no_selector(ref: Ref) -> None:
@@ -411,39 +216,76 @@ def _note_origin(peft: PeftFolder, base: BaseInfo, notes: list[str]) -> None:
             f"{CONFIG} names the base {brief_repr(named)}; that this is {base.name} can't be "
             "verified."
         )
+    if (peft.folder / GENERATION).exists():
+        notes.append(f"{GENERATION} in the folder is not used: a request has its own settings.")
     if (peft.folder / MANIFEST).exists():
         notes.append(
             f"{MANIFEST} in the folder was not read: task and template come from your options."
         )
 
 
-def _write_artifact(
-    target: Path,
-    peft: PeftFolder,
-    config: Mapping[str, Any],
-    task: Mapping[str, Any],
-    base: BaseInfo,
-    ref: Ref,
-    template: Template,
-    origin: Mapping[str, Any],
-) -> None:
-    """Copy the weights and write the other files; the copy is checked, not the original."""
+def _copy_weights(target: Path, peft: PeftFolder, notes: list[str]) -> None:
+    """Copy the weights; the copy is checked, not the original."""
     source = peft.folder / WEIGHTS
     shutil.copyfile(source, target / WEIGHTS)
     if read_safetensors_header(target / WEIGHTS) != peft.tensors:
         raise IntegrityError(f"{source} changed while it was read.", "Import it again.")
     check_finite(target / WEIGHTS, source)
-    write_json(target / CONFIG, config)
+    without, zero_head = _without_effect(target / WEIGHTS, peft)
+    if len(without) == len(peft.adapted):
+        notes.append(
+            "The adapter changes nothing: every product of its matrices is zero"
+            + (", and only its head is used." if peft.head else ". Its answers are the base's.")
+            + " Was it saved before its training?"
+        )
+    elif without:
+        notes.append(
+            f"{len(without)} of {len(peft.adapted)} adapted modules change nothing, because the "
+            f"product of their matrices is zero: {brief_repr(without[0])} is the first."
+        )
+    if zero_head:
+        notes.append("The head is zero in every element: each text gets the same answer.")
+
+
+def _without_effect(weights: Path, peft: PeftFolder) -> tuple[list[str], bool]:
+    """The adapted modules whose matrices have the product zero; whether the head is zero.
+
+    The product is the sum over the ranks of a column of B times a row of A.
+    """
+    from safetensors import safe_open
+
+    without = []
+    with safe_open(weights, framework="pt") as file:
+        for name in sorted(peft.adapted):
+            rows = file.get_tensor(f"{PREFIX}{name}.lora_A.weight").any(dim=1)
+            columns = file.get_tensor(f"{PREFIX}{name}.lora_B.weight").any(dim=0)
+            if not bool((rows & columns).any()):
+                without.append(name)
+        heads = [file.get_tensor(name) for name in peft.tensors if is_head(name)]
+    return without, any(not bool(head.any()) for head in heads)
+
+
+def _write_artifact(
+    target: Path,
+    peft: PeftFolder,
+    task: Mapping[str, Any],
+    base: BaseInfo,
+    ref: Ref,
+    options: ImportOptions,
+    origin: Mapping[str, Any],
+    notes: list[str],
+) -> None:
+    """Write the manifest, the provenance and the card beside weights and configuration."""
     name = Path(base.name).name if Path(base.name).is_absolute() else base.name
     seal(
         target,
         base={"name": name, "digest": base.digest},
         task=task,
-        template=template,
+        template=options.template,
         data={"dataset": UNKNOWN, "fingerprint": UNKNOWN, "split": UNKNOWN},
     )
     now = utc_now()
-    left_out = {key: ascii(value)[:_MAX_TEXT] for key, value in peft.left_out.items()}
+    recorded = {key: ascii(value)[:_MAX_TEXT] for key, value in left_out(peft.config).items()}
     provenance = Provenance(
         version=VersionSection(adapter=ref.adapter, task=task["kind"], created=now),
         base=BaseSection(
@@ -454,7 +296,12 @@ def _write_artifact(
             parameters=base.parameters,
             dtype=base.dtype,
         ),
-        imported={**origin, "at": now.isoformat(), "left_out": left_out},
+        imported={
+            **origin,
+            "at": now.isoformat(),
+            "left_out": recorded,
+            "notes": [_safe_text(sentence) for sentence in notes],
+        },
     )
     write_provenance(target, provenance)
     card = render_card(read_artifact(target), provenance, str(ref))
@@ -464,11 +311,3 @@ def _write_artifact(
 def _safe_text(text: str) -> str:
     """A text from outside, escaped if it has control characters or is too long."""
     return text if is_plain_text(text) else ascii(text)[:_MAX_TEXT]
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_integers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)

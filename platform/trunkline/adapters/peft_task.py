@@ -80,7 +80,7 @@ def build_task(
 
     Args:
         task_type: PEFT's.
-        head: the head's matrix ``[outputs, hidden]``; later checks report a missing head.
+        head: the matrix ``[outputs, hidden]``; None for a generation.
         options: of the user.
         context: of the base, in tokens.
         notes: receives a sentence for each assumption.

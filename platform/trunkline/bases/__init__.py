@@ -8,7 +8,7 @@ registry.
 from __future__ import annotations
 
 from trunkline.bases.info import BaseInfo, describe
-from trunkline.bases.load import Base, load, load_fresh, release
+from trunkline.bases.load import Base, load, load_fresh, local_tokenizer, release
 from trunkline.bases.pull import pull
 from trunkline.bases.sources import DEFAULT_BASE, KnownBase, known_bases
 
@@ -21,6 +21,7 @@ __all__ = [
     "known_bases",
     "load",
     "load_fresh",
+    "local_tokenizer",
     "pull",
     "release",
 ]

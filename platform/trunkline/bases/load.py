@@ -108,6 +108,21 @@ def _load_base(
     return Base(info, model, tokenizer, device, dtype, fused_layers, quantized)
 
 
+def local_tokenizer(name: str) -> tuple[Any, int] | None:
+    """The tokenizer and the context of a base that is on this machine; None if it is not.
+
+    The weights are not loaded.
+
+    Raises:
+        NotFoundError: there is no such base.
+    """
+    try:
+        info = describe(name)
+    except BaseModelError:
+        return None
+    return _load_tokenizer(info.folder), info.context
+
+
 def release() -> None:
     """Release the shared base, so that another can be loaded; its memory is freed when unused."""
     global _held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +24,7 @@ from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.contracts import CLEAN_STEPS, TASKS
 from trunkline.errors import NotFoundError, UsageError
-from trunkline.refs import EXAMPLE, shown
+from trunkline.refs import EXAMPLE, shown, valid_name
 
 if TYPE_CHECKING:
     from trunkline.adapters.archive import ImportResult
@@ -37,11 +38,15 @@ _FOLDER_OPTIONS = {
     "labels_file": "--labels-file",
     "template": "--template",
     "chat": "--chat",
+    "system": "--system",
     "clean": "--clean",
     "max_new_tokens": "--max-new-tokens",
     "unit": "--unit",
 }
 """Options that describe a folder; an archive contains these values."""
+
+_ADAPTER_FILES = (".safetensors", ".json", ".bin", ".npz", ".gguf")
+"""Endings of files that are found in an adapter's folder."""
 
 
 @click.command(
@@ -163,9 +168,14 @@ def _password(variable: str) -> str:
     help="The labels, one per line.",
 )
 @click.option(
-    "--template", metavar="TEXT", help="The prompt, with {text} in it.  [default: {text}]"
+    "--template",
+    metavar="TEXT",
+    help="The prompt, with {text} in it; \\n is a line break.  [default: {text}]",
 )
 @click.option("--chat", is_flag=True, help="Send the prompt as a user's chat message.")
+@click.option(
+    "--system", metavar="TEXT", help="With --chat: the system message; \\n is a line break."
+)
 @click.option("--clean", metavar="A,B", help=f"Cleaning steps: {', '.join(CLEAN_STEPS)}.")
 @click.option("--max-new-tokens", type=int, metavar="N", help="Limit of a generated answer.")
 @click.option("--unit", metavar="UNIT", help="Unit of a regression's number.")
@@ -183,21 +193,23 @@ def import_(
 ) -> None:
     """Publish an adapter that PEFT saved, or a version from an archive.
 
-    SOURCE is a folder, hf:<repo>[@revision] on the Hugging Face Hub, or an archive made by
-    `trunkline adapters export`. It becomes the next version of --name.
+    SOURCE is a folder, hf:<repo>[/subfolder][@revision] on the Hugging Face Hub, or an archive
+    made by `trunkline adapters export`. It becomes the next version of --name.
 
-    A folder needs adapter_config.json and adapter_model.safetensors; other files in it are not
-    opened. Adapters with features that can't be computed exactly are refused, with the reason.
+    A folder needs adapter_config.json and adapter_model.safetensors; of its other files, only
+    those of a tokenizer are read, to note where they differ from the base's. Adapters with
+    features that can't be computed exactly are refused, with the reason.
 
     An archive contains its name, task and lineage. Of the options, only --name, --digest and
     --base apply to it, and none is required.
     """
-    if name is not None and name.count("/") != 1:
-        raise UsageError(
-            f"{shown(name)} is not the name of an adapter.",
-            f"Write --name domain/name, for example --name {EXAMPLE.partition('@')[0]}.",
-        )
+    _check_import_name(name)
     is_hub = source.startswith("hf:")
+    if not is_hub and Path(source).suffix in _ADAPTER_FILES and Path(source).is_file():
+        raise UsageError(
+            f"{source!r} is a file of an adapter, not its folder.",
+            f"Name the folder: {Path(source).parent}",
+        )
     if not is_hub and _is_archive(source):
         for key, option in _FOLDER_OPTIONS.items():
             if details[key]:
@@ -213,7 +225,7 @@ def import_(
     if not is_hub and not (source and Path(source).exists()):
         raise NotFoundError(
             f"There is no file or folder {source!r} to import.",
-            "Give a folder, an archive, or hf:<repo>[@revision].",
+            f"Give a folder, an archive, or hf:<repo>[@revision].{_hub_hint(source)}",
         )
     if digest is not None:
         raise UsageError(
@@ -232,6 +244,29 @@ def import_(
     _print_import(imported, as_json)
 
 
+def _check_import_name(name: str | None) -> None:
+    """Check for exactly one slash; the parts are checked where they are used."""
+    if name is None or name.count("/") == 1:
+        return
+    example = EXAMPLE.partition("@")[0]
+    valid = "" if "/" in name else valid_name(name)
+    raise UsageError(
+        f"{shown(name)} is not the name of an adapter.",
+        f"Write --name domain/name, for example --name {f'DOMAIN/{valid}' if valid else example}.",
+    )
+
+
+def _hub_hint(source: str) -> str:
+    """What to write for a repository that was named as on the hub's pages; else empty."""
+    path = source.removeprefix("https://").removeprefix("huggingface.co/")
+    page = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/tree/([\w.-]+)(/[\w./-]+)?)?/?", path, re.ASCII)
+    if page is None or source.startswith((".", "/")):
+        return ""
+    repo, revision, folder = page.groups()
+    end = f"@{revision}" if revision and revision != "main" else ""
+    return f" For a repository on the hub, write hf:{repo}{(folder or '').rstrip('/')}{end}."
+
+
 def _is_archive(source: str) -> bool:
     """Whether the source is a file, or does not exist and is named like an archive."""
     try:
@@ -244,11 +279,14 @@ def _is_archive(source: str) -> bool:
 def _import_options(details: dict[str, Any]) -> dict[str, Any]:
     from trunkline.contracts import CleanStep, Template
 
-    prompt = details["template"]
+    prompt, system = details["template"], details["system"]
+    if system is not None and not details["chat"]:
+        raise UsageError("--system is for chat prompts only.", "Pass --chat too.")
     template = Template(
-        prompt="{text}" if prompt is None else prompt,
+        prompt="{text}" if prompt is None else _with_line_breaks(prompt),
         clean=tuple(cast(CleanStep, step) for step in _split(details["clean"])),
         chat=details["chat"],
+        system=None if system is None else _with_line_breaks(system),
     )
     return {
         "template": template,
@@ -257,15 +295,22 @@ def _import_options(details: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _with_line_breaks(text: str) -> str:
+    r"""The text with a line break for each ``\n``; ``\\n`` is a backslash and an n."""
+    return re.sub(r"(\\?)\\n", lambda match: r"\n" if match[1] else "\n", text)
+
+
 def _labels(names: str | None, file: Path | None) -> tuple[str, ...]:
     """The labels from either option."""
     if names is not None and file is not None:
         raise UsageError("--labels and --labels-file can't be combined.", "Use one of them.")
     if file is None:
         return _split(names)
-    from trunkline.data.readers import read_entries
-
-    return read_entries(file)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{str(file)!r} is not UTF-8 text.", "Save it as UTF-8.") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _split(names: str | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from trunkline.cli.client import Client, Model, open_client
+from trunkline.cli.client import TRUNCATED, Client, Model, open_client
 from trunkline.cli.command import Command
 from trunkline.cli.errors import report
 from trunkline.cli.output import note, print_table
@@ -54,6 +54,8 @@ class Conversation:
             else:
                 label, probability = next(iter(likeliest(answer, 1).items()))
                 click.echo(f"{label}  {probability_text(probability)}")
+            if answer.truncated:
+                note(TRUNCATED)
             return
         message = {"role": "user", "content": line}
         messages = [*self.messages, message]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, str]]
 
+TRUNCATED = "(the end of the text was cut off: the adapter reads at most its max_length tokens)"
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -110,6 +112,8 @@ class LocalClient:
         prompt = conversation[-1]["content"]
         request = Request(model.name, prompt, messages=conversation, **sampling)
         handle = self._options.platform.submit(request, self._model(model))
+        if handle.truncated:
+            note(TRUNCATED)
         try:
             yield from handle.chunks()
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +17,15 @@ from trunkline.cli.output import (
     print_fields,
     print_json,
     print_table,
-    shorten,
-    terminal_width,
 )
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
+from trunkline.data.lengths import lengths_text
 from trunkline.files import output_file
 
 if TYPE_CHECKING:
-    from trunkline.contracts import DatasetSpec, Row
+    from trunkline.contracts import DatasetSpec
+    from trunkline.data.lengths import LengthReport
     from trunkline.data.prepare import DatasetReport
 
 _LABELS = 30
@@ -67,6 +66,7 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
     with working() as listener:
         listener.stage(f"reading {name}")
         report = platform.dataset_report(name)
+        lengths = _lengths(options, report)
     if as_json:
         print_json(
             {
@@ -74,15 +74,37 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
                 "fingerprint": report.prepared.fingerprint,
                 "split_fingerprint": report.prepared.split.fingerprint,
                 **report.prepared.report.to_json(),
+                "lengths": lengths,
                 "label_counts": report.labels,
                 "examples": report.examples,
             }
         )
         return
-    _print_report(report)
+    _print_report(report, lengths)
 
 
-def _print_report(report: DatasetReport) -> None:
+def _lengths(options: GlobalOptions, report: DatasetReport) -> dict[str, LengthReport] | None:
+    """How long the prompts of each recipe are; None if the base is not on this machine."""
+    from trunkline.bases import DEFAULT_BASE, local_tokenizer
+    from trunkline.data.lengths import count_lengths
+    from trunkline.data.prepare import default_recipe
+
+    split = report.prepared.split
+    rows = (*split.train, *split.validation, *split.test)
+    recipes = [
+        recipe
+        for recipe in options.with_plugins.catalog.recipes()
+        if recipe.dataset == report.spec.name
+    ]
+    if (known := local_tokenizer(options.base or DEFAULT_BASE)) is None:
+        return None
+    recipes = recipes or [default_recipe(report.spec)]
+    return {recipe.name: count_lengths(rows, report.spec, recipe, *known) for recipe in recipes}
+
+
+def _print_report(report: DatasetReport, lengths: dict[str, LengthReport] | None) -> None:
+    from trunkline.data.findings import similar_text
+
     spec, rows = report.spec, report.prepared.report
     print_fields(
         [
@@ -99,6 +121,18 @@ def _print_report(report: DatasetReport) -> None:
             ("duplicates", f"{rows.duplicated:,} (same text and target; dropped)"),
             ("label conflicts", f"{rows.label_conflicts:,} (same text, another target; kept)"),
             ("near-duplicates", f"{rows.near_duplicates:,} test rows have one in train"),
+            (
+                "cleaned labels",
+                f"{rows.labels_cleaned:,} rows (white space at the ends)"
+                if rows.labels_cleaned
+                else None,
+            ),
+            ("similar labels", similar_text(rows.similar_labels) or None),
+            ("split", "given by the dataset" if rows.given_split else None),
+            *(
+                (f"prompts of {name}", lengths_text(counted.to_json()))
+                for name, counted in (lengths or {}).items()
+            ),
         ]
     )
     heading("Parts")
@@ -118,25 +152,10 @@ def _print_report(report: DatasetReport) -> None:
             fold=("label",),
         )
     heading("Examples")
-    _print_examples(report.examples)
-
-
-def _print_examples(rows: Sequence[Row]) -> None:
-    """Some rows, a line each, as wide as the terminal; --json prints them in full."""
-    from rich.cells import cell_len
-
-    heads = ("text", "target", "group")
-    columns = terminal_width() - 2 * (len(heads) - 1)
-    side = columns // 4
-    short = [(shorten(str(row.target), side), shorten(row.group, side)) for row in rows]
-    for cells in zip(heads[1:], *short, strict=True):
-        columns -= max(map(cell_len, cells))
     print_table(
-        heads,
-        [
-            (shorten(row.text, columns), target, group)
-            for row, (target, group) in zip(rows, short, strict=True)
-        ],
+        ["text", "target", "group"],
+        [(row.text, row.target, row.group) for row in report.examples],
+        fold=("text", "target", "group"),
     )
 
 

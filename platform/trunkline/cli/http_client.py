@@ -17,7 +17,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trunkline.cli.client import Messages, Model
+from trunkline.cli.client import TRUNCATED, Messages, Model
 from trunkline.cli.output import note
 from trunkline.errors import (
     AuthenticationError,
@@ -108,6 +108,7 @@ class _ModelList(_Response):
 
 class _Prediction(_Response):
     prompt_tokens: int
+    truncated: bool = False
     label: str | None = None
     probabilities: dict[str, float] | None = None
     value: float | None = None
@@ -140,6 +141,7 @@ class _Choice(_Response):
 
 class _Completion(_Response):
     model: str
+    truncated: list[int] = []
     choices: list[_Choice]
     usage: _Usage
 
@@ -156,6 +158,7 @@ class _ChunkChoice(_Response):
 
 class _Chunk(_Response):
     choices: list[_ChunkChoice]
+    truncated: list[int] = []
 
 
 class HttpClient:
@@ -194,6 +197,7 @@ class HttpClient:
                 digest=model.digest,
                 task=model.task,
                 prompt_tokens=item.prompt_tokens,
+                truncated=item.truncated,
                 label=item.label,
                 probabilities=item.probabilities,
                 value=item.value,
@@ -220,6 +224,7 @@ class HttpClient:
             prompt_tokens=usage.prompt_tokens,
             new_tokens=usage.completion_tokens,
             cached_tokens=usage.prompt_tokens_details.cached_tokens,
+            truncated=bool(response.truncated),
             text=choice.message.content,
             finish=choice.finish_reason,
         )
@@ -228,8 +233,13 @@ class HttpClient:
         self, model: Model, messages: Messages, sampling: Mapping[str, Any]
     ) -> Generator[StreamChunk]:
         body = _chat_body(model, messages, sampling) | {"stream": True}
+        noted = False
         for event in self._server.events("/v1/chat/completions", body):
-            for choice in self._server.parse(_Chunk, event).choices:
+            chunk = self._server.parse(_Chunk, event)
+            if chunk.truncated and not noted:
+                noted = True
+                note(TRUNCATED)
+            for choice in chunk.choices:
                 yield StreamChunk(
                     choice.index, choice.delta.content or "", (), choice.finish_reason
                 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -126,11 +128,17 @@ def uninstall(name: str, yes: bool) -> None:
 @plugins.command("check", example="trunkline plugins check retail")
 @click.argument("target", metavar="NAME_OR_PATH")
 @json_option
-def check(target: str, as_json: bool) -> None:
-    """Load one plugin by itself, read all its rows, and report every rule that it breaks."""
+@pass_options
+def check(options: GlobalOptions, target: str, as_json: bool) -> None:
+    """Load one plugin by itself, read all its rows, and report every rule that it breaks.
+
+    Its data is prepared for each recipe as a training would. The lengths of texts are counted with
+    the tokenizer of --base, if that base is on this machine.
+    """
+    from trunkline.data.findings import Examiner
     from trunkline.plugins import check as check_plugin
 
-    findings = check_plugin(target)
+    findings = check_plugin(target, examine=Examiner(_tokenizer(options)))
     if as_json:
         print_json(findings)
     elif findings:
@@ -144,6 +152,23 @@ def check(target: str, as_json: bool) -> None:
     errors = sum(finding.level == "error" for finding in findings)
     if errors:
         raise PluginError(f"{target} breaks {counted(errors, 'rule')}.", "See docs/hooks.md.")
+
+
+def _tokenizer(options: GlobalOptions) -> Callable[[], tuple[Any, int] | None]:
+    """Loads the base's tokenizer once, when it is called: importing it first would hide imports."""
+
+    @cache
+    def load() -> tuple[Any, int] | None:
+        from trunkline.bases import DEFAULT_BASE, local_tokenizer
+
+        name = options.base or DEFAULT_BASE
+        if (known := local_tokenizer(name)) is None:
+            note(
+                f"The lengths of texts were not checked: the base {name!r} is not on this machine."
+            )
+        return known
+
+    return load
 
 
 def _contributions(plugin: PluginInfo) -> str:

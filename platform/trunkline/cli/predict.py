@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.client import Client, Model, open_client
+from trunkline.cli.client import TRUNCATED, Client, Model, open_client
 from trunkline.cli.command import Command, Example
-from trunkline.cli.file_options import file_options, parse_file_options, read_stdin
 from trunkline.cli.output import counted, figure, json_option, note, plain, print_json, print_table
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options, url_option
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 @click.option(
     "--column", metavar="NAME", default="text", show_default=True, help="The file's text column."
 )
-@file_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -77,7 +75,6 @@ def predict(
     column: str,
     out: Path | None,
     skip_empty: bool,
-    reading: dict[str, Any],
     top: int,
     url: str | None,
     as_json: bool,
@@ -89,9 +86,8 @@ def predict(
             f'`trunkline predict {ref} "a text"` or `trunkline predict {ref} --file rows.csv`',
         )
     _check_out(out, file)
-    file_format = parse_file_options(reading, has_file=file is not None)
     if texts == ("-",):
-        texts = tuple(line for line in read_stdin().split("\n") if line.strip())
+        texts = tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
         if not texts:
             raise UsageError("No text arrived on stdin.", "Send one text per line.")
     with open_client(options, url) as client:
@@ -100,10 +96,11 @@ def predict(
         if file is not None:
             from trunkline.data.readers import open_texts
 
-            rows = open_texts(file, column, skip_empty=skip_empty, options=file_format)
+            rows = open_texts(file, column, skip_empty=skip_empty)
             _predict_file(client, client.resolve(ref), rows, out, top)
             return
         answers = client.predict(client.resolve(ref), texts)
+    _note_truncated(sum(answer.truncated for answer in answers))
     if as_json:
         print_json(
             [
@@ -180,9 +177,10 @@ def _predict_file(client: Client, model: Model, rows: TextFile, out: Path | None
     with working("rows") as listener, output as sink:
         client.prepare(listener)
         listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
-        done = 0
+        done = truncated = 0
         for batch in rows.batches():
             for row, answer in zip(batch, _predict_batch(client, model, batch), strict=True):
+                truncated += answer.truncated
                 fields = {"row": row.number, "text": row.text, **_answer_fields(answer, top)}
                 for name in ("digest", "prompt_tokens", "new_tokens", "cached_tokens"):
                     fields.pop(name, None)
@@ -191,8 +189,18 @@ def _predict_file(client: Client, model: Model, rows: TextFile, out: Path | None
             listener.progress(done, rows.rows, {})
     if rows.empty:
         note(f"Skipped {counted(rows.empty, 'row')} without a text.")
+    _note_truncated(truncated)
     if out is not None:
         note(f"{counted(rows.rows, 'answer')} in {out}")
+
+
+def _note_truncated(count: int) -> None:
+    if count:
+        verb = "was" if count == 1 else "were"
+        note(
+            f"{counted(count, 'text')} {verb} longer than max_length of the adapter, and the end "
+            "was cut off, as in training (`truncated` in JSON)."
+        )
 
 
 def _predict_batch(client: Client, model: Model, batch: Sequence[TextRow]) -> list[Answer]:
@@ -203,7 +211,7 @@ def _predict_batch(client: Client, model: Model, batch: Sequence[TextRow]) -> li
             try:
                 client.predict(model, [row.text])
             except (DataError, TooLargeError) as error:
-                raise DataError(f"{row.place}: {error.message}", error.hint) from error
+                raise DataError(f"Row {row.number}: {error.message}", error.hint) from error
         raise
 
 
@@ -257,12 +265,14 @@ def generate(
 ) -> None:
     """Generate text with an adapter, or with the bare `base`; the prompt `-` reads stdin."""
     if prompt == "-":
-        prompt = read_stdin()
+        prompt = sys.stdin.read()
     with open_client(options, url) as client:
         answer = client.generate(client.resolve(ref), prompt, sampling)
     if as_json:
         print_json({"prompt": prompt, **answer.to_json()})
         return
     click.echo(answer.text)
+    if answer.truncated:
+        note(TRUNCATED)
     if answer.finish == "length":
         note("(truncated; --max-new-tokens raises the limit)")

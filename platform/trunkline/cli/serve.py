@@ -47,6 +47,14 @@ _COUNT = click.IntRange(min=1)
 @click.option("--no-request-log", is_flag=True, help="Don't write the request log.")
 @click.option("--log-text", is_flag=True, help="Also log prompts and answers.")
 @click.option(
+    "--cors-origin",
+    "cors_origins",
+    metavar="URL",
+    multiple=True,
+    help="Let web pages of this origin use the server, such as https://chat.example.org; may be "
+    "repeated.",
+)
+@click.option(
     "--limit",
     "limits",
     metavar="NAME=N",
@@ -74,6 +82,7 @@ def serve(
     no_prefix_cache: bool,
     no_request_log: bool,
     log_text: bool,
+    cors_origins: tuple[str, ...],
     limits: tuple[str, ...],
     preload: tuple[str, ...],
 ) -> None:
@@ -86,7 +95,7 @@ def serve(
             "--log-text and --no-request-log can't be combined.", "Leave out one of them."
         )
     from trunkline.inference.settings import EngineSettings
-    from trunkline.serving.settings import ServerSettings, is_loopback
+    from trunkline.serving.settings import ANY_ORIGIN, ServerSettings, is_loopback
 
     sizes = {
         "rows": rows,
@@ -103,11 +112,13 @@ def serve(
         port=port,
         log_requests=not no_request_log,
         log_text=log_text,
+        cors_origins=cors_origins,
         **_parse_limits(limits),
     )
     platform = options.platform
     has_keys = platform.registry.keys.has_any()
-    if has_keys or is_loopback(host):  # otherwise the server refuses to start and says why
+    private = is_loopback(host) and ANY_ORIGIN not in settings.cors_origins
+    if has_keys or private:  # otherwise the server refuses to start and says why
         if not has_keys:
             note(
                 "There are no active keys, so the server only answers this machine: "

@@ -24,6 +24,7 @@ from trunkline.cli.output import (
 from trunkline.cli.progress import stop_on_interrupt, working
 from trunkline.cli.recipes import parse_settings, print_recipe, set_option
 from trunkline.cli.root import GlobalOptions, pass_options, run_number
+from trunkline.data.lengths import lengths_text
 from trunkline.errors import UsageError
 from trunkline.threads import contention_warning
 
@@ -112,9 +113,9 @@ def print_report(report: Mapping[str, Any], metric: str) -> None:
             ("augmented", f"{data['augmented']:,} rows" if data["augmented"] else None),
             (
                 "tokens",
-                f"{report['tokens_trained']:,} trained on; longest example {report['longest']:,}; "
-                f"{report['truncated']:,} truncated",
+                f"{report['tokens_trained']:,} trained on; longest example {report['longest']:,}",
             ),
+            ("prompts", lengths_text(report["lengths"]) if report["lengths"] else None),
             ("steps", steps),
             (
                 "proof",
@@ -137,6 +138,8 @@ def rows_text(data: Mapping[str, Any]) -> str:
     return (
         f"{data['read']:,} read, {data['kept']:,} kept; {dropped}; "
         f"duplicates {data['duplicated']:,}; label conflicts {data['label_conflicts']:,}"
+        + (f"; cleaned labels {data['labels_cleaned']:,}" if data["labels_cleaned"] else "")
+        + (f"; similar labels {len(data['similar_labels']):,}" if data["similar_labels"] else "")
     )
 
 
@@ -162,9 +165,9 @@ def _print_plan(plan: TrainingPlan) -> None:
             ("steps", f"{plan.steps:,}"),
             (
                 "tokens",
-                f"{plan.tokens:,}; longest example {plan.longest:,}; "
-                f"{plan.truncated:,} examples truncated",
+                f"{plan.tokens:,}; longest example {plan.longest:,}",
             ),
+            ("prompts", lengths_text(plan.lengths)),
             (
                 "adapter",
                 f"{plan.trainable_parameters:,} parameters, {bytes_text(plan.adapter_bytes)}",

@@ -74,6 +74,7 @@ def croissant_of(
             which the specification requires and a spec does not have.
     """
     url = _URL.search(dataset.source)
+    given = any(row.split is not None for row in split.train)
     counts = ", ".join(f"{part} {len(getattr(split, part)):,}" for part in PARTS)
     content = hashlib.sha256()
     for line in row_lines(split):
@@ -85,9 +86,10 @@ def croissant_of(
         "name": dataset.name,
         "identifier": f"sha256:{fingerprint}",
         "description": (
-            f"{dataset.description}. Source: {dataset.source}. For {dataset.task}. Split by "
-            f"group: {dataset.grouping}. Rows: {counts} (split {split.fingerprint}). When the "
-            f"source was published: {NOT_PROVIDED}; the date here is that of the description."
+            f"{dataset.description}. Source: {dataset.source}. For {dataset.task}. Split "
+            f"{'given by the dataset, ' if given else ''}by group: {dataset.grouping}. "
+            f"Rows: {counts} (split {split.fingerprint}). When the source was published: "
+            f"{NOT_PROVIDED}; the date here is that of the description."
         ),
         "license": dataset.license,
         "url": url[0].rstrip(".,;") if url else f"urn:sha256:{fingerprint}",

@@ -7,7 +7,9 @@ inside a message is encoded as ordinary characters.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -19,22 +21,71 @@ ROLES = ("system", "user", "assistant")
 _MARK = "TRUNKLINETEXTMARK"
 
 
-def encode_prompt(text: str, template: Template, tokenizer: Any) -> list[int]:
-    """Token ids of the filled template.
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An encoded prompt.
+
+    Attributes:
+        ids: token ids.
+        text: the cleaned text, as far as it is in the prompt.
+        full_length: tokens that the prompt has with the complete text.
+    """
+
+    ids: list[int]
+    text: str
+    full_length: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the end of the text was cut off."""
+        return self.full_length > len(self.ids)
+
+
+def encode_prompt(
+    text: str, template: Template, tokenizer: Any, max_length: int | None = None
+) -> Prompt:
+    """Encode a text in its template; training, evaluation and inference all call this.
+
+    Where the prompt is longer than ``max_length`` tokens, it keeps as many characters from the
+    start of the text as fit, and the complete template. The prompt is then that of the shorter
+    text, so no character is divided and the same row always gives the same ids.
 
     Raises:
-        DataError: the text is empty after cleaning, or holds a lone surrogate.
+        DataError: the text is empty after cleaning, holds a lone surrogate, or the template leaves
+            no room for a character of it.
         UsageError: the template needs a chat template that the base does not have.
     """
-    if not template.cleaned(text).strip():
+
+    def encode(part: str) -> list[int]:
+        content = f"{template.prefix}{part}{template.suffix}"
+        if not template.chat:
+            return [*_start_tokens(tokenizer), *_plain_ids(content, tokenizer)]
+        messages = [{"role": "user", "content": content}]
+        if template.system_message is not None:
+            messages.insert(0, {"role": "system", "content": template.system_message})
+        return encode_chat(messages, tokenizer)
+
+    cleaned = template.cleaned(text)
+    if not cleaned.strip():
         raise DataError("The text is empty.", "Give at least one word.")
-    content = template.filled(text)
-    if not template.chat:
-        return [*_start_tokens(tokenizer), *_plain_ids(content, tokenizer)]
-    messages = [{"role": "user", "content": content}]
-    if template.system is not None:
-        messages.insert(0, {"role": "system", "content": template.system})
-    return encode_chat(messages, tokenizer)
+    ids = encode(cleaned)
+    if max_length is None or len(ids) <= max_length:
+        return Prompt(ids, cleaned, len(ids))
+
+    def start(characters: int) -> str:
+        return template.cleaned(cleaned[:characters])
+
+    fitting = bisect_right(
+        range(1, len(cleaned)), max_length, key=lambda count: len(encode(start(count)))
+    )
+    kept = start(fitting)
+    if not kept.strip():
+        raise DataError(
+            f"A prompt may have {max_length} tokens, which leaves no room for the text: the "
+            f"template alone has {len(encode(''))}.",
+            "Use a larger max_length or a shorter template.",
+        )
+    return Prompt(encode(kept), kept, len(ids))
 
 
 def encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> list[int]:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import random
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,9 @@ from trunkline.errors import DataError, PluginCallError, TrunklineError
 
 NEAR_DUPLICATE = 0.95
 """Two texts are near-duplicates from this cosine of their character 2-5 gram TF-IDF vectors."""
+
+_BLANK = re.compile("[\\s\u00ad\u200b-\u200f\u2060\ufeff]+")
+_ENDS = re.compile(f"\\A{_BLANK.pattern}|{_BLANK.pattern}\\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,9 @@ class DataReport:
         near_duplicates: test rows with a near-duplicate in train; see :data:`NEAR_DUPLICATE`.
         augmented: rows added to train by transforms.
         parts, groups: rows and groups in each part of the split.
+        given_split: whether the rows brought their split.
+        labels_cleaned: rows whose label lost white space or invisible characters at its ends.
+        similar_labels: sets of labels that differ only in case, white space or Unicode form.
     """
 
     read: int
@@ -45,6 +53,9 @@ class DataReport:
     augmented: int
     parts: dict[str, int]
     groups: dict[str, int]
+    given_split: bool
+    labels_cleaned: int
+    similar_labels: list[list[str]]
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -122,6 +133,7 @@ def fingerprint(rows: Iterable[Row]) -> str:
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda row: row.id):
         parts = [row.id, row.text, row.target, row.group, row.stratum, sorted(row.slices.items())]
+        parts += [] if row.split is None else [row.split]
         digest.update(json.dumps(parts, ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()
@@ -151,6 +163,7 @@ def prepare(
     dropped: Counter[str] = Counter()
     rng = random.Random(settings.split_seed)
     rows = clean_rows(source, recipe.template, transforms, dropped, rng)
+    rows, labels_cleaned = _clean_labels(dataset, rows)
     rows = _check_targets(dataset, recipe, rows, dropped)
     rows, duplicated, label_conflicts = _drop_duplicates(rows, recipe.template)
     if not rows:
@@ -174,7 +187,8 @@ def prepare(
             range(len(split.train)), settings.max_train_samples
         )
         split = replace(split, train=tuple(split.train[index] for index in sorted(indices)))
-    augmented = augment_rows(split.train, transforms, random.Random(settings.seed))
+    added = augment_rows(split.train, transforms, random.Random(settings.seed))
+    augmented = tuple(_clean_labels(dataset, added)[0])
     _check_augmented(dataset, recipe, augmented, labels)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     report = DataReport(
@@ -189,20 +203,27 @@ def prepare(
         augmented=len(augmented),
         parts={name: len(part) for name, part in parts.items()},
         groups={name: len({row.group for row in part}) for name, part in parts.items()},
+        given_split=any(row.split is not None for row in rows),
+        labels_cleaned=labels_cleaned,
+        similar_labels=similar_labels(labels),
     )
     return Prepared(split, labels, fingerprint(rows), report, augmented)
 
 
-def describe_dataset(spec: DatasetSpec) -> DatasetReport:
-    """Read a dataset and split it with the default split."""
-    recipe = RecipeSpec(
-        name=spec.name,
-        description=spec.description,
-        dataset=spec.name,
-        task=spec.task,
+def default_recipe(dataset: DatasetSpec) -> RecipeSpec:
+    """A recipe of defaults, for datasets without one."""
+    return RecipeSpec(
+        name=dataset.name,
+        description=dataset.description,
+        dataset=dataset.name,
+        task=dataset.task,
         gate=Gate(metric="accuracy"),
     )
-    prepared = prepare(spec, recipe)
+
+
+def describe_dataset(spec: DatasetSpec) -> DatasetReport:
+    """Read a dataset and split it with the default split."""
+    prepared = prepare(spec, default_recipe(spec))
     rows = (*prepared.split.train, *prepared.split.validation, *prepared.split.test)
     labels: dict[str, int] = {}
     if spec.task == "classification":
@@ -226,6 +247,33 @@ def near_duplicates(split: Split, template: Template) -> int:
         cosines = test[start : start + 256] @ train.T
         count += int((cosines.max(axis=1).toarray() >= NEAR_DUPLICATE).sum())
     return count
+
+
+def clean_label(label: str) -> str:
+    """The label without white space and invisible characters at its ends."""
+    return _ENDS.sub("", label)
+
+
+def similar_labels(labels: Iterable[str]) -> list[list[str]]:
+    """The sets of labels that differ only in case, white space or Unicode form."""
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        normal = unicodedata.normalize("NFKC", label).casefold()
+        alike.setdefault(_BLANK.sub("", normal), []).append(label)
+    return [group for group in alike.values() if len(group) > 1]
+
+
+def _clean_labels(dataset: DatasetSpec, rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """The rows with cleaned labels, and how many labels changed."""
+    cleaned = list(rows)
+    if dataset.task != "classification":
+        return cleaned, 0
+    changed = 0
+    for index, row in enumerate(cleaned):
+        if isinstance(row.target, str) and (label := clean_label(row.target)) != row.target:
+            cleaned[index] = replace(row, target=label)
+            changed += 1
+    return cleaned, changed
 
 
 def _check_targets(
@@ -259,13 +307,16 @@ def _check_targets(
 
 
 def _drop_duplicates(rows: list[Row], template: Template) -> tuple[list[Row], int, int]:
+    """Keep one row of each text and target: in a given split, one of the test part."""
+    parts = {"test": 0, "validation": 1}
     targets: dict[str, set[Any]] = {}
-    kept: list[Row] = []
-    for row in rows:
+    chosen: set[str] = set()
+    for row in sorted(rows, key=lambda row: parts.get(row.split or "", 2)):
         seen = targets.setdefault(template.cleaned(row.text), set())
         if row.target not in seen:
             seen.add(row.target)
-            kept.append(row)
+            chosen.add(row.id)
+    kept = [row for row in rows if row.id in chosen]
     label_conflicts = sum(len(targets[template.cleaned(row.text)]) > 1 for row in kept)
     return kept, len(rows) - len(kept), label_conflicts
 
@@ -284,13 +335,14 @@ def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
             "and evaluated.",
             "Add rows, or merge small classes in the plugin.",
         )
-    unknown = [label for label in counts if dataset.labels and label not in dataset.labels]
+    declared = tuple(dict.fromkeys(map(clean_label, dataset.labels)))
+    unknown = [label for label in counts if declared and label not in declared]
     if unknown:
         raise DataError(
             f"{dataset.name} has the label {unknown[0]!r}, which is not among its declared ones.",
             "Add it to `labels` in the DatasetSpec.",
         )
-    return tuple(label for label in dataset.labels if label in counts) or tuple(sorted(counts))
+    return tuple(label for label in declared if label in counts) or tuple(sorted(counts))
 
 
 def _check_augmented(
@@ -317,12 +369,13 @@ def _check_texts(dataset: DatasetSpec, row: Row) -> None:
             "Write for example slices={'country': 'DE'}.",
         )
     stratum = () if row.stratum is None else (row.stratum,)
-    texts = (row.id, row.text, row.group, *stratum, *row.slices, *row.slices.values())
+    given = () if row.split is None else (row.split,)
+    texts = (row.id, row.text, row.group, *stratum, *given, *row.slices, *row.slices.values())
     for text in texts:
         if not isinstance(text, str):
             raise DataError(
                 f"Row {row.id!r} of {dataset.name} has {text!r} where a text was expected.",
-                "Id, text, group, stratum and slices are texts.",
+                "Id, text, group, stratum, split and slices are texts.",
             )
     for text in (*texts, row.target):
         if isinstance(text, str) and not text.isascii():

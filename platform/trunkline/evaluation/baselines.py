@@ -187,27 +187,34 @@ def nearest(context: BaselineContext) -> BaselinePredictions:
 def prompted(context: BaselineContext, shots: int) -> BaselinePredictions:
     """The base with no adapter, with ``shots`` training examples in its prompt.
 
-    A prompt that would exceed the base's context gets as many examples as fit.
+    A prompt that would exceed the base's context gets as many examples as fit; a text that is too
+    long for the adapter's prompt is cut in the same way.
     """
     from trunkline.inference.forward import generate_texts
 
     recipe, base = context.recipe, context.base
     template, tokenizer = recipe.template, base.tokenizer
+    limit = min(recipe.settings.max_length, base.info.context) - recipe.max_new_tokens
+
+    def content(row: Row) -> str:
+        return template.filled(encode_prompt(row.text, template, tokenizer, limit).text)
+
     step = max(1, len(context.train) // max(1, shots))
-    examples = context.train[::step][:shots]
-    system = [{"role": "system", "content": template.system}] if template.system else []
+    examples = [(content(row), str(row.target)) for row in context.train[::step][:shots]]
+    instruction = template.system_message
+    system = [] if instruction is None else [{"role": "system", "content": instruction}]
     prompts: list[list[int]] = []
     for row in context.test:
         if not shots:
-            prompts.append(encode_prompt(row.text, template, tokenizer))
+            prompts.append(encode_prompt(row.text, template, tokenizer, limit).ids)
             continue
         messages: list[dict[str, str]] = []
-        for example in examples:
+        for question, answer in examples:
             messages += [
-                {"role": "user", "content": template.filled(example.text)},
-                {"role": "assistant", "content": str(example.target)},
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
             ]
-        messages.append({"role": "user", "content": template.filled(row.text)})
+        messages.append({"role": "user", "content": content(row)})
         prompt = encode_chat([*system, *messages], tokenizer)
         while len(prompt) + recipe.max_new_tokens > base.info.context and len(messages) > 1:
             del messages[:2]

@@ -150,6 +150,11 @@ class Engine:
             check_packed_forward(base.model, stepper.kv_cache.layers, exact=exact)
         return pool, stepper
 
+    @property
+    def max_model_len(self) -> int:
+        """The longest prompt with answer that can be computed, in tokens."""
+        return min(self.base.info.context, self._blocks.total * BLOCK_SIZE)
+
     # ------------------------------------------------------------------------------- requests
 
     def submit(self, request: ResolvedRequest) -> GenerationHandle:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.contracts import Template
-from trunkline.data.encode import check_characters, encode_chat, encode_prompt
+from trunkline.data.encode import Prompt, check_characters, encode_chat, encode_prompt
 from trunkline.errors import DataError, UsageError
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.inference.request_state import RequestState
 from trunkline.lora.pool import AdapterPool
-from trunkline.tasks import AnyTask, GenerationTask, task_from_json
+from trunkline.tasks import AnyTask, GenerationTask, prompt_limit, task_from_json
 
 if TYPE_CHECKING:
     from trunkline.bases import Base
@@ -49,7 +49,7 @@ class RequestValidator:
         self._pool = pool
         self._kv_tokens = kv_tokens
         self._clock = clock
-        self._tasks: dict[str, tuple[AnyTask, Template]] = {}
+        self._tasks: dict[str, tuple[AnyTask, Template, int | None]] = {}
         self._tokenizer_lock = threading.Lock()
 
     def validate(self, resolved: ResolvedRequest) -> RequestState:
@@ -62,38 +62,54 @@ class RequestValidator:
         """
         submitted = self._clock()
         request, artifact = resolved.request, resolved.artifact
-        task, template = self._read_task(artifact)
+        task, template, max_length = self._read_task(artifact)
         if artifact is not None:
             self._pool.load(artifact, resolved.name)
         with self._tokenizer_lock:
-            prompt = encode_request(request, resolved.name, task, template, self._base.tokenizer)
-        limit = max_new_tokens(request, task)
-        self._check_length(request, len(prompt), limit)
+            prompt = encode_request(
+                request, resolved.name, task, template, self._base.tokenizer, max_length
+            )
+        limit = self._limit_answer(request, len(prompt.ids), max_new_tokens(request, task))
         return RequestState(
             request=request,
             artifact=artifact,
             name=resolved.name,
             digest=artifact.digest if artifact is not None else self._base.digest,
             task=task,
-            prompt=prompt,
+            prompt=prompt.ids,
             max_new_tokens=limit,
+            truncated=prompt.truncated,
             submitted=submitted,
         )
 
-    def _read_task(self, artifact: Artifact | None) -> tuple[AnyTask, Template | None]:
+    def _read_task(self, artifact: Artifact | None) -> tuple[AnyTask, Template | None, int | None]:
+        """The task, the template and the longest prompt, in tokens."""
         if artifact is None:
-            return GenerationTask(BASE_NEW_TOKENS), None
+            return GenerationTask(BASE_NEW_TOKENS), None, None
         if (entry := self._tasks.get(artifact.digest)) is None:
             manifest = artifact.manifest
-            entry = task_from_json(dict(manifest.task)), manifest.make_template()
+            task = task_from_json(dict(manifest.task))
+            length = manifest.max_length
+            limit = None if length is None else prompt_limit(task, length)
+            entry = task, manifest.make_template(), limit
             if len(self._tasks) > _MAX_CACHED_TASKS:
                 self._tasks.clear()
             self._tasks[artifact.digest] = entry
         return entry
 
-    def _check_length(self, request: Request, prompt: int, limit: int) -> None:
+    def _limit_answer(self, request: Request, prompt: int, limit: int) -> int:
+        """How many new tokens the answer may have.
+
+        A limit that the request sets is reduced to what the context has room for. The adapter's
+        own limit must fit, so that an answer is not cut unasked.
+
+        Raises:
+            DataError: the prompt is too long, or leaves no room for the answer.
+        """
         context = self._base.info.context
         most = min(context, self._kv_tokens)
+        if request.max_new_tokens is not None and limit:
+            limit = max(1, min(limit, most - prompt))
         if prompt + limit > most:
             limit_name = f"the base's context of {context}" if most == context else (
                 f"the memory for keys and values, {most} tokens"
@@ -104,12 +120,21 @@ class RequestValidator:
                 + f" don't fit {limit_name}.",
                 "Shorten the text or request fewer new tokens." if limit else "Shorten the text.",
             )
+        return limit
 
 
 def encode_request(
-    request: Request, name: str, task: AnyTask, template: Template | None, tokenizer: Any
-) -> list[int]:
+    request: Request,
+    name: str,
+    task: AnyTask,
+    template: Template | None,
+    tokenizer: Any,
+    max_length: int | None = None,
+) -> Prompt:
     """Encode a request's prompt as token ids.
+
+    A text in an adapter's template is cut to ``max_length`` as training did. A conversation of
+    several messages is the client's own prompt and never cut.
 
     Args:
         request: a text, or messages.
@@ -117,6 +142,7 @@ def encode_request(
         task: of the adapter; a generation for the base.
         template: of the adapter; None for the base.
         tokenizer: of the base.
+        max_length: the adapter's longest prompt, in tokens.
 
     Raises:
         DataError: the text is empty or has invalid characters.
@@ -129,10 +155,8 @@ def encode_request(
             check_characters(request.text)
             return encode_prompt(request.text, RAW, tokenizer)
         template = BASE_TEMPLATE if tokenizer.chat_template else BASE_TEMPLATE_PLAIN
-        if not request.messages:
-            return encode_prompt(request.text, template, tokenizer)
     if not request.messages:
-        return encode_prompt(request.text, template, tokenizer)
+        return encode_prompt(request.text, template, tokenizer, max_length)
     if not isinstance(task, GenerationTask):
         raise UsageError(
             f"{name} is for {task.kind} and can't continue a conversation.",
@@ -145,14 +169,15 @@ def encode_request(
             f"The last message has the role {last.get('role')!r}.",
             "End the conversation with a message of the user that is a text.",
         )
-    if not template.chat:
-        return encode_prompt(last["content"], template, tokenizer)
+    if not template.chat or len(messages) == 1:
+        return encode_prompt(last["content"], template, tokenizer, max_length)
     if not template.cleaned(last["content"]).strip():
         raise DataError("The last message is empty.", "Give a text.")
     last["content"] = template.filled(last["content"])
-    if template.system is not None and messages[0].get("role") != "system":
-        messages.insert(0, {"role": "system", "content": template.system})
-    return encode_chat(messages, tokenizer)
+    if template.system_message is not None and messages[0].get("role") != "system":
+        messages.insert(0, {"role": "system", "content": template.system_message})
+    ids = encode_chat(messages, tokenizer)
+    return Prompt(ids, last["content"], len(ids))
 
 
 def max_new_tokens(request: Request, task: AnyTask) -> int:

@@ -9,10 +9,12 @@ from trunkline.adapters.artifact import Artifact
 from trunkline.errors import UsageError
 from trunkline.refs import BASE
 
-MAX_CHOICES = 16
+MAX_CHOICES = 128
 MAX_LOGPROBS = 20
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 256
+MAX_TEMPERATURE = 10
+MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 _MAX_INT = 2**63 - 1
 
 
@@ -24,8 +26,10 @@ class Request:
         adapter: a ref such as ``medical/icd10-chapter@3``; None is the bare base.
         text: inserted into the adapter's template; for the bare base, a user message.
         max_new_tokens: limit of a generated answer; None: the adapter's own, 64 for the base.
+            An answer also ends where the context does.
         temperature: 0 takes the likeliest token at each step.
-        top_p: nucleus sampling (Holtzman et al. 2020), with ``temperature`` above 0.
+        top_p: nucleus sampling (Holtzman et al. 2020), with ``temperature`` above 0; 0 takes the
+            likeliest token.
         seed: of the sampling; answer ``i`` of one request is sampled with ``seed + i``.
         messages: a conversation (``role``, ``content``) instead of a text, for generation. The
             adapter's template is applied to the last message, which must be the user's; a template
@@ -74,9 +78,16 @@ class Request:
                 _MAX_INT,
                 "Give an integer of at least 1.",
             )
-        _check_number("temperature", self.temperature, float, 0, 10, "Give a number from 0 to 10.")
-        _check_number("top_p", self.top_p, float, 1e-9, 1, "Give a number above 0 and at most 1.")
-        _check_number("seed", self.seed, int, 0, _MAX_INT, "Give an integer of at least 0.")
+        _check_number(
+            "temperature",
+            self.temperature,
+            float,
+            0,
+            MAX_TEMPERATURE,
+            f"Give a number from 0 to {MAX_TEMPERATURE}.",
+        )
+        _check_number("top_p", self.top_p, float, 0, 1, "Give a number from 0 to 1.")
+        _check_number("seed", self.seed, int, MIN_SEED, MAX_SEED, "Give an integer of 64 bits.")
         _check_number("top_k", self.top_k, int, 0, _MAX_INT, "Give an integer; 0 means all tokens.")
         _check_number("n", self.n, int, 1, MAX_CHOICES, f"Give 1 to {MAX_CHOICES}.")
         if self.logprobs is not None:
@@ -150,6 +161,7 @@ class Answer:
         choices: all answers of a generation; text and finish are those of the first.
         prompt_tokens, new_tokens: counts; new tokens of all choices together.
         cached_tokens: tokens of the prompt that came from the prefix cache.
+        truncated: whether the end of the text was cut off, as in training; see ``max_length``.
     """
 
     adapter: str
@@ -158,6 +170,7 @@ class Answer:
     prompt_tokens: int
     new_tokens: int = 0
     cached_tokens: int = 0
+    truncated: bool = False
     label: str | None = None
     probabilities: dict[str, float] | None = None
     value: float | None = None
@@ -180,11 +193,15 @@ class Answer:
         return self.probabilities[self.label]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of this task; ``choices`` if there are several, ``cached_tokens`` if not 0."""
+        """The fields of this task; ``choices`` if there are several.
+
+        ``cached_tokens`` is left out if it is 0, ``truncated`` if it is false.
+        """
         values = {name: getattr(self, name) for name in self.__slots__ if name != "choices"}
         fields = {name: value for name, value in values.items() if value is not None}
-        if not self.cached_tokens:
-            del fields["cached_tokens"]
+        for name in ("cached_tokens", "truncated"):
+            if not fields[name]:
+                del fields[name]
         if len(self.choices) > 1:
             fields["choices"] = [asdict(choice) for choice in self.choices]
         return fields

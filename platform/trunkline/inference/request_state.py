@@ -59,6 +59,7 @@ class RequestState:
         digest: of the version that answers; adapters are scheduled and cached under it.
         prompt: token ids.
         max_new_tokens: 0 if a head answers.
+        truncated: whether the text was cut to the adapter's longest prompt.
         submitted, started, first_token: times on the engine's clock, in seconds.
         choices: finished sequences, by index.
         head_output: ``[outputs]``, of a task with a head.
@@ -73,6 +74,7 @@ class RequestState:
     task: AnyTask
     prompt: list[int]
     max_new_tokens: int
+    truncated: bool = False
     submitted: float = 0.0
     started: float | None = None
     first_token: float | None = None
@@ -107,6 +109,7 @@ class RequestState:
             "task": self.task.kind,
             "prompt_tokens": len(self.prompt),
             "cached_tokens": self.cached_tokens,
+            "truncated": self.truncated,
         }
         if isinstance(self.task, GenerationTask):
             choices = tuple(self.choices[index] for index in sorted(self.choices))
@@ -188,6 +191,7 @@ class GenerationHandle:
         self.name = state.name
         self.digest = state.digest
         self.prompt_tokens = len(state.prompt)
+        self.truncated = state.truncated
         self._cancel = cancel
 
     @property

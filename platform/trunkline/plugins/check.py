@@ -11,7 +11,7 @@ import random
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -57,12 +57,19 @@ class Finding:
     message: str
 
 
-def check(target: str | Path) -> tuple[Finding, ...]:
+Examine = Callable[
+    [DatasetSpec, Sequence[Row], RecipeSpec | None, Sequence[TransformSpec]], Iterable[Finding]
+]
+
+
+def check(target: str | Path, examine: Examine | None = None) -> tuple[Finding, ...]:
     """Load one plugin alone, read all its rows, and report what is wrong with it.
 
     Args:
         target: domain of an installed plugin, or folder that holds a ``pyproject.toml`` (its code
             in ``src/`` or next to it; it need not be installed).
+        examine: called for each recipe with its dataset, rows and transforms, and for each dataset
+            without a recipe; gives more findings.
 
     Returns:
         Errors and warnings; empty if there are none.
@@ -88,8 +95,8 @@ def check(target: str | Path) -> tuple[Finding, ...]:
                 findings.append(_error(candidate.domain, info.reason or "it failed"))
                 continue
             findings += _module_findings(candidate, root, loaded, contribution)
-            findings += _spec_findings(contribution, core)
-    return tuple(findings)
+            findings += _spec_findings(contribution, core, examine)
+    return tuple(dict.fromkeys(findings))
 
 
 def _error(subject: str, message: str) -> Finding:
@@ -162,7 +169,9 @@ def _module_findings(
         yield _warning(candidate.domain, "it contributes nothing: no hook yields a spec")
 
 
-def _spec_findings(contribution: Contribution, core: Contribution) -> Iterator[Finding]:
+def _spec_findings(
+    contribution: Contribution, core: Contribution, examine: Examine | None
+) -> Iterator[Finding]:
     rows: dict[str, Sequence[Row]] = {}
     for dataset in contribution.datasets:
         yield from _described(dataset, ("description", "license", "source", "grouping"))
@@ -182,6 +191,14 @@ def _spec_findings(contribution: Contribution, core: Contribution) -> Iterator[F
     for recipe in contribution.recipes:
         yield from _described(recipe, ("description",))
         yield from _recipe_findings(recipe, rows.get(recipe.dataset, ()), transforms)
+    if examine is not None:
+        for dataset in contribution.datasets:
+            recipes: list[RecipeSpec | None] = [
+                one for one in contribution.recipes if one.dataset == dataset.name
+            ]
+            for user in (recipes or [None]) if dataset.name in rows else ():
+                steps = [transforms[name] for name in user.transforms] if user else []
+                yield from examine(dataset, rows[dataset.name], user, steps)
     for loss in contribution.losses:
         yield from _described(loss, ("description",))
         users = [recipe for recipe in contribution.recipes if recipe.loss == loss.name]
@@ -248,7 +265,7 @@ def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:
             return f"its target is {row.target!r}, not a finite number"
     elif not isinstance(row.target, str) or not row.target.strip():
         return f"its target is {row.target!r}, not a non-empty string"
-    elif dataset.labels and row.target not in dataset.labels:
+    elif dataset.labels and row.target.strip() not in map(str.strip, dataset.labels):
         return f"its label {row.target!r} is not among the data set's labels"
     missing = [name for name in dataset.slices if name not in row.slices]
     return f"it has no slice {missing[0]!r}" if missing else None

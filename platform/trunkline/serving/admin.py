@@ -8,19 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, StrictBool
+from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
 
-from trunkline.errors import BaseMismatchError, ForbiddenError, NotFoundError
+from trunkline.errors import BaseMismatchError, ForbiddenError, NotFoundError, UsageError
 from trunkline.promotion import GateRefusedError
+from trunkline.refs import check_alias, shown
 from trunkline.registry.actors import key_actor
 from trunkline.serving.admin_schemas import Promotion, Residents, Rollback, ServerState
+from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError, error_body
+from trunkline.serving.fields import StrictModel, invalid
 from trunkline.serving.models import served_models
-from trunkline.serving.schemas import ModelName
+from trunkline.serving.schemas import ModelName, Text
 from trunkline.serving.service import Context, RequestContext
 
 if TYPE_CHECKING:
@@ -38,10 +41,10 @@ async def _require_admin(context: Context) -> None:
         )
 
 
-router = APIRouter(prefix="/admin", dependencies=[Depends(_require_admin)])
+router = APIRouter(route_class=JsonRoute, prefix="/admin", dependencies=[Depends(_require_admin)])
 
 
-class RefBody(BaseModel):
+class RefBody(StrictModel):
     """An adapter, by any ref."""
 
     ref: ModelName
@@ -53,19 +56,46 @@ class PinBody(RefBody):
     pinned: StrictBool = True
 
 
+def _check_alias(text: str) -> str:
+    try:
+        return check_alias(text)
+    except UsageError as error:
+        raise invalid(f"can't be {shown(text)}.", error.hint or "") from None
+
+
+Alias = Annotated[Text, Field(max_length=_MAX_ALIAS_CHARS), AfterValidator(_check_alias)]
+Reason = Annotated[Text, Field(max_length=_MAX_REASON_CHARS)]
+
+
 class PromoteBody(RefBody):
     """Which alias to move; see :meth:`~trunkline.api.Platform.promote`."""
 
-    alias: str = Field("champion", max_length=_MAX_ALIAS_CHARS)
+    alias: Alias = "champion"
     force: StrictBool = False
-    reason: str = Field("", max_length=_MAX_REASON_CHARS)
+    reason: Reason = ""
+
+    @model_validator(mode="after")
+    def _check_reason(self) -> Self:
+        if self.force and not self.reason.strip():
+            raise invalid("is empty: a forced promotion needs one.", "Send it.", field="reason")
+        return self
 
 
 class RollbackBody(RefBody):
     """Which alias to roll back; see :meth:`~trunkline.api.Platform.rollback`."""
 
-    alias: str = Field("champion", max_length=_MAX_ALIAS_CHARS)
-    reason: str = Field("", max_length=_MAX_REASON_CHARS)
+    alias: Alias = "champion"
+    reason: Reason = ""
+
+    @field_validator("ref")
+    @classmethod
+    def _check_ref(cls, ref: str) -> str:
+        adapter, at, _ = ref.partition("@")
+        if at:
+            raise invalid(
+                "names a version, but an alias belongs to the adapter.", f"Send {shown(adapter)}."
+            )
+        return ref
 
 
 @router.get("/state", response_model=ServerState)
@@ -134,13 +164,13 @@ async def rollback(body: RollbackBody, context: Context) -> dict[str, Any]:
 
 
 def _resolve_adapter(context: RequestContext, ref: str) -> ResolvedModel:
-    model = served_models(context).resolve(context.key, ref)
+    model = served_models(context).resolve(context.key, ref, field="ref")
     if model.record is None:
         raise ApiError(
             "'base' is not an adapter; the base always stays in memory.",
             "GET /v1/models lists the adapters.",
             status=404,
-            param="model",
+            param="ref",
             code="model_not_found",
         )
     return model
@@ -152,9 +182,19 @@ def _named(model: ResolvedModel) -> Iterator[None]:
     try:
         yield
     except NotFoundError:
-        raise NotFoundError(
-            f"{model.name} is not in memory.", "Load it with POST /admin/load."
-        ) from None
+        error = NotFoundError(f"{model.name} is not in memory.", "Load it with POST /admin/load.")
+        error.param = "ref"
+        raise error from None
+
+
+@contextmanager
+def _alias_named() -> Iterator[None]:
+    """Name the field in errors of a move; the ref is resolved, so they concern the alias."""
+    try:
+        yield
+    except UsageError as error:
+        error.param = error.param or "alias"
+        raise
 
 
 def _load(context: RequestContext, ref: str) -> dict[str, Any]:
@@ -166,9 +206,10 @@ def _load(context: RequestContext, ref: str) -> dict[str, Any]:
 
 def _promote(context: RequestContext, body: PromoteBody) -> dict[str, Any]:
     _resolve_adapter(context, body.ref)
-    promotion = context.service.platform.promote(
-        body.ref, body.alias, force=body.force, reason=body.reason, actor=_actor(context)
-    )
+    with _alias_named():
+        promotion = context.service.platform.promote(
+            body.ref, body.alias, force=body.force, reason=body.reason, actor=_actor(context)
+        )
     return {
         "ref": str(promotion.version.ref),
         "adapter": promotion.version.ref.adapter,
@@ -184,9 +225,10 @@ def _promote(context: RequestContext, body: PromoteBody) -> dict[str, Any]:
 def _rollback(context: RequestContext, body: RollbackBody) -> dict[str, Any]:
     with suppress(BaseMismatchError):  # the rollback may be the remedy
         _resolve_adapter(context, body.ref)
-    change = context.service.platform.rollback(
-        body.ref, body.alias, reason=body.reason, actor=_actor(context)
-    )
+    with _alias_named():
+        change = context.service.platform.rollback(
+            body.ref, body.alias, reason=body.reason, actor=_actor(context)
+        )
     return {**asdict(change.move), "head": change.head}
 
 

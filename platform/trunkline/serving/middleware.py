@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +15,7 @@ from trunkline.refs import shown
 from trunkline.registry.records import KeyRecord
 from trunkline.registry.registry import Registry
 from trunkline.serving.errors import INTERNAL_ERROR, ApiError, error_response
+from trunkline.serving.paths import PAGES
 from trunkline.serving.service import RequestContext, Service
 from trunkline.serving.settings import ServerSettings
 
@@ -32,7 +34,7 @@ class Authenticator:
     stays closed, even when the last key is removed.
 
     Args:
-        loopback: whether only this machine can reach the server.
+        loopback: whether only this machine can reach the server; otherwise it is never open.
         host: the server's own name; a browser may send it like the usual local names.
     """
 
@@ -94,6 +96,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _without_trailing_slash(scope)
         context = RequestContext(self._service, scope["path"])
         scope.setdefault("state", {})["context"] = context
         started = False
@@ -131,7 +134,7 @@ class RequestMiddleware:
         _check_header_size(headers, self._service.settings)
         path = scope["path"]
         _check_path(path)
-        if path in PROBES:
+        if path in PROBES or path in PAGES:
             return receive
         if path != METRICS:
             self._service.add(context)
@@ -148,6 +151,14 @@ class RequestMiddleware:
             headers.get("authorization"), headers.get("host")
         )
         return bool(_REQUEST_ID.fullmatch(client_id)) and self._service.id_is_free(client_id)
+
+
+def _without_trailing_slash(scope: Scope) -> Scope:
+    """The scope of the same path without slashes at its end, which some clients add."""
+    path = scope["path"].rstrip("/") or "/"
+    if path == scope["path"]:
+        return scope
+    return {**scope, "path": path, "raw_path": quote(path).encode()}
 
 
 def _check_header_size(headers: Headers, settings: ServerSettings) -> None:
@@ -167,6 +178,7 @@ def _check_path(path: str) -> None:
         raise ApiError(
             f"The path {shown(path)} contains an unprintable character.",
             "Write the model's name as GET /v1/models lists it.",
+            param="path",
         )
 
 

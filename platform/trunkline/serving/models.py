@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +15,7 @@ from trunkline.errors import BaseMismatchError, UsageError
 from trunkline.refs import BASE, Ref, shown
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AdapterRecord, KeyRecord, VersionRecord
+from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError, unknown_model
 from trunkline.serving.service import Context, RequestContext, ServedBase
 
@@ -21,6 +25,14 @@ if TYPE_CHECKING:
 
 MAX_LISTED = 10_000
 
+MAX_SIMILAR = 3
+"""How many similar names an error suggests."""
+
+MAX_COMPARED = 1000
+"""Adapters whose names are compared with an unknown one."""
+
+MAX_REF_CHARS = 256
+
 ROUTES = {
     "generation": "/v1/chat/completions",
     "classification": "/v1/classify",
@@ -28,7 +40,7 @@ ROUTES = {
 }
 """Task of a model → the route that answers it."""
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.get("/v1/models")
@@ -140,27 +152,70 @@ class ServedModels:
         self._page_size = page_size
         self._batch_size = batch_size
 
-    def resolve(self, key: KeyRecord | None, ref: str) -> ResolvedModel:
+    def resolve(self, key: KeyRecord | None, ref: str, *, field: str = "model") -> ResolvedModel:
         """The version that a ref selects now.
 
+        Args:
+            field: in which the client sent the ref, for errors.
+
         Raises:
-            ApiError: 404, the model is unknown or the key may not use it; the error is the same.
+            ApiError: 404, the model is unknown or the key may not use it; the error is the same. It
+                names models with similar names, only such as the key may use.
             BaseMismatchError: it was trained on another base.
         """
         try:
             if not _may_use(key, ref if ref == BASE else Ref.parse(ref).adapter):
-                raise unknown_model(ref)
+                raise unknown_model(ref, field, self._near_misses(key, ref))
             model = self._platform.resolve(ref, suggest=False)
         except UsageError:  # malformed, or not found
-            raise unknown_model(ref) from None
+            raise unknown_model(ref, field, self._near_misses(key, ref)) from None
         record = model.record
         if record is not None and record.base_digest != self._base.digest:
-            raise BaseMismatchError(
+            error = BaseMismatchError(
                 f"{record.ref} was trained on the base {record.base_name}; this server's base is "
                 f"{self._base.name}.",
                 "GET /v1/models lists the models of this server.",
             )
+            error.param = field
+            raise error
         return model
+
+    def _near_misses(self, key: KeyRecord | None, ref: str) -> list[str]:
+        """Up to three models with names similar to ``ref`` that the key may use."""
+        adapters = dict(self._usable_adapters(key, ref))
+        names = [BASE, *adapters] if _may_use(key, BASE) else list(adapters)
+        similar: list[str] = []
+        for name, selector in similar_names(ref, names):
+            aliases = adapters[name].aliases if name in adapters else {}
+            selectors = [selector, *difflib.get_close_matches(selector, aliases, n=1), ""]
+            refs = [f"{name}@{one}" if one else name for one in selectors]
+            served = (one for one in refs if one != ref and self._is_served(one))
+            similar += [one for one in served if one not in similar][:1]
+        return similar[:MAX_SIMILAR]
+
+    def _usable_adapters(
+        self, key: KeyRecord | None, ref: str
+    ) -> Iterator[tuple[str, AdapterRecord]]:
+        """The first adapters that the key may use, and the one whose name is written like ``ref``.
+
+        Their number is limited, so that a wrong name costs little in a large registry.
+        """
+        for domain, name in _as_written(ref):
+            with suppress(UsageError):
+                exact = self._registry.adapters.get(domain, name)
+                if _may_use(key, str(exact.ref)):
+                    yield str(exact.ref), exact
+        for adapter in self._registry.adapters.list(limit=MAX_COMPARED):
+            if _may_use(key, str(adapter.ref)):
+                yield str(adapter.ref), adapter
+
+    def _is_served(self, ref: str) -> bool:
+        """Whether a ref selects a version of this server's base."""
+        try:
+            record = self._platform.resolve(ref, suggest=False).record
+        except UsageError:
+            return False
+        return record is None or record.base_digest == self._base.digest
 
     def get(self, key: KeyRecord | None, ref: str) -> ModelEntry:
         """The entry of one model; raises as :meth:`resolve`."""
@@ -281,6 +336,37 @@ class ServedModels:
         return ModelEntry(
             id, str(version.ref), version.task, version.digest, created, self._base.name
         )
+
+
+def similar_names(ref: str, names: Iterable[str]) -> list[tuple[str, str]]:
+    """The names that a wrong ref probably means, best first, each with the wrong ref's selector.
+
+    It knows how other servers and clients write models: ``Domain/Name``, ``name:latest``,
+    ``openai/domain/name``, ``domain_name``, or the name without its domain.
+    """
+    text, selector = _split_selector(ref)
+    if not text:
+        return []
+    known = list(dict.fromkeys(names))
+    ends = [name for name in known if text in (name, name.partition("/")[2])]
+    ends += [name for name in known if text.endswith("/" + name)]
+    flat = {re.sub("[/-]", "", name): name for name in known}
+    close = difflib.get_close_matches(re.sub("[/-]", "", text), flat, n=MAX_SIMILAR, cutoff=0.7)
+    return [(name, selector) for name in dict.fromkeys([*ends, *(flat[one] for one in close)])]
+
+
+def _split_selector(ref: str) -> tuple[str, str]:
+    """A wrong ref in the spelling of names, and what follows its ``@`` or ``:``."""
+    text = re.sub(r"[\s_]+", "-", ref[:MAX_REF_CHARS].strip().casefold())
+    name, _, selector = text.replace(":", "@").partition("@")
+    return name.strip("/"), "" if selector == "latest" else selector
+
+
+def _as_written(ref: str) -> Iterator[tuple[str, str]]:
+    """Domain and name of a wrong ref, if it has both."""
+    parts = _split_selector(ref)[0].split("/")
+    if len(parts) >= 2:
+        yield parts[-2], parts[-1]
 
 
 def _may_use(key: KeyRecord | None, name: str) -> bool:

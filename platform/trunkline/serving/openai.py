@@ -19,6 +19,7 @@ from trunkline.errors import Interrupted, RegistryError, TrunklineError
 from trunkline.inference.detokenizer import REPLACEMENT_CHARACTER
 from trunkline.inference.request import Answer, Choice, StreamChunk, TokenScore
 from trunkline.inference.request import Request as EngineRequest
+from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import INTERNAL_ERROR, error_body
 from trunkline.serving.models import resolve
 from trunkline.serving.schemas import ChatBody, CompletionBody, GenerationBody
@@ -34,7 +35,7 @@ Chunk = dict[str, Any]
 
 _DONE = b"data: [DONE]\n\n"
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 # ------------------------------------------------------------------------------- chat completions
@@ -45,7 +46,6 @@ async def chat(body: ChatBody, context: Context, request: Request) -> Response:
     """Answer a conversation; with ``stream``, in chunks."""
     messages = [message.to_template() for message in body.messages]
     context.set_model_name(body.model, json.dumps(messages, ensure_ascii=False))
-    body.check_supported()
     model = await resolve(context, body.model, "generation")
     engine_request = EngineRequest(
         _adapter(model),
@@ -54,7 +54,7 @@ async def chat(body: ChatBody, context: Context, request: Request) -> Response:
         **body.sampling(context.service.settings.max_new_tokens),
     )
     text = "".join(message["content"] for message in messages)
-    await context.submit(model, [text], [engine_request], body.timeout)
+    await context.submit(model, [text], [engine_request], body.timeout, field="messages")
     head = _head(context, model, "chatcmpl", "chat.completion")
     if body.stream:
         return _chat_stream(context, {**head, "object": "chat.completion.chunk"}, body)
@@ -128,7 +128,6 @@ async def complete(body: CompletionBody, context: Context, request: Request) -> 
     The base gets a prompt as it is. An adapter gets it in the template that it was trained with.
     """
     context.set_model_name(body.model, json.dumps(body.prompt, ensure_ascii=False))
-    body.check_supported()
     prompts = body.prompts()
     model = await resolve(context, body.model, "generation")
     sampling = body.sampling(context.service.settings.max_new_tokens)
@@ -137,7 +136,7 @@ async def complete(body: CompletionBody, context: Context, request: Request) -> 
         EngineRequest(_adapter(model), text, logprobs=body.logprobs, raw=raw, **sampling)
         for text in prompts
     ]
-    await context.submit(model, prompts, engine_requests, body.timeout)
+    await context.submit(model, prompts, engine_requests, body.timeout, field="prompt")
     head = _head(context, model, "cmpl", "text_completion")
     if body.stream:
         return _completion_stream(context, head, body)
@@ -214,13 +213,15 @@ def _adapter(model: ResolvedModel) -> str | None:
 
 
 def _head(context: RequestContext, model: ResolvedModel, prefix: str, kind: str) -> dict[str, Any]:
-    return {
+    """The fields of a response and of every chunk; ``truncated`` only if a text was cut."""
+    head = {
         "id": f"{prefix}-{context.id}",
         "object": kind,
         "created": int(time.time()),
         "model": model.name,
         "system_fingerprint": model.digest,
     }
+    return {**head, "truncated": context.truncated} if context.truncated else head
 
 
 def _usage_chunk(head: Chunk, body: GenerationBody) -> Callable[[Sequence[Answer]], list[Chunk]]:

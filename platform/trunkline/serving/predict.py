@@ -13,12 +13,13 @@ from fastapi.responses import Response
 from trunkline.errors import DataError
 from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
+from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.models import resolve
 from trunkline.serving.openai import usage
 from trunkline.serving.schemas import PredictBody
 from trunkline.serving.service import Context, RequestContext
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/classify")
@@ -57,10 +58,15 @@ async def _predict(
     texts = body.texts()
     model = await resolve(context, body.model, task)
     engine_requests = [EngineRequest(model.name, text) for text in texts]
-    await context.submit(model, texts, engine_requests, body.timeout)
+    await context.submit(model, texts, engine_requests, body.timeout, field="input")
     answers = await context.answers(request.receive)
     data = [
-        {"index": index, **fields(answer), "prompt_tokens": answer.prompt_tokens}
+        {
+            "index": index,
+            **fields(answer),
+            "prompt_tokens": answer.prompt_tokens,
+            "truncated": answer.truncated,
+        }
         for index, answer in enumerate(answers)
     ]
     content = {"object": "list", "model": model.name, "data": data, "usage": usage(answers)}

@@ -28,7 +28,7 @@ from trunkline.errors import TrunklineError, UnavailableError, UsageError, reaso
 from trunkline.serving.app import create_app
 from trunkline.serving.errors import ApiError, error_body
 from trunkline.serving.service import Service
-from trunkline.serving.settings import ServerSettings, addresses, is_loopback
+from trunkline.serving.settings import ANY_ORIGIN, ServerSettings, addresses, is_loopback
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -57,14 +57,11 @@ def serve(
 
     Raises:
         UsageError: the port is taken, the host is not an address of this machine, or a server
-            without a key would be reachable from other machines.
+            without a key would be reachable from other machines or from any web page.
         BaseModelError: the base can't be loaded.
     """
-    if not is_loopback(settings.host) and not platform.registry.keys.has_any():
-        raise UsageError(
-            f"A server without keys can't listen on {settings.host}, which other machines reach.",
-            "Create a key with: trunkline keys create OWNER.",
-        )
+    if not platform.registry.keys.has_any():
+        _check_private(settings)
     app = create_app(platform, settings)
     service: Service = app.state.service
     limits = ConnectionLimits.for_files(raise_file_limit())
@@ -92,6 +89,20 @@ def serve(
             service.engine.close()
     if service.failure is not None:
         raise service.failure
+
+
+def _check_private(settings: ServerSettings) -> None:
+    """Refuse to start a server without keys that other machines or any web page could use."""
+    if not is_loopback(settings.host):
+        raise UsageError(
+            f"A server without keys can't listen on {settings.host}, which other machines reach.",
+            "Create a key with: trunkline keys create OWNER.",
+        )
+    if ANY_ORIGIN in settings.cors_origins:
+        raise UsageError(
+            "A server without keys can't allow every web page to use it (--cors-origin '*').",
+            "Name the page's origin, or create a key with: trunkline keys create OWNER.",
+        )
 
 
 class _Server(uvicorn.Server):

@@ -1,52 +1,44 @@
-"""The bodies of requests, as OpenAI's clients send them.
+"""The bodies of requests, as the clients of OpenAI and vLLM send them.
 
-Known fields that are not supported are refused if ignoring them would change the answer. Unknown
-fields are ignored, like those that change nothing (``user``, ``metadata``, ``store``).
+Every field is validated here, with the ranges of both; so an error names the field as the client
+wrote it. :mod:`trunkline.serving.fields` decides about fields that are not supported.
 """
 
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
+    BeforeValidator,
+    Discriminator,
     Field,
     StrictBool,
     StrictFloat,
     StrictInt,
+    Tag,
+    model_validator,
 )
 
-from trunkline.inference.request import MAX_LOGPROBS
+from trunkline.inference.request import (
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_SEED,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_TEMPERATURE,
+    MIN_SEED,
+)
+from trunkline.refs import shown
+from trunkline.serving import fields
 from trunkline.serving.errors import ApiError
+from trunkline.serving.fields import StrictModel, invalid, unsupported
 
 MAX_MESSAGES = 2048
 """Messages of one conversation, as with OpenAI; each one costs time, however short it is."""
 
-_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "length_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "audio": (),
-    "modalities": (["text"],),
-    "reasoning_effort": ("none",),
-    "web_search_options": (),
-    "echo": (False,),
-    "suffix": ("",),
-}
-"""Unsupported field → its values, besides null, that do not change the answer."""
+_MAX_INT = 2**63 - 1
 
 
 def _reject_surrogates(text: str) -> str:
@@ -58,27 +50,76 @@ def _reject_surrogates(text: str) -> str:
     return text
 
 
+def _to_integer(value: Any) -> Any:
+    """JSON has one type of number: a whole float is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_list(value: Any) -> str:
+    return fields.LIST_TAG if isinstance(value, list) else fields.TEXT_TAG
+
+
 Text = Annotated[str, AfterValidator(_reject_surrogates)]
 ModelName = Annotated[Text, Field(min_length=1, max_length=256)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 """Validation stops at the first invalid item, so that a list of invalid items costs little."""
 
+OneOrMore = Annotated[
+    Annotated[Text, Tag(fields.TEXT_TAG)] | Annotated[Texts, Tag(fields.LIST_TAG)],
+    Discriminator(_is_list),
+]
+"""A text or a list of texts; an error is that of the one that was sent."""
+
+Integer = Annotated[StrictInt, BeforeValidator(_to_integer)]
+
 Timeout = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 """Seconds from arrival until the request is cancelled; the server's own limit applies too."""
 
+MaxTokens = Annotated[Integer, Field(ge=1, le=_MAX_INT)]
 
-class TextPart(BaseModel):
+
+class TextPart(StrictModel):
     """A part of a message; only text is supported."""
+
+    ignored = fields.TEXT_PART_IGNORED
 
     type: Literal["text"]
     text: Text
 
+    @classmethod
+    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
+        kind = data.get("type")
+        if isinstance(kind, str) and kind != "text":
+            raise unsupported(
+                "type", "Send text.", value=shown(kind), reason="only 'text' is supported"
+            )
+        return data
 
-class Message(BaseModel):
-    """One message of a conversation; ``developer`` means ``system``."""
+
+class Message(StrictModel):
+    """One message of a conversation; ``developer`` means ``system``.
+
+    The content of an assistant's message may be null, which is an empty text.
+    """
+
+    ignored = fields.MESSAGE_IGNORED
+    neutral = fields.MESSAGE_NEUTRAL
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
+    content: Annotated[
+        Annotated[Text, Tag(fields.TEXT_TAG)]
+        | Annotated[list[TextPart], Field(fail_fast=True), Tag(fields.LIST_TAG)],
+        Discriminator(_is_list),
+    ]
+
+    @classmethod
+    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
+        role = data.get("role")
+        if role in ("tool", "function"):
+            raise unsupported("role", fields.TOOL_HINT, value=shown(role), reason=fields.NO_TOOLS)
+        if role == "assistant" and "content" in data and data["content"] is None:
+            return {**data, "content": ""}
+        return data
 
     def to_template(self) -> dict[str, str]:
         """Role and text as chat templates expect them."""
@@ -88,57 +129,62 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(StrictModel):
     """What a stream contains besides the answer."""
+
+    ignored = fields.STREAM_OPTIONS_IGNORED
+    neutral = fields.STREAM_OPTIONS_NEUTRAL
 
     include_usage: StrictBool | None = None
 
 
-class GenerationBody(BaseModel):
+class GenerationBody(StrictModel):
     """The fields that chat and completion requests share.
 
     As OpenAI's clients expect, the default ``temperature`` is 1, and a request without a ``seed``
     gets a random one.
     """
 
-    model_config = ConfigDict(extra="allow")
+    ignored = fields.GENERATION_IGNORED
 
     model: ModelName
-    temperature: StrictFloat | None = None
-    top_p: StrictFloat | None = None
-    top_k: StrictInt | None = None
-    n: StrictInt | None = None
-    seed: StrictInt | None = None
-    stop: Text | Texts | None = None
-    max_tokens: StrictInt | None = None
+    temperature: Annotated[StrictFloat, Field(ge=0, le=MAX_TEMPERATURE)] | None = None
+    top_p: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[Integer, Field(ge=-1, le=_MAX_INT)] | None = None
+    n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[Integer, Field(ge=MIN_SEED, le=MAX_SEED)] | None = None
+    stop: OneOrMore | None = None
+    max_tokens: MaxTokens | None = None
     timeout: Timeout | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
 
-    def check_supported(self) -> None:
-        """Refuse unsupported fields that would change the answer.
+    @classmethod
+    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Accept ``best_of`` if it equals ``n``."""
+        if (best_of := data.get("best_of")) is None or best_of == (data.get("n") or 1):
+            return {name: value for name, value in data.items() if name != "best_of"}
+        raise unsupported("best_of", "Remove it.", reason="it must equal n")
 
-        Raises:
-            ApiError: 400, with the name of the field.
-        """
-        extra = self.model_extra or {}
-        for name, neutral in _NEUTRAL_VALUES.items():
-            value = extra.get(name)
-            if value is not None and value not in neutral:
-                raise ApiError(
-                    f"{name} is not supported.",
-                    "Remove it.",
-                    param=name,
-                    code="unsupported_parameter",
-                )
-        best_of = extra.get("best_of")
-        if best_of is not None and best_of != self.choices:
-            raise ApiError(
-                f"best_of can't be {best_of!r}; it must equal n.",
-                "Remove it.",
-                param="best_of",
-                code="unsupported_parameter",
+    @model_validator(mode="after")
+    def _check_stop(self) -> Self:
+        stop = self._stop_strings()
+        longest = max(map(len, stop), default=0)
+        if len(stop) > MAX_STOP_STRINGS or longest > MAX_STOP_LENGTH:
+            problem = (
+                f"{len(stop)} texts" if len(stop) > MAX_STOP_STRINGS else f"{longest} characters"
             )
+            raise invalid(
+                f"can't have {problem}.",
+                f"Send at most {MAX_STOP_STRINGS} texts of {MAX_STOP_LENGTH} characters.",
+                field="stop",
+            )
+        return self
+
+    def _stop_strings(self) -> list[str]:
+        """The stop strings; an empty one never ends an answer."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [text for text in stop if text]
 
     @property
     def include_usage(self) -> bool:
@@ -150,107 +196,114 @@ class GenerationBody(BaseModel):
         """The number of answers to each prompt."""
         return 1 if self.n is None else self.n
 
-    def sampling(self, max_new_tokens: int) -> dict[str, Any]:
+    def sampling(self, max_new_tokens: int | None) -> dict[str, Any]:
         """The sampling fields of :class:`~trunkline.inference.request.Request`.
 
         Args:
-            max_new_tokens: the server's limit.
+            max_new_tokens: the operator's limit; None: the context is the limit.
 
         Raises:
             ApiError: 400, the request exceeds the limit.
         """
-        new_tokens = self.new_tokens()
-        if new_tokens is not None and new_tokens > max_new_tokens:
+        field, new_tokens = self.new_tokens()
+        if new_tokens is not None and max_new_tokens is not None and new_tokens > max_new_tokens:
             raise ApiError(
-                f"max_tokens can't be {new_tokens}.",
-                f"The limit of this server is {max_new_tokens}.",
-                param="max_tokens",
+                f"{field} can't be {new_tokens}; the limit of this server is {max_new_tokens}.",
+                "Send less, or ask the operator to raise it: "
+                f"trunkline serve --limit max_new_tokens={new_tokens}.",
+                param=field,
             )
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        random_seed = self.seed is None or self.seed == -1
         return {
             "max_new_tokens": new_tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": self.top_k or 0,
-            "seed": secrets.randbelow(2**31) if self.seed is None else self.seed,
-            "stop": tuple(stop),
+            "top_k": max(0, self.top_k or 0),
+            "seed": secrets.randbelow(2**31) if random_seed else self.seed,
+            "stop": tuple(self._stop_strings()),
             "n": self.choices,
         }
 
-    def new_tokens(self) -> int | None:
-        """The maximum of new tokens; None: the adapter's own."""
-        return self.max_tokens
+    def new_tokens(self) -> tuple[str, int | None]:
+        """The field that limits the new tokens, and its value; None: the adapter's own limit."""
+        return "max_tokens", self.max_tokens
 
 
 class ChatBody(GenerationBody):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-    max_completion_tokens: StrictInt | None = None
-    logprobs: StrictBool | None = None
-    top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    neutral = fields.CHAT_NEUTRAL
 
-    def new_tokens(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _check_last_message(self) -> Self:
+        last = self.messages[-1]
+        if last.role != "user":
+            raise invalid(
+                f"can't be {last.role!r}: a conversation ends with a message of the user.",
+                "Add one.",
+                field=f"messages[{len(self.messages) - 1}].role",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise invalid("requires logprobs.", "Send logprobs: true.", field="top_logprobs")
+        return self
+
+    def new_tokens(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is None:
+            return super().new_tokens()
+        return "max_completion_tokens", self.max_completion_tokens
 
     def requested_logprobs(self) -> int | None:
-        """How many likeliest tokens to report; None: no log probabilities at all.
+        """How many likeliest tokens to report; None: no log probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
-        Raises:
-            ApiError: 400, ``top_logprobs`` without ``logprobs``.
-        """
-        if self.logprobs:
-            return self.top_logprobs or 0
-        if self.top_logprobs:
-            raise ApiError(
-                "top_logprobs requires logprobs.", "Send logprobs: true.", param="top_logprobs"
-            )
-        return None
+
+def _check_prompt(value: Any) -> Any:
+    """Refuse token ids and an empty list with a reason."""
+    if isinstance(value, list) and not all(isinstance(prompt, str) for prompt in value[:1] or [0]):
+        raise invalid(
+            "must be a text or a non-empty list of texts.",
+            "Send texts, not token ids: each adapter has its own template.",
+        )
+    return value
 
 
 class CompletionBody(GenerationBody):
     """``POST /v1/completions``; prompts are texts, token ids are refused."""
 
-    prompt: (
-        Text
-        | Texts
-        | Annotated[list[int], Field(fail_fast=True)]
-        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
-    )
-    logprobs: StrictInt | None = None
+    neutral = fields.COMPLETION_NEUTRAL
+
+    prompt: Annotated[OneOrMore, BeforeValidator(_check_prompt)]
+    logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     def prompts(self) -> list[str]:
-        """The prompts.
-
-        Raises:
-            ApiError: 400, there are none, or they are token ids.
-        """
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        texts = [prompt for prompt in self.prompt if isinstance(prompt, str)]
-        if not texts or len(texts) < len(self.prompt):
-            raise ApiError(
-                "prompt must be a text or a non-empty list of texts.",
-                "Send texts, not token ids: each adapter has its own template.",
-                param="prompt",
-            )
-        return texts
+        """The prompts."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
-class PredictBody(BaseModel):
+class PredictBody(StrictModel):
     """``POST /v1/classify`` and ``/v1/regress``."""
 
+    ignored = fields.PREDICT_IGNORED
+
     model: ModelName
-    input: Text | Texts
+    input: OneOrMore
     timeout: Timeout | None = None
 
-    def texts(self) -> list[str]:
-        """The texts.
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        if not self.input and not isinstance(self.input, str):
+            raise invalid("is empty.", "Send a text or a list of texts.", field="input")
+        return self
 
-        Raises:
-            ApiError: 400, there are none.
-        """
-        texts = [self.input] if isinstance(self.input, str) else self.input
-        if not texts:
-            raise ApiError("input is empty.", "Send a text or a list of texts.", param="input")
-        return texts
+    def texts(self) -> list[str]:
+        """The texts."""
+        return [self.input] if isinstance(self.input, str) else self.input

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass
 
@@ -26,6 +27,12 @@ RANGES: dict[str, tuple[type[int] | type[float], float, float]] = {
 }
 """Field of :class:`ServerSettings` → its type, minimum and maximum."""
 
+_OPTIONAL = frozenset({"max_new_tokens"})
+
+ANY_ORIGIN = "*"
+
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
@@ -38,7 +45,8 @@ class ServerSettings:
         max_header_bytes: size of all headers of a request.
         max_prompt_chars: characters of all texts of a request.
         max_inputs: texts of a request.
-        max_new_tokens: the largest ``max_tokens`` that a request may set.
+        max_new_tokens: the largest ``max_tokens`` that a request may set; None: as many as the
+            context has room for.
         max_requests: requests in flight; more are refused with 429.
         request_timeout: from a request's arrival to the end of its answer.
         read_timeout: for the head of a request to arrive, and for its body.
@@ -47,6 +55,8 @@ class ServerSettings:
         workers: threads for registry queries, and as many for loading adapters.
         log_requests: write a line in the registry for each request.
         log_text: also write the request's input and output.
+        cors_origins: origins such as ``https://chat.example.org`` whose pages may use the server;
+            ``*`` is any, and every request needs a key then.
     """
 
     host: str = "127.0.0.1"
@@ -55,7 +65,7 @@ class ServerSettings:
     max_header_bytes: int = 16 << 10
     max_prompt_chars: int = 200_000
     max_inputs: int = 256
-    max_new_tokens: int = 1024
+    max_new_tokens: int | None = None
     max_requests: int = 1024
     request_timeout: float = 300.0
     read_timeout: float = 30.0
@@ -64,6 +74,7 @@ class ServerSettings:
     workers: int = 8
     log_requests: bool = True
     log_text: bool = False
+    cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.host, str) or not self.host.strip():
@@ -71,7 +82,30 @@ class ServerSettings:
                 f"host can't be {shown(self.host)}.", "Give an address such as 127.0.0.1."
             )
         for name, (kind, minimum, maximum) in RANGES.items():
-            check_value(name, getattr(self, name), kind, least=minimum, most=maximum)
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            check_value(name, value, kind, least=minimum, most=maximum)
+        object.__setattr__(self, "cors_origins", tuple(map(check_origin, self.cors_origins)))
+
+
+def check_origin(text: str) -> str:
+    """An origin as browsers send it: scheme, host and, if it is not the default, port.
+
+    Raises:
+        UsageError: it is neither an origin nor ``*``.
+    """
+    origin = text.strip().lower().removesuffix("/")
+    if origin == ANY_ORIGIN:
+        return origin
+    if not _ORIGIN.fullmatch(origin):
+        raise UsageError(
+            f"{shown(text)} is not the origin of a web page.",
+            "Give scheme, host and port only, such as https://chat.example.org or "
+            "http://localhost:3000.",
+        )
+    default = ":443" if origin.startswith("https:") else ":80"
+    return origin.removesuffix(default)
 
 
 def is_loopback(host: str) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
     "ClassificationTask",
     "GenerationTask",
     "RegressionTask",
+    "prompt_limit",
     "task_for",
     "task_from_json",
 ]
@@ -47,6 +48,11 @@ def task_for(
         targets = [float(row.target) for row in train]
         return RegressionTask.fitted(targets, scale=recipe.scale, unit=unit or "")
     return GenerationTask(recipe.max_new_tokens)
+
+
+def prompt_limit(task: AnyTask, max_length: int) -> int:
+    """The longest prompt in tokens: ``max_length`` less the longest answer of a generation."""
+    return max_length - (task.max_new_tokens if isinstance(task, GenerationTask) else 0)
 
 
 def task_from_json(data: dict[str, Any]) -> AnyTask:

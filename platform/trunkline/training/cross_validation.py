@@ -132,8 +132,11 @@ def evaluate_version(
     """
     context.listener.stage("reading data")
     artifact = context.store.fetch(version)
-    template = artifact.manifest.make_template()
-    job = replace(job, recipe=replace(job.recipe, template=template))
+    template, max_length = artifact.manifest.make_template(), artifact.manifest.max_length
+    settings = job.settings
+    if max_length is not None:
+        settings = replace(settings, max_length=max_length)
+    job = replace(job, recipe=replace(job.recipe, template=template, settings=settings))
     prepared = prepare(job.dataset, job.recipe, job.transforms)
     data = artifact.manifest.data
     if (data["fingerprint"], data["split"]) != (prepared.fingerprint, prepared.split.fingerprint):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import (
     BaselineSpec,
@@ -14,14 +14,19 @@ from trunkline.contracts import (
     RecipeSpec,
     Row,
     Settings,
+    Template,
     TransformSpec,
 )
-from trunkline.data.encode import encode_answer, encode_prompt
+from trunkline.data.encode import encode_prompt
+from trunkline.data.lengths import LengthReport, check_answers_fit
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.plugins import Catalog
 from trunkline.settings import checked_setting, noun_for
-from trunkline.tasks import AnyTask, GenerationTask
+from trunkline.tasks import AnyTask, prompt_limit
+
+if TYPE_CHECKING:
+    from trunkline.inference.engine import Engine
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -126,57 +131,110 @@ def _parse(name: str, text: str, kind: type) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """Rows as token examples; ``truncated`` prompts were cut to ``max_length``."""
+    """Rows as token examples.
+
+    Attributes:
+        examples: with at most ``max_length`` tokens each.
+        lengths: tokens of each prompt with its complete text.
+        truncated: how many texts were cut.
+    """
 
     examples: list[dict[str, Any]]
+    lengths: list[int]
     truncated: int
-    tokens: int
-    longest: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all examples."""
+        return sum(len(example["input_ids"]) for example in self.examples)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max((len(example["input_ids"]) for example in self.examples), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedParts:
+    """All rows of a job, encoded with one template and one limit.
+
+    Attributes:
+        max_length: the longest prompt with answer; stored in the artifact.
+        lengths: of the prompts of all parts.
+    """
+
+    train: EncodedRows
+    validation: EncodedRows
+    test: EncodedRows
+    max_length: int
+    lengths: LengthReport
+
+
+def encode_parts(
+    job: TrainingJob, prepared: Prepared, task: AnyTask, engine: Engine
+) -> EncodedParts:
+    """Encode every row that the job trains, validates or evaluates on.
+
+    Whatever would fail later because of a row's length fails here.
+
+    Raises:
+        DataError: an answer is longer than ``max_new_tokens``, the template leaves no room for a
+            text, or a row does not fit the engine's memory for keys and values.
+        UsageError: ``max_length`` leaves no room for a prompt.
+    """
+    recipe, base, split = job.recipe, engine.base, prepared.split
+    max_length = min(recipe.settings.max_length, base.info.context)
+    limit = prompt_limit(task, max_length)
+    if limit < 1:
+        raise UsageError(
+            f"max_length = {max_length} leaves no room for a prompt: an answer may have "
+            f"{recipe.max_new_tokens} tokens (max_new_tokens).",
+            f"Use --set max_length={2 * recipe.max_new_tokens} or a recipe with shorter answers; "
+            f"the base's context is {base.info.context}.",
+        )
+    check_answers_fit(prepared, recipe, base.tokenizer)
+    train, validation, test = (
+        encode_rows(rows, recipe.template, task, base.tokenizer, max_length)
+        for rows in ((*split.train, *prepared.augmented), split.validation, split.test)
+    )
+    reserved = max_length - limit
+    longest = max(
+        len(prompt_of(one)) for part in (train, validation, test) for one in part.examples
+    )
+    if longest + reserved > engine.max_model_len:
+        raise DataError(
+            f"A row takes {longest + reserved} tokens with its answer; the engine's memory for "
+            f"keys and values holds {engine.max_model_len}.",
+            f"Use --set max_length={engine.max_model_len}, or give the engine more kv_mib.",
+        )
+    lengths = [length for part in (train, validation, test) for length in part.lengths]
+    return EncodedParts(train, validation, test, max_length, LengthReport.of(lengths, limit))
 
 
 def encode_rows(
-    rows: Sequence[Row], recipe: RecipeSpec, task: AnyTask, tokenizer: Any
+    rows: Sequence[Row], template: Template, task: AnyTask, tokenizer: Any, max_length: int
 ) -> EncodedRows:
-    """Encode rows with the recipe's template.
+    """Encode rows; a text that does not fit ``max_length`` is cut, as it is in inference.
 
     Raises:
-        DataError: an answer would be cut off; the model would learn incomplete answers.
+        DataError: the template leaves no room for the text of a row.
     """
-    limit = recipe.settings.max_length
+    limit = prompt_limit(task, max_length)
     examples: list[dict[str, Any]] = []
-    truncated = tokens = longest = 0
+    lengths: list[int] = []
+    truncated = 0
     for row in rows:
-        prompt = encode_prompt(row.text, recipe.template, tokenizer)
-        if len(prompt) > limit and not isinstance(task, GenerationTask):
-            prompt = prompt[:limit]
-            truncated += 1
-        example = task.example(prompt, row, tokenizer)
-        length = len(example["input_ids"])
-        if length > limit:
+        try:
+            prompt = encode_prompt(row.text, template, tokenizer, limit)
+        except DataError as error:
             raise DataError(
-                f"Row {row.id!r} takes {length} tokens with its answer; max_length = {limit} would "
-                "cut the answer off.",
-                f"Use --set max_length={length} or more.",
-            )
-        examples.append(example)
-        tokens += length
-        longest = max(longest, length)
-    return EncodedRows(examples, truncated, tokens, longest)
-
-
-def check_answers_fit(prepared: Prepared, recipe: RecipeSpec, tokenizer: Any) -> None:
-    """Raise :class:`DataError` if an answer is longer than the recipe's ``max_new_tokens``."""
-    if recipe.task != "generation":
-        return
-    split = prepared.split
-    for row in (*split.train, *prepared.augmented, *split.validation, *split.test):
-        length = len(encode_answer(str(row.target), tokenizer))
-        if length > recipe.max_new_tokens:
-            raise DataError(
-                f"The answer of row {row.id!r} has {length} tokens; max_new_tokens = "
-                f"{recipe.max_new_tokens} would cut it off.",
-                "Raise max_new_tokens in the recipe.",
-            )
+                f"Row {row.id!r}: {error.message}",
+                f"Use more than --set max_length={max_length}, or a shorter template.",
+            ) from None
+        truncated += prompt.truncated
+        lengths.append(prompt.full_length)
+        examples.append(task.example(prompt.ids, row, tokenizer))
+    return EncodedRows(examples, lengths, truncated)
 
 
 def prompt_of(example: Mapping[str, Any]) -> list[int]:

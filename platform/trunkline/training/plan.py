@@ -10,7 +10,7 @@ from trunkline.data.prepare import prepare
 from trunkline.inference.engine import Engine
 from trunkline.registry.registry import Registry
 from trunkline.tasks import task_for
-from trunkline.training.job import TrainingJob, check_answers_fit, encode_rows
+from trunkline.training.job import TrainingJob, encode_parts
 from trunkline.training.model import lora_model, lora_targets
 from trunkline.training.trainer import steps_per_epoch, total_steps
 
@@ -22,6 +22,7 @@ class TrainingPlan:
     ``training_flops`` counts 6 operations per parameter and token (Kaplan et al. 2020, section
     2.1), an upper bound here, since frozen weights need no gradient of their own. ``seconds`` is
     scaled from this recipe's newest finished run on the same kind of device; None if there is none.
+    ``lengths`` is a ``LengthReport`` of all parts as JSON.
     """
 
     recipe: RecipeSpec
@@ -30,6 +31,7 @@ class TrainingPlan:
     tokens: int
     truncated: int
     longest: int
+    lengths: dict[str, Any]
     steps: int
     trainable_parameters: int
     adapter_bytes: int
@@ -47,8 +49,8 @@ def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> Train
     prepared = prepare(job.dataset, recipe, job.transforms)
     train = (*prepared.split.train, *prepared.augmented)
     task = task_for(recipe, prepared.labels, train, job.dataset.unit)
-    encoded = encode_rows(train, recipe, task, base.tokenizer)
-    check_answers_fit(prepared, recipe, base.tokenizer)
+    parts = encode_parts(job, prepared, task, engine)
+    encoded = parts.train
     model = lora_model(base.info.name, task, recipe.settings, str(base.device))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = total_steps(recipe.settings, len(encoded.examples))
@@ -61,6 +63,7 @@ def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> Train
         tokens=tokens,
         truncated=encoded.truncated,
         longest=encoded.longest,
+        lengths=parts.lengths.to_json(),
         steps=steps,
         trainable_parameters=trainable,
         adapter_bytes=4 * trainable,

@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
 from trunkline.data.prepare import Prepared
-from trunkline.errors import DataError, TrainingError, TrunklineError
+from trunkline.errors import TrainingError, TrunklineError
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, task_for
 from trunkline.training.checkpoints import (
@@ -38,8 +38,7 @@ from trunkline.training.checkpoints import (
 from trunkline.training.job import (
     EncodedRows,
     TrainingJob,
-    check_answers_fit,
-    encode_rows,
+    encode_parts,
     prompt_of,
 )
 from trunkline.training.model import lora_model, uses_bf16
@@ -61,7 +60,8 @@ class TrainerOutput:
         best_score: of the best checkpoint; None if no validation took place.
         tokens_trained: repetitions included.
         truncated, longest: of the training rows, see :class:`EncodedRows`.
-        artifact, proof: None if the training was interrupted.
+        lengths: of the prompts of all parts, a ``LengthReport`` as JSON.
+        lengths, artifact, proof: None if the training was interrupted.
     """
 
     steps: int
@@ -72,6 +72,7 @@ class TrainerOutput:
     interrupted: bool
     truncated: int
     longest: int
+    lengths: dict[str, Any] | None = None
     artifact: Artifact | None = None
     proof: Proof | None = None
 
@@ -111,16 +112,7 @@ def train_adapter(
     listener.stage("encoding")
     train_rows = (*prepared.split.train, *prepared.augmented)
     task = task_for(recipe, prepared.labels, train_rows, job.dataset.unit)
-    train = encode_rows(train_rows, recipe, task, base.tokenizer)
-    check_answers_fit(prepared, recipe, base.tokenizer)
-    validation = encode_rows(prepared.split.validation, recipe, task, base.tokenizer)
-    sample = encode_rows(prepared.split.test[:SAMPLE], recipe, task, base.tokenizer)
-    longest = max(train.longest, validation.longest, sample.longest)
-    if longest > base.info.context:
-        raise DataError(
-            f"A row takes {longest} tokens; the base's context is {base.info.context}.",
-            f"Use --set max_length={base.info.context} or less, or leave out long rows.",
-        )
+    encoded = encode_parts(job, prepared, task, engine)
 
     listener.stage("loading the base")
     set_seed(settings.seed)
@@ -128,14 +120,14 @@ def train_adapter(
     trainer = AdapterTrainer(
         model,
         task,
-        train,
+        encoded.train,
         settings,
         folder,
         pad_id=base.tokenizer.pad_token_id,
         loss=build_loss(job.loss, task, train_rows),
         metric=job.deciding_metric,
         validate=make_validator(
-            job.deciding_metric, prepared.split.validation, validation, task, base.tokenizer
+            job.deciding_metric, prepared.split.validation, encoded.validation, task, base.tokenizer
         ),
         listener=listener,
         log=log,
@@ -147,10 +139,13 @@ def train_adapter(
         return output
 
     listener.stage("proving the artifact")
-    artifact = _write_artifact(model, folder / "artifact", job, prepared, engine, task)
-    prompts = [prompt_of(example) for example in sample.examples]
+    artifact = _write_artifact(
+        model, folder / "artifact", job, prepared, engine, task, encoded.max_length
+    )
+    prompts = [prompt_of(example) for example in encoded.test.examples[:SAMPLE]]
     proof = prove(model, engine, artifact, task, prompts)
-    return replace(output, artifact=artifact, proof=proof)
+    lengths = encoded.lengths.to_json()
+    return replace(output, lengths=lengths, artifact=artifact, proof=proof)
 
 
 # -------------------------------------------------------------------------------------- steps
@@ -385,6 +380,7 @@ def _write_artifact(
     prepared: Prepared,
     engine: Engine,
     task: AnyTask,
+    max_length: int,
 ) -> Artifact:
     if folder.exists():
         shutil.rmtree(folder)
@@ -399,6 +395,7 @@ def _write_artifact(
             base={"name": name, "digest": info.digest},
             task=task.to_json(),
             template=job.recipe.template,
+            max_length=max_length,
             data={
                 "dataset": job.dataset.name,
                 "fingerprint": prepared.fingerprint,

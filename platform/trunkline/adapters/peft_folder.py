@@ -1,0 +1,213 @@
+"""Read the folder of a PEFT adapter, and explain a folder that is not one.
+
+Only the configuration and the header of the weights are read here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trunkline.adapters.artifact import CONFIG, WEIGHTS
+from trunkline.adapters.config import adapted_module, is_head
+from trunkline.errors import IntegrityError, NotFoundError, reason_of
+from trunkline.files import (
+    REPAIR,
+    TensorInfo,
+    brief_repr,
+    read_json_object,
+    read_safetensors_header,
+)
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_MLX_WEIGHTS = ("adapters.safetensors", "adapters.npz")
+_MLX_KEYS = ("lora_parameters", "fine_tune_type", "lora_layers")
+_FULL_MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_LFS = b"version https://git-lfs.github.com/spec/"
+_DEPTH = 3
+_MAX_FOLDERS = 2000
+_SHOWN = 5
+
+_SAVED = "Name the folder that PEFT's save_pretrained wrote."
+_MLX_HINT = (
+    "Convert it: lora_A.weight is lora_a transposed, lora_B.weight is lora_b transposed, r is the "
+    "rank and lora_alpha is scale × rank. Or fuse it with mlx_lm.fuse and use the result as a base."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PeftFolder:
+    """The configuration as it is in the file, and the header of the weights."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def adapted(self) -> frozenset[str]:
+        """Names of the modules that have a ``lora_A``."""
+        return frozenset(
+            module for name in self.tensors if (module := adapted_module(name)) is not None
+        )
+
+    @property
+    def head(self) -> TensorInfo | None:
+        """The head's matrix ``[outputs, hidden]``, if there is one."""
+        return next((info for name, info in self.tensors.items() if is_head(name)), None)
+
+    @property
+    def name(self) -> str:
+        """The name of the folder; bytes that are not UTF-8 are replaced."""
+        return self.folder.resolve().name.encode("utf-8", "replace").decode("utf-8")
+
+    @property
+    def named_base(self) -> str | None:
+        """The base that the configuration names: a repository, or a path on another machine."""
+        name = self.config.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
+
+
+def read_peft_folder(folder: Path) -> PeftFolder:
+    """Read the configuration and the header of the weights.
+
+    Raises:
+        NotFoundError: the folder does not exist.
+        IntegrityError: a file is missing, malformed, a pickle, or of another tool.
+    """
+    if not folder.is_dir():
+        if folder.is_file():
+            raise NotFoundError(
+                f"{brief_repr(str(folder))} is a file, not the folder of an adapter.",
+                f"Name the folder that has {CONFIG} and {WEIGHTS}.",
+            )
+        raise NotFoundError(
+            f"There is no folder {brief_repr(str(folder))}.",
+            f"Name the folder that has {CONFIG} and {WEIGHTS}.",
+        )
+    try:
+        _check_mlx_weights(folder)
+        if not (folder / CONFIG).is_file():
+            raise _no_config(folder)
+        if not (folder / WEIGHTS).is_file():
+            raise _no_weights(folder)
+        config = read_json_object(folder / CONFIG)
+        if "peft_type" not in config and any(key in config for key in _MLX_KEYS):
+            raise _mlx(folder, CONFIG)
+        _check_lfs(folder / WEIGHTS)
+        return PeftFolder(folder, config, read_safetensors_header(folder / WEIGHTS))
+    except OSError as error:
+        raise IntegrityError(
+            f"The adapter in {folder} can't be read: {reason_of(error)}.", REPAIR
+        ) from error
+
+
+def folders_beneath(folder: Path) -> list[str]:
+    """Folders beneath that hold an adapter, relative, with their numbers in order."""
+    names = [
+        path.parent.relative_to(folder).as_posix()
+        for path in _files_beneath(folder)
+        if path.name == CONFIG and path.parent != folder
+    ]
+    return sorted(names, key=natural_order)
+
+
+def list_names(names: list[str]) -> str:
+    """The last few names, the newest checkpoints among them, and how many more there are."""
+    shown = ", ".join(brief_repr(name) for name in names[-_SHOWN:])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def natural_order(text: str) -> list[tuple[int, str]]:
+    """A sort key that puts ``checkpoint-500`` before ``checkpoint-1000``."""
+    return [
+        (int(part), "") if part.isascii() and part.isdigit() else (-1, part)
+        for part in re.split(r"(\d{1,18})", text)
+    ]
+
+
+def _files_beneath(folder: Path) -> Iterator[Path]:
+    """Files at most some levels down; links to folders are not followed."""
+    level = [folder]
+    seen = 0
+    for _ in range(_DEPTH + 1):
+        deeper: list[Path] = []
+        for parent in level:
+            seen += 1
+            if seen > _MAX_FOLDERS:
+                return
+            try:
+                entries = sorted(parent.iterdir())
+            except OSError:
+                continue
+            yield from (path for path in entries if path.is_file())
+            deeper += [path for path in entries if path.is_dir() and not path.is_symlink()]
+        level = deeper
+
+
+def _check_mlx_weights(folder: Path) -> None:
+    if (folder / WEIGHTS).is_file():
+        return
+    for name in _MLX_WEIGHTS:
+        if (folder / name).is_file():
+            raise _mlx(folder, name)
+
+
+def _mlx(folder: Path, name: str) -> IntegrityError:
+    return IntegrityError(f"{folder} has an adapter of MLX ({name}), not of PEFT.", _MLX_HINT)
+
+
+def _check_lfs(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise IntegrityError(
+                f"{path} is a pointer of Git LFS; the weights themselves are not in this copy.",
+                "Fetch them with `git lfs pull` in the copied repository.",
+            )
+
+
+def _no_config(folder: Path) -> IntegrityError:
+    beneath = folders_beneath(folder)
+    if beneath:
+        return IntegrityError(
+            f"{folder} has no {CONFIG}, but {_folders(beneath)} beneath it: {list_names(beneath)}.",
+            f"Import one of them, for example {folder / beneath[-1]}",
+        )
+    names = [path.name for path in folder.iterdir()]
+    gguf = next((name for name in sorted(names) if name.endswith(".gguf")), None)
+    if gguf:
+        return IntegrityError(
+            f"{folder} has no {CONFIG}; {brief_repr(gguf)} is in the format of llama.cpp.",
+            "Name the PEFT folder that the file was made from.",
+        )
+    if any(name in names for name in _FULL_MODELS):
+        return IntegrityError(
+            f"{folder} has a full model, not an adapter: it has no {CONFIG}.",
+            "Name the adapter's folder from before it was merged; a full model is a base: --base.",
+        )
+    return IntegrityError(f"{folder} has no {CONFIG}, so it is not a PEFT adapter.", _SAVED)
+
+
+def _no_weights(folder: Path) -> IntegrityError:
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    first = next((name for name in pickles if name.startswith("adapter_model")), None)
+    beneath = [name for name in folders_beneath(folder) if (folder / name / WEIGHTS).is_file()]
+    if not first and beneath:
+        return IntegrityError(
+            f"{folder} has no {WEIGHTS}, but {_folders(beneath)} beneath it: "
+            f"{list_names(beneath)}.",
+            f"Import one of them, for example {folder / beneath[-1]}",
+        )
+    if first or pickles:
+        return IntegrityError(
+            f"{folder} has its weights as a pickle ({first or pickles[0]}), which can run code "
+            "when it is read; it was not opened.",
+            "Save the adapter as safetensors on a machine where you trust its origin.",
+        )
+    return IntegrityError(f"{folder} has no {WEIGHTS}.", _SAVED)
+
+
+def _folders(names: list[str]) -> str:
+    return "there is an adapter" if len(names) == 1 else f"there are {len(names)} adapters"
