@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from peft_folders import (
@@ -120,12 +120,12 @@ def test_refused_field_is_named(refused: Callable[..., str], folder: Path, key: 
     assert f"{key} = {REFUSED[key]!r}" in refused(folder)
 
 
-@pytest.mark.parametrize("key", sorted({*IGNORED, *REFUSED} - {"bias", "lora_dropout"}))
 @pytest.mark.parametrize("value", [None, False], ids=["null", "false"])
-def test_field_that_is_off_is_taken(
-    import_folder: ImportFolder, folder: Path, key: str, value: Any
+def test_fields_that_are_off_are_taken(
+    import_folder: ImportFolder, folder: Path, value: Any
 ) -> None:
-    change_config(folder, **{key: value})
+    keys = {*IGNORED, *REFUSED} - {"bias", "lora_dropout"}
+    change_config(folder, **dict.fromkeys(keys, value))
     import_folder(folder)
 
 
@@ -321,7 +321,7 @@ def answers(bare: Any, folder: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(lora=_TRAINED, changes=_CHANGES)
 def test_import_gives_the_numbers_of_peft_or_names_the_field(
     import_folder: ImportFolder,
@@ -333,6 +333,12 @@ def test_import_gives_the_numbers_of_peft_or_names_the_field(
 ) -> None:
     import torch
 
+    methods = (
+        lora.get("init_lora_weights") == "mica",
+        "velora_config" in changes,
+        "monteclora_config" in changes,
+    )
+    assume(sum(methods) < 2)  # PEFT loads no combination of these
     target = tmp_path / "trained"
     shutil.rmtree(target, ignore_errors=True)
     try:
