@@ -108,13 +108,13 @@ def test_log_probabilities_are_those_of_peft(
     truth = reference_logits(adapters["high"].truth, record.prompt, record.ids).log_softmax(-1)
     for score, row in zip(scores, truth, strict=True):
         assert score.logprob == pytest.approx(float(row[score.id]), abs=1e-4)
-        assert [value for _, _, value in score.top] == pytest.approx(
+        assert [one.logprob for one in score.top] == pytest.approx(
             row.topk(4).values.tolist(), abs=1e-4
         )
-        assert all(value == pytest.approx(float(row[one]), abs=1e-4) for one, _, value in score.top)
+        assert all(one.logprob == pytest.approx(float(row[one.id]), abs=1e-4) for one in score.top)
         assert score.token == driver.engine.base.tokenizer.decode([score.id])
         if heat == 0:
-            assert score.id == score.top[0][0]
+            assert score.id == score.top[0].id
 
 
 def test_log_probability_of_the_sampled_token_alone(make_driver: MakeDriver) -> None:

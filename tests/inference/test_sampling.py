@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trunkline.errors import IntegrityError
 from trunkline.inference import sampling
-from trunkline.inference.sampling import InvalidLogits, RandomStream, SamplingParams, sample
+from trunkline.inference.sampling import InvalidLogits, RandomStream, SamplingParams, sample, score
 
 ALMOST_ONE = 1 - 2.0**-53
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -396,3 +396,23 @@ def test_log_probabilities_of_one_row_leave_the_others_alone() -> None:
     assert [one is None for one in tokens.logprobs] == [True, False, True]
     assert tokens.tops == [(), (), ()]
     assert np.exp(tokens.logprobs[1]) <= 1
+
+
+# ------------------------------------------------------------------------------- given tokens
+
+
+@pytest.mark.parametrize("rows", [1, 2, 33, 65])
+def test_score_of_a_sampled_token_is_that_of_its_sample(rows: int) -> None:
+    logits = torch.randn(rows, 300, generator=torch.Generator().manual_seed(rows)) * 5
+    params = [SamplingParams(1.0, seed=row, logprobs=3) for row in range(rows)]
+    sampled = sample(logits, params, [0] * rows)
+    scores = score(logits, sampled.ids, 3)
+    assert [one for one, _, _ in scores] == sampled.ids
+    assert [value for _, value, _ in scores] == sampled.logprobs
+    assert [top for _, _, top in scores] == sampled.tops
+
+
+def test_score_of_no_distribution_is_refused() -> None:
+    with pytest.raises(InvalidLogits) as caught:
+        score(torch.tensor([[0.0, 1.0], [0.0, math.nan]]), [0, 0], 1)
+    assert caught.value.rows == (1,)

@@ -13,7 +13,9 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trunkline.serving.embeddings import EmbeddingBody
 from trunkline.serving.fields import StrictModel
+from trunkline.serving.responses import ResponsesBody
 from trunkline.serving.schemas import (
     ChatBody,
     CompletionBody,
@@ -33,6 +35,12 @@ BODIES: dict[str, dict[str, Any]] = {
         "stream_options": {"include_usage": True},
     },
     "/v1/completions": {"model": "base", "prompt": "hi", "stream_options": {}},
+    "/v1/responses": {
+        "model": "base",
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}],
+        "text": {},
+    },
+    "/v1/embeddings": {"model": "base", "input": ["hi"]},
     "/v1/classify": {"model": "toy/animals", "input": ["hi"]},
     "/v1/regress": {"model": "toy/prices", "input": "hi"},
     "/admin/load": {"ref": "toy/animals"},
@@ -350,6 +358,8 @@ MODELS: dict[str, type[StrictModel]] = {
     "Text parts": TextPart,
     "Stream options": StreamOptions,
     "Classify and regress": PredictBody,
+    "Responses": ResponsesBody,
+    "Embeddings": EmbeddingBody,
 }
 """Heading on the page → the schema that it describes."""
 

@@ -124,9 +124,22 @@ def test_invalid_message_is_refused(message: dict[str, Any]) -> None:
         chat(messages=[message])
 
 
-@pytest.mark.parametrize("prompt", [[1, 2], [[1], [2]], []])
-def test_token_ids_as_prompt_are_refused(prompt: Any) -> None:
-    with pytest.raises(ValidationError, match="must be a text or a non-empty list of texts"):
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("x", ["x"]),
+        (["x", "y"], ["x", "y"]),
+        ([1, 2], [(1, 2)]),
+        ([[1], [2, 3]], [(1,), (2, 3)]),
+    ],
+)
+def test_prompts_are_texts_or_token_ids(prompt: Any, expected: list[Any]) -> None:
+    assert CompletionBody.model_validate({"model": "base", "prompt": prompt}).prompts() == expected
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [[1], []]])
+def test_empty_prompt_is_refused(prompt: Any) -> None:
+    with pytest.raises(ValidationError, match="is empty"):
         CompletionBody.model_validate({"model": "base", "prompt": prompt})
 
 

@@ -59,7 +59,7 @@ def encode_prompt(
     def encode(part: str) -> list[int]:
         content = f"{template.prefix}{part}{template.suffix}"
         if not template.chat:
-            return [*_start_tokens(tokenizer), *_plain_ids(content, tokenizer)]
+            return [*start_tokens(tokenizer), *_plain_ids(content, tokenizer)]
         messages = [{"role": "user", "content": content}]
         if template.system_message is not None:
             messages.insert(0, {"role": "system", "content": template.system_message})
@@ -190,7 +190,7 @@ def _unmarked_tokens(tokenizer: Any) -> re.Pattern[str] | None:
 
 
 @lru_cache(maxsize=8)
-def _start_tokens(tokenizer: Any) -> tuple[int, ...]:
+def start_tokens(tokenizer: Any) -> tuple[int, ...]:
     """The tokens that the tokenizer puts before a plain text; none for most tokenizers."""
     plain = tokenizer("a", add_special_tokens=False).input_ids
     full = tokenizer("a").input_ids

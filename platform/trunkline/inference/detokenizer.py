@@ -35,9 +35,11 @@ class IncrementalDetokenizer:
         tokenizer: of transformers.
         stop: texts that end the sequence, none of them empty.
         end_ids: tokens that are not part of the text.
+        skip_special_tokens: whether special tokens are not part of it either.
 
     Attributes:
         stopped: whether a stop string is complete.
+        complete: whether the last token is in the text with all its bytes.
     """
 
     __slots__ = (
@@ -45,14 +47,25 @@ class IncrementalDetokenizer:
         "_held",
         "_parts",
         "_sent",
+        "_skip",
         "_stop",
         "_tokenizer",
         "_window",
+        "complete",
         "stopped",
     )
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], end_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: Sequence[str],
+        end_ids: frozenset[int],
+        *,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self.stopped = False
+        self.complete = True
+        self._skip = skip_special_tokens
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._end_ids = end_ids
@@ -67,8 +80,13 @@ class IncrementalDetokenizer:
         return "".join(self._parts)
 
     @property
+    def visible(self) -> str:
+        """The text so far, including a possible beginning of a stop string."""
+        return self.text + self._held
+
+    @property
     def characters(self) -> int:
-        """Length of the text so far, including a possible beginning of a stop string."""
+        """Length of :attr:`visible`."""
         return sum(map(len, self._parts)) + len(self._held)
 
     def add(self, token_id: int) -> str:
@@ -83,6 +101,7 @@ class IncrementalDetokenizer:
         self._window.append(token_id)
         if _BYTE.fullmatch(name):
             # A run of bytes is decoded together: one invalid byte changes all of them.
+            self.complete = False
             return ""
         return self._emit(self._read(last=False), last=False)
 
@@ -100,13 +119,14 @@ class IncrementalDetokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ids, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False
         )
 
     def _read(self, *, last: bool) -> str:
         """Decode the window; return what is new, without an incomplete character at the end."""
         text = self._decode(self._window)
         incomplete = text.endswith(REPLACEMENT_CHARACTER) and not last
+        self.complete = not incomplete
         certain = max(self._sent, len(text) - incomplete)
         fresh, self._sent = text[self._sent : certain], certain
         if len(self._window) >= _MAX_WINDOW and not self._is_byte(self._window[-_CONTEXT]):

@@ -31,7 +31,7 @@ from trunkline.errors import (
 )
 from trunkline.inference.kv_cache import BLOCK_SIZE, BlockPool, bytes_per_token
 from trunkline.inference.prompts import RequestValidator, locate_error
-from trunkline.inference.request import Answer, ResolvedRequest, TokenScore
+from trunkline.inference.request import Answer, Choice, ResolvedRequest, StreamChunk
 from trunkline.inference.request_state import (
     GenerationHandle,
     RequestState,
@@ -41,6 +41,7 @@ from trunkline.inference.request_state import (
 )
 from trunkline.inference.sampling import Sampler, sample
 from trunkline.inference.scheduler import Scheduler
+from trunkline.inference.scores import PromptScores, TokenTable
 from trunkline.inference.self_check import check_packed_forward
 from trunkline.inference.settings import MIB, EngineSettings
 from trunkline.inference.step import Part, StepFunction, Stepper, StepResult
@@ -83,6 +84,7 @@ class Engine:
 
     Attributes:
         observers: called with the account of each request that has ended.
+        token_table: text and bytes of the base's tokens.
 
     Raises:
         BaseModelError: the base can't be computed in packed steps, or memory does not suffice.
@@ -104,6 +106,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.observers: list[Callable[[RequestStats], None]] = []
         self.run_step = run_step
+        self.token_table = TokenTable(base.tokenizer)
         self.end_ids = frozenset(_read_end_ids(base) if end_ids is None else end_ids)
         per_token = bytes_per_token(base.model)
         tokens = self.settings.kv_tokens or self.settings.kv_mib * MIB // per_token
@@ -278,10 +281,7 @@ class Engine:
                 self._check_queue()
             for state in states:
                 count = state.request.n if isinstance(state.task, GenerationTask) else 1
-                first, *others = (
-                    Sequence(state, index, self.base.tokenizer, self.end_ids)
-                    for index in range(count)
-                )
+                first, *others = (self._make_sequence(state, index) for index in range(count))
                 state.unstarted = others
                 self._open.add(state)
                 self._scheduler.add(first)
@@ -293,6 +293,14 @@ class Engine:
                 self._thread.start()
             self._changed.notify_all()
         return handles
+
+    def _make_sequence(self, state: RequestState, index: int) -> Sequence:
+        tokenizer, table = self.base.tokenizer, self.token_table
+        if state.scores_prompt and index == 0:
+            state.prompt_scores = PromptScores(
+                state.prompt, table, tokenizer, spell_special=bool(state.request.token_ids)
+            )
+        return Sequence(state, index, tokenizer, self.end_ids, byte_level=table.byte_level)
 
     # ---------------------------------------------------------------------------------- steps
 
@@ -372,6 +380,11 @@ class Engine:
             self._apply(result)
 
     def _apply(self, result: StepResult) -> None:
+        for sequence, scores in result.prompt_scores:
+            assert sequence.state.prompt_scores is not None
+            sequence.state.prompt_scores.extend(scores)
+        for sequence in result.prefilled:
+            self._end_prefilled(sequence)
         for sequence, token, logprob, top in result.sampled:
             self._append(sequence, token, logprob, top)
         for sequence, output in result.head_outputs:
@@ -380,6 +393,17 @@ class Engine:
             self._end(sequence.state, sequence.state.build_answer(), "done")
         for sequence, error in result.failures:
             self._end(sequence.state, error, "failed")
+
+    def _end_prefilled(self, sequence: Sequence) -> None:
+        """End a request that generates nothing; each of its choices is empty."""
+        state = sequence.state
+        if state.ended:
+            return
+        self._scheduler.release(sequence)
+        for index in range(state.request.n):
+            state.choices[index] = Choice(index, "", "length", 0)
+            state.publish(StreamChunk(index, "", (), "length"))
+        self._end(state, state.build_answer(), "done")
 
     def _append(
         self,
@@ -399,10 +423,7 @@ class Engine:
         state.new_tokens += 1
         score = None
         if logprob is not None:
-            score = TokenScore(
-                token, self._decode(token), logprob,
-                tuple((one, self._decode(one), value) for one, value in top),
-            )  # fmt: skip
+            score = self.token_table.score(token, logprob, top)
         chunk = sequence.append(token, score)
         if sequence.finish_reason is not None:
             state.choices[sequence.index] = sequence.build_choice()
@@ -411,9 +432,6 @@ class Engine:
             state.publish(chunk)
         if len(state.choices) == state.request.n:
             self._end(state, state.build_answer(), "done")
-
-    def _decode(self, token: int) -> str:
-        return str(self.base.tokenizer.decode([token]))
 
     # --------------------------------------------------------------------------------- ending
 

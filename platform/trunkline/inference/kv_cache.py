@@ -65,20 +65,23 @@ class BlockPool:
         """How many leases hold each block."""
         return list(self._reference_counts)
 
-    def allocate(self, salt: str, tokens: Sequence[int], capacity: int) -> Lease | None:
+    def allocate(
+        self, salt: str, tokens: Sequence[int], capacity: int, *, reuse: bool = True
+    ) -> Lease | None:
         """Allocate blocks for a sequence that begins with ``tokens`` and has ``capacity`` at most.
 
         The last token is never taken from the cache, because its hidden state is needed.
 
         Args:
             salt: digest of the version that computes the sequence.
+            reuse: whether blocks of past prompts may be taken.
 
         Returns:
             None if there are too few blocks now; nothing has changed then.
         """
         shared: list[int] = []
         keys: list[bytes] = []
-        if self._share:
+        if self._share and reuse:
             for key in block_hashes(salt, tokens[: len(tokens) - 1]):
                 if (block := self._block_of.get(key)) is None:
                     break

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.contracts import Template
-from trunkline.data.encode import Prompt, check_characters, encode_chat, encode_prompt
+from trunkline.data.encode import (
+    Prompt,
+    check_characters,
+    encode_chat,
+    encode_prompt,
+    start_tokens,
+)
 from trunkline.errors import DataError, UsageError
+from trunkline.inference.embedding import EmbeddingTask
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.inference.request_state import RequestState
 from trunkline.lora.pool import AdapterPool
@@ -63,19 +70,21 @@ class RequestValidator:
         submitted = self._clock()
         request, artifact = resolved.request, resolved.artifact
         task, template, max_length = self._read_task(artifact)
+        self._check_ids(request.token_ids)
         if artifact is not None:
             self._pool.load(artifact, resolved.name)
         with self._tokenizer_lock:
             prompt = encode_request(
                 request, resolved.name, task, template, self._base.tokenizer, max_length
             )
+            start = start_tokens(self._base.tokenizer) if request.embed else ()
         limit = self._limit_answer(request, len(prompt.ids), max_new_tokens(request, task))
         return RequestState(
             request=request,
             artifact=artifact,
             name=resolved.name,
             digest=artifact.digest if artifact is not None else self._base.digest,
-            task=task,
+            task=EmbeddingTask(_count_start(prompt.ids, start)) if request.embed else task,
             prompt=prompt.ids,
             max_new_tokens=limit,
             truncated=prompt.truncated,
@@ -97,6 +106,15 @@ class RequestValidator:
             self._tasks[artifact.digest] = entry
         return entry
 
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        size = int(self._base.model.config.get_text_config().vocab_size)
+        for token in ids:
+            if not 0 <= token < size:
+                raise DataError(
+                    f"The token id {token} is not in the base's vocabulary of {size:,} tokens.",
+                    f"Use the tokenizer of {self._base.info.name}, or send texts.",
+                )
+
     def _limit_answer(self, request: Request, prompt: int, limit: int) -> int:
         """How many new tokens the answer may have.
 
@@ -114,8 +132,9 @@ class RequestValidator:
             limit_name = f"the base's context of {context}" if most == context else (
                 f"the memory for keys and values, {most} tokens"
             )  # fmt: skip
+            subject = "The prompt" if request.token_ids else f"The text {preview(request)!r}"
             raise DataError(
-                f"The text {preview(request)!r} is too long: {prompt} tokens"
+                f"{subject} is too long: {prompt} tokens"
                 + (f" and {limit} new ones" if limit else "")
                 + f" don't fit {limit_name}.",
                 "Shorten the text or request fewer new tokens." if limit else "Shorten the text.",
@@ -137,7 +156,7 @@ def encode_request(
     several messages is the client's own prompt and never cut.
 
     Args:
-        request: a text, or messages.
+        request: a text, messages, or token ids.
         name: of the adapter version, for errors.
         task: of the adapter; a generation for the base.
         template: of the adapter; None for the base.
@@ -148,7 +167,9 @@ def encode_request(
         DataError: the text is empty or has invalid characters.
         UsageError: the adapter takes no messages, or the last one is not the user's.
     """
-    if template is None:
+    if request.token_ids:
+        return Prompt(list(request.token_ids), "", len(request.token_ids))
+    if template is None or request.raw:
         if request.raw:
             if not request.text:
                 raise DataError("The text is empty.", "Give at least one character.")
@@ -182,9 +203,15 @@ def encode_request(
 
 def max_new_tokens(request: Request, task: AnyTask) -> int:
     """How many tokens the answer may have; 0 if a head answers."""
-    if not isinstance(task, GenerationTask):
+    if request.embed or not isinstance(task, GenerationTask):
         return 0
-    return request.max_new_tokens or task.max_new_tokens
+    return task.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+
+
+def _count_start(prompt: Sequence[int], start: Sequence[int]) -> int:
+    """How many tokens at the start of a prompt are start tokens, if there are others."""
+    begins = tuple(prompt[: len(start)]) == tuple(start)
+    return len(start) if begins and len(prompt) > len(start) else 0
 
 
 def preview(request: Request) -> str:

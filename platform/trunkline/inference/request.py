@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,7 +41,12 @@ class Request:
             likeliest alternatives.
         n: number of answers to one prompt.
         deadline: seconds from submission until the request ends with an error.
-        raw: the text is the complete prompt, without a template; for the base only.
+        raw: the text is the complete prompt, without a template; for the base, and with ``echo`` or
+            ``embed``.
+        token_ids: the complete prompt, instead of a text.
+        echo: the answer includes the log probabilities of the prompt's tokens if ``logprobs`` is
+            set, and ``max_new_tokens`` may be 0.
+        embed: the answer is the mean of the prompt's last hidden states, of length 1.
 
     Raises:
         UsageError: a value is of the wrong kind or out of range.
@@ -59,6 +65,9 @@ class Request:
     n: int = 1
     deadline: float | None = None
     raw: bool = False
+    token_ids: tuple[int, ...] = ()
+    echo: bool = False
+    embed: bool = False
 
     def __post_init__(self) -> None:
         if self.adapter is not None and not isinstance(self.adapter, str):
@@ -70,13 +79,14 @@ class Request:
                 f"The text is {self.text!r}, a {type(self.text).__name__}.", "Give a string."
             )
         if self.max_new_tokens is not None:
+            least = 0 if self.echo else 1
             _check_number(
                 "max_new_tokens",
                 self.max_new_tokens,
                 int,
-                1,
+                least,
                 _MAX_INT,
-                "Give an integer of at least 1.",
+                f"Give an integer of at least {least}.",
             )
         _check_number(
             "temperature",
@@ -103,7 +113,8 @@ class Request:
                 f"stop can't be {str(self.stop)[:80]}.",
                 f"Give at most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_LENGTH} characters.",
             )
-        if self.raw and (self.messages or self.adapter not in (None, BASE)):
+        alone = self.adapter in (None, BASE) or self.echo or self.embed
+        if self.raw and (self.messages or not alone):
             raise UsageError(
                 "A raw prompt must be a text for the base.",
                 "Leave raw out: an adapter's prompts use the template it was trained with.",
@@ -111,19 +122,34 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenScore:
-    """One new token with its natural log probability, before temperature and truncation.
-
-    ``top`` contains (id, token, log probability) of the likeliest tokens, best first. ``offset`` is
-    the position in the answer's text at which the token begins, in characters; a token that is part
-    of a character begins where the character does.
-    """
+class TopToken:
+    """One of the likeliest tokens, with its natural log probability."""
 
     id: int
     token: str
     logprob: float
-    top: tuple[tuple[int, str, float], ...] = ()
+    raw_bytes: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One token with its natural log probability, before temperature and truncation.
+
+    Attributes:
+        token: its text; replacement characters where it is only part of a character.
+        logprob: None: the first token of a prompt.
+        top: the likeliest tokens, best first.
+        offset: position in the text at which the token begins, in characters; a token that is part
+            of a character begins where the character does.
+        raw_bytes: what it adds to the UTF-8 of the text; nothing if it is a special token.
+    """
+
+    id: int
+    token: str
+    logprob: float | None
+    top: tuple[TopToken, ...] = ()
     offset: int = 0
+    raw_bytes: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +188,8 @@ class Answer:
         prompt_tokens, new_tokens: counts; new tokens of all choices together.
         cached_tokens: tokens of the prompt that came from the prefix cache.
         truncated: whether the end of the text was cut off, as in training; see ``max_length``.
+        prompt_scores: of the tokens of the prompt, if requested.
+        embedding: of the text, if requested.
     """
 
     adapter: str
@@ -178,6 +206,8 @@ class Answer:
     text: str | None = None
     finish: str | None = None
     choices: tuple[Choice, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
+    embedding: tuple[float, ...] = ()
 
     @property
     def output(self) -> str | float:
@@ -197,13 +227,14 @@ class Answer:
 
         ``cached_tokens`` is left out if it is 0, ``truncated`` if it is false.
         """
-        values = {name: getattr(self, name) for name in self.__slots__ if name != "choices"}
+        nested = ("choices", "prompt_scores", "embedding")
+        values = {name: getattr(self, name) for name in self.__slots__ if name not in nested}
         fields = {name: value for name, value in values.items() if value is not None}
         for name in ("cached_tokens", "truncated"):
             if not fields[name]:
                 del fields[name]
         if len(self.choices) > 1:
-            fields["choices"] = [asdict(choice) for choice in self.choices]
+            fields["choices"] = [asdict(choice, dict_factory=_to_json) for choice in self.choices]
         return fields
 
 
@@ -214,6 +245,10 @@ class ResolvedRequest:
     request: Request
     artifact: Artifact | None = None
     name: str = "base"
+
+
+def _to_json(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(one) if isinstance(one, bytes) else one for name, one in fields}
 
 
 def _check_number(name: str, value: Any, kind: type, low: float, high: float, hint: str) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.errors import TrunklineError
-from trunkline.inference.detokenizer import REPLACEMENT_CHARACTER, IncrementalDetokenizer
+from trunkline.inference.detokenizer import IncrementalDetokenizer
+from trunkline.inference.embedding import EmbeddingTask
 from trunkline.inference.kv_cache import BLOCK_SIZE, Lease
 from trunkline.inference.request import Answer, Choice, Request, StreamChunk, TokenScore
 from trunkline.inference.sampling import SamplingParams
+from trunkline.inference.scores import PromptScores, ScoreLog
 from trunkline.lora.pool import Resident
 from trunkline.tasks import AnyTask, GenerationTask
 
@@ -62,7 +64,9 @@ class RequestState:
         truncated: whether the text was cut to the adapter's longest prompt.
         submitted, started, first_token: times on the engine's clock, in seconds.
         choices: finished sequences, by index.
-        head_output: ``[outputs]``, of a task with a head.
+        head_output: ``[outputs]``, of a task with a head; of an embedding, the sum of the hidden
+            states so far, ``[hidden]``.
+        prompt_scores: log probabilities of the prompt's tokens so far.
         unstarted: sequences that start once the first one has computed the prompt.
         result: the answer or error; None until the request ends.
     """
@@ -71,7 +75,7 @@ class RequestState:
     artifact: Artifact | None
     name: str
     digest: str
-    task: AnyTask
+    task: AnyTask | EmbeddingTask
     prompt: list[int]
     max_new_tokens: int
     truncated: bool = False
@@ -83,6 +87,7 @@ class RequestState:
     cancelled: bool = False
     choices: dict[int, Choice] = field(default_factory=dict)
     head_output: torch.Tensor | None = None
+    prompt_scores: PromptScores | None = None
     unstarted: list[Sequence] = field(default_factory=list)
     result: Result | None = None
     stats: RequestStats | None = None
@@ -95,6 +100,11 @@ class RequestState:
     def ended(self) -> bool:
         """Whether there is an answer or an error."""
         return self.result is not None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log probabilities of the prompt's tokens are part of the answer."""
+        return self.request.echo and self.request.logprobs is not None
 
     def is_late(self, now: float) -> bool:
         """Whether the deadline has passed at ``now``, in seconds on the engine's clock."""
@@ -119,8 +129,11 @@ class RequestState:
                 text=choices[0].text,
                 finish=choices[0].finish,
                 choices=choices,
+                prompt_scores=() if self.prompt_scores is None else self.prompt_scores.scores,
             )
         assert self.head_output is not None
+        if isinstance(self.task, EmbeddingTask):
+            return Answer(**common, embedding=self.task.decode(self.head_output))
         value, probabilities = self.task.decode(self.head_output[None])[0]
         labels = getattr(self.task, "labels", ())
         return Answer(
@@ -278,7 +291,13 @@ class Sequence:
     """
 
     def __init__(
-        self, state: RequestState, index: int, tokenizer: Any, end_ids: frozenset[int]
+        self,
+        state: RequestState,
+        index: int,
+        tokenizer: Any,
+        end_ids: frozenset[int],
+        *,
+        byte_level: bool = True,
     ) -> None:
         request = state.request
         self.state = state
@@ -293,8 +312,7 @@ class Sequence:
             request.logprobs,
         )  # fmt: skip
         self.finish_reason: str | None = None
-        self.scores: list[TokenScore] = []
-        self._sent = 0
+        self.scores = ScoreLog(byte_level=byte_level)
         self._end_ids = end_ids
         self._detokenizer = (
             IncrementalDetokenizer(tokenizer, request.stop, end_ids) if self.generates else None
@@ -304,6 +322,13 @@ class Sequence:
     def generates(self) -> bool:
         """Whether it generates tokens; otherwise it reads a head."""
         return isinstance(self.state.task, GenerationTask)
+
+    @property
+    def needs_all_hidden(self) -> bool:
+        """Whether the hidden state of every token of the prompt is needed, so none is cached."""
+        if self.index > 0:
+            return False
+        return self.state.scores_prompt or isinstance(self.state.task, EmbeddingTask)
 
     @property
     def capacity(self) -> int:
@@ -340,9 +365,9 @@ class Sequence:
         before = 0 if score is None else detokenizer.characters
         text = detokenizer.add(token)
         if score is not None:
-            complete = REPLACEMENT_CHARACTER not in score.token
-            begins = detokenizer.characters - len(score.token) if complete else 0
-            self.scores.append(replace(score, offset=max(before, begins)))
+            if token in self._end_ids:
+                score = replace(score, raw_bytes=b"")
+            self.scores.add(score, detokenizer, before)
         if token in self._end_ids:
             text += detokenizer.finish()
             self.finish_reason = "stop"
@@ -351,11 +376,12 @@ class Sequence:
         elif self.new_tokens >= self.state.max_new_tokens:
             text += detokenizer.finish()
             self.finish_reason = "stop" if detokenizer.stopped else "length"
+        if detokenizer.stopped:
+            self.scores.cut(detokenizer.text)
         if not text and self.finish_reason is None:
             return None
-        scores = tuple(self.scores[self._sent :])
-        self._sent = len(self.scores)
-        return StreamChunk(self.index, text, scores, self.finish_reason)
+        certain = None if self.finish_reason else len(detokenizer.text)
+        return StreamChunk(self.index, text, self.scores.take(certain), self.finish_reason)
 
     def build_choice(self) -> Choice:
         """The finished answer of this sequence."""
@@ -366,7 +392,7 @@ class Sequence:
             self._detokenizer.text,
             self.finish_reason,
             self.new_tokens,
-            tuple(self.scores),
+            tuple(self.scores.scores),
         )
 
 

@@ -32,6 +32,9 @@ _ROWS = 32
 _MIN_TEMPERATURE = 1e-100
 """Below it the result is the same for any float32 logits, and the quotient could overflow."""
 
+RawScore = tuple[int, float, tuple[tuple[int, float], ...]]
+"""A token's id, its log probability, and (id, log probability) of the likeliest tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -117,13 +120,7 @@ def sample(
     with torch.no_grad():
         if logits.device.type == "mps":  # has no float64
             logits = logits.cpu()
-        best = logits.argmax(-1, keepdim=True)
-        peaks = logits.gather(-1, best).double()
-        peak_rows = torch.cat((best.double(), peaks), -1).tolist()
-        broken = tuple(row for row, (_, peak) in enumerate(peak_rows) if not math.isfinite(peak))
-        if broken:
-            raise InvalidLogits(broken)
-        ids = [int(token) for token, _ in peak_rows]
+        ids, peaks = _find_peaks(logits)
         logprobs: list[float | None] = [None] * len(ids)
         tops: list[tuple[tuple[int, float], ...]] = [()] * len(ids)
         weighted = [
@@ -144,6 +141,53 @@ def sample(
                     logprobs[row] = logit - one.norm
                     tops[row] = tuple((token, at - one.norm) for token, at in one.top(count))
     return SampledTokens(ids, logprobs, tops)
+
+
+def score(logits: torch.Tensor, ids: Sequence[int], count: int) -> list[RawScore]:
+    """Score given tokens, one in each row, as :func:`sample` scores those that it samples.
+
+    Args:
+        logits: ``[rows, vocabulary]`` float32, on any device.
+        ids: the tokens.
+        count: how many likeliest tokens are reported with each.
+
+    Raises:
+        InvalidLogits: a row contains NaN or +infinity, or nothing but −infinity.
+    """
+    import torch
+
+    scores: list[RawScore] = []
+    with torch.no_grad():
+        if logits.device.type == "mps":  # has no float64
+            logits = logits.cpu()
+        _, peaks = _find_peaks(logits)
+        targets = torch.tensor(ids, device=logits.device)[:, None]
+        below = (logits.gather(-1, targets).double() - peaks)[:, 0].tolist()
+        params = SamplingParams(logprobs=count)
+        for start in range(0, len(ids), _ROWS):
+            rows = slice(start, start + _ROWS)
+            ranked = _rank(logits[rows], peaks[rows], [params] * len(ids[rows]))
+            for token, logit, one in zip(ids[rows], below[rows], ranked, strict=True):
+                top = tuple((other, at - one.norm) for other, at in one.top(count))
+                scores.append((token, logit - one.norm, top))
+    return scores
+
+
+def _find_peaks(logits: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """The likeliest token of each row, and its logit, ``[rows, 1]`` float64.
+
+    Raises:
+        InvalidLogits: a row contains NaN or +infinity, or nothing but −infinity.
+    """
+    import torch
+
+    best = logits.argmax(-1, keepdim=True)
+    peaks = logits.gather(-1, best).double()
+    peak_rows = torch.cat((best.double(), peaks), -1).tolist()
+    broken = tuple(row for row, (_, peak) in enumerate(peak_rows) if not math.isfinite(peak))
+    if broken:
+        raise InvalidLogits(broken)
+    return [int(token) for token, _ in peak_rows], peaks
 
 
 Sampler = Callable[["torch.Tensor", Sequence[SamplingParams], Sequence[int]], SampledTokens]

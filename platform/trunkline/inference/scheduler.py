@@ -141,7 +141,9 @@ class Scheduler:
             if resident is None:
                 return self._wait_for_adapter(sequence.state, artifact, rejected)
             self._skipped_rounds.pop(key, None)
-        lease = self._blocks.allocate(key, sequence.tokens, sequence.capacity)
+        lease = self._blocks.allocate(
+            key, sequence.tokens, sequence.capacity, reuse=not sequence.needs_all_hidden
+        )
         if lease is None:
             if resident is not None:
                 self._pool.release(resident)

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trunkline.inference.attention import Chunk, Layout, packed_attention
+from trunkline.inference.embedding import EmbeddingTask
 from trunkline.inference.kv_cache import KVCache
 from trunkline.inference.request_state import Sequence
-from trunkline.inference.sampling import InvalidLogits, SampledTokens, Sampler, sample
+from trunkline.inference.sampling import (
+    InvalidLogits,
+    RawScore,
+    SampledTokens,
+    Sampler,
+    sample,
+    score,
+)
 from trunkline.lora.pool import AdapterPool
 from trunkline.lora.routing import Pages, Routing, Span
 
 if TYPE_CHECKING:
     import torch
+
+_SCORED_ROWS = 64
+"""Tokens of a prompt that are scored at once, which bounds the memory for logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +46,18 @@ class StepResult:
     Attributes:
         sampled: sequence, token id, its log probability if requested, and the likeliest tokens
             with their log probabilities.
-        head_outputs: ``[outputs]`` float32 for each sequence with a head.
+        head_outputs: ``[outputs]`` float32 for each sequence with a head; for an embedding, the
+            sum of the hidden states, ``[hidden]``.
         failures: sequences with NaN in their output.
+        prompt_scores: of tokens of prompts, if requested.
+        prefilled: sequences that generate nothing and whose prompt is complete.
     """
 
     sampled: list[tuple[Sequence, int, float | None, tuple[tuple[int, float], ...]]]
     head_outputs: list[tuple[Sequence, torch.Tensor]]
     failures: list[tuple[Sequence, InvalidLogits]]
+    prompt_scores: list[tuple[Sequence, list[RawScore]]] = field(default_factory=list)
+    prefilled: list[Sequence] = field(default_factory=list)
 
 
 class Stepper:
@@ -81,6 +97,7 @@ class Stepper:
                     input_ids=ids[None], position_ids=positions[None], use_cache=False
                 ).last_hidden_state[0]
             ends = np.cumsum([part.tokens for part in ordered]) - 1
+            self._pool_embeddings(ordered, ends, hidden)
             for part in ordered:
                 part.sequence.computed += part.tokens
             return self._read(ordered, ends, hidden)
@@ -96,20 +113,72 @@ class Stepper:
         ]
         outputs: list[tuple[Sequence, torch.Tensor]] = []
         generating: list[tuple[Sequence, int]] = []
+        prefilled: list[Sequence] = []
         for sequence, end in done:
             if sequence.generates:
-                generating.append((sequence, end))
+                if sequence.state.max_new_tokens:
+                    generating.append((sequence, end))
+                else:
+                    prefilled.append(sequence)
+            elif isinstance(sequence.state.task, EmbeddingTask):
+                assert sequence.state.head_output is not None
+                outputs.append((sequence, sequence.state.head_output))
             else:
                 assert sequence.resident is not None
                 assert sequence.resident.head is not None
                 outputs.append((sequence, sequence.resident.head @ hidden[end].float()))
-        sampled, failures = self._sample(generating, hidden)
+        prompt_scores, failures = self._score_prompts(ordered, ends, hidden)
+        bad = {sequence for sequence, _ in failures}
+        generating = [pair for pair in generating if pair[0] not in bad]
+        prefilled = [sequence for sequence in prefilled if sequence not in bad]
+        sampled, unsampled = self._sample(generating, hidden)
+        failures += unsampled
         if outputs:
             finite = torch.stack([output.isfinite().all() for _, output in outputs]).tolist()
-            bad = [one for (one, _), good in zip(outputs, finite, strict=True) if not good]
-            failures += [(one, InvalidLogits((0,))) for one in bad]
-            outputs = [pair for pair in outputs if pair[0] not in bad]
-        return StepResult(sampled, outputs, failures)
+            broken = [one for (one, _), good in zip(outputs, finite, strict=True) if not good]
+            failures += [(one, InvalidLogits((0,))) for one in broken]
+            outputs = [pair for pair in outputs if pair[0] not in broken]
+        return StepResult(sampled, outputs, failures, prompt_scores, prefilled)
+
+    def _pool_embeddings(self, ordered: list[Part], ends: Any, hidden: torch.Tensor) -> None:
+        """Add the hidden states of the parts that are for embeddings; before they are counted."""
+        for part, end in zip(ordered, ends, strict=True):
+            sequence, state = part.sequence, part.sequence.state
+            if isinstance(state.task, EmbeddingTask):
+                own = hidden[end + 1 - part.tokens : end + 1]
+                state.head_output = state.task.pool(state.head_output, own, sequence.computed)
+
+    def _score_prompts(
+        self, ordered: list[Part], ends: Any, hidden: torch.Tensor
+    ) -> tuple[list[tuple[Sequence, list[RawScore]]], list[tuple[Sequence, InvalidLogits]]]:
+        """Score the tokens of prompts, each by the hidden state of the token before it."""
+        scores: list[tuple[Sequence, list[RawScore]]] = []
+        failures: list[tuple[Sequence, InvalidLogits]] = []
+        for part, end in zip(ordered, ends, strict=True):
+            sequence = part.sequence
+            if not sequence.state.scores_prompt or sequence.index > 0:
+                continue
+            start = sequence.computed - part.tokens
+            targets = sequence.state.prompt[start + 1 : sequence.computed + 1]
+            if not targets:
+                continue
+            first = int(end) + 1 - part.tokens
+            own = hidden[first : first + len(targets)]
+            try:
+                scores.append((sequence, self._score(own, targets, sequence)))
+            except InvalidLogits as error:
+                failures.append((sequence, error))
+        return scores, failures
+
+    def _score(
+        self, hidden: torch.Tensor, targets: list[int], sequence: Sequence
+    ) -> list[RawScore]:
+        count = sequence.sampling.logprobs or 0
+        scores: list[RawScore] = []
+        for at in range(0, len(targets), _SCORED_ROWS):
+            logits = self._head(hidden[at : at + _SCORED_ROWS]).float()
+            scores += score(logits, targets[at : at + _SCORED_ROWS], count)
+        return scores
 
     def _sample(
         self, generating: list[tuple[Sequence, int]], hidden: torch.Tensor

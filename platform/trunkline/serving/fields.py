@@ -121,7 +121,6 @@ CHAT_NEUTRAL: Mapping[str, Values] = {
 
 COMPLETION_NEUTRAL: Mapping[str, Values] = {
     **GENERATION_NEUTRAL,
-    "echo": (False,),
     "suffix": ("",),
     "add_special_tokens": (True,),
     "prompt_embeds": (),

@@ -78,8 +78,11 @@ def served_models(context: RequestContext) -> ServedModels:
     return ServedModels(context.service.platform, context.service.base)
 
 
-async def resolve(context: RequestContext, ref: str, task: str) -> ResolvedModel:
+async def resolve(context: RequestContext, ref: str, task: str | None) -> ResolvedModel:
     """Resolve the model of a request, once; the request keeps this version.
+
+    Args:
+        task: which the model must have; None: any.
 
     Raises:
         ApiError: 404, the model is unknown or the key may not use it; 400, it has another task.
@@ -87,7 +90,7 @@ async def resolve(context: RequestContext, ref: str, task: str) -> ResolvedModel
     """
     models = served_models(context)
     model = context.model = await context.service.query(models.resolve, context.key, ref)
-    if model.task != task:
+    if task is not None and model.task != task:
         raise ApiError(
             f"{model.name} is a {model.task} model.",
             f"Use POST {ROUTES[model.task]}.",

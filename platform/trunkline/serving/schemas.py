@@ -55,7 +55,7 @@ def _to_integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _is_list(value: Any) -> str:
+def is_list(value: Any) -> str:
     return fields.LIST_TAG if isinstance(value, list) else fields.TEXT_TAG
 
 
@@ -66,11 +66,31 @@ Texts = Annotated[list[Text], Field(fail_fast=True)]
 
 OneOrMore = Annotated[
     Annotated[Text, Tag(fields.TEXT_TAG)] | Annotated[Texts, Tag(fields.LIST_TAG)],
-    Discriminator(_is_list),
+    Discriminator(is_list),
 ]
 """A text or a list of texts; an error is that of the one that was sent."""
 
 Integer = Annotated[StrictInt, BeforeValidator(_to_integer)]
+TokenIds = Annotated[list[Annotated[Integer, Field(ge=0)]], Field(fail_fast=True)]
+
+
+def _input_kind(value: Any) -> str:
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, list):
+        return "lists of token ids"
+    if isinstance(first, int | float) and isinstance(value, list):
+        return "token ids"
+    return is_list(value)
+
+
+TokenInputs = Annotated[
+    Annotated[Text, Tag(fields.TEXT_TAG)]
+    | Annotated[Texts, Tag(fields.LIST_TAG)]
+    | Annotated[TokenIds, Tag("token ids")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("lists of token ids")],
+    Discriminator(_input_kind),
+]
+"""One or several texts, or the token ids of one or several texts."""
 
 Timeout = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 """Seconds from arrival until the request is cancelled; the server's own limit applies too."""
@@ -109,7 +129,7 @@ class Message(StrictModel):
     content: Annotated[
         Annotated[Text, Tag(fields.TEXT_TAG)]
         | Annotated[list[TextPart], Field(fail_fast=True), Tag(fields.LIST_TAG)],
-        Discriminator(_is_list),
+        Discriminator(is_list),
     ]
 
     @classmethod
@@ -138,8 +158,8 @@ class StreamOptions(StrictModel):
     include_usage: StrictBool | None = None
 
 
-class GenerationBody(StrictModel):
-    """The fields that chat and completion requests share.
+class SamplingBody(StrictModel):
+    """The fields that all requests for a text share.
 
     As OpenAI's clients expect, the default ``temperature`` is 1, and a request without a ``seed``
     gets a random one.
@@ -151,20 +171,11 @@ class GenerationBody(StrictModel):
     temperature: Annotated[StrictFloat, Field(ge=0, le=MAX_TEMPERATURE)] | None = None
     top_p: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None
     top_k: Annotated[Integer, Field(ge=-1, le=_MAX_INT)] | None = None
-    n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[Integer, Field(ge=MIN_SEED, le=MAX_SEED)] | None = None
     stop: OneOrMore | None = None
-    max_tokens: MaxTokens | None = None
     timeout: Timeout | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-
-    @classmethod
-    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Accept ``best_of`` if it equals ``n``."""
-        if (best_of := data.get("best_of")) is None or best_of == (data.get("n") or 1):
-            return {name: value for name, value in data.items() if name != "best_of"}
-        raise unsupported("best_of", "Remove it.", reason="it must equal n")
 
     @model_validator(mode="after")
     def _check_stop(self) -> Self:
@@ -194,7 +205,7 @@ class GenerationBody(StrictModel):
     @property
     def choices(self) -> int:
         """The number of answers to each prompt."""
-        return 1 if self.n is None else self.n
+        return 1
 
     def sampling(self, max_new_tokens: int | None) -> dict[str, Any]:
         """The sampling fields of :class:`~trunkline.inference.request.Request`.
@@ -226,6 +237,27 @@ class GenerationBody(StrictModel):
 
     def new_tokens(self) -> tuple[str, int | None]:
         """The field that limits the new tokens, and its value; None: the adapter's own limit."""
+        raise NotImplementedError
+
+
+class GenerationBody(SamplingBody):
+    """The fields that chat and completion requests share."""
+
+    n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: MaxTokens | None = None
+
+    @classmethod
+    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Accept ``best_of`` if it equals ``n``."""
+        if (best_of := data.get("best_of")) is None or best_of == (data.get("n") or 1):
+            return {name: value for name, value in data.items() if name != "best_of"}
+        raise unsupported("best_of", "Remove it.", reason="it must equal n")
+
+    @property
+    def choices(self) -> int:
+        return 1 if self.n is None else self.n
+
+    def new_tokens(self) -> tuple[str, int | None]:
         return "max_tokens", self.max_tokens
 
 
@@ -266,27 +298,27 @@ class ChatBody(GenerationBody):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def _check_prompt(value: Any) -> Any:
-    """Refuse token ids and an empty list with a reason."""
-    if isinstance(value, list) and not all(isinstance(prompt, str) for prompt in value[:1] or [0]):
-        raise invalid(
-            "must be a text or a non-empty list of texts.",
-            "Send texts, not token ids: each adapter has its own template.",
-        )
-    return value
-
-
 class CompletionBody(GenerationBody):
-    """``POST /v1/completions``; prompts are texts, token ids are refused."""
+    """``POST /v1/completions``; prompts are texts or token ids."""
 
     neutral = fields.COMPLETION_NEUTRAL
 
-    prompt: Annotated[OneOrMore, BeforeValidator(_check_prompt)]
+    prompt: TokenInputs
     logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: StrictBool | None = None
+    max_tokens: Annotated[Integer, Field(ge=0, le=_MAX_INT)] | None = None
 
-    def prompts(self) -> list[str]:
-        """The prompts."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        check_inputs("prompt", self.prompt)
+        if self.max_tokens == 0 and not self.echo:
+            hint = "Send at least 1, or echo: true."
+            raise invalid("can't be 0 without echo.", hint, field="max_tokens")
+        return self
+
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """The prompts, each a text or token ids."""
+        return split_inputs(self.prompt)
 
 
 class PredictBody(StrictModel):
@@ -307,3 +339,25 @@ class PredictBody(StrictModel):
     def texts(self) -> list[str]:
         """The texts."""
         return [self.input] if isinstance(self.input, str) else self.input
+
+
+Inputs = str | list[str] | list[int] | list[list[int]]
+
+
+def check_inputs(name: str, value: Inputs) -> None:
+    """Refuse a field without any text, or with a list of token ids that is empty."""
+    if not isinstance(value, str) and (not value or [] in value):
+        hint = "Send a text, a list of texts, or the token ids of one or several texts."
+        raise invalid("is empty.", hint, field=name)
+
+
+def split_inputs(value: Inputs) -> list[str | tuple[int, ...]]:
+    """One or several texts, or token ids of one or several texts, as a list."""
+    if isinstance(value, str):
+        return [value]
+    inputs: list[str | tuple[int, ...]] = []
+    for one in value:
+        if isinstance(one, int):
+            return [tuple(value)]  # type: ignore[arg-type]
+        inputs.append(one if isinstance(one, str) else tuple(one))
+    return inputs

@@ -284,7 +284,7 @@ class RequestContext:
     async def submit(
         self,
         model: ResolvedModel,
-        texts: Sequence[str],
+        texts: Sequence[str | tuple[int, ...]],
         requests: Sequence[EngineRequest],
         timeout: float | None,
         *,
@@ -294,7 +294,7 @@ class RequestContext:
 
         Args:
             model: answers all of them.
-            texts: the texts of all requests together; their size is limited.
+            texts: the texts or token ids of all requests; their size is limited.
             timeout: seconds that the client allows, from the arrival of its request.
             field: of the body that contains the texts, for errors.
 
@@ -473,8 +473,8 @@ Context = Annotated[RequestContext, Depends(request_context)]
 """Parameter of a route."""
 
 
-def check_size(texts: Sequence[str], max_texts: int, max_chars: int) -> None:
-    """Refuse a request that is too large.
+def check_size(texts: Sequence[str | tuple[int, ...]], max_texts: int, max_chars: int) -> None:
+    """Refuse a request that is too large; a token id counts as a character.
 
     Raises:
         TooLargeError: too many texts, or too many characters in total.
