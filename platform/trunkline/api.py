@@ -91,7 +91,12 @@ class Platform:
     @cached_property
     def catalog(self) -> Catalog:
         """Everything that the core and the plugins contribute."""
-        return load_plugins(no_plugins=self.no_plugins, block=self.block, strict=self.strict)
+        return load_plugins(
+            no_plugins=self.no_plugins,
+            block=self.block,
+            strict=self.strict,
+            owners=self.workspace.configuration.plugins.owners,
+        )
 
     @cached_property
     def registry(self) -> Registry:

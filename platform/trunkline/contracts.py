@@ -134,7 +134,8 @@ class TransformSpec:
         description: one line.
         stage: ``clean`` runs on each row before the split and yields one row, or none to drop it;
             ``augment`` runs on training rows only and may yield several.
-        apply: ``(row, rng) -> rows``. Cleaning that requests need at inference too belongs in
+        apply: ``(row, rng) -> rows``; draws random numbers from ``rng`` only, so that a run can be
+            repeated. Cleaning that requests need at inference too belongs in
             :attr:`Template.clean`, because an artifact contains no plugin code.
     """
 
@@ -176,7 +177,8 @@ class LossSpec:
             ``[batch, labels]`` float logits and ``[batch]`` int64 label indices; regression
             ``[batch]`` and ``[batch]`` float, both on the recipe's scale (standardized, after the
             logarithm if the recipe says so); generation ``[tokens, vocabulary]`` float logits and
-            ``[tokens]`` int64 token ids of the answer.
+            ``[tokens]`` int64 token ids of the answer. The scalar and its gradient must be finite,
+            also for one row and for outputs of ±100.
     """
 
     name: str
@@ -189,7 +191,14 @@ class LossSpec:
 class Scored:
     """Targets and predictions to score, row by row.
 
-    For classification and generation these are strings, for regression floats in the unit.
+    For classification and generation targets and predictions are strings, for regression floats in
+    the dataset's unit.
+
+    Attributes:
+        targets: the true value of each row.
+        predictions: the predicted value of each row, in the same order.
+        labels: all labels of a classification, in a fixed order, also those that no row has; else
+            empty.
     """
 
     targets: Sequence[Any]
@@ -206,7 +215,9 @@ class MetricSpec:
         name: ``domain/name``.
         description: one line, with the formula's source if it has one.
         task: the task that it is for.
-        compute: returns the score of at least one row; called a thousand times per interval.
+        compute: returns the score of one row or more, a finite number also where every prediction
+            is wrong or the same. Targets and predictions are lists or numpy arrays, and must not be
+            changed. Called a thousand times per interval.
         higher_is_better: whether a higher score is better.
     """
 
@@ -243,7 +254,8 @@ class BaselinePredictions:
     """What a baseline predicts.
 
     Attributes:
-        values: one prediction for each test row, in the order of the rows.
+        values: one prediction for each test row, in the order of the rows: a text, or a finite
+            number for regression.
         detail: a few words on what was fitted, for example the chosen hyperparameters.
     """
 
@@ -323,6 +335,11 @@ class Template:
             raise UsageError(
                 f"The template {self.prompt!r} does not contain {{text}} exactly once.",
                 "Write for example 'Diagnosis: {text}'.",
+            )
+        if not isinstance(self.clean, tuple | list):
+            raise UsageError(
+                f"A template's clean is {self.clean!r}; a tuple is wanted.",
+                "Write for example clean=('strip', 'lowercase').",
             )
         if not isinstance(self.chat, bool) or not isinstance(self.system, str | None):
             raise UsageError(

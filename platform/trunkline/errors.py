@@ -8,7 +8,10 @@ nothing else of Trunkline.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from trunkline.process import ProcessExit, exits_refused
 
 
 class TrunklineError(Exception):
@@ -75,7 +78,29 @@ class PluginCallError(PluginError):
         Args:
             subject: what was called, as the start of a sentence: ``The metric toy/hit_rate``.
         """
+        if isinstance(error, SystemExit):
+            call = error.call if isinstance(error, ProcessExit) else f"sys.exit({error.code!r})"
+            return cls(f"{subject} tried to end the program with {call}.", hint)
         return cls(f"{subject} failed: {one_line(error, with_type=True)}.", hint)
+
+
+@contextmanager
+def plugin_call(subject: str, hint: str | None = None) -> Iterator[None]:
+    """Raise :class:`PluginCallError` for whatever a plugin's function raises, exits included.
+
+    Trunkline's own errors and KeyboardInterrupt pass unchanged.
+
+    Args:
+        subject: what is called, as the start of a sentence: ``The metric toy/hit_rate``.
+        hint: of the error.
+    """
+    try:
+        with exits_refused():
+            yield
+    except (TrunklineError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise PluginCallError.raised(subject, error, hint) from error
 
 
 class DataError(TrunklineError):
@@ -190,7 +215,7 @@ def one_line(error: BaseException, *, with_type: bool = False) -> str:
     Args:
         with_type: put the name of the exception's class first: ``ValueError: bad digit``.
     """
-    text = error.message if isinstance(error, TrunklineError) else str(error)
+    text = error.message if isinstance(error, TrunklineError) else _text(error)
     name = type(error).__name__
     lines = text.strip().splitlines()
     if not lines:
@@ -202,3 +227,11 @@ def one_line(error: BaseException, *, with_type: bool = False) -> str:
 def reason_of(error: BaseException) -> str:
     """An ``OSError``'s reason without its number and path; else :func:`one_line`."""
     return getattr(error, "strerror", None) or one_line(error)
+
+
+def _text(error: BaseException) -> str:
+    """``str(error)``; empty for an exception of a plugin that can't be converted."""
+    try:
+        return str(error)
+    except Exception:
+        return ""

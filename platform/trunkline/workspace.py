@@ -18,6 +18,9 @@
     [signatures]
     required = true
     keys = ["keys/release.pub"]          # relative to the workspace
+
+    [plugins.owners]                     # domain -> the distribution that it belongs to
+    law = "trunkline-law"
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
         "two_persons": (bool,),
     },
     "signatures": {"required": (bool,), "keys": (list,)},
+    "plugins": {"owners": (dict,)},
 }
 
 
@@ -76,12 +80,20 @@ class SignatureSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginSettings:
+    """Which distribution a domain belongs to, where several claim it; by domain."""
+
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
     """The contents of a workspace's ``trunkline.toml``."""
 
     store: StoreSettings = StoreSettings()
     gate: GateSettings = GateSettings()
     signatures: SignatureSettings = SignatureSettings()
+    plugins: PluginSettings = PluginSettings()
 
     @classmethod
     def read(cls, root: Path) -> Configuration:
@@ -116,6 +128,7 @@ class Configuration:
             StoreSettings(**store),
             GateSettings(**tables.get("gate", {})),
             SignatureSettings(bool(signatures.get("required")), keys),
+            PluginSettings(**tables.get("plugins", {})),
         )
 
 
@@ -235,7 +248,7 @@ def _check_value(path: Path, table: str, key: str, value: Any) -> None:
     if type(value) not in types[key]:
         raise UsageError(
             f"{place} has the wrong type.",
-            "See docs/promotion.md and docs/moving.md for examples.",
+            "See docs/promotion.md, docs/moving.md and docs/plugins.md for examples.",
         )
     if key == "url" and not value.strip():
         raise UsageError(
@@ -243,6 +256,10 @@ def _check_value(path: Path, table: str, key: str, value: Any) -> None:
         )
     if key == "keys" and not all(isinstance(one, str) for one in value):
         raise UsageError(f"{place} must be a list of paths.", 'Write ["keys/release.pub"].')
+    if key == "owners" and not all(isinstance(one, str) and one.strip() for one in value.values()):
+        raise UsageError(
+            f"{place} must name a distribution for each domain.", 'Write law = "trunkline-law".'
+        )
     out_of_range = isinstance(value, float) and not math.isfinite(value)
     if out_of_range or (key == "champion_margin" and value < 0):
         raise UsageError(

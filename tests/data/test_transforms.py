@@ -163,7 +163,7 @@ def test_failure_of_a_transform_names_it_and_the_row(
     def fail(row: Row, rng: random.Random) -> list[Row]:
         raise failure
 
-    with pytest.raises(PluginError, match=r"toy/\w+ failed on row 'r\d+'") as caught:
+    with pytest.raises(PluginError, match=r"toy/\w+ on row 'r\d+' failed") as caught:
         prepared(make(fail))
     assert type(failure).__name__ in caught.value.message
 

@@ -37,6 +37,10 @@ def recipe(name, **other):
         gate=Gate(metric="accuracy"),
     )
     return RecipeSpec(**(given | other))
+
+def soft_margin(context):
+    from torch.nn.functional import cross_entropy
+    return cross_entropy
 """
 
 GOOD = """
@@ -55,7 +59,7 @@ def trunkline_recipes():
 def trunkline_losses():
     yield LossSpec(
         name="DOMAIN/soft_margin", description="d", task="classification",
-        build=lambda context: (lambda outputs, targets: 0.0),
+        build=soft_margin,
     )
 
 @hookimpl
@@ -86,8 +90,8 @@ def trunkline_tasks():
 """
 
 
-def _metadata(distribution: str, requires: str | None = None) -> str:
-    lines = ["Metadata-Version: 2.1", f"Name: {distribution}", "Version: 1.0"]
+def _metadata(distribution: str, requires: str | None = None, version: str = "1.0") -> str:
+    lines = ["Metadata-Version: 2.1", f"Name: {distribution}", f"Version: {version}"]
     return "\n".join([*lines, *([f"Requires-Dist: {requires}"] if requires else []), ""])
 
 
@@ -112,18 +116,21 @@ def add_plugin(site: Path) -> Callable[..., Path]:
     """
 
     def add(
-        domain: str, body: str = GOOD, *, head: str = HEAD, distribution: str | None = None
+        domain: str,
+        body: str = GOOD,
+        *,
+        head: str = HEAD,
+        distribution: str | None = None,
+        version: str = "1.0",
     ) -> Path:
         distribution = distribution or f"fake-{domain}"
         module = f"module_of_{re.sub('[^a-z0-9]', '_', distribution.lower())}"
         marker = site / f"{module}.imported"
         source = head + body.replace("DOMAIN", domain)
-        (site / f"{module}.py").write_text(
-            f"open({str(marker)!r}, 'w').close()\nprint('noise')\n{source}"
-        )
-        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        (site / f"{module}.py").write_text(f"open({str(marker)!r}, 'w').close()\n{source}")
+        info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(_metadata(distribution))
+        (info / "METADATA").write_text(_metadata(distribution, version=version))
         (info / "entry_points.txt").write_text(f"[trunkline]\n{domain} = {module}\n")
         return marker
 

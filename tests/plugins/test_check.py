@@ -1,4 +1,4 @@
-"""`trunkline plugins check`: the findings from reading a plugin's rows and trying its specs."""
+"""The findings of `trunkline plugins check`, computed in this interpreter."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from trunkline.errors import NotFoundError, UsageError
-from trunkline.plugins import check
-from trunkline.testing import check_plugin
+from trunkline.plugins import Finding
+from trunkline.plugins.discovery import core_candidate, find_plugins
+from trunkline.training.plugin_check import plugin_findings
 
 AddPlugin = Callable[..., Path]
 
@@ -22,25 +22,101 @@ ROWS = f"load=lambda: [{ROW} for i in range(6)]"
 NAN_ROWS = ROWS.replace("'ab'[i % 2]", "float('nan')")
 
 
+def findings_of(domain: str) -> list[Finding]:
+    (candidate,) = (one for one in find_plugins() if one.domain == domain)
+    return list(plugin_findings(candidate))
+
+
+def errors_of(domain: str) -> list[str]:
+    return [
+        f"{finding.subject}: {finding.message}"
+        for finding in findings_of(domain)
+        if finding.level == "error"
+    ]
+
+
+def warnings_of(domain: str) -> list[str]:
+    return [finding.message for finding in findings_of(domain) if finding.level == "warning"]
+
+
 def rows(old: str, new: str) -> str:
     return DATASET.format(ROWS.replace(old, new))
 
 
-def recipe_with(transform: str, other: str = "") -> str:
+def recipe(**fields: str) -> str:
+    given = "".join(f", {name}={value}" for name, value in fields.items())
+    return f"@hookimpl\ndef trunkline_recipes():\n    yield recipe('farm/x'{given})\n"
+
+
+def transform(expression: str, stage: str = "clean") -> str:
     return (
-        f"{DATASET.format('')}"
-        "@hookimpl\ndef trunkline_recipes():\n"
-        f"    yield recipe('farm/x', transforms=('farm/t',), {other})\n"
-        "@hookimpl\ndef trunkline_transforms():\n"
-        "    yield TransformSpec(name='farm/t', description='d', stage='clean', "
-        f"apply=lambda row, rng: {transform})\n"
+        DATASET.format("")
+        + recipe(transforms="('farm/t',)")
+        + "import random\nfrom dataclasses import replace\n"
+        + "@hookimpl\ndef trunkline_transforms():\n"
+        f"    yield TransformSpec(name='farm/t', description='d', stage='{stage}', "
+        f"apply=lambda row, rng: {expression})\n"
     )
 
 
-BAD = {
+NUMBERS = (
+    "load=lambda: [Row(id=f'r{i}', text=chr(97 + i) * 6, target=i + 1.0, group=f'g{i}', "
+    "slices={'size': 'large' if i else 'small'}) for i in range(12)], "
+    "task='regression', unit='EUR', slices=('size',)"
+)
+ANSWERS = (
+    "load=lambda: [Row(id=f'r{i}', text=chr(97 + i) * 6, target=f'the answer {i}', group=f'g{i}') "
+    "for i in range(12)], task='generation'"
+)
+DATA = {"classification": "", "regression": NUMBERS, "generation": ANSWERS}
+CORE_METRICS = {"classification": "accuracy", "regression": "mae", "generation": "exact_match"}
+
+
+def metric(code: str, task: str = "classification") -> str:
+    """A plugin whose recipe uses the metric ``compute``, which the code defines."""
+    fields = {"metrics": "('farm/m',)", "task": repr(task)}
+    fields["gate"] = f"Gate(metric={CORE_METRICS[task]!r})"
+    return (
+        DATASET.format(DATA[task])
+        + recipe(**fields)
+        + f"{code}\n@hookimpl\ndef trunkline_metrics():\n"
+        f"    yield MetricSpec(name='farm/m', description='d', task={task!r}, compute=compute)\n"
+    )
+
+
+def loss(code: str, task: str = "classification") -> str:
+    """A plugin whose recipe uses the loss ``build``, which the code defines."""
+    fields = {"loss": "'farm/l'", "task": repr(task)}
+    fields["gate"] = f"Gate(metric={CORE_METRICS[task]!r})"
+    return (
+        DATASET.format(DATA[task])
+        + recipe(**fields)
+        + f"{code}\n@hookimpl\ndef trunkline_losses():\n"
+        f"    yield LossSpec(name='farm/l', description='d', task={task!r}, build=build)\n"
+    )
+
+
+def baseline(expression: str, task: str = "classification") -> str:
+    fields = {"baselines": "('farm/b',)", "task": repr(task)}
+    fields["gate"] = f"Gate(metric={CORE_METRICS[task]!r})"
+    return (
+        DATASET.format(DATA[task]) + recipe(**fields) + "@hookimpl\ndef trunkline_baselines():\n"
+        f"    yield BaselineSpec(name='farm/b', description='d', tasks=({task!r},), "
+        f"predict=lambda context: {expression})\n"
+    )
+
+
+# ----------------------------------------------------------------------------------------- rows
+
+BAD_ROWS = {
     "failed": ("raise ValueError('x')", "importing module_of_fake_farm raises ValueError: x"),
     "license": (DATASET.format("license=' '"), "its license is empty"),
-    "load raises": (DATASET.format("load=lambda: 1 / 0"), "load raises ZeroDivisionError"),
+    "load raises": (DATASET.format("load=lambda: 1 / 0"), "load failed: ZeroDivisionError"),
+    "load exits": (DATASET.format("load=lambda: exit(0)"), "load tried to end the program"),
+    "load ends the process": (
+        "import os\n" + DATASET.format("load=lambda: os._exit(0)"),
+        "load tried to end the program with os._exit(0)",
+    ),
     "no rows": (rows("range(6)", "range(0)"), "load gives no rows"),
     "no Row": (rows(ROW, "'row'"), "row 0 ('row'): it is str, not Row"),
     "same id": (rows("f'r{i}'", "'r'"), "more than one row has the id 'r'"),
@@ -51,7 +127,7 @@ BAD = {
     "one class": (rows("'ab'[i % 2]", "'a'"), "every row has the label 'a'"),
     "label unknown": (
         DATASET.format(f"labels=('a',), {ROWS}"),
-        "its label 'b' is not among the data set's labels",
+        "its label 'b' is not among the dataset's labels",
     ),
     "slice missing": (DATASET.format("slices=('country',)"), "it has no slice 'country'"),
     "not finite": (
@@ -62,41 +138,238 @@ BAD = {
         "import itertools\ncount = itertools.count()\n" + rows("f'r{i}'", "f'r{i}-{next(count)}'"),
         "load gives other rows, or another order, the second time",
     ),
-    "transform raises": (recipe_with("1 / 0"), "apply raises ZeroDivisionError"),
-    "transform gives no row": (recipe_with("['row']"), "apply gives something that is not a Row"),
-    "clean gives two": (recipe_with("[row, row]"), "a clean step gives one or none"),
-    "metric": (
-        recipe_with("[row]", "metrics=('farm/m',)")
-        + "@hookimpl\ndef trunkline_metrics():\n    yield MetricSpec(name='farm/m', "
-        "description='d', task='classification', compute=lambda scored: 'high')",
-        "compute gives 'high', not a finite number",
+    "class with one row": (
+        rows("'ab'[i % 2]", "'ab'[i == 0]").replace("text='t'", "text=f't {i}'") + recipe(),
+        "The class 'b' of farm/x has one row",
     ),
-    "loss": (
-        recipe_with("[row]", "loss='farm/l'")
-        + "@hookimpl\ndef trunkline_losses():\n    yield LossSpec(name='farm/l', "
-        "description='d', task='classification', build=lambda context: context.labels)",
-        "build gives tuple, which can't be called",
+}
+
+# ----------------------------------------------------------------------------------- transforms
+
+BAD_TRANSFORMS = {
+    "raises": (transform("1 / 0"), "farm/t on row 'r0' failed: ZeroDivisionError"),
+    "raises on the last row": (transform("[row] if row.id < 'r5' else None"), "on row 'r5'"),
+    "gives no row": (transform("['row']"), "A transform must give trunkline.contracts.Row"),
+    "gives two rows": (transform("[row, row]"), "gave 2 rows for one"),
+    "changes the id": (transform("[replace(row, id='x')]"), "the id 'x'"),
+    "drops all rows": (transform("[]"), "has no rows left of 6"),
+    "ignores rng": (
+        transform("[replace(row, text=f'{random.random()}')]"),
+        "its transforms give other rows the second time",
     ),
+    "augments with another label": (
+        transform("[replace(row, id=row.id + 'x', text='new', target='c')]", "augment"),
+        "with undeclared label",
+    ),
+}
+
+# ------------------------------------------------------------------------------ losses, metrics
+
+BAD_LOSSES = {
+    "gives no function": (
+        loss("build = lambda context: context.labels"),
+        "can't be called: build gave tuple",
+    ),
+    "build exits": (loss("build = lambda context: exit(0)"), "tried to end the program"),
+    "raises": (loss("build = lambda context: lambda outputs, targets: 1 / 0"), "ZeroDivisionError"),
+    "gives nan": (
+        loss("build = lambda context: lambda outputs, targets: outputs.sum() * float('nan')"),
+        "on a random batch the loss is nan",
+    ),
+    "wrong shape": (
+        loss("build = lambda context: lambda outputs, targets: outputs.sum(-1)"),
+        "a tensor of shape (8,), not a scalar tensor",
+    ),
+    "a plain number": (
+        loss("build = lambda context: lambda outputs, targets: 1.0"),
+        "returned 1.0, not a scalar tensor",
+    ),
+    "no gradient": (
+        loss("build = lambda context: lambda outputs, targets: outputs.detach().sum()"),
+        "doesn't depend on the outputs",
+    ),
+    "zero gradient": (
+        loss("build = lambda context: lambda outputs, targets: (outputs * 0).sum()"),
+        "the gradient of the loss is zero",
+    ),
+    "gradient of nan": (
+        loss("build = lambda context: lambda outputs, targets: (outputs - outputs).sum().sqrt()"),
+        "the gradient of the loss is not finite",
+    ),
+    "fails on one row": (
+        loss("build = lambda context: lambda outputs, targets: outputs.std(0).sum()"),
+        "on a batch of one row the loss is nan",
+    ),
+    "overflows": (
+        loss(
+            "build = lambda context: lambda outputs, targets: "
+            "-(outputs.exp() / outputs.exp().sum(-1, keepdim=True)).log()[0, 0]"
+        ),
+        "on outputs of ±100 the loss is",
+    ),
+    "overflows in a regression": (
+        loss("build = lambda context: lambda a, b: (a - b).cosh().mean()", "regression"),
+        "on outputs of ±100 the loss is inf",
+    ),
+    "wrong shape in a generation": (
+        loss("build = lambda context: lambda a, b: a.mean(0)", "generation"),
+        "a tensor of shape (512,)",
+    ),
+}
+RIGHT = "sum(a == b for a, b in zip(scored.targets, scored.predictions))"
+BAD_METRICS = {
+    "gives a text": (metric("compute = lambda scored: 'high'"), "farm/m: with right predictions"),
+    "exits": (metric("compute = lambda scored: exit(0)"), "tried to end the program with sys.exit"),
+    "fails on wrong predictions": (
+        metric(f"compute = lambda scored: 1 / {RIGHT}"),
+        "with wrong predictions: The metric farm/m failed: ZeroDivisionError",
+    ),
+    "gives nan on wrong predictions": (
+        metric(f"compute = lambda scored: 1.0 if {RIGHT} else float('nan')"),
+        "with wrong predictions: The metric farm/m gave nan",
+    ),
+    "fails on labels that are never predicted": (
+        metric(
+            "from collections import Counter\n"
+            "def compute(scored):\n"
+            "    counts = Counter(list(scored.predictions))\n"
+            "    return sum(1 / counts[label] for label in scored.labels)\n"
+        ),
+        "for every row: The metric farm/m failed: ZeroDivisionError",
+    ),
+    "fails on one row": (
+        metric(
+            "import statistics\n"
+            "compute = lambda scored: statistics.stdev(len(p) for p in scored.predictions)"
+        ),
+        "farm/m failed: StatisticsError",
+    ),
+    "fails on arrays": (
+        metric(f"compute = lambda scored: {RIGHT} / 9 if scored.targets else 0.0"),
+        "in numpy arrays: The metric farm/m failed: ValueError",
+    ),
+    "fails on equal numbers": (
+        metric(
+            "import statistics\ncompute = lambda scored: "
+            "statistics.correlation(list(scored.targets), list(scored.predictions))",
+            "regression",
+        ),
+        "farm/m failed: StatisticsError",
+    ),
+    "fails on an empty answer": (
+        metric(
+            "compute = lambda scored: min(len(p.split()[0]) for p in scored.predictions)",
+            "generation",
+        ),
+        "with the prediction '' for every row: The metric farm/m failed: IndexError",
+    ),
+    "changes its input": (
+        metric("def compute(scored):\n    scored.targets.reverse()\n    return 1.0"),
+        "it changes the targets or the predictions",
+    ),
+    "draws random numbers": (
+        metric("import random\ncompute = lambda scored: random.random()"),
+        "it gives another score the second time",
+    ),
+}
+BAD_BASELINES = {
+    "raises": (baseline("1 / 0"), "farm/b failed: ZeroDivisionError"),
+    "exits": (baseline("exit(0)"), "tried to end the program with sys.exit(0)"),
+    "too few": (baseline("BaselinePredictions(values=[])"), "gave 0 predictions"),
+    "no texts": (
+        baseline("BaselinePredictions(values=[1] * len(context.test))"),
+        "predicted 1, not a text",
+    ),
+    "nothing": (baseline("None"), "farm/b failed: AttributeError"),
+    "not finite": (
+        baseline("BaselinePredictions(values=[float('inf')] * len(context.test))", "regression"),
+        "predicted inf, not a finite number",
+    ),
+}
+BAD = {
+    f"{kind}: {name}": case
+    for kind, cases in {
+        "rows": BAD_ROWS,
+        "transform": BAD_TRANSFORMS,
+        "loss": BAD_LOSSES,
+        "metric": BAD_METRICS,
+        "baseline": BAD_BASELINES,
+    }.items()
+    for name, case in cases.items()
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_mistake_is_an_error(case: str, add_plugin: AddPlugin) -> None:
+def test_what_would_fail_in_a_training_is_an_error(case: str, add_plugin: AddPlugin) -> None:
     body, message = BAD[case]
     add_plugin("farm", body)
-    errors = [finding.message for finding in check("farm") if finding.level == "error"]
+    errors = errors_of("farm")
     assert any(message in error for error in errors), errors
+
+
+def test_metric_of_the_core_that_fails_on_the_rows_is_an_error(add_plugin: AddPlugin) -> None:
+    zeros = NUMBERS.replace("target=i + 1.0", "target=0.0")
+    fields = {"gate": "Gate(metric='mae')", "metrics": "('median_ape',)", "task": "'regression'"}
+    add_plugin("farm", DATASET.format(zeros) + recipe(**fields))
+    assert any("The metric median_ape gave inf" in error for error in errors_of("farm"))
+
+
+def test_baseline_that_uses_the_base_is_not_tried(add_plugin: AddPlugin) -> None:
+    add_plugin("farm", baseline("context.base.model(context.test)", "generation"))
+    assert errors_of("farm") == []
+    assert warnings_of("farm") == ["it uses the base, so it was not tried on a row"]
+
+
+@pytest.mark.parametrize("task", DATA)
+def test_sound_loss_and_metric_of_each_task_pass(task: str, add_plugin: AddPlugin) -> None:
+    formula = "torch.nn.functional.cross_entropy(outputs, targets)"
+    if task == "regression":
+        formula = "(outputs - targets).square().mean()"
+    code = f"import torch\n    return lambda outputs, targets: {formula}"
+    body = loss(f"def build(context):\n    {code}", task)
+    count = f"compute = lambda scored: {RIGHT} / len(scored.targets)"
+    add_plugin(
+        "farm",
+        body.replace("loss='farm/l'", "loss='farm/l', metrics=('farm/m',)")
+        + metric(count, task).partition("yield recipe")[2].partition("\n")[2],
+    )
+    assert findings_of("farm") == []
 
 
 def test_sound_plugin_has_no_findings(add_plugin: AddPlugin) -> None:
     add_plugin("farm")
-    assert check("farm") == ()
+    assert findings_of("farm") == []
 
 
-def test_empty_plugin_is_a_warning(add_plugin: AddPlugin) -> None:
-    add_plugin("farm", "")
-    (finding,) = check("farm")
-    assert (finding.level, finding.subject) == ("warning", "farm")
+def test_core_is_checked_like_any_plugin() -> None:
+    assert list(plugin_findings(core_candidate())) == []
+
+
+# --------------------------------------------------------------------------------------- import
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("", "it contributes nothing"),
+        ("print('noise')", "importing it prints 'noise'"),
+        ("import os\nos.environ['FARM'] = '1'", "changes the environment variable FARM"),
+        ("import os\nos.chdir('/')", "changes the working folder"),
+        ("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)", "the handler of SIGTERM"),
+        (
+            "import threading, time\n"
+            "threading.Thread(target=time.sleep, args=(1,), name='feeder', daemon=True).start()",
+            "it starts the thread 'feeder'",
+        ),
+    ],
+)
+def test_side_effect_of_an_import_is_a_warning(
+    code: str, message: str, add_plugin: AddPlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM", "0")
+    add_plugin("farm", code)
+    assert any(message in text for text in warnings_of("farm"))
+    assert errors_of("farm") == []
 
 
 def test_loss_that_no_recipe_uses_is_a_warning(add_plugin: AddPlugin) -> None:
@@ -105,7 +378,7 @@ def test_loss_that_no_recipe_uses_is_a_warning(add_plugin: AddPlugin) -> None:
         "@hookimpl\ndef trunkline_losses():\n    yield LossSpec(name='farm/l', "
         "description='d', task='regression', build=lambda context: None)",
     )
-    assert [finding.level for finding in check("farm")] == ["warning"]
+    assert [finding.level for finding in findings_of("farm")] == ["warning"]
 
 
 @pytest.mark.parametrize(
@@ -124,53 +397,9 @@ def test_misspelled_builtin_is_an_error_with_the_nearest_name(
 ) -> None:
     source = f"@hookimpl\ndef trunkline_recipes():\n    yield recipe('farm/x', {named})\n"
     add_plugin("farm", DATASET.format("") + source)
-    (finding,) = check("farm")
+    (finding,) = findings_of("farm")
     assert finding.level == "error"
     assert f"which doesn't exist; did you mean {nearest!r}?" in finding.message
-
-
-def test_core_is_checked_like_any_plugin() -> None:
-    assert check("core") == ()
-
-
-def test_folder_is_checked_without_being_installed(tmp_path: Path) -> None:
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "uninstalled_farm.py").write_text("TRUNKLINE_API = 9\n")
-    (tmp_path / "pyproject.toml").write_text(
-        '[project]\nname = "x"\n[project.entry-points.trunkline]\nfarm = "uninstalled_farm"\n'
-    )
-    assert "written for TRUNKLINE_API 9" in check(tmp_path)[0].message
-
-
-def test_folder_without_a_plugin_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="declares no plugin"):
-        check(tmp_path)
-
-
-def test_unknown_plugin_is_refused() -> None:
-    with pytest.raises(NotFoundError, match="plugin or folder 'no-such-farm'"):
-        check("no-such-farm")
-
-
-# ------------------------------------------------------------------------- trunkline.testing
-
-
-def test_check_plugin_fails_with_the_findings(add_plugin: AddPlugin) -> None:
-    add_plugin("farm", rows("range(6)", "range(0)"))
-    with pytest.raises(pytest.fail.Exception, match="farm/x: load gives no rows"):
-        check_plugin("farm")
-
-
-def test_check_plugin_passes_a_sound_plugin(add_plugin: AddPlugin) -> None:
-    add_plugin("farm")
-    check_plugin("farm")
-
-
-def test_workspace_fixture_is_an_empty_folder_that_is_in_force(
-    trunkline_workspace: Path,
-) -> None:
-    assert os.environ["TRUNKLINE_WORKSPACE"] == str(trunkline_workspace)
-    assert list(trunkline_workspace.iterdir()) == []
 
 
 def test_testing_module_imports_neither_host_nor_torch() -> None:
@@ -179,3 +408,10 @@ def test_testing_module_imports_neither_host_nor_torch() -> None:
         "assert not {'torch', 'trunkline.plugins'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_workspace_fixture_is_an_empty_folder_that_is_in_force(
+    trunkline_workspace: Path,
+) -> None:
+    assert os.environ["TRUNKLINE_WORKSPACE"] == str(trunkline_workspace)
+    assert list(trunkline_workspace.iterdir()) == []

@@ -22,6 +22,38 @@ BROKEN = {
     "importerror": ("import no_such_module", "No module named 'no_such_module'"),
     "exits": ("raise SystemExit(3)", "exits (3)"),
     "asserts": ("assert False, 'never'", "AssertionError: never"),
+    "exitszero": ("raise SystemExit(0)", "exits (0)"),
+    "hardexit": ("import os\nos._exit(0)", "ends the program with os._exit(0)"),
+    "importedexit": ("from os import _exit\n_exit(3)", "ends the program with os._exit(3)"),
+    "aborts": ("import os\nos.abort()", "ends the program with os.abort()"),
+    "becomes": ("import os\nos.execv('/bin/true', ['true'])", "ends the program with os.execv"),
+    "interrupts": ("raise KeyboardInterrupt", "raises KeyboardInterrupt"),
+    "generator": ("raise GeneratorExit", "raises GeneratorExit"),
+    "cancels": ("import asyncio\nraise asyncio.CancelledError", "raises CancelledError"),
+    "ownbase": ("class Stop(BaseException): pass\nraise Stop('x')", "raises Stop: x"),
+    "recursion": ("def f(): f()\nf()", "raises RecursionError"),
+    "memory": ("raise MemoryError", "raises MemoryError"),
+    "syntax": ("def f(:", "raises SyntaxError"),
+    "nullbyte": ("x = '\0'", "null bytes"),
+    "unprintable": (
+        "class Odd(Exception):\n    def __str__(self): raise ValueError\nraise Odd",
+        "raises Odd: no message",
+    ),
+    "group": ("raise ExceptionGroup('two', [OSError(), OSError()])", "raises ExceptionGroup: two"),
+    "skips": ("import pytest\npytest.skip('no', allow_module_level=True)", "raises Skipped: no"),
+    "stops": ("raise StopIteration", "raises StopIteration"),
+    "apiraises": (
+        "del TRUNKLINE_API\ndef __getattr__(name): raise OSError('gone')",
+        "gone",
+    ),
+    "hookhardexit": (
+        "import os\n@hookimpl\ndef trunkline_datasets():\n    yield os._exit(0)",
+        "trunkline_datasets ends the program with os._exit(0)",
+    ),
+    "hookinterrupts": (
+        "@hookimpl\ndef trunkline_datasets():\n    raise KeyboardInterrupt",
+        "trunkline_datasets raises KeyboardInterrupt",
+    ),
     "misspelt": (
         "@hookimpl\ndef trunkline_dataset():\n    yield",
         "did you mean trunkline_datasets",
@@ -112,12 +144,6 @@ def test_other_contract_number_is_refused(head: str, reason: str, add_plugin: Ad
     assert reason in (load_plugins().plugin("old").reason or "")
 
 
-def test_keyboard_interrupt_propagates(add_plugin: AddPlugin) -> None:
-    add_plugin("slow", "raise KeyboardInterrupt")
-    with pytest.raises(KeyboardInterrupt):
-        load_plugins()
-
-
 def test_unreadable_entry_points_file_harms_only_its_distribution(
     add_plugin: AddPlugin, site: Path
 ) -> None:
@@ -127,33 +153,6 @@ def test_unreadable_entry_points_file_harms_only_its_distribution(
     catalog = load_plugins()
     assert catalog.plugin("good").status == "loaded"
     assert "can't be parsed" in (catalog.plugin("fake-torn").reason or "")
-
-
-def test_two_distributions_of_one_domain_are_both_set_aside_and_named(
-    add_plugin: AddPlugin,
-) -> None:
-    markers = [add_plugin("shared", distribution=name) for name in ("shared-a", "shared-b")]
-    rivals = [plugin for plugin in load_plugins().plugins if plugin.domain == "shared"]
-    assert [plugin.status for plugin in rivals] == ["failed", "failed"]
-    assert all("shared-a 1.0 and shared-b 1.0" in (plugin.reason or "") for plugin in rivals)
-    assert not any(marker.exists() for marker in markers)
-
-
-def test_distribution_that_is_on_the_path_twice_counts_once(
-    add_plugin: AddPlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_plugin("good")
-    monkeypatch.syspath_prepend(str(tmp_path / "again"))
-    (tmp_path / "again").mkdir()
-    os.rename(tmp_path / "site/module_of_fake_good.py", tmp_path / "again/module_of_fake_good.py")
-    info = "fake_good-1.0.dist-info"
-    (tmp_path / "again" / info).mkdir()
-    for name in ("METADATA", "entry_points.txt"):
-        text = (tmp_path / "site" / info / name).read_text()
-        (tmp_path / "again" / info / name).write_text(text.replace("fake-good", "Fake_Good"))
-    matches = [plugin for plugin in load_plugins().plugins if plugin.domain == "good"]
-    sys.modules.pop("module_of_fake_good", None)
-    assert [plugin.status for plugin in matches] == ["loaded"]
 
 
 # ---------------------------------------------------------------------------------- blocking
@@ -231,16 +230,6 @@ def test_strict_accepts_good_and_blocked_plugins(
 # ----------------------------------------------------------------------- cost and side effects
 
 
-def test_what_plugins_print_stays_off_stdout(
-    add_plugin: AddPlugin, capsys: pytest.CaptureFixture[str]
-) -> None:
-    add_plugin("good")
-    load_plugins()
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "noise" in captured.err
-
-
 def test_hook_calls_are_traced_on_stderr(
     add_plugin: AddPlugin,
     monkeypatch: pytest.MonkeyPatch,
@@ -264,7 +253,7 @@ def test_loading_imports_no_torch(add_plugin: AddPlugin, site: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
-    assert done.stderr.replace("noise\n", "").strip() == ""
+    assert done.stderr.strip() == ""
 
 
 def test_three_plugins_load_in_under_a_tenth_of_a_second(

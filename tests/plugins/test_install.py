@@ -56,16 +56,25 @@ def test_broken_plugin_is_installed_as_failed_and_can_be_removed(
     assert uninstall("trunk-sick", python=python).domain == "sick"
 
 
-def test_second_claimant_of_a_domain_is_reported_with_the_first(
-    python: str, make_wheel: MakeWheel
-) -> None:
+def test_second_claimant_of_a_domain_is_set_aside(python: str, make_wheel: MakeWheel) -> None:
     install(str(make_wheel("trunk-one", "shared")), python=python)
-    plugins = install(str(make_wheel("trunk-two", "shared")), python=python)
-    assert [plugin.distribution for plugin in plugins] == ["trunk-two", "trunk-one"]
+    (plugin,) = install(str(make_wheel("trunk-two", "shared")), python=python)
+    assert (plugin.distribution, plugin.status) == ("trunk-two", "failed")
+    assert "belongs to trunk-one 1.0" in (plugin.reason or "")
     with pytest.raises(UsageError, match="trunk-one and trunk-two"):
         uninstall("shared", python=python)
     for name in ("trunk-one", "trunk-two"):
         uninstall(name, python=python)
+
+
+def test_plugin_that_crashes_the_interpreter_is_named_and_can_be_removed(
+    python: str, make_wheel: MakeWheel
+) -> None:
+    crash = "import ctypes\nctypes.CDLL(None)._exit(0)"
+    with pytest.raises(PluginError, match=r"plugin 'crash' of trunk-crash 1\.0 ended") as caught:
+        install(str(make_wheel("trunk-crash", "crash", crash)), python=python)
+    assert "trunkline plugins uninstall trunk-crash" in (caught.value.hint or "")
+    assert uninstall("trunk-crash", python=python).domain == "crash"
 
 
 def test_folder_is_installed_editable(python: str, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -15,12 +15,21 @@ from trunkline.contracts import (
     LossSpec,
     MetricSpec,
     RecipeSpec,
+    Settings,
     TaskSpec,
+    Template,
     TransformSpec,
 )
+from trunkline.errors import UsageError
 from trunkline.plugins import Contribution
-from trunkline.plugins.catalog import domain_violation, resolve_recipes, violations
+from trunkline.plugins.catalog import SPECS, resolve_recipes
 from trunkline.plugins.host import load_core
+from trunkline.plugins.validation import (
+    domain_violation,
+    type_problem,
+    violations,
+    with_tuples,
+)
 
 
 def dataset(name: str = "farm/crops", **other: Any) -> DatasetSpec:
@@ -203,3 +212,126 @@ def test_refused_domain(domain: str) -> None:
 @pytest.mark.parametrize("domain", ["farm", "a", "a-1", "a" * 40])
 def test_accepted_domain(domain: str) -> None:
     assert domain_violation(domain) is None
+
+
+# ---------------------------------------------------------------------------------------- types
+
+SPECIMENS: dict[str, Any] = {
+    "datasets": dataset(),
+    "recipes": recipe(),
+    "losses": LOSS,
+    "metrics": METRIC,
+    "transforms": TRANSFORM,
+    "baselines": BASELINE,
+    "tasks": TASK,
+}
+FIELDS = [
+    (kind, field.name, str(field.type))
+    for kind, spec in SPECIMENS.items()
+    for field in fields(spec)
+    if field.name not in ("name", "max_new_tokens")  # have rules of their own
+]
+
+
+def violations_with(kind: str, /, **values: Any) -> str:
+    """The violations of a plugin whose spec of one kind has other values, set past its checks."""
+    spec = replace(SPECIMENS[kind])
+    for name, value in values.items():
+        object.__setattr__(spec, name, value)
+    return violations_of(**{kind: (spec,)})
+
+
+@pytest.mark.parametrize(("kind", "name", "annotation"), FIELDS, ids=lambda value: str(value)[:30])
+def test_value_of_another_type_is_named_with_its_field(
+    kind: str, name: str, annotation: str
+) -> None:
+    value = object()
+    sentence = violations_with(kind, **{name: value})
+    assert f"{name} of {SPECIMENS[kind].name!r}" in sentence
+    assert f"{value!r}"[:40] in sentence
+
+
+TUPLES = [(kind, name) for kind, name, annotation in FIELDS if annotation.startswith("tuple[")]
+
+
+@pytest.mark.parametrize(("kind", "name"), TUPLES)
+def test_text_where_a_tuple_is_wanted_is_shown_as_a_tuple(kind: str, name: str) -> None:
+    sentence = violations_with(kind, **{name: "accuracy"})
+    assert sentence == (
+        f"{name} of {SPECIMENS[kind].name!r} is 'accuracy', a string; a tuple is wanted: "
+        "('accuracy',)"
+    )
+
+
+@pytest.mark.parametrize(("kind", "name"), TUPLES)
+@pytest.mark.parametrize("value", [{"a"}, {"a": 1}, iter(["a"]), None, 3])
+def test_other_collections_are_no_tuple(kind: str, name: str, value: Any) -> None:
+    assert "a tuple is wanted" in violations_with(kind, **{name: value})
+
+
+def test_every_tuple_field_of_the_specs_is_tried() -> None:
+    assert set(SPECIMENS) == set(SPECS)
+    assert {name for _, name in TUPLES} >= {
+        "slices", "labels", "metrics", "transforms", "baselines", "tasks",
+    }  # fmt: skip
+
+
+def test_list_is_taken_as_a_tuple() -> None:
+    listed = recipe(metrics=["accuracy"], transforms=["farm/no-dirt"])  # type: ignore[arg-type]
+    assert violations_of(recipes=(listed,)) == ""
+    (taken,) = with_tuples(Contribution(recipes=(listed,))).recipes
+    assert (taken.metrics, taken.transforms) == (("accuracy",), ("farm/no-dirt",))
+
+
+def test_item_of_another_type_in_a_tuple_is_named() -> None:
+    assert "metrics of 'farm/crops' is ('accuracy', 3), which contains 3, not a string" in (
+        violations_of(recipes=(recipe(metrics=("accuracy", 3)),))
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ({"template": "{text}"}, "template of 'farm/crops' is '{text}', a string; write Template("),
+        ({"settings": {"r": 8}}, "settings of 'farm/crops' is {'r': 8}, a dict; write Settings("),
+        ({"gate": "accuracy"}, "gate of 'farm/crops' is 'accuracy', a string; write Gate("),
+        ({"gate": Gate(metric=3)}, "gate.metric of 'farm/crops' is 3, not a string"),  # type: ignore[arg-type]
+        ({"scale": None}, "scale of 'farm/crops' is None, not one of linear, log"),
+    ],
+)  # fmt: skip
+def test_value_of_another_type_in_a_recipe(other: dict[str, Any], sentence: str) -> None:
+    assert sentence in violations_of(recipes=(recipe(**other),))
+
+
+def test_direction_of_a_metric_is_no_text() -> None:
+    metric = replace(METRIC, higher_is_better="False")  # type: ignore[arg-type]
+    assert "higher_is_better of 'farm/yield_error' is 'False', not True or False" in (
+        violations_of(metrics=(metric,))
+    )
+
+
+def test_truth_value_is_no_share() -> None:
+    assert "test_share of 'farm/crops' is True" in violations_of(
+        datasets=(dataset(test_share=True),)
+    )
+
+
+def test_long_value_is_cut() -> None:
+    assert len(violations_of(datasets=(dataset(labels="x" * 10_000),))) < 400
+
+
+@pytest.mark.parametrize("clean", ["strip", None, {"strip"}])
+def test_cleaning_steps_of_a_template_are_a_tuple(clean: Any) -> None:
+    with pytest.raises(UsageError, match="a tuple is wanted"):
+        Template(clean=clean)
+
+
+@pytest.mark.parametrize("spec", [*SPECS.values(), Template, Gate], ids=lambda spec: spec.__name__)
+def test_every_field_of_the_specs_has_a_rule(spec: type) -> None:
+    for field in fields(spec):
+        assert type_problem(str(field.type), object()) is not None, field.name
+
+
+def test_settings_check_themselves() -> None:
+    with pytest.raises(UsageError, match="The setting r must be an integer"):
+        Settings(r="16")  # type: ignore[arg-type]

@@ -334,7 +334,7 @@ def test_error_of_building_a_loss_names_it(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toy_plugin, "soft_loss", lambda context: {}["weights"])
-    with pytest.raises(PluginError, match="toy/soft can't be built: KeyError"):
+    with pytest.raises(PluginError, match="toy/soft failed: KeyError"):
         train(platform, tmp_path / "run")
 
 

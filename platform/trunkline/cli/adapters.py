@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -375,7 +374,7 @@ def verify(
         hints = {one.hint or default: None for one in verdicts if one.damage is not None}
         for hint in hints:
             note(f"Hint: {hint}")
-        sys.exit(1)
+        click.get_current_context().exit(1)
 
 
 def _verdicts(

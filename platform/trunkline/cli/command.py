@@ -54,6 +54,14 @@ class Command(click.Command):
             Example(entry) if isinstance(entry, str) else entry for entry in examples
         )
 
+    def invoke(self, ctx: click.Context) -> Any:
+        if not ctx.params.get("as_json"):
+            return super().invoke(ctx)
+        from trunkline.cli.output import json_only
+
+        with json_only():
+            return super().invoke(ctx)
+
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from trunkline.cli.examples import recorded_outputs
 

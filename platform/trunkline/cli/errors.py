@@ -16,6 +16,7 @@ import click
 
 from trunkline.cli.output import printable
 from trunkline.errors import Interrupted, TrunklineError, one_line, reason_of
+from trunkline.process import ProcessExit
 
 INTERRUPTED = 130
 
@@ -57,7 +58,18 @@ def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
             "Check the path and the free disk space.",
         )
         return 1
-    except Exception as error:
+    except SystemExit as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and frames[-1].filename == click.core.__file__:  # the reader of stdout is gone
+            return 1
+        if debug():
+            traceback.print_exc()
+        _print_error(
+            f"Error: the program was ended by {_exit_call(error)}.",
+            "If that file belongs to a plugin, leave it out: `trunkline --no-plugin NAME …`.",
+        )
+        return error.code if isinstance(error.code, int) and error.code else 1
+    except BaseException as error:
         if debug():
             traceback.print_exc()
         _print_error(
@@ -66,6 +78,13 @@ def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
         )
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _exit_call(error: SystemExit) -> str:
+    """The call that raised the exception, with its file and line."""
+    call = error.call if isinstance(error, ProcessExit) else f"sys.exit({error.code!r})"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{call} in {frames[-1].filename}, line {frames[-1].lineno}" if frames else call
 
 
 def report(error: TrunklineError) -> None:

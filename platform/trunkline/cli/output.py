@@ -11,12 +11,17 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+
+from trunkline.errors import TrunklineError, one_line
+from trunkline.process import stdout_to_stderr
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +46,53 @@ def width() -> int:
 
 def print_json(value: Any) -> None:
     """Write a value as JSON; dataclasses become objects, not-a-number becomes null."""
-    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    document = _document.get()
+    if document is not None:
+        document.written = True
+    stream = None if document is None else document.stream
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False), file=stream)
+
+
+@dataclass
+class _Document:
+    """The one JSON document of a command."""
+
+    stream: TextIO
+    written: bool = False
+
+
+_document: ContextVar[_Document | None] = ContextVar("document", default=None)
+
+
+@contextmanager
+def json_only() -> Iterator[None]:
+    """Keep stdout for one JSON document: the result, or the error that the block raises.
+
+    Whatever else is written to stdout, by a plugin for example, goes to stderr.
+    """
+    with stdout_to_stderr() as stream:
+        document = _Document(stream)
+        token = _document.set(document)
+        try:
+            yield
+        except (click.exceptions.Exit, BrokenPipeError):
+            raise
+        except BaseException as error:
+            if not document.written:
+                print_json({"error": _error_fields(error)})
+            raise
+        finally:
+            _document.reset(token)
+
+
+def _error_fields(error: BaseException) -> dict[str, Any]:
+    """An error as JSON: its class, message, hint and code."""
+    if isinstance(error, click.ClickException):
+        return {"type": type(error).__name__, "message": error.format_message()}
+    values: dict[str, Any] = {"message": one_line(error)}
+    if isinstance(error, TrunklineError):
+        values = {"message": error.message, "hint": error.hint, "code": error.code}
+    return {"type": type(error).__name__, **values}
 
 
 def plain(value: Any) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,8 +17,9 @@ from trunkline.cli.output import (
     print_json,
     print_table,
 )
+from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
-from trunkline.errors import PluginError, RefusedError
+from trunkline.errors import PluginError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from trunkline.plugins import PluginInfo
@@ -49,6 +49,9 @@ def list_(options: GlobalOptions, as_json: bool) -> None:
     if as_json:
         print_json(infos)
         return
+    for plugin in infos:
+        for text in plugin.notes:
+            note(f"{plugin.domain}: {text}")
     if len(infos) == 1:  # the plugin core
         note("No plugins are installed: `trunkline plugins install TARGET`.")
     print_table(
@@ -84,11 +87,16 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
 @click.option("--editable", "-e", is_flag=True, help="Link the folder instead of copying it.")
 @click.option("--upgrade", "-U", is_flag=True, help="Install a newer version if there is one.")
 @json_option
-def install(target: str, editable: bool, upgrade: bool, as_json: bool) -> None:
+@pass_options
+def install(
+    options: GlobalOptions, target: str, editable: bool, upgrade: bool, as_json: bool
+) -> None:
     """Install a plugin with pip, from a name, a folder, a wheel or a URL."""
     from trunkline.plugins import install as install_plugin
 
-    installed = install_plugin(target, editable=editable, upgrade=upgrade, on_line=note)
+    installed = install_plugin(
+        target, editable=editable, upgrade=upgrade, owners=_owners(options), on_line=note
+    )
     if as_json:
         print_json(installed)
     else:
@@ -127,18 +135,35 @@ def uninstall(name: str, yes: bool) -> None:
 
 @plugins.command("check", example="trunkline plugins check retail")
 @click.argument("target", metavar="NAME_OR_PATH")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="Stop if a step takes longer: importing the plugin, reading a dataset and so on.",
+)
 @json_option
 @pass_options
-def check(options: GlobalOptions, target: str, as_json: bool) -> None:
-    """Load one plugin by itself, read all its rows, and report every rule that it breaks.
+def check(options: GlobalOptions, target: str, timeout: float, as_json: bool) -> None:
+    """Try one plugin, before it is trained with, and report every rule that it breaks.
 
-    Its data is prepared for each recipe as a training would. The lengths of texts are counted with
-    the tokenizer of --base, if that base is on this machine.
+    The plugin is imported in a process of its own. Its rows are read, cleaned and split; its
+    transforms, losses, metrics and baselines are called as a training calls them. Lengths of texts
+    are counted with the tokenizer of --base, if that base is on this machine. Nothing is trained.
+    For a folder, the wheel is built and checked.
     """
-    from trunkline.data.findings import Examiner
+    from trunkline.bases import DEFAULT_BASE
     from trunkline.plugins import check as check_plugin
 
-    findings = check_plugin(target, examine=Examiner(_tokenizer(options)))
+    with working() as listener:
+        findings = check_plugin(
+            target,
+            owners=_owners(options),
+            base=options.base or DEFAULT_BASE,
+            timeout=timeout,
+            on_stage=listener.stage,
+        )
     if as_json:
         print_json(findings)
     elif findings:
@@ -154,21 +179,17 @@ def check(options: GlobalOptions, target: str, as_json: bool) -> None:
         raise PluginError(f"{target} breaks {counted(errors, 'rule')}.", "See docs/hooks.md.")
 
 
-def _tokenizer(options: GlobalOptions) -> Callable[[], tuple[Any, int] | None]:
-    """Loads the base's tokenizer once, when it is called: importing it first would hide imports."""
+def _owners(options: GlobalOptions) -> Mapping[str, str]:
+    """Which distribution a domain belongs to; nothing outside a workspace."""
+    from trunkline.workspace import Workspace
 
-    @cache
-    def load() -> tuple[Any, int] | None:
-        from trunkline.bases import DEFAULT_BASE, local_tokenizer
-
-        name = options.base or DEFAULT_BASE
-        if (known := local_tokenizer(name)) is None:
-            note(
-                f"The lengths of texts were not checked: the base {name!r} is not on this machine."
-            )
-        return known
-
-    return load
+    try:
+        workspace = Workspace.locate(options.workspace)
+    except UsageError:
+        if options.workspace is not None:
+            raise
+        return {}
+    return workspace.configuration.plugins.owners
 
 
 def _contributions(plugin: PluginInfo) -> str:
@@ -191,6 +212,7 @@ def _print_plugin(plugin: PluginInfo) -> None:
             ("contract", plugin.api),
             ("status", plugin.status),
             ("reason", plugin.reason),
+            ("notes", "; ".join(plugin.notes) or None),
             *((kind, ", ".join(getattr(plugin, kind)) or None) for kind in plugin.counts),
         ]
     )

@@ -69,7 +69,16 @@ class GlobalOptions:
     def platform(self) -> Platform:
         """The platform; nothing is loaded yet."""
         from trunkline.api import open
+        from trunkline.plugins import unfinished_imports
 
+        for marker in unfinished_imports():
+            click.echo(
+                f"Warning: an earlier command ended while it imported the plugin "
+                f"{marker.domain!r} of {marker.distribution} {marker.version}. "
+                f"`trunkline --no-plugin {marker.domain} …` leaves it out; "
+                f"`trunkline plugins check {marker.domain}` shows how it ends.",
+                err=True,
+            )
         extra = {} if self.engine is None else {"engine": self.engine}
         return open(
             self.workspace,
@@ -84,16 +93,20 @@ class GlobalOptions:
 
     @cached_property
     def with_plugins(self) -> Platform:
-        """The platform with its plugins loaded; warns once of each plugin that failed."""
-        failed = [
-            plugin.domain for plugin in self.platform.catalog.plugins if plugin.status == "failed"
+        """The platform with its plugins loaded; warns once of each that failed or has notes."""
+        plugins = self.platform.catalog.plugins
+        loaded = {plugin.domain for plugin in plugins if plugin.status == "loaded"}
+        failed = [plugin for plugin in plugins if plugin.status == "failed"]
+        texts = [
+            f"the plugin {one.domain!r} of {one.distribution} is ignored: {one.reason}."
+            if one.domain in loaded
+            else f"the plugin {one.domain!r} failed to load and is ignored; "
+            f"`trunkline plugins show {one.domain}` shows the error."
+            for one in failed
         ]
-        for domain in dict.fromkeys(failed):
-            click.echo(
-                f"Warning: the plugin {domain!r} failed to load and is ignored; "
-                f"`trunkline plugins show {domain}` shows the error.",
-                err=True,
-            )
+        texts += [f"{one.domain}: {text}." for one in plugins for text in one.notes]
+        for text in dict.fromkeys(texts):
+            click.echo(f"Warning: {text}", err=True)
         return self.platform
 
     def resolve(self, ref: str) -> ResolvedModel:

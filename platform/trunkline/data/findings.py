@@ -8,7 +8,7 @@ from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, TransformSpec
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths, lengths_text
-from trunkline.data.prepare import DataReport, default_recipe, prepare
+from trunkline.data.prepare import DataReport, Prepared, default_recipe, prepare
 from trunkline.errors import TrunklineError
 from trunkline.plugins import Finding
 
@@ -17,7 +17,7 @@ _NAMED = 3  # sets of similar labels that a finding names
 
 @dataclass(frozen=True, slots=True)
 class Examiner:
-    """Examines the rows of recipes; a parameter of :func:`trunkline.plugins.check`.
+    """Examines the rows of recipes, for `plugins check`.
 
     Attributes:
         tokenizer: gives the tokenizer and the context of the base when rows are examined; None:
@@ -41,24 +41,34 @@ class Examiner:
         dataset = replace(dataset, load=lambda: rows)
         try:
             prepared = prepare(dataset, recipe, transforms)
-            lengths = None
+        except TrunklineError as error:
+            yield _data_error(recipe, error)
+            return
+        yield from self.prepared_findings(prepared, dataset, recipe)
+
+    def prepared_findings(
+        self, prepared: Prepared, dataset: DatasetSpec, recipe: RecipeSpec
+    ) -> Iterator[Finding]:
+        """Report what prepared rows count, and texts that are too long."""
+        lengths = None
+        try:
             if (known := self.tokenizer()) is not None:
                 split = prepared.split
                 used = (*split.train, *prepared.augmented, *split.validation, *split.test)
                 check_answers_fit(prepared, recipe, known[0])
                 lengths = count_lengths(used, dataset, recipe, *known)
         except TrunklineError as error:
-            hint = f" {error.hint}" if error.hint else ""
-            yield Finding(
-                level="error",
-                subject=recipe.name,
-                message=f"its data can't be used: {error.message}{hint}",
-            )
+            yield _data_error(recipe, error)
             return
         for message in data_warnings(prepared.report):
-            yield Finding(level="warning", subject=dataset.name, message=message)
+            yield Finding.warning(dataset.name, message)
         if lengths is not None and lengths.truncated:
-            yield Finding(level="warning", subject=recipe.name, message=length_warning(lengths))
+            yield Finding.warning(recipe.name, length_warning(lengths))
+
+
+def _data_error(recipe: RecipeSpec, error: TrunklineError) -> Finding:
+    hint = f" {error.hint}" if error.hint else ""
+    return Finding.error(recipe.name, f"its data can't be used: {error.message}{hint}")
 
 
 def data_warnings(report: DataReport) -> Iterator[str]:

@@ -17,7 +17,7 @@ from trunkline.contracts import DatasetSpec, Gate, RecipeSpec, Row, Template, Tr
 from trunkline.data.encode import check_characters
 from trunkline.data.split import Fold, Split, split_rows
 from trunkline.data.transforms import augment_rows, clean_rows
-from trunkline.errors import DataError, PluginCallError, TrunklineError
+from trunkline.errors import DataError, PluginCallError, plugin_call
 
 NEAR_DUPLICATE = 0.95
 """Two texts are near-duplicates from this cosine of their character 2-5 gram TF-IDF vectors."""
@@ -97,16 +97,9 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
         PluginCallError: the plugin's reader raised, or yielded something that is not a Row.
         DataError: there are no rows, two share an id, or a text field holds something else.
     """
-    try:
+    hint = "The plugin's data package may be missing; `trunkline plugins check` shows more."
+    with plugin_call(f"Reading {dataset.name}", hint):
         rows = list(dataset.load())
-    except TrunklineError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise PluginCallError.raised(
-            f"Reading {dataset.name}",
-            error,
-            "The plugin's data package may be missing; `trunkline plugins check` shows more.",
-        ) from error
     for row in rows:
         if not isinstance(row, Row):
             raise PluginCallError(

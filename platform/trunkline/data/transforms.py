@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trunkline.contracts import Row, Template, TransformSpec
-from trunkline.errors import PluginCallError, TrunklineError, one_line
+from trunkline.errors import PluginCallError, plugin_call
 
 
 def clean_rows(
@@ -83,16 +83,9 @@ def apply_transform(step: TransformSpec, row: Row, rng: random.Random) -> list[R
     Raises:
         PluginCallError: the transform raised, or gave something that is not a row.
     """
-    try:
+    hint = "`trunkline plugins check` tries every transform on all rows."
+    with plugin_call(f"The transform {step.name} on row {row.id!r}", hint):
         result = list(step.apply(row, rng))
-    except TrunklineError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise PluginCallError(
-            f"The transform {step.name} failed on row {row.id!r}: "
-            f"{one_line(error, with_type=True)}.",
-            "`trunkline plugins check` tries every transform on a few rows.",
-        ) from error
     for new in result:
         if not isinstance(new, Row) or not isinstance(new.text, str):
             raise PluginCallError(

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from trunkline.contracts import (
@@ -24,7 +25,7 @@ from trunkline.contracts import (
 )
 from trunkline.data.encode import encode_chat, encode_prompt
 from trunkline.data.split import Split
-from trunkline.errors import PluginCallError, TrunklineError, one_line
+from trunkline.errors import PluginCallError, plugin_call
 
 LOGISTIC_C = (1.0, 10.0, 100.0)
 RIDGE_ALPHA = (0.1, 1.0, 10.0)
@@ -72,21 +73,29 @@ def fit_baselines(
 
 def _fit(spec: BaselineSpec, context: BaselineContext) -> Baseline:
     hint = "See the BaselineSpec contract in docs/hooks.md."
-    try:
+    with plugin_call(f"The baseline {spec.name}", hint):
         predicted = spec.predict(context)
-        values = list(predicted.values)
-    except TrunklineError:
-        raise
-    except Exception as error:
-        reason = one_line(error, with_type=True)
-        raise PluginCallError(f"The baseline {spec.name} failed: {reason}.", hint) from error
+        values, detail = list(predicted.values), str(predicted.detail)
     if len(values) != len(context.test):
         raise PluginCallError(
             f"The baseline {spec.name} gave {len(values)} predictions for "
             f"{len(context.test)} test rows.",
             hint,
         )
-    return Baseline(spec.name, values, predicted.detail)
+    numeric = context.recipe.task == "regression"
+    for value in values:
+        usable = _is_finite_number(value) if numeric else isinstance(value, str)
+        if not usable:
+            wanted = "a finite number" if numeric else "a text"
+            raise PluginCallError(
+                f"The baseline {spec.name} predicted {value!r:.80}, not {wanted}.", hint
+            )
+    return Baseline(spec.name, values, detail)
+
+
+def _is_finite_number(value: Any) -> bool:
+    """Whether a value is a finite number of Python or numpy."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def majority(context: BaselineContext) -> BaselinePredictions:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trunkline.contracts import MetricSpec, Scored, Target
-from trunkline.errors import DataError, PluginCallError, TrunklineError, one_line
+from trunkline.errors import DataError, PluginCallError, one_line, plugin_call
 from trunkline.registry.records import PredictionRecord
 
 DRAWS = 1000
@@ -71,14 +71,17 @@ def group_draws(groups: Sequence[str], draws: int = DRAWS) -> Iterator[Any]:
         yield np.concatenate([blocks[index] for index in sample])
 
 
-def estimate(metric: MetricSpec, scored: Scored, groups: Sequence[str]) -> Estimate:
-    """The metric on all rows, with its interval.
+def estimate(
+    metric: MetricSpec, scored: Scored, groups: Sequence[str], draws: int | None = None
+) -> Estimate:
+    """The metric on all rows, with its interval of ``draws`` resamples, by default 1,000.
 
     Raises:
         PluginCallError: the metric raised, or returned no finite number.
     """
     score = _scorer(metric, scored, scored.predictions)
-    return _interval(score(_all_rows(groups)), [score(rows) for rows in group_draws(groups)])
+    sample = group_draws(groups) if draws is None else group_draws(groups, draws)
+    return _interval(score(_all_rows(groups)), [score(rows) for rows in sample])
 
 
 def paired_difference(
@@ -149,16 +152,9 @@ def score_of(metric: MetricSpec, scored: Scored) -> float:
     Raises:
         PluginCallError: the metric raised, or returned no finite number.
     """
-    try:
+    hint = "A metric must accept one row or more; see the `Scored` contract in docs/hooks.md."
+    with plugin_call(f"The metric {metric.name}", hint):
         value = float(metric.compute(scored))
-    except TrunklineError:
-        raise
-    except Exception as error:
-        raise PluginCallError.raised(
-            f"The metric {metric.name}",
-            error,
-            "A metric must accept one row or more; see the `Scored` contract in docs/hooks.md.",
-        ) from error
     if not math.isfinite(value):
         raise PluginCallError(
             f"The metric {metric.name} gave {value} on {len(scored.targets)} rows.",

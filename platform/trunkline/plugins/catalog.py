@@ -1,16 +1,12 @@
-"""What the loaded plugins contribute, by name, and the rules that their specs must keep."""
+"""What the loaded plugins contribute, by name."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from trunkline.contracts import (
-    TASKS,
     BaselineSpec,
     DatasetSpec,
     LossSpec,
@@ -75,6 +71,7 @@ class PluginInfo:
         api: the contract number that the module declares; None if it was not imported.
         reason: one line, unless loaded.
         traceback: of a failure.
+        notes: sentences on its installation and import, such as a second installed version.
         datasets, recipes, losses, metrics, transforms, baselines, tasks: names; empty unless
             loaded.
     """
@@ -87,6 +84,7 @@ class PluginInfo:
     api: int | None = None
     reason: str | None = None
     traceback: str | None = None
+    notes: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
@@ -191,7 +189,7 @@ class Catalog:
         """
         task = self.task(recipe.task)
         usable = {name: spec for name, spec in self._baselines.items() if task.kind in spec.tasks}
-        names = [_without_core(name) for name in (*task.baselines, *recipe.baselines)]
+        names = [without_core(name) for name in (*task.baselines, *recipe.baselines)]
         for name in names:
             if name not in usable:
                 raise NotFoundError.named(
@@ -202,7 +200,7 @@ class Catalog:
     def plugin(self, name: str) -> PluginInfo:
         """The plugin of a domain, or else of a distribution.
 
-        If several plugins claim one domain, this is the first; its reason names them all.
+        If several plugins claim one domain, this is the owner's.
         """
         for plugin in (*self._of_domain(name), *self.plugins):
             if name in (plugin.domain, plugin.distribution):
@@ -214,10 +212,10 @@ class Catalog:
         return [plugin for plugin in self.plugins if plugin.domain == domain]
 
     def _lookup(self, noun: str, name: str, specs: dict[str, _Spec], listing: str) -> _Spec:
-        if _without_core(name) in specs:
-            return specs[_without_core(name)]
+        if without_core(name) in specs:
+            return specs[without_core(name)]
         domain = name.partition("/")[0]
-        for plugin in self._of_domain(domain):
+        for plugin in self._of_domain(domain)[:1]:  # the owner of the domain comes first
             if plugin.status != "loaded":
                 raise NotFoundError(
                     f"There is no {noun} {name!r}, because the plugin {domain!r} is set aside "
@@ -248,167 +246,15 @@ def _resolve_recipe(recipe: RecipeSpec, tasks: Mapping[str, TaskSpec]) -> Recipe
         baselines = (*task.baselines, *baselines)
     return replace(
         recipe,
-        task=task.kind if task else _without_core(recipe.task),
-        loss=_without_core(loss),
-        metrics=tuple(map(_without_core, recipe.metrics)),
-        transforms=tuple(map(_without_core, recipe.transforms)),
-        baselines=tuple(dict.fromkeys(map(_without_core, baselines))),
-        gate=replace(recipe.gate, metric=_without_core(recipe.gate.metric)),
+        task=task.kind if task else without_core(recipe.task),
+        loss=without_core(loss),
+        metrics=tuple(map(without_core, recipe.metrics)),
+        transforms=tuple(map(without_core, recipe.transforms)),
+        baselines=tuple(dict.fromkeys(map(without_core, baselines))),
+        gate=replace(recipe.gate, metric=without_core(recipe.gate.metric)),
     )
 
 
-def _without_core(name: str) -> str:
+def without_core(name: str) -> str:
+    """The name without the prefix of the built-ins."""
     return name.removeprefix(f"{CORE}/") if isinstance(name, str) else name
-
-
-# ----------------------------------------------------------------------------------- validation
-
-_DOMAIN = re.compile(r"[a-z][a-z0-9-]{0,39}")
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
-_FORMULA_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-_CALLABLES: dict[Kind, str] = {
-    "datasets": "load",
-    "losses": "build",
-    "metrics": "compute",
-    "transforms": "apply",
-    "baselines": "predict",
-}
-
-
-def domain_violation(domain: str) -> str | None:
-    """Why an entry point of this name can't be a plugin, or None."""
-    if domain in RESERVED_DOMAINS:
-        return f"the name {domain!r} is reserved for {RESERVED_DOMAINS[domain]}"
-    if not _DOMAIN.fullmatch(domain):
-        return (
-            f"{domain!r} is not a valid domain: use lower-case letters, digits and '-', "
-            "a letter first, at most 40 characters"
-        )
-    return None
-
-
-def violations(
-    domain: str, contribution: Contribution, core: Contribution | None = None
-) -> Iterator[str]:
-    """Yield every rule that the specs of one plugin break, one sentence each; reads no rows.
-
-    Args:
-        domain: of the plugin.
-        contribution: its specs.
-        core: the built-ins, which recipes and tasks may name too; None for the core itself.
-    """
-    for kind in SPECS:
-        specs = getattr(contribution, kind)
-        yield from _name_violations(domain, kind, [spec.name for spec in specs])
-        for spec in specs:
-            yield from _value_violations(kind, spec)
-    targets = _Targets(contribution, core or Contribution())
-    for task in contribution.tasks:
-        yield from targets.task_violations(task)
-    for recipe in contribution.recipes:
-        yield from targets.recipe_violations(recipe)
-
-
-def _name_violations(domain: str, kind: Kind, names: list[Any]) -> Iterator[str]:
-    grammar, extra = (_FORMULA_NAME, ", '_'") if kind in ("losses", "metrics") else (_NAME, "")
-    for name in names:
-        if not isinstance(name, str):
-            yield f"a name in trunkline_{kind} is {name!r}, not a string"
-            continue
-        owner, slash, local = name.partition("/")
-        if domain == CORE:
-            owner, slash, local = CORE, "/", name
-        if not slash or owner != domain:
-            yield f"{name!r} in trunkline_{kind} is not qualified by its domain: '{domain}/…'"
-        elif not grammar.fullmatch(local):
-            yield (
-                f"{name!r} in trunkline_{kind} is not a valid name: after '{domain}/' use "
-                f"lower-case letters, digits{extra} and '-', a letter first, at most 64 characters"
-            )
-    for name, count in Counter(map(str, names)).items():
-        if count > 1:
-            yield f"trunkline_{kind} yields {name!r} {count} times"
-
-
-def _value_violations(kind: Kind, spec: Any) -> Iterator[str]:
-    if kind in _CALLABLES and not callable(getattr(spec, _CALLABLES[kind])):
-        yield f"{_CALLABLES[kind]} of {spec.name!r} can't be called"
-    if kind == "transforms":
-        if spec.stage not in ("clean", "augment"):
-            yield f"stage of {spec.name!r} is {spec.stage!r}, not 'clean' or 'augment'"
-    elif kind == "baselines":
-        for task in spec.tasks:
-            if task not in TASKS:
-                yield f"tasks of {spec.name!r} has {task!r}, not one of {', '.join(TASKS)}"
-    elif kind != "recipes":
-        attribute = "kind" if kind == "tasks" else "task"
-        if getattr(spec, attribute) not in TASKS:
-            value = getattr(spec, attribute)
-            yield f"{attribute} of {spec.name!r} is {value!r}, not one of {', '.join(TASKS)}"
-    if isinstance(spec, DatasetSpec):
-        yield from _share_violations(spec)
-    if isinstance(spec, RecipeSpec) and spec.scale not in ("linear", "log"):
-        yield f"scale of {spec.name!r} is {spec.scale!r}, not 'linear' or 'log'"
-
-
-def _share_violations(dataset: DatasetSpec) -> Iterator[str]:
-    held_out = {
-        "validation_share": dataset.validation_share,
-        "test_share": dataset.test_share,
-    }
-    for name, share in held_out.items():
-        if not isinstance(share, int | float) or not 0 < share < 1:
-            yield f"{name} of {dataset.name!r} is {share!r}, not between 0 and 1"
-            return
-    if sum(held_out.values()) >= 1:
-        yield f"validation_share and test_share of {dataset.name!r} leave nothing to train on"
-
-
-class _Targets:
-    """What the recipes and tasks of one plugin may name: its own specs and the built-ins."""
-
-    def __init__(self, own: Contribution, core: Contribution) -> None:
-        self.datasets = {spec.name: (spec.task,) for spec in own.datasets}
-        self.losses = {spec.name: (spec.task,) for spec in (*core.losses, *own.losses)}
-        self.metrics = {spec.name: (spec.task,) for spec in (*core.metrics, *own.metrics)}
-        self.transforms = {spec.name: TASKS for spec in (*core.transforms, *own.transforms)}
-        self.baselines = {spec.name: spec.tasks for spec in (*core.baselines, *own.baselines)}
-        self.tasks = {spec.name: spec.kind for spec in (*core.tasks, *own.tasks)}
-
-    def task_violations(self, task: TaskSpec) -> Iterator[str]:
-        subject = f"the task {task.name!r}"
-        yield from _reference(subject, task.kind, "loss", task.loss, self.losses)
-        for name in task.baselines:
-            yield from _reference(subject, task.kind, "baseline", name, self.baselines)
-
-    def recipe_violations(self, recipe: RecipeSpec) -> Iterator[str]:
-        subject = f"the recipe {recipe.name!r}"
-        kind = self.tasks.get(_without_core(recipe.task))
-        if kind is None:
-            yield _unknown(subject, "task", recipe.task, self.tasks)
-        yield from _reference(subject, kind, "dataset", recipe.dataset, self.datasets)
-        if recipe.loss != "default":
-            yield from _reference(subject, kind, "loss", recipe.loss, self.losses)
-        for name in dict.fromkeys((*recipe.metrics, recipe.gate.metric)):
-            yield from _reference(subject, kind, "metric", name, self.metrics)
-        for name in recipe.transforms:
-            yield from _reference(subject, kind, "transform", name, self.transforms)
-        for name in recipe.baselines:
-            yield from _reference(subject, kind, "baseline", name, self.baselines)
-
-
-def _reference(
-    subject: str, kind: str | None, noun: str, name: str, targets: Mapping[str, Sequence[str]]
-) -> Iterator[str]:
-    """Check that the target exists and fits ``kind``; None skips the second check."""
-    tasks = targets.get(_without_core(name))
-    if tasks is None:
-        yield _unknown(subject, noun, name, targets)
-    elif kind is not None and kind not in tasks:
-        yield f"{subject} is a {kind} task but its {noun} {name!r} is for {', '.join(tasks)}"
-
-
-def _unknown(subject: str, noun: str, name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(_without_core(str(name)), known, n=1, cutoff=0.5)
-    nearest = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{subject} names the {noun} {name!r}, which doesn't exist{nearest}"

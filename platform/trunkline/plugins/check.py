@@ -1,47 +1,51 @@
-"""Check one plugin before it is published: load it alone, read its rows and try its specs.
+"""Check one plugin before it is installed or published, in an interpreter of its own.
 
-No model is loaded: a loss is built but not computed, and a baseline is not fitted.
+A plugin may end, crash or block the interpreter that imports it, so another one is started for
+each. It runs :mod:`trunkline.training.plugin_check` and writes one JSON object per line: the stage
+that begins, a finding, or that it is done.
 """
 
 from __future__ import annotations
 
-import math
-import numbers
-import random
+import json
+import os
+import signal
+import subprocess
 import sys
-import tomllib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from queue import Empty, Queue
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Literal
 
-from trunkline.contracts import (
-    DatasetSpec,
-    LossContext,
-    LossSpec,
-    MetricSpec,
-    RecipeSpec,
-    Row,
-    Scored,
-    TransformSpec,
-)
-from trunkline.errors import NotFoundError, UsageError
-from trunkline.plugins.catalog import SPECS, Contribution
-from trunkline.plugins.host import (
+from packaging.utils import canonicalize_name
+
+from trunkline.errors import NotFoundError, PluginError, UsageError
+from trunkline.plugins.discovery import (
     GROUP,
     Candidate,
     core_candidate,
     find_plugins,
-    load_core,
-    load_plugin,
+    rejected_claims,
 )
+from trunkline.plugins.wheel import files_left_out, read_project, unpack_wheel
 
-MIN_GROUPS = 3  # one each for train, validation and test
-_SAMPLE_ROWS = 20
-_HEAVY = ("torch", "transformers", "peft")
+TIMEOUT = 300.0
+"""Seconds that one stage of a check may take."""
+
+_GRACE = 5.0
+_PROGRAM = """
+import json, sys
+request = json.loads(sys.argv[1])
+sys.path[:] = request["path"]
+from trunkline.training.plugin_check import main
+main(request)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,20 +60,34 @@ class Finding:
     subject: str
     message: str
 
+    @classmethod
+    def error(cls, subject: str, message: str) -> Finding:
+        """A finding that makes the plugin unusable."""
+        return cls(level="error", subject=subject, message=message)
 
-Examine = Callable[
-    [DatasetSpec, Sequence[Row], RecipeSpec | None, Sequence[TransformSpec]], Iterable[Finding]
-]
+    @classmethod
+    def warning(cls, subject: str, message: str) -> Finding:
+        """A finding that the author should know about."""
+        return cls(level="warning", subject=subject, message=message)
 
 
-def check(target: str | Path, examine: Examine | None = None) -> tuple[Finding, ...]:
-    """Load one plugin alone, read all its rows, and report what is wrong with it.
+def check(
+    target: str | Path,
+    *,
+    owners: Mapping[str, str] = MappingProxyType({}),
+    base: str | None = None,
+    timeout: float = TIMEOUT,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> tuple[Finding, ...]:
+    """Load one plugin alone, rehearse its recipes without a base, and report what is wrong.
 
     Args:
-        target: domain of an installed plugin, or folder that holds a ``pyproject.toml`` (its code
-            in ``src/`` or next to it; it need not be installed).
-        examine: called for each recipe with its dataset, rows and transforms, and for each dataset
-            without a recipe; gives more findings.
+        target: domain or distribution of an installed plugin, or the folder of its
+            ``pyproject.toml``, whose wheel is built and checked; it need not be installed.
+        owners: domain → the distribution that it belongs to, from ``trunkline.toml``.
+        base: name of the base whose tokenizer counts the lengths of texts; None: not counted.
+        timeout: seconds that one stage may take: importing it, reading a dataset and so on.
+        on_stage: called with a phrase when a stage begins.
 
     Returns:
         Errors and warnings; empty if there are none.
@@ -78,266 +96,259 @@ def check(target: str | Path, examine: Examine | None = None) -> tuple[Finding, 
         NotFoundError: no such plugin or folder.
         UsageError: the folder holds no plugin.
     """
-    _, core = load_core()
-    findings: list[Finding] = []
-    candidates = _candidates(target)
-    if len({candidate.domain for candidate, _ in candidates}) < len(candidates):
-        owners = " and ".join(candidate.distribution for candidate, _ in candidates)
-        findings.append(_error(str(target), f"its domain is claimed by {owners}"))
-    for candidate, root in candidates:
-        heavy = {name for name in _HEAVY if name in sys.modules}
-        with _importable(root):
-            info, contribution = load_plugin(
-                candidate, None if candidate is core_candidate() else core
-            )
-            loaded = {name for name in _HEAVY if name in sys.modules} - heavy
-            if contribution is None:
-                findings.append(_error(candidate.domain, info.reason or "it failed"))
-                continue
-            findings += _module_findings(candidate, root, loaded, contribution)
-            findings += _spec_findings(contribution, core, examine)
-    return tuple(dict.fromkeys(findings))
-
-
-def _error(subject: str, message: str) -> Finding:
-    return Finding(level="error", subject=subject, message=message)
-
-
-def _warning(subject: str, message: str) -> Finding:
-    return Finding(level="warning", subject=subject, message=message)
-
-
-def _candidates(target: str | Path) -> list[tuple[Candidate, Path | None]]:
     installed = (core_candidate(), *find_plugins())
-    matches = [(one, None) for one in installed if target in (one.domain, one.distribution)]
+    matches = [one for one in installed if target in (one.domain, one.distribution)]
     if matches and isinstance(target, str):
-        return list(matches)
+        return _check_installed(matches, owners, base, timeout, on_stage)
     folder = Path(target).expanduser()
-    file = folder / "pyproject.toml"
+    if base is not None and os.path.isdir(base):  # the other interpreter has another folder
+        base = os.path.abspath(base)
     if not folder.is_dir():
         known = [one.domain for one in installed]
         hint = "Give the domain of an installed plugin, or the folder of its pyproject.toml."
         raise NotFoundError.named("plugin or folder", str(target), known, hint)
+    with TemporaryDirectory(prefix="trunkline-") as temporary:
+        return _check_folder(folder, Path(temporary).resolve(), owners, base, timeout, on_stage)
+
+
+def _check_installed(
+    candidates: Iterable[Candidate],
+    owners: Mapping[str, str],
+    base: str | None,
+    timeout: float,
+    on_stage: Callable[[str], None],
+) -> tuple[Finding, ...]:
+    rejected = rejected_claims(find_plugins(), owners)
+    findings: list[Finding] = []
+    for candidate in candidates:
+        if candidate in rejected:
+            findings.append(Finding.error(candidate.distribution, rejected[candidate]))
+        else:
+            findings += _examine(_Request(candidate, sys.path, base), timeout, on_stage)
+    return tuple(dict.fromkeys(findings))
+
+
+def _check_folder(
+    folder: Path,
+    temporary: Path,
+    owners: Mapping[str, str],
+    base: str | None,
+    timeout: float,
+    on_stage: Callable[[str], None],
+) -> tuple[Finding, ...]:
+    project = read_project(folder)
+    site, scratch = temporary / "site", temporary / "copy"
+    scratch.mkdir()
+    findings: list[Finding] = []
+    left_out: list[Path] = []
+    on_stage("building the wheel")
     try:
-        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        points = project["entry-points"][GROUP].items()
-    except (OSError, ValueError, KeyError) as error:
+        unpack_wheel(folder, site, scratch)
+        candidates = find_plugins([str(site)])
+        left_out = list(files_left_out(folder, site))
+    except PluginError as error:
+        findings.append(Finding.error(str(folder), f"{error.message} {error.hint or ''}".strip()))
+        candidates = _declared(project)
+        site = (folder / "src" if (folder / "src").is_dir() else folder).resolve()
+    if not candidates and not findings:
         raise UsageError(
-            f"{str(file)!r} declares no plugin: {type(error).__name__} {error}.",
+            f"{str(folder / 'pyproject.toml')!r} declares no plugin: its wheel has no entry point "
+            f"of the group {GROUP!r}.",
             f'Write for example [project.entry-points.{GROUP}] with mydomain = "my_module".',
-        ) from None
-    root = (folder / "src" if (folder / "src").is_dir() else folder).resolve()
-    return [
-        (
-            Candidate(
-                domain=domain,
-                distribution=str(project.get("name", "unknown")),
-                version=str(project.get("version", "unknown")),
-                entry_point=EntryPoint(name=domain, value=value, group=GROUP),
-            ),
-            root,
         )
-        for domain, value in points
-    ]
+    for candidate in candidates:
+        findings += _claim_findings(candidate, owners)
+        request = _Request(candidate, [str(site), *sys.path], base, site, scratch)
+        for finding in _examine(request, timeout, on_stage):
+            findings.append(_explained(finding, site, left_out))
+    return tuple(dict.fromkeys(findings))
 
 
-@contextmanager
-def _importable(root: Path | None) -> Iterator[None]:
-    if root is None:
-        yield
-        return
-    sys.path.insert(0, str(root))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(root))
-
-
-def _module_findings(
-    candidate: Candidate, root: Path | None, heavy: set[str], contribution: Contribution
-) -> Iterator[Finding]:
-    module = sys.modules.get(candidate.module.partition(":")[0])
-    file = getattr(module, "__file__", None)
-    if root is not None and file and not Path(file).resolve().is_relative_to(root):
-        yield _warning(candidate.domain, f"the checked copy is {file}, not the one in {root}")
-    for name in sorted(heavy):
-        yield _warning(
-            candidate.domain,
-            f"importing it imports {name}, which slows every command; import inside functions",
+def _declared(project: Mapping[str, Any]) -> tuple[Candidate, ...]:
+    """The plugins that ``pyproject.toml`` declares."""
+    table = project.get("project", {})
+    points = table.get("entry-points", {}).get(GROUP, {})
+    return tuple(
+        Candidate(
+            domain=domain,
+            distribution=str(table.get("name", "unknown")),
+            version=str(table.get("version", "unknown")),
+            entry_point=EntryPoint(name=domain, value=value, group=GROUP),
         )
-    if not any(getattr(contribution, kind) for kind in SPECS):
-        yield _warning(candidate.domain, "it contributes nothing: no hook yields a spec")
+        for domain, value in points.items()
+    )
 
 
-def _spec_findings(
-    contribution: Contribution, core: Contribution, examine: Examine | None
-) -> Iterator[Finding]:
-    rows: dict[str, Sequence[Row]] = {}
-    for dataset in contribution.datasets:
-        yield from _described(dataset, ("description", "license", "source", "grouping"))
-        try:
-            rows[dataset.name] = tuple(dataset.load())
-            again = tuple(dataset.load())
-        except (Exception, SystemExit) as error:
-            yield _error(dataset.name, f"load raises {type(error).__name__}: {error}")
-            continue
-        findings = list(_row_findings(dataset, rows[dataset.name]))
-        yield from findings
-        if again != rows[dataset.name]:
-            yield _error(dataset.name, "load gives other rows, or another order, the second time")
-        if any(finding.level == "error" for finding in findings):
-            del rows[dataset.name]  # checks on broken rows would only repeat the error
-    transforms = {spec.name: spec for spec in (*core.transforms, *contribution.transforms)}
-    for recipe in contribution.recipes:
-        yield from _described(recipe, ("description",))
-        yield from _recipe_findings(recipe, rows.get(recipe.dataset, ()), transforms)
-    if examine is not None:
-        for dataset in contribution.datasets:
-            recipes: list[RecipeSpec | None] = [
-                one for one in contribution.recipes if one.dataset == dataset.name
-            ]
-            for user in (recipes or [None]) if dataset.name in rows else ():
-                steps = [transforms[name] for name in user.transforms] if user else []
-                yield from examine(dataset, rows[dataset.name], user, steps)
-    for loss in contribution.losses:
-        yield from _described(loss, ("description",))
-        users = [recipe for recipe in contribution.recipes if recipe.loss == loss.name]
-        yield from _used(loss.name, users)
-        for recipe in users:
-            yield from _loss_findings(loss, rows.get(recipe.dataset, ()))
-    for metric in contribution.metrics:
-        yield from _described(metric, ("description",))
-        users = [
-            recipe
-            for recipe in contribution.recipes
-            if metric.name in (*recipe.metrics, recipe.gate.metric)
-        ]
-        yield from _used(metric.name, users)
-        for recipe in users:
-            yield from _metric_findings(metric, rows.get(recipe.dataset, ()))
-    for spec in (*contribution.transforms, *contribution.baselines, *contribution.tasks):
-        yield from _described(spec, ("description",))
+def _claim_findings(candidate: Candidate, owners: Mapping[str, str]) -> list[Finding]:
+    """Whether an installed plugin of another distribution owns the domain."""
+    name = canonicalize_name(candidate.distribution)
+    others = [one for one in find_plugins() if canonicalize_name(one.distribution) != name]
+    newest = replace(candidate, installed=float("inf"))
+    reason = rejected_claims((*others, newest), owners).get(newest)
+    if reason is None:
+        return []
+    return [Finding.error(candidate.domain, f"once installed, it is not loaded: {reason}")]
 
 
-def _described(spec: Any, attributes: tuple[str, ...]) -> Iterator[Finding]:
-    for attribute in attributes:
-        value = getattr(spec, attribute)
-        if not isinstance(value, str) or not value.strip():
-            yield _error(spec.name, f"its {attribute} is empty")
-
-
-def _row_findings(dataset: DatasetSpec, rows: Sequence[Row]) -> Iterator[Finding]:
-    if not rows:
-        yield _error(dataset.name, "load gives no rows")
-        return
-    for number, row in enumerate(rows):
-        violation = _row_violation(dataset, row)
-        if violation:
-            row_id = getattr(row, "id", row)
-            yield _error(dataset.name, f"row {number} ({row_id!r:.60}): {violation}")
-            return
-    seen: set[str] = set()
-    for row in rows:
-        if row.id in seen:
-            yield _error(dataset.name, f"more than one row has the id {row.id!r}")
+def _explained(finding: Finding, site: Path, left_out: Iterable[Path]) -> Finding:
+    """The finding with paths relative to the wheel, and the cure if a file is missing in it."""
+    message = finding.message.replace(f"{site}{os.sep}", "")
+    for file in left_out:
+        if file.name in message:
+            message += (
+                f"; the folder has {file.as_posix()} but the wheel does not: declare it as package "
+                "data, for example [tool.setuptools.package-data] with "
+                f'{file.parts[0]} = ["*{file.suffix}"]'
+            )
             break
-        seen.add(row.id)
-    groups = {row.group for row in rows}
-    if len(groups) < MIN_GROUPS:
-        yield _error(
-            dataset.name, f"it has {len(groups)} groups; a split needs at least {MIN_GROUPS}"
+    return replace(finding, message=message)
+
+
+# --------------------------------------------------------------------------- the other interpreter
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What the other interpreter checks.
+
+    Attributes:
+        path: its ``sys.path``.
+        base: whose tokenizer counts lengths, if any.
+        root: the folder that the plugin's modules must come from, if that is known.
+        folder: its working folder; None: this process's.
+        rows_only: compute nothing but a digest of each dataset's rows.
+    """
+
+    candidate: Candidate
+    path: list[str]
+    base: str | None = None
+    root: Path | None = None
+    folder: Path | None = None
+    rows_only: bool = False
+
+    def to_json(self) -> str:
+        one = self.candidate
+        return json.dumps(
+            {
+                "domain": one.domain,
+                "distribution": one.distribution,
+                "version": one.version,
+                "module": one.entry_point and one.module,
+                "violation": one.violation,
+                "notes": one.notes,
+                "path": [os.path.abspath(folder) for folder in self.path],
+                "root": None if self.root is None else str(self.root),
+                "base": self.base,
+                "rows_only": self.rows_only,
+            }
         )
-    if dataset.task == "classification" and len({row.target for row in rows}) < 2:
-        yield _error(dataset.name, f"every row has the label {rows[0].target!r}")
-    if dataset.task == "regression" and not dataset.unit:
-        yield _warning(dataset.name, "it has no unit for its numbers")
 
 
-def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:
-    if not isinstance(row, Row):
-        return f"it is {type(row).__name__}, not Row"
-    for attribute in ("id", "text", "group"):
-        value = getattr(row, attribute)
-        if not isinstance(value, str) or not value.strip():
-            return f"its {attribute} is {value!r}, not a non-empty string"
-    if dataset.task == "regression":
-        if not _is_finite(row.target):
-            return f"its target is {row.target!r}, not a finite number"
-    elif not isinstance(row.target, str) or not row.target.strip():
-        return f"its target is {row.target!r}, not a non-empty string"
-    elif dataset.labels and row.target.strip() not in map(str.strip, dataset.labels):
-        return f"its label {row.target!r} is not among the data set's labels"
-    missing = [name for name in dataset.slices if name not in row.slices]
-    return f"it has no slice {missing[0]!r}" if missing else None
+def _examine(request: _Request, timeout: float, on_stage: Callable[[str], None]) -> list[Finding]:
+    """Check one plugin, and whether it gives the same rows in another process."""
+    digests: dict[str, str] = {}
+    again: dict[str, str] = {}
+    findings = _run(request, timeout, on_stage, digests)
+    if digests:
+        on_stage("reading the rows in another process")
+        findings += _run(replace(request, rows_only=True), timeout, lambda text: None, again)
+    for name, digest in digests.items():
+        if again.get(name, digest) != digest:
+            message = (
+                "load gives other rows, or another order, in another process: it must not depend "
+                "on the order of a set, on random numbers or on the time"
+            )
+            findings.append(Finding.error(name, message))
+    return findings
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _recipe_findings(
-    recipe: RecipeSpec, rows: Sequence[Row], transforms: dict[str, TransformSpec]
-) -> Iterator[Finding]:
-    sample = rows[:_SAMPLE_ROWS]
-    for row in sample:
-        if not recipe.template.cleaned(row.text):
-            yield _error(recipe.name, f"its template leaves row {row.id!r} empty")
-    if recipe.scale == "log" and any(
-        isinstance(row.target, int | float) and row.target <= 0 for row in sample
-    ):
-        yield _error(recipe.name, "its scale is log, but a target is not above zero")
-    for name in recipe.transforms:
-        for row in sample:
-            violation = _transform_violation(transforms[name], row)
-            if violation:
-                yield _error(name, f"on row {row.id!r} {violation}")
+def _run(
+    request: _Request,
+    timeout: float,
+    on_stage: Callable[[str], None],
+    digests: dict[str, str],
+) -> list[Finding]:
+    """Check one plugin in a new interpreter; ``digests`` receives those of its rows."""
+    candidate = request.candidate
+    findings: list[Finding] = []
+    stage, done = "starting", False
+    command = [sys.executable, "-P", "-X", "faulthandler", "-c", _PROGRAM, request.to_json()]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        cwd=request.folder,
+        env={**os.environ, "PYTHONHASHSEED": "2" if request.rows_only else "1"},
+        start_new_session=True,
+    )
+    lines = _lines_of(process)
+    try:
+        while not done:
+            try:
+                line = lines.get(timeout=timeout)
+            except Empty:
+                if process.poll() is None:
+                    message = f"{stage} takes longer than {timeout:g} s; --timeout sets the limit"
+                    return [*findings, Finding.error(candidate.domain, message)]
+                line = None
+            if line is None:
                 break
+            event = json.loads(line)
+            done = "done" in event
+            if "stage" in event:
+                stage = event["stage"]
+                on_stage(stage)
+            if "rows" in event:
+                digests[event["rows"]] = event["digest"]
+            if "finding" in event:
+                findings.append(Finding(**event["finding"]))
+        if not done:
+            message = f"{stage} ended the interpreter ({_end(process)}): a plugin must not do that"
+            findings.append(Finding.error(candidate.domain, message))
+        return findings
+    finally:
+        _stop(process, _GRACE if done else 0)
 
 
-def _transform_violation(transform: TransformSpec, row: Row) -> str | None:
+def _lines_of(process: subprocess.Popen[str]) -> Queue[str | None]:
+    """A queue of the lines that the process writes, then None."""
+    lines: Queue[str | None] = Queue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        with process.stdout as stream:
+            for line in stream:
+                lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def _end(process: subprocess.Popen[str]) -> str:
+    """How a process ended."""
     try:
-        results = list(transform.apply(row, random.Random(0)))
-    except (Exception, SystemExit) as error:
-        return f"apply raises {type(error).__name__}: {error}"
-    if not all(isinstance(result, Row) for result in results):
-        return "apply gives something that is not a Row"
-    if transform.stage == "clean" and len(results) > 1:
-        return f"apply gives {len(results)} rows; a clean step gives one or none"
-    return None
-
-
-def _used(name: str, users: Sequence[RecipeSpec]) -> Iterator[Finding]:
-    if not users and "/" in name:  # the built-ins have no recipes
-        yield _warning(name, "no recipe uses it, so it was not tried")
-
-
-def _labels(task: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(sorted({str(row.target) for row in rows})) if task == "classification" else ()
-
-
-def _loss_findings(loss: LossSpec, rows: Sequence[Row]) -> Iterator[Finding]:
-    if not rows:
-        return
-    labels = _labels(loss.task, rows)
-    counts = Counter(str(row.target) for row in rows) if labels else {}
+        code = process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        return "it closed its output"
+    if code >= 0:
+        return f"exit code {code}"
     try:
-        built = loss.build(LossContext(labels=labels, counts=counts))
-    except (Exception, SystemExit) as error:
-        yield _error(loss.name, f"build raises {type(error).__name__}: {error}")
-        return
-    if not callable(built):
-        yield _error(loss.name, f"build gives {type(built).__name__}, which can't be called")
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
 
 
-def _metric_findings(metric: MetricSpec, rows: Sequence[Row]) -> Iterator[Finding]:
-    targets = [row.target for row in rows[:_SAMPLE_ROWS]]
-    if not targets:
-        return
-    perfect = Scored(targets=targets, predictions=targets, labels=_labels(metric.task, rows))
+def _stop(process: subprocess.Popen[str], grace: float) -> None:
+    """Wait for a process, then end it with the processes that it started."""
     try:
-        score = metric.compute(perfect)
-    except (Exception, SystemExit) as error:
-        yield _error(metric.name, f"compute raises {type(error).__name__}: {error}")
-        return
-    if not _is_finite(score):
-        yield _error(metric.name, f"compute gives {score!r}, not a finite number")
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()

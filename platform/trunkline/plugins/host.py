@@ -1,8 +1,8 @@
-"""Discover plugins without importing them, then import each one in isolation and call its hooks.
+"""Import each discovered plugin in isolation and call its hooks.
 
 A plugin that can't be imported, exits, raises or breaks a rule is set aside with a one-line reason
-and its traceback; only KeyboardInterrupt propagates. The built-ins are the plugin ``core``, which
-is always loaded, and first.
+and its traceback; only Ctrl-C propagates. The built-ins are the plugin ``core``, which is always
+loaded, and first.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
-from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
-from importlib import metadata
 from itertools import chain
 from textwrap import shorten
+from types import MappingProxyType
 from typing import Any
 
 import pluggy
 
 from trunkline import hookspecs
 from trunkline.contracts import API
-from trunkline.errors import NotFoundError, PluginError, TrunklineError, UsageError
+from trunkline.errors import (
+    Interrupted,
+    NotFoundError,
+    PluginError,
+    TrunklineError,
+    UsageError,
+    one_line,
+)
 from trunkline.plugins.catalog import (
     CORE,
     SPECS,
@@ -33,57 +36,28 @@ from trunkline.plugins.catalog import (
     Contribution,
     Kind,
     PluginInfo,
-    domain_violation,
     resolve_recipes,
-    violations,
 )
+from trunkline.plugins.discovery import (
+    GROUP,
+    Candidate,
+    core_candidate,
+    find_plugins,
+    rejected_claims,
+)
+from trunkline.plugins.isolation import ImportMarker, UserInterrupt, contained
+from trunkline.plugins.validation import domain_violation, violations, with_tuples
+from trunkline.process import ProcessExit
 
-GROUP = "trunkline"
 HOOKS: dict[str, Kind] = {f"trunkline_{kind}": kind for kind in SPECS}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A discovered plugin, not imported; no entry point if its file can't be parsed."""
-
-    domain: str
-    distribution: str
-    version: str
-    entry_point: metadata.EntryPoint | None
-
-    @property
-    def module(self) -> str:
-        """The module that the entry point names."""
-        return self.entry_point.value if self.entry_point else "unknown"
-
-    def info(self, **fields: Any) -> PluginInfo:
-        """Its :class:`PluginInfo` with the given status, reason and so on."""
-        return PluginInfo(
-            domain=self.domain,
-            module=self.module,
-            distribution=self.distribution,
-            version=self.version,
-            **fields,
-        )
-
-
-@cache
-def core_candidate() -> Candidate:
-    """The built-ins, which need no entry point of their own."""
-    try:
-        version = metadata.version("trunkline")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        version = "unknown"
-    return Candidate(
-        domain=CORE,
-        distribution="trunkline",
-        version=version,
-        entry_point=metadata.EntryPoint(name=CORE, value="trunkline.core", group=GROUP),
-    )
-
-
 def load_plugins(
-    *, block: Iterable[str] = (), no_plugins: bool = False, strict: bool = False
+    *,
+    block: Iterable[str] = (),
+    no_plugins: bool = False,
+    strict: bool = False,
+    owners: Mapping[str, str] = MappingProxyType({}),
 ) -> Catalog:
     """Load the built-ins and the installed plugins, and set aside those that fail.
 
@@ -94,31 +68,29 @@ def load_plugins(
         block: domains that are not imported.
         no_plugins: import the built-ins only.
         strict: raise if a plugin fails instead of setting it aside.
+        owners: domain → the distribution that it belongs to; see
+            :func:`~trunkline.plugins.discovery.rejected_claims`.
 
     Raises:
         NotFoundError: ``block`` or the variable names a plugin that isn't installed. A misspelled
             domain would otherwise silently load a plugin, or keep all others out.
         UsageError: ``block`` names the built-ins.
         PluginError: ``strict`` and at least one failed.
+        Interrupted: the user pressed Ctrl-C while a plugin was imported.
     """
     candidates = find_plugins()
     blocked = _blocked(candidates, tuple(block), no_plugins)
-    claims: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        claims[candidate.domain].append(candidate)
+    rejected = rejected_claims(candidates, owners)
 
     core_info, core = load_core()
     infos: list[PluginInfo] = [core_info]
     contributions: list[Contribution] = [core]
-    for candidate in candidates:
-        rivals = claims[candidate.domain]
+    for candidate in sorted(candidates, key=lambda one: (one.domain, one in rejected)):
         contribution = None
         if candidate.domain in blocked:
             info = candidate.info(status="blocked", reason=blocked[candidate.domain])
-        elif len(rivals) > 1:
-            names = " and ".join(f"{rival.distribution} {rival.version}" for rival in rivals)
-            reason = f"the domain {candidate.domain!r} is claimed by {names}; uninstall one"
-            info = candidate.info(status="failed", reason=reason)
+        elif candidate in rejected and candidate.domain != CORE:
+            info = candidate.info(status="failed", reason=rejected[candidate])
         else:
             info, contribution = load_plugin(candidate, core)
         infos.append(info)
@@ -133,39 +105,6 @@ def load_plugins(
             f"See `trunkline plugins show {failed[0].domain}`, or leave out --strict.",
         )
     return Catalog(infos, contributions)
-
-
-def find_plugins() -> tuple[Candidate, ...]:
-    """Every entry point of the group, by domain and distribution, without importing any.
-
-    A distribution that is on ``sys.path`` twice counts once, with the first copy. One whose
-    ``entry_points.txt`` can't be parsed is listed under the distribution's name.
-    """
-    candidates: dict[tuple[str, str], Candidate] = {}
-    for distribution in metadata.distributions():
-        text = distribution.read_text("entry_points.txt")
-        if not text or f"[{GROUP}]" not in text:
-            continue
-        name, version = _name_and_version(distribution)
-        try:
-            points = list(distribution.entry_points.select(group=GROUP))
-        except Exception:
-            points = []
-            broken = Candidate(domain=name, distribution=name, version=version, entry_point=None)
-            candidates.setdefault((name, name), broken)
-        for point in points:
-            candidate = Candidate(
-                domain=point.name, distribution=name, version=version, entry_point=point
-            )
-            candidates.setdefault((point.name, name.lower().replace("_", "-")), candidate)
-    return tuple(sorted(candidates.values(), key=lambda one: (one.domain, one.distribution)))
-
-
-def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
-    try:
-        return str(distribution.metadata["Name"]), str(distribution.metadata["Version"])
-    except Exception:
-        return "unknown", "unknown"
 
 
 def _blocked(
@@ -218,41 +157,75 @@ def load_plugin(
     Args:
         candidate: from :func:`find_plugins`.
         core: the built-ins that its recipes may name; None to load the built-ins themselves.
+
+    Raises:
+        Interrupted: the user pressed Ctrl-C.
     """
     api: int | None = None
+    notes: list[str] = []
     try:
-        with redirect_stdout(sys.stderr):
+        if core is None:
             plugin = _import(candidate)
             api = _declared_api(plugin)
             contribution = _collect(candidate.domain, plugin)
+        else:
+            marker = ImportMarker(
+                domain=candidate.domain,
+                distribution=candidate.distribution,
+                version=candidate.version,
+            )
+            with contained(marker) as notes:
+                plugin = _import(candidate)
+                api = _declared_api(plugin)
+                contribution = _collect(candidate.domain, plugin)
         broken = list(violations(candidate.domain, contribution, core))
         if broken:
             raise PluginError("; ".join(broken))
-        contribution = resolve_recipes(contribution)
-    except (Exception, SystemExit) as error:
-        reason = shorten(str(error), 400, placeholder=" …") or type(error).__name__
+        contribution = resolve_recipes(with_tuples(contribution))
+    except UserInterrupt:
+        raise Interrupted(
+            f"Interrupted while the plugin {candidate.domain!r} of {candidate.label} was imported.",
+            f"If it hangs, leave it out: `trunkline --no-plugin {candidate.domain} …`.",
+        ) from None
+    except BaseException as error:
+        if core is None and not isinstance(error, Exception):
+            raise
+        text = error.message if isinstance(error, TrunklineError) else f"it {_failure(error)}"
+        reason = shorten(text, 400, placeholder=" …")
         trace = "".join(traceback.format_exception(error))
-        return candidate.info(status="failed", api=api, reason=reason, traceback=trace), None
+        info = candidate.info(
+            status="failed", api=api, reason=reason, traceback=trace, notes=tuple(notes)
+        )
+        return info, None
     names = {kind: tuple(spec.name for spec in getattr(contribution, kind)) for kind in SPECS}
-    return candidate.info(status="loaded", api=api, **names), contribution
+    return candidate.info(status="loaded", api=api, notes=tuple(notes), **names), contribution
 
 
 def _failure(error: BaseException) -> str:
+    if isinstance(error, ProcessExit):
+        return f"ends the program with {error.call}"
     if isinstance(error, SystemExit):
         return f"exits ({error.code!r})"
-    message = error.message if isinstance(error, TrunklineError) else str(error)
-    return f"raises {type(error).__name__}: {message}"
+    return f"raises {one_line(error, with_type=True)}"
 
 
 def _import(candidate: Candidate) -> Any:
-    if candidate.entry_point is None:
-        raise PluginError("its entry_points.txt can't be parsed; reinstall it")
+    if candidate.violation is not None:
+        raise PluginError(candidate.violation)
+    assert candidate.entry_point is not None
     violation = domain_violation(candidate.domain)
     if violation and candidate is not core_candidate():
         raise PluginError(violation)
+    if not candidate.entry_point.pattern.match(candidate.module):
+        raise PluginError(
+            f"its entry point names {candidate.module!r}, which is no module; write for example "
+            f"{candidate.domain} = my_module"
+        )
     try:
         return candidate.entry_point.load()
-    except (Exception, SystemExit) as error:
+    except UserInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"importing {candidate.module} {_failure(error)}") from error
 
 
@@ -297,7 +270,9 @@ def _collect(domain: str, plugin: Any) -> Contribution:
 def _call_hook(caller: pluggy.HookCaller, expected: type) -> tuple[Any, ...]:
     try:
         results = [tuple(result) if isinstance(result, Iterable) else result for result in caller()]
-    except (Exception, SystemExit) as error:
+    except UserInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"{caller.name} {_failure(error)}") from error
     if len(results) < len(caller.get_hookimpls()):  # pluggy drops a result that is None
         raise PluginError(f"{caller.name} gives nothing; yield each {expected.__name__}")

@@ -12,15 +12,20 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from trunkline.errors import NotFoundError, PluginError, UsageError
 from trunkline.plugins.catalog import CORE, SPECS, PluginInfo
+from trunkline.plugins.isolation import unfinished_imports
+
+_LONGEST_IMPORT = 120.0
+"""Seconds that importing all plugins may take."""
 
 PINNED = ("torch", "transformers", "peft", "trunkline")
 """A plugin must run on the installed versions of these, never replace them."""
@@ -28,7 +33,8 @@ PINNED = ("torch", "transformers", "peft", "trunkline")
 _VIEW = """
 import dataclasses, json, sys
 from trunkline.plugins import load_plugins
-catalog = load_plugins(no_plugins=sys.argv[1] == "find")
+owners = json.loads(sys.argv[2])
+catalog = load_plugins(no_plugins=sys.argv[1] == "find", owners=owners)
 print(json.dumps([dataclasses.asdict(plugin) for plugin in catalog.plugins]))
 """
 
@@ -38,6 +44,7 @@ def install(
     *,
     upgrade: bool = False,
     editable: bool = False,
+    owners: Mapping[str, str] = MappingProxyType({}),
     python: str = sys.executable,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> tuple[PluginInfo, ...]:
@@ -48,12 +55,13 @@ def install(
             folder (``./x``), wheel or source archive; or URL.
         upgrade: install a newer version if there is one.
         editable: link the folder instead of copying it.
+        owners: domain → the distribution that it belongs to, from ``trunkline.toml``.
         python: interpreter of the environment to install into. pip's own settings apply.
         on_line: called with each line that pip prints.
 
     Returns:
-        The plugins that the target installed, and any other whose state changed, for example
-        because both now claim one domain. A broken plugin is included, with status ``failed``.
+        The plugins that the target installed, and any other whose state changed. A broken one is
+        included, with status ``failed``; so is one whose domain belongs to another distribution.
 
     Raises:
         UsageError: the target is neither a name nor a path nor a URL.
@@ -62,20 +70,20 @@ def install(
             plugin.
     """
     pip_target, name = _pip_target(target, editable)
-    before = _view(python)
+    before = _view_before(python, owners)
     with tempfile.TemporaryDirectory(prefix="trunkline-") as folder:
         constraints = Path(folder, "constraints.txt")
         constraints.write_text(constraint_lines(), encoding="utf-8")
         report = Path(folder, "report.json")
         options = ["--constraint", str(constraints), "--report", str(report)]
         options += ["--upgrade"] if upgrade else []
-        _pip(python, ["install", *options, *pip_target], f"install {target!r}", on_line)
+        run_pip(python, ["install", *options, *pip_target], f"install {target!r}", on_line)
         installed = json.loads(report.read_text(encoding="utf-8"))["install"]
 
     new = {canonicalize_name(item["metadata"]["name"]) for item in installed}
     if name:
         new.add(canonicalize_name(name))
-    after = _view(python)
+    after = _view(python, owners=owners)
     plugins = [plugin for plugin in after if canonicalize_name(plugin.distribution) in new]
     if not plugins:
         requested = [item["metadata"]["name"] for item in installed if item["requested"]]
@@ -106,7 +114,7 @@ def uninstall(
         PluginError: pip failed, or the distribution is still there afterwards.
     """
     plugin = removable(name, python=python)
-    _pip(python, ["uninstall", "--yes", plugin.distribution], f"uninstall {name!r}", on_line)
+    run_pip(python, ["uninstall", "--yes", plugin.distribution], f"uninstall {name!r}", on_line)
     remaining = {one.distribution for one in _view(python, load=False)}
     if plugin.distribution in remaining:
         raise PluginError(
@@ -208,7 +216,7 @@ def constraint_lines() -> str:
     return "".join(lines)
 
 
-def _pip(
+def run_pip(
     python: str, arguments: Sequence[str], action: str, on_line: Callable[[str], None]
 ) -> None:
     command = [python, "-P", "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments]
@@ -229,6 +237,10 @@ def _pip(
         raise PluginError(f"pip could not {action}: {_last_error(lines)}", _pip_hint(python, lines))
 
 
+_CAUSE = re.compile(r"\s*((?:error: |[A-Za-z_.]+(?:Error|Exception): ).+)")
+"""The line of a build's output that says why it failed."""
+
+
 def _last_error(lines: Iterable[str]) -> str:
     messages = [line.strip() for line in lines if line.strip()]
     errors = [
@@ -236,7 +248,17 @@ def _last_error(lines: Iterable[str]) -> str:
         for line in messages
         if line.startswith("ERROR:") and "ResolutionImpossible" not in line
     ]
-    return (errors or messages or ["it printed nothing"])[-1]
+    causes = [match[1] for line in messages if (match := _CAUSE.fullmatch(line))]
+    last = (errors or messages or ["it printed nothing"])[-1]
+    return f"{last} ({causes[-1]})" if causes and causes[-1] not in last else last
+
+
+def _view_before(python: str, owners: Mapping[str, str]) -> tuple[PluginInfo, ...]:
+    """As :func:`_view`; imports no plugin if one of them ends the interpreter."""
+    try:
+        return _view(python, owners=owners)
+    except PluginError:
+        return _view(python, load=False)
 
 
 def _pip_hint(python: str, lines: Iterable[str]) -> str:
@@ -249,22 +271,41 @@ def _pip_hint(python: str, lines: Iterable[str]) -> str:
     return f"Run `{python} -m pip` by hand to see its full output; nothing was changed."
 
 
-def _view(python: str, *, load: bool = True) -> tuple[PluginInfo, ...]:
+def _view(
+    python: str, *, load: bool = True, owners: Mapping[str, str] = MappingProxyType({})
+) -> tuple[PluginInfo, ...]:
     """The plugins as a new interpreter sees them, ignoring the user's filters."""
     filters = ("TRUNKLINE_LOAD_PLUGINS", "TRUNKLINE_TRACE_HOOKS")
-    done = subprocess.run(
-        [python, "-P", "-c", _VIEW, "load" if load else "find"],
-        capture_output=True,
+    process = subprocess.Popen(
+        [python, "-P", "-c", _VIEW, "load" if load else "find", json.dumps(dict(owners))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         env={name: value for name, value in os.environ.items() if name not in filters},
     )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+    try:
+        output, errors = process.communicate(timeout=_LONGEST_IMPORT)
+        end = f"ended the interpreter (exit code {process.returncode})"
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        end = f"takes longer than {_LONGEST_IMPORT:.0f} s"
+    items = output.splitlines()[-1:]
+    if process.returncode or not items:
+        for marker in unfinished_imports(process.pid):
+            raise PluginError(
+                f"Importing the plugin {marker.domain!r} of {marker.distribution} "
+                f"{marker.version} {end}.",
+                f"`trunkline plugins uninstall {marker.distribution}` removes it.",
+            )
+        last = (errors.strip().splitlines() or ["it printed nothing"])[-1]
         raise PluginError(
             f"The plugins can't be listed by {python}: {last}",
             "Trunkline must be installed in that environment.",
         )
-    items = json.loads(done.stdout.splitlines()[-1])
     return tuple(
-        PluginInfo(**(item | {kind: tuple(item[kind]) for kind in SPECS})) for item in items
+        PluginInfo(**(item | {name: tuple(item[name]) for name in (*SPECS, "notes")}))
+        for item in json.loads(items[0])
     )

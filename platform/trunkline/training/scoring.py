@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import LossFunction, LossSpec, MetricSpec, Row, Scored
-from trunkline.errors import PluginCallError, TrunklineError, one_line
+from trunkline.errors import PluginCallError, TrunklineError, plugin_call
 from trunkline.inference.forward import generate_texts
 from trunkline.tasks import AnyTask, GenerationTask
 from trunkline.tasks.batches import by_length
@@ -28,22 +28,21 @@ def build_loss(spec: LossSpec, task: AnyTask, train: Sequence[Row]) -> LossFunct
             plugin's function raises or returns something else than a differentiable scalar.
     """
     name, hint = spec.name, "See the LossSpec contract in docs/hooks.md."
-    try:
+    with plugin_call(f"Building the loss {name}", hint):
         loss = spec.build(task.loss_context(train))
-    except TrunklineError:
-        raise
-    except Exception as error:
-        reason = one_line(error, with_type=True)
-        raise PluginCallError(f"The loss {name} can't be built: {reason}.", hint) from error
+    if not callable(loss):
+        raise PluginCallError(
+            f"The loss {name} can't be called: build gave {type(loss).__name__}.", hint
+        )
 
     import torch
 
     def checked(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         try:
             value = loss(outputs, targets)
-        except (TrunklineError, torch.OutOfMemoryError):
+        except (TrunklineError, torch.OutOfMemoryError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise PluginCallError.raised(f"The loss {name}", error, hint) from error
         if not isinstance(value, torch.Tensor) or value.dim() != 0:
             shape = f"a tensor of shape {tuple(value.shape)}" if hasattr(value, "shape") else value
@@ -68,12 +67,8 @@ def make_validator(
     def score(predictions: Sequence[Any], targets: Sequence[Any]) -> float:
         scored = Scored(targets=targets, predictions=predictions, labels=task.labels)
         hint = "See the MetricSpec contract in docs/hooks.md."
-        try:
+        with plugin_call(f"The metric {metric.name}", hint):
             value = float(metric.compute(scored))
-        except TrunklineError:
-            raise
-        except Exception as error:
-            raise PluginCallError.raised(f"The metric {metric.name}", error, hint) from error
         if not math.isfinite(value):
             raise PluginCallError(
                 f"The metric {metric.name} returned {value} on the validation rows, so it can't "

@@ -1,0 +1,184 @@
+"""What a plugin does to the process while it is imported reaches neither the user nor others."""
+
+from __future__ import annotations
+
+import json
+import locale
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from trunkline.errors import Interrupted
+from trunkline.plugins import isolation, load_plugins, unfinished_imports
+from trunkline.plugins.isolation import ImportMarker
+
+AddPlugin = Callable[..., Path]
+
+
+def run_python(code: str, site: Path, *, domains: str = "farm") -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter that sees the plugins of ``site``."""
+    path = os.pathsep.join((str(site), os.environ.get("PYTHONPATH", "")))
+    environment = os.environ | {"PYTHONPATH": path, "TRUNKLINE_LOAD_PLUGINS": domains}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+
+
+def test_whatever_is_written_at_import_stays_off_stdout(add_plugin: AddPlugin, site: Path) -> None:
+    add_plugin(
+        "farm",
+        "import os, sys\nprint('one')\nsys.__stdout__.write('two\\n')\n"
+        "os.write(1, b'three\\n')\nos.system('echo four')\n",
+    )
+    code = "from trunkline.plugins import load_plugins\nprint('a')\nload_plugins()\nprint('b')"
+    done = run_python(code, site)
+    assert done.stdout == "a\nb\n"
+    assert sorted(done.stderr.split()) == ["four", "one", "three", "two"]
+
+
+CHANGES = {
+    "the working folder": "import os\nos.chdir('/')",
+    "the handler of SIGINT": "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "the handler of SIGUSR1": "import signal\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)",
+    "the locale": "import locale\nlocale.setlocale(locale.LC_ALL, 'C.UTF-8')",
+    "a standard stream": "import sys, io\nsys.stdout = io.StringIO()",
+    "sys.excepthook": "import sys\nsys.excepthook = print",
+    "the recursion limit": "import sys\nsys.setrecursionlimit(sys.getrecursionlimit() + 100)",
+}
+
+
+@pytest.mark.parametrize("ending", ["", "\nraise ValueError"], ids=["loaded", "failed"])
+@pytest.mark.parametrize("subject", CHANGES)
+def test_state_that_an_import_changes_is_restored_and_noted(
+    subject: str, ending: str, add_plugin: AddPlugin
+) -> None:
+    before = process_state()
+    add_plugin("farm", CHANGES[subject] + ending)
+    plugin = load_plugins().plugin("farm")
+    assert process_state() == before
+    (note,) = plugin.notes
+    assert subject in note
+    assert plugin.status == ("failed" if ending else "loaded")
+
+
+def process_state() -> tuple[object, ...]:
+    return (
+        os.getcwd(),
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGUSR1),
+        locale.setlocale(locale.LC_ALL),
+        sys.stdout,
+        sys.excepthook,
+        sys.getrecursionlimit(),
+    )
+
+
+def test_plugin_that_changes_nothing_has_no_notes(add_plugin: AddPlugin) -> None:
+    add_plugin("farm")
+    assert load_plugins().plugin("farm").notes == ()
+
+
+def test_child_process_of_a_plugin_may_end_itself(add_plugin: AddPlugin) -> None:
+    add_plugin(
+        "farm",
+        "import os\nchild = os.fork()\nif not child:\n    os._exit(7)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n",
+    )
+    assert load_plugins().plugin("farm").status == "loaded"
+
+
+# ------------------------------------------------------------------------------- interrupts
+
+
+@pytest.fixture
+def default_interrupts() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, whatever the test runner set."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_during_an_import_names_the_plugin(
+    add_plugin: AddPlugin, default_interrupts: None
+) -> None:
+    add_plugin("farm", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass")
+    with pytest.raises(Interrupted, match=r"'farm' of fake-farm 1\.0 was imported") as caught:
+        load_plugins()
+    assert "--no-plugin farm" in (caught.value.hint or "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_slow_import_is_noted_on_stderr(
+    add_plugin: AddPlugin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(isolation, "SLOW_SECONDS", 0.0)
+    add_plugin("farm", "import time\ntime.sleep(0.3)")
+    load_plugins()
+    assert "importing the plugin 'farm' of fake-farm has taken 0 s" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- unfinished imports
+
+
+def test_plugin_that_crashes_the_process_is_named_once_by_the_next_one(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm", "import ctypes\nctypes.CDLL(None)._exit(0)")
+    done = run_python("from trunkline.plugins import load_plugins\nload_plugins()", site)
+    assert done.returncode == 0
+    marker = ImportMarker(domain="farm", distribution="fake-farm", version="1.0")
+    assert unfinished_imports() == [marker]
+    assert unfinished_imports() == []
+
+
+def test_import_of_a_running_process_is_not_reported(add_plugin: AddPlugin, site: Path) -> None:
+    add_plugin(
+        "farm",
+        "from trunkline.plugins import unfinished_imports\nimport os\n"
+        "assert unfinished_imports() == []\n",
+    )
+    done = run_python("from trunkline.plugins import load_plugins\nload_plugins(strict=True)", site)
+    assert done.stderr == ""
+    assert unfinished_imports() == []
+
+
+def test_plugins_load_where_no_marker_can_be_written(
+    add_plugin: AddPlugin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "file"))
+    add_plugin("farm")
+    assert load_plugins().plugin("farm").status == "loaded"
+    assert unfinished_imports() == []
+
+
+def test_next_command_says_which_plugin_ended_the_one_before(
+    add_plugin: AddPlugin, site: Path, tmp_path: Path
+) -> None:
+    add_plugin("farm", "import ctypes\nctypes.CDLL(None)._exit(0)")
+    code = "from trunkline.cli import main\nmain()"
+    path = os.pathsep.join((str(site), os.environ.get("PYTHONPATH", "")))
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    environment = os.environ | {"PYTHONPATH": path, "TRUNKLINE_WORKSPACE": str(workspace)}
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    assert command("recipes", "list").stdout == ""
+    done = command("--no-plugin", "farm", "plugins", "list", "--json")
+    assert "an earlier command ended while it imported the plugin 'farm' of fake-farm 1.0" in (
+        done.stderr
+    )
+    statuses = {plugin["domain"]: plugin["status"] for plugin in json.loads(done.stdout)}
+    assert statuses["farm"] == "blocked"
