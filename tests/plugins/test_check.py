@@ -114,8 +114,8 @@ BAD_ROWS = {
     "load raises": (DATASET.format("load=lambda: 1 / 0"), "load failed: ZeroDivisionError"),
     "load exits": (DATASET.format("load=lambda: exit(0)"), "load tried to end the program"),
     "load ends the process": (
-        "import os\n" + DATASET.format("load=lambda: os._exit(0)"),
-        "load tried to end the program with os._exit(0)",
+        "import os\n" + DATASET.format("load=lambda: os._exit(9)"),
+        "load tried to end the program with os._exit(9)",
     ),
     "no rows": (rows("range(6)", "range(0)"), "load gives no rows"),
     "no Row": (rows(ROW, "'row'"), "row 0 ('row'): it is str, not Row"),

@@ -23,10 +23,10 @@ BROKEN = {
     "exits": ("raise SystemExit(3)", "exits (3)"),
     "asserts": ("assert False, 'never'", "AssertionError: never"),
     "exitszero": ("raise SystemExit(0)", "exits (0)"),
-    "hardexit": ("import os\nos._exit(0)", "ends the program with os._exit(0)"),
+    "hardexit": ("import os\nos._exit(9)", "ends the program with os._exit(9)"),
     "importedexit": ("from os import _exit\n_exit(3)", "ends the program with os._exit(3)"),
     "aborts": ("import os\nos.abort()", "ends the program with os.abort()"),
-    "becomes": ("import os\nos.execv('/bin/true', ['true'])", "ends the program with os.execv"),
+    "becomes": ("import os\nos.execv('/bin/false', ['false'])", "ends the program with os.execv"),
     "interrupts": ("raise KeyboardInterrupt", "raises KeyboardInterrupt"),
     "generator": ("raise GeneratorExit", "raises GeneratorExit"),
     "cancels": ("import asyncio\nraise asyncio.CancelledError", "raises CancelledError"),
@@ -47,8 +47,8 @@ BROKEN = {
         "gone",
     ),
     "hookhardexit": (
-        "import os\n@hookimpl\ndef trunkline_datasets():\n    yield os._exit(0)",
-        "trunkline_datasets ends the program with os._exit(0)",
+        "import os\n@hookimpl\ndef trunkline_datasets():\n    yield os._exit(9)",
+        "trunkline_datasets ends the program with os._exit(9)",
     ),
     "hookinterrupts": (
         "@hookimpl\ndef trunkline_datasets():\n    raise KeyboardInterrupt",
