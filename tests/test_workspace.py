@@ -80,6 +80,11 @@ def test_no_version_path_leaves_the_adapters(
         Workspace(tmp_path).version_path(domain, name, number)
 
 
+def test_byte_order_mark_of_the_configuration_is_taken_off(tmp_path: Path) -> None:
+    (tmp_path / "trunkline.toml").write_text("\ufeff[gate]\nchampion_margin = 0\n", "utf-8")
+    assert Workspace(tmp_path).configuration.gate.champion_margin == 0
+
+
 @pytest.mark.parametrize("url", ["", " "])
 def test_an_empty_url_of_the_store_is_refused(tmp_path: Path, url: str) -> None:
     (tmp_path / "trunkline.toml").write_text(f'[store]\nurl = "{url}"\n')

@@ -202,10 +202,10 @@ def install_toy(folder: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool =
         The folder ``site``.
     """
     site = folder / "site"
-    _distribution(site, "toy", __name__)
+    write_distribution(site, "toy", __name__)
     if broken:
         (site / "trunkline_broken.py").write_text("import no_such_module\n")
-        _distribution(site, "broken", "trunkline_broken")
+        write_distribution(site, "broken", "trunkline_broken")
     monkeypatch.syspath_prepend(str(site))
     paths = (str(site), str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
@@ -213,7 +213,8 @@ def install_toy(folder: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool =
     return site
 
 
-def _distribution(site: Path, domain: str, module: str) -> None:
+def write_distribution(site: Path, domain: str, module: str) -> None:
+    """Write the metadata that makes a module on the path the plugin of a domain."""
     info = site / f"trunkline_{domain}-1.0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(

@@ -106,7 +106,7 @@ class Configuration:
         """
         path = root / CONFIGURATION_FILE
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             if path.is_symlink():
                 raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -76,6 +77,32 @@ def test_wrong_usage_exits_with_2(run: Run, args: tuple[str, ...], expected: str
     lines = [line for line in result.stderr.splitlines() if line.startswith(("Error", "Hint"))]
     assert [line.partition(":")[0] for line in lines] == ["Error", "Hint"]
     assert expected in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("predict", "toy/animals", "-20% on all shoes"), '`trunkline predict … -- "-2…"`'),
+        (("predict", "toy/animals", "--sale today--"), '-- "--sale today--"`'),
+        (("generate", "base", "- one\n- two"), '`trunkline generate … -- "- …"`'),
+        (("note", "run/1", "-done-"), '`trunkline note … -- "-d…"`'),
+    ],
+    ids=["percent", "long", "list", "note"],
+)
+def test_text_that_begins_with_a_dash_is_shown_the_way(
+    run: Run, args: tuple[str, ...], expected: str
+) -> None:
+    result = run(*args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Hint: If it is a text, put `--` before it: " in result.stderr
+    assert expected in result.stderr
+
+
+def test_text_after_two_dashes_is_taken(run: Run) -> None:
+    result = run("predict", "toy/animals", "--json", "--", "-20% on all shoes", "--top")
+    assert [answer["text"] for answer in json.loads(result.stdout)] == [
+        "-20% on all shoes", "--top",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,33 @@ def test_labels_come_from_a_file(bring: Import, tmp_path: Path) -> None:
     assert "classification: cat, wild, dog" in result.stdout
 
 
+def test_byte_order_mark_is_no_part_of_a_label(
+    bring: Import, workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.txt").write_bytes("\ufeffcase report\r\nréview\r\n".encode())
+    result = bring("--labels-file", str(tmp_path / "labels.txt"))
+    assert result.exit_code == 0
+    manifest = json.loads((workspace / "adapters/toy/kinds/1/trunkline.json").read_text())
+    assert manifest["task"]["labels"] == ["case report", "réview"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "labels.txt is empty"),
+        (b"cat\n\ndog\n", "Line 2 of labels.txt is empty"),
+        (b"cat\nd\xf6g\n", "iconv -f cp1252 -t utf-8"),
+    ],
+)
+def test_labels_file_that_is_not_clear_is_refused(
+    bring: Import, tmp_path: Path, data: bytes, message: str
+) -> None:
+    (tmp_path / "labels.txt").write_bytes(data)
+    result = bring("--labels-file", str(tmp_path / "labels.txt"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+
+
 def test_template_and_cleaning_stand_in_the_artifact(bring: Import, workspace: Path) -> None:
     bring("--template", "Kind: {text}", "--chat", "--clean", "strip,squeeze")
     manifest = json.loads((workspace / "adapters/toy/kinds/1/trunkline.json").read_text())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from cli_runner import invoke
+from toy_plugin import write_distribution
 from trunkline import plugins
 from trunkline.plugins import Finding, PluginInfo
 
@@ -159,6 +160,62 @@ def test_datasets_show_json_counts_the_labels(run: Run) -> None:
 
 def test_datasets_show_of_a_regression_names_the_unit(run: Run) -> None:
     assert "regression, in EUR" in run("datasets", "show", "toy/prices").stdout
+
+
+LONG_TEXTS = """
+from pathlib import Path
+
+from trunkline.contracts import DatasetSpec, Row
+from trunkline.data.readers import read_rows
+from trunkline.hookspecs import hookimpl
+
+TRUNKLINE_API = 1
+
+
+def read():
+    for row in read_rows(Path(__file__).with_suffix(".csv"), ["text", "kind"]):
+        yield Row(id=str(row.number), text=row["text"], target=row["kind"], group=row["text"])
+
+
+@hookimpl
+def trunkline_datasets():
+    yield DatasetSpec(
+        name="long/texts", description="long texts", task="classification", load=read,
+        license="CC0-1.0", source="made up", grouping="the text",
+    )
+"""
+
+
+@pytest.fixture
+def long_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with the plugin `long`, whose texts have wide and control characters."""
+    (tmp_path / "trunkline_long.py").write_text(LONG_TEXTS)
+    rows = (f'"{number}\n\x1b[2J{"冷 word " * 200}",{"ab"[number % 2]}\n' for number in range(40))
+    (tmp_path / "trunkline_long.csv").write_text("".join(["text,kind\n", *rows]))
+    write_distribution(tmp_path, "long", "trunkline_long")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("TRUNKLINE_LOAD_PLUGINS", "long")
+    monkeypatch.setenv("COLUMNS", "90")
+    return tmp_path
+
+
+def test_datasets_show_cuts_long_texts_to_the_terminal(long_texts: Path) -> None:
+    from rich.cells import cell_len
+
+    result = invoke("--workspace", str(long_texts), "datasets", "show", "long/texts")
+    assert result.exit_code == 0, result.output
+    examples = result.stdout.partition("\nExamples\n")[2].splitlines()
+    assert len(examples) == 6
+    assert 80 <= max(map(cell_len, examples)) <= 90
+    assert all("word" in line and "…" in line for line in examples[1:])
+    assert "\x1b" not in result.stdout
+
+
+def test_datasets_show_json_holds_the_texts_in_full(long_texts: Path) -> None:
+    data = json.loads(
+        invoke("--workspace", str(long_texts), "datasets", "show", "long/texts", "--json").stdout
+    )
+    assert all(len(row["text"]) > 1400 for row in data["examples"])
 
 
 def test_recipes_show_marks_what_differs_from_the_default(run: Run) -> None:

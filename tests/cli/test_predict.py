@@ -148,7 +148,7 @@ def test_predict_refuses_an_empty_row_before_anything_is_written(
 ) -> None:
     result = run("predict", "toy/animals", "--file", str(rows), "--out", str(tmp_path / "out"))
     assert result.exit_code == 1
-    assert "Row 2 of rows.csv has no text in 'text'" in result.stderr
+    assert "Row 2 (line 3) of rows.csv has no text in 'text'" in result.stderr
     assert "--skip-empty" in result.stderr
     assert list(tmp_path.iterdir()) == [rows]
 
@@ -157,6 +157,59 @@ def test_predict_skips_empty_rows_with_the_option(run: Run, rows: Path) -> None:
     result = run("predict", "toy/animals", "--file", str(rows), "--skip-empty")
     assert [json.loads(line)["row"] for line in result.stdout.splitlines()] == [1, 3]
     assert "Skipped 1 row" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", b"text,label\nfrozen pizza,GROCERY,\n", "Row 1 (line 2) of rows.csv has 3"),
+        ("rows.csv", b"id;text\n1;one\n", "add --delimiter ';'"),
+        ("rows.csv", b"text\nTiefk\xfchlpizza\n", "Add --encoding cp1252"),
+        ("rows.jsonl", b'{"text": "one"}\n{"text": "two}\n', "Line 2 of rows.jsonl is not JSON"),
+        ("rows.jsonl", b'{"text": "one", "text": "two"}\n', "the key 'text' occurs twice"),
+        ("rows.jsonl", b'{"text": {"a": 1}}\n', "Row 1 (line 1) of rows.jsonl has an object"),
+    ],
+)
+def test_predict_refuses_a_file_with_two_readings_in_one_sentence(
+    run: Run, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    result = run("predict", "toy/animals", "--file", str(path), "--skip-empty")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["Error", "Hint"]
+    assert message in result.stderr
+
+
+def test_predict_reads_another_encoding_and_delimiter_with_the_options(
+    run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes('id;text\n1;Tiefkühlpizza\n2;"12 Zoll\n'.encode("cp1252"))
+    options = ("--encoding", "cp1252", "--delimiter", ";", "--no-quoting")
+    result = run("predict", "toy/animals", "--file", str(path), *options)
+    texts = [json.loads(line)["text"] for line in result.stdout.splitlines()]
+    assert texts == ["Tiefkühlpizza", '"12 Zoll']
+
+
+def test_predict_reads_numbers_of_json_as_they_are_written(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": 7}\n{"text": 1.50}\n{"text": true}\n')
+    result = run("predict", "toy/animals", "--file", str(path))
+    texts = [json.loads(line)["text"] for line in result.stdout.splitlines()]
+    assert texts == ["7", "1.50", "true"]
+
+
+@pytest.mark.parametrize("option", [("--encoding", "cp1252"), ("--no-quoting",)], ids=str)
+def test_options_of_files_need_a_file(run: Run, option: tuple[str, ...]) -> None:
+    result = run("predict", "toy/animals", "a text", *option)
+    assert result.exit_code == 2
+    assert "needs --file" in result.stderr
+
+
+def test_byte_order_mark_on_stdin_is_taken_off(run: Run) -> None:
+    result = run("predict", "toy/animals", "-", "--json", input="\ufeffone\r\ntwo\r\n")
+    assert [answer["text"] for answer in json.loads(result.stdout)] == ["one", "two"]
 
 
 def test_generate_prints_the_text_alone(run: Run) -> None:

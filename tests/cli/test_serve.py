@@ -176,7 +176,7 @@ def test_row_that_the_server_refuses_is_named(ask: Run, tmp_path: Path) -> None:
     path.write_text("text\nshort\n" + "word " * 50_000 + "\n")
     result = ask("predict", "toy/animals", "--file", str(path))
     assert result.exit_code == 1
-    assert "Error: Row 2: The request's texts have" in result.stderr
+    assert "Error: Row 2 (line 3) of rows.csv: The request's texts have" in result.stderr
 
 
 @pytest.mark.parametrize(

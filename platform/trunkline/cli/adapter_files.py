@@ -306,11 +306,9 @@ def _labels(names: str | None, file: Path | None) -> tuple[str, ...]:
         raise UsageError("--labels and --labels-file can't be combined.", "Use one of them.")
     if file is None:
         return _split(names)
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{str(file)!r} is not UTF-8 text.", "Save it as UTF-8.") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    from trunkline.data.readers import read_entries
+
+    return read_entries(file)
 
 
 def _split(names: str | None) -> tuple[str, ...]:

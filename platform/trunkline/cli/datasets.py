@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from trunkline.cli.output import (
     print_fields,
     print_json,
     print_table,
+    shorten,
+    terminal_width,
 )
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
@@ -24,7 +27,7 @@ from trunkline.data.lengths import lengths_text
 from trunkline.files import output_file
 
 if TYPE_CHECKING:
-    from trunkline.contracts import DatasetSpec
+    from trunkline.contracts import DatasetSpec, Row
     from trunkline.data.lengths import LengthReport
     from trunkline.data.prepare import DatasetReport
 
@@ -152,10 +155,25 @@ def _print_report(report: DatasetReport, lengths: dict[str, LengthReport] | None
             fold=("label",),
         )
     heading("Examples")
+    _print_examples(report.examples)
+
+
+def _print_examples(rows: Sequence[Row]) -> None:
+    """Some rows, a line each, as wide as the terminal; --json prints them in full."""
+    from rich.cells import cell_len
+
+    heads = ("text", "target", "group")
+    columns = terminal_width() - 2 * (len(heads) - 1)
+    side = columns // 4
+    short = [(shorten(str(row.target), side), shorten(row.group, side)) for row in rows]
+    for cells in zip(heads[1:], *short, strict=True):
+        columns -= max(map(cell_len, cells))
     print_table(
-        ["text", "target", "group"],
-        [(row.text, row.target, row.group) for row in report.examples],
-        fold=("text", "target", "group"),
+        heads,
+        [
+            (shorten(row.text, columns), target, group)
+            for row, (target, group) in zip(rows, short, strict=True)
+        ],
     )
 
 

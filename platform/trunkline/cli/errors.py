@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from trunkline.errors import Interrupted, TrunklineError, one_line, reason_of
 from trunkline.process import ProcessExit
 
 INTERRUPTED = 130
+
+_OPTION = re.compile("--?[a-z][a-z0-9-]*")
+_QUOTED_TEXT = 40
 
 
 def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
@@ -110,7 +114,23 @@ def _report_usage(error: click.ClickException) -> None:
         if context and context.parent and error.option_name in _global_options(context):
             rest = path.removeprefix("trunkline ")
             hint = f"Put it before the command: `trunkline {error.option_name} … {rest} …`."
+        elif context and _may_be_text(context, error):
+            hint = f'If it is a text, put `--` before it: `{path} … -- "{_dashed(error)}"`.'
     _print_error(f"Error: {message}", hint)
+
+
+def _may_be_text(context: click.Context, error: click.NoSuchOption) -> bool:
+    """Whether an unknown option may be a text that begins with a dash."""
+    takes_arguments = any(isinstance(one, click.Argument) for one in context.command.params)
+    is_misspelt = bool(error.possibilities) and _OPTION.fullmatch(error.option_name)
+    return takes_arguments and not is_misspelt
+
+
+def _dashed(error: click.NoSuchOption) -> str:
+    """The beginning of the text; click reports two characters of a text with one dash."""
+    name = error.option_name
+    is_complete = name.startswith("--") and len(name) <= _QUOTED_TEXT
+    return name if is_complete else f"{name[:_QUOTED_TEXT]}…"
 
 
 def _suggest(names: list[str] | None) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _UNLIMITED = 100_000
+_NO_TERMINAL = 100
 _GAP = 2
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _TRAILING = re.compile(rf"(?: |{_STYLE.pattern})+$")
@@ -39,9 +40,12 @@ _READABLE = 10
 
 def width() -> int:
     """Columns of stdout; practically unlimited if it is not a terminal."""
-    if not sys.stdout.isatty():
-        return _UNLIMITED
-    return shutil.get_terminal_size().columns
+    return terminal_width() if sys.stdout.isatty() else _UNLIMITED
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; without one, the value of COLUMNS, or 100."""
+    return shutil.get_terminal_size((_NO_TERMINAL, 24)).columns
 
 
 def print_json(value: Any) -> None:
@@ -214,6 +218,16 @@ def note(text: str) -> None:
 def printable(line: str) -> str:
     """Escape control characters, so that text from users and files can't control the terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
+def shorten(text: str, columns: int) -> str:
+    """A text on one line, without control characters, cut to a number of columns with ``…``."""
+    from rich.cells import cell_len, set_cell_size
+
+    line = printable(" ".join(text[: 4 * columns].split()))
+    if cell_len(line) <= columns and len(text) <= 4 * columns:
+        return line
+    return f"{set_cell_size(line, columns - 1).rstrip()}…"
 
 
 def figure(value: float, sign: bool = False) -> str:

@@ -13,6 +13,7 @@ import click
 
 from trunkline.cli.client import TRUNCATED, Client, Model, open_client
 from trunkline.cli.command import Command, Example
+from trunkline.cli.file_options import file_options, parse_file_options, read_stdin
 from trunkline.cli.output import counted, figure, json_option, note, plain, print_json, print_table
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options, url_option
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 @click.option(
     "--column", metavar="NAME", default="text", show_default=True, help="The file's text column."
 )
+@file_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -75,6 +77,7 @@ def predict(
     column: str,
     out: Path | None,
     skip_empty: bool,
+    reading: dict[str, Any],
     top: int,
     url: str | None,
     as_json: bool,
@@ -86,8 +89,9 @@ def predict(
             f'`trunkline predict {ref} "a text"` or `trunkline predict {ref} --file rows.csv`',
         )
     _check_out(out, file)
+    file_format = parse_file_options(reading, has_file=file is not None)
     if texts == ("-",):
-        texts = tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
+        texts = tuple(line for line in read_stdin().split("\n") if line.strip())
         if not texts:
             raise UsageError("No text arrived on stdin.", "Send one text per line.")
     with open_client(options, url) as client:
@@ -96,7 +100,7 @@ def predict(
         if file is not None:
             from trunkline.data.readers import open_texts
 
-            rows = open_texts(file, column, skip_empty=skip_empty)
+            rows = open_texts(file, column, skip_empty=skip_empty, options=file_format)
             _predict_file(client, client.resolve(ref), rows, out, top)
             return
         answers = client.predict(client.resolve(ref), texts)
@@ -211,7 +215,7 @@ def _predict_batch(client: Client, model: Model, batch: Sequence[TextRow]) -> li
             try:
                 client.predict(model, [row.text])
             except (DataError, TooLargeError) as error:
-                raise DataError(f"Row {row.number}: {error.message}", error.hint) from error
+                raise DataError(f"{row.place}: {error.message}", error.hint) from error
         raise
 
 
@@ -265,7 +269,7 @@ def generate(
 ) -> None:
     """Generate text with an adapter, or with the bare `base`; the prompt `-` reads stdin."""
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = read_stdin()
     with open_client(options, url) as client:
         answer = client.generate(client.resolve(ref), prompt, sampling)
     if as_json:

@@ -1,0 +1,31 @@
+"""Read the files that users bring: CSV, TSV, JSON lines, JSON and Parquet, texts as written.
+
+:func:`read_rows` streams the rows of a file with their numbers, :func:`read_columns` reads the
+names of its columns, and :func:`open_texts` checks one column before anything is computed. Nothing
+infers a type, and a file that can be read in two ways is refused. Plugins may import this package.
+"""
+
+from trunkline.data.readers.files import (
+    FORMATS,
+    TextFile,
+    TextRow,
+    open_texts,
+    read_columns,
+    read_rows,
+)
+from trunkline.data.readers.options import FileOptions
+from trunkline.data.readers.rows import FileRow
+from trunkline.data.readers.text import decode_text, read_entries
+
+__all__ = [
+    "FORMATS",
+    "FileOptions",
+    "FileRow",
+    "TextFile",
+    "TextRow",
+    "decode_text",
+    "open_texts",
+    "read_columns",
+    "read_entries",
+    "read_rows",
+]

@@ -1,0 +1,227 @@
+"""Open a file by its suffix, stream its rows, and check a column of texts.
+
+A file is read twice, once to check it before anything is computed and once for the texts. Rows
+are streamed, so memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from trunkline.data.readers.delimited import DelimitedFile
+from trunkline.data.readers.json_rows import JsonFile
+from trunkline.data.readers.options import FileOptions
+from trunkline.data.readers.parquet_rows import ParquetFile
+from trunkline.data.readers.rows import FileRow, missing_column
+from trunkline.errors import DataError, NotFoundError, UsageError
+
+FORMATS = {
+    ".csv": "CSV",
+    ".tsv": "TSV",
+    ".jsonl": "JSON lines",
+    ".ndjson": "JSON lines",
+    ".json": "JSON",
+    ".parquet": "Parquet",
+}
+BATCH_ROWS = 256
+
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+
+
+class RowFile(Protocol):
+    """A file of one format."""
+
+    def columns(self) -> tuple[str, ...]:
+        """The names of its columns; in JSON, those of the first rows."""
+
+    def rows(self, columns: Sequence[str] | None) -> Iterator[FileRow]:
+        """Stream the rows, with these columns or all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """The text of a row.
+
+    Attributes:
+        number: of the row, counted from 1 without the header.
+        place: where it is, as the start of a sentence.
+    """
+
+    number: int
+    text: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """One column of a file that was checked by :func:`open_texts`.
+
+    Attributes:
+        path: the file.
+        column: the column that holds the texts.
+        rows: how many rows have a text.
+        empty: how many do not.
+        options: how the file is read.
+    """
+
+    path: Path
+    column: str
+    rows: int
+    empty: int
+    options: FileOptions
+    _state: tuple[int, ...] = field(repr=False)
+
+    def batches(self) -> Iterator[list[TextRow]]:
+        """The rows that have a text, at most :data:`BATCH_ROWS` at a time.
+
+        Raises:
+            DataError: the file was changed after it was checked.
+        """
+        texts = (row for row in _texts(self.path, self.column, self.options) if row.text.strip())
+        while batch := list(islice(texts, BATCH_ROWS)):
+            self._check_unchanged()
+            yield batch
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        if _state(self.path) != self._state:
+            raise DataError(
+                f"{self.path.name} was changed while it was read.", "Run the command again."
+            )
+
+
+def read_rows(
+    path: Path, columns: Sequence[str] | None = None, options: FileOptions | None = None
+) -> Iterator[FileRow]:
+    """Stream the rows of a file, with texts as they are written: ``NA`` and ``007`` stay so.
+
+    Args:
+        path: a file with one of the suffixes of :data:`FORMATS`.
+        columns: read these; the others may hold anything. By default all.
+        options: encoding, delimiter and quoting.
+
+    Raises:
+        NotFoundError: there is no such file or column. In JSON, where rows have keys of their own,
+            a missing column is raised after the last row.
+        UsageError: the suffix is of no known format, or an option does not apply to it.
+        DataError: the file can't be read, or can be read in two ways; names the row or the line.
+    """
+    return _open(path, options or FileOptions()).rows(columns)
+
+
+def read_columns(path: Path, options: FileOptions | None = None) -> tuple[str, ...]:
+    """The names of a file's columns, read from its beginning.
+
+    Raises:
+        NotFoundError, UsageError, DataError: as :func:`read_rows`.
+    """
+    return _open(path, options or FileOptions()).columns()
+
+
+def open_texts(
+    path: Path, column: str, *, skip_empty: bool, options: FileOptions | None = None
+) -> TextFile:
+    """Check every row of a file and count the texts.
+
+    Args:
+        path: CSV, TSV, JSON lines, JSON or Parquet, by its suffix.
+        column: the column that holds the texts.
+        skip_empty: count rows without a text instead of refusing the file.
+        options: encoding, delimiter and quoting.
+
+    Raises:
+        NotFoundError: there is no such file or column; names the nearest column.
+        UsageError: the suffix is of no known format, or an option does not apply to it.
+        DataError: the file can't be read, has no rows, or a row has no text.
+    """
+    options = options or FileOptions()
+    file = _open(path, options)
+    state = _state(path)
+    rows = empty = 0
+    for row in file.rows([column]):
+        if (row.values[column] or "").strip():
+            rows += 1
+        elif skip_empty:
+            empty += 1
+        else:
+            if column not in (columns := file.columns()):
+                raise missing_column(path.name, column, columns)
+            raise DataError(
+                f"{row.place} has no text in {column!r}.",
+                "Add --skip-empty to leave such rows out.",
+            )
+    if not rows:
+        reason = f"no row with a text in {column!r}" if empty else "no rows"
+        raise DataError(f"{path.name} has {reason}.", "Add rows to the file.")
+    return TextFile(path, column, rows, empty, options, state)
+
+
+def _texts(path: Path, column: str, options: FileOptions) -> Iterator[TextRow]:
+    for row in _open(path, options).rows([column]):
+        yield TextRow(row.number, row.values[column] or "", row.place)
+
+
+def _open(path: Path, options: FileOptions) -> RowFile:
+    _check_file(path)
+    suffix = path.suffix.lower()
+    kind = FORMATS.get(suffix)
+    if kind is None:
+        raise _unknown_suffix(path)
+    if kind in ("CSV", "TSV"):
+        return DelimitedFile(path, options, "\t" if kind == "TSV" else ",")
+    if (options.delimiter, options.quoting) != (None, None):
+        option = "--delimiter" if options.delimiter is not None else "--quoting"
+        raise UsageError(
+            f"{option} applies to CSV and TSV, and {path.name} is {kind}.", f"Leave out {option}."
+        )
+    if kind != "Parquet":
+        return JsonFile(path, options, by_line=kind == "JSON lines")
+    if options.encoding is not None:
+        raise UsageError(
+            f"--encoding applies to text files, and {path.name} is Parquet.",
+            "Leave out --encoding.",
+        )
+    return ParquetFile(path)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise UsageError(f"{str(path)!r} is a folder.", "Give the path of one file.")
+    if str(path) == "-" or path.exists():
+        raise UsageError(
+            f"{str(path)!r} is not a regular file, and the rows are read twice.",
+            "Save them in a file, and name that.",
+        )
+    raise NotFoundError(f"There is no file {str(path)!r}.", "Give the path of the rows.")
+
+
+def _unknown_suffix(path: Path) -> UsageError:
+    suffix = path.suffix.lower()
+    if suffix in _PACKED:
+        return UsageError(
+            f"{path.name!r} is compressed, which is not read.",
+            "Unpack it first, and name the file that was in it.",
+        )
+    if suffix in _WORKBOOKS:
+        return UsageError(
+            f"{path.name!r} is a workbook, which is not read.", "Save the sheet as CSV UTF-8."
+        )
+    return UsageError(
+        f"{path.name!r} has no known suffix.",
+        f"Rename it to end in one of: {', '.join(FORMATS)}.",
+    )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced."""
+    status = os.stat(path)
+    return (status.st_ino, status.st_size, status.st_mtime_ns, stat.S_IFMT(status.st_mode))

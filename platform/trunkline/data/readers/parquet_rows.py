@@ -1,0 +1,116 @@
+"""Rows of Parquet files. The columns that are read must hold strings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from trunkline.data.readers.rows import FileRow, missing_column, row_place, wrong_value
+from trunkline.errors import DataError, one_line
+
+_BATCH_ROWS = 256
+_BUFFER_BYTES = 1 << 20
+_MAX_REASON = 200
+
+
+class ParquetFile:
+    """A Parquet file; pyarrow is imported when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def columns(self) -> tuple[str, ...]:
+        """The names of its columns."""
+        with self._open() as file:
+            return tuple(file.schema_arrow.names)
+
+    def rows(self, columns: Sequence[str] | None) -> Iterator[FileRow]:
+        """Stream the rows by row group, with these columns or all."""
+        from pyarrow import ArrowException
+
+        name = self._path.name
+        with self._open() as file:
+            names = list(file.schema_arrow.names)
+            wanted = list(dict.fromkeys(names if columns is None else columns))
+            for column in wanted:
+                self._check_column(file.schema_arrow, column)
+            number = 0
+            try:
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
+                    texts = {
+                        column: self._texts(batch.column(column), column, number)
+                        for column in wanted
+                    }
+                    for index in range(batch.num_rows):
+                        number += 1
+                        values = {column: texts[column][index] for column in wanted}
+                        yield FileRow(name, number, None, values)
+            except (ArrowException, OSError) as error:
+                raise self._unreadable(error) from error
+
+    def _open(self) -> Any:
+        from pyarrow import ArrowException, parquet
+
+        try:
+            return parquet.ParquetFile(self._path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        except (ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+
+    def _check_column(self, schema: Any, column: str) -> None:
+        places = schema.get_all_field_indices(column)
+        if not places:
+            raise missing_column(self._path.name, column, schema.names)
+        if len(places) > 1:
+            raise DataError(
+                f"{self._path.name} has {len(places)} columns {column!r}.", "Rename one of them."
+            )
+        kind = schema.field(places[0]).type
+        if not _is_text(kind):
+            raise wrong_value(
+                row_place(self._path.name, 1, None),
+                column,
+                f"{kind}",
+                "Write the column as strings: how its values should read is yours to choose.",
+            )
+
+    def _texts(self, values: Any, column: str, before: int) -> list[str | None]:
+        """The texts of a batch.
+
+        Raises:
+            DataError: a value is not UTF-8; names its row.
+        """
+        try:
+            return values.to_pylist()
+        except UnicodeDecodeError:
+            for number, value in enumerate(values, start=before + 1):
+                try:
+                    value.as_py()
+                except UnicodeDecodeError as error:
+                    place = row_place(self._path.name, number, None)
+                    raise DataError(
+                        f"{place} has bytes in {column!r} that are not UTF-8.",
+                        "Decode them before you write the file.",
+                    ) from error
+            raise
+
+    def _unreadable(self, error: Exception) -> DataError:
+        reason = " ".join(one_line(error).split())[:_MAX_REASON]
+        return DataError(
+            f"{self._path.name} can't be read as Parquet: {reason}.",
+            "Check that it is complete and a Parquet file.",
+        )
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether values of a type are texts or missing."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return (
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_string_view(kind)
+        or types.is_null(kind)
+    )

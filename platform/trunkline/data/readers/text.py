@@ -1,0 +1,288 @@
+"""Decode a text file strictly: lines with their numbers, and errors that name line and encoding."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Self
+
+from trunkline.data.readers.guess import guess_encoding, guess_utf16, is_mostly_utf8
+from trunkline.errors import DataError
+
+MAX_CHARACTERS = 1 << 24
+"""The longest line, field or JSON object. A file with a longer one is damaged or of another
+format, and reading on would fill the memory."""
+
+_HEAD_BYTES = 1 << 12
+_CHUNK_BYTES = 1 << 16
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with the mark of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_UNPACK = "Unpack it first, and name the file that was in it."
+_EXPORT = "Export the rows as CSV in UTF-8."
+_BINARY_FORMATS = (
+    (b"\x1f\x8b", "gzip", _UNPACK),
+    (b"BZh9", "bzip2", _UNPACK),
+    (b"\xfd7zXZ", "xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "Zstandard", _UNPACK),
+    (b"7z\xbc\xaf", "7-Zip", _UNPACK),
+    (b"PK\x03\x04", "zip or Excel", "Unpack it, or save the sheet as CSV UTF-8."),
+    (b"\xd0\xcf\x11\xe0", "old Excel or Office", "Save the sheet as CSV UTF-8."),
+    (b"PAR1\x15", "Parquet", "Rename it to end in .parquet."),
+    (b"ARROW1\0\0", "Arrow", "Write the rows as Parquet or JSON lines."),
+    (b"SQLite format 3", "SQLite", _EXPORT),
+    (b"%PDF-", "PDF", _EXPORT),
+)
+
+
+class TextReader:
+    """The decoded text of a file, by lines or in chunks.
+
+    A byte order mark decides the encoding and is taken off. Without one, it is the encoding that
+    was given, or UTF-8; nothing is guessed.
+
+    Args:
+        name: names the file in errors.
+        open_bytes: opens the file; called again after an error, to locate it.
+        encoding: canonical name of an encoding, or None.
+        newline: as in :func:`open`; lines end in LF, CRLF or CR in either case.
+        has_option: whether the caller's user can choose the encoding; errors advise it.
+
+    Attributes:
+        line: the number of the last line read, counted from 1.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        open_bytes: Callable[[], BinaryIO],
+        *,
+        encoding: str | None = None,
+        newline: Literal[""] | None = None,
+        has_option: bool = True,
+    ) -> None:
+        self.name = name
+        self.line = 0
+        self._open_bytes = open_bytes
+        self._has_option = has_option
+        stream = open_bytes()
+        try:
+            head = stream.read(_HEAD_BYTES)
+            self._mark, self._encoding = self._resolve_encoding(head, encoding)
+            stream.seek(self._mark)
+            self._stream = io.TextIOWrapper(stream, encoding=self._encoding, newline=newline)
+        except BaseException:
+            stream.close()
+            raise
+
+    @classmethod
+    def of_file(
+        cls, path: Path, encoding: str | None = None, *, newline: Literal[""] | None = None
+    ) -> Self:
+        """Read a file whose encoding a user can choose."""
+        return cls(path.name, lambda: path.open("rb"), encoding=encoding, newline=newline)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self.readline():
+            yield line
+
+    def readline(self) -> str:
+        """The next line with its ending; empty at the end of the file.
+
+        Raises:
+            DataError: it is not in the encoding, too long, or has a NUL character.
+        """
+        try:
+            line = self._stream.readline(MAX_CHARACTERS)
+        except UnicodeError as error:
+            raise self._undecodable(error) from error
+        if not line:
+            return line
+        self.line += 1
+        if self.line == 1:
+            line = line.lstrip("\ufeff")  # of an encoding without a mark of its own
+        if len(line) >= MAX_CHARACTERS:
+            raise DataError(
+                f"Line {self.line} of {self.name} has more than {MAX_CHARACTERS:,} characters.",
+                "Check that the file is of the format that its suffix names.",
+            )
+        self._check_characters(line)
+        return line
+
+    def read(self, size: int) -> str:
+        """The next characters, at most ``size``; empty at the end of the file.
+
+        Raises:
+            DataError: they are not in the encoding.
+        """
+        try:
+            return self._stream.read(size)
+        except UnicodeError as error:
+            raise self._undecodable(error) from error
+
+    def _resolve_encoding(self, head: bytes, encoding: str | None) -> tuple[int, str]:
+        """The length of the byte order mark, and the encoding of what follows."""
+        for magic, kind, cure in _BINARY_FORMATS:
+            if head.startswith(magic):
+                raise DataError(f"{self.name} holds {kind} data, not text.", cure)
+        for mark, marked in _MARKS:
+            if head.startswith(mark):
+                if encoding is None or marked.startswith(encoding):
+                    return len(mark), marked
+                raise DataError(
+                    f"{self.name} begins with the byte order mark of {marked}, not of {encoding}.",
+                    "Leave out --encoding.",
+                )
+        if encoding in ("utf-16", "utf-32"):
+            raise DataError(
+                f"{self.name} has no byte order mark, so {encoding} can be read in two ways.",
+                f"Name {encoding}-le or {encoding}-be; Windows writes {encoding}-le.",
+            )
+        if encoding is None and (wide := guess_utf16(head)) is not None:
+            raise DataError(f"{self.name} is UTF-16 without a byte order mark.", self._advice(wide))
+        return 0, encoding or "utf-8"
+
+    def _check_characters(self, line: str) -> None:
+        if "\0" in line:
+            raise DataError(
+                f"Line {self.line} of {self.name} has a NUL character.",
+                "Check that it is a text file, and its encoding.",
+            )
+        if self.line > 1 and line.startswith("\ufeff"):
+            raise DataError(
+                f"Line {self.line} of {self.name} begins with a byte order mark: two files were "
+                "joined.",
+                "Remove the mark, and a second header.",
+            )
+        if self._encoding == "utf-8" and "\x1b$" in line:
+            raise DataError(
+                f"Line {self.line} of {self.name} has the escape sequences of iso2022_jp.",
+                self._advice("iso2022_jp"),
+            )
+
+    def _advice(self, encoding: str) -> str:
+        if self._has_option:
+            return f"Add --encoding {encoding}, or FileOptions(encoding={encoding!r}) in Python."
+        return f"Convert it: iconv -f {encoding} -t utf-8."
+
+    def _undecodable(self, error: UnicodeError) -> DataError:
+        """The error for bytes that are not in the encoding, with line and likely encoding."""
+        place = _locate(self._open_bytes, self._mark, self._encoding)
+        if place is None:
+            return DataError(f"{self.name} can't be decoded: {error}.", None)
+        line, byte, sample = place
+        message = f"Line {line} of {self.name} is not {self._encoding.upper()}: byte 0x{byte:02X}."
+        if self._encoding == "utf-8":
+            if is_mostly_utf8(sample):
+                return DataError(message, "What is around it is UTF-8: correct this line.")
+            if (guess := guess_encoding(sample)) is not None:
+                advice = self._advice(guess.encoding)
+                return DataError(message, f"If {guess.excerpt!r} reads well: {advice}")
+        if self._has_option:
+            return DataError(message, "Name its encoding with --encoding, or save it as UTF-8.")
+        return DataError(message, "Save it as UTF-8.")
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Decode bytes that are UTF-8, or have a byte order mark.
+
+    Args:
+        name: names them in errors.
+
+    Raises:
+        DataError: they are in another encoding; names the likely one.
+    """
+    reader = TextReader(name, lambda: io.BytesIO(data), has_option=False)
+    with reader:
+        return "".join(reader)
+
+
+def read_entries(path: Path) -> tuple[str, ...]:
+    """The lines of a file, such as labels, without blanks around them.
+
+    Raises:
+        DataError: the file is not UTF-8 text, has no entries, or an empty line between two.
+    """
+    entries: list[str] = []
+    blank = 0
+    with TextReader(path.name, lambda: path.open("rb"), has_option=False) as reader:
+        for line in reader:
+            if not (entry := line.strip()):
+                blank = blank or reader.line
+                continue
+            if blank:
+                raise DataError(
+                    f"Line {blank} of {path.name} is empty.", "Remove the line, or fill it."
+                )
+            entries.append(entry)
+    if not entries:
+        raise DataError(f"{path.name} is empty.", "Write one entry per line.")
+    return tuple(entries)
+
+
+def _locate(
+    open_bytes: Callable[[], BinaryIO], mark: int, encoding: str
+) -> tuple[int, int, bytes] | None:
+    """The line and the first byte of what is not in the encoding, and the bytes around it."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    counter = _LineCounter()
+    with open_bytes() as stream:
+        position = stream.seek(mark)
+        while True:
+            chunk = stream.read(_CHUNK_BYTES)
+            try:
+                counter.add(decoder.decode(chunk, final=not chunk))
+            except UnicodeDecodeError as error:
+                pending = len(error.object) - len(chunk)
+                counter.add(bytes(error.object[: error.start]).decode(encoding, "replace"))
+                start = position - pending + error.start
+                sample = _lines_around(stream, start, mark)
+                return counter.line, error.object[error.start], sample
+            except UnicodeError:
+                return None
+            position += len(chunk)
+            if not chunk:
+                return None
+
+
+class _LineCounter:
+    """Count lines that end in LF, CRLF or CR, over chunks."""
+
+    def __init__(self) -> None:
+        self.line = 1
+        self._after_cr = False
+
+    def add(self, text: str) -> None:
+        self.line += text.count("\n") + text.count("\r") - text.count("\r\n")
+        self.line -= self._after_cr and text.startswith("\n")
+        if text:
+            self._after_cr = text.endswith("\r")
+
+
+def _lines_around(stream: BinaryIO, position: int, mark: int) -> bytes:
+    """About 64 KiB around a position, from the start of a line."""
+    start = max(mark, position - _CHUNK_BYTES // 2)
+    stream.seek(start)
+    sample = stream.read(_CHUNK_BYTES)
+    if start > mark:
+        line_start = sample.find(b"\n", 0, position - start) + 1
+        sample = sample[line_start:]
+    return sample
