@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trunkline.errors import UsageError
+from trunkline.redaction import redact
 from trunkline.settings import Settings as Settings
 from trunkline.settings import check_value, checks_field_names, is_finite
 
@@ -122,6 +123,10 @@ class DatasetSpec:
     labels: tuple[str, ...] = ()
     validation_share: float = 0.1
     test_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, str):
+            object.__setattr__(self, "source", redact(self.source))
 
 
 @checks_field_names

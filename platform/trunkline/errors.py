@@ -1,8 +1,8 @@
 """The errors that users can cause: a message, a hint, and an exit code or HTTP status.
 
 The command line prints ``Error: <message>`` and ``Hint: <hint>`` and exits with
-:attr:`TrunklineError.exit_code`; a traceback appears only under ``--debug``. This module imports
-nothing else of Trunkline.
+:attr:`TrunklineError.exit_code`; a traceback appears only under ``--debug``. Secrets never appear
+in a message or a hint: see :mod:`trunkline.redaction`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from trunkline.process import ProcessExit, exits_refused
+from trunkline.redaction import redact
 
 
 class TrunklineError(Exception):
@@ -34,9 +35,10 @@ class TrunklineError(Exception):
     param: str | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        message = redact(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else redact(hint)
 
 
 class UsageError(TrunklineError):
@@ -210,12 +212,14 @@ class DeadlineError(TrunklineError):
 
 
 def one_line(error: BaseException, *, with_type: bool = False) -> str:
-    """The first line of an exception's message, without a final period.
+    """The first line of an exception's message, without a final period and without secrets.
 
     Args:
         with_type: put the name of the exception's class first: ``ValueError: bad digit``.
     """
-    text = error.message if isinstance(error, TrunklineError) else _text(error)
+    text = (
+        error.message if isinstance(error, TrunklineError) else redact(_text(error), foreign=True)
+    )
     name = type(error).__name__
     lines = text.strip().splitlines()
     if not lines:
@@ -226,7 +230,7 @@ def one_line(error: BaseException, *, with_type: bool = False) -> str:
 
 def reason_of(error: BaseException) -> str:
     """An ``OSError``'s reason without its number and path; else :func:`one_line`."""
-    return getattr(error, "strerror", None) or one_line(error)
+    return redact(getattr(error, "strerror", None) or one_line(error), foreign=True)
 
 
 def _text(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from trunkline.errors import UsageError
+from trunkline.redaction import HIDDEN, redact
 
 BASE = "base"
 """The name of the bare base, accepted where a model is named; it is not a ref."""
@@ -150,10 +151,13 @@ def check_digest(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """``value`` quoted for an error: shortened, and in ASCII to reveal look-alike characters."""
+    """``value`` quoted for an error: in ASCII, to reveal look-alike characters, shortened, and
+    without secrets."""
     if not isinstance(value, str):
         return ascii(value)[:_SHOWN]
-    return ascii(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!a}…"
+    value = redact(value)
+    quoted = ascii(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!a}…"
+    return quoted.replace(ascii(HIDDEN)[1:-1], HIDDEN)
 
 
 def _check_selector(text: str) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,9 +35,13 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.errors import UsageError
+from trunkline.redaction import HIDDEN, redact_url, remember_options, remember_url
 from trunkline.refs import Ref, shown
 
 CONFIGURATION_FILE = "trunkline.toml"
+
+_BUCKET_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "oss"})
+_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?:/[^/]|[^/\\]*@)")
 
 _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "store": {"url": (str,), "options": (dict,)},
@@ -56,8 +61,8 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
 class StoreSettings:
     """Where artifacts are stored; ``url`` is None for the workspace's own ``adapters/``."""
 
-    url: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    url: str | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,9 @@ class Configuration:
         store = dict(tables.get("store", {}))
         if url := os.environ.get("TRUNKLINE_STORE"):
             store["url"] = url
+        if url := store.get("url"):
+            store["url"] = _check_store_url(url.strip()) or None
+        remember_options(store.get("options"))
         signatures = tables.get("signatures", {})
         keys = tuple(root / key for key in signatures.get("keys", ()))
         return cls(
@@ -226,6 +234,42 @@ def cache_folder() -> Path:
     return parent / "trunkline"
 
 
+def _check_store_url(url: str) -> str:
+    """Refuse a store's URL that can't be read in one way only, without quoting its credentials."""
+    remember_url(url)
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        if _ONE_SLASH.match(url):
+            raise UsageError(
+                f"The store's URL {redact_url(url)!r} has no '//' after its scheme.",
+                "Write for example s3://bucket/folder; a folder is written ./name.",
+            )
+        return url
+    authority = rest.partition("/")[0]
+    protocol = scheme.rpartition("::")[2]
+    in_bucket = "@" in authority or (":" in authority and not authority.startswith("arn:"))
+    if protocol in _BUCKET_SCHEMES and in_bucket:
+        raise UsageError(
+            f"The store's URL {redact_url(url)!r} has something else than a bucket's name after "
+            "'//': credentials can't be part of it.",
+            "Write s3://bucket/folder, and give the credentials in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), in a profile, or in [store.options].",
+        )
+    port = authority.rpartition("@")[2].rpartition("]")[2].partition(":")[2]
+    if port and not port.isdigit() and not authority.startswith("arn:"):
+        raise UsageError(
+            f"The store's URL {redact_url(url)!r} has a port that is not a number.",
+            "Write %3A, %2F, %3F and %23 for ':', '/', '?' and '#' in the user and the password.",
+        )
+    if rest.rpartition("@")[0].count("@"):
+        raise UsageError(
+            f"The store's URL {redact_url(url)!r} has more than one '@', so its password can't be "
+            "told from its host.",
+            "Write %40 for an '@' in the user, the password or the path.",
+        )
+    return url
+
+
 def _check_tables(tables: Mapping[str, Any], path: Path) -> None:
     for table, values in tables.items():
         types = _TABLES.get(table)
@@ -244,7 +288,8 @@ def _check_value(path: Path, table: str, key: str, value: Any) -> None:
         raise UsageError(
             f"{path}: [{table}] has an unknown key {key!r}.", f"The keys are: {', '.join(types)}."
         )
-    place = f"{path}: [{table}] {key} = {value!r}"
+    shown_value = HIDDEN if table == "store" else repr(value)
+    place = f"{path}: [{table}] {key} = {shown_value}"
     if type(value) not in types[key]:
         raise UsageError(
             f"{place} has the wrong type.",

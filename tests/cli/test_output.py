@@ -15,7 +15,7 @@ import pytest
 
 from trunkline.cli import output
 from trunkline.cli.eval import print_evaluation_report
-from trunkline.cli.progress import Lines, stop_on_interrupt
+from trunkline.cli.progress import Lines, Live, Pace, stop_on_interrupt
 from trunkline.evaluation.intervals import Estimate
 from trunkline.evaluation.report import EvaluationReport
 
@@ -262,6 +262,82 @@ def test_plain_progress_prints_rate_and_time_left_of_a_resumed_training(
     clock.now = 4.0
     lines.progress(501, 1000, {})
     assert _stderr_lines(capsys) == ["  501 of 1,000, 4.0 s/step, 33 min 16 s left"]
+
+
+def test_time_left_follows_the_recent_pace() -> None:
+    pace = Pace("steps", 0.0)
+    now = 0.0
+    for done in range(1, 11):
+        now += 20.0
+        slow = pace.at(now, done, 100)
+    assert slow == ["20.0 s/step", "30 min 0 s left"]
+    for done in range(11, 61):
+        now += 1.0
+        fast = pace.at(now, done, 100)
+    assert fast == ["1.0 steps/s", "40 s left"]
+
+
+def test_time_left_of_steps_that_take_long_is_that_of_the_last_few() -> None:
+    pace = Pace("steps", 0.0)
+    now = 0.0
+    for done, seconds in enumerate([100.0, 100.0, *[40.0] * 6], 1):
+        now += seconds
+        texts = pace.at(now, done, 10)
+    assert texts == ["40.0 s/step", "1 min 20 s left"]
+
+
+def test_pauses_are_part_of_the_time_left_but_not_of_the_pace() -> None:
+    pace = Pace("steps", 0.0)
+    now = 0.0
+    for done in range(1, 21):
+        now += 1.0
+        texts = pace.at(now, done, 40)
+        if done % 10 == 0 and done < 20:
+            pace.pause(now)
+            now += 20.0
+            pace.resume(now)
+    assert texts == ["1.0 steps/s", "40 s left"]
+
+
+def test_stage_that_goes_on_after_another_keeps_its_pace(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    lines = Lines(clock=clock)
+    lines.stage("training")
+    for done, validation in ((1, 1.0), (2, 1.0), (3, 9.0), (4, 1.0)):
+        clock.now += 4.0
+        lines.progress(done, 8, {})
+        lines.stage("validating")
+        clock.now += validation
+        lines.stage("training")
+    lines.stage("evaluating")
+    lines.close()
+    assert _stderr_lines(capsys) == [
+        "training",
+        "  1 of 8, 4.0 s/step, 28 s left",
+        "validating",
+        "  2 of 8, 4.0 s/step, 27 s left",
+        "  3 of 8, 4.0 s/step, 23 s left",
+        "  4 of 8, 4.0 s/step, 27 s left",
+        "validating",
+        "evaluating",
+    ]
+
+
+def test_live_progress_of_interrupted_stages_ends_with_their_total_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    live = Live(clock=clock)
+    for name in ("reading data", "training", "validating", "training", "evaluating"):
+        live.stage(name)
+        clock.now += 4.0
+        if name == "training":
+            live.progress(int(clock.now), 20, {"loss": 1.0})
+    live.close()
+    printed = [line for line in _stderr_lines(capsys) if line.endswith(" s")]
+    assert printed == ["reading data  4.0 s", "training  8.0 s", "evaluating  4.0 s"]
 
 
 def test_interrupt_outside_the_steps_stops_after_the_stage(

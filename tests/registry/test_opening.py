@@ -190,10 +190,17 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["registry.db", "", "nosuch://x/y", "sqlite+nosuch:///x", "postgresql://host:port/x"]
+    ("text", "problem"),
+    [
+        ("registry.db", "names neither SQLite nor PostgreSQL"),
+        ("", "names neither SQLite nor PostgreSQL"),
+        ("nosuch://x/y", "names neither SQLite nor PostgreSQL"),
+        ("sqlite+nosuch:///x", "can't be used"),
+        ("postgresql://host:port/x", "port that is not a number"),
+    ],
 )
-def test_an_invalid_url_is_refused(text: str) -> None:
-    with pytest.raises(RegistryError, match="names neither SQLite nor PostgreSQL") as caught:
+def test_an_invalid_url_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(RegistryError, match=problem) as caught:
         Registry.open(text)
     assert "postgresql://" in (caught.value.hint or "")
 
@@ -361,6 +368,18 @@ def test_a_password_among_a_url_s_options_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(RegistryError) as caught:
         Registry.open(f"postgresql://user@/registry?host={tmp_path}&password=secret")
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("user", ["a/b/c", "p%ss", "p#s?s", "p ss", "ü"])
+def test_an_unusual_password_reaches_the_server(user: str) -> None:
+    from sqlalchemy import make_url as parse
+
+    from trunkline.registry.engine import connect
+
+    engines = connect(f"postgresql://me:{user}@host/db", create=False, busy_seconds=1)
+    assert engines.url == parse(f"postgresql://me:{user}@host/db")
+    assert engines.url.password == user
+    assert engines.where == "postgresql://…@host/db"
 
 
 def test_a_missing_database_is_an_error() -> None:

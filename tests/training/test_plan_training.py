@@ -8,7 +8,7 @@ import pytest
 
 from trunkline.api import Platform
 from trunkline.errors import DataError, NotFoundError, UsageError
-from workbench import TrainedAdapter
+from workbench import RECIPES, TrainedAdapter
 
 
 def test_plan_gives_steps_tokens_and_size(platform: Platform) -> None:
@@ -33,16 +33,19 @@ def test_adapter_size_is_about_that_of_the_artifact(
     assert planned < written < planned + 10_000
 
 
-def test_time_is_unknown_before_a_run(platform: Platform) -> None:
-    assert platform.plan("toy/animals").seconds is None
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_time_is_estimated_by_one_step_before_a_run(platform: Platform, recipe: str) -> None:
+    plan = platform.plan(recipe)
+    assert plan.measured == "step"
+    assert 0 < plan.seconds < 600
 
 
 def test_time_is_estimated_after_a_run(
     trained_platform: Platform, trained: dict[str, TrainedAdapter]
 ) -> None:
-    seconds = trained_platform.plan("toy/animals", max_steps=6).seconds
-    assert seconds is not None
-    assert 0 < seconds < 10 * trained["toy/animals"].report["train_seconds"] + 1
+    plan = trained_platform.plan("toy/animals", max_steps=6)
+    assert plan.measured == "run"
+    assert 0 < plan.seconds < 10 * trained["toy/animals"].report["train_seconds"] + 1
 
 
 def test_planning_records_nothing(platform: Platform) -> None:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import toy_plugin
-from toy_plugin import install_toy
 from trunkline.api import Platform
 from trunkline.data.prepare import prepare
 from trunkline.errors import (
+    DataError,
     Interrupted,
-    NotFoundError,
     PluginError,
     RefusedError,
     RegistryError,
@@ -27,7 +26,7 @@ from trunkline.errors import (
     TrunklineError,
     UsageError,
 )
-from workbench import SETTINGS, TrainedAdapter, opened
+from workbench import SETTINGS, TrainedAdapter
 
 
 class Recorder:
@@ -105,7 +104,7 @@ def test_stages_are_reported_in_order_and_the_report_is_recorded(platform: Platf
     result = platform.train("toy/prices", listener=recorder, max_steps=2)
     assert platform.registry.runs.get(1).report == json.loads(json.dumps(result.report))
     wanted = ["reading data", "encoding", "training", "proving the artifact", "evaluating"]
-    assert [stage for stage in recorder.stages if stage in wanted] == wanted
+    assert list(dict.fromkeys(stage for stage in recorder.stages if stage in wanted)) == wanted
     assert recorder.stages[-1] == "publishing"
     assert recorder.steps == [1, 2]
 
@@ -302,7 +301,8 @@ def test_resumed_run_counts_every_token_once(platform: Platform, trained: Traine
 def test_early_stopping_patience_survives_resuming(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toy_plugin, "hit_rate", lambda scored: 0.5)
+    scores = chain([0.9], repeat(0.5))
+    monkeypatch.setattr(toy_plugin, "hit_rate", lambda scored: next(scores))
     training_job = Platform.training_job
 
     def by_hit_rate(self: Platform, recipe: str, settings: Any) -> Any:
@@ -320,6 +320,7 @@ def test_early_stopping_patience_survives_resuming(
     with pytest.raises(Interrupted):
         platform.train("toy/animals", should_stop=StopAfter(1), **choice)
     resumed = platform.train("toy/animals", resume=1)
+    scores = chain([0.9], repeat(0.5))
     assert resumed.report["steps"] == platform.train("toy/animals", **choice).report["steps"] == 4
 
 
@@ -373,6 +374,51 @@ def test_stop_while_evaluating_keeps_the_trained_adapter(
     assert resumed.version.digest == trained["toy/animals"].digest
 
 
+def test_validations_are_announced(platform: Platform) -> None:
+    recorder = Recorder()
+    platform.train("toy/animals", listener=recorder, max_steps=2, evals_per_epoch=3)
+    start = recorder.stages.index("training")
+    announced = recorder.stages[start : recorder.stages.index("proving the artifact")]
+    assert announced == ["training", "validating", "training", "validating", "training"]
+
+
+def test_failed_evaluation_keeps_the_finished_steps(
+    platform: Platform, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [ZeroDivisionError("division by zero")]
+
+    def broken_once(scored: Any) -> float:
+        if faults:
+            raise faults.pop()
+        return 0.5
+
+    monkeypatch.setattr(toy_plugin, "hit_rate", broken_once)
+    with pytest.raises(PluginError, match="hit_rate failed") as caught:
+        platform.train("toy/animals", **SETTINGS)
+    assert "`trunkline train toy/animals --resume 1` evaluates" in (caught.value.hint or "")
+    assert status(platform) == "failed"
+    again = Recorder()
+    resumed = platform.train("toy/animals", resume=1, listener=again)
+    assert again.steps == []
+    assert resumed.version.digest == trained["toy/animals"].digest
+
+
+@pytest.mark.parametrize("error", [TrainingError("a fault"), DataError("a fault"), ValueError("x")])
+def test_no_failure_after_the_steps_removes_them(platform: Platform, error: Exception) -> None:
+    recorder = Recorder(at_stage="predicting", raising=error)
+    with pytest.raises(TrunklineError) as caught:
+        platform.train("toy/animals", listener=recorder, max_steps=1)
+    assert "--resume 1" in (caught.value.hint or "")
+    assert platform.train("toy/animals", resume=1).version.number == 1
+
+
+def test_failure_between_checkpoints_says_where_to_go_on(platform: Platform) -> None:
+    recorder = Recorder(at_step=6, raising=OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(TrainingError) as caught:
+        platform.train("toy/animals", listener=recorder, **SETTINGS)
+    assert "--resume 1` continues after step 4" in (caught.value.hint or "")
+
+
 def test_stop_request_is_honored_while_evaluating(platform: Platform) -> None:
     recorder = Recorder()
     with pytest.raises(Interrupted, match="before the evaluation") as caught:
@@ -402,62 +448,6 @@ def test_failed_publication_is_resumed_without_training_again(
     resumed = platform.train("toy/animals", resume=1, listener=recorder)
     assert recorder.steps == []
     assert resumed.version.digest == trained["toy/animals"].digest
-
-
-# -------------------------------------------------------------------------- resuming refused
-
-
-@pytest.fixture
-def stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_workspace: Path, tiny: Path
-) -> Iterator[Platform]:
-    """A platform whose run 1 was stopped after three steps."""
-    install_toy(tmp_path, monkeypatch)
-    yield from opened(shutil.copytree(stopped_workspace, tmp_path / "workspace"), tiny)
-
-
-def test_run_with_changed_rows_is_not_resumed(
-    stopped: Platform, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = list(toy_plugin.read_animals())
-    changed = [replace(rows[0], text="an ostrich in the wild"), *rows[1:]]
-    monkeypatch.setattr(toy_plugin, "read_animals", lambda: iter(changed))
-    with pytest.raises(RefusedError, match="its data changed"):
-        stopped.train("toy/animals", resume=1)
-    assert status(stopped) == "interrupted"
-
-
-def test_finished_run_is_not_resumed(trained_platform: Platform) -> None:
-    with pytest.raises(RegistryError, match="has finished"):
-        trained_platform.train("toy/animals", resume=1)
-    assert status(trained_platform) == "finished"
-
-
-def test_unknown_run_is_an_error(platform: Platform) -> None:
-    with pytest.raises(NotFoundError, match="no run 77"):
-        platform.train("toy/animals", resume=77)
-
-
-def test_run_of_another_recipe_is_an_error(stopped: Platform) -> None:
-    with pytest.raises(UsageError, match="Run 1 is of toy/animals"):
-        stopped.train("toy/prices", resume=1)
-
-
-def test_resumed_run_keeps_its_settings(stopped: Platform) -> None:
-    with pytest.raises(UsageError, match="keeps its settings"):
-        stopped.train("toy/animals", resume=1, seed=9)
-
-
-def test_run_in_use_by_another_process_is_not_resumed(stopped: Platform) -> None:
-    from filelock import FileLock
-
-    folder = stopped.workspace.run_path(1)
-    with (
-        FileLock(folder / ".lock"),
-        pytest.raises(RefusedError, match="in use by another process"),
-    ):
-        stopped.train("toy/animals", resume=1)
-    assert status(stopped) == "interrupted"
 
 
 # --------------------------------------------------------------------------- evaluating once more

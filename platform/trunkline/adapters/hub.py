@@ -15,6 +15,7 @@ from trunkline.adapters.artifact import CONFIG, WEIGHTS
 from trunkline.adapters.peft_folder import folders_beneath, list_names, natural_order
 from trunkline.adapters.peft_tokenizer import FILES
 from trunkline.errors import IntegrityError, NotFoundError, TrunklineError, UsageError, one_line
+from trunkline.redaction import redact_exception, redact_source
 from trunkline.refs import shown
 
 SCHEME = "hf:"
@@ -76,7 +77,7 @@ def fetch_adapter(name: str) -> HubAdapter:
             f"{one_line(error)}.",
             "Check the name and the network (HF_ENDPOINT, HF_TOKEN, HTTPS_PROXY), or copy the "
             "adapter's folder to this machine and import that.",
-        ) from error
+        ) from redact_exception(error)
     folder = snapshot / subfolder
     if not (folder / CONFIG).is_file():
         raise _no_adapter(repo, subfolder, snapshot, revision)
@@ -100,7 +101,7 @@ def _parse(name: str) -> tuple[str, str, str | None]:
     )
     if not well_formed:
         raise UsageError(
-            f"{shown(name)} is not the name of an adapter on the hub.",
+            f"{shown(redact_source(name))} is not the name of an adapter on the hub.",
             "Write hf:<owner>/<repo>, hf:<owner>/<repo>/<subfolder>, or either with @<revision> "
             "at the end.",
         )

@@ -33,6 +33,7 @@ from trunkline.adapters.storage import (
 )
 from trunkline.errors import IntegrityError, RegistryError, TrunklineError, UsageError, one_line
 from trunkline.files import MAX_JSON_BYTES, REPAIR
+from trunkline.redaction import redact_exception, redact_url, remember_options, remember_url
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 _EXTRAS = {"s3": "pip install 'trunkline[s3]'"}
@@ -51,12 +52,15 @@ class ObjectStorage:
 
     def __init__(self, url: str, options: Mapping[str, Any], cache: ArtifactCache) -> None:
         self._url = url.rstrip("/")
+        self._shown = redact_url(self._url)
         self._options = dict(options)
+        remember_url(url)
+        remember_options(self._options)
         self._cache = cache
         self._connection: tuple[int, Any, str] | None = None
 
     def location(self, path: str) -> str:
-        return f"{self._url}/{path}"
+        return f"{self._shown}/{path}"
 
     def exists(self, path: str) -> bool:
         return bool(self._objects(path))
@@ -206,9 +210,9 @@ class ObjectStorage:
             if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                 raise
             raise RegistryError(
-                f"The store {self._url} can't be reached: {one_line(error)}.",
+                f"The store {self._shown} can't be reached: {one_line(error)}.",
                 "Check [store] in trunkline.toml, the network and the credentials; then try again.",
-            ) from error
+            ) from redact_exception(error)
 
     def connect(self) -> tuple[Any, str]:
         """fsspec's file system and the root path; each process has its own, since none survives a
@@ -227,14 +231,15 @@ class ObjectStorage:
             except ImportError as error:
                 install = _EXTRAS.get(protocol, f"pip install {error.name or protocol}")
                 raise UsageError(
-                    f"The store {self._url} needs a package that is not installed: {error}.",
+                    f"The store {self._shown} needs a package that is not installed: "
+                    f"{one_line(error)}.",
                     f"Install it with: {install}.",
-                ) from error
+                ) from redact_exception(error)
             except ValueError as error:
                 raise UsageError(
-                    f"The store's URL '{self._url}' can't be used: {error}.",
+                    f"The store's URL '{self._shown}' can't be used: {one_line(error)}.",
                     "Write for example s3://bucket/folder, or the path of a folder.",
-                ) from error
+                ) from redact_exception(error)
             self._connection = (os.getpid(), fs, str(root).rstrip("/"))
         return self._connection[1], self._connection[2]
 

@@ -28,6 +28,7 @@ from trunkline.bases.sources import (
 )
 from trunkline.errors import BaseModelError, NotFoundError, UsageError, reason_of
 from trunkline.files import fsync_path, sha256_file
+from trunkline.redaction import redact
 
 Progress = Callable[[int, int | None], None]
 Stage = Callable[[str], None]
@@ -249,7 +250,8 @@ def _last_error(log: Path) -> str:
     errors = [line.removeprefix("ERROR: ") for line in messages if line.startswith("ERROR: ")]
     broken = [line.partition("broken by ")[2] for line in messages if "broken by " in line]
     last = (errors or messages or ["nothing"])[-1]
-    return f"{last} (connection broken by {broken[-1]})" if broken else last
+    reason = f"{last} (connection broken by {broken[-1]})" if broken else last
+    return redact(reason, foreign=True)
 
 
 def _verified_gguf(base: WheelBase, file: Path, work: Path) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trunkline.errors import BaseModelError, NotFoundError, UsageError, one_line
+from trunkline.redaction import redact_exception, redact_source
 
 HUB_FILES = (
     "*.json",
@@ -152,12 +153,13 @@ def resolve(name: str) -> Source:
     if name and (is_path or _is_folder(path)):
         if not _is_folder(path):
             raise NotFoundError(
-                f"There is no folder {name!r} with a base.",
+                f"There is no folder {redact_source(name)!r} with a base.",
                 "Give a folder that contains config.json, model.safetensors and a tokenizer.",
             )
         return FolderSource(folder=path.resolve())
     known = [base.name for base in WHEELS]
-    raise NotFoundError.named("base", name, known, _NAMES_HINT.format(known=" or ".join(known)))
+    shown = redact_source(name)
+    raise NotFoundError.named("base", shown, known, _NAMES_HINT.format(known=" or ".join(known)))
 
 
 def located(source: Source) -> tuple[Path, str]:
@@ -201,10 +203,10 @@ def hub_folder(source: HubSource, *, offline: bool, bar: type | None = None) -> 
         )
     except LocalEntryNotFoundError as error:
         if offline:
-            raise not_pulled(source.name) from error
-        raise _fetch_failed(source, error) from error
+            raise not_pulled(source.name) from redact_exception(error)
+        raise _fetch_failed(source, error) from redact_exception(error)
     except Exception as error:  # the hub library raises HTTP, OS and validation errors
-        raise _fetch_failed(source, error) from error
+        raise _fetch_failed(source, error) from redact_exception(error)
     return Path(folder)
 
 
@@ -226,7 +228,7 @@ def _hub_source(name: str) -> HubSource:
     well_formed = _REPO.fullmatch(repo) and ".." not in name
     if not well_formed or (name.count("@") and not _REVISION.fullmatch(revision)):
         raise UsageError(
-            f"{name!r} is not a valid name of a hub base.",
+            f"{redact_source(name)!r} is not a valid name of a hub base.",
             "Write hf:<owner>/<repo> or hf:<owner>/<repo>@<revision>.",
         )
     return HubSource(repo=repo, revision=revision or None)

@@ -18,6 +18,7 @@ import click
 from trunkline.cli.output import printable
 from trunkline.errors import Interrupted, TrunklineError, one_line, reason_of
 from trunkline.process import ProcessExit
+from trunkline.redaction import redact, redact_exception
 
 INTERRUPTED = 130
 
@@ -47,12 +48,12 @@ def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
         return error.exit_code
     except TrunklineError as error:
         if debug():
-            traceback.print_exc()
+            _print_traceback(error)
         report(error)
         return error.exit_code
     except OSError as error:
         if debug():
-            traceback.print_exc()
+            _print_traceback(error)
         if error.errno == errno.ENOSPC:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         subject = f"{error.filename!r}" if error.filename else "The output"
@@ -75,7 +76,7 @@ def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
         return error.code if isinstance(error.code, int) and error.code else 1
     except BaseException as error:
         if debug():
-            traceback.print_exc()
+            _print_traceback(error)
         _print_error(
             f"Error: unexpected {one_line(error, with_type=True)}.",
             "`trunkline --debug …` shows the traceback; please report it.",
@@ -89,6 +90,12 @@ def _exit_call(error: SystemExit) -> str:
     call = error.call if isinstance(error, ProcessExit) else f"sys.exit({error.code!r})"
     frames = traceback.extract_tb(error.__traceback__)
     return f"{call} in {frames[-1].filename}, line {frames[-1].lineno}" if frames else call
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Write the traceback of an exception and of all that led to it, without secrets."""
+    redact_exception(error)
+    click.echo(redact("".join(traceback.format_exception(error))), err=True, nl=False)
 
 
 def report(error: TrunklineError) -> None:
@@ -148,7 +155,7 @@ def _single_line(text: str) -> str:
 
 
 def _print_error(message: str, hint: str | None) -> None:
-    message = _single_line(message)
+    message = _single_line(redact(message))
     color = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     if color:
         kind, colon, rest = message.partition(":")
@@ -156,4 +163,4 @@ def _print_error(message: str, hint: str | None) -> None:
     click.echo(message, err=True)
     if hint:
         label = click.style("Hint", fg="cyan") if color else "Hint"
-        click.echo(f"{label}: {_single_line(hint)}", err=True)
+        click.echo(f"{label}: {_single_line(redact(hint))}", err=True)

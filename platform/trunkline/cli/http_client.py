@@ -36,10 +36,12 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
     UsageError,
+    one_line,
 )
 from trunkline.evaluation.gates import GateCheck
 from trunkline.inference.request import Answer, StreamChunk
 from trunkline.promotion import GateRefusedError
+from trunkline.redaction import redact_exception, redact_url, remember, remember_url
 from trunkline.refs import BASE, Ref
 from trunkline.serving.admin_schemas import Check
 
@@ -286,16 +288,23 @@ class Server:
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = _check_url(url)
         key = os.environ.get(KEY_VARIABLE, "").strip() if key is None else key
+        remember(key)
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UsageError(
                 f"The value of {KEY_VARIABLE} is not a key.", "`trunkline keys create` makes one."
             )
-        self._client = httpx2.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=_TIMEOUT,
-            follow_redirects=False,
-            trust_env=not _is_loopback(httpx2.URL(self.url).host),
-        )
+        try:
+            self._client = httpx2.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=_TIMEOUT,
+                follow_redirects=False,
+                trust_env=not _is_loopback(httpx2.URL(self.url).host),
+            )
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise UsageError(
+                f"The address of a proxy can't be read: {one_line(error)}.",
+                "Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY; write %40 for '@' in a password.",
+            ) from redact_exception(error)
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at a path such as ``/v1/models``."""
@@ -403,21 +412,20 @@ class Server:
             yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise UnavailableError(
-                f"No server answers at {self.url} ({error}).",
+                f"No server answers at {self.url} ({one_line(error)}).",
                 "`trunkline serve` starts a server.",
-            ) from error
+            ) from redact_exception(error)
         except httpx2.TransportError as error:
-            reason = str(error) or type(error).__name__
             raise UnavailableError(
-                f"The connection to {self.url} failed: {reason}.",
+                f"The connection to {self.url} failed: {one_line(error)}.",
                 "Check the server's output, and try again.",
-            ) from error
+            ) from redact_exception(error)
         except UnicodeEncodeError as error:
             raise DataError(
                 "A text contains characters that can't be encoded.", "Send it as UTF-8."
             ) from error
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise unexpected_response(self.url) from error
+            raise unexpected_response(self.url) from redact_exception(error)
 
 
 def unexpected_response(url: str) -> TrunklineError:
@@ -429,16 +437,32 @@ def unexpected_response(url: str) -> TrunklineError:
 
 
 def _check_url(url: str) -> str:
-    """The URL without a trailing slash; refuses what can't be a server's address."""
+    """The URL without a trailing slash; refuses what can't be a server's address.
+
+    An error shows no part of the URL that may be a password or a key.
+    """
     example = f"Write it like {DEFAULT_URL}."
+    url = url.strip()
+    remember_url(url)
+    scheme, separator, rest = url.partition("://")
+    subject = f"The URL {redact_url(url)!r}" if "@" not in url else "The URL"
+    if not separator or scheme.lower() not in ("http", "https"):
+        raise UsageError(f"{subject} does not begin with http:// or https://.", example)
+    if "@" in rest:
+        raise UsageError(
+            f"{subject} contains a user name or a password, or '@' for another reason.",
+            f"Remove it, and put the key into {KEY_VARIABLE}. {example}",
+        )
+    if "?" in rest or "#" in rest:
+        raise UsageError(f"{subject} has parameters after its path.", example)
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise UsageError(f"{url[:80]!r} is not a URL.", example) from error
-    if parsed.userinfo:
-        raise UsageError("The URL contains a user name.", f"Put the key into {KEY_VARIABLE}.")
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
-        raise UsageError(f"{url[:80]!r} is not the URL of a server.", example)
+        raise UsageError(
+            f"{subject} has a host or a port that can't be read.", example
+        ) from redact_exception(error)
+    if not parsed.host:
+        raise UsageError(f"{subject} has no host.", example)
     return str(parsed).rstrip("/").removesuffix("/v1")
 
 

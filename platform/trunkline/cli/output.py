@@ -22,6 +22,7 @@ import click
 
 from trunkline.errors import TrunklineError, one_line
 from trunkline.process import stdout_to_stderr
+from trunkline.redaction import redact
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -212,7 +213,7 @@ def styled() -> bool:
 
 def note(text: str) -> None:
     """Write lines on stderr that are not part of the result."""
-    click.echo("\n".join(map(printable, text.split("\n"))), err=True)
+    click.echo("\n".join(map(printable, redact(text).split("\n"))), err=True)
 
 
 def printable(line: str) -> str:

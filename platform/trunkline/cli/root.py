@@ -16,6 +16,7 @@ from trunkline import __version__
 from trunkline.cli.command import Group
 from trunkline.cli.errors import exit_code_of
 from trunkline.errors import UsageError
+from trunkline.redaction import redact_logs
 from trunkline.refs import BASE, Ref, shown
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ class Program(Group):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
+
+        redact_logs()
 
         def run() -> Any:
             return super(Program, self).main(

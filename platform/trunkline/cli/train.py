@@ -145,7 +145,7 @@ def rows_text(data: Mapping[str, Any]) -> str:
 
 def _dry_run(platform: Platform, recipe: str, settings: Mapping[str, Any], as_json: bool) -> None:
     with working() as listener:
-        listener.stage("reading data and building the adapter")
+        listener.stage("reading data, building the adapter, timing a step")
         plan = platform.plan(recipe, **settings)
     if as_json:
         print_json(plan)
@@ -176,8 +176,9 @@ def _print_plan(plan: TrainingPlan) -> None:
             (
                 "time",
                 f"about {duration(plan.seconds)}, from this recipe's last run in this workspace"
-                if plan.seconds is not None
-                else "unknown: this recipe has no finished run in this workspace",
+                if plan.measured == "run"
+                else f"about {duration(plan.seconds)} for the steps, from one timed step; "
+                "validation and evaluation come on top",
             ),
         ]
     )

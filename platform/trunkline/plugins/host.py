@@ -48,6 +48,7 @@ from trunkline.plugins.discovery import (
 from trunkline.plugins.isolation import ImportMarker, UserInterrupt, contained
 from trunkline.plugins.validation import domain_violation, violations, with_tuples
 from trunkline.process import ProcessExit
+from trunkline.redaction import redact, redact_exception
 
 HOOKS: dict[str, Kind] = {f"trunkline_{kind}": kind for kind in SPECS}
 
@@ -191,8 +192,8 @@ def load_plugin(
         if core is None and not isinstance(error, Exception):
             raise
         text = error.message if isinstance(error, TrunklineError) else f"it {_failure(error)}"
-        reason = shorten(text, 400, placeholder=" …")
-        trace = "".join(traceback.format_exception(error))
+        reason = shorten(redact(text), 400, placeholder=" …")
+        trace = redact("".join(traceback.format_exception(redact_exception(error))))
         info = candidate.info(
             status="failed", api=api, reason=reason, traceback=trace, notes=tuple(notes)
         )

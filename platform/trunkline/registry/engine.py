@@ -35,7 +35,8 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from trunkline.errors import RegistryError
+from trunkline.errors import RegistryError, one_line
+from trunkline.redaction import redact_exception, redact_url, remember_url
 
 BUSY_SECONDS = 10.0
 """How long a writer waits for another one before it fails."""
@@ -72,13 +73,13 @@ def connect(url: str | URL, *, create: bool, busy_seconds: float) -> Engines:
     Raises:
         RegistryError: the URL is wrong, its driver is missing, or the file can't be opened.
     """
+    remember_url(str(url) if isinstance(url, str) else url.render_as_string(hide_password=False))
+    parsed = _parse_url(url)
+    shown = redact_url(parsed.render_as_string(hide_password=False))
+    backend = parsed.get_backend_name()
+    options: dict[str, Any] = {"json_serializer": dump_json, "hide_parameters": True}
+    read_only = False
     try:
-        parsed = make_url(url)
-        backend = parsed.get_backend_name()
-        if backend not in ("sqlite", "postgresql"):
-            raise NoSuchModuleError(backend)
-        options: dict[str, Any] = {"json_serializer": dump_json}
-        read_only = False
         if backend == "sqlite":
             options["connect_args"] = {"timeout": busy_seconds}
             read_only = _prepare_file(parsed, create, options, busy_seconds)
@@ -87,20 +88,18 @@ def connect(url: str | URL, *, create: bool, busy_seconds: float) -> Engines:
         engine = create_engine(parsed, **options)
     except OSError as error:
         raise RegistryError(
-            f"The registry {_redacted(str(url))!r} can't be reached: {error.strerror}.",
+            f"The registry {shown!r} can't be reached: {error.strerror}.",
             "Check that its folder exists and that you may read it.",
-        ) from error
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        ) from redact_exception(error)
+    except (ArgumentError, NoSuchModuleError, ValueError, TypeError) as error:
         raise RegistryError(
-            f"The registry URL {_redacted(str(url))!r} names neither SQLite nor PostgreSQL.",
-            "Write for example TRUNKLINE_REGISTRY=sqlite:////data/registry.db, or "
-            "postgresql://user@host/database.",
-        ) from error
+            f"The registry URL {shown!r} can't be used: {one_line(error)}.", _URL_HINT
+        ) from redact_exception(error)
     except ModuleNotFoundError as error:
         raise RegistryError(
-            f"The registry URL {_redacted(str(url))!r} needs the package {error.name!r}.",
+            f"The registry URL {shown!r} needs the package {error.name!r}.",
             "Install it with: pip install 'trunkline[postgres]'.",
-        ) from error
+        ) from redact_exception(error)
     if backend == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -109,14 +108,72 @@ def connect(url: str | URL, *, create: bool, busy_seconds: float) -> Engines:
             _watch_file(engine, Path(name))
         writing = engine.execution_options(**{_WRITES: True})
         return Engines(parsed, parsed.database or "in memory", read_only, engine, writing)
-    shown = parsed.difference_update_query(["password", "sslpassword", "options"])
     return Engines(
         parsed,
-        shown.render_as_string(hide_password=True),
+        shown,
         read_only,
         engine.execution_options(isolation_level="REPEATABLE READ"),
         engine.execution_options(isolation_level="READ COMMITTED"),
     )
+
+
+_URL_HINT = (
+    "Write for example TRUNKLINE_REGISTRY=sqlite:////data/registry.db, or "
+    "postgresql://USER@HOST/DATABASE."
+)
+_USERINFO = re.compile(r"[^:/]*(?::[^@]*)?@")
+"""The user and password of a URL, as SQLAlchemy reads them after ``//``."""
+
+
+def _parse_url(url: str | URL) -> URL:
+    """Parse a registry URL without ever quoting a part that may hold a password.
+
+    Raises:
+        RegistryError: a part can't be read, or could be read in two ways; the message names it.
+    """
+    if isinstance(url, URL):
+        return url
+    url = url.strip()
+    problem = _url_problem(url)
+    if problem is None:
+        try:
+            parsed = make_url(url)
+            backend = parsed.get_backend_name()
+        except (ArgumentError, NoSuchModuleError, ValueError):
+            problem = "has a host or a port that can't be read"
+        else:
+            if backend in ("sqlite", "postgresql"):
+                return parsed
+            problem = "names neither SQLite nor PostgreSQL"
+    raise RegistryError(f"The registry URL {redact_url(url)!r} {problem}.", _URL_HINT)
+
+
+def _url_problem(url: str) -> str | None:
+    """What is wrong with the form of a registry URL, if anything."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or not re.fullmatch(r"[\w+]+", scheme):
+        if re.match(r"[\w+]+:/[^/]", url):
+            return "has one slash after its scheme; it must have two, as in postgresql://"
+        return "names neither SQLite nor PostgreSQL: it has no scheme such as postgresql://"
+    if scheme.partition("+")[0] == "sqlite" and rest.startswith("/"):
+        return None
+    userinfo = _USERINFO.match(rest)
+    remainder = rest[userinfo.end() :] if userinfo else rest
+    if "@" in (remainder if userinfo else remainder.partition("?")[0]):
+        return (
+            "has an '@' that could belong to its password: in the user, the password, the "
+            "database and the parameters, write %40 for '@', %2F for '/' and %3A for ':'"
+        )
+    authority = re.split("[/?]", remainder, maxsplit=1)[0]
+    host, colon, port = authority.rpartition(":")
+    if colon and not authority.endswith("]"):
+        if port and not (re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535):
+            return "has a port that is not a number up to 65535"
+        if ":" in host and not (host.startswith("[") and host.endswith("]")):
+            return "has a host with ':'; write an IPv6 address in brackets, as in [::1]"
+    if any(sign.isspace() for sign in authority):
+        return "has a space in its host"
+    return None
 
 
 def _postgresql_options(url: URL, busy_seconds: float) -> dict[str, Any]:
@@ -329,7 +386,7 @@ def translate_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, PoolTimeoutError, sqlite3.Error) as error:
-        raise _registry_error(where, error) from error
+        raise _registry_error(where, error) from redact_exception(error)
 
 
 _LOCKED = (
@@ -390,8 +447,7 @@ _STATES = {
 
 def _registry_error(where: str, error: Exception) -> RegistryError:
     cause = getattr(error, "orig", None) or error
-    lines = str(cause).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
+    reason = one_line(cause)
     meaning = _meaning(error, cause, reason)
     if meaning is not None:
         return RegistryError(f"The registry '{where}' {meaning[0]} ({reason}).", meaning[1])
@@ -414,9 +470,3 @@ def _meaning(error: Exception, cause: BaseException, reason: str) -> tuple[str, 
         if any(part in reason.lower() for part in parts):
             return meaning
     return None
-
-
-def _redacted(url: str) -> str:
-    """The URL without anything that may be a password."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}…@{rest.rpartition('@')[2]}" if "@" in rest else url

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
-from trunkline.contracts import RecipeSpec
+from trunkline.contracts import LossFunction, RecipeSpec, Settings
 from trunkline.data.prepare import prepare
 from trunkline.inference.engine import Engine
 from trunkline.registry.registry import Registry
-from trunkline.tasks import task_for
-from trunkline.training.job import TrainingJob, encode_parts
-from trunkline.training.model import lora_model, lora_targets
+from trunkline.tasks import AnyTask, task_for
+from trunkline.training.job import EncodedRows, TrainingJob, encode_parts
+from trunkline.training.model import lora_model, lora_targets, uses_bf16
+from trunkline.training.scoring import build_loss
 from trunkline.training.trainer import steps_per_epoch, total_steps
 
 
@@ -21,7 +23,8 @@ class TrainingPlan:
 
     ``training_flops`` counts 6 operations per parameter and token (Kaplan et al. 2020, section
     2.1), an upper bound here, since frozen weights need no gradient of their own. ``seconds`` is
-    scaled from this recipe's newest finished run on the same kind of device; None if there is none.
+    scaled by tokens from ``measured``: ``run``, this recipe's newest finished run on the same kind
+    of device with its validations, or ``step``, one training step that was timed for the plan.
     ``lengths`` is a ``LengthReport`` of all parts as JSON.
     """
 
@@ -36,14 +39,18 @@ class TrainingPlan:
     trainable_parameters: int
     adapter_bytes: int
     training_flops: float
-    seconds: float | None
+    seconds: float
+    measured: Literal["run", "step"]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> TrainingPlan:
-    """Encode the data and build the adapter to count their sizes; nothing is kept."""
+    """Encode the data and build the adapter to count their sizes; nothing is kept.
+
+    Where no earlier run shows how long a token takes, one step is taken and timed.
+    """
     recipe, base = job.recipe, engine.base
     lora_targets(base.model, recipe.settings)
     prepared = prepare(job.dataset, recipe, job.transforms)
@@ -56,6 +63,12 @@ def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> Train
     steps = total_steps(recipe.settings, len(encoded.examples))
     epochs = steps / steps_per_epoch(recipe.settings, len(encoded.examples))
     tokens = round(encoded.tokens * epochs)
+    measured: Literal["run", "step"] = "run"
+    per_token = _seconds_per_token(recipe.name, str(base.device), registry)
+    if per_token is None:
+        measured = "step"
+        loss = build_loss(job.loss, task, train)
+        per_token = time_step(model, task, encoded, recipe.settings, base.tokenizer, loss)
     return TrainingPlan(
         recipe=recipe,
         base=base.info.name,
@@ -68,14 +81,56 @@ def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> Train
         trainable_parameters=trainable,
         adapter_bytes=4 * trainable,
         training_flops=6.0 * base.info.parameters * tokens,
-        seconds=_seconds(recipe.name, tokens, str(base.device), registry),
+        seconds=per_token * tokens,
+        measured=measured,
     )
 
 
-def _seconds(recipe: str, tokens: int, device: str, registry: Registry) -> float | None:
+def _seconds_per_token(recipe: str, device: str, registry: Registry) -> float | None:
     for run in registry.runs.list(recipe=recipe, limit=20):
         report = run.report or {}
         trained = report.get("tokens_trained")
         if run.status == "finished" and trained and run.environment.get("device") == device:
-            return float(report["train_seconds"]) / trained * tokens
+            return float(report["train_seconds"]) / trained
     return None
+
+
+def time_step(
+    model: Any,
+    task: AnyTask,
+    encoded: EncodedRows,
+    settings: Settings,
+    tokenizer: Any,
+    loss: LossFunction,
+) -> float:
+    """Seconds per token of a training step on a batch of rows of average length.
+
+    The first step allocates memory and is not counted; the model's adapter is trained by both.
+    """
+    import torch
+
+    device = model.device
+    by_length = sorted(encoded.examples, key=lambda example: len(example["input_ids"]))
+    size = min(settings.per_device_train_batch_size, len(by_length))
+    middle = (len(by_length) - size) // 2
+    batch = by_length[middle : middle + size]
+    inputs = {
+        name: tensor.to(device)
+        for name, tensor in task.collate(batch, tokenizer.pad_token_id).items()
+    }
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate)
+    bf16 = uses_bf16(settings.precision, device)
+    model.train()
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            outputs, targets = task.outputs(model, inputs)
+            value = loss(outputs, targets)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        float(value.detach())  # waits for the device
+        seconds = time.perf_counter() - started
+    return seconds / sum(len(example["input_ids"]) for example in batch)

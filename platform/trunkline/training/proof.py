@@ -25,6 +25,10 @@ LEAST_EFFECT = 1e-6
 """An adapter that changes the outputs by a smaller share has no effect."""
 
 
+class NoEffectError(TrainingError):
+    """The adapter changes nothing; neither its checkpoints nor another evaluation help."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """Differences from the trained model and the base, as shares of the largest output."""
@@ -47,7 +51,8 @@ def prove(
         prompts: token ids of some held-out rows.
 
     Raises:
-        TrainingError: the outputs differ from the trained model's, or equal the base's.
+        TrainingError: the outputs differ from the trained model's.
+        NoEffectError: they equal the base's.
     """
     import torch
 
@@ -84,7 +89,7 @@ def prove(
             "Nothing was published. Check the recipe's target_modules.",
         )
     if not proof.to_base > LEAST_EFFECT:
-        raise TrainingError(
+        raise NoEffectError(
             "The adapter has no effect: its outputs equal those of the bare base.",
             "Nothing was published. Train longer or with a higher learning rate.",
         )

@@ -29,14 +29,23 @@ from trunkline.evaluation.baselines import fit_baselines
 from trunkline.evaluation.report import EvaluationReport, Prediction, evaluate, predict_rows
 from trunkline.inference.engine import Engine
 from trunkline.plugins import PluginInfo
+from trunkline.redaction import redact_exception
 from trunkline.refs import Ref
 from trunkline.registry.records import PredictionRecord, RunRecord, VersionRecord
 from trunkline.registry.registry import Registry
-from trunkline.training.checkpoints import last_checkpoint
+from trunkline.training.checkpoints import find_resume_point
 from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets, uses_bf16
-from trunkline.training.run_info import EnergyMeter, compute_report, environment, specification
-from trunkline.training.trainer import TrainerOutput, train_adapter
+from trunkline.training.proof import NoEffectError
+from trunkline.training.run_info import (
+    EnergyMeter,
+    changed_environment,
+    changed_specification,
+    compute_report,
+    environment,
+    specification,
+)
+from trunkline.training.trainer import CHECKPOINTS, TrainerOutput, train_adapter
 from trunkline.workspace import Workspace
 
 
@@ -103,7 +112,7 @@ def train(
             stack.enter_context(_record_outcome(context, recipe.name, number, folder))
             stack.enter_context(_lock_folder(folder, number))
         else:
-            _check_resumable(resume, prepared, context)
+            _check_resumable(resume, prepared, context, job, plugin)
             number = resume.number
             folder = context.workspace.run_path(number)
             stack.enter_context(_lock_folder(folder, number))
@@ -157,18 +166,38 @@ def _record_outcome(context: RunContext, recipe: str, number: int, folder: Path)
             message, f"Resume it with `trunkline train {recipe} --resume {number}`."
         ) from stop
     except TrunklineError as error:
+        redact_exception(error)
         context.registry.runs.finish(number, "failed", error=error.message)
-        if isinstance(error, TrainingError | DataError):  # resuming would fail in the same way
-            shutil.rmtree(folder, ignore_errors=True)
-        _remove_unless_resumable(folder)
+        remedy = _keep_finished_work(folder, error, f"trunkline train {recipe} --resume {number}")
+        error.hint = " ".join(filter(None, (error.hint, remedy))) or None
         raise
     except Exception as error:
+        redact_exception(error)
         reason = one_line(error, with_type=True)
         context.registry.runs.finish(number, "failed", error=reason)
-        _remove_unless_resumable(folder)
+        remedy = _keep_finished_work(folder, error, f"trunkline train {recipe} --resume {number}")
+        hint = "`trunkline --debug train …` shows the traceback."
         raise TrainingError(
-            f"Run {number} failed: {reason}.", "`trunkline --debug train …` shows the traceback."
+            f"Run {number} failed: {reason}.", f"{hint} {remedy}" if remedy else hint
         ) from error
+
+
+def _keep_finished_work(folder: Path, error: Exception, resume: str) -> str | None:
+    """Remove the folder of a failed run unless it can be resumed; returns how to go on.
+
+    Where steps are missing, a training with bad data or a loss that is not finite would only fail
+    in the same way. Finished steps are kept, since evaluating and publishing may succeed later.
+    """
+    checkpoint = find_resume_point(folder / CHECKPOINTS).checkpoint
+    if checkpoint is not None and checkpoint.finished and not isinstance(error, NoEffectError):
+        return (
+            "All training steps are finished and kept: once the cause is removed, "
+            f"`{resume}` evaluates and publishes without training again."
+        )
+    if checkpoint is None or isinstance(error, TrainingError | DataError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return f"The training is kept: `{resume}` continues after step {checkpoint.step}."
 
 
 @contextmanager
@@ -196,8 +225,8 @@ def _lock_folder(folder: Path, number: int) -> Iterator[None]:
 
 
 def _remove_unless_resumable(folder: Path) -> None:
-    """Remove the folder of a run that has no checkpoint."""
-    if last_checkpoint(folder / "checkpoints") is None:
+    """Remove the folder of a run that has no complete checkpoint."""
+    if find_resume_point(folder / CHECKPOINTS).checkpoint is None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -266,14 +295,32 @@ def _start(
     )
 
 
-def _check_resumable(run: RunRecord, prepared: Prepared, context: RunContext) -> None:
-    """Refuse to resume a run on another base, other rows or another split."""
+def _check_resumable(
+    run: RunRecord,
+    prepared: Prepared,
+    context: RunContext,
+    job: TrainingJob,
+    plugin: PluginInfo | None,
+) -> None:
+    """Refuse to resume a run that would end with another adapter than without the interruption.
+
+    The base and the rows must be the same; unless all steps are finished, also the code that
+    trains and the environment.
+    """
     before = (run.base_digest, run.dataset_fingerprint, run.split_fingerprint)
     now = (context.engine.base.digest, prepared.fingerprint, prepared.split.fingerprint)
-    if before != now:
+    change = "its base or its data changed" if before != now else None
+    checkpoint = find_resume_point(context.workspace.run_path(run.number) / CHECKPOINTS).checkpoint
+    if change is None and not (checkpoint and checkpoint.finished):
+        base = context.engine.base
+        bf16 = uses_bf16(job.settings.precision, base.device)
+        change = changed_environment(run.environment, environment(base.device, bf16))
+        if change is None and run.specification is not None:
+            change = changed_specification(run.specification, specification(job, plugin))
+    if change is not None:
         raise RefusedError(
-            f"Run {run.number} can't be resumed: its base or its data changed.",
-            f"Start a new run with `trunkline train {run.recipe}`.",
+            f"Run {run.number} can't be resumed: {change}.",
+            f"Undo the change, or start a new run with `trunkline train {run.recipe}`.",
         )
 
 

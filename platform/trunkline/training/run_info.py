@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,6 +50,17 @@ def environment(device: Any, bf16: bool) -> dict[str, Any]:
         "byte_order": sys.byteorder,
         "packages": {package: _package_version(package) for package in PACKAGES},
     }
+
+
+def changed_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first difference between two environments that changes the numbers of a training."""
+    earlier = {**before, **(before.get("packages") or {})}
+    current = {**now, **now["packages"]}
+    for name in ("device", "device_name", "precision", "threads", *PACKAGES):
+        if earlier.get(name) != current.get(name):
+            label = "the number of threads" if name == "threads" else name
+            return f"{label} was {earlier.get(name)!r} and is {current.get(name)!r} now"
+    return None
 
 
 def _package_version(package: str) -> str | None:
@@ -167,6 +179,20 @@ def specification(job: TrainingJob, plugin: PluginInfo | None) -> dict[str, Any]
         "plugin": None if plugin is None else _plugin(plugin),
         "core": {"version": version("trunkline"), **checkout(_CORE)},
     }
+
+
+def changed_specification(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first difference between two recipes that changes a training on the same rows."""
+    for name in ("task", "template", "scale", "max_new_tokens", "loss", "transforms"):
+        if _plain(before.get(name)) != _plain(now.get(name)):
+            return f"its {name.replace('_', ' ')} changed"
+    if _plain(before.get("metrics", ())[:1]) != _plain(now["metrics"][:1]):
+        return "the metric that selects the best checkpoint changed"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
 
 
 def code_digest(function: Callable[..., Any]) -> str | None:

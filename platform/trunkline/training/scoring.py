@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trunkline.contracts import LossFunction, LossSpec, MetricSpec, Row, Scored
 from trunkline.errors import PluginCallError, TrunklineError, plugin_call
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 VALIDATION_GENERATIONS = 128
 """Largest number of validation rows for which answers are generated between steps."""
+
+
+class Validation(NamedTuple):
+    """The deciding metric and the loss on the validation rows.
+
+    The loss is not-a-number where the recipe's loss can't be computed on them; it only decides
+    between equal scores.
+    """
+
+    score: float
+    loss: float
 
 
 def build_loss(spec: LossSpec, task: AnyTask, train: Sequence[Row]) -> LossFunction:
@@ -57,9 +68,14 @@ def build_loss(spec: LossSpec, task: AnyTask, train: Sequence[Row]) -> LossFunct
 
 
 def make_validator(
-    metric: MetricSpec, rows: Sequence[Row], encoded: EncodedRows, task: AnyTask, tokenizer: Any
-) -> Callable[[Any], float]:
-    """A function that computes the deciding metric of a model on the validation rows.
+    metric: MetricSpec,
+    rows: Sequence[Row],
+    encoded: EncodedRows,
+    task: AnyTask,
+    tokenizer: Any,
+    loss: LossFunction,
+) -> Callable[[Any], Validation]:
+    """A function that computes the deciding metric and the loss of a model on the validation rows.
 
     It raises :class:`PluginCallError` if the metric raises or returns no finite number.
     """
@@ -77,30 +93,50 @@ def make_validator(
             )
         return value
 
+    def forward(model: Any, batch: Sequence[int]) -> tuple[Any, float]:
+        """The outputs of some rows, and their summed loss."""
+        examples = [encoded.examples[index] for index in batch]
+        inputs = task.collate(examples, tokenizer.pad_token_id)
+        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        outputs, targets = task.outputs(model, inputs)
+        try:
+            value = float(loss(outputs, targets))
+        except PluginCallError:
+            value = math.nan
+        return outputs, value * len(batch)
+
     if isinstance(task, GenerationTask):
         indices = range(0, len(rows), max(1, -(-len(rows) // VALIDATION_GENERATIONS)))
         prompts = [prompt_of(encoded.examples[index]) for index in indices]
         answers = [rows[index].target for index in indices]
+        answer_lengths = [len(encoded.examples[index]["input_ids"]) for index in indices]
 
-        def generate(model: Any) -> float:
+        def generate(model: Any) -> Validation:
+            import torch
+
             texts = generate_texts(model, tokenizer, prompts, task.max_new_tokens)
-            return score(texts, answers)
+            total = 0.0
+            with torch.inference_mode():
+                for batch in by_length(answer_lengths, 16):
+                    total += forward(model, [indices[place] for place in batch])[1]
+            return Validation(score(texts, answers), total / max(1, len(prompts)))
 
         return generate
 
-    def predict(model: Any) -> float:
+    lengths = [len(example["input_ids"]) for example in encoded.examples]
+
+    def predict(model: Any) -> Validation:
         import torch
 
         predictions: list[Any] = [None] * len(rows)
-        lengths = [len(example["input_ids"]) for example in encoded.examples]
+        total = 0.0
         with torch.inference_mode():
             for batch in by_length(lengths, 64):
-                examples = [encoded.examples[index] for index in batch]
-                inputs = task.collate(examples, tokenizer.pad_token_id)
-                inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-                outputs, _ = task.outputs(model, inputs)
-                for index, (value, _) in zip(batch, task.decode(outputs), strict=True):
-                    predictions[index] = value
-        return score(predictions, [row.target for row in rows])
+                outputs, value = forward(model, batch)
+                total += value
+                for index, (prediction, _) in zip(batch, task.decode(outputs), strict=True):
+                    predictions[index] = prediction
+        targets = [row.target for row in rows]
+        return Validation(score(predictions, targets), total / max(1, len(rows)))
 
     return predict

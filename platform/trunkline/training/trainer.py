@@ -6,36 +6,37 @@ that draws random numbers comes after the seed is set.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import shutil
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_callback import PrinterCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
 from trunkline.data.prepare import Prepared
 from trunkline.errors import TrainingError, TrunklineError
+from trunkline.files import canonical_json
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, task_for
 from trunkline.training.checkpoints import (
+    Checkpoint,
     ResumableSampler,
-    last_checkpoint,
+    find_resume_point,
     load_weights,
-    step_of,
+    remove_checkpoints_after,
+    remove_old_checkpoints,
+    seal_checkpoint,
 )
+from trunkline.training.early_stopping import LOSS, SCORE, Selection, select_best
 from trunkline.training.job import (
+    EncodedParts,
     EncodedRows,
     TrainingJob,
     encode_parts,
@@ -43,10 +44,10 @@ from trunkline.training.job import (
 )
 from trunkline.training.model import lora_model, uses_bf16
 from trunkline.training.proof import SAMPLE, Proof, prove
-from trunkline.training.scoring import build_loss, make_validator
+from trunkline.training.scoring import Validation, build_loss, make_validator
 
-_FINISHED_STEPS = "steps.json"
-"""File with the outcome of all steps; a resumed run that has it takes no more steps."""
+CHECKPOINTS = "checkpoints"
+"""The folder of the checkpoints in the folder of a run."""
 
 Log = Callable[[int, Mapping[str, float]], None]
 """Receives metrics by optimizer step."""
@@ -117,23 +118,29 @@ def train_adapter(
     listener.stage("loading the base")
     set_seed(settings.seed)
     model = lora_model(base.info.name, task, settings, str(base.device))
+    loss = build_loss(job.loss, task, train_rows)
     trainer = AdapterTrainer(
         model,
         task,
         encoded.train,
         settings,
         folder,
+        inputs=_inputs_digest(job, encoded, base.info.digest),
         pad_id=base.tokenizer.pad_token_id,
-        loss=build_loss(job.loss, task, train_rows),
+        loss=loss,
         metric=job.deciding_metric,
         validate=make_validator(
-            job.deciding_metric, prepared.split.validation, encoded.validation, task, base.tokenizer
+            job.deciding_metric,
+            prepared.split.validation,
+            encoded.validation,
+            task,
+            base.tokenizer,
+            loss,
         ),
         listener=listener,
         log=log,
         should_stop=should_stop,
     )
-    listener.stage("training")
     output = trainer.take_steps(resume=resume)
     if output.interrupted:
         return output
@@ -185,10 +192,11 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         train: the encoded training rows.
         settings: of the recipe.
         folder: gets the folder ``checkpoints``.
+        inputs: digest of everything that determines the training.
         pad_id: id of the padding token.
         loss: called with outputs and targets.
         metric: the deciding metric; names the validation score and its direction.
-        validate: returns the score of the model on the validation rows.
+        validate: returns the score and the loss of the model on the validation rows.
         listener, log, should_stop: as for :func:`train_adapter`.
     """
 
@@ -202,33 +210,31 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         settings: Settings,
         folder: Path,
         *,
+        inputs: str,
         pad_id: int,
         loss: LossFunction,
         metric: MetricSpec,
-        validate: Callable[[Any], float],
+        validate: Callable[[Any], Validation],
         listener: ProgressListener,
         log: Log,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.adapter_task, self.settings, self.folder = adapter_task, settings, folder
+        self.adapter_task, self.settings = adapter_task, settings
+        self.checkpoints, self.inputs = folder / CHECKPOINTS, inputs
         self.encoded, self.loss, self.validate = train, loss, validate
+        self.metric, self.listener = metric, listener
         self.sampler = ResumableSampler(
             [len(example["input_ids"]) for example in train.examples],
             settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
         )
         self.reporter = _Reporter(metric, listener, log, should_stop)
-        callbacks: list[Any] = [self.reporter]
-        if settings.early_stopping_patience:
-            callbacks.append(
-                EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience)
-            )
         super().__init__(
             model=model,
-            args=_arguments(settings, len(train.examples), folder, metric, model.device),
+            args=_arguments(settings, len(train.examples), self.checkpoints, model.device),
             train_dataset=list(train.examples),
             eval_dataset=list(train.examples[:1]),
             data_collator=lambda examples: adapter_task.collate(examples, pad_id),
-            callbacks=callbacks,
+            callbacks=[self.reporter],
         )
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # prints every log entry as a dict
@@ -236,34 +242,81 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
     def take_steps(self, *, resume: bool) -> TrainerOutput:
         """Train; afterwards the model has the best checkpoint's weights.
 
+        A resumed training ends with the adapter of an uninterrupted one: it continues from the
+        newest complete checkpoint, or begins again, and reports which to the listener.
+
         Raises:
-            TrainingError: the loss is not a finite number.
+            TrainingError: the loss is not a finite number, or the best checkpoint is damaged.
         """
-        checkpoints, finished = self.folder / "checkpoints", self.folder / _FINISHED_STEPS
-        if resume and finished.exists():
-            output = TrainerOutput(**json.loads(finished.read_text(encoding="utf-8")))
-            load_weights(self.model, checkpoints / f"checkpoint-{output.best_step}")
-            return output
-        last = last_checkpoint(checkpoints) if resume else None
-        examples = len(self.encoded.examples)
-        if last is not None and step_of(last) % steps_per_epoch(self.settings, examples):
-            self.sampler.restore(last)
-        self.train(resume_from_checkpoint=None if last is None else str(last))
+        checkpoint = self._resume_point() if resume else None
+        self.listener.stage("training")
+        if checkpoint is not None and checkpoint.finished:
+            self.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
+        else:
+            examples = len(self.encoded.examples)
+            if checkpoint and checkpoint.step % steps_per_epoch(self.settings, examples):
+                self.sampler.restore(checkpoint.folder)
+            self.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         state = self.state
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         output = TrainerOutput(
             steps=state.global_step,
             total_steps=state.max_steps,
             best_step=state.best_global_step or state.global_step,
             best_score=None if state.best_metric is None else float(state.best_metric),
             tokens_trained=int(state.num_input_tokens_seen),
-            interrupted=self.reporter.stopped,
+            interrupted=self.reporter.stopped and not self._is_finished(),
             truncated=self.encoded.truncated,
             longest=self.encoded.longest,
         )
         if not output.interrupted:
-            finished.write_text(json.dumps(output.to_json()) + "\n", encoding="utf-8")
+            load_weights(self.model, self.checkpoints / f"checkpoint-{output.best_step}")
         return output
+
+    def _resume_point(self) -> Checkpoint | None:
+        """The checkpoint to continue from; reports it, and removes newer ones."""
+        point = find_resume_point(self.checkpoints, self.inputs)
+        for problem in point.skipped:
+            self.listener.stage(f"not resumable: {problem}")
+        if point.checkpoint is None:
+            self.listener.stage("no complete checkpoint: beginning again")
+        elif point.checkpoint.finished:
+            self.listener.stage("all steps are finished; none is repeated")
+        else:
+            self.listener.stage(f"resuming after step {point.checkpoint.step}")
+        remove_checkpoints_after(self.checkpoints, point.checkpoint)
+        return point.checkpoint
+
+    def _selection(self) -> Selection | None:
+        higher = self.metric.higher_is_better
+        return select_best(self.state.log_history, higher_is_better=higher)
+
+    def _is_finished(self) -> bool:
+        """Whether an uninterrupted training takes no step after this one."""
+        best = self._selection()
+        patience = self.settings.early_stopping_patience
+        stopped_early = best is not None and best.ends_training(patience)
+        return stopped_early or self.state.global_step >= self.state.max_steps
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        best = self._selection()
+        if best is None:
+            return False
+        self.state.best_metric, self.state.best_global_step = best.score, best.step
+        return best.since == 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = self.checkpoints / f"checkpoint-{self.state.global_step}"
+        shutil.rmtree(folder, ignore_errors=True)
+        super()._save_checkpoint(model, trial)
+        seal_checkpoint(
+            folder,
+            training=self.inputs,
+            step=self.state.global_step,
+            best_step=self.state.best_global_step,
+            finished=self._is_finished(),
+        )
+        remove_old_checkpoints(self.checkpoints)
 
     def _get_train_sampler(self, *_: Any) -> ResumableSampler:
         return self.sampler
@@ -283,14 +336,21 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             )
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        self.listener.stage("validating")
         self.model.eval()
-        metrics = {f"{metric_key_prefix}_score": self.validate(self.model)}
+        result = self.validate(self.model)
         self.model.train()
+        metrics = {SCORE: result.score}
+        if math.isfinite(result.loss):
+            metrics[LOSS] = result.loss
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
+        if self._is_finished():
+            self.control.should_training_stop = True
+        self.listener.stage("training")
         return metrics
 
 
@@ -311,7 +371,8 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
             "loss": "loss",
             "learning_rate": "learning_rate",
             "grad_norm": "grad_norm",
-            "eval_score": f"validation.{metric.name}",
+            SCORE: f"validation.{metric.name}",
+            LOSS: "validation.loss",
         }
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
@@ -331,12 +392,36 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
         self._log(state.global_step, metrics)
 
 
+def _inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) -> str:
+    """Digest of what determines a training, so that no checkpoint of another one is resumed."""
+    settings = {
+        name: float(value) if type(value) is int else value  # 8 and 8.0 are the same setting
+        for name, value in asdict(job.settings).items()
+    }
+    inputs = {
+        "base": base_digest,
+        "recipe": job.recipe.name,
+        "task": job.recipe.task,
+        "loss": job.loss.name,
+        "metric": job.deciding_metric.name,
+        "settings": settings,
+    }
+    digest = hashlib.sha256(canonical_json(inputs))
+    for rows in (encoded.train, encoded.validation):
+        digest.update(f"{len(rows.examples)} rows".encode())
+        for example in rows.examples:
+            rest = {name: value for name, value in example.items() if name != "input_ids"}
+            digest.update(canonical_json(rest))
+            digest.update(array("q", example["input_ids"]))
+    return digest.hexdigest()
+
+
 def _arguments(
-    settings: Settings, examples: int, folder: Path, metric: MetricSpec, device: Any
+    settings: Settings, examples: int, checkpoints: Path, device: Any
 ) -> TrainingArguments:
     interval = validation_interval(settings, examples)
     return TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
+        output_dir=str(checkpoints),
         num_train_epochs=settings.num_train_epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.per_device_train_batch_size,
@@ -354,11 +439,6 @@ def _arguments(
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
-        save_total_limit=2,
-        restore_callback_states_from_checkpoint=True,
-        load_best_model_at_end=True,
-        metric_for_best_model="score",
-        greater_is_better=metric.higher_is_better,
         logging_strategy="steps",
         logging_steps=max(1, interval // 5),
         include_num_input_tokens_seen="non_padding",

@@ -1,0 +1,331 @@
+"""Remove secrets from text and exceptions: credentials in URLs, API keys, tokens, passwords.
+
+:func:`redact` recognizes credentials by their form, and every secret that this process was given:
+in its environment, or by :func:`remember` and :func:`remember_url`. Errors, logs and command line
+output pass through it. :func:`redact_url` shows one URL. This module imports nothing else of
+Trunkline.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus
+
+HIDDEN = "…"
+
+_MAX_REMEMBERED = 200
+_remembered: dict[str, None] = {}
+"""The secrets of this process, oldest first."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*(?:::[A-Za-z][A-Za-z0-9+.-]*)*):(/*)")
+_FILE_SCHEMES = frozenset({"file", "local", "memory"})
+_SAFE_PARAMETERS = frozenset({"host", "hostaddr", "port", "dbname", "sslmode", "mode", "uri"})
+"""Query parameters of a database URL that hold no secret."""
+
+_IN_TEXT = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*:/{1,3})([^\s'\"<>`]*)@")
+_PARAMETER = re.compile(
+    r"([?&;](?:[\w.-]*(?:token|secret|passw|pwd|sig|credential|key|auth|sas)[\w.-]*)=)[^&\s'\"#]+",
+    re.IGNORECASE,
+)
+_KEYS = re.compile(
+    r"\b(?:(tl-[0-9][a-z0-9]{7}-|sk-|github_pat_|glpat-)[A-Za-z0-9_-]{16,}"
+    r"|(hf_|gh[pousr]_)[A-Za-z0-9]{10,}|(AKIA|ASIA)[A-Z0-9]{12,})"
+)
+_BEARER = re.compile(r"\b(Bearer\s+)(?=[\w.~+/-]*\d)[\w.~+/-]{8,}=*")
+_ENVIRONMENT = re.compile(
+    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_KEY|SECRET_KEY|"
+    r"ACCOUNT_KEY|CREDENTIALS?)$|^PGPASSWORD$|^AWS_ACCESS_KEY_ID$"
+)
+_OPTION = re.compile(r"key|secret|token|passw|passphrase|credential|sas|auth|username", re.I)
+
+
+# --------------------------------------------------------------------------------- known secrets
+
+
+def remember(*secrets: str) -> None:
+    """Hide these secrets from now on wherever they occur."""
+    for secret in secrets:
+        if secret.strip():
+            _remembered.pop(secret, None)
+            _remembered[secret] = None
+    while len(_remembered) > _MAX_REMEMBERED:
+        del _remembered[next(iter(_remembered))]
+
+
+def remember_url(url: str) -> None:
+    """Hide the credentials of a URL from now on, also where it can't be parsed."""
+    remember(*_secrets_of_url(url))
+
+
+def remember_options(options: object, name: str = "") -> None:
+    """Hide the secrets among the options of a storage: by their names, and in URLs."""
+    if isinstance(options, dict):
+        for key, value in options.items():
+            remember_options(value, str(key))
+    elif isinstance(options, list | tuple):
+        for value in options:
+            remember_options(value, name)
+    elif isinstance(options, str):
+        remember(*_secrets_of_url(options))
+        if _OPTION.search(name):
+            remember(options)
+
+
+def _secrets_of_url(url: str) -> Iterator[str]:
+    """Every part of a URL that may be a secret, however the URL is read."""
+    match = _SCHEME.match(url.strip())
+    rest = url.strip()[match.end() :] if match else url.strip()
+    if match and _is_local(match[1]) and len(match[2]) != 2:
+        return
+    before_query, _, query = rest.partition("?")
+    for userinfo in {before_query.rpartition("@")[0], rest.rpartition("@")[0]} - {""}:
+        yield from _secrets_of_userinfo(userinfo)
+    if "@" not in rest:
+        authority = before_query.partition("/")[0]
+        _, colon, port = authority.partition(":")
+        if colon and not (port.isdigit() or authority.startswith(("[", "arn:"))):
+            yield before_query
+            yield port
+    for parameter in query.split("&"):
+        name, _, value = parameter.partition("=")
+        if name not in _SAFE_PARAMETERS:
+            yield value or name
+            yield unquote_plus(value)
+            yield from (part for part in re.split(r"[@:/?#&=]", value) if len(part) >= 4)
+
+
+def _secrets_of_userinfo(userinfo: str) -> Iterator[str]:
+    user, colon, password = userinfo.partition(":")
+    if not colon and user.isalpha() and len(user) < 8:
+        return  # a plain user name, such as git
+    yield userinfo
+    yield password if colon else user
+    if len(user) >= 12 and not user.isalpha():
+        yield user
+    parts = (part for part in re.split(r"[@:/?#&=]", password) if len(part) >= 2)
+    yield from (part for part in parts if "?" not in userinfo or _is_distinctive(part))
+
+
+def _environment_secrets() -> Iterator[str]:
+    for name, value in os.environ.items():
+        if _ENVIRONMENT.search(name) and not value.startswith(("/", ".", "~")):
+            if len(value) >= 6:
+                yield value.strip()
+        elif ":/" in value and ("@" in value or "?" in value):
+            for part in value.split():
+                if _SCHEME.match(part):
+                    yield from _secrets_of_url(part)
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """The secret as it may occur in text: as given, decoded, encoded, quoted by Python."""
+    yield secret
+    yield unquote(secret)
+    yield quote(secret, safe="")
+    for form in (secret, unquote(secret)):
+        yield repr(form)[1:-1]
+        yield ascii(form)[1:-1]
+
+
+def _is_distinctive(secret: str) -> bool:
+    """Whether a text that contains ``secret`` can only contain it as the secret."""
+    if len(secret) >= 16:
+        return True
+    if secret.isdigit() or len(secret) < 4:
+        return len(secret) >= 8
+    return not secret.isalpha() or (len(secret) >= 8 and not secret.islower())
+
+
+# --------------------------------------------------------------------------------------- text
+
+
+def redact(text: str, *, foreign: bool = False) -> str:
+    """``text`` without secrets.
+
+    Args:
+        text: any text.
+        foreign: the text comes from another library, so a known secret that is an ordinary word
+            is hidden in it too. In our own sentences that would hide the word itself.
+    """
+    secrets = dict.fromkeys((*_remembered, *_environment_secrets()))
+    spellings = {spelling for secret in secrets for spelling in _spellings(secret)}
+    for secret in sorted(spellings, key=len, reverse=True):
+        if secret not in text:
+            continue
+        if _is_distinctive(secret):
+            text = text.replace(secret, HIDDEN)
+        elif foreign and secret:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
+    text = _IN_TEXT.sub(_hide_userinfo, text)
+    text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
+    text = _KEYS.sub(lambda match: f"{match[1] or match[2] or match[3]}{HIDDEN}", text)
+    return _BEARER.sub(rf"\1{HIDDEN}", text)
+
+
+def _hide_userinfo(match: re.Match[str]) -> str:
+    """Hide what precedes an ``@`` in a URL, unless it is only host and path."""
+    authority, slash, path = match[2].partition("/")
+    _, colon, port = authority.rpartition(":")
+    is_host = slash and (not colon or port.isdigit() or port.endswith("]"))
+    if (is_host and ":" not in path) or match[2] == "USER":
+        return match[0]
+    return f"{match[1]}{HIDDEN}@"
+
+
+def redact_url(url: str) -> str:
+    """A URL as it may be shown: scheme, host and path, without user, password and parameters.
+
+    Where the parts can't be told apart with certainty, only the scheme is shown.
+    """
+    url = url.strip()
+    match = _SCHEME.match(url)
+    if match is None or (not match[2] and "@" in url):
+        return HIDDEN if re.search(r"[@:?]", url) else url
+    scheme, slashes, rest = match[1], match[2], url[match.end() :]
+    if slashes in ("", "/"):
+        return f"{scheme}:{slashes}{HIDDEN}"
+    start = f"{scheme}://"
+    if _is_local(scheme) and (len(slashes) > 2 or "@" not in rest):
+        path, mark, _ = rest.partition("?")
+        return f"{scheme}:{slashes}{path}" + (f"?{HIDDEN}" if mark else "")
+    rest = slashes[2:] + rest
+    before, at, after = rest.rpartition("@")
+    if at and re.search("[?#@]", before):
+        return start + HIDDEN  # either @ may belong to a password or a parameter
+    place, _, query = re.sub("#", "?", after, count=1).partition("?")
+    authority = place.partition("/")[0]
+    if not _is_host(authority):
+        return start + HIDDEN
+    shown = f"{start}{HIDDEN}@{place}" if at else start + place
+    return shown + _safe_query(query)
+
+
+def redact_source(name: str) -> str:
+    """The name of a base, or of an adapter's source, as it may be shown."""
+    prefix = "hf:" if name.startswith("hf:") else ""
+    rest = name.removeprefix(prefix)
+    match = _SCHEME.match(rest)
+    if match and match[2]:
+        return prefix + redact_url(rest)
+    place, mark, _ = rest.partition("?")
+    before, at, _ = place.rpartition("@")
+    if (at or mark) and re.search(r"[:&=@\s]", before if at else place):
+        place = HIDDEN
+    return redact(prefix + place + (f"?{HIDDEN}" if mark else ""))
+
+
+def _is_local(scheme: str) -> bool:
+    return scheme.partition("+")[0] == "sqlite" or scheme in _FILE_SCHEMES
+
+
+def _is_host(authority: str) -> bool:
+    """Whether a text is a host, perhaps with a port, or the name of a bucket."""
+    host, colon, port = authority.rpartition(":")
+    if not colon or authority.endswith("]"):
+        return True
+    return port.isdigit() and (":" not in host or host.startswith("["))
+
+
+def _safe_query(query: str) -> str:
+    """The parameters of a URL that hold no secret; the others are indicated."""
+    if not query:
+        return ""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    safe = [f"{name}={value}" for name, value in pairs if name in _SAFE_PARAMETERS]
+    hidden = [HIDDEN] if len(safe) < len(pairs) or not pairs else []
+    return "?" + "&".join([*safe, *hidden])
+
+
+# --------------------------------------------------------------------------------- exceptions
+
+
+_Error = TypeVar("_Error", bound=BaseException)
+
+
+def redact_exception(error: _Error) -> _Error:
+    """Remove secrets from an exception and from all that led to it, in place; returns it."""
+    seen: set[int] = set()
+    pending: list[BaseException] = [error]
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        _redact_one(current)
+        for name in ("__cause__", "__context__", "orig"):
+            linked = getattr(current, name, None)
+            if isinstance(linked, BaseException):
+                pending.append(linked)
+                if _shows_secret(linked):
+                    _replace(current, name, linked)
+        pending.extend(getattr(current, "exceptions", ()))
+    return error
+
+
+def _redact_one(error: BaseException) -> None:
+    args = tuple(_redacted_value(value) for value in error.args)
+    if args != error.args:
+        error.args = args
+    for name in ("message", "hint", "filename", "filename2", "strerror", "msg", "doc", "reason"):
+        value = getattr(error, name, None)
+        if isinstance(value, str) and (clean := redact(value, foreign=True)) != value:
+            try:
+                setattr(error, name, clean)
+            except (AttributeError, TypeError):
+                continue
+    if notes := getattr(error, "__notes__", None):
+        error.__notes__ = [redact(str(note), foreign=True) for note in notes]
+
+
+def _redacted_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value, foreign=True)
+    if isinstance(value, tuple):
+        return tuple(_redacted_value(one) for one in value)
+    return value
+
+
+def _shows_secret(error: BaseException) -> bool:
+    _redact_one(error)
+    text = f"{error}\n{error!r}"
+    return redact(text, foreign=True) != text
+
+
+def _replace(holder: BaseException, name: str, linked: BaseException) -> None:
+    """Replace an exception that can't be changed by one of the same text without the secrets."""
+    text = redact(f"{type(linked).__name__}: {linked}", foreign=True)
+    substitute = RuntimeError(text).with_traceback(linked.__traceback__)
+    substitute.__cause__ = linked.__cause__
+    suppressed = holder.__suppress_context__
+    setattr(holder, name, substitute)
+    holder.__suppress_context__ = suppressed
+
+
+# --------------------------------------------------------------------------------------- logs
+
+
+def redact_logs() -> None:
+    """Let every log record of this process pass through :func:`redact`."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "redacts", False):
+        return
+
+    def make_redacted(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = make(*arguments, **named)
+        try:
+            message = record.getMessage()
+        except Exception:  # the logging module reports wrong arguments itself
+            return record
+        clean = redact(message, foreign=True)
+        if clean != message:
+            record.msg, record.args = clean, ()
+        if record.exc_info and record.exc_info[1] is not None:
+            redact_exception(record.exc_info[1])
+        return record
+
+    make_redacted.redacts = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(make_redacted)

@@ -1,0 +1,251 @@
+"""Secrets are removed from text, URLs, exceptions and logs; everything else stays readable."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trunkline.contracts import DatasetSpec
+from trunkline.errors import TrunklineError, one_line
+from trunkline.redaction import (
+    redact,
+    redact_exception,
+    redact_logs,
+    redact_source,
+    redact_url,
+    remember,
+    remember_options,
+    remember_url,
+)
+from trunkline.refs import shown
+
+LEFT, RIGHT = "Kx9qZ7w", "Vb3mN5t"
+ODD = st.text(alphabet="@:/?#%&=+[]\\ '\"`;,.~|<>ü☃", max_size=4)
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what a test makes known."""
+    monkeypatch.setattr("trunkline.redaction._remembered", {})
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://user:secret@db.example.org:5432/registry", "…@db.example.org:5432/registry"),
+        ("postgresql://token@host/db", "…@host/db"),
+        ("postgresql://host/db", "host/db"),
+        ("postgresql://u:p@ss@host/db", "…"),
+        ("postgresql://u:p/ss@host/db", "…@host/db"),
+        ("postgresql://u:p@[::1]:5432/db", "…@[::1]:5432/db"),
+        ("postgresql://host/db?password=secret&host=/run/pg", "host/db?host=/run/pg&…"),
+        ("postgresql://user:secret/db", "…"),
+        ("postgresql://host/db?password=a@b", "…"),
+    ],
+)
+def test_url_is_shown_without_credentials(url: str, expected: str) -> None:
+    assert redact_url(url) == f"postgresql://{expected}"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite:////home/me@work/registry.db", "sqlite:////home/me@work/registry.db"),
+        ("sqlite+cipher://:secret@/x.db?cipher=aes", "sqlite+cipher://…@/x.db?…"),
+        ("postgresql:/user:secret@host/db", "postgresql:/…"),
+        ("user:secret@host/db", "…"),
+        ("s3://bucket/folder", "s3://bucket/folder"),
+        ("s3://arn:aws:s3:eu:1:accesspoint/a", "s3://…"),
+        ("https://bucket.example.org/a?X-Amz-Signature=0a1b", "https://bucket.example.org/a?…"),
+        ("memory://store", "memory://store"),
+        ("registry.db", "registry.db"),
+        ("", ""),
+    ],
+)
+def test_url_of_any_scheme_is_shown_without_credentials(url: str, expected: str) -> None:
+    assert redact_url(url) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("can't reach https://me:secret@host/x now", "can't reach https://…@host/x now"),
+        ("GET /v1?api_key=abc&n=1", "GET /v1?api_key=…&n=1"),
+        ("s3://b/k?X-Amz-Credential=A&X-Amz-Signature=B", None),
+        ("the key tl-1abcdefg-" + "A" * 43 + " is unknown", "the key tl-1abcdefg-… is unknown"),
+        ("Authorization: Bearer abc123def456", "Authorization: Bearer …"),
+        ("token hf_abcdefghij0123456789", "token hf_…"),
+    ],
+)
+def test_secret_in_text_is_hidden_by_its_form(text: str, expected: str | None) -> None:
+    assert redact(text) == (expected or "s3://b/k?X-Amz-Credential=…&X-Amz-Signature=…")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:8000/v1/models/medical/icd10-chapter@3",
+        "finance/naics@champion was moved",
+        "medical/icd10@sha256:" + "0f" * 32,
+        "hf:owner/repo@main",
+        "pip install 'trunkline[postgres]'",
+        "TRUNKLINE_REGISTRY=postgresql://USER@HOST/DATABASE",
+        "Send the header Authorization: Bearer KEY",
+        'curl -H "Authorization: Bearer $TRUNKLINE_API_KEY"',
+        "hf_hub_download failed",
+        "sqlite:////home/a@b/registry.db",
+        "the ratio is 3:4 @ 12:30",
+    ],
+)
+def test_text_without_a_secret_is_unchanged(text: str) -> None:
+    assert redact(text) == text
+    assert redact(text, foreign=True) == text
+
+
+def test_remembered_secret_is_hidden_in_every_spelling() -> None:
+    remember_url("postgresql://me:Kx9%40qZ/7w@host/db")
+    for spelling in ("Kx9%40qZ/7w", "Kx9@qZ/7w", "Kx9%40qZ%2F7w", "qZ/7w"):
+        assert spelling not in redact(f"failed with {spelling}", foreign=True)
+
+
+def test_ordinary_word_as_password_is_hidden_in_foreign_text_only() -> None:
+    remember("postgres")
+    assert redact("pip install 'trunkline[postgres]'") == "pip install 'trunkline[postgres]'"
+    assert redact("no role postgres on postgresql", foreign=True) == "no role … on postgresql"
+
+
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "TRUNKLINE_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"]
+)
+def test_secret_of_the_environment_is_hidden(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, f"{LEFT}-{RIGHT}")
+    assert LEFT not in TrunklineError(f"It failed with {LEFT}-{RIGHT}.").message
+
+
+def test_proxy_of_the_environment_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{LEFT}@{RIGHT}@proxy:3128")
+    error = ValueError(f"Invalid port: '{LEFT}@{RIGHT}'")
+    assert one_line(error) == "Invalid port: '…'"
+
+
+def test_secret_among_options_is_hidden() -> None:
+    remember_options(
+        {"secret": f"{LEFT}-a", "client": {"endpoint": f"http://x:{RIGHT}@host", "region": "eu-1"}}
+    )
+    text = f"{LEFT}-a and {RIGHT} in eu-1"
+    assert redact(text, foreign=True) == "… and … in eu-1"
+
+
+@pytest.mark.parametrize("name", ["hf:https://u:{}@host/o/r", "hf:u:{}@main", "{}:x@y", "a?t={}"])
+def test_name_of_a_source_is_shown_without_credentials(name: str) -> None:
+    assert LEFT not in redact_source(name.format(LEFT))
+    assert redact_source("hf:owner/repo@v1.0") == "hf:owner/repo@v1.0"
+
+
+def test_value_that_is_cut_is_redacted_before() -> None:
+    assert LEFT not in shown(f"https://somebody:{LEFT}{'x' * 60}@host")
+
+
+def test_source_of_a_dataset_hides_credentials() -> None:
+    spec = DatasetSpec(
+        name="toy/x",
+        description="x",
+        task="classification",
+        load=list,
+        license="MIT",
+        source=f"https://me:{LEFT}@host/a.csv?X-Amz-Signature={RIGHT}&part=2",
+        grouping="x",
+    )
+    assert spec.source == "https://…@host/a.csv?X-Amz-Signature=…&part=2"
+
+
+# --------------------------------------------------------------------------------- exceptions
+
+
+class Stubborn(Exception):
+    """An exception whose text can't be changed."""
+
+    def __str__(self) -> str:
+        return f"stubborn {LEFT}-{RIGHT}"
+
+
+def chained() -> TrunklineError:
+    """An error with a cause, a context, a group, a note and a file name that hold the secret."""
+    secret = f"{LEFT}-{RIGHT}"
+    try:
+        try:
+            try:
+                raise Stubborn
+            except Stubborn as inner:
+                raise OSError(2, f"no {secret}", f"/x/{secret}") from inner
+        except OSError as error:
+            error.add_note(f"tried {secret}")
+            group = ExceptionGroup("several", [ValueError(secret), KeyError(secret)])
+            raise TrunklineError("It failed.") from group
+    except TrunklineError as error:
+        return error
+
+
+def test_every_exception_of_a_chain_is_redacted() -> None:
+    remember(f"{LEFT}-{RIGHT}")
+    error = redact_exception(chained())
+    text = "".join(traceback.format_exception(error))
+    assert LEFT not in text
+    assert "Stubborn" not in text or RIGHT not in text
+    assert "OSError" in text or "FileNotFoundError" in text or "several" in text
+    link: BaseException | None = error
+    while link is not None:
+        assert LEFT not in f"{link!s} {link!r} {vars(link)}"
+        link = link.__cause__ or link.__context__
+
+
+def test_log_record_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
+    before = logging.getLogRecordFactory()
+    try:
+        redact_logs()
+        remember(f"{LEFT}-{RIGHT}")
+        logging.getLogger("elsewhere").warning("no %s at %s", f"{LEFT}-{RIGHT}", "http://a:b@c/")
+        try:
+            raise ValueError(f"{LEFT}-{RIGHT}")
+        except ValueError:
+            logging.getLogger("elsewhere").exception("failed")
+    finally:
+        logging.setLogRecordFactory(before)
+    assert LEFT not in caplog.text
+    assert "no … at http://…@c/" in caplog.text
+
+
+# --------------------------------------------------------------------------------- properties
+
+
+FORMS = (
+    "postgresql://me:{}@host:5432/db",
+    "postgresql+psycopg://{}:x@host/db",
+    "https://me:{}@host/v1",
+    "http:/me:{}@host/v1",
+    "sftp://me:{}@/folder",
+    "https://host/a?sig={}",
+)
+
+
+@given(ODD, st.sampled_from(FORMS))
+def test_no_part_of_any_password_is_shown(odd: str, form: str) -> None:
+    url = form.format(f"{LEFT}{odd}{RIGHT}")
+    assert LEFT not in redact_url(url)
+    assert RIGHT not in redact_url(url)
+
+
+@given(ODD, st.sampled_from(FORMS))
+def test_no_part_of_a_remembered_password_is_left_in_foreign_text(odd: str, form: str) -> None:
+    url = form.format(f"{LEFT}{odd}{RIGHT}")
+    remember_url(url)
+    parts = [f"host {part!r}" for part in re.split("[@:/?#&=]", f"{LEFT}{odd}{RIGHT}")]
+    for text in (url, repr(url), f"{LEFT}{odd}{RIGHT}", *parts):
+        clean = redact(f"failed: {text}", foreign=True)
+        assert LEFT not in clean
+        assert RIGHT not in clean
