@@ -43,7 +43,7 @@ def flip_bit(path: Path) -> None:
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "removed": Path.unlink,
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-2]),
     "emptied": lambda path: path.write_bytes(b""),
     "of the same size": flip_bit,
 }
