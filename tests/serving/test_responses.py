@@ -32,7 +32,7 @@ def test_answer_is_that_of_chat_completions(client: OpenAI, model: str) -> None:
     assert usage.total_tokens == expected.usage.total_tokens
 
 
-def test_status_tells_why_the_answer_ended(client: OpenAI) -> None:
+def test_status_explains_why_the_answer_ended(client: OpenAI) -> None:
     response = client.responses.create(**body())
     finish = client.chat.completions.create(**chat_body()).choices[0].finish_reason
     assert response.status == {"length": "incomplete", "stop": "completed"}[finish]

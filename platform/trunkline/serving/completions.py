@@ -138,7 +138,8 @@ def _top(score: TokenScore) -> dict[str, float | None]:
     """The likeliest tokens and the token itself; the likeliest of equal texts has the text."""
     ids: dict[str, int] = {}
     top: dict[str, float | None] = {}
-    for one in (*score.top, score):
+    tokens: list[TokenScore | TopToken] = [*score.top, score]
+    for one in tokens:
         name = _token_name(one)
         if ids.setdefault(name, one.id) != one.id:
             name = f"token_id:{one.id}"

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from trunkline.errors import IntegrityError, TrainingError
 from trunkline.files import indented_json, read_json_object, sha256_file, write_atomically
@@ -138,18 +138,21 @@ def _read_manifest(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
     step, best_step = manifest.get("step"), manifest.get("best_step")
     finished, files = manifest.get("finished"), manifest.get("files")
     training = manifest.get("training")
-    is_valid = (
+    if (
         manifest.get("format") == _FORMAT
         and isinstance(training, str)
-        and type(step) is int
+        and _is_int(step)
         and folder.name == f"checkpoint-{step}"
-        and (best_step is None or (type(best_step) is int and 0 < best_step <= step))
+        and (best_step is None or (_is_int(best_step) and 0 < best_step <= step))
         and isinstance(finished, bool)
         and isinstance(files, dict)
-    )
-    if not is_valid:
-        raise IntegrityError(f"{MANIFEST} of {folder.name} is damaged or of another checkpoint.")
-    return Checkpoint(folder, training, step, best_step, finished), files
+    ):
+        return Checkpoint(folder, training, step, best_step, finished), files
+    raise IntegrityError(f"{MANIFEST} of {folder.name} is damaged or of another checkpoint.")
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return type(value) is int
 
 
 def find_resume_point(folder: Path, training: str | None = None) -> ResumePoint:
