@@ -44,7 +44,7 @@ def test_another_encoding_is_refused_with_its_name_and_read_with_the_option(
     assert read(tmp_path, "rows.csv", content, encoding=encoding) == ["plain", text]
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.json"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 def test_byte_order_mark_decides_and_is_taken_off(tmp_path: Path, name: str, encoding: str) -> None:
     text = "Größe 冷 🍕"
