@@ -291,7 +291,10 @@ def _redacted_value(value: Any) -> Any:
 
 def _shows_secret(error: BaseException) -> bool:
     _redact_one(error)
-    text = f"{error}\n{error!r}"
+    try:
+        text = f"{error}\n{error!r}"
+    except Exception:  # an exception of a plugin that can't be converted shows nothing
+        return False
     return redact(text, foreign=True) != text
 
 

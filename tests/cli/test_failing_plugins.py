@@ -58,6 +58,24 @@ def test_plugin_that_ends_the_program_fails_the_training(
     assert result.stderr.count("Error: ") == 1
 
 
+@pytest.mark.parametrize("text", ["sys.exit(0)", "Stop: over"])
+def test_metric_that_fails_after_the_training_says_how_to_go_on(
+    text: str, run_copy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_plugin, "hit_rate", ending(ENDS[text]))
+        result = run_copy("train", "toy/animals", "--set", "max_steps=1", "--json")
+    assert result.exit_code == 1
+    error = json.loads(result.stdout)["error"]
+    assert "The metric toy/hit_rate" in error["message"]
+    command = re.search(r"`trunkline (train toy/animals --resume \d+)`", error["hint"])
+    assert command is not None
+    resumed = run_copy(*command[1].split(), "--json")
+    assert resumed.exit_code == 0
+    assert json.loads(resumed.stdout)["adapter"] == "toy/animals@2"
+    assert "1 of 1" not in resumed.stderr  # no step was taken again
+
+
 def test_plugin_that_prints_does_not_spoil_the_json(
     run_copy: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

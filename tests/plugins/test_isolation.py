@@ -43,7 +43,7 @@ def test_whatever_is_written_at_import_stays_off_stdout(add_plugin: AddPlugin, s
 
 CHANGES = {
     "the working folder": "import os\nos.chdir('/')",
-    "the handler of SIGINT": "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "the handler of SIGINT": "import signal\nsignal.signal(signal.SIGINT, lambda *_: None)",
     "the handler of SIGUSR1": "import signal\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)",
     "the locale": "import locale\nlocale.setlocale(locale.LC_ALL, 'C.UTF-8')",
     "a standard stream": "import sys, io\nsys.stdout = io.StringIO()",

@@ -16,14 +16,14 @@ from trunkline.contracts import Row
 from trunkline.training.job import TrainingJob
 
 RECIPES = {
-    "medical/icd10-chapter": ("group", 12),
-    "retail/unit-price": ("group", 20),
-    "medical/icd10-title": ("stratum", 40),
+    "medical/icd10-chapter": ("group", 30),
+    "retail/unit-price": ("group", 60),
+    "medical/icd10-title": ("stratum", 100),
 }
 """Recipe → the attribute to thin by, and the step: one of so many is kept."""
 
 SETTINGS: dict[str, Any] = {
-    "max_steps": 6, "max_train_samples": 64, "per_device_train_batch_size": 8, "evals_per_epoch": 1,
+    "max_steps": 3, "max_train_samples": 64, "per_device_train_batch_size": 8, "evals_per_epoch": 1,
     "warmup_ratio": 0.0,
 }  # fmt: skip
 

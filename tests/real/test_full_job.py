@@ -56,7 +56,7 @@ def test_every_task_was_trained_evaluated_and_published(trained: Platform, adapt
     run = trained.registry.runs.get(version.run or 0)
     assert run.status == "finished"
     assert run.report is not None
-    assert run.report["steps"] == 6
+    assert run.report["steps"] == 3
     assert run.report["proof"]["to_trained"] < 1e-4
     evaluated = trained.evaluation_report(version)
     assert evaluated is not None

@@ -316,7 +316,7 @@ LOSSES: dict[str, tuple[Any, str]] = {
     "no tensor": (lambda outputs, targets: 0.5, "0.5"),
     "None": (lambda outputs, targets: None, "None"),
     "detached": (lambda outputs, targets: outputs.detach().sum(), "doesn't depend"),
-    "no function": (7, "TypeError"),
+    "no function": (7, "can't be called"),
 }
 
 

@@ -68,7 +68,7 @@ def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
         if frames and frames[-1].filename == click.core.__file__:  # the reader of stdout is gone
             return 1
         if debug():
-            traceback.print_exc()
+            _print_traceback(error)
         _print_error(
             f"Error: the program was ended by {_exit_call(error)}.",
             "If that file belongs to a plugin, leave it out: `trunkline --no-plugin NAME …`.",
