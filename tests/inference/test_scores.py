@@ -108,8 +108,7 @@ def test_bytes_end_where_a_stop_string_begins(byte_level: Any, data: st.DataObje
 @MANY
 @given(st.data())
 def test_scores_are_never_ahead_of_the_streamed_text(tokenizer: Any, data: st.DataObject) -> None:
-    # where a stop string follows the replacement character itself, its own bytes are not cut yet
-    ids = encode(tokenizer, data.draw(TEXTS.filter(lambda text: "\ufffd" not in text))) or [5]
+    ids = encode(tokenizer, data.draw(TEXTS)) or [5]
     stops = draw_stops(data, tokenizer.decode(ids, skip_special_tokens=True))
     sequence = answer(tokenizer, ids, stops)
     text, sent = "", b""

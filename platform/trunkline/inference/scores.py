@@ -7,6 +7,7 @@ replacement characters. Its bytes are exact: those of all tokens together are th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -119,7 +120,7 @@ class ScoreLog:
     def __init__(self, *, byte_level: bool) -> None:
         self.scores: list[TokenScore] = []
         self.byte_level = byte_level
-        self._ends: list[int] = []
+        self._ends: list[float] = []
         self._sent = 0
 
     def add(self, score: TokenScore, detokenizer: IncrementalDetokenizer, before: int) -> None:
@@ -137,7 +138,12 @@ class ScoreLog:
         complete = REPLACEMENT_CHARACTER not in score.token
         begins = after - len(score.token) if complete else before
         self.scores.append(replace(score, offset=max(before, begins), raw_bytes=own))
-        self._ends.append(after + (not detokenizer.complete))
+        self._ends.append(math.inf)
+        if detokenizer.complete:  # until then, where a token of the run ends is not certain
+            place = len(self._ends)
+            while place and self._ends[place - 1] == math.inf:
+                place -= 1
+                self._ends[place] = after
 
     def cut(self, text: str) -> None:
         """Drop the tokens of a stop string; ``text`` is the answer before it.
