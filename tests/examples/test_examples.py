@@ -6,14 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from examples.recording import DEMO, PAGES, record_help, record_page, recorded_help
+from examples.recording import PAGES, record_help, record_page, recorded_help
 from examples.session import comparable
 
-pytestmark = [
-    pytest.mark.examples,
-    pytest.mark.real,
-    pytest.mark.skipif(not DEMO.exists(), reason="needs the workspace of `make demo`"),
-]
+pytestmark = [pytest.mark.examples, pytest.mark.real]
 
 
 def test_help_shows_what_commands_print(tmp_path: Path) -> None:

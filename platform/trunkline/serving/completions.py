@@ -34,7 +34,7 @@ async def complete(body: CompletionBody, context: Context, request: Request) -> 
     prompts = body.prompts()
     model = await resolve(context, body.model, "generation")
     options: dict[str, Any] = {
-        "logprobs": body.logprobs,
+        "logprobs": body.requested_logprobs(),
         "echo": bool(body.echo),
         **body.sampling(context.service.settings.max_new_tokens),
     }

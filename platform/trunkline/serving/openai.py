@@ -15,7 +15,7 @@ from trunkline.inference.request import Answer, Choice, StreamChunk, TokenScore,
 from trunkline.inference.request import Request as EngineRequest
 from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.models import resolve
-from trunkline.serving.schemas import ChatBody, GenerationBody
+from trunkline.serving.schemas import ChatBody, GenerationBody, SamplingBody
 from trunkline.serving.service import Context, RequestContext
 from trunkline.serving.streams import Chunk, EventStream
 
@@ -35,6 +35,25 @@ router = APIRouter(route_class=JsonRoute)
 async def chat(body: ChatBody, context: Context, request: Request) -> Response:
     """Answer a conversation; with ``stream``, in chunks."""
     messages = [message.to_template() for message in body.messages]
+    model = await submit_conversation(context, body, messages, field="messages")
+    head = head_of(context, model, "chatcmpl", "chat.completion")
+    if body.stream:
+        return _chat_stream(context, {**head, "object": "chat.completion.chunk"}, body)
+    answer = (await context.answers(request.receive))[0]
+    choices = [_chat_choice(choice, body) for choice in answer.choices]
+    content = {**head, "choices": choices, "usage": usage([answer])}
+    return await context.respond(content, "\n".join(choice.text for choice in answer.choices))
+
+
+async def submit_conversation(
+    context: RequestContext, body: SamplingBody, messages: Sequence[dict[str, str]], *, field: str
+) -> ResolvedModel:
+    """Submit a conversation to the engine; returns the model that answers.
+
+    Args:
+        messages: roles and texts, as chat templates expect them.
+        field: the body's field that holds them, for errors.
+    """
     context.set_model_name(body.model, json.dumps(messages, ensure_ascii=False))
     model = await resolve(context, body.model, "generation")
     engine_request = EngineRequest(
@@ -44,14 +63,8 @@ async def chat(body: ChatBody, context: Context, request: Request) -> Response:
         **body.sampling(context.service.settings.max_new_tokens),
     )
     text = "".join(message["content"] for message in messages)
-    await context.submit(model, [text], [engine_request], body.timeout, field="messages")
-    head = head_of(context, model, "chatcmpl", "chat.completion")
-    if body.stream:
-        return _chat_stream(context, {**head, "object": "chat.completion.chunk"}, body)
-    answer = (await context.answers(request.receive))[0]
-    choices = [_chat_choice(choice, body) for choice in answer.choices]
-    content = {**head, "choices": choices, "usage": usage([answer])}
-    return await context.respond(content, "\n".join(choice.text for choice in answer.choices))
+    await context.submit(model, [text], [engine_request], body.timeout, field=field)
+    return model
 
 
 def _chat_stream(context: RequestContext, head: Chunk, body: ChatBody) -> EventStream:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -14,15 +13,13 @@ from pydantic import Discriminator, Field, StrictBool, Tag, model_validator
 
 from trunkline.errors import TrunklineError
 from trunkline.inference.request import MAX_LOGPROBS, Answer, StreamChunk, TokenScore
-from trunkline.inference.request import Request as EngineRequest
 from trunkline.refs import shown
 from trunkline.resolution import ResolvedModel
 from trunkline.serving import fields
 from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError, error_body
 from trunkline.serving.fields import StrictModel, Values, invalid, unsupported
-from trunkline.serving.models import resolve
-from trunkline.serving.openai import adapter_of, chat_logprobs, usage
+from trunkline.serving.openai import chat_logprobs, submit_conversation, usage
 from trunkline.serving.schemas import (
     MAX_MESSAGES,
     Integer,
@@ -30,6 +27,7 @@ from trunkline.serving.schemas import (
     SamplingBody,
     Text,
     is_list,
+    template_message,
 )
 from trunkline.serving.service import Context, RequestContext
 from trunkline.serving.streams import Chunk, EventStream
@@ -108,10 +106,7 @@ class InputMessage(StrictModel):
 
     def to_template(self) -> dict[str, str]:
         """Role and text as chat templates expect them."""
-        text = self.content
-        if not isinstance(text, str):
-            text = "".join(part.text for part in text)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return template_message(self.role, self.content)
 
 
 class TextConfig(StrictModel):
@@ -185,17 +180,7 @@ class ResponsesBody(SamplingBody):
 @router.post("/v1/responses")
 async def respond(body: ResponsesBody, context: Context, request: Request) -> Response:
     """Answer an input; with ``stream``, in events."""
-    messages = body.messages()
-    context.set_model_name(body.model, json.dumps(messages, ensure_ascii=False))
-    model = await resolve(context, body.model, "generation")
-    engine_request = EngineRequest(
-        adapter_of(model),
-        messages=tuple(messages),
-        logprobs=body.requested_logprobs(),
-        **body.sampling(context.service.settings.max_new_tokens),
-    )
-    text = "".join(message["content"] for message in messages)
-    await context.submit(model, [text], [engine_request], body.timeout, field="input")
+    model = await submit_conversation(context, body, body.messages(), field="input")
     answer_format = AnswerFormat(body, model, context.id)
     if body.stream:
         return _stream(context, answer_format)

@@ -7,7 +7,9 @@ wrote it. :mod:`trunkline.serving.fields` decides about fields that are not supp
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal, Self
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
     AfterValidator,
@@ -143,10 +145,19 @@ class Message(StrictModel):
 
     def to_template(self) -> dict[str, str]:
         """Role and text as chat templates expect them."""
-        text = self.content
-        if not isinstance(text, str):
-            text = "".join(part.text for part in text)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return template_message(self.role, self.content)
+
+
+class ContentPart(Protocol):
+    """A part of a message's content, in any of OpenAI's forms."""
+
+    text: str
+
+
+def template_message(role: str, content: str | Sequence[ContentPart]) -> dict[str, str]:
+    """A message as chat templates expect it; OpenAI's role ``developer`` is ``system``."""
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    return {"role": "system" if role == "developer" else role, "content": text}
 
 
 class StreamOptions(StrictModel):
@@ -235,9 +246,13 @@ class SamplingBody(StrictModel):
             "n": self.choices,
         }
 
+    @abstractmethod
     def new_tokens(self) -> tuple[str, int | None]:
         """The field that limits the new tokens, and its value; None: the adapter's own limit."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def requested_logprobs(self) -> int | None:
+        """How many likeliest tokens to report; None: no log probabilities at all."""
 
 
 class GenerationBody(SamplingBody):
@@ -315,6 +330,10 @@ class CompletionBody(GenerationBody):
             hint = "Send at least 1, or echo: true."
             raise invalid("can't be 0 without echo.", hint, field="max_tokens")
         return self
+
+    def requested_logprobs(self) -> int | None:
+        """How many likeliest tokens to report; None: no log probabilities at all."""
+        return self.logprobs
 
     def prompts(self) -> list[str | tuple[int, ...]]:
         """The prompts, each a text or token ids."""
