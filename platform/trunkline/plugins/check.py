@@ -79,7 +79,7 @@ def check(
     timeout: float = TIMEOUT,
     on_stage: Callable[[str], None] = lambda text: None,
 ) -> tuple[Finding, ...]:
-    """Load one plugin alone, rehearse its recipes without a base, and report what is wrong.
+    """Load one plugin alone, check its recipes without a base, and report what is wrong.
 
     Args:
         target: domain or distribution of an installed plugin, or the folder of its

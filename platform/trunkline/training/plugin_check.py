@@ -105,7 +105,7 @@ def plugin_findings(
     yield from _module_findings(candidate, root, contribution)
 
     from trunkline.data.findings import Examiner
-    from trunkline.training.rehearsal import spec_findings
+    from trunkline.training.recipe_check import spec_findings
 
     examiner = Examiner() if base is None else Examiner(_tokenizer(base))
     yield from spec_findings(contribution, core, on_stage, on_rows, examiner)

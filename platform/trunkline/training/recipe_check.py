@@ -1,4 +1,4 @@
-"""Rehearse a plugin's recipes without a base: everything of a training that needs no model.
+"""Check a plugin's recipes without a base: everything of a training that needs no model.
 
 Rows are read, cleaned and split; transforms, losses, baselines and metrics are called as a run
 calls them, and metrics and losses also with the inputs that make them fail late.
@@ -19,8 +19,8 @@ from trunkline.evaluation.intervals import score_of
 from trunkline.plugins.catalog import Catalog, Contribution
 from trunkline.plugins.check import Finding
 from trunkline.settings import is_finite
+from trunkline.training.contract_check import loss_problem, metric_problem
 from trunkline.training.job import TrainingJob, make_job
-from trunkline.training.trials import loss_problem, metric_problem
 
 MIN_GROUPS = 3
 """One each for train, validation and test."""
@@ -53,7 +53,7 @@ def spec_findings(
         findings = list(_read(dataset, rows))
         yield from findings
         if any(finding.level == "error" for finding in findings):
-            rows.pop(dataset.name, None)  # a rehearsal would only repeat the error
+            rows.pop(dataset.name, None)  # the check would only repeat the error
         else:
             on_rows(dataset.name, rows[dataset.name])
 
@@ -62,11 +62,11 @@ def spec_findings(
         if dataset.name in rows and not used:
             yield from examiner(dataset, rows[dataset.name], None, ())
     catalog = Catalog((), (core, contribution))
-    rehearsal = _Rehearsal(catalog, contribution, rows, examiner, on_stage)
+    checker = _RecipeChecker(catalog, contribution, rows, examiner, on_stage)
     for recipe in contribution.recipes:
         yield from _described(recipe, ("description",))
-        yield from rehearsal.recipe_findings(recipe.name)
-    yield from rehearsal.unused()
+        yield from checker.recipe_findings(recipe.name)
+    yield from checker.unused()
     for spec in (
         *contribution.losses,
         *contribution.metrics,
@@ -152,8 +152,8 @@ def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:
 # -------------------------------------------------------------------------------------- recipes
 
 
-class _Rehearsal:
-    """Rehearses recipes one after another and remembers what they used."""
+class _RecipeChecker:
+    """Checks recipes one after another and remembers what they used."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class _Rehearsal:
         self._tried: set[tuple[str, str]] = set()
 
     def recipe_findings(self, name: str) -> Iterator[Finding]:
-        """Rehearse one recipe, unless the rows of its dataset can't be used."""
+        """Check one recipe, unless the rows of its dataset can't be used."""
         try:
             job = make_job(self._catalog, name, {})
         except TrunklineError as error:
@@ -284,11 +284,11 @@ def _sentence(error: TrunklineError) -> str:
 
 
 class _BaseNeeded(Exception):
-    """A baseline used the base, which a rehearsal does not load."""
+    """A baseline used the base, which the check does not load."""
 
 
 class _NoBase:
-    """Stands for the base in a rehearsal."""
+    """Takes the place of the base, and refuses every use."""
 
     def __getattr__(self, name: str) -> Any:
         raise _BaseNeeded(name)

@@ -1,4 +1,4 @@
-"""Try a loss and a metric with the inputs that make them fail late in a training.
+"""Call a loss and a metric with the inputs that make them fail late in a training.
 
 A loss gets random batches, a batch of one row and large outputs; a metric gets right, wrong and
 constant predictions, single rows, and labels that are never predicted.
@@ -51,7 +51,7 @@ def loss_problem(job: TrainingJob, prepared: Prepared) -> str | None:
 
 
 def _batches(task: AnyTask) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Description, outputs and targets of each trial."""
+    """Description, outputs and targets of each test case."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -101,7 +101,7 @@ def _batch_problem(loss: LossFunction, outputs: torch.Tensor, targets: torch.Ten
 
 # --------------------------------------------------------------------------------------- metric
 
-_Trial = tuple[str, Sequence[Target], Sequence[Target]]
+_Case = tuple[str, Sequence[Target], Sequence[Target]]
 """Description, targets and predictions."""
 
 
@@ -151,7 +151,7 @@ def _score_problem(
     return None
 
 
-def _predictions(targets: Sequence[Target], labels: tuple[str, ...]) -> Iterator[_Trial]:
+def _predictions(targets: Sequence[Target], labels: tuple[str, ...]) -> Iterator[_Case]:
     """All rows with right, wrong and constant predictions."""
     yield "right predictions", targets, targets
     yield "wrong predictions", targets, [_wrong(target, labels) for target in targets]
@@ -159,7 +159,7 @@ def _predictions(targets: Sequence[Target], labels: tuple[str, ...]) -> Iterator
         yield f"the prediction {value!r:.40} for every row", targets, [value] * len(targets)
 
 
-def _slices(rows: Sequence[Row], labels: tuple[str, ...]) -> Iterator[_Trial]:
+def _slices(rows: Sequence[Row], labels: tuple[str, ...]) -> Iterator[_Case]:
     """The rows of each slice with wrong predictions."""
     members: dict[tuple[str, str], list[Target]] = {}
     for row in rows:
@@ -170,7 +170,7 @@ def _slices(rows: Sequence[Row], labels: tuple[str, ...]) -> Iterator[_Trial]:
         yield f"wrong predictions for the slice {name} = {value!r:.40}", targets, wrong
 
 
-def _few_rows(rows: Sequence[Row], labels: tuple[str, ...]) -> Iterator[_Trial]:
+def _few_rows(rows: Sequence[Row], labels: tuple[str, ...]) -> Iterator[_Case]:
     """Single rows, and rows of a single target."""
     for target in list(dict.fromkeys(row.target for row in rows))[:_CHOICES]:
         wrong = _wrong(target, labels)
