@@ -47,7 +47,7 @@ class Lines:
         if done == total or time.monotonic() >= self._next:
             self._next = time.monotonic() + 15
             figures = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-            self.stage(f"step {done} of {total}  {figures}")
+            self.stage(f"step {done} of {total}  {figures}".rstrip())
 
 
 def interval_text(score: Estimate) -> str:
