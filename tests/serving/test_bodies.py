@@ -10,19 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
+from json_values import JSON
 from trunkline.serving.bodies import parse_body
 from trunkline.serving.errors import ApiError, error_body
 
 TYPE = Headers({"content-type": "application/json"})
 
 ALPHABET = '{}[]":,\\ud8 NaInfty019.eE-+'
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.text()
-    | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=5,
-)  # fmt: skip
 
 
 def refusal(data: bytes, headers: Headers = TYPE) -> dict[str, Any]:

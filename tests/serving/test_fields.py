@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from json_values import JSON
 from trunkline.serving.embeddings import EmbeddingBody
 from trunkline.serving.fields import StrictModel
 from trunkline.serving.responses import ResponsesBody
@@ -52,14 +53,6 @@ BODIES: dict[str, dict[str, Any]] = {
 """Route → a valid body; on a server without its base it is answered with 503."""
 
 CHAT = "/v1/chat/completions"
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
-    ),
-    max_leaves=6,
-)  # fmt: skip
 
 
 def refusal(validating: TestClient, path: str, body: Any) -> dict[str, Any]:
