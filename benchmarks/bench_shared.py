@@ -12,7 +12,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import timing
@@ -25,11 +25,18 @@ from trunkline.threads import SPIN_COUNT
 
 ROWS, PROMPT, NEW = 16, 32, 24
 TRAIN_ROWS = 16
-WAITING: dict[str, dict[str, str]] = {
-    "OpenMP's default": {},
-    f"GOMP_SPINCOUNT={SPIN_COUNT} (ours)": {"GOMP_SPINCOUNT": str(SPIN_COUNT)},
-    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
-}
+DEFAULT = "OpenMP's default"
+
+
+def policies(spin_counts: Sequence[int]) -> dict[str, dict[str, str]]:
+    """Name → environment variables of each way in which idle workers may wait."""
+    counted = {
+        f"GOMP_SPINCOUNT={count}" + (" (ours)" if count == SPIN_COUNT else ""): {
+            "GOMP_SPINCOUNT": str(count)
+        }
+        for count in spin_counts
+    }
+    return {DEFAULT: {}, **counted, "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"}}
 
 
 class Serving(EngineProcess):
@@ -100,13 +107,18 @@ def both(serving: Child, training: Child, seconds: float) -> tuple[float, float]
 
 
 def main() -> None:
-    options = timing.options(__doc__).parse_args()
+    parser = timing.options(__doc__)
+    parser.add_argument(
+        "--spin-counts", type=int, nargs="+", default=[SPIN_COUNT], metavar="N",
+        help="values of GOMP_SPINCOUNT to compare; by default the one that the program sets",
+    )  # fmt: skip
+    options = parser.parse_args()
     timing.say_where(options.shape)
     rounds, seconds = (1, 1.0) if options.quick else (3, 6.0)
     measured: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
         pairs = {}
-        for name, values in WAITING.items():
+        for name, values in policies(options.spin_counts).items():
             with environment(values):
                 serving = stack.enter_context(Child(Serving, options.shape))
                 training = stack.enter_context(Child(Training, options.shape))
@@ -127,7 +139,7 @@ def main() -> None:
         name: {key: statistics.median(values) for key, values in speeds.items()}
         for name, speeds in measured.items()
     }
-    default = medians["OpenMP's default"]
+    default = medians[DEFAULT]
     title("Alone (targets for ours: at least 0.95 of the default)")
     for name, speeds in medians.items():
         print(
