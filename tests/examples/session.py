@@ -158,7 +158,6 @@ _VARIABLE = (
     (r"\b[0-9a-f]{12,31}…?", "HEX"),
     (r"sha256:[0-9a-f]{6,}…?", "sha256:HEX"),
     (r"\btl-[\w-]+…?", "KEY"),
-    (r"^id +[a-z0-9]{8}$", "id KEY"),
     (r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(?:Z|\+00:00)?(?: UTC)?", "TIME"),
     (r"\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d \w{3} \d{4} [\d:]+ GMT", "TIME"),
     (
@@ -177,9 +176,14 @@ _VARIABLE = (
 def normalized(text: str) -> str:
     """A recorded output without what differs between machines, and with single spaces."""
     for pattern, name in _VARIABLE:
-        text = re.sub(pattern, name, text, flags=re.MULTILINE)
+        text = re.sub(pattern, name, text)
     text = re.sub(r"[─━]+|-{3,}", "-", text)
     return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
+
+
+def key_ids(text: str) -> set[str]:
+    """The ids of the API keys that outputs show."""
+    return set(re.findall(r"\btl-([a-z0-9]{8})-", text))
 
 
 def comparable(session: str) -> str:
