@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from trunkline.registry import schema
+from trunkline.registry import session
 
 ENVIRONMENT = "TRUNKLINE_TEST_MIGRATIONS"
 """The variable that names the folder to a process that :mod:`faults.operations` runs in."""
@@ -51,7 +51,7 @@ def write(folder: Path) -> Path:
     """Create the migrations folder and return it."""
     migrations = folder / "migrations"
     shutil.copytree(
-        schema.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+        session.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
     )
     (migrations / "versions" / f"{REVISION}_test.py").write_text(_MIGRATION, encoding="utf-8")
     return migrations
@@ -59,4 +59,4 @@ def write(folder: Path) -> Path:
 
 def use(folder: str | Path) -> None:
     """Let this process find its migrations in ``folder``."""
-    schema.MIGRATIONS = Path(folder)
+    session.MIGRATIONS = Path(folder)

@@ -12,8 +12,7 @@ import pytest
 
 from tiny_base import make_tiny_base
 from trunkline.adapters.artifact import Artifact
-from trunkline.adapters.peft_import import ImportedAdapter, import_adapter
-from trunkline.adapters.peft_task import ImportOptions
+from trunkline.adapters.peft_import import ImportedAdapter, ImportOptions, import_adapter
 from trunkline.adapters.store import AdapterStore
 from trunkline.bases import describe, load_fresh
 from trunkline.errors import (

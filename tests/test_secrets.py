@@ -24,7 +24,7 @@ from trunkline.cli.http_client import Server
 from trunkline.cli.root import trunkline
 from trunkline.errors import TrunklineError
 from trunkline.registry.registry import Registry
-from trunkline.registry.schema import inspect_database, upgrade
+from trunkline.registry.session import inspect_database, upgrade
 from trunkline.workspace import Configuration
 from workbench import platform, tiny
 

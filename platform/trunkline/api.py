@@ -422,15 +422,14 @@ class Platform:
             base: the base that it was trained on; by default this platform's.
             actor: recorded as the importer; by default the system's user.
             options: task, labels, template, max_new_tokens, unit; see
-                :class:`~trunkline.adapters.peft_task.ImportOptions`.
+                :class:`~trunkline.adapters.peft_import.ImportOptions`.
 
         Raises:
             UsageError: the options contradict the adapter.
             IntegrityError: it does not fit the base, or can't be computed exactly.
         """
         from trunkline.adapters.hub import SCHEME, fetch_adapter
-        from trunkline.adapters.peft_import import import_adapter
-        from trunkline.adapters.peft_task import ImportOptions
+        from trunkline.adapters.peft_import import ImportOptions, import_adapter
         from trunkline.bases import DEFAULT_BASE, describe
 
         ref = Ref.parse(name)

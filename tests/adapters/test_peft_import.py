@@ -31,10 +31,9 @@ from peft_folders import (
 )
 from tiny_base import HIDDEN
 from trunkline.adapters.config import check_config, check_tensors
-from trunkline.adapters.module_tree import ModuleTree, read_module_tree
 from trunkline.adapters.peft_folder import read_peft_folder
 from trunkline.adapters.peft_import import explicit_config
-from trunkline.adapters.peft_targets import check_fits_base
+from trunkline.adapters.peft_targets import ModuleTree, check_fits_base, read_module_tree
 from trunkline.adapters.store import AdapterStore
 from trunkline.errors import (
     IntegrityError,

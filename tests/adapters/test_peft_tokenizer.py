@@ -11,7 +11,7 @@ import pytest
 
 from peft_folders import ImportFolder
 from tiny_base import CHATML
-from trunkline.adapters.peft_tokenizer import tokenizer_notes
+from trunkline.adapters.peft_folder import tokenizer_notes
 from trunkline.contracts import Template
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

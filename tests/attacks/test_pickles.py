@@ -16,8 +16,7 @@ import pytest
 
 from trunkline.adapters.archive import unpack
 from trunkline.adapters.artifact import read_artifact
-from trunkline.adapters.peft_import import import_adapter
-from trunkline.adapters.peft_task import ImportOptions
+from trunkline.adapters.peft_import import ImportOptions, import_adapter
 from trunkline.adapters.store import AdapterStore
 from trunkline.api import open
 from trunkline.bases import describe

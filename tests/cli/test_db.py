@@ -13,7 +13,7 @@ from click.testing import Result
 
 import next_revision
 from cli_runner import invoke
-from trunkline.registry import schema
+from trunkline.registry import session
 from trunkline.registry.registry import Registry
 
 Db = Callable[..., Result]
@@ -52,7 +52,7 @@ def test_current_shows_engine_schema_heads_and_rows(db: Db, path: Path) -> None:
     lines = dict(line.split(maxsplit=1) for line in db("current").stdout.splitlines())
     assert lines["registry"] == str(path)
     assert lines["engine"].startswith("SQLite 3.")
-    assert lines["schema"] == f"{schema.head_revision()}, the newest"
+    assert lines["schema"] == f"{session.head_revision()}, the newest"
     assert {name: lines[name] for name in ("events", "requests")} == heads(path)
     assert lines["rows"] == "api_keys 2, events 2"
 
@@ -60,15 +60,15 @@ def test_current_shows_engine_schema_heads_and_rows(db: Db, path: Path) -> None:
 def test_current_in_json(db: Db, path: Path) -> None:
     data = json.loads(db("current", "--json").stdout)
     assert (data["revision"], data["newest"], data["heads"]) == (
-        schema.head_revision(),
-        schema.head_revision(),
+        session.head_revision(),
+        session.head_revision(),
         heads(path),
     )
     assert (data["rows"]["events"], data["rows"]["runs"]) == (2, 0)
 
 
 def test_current_stops_counting_at_the_limit(db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "MAX_ROW_COUNT", 1)
+    monkeypatch.setattr(session, "MAX_ROW_COUNT", 1)
     assert "api_keys over 1, events over 1" in db("current").stdout
 
 
@@ -82,7 +82,7 @@ def test_current_reports_a_schema_that_is_too_new(db: Db, path: Path) -> None:
 def test_current_names_the_command_that_upgrades_an_older_schema(
     db: Db, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "MIGRATIONS", next_revision.write(tmp_path / "next"))
+    monkeypatch.setattr(session, "MIGRATIONS", next_revision.write(tmp_path / "next"))
     assert "0001; `trunkline db upgrade` upgrades it to 0002" in db("current").stdout
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT * FROM alembic_version").fetchall() == [("0001",)]
@@ -94,21 +94,21 @@ def test_current_creates_no_registry(tmp_path: Path) -> None:
 
 
 def test_upgrade_reports_that_nothing_is_to_do(db: Db, path: Path) -> None:
-    assert db("upgrade").stdout == f"{path}: {schema.head_revision()}, nothing to do\n"
+    assert db("upgrade").stdout == f"{path}: {session.head_revision()}, nothing to do\n"
 
 
 def test_upgrade_prints_each_step(tmp_path: Path) -> None:
     result = invoke("--workspace", str(tmp_path), "db", "upgrade")
     lines = result.stdout.splitlines()
-    assert lines[0] == f"{tmp_path / 'registry.db'}: empty -> {schema.head_revision()}"
-    assert [line.split()[0] for line in lines[1:]] == list(schema.revisions())
+    assert lines[0] == f"{tmp_path / 'registry.db'}: empty -> {session.head_revision()}"
+    assert [line.split()[0] for line in lines[1:]] == list(session.revisions())
 
 
 def test_upgrade_in_json(db: Db) -> None:
     data = json.loads(db("upgrade", "--json").stdout)
     assert (data["before"], data["after"], data["steps"]) == (
-        schema.head_revision(),
-        schema.head_revision(),
+        session.head_revision(),
+        session.head_revision(),
         [],
     )
 
@@ -126,7 +126,7 @@ def test_a_backup_prints_its_heads_and_a_note_to_store_them(
 ) -> None:
     result = db("backup", str(tmp_path / "copy.db"))
     lines = result.stdout.splitlines()
-    assert lines[0].startswith(f"{tmp_path / 'copy.db'}: schema {schema.head_revision()}, ")
+    assert lines[0].startswith(f"{tmp_path / 'copy.db'}: schema {session.head_revision()}, ")
     assert dict(line.split() for line in lines[1:]) == heads(path)
     assert "Store the heads elsewhere" in result.stderr
 

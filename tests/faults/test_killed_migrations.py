@@ -13,7 +13,7 @@ from faults.postgresql import Postgres
 from faults.recovery import AUDIT
 from faults.steps import Fault
 from registry_rows import REVISION, columns_of, contents, fill, is_damaged, revision
-from trunkline.registry.schema import head_revision
+from trunkline.registry.session import head_revision
 
 UPGRADE = ["db", "upgrade"]
 ALL = pytest.param(None, marks=pytest.mark.slow, id="every-step")

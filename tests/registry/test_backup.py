@@ -17,7 +17,7 @@ from forks import alone
 from postgres_server import lent_database
 from trunkline.errors import IntegrityError, NotFoundError, RefusedError, RegistryError, UsageError
 from trunkline.refs import Ref
-from trunkline.registry import schema
+from trunkline.registry import session
 from trunkline.registry.backup import back_up, create_unjournaled
 from trunkline.registry.records import PredictionRecord, RequestEntry, VersionRecord
 from trunkline.registry.registry import Registry
@@ -152,7 +152,7 @@ def test_a_backup_is_one_file(backup: Path) -> None:
 def test_a_backup_returns_the_heads_of_its_chains(full: Registry, url: str, tmp_path: Path) -> None:
     made = back_up(url, tmp_path / "backup.db")
     assert made.heads == full.events.heads()
-    assert (made.revision, made.bytes) == (schema.head_revision(), made.path.stat().st_size)
+    assert (made.revision, made.bytes) == (session.head_revision(), made.path.stat().st_size)
 
 
 def test_a_backups_head_reveals_a_later_rewrite(full: Registry, url: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from forks import alone
 from registry_rows import REVISION, columns_of, contents, fill, revision
 from trunkline.errors import RegistryError
 from trunkline.refs import Ref
-from trunkline.registry import schema
+from trunkline.registry import session
 from trunkline.registry.registry import Registry
 from trunkline.registry.tables import Table
 
@@ -30,7 +30,7 @@ KILL = """
 import os, signal, sys
 import next_revision
 from sqlalchemy import Engine, event
-from trunkline.registry.schema import upgrade
+from trunkline.registry.session import upgrade
 
 def kill(*ignored):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -64,7 +64,7 @@ def migrations(tmp_path: Path) -> Path:
 @pytest.fixture
 def upgraded_code(filled: str, migrations: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second revision is what this process needs."""
-    monkeypatch.setattr(schema, "MIGRATIONS", migrations)
+    monkeypatch.setattr(session, "MIGRATIONS", migrations)
 
 
 # ------------------------------------------------------------------------------- the first schema
@@ -72,11 +72,11 @@ def upgraded_code(filled: str, migrations: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_listed_revisions_are_alembic_s() -> None:
     config = Config()
-    config.set_main_option("script_location", str(schema.MIGRATIONS))
+    config.set_main_option("script_location", str(session.MIGRATIONS))
     script = ScriptDirectory.from_config(config)
     walked = [one.revision for one in script.walk_revisions()]
-    assert walked == list(reversed(schema.revisions()))
-    assert script.get_current_head() == schema.head_revision()
+    assert walked == list(reversed(session.revisions()))
+    assert script.get_current_head() == session.head_revision()
 
 
 def test_migrations_create_the_tables_of_the_code(url: str) -> None:
@@ -84,7 +84,7 @@ def test_migrations_create_the_tables_of_the_code(url: str) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Table.metadata) == []
-        assert context.get_current_revision() == schema.head_revision()
+        assert context.get_current_revision() == session.head_revision()
     engine.dispose()
 
 
@@ -116,9 +116,9 @@ def test_hashes_of_the_chains_are_the_same_on_every_engine(filled: str) -> None:
 
 
 def test_creating_a_registry_reports_every_revision(empty_url: str) -> None:
-    upgrade = schema.upgrade(empty_url)
-    assert (upgrade.before, upgrade.after) == (None, schema.head_revision())
-    assert [step.revision for step in upgrade.steps] == list(schema.revisions())
+    upgrade = session.upgrade(empty_url)
+    assert (upgrade.before, upgrade.after) == (None, session.head_revision())
+    assert [step.revision for step in upgrade.steps] == list(session.revisions())
     assert all(step.title for step in upgrade.steps)
 
 
@@ -130,7 +130,7 @@ def test_an_upgrade_keeps_every_row(filled: str) -> None:
     columns = columns_of(filled)
     before = contents(filled, columns)
     assert all(before.values()), "every table must hold rows"
-    upgrade = schema.upgrade(filled)
+    upgrade = session.upgrade(filled)
     assert (upgrade.before, upgrade.after) == (REVISION, next_revision.REVISION)
     assert [(step.revision, step.title) for step in upgrade.steps] == [
         (next_revision.REVISION, "A revision for tests.")
@@ -150,9 +150,9 @@ def test_opening_an_older_registry_upgrades_it(filled: str) -> None:
 
 @pytest.mark.usefixtures("upgraded_code")
 def test_upgrading_twice_changes_nothing(filled: str) -> None:
-    schema.upgrade(filled)
+    session.upgrade(filled)
     before = contents(filled)
-    assert schema.upgrade(filled).steps == ()
+    assert session.upgrade(filled).steps == ()
     assert contents(filled) == before
 
 
@@ -173,9 +173,9 @@ def test_a_killed_upgrade_changes_nothing_and_can_be_repeated(
     before = contents(filled)
     assert alone(KILL, filled, str(migrations), statement).code == -9
     assert contents(filled) == before
-    assert schema.inspect_database(filled).revision == REVISION
-    monkeypatch.setattr(schema, "MIGRATIONS", migrations)
-    assert [step.revision for step in schema.upgrade(filled).steps] == [next_revision.REVISION]
+    assert session.inspect_database(filled).revision == REVISION
+    monkeypatch.setattr(session, "MIGRATIONS", migrations)
+    assert [step.revision for step in session.upgrade(filled).steps] == [next_revision.REVISION]
     with Registry.open(filled) as registry:
         assert all(report.intact for report in registry.audit.verify())
 
@@ -197,7 +197,7 @@ def test_a_newer_registry_is_refused(filled: str, migrations: Path) -> None:
 @pytest.mark.usefixtures("upgraded_code")
 def test_inspecting_an_older_registry_changes_nothing(filled: str) -> None:
     before = contents(filled)
-    info = schema.inspect_database(filled)
+    info = session.inspect_database(filled)
     assert (info.revision, info.rows["requests"]) == (REVISION, 5)
     assert set(info.heads) == {"events", "requests"}
     assert contents(filled) == before

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, create_engine, inspect, make_url, text
 
 from postgres_server import server
 from trunkline.errors import RegistryError
-from trunkline.registry import schema
+from trunkline.registry import session
 from trunkline.registry.actors import system_actor
 from trunkline.registry.engine import connect, exclusive
 from trunkline.registry.records import VersionRecord
@@ -138,12 +138,12 @@ def test_a_missing_file_is_not_created_with_create_false(tmp_path: Path) -> None
 @pytest.mark.dialect
 def test_a_registry_newer_than_the_code_is_refused_unchanged(url: str) -> None:
     execute(url, "UPDATE alembic_version SET version_num = '9999'")
-    before = schema.inspect_database(url)
+    before = session.inspect_database(url)
     with pytest.raises(RegistryError, match="'9999'") as caught:
         Registry.open(url)
     assert "newer release" in (caught.value.hint or "")
     assert "pip install --upgrade" in (caught.value.hint or "")
-    assert schema.inspect_database(url) == before
+    assert session.inspect_database(url) == before
 
 
 def test_a_read_only_newer_registry_is_reported_as_newer(
@@ -438,7 +438,7 @@ def test_a_migration_waits_for_another_until_the_time_out(
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({schema.MIGRATION_LOCK})"))
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({session.MIGRATION_LOCK})"))
         with pytest.raises(RegistryError, match="locked"):
             Registry.open(empty_url, busy_seconds=0.3)
     held.dispose()

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from json_values import JSON
-from trunkline.serving.embeddings import EmbeddingBody
 from trunkline.serving.fields import StrictModel
+from trunkline.serving.predict import EmbeddingBody
 from trunkline.serving.responses import ResponsesBody
 from trunkline.serving.schemas import (
     ChatBody,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.training.early_stopping import Selection, select_best
+from trunkline.training.scoring import Selection, select_best
 
 
 def history(*validations: tuple[float, float]) -> list[dict[str, float]]:

@@ -134,7 +134,7 @@ def test_finished_run_whose_best_checkpoint_is_damaged_takes_steps_again(
 def test_run_stopped_early_takes_no_step_when_resumed(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trunkline.training.early_stopping import Selection
+    from trunkline.training.scoring import Selection
 
     monkeypatch.setattr(
         Selection, "ends_training", lambda self, patience: self.step + self.since >= 2

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trunkline.adapters.artifact import CONFIG, WEIGHTS
-from trunkline.adapters.peft_folder import folders_beneath, list_names, natural_order
-from trunkline.adapters.peft_tokenizer import FILES
+from trunkline.adapters.peft_folder import FILES, folders_beneath, list_names, natural_order
 from trunkline.errors import IntegrityError, NotFoundError, TrunklineError, UsageError, one_line
 from trunkline.redaction import redact_exception, redact_source
 from trunkline.refs import shown

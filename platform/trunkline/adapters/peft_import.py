@@ -3,7 +3,8 @@
 The folder is not trusted: configuration, weights and the tokenizer's text files are read, every
 check runs before anything is written, and a pattern in the configuration is never compiled. The
 tensor names determine which modules are adapted; the imported configuration lists these modules by
-name. The training can't be verified, so an imported version has no run and no dataset.
+name. The task comes from the user's options, the task type and the head. The training can't be
+verified, so an imported version has no run and no dataset.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from trunkline.adapters.artifact import (
     CARD,
@@ -28,17 +29,21 @@ from trunkline.adapters.artifact import (
 from trunkline.adapters.card import render_card
 from trunkline.adapters.config import (
     PREFIX,
+    TASK_TYPES,
     LoraShape,
     check_config,
     check_tensors,
     is_head,
 )
-from trunkline.adapters.module_tree import ModuleTree, read_module_tree
-from trunkline.adapters.peft_folder import PeftFolder, read_peft_folder
+from trunkline.adapters.peft_folder import PeftFolder, read_peft_folder, tokenizer_notes
 from trunkline.adapters.peft_settings import TARGET_KEYS, left_out, resolve_settings
-from trunkline.adapters.peft_targets import check_fits_base, check_head, target_notes
-from trunkline.adapters.peft_task import ImportOptions, build_task, resolve_task_type
-from trunkline.adapters.peft_tokenizer import tokenizer_notes
+from trunkline.adapters.peft_targets import (
+    ModuleTree,
+    check_fits_base,
+    check_head,
+    read_module_tree,
+    target_notes,
+)
 from trunkline.adapters.provenance import (
     UNKNOWN,
     BaseSection,
@@ -48,6 +53,7 @@ from trunkline.adapters.provenance import (
     write_provenance,
 )
 from trunkline.adapters.store import AdapterStore
+from trunkline.contracts import Task, Template, check_new_tokens
 from trunkline.errors import (
     IntegrityError,
     NotFoundError,
@@ -56,7 +62,7 @@ from trunkline.errors import (
     UsageError,
     reason_of,
 )
-from trunkline.files import brief_repr, read_safetensors_header
+from trunkline.files import TensorInfo, brief_repr, read_safetensors_header
 from trunkline.refs import Ref
 from trunkline.registry.actors import system_actor
 from trunkline.registry.records import VersionRecord
@@ -65,6 +71,157 @@ from trunkline.registry.tables import utc_now
 
 if TYPE_CHECKING:
     from trunkline.bases import BaseInfo
+
+
+DEFAULT_TEMPLATE = Template(prompt="{text}", clean=())
+"""The text is the prompt."""
+
+DEFAULT_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """What the user specifies about an adapter that was trained elsewhere.
+
+    Attributes:
+        task: by default derived from the task type and the outputs of the head.
+        labels: in the order of the head's outputs; by default ``LABEL_0``, ``LABEL_1``, … as in
+            transformers.
+        template: of the prompt.
+        max_new_tokens: of a generated answer; by default :data:`DEFAULT_NEW_TOKENS`.
+        unit: of a regression.
+    """
+
+    task: Task | None = None
+    labels: tuple[str, ...] = ()
+    template: Template = DEFAULT_TEMPLATE
+    max_new_tokens: int | None = None
+    unit: str | None = None
+
+
+def resolve_task_type(config: Mapping[str, Any], options: ImportOptions, path: Path) -> Any:
+    """PEFT's task type: from the configuration, or else for the task in the options.
+
+    Args:
+        config: the content of ``adapter_config.json``; not checked yet.
+        options: of the user.
+        path: of the configuration.
+
+    Raises:
+        UsageError: both leave it open, or they contradict each other.
+    """
+    tasks = get_args(Task)
+    if options.task is not None and options.task not in tasks:
+        raise UsageError(f"There is no task {options.task!r}.", f"Use {', '.join(tasks)}.")
+    configured = config.get("task_type")
+    if options.task is None:
+        if configured is None and config.get("peft_type") == "LORA":
+            raise UsageError(
+                f"{path} has no task_type.",
+                "Name the task: --task generation, classification or regression.",
+            )
+        return configured
+    expected = TASK_TYPES[options.task]
+    if configured is not None and configured != expected:
+        raise UsageError(
+            f"{path} has the task_type {brief_repr(configured)}, which is not for {options.task}.",
+            "Omit --task.",
+        )
+    return expected
+
+
+def build_task(
+    task_type: str,
+    head: TensorInfo | None,
+    options: ImportOptions,
+    context: int,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Build the task entry of the manifest.
+
+    Args:
+        task_type: PEFT's.
+        head: the matrix ``[outputs, hidden]``; None for a generation.
+        options: of the user.
+        context: of the base, in tokens.
+        notes: receives a sentence for each assumption.
+
+    Raises:
+        UsageError: the options do not fit the adapter.
+    """
+    outputs = 2 if head is None or not head.shape else head.shape[0]
+    kind: str = "generation"
+    if task_type == "SEQ_CLS":
+        kind = options.task or ("classification" if outputs > 1 else "regression")
+    _check_applicable(options, kind)
+    if kind == "generation":
+        return _generation(options, context)
+    if kind == "regression":
+        return _regression(options, outputs, notes)
+    return _classification(options, outputs, notes)
+
+
+def _generation(options: ImportOptions, context: int) -> dict[str, Any]:
+    count = DEFAULT_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
+    check_new_tokens(count)
+    if count >= context:
+        raise UsageError(
+            f"{count} new tokens leave no room for a prompt in a context of {context}.",
+            "Choose a smaller number with --max-new-tokens.",
+        )
+    return {"kind": "generation", "max_new_tokens": count}
+
+
+def _regression(options: ImportOptions, outputs: int, notes: list[str]) -> dict[str, Any]:
+    if outputs != 1:
+        raise UsageError(
+            f"The head has {outputs} outputs, but a regression has one.",
+            "Import it with --task classification.",
+        )
+    notes.append("The head's output is used as the number itself (mean 0, deviation 1).")
+    return {
+        "kind": "regression",
+        "scale": "linear",
+        "mean": 0.0,
+        "deviation": 1.0,
+        "unit": options.unit or "",
+    }
+
+
+def _classification(options: ImportOptions, outputs: int, notes: list[str]) -> dict[str, Any]:
+    if outputs == 1:
+        raise UsageError(
+            "The head has one output, but a classification has two or more.",
+            "Import it with --task regression.",
+        )
+    labels = options.labels
+    if not labels:
+        labels = tuple(f"LABEL_{index}" for index in range(outputs))
+        notes.append(
+            f"No labels were given: the outputs are named {labels[0]} to {labels[-1]}. Use "
+            "--labels to name them."
+        )
+    if len(labels) != outputs or len(set(labels)) != outputs or not all(labels):
+        raise UsageError(
+            f"{len(labels)} labels ({brief_repr(', '.join(labels))}) were given for a head of "
+            f"{outputs} outputs.",
+            "Give a different label for each output, in their order.",
+        )
+    return {"kind": "classification", "labels": list(labels)}
+
+
+def _check_applicable(options: ImportOptions, kind: str) -> None:
+    for name, given, applicable in (
+        ("labels", bool(options.labels), "classification"),
+        ("a unit", bool(options.unit), "regression"),
+        ("max_new_tokens", options.max_new_tokens is not None, "generation"),
+    ):
+        if given and kind != applicable:
+            raise UsageError(
+                f"The adapter is for {kind}, which does not use {name}.",
+                f"Only a {applicable} has {name}.",
+            )
+
 
 GENERATION = "generation_config.json"
 

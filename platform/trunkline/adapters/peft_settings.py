@@ -20,8 +20,8 @@ from trunkline.adapters.config import (
     is_off,
     unsupported_setting,
 )
-from trunkline.adapters.module_tree import ModuleTree
 from trunkline.adapters.peft_folder import PeftFolder
+from trunkline.adapters.peft_targets import ModuleTree
 from trunkline.errors import IntegrityError
 from trunkline.files import brief_repr
 

@@ -1,4 +1,7 @@
-"""Describe a base from its files, without importing torch or transformers."""
+"""Describe a base from its files, without importing torch or transformers.
+
+A base that ``pull`` converted has a manifest with its source, its identity and its files.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,82 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+)
 
 from trunkline.bases.identity import (
     cached_digest,
+    damaged,
     json_object,
     stored_tensors,
     tokenizer_config,
     weight_files,
 )
-from trunkline.bases.sources import FolderSource, WheelSource, located, resolve
+from trunkline.bases.sources import MANIFEST, FolderSource, WheelSource, located, resolve
 from trunkline.errors import BaseModelError
+from trunkline.files import indented_json, validation_problem, write_atomically
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ManifestFile(_Strict):
+    """Size and digest of one file."""
+
+    bytes: NonNegativeInt
+    sha256: Sha256
+
+
+class BaseManifest(_Strict):
+    """``trunkline-base.json``; ``digest`` is the identity of the base."""
+
+    format: Literal[1] = 1
+    name: str
+    source: str
+    license: str
+    wheel_sha256: Sha256
+    gguf_sha256: Sha256
+    digest: Sha256
+    architecture: str
+    parameters: PositiveInt
+    dtype: str
+    layers: PositiveInt
+    hidden_size: PositiveInt
+    vocabulary: PositiveInt
+    context: PositiveInt
+    converted_with: dict[str, str]
+    files: dict[str, ManifestFile]
+
+
+def read_manifest(folder: Path) -> BaseManifest:
+    """The manifest of the base in ``folder``.
+
+    Raises:
+        BaseModelError: it is missing or malformed.
+    """
+    path = folder / MANIFEST
+    data = json_object(path)
+    try:
+        return BaseManifest.model_validate(data)
+    except ValidationError as error:
+        raise damaged(path, f"is invalid: {validation_problem(error)}") from error
+
+
+def write_manifest(folder: Path, manifest: BaseManifest) -> None:
+    """Write the manifest of the base in ``folder``."""
+    write_atomically(folder / MANIFEST, indented_json(manifest.model_dump()))
+
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -67,7 +135,7 @@ def describe(name: str) -> BaseInfo:
         NotFoundError: there is no such base.
         BaseModelError: it was not pulled yet, is damaged, or is not a causal LM.
     """
-    from trunkline.bases.manifest import read_manifest
+    from trunkline.bases.info import read_manifest
     from trunkline.workspace import cache_folder
 
     source = resolve(name)

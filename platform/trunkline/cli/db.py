@@ -41,7 +41,7 @@ def upgrade(options: GlobalOptions, as_json: bool) -> None:
     Every command does this when it opens a registry; this one does nothing else and prints the
     steps. If it is killed, the registry is unchanged.
     """
-    from trunkline.registry.schema import upgrade as upgrade_schema
+    from trunkline.registry.session import upgrade as upgrade_schema
 
     result = upgrade_schema(options.platform.workspace.registry_url)
     if as_json:
@@ -62,7 +62,7 @@ def current(options: GlobalOptions, as_json: bool) -> None:
 
     Tables are counted up to 100,000 rows.
     """
-    from trunkline.registry.schema import MAX_ROW_COUNT, head_revision, inspect_database
+    from trunkline.registry.session import MAX_ROW_COUNT, head_revision, inspect_database
 
     head = head_revision()
     state = inspect_database(options.platform.workspace.registry_url)

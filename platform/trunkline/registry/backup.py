@@ -23,7 +23,7 @@ from trunkline.errors import RegistryError, UsageError, one_line, reason_of
 from trunkline.files import fsync_path
 from trunkline.registry.chain import Head
 from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, exclusive, translate_errors
-from trunkline.registry.schema import head_revision, migrate_to_head, revision_of
+from trunkline.registry.session import head_revision, migrate_to_head, revision_of
 from trunkline.registry.tables import ChainHead, Table
 
 UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)

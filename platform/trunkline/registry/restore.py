@@ -36,8 +36,7 @@ from trunkline.registry.backup import (
 )
 from trunkline.registry.chain import EVENTS, Head, append, event_values, heads_of
 from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, exclusive, translate_errors
-from trunkline.registry.schema import migrate_to_head, revision_of
-from trunkline.registry.session import Sessions
+from trunkline.registry.session import Sessions, migrate_to_head, revision_of
 from trunkline.registry.tables import Adapter, ChainHead
 
 PREVIOUS = "registry-before-"

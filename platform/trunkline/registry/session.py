@@ -1,20 +1,235 @@
-"""Transactions: the session factory that all aggregates of a registry share."""
+"""Transactions and the schema: the session factory that all aggregates of a registry share.
+
+The schema's revision can be checked, upgraded, or inspected without a change. Alembic is imported
+only when there is something to migrate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Self, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Connection, func, inspect, literal_column, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import column, table
 
 from trunkline.errors import RegistryError, one_line
 from trunkline.registry.chain import append_pending_events
-from trunkline.registry.engine import BUSY_SECONDS, Engines, connect, translate_errors
-from trunkline.registry.schema import migrate_to_head
+from trunkline.registry.engine import (
+    BUSY_SECONDS,
+    Engines,
+    connect,
+    exclusive,
+    translate_errors,
+    use_write_ahead_log,
+)
 from trunkline.registry.tables import Table
+
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
+
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+"""Alembic's folder; its ``versions`` are named ``NNNN_title.py`` and applied in that order."""
+
+MAX_ROW_COUNT = 100_000
+"""Counting the rows of a table stops behind this number."""
+
+_REVISION = table("alembic_version", column("version_num"))
+_HEADS = table("chain_heads", column("name"), column("seq"), column("hash"))
+MIGRATION_LOCK = 0x7472756E6B
+"""Key of PostgreSQL's advisory lock for migrations."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationStep:
+    """One migration that was run."""
+
+    revision: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """What :func:`upgrade` did; ``before`` is None for a database that was empty."""
+
+    where: str
+    before: str | None
+    after: str
+    steps: tuple[MigrationStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseInfo:
+    """A database as :func:`inspect_database` sees it.
+
+    Attributes:
+        engine: ``SQLite 3.50.4``, ``PostgreSQL 18.1``.
+        revision: None for an empty database.
+        heads: the stored heads of the hash chains as ``SEQ:DIGEST``, by name.
+        rows: table → rows, at most :data:`MAX_ROW_COUNT` + 1, which means "more".
+    """
+
+    where: str
+    engine: str
+    revision: str | None
+    heads: Mapping[str, str]
+    rows: Mapping[str, int]
+
+
+def revisions() -> tuple[str, ...]:
+    """The revisions in :data:`MIGRATIONS`, oldest first."""
+    files = (MIGRATIONS / "versions").glob("[0-9][0-9][0-9][0-9]_*.py")
+    return tuple(sorted(path.name[:4] for path in files))
+
+
+def head_revision() -> str:
+    """The revision that this code needs."""
+    return revisions()[-1]
+
+
+def migrate_to_head(
+    engines: Engines, busy_seconds: float
+) -> tuple[str | None, tuple[MigrationStep, ...]]:
+    """Migrate the database to :func:`head_revision`; return at once where it is there already.
+
+    Processes that start together on a new database wait for one another.
+
+    Returns:
+        The revision before, and the migrations that were run.
+
+    Raises:
+        RegistryError: the database is newer than this code, is not a registry, or needs a
+            migration but is read-only.
+    """
+    head = head_revision()
+    with engines.reading.connect() as connection:
+        revision = _supported_revision(connection, engines.where)
+    if revision == head:
+        return revision, ()
+    if engines.read_only:
+        raise RegistryError(
+            f"The registry '{engines.where}' is read-only and "
+            + ("is empty." if revision is None else f"has the older schema {revision}."),
+            "Open it once with write permission.",
+        )
+    if engines.sqlite and revision is None:
+        use_write_ahead_log(engines.writing, busy_seconds)
+    with exclusive(engines) as connection:
+        if not engines.sqlite:
+            connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        return _migrate(connection, engines.where)
+
+
+def revision_of(engines: Engines) -> str | None:
+    """The database's revision; None for an empty one.
+
+    Raises:
+        RegistryError: the database is newer than this code, or is not a registry.
+    """
+    with translate_errors(engines.where), engines.reading.connect() as connection:
+        return _supported_revision(connection, engines.where)
+
+
+def upgrade(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Upgrade:
+    """Upgrade the registry at ``url`` to the newest schema.
+
+    Raises:
+        RegistryError: as :func:`migrate_to_head`, or it can't be opened.
+    """
+    engines = connect(url, create=True, busy_seconds=busy_seconds)
+    try:
+        with translate_errors(engines.where):
+            before, steps = migrate_to_head(engines, busy_seconds)
+    finally:
+        engines.reading.dispose()
+    return Upgrade(engines.where, before, head_revision(), steps)
+
+
+def inspect_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> DatabaseInfo:
+    """Inspect the database at ``url``; migrate nothing, and accept a schema that is too new.
+
+    Raises:
+        RegistryError: there is nothing, it can't be opened, or it is no registry.
+    """
+    engines = connect(url, create=False, busy_seconds=busy_seconds)
+    try:
+        with translate_errors(engines.where), engines.reading.connect() as connection:
+            revision = _stored_revision(connection, engines.where)
+            names = set(inspect(connection).get_table_names()) - {_REVISION.name, _HEADS.name}
+            counts = {name: _count(connection, name) for name in sorted(names)}
+            heads = (
+                {row.name: f"{row.seq}:{row.hash}" for row in connection.execute(select(_HEADS))}
+                if inspect(connection).has_table(_HEADS.name)
+                else {}
+            )
+            product = "SQLite" if engines.sqlite else "PostgreSQL"
+            version = ".".join(map(str, connection.dialect.server_version_info or ()))
+    finally:
+        engines.reading.dispose()
+    return DatabaseInfo(engines.where, f"{product} {version}".strip(), revision, heads, counts)
+
+
+def _count(connection: Connection, name: str) -> int:
+    some = select(literal_column("1")).select_from(table(name)).limit(MAX_ROW_COUNT + 1).subquery()
+    return connection.execute(select(func.count()).select_from(some)).scalar_one()
+
+
+def _stored_revision(connection: Connection, where: str) -> str | None:
+    """The database's revision, whichever it is; None for an empty database."""
+    tables = inspect(connection).get_table_names()
+    if _REVISION.name in tables:
+        revision: str | None = connection.scalar(select(_REVISION.c.version_num))
+        if revision is not None:
+            return revision
+        tables.remove(_REVISION.name)
+    if tables:
+        raise RegistryError(
+            f"The database '{where}' is not a Trunkline registry: it holds other tables.",
+            "Set TRUNKLINE_REGISTRY to another file or database.",
+        )
+    return None
+
+
+def _supported_revision(connection: Connection, where: str) -> str | None:
+    """The database's revision, if this code has it."""
+    revision = _stored_revision(connection, where)
+    if revision is not None and revision not in revisions():
+        raise RegistryError(
+            f"The registry '{where}' has the schema {revision!r}, which this Trunkline, at "
+            f"{head_revision()!r}, does not know.",
+            "A newer release created it: upgrade with pip install --upgrade trunkline, or set "
+            "TRUNKLINE_REGISTRY to another registry.",
+        )
+    return revision
+
+
+def _migrate(connection: Connection, where: str) -> tuple[str | None, tuple[MigrationStep, ...]]:
+    revision = _supported_revision(connection, where)
+    head = head_revision()
+    if revision == head:
+        return revision, ()
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    command.upgrade(config, head)
+    every = revisions()
+    missing = every[0 if revision is None else every.index(revision) + 1 :]
+    script = ScriptDirectory.from_config(config)
+    return revision, tuple(MigrationStep(one, _title(script, one)) for one in missing)
+
+
+def _title(script: ScriptDirectory, revision: str) -> str:
+    migration = script.get_revision(revision)
+    return "" if migration is None else migration.doc.partition("\n")[0]
+
 
 Row = TypeVar("Row", bound=Table)
 Key = TypeVar("Key")

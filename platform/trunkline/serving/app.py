@@ -13,17 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from trunkline.errors import TrunklineError
-from trunkline.serving import (
-    admin,
-    completions,
-    embeddings,
-    metrics,
-    models,
-    openai,
-    paths,
-    predict,
-    responses,
-)
+from trunkline.serving import admin, metrics, models, openai, paths, predict, responses
 from trunkline.serving.errors import error_response, from_http, from_validation
 from trunkline.serving.metrics import Metrics
 from trunkline.serving.middleware import Authenticator, RequestMiddleware
@@ -72,9 +62,7 @@ def create_app(platform: Platform, settings: ServerSettings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    modules = (
-        paths, metrics, models, openai, completions, responses, embeddings, predict, admin,
-    )  # fmt: skip
+    modules = (paths, metrics, models, openai, responses, predict, admin)
     routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)

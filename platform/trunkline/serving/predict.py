@@ -1,22 +1,38 @@
-"""``POST /v1/classify`` and ``POST /v1/regress``."""
+"""``POST /v1/classify``, ``/v1/regress`` and OpenAI's ``/v1/embeddings``.
+
+An embedding is the mean of a text's last hidden states, of length 1.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+import sys
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import model_validator
 
 from trunkline.errors import DataError
 from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
+from trunkline.serving import fields
 from trunkline.serving.bodies import JsonRoute
+from trunkline.serving.fields import StrictModel, Values
 from trunkline.serving.models import resolve
-from trunkline.serving.openai import usage
-from trunkline.serving.schemas import PredictBody
+from trunkline.serving.openai import adapter_of, usage
+from trunkline.serving.schemas import (
+    ModelName,
+    PredictBody,
+    Timeout,
+    TokenInputs,
+    check_inputs,
+    split_inputs,
+)
 from trunkline.serving.service import Context, RequestContext
 
 router = APIRouter(route_class=JsonRoute)
@@ -71,3 +87,68 @@ async def _predict(
     ]
     content = {"object": "list", "model": model.name, "data": data, "usage": usage(answers)}
     return await context.respond(content, "\n".join(str(answer.output) for answer in answers))
+
+
+NEUTRAL: Mapping[str, Values] = {
+    "dimensions": (),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "add_special_tokens": (True,),
+    "input_type": (),
+    "priority": (0,),
+}
+
+
+class EmbeddingBody(StrictModel):
+    """``POST /v1/embeddings``; inputs are texts or token ids."""
+
+    ignored = fields.PREDICT_IGNORED
+    neutral = NEUTRAL
+
+    model: ModelName
+    input: TokenInputs
+    encoding_format: Literal["float", "base64"] | None = None
+    timeout: Timeout | None = None
+
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        check_inputs("input", self.input)
+        return self
+
+
+@router.post("/v1/embeddings")
+async def embed(body: EmbeddingBody, context: Context, request: Request) -> Response:
+    """Embed texts with the base or with any adapter, without its template."""
+    context.set_model_name(body.model, json.dumps(body.input, ensure_ascii=False))
+    inputs = split_inputs(body.input)
+    model = await resolve(context, body.model, None)
+    adapter = adapter_of(model)
+    engine_requests = [
+        EngineRequest(adapter, one, raw=True, embed=True)
+        if isinstance(one, str)
+        else EngineRequest(adapter, token_ids=one, embed=True)
+        for one in inputs
+    ]
+    await context.submit(model, inputs, engine_requests, body.timeout, field="input")
+    answers = await context.answers(request.receive)
+    data = [
+        {"object": "embedding", "index": index, "embedding": _encode(answer, body)}
+        for index, answer in enumerate(answers)
+    ]
+    tokens = sum(answer.prompt_tokens for answer in answers)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    content = {"object": "list", "data": data, "model": model.name, "usage": usage}
+    return await context.respond(content)
+
+
+def _encode(answer: Answer, body: EmbeddingBody) -> Sequence[float] | str:
+    """The embedding as numbers, or as base64 of float32, the lowest byte first."""
+    embedding = answer.embedding
+    if not any(embedding):
+        raise DataError(f"{answer.adapter} gives a text no embedding.", "Use another version.")
+    if body.encoding_format != "base64":
+        return embedding
+    numbers = array("f", embedding)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode()

@@ -34,7 +34,6 @@ from trunkline.training.checkpoints import (
     remove_old_checkpoints,
     seal_checkpoint,
 )
-from trunkline.training.early_stopping import LOSS, SCORE, Selection, select_best
 from trunkline.training.job import (
     EncodedParts,
     EncodedRows,
@@ -44,7 +43,15 @@ from trunkline.training.job import (
 )
 from trunkline.training.model import lora_model, uses_bf16
 from trunkline.training.proof import SAMPLE, Proof, prove
-from trunkline.training.scoring import Validation, build_loss, make_validator
+from trunkline.training.scoring import (
+    LOSS,
+    SCORE,
+    Selection,
+    Validation,
+    build_loss,
+    make_validator,
+    select_best,
+)
 
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints in the folder of a run."""

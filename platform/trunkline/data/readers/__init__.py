@@ -13,8 +13,7 @@ from trunkline.data.readers.files import (
     read_columns,
     read_rows,
 )
-from trunkline.data.readers.options import FileOptions
-from trunkline.data.readers.rows import FileRow
+from trunkline.data.readers.rows import FileOptions, FileRow
 from trunkline.data.readers.text import decode_text, read_entries
 
 __all__ = [

@@ -11,8 +11,13 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trunkline.data.readers.options import FileOptions, delimiter_name
-from trunkline.data.readers.rows import FileRow, missing_column, row_place
+from trunkline.data.readers.rows import (
+    FileOptions,
+    FileRow,
+    delimiter_name,
+    missing_column,
+    row_place,
+)
 from trunkline.data.readers.text import MAX_CHARACTERS, TextReader
 from trunkline.errors import DataError, NotFoundError
 

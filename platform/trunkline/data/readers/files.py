@@ -16,9 +16,8 @@ from typing import Protocol
 
 from trunkline.data.readers.delimited import DelimitedFile
 from trunkline.data.readers.json_rows import JsonFile
-from trunkline.data.readers.options import FileOptions
 from trunkline.data.readers.parquet_rows import ParquetFile
-from trunkline.data.readers.rows import FileRow, missing_column
+from trunkline.data.readers.rows import FileOptions, FileRow, missing_column
 from trunkline.errors import DataError, NotFoundError, UsageError
 
 FORMATS = {

@@ -14,8 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trunkline.data.readers.options import FileOptions
-from trunkline.data.readers.rows import FileRow, missing_column, row_place, wrong_value
+from trunkline.data.readers.rows import FileOptions, FileRow, missing_column, row_place, wrong_value
 from trunkline.data.readers.text import MAX_CHARACTERS, TextReader
 from trunkline.errors import DataError
 
