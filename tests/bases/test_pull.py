@@ -46,7 +46,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Path:
 
 
 def convert_with(monkeypatch: pytest.MonkeyPatch, conversion: Callable[[Path, Path], None]) -> None:
-    monkeypatch.setattr("trunkline.bases.pull.convert_gguf", conversion)
+    monkeypatch.setattr("trunkline.bases.convert.convert_gguf", conversion)
 
 
 def copy_files(tiny: Path, folder: Path) -> None:
@@ -191,7 +191,7 @@ def test_two_pulls_at_once_convert_once(
 
 
 def test_unreadable_gguf_is_reported_in_one_sentence(tmp_path: Path) -> None:
-    from trunkline.bases.pull import convert_gguf
+    from trunkline.bases.convert import convert_gguf
 
     (tmp_path / "model.gguf").write_bytes(GGUF)
     with pytest.raises(BaseModelError, match="could not be converted"):

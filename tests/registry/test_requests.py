@@ -21,7 +21,7 @@ from forks import Child, together
 from trunkline.errors import NotFoundError, RegistryError, UsageError
 from trunkline.registry.records import RequestEntry
 from trunkline.registry.registry import Registry
-from trunkline.registry.server_log import Requests
+from trunkline.registry.requests import Requests
 from trunkline.registry.tables import LoggedRequest
 
 NAMES = (ast.Name, ast.Attribute)

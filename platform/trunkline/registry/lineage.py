@@ -35,8 +35,9 @@ from trunkline.registry.records import (
     RunRecord,
     VersionRecord,
 )
+from trunkline.registry.requests import Requests
 from trunkline.registry.runs import Evaluations, Runs
-from trunkline.registry.server_log import Requests, Servers
+from trunkline.registry.servers import Servers
 from trunkline.registry.session import Aggregate, Sessions
 from trunkline.registry.tables import AliasMove, Base, Dataset, Event, Version
 from trunkline.registry.tags import tags_of
