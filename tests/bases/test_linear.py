@@ -287,14 +287,24 @@ def forms() -> Any:
     quantized.integer_form.cache_clear()
 
 
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize("form", [quantized.by_onednn, quantized.by_int_mm])
-def test_every_form_of_the_integer_product_is_exact(form: quantized.MakeMultiply) -> None:
+def test_form_of_the_integer_product_is_accepted_exactly_where_it_is_exact(
+    form: quantized.MakeMultiply, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randint(0, 256, (33, 1536), generator=generator).to(torch.uint8)
     weight = torch.randint(-127, 128, (40, 1536), generator=generator).to(torch.int8)
     scale = 2.0 ** torch.arange(-20, 20)
     right = ((x.double() - 128) @ weight.double().T * scale).float()
-    assert torch.equal(form(weight, scale)(x), right)
+    exact = torch.equal(form(weight, scale)(x), right)
+    monkeypatch.setattr(quantized, "by_onednn", form)
+    monkeypatch.setattr(quantized, "by_int_mm", missing)
+    if exact:
+        assert quantized.integer_form() is form
+    else:  # oneDNN on a CPU without VNNI
+        with pytest.raises(BaseModelError, match="8-bit"):
+            quantized.integer_form()
 
 
 def cut_off(weight: torch.Tensor, scale: torch.Tensor) -> quantized.Multiply:
