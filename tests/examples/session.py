@@ -154,6 +154,10 @@ def without_machine(output: str, workspace: Path) -> str:
 # --------------------------------------------------------------------------------- comparing
 
 _VARIABLE = (
+    (r"\b\d\.\d{6,}(?:e[+-]?\d*)?…?", "NUMBER"),
+    (r"\barchive_sha256=[0-9a-f]+…?", "archive_sha256=HEX"),
+    (r"\bversion\.bytes +\d+ +\d+", "version.bytes N N"),
+    (r"\b\d{8}T\d{6}Z", "TIME"),
     (r"\b[0-9a-f]{32,}(?:…)?\b", "HEX"),
     (r"\b[0-9a-f]{12,31}…?", "HEX"),
     (r"sha256:[0-9a-f]{6,}…?", "sha256:HEX"),
@@ -167,6 +171,7 @@ _VARIABLE = (
     (r"[+-]?\b\d+\.\d+(?:e[+-]?\d+)?\b", "NUMBER"),
     (r"\b(?:system|key):[\w./-]+", "ACTOR"),
     (r"\bpid \d+", "pid N"),
+    (r"content-length: \d+", "content-length: N"),
     (r"/tmp/[\w./-]+", "PATH"),
     (r"\b(?:yes|no|NO|beats|ties|loses)\b", "VERDICT"),
 )
@@ -177,6 +182,7 @@ def normalized(text: str) -> str:
     """A recorded output without what differs between machines, and with single spaces."""
     for pattern, name in _VARIABLE:
         text = re.sub(pattern, name, text)
+    text = re.sub(r"\bAMOUNT(?: AMOUNT)+", "AMOUNT", text)
     text = re.sub(r"[─━]+|-{3,}", "-", text)
     return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
 
