@@ -10,7 +10,7 @@ import pytest
 
 from made_rows import make_recipe, make_row
 from trunkline.contracts import Row
-from trunkline.data.prepare import augment_rows
+from trunkline.data.transforms import augment_rows
 from trunkline.evaluation.baselines import BASELINES
 from trunkline.evaluation.metrics import METRICS
 from trunkline.plugins import Catalog, load_plugins

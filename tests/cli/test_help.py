@@ -9,7 +9,7 @@ import pytest
 
 from cli_runner import invoke
 from trunkline import __version__
-from trunkline.cli.command import SESSION, declared_examples, recorded_outputs
+from trunkline.cli.examples import SESSION, declared_examples, recorded_outputs
 from trunkline.cli.root import trunkline
 from trunkline.reference import command_paths
 

@@ -12,7 +12,7 @@ from examples.recording import HELP, PAGES, ROOT, record_help, record_page
 
 
 def main() -> None:
-    from trunkline.cli.command import format_outputs
+    from trunkline.cli.examples import format_outputs
 
     chosen = sys.argv[1:] or ["help", *PAGES]
     for name in chosen:

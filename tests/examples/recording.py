@@ -107,7 +107,7 @@ def write_peft_folder(artifact: Path, workspace: Path) -> None:
 
 def record_help(folder: Path) -> Iterator[tuple[str, str]]:
     """Line → output of every example that commands declare, in the order of the session."""
-    from trunkline.cli.command import declared_examples
+    from trunkline.cli.examples import declared_examples
 
     with Session(prepare(folder)) as session:
         for _, example in declared_examples():

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from trunkline.errors import Interrupted
-from trunkline.plugins import discovery, load_plugins, unfinished_imports
-from trunkline.plugins.discovery import ImportMarker
+from trunkline.plugins import isolation, load_plugins, unfinished_imports
+from trunkline.plugins.isolation import ImportMarker
 
 AddPlugin = Callable[..., Path]
 
@@ -116,7 +116,7 @@ def test_ctrl_c_during_an_import_names_the_plugin(
 def test_slow_import_is_noted_on_stderr(
     add_plugin: AddPlugin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(discovery, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(isolation, "SLOW_SECONDS", 0.0)
     add_plugin("farm", "import time\ntime.sleep(0.3)")
     load_plugins()
     assert "importing the plugin 'farm' of fake-farm has taken 0 s" in capsys.readouterr().err

@@ -43,7 +43,7 @@ from trunkline.inference.request import Answer, StreamChunk
 from trunkline.promotion import GateRefusedError
 from trunkline.redaction import redact_exception, redact_url, remember, remember_url
 from trunkline.refs import BASE, Ref
-from trunkline.serving.schemas import Check
+from trunkline.serving.admin_schemas import Check
 
 if TYPE_CHECKING:
     from trunkline.cli.progress import Lines, Live

@@ -148,7 +148,7 @@ def _send(url: str, verb: str, request: dict[str, Any]) -> dict[str, Any]:
     """The validated reply of a running server to an administrator."""
     from trunkline.cli.http_client import Server
     from trunkline.promotion import GateRefusedError
-    from trunkline.serving.schemas import Promotion, Rollback
+    from trunkline.serving.admin_schemas import Promotion, Rollback
 
     with Server(url) as server:
         try:

@@ -18,7 +18,7 @@ from trunkline.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from trunkline.serving.schemas import ResidentAdapter, Residents, ServerState
+    from trunkline.serving.admin_schemas import ResidentAdapter, Residents, ServerState
 
 
 @click.command(
@@ -40,7 +40,7 @@ def ps(url: str | None, as_json: bool) -> None:
     If the server has keys, TRUNKLINE_API_KEY must hold an admin's key.
     """
     from trunkline.cli.http_client import DEFAULT_URL, Server
-    from trunkline.serving.schemas import Residents, ServerState
+    from trunkline.serving.admin_schemas import Residents, ServerState
 
     with Server(url or DEFAULT_URL) as server:
         state = server.parse(ServerState, server.get("/admin/state"))

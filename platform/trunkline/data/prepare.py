@@ -1,7 +1,4 @@
-"""Prepare a dataset for a recipe: read, clean, transform, check and split its rows; count drops.
-
-The failure of a transform names the transform and the row.
-"""
+"""Prepare a dataset for a recipe: read, clean, check and split its rows, and count the drops."""
 
 from __future__ import annotations
 
@@ -19,93 +16,8 @@ from typing import Any
 from trunkline.contracts import DatasetSpec, Gate, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.encode import check_characters
 from trunkline.data.split import Fold, Split, split_rows
+from trunkline.data.transforms import augment_rows, clean_rows
 from trunkline.errors import DataError, PluginCallError, plugin_call
-
-
-def clean_rows(
-    rows: Sequence[Row],
-    template: Template,
-    transforms: Sequence[TransformSpec],
-    dropped: Counter[str],
-    rng: random.Random,
-) -> list[Row]:
-    """Apply the transforms of the stage ``clean``.
-
-    Args:
-        rows: to clean.
-        template: a row that its cleaning steps leave empty is dropped.
-        transforms: those of another stage are skipped.
-        dropped: incremented for each dropped row, by reason.
-        rng: passed to the transforms.
-
-    Raises:
-        PluginCallError: a transform raised, gave more than one row, or changed an id.
-    """
-    kept: list[Row] = []
-    steps = [transform for transform in transforms if transform.stage == "clean"]
-    for row in rows:
-        current: Row | None = row
-        for step in steps:
-            assert current is not None
-            result = apply_transform(step, current, rng)
-            if len(result) > 1:
-                raise PluginCallError(
-                    f"The cleaning step {step.name} gave {len(result)} rows for one.",
-                    "Only transforms of the stage 'augment' may add rows.",
-                )
-            current = result[0] if result else None
-            if current is None:
-                dropped[f"by {step.name}"] += 1
-                break
-            if current.id != row.id:
-                raise PluginCallError(
-                    f"The cleaning step {step.name} gave row {row.id!r} the id {current.id!r}.",
-                    "A row keeps its id: predictions are stored under it.",
-                )
-        if current is None:
-            continue
-        if not template.cleaned(current.text).strip():
-            dropped["empty text"] += 1
-            continue
-        kept.append(current)
-    return kept
-
-
-def augment_rows(
-    rows: Sequence[Row], transforms: Sequence[TransformSpec], rng: random.Random
-) -> tuple[Row, ...]:
-    """The rows that the transforms of the stage ``augment`` add to training rows.
-
-    A row that a transform returns unchanged is not added.
-
-    Raises:
-        PluginCallError: a transform raised, or gave something that is not a row.
-    """
-    added: list[Row] = []
-    for step in transforms:
-        if step.stage == "augment":
-            for row in rows:
-                added += [new for new in apply_transform(step, row, rng) if new != row]
-    return tuple(added)
-
-
-def apply_transform(step: TransformSpec, row: Row, rng: random.Random) -> list[Row]:
-    """Apply one transform to one row.
-
-    Raises:
-        PluginCallError: the transform raised, or gave something that is not a row.
-    """
-    hint = "`trunkline plugins check` tries every transform on all rows."
-    with plugin_call(f"The transform {step.name} on row {row.id!r}", hint):
-        result = list(step.apply(row, rng))
-    for new in result:
-        if not isinstance(new, Row) or not isinstance(new.text, str):
-            raise PluginCallError(
-                f"The transform {step.name} gave {new!r:.80} for row {row.id!r}.",
-                "A transform must give trunkline.contracts.Row, with a text.",
-            )
-    return result
-
 
 NEAR_DUPLICATE = 0.95
 """Two texts are near-duplicates from this cosine of their character 2-5 gram TF-IDF vectors."""

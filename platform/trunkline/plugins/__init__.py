@@ -6,9 +6,9 @@ sits above the contracts, the workspace and the hooks, and imports no other laye
 
 from trunkline.plugins.catalog import Catalog, Contribution, PluginInfo
 from trunkline.plugins.check import Finding, check
-from trunkline.plugins.discovery import unfinished_imports
 from trunkline.plugins.host import load_plugins
 from trunkline.plugins.install import install, removable, uninstall
+from trunkline.plugins.isolation import unfinished_imports
 
 __all__ = [
     "Catalog",

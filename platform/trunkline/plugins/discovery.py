@@ -1,23 +1,11 @@
-"""Find plugins without importing them, decide who owns a domain, and contain their imports.
-
-While a plugin is imported and its hooks are called, its output goes to stderr, ``os._exit`` becomes
-an exception, and the working folder, signal handlers, locale and standard streams are restored.
-What can't be contained, a crash below Python or an endless import, leaves a marker file: the next
-command reads it and names the plugin.
-"""
+"""Find plugins without importing them, and decide which distribution owns a domain."""
 
 from __future__ import annotations
 
-import json
-import locale
 import os
-import signal
-import sys
-import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +15,6 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from trunkline.plugins.catalog import CORE, PluginInfo
-from trunkline.process import exits_refused, stdout_to_stderr
-from trunkline.workspace import cache_folder
 
 GROUP = "trunkline"
 
@@ -249,185 +235,3 @@ def rejected_claims(
 
 def _same(name: str, other: str) -> bool:
     return canonicalize_name(name) == canonicalize_name(other)
-
-
-SLOW_SECONDS = 20.0
-"""After this many seconds of an import, a note on stderr names the plugin."""
-
-
-class UserInterrupt(KeyboardInterrupt):
-    """The user pressed Ctrl-C; a plain KeyboardInterrupt was raised by the plugin itself."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportMarker:
-    """Which plugin was being imported."""
-
-    domain: str
-    distribution: str
-    version: str
-
-
-@contextmanager
-def contained(marker: ImportMarker) -> Iterator[list[str]]:
-    """Contain a block that imports a plugin.
-
-    Yields:
-        A list that holds, after the block, a sentence for each part of the process that the plugin
-        changed and that was restored.
-    """
-    notes: list[str] = []
-    with ExitStack() as stack:
-        stack.enter_context(_marked(marker))
-        stack.enter_context(_noted_if_slow(marker))
-        stack.enter_context(stdout_to_stderr())
-        stack.enter_context(exits_refused())
-        stack.enter_context(_user_interrupts())
-        stack.enter_context(_restored(notes))
-        yield notes
-
-
-@contextmanager
-def _user_interrupts() -> Iterator[None]:
-    """Raise :class:`UserInterrupt` for Ctrl-C; only the main thread can receive signals."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        try:
-            previous(number, frame)
-        except KeyboardInterrupt as error:
-            raise UserInterrupt from error
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-# -------------------------------------------------------------------------- state of the process
-
-
-@contextmanager
-def _restored(notes: list[str]) -> Iterator[None]:
-    """Restore what a plugin must not change for the others, and note each change."""
-    folder, handlers, language = _folder(), _handlers(), locale.setlocale(locale.LC_ALL)
-    streams = (sys.stdin, sys.stdout, sys.stderr)
-    hook, limit = sys.excepthook, sys.getrecursionlimit()
-    try:
-        yield
-    finally:
-        if folder is not None and _folder() != folder:
-            notes.append("importing it changes the working folder, which was restored")
-            with suppress(OSError):
-                os.chdir(folder)
-        for number, handler in _handlers().items():
-            if handler is not handlers[number] and handlers[number] is not None:
-                name = signal.Signals(number).name
-                notes.append(f"importing it changes the handler of {name}, which was restored")
-                signal.signal(number, handlers[number])
-        if locale.setlocale(locale.LC_ALL) != language:
-            notes.append("importing it changes the locale, which was restored")
-            with suppress(locale.Error):
-                locale.setlocale(locale.LC_ALL, language)
-        if (sys.stdin, sys.stdout, sys.stderr) != streams:
-            notes.append("importing it replaces a standard stream, which was restored")
-            sys.stdin, sys.stdout, sys.stderr = streams
-        if sys.excepthook is not hook:
-            notes.append("importing it replaces sys.excepthook, which was restored")
-            sys.excepthook = hook
-        if sys.getrecursionlimit() != limit:
-            notes.append("importing it changes the recursion limit, which was restored")
-            sys.setrecursionlimit(limit)
-
-
-def _folder() -> str | None:
-    try:
-        return os.getcwd()
-    except OSError:  # it was removed
-        return None
-
-
-def _handlers() -> dict[int, Any]:
-    """The handler of each signal; empty outside the main thread, which alone may set them."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {int(number): signal.getsignal(number) for number in signal.valid_signals()}
-
-
-# --------------------------------------------------------------------------- unfinished imports
-
-
-@contextmanager
-def _noted_if_slow(marker: ImportMarker) -> Iterator[None]:
-    def note() -> None:
-        print(
-            f"trunkline: importing the plugin {marker.domain!r} of {marker.distribution} has taken "
-            f"{SLOW_SECONDS:.0f} s; --no-plugin {marker.domain} leaves it out",
-            file=sys.stderr,
-        )
-
-    timer = threading.Timer(SLOW_SECONDS, note)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
-
-
-@contextmanager
-def _marked(marker: ImportMarker) -> Iterator[None]:
-    """Keep a marker file of this process during the block."""
-    file: Path | None = None
-    with suppress(OSError, RuntimeError):  # no home folder, or a read-only one
-        file = _markers() / f"{os.getpid()}-{threading.get_ident()}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(marker)), encoding="utf-8")
-    try:
-        yield
-    finally:
-        if file is not None:
-            with suppress(OSError):
-                file.unlink()
-
-
-def unfinished_imports(process: int | None = None) -> list[ImportMarker]:
-    """The plugins during whose import an earlier process ended; each is returned once.
-
-    Args:
-        process: only the ended process with this id.
-    """
-    markers: list[ImportMarker] = []
-    with suppress(OSError, RuntimeError):
-        for file in sorted(_markers().iterdir()):
-            number = file.name.partition("-")[0]
-            if not number.isdecimal() or (process is not None and int(number) != process):
-                continue
-            if process is None and _is_alive(int(number)):
-                continue
-            with suppress(OSError, ValueError, TypeError):
-                text = file.read_text(encoding="utf-8")
-                file.unlink()
-                markers.append(ImportMarker(**json.loads(text)))
-    return markers
-
-
-def _markers() -> Path:
-    return cache_folder() / "importing"
-
-
-def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 would end the process
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # it belongs to another user
-        return True
-    return True

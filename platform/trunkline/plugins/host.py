@@ -41,13 +41,11 @@ from trunkline.plugins.catalog import (
 from trunkline.plugins.discovery import (
     GROUP,
     Candidate,
-    ImportMarker,
-    UserInterrupt,
-    contained,
     core_candidate,
     find_plugins,
     rejected_claims,
 )
+from trunkline.plugins.isolation import ImportMarker, UserInterrupt, contained
 from trunkline.plugins.validation import domain_violation, violations, with_tuples
 from trunkline.process import ProcessExit
 from trunkline.redaction import redact, redact_exception

@@ -22,7 +22,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from trunkline.errors import NotFoundError, PluginError, UsageError
 from trunkline.plugins.catalog import CORE, SPECS, PluginInfo
-from trunkline.plugins.discovery import unfinished_imports
+from trunkline.plugins.isolation import unfinished_imports
 
 _LONGEST_IMPORT = 120.0
 """Seconds that importing all plugins may take."""

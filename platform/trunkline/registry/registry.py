@@ -17,9 +17,10 @@ from trunkline.registry.keys import Keys
 from trunkline.registry.lineage import LineageTracer
 from trunkline.registry.provenance import Provenance
 from trunkline.registry.requests import Requests
-from trunkline.registry.runs import Evaluations, Runs, Sources
+from trunkline.registry.runs import Evaluations, Runs
 from trunkline.registry.servers import Servers
 from trunkline.registry.session import Sessions
+from trunkline.registry.sources import Sources
 from trunkline.registry.tags import Tags
 from trunkline.registry.versions import Adapters, Versions
 

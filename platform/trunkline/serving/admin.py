@@ -18,11 +18,12 @@ from trunkline.errors import BaseMismatchError, ForbiddenError, NotFoundError, U
 from trunkline.promotion import GateRefusedError
 from trunkline.refs import check_alias, shown
 from trunkline.registry.actors import key_actor
+from trunkline.serving.admin_schemas import Promotion, Residents, Rollback, ServerState
 from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError, error_body
 from trunkline.serving.fields import StrictModel, invalid
 from trunkline.serving.models import served_models
-from trunkline.serving.schemas import ModelName, Promotion, Residents, Rollback, ServerState, Text
+from trunkline.serving.schemas import ModelName, Text
 from trunkline.serving.service import Context, RequestContext
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
-"""The bodies of requests, as the clients of OpenAI and vLLM send them, and of ``/admin``'s replies.
+"""The bodies of requests, as the clients of OpenAI and vLLM send them.
 
 Every field is validated here, with the ranges of both; so an error names the field as the client
-wrote it. :mod:`trunkline.serving.fields` decides about fields that are not supported. The command
-line validates the replies of ``/admin`` with the same models.
+wrote it. :mod:`trunkline.serving.fields` decides about fields that are not supported.
 """
 
 from __future__ import annotations
@@ -10,14 +9,11 @@ from __future__ import annotations
 import secrets
 from abc import abstractmethod
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     StrictBool,
@@ -384,86 +380,3 @@ def split_inputs(value: Inputs) -> list[str | tuple[int, ...]]:
             return [tuple(value)]  # type: ignore[arg-type]
         inputs.append(one if isinstance(one, str) else tuple(one))
     return inputs
-
-
-class _Reply(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class ServerState(_Reply):
-    """Requests in flight and load of the engine, in sequences and tokens."""
-
-    base: str
-    draining: bool
-    in_flight: int
-    waiting: int
-    running: int
-    rows: int
-    steps: int
-    kv_tokens: int
-    kv_tokens_used: int
-    cached_tokens: int
-
-
-class ResidentAdapter(_Reply):
-    """One adapter in memory; ``in_use`` counts running sequences."""
-
-    digest: str
-    name: str
-    tier: str
-    bytes: int
-    rank: int
-    pinned: bool
-    in_use: int
-    requests: int
-    idle_seconds: float
-    loads: int
-    evictions: int
-
-
-class Residents(_Reply):
-    """The adapters in memory that the key may use; the byte totals count all adapters."""
-
-    object: str
-    data: Sequence[ResidentAdapter]
-    total_bytes: int
-    budget_bytes: int
-
-
-class Check(_Reply):
-    """The result of one condition of a gate."""
-
-    name: str
-    passed: bool
-    figures: str
-
-
-class Promotion(_Reply):
-    """A moved alias, with the checks of the gate and the head of the events."""
-
-    ref: str
-    adapter: str
-    alias: str
-    old: int | None
-    new: int | None
-    forced: bool
-    checks: Sequence[Check]
-    head: str
-
-
-class Rollback(_Reply):
-    """A move of an alias to its previous version, and the head of the events."""
-
-    id: int
-    adapter: str
-    alias: str
-    kind: str
-    new: int | None
-    old: int | None
-    back_to: int | None
-    at: Annotated[datetime, Field(strict=False)]
-    actor: str
-    forced: bool
-    reason: str | None
-    gate: Sequence[Check] | None
-    head: str
