@@ -8,8 +8,8 @@ from collections.abc import Callable, MutableMapping
 SPIN_COUNT = 2000
 """Rounds that an idle OpenMP worker spins before it sleeps; see ``benchmarks/bench_shared.py``.
 
-GNU OpenMP's default is in the millions: a worker that waits keeps its core from other processes,
-and two computing processes slow each other five to thirty times.
+GNU OpenMP's default is far higher: a worker that waits keeps its core from other processes, and two
+computing processes slow each other down.
 """
 
 _USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")

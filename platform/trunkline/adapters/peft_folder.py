@@ -215,6 +215,8 @@ def _folders(names: list[str]) -> str:
     return "there is an adapter" if len(names) == 1 else f"there are {len(names)} adapters"
 
 
+# --------------------------------------------------------------------------------- tokenizer files
+
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER = "tokenizer.json"
 ADDED_TOKENS = "added_tokens.json"
@@ -224,7 +226,6 @@ FILES = (TOKENIZER_CONFIG, TOKENIZER, ADDED_TOKENS, CHAT_TEMPLATE, CHAT_TEMPLATE
 """The files that are read, where a folder has them."""
 
 _MAX_BYTES = 64 << 20
-_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,16 @@ DEFAULT_TEMPLATE = Template(prompt="{text}", clean=())
 
 DEFAULT_NEW_TOKENS = 128
 
+GENERATION = "generation_config.json"
+
+_NO_TARGET = "none"
+"""The target if no tensor is a LoRA matrix; the check of the tensors reports that."""
+
+_MAX_TEXT = 1000
+
+
+# -------------------------------------------------------------------------------- options and task
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
@@ -223,12 +233,7 @@ def _check_applicable(options: ImportOptions, kind: str) -> None:
             )
 
 
-GENERATION = "generation_config.json"
-
-_NO_TARGET = "none"
-"""The target if no tensor is a LoRA matrix; the check of the tensors reports that."""
-
-_MAX_TEXT = 1000
+# -------------------------------------------------------------------------------------- the import
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,8 @@ def _suffixes(name: str) -> list[str]:
     return [".".join(parts[start:]) for start in reversed(range(len(parts)))]
 
 
+# ------------------------------------------------------------------------------------------ checks
+
 _OTHER_BASE = "It was trained on another base, or the name of the base is wrong."
 _INCOMPLETE = "The file is incomplete, or it was made for another base."
 _TARGET_TYPES = {

@@ -135,7 +135,6 @@ def describe(name: str) -> BaseInfo:
         NotFoundError: there is no such base.
         BaseModelError: it was not pulled yet, is damaged, or is not a causal LM.
     """
-    from trunkline.bases.info import read_manifest
     from trunkline.workspace import cache_folder
 
     source = resolve(name)

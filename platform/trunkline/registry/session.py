@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
 
+# -------------------------------------------------------------------------------------- the schema
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 """Alembic's folder; its ``versions`` are named ``NNNN_title.py`` and applied in that order."""
 
@@ -230,6 +232,8 @@ def _title(script: ScriptDirectory, revision: str) -> str:
     migration = script.get_revision(revision)
     return "" if migration is None else migration.doc.partition("\n")[0]
 
+
+# ------------------------------------------------------------------------------------ transactions
 
 Row = TypeVar("Row", bound=Table)
 Key = TypeVar("Key")

@@ -322,6 +322,9 @@ def finite(logprob: float | None) -> float | None:
     return logprob if logprob is None or math.isfinite(logprob) else MIN_LOGPROB
 
 
+# ------------------------------------------------------------------------------------- completions
+
+
 @router.post("/v1/completions")
 async def complete(body: CompletionBody, context: Context, request: Request) -> Response:
     """Complete prompts; choice ``i * n + k`` is answer ``k`` to prompt ``i``.
@@ -347,7 +350,7 @@ async def complete(body: CompletionBody, context: Context, request: Request) -> 
     await context.submit(model, prompts, engine_requests, body.timeout, field="prompt")
     head = head_of(context, model, "cmpl", "text_completion")
     if body.stream:
-        return _stream(context, head, body)
+        return _completion_stream(context, head, body)
     answers = await context.answers(request.receive)
     choices = []
     for prompt, answer in enumerate(answers):
@@ -355,13 +358,15 @@ async def complete(body: CompletionBody, context: Context, request: Request) -> 
         for choice in answer.choices:
             scores = (*echo.scores, *echo.shift(choice.scores))
             text = echo.text + choice.text
-            choices.append(_choice(body, prompt, choice.index, text, scores, choice.finish))
+            choices.append(
+                _completion_choice(body, prompt, choice.index, text, scores, choice.finish)
+            )
     content = {**head, "choices": choices, "usage": usage(answers)}
     output = "\n".join(choice.text for answer in answers for choice in answer.choices)
     return await context.respond(content, output)
 
 
-def _stream(context: RequestContext, head: Chunk, body: CompletionBody) -> EventStream:
+def _completion_stream(context: RequestContext, head: Chunk, body: CompletionBody) -> EventStream:
     """The stream of all choices; the first chunk of each begins with the echo of its prompt."""
     if body.include_usage:
         head["usage"] = None
@@ -377,7 +382,7 @@ def _stream(context: RequestContext, head: Chunk, body: CompletionBody) -> Event
             text, scores = echo.text + text, echo.scores + scores
         if not text and not scores and piece.finish is None:
             return []
-        choice = _choice(body, prompt, piece.index, text, scores or None, piece.finish)
+        choice = _completion_choice(body, prompt, piece.index, text, scores or None, piece.finish)
         return [{**head, "choices": [choice]}]
 
     return EventStream(context, (), chunks, usage_chunk(head, body))
@@ -406,7 +411,7 @@ def _echo(context: RequestContext, body: CompletionBody, prompt: int) -> Echo:
     return Echo(text, () if state.prompt_scores is None else state.prompt_scores.scores)
 
 
-def _choice(
+def _completion_choice(
     body: CompletionBody,
     prompt: int,
     index: int,
@@ -418,22 +423,24 @@ def _choice(
     return {
         "index": prompt * body.choices + index,
         "text": text,
-        "logprobs": _logprobs(scores or ()) if with_logprobs else None,
+        "logprobs": _completion_logprobs(scores or ()) if with_logprobs else None,
         "finish_reason": finish,
     }
 
 
-def _logprobs(scores: Sequence[TokenScore]) -> dict[str, Any]:
+def _completion_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any]:
     """OpenAI's four lists; the first token of a prompt has null as its log probability."""
     return {
         "tokens": [_token_name(score) for score in scores],
         "token_logprobs": [finite(score.logprob) for score in scores],
-        "top_logprobs": [None if score.logprob is None else _top(score) for score in scores],
+        "top_logprobs": [
+            None if score.logprob is None else _completion_top(score) for score in scores
+        ],
         "text_offset": [score.offset for score in scores],
     }
 
 
-def _top(score: TokenScore) -> dict[str, float | None]:
+def _completion_top(score: TokenScore) -> dict[str, float | None]:
     """The likeliest tokens and the token itself; the likeliest of equal texts has the text."""
     ids: dict[str, int] = {}
     top: dict[str, float | None] = {}

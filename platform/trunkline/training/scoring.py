@@ -1,7 +1,7 @@
 """The training loss, the validation score, and the selection of the best validation.
 
 Errors name the plugin's function. The deciding metric comes first; equal scores are compared by the
-validation loss. When to stop early is computed from the trainer's history, which every checkpoint
+validation loss. Early stopping is decided from the trainer's history, which every checkpoint
 contains, so a resumed training decides as an uninterrupted one.
 """
 

@@ -292,6 +292,8 @@ def _lines_around(stream: BinaryIO, position: int, mark: int) -> bytes:
     return sample
 
 
+# ---------------------------------------------------------------------------- guessing an encoding
+
 _THRESHOLD = 0.5
 _EXCERPT = 40
 _LATIN = "À-ÏÑ-ÖØ-Üß-ïñ-öø-üÿŒœŠšŽž"
