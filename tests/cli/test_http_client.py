@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -379,3 +381,13 @@ def test_refusal_with_checks_of_another_form_is_an_error(server: Scripted) -> No
     result = invoke("adapters", "promote", "toy/animals", "--url", server.url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "is not one of a Trunkline server of this version" in result.stderr
+
+
+def test_client_reads_replies_without_loading_the_server() -> None:
+    program = (
+        "import sys\n"
+        "import trunkline.cli.http_client, trunkline.serving.admin_schemas\n"
+        "print(sorted({'fastapi', 'uvicorn', 'torch'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
