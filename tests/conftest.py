@@ -15,6 +15,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; one thread e
 
 
 @pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the secrets of other tests; a test's output may contain them by chance."""
+    monkeypatch.setattr("trunkline.redaction._remembered", {})
+
+
+@pytest.fixture(autouse=True)
 def isolated_environment(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,12 +28,6 @@ LEFT, RIGHT = "Kx9qZ7w", "Vb3mN5t"
 ODD = st.text(alphabet="@:/?#%&=+[]\\ '\"`;,.~|<>ü☃", max_size=4)
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what a test makes known."""
-    monkeypatch.setattr("trunkline.redaction._remembered", {})
-
-
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
@@ -117,6 +111,13 @@ def test_ordinary_word_as_password_is_hidden_in_foreign_text_only() -> None:
     remember("postgres")
     assert redact("pip install 'trunkline[postgres]'") == "pip install 'trunkline[postgres]'"
     assert redact("no role postgres on postgresql", foreign=True) == "no role … on postgresql"
+
+
+def test_short_number_in_a_parameter_is_a_secret_only_by_its_name() -> None:
+    remember_url("postgresql://host/db?connect_timeout=1&keepalives=20")
+    assert redact("failed at step 1 of 20", foreign=True) == "failed at step 1 of 20"
+    remember_url("postgresql://host/db?password=123")
+    assert redact("no role 123", foreign=True) == "no role …"
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,6 @@ SOURCES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the secrets of other tests."""
-    monkeypatch.setattr("trunkline.redaction._remembered", {})
-
-
 def everything(error: BaseException) -> str:
     """All that an exception and those that led to it can show."""
     texts = ["".join(traceback.format_exception(error))]

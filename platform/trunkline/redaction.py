@@ -26,6 +26,9 @@ _FILE_SCHEMES = frozenset({"file", "local", "memory"})
 _SAFE_PARAMETERS = frozenset({"host", "hostaddr", "port", "dbname", "sslmode", "mode", "uri"})
 """Query parameters of a database URL that hold no secret."""
 
+_SHORT_NUMBER = re.compile(r"[0-9]{1,3}")
+"""A setting such as ``timeout=1``; as a secret it would hide numbers in every message."""
+
 _IN_TEXT = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*:/{1,3})([^\s'\"<>`]*)@")
 _PARAMETER = re.compile(
     r"([?&;](?:[\w.-]*(?:token|secret|passw|pwd|sig|credential|key|auth|sas)[\w.-]*)=)[^&\s'\"#]+",
@@ -92,7 +95,9 @@ def _secrets_of_url(url: str) -> Iterator[str]:
             yield port
     for parameter in query.split("&"):
         name, _, value = parameter.partition("=")
-        if name not in _SAFE_PARAMETERS:
+        if name not in _SAFE_PARAMETERS and (
+            not _SHORT_NUMBER.fullmatch(value) or _OPTION.search(name)
+        ):
             yield value or name
             yield unquote_plus(value)
             yield from (part for part in re.split(r"[@:/?#&=]", value) if len(part) >= 4)
