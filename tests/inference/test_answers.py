@@ -175,6 +175,10 @@ def test_end_token_ends_the_answer_and_is_not_part_of_the_text(
     assert answer.text == driver.engine.base.tokenizer.decode(
         ids[: ids.index(end)], skip_special_tokens=True
     )
+    ignoring = driver.submit(None, max_new_tokens=6, ignore_eos=True)
+    (answer,) = driver.answers([ignoring])
+    assert (answer.new_tokens, answer.finish) == (6, "length")
+    assert driver.ids(ignoring) == ids
 
 
 # -------------------------------------------------------------------------------------- streams

@@ -177,7 +177,6 @@ def test_query_parameter_out_of_range_is_refused(validating: TestClient, limit: 
         ("n_predict", 5),
         ("stop_sequences", ["x"]),
         ("include_stop_str_in_output", True),
-        ("ignore_eos", True),
         ("min_tokens", 1),
         ("skip_special_tokens", False),
         ("lora_request", {"lora_name": "x"}),

@@ -47,6 +47,7 @@ class Request:
         echo: the answer includes the log probabilities of the prompt's tokens if ``logprobs`` is
             set, and ``max_new_tokens`` may be 0.
         embed: the answer is the mean of the prompt's last hidden states, of length 1.
+        ignore_eos: tokens that end an answer don't end it, and add no text; for load tests.
 
     Raises:
         UsageError: a value is of the wrong kind or out of range.
@@ -68,6 +69,7 @@ class Request:
     token_ids: tuple[int, ...] = ()
     echo: bool = False
     embed: bool = False
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         if self.adapter is not None and not isinstance(self.adapter, str):

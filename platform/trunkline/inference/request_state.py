@@ -314,6 +314,7 @@ class Sequence:
         self.finish_reason: str | None = None
         self.scores = ScoreLog(byte_level=byte_level)
         self._end_ids = end_ids
+        self._ignores_end = request.ignore_eos
         self._detokenizer = (
             IncrementalDetokenizer(tokenizer, request.stop, end_ids) if self.generates else None
         )
@@ -368,7 +369,7 @@ class Sequence:
             if token in self._end_ids:
                 score = replace(score, raw_bytes=b"")
             self.scores.add(score, detokenizer, before)
-        if token in self._end_ids:
+        if token in self._end_ids and not self._ignores_end:
             text += detokenizer.finish()
             self.finish_reason = "stop"
         elif detokenizer.stopped:

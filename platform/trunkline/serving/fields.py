@@ -60,7 +60,6 @@ GENERATION_NEUTRAL: Mapping[str, Values] = {
     "num_beams": (1,),
     "do_sample": (),
     "min_tokens": (0,),
-    "ignore_eos": (False,),
     "max_new_tokens": (),
     "max_output_tokens": (),
     "n_predict": (),

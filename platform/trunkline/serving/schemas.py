@@ -260,6 +260,7 @@ class GenerationBody(SamplingBody):
 
     n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: MaxTokens | None = None
+    ignore_eos: StrictBool | None = None
 
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -274,6 +275,9 @@ class GenerationBody(SamplingBody):
 
     def new_tokens(self) -> tuple[str, int | None]:
         return "max_tokens", self.max_tokens
+
+    def sampling(self, max_new_tokens: int | None) -> dict[str, Any]:
+        return {**super().sampling(max_new_tokens), "ignore_eos": bool(self.ignore_eos)}
 
 
 class ChatBody(GenerationBody):
