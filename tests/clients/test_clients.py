@@ -110,6 +110,16 @@ def test_llm_command(run_client: RunClient, post: Post, tmp_path: Any) -> None:
         assert result[model] == {"chat": expected, "stream": expected}
 
 
+def test_guidellm(run_client: RunClient, tiny: Path) -> None:
+    result = run_client("guidellm_client", str(tiny))
+    assert len(result) == 3 * len(MODELS)
+    for load in result.values():
+        assert load["totals"] == {"successful": 12, "errored": 0, "incomplete": 0, "total": 12}
+        for output, tokens in load["requests"]:
+            assert output
+            assert tokens == 8
+
+
 # ------------------------------------------------------------------------- lm-evaluation-harness
 
 

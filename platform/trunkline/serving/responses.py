@@ -49,7 +49,6 @@ Includable = Literal[
 
 NEUTRAL: Mapping[str, Values] = {
     **fields.GENERATION_NEUTRAL,
-    "ignore_eos": (False,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "max_tool_calls": (),

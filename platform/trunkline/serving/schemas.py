@@ -184,6 +184,7 @@ class SamplingBody(StrictModel):
     top_k: Annotated[Integer, Field(ge=-1, le=_MAX_INT)] | None = None
     seed: Annotated[Integer, Field(ge=MIN_SEED, le=MAX_SEED)] | None = None
     stop: OneOrMore | None = None
+    ignore_eos: StrictBool | None = None
     timeout: Timeout | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
@@ -244,6 +245,7 @@ class SamplingBody(StrictModel):
             "seed": secrets.randbelow(2**31) if random_seed else self.seed,
             "stop": tuple(self._stop_strings()),
             "n": self.choices,
+            "ignore_eos": bool(self.ignore_eos),
         }
 
     @abstractmethod
@@ -260,7 +262,6 @@ class GenerationBody(SamplingBody):
 
     n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: MaxTokens | None = None
-    ignore_eos: StrictBool | None = None
 
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -275,9 +276,6 @@ class GenerationBody(SamplingBody):
 
     def new_tokens(self) -> tuple[str, int | None]:
         return "max_tokens", self.max_tokens
-
-    def sampling(self, max_new_tokens: int | None) -> dict[str, Any]:
-        return {**super().sampling(max_new_tokens), "ignore_eos": bool(self.ignore_eos)}
 
 
 class ChatBody(GenerationBody):
