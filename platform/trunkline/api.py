@@ -22,7 +22,7 @@ from trunkline.inference.request import Answer, Request
 from trunkline.plugins import Catalog, load_plugins
 from trunkline.promotion import AliasChange, Promotion
 from trunkline.refs import BASE, Ref, check_digest
-from trunkline.registry.records import AdapterRecord, VersionRecord
+from trunkline.registry.records import AdapterRecord, RunRecord, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.resolution import ResolvedModel
 from trunkline.workspace import Workspace
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from trunkline.inference.request import ResolvedRequest
     from trunkline.inference.request_state import GenerationHandle
     from trunkline.inference.settings import EngineSettings
+    from trunkline.training.config import RecipeConfig
     from trunkline.training.cross_validation import CrossValidation
     from trunkline.training.job import TrainingJob
     from trunkline.training.plan import TrainingPlan
@@ -249,7 +250,7 @@ class Platform:
 
     def train(
         self,
-        recipe: str,
+        recipe: str | RecipeConfig,
         *,
         resume: int | None = None,
         listener: ProgressListener | None = None,
@@ -259,8 +260,9 @@ class Platform:
         """Train a recipe, evaluate the adapter and publish it, whatever the verdict.
 
         Args:
-            recipe: ``domain/name``.
-            resume: number of an unfinished run; its settings are used.
+            recipe: the name of a plugin's recipe, or a recipe for the user's own data.
+            resume: number of an unfinished run; its settings are used, and its recipe if it was
+                the user's own.
             listener: receives stages and progress.
             should_stop: called after each step; true stops the run as interrupted.
             settings: overrides, such as ``max_steps=200``.
@@ -272,9 +274,10 @@ class Platform:
         run = None
         if resume is not None:
             run = self.registry.runs.get(resume)
-            if run.recipe != recipe:
+            name = recipe if isinstance(recipe, str) else recipe.name
+            if run.recipe != name:
                 raise UsageError(
-                    f"Run {resume} is of {run.recipe}, not of {recipe}.",
+                    f"Run {resume} is of {run.recipe}, not of {name}.",
                     f"`trunkline train {run.recipe} --resume {resume}`",
                 )
             if settings:
@@ -282,15 +285,24 @@ class Platform:
                     "A resumed run keeps its settings.", "Omit --set, or start a new run."
                 )
             settings = dict(run.settings)
+            recipe = self.recipe_of(run)
         job = self.training_job(recipe, settings)
         from trunkline.training.run import train
 
-        plugin = self.catalog.plugin(recipe.split("/")[0])
+        dataset_domain = job.dataset.name.partition("/")[0]
+        own_data = job.config is not None and job.config.data is not None
+        plugin = None if own_data else self.catalog.plugin(dataset_domain)
         return train(self._run_context(listener, should_stop), job, plugin, run)
+
+    def recipe_of(self, run: RunRecord) -> str | RecipeConfig:
+        """The recipe of a run: the name of a plugin's, or the recorded one of the user's own."""
+        from trunkline.training.config import recorded_config
+
+        return recorded_config(run) or run.recipe
 
     def cross_validate(
         self,
-        recipe: str,
+        recipe: str | RecipeConfig,
         folds: int,
         *,
         listener: ProgressListener | None = None,
@@ -316,20 +328,26 @@ class Platform:
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
-        settings = dict(self.registry.runs.get(version.run).settings) if version.run else {}
-        job = self.training_job(version.ref.adapter, settings)
+        recipe: str | RecipeConfig = version.ref.adapter
+        settings: dict[str, Any] = {}
+        if version.run:
+            run = self.registry.runs.get(version.run)
+            settings = dict(run.settings)
+            own = self.recipe_of(run)
+            recipe = recipe if isinstance(own, str) else own
+        job = self.training_job(recipe, settings)
         from trunkline.training.cross_validation import evaluate_version
 
         return evaluate_version(self._run_context(listener), job, version)
 
-    def plan(self, recipe: str, **settings: Any) -> TrainingPlan:
+    def plan(self, recipe: str | RecipeConfig, **settings: Any) -> TrainingPlan:
         """Estimate what a training would take; trains and writes nothing."""
         job = self.training_job(recipe, settings)
         from trunkline.training.plan import plan_training
 
         return plan_training(job, self.engine, self.registry)
 
-    def training_job(self, recipe: str, settings: Mapping[str, Any]) -> TrainingJob:
+    def training_job(self, recipe: str | RecipeConfig, settings: Mapping[str, Any]) -> TrainingJob:
         """A recipe with overridden settings and everything that it names."""
         from trunkline.training.job import make_job
 

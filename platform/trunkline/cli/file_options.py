@@ -1,10 +1,11 @@
-"""Options of the commands that read a user's file of rows."""
+"""Options of the commands that read a user's files: how a file is read, what its columns are."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from trunkline.errors import UsageError
 
 if TYPE_CHECKING:
     from trunkline.data.readers import FileOptions
+    from trunkline.training.config import RecipeConfig
 
 
 def file_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,6 +47,81 @@ def file_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+_COLUMNS = (
+    (
+        "--text",
+        "COLUMN",
+        "The column that the model reads; several in a template: '{title}: {body}'.  "
+        "[default: text]",
+    ),
+    ("--label", "COLUMN", "The column with the label to learn, a classification."),
+    ("--target", "COLUMN", "The column with the number to learn, a regression."),
+    ("--completion", "COLUMN", "The column with the answer to learn, a generation."),
+    ("--id", "COLUMN", "The column with a unique name of each row.  [default: the row's number]"),
+    (
+        "--group",
+        "COLUMN",
+        "The column with the group, which is never divided between training and test.  "
+        "[default: rows with the same text]",
+    ),
+    ("--split", "COLUMN", "The column with an official split: train, validation or test."),
+    ("--test", "FILE", "The file with the test rows of an official split."),
+    ("--validation", "FILE", "The file with its validation rows."),
+)
+
+
+def column_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for the columns of a file of rows to learn from, and for reading it.
+
+    The command receives them as ``columns``: fields of
+    :class:`~trunkline.data.columns.DataFiles`.
+    """
+
+    @wraps(function)
+    def command(*args: Any, reading: dict[str, Any], **kwargs: Any) -> Any:
+        given = {option.removeprefix("--"): None for option, _, _ in _COLUMNS}
+        values = {name: kwargs.pop(name) for name in given} | reading
+        columns = {name: value for name, value in values.items() if value is not None}
+        return function(*args, columns=columns, **kwargs)
+
+    decorated = file_options(command)
+    for option, metavar, help in reversed(_COLUMNS):
+        decorated = click.option(option, metavar=metavar, help=help)(decorated)
+    return decorated
+
+
+def make_own_recipe(name: str, file: Path, columns: dict[str, Any], **fields: Any) -> RecipeConfig:
+    """The recipe for a user's own files.
+
+    Args:
+        name: ``domain/name`` of the adapter.
+        columns: from :func:`column_options`.
+        fields: of the recipe.
+
+    Raises:
+        UsageError: no column to learn is named, or several are; a file or an option is wrong.
+    """
+    from trunkline.data.columns import TARGETS
+    from trunkline.data.readers import FileOptions, read_columns
+    from trunkline.training.config import make_config
+
+    learned = [f"--{option}" for option in TARGETS if option in columns]
+    if len(learned) != 1:
+        reading = {key: columns.get(key) for key in ("encoding", "delimiter", "quoting")}
+        names = ", ".join(read_columns(file, FileOptions(**reading))[:20])
+        raise UsageError(
+            f"{' and '.join(learned)} can't be combined."
+            if learned
+            else f"Which column of {file.name} is to be learned?",
+            f"Use one of --label, --target (a number) and --completion (an answer); the columns "
+            f"are: {names}.",
+        )
+    if "text" in columns:
+        columns = {**columns, "text": columns["text"].replace("\\n", "\n")}
+    values = {"name": name, "data": {"file": str(file), **columns}, **fields}
+    return make_config(values, "The options don't fit together")
 
 
 def parse_file_options(reading: dict[str, Any], *, has_file: bool) -> FileOptions:

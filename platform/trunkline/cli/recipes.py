@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +18,7 @@ from trunkline.cli.output import (
     print_table,
 )
 from trunkline.cli.root import GlobalOptions, pass_options
+from trunkline.files import output_file
 
 if TYPE_CHECKING:
     from trunkline.contracts import Gate, MetricSpec
@@ -74,6 +76,38 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
         print_json(asdict(job.recipe))
         return
     print_recipe(job)
+
+
+@recipes.command("export", example="trunkline recipes export retail/department")
+@click.argument("name", metavar="NAME_OR_RUN")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the recipe to this file.  [default: stdout]",
+)
+@pass_options
+def export(options: GlobalOptions, name: str, output: Path | None) -> None:
+    """Write a recipe as YAML, which `train --config` reads.
+
+    NAME is a plugin's recipe, and the YAML names its dataset. Of a number, as in `runs list`, the
+    recipe of that run is written, with the columns of your own files.
+    """
+    from trunkline.training.config import config_of, recorded_config
+
+    platform = options.with_plugins
+    config = None
+    if name.isdigit():
+        run = platform.registry.runs.get(int(name))
+        name = run.recipe
+        config = recorded_config(run)
+    text = (config or config_of(platform.catalog.recipe(name))).to_yaml()
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    with output_file(output, overwrite=False) as file:
+        file.write(text)
+    note(f"{output}: {name}")
 
 
 def print_recipe(job: TrainingJob) -> None:

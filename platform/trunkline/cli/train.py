@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from trunkline.cli.command import Command, Example
 from trunkline.cli.eval import print_evaluation_report
+from trunkline.cli.file_options import column_options, make_own_recipe
 from trunkline.cli.output import (
     bytes_text,
     counts,
@@ -26,10 +28,12 @@ from trunkline.cli.recipes import parse_settings, print_recipe, set_option
 from trunkline.cli.root import GlobalOptions, pass_options, run_number
 from trunkline.data.lengths import lengths_text
 from trunkline.errors import UsageError
+from trunkline.refs import valid_name
 from trunkline.threads import contention_warning
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
+    from trunkline.training.config import RecipeConfig
     from trunkline.training.plan import TrainingPlan
 
 
@@ -37,9 +41,35 @@ if TYPE_CHECKING:
     "train",
     cls=Command,
     short_help="Train a recipe, evaluate it, publish a version.",
-    example=Example("trunkline train finance/naics-sector --set max_steps=20", "writes"),
+    example=(
+        Example("trunkline train finance/naics-sector --set max_steps=20", "writes"),
+        Example(
+            "trunkline train --data claims.csv --text description --label category "
+            "--name claims/category --set max_steps=20",
+            "writes",
+        ),
+    ),
 )
-@click.argument("recipe")
+@click.argument("recipe", required=False)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Train on your own rows: CSV, TSV, JSON lines, JSON or Parquet.",
+)
+@click.option("--name", metavar="NAME", help="With --data: domain/name of the adapter.")
+@column_options
+@click.option(
+    "--template",
+    metavar="TEXT",
+    help="With --data: the prompt, such as 'Claim: {text}'.  [default: the text alone]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Train a recipe in YAML; see `recipes export`.",
+)
 @set_option
 @click.option(
     "--dry-run", is_flag=True, help="Only show the resolved recipe and an estimate of its cost."
@@ -49,7 +79,12 @@ if TYPE_CHECKING:
 @pass_options
 def train(
     options: GlobalOptions,
-    recipe: str,
+    recipe: str | None,
+    data: Path | None,
+    name: str | None,
+    columns: dict[str, Any],
+    template: str | None,
+    config: Path | None,
     assignments: tuple[str, ...],
     dry_run: bool,
     resume: int | None,
@@ -57,23 +92,30 @@ def train(
 ) -> None:
     """Train an adapter, verify it, evaluate it against the baselines, and publish a version.
 
+    What is trained is the recipe of a plugin, a recipe in YAML (--config), or your own file of
+    rows (--data), which `datasets check` examines first.
+
     The version is published whatever the verdict; `adapters promote` applies the gate. Ctrl-C
     stops after the current step and keeps the run for --resume.
     """
     settings = parse_settings(assignments)
     platform = options.with_plugins
-    platform.training_job(recipe, settings)
+    chosen = _chosen_recipe(recipe, data, config, name, template, columns)
+    if dry_run and resume is not None:
+        raise UsageError("--dry-run and --resume can't be combined.", "Leave out one of them.")
+    if resume is None:
+        job = platform.training_job(chosen, settings)
+        if job.config is not None:
+            job.dataset.load()
     if dry_run:
-        if resume is not None:
-            raise UsageError("--dry-run and --resume can't be combined.", "Leave out one of them.")
-        _dry_run(platform, recipe, settings, as_json)
+        _dry_run(platform, chosen, settings, as_json)
         return
     if (warning := contention_warning()) is not None:
         note(warning)
     with working() as listener, stop_on_interrupt(listener) as should_stop:
         listener.stage("opening the base")
         run = platform.train(
-            recipe, resume=resume, listener=listener, should_stop=should_stop, **settings
+            chosen, resume=resume, listener=listener, should_stop=should_stop, **settings
         )
     if as_json:
         print_json(
@@ -92,6 +134,43 @@ def train(
     verb = "generate" if run.version.task == "generation" else "predict"
     note(f'Try it:     trunkline {verb} {run.version.ref} "a text"')
     note(f"Promote it: trunkline adapters promote {run.version.ref}")
+
+
+def _chosen_recipe(
+    recipe: str | None,
+    data: Path | None,
+    config: Path | None,
+    name: str | None,
+    template: str | None,
+    columns: dict[str, Any],
+) -> str | RecipeConfig:
+    """The name of a plugin's recipe, or the recipe that the options describe."""
+    from trunkline.training.config import read_config
+
+    only_data = [f"--{option}" for option in columns]
+    only_data += [
+        f"--{key}" for key, value in {"name": name, "template": template}.items() if value
+    ]
+    if data is None and only_data:
+        raise UsageError(f"{only_data[0]} needs --data.", "It describes your own file of rows.")
+    given = [value for value in (recipe, data, config) if value is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "RECIPE, --data and --config can't be combined."
+            if given
+            else "What is to be trained is missing.",
+            "Name a recipe (`trunkline recipes list`), --data FILE or --config FILE.",
+        )
+    if config is not None:
+        return read_config(config)
+    if recipe is not None:
+        return recipe
+    assert data is not None
+    if name is None:
+        stem = valid_name(data.stem)
+        raise UsageError("--data needs --name.", f"For example --name own/{stem}.")
+    fields = {"template": {"prompt": template.replace("\\n", "\n")}} if template else {}
+    return make_own_recipe(name, data, columns, **fields)
 
 
 def print_report(report: Mapping[str, Any], metric: str) -> None:
@@ -143,7 +222,9 @@ def rows_text(data: Mapping[str, Any]) -> str:
     )
 
 
-def _dry_run(platform: Platform, recipe: str, settings: Mapping[str, Any], as_json: bool) -> None:
+def _dry_run(
+    platform: Platform, recipe: str | RecipeConfig, settings: Mapping[str, Any], as_json: bool
+) -> None:
     with working() as listener:
         listener.stage("reading data, building the adapter, timing a step")
         plan = platform.plan(recipe, **settings)

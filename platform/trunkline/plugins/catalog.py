@@ -197,6 +197,13 @@ class Catalog:
                 )
         return tuple(usable[name] for name in dict.fromkeys(names))
 
+    def resolved(self, recipe: RecipeSpec) -> RecipeSpec:
+        """A recipe that no plugin contributes, as the rest of the platform reads recipes."""
+        tasks = {name: task for name, task in self._tasks.items() if "/" in name}
+        resolved = _resolve_recipe(recipe, tasks)
+        self.task(resolved.task)
+        return resolved
+
     def plugin(self, name: str) -> PluginInfo:
         """The plugin of a domain, or else of a distribution.
 

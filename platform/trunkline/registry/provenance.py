@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
@@ -46,6 +47,7 @@ _BASE_FIELDS = ("digest", "name", "source", "architecture", "parameters", "dtype
 _DATASET_KEY = ("name", "fingerprint", "split_fingerprint")
 _DATASET_FIELDS = (*_DATASET_KEY, "rows", "license", "source", "counts")
 _RUN_FIELDS = ("recipe", "status", "seed", "settings", "environment", "specification", "report")
+_OWN_FILES = ("file", "validation", "test")
 _PLUGIN_KEY = ("distribution", "version", "domain")
 _PLUGIN_FIELDS = ("distribution", "version", "api", "domain")
 
@@ -184,11 +186,21 @@ def _document(
     }
 
 
+def _without_folders(specification: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A run's specification with the names of the user's own files, without their folders."""
+    config = (specification or {}).get("config") or {}
+    if specification is None or not (data := config.get("data")):
+        return specification
+    names = {name: PurePath(data[name]).name for name in _OWN_FILES if name in data}
+    return {**specification, "config": {**config, "data": {**data, **names}}}
+
+
 def _run_document(session: Session, run: Run) -> dict[str, Any]:
     plugin = None if run.plugin_id is None else session.get_one(Plugin, run.plugin_id)
     return {
         "number": run.id,
         **_columns(run, _RUN_FIELDS),
+        "specification": _without_folders(run.specification),
         "started": _isoformat(run.started),
         "finished": _isoformat(run.finished),
         "plugin": None if plugin is None else _columns(plugin, _PLUGIN_FIELDS),

@@ -24,6 +24,7 @@ from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.plugins import Catalog
 from trunkline.settings import checked_setting, noun_for
 from trunkline.tasks import AnyTask, prompt_limit
+from trunkline.training.config import RecipeConfig
 
 if TYPE_CHECKING:
     from trunkline.inference.engine import Engine
@@ -33,7 +34,12 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """A recipe with everything that it names; the first of ``metrics`` is the gate's."""
+    """A recipe with everything that it names.
+
+    Attributes:
+        metrics: the first is the gate's.
+        config: the recipe as it was written in YAML or on the command line; None for a plugin's.
+    """
 
     recipe: RecipeSpec
     dataset: DatasetSpec
@@ -41,6 +47,7 @@ class TrainingJob:
     loss: LossSpec
     metrics: tuple[MetricSpec, ...]
     baselines: tuple[BaselineSpec, ...]
+    config: RecipeConfig | None = None
 
     @property
     def settings(self) -> Settings:
@@ -53,23 +60,65 @@ class TrainingJob:
         return self.metrics[0]
 
 
-def make_job(catalog: Catalog, recipe: str, overrides: Mapping[str, Any]) -> TrainingJob:
+def make_job(
+    catalog: Catalog, recipe: str | RecipeConfig, overrides: Mapping[str, Any]
+) -> TrainingJob:
     """Look up a recipe and everything that it names.
 
+    Args:
+        recipe: the name of a plugin's recipe, or a recipe of the user's own.
+
     Raises:
-        NotFoundError: there is no such recipe or setting.
-        UsageError: an override has the wrong type or is out of range.
+        NotFoundError: there is no such recipe or setting, or it names something that is missing.
+        UsageError: an override has the wrong type or is out of range, or the recipe of the user's
+            own has the name of a plugin's, or a loss or metric of another task.
     """
-    spec = with_settings(catalog.recipe(recipe), overrides)
+    config = recipe if isinstance(recipe, RecipeConfig) else None
+    if isinstance(recipe, str):
+        spec = catalog.recipe(recipe)
+        dataset = catalog.dataset(spec.dataset)
+    else:
+        if recipe.data is not None and recipe.name in {one.name for one in catalog.recipes()}:
+            raise UsageError(
+                f"{recipe.name} is a recipe of the plugin {recipe.name.partition('/')[0]!r}.",
+                "Give the adapter for your own data another name.",
+            )
+        spec = catalog.resolved(recipe.recipe())
+        dataset = (
+            catalog.dataset(spec.dataset)
+            if recipe.data is None
+            else recipe.data.dataset(recipe.name)
+        )
+    spec = with_settings(spec, overrides)
     names = dict.fromkeys((spec.gate.metric, *spec.metrics))
-    return TrainingJob(
+    job = TrainingJob(
         recipe=spec,
-        dataset=catalog.dataset(spec.dataset),
+        dataset=dataset,
         transforms=tuple(catalog.transform(name) for name in spec.transforms),
         loss=catalog.loss_for(spec),
         metrics=tuple(catalog.metric(name) for name in names),
         baselines=catalog.baselines_for(spec),
+        config=config,
     )
+    if config is not None:
+        _check_tasks(job)
+    return job
+
+
+def _check_tasks(job: TrainingJob) -> None:
+    """Raise :class:`UsageError` if a recipe of the user's own mixes tasks."""
+    task = job.recipe.task
+    named = [
+        ("dataset", job.dataset.name, job.dataset.task),
+        ("loss", job.loss.name, job.loss.task),
+    ]
+    named += [("metric", metric.name, metric.task) for metric in job.metrics]
+    for noun, name, kind in named:
+        if kind != task:
+            raise UsageError(
+                f"The {noun} {name} is for {kind}, and {job.recipe.name} is a {task}.",
+                "`trunkline plugins show core` lists those of every task.",
+            )
 
 
 # ----------------------------------------------------------------------------------- settings

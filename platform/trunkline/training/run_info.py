@@ -176,6 +176,7 @@ def specification(job: TrainingJob, plugin: PluginInfo | None) -> dict[str, Any]
         "gate": asdict(recipe.gate),
         "scale": recipe.scale,
         "max_new_tokens": recipe.max_new_tokens,
+        "config": None if job.config is None else job.config.to_json(),
         "plugin": None if plugin is None else _plugin(plugin),
         "core": {"version": version("trunkline"), **checkout(_CORE)},
     }

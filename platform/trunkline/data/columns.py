@@ -1,0 +1,273 @@
+"""A dataset of a user's own files: the columns with text, target, group and split.
+
+The files are read by :mod:`trunkline.data.readers`, with texts as they are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from string import Formatter
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from trunkline.contracts import DatasetSpec, Row, Task
+from trunkline.data.readers import FileOptions, FileRow, read_columns, read_rows
+from trunkline.data.readers.rows import missing_column
+from trunkline.errors import DataError, UsageError
+from trunkline.files import sha256_file
+
+TARGETS: Mapping[str, Task] = {
+    "label": "classification",
+    "target": "regression",
+    "completion": "generation",
+}
+"""Column of the target → the task that it makes."""
+
+SPLITS: Mapping[str, str] = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""A value of the split column, in any case → the part."""
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+
+
+class DataFiles(BaseModel):
+    """The files of a dataset and the meaning of their columns.
+
+    Exactly one of ``label``, ``target`` and ``completion`` is set; it decides the task.
+
+    Attributes:
+        file: CSV, TSV, JSON lines, JSON or Parquet, by its suffix.
+        text: the column that the model reads, or several in a template: ``"{title}\\n{body}"``.
+        label: the column with the label of a classification.
+        target: the column with the number of a regression.
+        completion: the column with the answer of a generation.
+        id: the column with a unique name of each row; by default the row's number.
+        group: the column with the group; a group is never divided between train, validation and
+            test. By default rows with the same text are a group.
+        split: the column with the part of an official split: train, validation or test.
+        validation, test: files that are these parts of an official split.
+        unit: of a regression's target.
+        license: of the data.
+        encoding, delimiter, quoting: how the files are read; see
+            :class:`~trunkline.data.readers.FileOptions`.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    file: str
+    text: str = "text"
+    label: str | None = None
+    target: str | None = None
+    completion: str | None = None
+    id: str | None = None
+    group: str | None = None
+    split: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    unit: str | None = None
+    license: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    quoting: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> DataFiles:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "one of label, target and completion names the column to learn, not "
+                f"{' and '.join(given) or 'none'}"
+            )
+        if self.split is not None and (self.test is not None or self.validation is not None):
+            raise ValueError("split names a column, so validation and test can't name files")
+        if self.validation is not None and self.test is None:
+            raise ValueError("a validation file needs a test file")
+        if self.unit is not None and self.target is None:
+            raise ValueError("unit belongs to target, the number of a regression")
+        return self
+
+    @property
+    def task(self) -> Task:
+        """The task that the target makes."""
+        return next(task for name, task in TARGETS.items() if getattr(self, name) is not None)
+
+    @property
+    def target_column(self) -> str:
+        """The column to learn."""
+        return self.label or self.target or self.completion or ""
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """Part → file; the key of a single file is empty."""
+        if self.test is None:
+            return {"": Path(self.file)}
+        files = {"train": self.file, "validation": self.validation, "test": self.test}
+        return {part: Path(file) for part, file in files.items() if file is not None}
+
+    @property
+    def options(self) -> FileOptions:
+        """How the files are read."""
+        return FileOptions(self.encoding, self.delimiter, self.quoting)
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that make the text, each once."""
+        return tuple(dict.fromkeys(name for _, name in self._text_parts if name is not None))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read, each once."""
+        others = (self.target_column, self.id, self.group, self.split)
+        return tuple(dict.fromkeys((*self.text_columns, *filter(None, others))))
+
+    def below(self, folder: Path) -> DataFiles:
+        """With the paths relative to a folder."""
+        names = ("file", "validation", "test")
+        paths = {name: str(folder / path) for name in names if (path := getattr(self, name))}
+        return self.model_copy(update=paths)
+
+    def check_columns(self) -> None:
+        """Check the beginning of each file.
+
+        Raises:
+            NotFoundError: a file or a column is missing; names the nearest column.
+            UsageError, DataError: as :func:`~trunkline.data.readers.read_rows`.
+        """
+        if self.target_column in self.text_columns:
+            raise UsageError(
+                f"{self.target_column!r} is both the text and the column to learn.",
+                "Name two columns.",
+            )
+        for path in self.parts.values():
+            columns = read_columns(path, self.options)
+            for column in self.columns:
+                if column not in columns and path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+                    raise missing_column(path.name, column, columns)
+
+    def rows(self) -> Iterator[Row]:
+        """Read the rows of all files.
+
+        Raises:
+            NotFoundError, UsageError, DataError: a file can't be read, or a value can't be used;
+                names the row and its line.
+        """
+        self.check_columns()
+        for part, path in self.parts.items():
+            prefix = f"{part}/" if len(self.parts) > 1 else ""
+            for row in read_rows(path, self.columns, self.options):
+                yield self._row(row, part, prefix)
+
+    def dataset(self, name: str) -> DatasetSpec:
+        """The dataset that the files make.
+
+        Raises:
+            NotFoundError: a file is missing.
+        """
+        self.check_columns()
+        digests = [f"{path.name} (sha256 {sha256_file(path)})" for path in self.parts.values()]
+        return DatasetSpec(
+            name=name,
+            description=f"{self.target_column} of {Path(self.file).name}",
+            task=self.task,
+            load=partial(_load, self),
+            license=self.license or "not given",
+            source=", ".join(digests),
+            grouping=(
+                f"rows with the same {self.group}"
+                if self.group is not None
+                else "rows with the same text, apart from case and white space"
+            ),
+            unit=self.unit,
+        )
+
+    def _row(self, row: FileRow, part: str, prefix: str) -> Row:
+        text = "".join(
+            literal + ("" if name is None else row.values[name] or "")
+            for literal, name in self._text_parts
+        )
+        blank = all(not (row.values[name] or "").strip() for name in self.text_columns)
+        if self.split is not None:
+            part = self._part(row)
+        return Row(
+            id=row[self.id] if self.id is not None else f"{prefix}{row.number}",
+            text="" if blank else text,
+            target=self._target(row),
+            group=self._group(row, text, part),
+            split=part or None,
+        )
+
+    def _target(self, row: FileRow) -> str | float:
+        text = row.values[self.target_column] or ""
+        if self.task != "regression":
+            return text
+        if not text.strip():
+            return math.nan
+        if not _NUMBER.fullmatch(text.strip()):
+            raise DataError(
+                f"{row.place} has {text!r} in {self.target_column!r}, which is not a number.",
+                "Write it with a point and without a unit: 1234.5.",
+            )
+        return float(text)
+
+    def _group(self, row: FileRow, text: str, part: str) -> str:
+        if self.group is None:
+            # A digest, because groups are recorded. An official split may divide equal texts.
+            normal = " ".join(text.split()).casefold()
+            return hashlib.sha256(f"{part}\0{normal}".encode(errors="replace")).hexdigest()[:16]
+        if not (group := row[self.group]).strip():
+            raise DataError(
+                f"{row.place} has no group in {self.group!r}.",
+                "Give an independent row a group of its own.",
+            )
+        return group
+
+    def _part(self, row: FileRow) -> str:
+        assert self.split is not None
+        value = row[self.split]
+        part = SPLITS.get(value.strip().casefold())
+        if part is None:
+            raise DataError(
+                f"{row.place} has {value!r} in {self.split!r}, which is no part of a split.",
+                "Every row needs train, validation or test there.",
+            )
+        return part
+
+    @cached_property
+    def _text_parts(self) -> tuple[tuple[str, str | None], ...]:
+        """Literal text and the column after it, in order; no column after the last literal."""
+        return parse_text_template(self.text)
+
+
+def _load(files: DataFiles) -> list[Row]:
+    return list(files.rows())
+
+
+def parse_text_template(text: str) -> tuple[tuple[str, str | None], ...]:
+    """Split ``"{title}\\n{body}"`` into literals and columns; a text without braces is a column.
+
+    Raises:
+        UsageError: a brace is not paired, or a field is more than the name of a column.
+    """
+    if "{" not in text and "}" not in text:
+        return (("", text),)
+    hint = "Write for example '{title}: {body}', and {{ or }} for a brace."
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError:
+        raise UsageError(f"The text {text!r} has a single brace.", hint) from None
+    result: list[tuple[str, str | None]] = []
+    for literal, name, spec, conversion in parts:
+        if name == "" or spec or conversion:
+            raise UsageError(f"The text {text!r} has a field that is not a column's name.", hint)
+        result.append((literal, name))
+    if all(name is None for _, name in result):
+        raise UsageError(f"The text {text!r} names no column.", hint)
+    return tuple(result)

@@ -1,0 +1,242 @@
+"""A recipe in YAML: everything that a training needs besides the rows and the plugins' code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from trunkline.contracts import Gate, RecipeSpec, Settings, Task, Template
+from trunkline.data.columns import DataFiles
+from trunkline.errors import DataError, NotFoundError, UsageError
+from trunkline.files import validation_problem
+from trunkline.refs import Ref
+from trunkline.registry.records import RunRecord
+
+_MAX_BYTES = 1 << 20
+_METRICS: Mapping[Task, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1"),
+    "regression": ("mae", "r_squared"),
+    "generation": ("exact_match",),
+}
+"""The metrics of a recipe that names none; the first is the gate's."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class TemplateConfig(_Strict):
+    """The fields of :class:`~trunkline.contracts.Template`."""
+
+    prompt: str = "{text}"
+    clean: list[Literal["strip", "squeeze", "lowercase"]] = ["strip", "squeeze"]
+    chat: bool = False
+    system: str | None = None
+
+
+class GateConfig(_Strict):
+    """The fields of :class:`~trunkline.contracts.Gate`."""
+
+    metric: str | None = None
+    beats_baseline: bool = True
+    at_least: float | None = None
+    beats_champion: bool = False
+    champion_margin: float | None = None
+    slices_at_least: float | None = None
+    two_persons: bool = False
+
+
+class RecipeConfig(_Strict):
+    """A recipe as it is written in YAML.
+
+    Attributes:
+        name: ``domain/name`` of the adapter.
+        data: the user's own files; or
+        dataset: the name of a plugin's dataset.
+        settings: those that differ from the defaults.
+        metrics: names; by default those of the task.
+
+    The other fields are those of :class:`~trunkline.contracts.RecipeSpec`.
+    """
+
+    name: str
+    description: str = ""
+    data: DataFiles | None = None
+    dataset: str | None = None
+    task: str | None = None
+    template: TemplateConfig = TemplateConfig()
+    settings: dict[str, Any] = {}
+    loss: str = "default"
+    metrics: list[str] = []
+    gate: GateConfig = GateConfig()
+    transforms: list[str] = []
+    baselines: list[str] = []
+    scale: Literal["linear", "log"] = "linear"
+    max_new_tokens: int = 32
+
+    @model_validator(mode="after")
+    def _check(self) -> RecipeConfig:
+        if (self.data is None) == (self.dataset is None):
+            raise ValueError("either data (own files) or dataset (of a plugin) is needed")
+        if self.data is not None and self.task not in (None, self.data.task):
+            raise ValueError(f"the task of these columns is {self.data.task}, not {self.task}")
+        if self.data is None and self.task is None:
+            raise ValueError("task is missing")
+        return self
+
+    def recipe(self) -> RecipeSpec:
+        """The recipe.
+
+        Raises:
+            UsageError: a value is out of range, or the name is not ``domain/name``.
+        """
+        kind = self.data.task if self.data is not None else None
+        metrics = tuple(self.metrics) or _METRICS.get(kind or "classification", ())
+        gate = self.gate.model_dump()
+        return RecipeSpec(
+            name=Ref.parse(self.name).adapter,
+            description=self.description,
+            dataset=self.dataset or self.name,
+            task=self.task or str(kind),
+            template=Template(
+                **{**self.template.model_dump(), "clean": tuple(self.template.clean)}
+            ),
+            settings=Settings(**self.settings),
+            loss=self.loss,
+            metrics=metrics,
+            gate=Gate(**{**gate, "metric": gate["metric"] or metrics[0]}),
+            transforms=tuple(self.transforms),
+            baselines=tuple(self.baselines),
+            scale=self.scale,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is as by default is left out."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML; what is as by default is left out."""
+        import yaml
+
+        return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=100)
+
+
+def make_config(values: Mapping[str, Any], subject: str) -> RecipeConfig:
+    """A recipe from plain values.
+
+    Args:
+        subject: where they are from, as the start of a sentence.
+
+    Raises:
+        UsageError: a field is unknown, missing or of the wrong type.
+    """
+    try:
+        return RecipeConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError(
+            f"{subject}: {validation_problem(error)}.", "`trunkline train --help` shows an example."
+        ) from None
+
+
+def read_config(path: Path) -> RecipeConfig:
+    """Read a recipe from a YAML file; its paths are relative to the file's folder.
+
+    Raises:
+        NotFoundError: there is no such file.
+        DataError: it is not YAML in UTF-8, or a key occurs twice.
+        UsageError: a field is unknown, missing or of the wrong type.
+    """
+    config = make_config(_read_yaml(path), f"{path.name} is not a recipe")
+    if config.data is None:
+        return config
+    return config.model_copy(update={"data": config.data.below(path.parent)})
+
+
+def recorded_config(run: RunRecord) -> RecipeConfig | None:
+    """The recipe of the user's own that a run recorded; None if it is a plugin's.
+
+    Raises:
+        UsageError: it can't be read.
+    """
+    values = (run.specification or {}).get("config")
+    return None if values is None else make_config(values, f"The recipe of run {run.number}")
+
+
+def config_of(recipe: RecipeSpec) -> RecipeConfig:
+    """The YAML form of a plugin's recipe, which still needs the plugin's dataset."""
+    settings = {
+        spec.name: getattr(recipe.settings, spec.name)
+        for spec in fields(Settings)
+        if getattr(recipe.settings, spec.name) != spec.default
+    }
+    return RecipeConfig(
+        name=recipe.name,
+        description=recipe.description,
+        dataset=recipe.dataset,
+        task=recipe.task,
+        template=TemplateConfig(
+            **{**asdict(recipe.template), "clean": list(recipe.template.clean)}
+        ),
+        settings=settings,
+        loss=recipe.loss,
+        metrics=list(recipe.metrics),
+        gate=GateConfig(**asdict(recipe.gate)),
+        transforms=list(recipe.transforms),
+        baselines=list(recipe.baselines),
+        scale=recipe.scale,
+        max_new_tokens=recipe.max_new_tokens,
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise NotFoundError(
+            f"There is no file {str(path)!r}.", "Give the path of a recipe in YAML."
+        )
+    if path.stat().st_size > _MAX_BYTES:
+        raise DataError(f"{path.name} is larger than 1 MiB.", "A recipe in YAML is small.")
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8-sig"), _unique_key_loader())
+    except UnicodeDecodeError:
+        raise DataError(f"{path.name} is not UTF-8.", "Save it as UTF-8.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" in line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or "it is nested too deeply"
+        raise DataError(f"{path.name} is not YAML{line}: {problem}.", "Correct it.") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path.name} is not a recipe.", "Write one `name: value` a line.")
+    return value
+
+
+def _unique_key_loader() -> Any:
+    """YAML's safe loader, which refuses a key that occurs twice, and aliases."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                raise yaml.MarkedYAMLError(
+                    problem="an alias (*) is not supported", problem_mark=event.start_mark
+                )
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return Loader

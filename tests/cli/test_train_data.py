@@ -1,0 +1,155 @@
+"""Train on a user's own file: from a CSV to a version that answers, is evaluated and resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from trunkline.cli import progress
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+COLUMNS = ("--text", "{title}: {body}", "--label", "kind")
+SMALL = ("--set", "max_steps=2", "--set", "r=2", "--set", "max_length=64")
+
+
+@pytest.fixture
+def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sixty rows in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    drawn = random.Random(1)
+    words = {"home": ("water", "roof", "fire"), "car": ("crash", "hail", "glass")}
+    with Path("claims.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["title", "body", "kind", "price"])
+        for number in range(60):
+            kind = ("home", "car")[number % 2]
+            body = f"{drawn.choice(words[kind])} damage, case {number}"
+            table.writerow([f"Claim {number}", body, kind, f"{number}.5"])
+    return Path("claims.csv")
+
+
+def ran(run: Run, *args: str) -> Any:
+    """The JSON that a command prints."""
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_csv_becomes_an_adapter_that_answers(run_copy: Run, claims: Path) -> None:
+    args = ("train", "--data", str(claims), *COLUMNS, "--name", "claims/kind", *SMALL)
+    trained = ran(run_copy, *args)
+    assert trained["adapter"] == "claims/kind@1"
+    assert trained["report"]["data"]["read"] == 60
+    assert {"majority", "tfidf"} <= set(trained["evaluation_report"]["baselines"])
+    answers = ran(run_copy, "predict", "claims/kind", "Claim: hail damage")
+    assert answers[0]["label"] in ("home", "car")
+    again = ran(run_copy, "eval", "claims/kind")
+    assert again["evaluation_report"]["scores"] == trained["evaluation_report"]["scores"]
+    assert "claims.csv (sha256 " in run_copy("lineage", "claims/kind").stdout
+
+
+def test_eval_after_the_file_changed_is_refused(run_copy: Run, claims: Path) -> None:
+    args = ("--data", str(claims), *COLUMNS, "--name", "claims/kind", *SMALL)
+    assert run_copy("train", *args).exit_code == 0
+    claims.write_text(claims.read_text().replace("hail", "snow"))
+    result = run_copy("eval", "claims/kind")
+    assert result.exit_code == 1
+    assert "changed" in result.stderr
+    claims.unlink()
+    result = run_copy("eval", "claims/kind")
+    assert result.exit_code != 0
+    assert "claims.csv" in result.stderr
+
+
+def test_interrupted_training_is_resumed_by_its_name(
+    run_copy: Run, claims: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = progress.Lines.progress
+
+    def interrupt(self: progress.Lines, done: int, total: int, values: Any) -> None:
+        original(self, done, total, values)
+        signal.raise_signal(signal.SIGINT)
+
+    args = ("--data", str(claims), *COLUMNS, "--name", "claims/kind", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Lines, "progress", interrupt)
+        stopped = run_copy("train", *args)
+    assert stopped.exit_code == 130
+    assert "`trunkline train claims/kind --resume 4`" in stopped.stderr
+    resumed = ran(run_copy, "train", "claims/kind", "--resume", "4")
+    whole = ran(run_copy, "train", *args)
+    assert resumed["version"]["digest"] == whole["version"]["digest"]
+
+
+def test_artifact_does_not_tell_the_folder_of_the_file(run_copy: Run, claims: Path) -> None:
+    args = ("--data", str(claims.absolute()), *COLUMNS, "--name", "claims/kind", *SMALL)
+    ran(run_copy, "train", *args)
+    shown = ran(run_copy, "adapters", "show", "claims/kind")
+    texts = [
+        path.read_text()
+        for path in Path(shown["folder"]).iterdir()
+        if path.suffix != ".safetensors"
+    ]
+    assert any("claims.csv" in text for text in texts)
+    assert not any(str(claims.absolute().parent) in text for text in texts)
+    assert str(claims.absolute()) in run_copy("recipes", "export", "4").stdout
+
+
+def test_yaml_of_a_run_trains_the_same_adapter(run_copy: Run, claims: Path) -> None:
+    args = ("--data", str(claims), *COLUMNS, "--name", "claims/kind", *SMALL)
+    first = ran(run_copy, "train", *args)
+    assert run_copy("recipes", "export", "4", "--output", "claims.yaml").exit_code == 0
+    second = ran(run_copy, "train", "--config", "claims.yaml", *SMALL)
+    assert second["version"]["digest"] == first["version"]["digest"]
+
+
+def test_number_and_answer_are_learned_too(run_copy: Run, claims: Path) -> None:
+    number = ran(
+        run_copy, "train", "--data", str(claims), "--text", "body", "--target", "price",
+        "--name", "claims/price", *SMALL,
+    )  # fmt: skip
+    assert number["version"]["task"] == "regression"
+    answer = ran(
+        run_copy, "train", "--data", str(claims), "--text", "body", "--completion", "kind",
+        "--name", "claims/answer", *SMALL,
+    )  # fmt: skip
+    assert answer["version"]["task"] == "generation"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), "is missing"),
+        (("toy/animals", "--data", "claims.csv"), "can't be combined"),
+        (("--data", "claims.csv", "--label", "kind"), "--name own/claims"),
+        (("--data", "claims.csv", "--name", "a/b"), "title, body, kind, price"),
+        (("--data", "claims.csv", "--name", "a/b", "--label", "kind", "--target", "price"),
+         "--label and --target"),
+        (("--data", "claims.csv", "--name", "a/b", "--label", "kimd", "--text", "body"), "'kind'"),
+        (("--data", "none.csv", "--name", "a/b", "--label", "kind"), "none.csv"),
+        (("--data", "claims.csv", "--name", "ab", "--label", "kind", "--text", "body"), "'ab'"),
+        (("--data", "claims.csv", "--name", "a/b", "--label", "kind"), "'text'"),
+        (("--label", "kind"), "--data"),
+        (("toy/animals", "--name", "a/b"), "--data"),
+        (("--config", "none.yaml"), "none.yaml"),
+        (("--data", "claims.csv", "--name", "a/b", "--label", "kind", "--text", "body",
+          "--template", "Claim"), "{text}"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_mistake_is_one_sentence_with_a_way_out(
+    run: Run, claims: Path, args: tuple[str, ...], words: str
+) -> None:
+    result = run("train", *args)
+    assert result.exit_code in (1, 2)
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "opening the base" not in result.stderr
