@@ -153,3 +153,59 @@ def test_mistake_is_one_sentence_with_a_way_out(
     assert words in result.stderr
     assert "Traceback" not in result.stderr
     assert "opening the base" not in result.stderr
+
+
+# ------------------------------------------------------------------------- datasets check, preview
+
+
+def test_check_finds_what_is_wrong_row_by_row(run: Run, claims: Path) -> None:
+    with claims.open("a", newline="\r\n") as file:
+        file.write("Claim 60,,car,1\nClaim 61,ask jane@example.org,Car,2\n")
+        file.write("Claim 62,a scratch,Car,3\n")
+    result = run("datasets", "check", str(claims), *COLUMNS)
+    assert result.exit_code == 0, result.stderr
+    assert "an e-mail address" in result.stdout
+    assert "Rows 62" in result.stdout
+    assert "'Car'" in result.stdout
+    data = ran(run, "datasets", "check", str(claims), "--text", "body", "--label", "kind")
+    assert data["usable"] is True
+    kinds = {finding["kind"]: finding for finding in data["findings"]}
+    assert kinds["empty texts"]["rows"] == ["61"]
+
+
+def test_check_of_what_can_not_be_trained_on_fails(run: Run, claims: Path) -> None:
+    claims.write_text("body,kind\none,a\ntwo,a\n")
+    result = run("datasets", "check", str(claims), "--text", "body", "--label", "kind")
+    assert result.exit_code == 1
+    assert "one class only" in result.stdout
+    assert json.loads(
+        run(
+            "datasets", "check", str(claims), "--text", "body", "--label", "kind", "--json"
+        ).stdout
+    )["usable"] is False  # fmt: skip
+
+
+def test_check_of_a_plugins_dataset(run: Run) -> None:
+    data = ran(run, "datasets", "check", "toy/animals")
+    assert data["rows"] == 65
+    assert {"empty texts", "duplicates"} <= {finding["kind"] for finding in data["findings"]}
+
+
+def test_columns_need_a_file(run: Run) -> None:
+    result = run("datasets", "check", "toy/animals", "--label", "kind")
+    assert result.exit_code == 2
+    assert "--label needs a file" in result.stderr
+
+
+def test_preview_shows_the_whole_prompt_and_what_is_learned(run: Run, claims: Path) -> None:
+    template = ("--template", r"Claim: {text}\nKind:")
+    args = ("datasets", "preview", str(claims), "--text", "body", *template)
+    shown = run(*args, "--label", "kind", "--rows", "2")
+    assert shown.exit_code == 0
+    assert shown.stdout.count("Claim: ") == 2
+    assert "\nKind: → [" in shown.stdout
+    answers = ran(run, *args, "--completion", "kind", "--rows", "1")
+    (one,) = answers
+    assert one["prompt"].endswith("\nKind:")
+    assert one["learned"].endswith("[<|im_end|>]")
+    assert len(one["input_ids"]) == one["prompt_tokens"] + one["learned_tokens"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -76,9 +77,29 @@ def prepare(folder: Path) -> Path:
         "3,Fracture of the left wrist\n",
         encoding="utf-8",
     )
+    write_claims(workspace / "claims.csv")
     write_guide_plugin(workspace / "trunkline-law")
     write_peft_folder(workspace / "adapters" / "retail" / "department" / "1", workspace)
     return workspace
+
+
+def write_claims(file: Path) -> None:
+    """Insurance claims of three categories, with a few faults that a check finds."""
+    causes = {
+        "water": ("Burst pipe", "Leaking roof", "Flooded basement", "Overflowing bath"),
+        "fire": ("Kitchen fire", "Scorched wall", "Smoke in the hall", "Lightning strike"),
+        "theft": ("Stolen bicycle", "Broken lock", "Missing jewelry", "Empty cash box"),
+    }
+    places = ("in Leeds", "on the ground floor", "at night", "near the garden", "last Monday")
+    rows = [
+        (f"{cause} {place}", category)
+        for place in places
+        for category, named in causes.items()
+        for cause in named
+    ]
+    rows += [rows[7], ("", "water"), ("Burst pipe, call +44 113 496 0000", "water")]
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        csv.writer(lines).writerows([("description", "category"), *rows])
 
 
 def write_guide_plugin(folder: Path) -> None:

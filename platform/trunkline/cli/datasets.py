@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trunkline.cli.command import Example, Group
+from trunkline.cli.file_options import column_options, make_own_recipe
 from trunkline.cli.output import (
     counts,
     heading,
     json_option,
     note,
+    plain,
     print_fields,
     print_json,
     print_table,
@@ -24,12 +26,16 @@ from trunkline.cli.output import (
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.data.lengths import lengths_text
+from trunkline.errors import BaseModelError, UsageError
 from trunkline.files import output_file
+from trunkline.refs import valid_name
 
 if TYPE_CHECKING:
     from trunkline.contracts import DatasetSpec, Row
+    from trunkline.data.check import DataFinding, DatasetCheck
     from trunkline.data.lengths import LengthReport
     from trunkline.data.prepare import DatasetReport
+    from trunkline.training.job import TrainingJob
 
 _LABELS = 30
 
@@ -180,6 +186,157 @@ def _print_examples(rows: Sequence[Row]) -> None:
 def _spec_fields(spec: DatasetSpec) -> dict[str, object]:
     names = ("name", "description", "task", "unit", "license", "source", "grouping", "slices")
     return {name: getattr(spec, name) for name in names}
+
+
+_MARKS = {"error": "error", "warning": "warning", "note": "note"}
+
+
+@datasets.command(
+    "check",
+    example="trunkline datasets check claims.csv --text description --label category",
+)
+@click.argument("name", metavar="FILE_OR_NAME")
+@column_options
+@json_option
+@pass_options
+def check(options: GlobalOptions, name: str, columns: dict[str, Any], as_json: bool) -> None:
+    """Look for what is wrong in your own file, or in a plugin's dataset, row by row.
+
+    Empty and repeated rows, contradicting labels, near-duplicates on both sides of the split, rare
+    labels, texts that are cut, characters of a wrong encoding, personal data, and labels that are
+    probably wrong. The exit code is 1 if the rows can't be trained on.
+    """
+    from trunkline.data.check import check_dataset
+
+    with working() as listener:
+        job, tokenizer = _own_or_plugins(options, name, columns)
+        result = check_dataset(
+            job.dataset, job.recipe, job.transforms, tokenizer, on_stage=listener.stage
+        )
+    if as_json:
+        print_json({"usable": result.usable, **plain(result)})
+    else:
+        _print_check(result)
+    if not result.usable:
+        raise SystemExit(1)
+
+
+@datasets.command(
+    "preview",
+    example="trunkline datasets preview claims.csv --text description --label category --rows 1",
+)
+@click.argument("name", metavar="FILE_OR_NAME")
+@column_options
+@click.option(
+    "--template",
+    metavar="TEXT",
+    help="The prompt, such as 'Claim: {text}'.  [default: the text alone]",
+)
+@click.option(
+    "--rows",
+    "count",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Rows to show.",
+)
+@json_option
+@pass_options
+def preview(
+    options: GlobalOptions,
+    name: str,
+    columns: dict[str, Any],
+    template: str | None,
+    count: int,
+    as_json: bool,
+) -> None:
+    """Show training rows as the model reads them: the whole prompt, and what it learns from.
+
+    Tokens that carry loss are in brackets.
+    """
+    from trunkline.data.preview import preview_rows
+
+    job, tokenizer = _own_or_plugins(options, name, columns, template)
+    if tokenizer is None:
+        raise BaseModelError(
+            "The base is not on this machine, so its tokens are unknown.",
+            "`trunkline base pull` fetches it.",
+        )
+    with working() as listener:
+        listener.stage(f"reading {job.dataset.name}")
+        previews = preview_rows(job.dataset, job.recipe, job.transforms, *tokenizer, count=count)
+    if as_json:
+        print_json(previews)
+        return
+    for one in previews:
+        heading(f"Row {one.id}: {one.summary}")
+        click.echo(one.prompt, nl=False)
+        click.secho(one.learned, bold=True)
+
+
+def _own_or_plugins(
+    options: GlobalOptions, name: str, columns: dict[str, Any], template: str | None = None
+) -> tuple[TrainingJob, tuple[Any, int] | None]:
+    """The job for a file or for a plugin's dataset, and the base's tokenizer if it is here.
+
+    Raises:
+        UsageError: there are options for columns, but ``name`` is no file.
+    """
+    from trunkline.bases import DEFAULT_BASE, local_tokenizer
+    from trunkline.training.job import dataset_job
+
+    platform = options.with_plugins
+    file = Path(name)
+    if file.suffix or file.exists():
+        fields = {"template": {"prompt": template.replace("\\n", "\n")}} if template else {}
+        stem = valid_name(file.stem, "data") or "data"
+        job = platform.training_job(make_own_recipe(f"own/{stem}", file, columns, **fields), {})
+    elif columns or template:
+        option = next(iter(columns), "template")
+        raise UsageError(f"--{option} needs a file.", f"{name!r} is the name of a dataset.")
+    else:
+        job = dataset_job(platform.catalog, name)
+    return job, local_tokenizer(options.base or DEFAULT_BASE)
+
+
+def _print_check(result: DatasetCheck) -> None:
+    print_fields(
+        [
+            ("dataset", result.name),
+            ("task", result.task),
+            ("rows", f"{result.rows:,}"),
+            ("labels", f"{len(result.labels):,}" if result.labels else None),
+            ("parts", counts(result.parts) or None),
+            ("prompts", lengths_text(result.lengths.to_json()) if result.lengths else None),
+        ]
+    )
+    if not result.findings:
+        heading("Nothing suspicious was found.")
+        return
+    heading(f"Findings ({len(result.findings)})")
+    print_table(
+        ["", "rows", "finding"],
+        [
+            (
+                _MARKS[finding.level],
+                f"{finding.count:,}" if finding.count else "",
+                _sentence(finding),
+            )
+            for finding in result.findings
+        ],
+        right=("rows",),
+        fold=("finding",),
+    )
+
+
+def _sentence(finding: DataFinding) -> str:
+    """The finding, the advice and the first rows."""
+    parts = [f"{finding.message[:1].upper()}{finding.message[1:]}.", finding.advice]
+    if finding.rows:
+        more = ", …" if finding.count > len(finding.rows) else ""
+        parts.append(f"Rows {', '.join(finding.rows)}{more}")
+    return " ".join(filter(None, parts))
 
 
 @datasets.command(

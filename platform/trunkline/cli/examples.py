@@ -18,8 +18,8 @@ OUTPUTS = "examples.json"
 SESSION = (
     *("base pull", "base list", "base show"),
     *("plugins list", "plugins show", "plugins check", "plugins install", "plugins uninstall"),
-    *("datasets list", "datasets show", "datasets croissant"),
-    *("recipes list", "recipes show"),
+    *("datasets list", "datasets show", "datasets check", "datasets preview"),
+    *("datasets croissant", "recipes list", "recipes show", "recipes export"),
     *("train", "runs list", "runs show", "runs diff", "eval"),
     *("adapters list", "adapters show", "adapters promote", "adapters rollback"),
     *("adapters unalias", "adapters history", "adapters diff", "adapters card"),

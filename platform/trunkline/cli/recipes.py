@@ -86,8 +86,9 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
     metavar="FILE",
     help="Write the recipe to this file.  [default: stdout]",
 )
+@json_option
 @pass_options
-def export(options: GlobalOptions, name: str, output: Path | None) -> None:
+def export(options: GlobalOptions, name: str, output: Path | None, as_json: bool) -> None:
     """Write a recipe as YAML, which `train --config` reads.
 
     NAME is a plugin's recipe, and the YAML names its dataset. Of a number, as in `runs list`, the
@@ -101,13 +102,15 @@ def export(options: GlobalOptions, name: str, output: Path | None) -> None:
         run = platform.registry.runs.get(int(name))
         name = run.recipe
         config = recorded_config(run)
-    text = (config or config_of(platform.catalog.recipe(name))).to_yaml()
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    with output_file(output, overwrite=False) as file:
-        file.write(text)
-    note(f"{output}: {name}")
+    config = config or config_of(platform.catalog.recipe(name))
+    if output is not None:
+        with output_file(output, overwrite=False) as file:
+            file.write(config.to_yaml())
+        note(f"{output}: {name}")
+    if as_json:
+        print_json(config.to_json())
+    elif output is None:
+        click.echo(config.to_yaml(), nl=False)
 
 
 def print_recipe(job: TrainingJob) -> None:

@@ -190,8 +190,8 @@ def prepare(
         dropped=dict(dropped),
         duplicated=duplicated,
         label_conflicts=label_conflicts,
-        near_duplicates=near_duplicates(
-            replace(split, train=(*split.train, *augmented)), recipe.template
+        near_duplicates=len(
+            near_duplicates(replace(split, train=(*split.train, *augmented)), recipe.template)
         ),
         augmented=len(augmented),
         parts={name: len(part) for name, part in parts.items()},
@@ -225,21 +225,22 @@ def describe_dataset(spec: DatasetSpec) -> DatasetReport:
     return DatasetReport(spec, prepared, labels, rows[:: max(1, len(rows) // 5)][:5])
 
 
-def near_duplicates(split: Split, template: Template) -> int:
-    """How many test rows have a near-duplicate in train; see :data:`NEAR_DUPLICATE`."""
+def near_duplicates(split: Split, template: Template) -> list[str]:
+    """The ids of the test rows that have a near-duplicate in train; see :data:`NEAR_DUPLICATE`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
     try:
         train = vectorizer.fit_transform([template.cleaned(row.text) for row in split.train])
     except ValueError:  # every training text is shorter than two characters
-        return 0
+        return []
     test = vectorizer.transform([template.cleaned(row.text) for row in split.test])
-    count = 0
+    found: list[str] = []
     for start in range(0, test.shape[0], 256):
-        cosines = test[start : start + 256] @ train.T
-        count += int((cosines.max(axis=1).toarray() >= NEAR_DUPLICATE).sum())
-    return count
+        closest = (test[start : start + 256] @ train.T).max(axis=1).toarray().ravel()
+        near = zip(split.test[start : start + 256], closest, strict=True)
+        found += [row.id for row, cosine in near if cosine >= NEAR_DUPLICATE]
+    return found
 
 
 def clean_label(label: str) -> str:

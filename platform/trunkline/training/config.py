@@ -94,14 +94,14 @@ class RecipeConfig(_Strict):
         Raises:
             UsageError: a value is out of range, or the name is not ``domain/name``.
         """
-        kind = self.data.task if self.data is not None else None
-        metrics = tuple(self.metrics) or _METRICS.get(kind or "classification", ())
+        kind = self.task if self.data is None else self.data.task
+        metrics = tuple(self.metrics) or _METRICS.get(kind, ("accuracy",))  # type: ignore[call-overload]
         gate = self.gate.model_dump()
         return RecipeSpec(
             name=Ref.parse(self.name).adapter,
             description=self.description,
             dataset=self.dataset or self.name,
-            task=self.task or str(kind),
+            task=str(kind),
             template=Template(
                 **{**self.template.model_dump(), "clean": tuple(self.template.clean)}
             ),

@@ -1,0 +1,401 @@
+"""Check a dataset row by row before anything is trained: ``datasets check``.
+
+Each finding counts rows, names the first of them, and says what to do.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, TransformSpec
+from trunkline.data.lengths import LengthReport, count_lengths
+from trunkline.data.prepare import Prepared, clean_label, near_duplicates, prepare, read_rows
+from trunkline.errors import TrunklineError
+
+Level = Literal["error", "warning", "note"]
+
+RARE = 8
+"""A label with fewer rows than this is reported: it has about one row in the test part."""
+
+NAMED_ROWS = 10
+"""Rows that a finding names."""
+
+_FOLDS = 5
+
+MISSING_EXTRA = "not checked: pip install 'trunkline[check]'"
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_REPLACED = "\ufffd"
+_PERSONAL: dict[str, re.Pattern[str]] = {
+    "an e-mail address": re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b", re.ASCII),
+    "a telephone number": re.compile(
+        r"(?<![\w.])(?<![0-9] )(?:\+|00)[1-9][0-9](?:[ ().-]?[0-9]){6,12}(?!\w)"
+    ),
+    "a US social security number": re.compile(r"(?<![\w-])[0-9]{3}-[0-9]{2}-[0-9]{4}(?![\w-])"),
+    "an IBAN": re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"),
+    "a payment card number": re.compile(
+        r"(?<![\w.])(?<![0-9][ -])(?:[0-9]{13,19}|[0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}"
+        r"|[0-9]{4}([ -])[0-9]{6}\2[0-9]{5})(?![\w.]|[ -][0-9])"
+    ),
+    "an IP address": re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w.])"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFinding:
+    """One thing that is suspicious.
+
+    Attributes:
+        kind: a short name, such as ``duplicates``.
+        level: ``error``: it can't be trained on; ``warning``; ``note``.
+        message: a sentence without its period.
+        advice: what to do, as a sentence.
+        count: rows.
+        rows: ids of the first ones; for a user's own file the numbers of its rows.
+    """
+
+    kind: str
+    level: Level
+    message: str
+    advice: str
+    count: int = 0
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetCheck:
+    """The result of :func:`check_dataset`.
+
+    Attributes:
+        rows: rows of the dataset.
+        labels: rows of each label of a classification, the most frequent first.
+        parts: rows in each part of the split; empty if the rows can't be split.
+        lengths: of the prompts, if the base is on this machine.
+        findings: errors first.
+    """
+
+    name: str
+    task: str
+    rows: int
+    labels: dict[str, int]
+    parts: dict[str, int]
+    lengths: LengthReport | None
+    findings: tuple[DataFinding, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be trained on."""
+        return all(finding.level != "error" for finding in self.findings)
+
+
+def check_dataset(
+    dataset: DatasetSpec,
+    recipe: RecipeSpec,
+    transforms: Sequence[TransformSpec] = (),
+    tokenizer: tuple[Any, int] | None = None,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> DatasetCheck:
+    """Examine every row as a training of the recipe would read it; nothing is trained.
+
+    Args:
+        tokenizer: of the base, with its context in tokens; None: lengths are not counted.
+        on_stage: called with a phrase when a stage begins.
+
+    Raises:
+        PluginCallError, DataError: the rows can't be read.
+    """
+    on_stage(f"reading {dataset.name}")
+    rows = read_rows(dataset)
+    dataset = replace(dataset, load=lambda: rows)
+    findings = list(_text_findings(rows, recipe))
+    prepared: Prepared | None = None
+    lengths: LengthReport | None = None
+    on_stage("comparing rows")
+    try:
+        prepared = prepare(dataset, recipe, transforms)
+        findings += _prepared_findings(rows, prepared, recipe)
+        if tokenizer is not None:
+            on_stage("counting tokens")
+            lengths = count_lengths(_used(prepared), dataset, recipe, *tokenizer)
+            findings += _length_findings(lengths)
+    except TrunklineError as error:
+        findings.append(
+            DataFinding("unusable", "error", error.message.rstrip("."), error.hint or "")
+        )
+    labels: Counter[str] = Counter()
+    if dataset.task == "classification":
+        labels.update(
+            clean_label(str(row.target))
+            for row in rows
+            if str(row.target).strip() and recipe.template.cleaned(row.text).strip()
+        )
+        findings += _rare_labels(labels)
+        if prepared is not None:
+            on_stage("looking for wrong labels")
+            findings += _label_errors(prepared, recipe)
+    order = {"error": 0, "warning": 1, "note": 2}
+    return DatasetCheck(
+        name=dataset.name,
+        task=dataset.task,
+        rows=len(rows),
+        labels=dict(labels.most_common()),
+        parts=prepared.report.parts if prepared else {},
+        lengths=lengths,
+        findings=tuple(sorted(findings, key=lambda finding: order[finding.level])),
+    )
+
+
+def personal_data(text: str) -> Iterator[str]:
+    """The kinds of personal data whose pattern occurs in a text, such as ``an IBAN``."""
+    for kind, pattern in _PERSONAL.items():
+        check = _CHECKS.get(kind, lambda _: True)
+        if any(check(match[0]) for match in pattern.finditer(text)):
+            yield kind
+
+
+def script_of(text: str) -> str:
+    """The writing system of most letters of a text, such as ``LATIN``; empty without letters."""
+    scripts = Counter(
+        unicodedata.name(char, "UNKNOWN").partition(" ")[0] for char in text[:500] if char.isalpha()
+    )
+    return scripts.most_common(1)[0][0] if scripts else ""
+
+
+# ------------------------------------------------------------------------------------- findings
+
+
+def _finding(
+    kind: str, level: Level, rows: Iterable[str], message: str, advice: str
+) -> Iterator[DataFinding]:
+    """A finding about these rows, if there are any; ``{n}`` in the message is their number."""
+    ids = list(rows)
+    if ids:
+        text = message.replace("{n}", f"{len(ids):,}")
+        yield DataFinding(kind, level, text, advice, len(ids), tuple(ids[:NAMED_ROWS]))
+
+
+def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFinding]:
+    """Findings about single rows, whatever the others are."""
+    empty = [row.id for row in rows if not recipe.template.cleaned(row.text).strip()]
+    yield from _finding(
+        "empty texts", "warning", empty, "{n} rows have no text and are dropped", "Fill them in."
+    )
+    blank = [row.id for row in rows if isinstance(row.target, str) and not row.target.strip()]
+    yield from _finding(
+        "empty targets", "warning", blank, "{n} rows have no target and are dropped",
+        "Fill them in, or leave the rows out.",
+    )  # fmt: skip
+    damaged = [row.id for row in rows if _is_damaged(row.text)]
+    yield from _finding(
+        "encoding", "warning", damaged,
+        "{n} texts contain characters that a wrong encoding leaves behind, such as Ã© or \ufffd",
+        "Read the file with its true --encoding, or correct the texts.",
+    )  # fmt: skip
+    scripts = {row.id: script for row in rows if (script := script_of(row.text))}
+    common = Counter(scripts.values()).most_common(1)
+    others = [name for name, script in scripts.items() if script != common[0][0]]
+    if others and len(others) * 20 < len(scripts):
+        yield from _finding(
+            "language", "note", others, f"{{n}} texts are not written in {common[0][0].title()}",
+            "Keep them only if requests will look like this.",
+        )  # fmt: skip
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for kind in personal_data(row.text):
+            found[kind].append(row.id)
+    for kind, ids in found.items():
+        yield from _finding(
+            "personal data", "warning", ids, f"{{n}} texts contain what looks like {kind}",
+            "Remove it: an adapter can repeat what it was trained on.",
+        )  # fmt: skip
+
+
+def _prepared_findings(
+    rows: Sequence[Row], prepared: Prepared, recipe: RecipeSpec
+) -> Iterator[DataFinding]:
+    """Findings about rows beside each other."""
+    split, report, template = prepared.split, prepared.report, recipe.template
+    kept = {row.id: row for row in (*split.train, *split.validation, *split.test)}
+    seen = {(template.cleaned(row.text), row.target) for row in kept.values()}
+
+    def cleaned(row: Row) -> tuple[str, Any]:
+        target = clean_label(row.target) if isinstance(row.target, str) else row.target
+        return template.cleaned(row.text), target
+
+    repeated = [row.id for row in rows if row.id not in kept and cleaned(row) in seen]
+    yield from _finding(
+        "duplicates", "warning", repeated,
+        "{n} rows have the text and target of another row and are dropped", "Leave them out.",
+    )  # fmt: skip
+    targets: dict[str, set[Any]] = defaultdict(set)
+    for row in kept.values():
+        targets[template.cleaned(row.text)].add(row.target)
+    conflicting = [row.id for row in kept.values() if len(targets[template.cleaned(row.text)]) > 1]
+    yield from _finding(
+        "label conflicts", "warning", conflicting,
+        "{n} rows have the text of a row with another target",
+        "Correct the targets, or add to the text what tells the rows apart.",
+    )  # fmt: skip
+    spaced = [
+        row.id
+        for row in rows
+        if prepared.labels
+        and str(row.target).strip()
+        and clean_label(str(row.target)) != row.target
+    ]
+    yield from _finding(
+        "label spaces", "warning", spaced,
+        "{n} labels have white space or invisible characters at their ends, which are removed",
+        "Write the labels without them.",
+    )  # fmt: skip
+    for group in report.similar_labels:
+        named = " and ".join(map(repr, group))
+        yield from _finding(
+            "similar labels", "warning", [row.id for row in kept.values() if row.target in group],
+            f"the labels {named} differ only in case, white space or Unicode form",
+            "Write each label in one way.",
+        )  # fmt: skip
+    close = near_duplicates(split, template)
+    yield from _finding(
+        "near-duplicates", "warning", close,
+        f"{{n}} of {report.parts['test']:,} test rows have a near-duplicate in train, so scores "
+        "are too high",
+        "Put near-duplicates into one group (--group).",
+    )  # fmt: skip
+
+
+def _rare_labels(labels: Counter[str]) -> Iterator[DataFinding]:
+    rare = {label: count for label, count in labels.items() if count < RARE}
+    if rare:
+        named = ", ".join(f"{label!r} {count}" for label, count in list(rare.items())[:5])
+        more = ", …" if len(rare) > 5 else ""
+        yield DataFinding(
+            "rare labels",
+            "warning",
+            f"{len(rare)} labels have fewer than {RARE} rows: {named}{more}",
+            "Add rows, or merge labels: scores of rare ones are a matter of luck.",
+            sum(rare.values()),
+        )
+
+
+def _length_findings(lengths: LengthReport) -> Iterator[DataFinding]:
+    if lengths.truncated:
+        yield DataFinding(
+            "cut texts",
+            "warning",
+            f"{lengths.truncated:,} of {lengths.rows:,} texts ({lengths.share:.1%}) are too long "
+            f"and are cut to {lengths.limit:,} tokens; 95 % have at most {lengths.p95:,}",
+            f"Use --set max_length={lengths.p95}, or put what matters first.",
+            lengths.truncated,
+        )
+
+
+def _label_errors(prepared: Prepared, recipe: RecipeSpec) -> Iterator[DataFinding]:
+    """Rows whose label a classifier that has not seen them finds improbable.
+
+    Confident learning (Northcutt et al. 2021) over out-of-fold probabilities.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError:
+        yield DataFinding("label errors", "note", f"probable label errors are {MISSING_EXTRA}", "")
+        return
+    rows = _used(prepared)
+    codes = [prepared.labels.index(str(row.target)) for row in rows]
+    probabilities = _out_of_fold_probabilities(rows, codes, recipe.template)
+    if probabilities is None:
+        return
+    issues = find_label_issues(
+        codes, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    yield from _finding(
+        "label errors", "note", [rows[index].id for index in issues],
+        "{n} labels are improbable to a classifier that has not seen their rows, the worst first",
+        "Look at them: some are wrong, others are only hard.",
+    )  # fmt: skip
+
+
+def _out_of_fold_probabilities(
+    rows: Sequence[Row], codes: Sequence[int], template: Template
+) -> Any | None:
+    """Probabilities ``[rows, labels]`` of TF-IDF and logistic regression, over group folds.
+
+    None if a label has too few groups to be in every fold.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    groups: dict[int, set[str]] = defaultdict(set)
+    for row, code in zip(rows, codes, strict=True):
+        groups[code].add(row.group)
+    if min(map(len, groups.values())) < _FOLDS:
+        return None
+    model = make_pipeline(
+        TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2),
+        LogisticRegression(C=10.0, max_iter=100, tol=1e-3),
+    )
+    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
+    texts = [template.cleaned(row.text) for row in rows]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return cross_val_predict(
+                model, texts, codes, groups=[row.group for row in rows], cv=folds,
+                method="predict_proba",
+            )  # fmt: skip
+    except ValueError:  # no word occurs twice, or a fold misses a label
+        return None
+
+
+def _used(prepared: Prepared) -> list[Row]:
+    split = prepared.split
+    return [*split.train, *split.validation, *split.test]
+
+
+def _is_damaged(text: str) -> bool:
+    if _REPLACED in text or _CONTROL.search(text):
+        return True
+    if text.isascii():
+        return False
+    try:
+        from ftfy.badness import is_bad
+    except ImportError:
+        return False
+    return bool(is_bad(text))
+
+
+# ------------------------------------------------------------------------------- personal data
+
+
+def _has_luhn_digit(number: str) -> bool:
+    """Whether the last digit is the check digit of ISO/IEC 7812-1."""
+    digits = [int(char) for char in number if char.isdigit()]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 and len(set(digits)) > 1
+
+
+def _has_iban_digits(number: str) -> bool:
+    """Whether the check digits are those of ISO 13616."""
+    plain = number.replace(" ", "")
+    return int("".join(str(int(char, 36)) for char in plain[4:] + plain[:4])) % 97 == 1
+
+
+def _is_ip_address(text: str) -> bool:
+    parts = text.split(".")
+    return all(int(part) < 256 for part in parts) and parts[0] != "0"
+
+
+_CHECKS: dict[str, Callable[[str], bool]] = {
+    "a payment card number": _has_luhn_digit,
+    "an IBAN": _has_iban_digits,
+    "an IP address": _is_ip_address,
+}
