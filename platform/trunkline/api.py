@@ -22,7 +22,7 @@ from trunkline.inference.request import Answer, Request
 from trunkline.plugins import Catalog, load_plugins
 from trunkline.promotion import AliasChange, Promotion
 from trunkline.refs import BASE, Ref, check_digest
-from trunkline.registry.records import AdapterRecord, RunRecord, VersionRecord
+from trunkline.registry.records import AdapterRecord, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.resolution import ResolvedModel
 from trunkline.workspace import Workspace
@@ -271,6 +271,9 @@ class Platform:
             NotFoundError: unknown recipe or setting.
             Interrupted, TrainingError, DataError: the run is recorded as such.
         """
+        from trunkline.training.config import recorded_config
+        from trunkline.training.run import train
+
         run = None
         if resume is not None:
             run = self.registry.runs.get(resume)
@@ -285,20 +288,10 @@ class Platform:
                     "A resumed run keeps its settings.", "Omit --set, or start a new run."
                 )
             settings = dict(run.settings)
-            recipe = self.recipe_of(run)
+            recipe = recorded_config(run) or recipe
         job = self.training_job(recipe, settings)
-        from trunkline.training.run import train
-
-        dataset_domain = job.dataset.name.partition("/")[0]
-        own_data = job.config is not None and job.config.data is not None
-        plugin = None if own_data else self.catalog.plugin(dataset_domain)
+        plugin = None if job.own_data else self.catalog.plugin(job.dataset.name.split("/")[0])
         return train(self._run_context(listener, should_stop), job, plugin, run)
-
-    def recipe_of(self, run: RunRecord) -> str | RecipeConfig:
-        """The recipe of a run: the name of a plugin's, or the recorded one of the user's own."""
-        from trunkline.training.config import recorded_config
-
-        return recorded_config(run) or run.recipe
 
     def cross_validate(
         self,
@@ -325,6 +318,9 @@ class Platform:
         Raises:
             DataError: the version has no dataset, or its dataset has changed.
         """
+        from trunkline.training.config import recorded_config
+        from trunkline.training.cross_validation import evaluate_version
+
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
@@ -332,12 +328,8 @@ class Platform:
         settings: dict[str, Any] = {}
         if version.run:
             run = self.registry.runs.get(version.run)
-            settings = dict(run.settings)
-            own = self.recipe_of(run)
-            recipe = recipe if isinstance(own, str) else own
+            recipe, settings = recorded_config(run) or recipe, dict(run.settings)
         job = self.training_job(recipe, settings)
-        from trunkline.training.cross_validation import evaluate_version
-
         return evaluate_version(self._run_context(listener), job, version)
 
     def plan(self, recipe: str | RecipeConfig, **settings: Any) -> TrainingPlan:

@@ -25,13 +25,13 @@ def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Sixty rows in the current folder."""
     monkeypatch.chdir(tmp_path)
     drawn = random.Random(1)
-    words = {"home": ("water", "roof", "fire"), "car": ("crash", "hail", "glass")}
+    causes = {"home": ("water", "roof", "fire"), "car": ("crash", "hail", "glass")}
     with Path("claims.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["title", "body", "kind", "price"])
         for number in range(60):
             kind = ("home", "car")[number % 2]
-            body = f"{drawn.choice(words[kind])} damage, case {number}"
+            body = f"{drawn.choice(causes[kind])} damage, case {number}"
             table.writerow([f"Claim {number}", body, kind, f"{number}.5"])
     return Path("claims.csv")
 
@@ -85,11 +85,11 @@ def test_interrupted_training_is_resumed_by_its_name(
     assert stopped.exit_code == 130
     assert "`trunkline train claims/kind --resume 4`" in stopped.stderr
     resumed = ran(run_copy, "train", "claims/kind", "--resume", "4")
-    whole = ran(run_copy, "train", *args)
-    assert resumed["version"]["digest"] == whole["version"]["digest"]
+    uninterrupted = ran(run_copy, "train", *args)
+    assert resumed["version"]["digest"] == uninterrupted["version"]["digest"]
 
 
-def test_artifact_does_not_tell_the_folder_of_the_file(run_copy: Run, claims: Path) -> None:
+def test_artifact_does_not_name_the_folder_of_the_file(run_copy: Run, claims: Path) -> None:
     args = ("--data", str(claims.absolute()), *COLUMNS, "--name", "claims/kind", *SMALL)
     ran(run_copy, "train", *args)
     shown = ran(run_copy, "adapters", "show", "claims/kind")
@@ -125,7 +125,7 @@ def test_number_and_answer_are_learned_too(run_copy: Run, claims: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "part"),
     [
         ((), "is missing"),
         (("toy/animals", "--data", "claims.csv"), "can't be combined"),
@@ -146,11 +146,11 @@ def test_number_and_answer_are_learned_too(run_copy: Run, claims: Path) -> None:
     ids=str,
 )  # fmt: skip
 def test_mistake_is_one_sentence_with_a_way_out(
-    run: Run, claims: Path, args: tuple[str, ...], words: str
+    run: Run, claims: Path, args: tuple[str, ...], part: str
 ) -> None:
     result = run("train", *args)
     assert result.exit_code in (1, 2)
-    assert words in result.stderr
+    assert part in result.stderr
     assert "Traceback" not in result.stderr
     assert "opening the base" not in result.stderr
 
@@ -197,7 +197,7 @@ def test_columns_need_a_file(run: Run) -> None:
     assert "--label needs a file" in result.stderr
 
 
-def test_preview_shows_the_whole_prompt_and_what_is_learned(run: Run, claims: Path) -> None:
+def test_preview_shows_the_prompt_and_what_is_learned(run: Run, claims: Path) -> None:
     template = ("--template", r"Claim: {text}\nKind:")
     args = ("datasets", "preview", str(claims), "--text", "body", *template)
     shown = run(*args, "--label", "kind", "--rows", "2")

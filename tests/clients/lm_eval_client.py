@@ -50,12 +50,12 @@ for model in MODELS:
          "--include_path", ".", "--log_samples", "--output_path", str(output)],
         check=True, stdout=sys.stderr,
     )  # fmt: skip
-    (found,) = output.rglob("results_*.json")
-    scores = json.loads(found.read_text())["results"]
+    (file,) = output.rglob("results_*.json")
+    scores = json.loads(file.read_text())["results"]
     results[model] = {"scores": scores}
     for kind in KINDS:
-        (found,) = output.rglob(f"samples_{kind}_*.jsonl")
-        rows = [json.loads(line) for line in found.read_text().splitlines()]
+        (file,) = output.rglob(f"samples_{kind}_*.jsonl")
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
         rows.sort(key=lambda row: row["doc_id"])
         results[model][kind] = [[row["arguments"], row["resps"]] for row in rows]
 print(json.dumps(results))

@@ -23,7 +23,7 @@ from trunkline.data.check import (
 )
 from trunkline.data.prepare import default_recipe
 
-WORDS = {
+CAUSES = {
     "home": ("water in the basement", "roof torn off by the storm", "kitchen fire", "burst pipe"),
     "car": ("rear end crash", "hail on the bonnet", "stolen wheels", "broken windscreen"),
     "pet": ("the dog needs a vet", "the cat swallowed wool", "a horse with colic", "sick parrot"),
@@ -35,8 +35,8 @@ def made(count: int = 90) -> list[Row]:
     drawn = random.Random(0)
     rows = []
     for number in range(count):
-        label = tuple(WORDS)[number % 3]
-        first, second = drawn.sample(WORDS[label], 2)
+        label = tuple(CAUSES)[number % 3]
+        first, second = drawn.sample(CAUSES[label], 2)
         text = f"{first} and {second}, {number} {drawn.randrange(10**6)} {drawn.random():.9f}"
         rows.append(Row(id=str(number), text=text, target=label, group=str(number)))
     return rows
@@ -50,7 +50,7 @@ def checked(rows: Sequence[Row], task: Any = "classification", **options: Any) -
     return check_dataset(dataset, default_recipe(dataset), **options)
 
 
-def found(rows: Sequence[Row], kind: str) -> DataFinding:
+def finding_of(rows: Sequence[Row], kind: str) -> DataFinding:
     """The one finding of a kind."""
     (finding,) = [one for one in checked(rows).findings if one.kind == kind]
     assert finding.message
@@ -86,33 +86,33 @@ def test_clean_rows_have_no_findings() -> None:
     ],
 )
 def test_finding_names_its_row(kind: str, fields: dict[str, str]) -> None:
-    finding = found(changed(7, **fields), kind)
+    finding = finding_of(changed(7, **fields), kind)
     assert (finding.count, finding.rows) == (1, ("7",))
 
 
 def test_repeated_row_is_named_and_not_the_one_that_stays() -> None:
     rows = made()
     rows.append(replace(rows[3], id="again", group="again"))
-    assert found(rows, "duplicates").rows == ("again",)
+    assert finding_of(rows, "duplicates").rows == ("again",)
 
 
 def test_both_sides_of_a_contradiction_are_named() -> None:
     rows = made()
     rows.append(replace(rows[3], id="other", target="pet", group="3"))
-    assert set(found(rows, "label conflicts").rows) == {"3", "other"}
+    assert set(finding_of(rows, "label conflicts").rows) == {"3", "other"}
 
 
 def test_labels_that_differ_by_case() -> None:
     rows = [*changed(4, target="Car"), *changed(7, target="Car")]
     rows = [replace(row, id=f"{index}") for index, row in enumerate(rows)]
-    finding = found(rows, "similar labels")
+    finding = finding_of(rows, "similar labels")
     assert "'Car' and 'car'" in finding.message
 
 
 def test_rare_label() -> None:
     rows = changed(5, target="boat")
     rows[8] = replace(rows[8], target="boat")
-    finding = found(rows, "rare labels")
+    finding = finding_of(rows, "rare labels")
     assert "'boat' 2" in finding.message
     assert finding.count == 2
 
@@ -130,7 +130,7 @@ def test_near_duplicates_across_an_official_split() -> None:
         replace(row, id=f"t{row.id}", group=f"t{row.id}", split="test", text=row.text + ".")
         for row in rows[:6]
     ]
-    finding = found(rows, "near-duplicates")
+    finding = finding_of(rows, "near-duplicates")
     assert finding.count == 6
     assert set(finding.rows) == {f"t{number}" for number in range(6)}
 
@@ -155,7 +155,7 @@ def test_rows_named_for_a_wrong_label_have_one() -> None:
         replace(row, target="pet" if row.target != "pet" else "car") if row.id in wrong else row
         for row in rows
     ]
-    finding = found(rows, "label errors")
+    finding = finding_of(rows, "label errors")
     assert finding.rows
     assert set(finding.rows) <= wrong
 

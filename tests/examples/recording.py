@@ -19,6 +19,7 @@ HELP = ROOT / "platform" / "trunkline" / "cli" / "examples.json"
 HELP_LINES = 20
 PAGES = (
     "README.md",
+    "docs/own-data.md",
     "docs/promotion.md",
     "docs/lineage.md",
     "docs/audit.md",

@@ -63,7 +63,7 @@ def test_yaml_of_a_plugins_recipe_is_trained_like_it(platform: Platform, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "words"),
+    ("text", "error", "part"),
     [
         (OWN.replace("name:", "nam:"), UsageError, "name is missing"),
         (OWN + "seed: 3\n", UsageError, "seed is not a field"),
@@ -86,11 +86,11 @@ def test_yaml_of_a_plugins_recipe_is_trained_like_it(platform: Platform, tmp_pat
     ],
 )  # fmt: skip
 def test_what_can_not_be_meant_is_refused(
-    tmp_path: Path, text: str, error: type[TrunklineError], words: str
+    tmp_path: Path, text: str, error: type[TrunklineError], part: str
 ) -> None:
     with pytest.raises(error) as caught:
         config(tmp_path, text).recipe()
-    assert words in caught.value.message
+    assert part in caught.value.message
     assert caught.value.hint
 
 

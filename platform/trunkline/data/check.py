@@ -205,11 +205,11 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
             "language", "note", others, f"{{n}} texts are not written in {common[0][0].title()}",
             "Keep them only if requests will look like this.",
         )  # fmt: skip
-    found: dict[str, list[str]] = defaultdict(list)
+    personal: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         for kind in personal_data(row.text):
-            found[kind].append(row.id)
-    for kind, ids in found.items():
+            personal[kind].append(row.id)
+    for kind, ids in personal.items():
         yield from _finding(
             "personal data", "warning", ids, f"{{n}} texts contain what looks like {kind}",
             "Remove it: an adapter can repeat what it was trained on.",

@@ -235,12 +235,12 @@ def near_duplicates(split: Split, template: Template) -> list[str]:
     except ValueError:  # every training text is shorter than two characters
         return []
     test = vectorizer.transform([template.cleaned(row.text) for row in split.test])
-    found: list[str] = []
+    close: list[str] = []
     for start in range(0, test.shape[0], 256):
         closest = (test[start : start + 256] @ train.T).max(axis=1).toarray().ravel()
         near = zip(split.test[start : start + 256], closest, strict=True)
-        found += [row.id for row, cosine in near if cosine >= NEAR_DUPLICATE]
-    return found
+        close += [row.id for row, cosine in near if cosine >= NEAR_DUPLICATE]
+    return close
 
 
 def clean_label(label: str) -> str:

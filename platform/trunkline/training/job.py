@@ -50,6 +50,11 @@ class TrainingJob:
     config: RecipeConfig | None = None
 
     @property
+    def own_data(self) -> bool:
+        """Whether the rows come from a user's own files, not from a plugin."""
+        return self.config is not None and self.config.data is not None
+
+    @property
     def settings(self) -> Settings:
         """The recipe's settings, overrides included."""
         return self.recipe.settings
