@@ -324,12 +324,9 @@ class Platform:
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
-        recipe: str | RecipeConfig = version.ref.adapter
-        settings: dict[str, Any] = {}
-        if version.run:
-            run = self.registry.runs.get(version.run)
-            recipe, settings = recorded_config(run) or recipe, dict(run.settings)
-        job = self.training_job(recipe, settings)
+        run = self.registry.runs.get(version.run) if version.run else None
+        recipe = (run and recorded_config(run)) or version.ref.adapter
+        job = self.training_job(recipe, dict(run.settings) if run else {})
         return evaluate_version(self._run_context(listener), job, version)
 
     def plan(self, recipe: str | RecipeConfig, **settings: Any) -> TrainingPlan:
