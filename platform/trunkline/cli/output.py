@@ -84,10 +84,15 @@ def json_only() -> Iterator[None]:
             raise
         except BaseException as error:
             if not document.written:
-                print_json({"error": _error_fields(error)})
+                print_error_json(error)
             raise
         finally:
             _document.reset(token)
+
+
+def print_error_json(error: BaseException) -> None:
+    """Write an error as the JSON document of a command."""
+    print_json({"error": _error_fields(error)})
 
 
 def _error_fields(error: BaseException) -> dict[str, Any]:
