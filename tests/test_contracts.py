@@ -51,6 +51,11 @@ def test_template_names_a_field_that_it_does_not_know(prompt: str, field: str) -
     assert "{{ and }}" in (caught.value.hint or "")
 
 
+def test_template_with_half_a_character_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"holds '.ud800', which is not a character"):
+        Template(prompt="\ud800 {text}")
+
+
 @pytest.mark.parametrize(
     "prompt", ["{text} {", "} {text}", "{text", '{"label": "{text}"}', "{{text}"]
 )

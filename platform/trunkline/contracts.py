@@ -408,6 +408,12 @@ def _literals(template: str, subject: str) -> tuple[str, ...]:
     """
     try:
         parts = list(Formatter().parse(template))
+        template.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"The {subject} holds {template[error.start]!r}, which is not a character.",
+            "Write the character itself.",
+        ) from None
     except ValueError:
         raise UsageError(f"The {subject} {template!r} has a single brace.", _BRACES) from None
     literals, current = [], ""

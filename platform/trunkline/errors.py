@@ -236,6 +236,7 @@ def reason_of(error: BaseException) -> str:
 def _text(error: BaseException) -> str:
     """``str(error)``; empty for an exception of a plugin that can't be converted."""
     try:
-        return str(error)
-    except Exception:
+        with exits_refused():
+            return str(error)
+    except BaseException:
         return ""

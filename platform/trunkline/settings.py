@@ -26,8 +26,10 @@ _OTHER_NAMES = {
     "bf16": "precision",
     "cutoff_len": "max_length",
     "dropout": "lora_dropout",
+    "dtype": "precision",
     "epochs": "num_train_epochs",
     "fp16": "precision",
+    "fp32": "precision",
     "lora_r": "r",
     "lora_rank": "r",
     "lr": "learning_rate",
@@ -67,9 +69,10 @@ def checks_field_names(spec: Spec) -> Spec:
 
 def nearest_name(name: str, names: Collection[str]) -> str | None:
     """The field of ``names`` that was probably meant by ``name``."""
+    name = name.lower()
     if _OTHER_NAMES.get(name) in names:
         return _OTHER_NAMES[name]
-    return next(iter(get_close_matches(name.lower(), names, n=1, cutoff=0.5)), None)
+    return next(iter(get_close_matches(name, names, n=1, cutoff=0.5)), None)
 
 
 def _unknown_field(owner: str, name: str, names: Collection[str]) -> UsageError:

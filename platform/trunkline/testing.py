@@ -6,6 +6,7 @@ Trunkline, so the platform is imported only when a fixture or :func:`check_plugi
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,15 +36,23 @@ def trunkline_catalog() -> Catalog:
     return load_plugins()
 
 
-def check_plugin(target: str | Path) -> None:
-    """Fail the running test and list the findings if the plugin breaks a rule.
+def check_plugin(target: str | Path, base: str | None = None) -> None:
+    """Check a plugin as ``trunkline plugins check`` does.
+
+    The running test fails with a list of the errors; what is suspicious in the data is a warning.
 
     Args:
         target: the plugin's domain, or the folder that contains its ``pyproject.toml``.
+        base: whose tokenizer counts the lengths of texts; by default that of ``trunkline``.
     """
+    from trunkline.bases import DEFAULT_BASE
     from trunkline.plugins import check
 
-    errors = [finding for finding in check(target) if finding.level == "error"]
+    findings = check(target, base=base or DEFAULT_BASE)
+    for finding in findings:
+        if finding.level == "warning":
+            warnings.warn(f"{finding.subject}: {finding.message}", stacklevel=2)
+    errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         lines = "\n".join(f"  {finding.subject}: {finding.message}" for finding in errors)
         pytest.fail(f"The plugin {str(target)!r} breaks the contract:\n{lines}", pytrace=False)

@@ -80,6 +80,42 @@ def test_wrong_usage_exits_with_2(run: Run, args: tuple[str, ...], expected: str
 
 
 @pytest.mark.parametrize(
+    "args",
+    [
+        ("train", "--json"),
+        ("train", "toy/animals", "extra", "--json"),
+        ("train", "--json", "toy/animals", "--nonsense"),
+        ("predict", "toy/animals", "-20% off", "--json"),
+        ("predict", "toy/animals", "a carp", "--top", "-1", "--json"),
+        ("runs", "list", "--json", "--limit", "0"),
+        ("runs", "lst", "--json"),
+        ("nonsense", "--json"),
+        ("--nonsense", "runs", "list", "--json"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_with_json_is_one_json_document(run: Run, args: tuple[str, ...]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["message"]
+    assert "Error: " in result.stderr
+
+
+def test_json_among_the_texts_is_a_text(run: Run) -> None:
+    result = run("predict", "--top", "x", "toy/animals", "--", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("command", [("chat", "toy/animals"), ("train", "toy/animals")])
+def test_unknown_option_of_a_command_without_texts_is_no_text(
+    run: Run, command: tuple[str, ...]
+) -> None:
+    result = run(*command, "--nonsense")
+    assert "If it is a text" not in result.stderr
+    assert f"`trunkline {command[0]} --help` shows the usage." in result.stderr
+
+
+@pytest.mark.parametrize(
     ("args", "expected"),
     [
         (("predict", "toy/animals", "-20% on all shoes"), '`trunkline predict … -- "-2…"`'),

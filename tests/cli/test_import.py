@@ -162,6 +162,18 @@ def test_byte_order_mark_is_no_part_of_a_label(
     assert manifest["task"]["labels"] == ["case report", "réview"]
 
 
+@pytest.mark.parametrize("option", ["--labels", "--labels-file"])
+def test_invisible_characters_are_no_part_of_a_label(
+    bring: Import, workspace: Path, tmp_path: Path, option: str
+) -> None:
+    labels = ["\u200bcat\u00a0", "dog\u00ad\u200b"]
+    (tmp_path / "labels.txt").write_text("\n".join(labels), encoding="utf-8")
+    given = ",".join(labels) if option == "--labels" else str(tmp_path / "labels.txt")
+    assert bring(option, given).exit_code == 0
+    manifest = json.loads((workspace / "adapters/toy/kinds/1/trunkline.json").read_text())
+    assert manifest["task"]["labels"] == ["cat", "dog"]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -211,6 +211,19 @@ def test_datasets_show_cuts_long_texts_to_the_terminal(long_texts: Path) -> None
     assert "\x1b" not in result.stdout
 
 
+@pytest.mark.parametrize("args", [("plugins", "show", "odd"), ("plugins", "list")])
+def test_failure_of_a_plugin_does_not_control_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    (tmp_path / "trunkline_odd.py").write_text(r"raise ValueError('a \x1b[2J\x07 \u202e b')")
+    write_distribution(tmp_path, "odd", "trunkline_odd")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("TRUNKLINE_LOAD_PLUGINS", "odd")
+    result = invoke("--workspace", str(tmp_path), *args)
+    assert r"ValueError: a \x1b[2J\x07 \u202e b" in result.stdout
+    assert not set("\x1b\x07\u202e") & set(result.stdout)
+
+
 def test_datasets_show_json_holds_the_texts_in_full(long_texts: Path) -> None:
     data = json.loads(
         invoke("--workspace", str(long_texts), "datasets", "show", "long/texts", "--json").stdout

@@ -100,6 +100,20 @@ def test_rows_of_a_file_that_were_cut_are_marked_and_counted(run: Run, tmp_path:
     assert "2 texts were longer than max_length" in result.stderr
 
 
+def test_predict_prints_the_rows_of_a_file_as_one_json_document(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,id\na carp,1\n,2\nan owl,3\n")
+    args = ("predict", "toy/animals", "--file", str(path), "--skip-empty", "--json")
+    rows = json.loads(run(*args).stdout)
+    assert [(row["row"], row["text"]) for row in rows] == [(1, "a carp"), (3, "an owl")]
+
+    out = tmp_path / "out.jsonl"
+    assert json.loads(run(*args, "--out", str(out)).stdout) == {
+        "out": str(out), "rows": 2, "skipped": 1, "truncated": 0,
+    }  # fmt: skip
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+
+
 FILES = {
     "rows.csv": 'id,text\n1,"a carp, swimming"\n2,NA\n3,007\n',
     "rows.tsv": "id\ttext\n1\ta carp, swimming\n2\tNA\n3\t007\n",

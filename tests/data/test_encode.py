@@ -189,8 +189,35 @@ def test_chat_template_that_refuses_the_messages_gives_its_reason() -> None:
 def test_chat_template_that_leaves_a_message_out_is_refused() -> None:
     forgetful = with_template("{{ messages[-1]['content'] }}")
 
-    with pytest.raises(UsageError, match="omits a message"):
+    with pytest.raises(UsageError, match="omits or changes a message"):
         encode_prompt("hi", Template(chat=True, system="Be kind."), forgetful)
+
+
+CONTENTS = {
+    "repeats": "{{ m['content'] }} (again: {{ m['content'] }})",
+    "trims": "[ {{ m['content'] | trim }} ]",
+    "quotes": "{{ m['content'] | tojson }}",
+    "puts the system message last": "{% if m['role'] == 'user' and loop.last %}"
+    "{{ messages[0]['content'] }} {% endif %}"
+    "{% if m['role'] != 'system' %}{{ m['content'] }}</s>{% endif %}",
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_contents_stand_where_the_chat_template_puts_them(content: str) -> None:
+    tokenizer = with_template(f"{{% for m in messages %}}{content}{{% endfor %}}")
+    roles = ("system", "user", "assistant", "user")
+    messages = [{"role": role, "content": f" part {n}  "} for n, role in enumerate(roles)]
+    own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    assert tokenizer.decode(encode_chat(messages, tokenizer)) == own
+
+
+@pytest.mark.parametrize("change", ["| upper", "[0]", "[:5]", "+ 1", "['text'].x"])
+def test_chat_template_that_changes_a_message_is_refused(change: str) -> None:
+    changing = with_template(f"{{{{ messages[0]['content'] {change} }}}}")
+    with pytest.raises(UsageError, match="chat template refuses a conversation of the roles user:"):
+        encode_prompt("hi", Template(chat=True), changing)
 
 
 # ------------------------------------------------------------------------------------- cutting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,24 @@ def test_utf16_without_a_mark_is_refused_with_the_option(tmp_path: Path, encodin
     assert read(tmp_path, "rows.csv", data, encoding=encoding) == ["plain", "冷冻披萨"]
     error = refusal(tmp_path, "rows.csv", data, encoding="utf-16")
     assert "can be read in two ways" in error.message
+
+
+@pytest.mark.parametrize("encoding", ["utf-32-le", "utf-32-be"])
+def test_utf32_without_a_mark_is_refused_with_the_option(tmp_path: Path, encoding: str) -> None:
+    data = csv_of("冷冻披萨").encode(encoding)
+
+    error = refusal(tmp_path, "rows.csv", data)
+    assert "UTF-32 without a byte order mark" in error.message
+    assert f"--encoding {encoding}" in (error.hint or "")
+    assert read(tmp_path, "rows.csv", data, encoding=encoding) == ["plain", "冷冻披萨"]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.json"])
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_every_mark_at_the_start_is_taken_off(tmp_path: Path, name: str, encoding: str) -> None:
+    content = "text,id\none,1\n" if name == "rows.csv" else '{"text": "one"}'
+    data = f"\ufeff\ufeff{content}".encode(encoding)
+    assert read(tmp_path, name, data, encoding=encoding) == ["one"]
 
 
 def test_mark_of_another_encoding_than_the_option_is_refused(tmp_path: Path) -> None:
@@ -151,6 +170,20 @@ def test_likely_encoding_is_named_where_there_is_no_option() -> None:
         decode_text("Tiefk\u00fchlpizza".encode("cp1252"), "stdin")
     assert "iconv -f cp1252 -t utf-8" in (caught.value.hint or "")
     assert decode_text("\ufeffa\r\nb".encode(), "stdin") == "a\nb"
+
+
+def test_entries_are_read_from_a_pipe(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"\xef\xbb\xbfcat\ndog\n")
+    os.close(writer)
+    try:
+        assert read_entries(Path(f"/dev/fd/{reader}")) == ("cat", "dog")
+    finally:
+        os.close(reader)
+
+
+def test_encoding_that_decodes_nothing_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "rows.csv", "text\none\n", encoding="undefined").hint
 
 
 def test_unknown_encoding_is_wrong_usage(tmp_path: Path) -> None:

@@ -77,6 +77,12 @@ def test_labels_with_white_space_at_the_ends_are_reported() -> None:
     assert "5 rows have a label with white space" in warning(rows)
 
 
+def test_declared_labels_without_a_row_are_reported() -> None:
+    dataset = make_dataset(things(), labels=("even", "odd", "neither ", "both"))
+    (finding,) = Examiner()(dataset, things(), make_recipe("classification"), ())
+    assert "2 of its declared labels have no row, such as 'neither', so no" in finding.message
+
+
 def test_labels_that_differ_in_case_are_reported() -> None:
     rows = [replace(row, target=row.target.upper()) if n < 12 else row
             for n, row in enumerate(things())]  # fmt: skip

@@ -170,7 +170,10 @@ def test_report_survives_json() -> None:
 # -------------------------------------------------------------------------------------- labels
 
 
-@pytest.mark.parametrize("mark", [" ", "\t", "\u00a0", "\u200b", "\ufeff", "\r\n", "\u3000"])
+@pytest.mark.parametrize(
+    "mark",
+    [" ", "\t", "\u00a0", "\u200b", "\ufeff", "\r\n", "\u3000", "\0", "\u202a\u202c", "\u2066"],
+)
 @pytest.mark.parametrize("before", [True, False])
 def test_labels_with_white_space_at_the_ends_are_one_class(mark: str, before: bool) -> None:
     rows = things()
@@ -188,6 +191,14 @@ def test_declared_labels_are_cleaned_as_those_of_the_rows() -> None:
     rows = [replace(row, target=f" {row.target}") for row in things()]
 
     assert prepared(rows, labels=("odd ", "even", "odd")).labels == ("odd", "even")
+
+
+@pytest.mark.parametrize("label", ["Odd", "o\u200bdd", "odd\ufe0f"])
+def test_undeclared_label_that_looks_like_a_declared_one_is_shown_in_ascii(label: str) -> None:
+    rows = [replace(row, target=label) if row.target == "odd" else row for row in things()]
+    with pytest.raises(DataError, match="not among its declared ones") as caught:
+        prepared(rows, labels=("odd", "even"))
+    assert caught.value.hint == f"Write {label!a} as the declared 'odd'."
 
 
 def test_label_of_invisible_characters_alone_is_no_target() -> None:

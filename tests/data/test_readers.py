@@ -128,6 +128,11 @@ def test_field_of_a_tsv_that_may_be_quoted_is_refused(tmp_path: Path, field: str
     assert read(tmp_path, "rows.tsv", content, quoting=False) == ["one", field, "three"]
 
 
+def test_option_for_a_tab_in_a_field_is_named(tmp_path: Path) -> None:
+    hint = refusal(tmp_path, "rows.tsv", "text\tid\none\ttwo\t1\n").hint or ""
+    assert hint == "Quote fields that hold a tab and add --quoting."
+
+
 def test_quoted_tsv_is_read_with_the_option(tmp_path: Path) -> None:
     content = 'id\ttext\n1\t"tab\tand\nline"\n'
     assert read(tmp_path, "rows.tsv", content, quoting=True) == ["tab\tand\nline"]
@@ -311,6 +316,9 @@ def test_numbers_after_many_texts_are_read(tmp_path: Path) -> None:
         ("p.json", "[]", "p.json has no rows"),
         ("q.jsonl", "\n \n", "q.jsonl has no rows"),
         ("r.jsonl", '{"text": "a\tb"}\n', "Line 1 of r.jsonl is not JSON: invalid control"),
+        ("s.json", '[{"text": "a"},\n{"text": "b"},\n{"text": c}]\n', "Line 3 of s.json is not"),
+        ("t.json", '{"text": "a"}\n{"text": "b"}\n{"text": c}\n', "Line 3 of t.json is not JSON"),
+        ("u.jsonl", '{"text": "a}\n', "is not JSON: unterminated string starting at column 10."),
     ],
 )
 def test_broken_json_is_refused_with_its_line(
@@ -435,6 +443,11 @@ def test_row_without_a_text_is_refused_with_its_number(tmp_path: Path) -> None:
     assert "--skip-empty" in (caught.value.hint or "")
 
 
+def test_column_that_looks_like_json_can_be_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.csv", '{"text"}\none\n')
+    assert read_columns(path, FileOptions(delimiter="comma")) == ('{"text"}',)
+
+
 def test_unknown_column_is_refused_with_the_nearest(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.csv", "id,text\n1,one\n")
 
@@ -475,6 +488,12 @@ def test_unknown_suffix_is_refused_with_the_way_out(
         ("b.csv", b"PK\x03\x04\x14\x00", "Excel"),
         ("c.jsonl", b"\x28\xb5\x2f\xfd\x04", "Zstandard"),
         ("d.csv", b"PAR1\x15\x04", "Parquet"),
+        ("g.parquet", b"PK\x03\x04\x14\x00", "Excel"),
+        ("h.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        ("i.parquet", b"version https://git-lfs.github.com/spec/v1\noid 0\n", "Git LFS"),
+        ("j.json", b"<!DOCTYPE html>\n<title>Sign in</title>\n", "a web page"),
+        ("k.csv", b'{"text": "one", "id": 1}\n{"text": "two", "id": 2}\n', "JSON, not a table"),
+        ("l.tsv", b'[\n  {"text": "one"}\n]\n', "JSON, not a table"),
         ("e.parquet", b"text\none\n", "can't be read as Parquet"),
         ("f.parquet", b"", "can't be read as Parquet"),
     ],

@@ -129,6 +129,10 @@ BAD_ROWS = {
         DATASET.format(f"labels=('a',), {ROWS}"),
         "its label 'b' is not among the dataset's labels",
     ),
+    "label in another form": (
+        DATASET.format(f"labels=('a', 'B'), {ROWS}"),
+        "its label 'b' is not among the dataset's labels. Write 'b' as the declared 'B'",
+    ),
     "slice missing": (DATASET.format("slices=('country',)"), "it has no slice 'country'"),
     "not finite": (
         DATASET.format(f"task='regression', {NAN_ROWS}"),
@@ -196,6 +200,10 @@ BAD_LOSSES = {
         loss("build = lambda context: lambda outputs, targets: (outputs - outputs).sum().sqrt()"),
         "the gradient of the loss is not finite",
     ),
+    "changes the targets": (
+        loss("build = lambda context: lambda outputs, targets: outputs[0, targets.zero_()].sum()"),
+        "the loss changes the targets",
+    ),
     "fails on one row": (
         loss("build = lambda context: lambda outputs, targets: outputs.std(0).sum()"),
         "on a batch of one row the loss is nan",
@@ -218,7 +226,12 @@ BAD_LOSSES = {
 }
 RIGHT = "sum(a == b for a, b in zip(scored.targets, scored.predictions))"
 BAD_METRICS = {
-    "gives a text": (metric("compute = lambda scored: 'high'"), "farm/m: with right predictions"),
+    "gives a text": (
+        metric("compute = lambda scored: '0.5'"),
+        "farm/m: with right predictions: The metric farm/m gave '0.5', not a number",
+    ),
+    "gives nothing": (metric("compute = lambda scored: None"), "gave None, not a number"),
+    "gives two numbers": (metric("compute = lambda scored: (1, 2)"), "gave (1, 2), not a number"),
     "exits": (metric("compute = lambda scored: exit(0)"), "tried to end the program with sys.exit"),
     "fails on wrong predictions": (
         metric(f"compute = lambda scored: 1 / {RIGHT}"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli_runner import invoke
+from tiny_base import make_tiny_base
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.plugins import Finding, check
 from trunkline.testing import check_plugin
@@ -164,7 +165,25 @@ def test_check_plugin_fails_with_the_findings(add_plugin: AddPlugin) -> None:
 
 def test_check_plugin_passes_a_plugin_with_warnings_only(add_plugin: AddPlugin) -> None:
     add_plugin("farm", "")
-    check_plugin("farm")
+    with pytest.warns(UserWarning, match="farm: it contributes nothing"):
+        check_plugin("farm")
+
+
+def test_check_plugin_counts_lengths_with_the_tokenizer_of_a_base(
+    add_plugin: AddPlugin, tmp_path: Path
+) -> None:
+    base = str(make_tiny_base(tmp_path / "tiny"))
+    row = "Row(id=str(i), text=f'text {i}', target='long ' * 40, group=str(i))"
+    rows = f"lambda: [{row} for i in range(9)]"
+    add_plugin(
+        "farm",
+        "@hookimpl\ndef trunkline_datasets():\n"
+        f"    yield dataset('farm/x', task='generation', load={rows})\n"
+        "@hookimpl\ndef trunkline_recipes():\n"
+        "    yield recipe('farm/x', task='generation', gate=Gate(metric='exact_match'))\n",
+    )
+    with pytest.raises(pytest.fail.Exception, match="max_new_tokens = 32 would cut it off"):
+        check_plugin("farm", base=base)
 
 
 @pytest.mark.parametrize(("body", "code"), [("", 0), ("raise SystemExit(0)", 1)])

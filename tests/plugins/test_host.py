@@ -39,6 +39,24 @@ BROKEN = {
         "class Odd(Exception):\n    def __str__(self): raise ValueError\nraise Odd",
         "raises Odd: no message",
     ),
+    "exitingtext": (
+        "class Odd(Exception):\n    def __str__(self): raise SystemExit(0)\nraise Odd",
+        "raises Odd: no message",
+    ),
+    "hardexitingtext": (
+        "import os\nclass Odd(Exception):\n    def __str__(self): os._exit(0)\nraise Odd",
+        "raises Odd: no message",
+    ),
+    "interruptingtext": (
+        "class Odd(Exception):\n    def __str__(self): raise KeyboardInterrupt\nraise Odd",
+        "raises Odd: no message",
+    ),
+    "oddnotes": ("class Odd(Exception): __notes__ = 5\nraise Odd('x')", "raises Odd: x"),
+    "oddclass": (
+        "class Meta(type):\n    def __getattribute__(one, name): raise SystemExit(0)\n"
+        "class Odd(Exception, metaclass=Meta): pass\nraise Odd",
+        "raises an exception that has no name",
+    ),
     "group": ("raise ExceptionGroup('two', [OSError(), OSError()])", "raises ExceptionGroup: two"),
     "skips": ("import pytest\npytest.skip('no', allow_module_level=True)", "raises Skipped: no"),
     "stops": ("raise StopIteration", "raises StopIteration"),

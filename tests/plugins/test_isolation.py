@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import locale
+import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from trunkline.errors import Interrupted
 from trunkline.plugins import isolation, load_plugins, unfinished_imports
@@ -49,6 +52,12 @@ CHANGES = {
     "a standard stream": "import sys, io\nsys.stdout = io.StringIO()",
     "sys.excepthook": "import sys\nsys.excepthook = print",
     "the recursion limit": "import sys\nsys.setrecursionlimit(sys.getrecursionlimit() + 100)",
+    "folders from sys.path": "import sys\nsys.path.clear()",
+    "the file mode mask": "import os\nos.umask(0o777)",
+    "logging": "import logging\nlogging.disable()",
+    "warnings into errors": "import warnings\nwarnings.simplefilter('error')",
+    "variables that Trunkline reads": "import os\ndel os.environ['TRUNKLINE_WORKSPACE']",
+    "the defaults of torch": "import torch\ntorch.set_default_dtype(torch.float64)",
 }
 
 
@@ -75,7 +84,36 @@ def process_state() -> tuple[object, ...]:
         sys.stdout,
         sys.excepthook,
         sys.getrecursionlimit(),
+        list(sys.path),
+        os.umask(os.umask(0o22)),
+        logging.root.manager.disable,
+        [one for one in warnings.filters if one[0] == "error"],
+        os.environ["TRUNKLINE_WORKSPACE"],
+        torch.get_default_dtype(),
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "torch.set_default_dtype(torch.float64)",
+        "torch.set_grad_enabled(False)",
+        "torch.set_default_device('meta')",
+    ],
+)
+def test_defaults_of_a_torch_that_the_plugin_imports_first_are_restored(
+    change: str, add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm", f"import torch\n{change}")
+    code = (
+        "from trunkline.plugins import load_plugins\n"
+        "print(*load_plugins().plugin('farm').notes)\nimport torch\n"
+        "print(torch.get_default_dtype(), torch.is_grad_enabled(), torch.ones(1).device)"
+    )
+    assert run_python(code, site).stdout.splitlines() == [
+        "importing it changes the defaults of torch, which was restored",
+        "torch.float32 True cpu",
+    ]
 
 
 def test_plugin_that_changes_nothing_has_no_notes(add_plugin: AddPlugin) -> None:
@@ -90,6 +128,28 @@ def test_child_process_of_a_plugin_may_end_itself(add_plugin: AddPlugin) -> None
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n",
     )
     assert load_plugins().plugin("farm").status == "loaded"
+
+
+def test_child_process_that_goes_on_does_not_run_the_command_again(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm", "import os\nif not os.fork():\n    raise SystemExit(3)\nos.wait()\n")
+    done = run_python(
+        "from trunkline.plugins import load_plugins\nprint(load_plugins().plugin('farm').status)",
+        site,
+    )
+    assert done.stdout == "loaded\n"
+
+
+def test_what_is_written_when_the_process_ends_stays_off_stdout(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm", "import atexit\natexit.register(print, 'goodbye')")
+    command = "import sys; from trunkline.cli import main; sys.argv[1:] = {}; main()"
+    arguments = ["--workspace", str(site), "plugins", "list", "--json"]
+    done = run_python(command.format(arguments), site)
+    assert "farm" in {plugin["domain"] for plugin in json.loads(done.stdout)}
+    assert "goodbye" in done.stderr
 
 
 # ------------------------------------------------------------------------------- interrupts

@@ -63,6 +63,11 @@ def test_no_overrides_change_nothing() -> None:
         ("MAX_STEPS", "max_steps"),
         ("lora_alpa", "lora_alpha"),
         ("num_epochs", "num_train_epochs"),
+        ("bf16", "precision"),
+        ("dtype", "precision"),
+        ("LR", "learning_rate"),
+        ("lora_rank", "r"),
+        ("warmup_steps", "warmup_ratio"),
     ],
 )
 def test_unknown_setting_suggests_the_closest_and_lists_all(wrong: str, right: str) -> None:

@@ -352,7 +352,7 @@ def test_loss_that_is_not_finite_stops_the_training(
     ("compute", "pattern"),
     [
         (lambda scored: 1 / 0, "ZeroDivisionError"),
-        (lambda scored: "much", "ValueError"),
+        (lambda scored: "0.5", "gave '0.5', not a number"),
         (lambda scored: float("nan"), "returned nan"),
     ],
 )

@@ -13,6 +13,7 @@ def main() -> None:
     """The program ``trunkline``."""
     import os
     import sys
+    from contextlib import suppress
 
     from trunkline.cli.root import trunkline
     from trunkline.threads import limit_spinning
@@ -23,4 +24,9 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    trunkline.main(prog_name="trunkline")
+    try:
+        trunkline.main(prog_name="trunkline")
+    finally:  # what a plugin writes when the process ends is no result
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            os.dup2(2, 1)

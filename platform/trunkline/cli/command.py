@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from textwrap import indent
 from typing import Any, Literal
 
@@ -35,6 +36,11 @@ class Example:
         object.__setattr__(self, "marks", frozenset(marks))
 
 
+def asks_for_json(args: Sequence[str]) -> bool:
+    """Whether ``--json`` is among the options of a command line."""
+    return "--json" in takewhile(lambda arg: arg != "--", args)
+
+
 class Command(click.Command):
     """A command whose help shows examples with their output.
 
@@ -53,6 +59,21 @@ class Command(click.Command):
         self.examples = tuple(
             Example(entry) if isinstance(entry, str) else entry for entry in examples
         )
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **settings: Any,
+    ) -> click.Context:
+        takes_json = any(option.name == "as_json" for option in self.params)
+        if not (takes_json and asks_for_json(args)):
+            return super().make_context(info_name, args, parent, **settings)
+        from trunkline.cli.output import json_only
+
+        with json_only():
+            return super().make_context(info_name, args, parent, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
         if not ctx.params.get("as_json"):

@@ -24,6 +24,7 @@ INTERRUPTED = 130
 
 _OPTION = re.compile("--?[a-z][a-z0-9-]*")
 _QUOTED_TEXT = 40
+_TEXTS = {"texts", "prompt", "text", "pairs"}  # arguments that may begin with a dash
 
 
 def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
@@ -128,9 +129,9 @@ def _report_usage(error: click.ClickException) -> None:
 
 def _may_be_text(context: click.Context, error: click.NoSuchOption) -> bool:
     """Whether an unknown option may be a text that begins with a dash."""
-    takes_arguments = any(isinstance(one, click.Argument) for one in context.command.params)
+    takes_texts = any(one.name in _TEXTS for one in context.command.params)
     is_misspelt = bool(error.possibilities) and _OPTION.fullmatch(error.option_name)
-    return takes_arguments and not is_misspelt
+    return takes_texts and not is_misspelt
 
 
 def _dashed(error: click.NoSuchOption) -> str:

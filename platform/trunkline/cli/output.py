@@ -35,6 +35,8 @@ _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _TRAILING = re.compile(rf"(?: |{_STYLE.pattern})+$")
 """Blanks at the end of a line, and the terminal's style sequences between them."""
 
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 _READABLE = 10
 """Columns that each folding column keeps; with less room, every column of the table folds."""
 
@@ -84,10 +86,15 @@ def json_only() -> Iterator[None]:
             raise
         except BaseException as error:
             if not document.written:
-                print_json({"error": _error_fields(error)})
+                print_error_json(error)
             raise
         finally:
             _document.reset(token)
+
+
+def print_error_json(error: BaseException) -> None:
+    """Write an error as the JSON document of a command."""
+    print_json({"error": _error_fields(error)})
 
 
 def _error_fields(error: BaseException) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def print_table(
     """
     from rich.cells import cell_len
 
-    texts = [[str(value) for value in row] for row in rows]
+    texts = [[without_controls(str(value)) for value in row] for row in rows]
     columns = list(zip(heads, *texts, strict=True))
     room = width() - _GAP * (len(heads) - 1)
     for head, column in zip(heads, columns, strict=True):
@@ -161,7 +168,7 @@ def print_fields(pairs: Iterable[tuple[str, object]]) -> None:
     table.add_column(overflow="fold")
     for name, value in pairs:
         if value is not None:
-            table.add_row(name, str(value))
+            table.add_row(name, without_controls(str(value)))
     print_renderable(table)
 
 
@@ -219,6 +226,11 @@ def note(text: str) -> None:
 def printable(line: str) -> str:
     """Escape control characters, so that text from users and files can't control the terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
+def without_controls(text: str) -> str:
+    """Escape control characters except line breaks and tabs."""
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def shorten(text: str, columns: int) -> str:

@@ -16,6 +16,7 @@ from trunkline.cli.output import (
     print_fields,
     print_json,
     print_table,
+    without_controls,
 )
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
@@ -77,7 +78,7 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
     _print_plugin(plugin)
     if plugin.traceback:
         heading("Traceback")
-        click.echo(plugin.traceback.rstrip())
+        click.echo(without_controls(plugin.traceback.rstrip()))
 
 
 @plugins.command(

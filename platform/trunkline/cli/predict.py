@@ -101,7 +101,7 @@ def predict(
             from trunkline.data.readers import open_texts
 
             rows = open_texts(file, column, skip_empty=skip_empty, options=file_format)
-            _predict_file(client, client.resolve(ref), rows, out, top)
+            _predict_file(client, client.resolve(ref), rows, out, top, as_json)
             return
         answers = client.predict(client.resolve(ref), texts)
     _note_truncated(sum(answer.truncated for answer in answers))
@@ -176,8 +176,12 @@ def _answer_fields(answer: Answer, top: int) -> dict[str, Any]:
     return fields
 
 
-def _predict_file(client: Client, model: Model, rows: TextFile, out: Path | None, top: int) -> None:
+def _predict_file(
+    client: Client, model: Model, rows: TextFile, out: Path | None, top: int, as_json: bool
+) -> None:
+    """Write a line of JSON for each row, or with ``as_json`` one array of them."""
     output = nullcontext(sys.stdout) if out is None else output_file(out)
+    answers: list[dict[str, Any]] = []
     with working("rows") as listener, output as sink:
         client.prepare(listener)
         listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
@@ -188,12 +192,18 @@ def _predict_file(client: Client, model: Model, rows: TextFile, out: Path | None
                 fields = {"row": row.number, "text": row.text, **_answer_fields(answer, top)}
                 for name in ("digest", "prompt_tokens", "new_tokens", "cached_tokens"):
                     fields.pop(name, None)
-                sink.write(json.dumps(plain(fields), ensure_ascii=False) + "\n")
+                if as_json and out is None:
+                    answers.append(fields)
+                else:
+                    sink.write(json.dumps(plain(fields), ensure_ascii=False) + "\n")
             done += len(batch)
             listener.progress(done, rows.rows, {})
     if rows.empty:
         note(f"Skipped {counted(rows.empty, 'row')} without a text.")
     _note_truncated(truncated)
+    if as_json:
+        counts = {"out": out, "rows": rows.rows, "skipped": rows.empty, "truncated": truncated}
+        print_json(answers if out is None else counts)
     if out is not None:
         note(f"{counted(rows.rows, 'answer')} in {out}")
 

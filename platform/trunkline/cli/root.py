@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trunkline import __version__
-from trunkline.cli.command import Group
+from trunkline.cli.command import Group, asks_for_json
 from trunkline.cli.errors import exit_code_of
+from trunkline.cli.output import print_error_json
 from trunkline.errors import UsageError
 from trunkline.redaction import redact_logs
 from trunkline.refs import BASE, Ref, shown
@@ -181,15 +182,21 @@ class Program(Group):
         redact_logs()
 
         def run() -> Any:
-            return super(Program, self).main(
-                args,
-                prog_name,
-                complete_var,
-                standalone_mode=False,
-                windows_expand_args=windows_expand_args,
-                obj=options,
-                **extra,
-            )
+            try:
+                return super(Program, self).main(
+                    args,
+                    prog_name,
+                    complete_var,
+                    standalone_mode=False,
+                    windows_expand_args=windows_expand_args,
+                    obj=options,
+                    **extra,
+                )
+            except click.UsageError as error:  # a command reports its own
+                is_group = error.ctx is not None and isinstance(error.ctx.command, click.Group)
+                if is_group and asks_for_json(sys.argv[1:] if args is None else args):
+                    print_error_json(error)
+                raise
 
         if not standalone_mode:
             return run()

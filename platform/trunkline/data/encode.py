@@ -15,10 +15,12 @@ from itertools import pairwise
 from typing import Any
 
 from trunkline.contracts import Template
-from trunkline.errors import DataError, UsageError
+from trunkline.errors import DataError, UsageError, one_line
 
 ROLES = ("system", "user", "assistant")
-_MARK = "TRUNKLINETEXTMARK"
+_MARK = "TrunklineTextMark"
+_SPACE = "\u2003"  # around a mark: it is missing where the chat template trims the content
+_MARKED = re.compile(f"({_SPACE}?){_MARK}([0-9]+){_MARK}({_SPACE}?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,17 @@ def encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> list[i
             "The base has no chat template, but the adapter's template is a chat.",
             "Use a template with chat=False, or a base with a chat template.",
         )
-    pieces = _around_contents([_role(message) for message in messages], tokenizer)
+    rendered = _rendered([_role(message) for message in messages], tokenizer)
     ids: list[int] = []
-    for index, message in enumerate(messages):
-        ids += tokenizer(pieces[index], add_special_tokens=False).input_ids
-        ids += _plain_ids(message["content"], tokenizer)
-    return ids + list(tokenizer(pieces[-1], add_special_tokens=False).input_ids)
+    end = 0
+    for match in _MARKED.finditer(rendered):
+        content = messages[int(match[2])]["content"]
+        content = content if match[1] else content.lstrip()
+        content = content if match[3] else content.rstrip()
+        ids += tokenizer(rendered[end : match.start()], add_special_tokens=False).input_ids
+        ids += _plain_ids(content, tokenizer)
+        end = match.end()
+    return ids + list(tokenizer(rendered[end:], add_special_tokens=False).input_ids)
 
 
 def encode_answer(answer: str, tokenizer: Any) -> list[int]:
@@ -125,26 +132,33 @@ def _role(message: Mapping[str, str]) -> str:
     return role
 
 
-def _around_contents(roles: Sequence[str], tokenizer: Any) -> list[str]:
-    """The text that the chat template puts before each message's content, and after the last."""
-    from jinja2 import TemplateError
+def _rendered(roles: Sequence[str], tokenizer: Any) -> str:
+    """The chat template's text of a conversation, with a mark for each message's content.
 
-    marks = [f"{_MARK}{index}{_MARK}" for index in range(len(roles))]
-    marked = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-    pieces: list[str] = []
+    The template may put the contents in another order, repeat them and trim them.
+    """
+    contents = [f"{_SPACE}{_MARK}{index}{_MARK}{_SPACE}" for index in range(len(roles))]
+    marked = [
+        {"role": role, "content": content} for role, content in zip(roles, contents, strict=True)
+    ]
+    cause: Exception | None = None
     try:
-        rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
-        for mark in marks:
-            before, rest = rest.split(mark, 1)
-            pieces.append(before)
-    except (TemplateError, ValueError) as error:
-        reason = str(error) if isinstance(error, TemplateError) else "it omits a message"
-        raise UsageError(
-            f"The base's chat template refuses a conversation of the roles {', '.join(roles)}: "
-            f"{reason}.",
-            "Alternate user and assistant messages, or omit the system message.",
-        ) from error
-    return [*pieces, rest]
+        text: str = tokenizer.apply_chat_template(
+            marked, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:
+        cause, reason = error, one_line(error)
+    else:
+        used = {int(match[2]) for match in _MARKED.finditer(text)}
+        rest = _MARKED.sub("", text)
+        if used == set(range(len(roles))) and _MARK not in rest and _SPACE not in rest:
+            return text
+        reason = "it omits or changes a message"
+    raise UsageError(
+        f"The base's chat template refuses a conversation of the roles {', '.join(roles)}: "
+        f"{reason}.",
+        "Alternate user and assistant messages, or omit the system message.",
+    ) from cause
 
 
 def _plain_ids(text: str, tokenizer: Any) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, TransformSpec
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths, lengths_text
-from trunkline.data.prepare import DataReport, Prepared, default_recipe, prepare
+from trunkline.data.prepare import DataReport, Prepared, clean_label, default_recipe, prepare
 from trunkline.errors import TrunklineError
 from trunkline.plugins import Finding
 
@@ -62,8 +62,22 @@ class Examiner:
             return
         for message in data_warnings(prepared.report):
             yield Finding.warning(dataset.name, message)
+        if missing := missing_labels(dataset, prepared):
+            yield Finding.warning(
+                dataset.name,
+                f"{len(missing)} of its declared labels have no row, such as {missing[0]!r}, so no "
+                "adapter can predict them; add rows, or remove them from `labels`",
+            )
         if lengths is not None and lengths.truncated:
             yield Finding.warning(recipe.name, length_warning(lengths))
+
+
+def missing_labels(dataset: DatasetSpec, prepared: Prepared) -> list[str]:
+    """The declared labels of a classification that no prepared row has."""
+    if dataset.task != "classification":
+        return []
+    declared = dict.fromkeys(map(clean_label, dataset.labels))
+    return [label for label in declared if label not in prepared.labels]
 
 
 def _data_error(recipe: RecipeSpec, error: TrunklineError) -> Finding:

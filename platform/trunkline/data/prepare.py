@@ -22,8 +22,11 @@ from trunkline.errors import DataError, PluginCallError, plugin_call
 NEAR_DUPLICATE = 0.95
 """Two texts are near-duplicates from this cosine of their character 2-5 gram TF-IDF vectors."""
 
-_BLANK = re.compile("[\\s\u00ad\u200b-\u200f\u2060\ufeff]+")
-_ENDS = re.compile(f"\\A{_BLANK.pattern}|{_BLANK.pattern}\\Z")
+_INVISIBLE = (
+    "\\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+)
+_ENDS = re.compile(f"\\A[{_INVISIBLE}]+|[{_INVISIBLE}]+\\Z")
+_BLANK = re.compile(f"[{_INVISIBLE}\ufe00-\ufe0f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +255,21 @@ def similar_labels(labels: Iterable[str]) -> list[list[str]]:
     """The sets of labels that differ only in case, white space or Unicode form."""
     alike: dict[str, list[str]] = {}
     for label in labels:
-        normal = unicodedata.normalize("NFKC", label).casefold()
-        alike.setdefault(_BLANK.sub("", normal), []).append(label)
+        alike.setdefault(_comparable(label), []).append(label)
     return [group for group in alike.values() if len(group) > 1]
+
+
+def similar_advice(label: str, declared: Iterable[str]) -> str | None:
+    """How an undeclared label should be written, if a declared one is similar."""
+    near = next((one for one in declared if _comparable(one) == _comparable(label)), None)
+    if near is None:
+        return None
+    return f"Write {label!a} as the declared {near!a}."
+
+
+def _comparable(label: str) -> str:
+    """The label without what sets of similar labels differ in."""
+    return _BLANK.sub("", unicodedata.normalize("NFKC", label).casefold())
 
 
 def _clean_labels(dataset: DatasetSpec, rows: Sequence[Row]) -> tuple[list[Row], int]:
@@ -334,7 +349,7 @@ def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
     if unknown:
         raise DataError(
             f"{dataset.name} has the label {unknown[0]!r}, which is not among its declared ones.",
-            "Add it to `labels` in the DatasetSpec.",
+            similar_advice(unknown[0], declared) or "Add it to `labels` in the DatasetSpec.",
         )
     return tuple(label for label in declared if label in counts) or tuple(sorted(counts))
 

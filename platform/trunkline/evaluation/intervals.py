@@ -146,6 +146,23 @@ def compare_predictions(
     return PairedComparison(len(first), count, difference, verdict(metric, difference, count))
 
 
+def number_of(metric: MetricSpec, scored: Scored, hint: str) -> float:
+    """The number that a metric gives, finite or not.
+
+    Raises:
+        PluginCallError: the metric raised, or returned no number; with this hint.
+    """
+    with plugin_call(f"The metric {metric.name}", hint):
+        value = metric.compute(scored)
+        try:
+            if isinstance(value, str | bytes):
+                raise TypeError
+            return float(value)
+        except TypeError as error:
+            message = f"The metric {metric.name} gave {value!r:.60}, not a number."
+            raise PluginCallError(message, hint) from error
+
+
 def score_of(metric: MetricSpec, scored: Scored) -> float:
     """Compute a metric.
 
@@ -153,8 +170,7 @@ def score_of(metric: MetricSpec, scored: Scored) -> float:
         PluginCallError: the metric raised, or returned no finite number.
     """
     hint = "A metric must accept one row or more; see the `Scored` contract in docs/hooks.md."
-    with plugin_call(f"The metric {metric.name}", hint):
-        value = float(metric.compute(scored))
+    value = number_of(metric, scored, hint)
     if not math.isfinite(value):
         raise PluginCallError(
             f"The metric {metric.name} gave {value} on {len(scored.targets)} rows.",

@@ -47,7 +47,7 @@ from trunkline.plugins.discovery import (
 )
 from trunkline.plugins.isolation import ImportMarker, UserInterrupt, contained
 from trunkline.plugins.validation import domain_violation, violations, with_tuples
-from trunkline.process import ProcessExit
+from trunkline.process import ProcessExit, exits_refused
 from trunkline.redaction import redact, redact_exception
 
 HOOKS: dict[str, Kind] = {f"trunkline_{kind}": kind for kind in SPECS}
@@ -193,7 +193,7 @@ def load_plugin(
             raise
         text = error.message if isinstance(error, TrunklineError) else f"it {_failure(error)}"
         reason = shorten(redact(text), 400, placeholder=" …")
-        trace = redact("".join(traceback.format_exception(redact_exception(error))))
+        trace = _traceback(error)
         info = candidate.info(
             status="failed", api=api, reason=reason, traceback=trace, notes=tuple(notes)
         )
@@ -207,7 +207,21 @@ def _failure(error: BaseException) -> str:
         return f"ends the program with {error.call}"
     if isinstance(error, SystemExit):
         return f"exits ({error.code!r})"
-    return f"raises {one_line(error, with_type=True)}"
+    try:
+        return f"raises {one_line(error, with_type=True)}"
+    except BaseException:  # its class has a metaclass that fails
+        return "raises an exception that has no name"
+
+
+def _traceback(error: BaseException) -> str:
+    """The traceback of a failure, without secrets; the exception's own methods may fail too."""
+    try:
+        with exits_refused():
+            return redact("".join(traceback.format_exception(redact_exception(error))))
+    except BaseException:
+        cause = error.__cause__ if isinstance(error, PluginError) else None
+        frames = traceback.format_tb((cause or error).__traceback__)
+        return redact("".join(["Traceback (most recent call last):\n", *frames]))
 
 
 def _import(candidate: Candidate) -> Any:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import locale
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +57,7 @@ def contained(marker: ImportMarker) -> Iterator[list[str]]:
         stack.enter_context(exits_refused())
         stack.enter_context(_user_interrupts())
         stack.enter_context(_restored(notes))
+        stack.enter_context(_forks_ended())
         yield notes
 
 
@@ -79,6 +82,17 @@ def _user_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+@contextmanager
+def _forks_ended() -> Iterator[None]:
+    """End a forked process that leaves the block: it would run the command a second time."""
+    process = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != process:
+            os._exit(1)
+
+
 # -------------------------------------------------------------------------- state of the process
 
 
@@ -88,6 +102,7 @@ def _restored(notes: list[str]) -> Iterator[None]:
     folder, handlers, language = _folder(), _handlers(), locale.setlocale(locale.LC_ALL)
     streams = (sys.stdin, sys.stdout, sys.stderr)
     hook, limit = sys.excepthook, sys.getrecursionlimit()
+    path, shared = list(sys.path), {name: read() for name, (read, _) in _SHARED.items()}
     try:
         yield
     finally:
@@ -113,6 +128,13 @@ def _restored(notes: list[str]) -> Iterator[None]:
         if sys.getrecursionlimit() != limit:
             notes.append("importing it changes the recursion limit, which was restored")
             sys.setrecursionlimit(limit)
+        if not set(path) <= set(sys.path):
+            notes.append("importing it removes folders from sys.path, which was restored")
+            sys.path[:] = path
+        for name, (read, write) in _SHARED.items():
+            if read() != shared[name]:
+                notes.append(f"importing it changes {name}, which was restored")
+                write(shared[name])
 
 
 def _folder() -> str | None:
@@ -127,6 +149,64 @@ def _handlers() -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {int(number): signal.getsignal(number) for number in signal.valid_signals()}
+
+
+def _mode_mask() -> int:
+    mask = os.umask(0o77)
+    os.umask(mask)
+    return mask
+
+
+def _error_filters() -> list[Any]:
+    return [one for one in warnings.filters if one[0] == "error"]
+
+
+def _remove_error_filters(before: list[Any]) -> None:
+    """Remove the filters that turn warnings into errors, except those that were there before."""
+    for one in _error_filters():
+        if one not in before:
+            warnings.filters.remove(one)  # type: ignore[attr-defined]
+
+
+def _variables() -> dict[str, str]:
+    """The variables that Trunkline reads."""
+    return {name: value for name, value in os.environ.items() if name.startswith("TRUNKLINE_")}
+
+
+def _restore_variables(before: dict[str, str]) -> None:
+    for name in _variables():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _torch_defaults() -> tuple[str, bool, str]:
+    """The defaults of torch; those of a fresh torch if nothing has imported it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ("torch.float32", True, "cpu")
+    device = str(torch.get_default_device())
+    return (str(torch.get_default_dtype()), torch.is_grad_enabled(), device)
+
+
+def _restore_torch(before: tuple[str, bool, str]) -> None:
+    torch: Any = sys.modules["torch"]
+    dtype, gradients, device = before
+    torch.set_default_dtype(getattr(torch, dtype.removeprefix("torch.")))
+    torch.set_grad_enabled(gradients)
+    torch.set_default_device(None if device == "cpu" else device)
+
+
+_SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "the file mode mask": (_mode_mask, os.umask),
+    "the level below which logging is disabled": (
+        lambda: logging.root.manager.disable,
+        logging.disable,
+    ),
+    "warnings into errors": (_error_filters, _remove_error_filters),
+    "variables that Trunkline reads": (_variables, _restore_variables),
+    "the defaults of torch": (_torch_defaults, _restore_torch),
+}
+"""What else a plugin must not change: how to read it, and how to restore it."""
 
 
 # --------------------------------------------------------------------------- unfinished imports

@@ -82,7 +82,10 @@ def _batches(task: AnyTask) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
 
 def _batch_problem(loss: LossFunction, outputs: torch.Tensor, targets: torch.Tensor) -> str | None:
     outputs.requires_grad_()
+    before = targets.clone()
     value = loss(outputs, targets)
+    if not bool((targets == before).all()):
+        return "the loss changes the targets that it is given"
     if not bool(value.isfinite()):
         return f"the loss is {value.item()}"
     try:

@@ -22,7 +22,7 @@ from trunkline.data.lengths import LengthReport, check_answers_fit
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.plugins import Catalog
-from trunkline.settings import checked_setting, noun_for
+from trunkline.settings import checked_setting, nearest_name, noun_for
 from trunkline.tasks import AnyTask, prompt_limit
 from trunkline.training.config import RecipeConfig
 
@@ -153,11 +153,11 @@ def with_settings(recipe: RecipeSpec, overrides: Mapping[str, Any]) -> RecipeSpe
     values: dict[str, Any] = {}
     for name, value in overrides.items():
         if name not in specs:
-            raise NotFoundError.named(
-                "setting",
-                name,
-                specs,
-                f"`trunkline recipes show {recipe.name}` explains the supported settings: "
+            nearest = nearest_name(name, specs)
+            raise NotFoundError(
+                f"There is no setting {name!r}.",
+                (f"Did you mean {nearest!r}? " if nearest else "")
+                + f"`trunkline recipes show {recipe.name}` explains the supported settings: "
                 f"{', '.join(specs)}.",
             )
         kind = type(specs[name].default)

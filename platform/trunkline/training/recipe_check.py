@@ -12,7 +12,7 @@ from typing import Any
 
 from trunkline.contracts import BaselineSpec, DatasetSpec, MetricSpec, Row, Scored
 from trunkline.data.findings import Examiner
-from trunkline.data.prepare import Prepared, prepare
+from trunkline.data.prepare import Prepared, clean_label, prepare, similar_advice
 from trunkline.errors import TrunklineError, plugin_call
 from trunkline.evaluation.baselines import fit_baselines
 from trunkline.evaluation.intervals import score_of
@@ -141,8 +141,10 @@ def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:
             return f"its target is {row.target!r}, not a finite number"
     elif not isinstance(row.target, str) or not row.target.strip():
         return f"its target is {row.target!r}, not a non-empty string"
-    elif dataset.labels and row.target.strip() not in map(str.strip, dataset.labels):
-        return f"its label {row.target!r} is not among the dataset's labels"
+    elif dataset.labels and clean_label(row.target) not in map(clean_label, dataset.labels):
+        advice = similar_advice(row.target, dataset.labels)
+        unknown = f"its label {row.target!r} is not among the dataset's labels"
+        return unknown if advice is None else f"{unknown}. {advice}".rstrip(".")
     if not isinstance(row.slices, Mapping):
         return f"its slices are {row.slices!r:.60}, not a mapping"
     missing = [name for name in dataset.slices if name not in row.slices]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trunkline.contracts import LossFunction, LossSpec, MetricSpec, Row, Scored
 from trunkline.errors import PluginCallError, TrunklineError, plugin_call
+from trunkline.evaluation.intervals import number_of
 from trunkline.inference.forward import generate_texts
 from trunkline.tasks import AnyTask, GenerationTask
 from trunkline.tasks.batches import by_length
@@ -90,8 +91,7 @@ def make_validator(
     def score(predictions: Sequence[Any], targets: Sequence[Any]) -> float:
         scored = Scored(targets=targets, predictions=predictions, labels=task.labels)
         hint = "See the MetricSpec contract in docs/hooks.md."
-        with plugin_call(f"The metric {metric.name}", hint):
-            value = float(metric.compute(scored))
+        value = number_of(metric, scored, hint)
         if not math.isfinite(value):
             raise PluginCallError(
                 f"The metric {metric.name} returned {value} on the validation rows, so it can't "

@@ -25,6 +25,8 @@ _DELIMITERS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?\r?\n?', re.IGNORECASE)
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"?')
 """A field, or the beginning of one, that a program with quoting may have written."""
+_JSON = re.compile(r'\s*(\[\s*)?\{\s*("|$)|\s*\[\s*$')
+"""The first line of a file of JSON objects."""
 _ENDINGS = {"\n": "LF", "\r\n": "CRLF", "\r": "CR"}
 _NO_QUOTING = "add --no-quoting if quotes are characters of the text"
 
@@ -82,6 +84,11 @@ class _Records:
         self._ending: tuple[str, int] | None = None
         self._is_chosen = options.delimiter is not None
         self._delimiter = options.delimiter or delimiter
+        if not self._is_chosen and _JSON.match(self._first or ""):
+            raise DataError(
+                f"{self._file} holds JSON, not a table.",
+                "Name it .jsonl if each line is one object, else .json.",
+            )
         separator = _SEPARATOR_LINE.fullmatch(self._first or "")
         if separator is not None:  # a line for Excel
             self._delimiter = options.delimiter or separator[1]
@@ -293,11 +300,11 @@ class _Records:
 
     def _count_hint(self, fields: list[str]) -> str:
         header = len(self._header)
+        quote = f"quote fields that hold a {self._name}"
+        if not self._is_quoted:
+            quote += " and add --quoting"
         if len(fields) < header:
             return f"Write a {self._name} for each field, also for empty ones."
         if not any(fields[header:]):
-            return (
-                f"Write a {self._name} at the end of the header too, or quote fields that hold "
-                f"a {self._name}."
-            )
-        return f"Quote fields that hold a {self._name}."
+            return f"Write a {self._name} at the end of the header too, or {quote}."
+        return f"{quote[:1].upper()}{quote[1:]}."

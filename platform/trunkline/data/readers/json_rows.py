@@ -224,9 +224,10 @@ class _JsonText:
             try:
                 value, end = _DECODER.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
+                place = error.pos - self._position  # filling the buffer moves its beginning
                 if len(self._buffer) - self._position < MAX_CHARACTERS and self._fill():
                     continue
-                self._advance(error.pos - self._position)
+                self._advance(place)
                 raise self._error(_lowered(error.msg)) from error
             except (ValueError, RecursionError) as error:
                 raise _unusable(f"Line {self._line} of {self._text.name}", error) from error
@@ -258,4 +259,4 @@ def _unusable(place: str, error: ValueError | RecursionError) -> DataError:
 
 
 def _lowered(message: str) -> str:
-    return message[:1].lower() + message[1:]
+    return message[:1].lower() + message[1:].removesuffix(" at")

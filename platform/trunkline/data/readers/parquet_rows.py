@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trunkline.data.readers.rows import FileRow, missing_column, row_place, wrong_value
+from trunkline.data.readers.text import other_contents
 from trunkline.errors import DataError, one_line
 
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
 _MAX_REASON = 200
+_HEAD_BYTES = 64
 
 
 class ParquetFile:
@@ -95,6 +98,10 @@ class ParquetFile:
             raise
 
     def _unreadable(self, error: Exception) -> DataError:
+        with suppress(OSError), self._path.open("rb") as stream:
+            other = other_contents(stream.read(_HEAD_BYTES))
+            if other is not None and other[0] != "Parquet data":
+                return DataError(f"{self._path.name} holds {other[0]}, not Parquet.", other[1])
         reason = " ".join(one_line(error).split())[:_MAX_REASON]
         return DataError(
             f"{self._path.name} can't be read as Parquet: {reason}.",

@@ -20,6 +20,7 @@ MAX_CHARACTERS = 1 << 24
 """The longest line, field or JSON object. A file with a longer one is damaged or of another
 format, and reading on would fill the memory."""
 
+_MAX_ENTRY_BYTES = 1 << 26
 _HEAD_BYTES = 1 << 12
 _CHUNK_BYTES = 1 << 16
 _MARKS = (
@@ -31,18 +32,23 @@ _MARKS = (
 )
 _UNPACK = "Unpack it first, and name the file that was in it."
 _EXPORT = "Export the rows as CSV in UTF-8."
-_BINARY_FORMATS = (
-    (b"\x1f\x8b", "gzip", _UNPACK),
-    (b"BZh9", "bzip2", _UNPACK),
-    (b"\xfd7zXZ", "xz", _UNPACK),
-    (b"\x28\xb5\x2f\xfd", "Zstandard", _UNPACK),
-    (b"7z\xbc\xaf", "7-Zip", _UNPACK),
-    (b"PK\x03\x04", "zip or Excel", "Unpack it, or save the sheet as CSV UTF-8."),
-    (b"\xd0\xcf\x11\xe0", "old Excel or Office", "Save the sheet as CSV UTF-8."),
-    (b"PAR1\x15", "Parquet", "Rename it to end in .parquet."),
-    (b"ARROW1\0\0", "Arrow", "Write the rows as Parquet or JSON lines."),
-    (b"SQLite format 3", "SQLite", _EXPORT),
-    (b"%PDF-", "PDF", _EXPORT),
+_DOWNLOAD = "Download the file itself: a sign-in page or an error may have come instead."
+_OTHER_CONTENTS = (
+    (b"\x1f\x8b", "gzip data", _UNPACK),
+    (b"BZh9", "bzip2 data", _UNPACK),
+    (b"\xfd7zXZ", "xz data", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "Zstandard data", _UNPACK),
+    (b"7z\xbc\xaf", "7-Zip data", _UNPACK),
+    (b"PK\x03\x04", "zip or Excel data", "Unpack it, or save the sheet as CSV UTF-8."),
+    (b"\xd0\xcf\x11\xe0", "old Excel or Office data", "Save the sheet as CSV UTF-8."),
+    (b"PAR1\x15", "Parquet data", "Rename it to end in .parquet."),
+    (b"ARROW1\0\0", "Arrow data", "Write the rows as Parquet or JSON lines."),
+    (b"SQLite format 3", "SQLite data", _EXPORT),
+    (b"%PDF-", "PDF data", _EXPORT),
+    (b"version https://git-lfs", "a Git LFS pointer", "Fetch the file itself: git lfs pull."),
+    (b"<!DOCTYPE html", "a web page", _DOWNLOAD),
+    (b"<!doctype html", "a web page", _DOWNLOAD),
+    (b"<html", "a web page", _DOWNLOAD),
 )
 
 
@@ -74,6 +80,7 @@ class TextReader:
     ) -> None:
         self.name = name
         self.line = 0
+        self._has_begun = False
         self._open_bytes = open_bytes
         self._has_option = has_option
         stream = open_bytes()
@@ -138,15 +145,18 @@ class TextReader:
             DataError: they are not in the encoding.
         """
         try:
-            return self._stream.read(size)
+            text = self._stream.read(size)
         except UnicodeError as error:
             raise self._undecodable(error) from error
+        if not self._has_begun:
+            self._has_begun = True
+            text = text.lstrip("\ufeff")
+        return text
 
     def _resolve_encoding(self, head: bytes, encoding: str | None) -> tuple[int, str]:
         """The length of the byte order mark, and the encoding of what follows."""
-        for magic, kind, cure in _BINARY_FORMATS:
-            if head.startswith(magic):
-                raise DataError(f"{self.name} holds {kind} data, not text.", cure)
+        if (other := other_contents(head)) is not None:
+            raise DataError(f"{self.name} holds {other[0]}, not text.", other[1])
         for mark, marked in _MARKS:
             if head.startswith(mark):
                 if encoding is None or marked.startswith(encoding):
@@ -160,8 +170,11 @@ class TextReader:
                 f"{self.name} has no byte order mark, so {encoding} can be read in two ways.",
                 f"Name {encoding}-le or {encoding}-be; Windows writes {encoding}-le.",
             )
-        if encoding is None and (wide := guess_utf16(head)) is not None:
-            raise DataError(f"{self.name} is UTF-16 without a byte order mark.", self._advice(wide))
+        if encoding is None and (wide := guess_wide(head)) is not None:
+            family = wide[:6].upper()
+            raise DataError(
+                f"{self.name} is {family} without a byte order mark.", self._advice(wide)
+            )
         return 0, encoding or "utf-8"
 
     def _check_characters(self, line: str) -> None:
@@ -191,7 +204,7 @@ class TextReader:
         """The error for bytes that are not in the encoding, with line and likely encoding."""
         place = _locate(self._open_bytes, self._mark, self._encoding)
         if place is None:
-            return DataError(f"{self.name} can't be decoded: {error}.", None)
+            return DataError(f"{self.name} can't be decoded: {error}.", "Name the file's encoding.")
         line, byte, sample = place
         message = f"Line {line} of {self.name} is not {self._encoding.upper()}: byte 0x{byte:02X}."
         if self._encoding == "utf-8":
@@ -203,6 +216,14 @@ class TextReader:
         if self._has_option:
             return DataError(message, "Name its encoding with --encoding, or save it as UTF-8.")
         return DataError(message, "Save it as UTF-8.")
+
+
+def other_contents(head: bytes) -> tuple[str, str] | None:
+    """What a file holds that begins with these bytes and is no text, and what to do about it."""
+    for magic, kind, cure in _OTHER_CONTENTS:
+        if head.startswith(magic):
+            return kind, cure
+    return None
 
 
 def decode_text(data: bytes, name: str) -> str:
@@ -227,7 +248,9 @@ def read_entries(path: Path) -> tuple[str, ...]:
     """
     entries: list[str] = []
     blank = 0
-    with TextReader(path.name, lambda: path.open("rb"), has_option=False) as reader:
+    with path.open("rb") as stream:  # a pipe can be read only once
+        data = stream.read(_MAX_ENTRY_BYTES)
+    with TextReader(path.name, lambda: io.BytesIO(data), has_option=False) as reader:
         for line in reader:
             if not (entry := line.strip()):
                 blank = blank or reader.line
@@ -368,7 +391,7 @@ def guess_encoding(sample: bytes) -> EncodingGuess | None:
     Returns:
         None if the sample is damaged UTF-8, or nothing fits.
     """
-    if (wide := guess_utf16(sample)) is not None:
+    if (wide := guess_wide(sample)) is not None:
         return EncodingGuess(wide, _excerpt(sample.decode(wide, "replace")))
     if is_mostly_utf8(sample):
         return None
@@ -384,8 +407,13 @@ def guess_encoding(sample: bytes) -> EncodingGuess | None:
     return best
 
 
-def guess_utf16(sample: bytes) -> str | None:
-    """``utf-16-le`` or ``utf-16-be`` if many bytes at odd or even places are zero, else None."""
+def guess_wide(sample: bytes) -> str | None:
+    """The form of UTF-16 or UTF-32 whose zero bytes a sample has, else None."""
+    zeros = [2 * sample[place::4].count(0) > len(sample) // 4 for place in range(4)]
+    if zeros[2] and zeros[3] and not zeros[0]:
+        return "utf-32-le"
+    if zeros[0] and zeros[1] and not zeros[3]:
+        return "utf-32-be"
     even, odd = sample[::2].count(0), sample[1::2].count(0)
     if max(even, odd) < max(2, len(sample) // 20) or min(even, odd) * 8 > max(even, odd):
         return None
