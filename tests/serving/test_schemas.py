@@ -147,6 +147,13 @@ def test_single_text_is_a_list_of_one() -> None:
     assert PredictBody(model="a/b", input="x").texts() == ["x"]
 
 
+def test_error_for_an_empty_prompt_names_its_position() -> None:
+    with pytest.raises(ValidationError) as caught:
+        CompletionBody.model_validate({"model": "base", "prompt": [[1], []]})
+    (error,) = caught.value.errors()
+    assert error["ctx"]["field"] == "prompt[1]"
+
+
 def test_empty_input_is_refused() -> None:
     with pytest.raises(ValidationError, match="empty"):
         PredictBody(model="a/b", input=[])
