@@ -7,7 +7,7 @@ import re
 import traceback
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trunkline.contracts import DatasetSpec
@@ -40,6 +40,10 @@ ODD = st.text(alphabet="@:/?#%&=+[]\\ '\"`;,.~|<>ü☃", max_size=4)
         ("postgresql://host/db?password=secret&host=/run/pg", "host/db?host=/run/pg&…"),
         ("postgresql://user:secret/db", "…"),
         ("postgresql://host/db?password=a@b", "…"),
+        ("postgresql://host/db;password=a", "host/db;…"),
+        ("postgresql://host/db%26sslpassword%3Da", "host/db%26…"),
+        ("postgresql://host/db&password=a@b", "…"),
+        ("postgresql://host/monkey/turkey", "host/monkey/turkey"),
     ],
 )
 def test_url_is_shown_without_credentials(url: str, expected: str) -> None:
@@ -221,6 +225,16 @@ def test_log_record_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
     assert "no … at http://…@c/" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "text", ["host=h user=u password={}", "Host=h;Pwd={};Uid=u", "AccountName=a;AccountKey={}"]
+)
+def test_connection_string_is_not_shown_and_remembered(text: str) -> None:
+    given = text.format(f"{LEFT}-{RIGHT}")
+    assert redact_url(given) == "…"
+    remember_url(given)
+    assert redact(f"no login with {LEFT}-{RIGHT}") == "no login with …"
+
+
 # --------------------------------------------------------------------------------- properties
 
 
@@ -242,6 +256,7 @@ def test_no_part_of_any_password_is_shown(odd: str, form: str) -> None:
 
 
 @given(ODD, st.sampled_from(FORMS))
+@example("@", FORMS[1])
 def test_no_part_of_a_remembered_password_is_left_in_foreign_text(odd: str, form: str) -> None:
     url = form.format(f"{LEFT}{odd}{RIGHT}")
     remember_url(url)

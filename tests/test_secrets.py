@@ -48,6 +48,10 @@ POSTGRESQL = (
     "me:{}@127.0.0.1/db",
     "mysql://me:{}@127.0.0.1/db",
     "sqlite+pysqlcipher://:{}@/registry.db?kdf_iter=1",
+    "postgresql://127.0.0.1:1/db;password={}",
+    "postgresql://127.0.0.1:1/db&password={}",
+    "host=127.0.0.1 user=me password={}",
+    "Host=127.0.0.1;Username=me;Password={}",
 )
 """Registry URLs that can't be used, or where nothing answers."""
 
@@ -58,6 +62,7 @@ STORES = (
     "ftp://me:{}@127.0.0.1:1/models",
     "nosuch://me:{}@host/models",
     "sftp://{}@127.0.0.1:1/models",
+    "ftp://127.0.0.1:1/models;password={}",
 )
 SERVERS = (
     "http://me:{}@127.0.0.1:1",
@@ -76,6 +81,9 @@ SOURCES = (
     "https://me:{}@127.0.0.1/model",
     "https:/me:{}@127.0.0.1/model",
     "me:{}@model",
+    "hf:owner/repo;token={}",
+    "hf:owner/repo#token={}",
+    "hf:owner/repo token={}",
 )
 
 
@@ -324,3 +332,11 @@ def assert_hidden_in(folder: Path) -> None:
         assert_hidden(path.name)
         if path.is_file():
             assert_hidden(path.read_bytes().decode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/models;secret={}", "AccountName=me;AccountKey={}", "az://c/p&sig={}"]
+)
+def test_location_shows_no_setting_of_a_secret(tmp_path: Path, url: str) -> None:
+    storage = ObjectStorage(url.format(f"{LEFT};{RIGHT}"), {}, ArtifactCache(tmp_path))
+    assert_hidden(storage.location("a/b/1"))
