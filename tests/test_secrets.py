@@ -278,11 +278,13 @@ def test_secret_in_the_name_of_a_source_is_not_shown(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", SOURCES)
-def test_command_prints_no_secret_of_a_source(form: str, tmp_path: Path) -> None:
+def test_command_prints_no_secret_of_a_source(form: str, tmp_path: Path, tiny: Path) -> None:
     name = form.format(f"{LEFT}@{RIGHT}")
-    for command in (("base", "show", name), ("adapters", "import", name, "--as", "toy/animals")):
-        result: Result = invoke("--debug", "--workspace", str(tmp_path), *command)
+    where = ("--debug", "--workspace", str(tmp_path), "--base", str(tiny))
+    for command in (("base", "show", name), ("adapters", "import", name, "--name", "toy/animals")):
+        result: Result = invoke(*where, *command)
         assert result.exit_code != 0
+        assert "no option" not in result.stderr
         assert_hidden(result.output + result.stderr)
 
 
