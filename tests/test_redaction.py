@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import traceback
+from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import example, given
@@ -109,6 +111,13 @@ def test_remembered_secret_is_hidden_in_every_spelling() -> None:
     remember_url("postgresql://me:Kx9%40qZ/7w@host/db")
     for spelling in ("Kx9%40qZ/7w", "Kx9@qZ/7w", "Kx9%40qZ%2F7w", "qZ/7w"):
         assert spelling not in redact(f"failed with {spelling}", foreign=True)
+
+
+@pytest.mark.parametrize("spell", [str, lambda text: quote(text, safe=""), ascii, repr, quote_plus])
+def test_remembered_text_is_hidden_as_other_libraries_write_it(spell: Any) -> None:
+    secret = "Zß9/q'ö\\x7"
+    remember(secret)
+    assert redact(f"failed with <{spell(secret).strip(chr(34))}>") == "failed with <…>"
 
 
 def test_ordinary_word_as_password_is_hidden_in_foreign_text_only() -> None:

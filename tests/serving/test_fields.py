@@ -455,3 +455,22 @@ def test_page_lists_every_field_in_exactly_one_table(heading: str) -> None:
     assert sorted(listed.get("refused", [])) == sorted([*neutral, *extra])
     every = [name for names in listed.values() for name in names]
     assert len(every) == len(set(every))
+
+
+def accepted_values(heading: str) -> dict[str, list[Any]]:
+    """The values besides null that the page lists for each refused field."""
+    text = PAGE.read_text(encoding="utf-8").partition(f"\n### {heading}\n")[2]
+    table = re.split(r"\n##", text)[0].partition("| refused |")[2].partition("\n\n")[0]
+    result: dict[str, list[Any]] = {}
+    for names, values in re.findall(r"^\|([^|]+)\|([^|]*)\|$", table, re.M):
+        for name in re.findall(r"`([^`]+)`", names):
+            quoted = re.findall(r"`([^`]+)`", values)
+            result[name] = [json.loads(value) for value in quoted if value != "n"]
+    return result
+
+
+@pytest.mark.parametrize("heading", MODELS)
+def test_page_lists_the_values_with_which_a_refused_field_is_accepted(heading: str) -> None:
+    listed = accepted_values(heading)
+    for name, values in MODELS[heading].neutral.items():
+        assert json.dumps(listed[name]) == json.dumps(values), name
