@@ -218,6 +218,24 @@ def test_every_exception_of_a_chain_is_redacted() -> None:
         link = link.__cause__ or link.__context__
 
 
+def test_notes_groups_and_causes_of_a_driver_are_redacted() -> None:
+    secret = f"{LEFT}-{RIGHT}"
+    remember(secret)
+
+    class Wrapped(Exception):
+        orig: BaseException
+
+    error = Wrapped("failed")
+    error.orig = ConnectionError(f"no login with {secret}")
+    error.add_note(f"The key was {secret}.")
+    group = ExceptionGroup("several", [ValueError(f"no {secret}"), error])
+    redact_exception(group)
+    assert LEFT not in "".join(traceback.format_exception(group))
+    assert str(group.exceptions[0]) == "no …"
+    assert error.__notes__ == ["The key was …."]
+    assert str(error.orig) == "no login with …"
+
+
 def test_log_record_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
     before = logging.getLogRecordFactory()
     try:
