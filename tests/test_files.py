@@ -115,6 +115,14 @@ def test_inconsistent_header_is_refused(
         header_of({"a": entry}, data_bytes)
 
 
+@pytest.mark.parametrize("metadata", [{"format": 5}, {"format": None}, ["pt"], 3])
+def test_metadata_that_are_not_texts_are_refused(metadata: Any) -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    with pytest.raises(IntegrityError, match="metadata that are not texts"):
+        header_of({"__metadata__": metadata, "a": entry}, 4)
+    assert list(header_of({"__metadata__": {"format": "pt"}, "a": entry}, 4)) == ["a"]
+
+
 def test_file_is_hashed_with_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import traceback
+from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trunkline.contracts import DatasetSpec
@@ -40,6 +42,10 @@ ODD = st.text(alphabet="@:/?#%&=+[]\\ '\"`;,.~|<>ü☃", max_size=4)
         ("postgresql://host/db?password=secret&host=/run/pg", "host/db?host=/run/pg&…"),
         ("postgresql://user:secret/db", "…"),
         ("postgresql://host/db?password=a@b", "…"),
+        ("postgresql://host/db;password=a", "host/db;…"),
+        ("postgresql://host/db%26sslpassword%3Da", "host/db%26…"),
+        ("postgresql://host/db&password=a@b", "…"),
+        ("postgresql://host/monkey/turkey", "host/monkey/turkey"),
     ],
 )
 def test_url_is_shown_without_credentials(url: str, expected: str) -> None:
@@ -105,6 +111,13 @@ def test_remembered_secret_is_hidden_in_every_spelling() -> None:
     remember_url("postgresql://me:Kx9%40qZ/7w@host/db")
     for spelling in ("Kx9%40qZ/7w", "Kx9@qZ/7w", "Kx9%40qZ%2F7w", "qZ/7w"):
         assert spelling not in redact(f"failed with {spelling}", foreign=True)
+
+
+@pytest.mark.parametrize("spell", [str, lambda text: quote(text, safe=""), ascii, repr, quote_plus])
+def test_remembered_text_is_hidden_as_other_libraries_write_it(spell: Any) -> None:
+    secret = "Zß9/q'ö\\x7"
+    remember(secret)
+    assert redact(f"failed with <{spell(secret).strip(chr(34))}>") == "failed with <…>"
 
 
 def test_ordinary_word_as_password_is_hidden_in_foreign_text_only() -> None:
@@ -205,6 +218,24 @@ def test_every_exception_of_a_chain_is_redacted() -> None:
         link = link.__cause__ or link.__context__
 
 
+def test_notes_groups_and_causes_of_a_driver_are_redacted() -> None:
+    secret = f"{LEFT}-{RIGHT}"
+    remember(secret)
+
+    class Wrapped(Exception):
+        orig: BaseException
+
+    error = Wrapped("failed")
+    error.orig = ConnectionError(f"no login with {secret}")
+    error.add_note(f"The key was {secret}.")
+    group = ExceptionGroup("several", [ValueError(f"no {secret}"), error])
+    redact_exception(group)
+    assert LEFT not in "".join(traceback.format_exception(group))
+    assert str(group.exceptions[0]) == "no …"
+    assert error.__notes__ == ["The key was …."]
+    assert str(error.orig) == "no login with …"
+
+
 def test_log_record_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
     before = logging.getLogRecordFactory()
     try:
@@ -219,6 +250,16 @@ def test_log_record_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
         logging.setLogRecordFactory(before)
     assert LEFT not in caplog.text
     assert "no … at http://…@c/" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["host=h user=u password={}", "Host=h;Pwd={};Uid=u", "AccountName=a;AccountKey={}"]
+)
+def test_connection_string_is_not_shown_and_remembered(text: str) -> None:
+    given = text.format(f"{LEFT}-{RIGHT}")
+    assert redact_url(given) == "…"
+    remember_url(given)
+    assert redact(f"no login with {LEFT}-{RIGHT}") == "no login with …"
 
 
 # --------------------------------------------------------------------------------- properties
@@ -242,6 +283,7 @@ def test_no_part_of_any_password_is_shown(odd: str, form: str) -> None:
 
 
 @given(ODD, st.sampled_from(FORMS))
+@example("@", FORMS[1])
 def test_no_part_of_a_remembered_password_is_left_in_foreign_text(odd: str, form: str) -> None:
     url = form.format(f"{LEFT}{odd}{RIGHT}")
     remember_url(url)

@@ -48,6 +48,10 @@ POSTGRESQL = (
     "me:{}@127.0.0.1/db",
     "mysql://me:{}@127.0.0.1/db",
     "sqlite+pysqlcipher://:{}@/registry.db?kdf_iter=1",
+    "postgresql://127.0.0.1:1/db;password={}",
+    "postgresql://127.0.0.1:1/db&password={}",
+    "host=127.0.0.1 user=me password={}",
+    "Host=127.0.0.1;Username=me;Password={}",
 )
 """Registry URLs that can't be used, or where nothing answers."""
 
@@ -58,6 +62,7 @@ STORES = (
     "ftp://me:{}@127.0.0.1:1/models",
     "nosuch://me:{}@host/models",
     "sftp://{}@127.0.0.1:1/models",
+    "ftp://127.0.0.1:1/models;password={}",
 )
 SERVERS = (
     "http://me:{}@127.0.0.1:1",
@@ -76,6 +81,9 @@ SOURCES = (
     "https://me:{}@127.0.0.1/model",
     "https:/me:{}@127.0.0.1/model",
     "me:{}@model",
+    "hf:owner/repo;token={}",
+    "hf:owner/repo#token={}",
+    "hf:owner/repo token={}",
 )
 
 
@@ -270,11 +278,13 @@ def test_secret_in_the_name_of_a_source_is_not_shown(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", SOURCES)
-def test_command_prints_no_secret_of_a_source(form: str, tmp_path: Path) -> None:
+def test_command_prints_no_secret_of_a_source(form: str, tmp_path: Path, tiny: Path) -> None:
     name = form.format(f"{LEFT}@{RIGHT}")
-    for command in (("base", "show", name), ("adapters", "import", name, "--as", "toy/animals")):
-        result: Result = invoke("--debug", "--workspace", str(tmp_path), *command)
+    where = ("--debug", "--workspace", str(tmp_path), "--base", str(tiny))
+    for command in (("base", "show", name), ("adapters", "import", name, "--name", "toy/animals")):
+        result: Result = invoke(*where, *command)
         assert result.exit_code != 0
+        assert "no option" not in result.stderr
         assert_hidden(result.output + result.stderr)
 
 
@@ -324,3 +334,11 @@ def assert_hidden_in(folder: Path) -> None:
         assert_hidden(path.name)
         if path.is_file():
             assert_hidden(path.read_bytes().decode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/models;secret={}", "AccountName=me;AccountKey={}", "az://c/p&sig={}"]
+)
+def test_location_shows_no_setting_of_a_secret(tmp_path: Path, url: str) -> None:
+    storage = ObjectStorage(url.format(f"{LEFT};{RIGHT}"), {}, ArtifactCache(tmp_path))
+    assert_hidden(storage.location("a/b/1"))

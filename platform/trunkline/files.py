@@ -140,7 +140,13 @@ def parse_safetensors_header(stream: ByteStream, size: int, label: str) -> dict[
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise IntegrityError(f"{label} is cut off or is not a safetensors file.", REPAIR)
     header = parse_json_object(stream.read(length), f"The header of {label}")
-    header.pop("__metadata__", None)
+    metadata: Any = header.pop("__metadata__", None)
+    texts = metadata.values() if isinstance(metadata, dict) else (metadata,)
+    if metadata is not None and not all(isinstance(text, str) for text in texts):
+        raise IntegrityError(
+            f"The header of {label} has metadata that are not texts: {brief_repr(metadata)}.",
+            REPAIR,
+        )
     tensors = {name: _tensor(name, entry, label, 8 + length) for name, entry in header.items()}
     position = 8 + length
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):

@@ -31,9 +31,16 @@ _SHORT_NUMBER = re.compile(r"[0-9]{1,3}")
 
 _IN_TEXT = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*:/{1,3})([^\s'\"<>`]*)@")
 _PARAMETER = re.compile(
-    r"([?&;](?:[\w.-]*(?:token|secret|passw|pwd|sig|credential|key|auth|sas)[\w.-]*)=)[^&\s'\"#]+",
+    r"((?:[?&;#]|%3B|%26|%23)"
+    r"(?:[\w.-]*(?:token|secret|passw|pwd|sig|credential|key|auth|sas)[\w.-]*)(?:=|%3D))[^&\s'\"#]+",
     re.IGNORECASE,
 )
+_SETTING = re.compile(
+    r"(?<![A-Za-z])[A-Za-z_]*(?:token|secret|passw|passphrase|pwd|sig|credential|key|auth|sas)\w*\s*"
+    r"(?:=|%3D)",
+    re.IGNORECASE,
+)
+"""The name of a secret with its equals sign, in a connection string or a path."""
 _KEYS = re.compile(
     r"\b(?:(tl-[0-9][a-z0-9]{7}-|sk-|github_pat_|glpat-)[A-Za-z0-9_-]{16,}"
     r"|(hf_|gh[pousr]_)[A-Za-z0-9]{10,}|(AKIA|ASIA)[A-Z0-9]{12,})"
@@ -93,6 +100,8 @@ def _secrets_of_url(url: str) -> Iterator[str]:
         if colon and not (port.isdigit() or authority.startswith(("[", "arn:"))):
             yield before_query
             yield port
+    if setting := _SETTING.search(url):
+        yield from _secrets_of_settings(url[setting.start() :])
     for parameter in query.split("&"):
         name, _, value = parameter.partition("=")
         if name not in _SAFE_PARAMETERS and (
@@ -103,6 +112,14 @@ def _secrets_of_url(url: str) -> Iterator[str]:
             yield from (part for part in re.split(r"[@:/?#&=]", value) if len(part) >= 4)
 
 
+def _secrets_of_settings(text: str) -> Iterator[str]:
+    """The values of a connection string, such as ``password=x user=y`` or ``Pwd=x;Uid=y``."""
+    for part in {text, *re.split(r"[\s;&#]", text)}:
+        if _SETTING.match(part) and (value := part.partition("=")[2].strip()):
+            yield value
+            yield from (one for one in re.split(r"[@:/?#&=;\s]", value) if len(one) >= 4)
+
+
 def _secrets_of_userinfo(userinfo: str) -> Iterator[str]:
     user, colon, password = userinfo.partition(":")
     if not colon and user.isalpha() and len(user) < 8:
@@ -111,6 +128,7 @@ def _secrets_of_userinfo(userinfo: str) -> Iterator[str]:
     yield password if colon else user
     if len(user) >= 12 and not user.isalpha():
         yield user
+        yield from (part for part in re.split(r"[@:/?#&=]", user) if len(part) >= 4)
     parts = (part for part in re.split(r"[@:/?#&=]", password) if len(part) >= 2)
     yield from (part for part in parts if "?" not in userinfo or _is_distinctive(part))
 
@@ -189,24 +207,31 @@ def redact_url(url: str) -> str:
     url = url.strip()
     match = _SCHEME.match(url)
     if match is None or (not match[2] and "@" in url):
-        return HIDDEN if re.search(r"[@:?]", url) else url
+        return HIDDEN if re.search(r"[@:?]", url) or _SETTING.search(url) else url
     scheme, slashes, rest = match[1], match[2], url[match.end() :]
     if slashes in ("", "/"):
         return f"{scheme}:{slashes}{HIDDEN}"
     start = f"{scheme}://"
     if _is_local(scheme) and (len(slashes) > 2 or "@" not in rest):
         path, mark, _ = rest.partition("?")
-        return f"{scheme}:{slashes}{path}" + (f"?{HIDDEN}" if mark else "")
+        return f"{scheme}:{slashes}{_without_settings(path)}" + (f"?{HIDDEN}" if mark else "")
     rest = slashes[2:] + rest
     before, at, after = rest.rpartition("@")
-    if at and re.search("[?#@]", before):
+    if at and (re.search("[?#@]", before) or _SETTING.search(before)):
         return start + HIDDEN  # either @ may belong to a password or a parameter
     place, _, query = re.sub("#", "?", after, count=1).partition("?")
     authority = place.partition("/")[0]
     if not _is_host(authority):
         return start + HIDDEN
+    place = _without_settings(place)
     shown = f"{start}{HIDDEN}@{place}" if at else start + place
     return shown + _safe_query(query)
+
+
+def _without_settings(path: str) -> str:
+    """A path up to the first setting of a secret, as where ``;`` stands in place of ``?``."""
+    setting = _SETTING.search(path)
+    return path[: setting.start()] + HIDDEN if setting else path
 
 
 def redact_source(name: str) -> str:
@@ -220,7 +245,7 @@ def redact_source(name: str) -> str:
     before, at, _ = place.rpartition("@")
     if (at or mark) and re.search(r"[:&=@\s]", before if at else place):
         place = HIDDEN
-    return redact(prefix + place + (f"?{HIDDEN}" if mark else ""))
+    return redact(prefix + _without_settings(place) + (f"?{HIDDEN}" if mark else ""))
 
 
 def _is_local(scheme: str) -> bool:

@@ -110,6 +110,37 @@ def test_full_model_is_called_one(tmp_path: Path, name: str) -> None:
     assert "--base" in text
 
 
+def test_full_model_of_several_files_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
+    assert "has a full model, not an adapter" in problem(tmp_path)
+
+
+def test_weights_in_several_files_are_called_so(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "adapter_model-00001-of-00002.safetensors")
+    (folder / "adapter_model-00002-of-00002.safetensors").write_bytes(b"")
+    text = problem(folder)
+    assert "in several files, such as adapter_model-00001-of-00002.safetensors" in text
+    assert f"save_file all tensors as {WEIGHTS}" in text
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"])
+def test_state_of_a_trainer_is_not_taken_for_the_weights(folder: Path, name: str) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(b"")
+    assert name not in problem(folder)
+    (folder / "adapter_model.bin").write_bytes(b"")
+    assert "as a pickle (adapter_model.bin)" in problem(folder)
+
+
+@pytest.mark.parametrize("name", ["my-lora.zip", "my-lora.tar.gz", "MY.TGZ"])
+def test_hint_for_an_archive_is_to_unpack_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(NotFoundError) as caught:
+        read_peft_folder(tmp_path / name)
+    assert str(caught.value.hint).startswith("Unpack it, then name the folder")
+    assert "Unpack it" in problem(tmp_path)
+
+
 def test_file_instead_of_a_folder_is_reported_as_one(folder: Path) -> None:
     with pytest.raises(NotFoundError, match="is a file, not the folder of an adapter"):
         read_peft_folder(folder / WEIGHTS)

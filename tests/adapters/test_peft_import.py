@@ -339,6 +339,14 @@ HEADS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "bias": (put(f"{PREFIX}score.bias", 3), "has a head with a bias"),
     "two layers": (put(f"{PREFIX}classifier.dense.weight", 32, 32), "with several layers"),
     "none": (lambda t: t.pop(f"{PREFIX}score.weight"), "needs modules_to_save=['score']"),
+    "name in memory": (
+        rename("score.weight", "score.modules_to_save.default.weight"),
+        "names of a model in memory",
+    ),
+    "untrained copy": (
+        put(f"{PREFIX}score.original_module.weight", 3, 32),
+        "names of a model in memory",
+    ),
     "another name": (rename("score", "classifier"), "is called 'score'"),
     "two heads": (put(f"{PREFIX}classifier.weight", 3, 32), "head"),
     "wide": (put(f"{PREFIX}score.weight", 3, 64), "has 32 hidden units"),

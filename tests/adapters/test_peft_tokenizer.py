@@ -44,7 +44,7 @@ def test_base_s_own_chat_template_is_noted_without_chat(with_tokenizer: Path, ti
     )
 
 
-@pytest.mark.parametrize("place", ["jinja", "config", "json", "list"])
+@pytest.mark.parametrize("place", ["jinja", "config", "json", "list", "others", "map", "folder"])
 def test_other_chat_template_is_noted_with_the_first_difference(
     folder: Path, tiny: Path, place: str
 ) -> None:
@@ -53,10 +53,17 @@ def test_other_chat_template_is_noted_with_the_first_difference(
         (folder / "chat_template.jinja").write_text(other)
     elif place == "json":
         (folder / "chat_template.json").write_text(json.dumps({"chat_template": other}))
+    elif place == "folder":
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text(other)
     else:
         value: Any = other
         if place == "list":
             value = [{"name": "default", "template": other}, {"name": "tool_use", "template": ""}]
+        elif place == "others":
+            value = [{"name": "tool_use", "template": other}]
+        elif place == "map":
+            value = {"tool_use": "", "default": other}
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
     text = notes(folder, tiny, chat=True)
     assert "chat template is not used: the base's is used. They differ in line 2: " in text
@@ -97,7 +104,11 @@ def test_other_vocabulary_is_counted(with_tokenizer: Path, tiny: Path) -> None:
 
 def test_other_end_of_a_text_is_named(with_tokenizer: Path, tiny: Path) -> None:
     change_json(with_tokenizer / "tokenizer_config.json", eos_token={"content": "<|eot|>"})
-    assert "ends texts with '<|eot|>', the base's with '<|im_end|>'" in notes(with_tokenizer, tiny)
+    expected = "ends texts with '<|eot|>', the base's with '<|im_end|>'"
+    assert expected in notes(with_tokenizer, tiny)
+    (with_tokenizer / "tokenizer_config.json").unlink()
+    (with_tokenizer / "special_tokens_map.json").write_text('{"eos_token": "<|eot|>"}')
+    assert expected in notes(with_tokenizer, tiny)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b'{"a": 1, "a": 2}', b"{" * 99999])
@@ -113,10 +124,11 @@ def test_damaged_tokenizer_file_is_noted_and_does_not_stop_the_import(
     "content",
     [
         {"added_tokens_decoder": [1], "chat_template": {"a": 1}, "eos_token": 3},
+        {"chat_template": [{"name": ["x"], "template": 1}, {}, 5]},
         {"added_tokens_decoder": {"x": 1, "7": {"content": 3}, "\u0665": "a"}},
         {"chat_template": [1, {"name": "default"}]},
     ],
-    ids=["types", "decoder", "templates"],
+    ids=["types", "names", "decoder", "templates"],
 )
 def test_unexpected_values_are_no_tokens(folder: Path, tiny: Path, content: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(content))

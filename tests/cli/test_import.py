@@ -235,7 +235,7 @@ def test_base_before_the_command_is_taken(elsewhere: Path, base: Path, workspace
 WRONG_USAGE = [
     (("--name", "kinds"), "Hint: Write --name domain/name, for example --name "),
     (("--name", "toy/kinds@2"), "names a version"),
-    (("--labels", "cat"), "1 labels"),
+    (("--labels", "cat"), "1 label was"),
     (("--labels", "a,b", "--labels-file", __file__), "can't be combined"),
     (("--template", "no place"), "{text} exactly once"),
     (("--clean", "polish"), "'polish' is not a cleaning step"),
@@ -271,6 +271,16 @@ def test_refusal_leaves_no_version(bring: Import, elsewhere: Path, tmp_path: Pat
     (folder / CONFIG).write_text(json.dumps(config))
     assert "uses DoRA" in bring(folder=folder).stderr
     assert "toy/kinds@1" in bring().stdout
+
+
+@pytest.mark.parametrize("name", ["my-lora.zip", "my-lora.tar.gz", "MY.ZIP"])
+def test_archive_of_another_program_is_to_be_unpacked(
+    workspace: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    result = invoke("--workspace", str(workspace), "adapters", "import", str(tmp_path / name))
+    assert result.exit_code == 2
+    assert "unpack it and import the folder" in result.stderr
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])

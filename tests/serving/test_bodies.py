@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -97,10 +98,17 @@ def test_text_like_a_number_is_text() -> None:
     assert parse_body(json.dumps(body).encode(), TYPE) == body
 
 
-@pytest.mark.parametrize("data", [b'{"a": 1, "a": 1}', b'{"b": [{"a": 1, "c": 2, "a": null}]}'])
-def test_key_that_occurs_twice_is_refused_by_name(data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "param"),
+    [
+        (b'{"a": 1, "a": 1}', "a"),
+        (b'{"b": [{"a": 1, "c": 2, "a": null}]}', "b[0].a"),
+        (b'{"b": [{}, {"c": {"a": 1, "a": 2}}]}', "b[1].c.a"),
+    ],
+)
+def test_key_that_occurs_twice_is_refused_with_its_path(data: bytes, param: str) -> None:
     error = refusal(data)
-    assert (error["param"], "'a' occurs twice" in error["message"]) == ("a", True)
+    assert (error["param"], "'a' occurs twice" in error["message"]) == (param, True)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +141,31 @@ def test_other_content_type_is_refused_and_the_right_one_named(kind: str) -> Non
 )
 def test_json_under_another_name_is_read(kind: str) -> None:
     assert parse_body(b'{"a": 1}', Headers({"content-type": kind})) == {"a": 1}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd", "identity, gzip"])
+@pytest.mark.parametrize("data", [gzip.compress(b"{}"), b"{}"])
+def test_compressed_body_is_refused_by_its_header(encoding: str, data: bytes) -> None:
+    error = refusal(data, Headers({**TYPE, "content-encoding": encoding}))
+    assert error["param"] == "Content-Encoding"
+    assert "uncompressed" in error["message"]
+
+
+@pytest.mark.parametrize("encoding", ["identity", "UTF-8", ""])
+def test_content_encoding_without_an_effect_is_accepted(encoding: str) -> None:
+    assert parse_body(b'{"a": 1}', Headers({**TYPE, "content-encoding": encoding})) == {"a": 1}
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-1", '"GBK"', "utf-16"])
+def test_text_in_another_character_encoding_is_refused(charset: str) -> None:
+    headers = Headers({"content-type": f"application/json; charset={charset}"})
+    error = refusal('{"a": "Ã©"}'.encode("latin-1"), headers)
+    assert error["param"] == "Content-Type"
+    assert "UTF-8" in error["message"]
+    assert parse_body(b'{"a": 1}', headers) == {"a": 1}
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", '"utf-8"', "us-ascii"])
+def test_charset_of_utf8_is_accepted(charset: str) -> None:
+    headers = Headers({"content-type": f"application/json;charset={charset}"})
+    assert parse_body('{"a": "é"}'.encode(), headers) == {"a": "é"}

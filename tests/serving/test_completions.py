@@ -53,6 +53,18 @@ def test_token_ids_give_the_scores_of_their_text(client: OpenAI, ids: list[int])
     assert tokens == text
 
 
+@pytest.mark.parametrize("text", [" ", "\n", "\t \n"])
+def test_white_space_is_a_prompt(client: OpenAI, platform: Platform, text: str) -> None:
+    ids = platform.engine.base.tokenizer.encode(text)
+    (echoed,) = client.completions.create(**body(prompt=text)).choices
+    assert echoed.text == text
+    assert len(echoed.logprobs.tokens) == len(ids)
+    fields = body(prompt=text, echo=False, max_tokens=4, temperature=0)
+    (answer,) = client.completions.create(**fields).choices
+    (expected,) = client.completions.create(**{**fields, "prompt": ids}).choices
+    assert answer.text == expected.text
+
+
 def test_batch_of_token_ids_is_scored_in_its_order(client: OpenAI, ids: list[int]) -> None:
     """The request of lm-evaluation-harness, which drops the one new token."""
     prompts = [ids, ids[:5], ids[3:], [2, 1, 0]]

@@ -229,6 +229,7 @@ def test_unsupported_field_inside_another_is_refused_with_its_path(
         {"safety_identifier": "x", "prompt_cache_key": "y", "prediction": {"type": "content"}},
         {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
         {"temperature": None, "top_p": None, "n": None, "stop": None, "max_tokens": None},
+        {"response_format": {"type": "text", "json_schema": None}},
     ],
 )  # fmt: skip
 def test_field_without_effect_is_accepted(validating: TestClient, fields: dict[str, Any]) -> None:
@@ -257,6 +258,44 @@ def test_false_is_not_zero(validating: TestClient) -> None:
 )
 def test_error_names_the_field_that_was_meant(validating: TestClient, name: str, hint: str) -> None:
     assert hint in refusal(validating, CHAT, BODIES[CHAT] | {name: [1]})["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "hint"),
+    [
+        ("/v1/responses", "max_tokens", "Send max_output_tokens."),
+        ("/v1/responses", "max_new_tokens", "Send max_output_tokens."),
+        ("/v1/responses", "messages", "Send input."),
+        ("/v1/completions", "max_completion_tokens", "Send max_tokens."),
+        ("/v1/completions", "messages", "Send prompt."),
+        (CHAT, "prompt", "Send messages."),
+        ("/v1/classify", "max_tokens", "Remove it."),
+        ("/v1/embeddings", "stop_sequences", "Remove it."),
+    ],
+)
+def test_hint_names_a_field_of_this_route(
+    validating: TestClient, path: str, name: str, hint: str
+) -> None:
+    assert refusal(validating, path, BODIES[path] | {name: [1]})["message"].endswith(hint)
+
+
+def test_true_is_no_number_of_answers(validating: TestClient) -> None:
+    assert not is_accepted(validating, CHAT, best_of=True)
+
+
+@pytest.mark.parametrize("reasoning", [{"summary": None}, {"effort": "none", "summary": None}])
+def test_null_inside_an_object_is_not_set(validating: TestClient, reasoning: Any) -> None:
+    assert is_accepted(validating, "/v1/responses", reasoning=reasoning)
+
+
+def test_limit_of_a_text_counts_characters(validating: TestClient) -> None:
+    error = refusal(validating, CHAT, BODIES[CHAT] | {"model": "x" * 257})
+    assert error["message"] == "model is too long. Send at most 256 characters."
+
+
+def test_error_for_a_query_parameter_shows_its_value(validating: TestClient) -> None:
+    error = validating.get("/v1/models?limit=0").json()["error"]
+    assert error["message"] == "limit can't be '0'. Send at least 1."
 
 
 # -------------------------------------------------------------------------------------- messages
@@ -333,6 +372,44 @@ def test_error_for_a_message_has_the_path_of_its_field(
     assert error["param"] == ("messages[1]" if param is None else f"messages[1].{param}")
 
 
+@pytest.mark.parametrize(
+    ("item", "param", "problem"),
+    [
+        ({"role": "tool", "content": "x"}, "role", "tools are not supported"),
+        ({"type": "function_call", "name": "f"}, "type", "tools are not supported"),
+        ({"type": "function_call_output", "output": "x"}, "type", "tools are not supported"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "tool_calls",
+         "tools are not supported"),
+        ({"type": "reasoning", "summary": []}, "type", "Send messages only."),
+        ({"type": "item_reference", "id": "x"}, "type", "Send messages only."),
+        ({"type": ["message"], "role": "user", "content": "x"}, "type", "must be 'message'"),
+        ({"role": "user", "content": [{"type": "input_image", "image_url": "x"}]},
+         "content[0].type", "only 'input_text' is supported"),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "x"}]},
+         "content[0].type", "only 'input_text' is supported"),
+    ],
+)  # fmt: skip
+def test_input_item_that_is_no_text_is_refused_by_its_type(
+    validating: TestClient, item: dict[str, Any], param: str, problem: str
+) -> None:
+    body = {"model": "base", "input": [item, {"role": "user", "content": "hi"}]}
+    error = refusal(validating, "/v1/responses", body)
+    assert error["param"] == f"input[0].{param}"
+    assert problem in error["message"]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"role": "assistant", "content": None},
+        {"type": None, "role": "user", "content": "x", "name": None},
+        {"role": "assistant", "content": "x", "tool_calls": []},
+    ],
+)
+def test_input_message_as_clients_send_it_is_accepted(validating: TestClient, item: Any) -> None:
+    assert is_accepted(validating, "/v1/responses", input=[item, {"role": "user", "content": "x"}])
+
+
 def test_conversation_that_does_not_end_with_the_user_is_refused_by_name(
     validating: TestClient,
 ) -> None:
@@ -378,3 +455,22 @@ def test_page_lists_every_field_in_exactly_one_table(heading: str) -> None:
     assert sorted(listed.get("refused", [])) == sorted([*neutral, *extra])
     every = [name for names in listed.values() for name in names]
     assert len(every) == len(set(every))
+
+
+def accepted_values(heading: str) -> dict[str, list[Any]]:
+    """The values besides null that the page lists for each refused field."""
+    text = PAGE.read_text(encoding="utf-8").partition(f"\n### {heading}\n")[2]
+    table = re.split(r"\n##", text)[0].partition("| refused |")[2].partition("\n\n")[0]
+    result: dict[str, list[Any]] = {}
+    for names, values in re.findall(r"^\|([^|]+)\|([^|]*)\|$", table, re.M):
+        for name in re.findall(r"`([^`]+)`", names):
+            quoted = re.findall(r"`([^`]+)`", values)
+            result[name] = [json.loads(value) for value in quoted if value != "n"]
+    return result
+
+
+@pytest.mark.parametrize("heading", MODELS)
+def test_page_lists_the_values_with_which_a_refused_field_is_accepted(heading: str) -> None:
+    listed = accepted_values(heading)
+    for name, values in MODELS[heading].neutral.items():
+        assert json.dumps(listed[name]) == json.dumps(values), name

@@ -95,6 +95,19 @@ def test_same_seed_gives_the_same_answer(client: OpenAI) -> None:
     assert len(texts) == 1
 
 
+def test_answer_that_ignores_its_end_has_all_tokens(http: TestClient) -> None:
+    fields = {"temperature": 1, "seed": 3, "n": 64, "max_tokens": 20}
+    ended, ignored = (
+        http.post("/v1/chat/completions", json=chat_body(**fields, ignore_eos=ignore)).json()
+        for ignore in (False, True)
+    )
+    assert "stop" in {choice["finish_reason"] for choice in ended["choices"]}
+    assert {choice["finish_reason"] for choice in ignored["choices"]} == {"length"}
+    assert ignored["usage"]["completion_tokens"] == 64 * 20
+    for one, other in zip(ended["choices"], ignored["choices"], strict=True):
+        assert other["message"]["content"].startswith(one["message"]["content"].rstrip("\ufffd"))
+
+
 def test_answers_without_a_seed_differ(client: OpenAI) -> None:
     body = {"model": "base", "messages": MESSAGES, "max_tokens": 20}
     texts = {client.chat.completions.create(**body).choices[0].message.content for _ in range(3)}

@@ -149,6 +149,20 @@ def test_openais_client_gets_choices_stops_and_errors(running: ServerProcess) ->
             assert caught.value.body["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/", 200), ("/health", 200), ("/v1/models", 200), ("/v1/chat/completions", 405)],
+)
+def test_head_has_the_headers_of_get_and_no_body(
+    running: ServerProcess, path: str, status: int
+) -> None:
+    with httpx2.Client(base_url=running.url, timeout=60) as client:
+        for _ in range(2):  # the connection stays usable
+            head, get = client.head(path), client.get(path)
+            assert (head.status_code, get.status_code, head.content) == (status, status, b"")
+            assert head.headers["content-type"] == get.headers["content-type"]
+
+
 def test_request_in_flight_keeps_its_version_when_the_alias_moves(
     running: ServerProcess,
 ) -> None:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from trunkline.errors import TooLargeError
 from trunkline.inference.request import Request
 from trunkline.serving.errors import ApiError
-from trunkline.serving.schemas import ChatBody, CompletionBody, PredictBody
+from trunkline.serving.responses import ResponsesBody
+from trunkline.serving.schemas import ChatBody, CompletionBody, PredictBody, SamplingBody
 from trunkline.serving.service import check_size
 from trunkline.serving.settings import ServerSettings
 
@@ -50,6 +51,17 @@ def test_float_without_a_fraction_is_an_integer() -> None:
 @pytest.mark.parametrize("stop", [None, "", [], [""], ["", ""]])
 def test_empty_stop_text_stops_nothing(stop: Any) -> None:
     assert chat(stop=stop).sampling(None)["stop"] == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "prompt"),
+    [(ChatBody, {"messages": MESSAGES}), (CompletionBody, {"prompt": "x"}),
+     (ResponsesBody, {"input": "x"})],
+)  # fmt: skip
+def test_ignore_eos_reaches_the_engine(body: type[SamplingBody], prompt: dict[str, Any]) -> None:
+    for value in (True, False, None):
+        fields = {"model": "base", "ignore_eos": value, **prompt}
+        assert body.model_validate(fields).sampling(None)["ignore_eos"] is bool(value)
 
 
 @pytest.mark.parametrize("top_k", [None, 0, -1])
@@ -145,6 +157,13 @@ def test_empty_prompt_is_refused(prompt: Any) -> None:
 
 def test_single_text_is_a_list_of_one() -> None:
     assert PredictBody(model="a/b", input="x").texts() == ["x"]
+
+
+def test_error_for_an_empty_prompt_names_its_position() -> None:
+    with pytest.raises(ValidationError) as caught:
+        CompletionBody.model_validate({"model": "base", "prompt": [[1], []]})
+    (error,) = caught.value.errors()
+    assert error["ctx"]["field"] == "prompt[1]"
 
 
 def test_empty_input_is_refused() -> None:

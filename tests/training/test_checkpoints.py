@@ -73,6 +73,23 @@ def test_checkpoint_with_a_damaged_file_is_skipped_and_named(
     assert name in problem
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "scheduler.pt",
+     "rng_state.pth", "trainer_state.json", "order.safetensors"],
+)  # fmt: skip
+def test_checkpoint_that_was_saved_without_a_required_file_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    """transformers resumes without such a file, and the adapter becomes another one."""
+    path = checkpoint(tmp_path, 4)
+    (path / name).unlink()
+    (path / MANIFEST).unlink()
+    seal_checkpoint(path, training="t", step=4, best_step=None, finished=False)
+    with pytest.raises(IntegrityError, match=f"checkpoint-4 has no {name}"):
+        read_checkpoint(path)
+
+
 def test_checkpoint_without_its_best_one_is_skipped(tmp_path: Path) -> None:
     first, best = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, best=2)
     checkpoint(tmp_path, 6, best=4)
@@ -129,6 +146,12 @@ def test_checkpoint_of_another_training_is_skipped(tmp_path: Path) -> None:
     point = find_resume_point(tmp_path, "this")
     assert point.checkpoint is None
     assert "other inputs" in point.skipped[0]
+
+
+def test_checkpoint_whose_best_one_is_of_another_training_is_skipped(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 2, training="other")
+    checkpoint(tmp_path, 4, best=2)
+    assert find_resume_point(tmp_path, "t").checkpoint is None
 
 
 def test_weights_of_a_damaged_checkpoint_are_not_loaded(tmp_path: Path) -> None:

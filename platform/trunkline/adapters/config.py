@@ -42,7 +42,7 @@ _IGNORED_KEYS = frozenset(
 LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 """The part of a module's name that ends with the number of its layer."""
 
-_IN_MEMORY = re.compile(r"\.lora_[AB]\.[^.]+\.weight$")
+_IN_MEMORY = re.compile(r"\.lora_[AB]\.[^.]+\.weight$|\.(modules_to_save|original_module)\.")
 
 PLAIN_HINT = "Train it again as plain LoRA, without this setting."
 CONVERT_HINT = (
@@ -269,7 +269,7 @@ def check_tensors(
             if name.replace(".lora_B.weight", ".lora_A.weight") not in tensors:
                 raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_A.", REPAIR)
         elif not is_head(name):
-            reason, hint = _tensor_reason(name)
+            reason, hint = tensor_reason(name)
             raise IntegrityError(f"{path} {reason}: {brief_repr(name)}.", hint)
     if not any(name.endswith(".lora_A.weight") for name in tensors):
         raise IntegrityError(f"{path} has no LoRA matrices.", REPAIR)
@@ -326,7 +326,7 @@ def _config_error(config: Mapping[str, Any], key: str, path: Path) -> IntegrityE
     )
 
 
-def _tensor_reason(name: str) -> tuple[str, str]:
+def tensor_reason(name: str) -> tuple[str, str]:
     """Why a tensor is refused that is neither of a LoRA pair nor a head, and the way out."""
     for part, key in _TENSORS_OF_SETTINGS.items():
         if part in name:

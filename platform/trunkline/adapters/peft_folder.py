@@ -25,6 +25,11 @@ from trunkline.files import (
 )
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_TRAINING_FILES = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args).*")
+"""Files of a trainer's checkpoint that have no weights."""
+
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
+_SHARD = re.compile(r"(adapter_model|model)-\d+-of-\d+\.safetensors", re.ASCII)
 _MLX_WEIGHTS = ("adapters.safetensors", "adapters.npz")
 _MLX_KEYS = ("lora_parameters", "fine_tune_type", "lora_layers")
 _FULL_MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -81,9 +86,11 @@ def read_peft_folder(folder: Path) -> PeftFolder:
     """
     if not folder.is_dir():
         if folder.is_file():
+            archive = folder.suffix.lower() in _ARCHIVES
             raise NotFoundError(
                 f"{brief_repr(str(folder))} is a file, not the folder of an adapter.",
-                f"Name the folder that has {CONFIG} and {WEIGHTS}.",
+                f"{'Unpack it, then name' if archive else 'Name'} the folder that has {CONFIG} and "
+                f"{WEIGHTS}.",
             )
         raise NotFoundError(
             f"There is no folder {brief_repr(str(folder))}.",
@@ -184,16 +191,32 @@ def _no_config(folder: Path) -> IntegrityError:
             f"{folder} has no {CONFIG}; {brief_repr(gguf)} is in the format of llama.cpp.",
             "Name the PEFT folder that the file was made from.",
         )
-    if any(name in names for name in _FULL_MODELS):
+    if any(name in _FULL_MODELS or _SHARD.fullmatch(name) for name in names):
         return IntegrityError(
             f"{folder} has a full model, not an adapter: it has no {CONFIG}.",
             "Name the adapter's folder from before it was merged; a full model is a base: --base.",
+        )
+    archive = next((name for name in sorted(names) if name.lower().endswith(_ARCHIVES)), None)
+    if archive:
+        return IntegrityError(
+            f"{folder} has no {CONFIG}, but the archive {brief_repr(archive)}.",
+            f"Unpack it, then name the folder that has {CONFIG}.",
         )
     return IntegrityError(f"{folder} has no {CONFIG}, so it is not a PEFT adapter.", _SAVED)
 
 
 def _no_weights(folder: Path) -> IntegrityError:
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    names = sorted(path.name for path in folder.iterdir())
+    shard = next((name for name in names if _SHARD.fullmatch(name)), None)
+    if shard:
+        return IntegrityError(
+            f"{folder} has its weights in several files, such as {shard}.",
+            "Save it in one file, with a larger max_shard_size, or join the files with "
+            "safetensors: load_file each, then save_file all tensors as " + WEIGHTS + ".",
+        )
+    pickles = [
+        name for name in names if name.endswith(_PICKLES) and not _TRAINING_FILES.fullmatch(name)
+    ]
     first = next((name for name in pickles if name.startswith("adapter_model")), None)
     beneath = [name for name in folders_beneath(folder) if (folder / name / WEIGHTS).is_file()]
     if not first and beneath:
@@ -222,7 +245,11 @@ TOKENIZER = "tokenizer.json"
 ADDED_TOKENS = "added_tokens.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 CHAT_TEMPLATE_JSON = "chat_template.json"
-FILES = (TOKENIZER_CONFIG, TOKENIZER, ADDED_TOKENS, CHAT_TEMPLATE, CHAT_TEMPLATE_JSON)
+CHAT_TEMPLATES = "additional_chat_templates"
+SPECIAL_TOKENS = "special_tokens_map.json"
+FILES = (
+    TOKENIZER_CONFIG, TOKENIZER, ADDED_TOKENS, SPECIAL_TOKENS, CHAT_TEMPLATE, CHAT_TEMPLATE_JSON,
+)  # fmt: skip
 """The files that are read, where a folder has them."""
 
 _MAX_BYTES = 64 << 20
@@ -255,7 +282,7 @@ def tokenizer_notes(folder: Path, base: Path, *, chat: bool) -> list[str]:
         base: folder of the base.
         chat: whether the adapter is served with the base's chat template.
     """
-    if not any((folder / name).is_file() for name in FILES):
+    if not any((folder / name).exists() for name in (*FILES, CHAT_TEMPLATES)):
         return []
     own, served = read_tokenizer_files(folder), read_tokenizer_files(base)
     notes = [f"{name} in the folder can't be read; it is not used." for name in own.unreadable]
@@ -269,11 +296,12 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     unreadable: list[str] = []
     config = _read(folder / TOKENIZER_CONFIG, unreadable)
     tokenizer = _read(folder / TOKENIZER, unreadable)
+    special = _read(folder / SPECIAL_TOKENS, unreadable)
     return TokenizerFiles(
         chat_template=_chat_template(folder, config, unreadable),
         added=_added_tokens(config, tokenizer, _read(folder / ADDED_TOKENS, unreadable)),
         vocabulary=_vocabulary(tokenizer),
-        end=_content(config.get("eos_token")),
+        end=_content(config.get("eos_token")) or _content(special.get("eos_token")),
         unreadable=tuple(unreadable),
     )
 
@@ -289,7 +317,10 @@ def _read(path: Path, unreadable: list[str]) -> Mapping[str, Any]:
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any], unreadable: list[str]) -> str | None:
-    """The template in the order in which transformers looks: its own file first."""
+    """The template in the order in which transformers looks: its own file first.
+
+    Of several templates it is the default, or else the first.
+    """
     path = folder / CHAT_TEMPLATE
     if path.is_file():
         try:
@@ -302,9 +333,25 @@ def _chat_template(folder: Path, config: Mapping[str, Any], unreadable: list[str
     if value is None:
         value = _read(folder / CHAT_TEMPLATE_JSON, unreadable).get("chat_template")
     if isinstance(value, list):  # several, by name
-        named = {one.get("name"): one.get("template") for one in value if isinstance(one, dict)}
-        value = named.get("default")
+        entries = [one for one in value if isinstance(one, dict)]
+        value = {str(one.get("name")): one.get("template") for one in entries}
+    if isinstance(value, dict):
+        value = value.get("default", next(iter(value.values()), None))
+    if value is None:
+        value = _additional_template(folder, unreadable)
     return value if isinstance(value, str) else None
+
+
+def _additional_template(folder: Path, unreadable: list[str]) -> str | None:
+    """The first template of a folder that has only templates for special uses."""
+    path = min((folder / CHAT_TEMPLATES).glob("*.jinja"), default=None)
+    if path is None or not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8") if path.stat().st_size <= _MAX_BYTES else None
+    except (OSError, UnicodeDecodeError):
+        unreadable.append(f"{CHAT_TEMPLATES}/{path.name}")
+        return None
 
 
 def _added_tokens(

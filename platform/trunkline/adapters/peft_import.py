@@ -211,12 +211,19 @@ def _classification(options: ImportOptions, outputs: int, notes: list[str]) -> d
             f"No labels were given: the outputs are named {labels[0]} to {labels[-1]}. Use "
             "--labels to name them."
         )
-    if len(labels) != outputs or len(set(labels)) != outputs or not all(labels):
+    hint = "Give a different label for each output, in their order."
+    if len(labels) != outputs:
+        count = "1 label was" if len(labels) == 1 else f"{len(labels)} labels were"
         raise UsageError(
-            f"{len(labels)} labels ({brief_repr(', '.join(labels))}) were given for a head of "
-            f"{outputs} outputs.",
-            "Give a different label for each output, in their order.",
+            f"{count} given for a head of {outputs} outputs: {brief_repr(', '.join(labels))}.", hint
         )
+    stripped = [label.strip() for label in labels]
+    for index, label in enumerate(stripped):
+        if not label:
+            raise UsageError(f"Label {index + 1} is empty.", hint)
+        if label in stripped[:index]:
+            first = stripped.index(label) + 1
+            raise UsageError(f"Labels {first} and {index + 1} are both {brief_repr(label)}.", hint)
     return {"kind": "classification", "labels": list(labels)}
 
 

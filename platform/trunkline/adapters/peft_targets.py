@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.adapters.artifact import CONFIG, WEIGHTS
-from trunkline.adapters.config import HEADS, LAYER, PREFIX, LoraShape, is_head
+from trunkline.adapters.config import HEADS, LAYER, PREFIX, LoraShape, is_head, tensor_reason
 from trunkline.adapters.peft_folder import PeftFolder
 from trunkline.errors import BaseModelError, IntegrityError, one_line
 from trunkline.files import brief_repr
@@ -256,6 +256,10 @@ def _no_head(peft: PeftFolder, tree: ModuleTree) -> IntegrityError:
         "CAUSAL_LM in the file."
     )
     path = peft.folder / WEIGHTS
+    saved = f"{PREFIX}{head}.modules_to_save."
+    if named := next((name for name in sorted(peft.tensors) if name.startswith(saved)), None):
+        reason, hint = tensor_reason(named)
+        return IntegrityError(f"{path} {reason}: {brief_repr(named)}.", hint)
     if any(name.rpartition(".")[2] in HEADS for name in peft.adapted):
         return IntegrityError(
             f"{path} adapts the head {head!r} with LoRA, but the head was not saved: {needed}.",

@@ -24,6 +24,7 @@ from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.contracts import CLEAN_STEPS, TASKS
 from trunkline.errors import NotFoundError, UsageError
+from trunkline.redaction import redact_source
 from trunkline.refs import EXAMPLE, shown, valid_name
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ _FOLDER_OPTIONS = {
 
 _ADAPTER_FILES = (".safetensors", ".json", ".bin", ".npz", ".gguf")
 """Endings of files that are found in an adapter's folder."""
+
+_OTHER_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
+"""Endings of archives in which adapters are sent, but which are never unpacked."""
 
 
 @click.command(
@@ -210,6 +214,11 @@ def import_(
             f"{source!r} is a file of an adapter, not its folder.",
             f"Name the folder: {Path(source).parent}",
         )
+    if source.lower().endswith(_OTHER_ARCHIVES) and os.path.isfile(source):
+        raise UsageError(
+            f"{shown(source)} is not an archive that `trunkline adapters export` writes.",
+            "If it contains the folder of an adapter, unpack it and import the folder.",
+        )
     if not is_hub and _is_archive(source):
         for key, option in _FOLDER_OPTIONS.items():
             if details[key]:
@@ -222,9 +231,9 @@ def import_(
             version = options.platform.import_archive(source, name, digest=digest, base=base)
         _print_archive_import(version, as_json)
         return
-    if not is_hub and not (source and Path(source).exists()):
+    if not is_hub and not (source and os.path.exists(source)):
         raise NotFoundError(
-            f"There is no file or folder {source!r} to import.",
+            f"There is no file or folder {shown(redact_source(source))} to import.",
             f"Give a folder, an archive, or hf:<repo>[@revision].{_hub_hint(source)}",
         )
     if digest is not None:
@@ -237,7 +246,7 @@ def import_(
         raise UsageError("An import needs the base.", "Pass --base, such as --base smollm2-135m.")
     with working() as listener:
         if is_hub:
-            listener.stage(f"fetching {source} from the hub")
+            listener.stage(f"fetching {redact_source(source)} from the hub")
         imported = options.platform.import_adapter(
             source, name, base=base, **_import_options(details)
         )

@@ -90,6 +90,18 @@ def encode_prompt(
     return Prompt(encode(kept), kept, len(ids))
 
 
+def encode_raw(text: str, tokenizer: Any) -> Prompt:
+    """Encode a text as it is, without a template; white space is a prompt too.
+
+    Raises:
+        DataError: the text is empty, or holds a lone surrogate.
+    """
+    if not text:
+        raise DataError("The text is empty.", "Give at least one character.")
+    ids = [*start_tokens(tokenizer), *_plain_ids(text, tokenizer)]
+    return Prompt(ids, text, len(ids))
+
+
 def encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> list[int]:
     """Token ids of a conversation in the base's chat template, ending where the assistant starts.
 

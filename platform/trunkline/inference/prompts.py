@@ -11,9 +11,9 @@ from trunkline.adapters.artifact import Artifact
 from trunkline.contracts import Template
 from trunkline.data.encode import (
     Prompt,
-    check_characters,
     encode_chat,
     encode_prompt,
+    encode_raw,
     start_tokens,
 )
 from trunkline.errors import DataError, UsageError
@@ -31,7 +31,6 @@ BASE_NEW_TOKENS = 64
 
 BASE_TEMPLATE = Template(chat=True, clean=("strip",))
 BASE_TEMPLATE_PLAIN = Template(clean=("strip",))
-RAW = Template(clean=())
 
 _MAX_CACHED_TASKS = 10_000
 
@@ -169,12 +168,11 @@ def encode_request(
     """
     if request.token_ids:
         return Prompt(list(request.token_ids), "", len(request.token_ids))
-    if template is None or request.raw:
-        if request.raw:
-            if not request.text:
-                raise DataError("The text is empty.", "Give at least one character.")
-            check_characters(request.text)
-            return encode_prompt(request.text, RAW, tokenizer)
+    if request.raw:
+        if request.embed and not request.text.strip():
+            raise DataError("The text is empty.", "Give at least one word.")
+        return encode_raw(request.text, tokenizer)
+    if template is None:
         template = BASE_TEMPLATE if tokenizer.chat_template else BASE_TEMPLATE_PLAIN
     if not request.messages:
         return encode_prompt(request.text, template, tokenizer, max_length)

@@ -25,6 +25,14 @@ MAX_DIGITS = 40
 MAX_VISITED = 10_000
 """How many values are searched for the one that an error names."""
 
+_PLAIN = frozenset({"", "identity", "utf-8"})
+"""Content encodings without an effect; some clients name the character encoding here."""
+
+_CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
+"""Character encodings, as a content type names them, whose texts are UTF-8."""
+
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s\"';]+)", re.IGNORECASE)
+
 _JSON_TYPE = re.compile(r"application/([\w.+-]+\+)?json", re.IGNORECASE)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -94,12 +102,14 @@ def parse_body(data: bytes, headers: Headers) -> dict[str, Any]:
     """
     if not data.strip():
         raise _invalid("The body is empty.")
-    kind = headers.get("content-type", "").partition(";")[0].strip()
+    content_type = headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip()
     if not _JSON_TYPE.fullmatch(kind):
         problem = f"The body's content type is {shown(kind)}." if kind else (
             "The body has no content type."
         )  # fmt: skip
         raise ApiError(problem, SEND_OBJECT, param="Content-Type")
+    _check_encodings(data, content_type, headers)
     try:
         text = data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
@@ -108,25 +118,44 @@ def parse_body(data: bytes, headers: Headers) -> dict[str, Any]:
             f"The body is not UTF-8: it contains the byte {byte:#04x} at position {error.start}."
         ) from None
     try:
-        body, invalid_numbers = _parse(text)
+        body, has_invalid = _parse(text)
         dumped = json.dumps(body, ensure_ascii=False) if _SURROGATE.search(text) else ""
     except RecursionError:
         raise _invalid("The body is nested too deeply.") from None
     if not isinstance(body, dict):
         raise not_an_object(body)
-    if invalid_numbers or not _is_encodable(dumped):
+    if has_invalid or not _is_encodable(dumped):
         raise _invalid_value(body)
     return body
 
 
+def _check_encodings(data: bytes, content_type: str, headers: Headers) -> None:
+    """Refuse a compressed body, and one in another character encoding than UTF-8."""
+    encoding = headers.get("content-encoding", "").strip()
+    if encoding.lower() not in _PLAIN:
+        raise ApiError(
+            f"The body's content encoding is {shown(encoding)}, which is not supported.",
+            "Send the body uncompressed, without this header.",
+            param="Content-Encoding",
+        )
+    charset = _CHARSET.search(content_type)
+    if charset and charset[1].lower() not in _CHARSETS and not data.isascii():
+        raise ApiError(
+            f"The body's character encoding is {shown(charset[1])}.",
+            "Send UTF-8, with the header Content-Type: application/json.",
+            param="Content-Type",
+        )
+
+
 def _parse(text: str) -> tuple[Any, bool]:
-    """The value of a text, and whether it contains a number that can't be represented."""
-    invalid: list[_InvalidNumber] = []
+    """The value of a text, and whether it contains one that has no single meaning."""
+    invalid: list[_InvalidNumber | _RepeatedKey] = []
 
     def refuse(problem: str) -> _InvalidNumber:
-        invalid.append(_InvalidNumber("nan"))
-        invalid[-1].problem = problem
-        return invalid[-1]
+        number = _InvalidNumber("nan")
+        number.problem = problem
+        invalid.append(number)
+        return number
 
     def to_integer(digits: str) -> float:
         if len(digits) > MAX_DIGITS:
@@ -140,10 +169,20 @@ def _parse(text: str) -> tuple[Any, bool]:
     def to_constant(name: str) -> float:
         return refuse(f"can't be {name}, which is not JSON")
 
+    def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) == len(pairs):
+            return fields
+        repeated = _RepeatedKey(fields)
+        counts = Counter(name for name, _ in pairs)
+        repeated.key = next(name for name, count in counts.items() if count > 1)
+        invalid.append(repeated)
+        return repeated
+
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_to_object,
+            object_pairs_hook=to_object,
             parse_int=to_integer,
             parse_float=to_number,
             parse_constant=to_constant,
@@ -155,28 +194,20 @@ def _parse(text: str) -> tuple[Any, bool]:
     return value, bool(invalid)
 
 
-def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        twice = next(
-            name for name, count in Counter(name for name, _ in pairs).items() if count > 1
-        )
-        raise ApiError(
-            f"The key {shown(twice)} occurs twice in one object of the body.",
-            "Send each key once.",
-            param=twice if _is_encodable(twice) else BODY,
-        )
-    return fields
-
-
 class _InvalidNumber(float):
     """Stands for a number that JSON or Python can't represent, until its field is known."""
 
     problem = ""
 
 
+class _RepeatedKey(dict[str, Any]):
+    """Stands for an object in which a key occurs twice, until its field is known."""
+
+    key = ""
+
+
 def _invalid_value(body: dict[str, Any]) -> ApiError:
-    """The error for a body that contains a value that can't be represented; names its field."""
+    """The error for a body that contains a value without a single meaning; names its field."""
     pending: deque[tuple[str, Any]] = deque([("", body)])
     for _ in range(MAX_VISITED):
         if not pending:
@@ -192,8 +223,16 @@ def _invalid_value(body: dict[str, Any]) -> ApiError:
         elif isinstance(value, dict):
             if not all(map(_is_encodable, value)):
                 return _half_a_character(path or BODY)
+            if isinstance(value, _RepeatedKey):
+                return ApiError(
+                    f"The key {shown(value.key)} occurs twice in one object of the body.",
+                    "Send each key once.",
+                    param=join_path(path, value.key),
+                )
             pending += [(join_path(path, name), inner) for name, inner in value.items()]
-    return _invalid("The body contains NaN, infinity, a very long number, or half a character.")
+    return _invalid(
+        "The body contains NaN, infinity, a very long number, half a character, or a key twice."
+    )
 
 
 def _half_a_character(path: str) -> ApiError:

@@ -202,6 +202,8 @@ def _describe(problem: Mapping[str, Any], name: str) -> tuple[str, str]:
     kind, value, context = problem["type"], problem.get("input"), problem.get("ctx", {})
     number = isinstance(value, int | float) and not isinstance(value, bool)
     shown_value = f"{value:.12g}" if number else noun(value)
+    if kind in _BOUNDS and isinstance(value, str):  # a number in a query string
+        shown_value = shown(value)
     if kind == "missing":
         return f"{name} is missing.", f"Send {name}."
     if kind in _KINDS:
@@ -214,9 +216,10 @@ def _describe(problem: Mapping[str, Any], name: str) -> tuple[str, str]:
     if kind == "literal_error":
         return f"{name} must be {context['expected']}.", SEE_SCHEMA
     if kind in ("too_short", "string_too_short"):
-        return f"{name} is empty.", f"Send at least {context['min_length']}."
+        hint = "Send a text." if isinstance(value, str) else "Send a list of at least one."
+        return f"{name} is empty.", hint
     if kind in ("too_long", "string_too_long"):
-        unit = "items" if kind == "too_long" else "characters"
+        unit = "characters" if isinstance(value, str) else "items"
         return f"{name} is too long.", f"Send at most {context['max_length']:,} {unit}."
     return f"{name}: {str(problem['msg']).removeprefix('Value error, ')}.", SEE_SCHEMA
 

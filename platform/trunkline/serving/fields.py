@@ -155,13 +155,26 @@ TOOL_FIELDS = frozenset({
 NO_TOOLS = "tools are not supported"
 TOOL_HINT = "Put what a tool returns into a message of the user."
 
+_LENGTHS = ("max_tokens", "max_output_tokens")
+_PROMPTS = ("messages", "prompt", "input")
+
+_MEANT = {
+    "max_tokens": _LENGTHS,
+    "max_completion_tokens": _LENGTHS,
+    "max_output_tokens": _LENGTHS,
+    "max_new_tokens": _LENGTHS,
+    "max_length": _LENGTHS,
+    "n_predict": _LENGTHS,
+    "num_predict": _LENGTHS,
+    "stop_sequences": ("stop",),
+    "messages": _PROMPTS,
+    "prompt": _PROMPTS,
+    "input": _PROMPTS,
+    "inputs": _PROMPTS,
+}
+"""Field of other servers or routes → the fields here with this meaning; a route has one of them."""
+
 _HINTS = {
-    "max_new_tokens": "Send max_tokens.",
-    "max_output_tokens": "Send max_tokens.",
-    "max_length": "Send max_tokens.",
-    "n_predict": "Send max_tokens.",
-    "num_predict": "Send max_tokens.",
-    "stop_sequences": "Send stop.",
     "lora_request": "Name the adapter in model.",
     "adapter": "Name the adapter in model.",
     "name": "Write the name into content.",
@@ -249,7 +262,8 @@ def _refusal(name: str, value: Any, fields: Mapping[str, Any]) -> PydanticCustom
         inner = [key for key in value if key != "type"]
         path = f"{name}.{inner[0]}" if inner else name
         return unsupported(path, "Remove response_format.", reason="an answer is free text")
-    hint = _HINTS.get(name) or _suggest(name, fields)
+    meant = next((one for one in _MEANT.get(name, ()) if one in fields), None)
+    hint = f"Send {meant}." if meant else _HINTS.get(name) or _suggest(name, fields)
     if isinstance(value, bool):
         return unsupported(name, hint, value="true" if value else "false")
     if isinstance(value, int | float):
@@ -263,8 +277,13 @@ def _suggest(name: str, fields: Mapping[str, Any]) -> str:
 
 
 def _is_same(value: Any, neutral: Any) -> bool:
-    """Whether two JSON values are equal; in Python ``False == 0``."""
-    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+    """Whether two JSON values are equal; in Python ``False == 0``.
+
+    Null in an object is a field that is not set.
+    """
+    if isinstance(value, dict):
+        value = {name: inner for name, inner in value.items() if inner is not None}
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def shown_field(name: str) -> str:

@@ -73,7 +73,7 @@ class Authenticator:
         name = name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
         if name not in self._names:
             raise ForbiddenError(
-                f"This server has no key and does not answer to the name {shown(host)}.",
+                f"This server has no key and does not answer to the name {shown(host or '')}.",
                 "Use the name localhost. To use other names, create a key: "
                 "`trunkline keys create OWNER`.",
             )
@@ -97,6 +97,8 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         scope = _without_trailing_slash(scope)
+        if scope["method"] == "HEAD":  # the HTTP server sends no body
+            scope = {**scope, "method": "GET"}
         context = RequestContext(self._service, scope["path"])
         scope.setdefault("state", {})["context"] = context
         started = False

@@ -26,7 +26,9 @@ from trunkline.serving.schemas import (
     MaxTokens,
     SamplingBody,
     Text,
+    check_part,
     is_list,
+    prepare_message,
     template_message,
 )
 from trunkline.serving.service import Context, RequestContext
@@ -57,7 +59,7 @@ NEUTRAL: Mapping[str, Values] = {
     "background": (False,),
     "background_options": (),
     "truncation": ("disabled",),
-    "reasoning": ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
+    "reasoning": ({}, {"effort": "none"}),
     "prompt": (),
     "context_management": ([],),
     "image": (),
@@ -81,11 +83,17 @@ class InputText(StrictModel):
     type: Literal["input_text", "output_text", "text"]
     text: Text
 
+    @classmethod
+    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
+        check_part(data, "input_text", "output_text", "text")
+        return data
+
 
 class InputMessage(StrictModel):
     """One message of the input; an answer may be sent back as it is."""
 
     ignored = frozenset({"id", "status", "phase"})
+    neutral: ClassVar[Mapping[str, Values]] = {"name": (), "tool_calls": ([],)}
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -97,11 +105,14 @@ class InputMessage(StrictModel):
 
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
-        kind = data.get("type", "message")
-        if kind != "message":
-            reason = "only messages are supported"
-            raise unsupported("type", fields.TOOL_HINT, value=shown(kind), reason=reason)
-        return data
+        kind = data.get("type")
+        if isinstance(kind, str) and kind != "message":
+            if "_call" in kind:
+                hint, reason = fields.TOOL_HINT, fields.NO_TOOLS
+            else:
+                hint, reason = "Send messages only.", "only messages are supported"
+            raise unsupported("type", hint, value=shown(kind), reason=reason)
+        return prepare_message(data if kind is not None else {**data, "type": "message"})
 
     def to_template(self) -> dict[str, str]:
         """Role and text as chat templates expect them."""

@@ -110,12 +110,30 @@ class TextPart(StrictModel):
 
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
-        kind = data.get("type")
-        if isinstance(kind, str) and kind != "text":
-            raise unsupported(
-                "type", "Send text.", value=shown(kind), reason="only 'text' is supported"
-            )
+        check_part(data, "text")
         return data
+
+
+def check_part(data: dict[str, Any], *kinds: str) -> None:
+    """Refuse a part of a message that is no text, by its type.
+
+    Args:
+        kinds: the types of a text.
+    """
+    kind = data.get("type")
+    if isinstance(kind, str) and kind not in kinds:
+        reason = f"only {kinds[0]!r} is supported"
+        raise unsupported("type", "Send text.", value=shown(kind), reason=reason)
+
+
+def prepare_message(data: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what a tool returns, and read null as the empty text of an assistant's message."""
+    role = data.get("role")
+    if role in ("tool", "function"):
+        raise unsupported("role", fields.TOOL_HINT, value=shown(role), reason=fields.NO_TOOLS)
+    if role == "assistant" and "content" in data and data["content"] is None:
+        return {**data, "content": ""}
+    return data
 
 
 class Message(StrictModel):
@@ -136,12 +154,7 @@ class Message(StrictModel):
 
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
-        role = data.get("role")
-        if role in ("tool", "function"):
-            raise unsupported("role", fields.TOOL_HINT, value=shown(role), reason=fields.NO_TOOLS)
-        if role == "assistant" and "content" in data and data["content"] is None:
-            return {**data, "content": ""}
-        return data
+        return prepare_message(data)
 
     def to_template(self) -> dict[str, str]:
         """Role and text as chat templates expect them."""
@@ -266,7 +279,8 @@ class GenerationBody(SamplingBody):
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Accept ``best_of`` if it equals ``n``."""
-        if (best_of := data.get("best_of")) is None or best_of == (data.get("n") or 1):
+        best_of = data.get("best_of")
+        if best_of is None or (best_of == (data.get("n") or 1) and best_of is not True):
             return {name: value for name, value in data.items() if name != "best_of"}
         raise unsupported("best_of", "Remove it.", reason="it must equal n")
 
@@ -369,7 +383,8 @@ def check_inputs(name: str, value: Inputs) -> None:
     """Refuse a field without any text, or with a list of token ids that is empty."""
     if not isinstance(value, str) and (not value or [] in value):
         hint = "Send a text, a list of texts, or the token ids of one or several texts."
-        raise invalid("is empty.", hint, field=name)
+        field = f"{name}[{value.index([])}]" if len(value) > 1 else name  # type: ignore[arg-type]
+        raise invalid("is empty.", hint, field=field)
 
 
 def split_inputs(value: Inputs) -> list[str | tuple[int, ...]]:
