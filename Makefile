@@ -9,13 +9,16 @@ BIN := .venv/bin
 PLUGINS := plugins/medical plugins/finance plugins/retail
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint bench docs examples examples-check clean
+.PHONY: demo test test-merge test-all lint bench docs examples examples-check clean
 
 demo: $(READY)
 	$(BIN)/python examples/three_domains.py $(if $(STEPS),--steps $(STEPS))
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not matrix and not examples"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not merge and not slow and not matrix and not examples"
+
+test-merge: $(READY)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "merge and not slow and not matrix"
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not examples"

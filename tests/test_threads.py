@@ -34,11 +34,11 @@ def test_program_limits_spinning_before_torch_is_imported(monkeypatch: pytest.Mo
         "    main()\n"
         "except SystemExit:\n"
         "    pass\n"
-        "print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)\n"
+        "print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules, file=sys.stderr)\n"
     )
     output = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    ).stdout
+    ).stderr
     assert output.splitlines()[-1] == f"{SPIN_COUNT} False"
 
 

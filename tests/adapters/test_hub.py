@@ -149,7 +149,8 @@ def test_only_configuration_weights_and_tokenizer_are_fetched(
     fetch_adapter("hf:acme/kinds")
     assert requested["allow_patterns"] == [
         "adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json",
-        "tokenizer.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+        "tokenizer.json", "added_tokens.json", "special_tokens_map.json",
+        "chat_template.jinja", "chat_template.json",
     ]  # fmt: skip
 
 

@@ -239,6 +239,7 @@ def adapters_of(server: ServerProcess) -> dict[str, str]:
     }
 
 
+@pytest.mark.merge
 def test_server_refuses_every_model_name(server: ServerProcess) -> None:
     before = adapters_of(server)
     for what, ref in REFS.items():

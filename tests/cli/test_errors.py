@@ -65,7 +65,7 @@ WRONG_USAGE = [
     (("adapters", "lst"), "Did you mean 'list'?"),
     (("adapters", "list", "--jsn"), "Did you mean '--json'?"),
     (("adapters", "list", "--workspace", "x"), "`trunkline --workspace … adapters list …`"),
-    (("train",), "Missing argument 'RECIPE'"),
+    (("train",), "What is to be trained is missing"),
     (("runs", "show", "one"), "'one' is not the number of a run"),
 ]
 

@@ -137,8 +137,8 @@ def test_option_that_does_not_apply_to_an_archive_is_refused(
 def test_file_that_is_not_a_archive_is_refused(target: Run, tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b" + bytes(600))
     result = target("import", str(tmp_path / "x.tar.gz"))
-    assert result.exit_code == 1
-    assert "is damaged" in result.stderr
+    assert result.exit_code == 2
+    assert "is not an archive" in result.stderr
 
 
 def test_missing_archive_is_wrong_usage(target: Run, archive: str) -> None:

@@ -97,6 +97,7 @@ def test_plugins_uninstall_of_an_unknown_name_asks_nothing() -> None:
     assert result.stderr.startswith("Error: There is no plugin 'nope'.")
 
 
+@pytest.mark.merge
 def test_plugins_check_fails_on_the_toys_row_without_a_text(run: Run) -> None:
     result = run("plugins", "check", "toy")
     assert result.exit_code == 1

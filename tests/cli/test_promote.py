@@ -153,6 +153,7 @@ def ask(server: tuple[ServerProcess, Path], tmp_path: Path, monkeypatch: pytest.
     return ask
 
 
+@pytest.mark.merge
 def test_second_person_promotes_through_a_server_and_rolls_back(
     ask: Run, server: tuple[ServerProcess, Path]
 ) -> None:

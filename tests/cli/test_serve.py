@@ -313,6 +313,7 @@ def test_serve_prints_whom_it_answers_and_what_it_loads(server: Process) -> None
     assert "loading toy/animals@1\n" in server.output
 
 
+@pytest.mark.merge
 def test_serve_stops_cleanly_on_sigterm(shared: Shared, tmp_path: Path) -> None:
     with process(tmp_path, shared.base, "--no-request-log") as started:
         started.popen.send_signal(signal.SIGTERM)

@@ -16,6 +16,8 @@ from faults.small_disk import PAGE, SmallDisk
 from faults.steps import Fault
 from registry_rows import REVISION, revision
 
+pytestmark = pytest.mark.merge
+
 ELSEWHERE = "import beside a registry with room"
 COMMANDS = ("publish", "import", ELSEWHERE, "export", "rm", "gc", "backup", "migration")
 

@@ -15,6 +15,8 @@ from faults.steps import Fault
 from registry_rows import REVISION, columns_of, contents, fill, is_damaged, revision
 from trunkline.registry.session import head_revision
 
+pytestmark = pytest.mark.merge
+
 UPGRADE = ["db", "upgrade"]
 ALL = pytest.param(None, marks=pytest.mark.slow, id="every-step")
 

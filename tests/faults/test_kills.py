@@ -16,6 +16,8 @@ from faults.cases import Forks, Outcome, Scene, enumerate_steps, try_faults
 from faults.recovery import AUDIT, GC, LITTER, VERIFY, RecoveryCheck
 from faults.steps import Fault, When
 
+pytestmark = pytest.mark.merge
+
 MODES: tuple[When, ...] = ("before", "after", "torn")
 STAGING = ("tmp/trunkline-*",)
 """A killed process can't clean up its temporary folder, and gc ignores it."""

@@ -17,6 +17,8 @@ from faults.steps import When
 from object_stores import Place, s3_endpoint, s3_place
 from trunkline.adapters.artifact import REQUIRED
 
+pytestmark = pytest.mark.merge
+
 __all__ = ["s3_endpoint"]
 
 MODES: tuple[When, ...] = ("before", "after", "torn")

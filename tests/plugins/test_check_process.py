@@ -15,6 +15,8 @@ from trunkline.errors import NotFoundError, UsageError
 from trunkline.plugins import Finding, check
 from trunkline.testing import check_plugin
 
+pytestmark = pytest.mark.merge
+
 AddPlugin = Callable[..., Path]
 
 DATASET = "@hookimpl\ndef trunkline_datasets():\n    yield dataset('farm/x', load={})\n"

@@ -40,5 +40,6 @@ def test_folder_listing_of_the_guide_names_every_file(project: Path) -> None:
     assert set(listing[1:]) == files
 
 
+@pytest.mark.merge
 def test_wheel_of_the_guide_contains_its_rows_and_passes_the_check(project: Path) -> None:
     assert check(project) == ()

@@ -15,6 +15,8 @@ from trunkline.errors import NotFoundError, PluginError, UsageError
 from trunkline.plugins import install, uninstall
 from trunkline.plugins.install import constraint_lines
 
+pytestmark = pytest.mark.merge
+
 MakeWheel = Callable[..., Path]
 
 

@@ -13,7 +13,7 @@ from trunkline import Request
 from trunkline.adapters.artifact import Artifact, read_artifact
 from trunkline.api import Platform
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.merge]
 
 CHAPTER, PRICE, TITLE = "medical/icd10-chapter", "retail/unit-price", "medical/icd10-title"
 TEXTS = {

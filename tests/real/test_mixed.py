@@ -13,7 +13,7 @@ from driving import EngineDriver, count_ties, reference_outputs
 from trunkline.adapters.artifact import Artifact, read_artifact
 from workbench import make_artifact
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.merge]
 
 LONG = (
     "The patient was admitted with acute appendicitis and type 2 diabetes mellitus with diabetic "

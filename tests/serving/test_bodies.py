@@ -144,7 +144,7 @@ def test_json_under_another_name_is_read(kind: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd", "identity, gzip"])
-@pytest.mark.parametrize("data", [gzip.compress(b"{}"), b"{}"])
+@pytest.mark.parametrize("data", [gzip.compress(b"{}", mtime=0), b"{}"])
 def test_compressed_body_is_refused_by_its_header(encoding: str, data: bytes) -> None:
     error = refusal(data, Headers({**TYPE, "content-encoding": encoding}))
     assert error["param"] == "Content-Encoding"

@@ -15,6 +15,8 @@ from server_process import ServerProcess, wait_until
 from trunkline.refs import Ref
 from trunkline.registry.registry import Registry
 
+pytestmark = pytest.mark.merge
+
 
 @contextmanager
 def registry_of(workspace: Path) -> Iterator[Registry]:

@@ -88,6 +88,7 @@ def test_concurrent_streams_equal_sequential_ones(running: ServerProcess) -> Non
     check_concurrent_streams(running, 24)
 
 
+@pytest.mark.merge
 def test_connections_beyond_the_limit_are_refused(site: Path, tiny: Path) -> None:
     with ServerProcess(site, tiny, files=200) as server, ExitStack() as opened:
         response = b""
@@ -104,6 +105,7 @@ def test_connections_beyond_the_limit_are_refused(site: Path, tiny: Path) -> Non
     assert server.finish() == ""
 
 
+@pytest.mark.merge
 def test_disconnecting_and_slow_clients_at_shutdown_are_no_errors(site: Path, tiny: Path) -> None:
     heavy = {**LONG, "n": 16, "logprobs": True, "top_logprobs": 20, "stream": True}
     with ServerProcess(site, tiny, drain_seconds=1, write_timeout=60) as server:
@@ -289,6 +291,7 @@ def test_malformed_http_is_an_error_in_openais_format(running: ServerProcess, da
 # --------------------------------------------------------------------------------------- shutdown
 
 
+@pytest.mark.merge
 def test_draining_server_finishes_requests_in_flight(site: Path, tiny: Path) -> None:
     with ServerProcess(site, tiny) as server, ExitStack() as stack:
         request = {**LONG, "n": 4, "stream_options": {"include_usage": True}}
@@ -310,6 +313,7 @@ def test_draining_server_finishes_requests_in_flight(site: Path, tiny: Path) -> 
         assert [row.status for row in registry.requests.list()] == [200] * 6
 
 
+@pytest.mark.merge
 def test_killed_server_restarts_and_cancels_late_requests(site: Path, tiny: Path) -> None:
     with (
         ServerProcess(site, tiny) as server,

@@ -129,7 +129,8 @@ def _report_usage(error: click.ClickException) -> None:
 
 def _may_be_text(context: click.Context, error: click.NoSuchOption) -> bool:
     """Whether an unknown option may be a text that begins with a dash."""
-    takes_texts = any(one.name in _TEXTS for one in context.command.params)
+    arguments = [one for one in context.command.params if isinstance(one, click.Argument)]
+    takes_texts = any(one.name in _TEXTS for one in arguments)
     is_misspelt = bool(error.possibilities) and _OPTION.fullmatch(error.option_name)
     return takes_texts and not is_misspelt
 
