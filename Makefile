@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # Optimizer steps of each of the demo's trainings, if not the demo's own: make demo STEPS=3
 STEPS ?=
+# A recipe that STEPS does not shorten: make demo STEPS=3 FULL=finance/naics-sector
+FULL ?=
 
 BIN := .venv/bin
 PLUGINS := plugins/medical plugins/finance plugins/retail
@@ -12,7 +14,7 @@ READY := .venv/.ready
 .PHONY: demo test test-merge test-all lint bench docs examples examples-check clean
 
 demo: $(READY)
-	$(BIN)/python examples/three_domains.py $(if $(STEPS),--steps $(STEPS))
+	$(BIN)/python examples/three_domains.py $(if $(STEPS),--steps $(STEPS)) $(if $(FULL),--full $(FULL))
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not merge and not slow and not matrix and not examples"

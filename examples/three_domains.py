@@ -57,7 +57,10 @@ def interval_text(score: Estimate) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train three adapters and swap them.")
     parser.add_argument("--steps", type=int, default=SHORT["max_steps"], help="of each training")
-    settings = {**SHORT, "max_steps": parser.parse_args().steps}
+    parser.add_argument(
+        "--full", action="append", default=[], metavar="RECIPE", help="not shortened by --steps"
+    )
+    chosen = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 118)
     print("Base: fetched and converted once, then kept in the cache.", file=sys.stderr)
     bases.pull(bases.DEFAULT_BASE, on_stage=Lines(bases.DEFAULT_BASE).stage)
@@ -68,7 +71,9 @@ def main() -> None:
     there = {str(adapter.ref) for adapter in platform.registry.adapters.list()}
     for recipe in RECIPES:
         if recipe not in there:
-            print(f"Training {recipe} for {settings['max_steps']} steps.", file=sys.stderr)
+            steps = SHORT["max_steps"] if recipe in chosen.full else chosen.steps
+            print(f"Training {recipe} for {steps} steps.", file=sys.stderr)
+            settings = {**SHORT, "max_steps": steps}
             platform.train(recipe, listener=Lines(recipe), **settings)
 
     table = Table(

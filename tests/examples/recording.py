@@ -9,12 +9,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from examples.session import URL, Session, rerun, shortened
+from examples.session import DEMO, URL, Session, rerun, shortened
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "demo"
-"""The workspace that ``make demo`` leaves behind: one version each of three domains' adapters."""
-
 HELP = ROOT / "platform" / "trunkline" / "cli" / "examples.json"
 HELP_LINES = 20
 PAGES = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -18,6 +20,9 @@ from click.testing import CliRunner
 URL = "http://127.0.0.1:8000"
 WIDTH = 100
 """Columns of the terminal that outputs are recorded for."""
+
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+"""The workspace that ``make demo`` leaves behind: one version each of three domains' adapters."""
 
 _SHELL = re.compile(r"[|<>;&$`\\]|^\w+=")
 _BIN = Path(sys.executable).parent
@@ -184,7 +189,18 @@ def normalized(text: str) -> str:
         text = re.sub(pattern, name, text)
     text = re.sub(r"\bAMOUNT(?: AMOUNT)+", "AMOUNT", text)
     text = re.sub(r"[─━]+|-{3,}", "-", text)
-    return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
+    text = "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
+    return _labels().sub("LABEL", text)
+
+
+@cache
+def _labels() -> re.Pattern[str]:
+    """The labels that the adapters of the demo's workspace predict, longest first."""
+    names: set[str] = set()
+    for file in DEMO.glob("adapters/*/*/*/trunkline.json"):
+        names.update(json.loads(file.read_text(encoding="utf-8"))["task"]["labels"])
+    ordered = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in ordered) or r"(?!)")
 
 
 def key_ids(text: str) -> set[str]:
