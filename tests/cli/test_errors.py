@@ -66,6 +66,7 @@ WRONG_USAGE = [
     (("adapters", "list", "--jsn"), "Did you mean '--json'?"),
     (("adapters", "list", "--workspace", "x"), "`trunkline --workspace … adapters list …`"),
     (("train",), "What is to be trained is missing"),
+    (("train", "toy/animals", "--set", "r=2", "--set", "r=4"), "--set r is given twice"),
     (("runs", "show", "one"), "'one' is not the number of a run"),
 ]
 

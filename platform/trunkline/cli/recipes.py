@@ -18,6 +18,7 @@ from trunkline.cli.output import (
     print_table,
 )
 from trunkline.cli.root import GlobalOptions, pass_options
+from trunkline.errors import UsageError
 from trunkline.files import output_file
 
 if TYPE_CHECKING:
@@ -37,7 +38,12 @@ def parse_settings(assignments: tuple[str, ...]) -> dict[str, str]:
     """The values of ``--set`` options by setting, still as text."""
     from trunkline.training.job import parse_assignment
 
-    return dict(parse_assignment(text) for text in assignments)
+    settings: dict[str, str] = {}
+    for name, value in map(parse_assignment, assignments):
+        if name in settings:
+            raise UsageError(f"--set {name} is given twice.", "Leave out one of them.")
+        settings[name] = value
+    return settings
 
 
 @click.group(cls=Group, short_help="The plugins' recipes and their settings.")

@@ -173,28 +173,27 @@ def script_of(text: str) -> str:
 def _finding(
     kind: str, level: Level, rows: Iterable[str], message: str, advice: str
 ) -> Iterator[DataFinding]:
-    """A finding about these rows, if there are any; ``{n}`` in the message is their number."""
+    """A finding about these rows, if there are any; the message says what each of them has."""
     ids = list(rows)
     if ids:
-        text = message.replace("{n}", f"{len(ids):,}")
-        yield DataFinding(kind, level, text, advice, len(ids), tuple(ids[:NAMED_ROWS]))
+        yield DataFinding(kind, level, message, advice, len(ids), tuple(ids[:NAMED_ROWS]))
 
 
 def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFinding]:
     """Findings about single rows, whatever the others are."""
     empty = [row.id for row in rows if not recipe.template.cleaned(row.text).strip()]
     yield from _finding(
-        "empty texts", "warning", empty, "{n} rows have no text and are dropped", "Fill them in."
+        "empty texts", "warning", empty, "no text, so the row is dropped", "Fill them in."
     )
     blank = [row.id for row in rows if isinstance(row.target, str) and not row.target.strip()]
     yield from _finding(
-        "empty targets", "warning", blank, "{n} rows have no target and are dropped",
+        "empty targets", "warning", blank, "no target, so the row is dropped",
         "Fill them in, or leave the rows out.",
     )  # fmt: skip
     damaged = [row.id for row in rows if _is_damaged(row.text)]
     yield from _finding(
         "encoding", "warning", damaged,
-        "{n} texts contain characters that a wrong encoding leaves behind, such as Ã© or \ufffd",
+        "characters that a wrong encoding leaves behind, such as Ã© or \ufffd",
         "Read the file with its true --encoding, or correct the texts.",
     )  # fmt: skip
     scripts = {row.id: script for row in rows if (script := script_of(row.text))}
@@ -202,7 +201,8 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
     others = [name for name, script in scripts.items() if script != common[0][0]]
     if others and len(others) * 20 < len(scripts):
         yield from _finding(
-            "language", "note", others, f"{{n}} texts are not written in {common[0][0].title()}",
+            "language", "note", others,
+            f"a text that is not written in {common[0][0].title()}, as most are",
             "Keep them only if requests will look like this.",
         )  # fmt: skip
     personal: dict[str, list[str]] = defaultdict(list)
@@ -211,7 +211,7 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
             personal[kind].append(row.id)
     for kind, ids in personal.items():
         yield from _finding(
-            "personal data", "warning", ids, f"{{n}} texts contain what looks like {kind}",
+            "personal data", "warning", ids, f"what looks like {kind}",
             "Remove it: an adapter can repeat what it was trained on.",
         )  # fmt: skip
 
@@ -231,7 +231,7 @@ def _prepared_findings(
     repeated = [row.id for row in rows if row.id not in kept and cleaned(row) in seen]
     yield from _finding(
         "duplicates", "warning", repeated,
-        "{n} rows have the text and target of another row and are dropped", "Leave them out.",
+        "the text and target of another row, so the row is dropped", "Leave them out.",
     )  # fmt: skip
     targets: dict[str, set[Any]] = defaultdict(set)
     for row in kept.values():
@@ -239,7 +239,7 @@ def _prepared_findings(
     conflicting = [row.id for row in kept.values() if len(targets[template.cleaned(row.text)]) > 1]
     yield from _finding(
         "label conflicts", "warning", conflicting,
-        "{n} rows have the text of a row with another target",
+        "the text of a row with another target",
         "Correct the targets, or add to the text what tells the rows apart.",
     )  # fmt: skip
     spaced = [
@@ -251,7 +251,7 @@ def _prepared_findings(
     ]
     yield from _finding(
         "label spaces", "warning", spaced,
-        "{n} labels have white space or invisible characters at their ends, which are removed",
+        "white space or invisible characters at the ends of the label, which are removed",
         "Write the labels without them.",
     )  # fmt: skip
     for group in report.similar_labels:
@@ -264,8 +264,7 @@ def _prepared_findings(
     close = near_duplicates(split, template)
     yield from _finding(
         "near-duplicates", "warning", close,
-        f"{{n}} of {report.parts['test']:,} test rows have a near-duplicate in train, so scores "
-        "are too high",
+        "a test row with a near-duplicate in train, which makes scores too high",
         "Put near-duplicates into one group (--group).",
     )  # fmt: skip
 
@@ -278,7 +277,7 @@ def _rare_labels(labels: Counter[str]) -> Iterator[DataFinding]:
         yield DataFinding(
             "rare labels",
             "warning",
-            f"{len(rare)} labels have fewer than {RARE} rows: {named}{more}",
+            f"a label with fewer than {RARE} rows: {named}{more}",
             "Add rows, or merge labels: scores of rare ones are a matter of luck.",
             sum(rare.values()),
         )
@@ -289,8 +288,8 @@ def _length_findings(lengths: LengthReport) -> Iterator[DataFinding]:
         yield DataFinding(
             "cut texts",
             "warning",
-            f"{lengths.truncated:,} of {lengths.rows:,} texts ({lengths.share:.1%}) are too long "
-            f"and are cut to {lengths.limit:,} tokens; 95 % have at most {lengths.p95:,}",
+            f"a text that is too long and cut to {lengths.limit:,} tokens ({lengths.share:.1%} of "
+            f"all); 95 % have at most {lengths.p95:,}",
             f"Use --set max_length={lengths.p95}, or put what matters first.",
             lengths.truncated,
         )
@@ -316,7 +315,7 @@ def _label_errors(prepared: Prepared, recipe: RecipeSpec) -> Iterator[DataFindin
     )
     yield from _finding(
         "label errors", "note", [rows[index].id for index in issues],
-        "{n} labels are improbable to a classifier that has not seen their rows, the worst first",
+        "a label that is improbable to a classifier that has not seen the row, the worst first",
         "Look at them: some are wrong, others are only hard.",
     )  # fmt: skip
 
