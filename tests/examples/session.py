@@ -216,9 +216,7 @@ def comparable(session: str) -> str:
     kept = []
     for part in parts:
         lines = normalized(part).splitlines()
-        if "adapters promote" in part and "--force" not in part:
-            lines = lines[:2]
-        elif '--where "test.' in part:  # lists the adapters whose score is high enough
+        if ("adapters promote" in part and "--force" not in part) or '--where "test.' in part:
             lines = lines[:2]
         elif part.startswith("$ trunkline predict"):
             lines = lines[:3]
