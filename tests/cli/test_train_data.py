@@ -107,8 +107,30 @@ def test_yaml_of_a_run_trains_the_same_adapter(run_copy: Run, claims: Path) -> N
     args = ("--data", str(claims), *COLUMNS, "--name", "claims/kind", *SMALL)
     first = ran(run_copy, "train", *args)
     assert run_copy("recipes", "export", "4", "--output", "claims.yaml").exit_code == 0
-    second = ran(run_copy, "train", "--config", "claims.yaml", *SMALL)
+    second = ran(run_copy, "train", "--config", "claims.yaml")
     assert second["version"]["digest"] == first["version"]["digest"]
+
+
+@pytest.mark.parametrize("name", ["²", "99999999999999999999", "-1", "run/0", "claims"])
+def test_export_of_what_is_no_run_is_wrong_usage(run: Run, name: str) -> None:
+    result = run("recipes", "export", "--", name)
+    assert result.exit_code == 2
+    assert "is not the number of a run" in result.stderr
+
+
+def test_answer_that_would_be_cut_is_found_before_training(run: Run, claims: Path) -> None:
+    claims.write_text(claims.read_text().replace(",home,", f",{'home ' * 60},"))
+    args = ("datasets", "check", str(claims), "--text", "body", "--completion", "kind")
+    result = run(*args)
+    assert result.exit_code == 1
+    assert "max_new_tokens" in result.stdout
+
+
+def test_empty_number_is_listed(run: Run, claims: Path) -> None:
+    claims.write_text(claims.read_text().replace(",3.5\n", ",\n"))
+    data = ran(run, "datasets", "check", str(claims), "--text", "body", "--target", "price")
+    (finding,) = [one for one in data["findings"] if one["kind"] == "empty targets"]
+    assert finding["rows"] == ["4"]
 
 
 def test_number_and_answer_are_learned_too(run_copy: Run, claims: Path) -> None:

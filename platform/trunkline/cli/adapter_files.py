@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from trunkline.cli.command import Command, Example
+from trunkline.cli.file_options import with_line_breaks
 from trunkline.cli.output import (
     bytes_text,
     counted,
@@ -292,21 +293,16 @@ def _import_options(details: dict[str, Any]) -> dict[str, Any]:
     if system is not None and not details["chat"]:
         raise UsageError("--system is for chat prompts only.", "Pass --chat too.")
     template = Template(
-        prompt="{text}" if prompt is None else _with_line_breaks(prompt),
+        prompt="{text}" if prompt is None else with_line_breaks(prompt),
         clean=tuple(cast(CleanStep, step) for step in _split(details["clean"])),
         chat=details["chat"],
-        system=None if system is None else _with_line_breaks(system),
+        system=None if system is None else with_line_breaks(system),
     )
     return {
         "template": template,
         "labels": _labels(details["labels"], details["labels_file"]),
         **{key: details[key] for key in ("task", "max_new_tokens", "unit")},
     }
-
-
-def _with_line_breaks(text: str) -> str:
-    r"""The text with a line break for each ``\n``; ``\\n`` is a backslash and an n."""
-    return re.sub(r"(\\?)\\n", lambda match: r"\n" if match[1] else "\n", text)
 
 
 def _labels(names: str | None, file: Path | None) -> tuple[str, ...]:

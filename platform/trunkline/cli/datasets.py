@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trunkline.cli.command import Example, Group
-from trunkline.cli.file_options import column_options, make_own_recipe
+from trunkline.cli.file_options import column_options, make_own_recipe, own_name
 from trunkline.cli.output import (
     counts,
     heading,
@@ -28,14 +28,12 @@ from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.data.lengths import lengths_text
 from trunkline.errors import BaseModelError, UsageError
 from trunkline.files import output_file
-from trunkline.refs import valid_name
 
 if TYPE_CHECKING:
-    from trunkline.contracts import DatasetSpec, Row
+    from trunkline.contracts import DatasetSpec, RecipeSpec, Row, TransformSpec
     from trunkline.data.check import DataFinding, DatasetCheck
     from trunkline.data.lengths import LengthReport
     from trunkline.data.prepare import DatasetReport
-    from trunkline.training.job import TrainingJob
 
 _LABELS = 30
 
@@ -94,7 +92,6 @@ def show(options: GlobalOptions, name: str, as_json: bool) -> None:
 
 def _lengths(options: GlobalOptions, report: DatasetReport) -> dict[str, LengthReport] | None:
     """How long the prompts of each recipe are; None if the base is not on this machine."""
-    from trunkline.bases import DEFAULT_BASE, local_tokenizer
     from trunkline.data.lengths import count_lengths
     from trunkline.data.prepare import default_recipe
 
@@ -105,7 +102,7 @@ def _lengths(options: GlobalOptions, report: DatasetReport) -> dict[str, LengthR
         for recipe in options.with_plugins.catalog.recipes()
         if recipe.dataset == report.spec.name
     ]
-    if (known := local_tokenizer(options.base or DEFAULT_BASE)) is None:
+    if (known := _tokenizer(options)) is None:
         return None
     recipes = recipes or [default_recipe(report.spec)]
     return {recipe.name: count_lengths(rows, report.spec, recipe, *known) for recipe in recipes}
@@ -209,10 +206,8 @@ def check(options: GlobalOptions, name: str, columns: dict[str, Any], as_json: b
     from trunkline.data.check import check_dataset
 
     with working() as listener:
-        job, tokenizer = _own_or_plugins(options, name, columns)
-        result = check_dataset(
-            job.dataset, job.recipe, job.transforms, tokenizer, on_stage=listener.stage
-        )
+        rows = _own_or_plugins(options, name, columns)
+        result = check_dataset(*rows, _tokenizer(options), on_stage=listener.stage)
     if as_json:
         print_json({"usable": result.usable, **plain(result)})
     else:
@@ -257,15 +252,15 @@ def preview(
     """
     from trunkline.data.preview import preview_rows
 
-    job, tokenizer = _own_or_plugins(options, name, columns, template)
-    if tokenizer is None:
+    rows = _own_or_plugins(options, name, columns, template)
+    if (tokenizer := _tokenizer(options)) is None:
         raise BaseModelError(
             "The base is not on this machine, so its tokens are unknown.",
             "`trunkline base pull` fetches it.",
         )
     with working() as listener:
-        listener.stage(f"reading {job.dataset.name}")
-        previews = preview_rows(job.dataset, job.recipe, job.transforms, *tokenizer, count=count)
+        listener.stage(f"reading {rows[0].name}")
+        previews = preview_rows(*rows, *tokenizer, count=count)
     if as_json:
         print_json(previews)
         return
@@ -277,27 +272,34 @@ def preview(
 
 def _own_or_plugins(
     options: GlobalOptions, name: str, columns: dict[str, Any], template: str | None = None
-) -> tuple[TrainingJob, tuple[Any, int] | None]:
-    """The job for a file or for a plugin's dataset, and the base's tokenizer if it is here.
+) -> tuple[DatasetSpec, RecipeSpec, tuple[TransformSpec, ...]]:
+    """The rows of a file or of a plugin's dataset, with the recipe that reads them.
 
     Raises:
         UsageError: there are options for columns, but ``name`` is no file.
     """
-    from trunkline.bases import DEFAULT_BASE, local_tokenizer
-    from trunkline.training.job import dataset_job
+    from trunkline.data.prepare import default_recipe
 
     platform = options.with_plugins
     file = Path(name)
-    if file.suffix or file.exists():
-        fields = {"template": {"prompt": template.replace("\\n", "\n")}} if template else {}
-        stem = valid_name(file.stem, "data") or "data"
-        job = platform.training_job(make_own_recipe(f"own/{stem}", file, columns, **fields), {})
-    elif columns or template:
+    if file.suffix or file.is_file():
+        job = platform.training_job(make_own_recipe(own_name(file), file, columns, template), {})
+        return job.dataset, job.recipe, job.transforms
+    if columns or template:
         option = next(iter(columns), "template")
         raise UsageError(f"--{option} needs a file.", f"{name!r} is the name of a dataset.")
-    else:
-        job = dataset_job(platform.catalog, name)
-    return job, local_tokenizer(options.base or DEFAULT_BASE)
+    catalog = platform.catalog
+    dataset = catalog.dataset(name)
+    users = (recipe for recipe in catalog.recipes() if recipe.dataset == dataset.name)
+    recipe = next(users, default_recipe(dataset))
+    return dataset, recipe, tuple(map(catalog.transform, recipe.transforms))
+
+
+def _tokenizer(options: GlobalOptions) -> tuple[Any, int] | None:
+    """The tokenizer and the context of the base; None if it is not on this machine."""
+    from trunkline.bases import DEFAULT_BASE, local_tokenizer
+
+    return local_tokenizer(options.base or DEFAULT_BASE)
 
 
 def _print_check(result: DatasetCheck) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trunkline.errors import UsageError
+from trunkline.refs import valid_name
 
 if TYPE_CHECKING:
     from trunkline.data.readers import FileOptions
@@ -92,13 +94,25 @@ def column_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
-def make_own_recipe(name: str, file: Path, columns: dict[str, Any], **fields: Any) -> RecipeConfig:
+def with_line_breaks(text: str) -> str:
+    r"""The text with a line break for each ``\n``; ``\\n`` is a backslash and an n."""
+    return re.sub(r"(\\?)\\n", lambda match: r"\n" if match[1] else "\n", text)
+
+
+def own_name(file: Path) -> str:
+    """A name for the adapter of a file, such as ``own/claims``."""
+    return f"own/{valid_name(file.stem, 'data') or 'data'}"
+
+
+def make_own_recipe(
+    name: str, file: Path, columns: dict[str, Any], template: str | None = None
+) -> RecipeConfig:
     """The recipe for a user's own files.
 
     Args:
         name: ``domain/name`` of the adapter.
         columns: from :func:`column_options`.
-        fields: of the recipe.
+        template: the prompt; by default the text alone.
 
     Raises:
         UsageError: no column to learn is named, or several are; a file or an option is wrong.
@@ -119,8 +133,10 @@ def make_own_recipe(name: str, file: Path, columns: dict[str, Any], **fields: An
             f"are: {names}.",
         )
     if "text" in columns:
-        columns = {**columns, "text": columns["text"].replace("\\n", "\n")}
-    values = {"name": name, "data": {"file": str(file), **columns}, **fields}
+        columns = {**columns, "text": with_line_breaks(columns["text"])}
+    values: dict[str, Any] = {"name": name, "data": {"file": str(file), **columns}}
+    if template is not None:
+        values["template"] = {"prompt": with_line_breaks(template)}
     return make_config(values, "The options don't fit together")
 
 

@@ -17,7 +17,7 @@ from trunkline.cli.output import (
     print_json,
     print_table,
 )
-from trunkline.cli.root import GlobalOptions, pass_options
+from trunkline.cli.root import GlobalOptions, pass_options, run_number
 from trunkline.errors import UsageError
 from trunkline.files import output_file
 
@@ -98,21 +98,19 @@ def export(options: GlobalOptions, name: str, output: Path | None, as_json: bool
     """Write a recipe as YAML, which `train --config` reads.
 
     NAME is a plugin's recipe, and the YAML names its dataset. Of a number, as in `runs list`, the
-    recipe of that run is written, with the columns of your own files.
+    recipe of that run is written, with its settings and the columns of your own files.
     """
-    from trunkline.training.config import config_of, recorded_config
+    from trunkline.training.config import config_of, config_of_run
 
     platform = options.with_plugins
-    config = None
-    if name.isdigit():
-        run = platform.registry.runs.get(int(name))
-        name = run.recipe
-        config = recorded_config(run)
-    config = config or config_of(platform.catalog.recipe(name))
+    if "/" in name and not name.startswith("run/"):
+        config = config_of(platform.catalog.recipe(name))
+    else:
+        config = config_of_run(platform.registry.runs.get(run_number(name)), platform.catalog)
     if output is not None:
         with output_file(output, overwrite=False) as file:
             file.write(config.to_yaml())
-        note(f"{output}: {name}")
+        note(f"{output}: {config.name}")
     if as_json:
         print_json(config.to_json())
     elif output is None:

@@ -10,7 +10,7 @@ import click
 
 from trunkline.cli.command import Command, Example
 from trunkline.cli.eval import print_evaluation_report
-from trunkline.cli.file_options import column_options, make_own_recipe
+from trunkline.cli.file_options import column_options, make_own_recipe, own_name
 from trunkline.cli.output import (
     bytes_text,
     counts,
@@ -28,7 +28,6 @@ from trunkline.cli.recipes import parse_settings, print_recipe, set_option
 from trunkline.cli.root import GlobalOptions, pass_options, run_number
 from trunkline.data.lengths import lengths_text
 from trunkline.errors import UsageError
-from trunkline.refs import valid_name
 from trunkline.threads import contention_warning
 
 if TYPE_CHECKING:
@@ -104,9 +103,7 @@ def train(
     if dry_run and resume is not None:
         raise UsageError("--dry-run and --resume can't be combined.", "Leave out one of them.")
     if resume is None:
-        job = platform.training_job(chosen, settings)
-        if job.config is not None:
-            job.dataset.load()
+        platform.training_job(chosen, settings)
     if dry_run:
         _dry_run(platform, chosen, settings, as_json)
         return
@@ -167,10 +164,8 @@ def _chosen_recipe(
         return recipe
     assert data is not None
     if name is None:
-        stem = valid_name(data.stem)
-        raise UsageError("--data needs --name.", f"For example --name own/{stem}.")
-    fields = {"template": {"prompt": template.replace("\\n", "\n")}} if template else {}
-    return make_own_recipe(name, data, columns, **fields)
+        raise UsageError("--data needs --name.", f"For example --name {own_name(data)}.")
+    return make_own_recipe(name, data, columns, template)
 
 
 def print_report(report: Mapping[str, Any], metric: str) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, TransformSpec
-from trunkline.data.lengths import LengthReport, count_lengths
-from trunkline.data.prepare import Prepared, clean_label, near_duplicates, prepare, read_rows
+from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths
+from trunkline.data.prepare import Prepared, clean_label, prepare, read_rows
 from trunkline.errors import TrunklineError
 
 Level = Literal["error", "warning", "note"]
@@ -54,7 +54,7 @@ class DataFinding:
     Attributes:
         kind: a short name, such as ``duplicates``.
         level: ``error``: it can't be trained on; ``warning``; ``note``.
-        message: a sentence without its period.
+        message: what each of the rows has, or why none can be trained on; without a period.
         advice: what to do, as a sentence.
         count: rows.
         rows: ids of the first ones; for a user's own file the numbers of its rows.
@@ -122,8 +122,9 @@ def check_dataset(
         findings += _prepared_findings(rows, prepared, recipe)
         if tokenizer is not None:
             on_stage("counting tokens")
+            check_answers_fit(prepared, recipe, tokenizer[0])
             lengths = count_lengths(_used(prepared), dataset, recipe, *tokenizer)
-            findings += _length_findings(lengths)
+            findings += _length_findings(lengths, recipe)
     except TrunklineError as error:
         findings.append(
             DataFinding("unusable", "error", error.message.rstrip("."), error.hint or "")
@@ -185,7 +186,7 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
     yield from _finding(
         "empty texts", "warning", empty, "no text, so the row is dropped", "Fill them in."
     )
-    blank = [row.id for row in rows if isinstance(row.target, str) and not row.target.strip()]
+    blank = [row.id for row in rows if _has_no_target(row)]
     yield from _finding(
         "empty targets", "warning", blank, "no target, so the row is dropped",
         "Fill them in, or leave the rows out.",
@@ -261,9 +262,8 @@ def _prepared_findings(
             f"the labels {named} differ only in case, white space or Unicode form",
             "Write each label in one way.",
         )  # fmt: skip
-    close = near_duplicates(split, template)
     yield from _finding(
-        "near-duplicates", "warning", close,
+        "near-duplicates", "warning", prepared.near_duplicates,
         "a test row with a near-duplicate in train, which makes scores too high",
         "Put near-duplicates into one group (--group).",
     )  # fmt: skip
@@ -283,14 +283,15 @@ def _rare_labels(labels: Counter[str]) -> Iterator[DataFinding]:
         )
 
 
-def _length_findings(lengths: LengthReport) -> Iterator[DataFinding]:
+def _length_findings(lengths: LengthReport, recipe: RecipeSpec) -> Iterator[DataFinding]:
+    answer = recipe.max_new_tokens if recipe.task == "generation" else 0
     if lengths.truncated:
         yield DataFinding(
             "cut texts",
             "warning",
             f"a text that is too long and cut to {lengths.limit:,} tokens ({lengths.share:.1%} of "
             f"all); 95 % have at most {lengths.p95:,}",
-            f"Use --set max_length={lengths.p95}, or put what matters first.",
+            f"Use --set max_length={lengths.p95 + answer}, or put what matters first.",
             lengths.truncated,
         )
 
@@ -358,6 +359,13 @@ def _out_of_fold_probabilities(
 def _used(prepared: Prepared) -> list[Row]:
     split = prepared.split
     return [*split.train, *split.validation, *split.test]
+
+
+def _has_no_target(row: Row) -> bool:
+    """Whether the target is empty; in a column of numbers that is not a number."""
+    return (
+        row.target != row.target if isinstance(row.target, float) else not str(row.target).strip()
+    )
 
 
 def _is_damaged(text: str) -> bool:

@@ -96,5 +96,5 @@ def check_answers_fit(prepared: Prepared, recipe: RecipeSpec, tokenizer: Any) ->
             raise DataError(
                 f"The answer of row {row.id!r} has {length} tokens; max_new_tokens = "
                 f"{recipe.max_new_tokens} would cut it off.",
-                "Raise max_new_tokens in the recipe.",
+                "Raise max_new_tokens in the recipe; of your own file, in YAML (`train --config`).",
             )

@@ -74,6 +74,7 @@ class Prepared:
         fingerprint: of the kept rows, after cleaning and before the split.
         report: counts.
         augmented: rows that transforms add to train.
+        near_duplicates: ids of the test rows that the report counts.
     """
 
     split: Split
@@ -81,6 +82,7 @@ class Prepared:
     fingerprint: str
     report: DataReport
     augmented: tuple[Row, ...] = field(default=())
+    near_duplicates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ def prepare(
     added = augment_rows(split.train, transforms, random.Random(settings.seed))
     augmented = tuple(_clean_labels(dataset, added)[0])
     _check_augmented(dataset, recipe, augmented, labels)
+    close = near_duplicates(replace(split, train=(*split.train, *augmented)), recipe.template)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     report = DataReport(
         read=len(source),
@@ -193,9 +196,7 @@ def prepare(
         dropped=dict(dropped),
         duplicated=duplicated,
         label_conflicts=label_conflicts,
-        near_duplicates=len(
-            near_duplicates(replace(split, train=(*split.train, *augmented)), recipe.template)
-        ),
+        near_duplicates=len(close),
         augmented=len(augmented),
         parts={name: len(part) for name, part in parts.items()},
         groups={name: len({row.group for row in part}) for name, part in parts.items()},
@@ -203,7 +204,7 @@ def prepare(
         labels_cleaned=labels_cleaned,
         similar_labels=similar_labels(labels),
     )
-    return Prepared(split, labels, fingerprint(rows), report, augmented)
+    return Prepared(split, labels, fingerprint(rows), report, augmented, tuple(close))
 
 
 def default_recipe(dataset: DatasetSpec) -> RecipeSpec:

@@ -13,6 +13,7 @@ from trunkline.contracts import Gate, RecipeSpec, Settings, Task, Template
 from trunkline.data.columns import DataFiles
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.files import validation_problem
+from trunkline.plugins import Catalog
 from trunkline.refs import Ref
 from trunkline.registry.records import RunRecord
 
@@ -167,13 +168,18 @@ def recorded_config(run: RunRecord) -> RecipeConfig | None:
     return None if values is None else make_config(values, f"The recipe of run {run.number}")
 
 
+def config_of_run(run: RunRecord, catalog: Catalog) -> RecipeConfig:
+    """The recipe of a run with the settings that it was trained with, overrides included.
+
+    Raises:
+        NotFoundError: the recipe is a plugin's that is not loaded.
+    """
+    config = recorded_config(run) or config_of(catalog.recipe(run.recipe))
+    return config.model_copy(update={"settings": _changed_settings(Settings(**run.settings))})
+
+
 def config_of(recipe: RecipeSpec) -> RecipeConfig:
     """The YAML form of a plugin's recipe, which still needs the plugin's dataset."""
-    settings = {
-        spec.name: getattr(recipe.settings, spec.name)
-        for spec in fields(Settings)
-        if getattr(recipe.settings, spec.name) != spec.default
-    }
     return RecipeConfig(
         name=recipe.name,
         description=recipe.description,
@@ -182,7 +188,7 @@ def config_of(recipe: RecipeSpec) -> RecipeConfig:
         template=TemplateConfig(
             **{**asdict(recipe.template), "clean": list(recipe.template.clean)}
         ),
-        settings=settings,
+        settings=_changed_settings(recipe.settings),
         loss=recipe.loss,
         metrics=list(recipe.metrics),
         gate=GateConfig(**asdict(recipe.gate)),
@@ -191,6 +197,15 @@ def config_of(recipe: RecipeSpec) -> RecipeConfig:
         scale=recipe.scale,
         max_new_tokens=recipe.max_new_tokens,
     )
+
+
+def _changed_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that differ from the defaults."""
+    return {
+        spec.name: value
+        for spec in fields(Settings)
+        if (value := getattr(settings, spec.name)) != spec.default
+    }
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -110,19 +110,6 @@ def make_job(
     return job
 
 
-def dataset_job(catalog: Catalog, name: str) -> TrainingJob:
-    """The job of the first recipe that uses a dataset, or else of one with defaults.
-
-    Raises:
-        NotFoundError: there is no such dataset.
-    """
-    dataset = catalog.dataset(name)
-    for recipe in catalog.recipes():
-        if recipe.dataset == dataset.name:
-            return make_job(catalog, recipe.name, {})
-    return make_job(catalog, RecipeConfig(name=name, dataset=name, task=dataset.task), {})
-
-
 def _check_tasks(job: TrainingJob) -> None:
     """Raise :class:`UsageError` if a recipe of the user's own mixes tasks."""
     task = job.recipe.task
