@@ -118,7 +118,7 @@ def test_export_of_what_is_no_run_is_wrong_usage(run: Run, name: str) -> None:
     assert "is not the number of a run" in result.stderr
 
 
-def test_answer_that_would_be_cut_is_found_before_training(run: Run, claims: Path) -> None:
+def test_answer_that_would_be_cut_is_an_error_before_training(run: Run, claims: Path) -> None:
     claims.write_text(claims.read_text().replace(",home,", f",{'home ' * 60},"))
     args = ("datasets", "check", str(claims), "--text", "body", "--completion", "kind")
     result = run(*args)
