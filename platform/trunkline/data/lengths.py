@@ -63,6 +63,12 @@ def lengths_text(lengths: Mapping[str, Any]) -> str:
     )
 
 
+def longest_prompt(dataset: DatasetSpec, recipe: RecipeSpec, context: int) -> int:
+    """How many tokens a prompt may have; the rest is for the answer of a generation."""
+    answer = recipe.max_new_tokens if dataset.task == "generation" else 0
+    return min(recipe.settings.max_length, context) - answer
+
+
 def count_lengths(
     rows: Sequence[Row], dataset: DatasetSpec, recipe: RecipeSpec, tokenizer: Any, context: int
 ) -> LengthReport:
@@ -78,9 +84,7 @@ def count_lengths(
     Raises:
         DataError: the template leaves no room for the text of a row.
     """
-    limit = min(recipe.settings.max_length, context)
-    if dataset.task == "generation":
-        limit -= recipe.max_new_tokens
+    limit = longest_prompt(dataset, recipe, context)
     prompts = (encode_prompt(row.text, recipe.template, tokenizer, limit) for row in rows)
     return LengthReport.of([prompt.full_length for prompt in prompts], limit)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, TransformSpec
 from trunkline.data.encode import encode_answer, encode_prompt
+from trunkline.data.lengths import longest_prompt
 from trunkline.data.prepare import prepare
 
 
@@ -58,9 +59,7 @@ def preview_rows(
         DataError: the rows can't be trained on.
     """
     prepared = prepare(dataset, recipe, transforms)
-    limit = min(recipe.settings.max_length, context)
-    if dataset.task == "generation":
-        limit -= recipe.max_new_tokens
+    limit = longest_prompt(dataset, recipe, context)
     rows = (*prepared.split.train, *prepared.augmented)[:count]
     return [_preview(row, dataset, recipe, tokenizer, limit) for row in rows]
 
