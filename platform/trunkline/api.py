@@ -6,7 +6,7 @@ part is created when it is first used, so opening a workspace is cheap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trunkline import promotion
+from trunkline.adapter_files import AdapterFiles
 from trunkline.contracts import Gate, MetricSpec, NoProgress
 from trunkline.data.prepare import DatasetReport, describe_dataset
 from trunkline.errors import UsageError
@@ -21,17 +22,15 @@ from trunkline.evaluation.report import EvaluationReport
 from trunkline.inference.request import Answer, Request
 from trunkline.plugins import Catalog, load_plugins
 from trunkline.promotion import AliasChange, Promotion
-from trunkline.refs import BASE, Ref, check_digest
+from trunkline.refs import BASE, Ref
 from trunkline.registry.records import AdapterRecord, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.resolution import ResolvedModel
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from trunkline.adapters.archive import ExportResult, ImportResult
     from trunkline.adapters.artifact import Artifact
-    from trunkline.adapters.gc import Garbage, RemoveResult, VerifyResult
-    from trunkline.adapters.peft_import import ImportedAdapter
+    from trunkline.adapters.gc import RemoveResult, VerifyResult
     from trunkline.adapters.store import AdapterStore
     from trunkline.contracts import ProgressListener
     from trunkline.inference.engine import Engine
@@ -128,6 +127,11 @@ class Platform:
         from trunkline.bases import DEFAULT_BASE, describe
 
         return describe(self.base_name or DEFAULT_BASE).digest
+
+    @cached_property
+    def files(self) -> AdapterFiles:
+        """Imports and exports of versions."""
+        return AdapterFiles(self)
 
     # ------------------------------------------------------------------------------ inference
 
@@ -318,16 +322,12 @@ class Platform:
         Raises:
             DataError: the version has no dataset, or its dataset has changed.
         """
-        from trunkline.training.config import recorded_config
         from trunkline.training.cross_validation import evaluate_version
 
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
-        run = self.registry.runs.get(version.run) if version.run else None
-        recipe = (run and recorded_config(run)) or version.ref.adapter
-        job = self.training_job(recipe, dict(run.settings) if run else {})
-        return evaluate_version(self._run_context(listener), job, version)
+        return evaluate_version(self._run_context(listener), self.job_of(version), version)
 
     def plan(self, recipe: str | RecipeConfig, **settings: Any) -> TrainingPlan:
         """Estimate what a training would take; trains and writes nothing."""
@@ -341,6 +341,14 @@ class Platform:
         from trunkline.training.job import make_job
 
         return make_job(self.catalog, recipe, settings)
+
+    def job_of(self, version: VersionRecord) -> TrainingJob:
+        """The recipe that trained a version, with the settings of its run."""
+        from trunkline.training.config import recorded_config
+
+        run = self.registry.runs.get(version.run) if version.run else None
+        recipe = (run and recorded_config(run)) or version.ref.adapter
+        return self.training_job(recipe, dict(run.settings) if run else {})
 
     def dataset_report(self, name: str) -> DatasetReport:
         """Read a dataset and split it with the default split."""
@@ -412,100 +420,6 @@ class Platform:
         ref = Ref.parse(adapter)
         return promotion.unalias(self.registry, ref, alias, reason=reason, actor=actor)
 
-    def import_adapter(
-        self,
-        source: str | Path,
-        name: str,
-        *,
-        base: str | None = None,
-        actor: str | None = None,
-        **options: Any,
-    ) -> ImportedAdapter:
-        """Publish an adapter that PEFT saved elsewhere as the next version of ``name``.
-
-        Args:
-            source: a plain PEFT folder, or ``hf:<repo>[/subfolder][@revision]``.
-            name: ``domain/name``.
-            base: the base that it was trained on; by default this platform's.
-            actor: recorded as the importer; by default the system's user.
-            options: task, labels, template, max_new_tokens, unit; see
-                :class:`~trunkline.adapters.peft_import.ImportOptions`.
-
-        Raises:
-            UsageError: the options contradict the adapter.
-            IntegrityError: it does not fit the base, or can't be computed exactly.
-        """
-        from trunkline.adapters.hub import SCHEME, fetch_adapter
-        from trunkline.adapters.peft_import import ImportOptions, import_adapter
-        from trunkline.bases import DEFAULT_BASE, describe
-
-        ref = Ref.parse(name)
-        info = describe(base or self.base_name or DEFAULT_BASE)
-        fetched = fetch_adapter(str(source)) if str(source).startswith(SCHEME) else None
-        return import_adapter(
-            self.store,
-            self.registry,
-            info,
-            Path(source) if fetched is None else fetched.folder,
-            ref,
-            ImportOptions(**options),
-            source=None if fetched is None else fetched.origin,
-            actor=actor,
-        )
-
-    def import_archive(
-        self,
-        file: str | Path,
-        name: str | None = None,
-        *,
-        digest: str | None = None,
-        base: str | None = None,
-        actor: str | None = None,
-    ) -> ImportResult:
-        """Publish the version in an archive, with its lineage.
-
-        Args:
-            file: written by :meth:`export_adapter`, in any workspace.
-            name: ``domain/name`` of the new version; by default its old name.
-            digest: the required digest of the version, ``sha256:…``.
-            base: the required base of the version.
-            actor: recorded as the importer; by default the system's user.
-        """
-        from trunkline.adapters.archive import import_archive
-        from trunkline.bases import describe
-
-        return import_archive(
-            self.store,
-            Path(file),
-            None if name is None else Ref.parse(name),
-            digest=None if digest is None else check_digest(digest),
-            base_digest=None if base is None else describe(base).digest,
-            actor=actor,
-        )
-
-    def export_adapter(
-        self, adapter: str, file: str | Path, *, overwrite: bool = False, actor: str | None = None
-    ) -> ExportResult:
-        """Write a version into an archive."""
-        from trunkline.adapters.archive import export_version
-
-        version = self.resolve(adapter).version
-        return export_version(self.store, version, Path(file), overwrite=overwrite, actor=actor)
-
-    def sign_adapter(
-        self,
-        adapter: str,
-        key: str | Path,
-        *,
-        password: str | None = None,
-        actor: str | None = None,
-    ) -> str:
-        """Sign a version with a private key."""
-        from trunkline.adapters.signing import sign_version
-
-        version = self.resolve(adapter).version
-        return sign_version(self.store, version, Path(key), password, actor=actor)
-
     def verify(
         self,
         version: VersionRecord,
@@ -535,15 +449,3 @@ class Platform:
         from trunkline.adapters.gc import remove_version
 
         return remove_version(self.store, Ref.parse(adapter), reason=reason, actor=actor)
-
-    def find_garbage(self, *, unknown: bool = False) -> list[Garbage]:
-        """List files in the store that no version uses."""
-        from trunkline.adapters.gc import find_garbage
-
-        return find_garbage(self.store, unknown=unknown)
-
-    def collect_garbage(self, garbage: Sequence[Garbage]) -> Iterator[Garbage]:
-        """Delete garbage listed by :meth:`find_garbage`, yielding each deleted piece."""
-        from trunkline.adapters.gc import collect
-
-        return collect(self.store, [item for item in garbage if item.deletable])

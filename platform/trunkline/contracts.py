@@ -160,10 +160,12 @@ class LossContext:
     Attributes:
         labels: labels of the classification head, in the order of its outputs; else empty.
         counts: training rows per label; else empty.
+        options: the options of the loss, each with the recipe's value or its default.
     """
 
     labels: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 LossFunction = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
@@ -184,12 +186,15 @@ class LossSpec:
             logarithm if the recipe says so); generation ``[tokens, vocabulary]`` float logits and
             ``[tokens]`` int64 token ids of the answer. The scalar and its gradient must be finite,
             also for one row and for outputs of ±100.
+        options: name → default of each option that a recipe's ``loss_options`` may set; a value
+            must have the default's type.
     """
 
     name: str
     description: str
     task: Task
     build: Callable[[LossContext], LossFunction]
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -496,6 +501,7 @@ class RecipeSpec:
         template: text → prompt.
         settings: the settings of this recipe, which ``--set`` can override.
         loss: ``default`` (the task's) or the name of a :class:`LossSpec`.
+        loss_options: values of the loss's options, such as ``{"label_smoothing": 0.1}``.
         metrics: names of :class:`MetricSpec`; the gate's is added if missing.
         gate: the conditions for promotion.
         transforms: names of :class:`TransformSpec`, in order.
@@ -512,6 +518,7 @@ class RecipeSpec:
     template: Template = Template()
     settings: Settings = Settings()  # noqa: RUF009  # frozen
     loss: str = "default"
+    loss_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     metrics: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()

@@ -72,7 +72,7 @@ def evaluation_report_of(
     registry: Registry, version: VersionRecord
 ) -> tuple[EvaluationReport, Gate] | None:
     """The newest evaluation of a version on its test rows, with the gate it was made under."""
-    for record in _evaluated_on_test(registry, version.ref):
+    for record in evaluations_on_test(registry, version.ref):
         results = dict(record.results)
         imported = results.pop(IMPORTED, False)
         try:
@@ -309,8 +309,8 @@ def _compare_rows(
         DataError: they were not evaluated on the same rows.
         NotFoundError, PluginError: the metric is missing, or fails.
     """
-    ours = next(_evaluated_on_test(registry, ref))
-    evaluated = list(_evaluated_on_test(registry, champion))
+    ours = next(evaluations_on_test(registry, ref))
+    evaluated = list(evaluations_on_test(registry, champion))
     if not evaluated:
         raise DataError("it was never evaluated on test rows")
     theirs = next((one for one in evaluated if _rows_of(one) == _rows_of(ours)), None)
@@ -333,13 +333,13 @@ def _rows_of(evaluation: EvaluationRecord) -> tuple[str, str, str]:
 
 def _check_evaluated_here(registry: Registry, version: VersionRecord) -> list[GateCheck]:
     """Refuse scores that were imported with the files: neither digest nor signature covers them."""
-    if not next(_evaluated_on_test(registry, version.ref)).results.get(IMPORTED):
+    if not next(evaluations_on_test(registry, version.ref)).results.get(IMPORTED):
         return []
     why = f"its scores were imported; evaluate it with `trunkline eval {version.ref}`"
     return [GateCheck(EVALUATED_HERE, False, why)]
 
 
-def _evaluated_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:
+def evaluations_on_test(registry: Registry, ref: Ref) -> Iterator[EvaluationRecord]:
     """Evaluations of a version on its test rows, newest first."""
     return (one for one in registry.evaluations.list(version=ref) if one.split == "test")
 

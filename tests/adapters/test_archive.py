@@ -106,8 +106,8 @@ class WorkspacePair:
     archive: Path
 
     def transfer(self, name: str | None = None, **options: Any) -> ImportResult:
-        self.source.export_adapter("toy/animals@1", self.archive, overwrite=True)
-        return self.target.import_archive(self.archive, name, **options)
+        self.source.files.export_adapter("toy/animals@1", self.archive, overwrite=True)
+        return self.target.files.import_archive(self.archive, name, **options)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def require_signatures(platform: Platform, *keys: Path, required: bool = True) -
 
 def rewritten(pair: WorkspacePair, change: Callable[[Path], Any], tmp_path: Path) -> Path:
     """The archive with one change to its files; digests are not updated."""
-    pair.source.export_adapter("toy/animals@1", pair.archive, overwrite=True)
+    pair.source.files.export_adapter("toy/animals@1", pair.archive, overwrite=True)
     folder = tmp_path / "rewritten"
     folder.mkdir()
     unpack(pair.archive, folder)
@@ -219,8 +219,8 @@ def test_second_transfer_is_added_to_the_first(pair: WorkspacePair, tmp_path: Pa
     pair.transfer("toy/second")
     (tmp_path / "third").mkdir()
     third = open(tmp_path / "third", no_plugins=True)
-    pair.target.export_adapter("toy/second", tmp_path / "again.tar")
-    done = third.import_archive(tmp_path / "again.tar")
+    pair.target.files.export_adapter("toy/second", tmp_path / "again.tar")
+    done = third.files.import_archive(tmp_path / "again.tar")
     assert str(done.version.ref) == "toy/second@1"
     assert [move.origin for move in done.provenance.transfers] == ["toy/animals", "toy/second"]
     third.registry.close()
@@ -254,7 +254,7 @@ def test_scores_of_the_archive_do_not_pass_the_gate(
         data["evaluations"] = [{"split": "test", "results": results, "created": NOON}]
         (folder / "provenance.json").write_text(json.dumps(data))
 
-    pair.target.import_archive(rewritten(pair, claim, tmp_path))
+    pair.target.files.import_archive(rewritten(pair, claim, tmp_path))
     with pytest.raises(GateRefusedError) as refused:
         pair.target.promote("toy/animals")
     failed = [check.name for check in refused.value.checks if not check.passed]
@@ -266,9 +266,9 @@ def test_scores_of_the_archive_do_not_pass_the_gate(
 def test_imported_adapter_moves_on_without_a_run(
     pair: WorkspacePair, sound: Path, tiny: Path
 ) -> None:
-    pair.source.import_adapter(sound, "toy/foreign", base=str(tiny))
-    pair.source.export_adapter("toy/foreign", pair.archive)
-    done = pair.target.import_archive(pair.archive)
+    pair.source.files.import_adapter(sound, "toy/foreign", base=str(tiny))
+    pair.source.files.export_adapter("toy/foreign", pair.archive)
+    done = pair.target.files.import_archive(pair.archive)
     assert (done.version.run, done.version.dataset) == (None, None)
     assert done.provenance.imported is not None
     assert done.provenance.imported["folder"] == sound.name
@@ -276,7 +276,7 @@ def test_imported_adapter_moves_on_without_a_run(
 
 def test_exporting_twice_gives_the_same_archive(pair: WorkspacePair, tmp_path: Path) -> None:
     for name in ("a.tar", "b.tar"):
-        pair.source.export_adapter("toy/animals@1", tmp_path / name)
+        pair.source.files.export_adapter("toy/animals@1", tmp_path / name)
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
@@ -301,7 +301,7 @@ def refused(
     pair.target.registry.adapters.list()
     before = contents(pair.target.workspace.root)
     with pytest.raises(kind) as caught:
-        pair.target.import_archive(pair.archive, name, **options)
+        pair.target.files.import_archive(pair.archive, name, **options)
     assert contents(pair.target.workspace.root) == before
     return str(caught.value)
 
@@ -322,7 +322,7 @@ def test_archive_of_another_base_is_refused_where_a_base_is_named(
 ) -> None:
     from tiny_base import make_tiny_base
 
-    pair.source.export_adapter("toy/animals@1", pair.archive)
+    pair.source.files.export_adapter("toy/animals@1", pair.archive)
     other = make_tiny_base(tmp_path / "other", seed=5)
     assert "was trained on tiny" in refused(pair, BaseMismatchError, base=str(other))
 
@@ -382,7 +382,7 @@ def test_lineage_that_is_malformed_or_contradicts_the_manifest_is_refused(
 def test_archive_without_lineage_needs_a_name(pair: WorkspacePair, tmp_path: Path) -> None:
     rewritten(pair, lambda folder: (folder / "provenance.json").unlink(), tmp_path)
     assert "does not name its adapter" in refused(pair, UsageError)
-    version = pair.target.import_archive(pair.archive, "toy/unknown").version
+    version = pair.target.files.import_archive(pair.archive, "toy/unknown").version
     assert (version.run, version.dataset) == (None, "toy/animals")
 
 
@@ -390,13 +390,13 @@ def test_name_of_an_adapter_for_another_task_is_refused(
     pair: WorkspacePair, tiny: Path, tmp_path: Path
 ) -> None:
     make_artifact(tmp_path / "plurals", tiny, "generation", target_modules=["q_proj"])
-    pair.target.import_adapter(tmp_path / "plurals", "toy/plurals", base=str(tiny))
-    pair.source.export_adapter("toy/animals@1", pair.archive)
+    pair.target.files.import_adapter(tmp_path / "plurals", "toy/plurals", base=str(tiny))
+    pair.source.files.export_adapter("toy/animals@1", pair.archive)
     assert "is for generation" in refused(pair, RefusedError, "toy/plurals")
 
 
 def test_name_with_a_version_is_refused(pair: WorkspacePair) -> None:
-    pair.source.export_adapter("toy/animals@1", pair.archive)
+    pair.source.files.export_adapter("toy/animals@1", pair.archive)
     assert "names a version" in refused(pair, UsageError, "toy/animals@3")
 
 
@@ -446,7 +446,7 @@ def test_damaged_version_is_not_exported(pair: WorkspacePair) -> None:
     folder = Path(pair.source.store.location(pair.source.resolve("toy/animals").version))
     (folder / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(IntegrityError):
-        pair.source.export_adapter("toy/animals", pair.archive)
+        pair.source.files.export_adapter("toy/animals", pair.archive)
     assert not pair.archive.exists()
 
 
@@ -454,7 +454,7 @@ def test_damaged_version_is_not_exported(pair: WorkspacePair) -> None:
 
 
 def test_signed_version_arrives_signed(pair: WorkspacePair, keys: Path) -> None:
-    fingerprint = pair.source.sign_adapter("toy/animals", keys / "release.pem")
+    fingerprint = pair.source.files.sign_adapter("toy/animals", keys / "release.pem")
     require_signatures(pair.target, keys / "release.pub")
     done = pair.transfer()
     assert fingerprint == key_fingerprint(keys / "release.pub")
@@ -464,7 +464,7 @@ def test_signed_version_arrives_signed(pair: WorkspacePair, keys: Path) -> None:
 def test_unsigned_archive_is_refused_if_signatures_are_required(
     pair: WorkspacePair, keys: Path
 ) -> None:
-    pair.source.export_adapter("toy/animals", pair.archive)
+    pair.source.files.export_adapter("toy/animals", pair.archive)
     require_signatures(pair.target, keys / "release.pub")
     assert "is not signed" in refused(pair, IntegrityError)
 
@@ -473,14 +473,14 @@ def test_unsigned_archive_is_refused_if_signatures_are_required(
 def test_signature_of_an_untrusted_key_is_refused(
     pair: WorkspacePair, keys: Path, required: bool
 ) -> None:
-    pair.source.sign_adapter("toy/animals", keys / "other.pem")
-    pair.source.export_adapter("toy/animals", pair.archive)
+    pair.source.files.sign_adapter("toy/animals", keys / "other.pem")
+    pair.source.files.export_adapter("toy/animals", pair.archive)
     require_signatures(pair.target, keys / "release.pub", required=required)
     assert "is not trusted here" in refused(pair, IntegrityError)
 
 
 def test_signature_by_an_unknown_key_is_noted(pair: WorkspacePair, keys: Path) -> None:
-    pair.source.sign_adapter("toy/animals", keys / "other.pem")
+    pair.source.files.sign_adapter("toy/animals", keys / "other.pem")
     assert any("was not verified" in one for one in pair.transfer().notes)
 
 
@@ -497,12 +497,13 @@ def test_unsigned_version_can_be_signed_if_signatures_are_required(
     pair: WorkspacePair, keys: Path
 ) -> None:
     require_signatures(pair.source, keys / "release.pub")
-    pair.source.sign_adapter("toy/animals", keys / "release.pem")
+    pair.source.files.sign_adapter("toy/animals", keys / "release.pem")
     assert pair.source.store.fetch(pair.source.resolve("toy/animals").version)
 
 
 def test_signing_leaves_an_event_with_the_key(pair: WorkspacePair, keys: Path) -> None:
-    fingerprint = pair.source.sign_adapter("toy/animals", keys / "release.pem", actor="key/1 grace")
+    key = keys / "release.pem"
+    fingerprint = pair.source.files.sign_adapter("toy/animals", key, actor="key/1 grace")
     event = pair.source.registry.events.list(subject="toy/animals")[0]
     assert (event.kind, event.actor) == ("version.signed", "key/1 grace")
     assert event.detail["signed_by"] == fingerprint
@@ -510,7 +511,7 @@ def test_signing_leaves_an_event_with_the_key(pair: WorkspacePair, keys: Path) -
 
 def test_signature_does_not_change_the_identity(pair: WorkspacePair, keys: Path) -> None:
     before = pair.source.resolve("toy/animals").digest
-    pair.source.sign_adapter("toy/animals", keys / "release.pem")
+    pair.source.files.sign_adapter("toy/animals", keys / "release.pem")
     after = pair.source.resolve("toy/animals").version
     assert after.digest == before
     assert after.files is not None
@@ -521,7 +522,7 @@ def test_damaged_version_is_not_signed(pair: WorkspacePair, keys: Path) -> None:
     folder = Path(pair.source.store.location(pair.source.resolve("toy/animals").version))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(IntegrityError):
-        pair.source.sign_adapter("toy/animals", keys / "release.pem")
+        pair.source.files.sign_adapter("toy/animals", keys / "release.pem")
     assert not (folder / "model.sig").exists()
 
 
@@ -532,8 +533,8 @@ def test_version_in_an_object_store_is_signed_and_exported(
         '[store]\nurl = "memory://moving-test"\n'
     )
     version = pair.transfer().version
-    pair.target.sign_adapter(str(version.ref), keys / "release.pem")
-    assert pair.target.export_adapter(str(version.ref), tmp_path / "out.tar").signed_by
+    pair.target.files.sign_adapter(str(version.ref), keys / "release.pem")
+    assert pair.target.files.export_adapter(str(version.ref), tmp_path / "out.tar").signed_by
 
 
 def test_archive_without_a_recorded_event_does_not_appear(
@@ -544,6 +545,6 @@ def test_archive_without_a_recorded_event_does_not_appear(
 
     monkeypatch.setattr(type(pair.source.registry.events), "append", fail)
     with pytest.raises(RegistryError, match="read-only"):
-        pair.source.export_adapter("toy/animals@1", pair.archive)
+        pair.source.files.export_adapter("toy/animals@1", pair.archive)
     assert list(pair.archive.parent.glob("*.tar")) == []
     assert list(pair.archive.parent.glob(".*.part")) == []

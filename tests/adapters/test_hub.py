@@ -81,7 +81,7 @@ def nested(hub: Path) -> Path:
 def test_subfolder_of_a_repository_becomes_a_version(
     nested: Path, own: Platform, subfolder: str
 ) -> None:
-    imported = own.import_adapter(f"hf:acme/kinds/{subfolder}", "toy/kinds")
+    imported = own.files.import_adapter(f"hf:acme/kinds/{subfolder}", "toy/kinds")
     folder = own.store.fetch(imported.version).folder
     origin = json.loads((folder / "provenance.json").read_text())["imported"]
     assert (origin["source"], origin["revision"]) == (f"hf:acme/kinds/{subfolder}", COMMIT)
@@ -155,13 +155,13 @@ def test_only_configuration_weights_and_tokenizer_are_fetched(
 
 
 def test_repository_becomes_a_version(hub: Path, own: Platform) -> None:
-    imported = own.import_adapter("hf:acme/kinds", "toy/kinds", labels=("a", "b", "c"))
+    imported = own.files.import_adapter("hf:acme/kinds", "toy/kinds", labels=("a", "b", "c"))
     assert str(imported.version.ref) == "toy/kinds@1"
     assert own.store.fetch(imported.version).manifest.task["labels"] == ["a", "b", "c"]
 
 
 def test_version_records_repository_and_commit(hub: Path, own: Platform) -> None:
-    version = own.import_adapter("hf:acme/kinds", "toy/kinds").version
+    version = own.files.import_adapter("hf:acme/kinds", "toy/kinds").version
     folder = own.store.fetch(version).folder
     imported = json.loads((folder / "provenance.json").read_text())["imported"]
     assert (imported["source"], imported["revision"]) == ("hf:acme/kinds", COMMIT)
@@ -171,12 +171,12 @@ def test_version_records_repository_and_commit(hub: Path, own: Platform) -> None
 
 def test_manifest_of_the_repository_is_ignored(hub: Path, own: Platform) -> None:
     """Task and template come from the user, even if the repository has a ``trunkline.json``."""
-    imported = own.import_adapter("hf:acme/kinds", "toy/kinds")
+    imported = own.files.import_adapter("hf:acme/kinds", "toy/kinds")
     assert any("was not read" in sentence for sentence in imported.notes)
 
 
 def test_repository_without_safetensors_is_refused(hub: Path, own: Platform) -> None:
     (hub / "adapter_model.safetensors").unlink()
     with pytest.raises(IntegrityError, match=r"has no adapter_model\.safetensors"):
-        own.import_adapter("hf:acme/kinds", "toy/kinds")
+        own.files.import_adapter("hf:acme/kinds", "toy/kinds")
     assert own.registry.adapters.list() == []

@@ -375,10 +375,13 @@ def test_forged_configuration_is_not_imported(
     config = json.loads((artifact / CONFIG).read_text()) | SETTINGS[what]
     (artifact / CONFIG).write_text(json.dumps(config))
     if what == "a regular expression that explodes":
-        assert platform.import_adapter(artifact, "toy/pattern").lora.targets == ("q_proj", "v_proj")
+        assert platform.files.import_adapter(artifact, "toy/pattern").lora.targets == (
+            "q_proj",
+            "v_proj",
+        )
         return
     with pytest.raises(IntegrityError):
-        platform.import_adapter(artifact, "toy/imported")
+        platform.files.import_adapter(artifact, "toy/imported")
 
 
 @pytest.mark.parametrize(

@@ -166,13 +166,13 @@ def test_api_refuses_every_name(own: Platform, workspace: Path, tmp_path: Path) 
         for call in (
             lambda ref=ref: own.resolve(ref).version,
             lambda ref=ref: own.predict(ref, ["a text"]),
-            lambda ref=ref: own.export_adapter(ref, tmp_path / "out.tar"),
-            lambda ref=ref: own.sign_adapter(ref, tmp_path / "key.pem"),
+            lambda ref=ref: own.files.export_adapter(ref, tmp_path / "out.tar"),
+            lambda ref=ref: own.files.sign_adapter(ref, tmp_path / "key.pem"),
             lambda ref=ref: own.promote(ref, force=True, reason="because"),
             lambda ref=ref: own.rollback(ref),
             lambda ref=ref: own.remove_version(ref, "because"),
-            lambda ref=ref: own.import_archive(tmp_path / "in.tar", ref),
-            lambda ref=ref: own.import_adapter(tmp_path, ref),
+            lambda ref=ref: own.files.import_archive(tmp_path / "in.tar", ref),
+            lambda ref=ref: own.files.import_adapter(tmp_path, ref),
         ):
             with pytest.raises(UsageError):
                 call()
@@ -194,7 +194,7 @@ def test_name_in_an_archive_is_checked(own: Platform, workspace: Path, tmp_path:
     from trunkline.adapters.archive import pack, unpack
     from trunkline.errors import TrunklineError
 
-    own.export_adapter("toy/animals@1", tmp_path / "good.tar")
+    own.files.export_adapter("toy/animals@1", tmp_path / "good.tar")
     (tmp_path / "unpacked").mkdir()
     unpack(tmp_path / "good.tar", tmp_path / "unpacked")
     provenance = json.loads((tmp_path / "unpacked" / "provenance.json").read_text())
@@ -204,7 +204,7 @@ def test_name_in_an_archive_is_checked(own: Platform, workspace: Path, tmp_path:
         (tmp_path / "unpacked" / "provenance.json").write_text(json.dumps(provenance))
         pack(tmp_path / "unpacked", tmp_path / "bad.tar", overwrite=True)
         with pytest.raises(TrunklineError):
-            own.import_archive(tmp_path / "bad.tar")
+            own.files.import_archive(tmp_path / "bad.tar")
         assert contents(workspace.parent) == before, what
 
 

@@ -153,9 +153,9 @@ def test_archive_for_another_base_is_refused_if_the_base_is_given(
 ) -> None:
     change_weight(base)
     platform = open(workspace, no_plugins=True)
-    platform.export_adapter("toy/animals", tmp_path / "a.tar")
+    platform.files.export_adapter("toy/animals", tmp_path / "a.tar")
     with pytest.raises(BaseMismatchError, match="trained on tiny"):
-        platform.import_archive(tmp_path / "a.tar", "toy/moved", base=str(base))
+        platform.files.import_archive(tmp_path / "a.tar", "toy/moved", base=str(base))
     assert [str(one.ref) for one in platform.registry.adapters.list()] == [
         "toy/animals",
         "toy/others",

@@ -208,7 +208,7 @@ def test_hub_repository_of_pickles_is_not_imported(
     (tmp_path / "workspace").mkdir(exist_ok=True)
     platform = open(tmp_path / "workspace", base=str(tiny), no_plugins=True)
     with pytest.raises(TrunklineError):
-        platform.import_adapter("hf:acme/evil", "toy/x")
+        platform.files.import_adapter("hf:acme/evil", "toy/x")
     platform.registry.close()
     assert not marker.exists()
 

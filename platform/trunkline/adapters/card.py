@@ -189,7 +189,9 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
         )
     lines.append(f"- run {run.number}, started {run.started:%Y-%m-%d %H:%M} UTC")
     if loss := specification.get("loss"):
-        lines.append(f"- loss: {_code(_mapping(loss).get('name'))}")
+        options = _mapping(_mapping(loss).get("options"))
+        shown = f", {_code(options)}" if options else ""
+        lines.append(f"- loss: {_code(_mapping(loss).get('name'))}{shown}")
     lines.append(f"- settings: {_code(run.settings)}")
     if steps := report.get("steps"):
         best = f", best after {_escape(report['best_step'])}" if "best_step" in report else ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from trunkline.adapters.gc import collect, find_garbage
 from trunkline.cli.command import Command, Example
 from trunkline.cli.file_options import with_line_breaks
 from trunkline.cli.output import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from trunkline.adapters.gc import Garbage
     from trunkline.adapters.peft_import import ImportedAdapter
     from trunkline.api import Platform
+    from trunkline.training.export import ModelFormat
 
 _FOLDER_OPTIONS = {
     "task": "--task",
@@ -60,22 +62,43 @@ _OTHER_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
     example=Example("trunkline adapters export retail/department@1 department.tar", "writes"),
 )
 @click.argument("ref")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    type=click.Choice(("archive", "merged", "gguf-lora")),
+    default="archive",
+    show_default=True,
+    help="archive: for another workspace; merged: a folder for transformers; gguf-lora: a file for "
+    "llama.cpp.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing archive.")
 @json_option
 @pass_options
-def export(options: GlobalOptions, ref: str, file: Path, overwrite: bool, as_json: bool) -> None:
-    """Write a version into a plain tar archive: artifact, lineage, card and signature.
+def export(
+    options: GlobalOptions, ref: str, target: Path, format: str, overwrite: bool, as_json: bool
+) -> None:
+    """Write a version into an archive, or as a model for other programs.
 
-    `trunkline adapters import FILE` imports it in another workspace. To check the transfer, send
-    the digest separately and pass it to the import with --digest.
+    An archive is a plain tar file with artifact, lineage, card and signature, which `trunkline
+    adapters import FILE` imports in another workspace. To check the transfer, send the digest
+    separately and pass it to the import with --digest.
+
+    A model is read back and must repeat the test predictions of the version's evaluation, or it is
+    not written.
     """
-    if str(file) in ("-", "."):
-        raise UsageError(f"{str(file)!r} can't be an archive.", "Name a file, such as out.tar.")
+    if str(target) in ("-", "."):
+        raise UsageError(f"{str(target)!r} can't be a target.", "Name a file, such as out.tar.")
     version = options.version(ref)
+    if format != "archive":
+        if overwrite:
+            raise UsageError("--overwrite applies to archives.", "Name a new file or folder.")
+        _export_model(options, str(version.ref), target, format, as_json)
+        return
     with working() as listener:
-        listener.stage(f"writing {file}")
-        exported = options.platform.export_adapter(str(version.ref), file, overwrite=overwrite)
+        listener.stage(f"writing {target}")
+        exported = options.platform.files.export_adapter(
+            str(version.ref), target, overwrite=overwrite
+        )
     if as_json:
         print_json(
             {
@@ -95,6 +118,29 @@ def export(options: GlobalOptions, ref: str, file: Path, overwrite: bool, as_jso
             ("files", ", ".join(exported.names)),
             ("signed", f"by {exported.signed_by}" if exported.signed_by else "no"),
             ("digest", exported.digest),
+        ]
+    )
+
+
+def _export_model(
+    options: GlobalOptions, ref: str, target: Path, format: str, as_json: bool
+) -> None:
+    with working("rows") as listener:
+        exported = options.with_plugins.files.export_model(
+            ref, target, cast("ModelFormat", format), listener=listener
+        )
+    if as_json:
+        print_json({**plain(exported), "adapter": ref, "version": exported.version.number})
+        return
+    largest = exported.largest_difference
+    detail = f"; the largest difference is {largest:.1e}" if largest else ""
+    ties = exported.near_ties
+    detail += f"; {counted(ties, 'text')} with a near-tie" if ties else ""
+    print_fields(
+        [
+            (exported.format, exported.path),
+            ("size", bytes_text(exported.bytes)),
+            ("proof", f"repeats {counted(exported.rows, 'stored prediction')}{detail}"),
         ]
     )
 
@@ -125,7 +171,7 @@ def sign(
     """Sign the three files that identify a version; they are checked against its digest first."""
     version = options.version(ref)
     password = None if password_from is None else _password(password_from)
-    fingerprint = options.platform.sign_adapter(str(version.ref), key, password=password)
+    fingerprint = options.platform.files.sign_adapter(str(version.ref), key, password=password)
     if as_json:
         print_json(
             {"adapter": str(version.ref), "digest": version.digest, "signed_by": fingerprint}
@@ -229,7 +275,7 @@ def import_(
                 )
         with working() as listener:
             listener.stage(f"checking {source}")
-            version = options.platform.import_archive(source, name, digest=digest, base=base)
+            version = options.platform.files.import_archive(source, name, digest=digest, base=base)
         _print_archive_import(version, as_json)
         return
     if not is_hub and not (source and os.path.exists(source)):
@@ -248,7 +294,7 @@ def import_(
     with working() as listener:
         if is_hub:
             listener.stage(f"fetching {redact_source(source)} from the hub")
-        imported = options.platform.import_adapter(
+        imported = options.platform.files.import_adapter(
             source, name, base=base, **_import_options(details)
         )
     _print_import(imported, as_json)
@@ -388,7 +434,7 @@ def gc(options: GlobalOptions, dry_run: bool, unknown: bool, as_json: bool) -> N
     host expires after an hour. Missing versions and versions of another registry are reported.
     """
     platform = options.platform
-    items = platform.find_garbage(unknown=unknown)
+    items = find_garbage(platform.store, unknown=unknown)
     garbage = [item for item in items if item.deletable]
     reported = [item for item in items if not item.deletable]
     deleted = garbage if dry_run else _delete(platform, garbage)
@@ -414,7 +460,7 @@ def _delete(platform: Platform, garbage: list[Garbage]) -> list[Garbage]:
     with working("items") as listener:
         if garbage:
             listener.stage("deleting")
-        for item in platform.collect_garbage(garbage):
+        for item in collect(platform.store, garbage):
             deleted.append(item)
             listener.progress(len(deleted), len(garbage), {})
     return deleted

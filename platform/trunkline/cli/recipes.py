@@ -117,6 +117,13 @@ def export(options: GlobalOptions, name: str, output: Path | None, as_json: bool
         click.echo(config.to_yaml(), nl=False)
 
 
+def _options(job: TrainingJob) -> str | None:
+    """The loss options that differ from their defaults."""
+    given = job.recipe.loss_options.items()
+    changed = [f"{key} {value}" for key, value in given if value != job.loss.options[key]]
+    return ", ".join(changed) or None
+
+
 def print_recipe(job: TrainingJob) -> None:
     """Write a job's recipe and settings on stdout."""
     recipe, template = job.recipe, job.recipe.template
@@ -130,6 +137,7 @@ def print_recipe(job: TrainingJob) -> None:
             ("template", f"{shape}; text: {', '.join(template.clean) or 'unchanged'}"),
             ("system", template.system),
             ("loss", recipe.loss),
+            ("loss options", _options(job)),
             ("metrics", ", ".join(dict.fromkeys((recipe.gate.metric, *recipe.metrics)))),
             ("gate", _gate(recipe.gate, job.deciding_metric)),
             ("more baselines", ", ".join(recipe.baselines) or None),

@@ -72,6 +72,7 @@ class RecipeConfig(_Strict):
     template: TemplateConfig = TemplateConfig()
     settings: dict[str, Any] = {}
     loss: str = "default"
+    loss_options: dict[str, Any] = {}
     metrics: list[str] = []
     gate: GateConfig = GateConfig()
     transforms: list[str] = []
@@ -108,6 +109,7 @@ class RecipeConfig(_Strict):
             ),
             settings=Settings(**self.settings),
             loss=self.loss,
+            loss_options=self.loss_options,
             metrics=metrics,
             gate=Gate(**{**gate, "metric": gate["metric"] or metrics[0]}),
             transforms=tuple(self.transforms),
@@ -190,6 +192,7 @@ def config_of(recipe: RecipeSpec) -> RecipeConfig:
         ),
         settings=_changed_settings(recipe.settings),
         loss=recipe.loss,
+        loss_options=dict(recipe.loss_options),
         metrics=list(recipe.metrics),
         gate=GateConfig(**asdict(recipe.gate)),
         transforms=list(recipe.transforms),

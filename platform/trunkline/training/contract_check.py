@@ -40,7 +40,7 @@ def loss_problem(job: TrainingJob, prepared: Prepared) -> str | None:
     rows = (*prepared.split.train, *prepared.augmented)
     task = task_for(job.recipe, prepared.labels, rows, job.dataset.unit)
     try:
-        loss = build_loss(job.loss, task, rows)
+        loss = build_loss(job, task, rows)
         for description, outputs, targets in _batches(task):
             problem = _batch_problem(loss, outputs, targets)
             if problem is not None:

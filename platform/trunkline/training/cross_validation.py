@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trunkline.adapters.artifact import Artifact
+from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import Row, Target
-from trunkline.data.prepare import prepare
+from trunkline.data.prepare import Prepared, prepare
 from trunkline.data.split import Fold
 from trunkline.errors import Interrupted, RefusedError
 from trunkline.evaluation.baselines import Baseline, fit_baselines
@@ -131,7 +133,30 @@ def evaluate_version(
         RefusedError: the data changed since the training, so its test rows may have been seen.
     """
     context.listener.stage("reading data")
-    artifact = context.store.fetch(version)
+    job, prepared, artifact = prepare_version(context.store, job, version)
+    report, predictions = evaluate_artifact(context, job, prepared, artifact)
+    quantized = context.engine.base.quantized
+    context.registry.evaluations.record(
+        recipe=job.recipe.name,
+        base_digest=record_base(context),
+        dataset_id=record_dataset(context, job, prepared),
+        split=f"test, base in {quantized}" if quantized else "test",
+        results={**report.to_json(), "gate": asdict(job.recipe.gate)},
+        predictions=[prediction_record(prediction) for prediction in predictions],
+        version=version.ref,
+    )
+    return report
+
+
+def prepare_version(
+    store: AdapterStore, job: TrainingJob, version: VersionRecord
+) -> tuple[TrainingJob, Prepared, Artifact]:
+    """A version's own rows, with its template and limit.
+
+    Raises:
+        RefusedError: the data changed since the training, so its test rows may have been seen.
+    """
+    artifact = store.fetch(version)
     template, max_length = artifact.manifest.make_template(), artifact.manifest.max_length
     settings = job.settings
     if max_length is not None:
@@ -145,15 +170,4 @@ def evaluate_version(
             "rows can't be separated from its training rows.",
             f"Train again: `trunkline train {job.recipe.name}`.",
         )
-    report, predictions = evaluate_artifact(context, job, prepared, artifact)
-    quantized = context.engine.base.quantized
-    context.registry.evaluations.record(
-        recipe=job.recipe.name,
-        base_digest=record_base(context),
-        dataset_id=record_dataset(context, job, prepared),
-        split=f"test, base in {quantized}" if quantized else "test",
-        results={**report.to_json(), "gate": asdict(job.recipe.gate)},
-        predictions=[prediction_record(prediction) for prediction in predictions],
-        version=version.ref,
-    )
-    return report
+    return job, prepared, artifact

@@ -24,6 +24,7 @@ from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.plugins import Catalog
 from trunkline.settings import checked_setting, nearest_name, noun_for
 from trunkline.tasks import AnyTask, prompt_limit
+from trunkline.tasks.losses import check_options
 from trunkline.training.config import RecipeConfig
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def make_job(
         recipe: the name of a plugin's recipe, or a recipe of the user's own.
 
     Raises:
-        NotFoundError: there is no such recipe or setting, or it names something that is missing.
+        NotFoundError: there is no such recipe, setting or loss option, or it names something that
+            is missing.
         UsageError: an override has the wrong type or is out of range, or the recipe of the user's
             own has the name of a plugin's, or a loss or metric of another task.
     """
@@ -95,12 +97,14 @@ def make_job(
             else recipe.data.dataset(recipe.name)
         )
     spec = with_settings(spec, overrides)
+    loss = catalog.loss_for(spec)
+    spec = replace(spec, loss_options=check_options(loss, spec.loss_options))
     names = dict.fromkeys((spec.gate.metric, *spec.metrics))
     job = TrainingJob(
         recipe=spec,
         dataset=dataset,
         transforms=tuple(catalog.transform(name) for name in spec.transforms),
-        loss=catalog.loss_for(spec),
+        loss=loss,
         metrics=tuple(catalog.metric(name) for name in names),
         baselines=catalog.baselines_for(spec),
         config=config,

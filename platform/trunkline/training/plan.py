@@ -67,7 +67,7 @@ def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> Train
     per_token = _seconds_per_token(recipe.name, str(base.device), registry)
     if per_token is None:
         measured = "step"
-        loss = build_loss(job.loss, task, train)
+        loss = build_loss(job, task, train)
         per_token = time_step(model, task, encoded, recipe.settings, base.tokenizer, loss)
     return TrainingPlan(
         recipe=recipe,

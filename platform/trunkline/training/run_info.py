@@ -167,6 +167,7 @@ def specification(job: TrainingJob, plugin: PluginInfo | None) -> dict[str, Any]
         "template": {**asdict(recipe.template), "clean": list(recipe.template.clean)},
         "loss": {
             "name": recipe.loss,
+            "options": dict(recipe.loss_options),
             "code": code_digest(loss.build),
         },
         "metrics": [

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trunkline.contracts import LossFunction, LossSpec, MetricSpec, Row, Scored
+from trunkline.contracts import LossFunction, MetricSpec, Row, Scored
 from trunkline.errors import PluginCallError, TrunklineError, plugin_call
 from trunkline.evaluation.intervals import number_of
 from trunkline.inference.forward import generate_texts
 from trunkline.tasks import AnyTask, GenerationTask
 from trunkline.tasks.batches import by_length
-from trunkline.training.job import EncodedRows, prompt_of
+from trunkline.training.job import EncodedRows, TrainingJob, prompt_of
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +39,18 @@ class Validation(NamedTuple):
     loss: float
 
 
-def build_loss(spec: LossSpec, task: AnyTask, train: Sequence[Row]) -> LossFunction:
+def build_loss(job: TrainingJob, task: AnyTask, train: Sequence[Row]) -> LossFunction:
     """Build a recipe's loss function.
 
     Raises:
         PluginCallError: the loss can't be built. The returned function raises it too, if the
             plugin's function raises or returns something else than a differentiable scalar.
     """
+    spec = job.loss
     name, hint = spec.name, "See the LossSpec contract in docs/hooks.md."
     with plugin_call(f"Building the loss {name}", hint):
-        loss = spec.build(task.loss_context(train))
+        context = replace(task.loss_context(train), options=job.recipe.loss_options)
+        loss = spec.build(context)
     if not callable(loss):
         raise PluginCallError(
             f"The loss {name} can't be called: build gave {type(loss).__name__}.", hint

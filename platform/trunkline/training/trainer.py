@@ -125,7 +125,7 @@ def train_adapter(
     listener.stage("loading the base")
     set_seed(settings.seed)
     model = lora_model(base.info.name, task, settings, str(base.device))
-    loss = build_loss(job.loss, task, train_rows)
+    loss = build_loss(job, task, train_rows)
     trainer = AdapterTrainer(
         model,
         task,
@@ -410,6 +410,7 @@ def _inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) ->
         "recipe": job.recipe.name,
         "task": job.recipe.task,
         "loss": job.loss.name,
+        "loss_options": dict(job.recipe.loss_options),
         "metric": job.deciding_metric.name,
         "settings": settings,
     }

@@ -1,0 +1,161 @@
+"""Imports, exports and signatures of versions: the files that enter and leave a workspace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trunkline.refs import Ref, check_digest
+
+if TYPE_CHECKING:
+    from trunkline.adapters.archive import ExportResult, ImportResult
+    from trunkline.adapters.peft_import import ImportedAdapter
+    from trunkline.api import Platform
+    from trunkline.contracts import ProgressListener
+    from trunkline.training.export import ModelExport, ModelFormat
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """The imports and exports of one platform, as ``platform.files``."""
+
+    platform: Platform
+
+    def import_adapter(
+        self,
+        source: str | Path,
+        name: str,
+        *,
+        base: str | None = None,
+        actor: str | None = None,
+        **options: Any,
+    ) -> ImportedAdapter:
+        """Publish an adapter that PEFT saved elsewhere as the next version of ``name``.
+
+        Args:
+            source: a plain PEFT folder, or ``hf:<repo>[/subfolder][@revision]``.
+            name: ``domain/name``.
+            base: the base that it was trained on; by default this platform's.
+            actor: recorded as the importer; by default the system's user.
+            options: task, labels, template, max_new_tokens, unit; see
+                :class:`~trunkline.adapters.peft_import.ImportOptions`.
+
+        Raises:
+            UsageError: the options contradict the adapter.
+            IntegrityError: it does not fit the base, or can't be computed exactly.
+        """
+        from trunkline.adapters.hub import SCHEME, fetch_adapter
+        from trunkline.adapters.peft_import import ImportOptions, import_adapter
+        from trunkline.bases import DEFAULT_BASE, describe
+
+        ref = Ref.parse(name)
+        info = describe(base or self.platform.base_name or DEFAULT_BASE)
+        fetched = fetch_adapter(str(source)) if str(source).startswith(SCHEME) else None
+        return import_adapter(
+            self.platform.store,
+            self.platform.registry,
+            info,
+            Path(source) if fetched is None else fetched.folder,
+            ref,
+            ImportOptions(**options),
+            source=None if fetched is None else fetched.origin,
+            actor=actor,
+        )
+
+    def import_archive(
+        self,
+        file: str | Path,
+        name: str | None = None,
+        *,
+        digest: str | None = None,
+        base: str | None = None,
+        actor: str | None = None,
+    ) -> ImportResult:
+        """Publish the version in an archive, with its lineage.
+
+        Args:
+            file: written by :meth:`export_adapter`, in any workspace.
+            name: ``domain/name`` of the new version; by default its old name.
+            digest: the required digest of the version, ``sha256:…``.
+            base: the required base of the version.
+            actor: recorded as the importer; by default the system's user.
+        """
+        from trunkline.adapters.archive import import_archive
+        from trunkline.bases import describe
+
+        return import_archive(
+            self.platform.store,
+            Path(file),
+            None if name is None else Ref.parse(name),
+            digest=None if digest is None else check_digest(digest),
+            base_digest=None if base is None else describe(base).digest,
+            actor=actor,
+        )
+
+    def export_adapter(
+        self, adapter: str, file: str | Path, *, overwrite: bool = False, actor: str | None = None
+    ) -> ExportResult:
+        """Write a version into an archive."""
+        from trunkline.adapters.archive import export_version
+
+        version = self.platform.resolve(adapter).version
+        return export_version(
+            self.platform.store, version, Path(file), overwrite=overwrite, actor=actor
+        )
+
+    def export_model(
+        self,
+        adapter: str,
+        target: str | Path,
+        format: ModelFormat,
+        *,
+        listener: ProgressListener | None = None,
+        actor: str | None = None,
+    ) -> ModelExport:
+        """Write a version as a model for other programs, after repeating its test predictions.
+
+        Args:
+            target: a new folder for ``merged``, a new file for ``gguf-lora``.
+
+        Raises:
+            RefusedError: the export answers differently from the version; nothing was written.
+        """
+        from trunkline.bases import DEFAULT_BASE
+        from trunkline.training import export
+        from trunkline.training.cross_validation import prepare_version
+
+        platform = self.platform
+        model, store = platform.resolve(adapter), platform.store
+        version = model.version
+        if version.dataset is None:
+            artifact = store.fetch(version)
+            replay = export.probe_predictions(platform.engine, artifact, model.name)
+        else:
+            _, rows, _ = prepare_version(store, platform.job_of(version), version)
+            replay = export.stored_predictions(store, version, rows.split.test)
+        return export.export_model(
+            store,
+            version,
+            replay,
+            Path(target),
+            format,
+            base=platform.base_name or DEFAULT_BASE,
+            device=platform.device,
+            listener=listener,
+            actor=actor,
+        )
+
+    def sign_adapter(
+        self,
+        adapter: str,
+        key: str | Path,
+        *,
+        password: str | None = None,
+        actor: str | None = None,
+    ) -> str:
+        """Sign a version with a private key."""
+        from trunkline.adapters.signing import sign_version
+
+        version = self.platform.resolve(adapter).version
+        return sign_version(self.platform.store, version, Path(key), password, actor=actor)
