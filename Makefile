@@ -45,7 +45,7 @@ examples: $(READY) demo/registry.db
 	$(BIN)/python -m trunkline.reference
 
 examples-check: $(READY) demo/registry.db
-	$(BIN)/python -m pytest -m examples
+	$(BIN)/python -m pytest tests/examples -n auto -m examples
 
 demo/registry.db:
 	$(MAKE) demo

@@ -21,6 +21,7 @@ from trunkline.errors import UsageError
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.inference.request import Answer, Request
 from trunkline.plugins import Catalog, load_plugins
+from trunkline.plugins.catalog import without_core
 from trunkline.promotion import AliasChange, Promotion
 from trunkline.refs import BASE, Ref
 from trunkline.registry.records import AdapterRecord, VersionRecord
@@ -33,12 +34,13 @@ if TYPE_CHECKING:
     from trunkline.adapters.gc import RemoveResult, VerifyResult
     from trunkline.adapters.store import AdapterStore
     from trunkline.contracts import ProgressListener
+    from trunkline.evaluation.comparison import Comparison
     from trunkline.inference.engine import Engine
     from trunkline.inference.request import ResolvedRequest
     from trunkline.inference.request_state import GenerationHandle
     from trunkline.inference.settings import EngineSettings
     from trunkline.training.config import RecipeConfig
-    from trunkline.training.cross_validation import CrossValidation
+    from trunkline.training.cross_validation import CrossValidation, SeedRepetition
     from trunkline.training.job import TrainingJob
     from trunkline.training.plan import TrainingPlan
     from trunkline.training.run import RunContext, TrainingResult
@@ -314,6 +316,23 @@ class Platform:
 
         return cross_validate(self._run_context(listener, should_stop), job, folds)
 
+    def repeat(
+        self,
+        recipe: str | RecipeConfig,
+        seeds: int,
+        *,
+        listener: ProgressListener | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        **settings: Any,
+    ) -> SeedRepetition:
+        """Train with the seeds 0, 1, … on one split, and evaluate each; publish nothing."""
+        if not 2 <= seeds <= 20:
+            raise UsageError(f"The number of seeds can't be {seeds}.", "Use 2 to 20.")
+        job = self.training_job(recipe, settings)
+        from trunkline.training.cross_validation import repeat_seeds
+
+        return repeat_seeds(self._run_context(listener, should_stop), job, seeds)
+
     def evaluate(
         self, adapter: str, *, listener: ProgressListener | None = None
     ) -> EvaluationReport:
@@ -328,6 +347,31 @@ class Platform:
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
         return evaluate_version(self._run_context(listener), self.job_of(version), version)
+
+    def compare(
+        self, adapter: str, against: str, *, listener: ProgressListener | None = None
+    ) -> Comparison:
+        """Compare a version with another predictor on the version's own test rows.
+
+        Args:
+            against: a ref of another version, ``baseline`` for the best one of its evaluation, or
+                the name of a baseline, which is fitted.
+
+        Raises:
+            NotFoundError: there is no such version or baseline.
+            DataError: the two have no predictions of the same rows.
+        """
+        from trunkline.training import comparison
+
+        version, metric = self.resolve(adapter).version, self.catalog.metric
+        if against == comparison.BEST:
+            return comparison.compare_with_best(self.store, metric, version)
+        baselines = {spec.name for spec in self.catalog.baselines()}
+        if "/" in against and without_core(against) not in baselines:
+            other = self.resolve(against).version
+            return comparison.compare_versions(self.store, metric, version, other)
+        context, job = self._run_context(listener), self.job_of(version)
+        return comparison.compare_with_baseline(context, job, self.catalog, version, against)
 
     def plan(self, recipe: str | RecipeConfig, **settings: Any) -> TrainingPlan:
         """Estimate what a training would take; trains and writes nothing."""

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-URL = "http://127.0.0.1:8000"
+PORT = ":8000"
+URL = f"http://127.0.0.1{PORT}"
 WIDTH = 100
 """Columns of the terminal that outputs are recorded for."""
 
@@ -36,23 +38,29 @@ class Session:
         self.values: dict[str, str] = {}
         """Shell variables that stand for what differs from run to run, such as ``KEY_ID``."""
         self._server: subprocess.Popen[str] | None = None
+        self._port = _free_port()
 
     def run(self, line: str) -> str:
         """Output of one command line, stdout and stderr as a terminal shows them.
 
-        Paths of this machine and what pip prints on the way are left out.
+        Paths of this machine and what pip prints on the way are left out. The server has a port of
+        its own, which is replaced, so that sessions can run side by side.
 
         Raises:
             AssertionError: the program failed with something else than a refusal (exit code 1).
         """
-        return without_machine(self._run(line), self.workspace)
+        output = self._run(line.replace(PORT, f":{self._port}"))
+        return without_machine(output.replace(f":{self._port}", PORT), self.workspace)
 
     def _run(self, line: str) -> str:
         for name, value in self.values.items():
+            value = value.replace(PORT, f":{self._port}")
             line = line.replace(f'"${name}"', value).replace(f"${name}", value)
         if line.startswith("trunkline serve"):
             return self._serve(line)
         with contextlib.chdir(self.workspace):
+            if line.startswith("trunkline ps"):
+                line += f" --url http://127.0.0.1:{self._port}"
             if line.startswith("trunkline ") and not _SHELL.search(line):
                 return self._invoke(shlex.split(line)[1:])
             return self._shell(line)
@@ -109,7 +117,8 @@ class Session:
         """Start the server and return what it prints until it listens; it runs until the end."""
         assert self._server is None, "one server runs already"
         program = (
-            f"import sys; from trunkline.cli import main; sys.argv = {shlex.split(line)!r}; main()"
+            "import sys; from trunkline.cli import main; "
+            f"sys.argv = {[*shlex.split(line), '--port', str(self._port)]!r}; main()"
         )
         self._server = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -134,7 +143,10 @@ class Session:
 
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            with contextlib.suppress(URLError, OSError), urlopen(f"{URL}/ready") as reply:
+            with (
+                contextlib.suppress(URLError, OSError),
+                urlopen(f"http://127.0.0.1:{self._port}/ready") as reply,
+            ):
                 if reply.status == 200:
                     return
             time.sleep(0.2)
@@ -146,6 +158,13 @@ _PIP = re.compile(
     r"Preparing (editable )?metadata|Building |Created wheel|Stored in|Processing |Installing coll|"
     r"Found existing|Uninstalling |Successfully )"
 )
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def without_machine(output: str, workspace: Path) -> str:

@@ -103,7 +103,7 @@ def test_sound_plugin_breaks_no_rule() -> None:
     [
         ({"dataset": "farm/crop"}, "dataset 'farm/crop', which doesn't exist; did you mean"),
         ({"dataset": "medical/other"}, "dataset 'medical/other', which doesn't exist"),
-        ({"loss": "huber"}, "the loss 'huber', which doesn't exist"),
+        ({"loss": "hinge"}, "the loss 'hinge', which doesn't exist"),
         ({"loss": "farm/l_1"}, "loss 'farm/l_1' is for regression"),
         (
             {"metrics": ("acuracy",)},

@@ -46,7 +46,7 @@ def test_every_named_function_has_the_digest_of_its_code(recorded: dict[str, Any
     import toy_plugin
 
     code = code_digest(toy_plugin.hit_rate)
-    assert recorded["loss"] == {"name": "toy/soft", "code": code}
+    assert recorded["loss"] == {"name": "toy/soft", "options": {}, "code": code}
     assert {"name": "toy/hit_rate", "code": code} in recorded["metrics"]
     assert recorded["dataset"]["code"] == code
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from trunkline.adapters.gc import collect, find_garbage
 from trunkline.cli.command import Command, Example
 from trunkline.cli.file_options import with_line_breaks
 from trunkline.cli.output import (
@@ -433,6 +432,8 @@ def gc(options: GlobalOptions, dry_run: bool, unknown: bool, as_json: bool) -> N
     are never deleted. A publication ends when its process on this host does; one from another
     host expires after an hour. Missing versions and versions of another registry are reported.
     """
+    from trunkline.adapters.gc import find_garbage
+
     platform = options.platform
     items = find_garbage(platform.store, unknown=unknown)
     garbage = [item for item in items if item.deletable]
@@ -456,6 +457,8 @@ def gc(options: GlobalOptions, dry_run: bool, unknown: bool, as_json: bool) -> N
 
 
 def _delete(platform: Platform, garbage: list[Garbage]) -> list[Garbage]:
+    from trunkline.adapters.gc import collect
+
     deleted = []
     with working("items") as listener:
         if garbage:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trunkline.cli.command import Command
 from trunkline.cli.output import (
+    counted,
     figure,
     heading,
     interval,
@@ -26,7 +30,9 @@ if TYPE_CHECKING:
     from trunkline.evaluation.intervals import Estimate
     from trunkline.evaluation.report import EvaluationReport
     from trunkline.registry.records import ScoreSummary
+    from trunkline.training.config import RecipeConfig
 
+_FLIPPED = 5
 _WIDE = 120
 _VERDICTS = {
     "beats": "beats the baseline",
@@ -41,33 +47,93 @@ _VERDICTS = {
     short_help="Evaluate a version again, or a recipe over folds.",
     example="trunkline eval medical/icd10-chapter",
 )
-@click.argument("name", metavar="REF_OR_RECIPE")
+@click.argument("name", metavar="[REF_OR_RECIPE]", required=False)
+@click.option(
+    "--against",
+    metavar="REF|BASELINE",
+    help="Compare the version with another one, with the best `baseline`, or with a baseline by "
+    "name; on the same rows.",
+)
 @click.option(
     "--folds",
     type=int,
     metavar="N",
     help="Cross-validate: train the recipe N times, each group held out once; publish nothing.",
 )
+@click.option(
+    "--seeds",
+    type=int,
+    metavar="N",
+    help="Train the recipe with N seeds and show the spread; publish nothing.",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --folds or --seeds: a recipe in YAML.",
+)
 @set_option
 @json_option
 @pass_options
 def evaluate(
     options: GlobalOptions,
-    name: str,
+    name: str | None,
+    against: str | None,
     folds: int | None,
+    seeds: int | None,
+    config: Path | None,
     assignments: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Evaluate a version on its held-out rows, or a recipe over folds, against the baselines."""
-    if folds is None:
+    """Evaluate a version on its held-out rows, or a recipe over folds or seeds.
+
+    Either is compared with the baselines.
+    """
+    modes = {"--against": against, "--folds": folds, "--seeds": seeds}
+    given = [option for option, value in modes.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} can't be combined.", "Use one of them.")
+    if folds is None and seeds is None:
+        if name is None or config is not None:
+            raise UsageError(
+                "--config needs --folds or --seeds." if config else "REF_OR_RECIPE is missing.",
+                "Name a version, such as `trunkline eval medical/icd10-chapter`.",
+            )
         if assignments:
             raise UsageError(
                 "A version keeps the settings that it was trained with.",
-                "Use --set with --folds, or train again with `trunkline train`.",
+                "Use --set with --folds or --seeds, or train again with `trunkline train`.",
             )
-        _evaluate_version(options, name, as_json)
+        if against is None:
+            _evaluate_version(options, name, as_json)
+        else:
+            _compare(options, name, against, as_json)
         return
-    _evaluate_folds(options, name, folds, assignments, as_json)
+    recipe = _recipe(name, config, given[0])
+    settings = parse_settings(assignments)
+    if folds is not None:
+        _evaluate_folds(options, recipe, folds, settings, as_json)
+    elif seeds is not None:
+        _repeat_seeds(options, recipe, seeds, settings, as_json)
+
+
+def _recipe(name: str | None, config: Path | None, option: str) -> str | RecipeConfig:
+    from trunkline.training.config import read_config
+
+    if (name is None) == (config is None):
+        raise UsageError(
+            f"{option} needs a recipe: its name, or a file in YAML.",
+            f"`trunkline eval RECIPE {option} 5` or `trunkline eval --config FILE {option} 5`",
+        )
+    if name is None:
+        assert config is not None
+        return read_config(config)
+    if "@" in name:
+        raise UsageError(
+            f"{option} needs a recipe, and {name!r} names a version.",
+            f"`trunkline eval {name.partition('@')[0]} {option} 5`",
+        )
+    return name
 
 
 def _evaluate_version(options: GlobalOptions, name: str, as_json: bool) -> None:
@@ -88,28 +154,66 @@ def _evaluate_version(options: GlobalOptions, name: str, as_json: bool) -> None:
     print_evaluation_report(report, slices=True)
 
 
-def _evaluate_folds(
-    options: GlobalOptions, recipe: str, folds: int, assignments: tuple[str, ...], as_json: bool
-) -> None:
-    if "@" in recipe:
-        raise UsageError(
-            f"--folds needs a recipe, and {recipe!r} names a version.",
-            f"`trunkline eval {recipe.partition('@')[0]} --folds {folds}`",
+def _compare(options: GlobalOptions, name: str, against: str, as_json: bool) -> None:
+    version = options.version(name)
+    with working() as listener:
+        listener.stage("comparing")
+        result = options.with_plugins.compare(str(version.ref), against, listener=listener)
+    if as_json:
+        print_json({"adapter": str(version.ref), **plain(result)})
+        return
+    heading(
+        f"{version.ref} against {result.against}, {result.rows:,} rows in {result.groups:,} groups "
+        "(95 % intervals, groups resampled)"
+    )
+    print_table(
+        ["metric", "this", "other", "difference"],
+        [
+            (
+                metric,
+                figure(result.scores[metric].value),
+                figure(result.other_scores[metric].value),
+                interval(difference, sign=True),
+            )
+            for metric, difference in result.differences.items()
+        ],
+        right=("this", "other"),
+    )
+    if (test := result.mcnemar) is not None:
+        click.echo(
+            f"McNemar: {counted(test.gained, 'row')} only this one has right, "
+            f"{counted(test.lost, 'row')} only the other; p = {test.p_value:.3g}, taking the rows "
+            "as independent."
         )
-    settings = parse_settings(assignments)
+        for label, rows in (("gained", result.gained), ("lost", result.lost)):
+            if rows:
+                more = f" and {len(rows) - _FLIPPED:,} more" if len(rows) > _FLIPPED else ""
+                click.echo(f"{label}: {', '.join(rows[:_FLIPPED])}{more}")
+    verb = {"beats": "beats", "ties": "ties with", "loses": "loses to"}[result.verdict]
+    click.echo(f"It {verb} {result.against} by {result.metric}.")
+
+
+def _evaluate_folds(
+    options: GlobalOptions,
+    recipe: str | RecipeConfig,
+    folds: int,
+    settings: Mapping[str, Any],
+    as_json: bool,
+) -> None:
     platform = options.with_plugins
-    platform.training_job(recipe, settings)
+    job = platform.training_job(recipe, settings)
     with working() as listener, stop_on_interrupt(listener) as should_stop:
         listener.stage("opening the base")
         result = platform.cross_validate(
             recipe, folds, listener=listener, should_stop=should_stop, **settings
         )
     if as_json:
-        print_json({"recipe": recipe, **plain(result)})
+        print_json({"recipe": job.recipe.name, **plain(result)})
         return
-    heading(f"{recipe}, {folds} folds; each group was held out once")
+    heading(f"{job.recipe.name}, {folds} folds; each group was held out once")
+    columns = ("fold", "test rows", "steps", "best step", "best on validation")
     print_table(
-        ["fold", "test rows", "steps", "best step", "best on validation"],
+        list(columns),
         [
             (
                 number,
@@ -120,9 +224,46 @@ def _evaluate_folds(
             )
             for number, fold in enumerate(result.per_fold, start=1)
         ],
-        right=("fold", "test rows", "steps", "best step", "best on validation"),
+        right=columns,
     )
     print_evaluation_report(result.evaluation_report, slices=True)
+
+
+def _repeat_seeds(
+    options: GlobalOptions,
+    recipe: str | RecipeConfig,
+    seeds: int,
+    settings: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    platform = options.with_plugins
+    job = platform.training_job(recipe, settings)
+    with working() as listener, stop_on_interrupt(listener) as should_stop:
+        listener.stage("opening the base")
+        result = platform.repeat(
+            recipe, seeds, listener=listener, should_stop=should_stop, **settings
+        )
+    if as_json:
+        print_json({"recipe": job.recipe.name, **plain(result)})
+        return
+    first = result.reports[0]
+    best = first.baselines[first.best_baseline]
+    heading(f"{job.recipe.name}, seeds 0 to {seeds - 1} on one split of {first.rows:,} test rows")
+    print_table(
+        ["metric", "mean", "deviation", "lowest", "highest", f"baseline {first.best_baseline}"],
+        [
+            (
+                metric,
+                *(figure(value) for value in (one.mean, one.deviation, one.low, one.high)),
+                figure(best[metric].value),
+            )
+            for metric, one in result.spread.items()
+        ],
+        right=("mean", "deviation", "lowest", "highest", f"baseline {first.best_baseline}"),
+    )
+    verdicts = Counter(report.verdict for report in result.reports)
+    shown = ", ".join(f"{_VERDICTS[name]} {verdicts[name]} times" for name in _VERDICTS)
+    click.echo(f"Of {seeds} trainings: {shown}.")
 
 
 def print_evaluation_report(report: EvaluationReport, *, slices: bool = False) -> None:

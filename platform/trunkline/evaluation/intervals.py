@@ -120,6 +120,27 @@ def compare_predictions(
         DataError: there are no rows, or the two sides do not have the same rows and targets.
         PluginCallError: as :func:`estimate`.
     """
+    other = paired_records(first, second)
+    groups = [record.group for record in first]
+    scored = Scored(
+        targets=typed_values(metric, [record.target for record in first]),
+        predictions=typed_values(metric, [record.prediction for record in first]),
+        labels=labels,
+    )
+    predictions = typed_values(metric, [record.prediction for record in other])
+    difference = paired_difference(metric, scored, predictions, groups)
+    count = len(set(groups))
+    return PairedComparison(len(first), count, difference, verdict(metric, difference, count))
+
+
+def paired_records(
+    first: Sequence[PredictionRecord], second: Sequence[PredictionRecord]
+) -> list[PredictionRecord]:
+    """The second predictions in the order of the first.
+
+    Raises:
+        DataError: there are no rows, or the two sides do not have the same rows and targets.
+    """
     by_row = {record.row_id: record for record in second}
     if not first or not by_row:
         raise DataError("no predictions are stored", "Evaluate both again with: trunkline eval.")
@@ -134,16 +155,7 @@ def compare_predictions(
             f"the rows differ: {len(first)} and {len(by_row)}, of which {same} are the same",
             "Versions can only be compared on the same test rows.",
         )
-    groups = [record.group for record in first]
-    scored = Scored(
-        targets=_values(metric, [record.target for record in first]),
-        predictions=_values(metric, [record.prediction for record in first]),
-        labels=labels,
-    )
-    other = _values(metric, [by_row[record.row_id].prediction for record in first])
-    difference = paired_difference(metric, scored, other, groups)
-    count = len(set(groups))
-    return PairedComparison(len(first), count, difference, verdict(metric, difference, count))
+    return [by_row[record.row_id] for record in first]
 
 
 def number_of(metric: MetricSpec, scored: Scored, hint: str) -> float:
@@ -194,7 +206,7 @@ def verdict(metric: MetricSpec, difference: Estimate, groups: int) -> str:
     return "loses" if high < 0 else "ties"
 
 
-def _values(metric: MetricSpec, texts: Sequence[str]) -> list[Target]:
+def typed_values(metric: MetricSpec, texts: Sequence[str]) -> list[Target]:
     """Stored predictions as the metric takes them: numbers in their unit, or texts."""
     if metric.task != "regression":
         return list(texts)

@@ -12,6 +12,7 @@ from trunkline.contracts import (
     LossSpec,
     MetricSpec,
     RecipeSpec,
+    Task,
     TaskSpec,
     TransformSpec,
 )
@@ -188,14 +189,21 @@ class Catalog:
             NotFoundError: the recipe names a baseline that its kind of task does not have.
         """
         task = self.task(recipe.task)
-        usable = {name: spec for name, spec in self._baselines.items() if task.kind in spec.tasks}
-        names = [without_core(name) for name in (*task.baselines, *recipe.baselines)]
-        for name in names:
-            if name not in usable:
-                raise NotFoundError.named(
-                    f"baseline of a {task.kind}", name, usable, f"Known: {', '.join(usable)}."
-                )
-        return tuple(usable[name] for name in dict.fromkeys(names))
+        names = dict.fromkeys(map(without_core, (*task.baselines, *recipe.baselines)))
+        return tuple(self.baseline_for(name, task.kind) for name in names)
+
+    def baseline_for(self, name: str, kind: Task) -> BaselineSpec:
+        """A baseline that can predict a kind of task.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        usable = {key: spec for key, spec in self._baselines.items() if kind in spec.tasks}
+        if without_core(name) not in usable:
+            raise NotFoundError.named(
+                f"baseline of a {kind}", name, usable, f"Known: {', '.join(usable)}."
+            )
+        return usable[without_core(name)]
 
     def resolved(self, recipe: RecipeSpec) -> RecipeSpec:
         """A recipe that no plugin contributes, as the rest of the platform reads recipes."""

@@ -1,9 +1,12 @@
-"""Evaluation without publishing: cross-validation of a recipe, and a version once more."""
+"""Evaluation without publishing: a recipe over folds or seeds, and a version once more."""
 
 from __future__ import annotations
 
 import shutil
+import statistics
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,12 @@ from trunkline.data.prepare import Prepared, prepare
 from trunkline.data.split import Fold
 from trunkline.errors import Interrupted, RefusedError
 from trunkline.evaluation.baselines import Baseline, fit_baselines
-from trunkline.evaluation.report import EvaluationReport, evaluate, predict_rows
+from trunkline.evaluation.report import (
+    EvaluationReport,
+    RowPredictions,
+    evaluate,
+    predict_rows,
+)
 from trunkline.registry.records import VersionRecord
 from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets
@@ -26,9 +34,9 @@ from trunkline.training.run import (
     record_base,
     record_dataset,
 )
-from trunkline.training.trainer import train_adapter
+from trunkline.training.trainer import TrainerOutput, train_adapter
 
-_STOPPED = "The cross-validation was stopped; nothing was kept."
+_STOPPED = "The evaluation was stopped; nothing was kept."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +70,14 @@ def cross_validate(context: RunContext, job: TrainingJob, folds: int) -> CrossVa
     labels: tuple[str, ...] = ()
     dataset_id = 0
     lora_targets(context.engine.base.model, recipe.settings)
-    context.workspace.runs.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="folds-", dir=context.workspace.runs))
-    try:
+    with _scratch_folder(context) as folder:
         for index in range(folds):
             context.stage(f"fold {index + 1} of {folds}")
             prepared = prepare(job.dataset, recipe, job.transforms, Fold(index, folds))
             dataset_id = record_dataset(context, job, prepared)
             labels = prepared.labels
-            output = train_adapter(
-                job,
-                prepared,
-                context.engine,
-                folder / str(index),
-                listener=context.listener,
-                log=lambda step, figures: None,
-                should_stop=context.should_stop,
-            )
-            if output.artifact is None:
-                raise Interrupted(_STOPPED)
+            output, predicted = _train_and_predict(context, job, prepared, folder / str(index))
             test = prepared.split.test
-            predicted = predict_rows(
-                context.engine, output.artifact, recipe.name, test, on_done=context.check_stop
-            )
-            context.engine.pool.unload(output.artifact.digest)
-            shutil.rmtree(folder / str(index), ignore_errors=True)
             for baseline in fit_baselines(
                 job.baselines, recipe, prepared.split, context.engine.base, context.stage
             ):
@@ -98,10 +89,6 @@ def cross_validate(context: RunContext, job: TrainingJob, folds: int) -> CrossVa
             values += predicted.values
             confidences += predicted.confidences
             per_fold.append({"test_rows": len(test), **output.to_json()})
-    except (Interrupted, KeyboardInterrupt) as stop:
-        raise Interrupted(_STOPPED, "Start again, perhaps with fewer folds.") from stop
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     context.listener.stage("evaluating")
     report, predictions = evaluate(
         rows, values, list(pooled.values()), job.metrics, labels, confidences
@@ -119,6 +106,126 @@ def cross_validate(context: RunContext, job: TrainingJob, folds: int) -> CrossVa
         predictions=[prediction_record(prediction) for prediction in predictions],
     )
     return CrossValidation(folds, evaluation, report, tuple(per_fold))
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A metric over several trainings: mean, sample standard deviation, lowest and highest."""
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRepetition:
+    """The same recipe trained with several seeds on one split.
+
+    Attributes:
+        metric: the deciding metric.
+        spread: of every metric.
+        reports: the evaluation of each seed, in the order of the seeds.
+        evaluation: the number of the record in the registry.
+    """
+
+    metric: str
+    spread: dict[str, Spread]
+    reports: tuple[EvaluationReport, ...]
+    evaluation: int
+
+
+def repeat_seeds(context: RunContext, job: TrainingJob, seeds: int) -> SeedRepetition:
+    """Train with the seeds 0 to ``seeds - 1``; the split and the baselines stay the same.
+
+    Raises:
+        Interrupted: stopped by the user; nothing is kept.
+    """
+    recipe = job.recipe
+    lora_targets(context.engine.base.model, recipe.settings)
+    context.listener.stage("reading data")
+    prepared = prepare(job.dataset, recipe, job.transforms)
+    test = prepared.split.test
+    reports: list[EvaluationReport] = []
+    with _scratch_folder(context) as folder:
+        baselines = fit_baselines(
+            job.baselines, recipe, prepared.split, context.engine.base, context.stage
+        )
+        for seed in range(seeds):
+            context.stage(f"seed {seed}: {seed + 1} of {seeds}")
+            settings = replace(recipe.settings, seed=seed)
+            seeded = replace(job, recipe=replace(recipe, settings=settings))
+            predicted = _train_and_predict(context, seeded, prepared, folder / str(seed))[1]
+            report, _ = evaluate(
+                test,
+                predicted.values,
+                baselines,
+                job.metrics,
+                prepared.labels,
+                predicted.confidences,
+            )
+            reports.append(report)
+    spread = {
+        metric.name: _spread([report.scores[metric.name].value for report in reports])
+        for metric in job.metrics
+    }
+    evaluation = context.registry.evaluations.record(
+        recipe=recipe.name,
+        base_digest=record_base(context),
+        dataset_id=record_dataset(context, job, prepared),
+        split=f"test, {seeds} seeds",
+        results={
+            "metric": job.deciding_metric.name,
+            "settings": asdict(recipe.settings),
+            "spread": {name: asdict(value) for name, value in spread.items()},
+            "seeds": [report.to_json() for report in reports],
+        },
+    )
+    return SeedRepetition(job.deciding_metric.name, spread, tuple(reports), evaluation)
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(statistics.fmean(values), statistics.stdev(values), min(values), max(values))
+
+
+@contextmanager
+def _scratch_folder(context: RunContext) -> Iterator[Path]:
+    """A folder for trainings that publish nothing; an interrupt says that nothing was kept."""
+    context.workspace.runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="folds-", dir=context.workspace.runs))
+    try:
+        yield folder
+    except (Interrupted, KeyboardInterrupt) as stop:
+        raise Interrupted(_STOPPED, "Start again, perhaps with fewer trainings.") from stop
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _train_and_predict(
+    context: RunContext, job: TrainingJob, prepared: Prepared, folder: Path
+) -> tuple[TrainerOutput, RowPredictions]:
+    """Train in a folder, predict the test rows, and remove the folder."""
+    output = train_adapter(
+        job,
+        prepared,
+        context.engine,
+        folder,
+        listener=context.listener,
+        log=lambda step, figures: None,
+        should_stop=context.should_stop,
+    )
+    if output.artifact is None:
+        raise Interrupted(_STOPPED)
+    predicted = predict_rows(
+        context.engine,
+        output.artifact,
+        job.recipe.name,
+        prepared.split.test,
+        on_done=context.check_stop,
+    )
+    context.engine.pool.unload(output.artifact.digest)
+    shutil.rmtree(folder, ignore_errors=True)
+    return output, predicted
 
 
 def evaluate_version(
