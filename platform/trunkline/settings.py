@@ -207,6 +207,9 @@ class Settings:
     early_stopping_patience: int = _setting(
         4, "stop after this many validations without improvement; 0: never", least=0
     )
+    calibrate: bool = _setting(
+        True, "fit a temperature and abstention thresholds on the validation rows"
+    )
     precision: str = _setting(
         "auto",
         "arithmetic of training; auto: bf16 where the device is fast at it, else fp32",

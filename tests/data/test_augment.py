@@ -52,13 +52,13 @@ def test_swapping_keeps_all_words(tokens: list[str]) -> None:
 @quick
 @given(st.integers(0, 99))
 def test_noise_changes_one_word_in_ten_and_no_number(seed: int) -> None:
-    words = [*["shipment"] * 18, "A1234", "2024"]
-    text = changed(SPECS["character-noise"], " ".join(words), seed)
+    tokens = [*["shipment"] * 18, "A1234", "2024"]
+    text = changed(SPECS["character-noise"], " ".join(tokens), seed)
     if text is not None:  # a replacement may draw the same letter
         new = text.split()
-        assert new[-2:] == words[-2:]
-        assert sum(one != other for one, other in zip(new, words, strict=True)) <= 2
-        assert all(word[0] == "s" and 7 <= len(word) <= 9 for word in new[:-2])
+        assert new[-2:] == tokens[-2:]
+        assert sum(one != other for one, other in zip(new, tokens, strict=True)) <= 2
+        assert all(token[0] == "s" and 7 <= len(token) <= 9 for token in new[:-2])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_number_in_the_other_format_is_the_same_number(number: int, commas: bo
     assert int(digits) == number
 
 
-def test_synonyms_keep_capitals_and_replace_whole_phrases_only() -> None:
+def test_synonyms_keep_capitals_and_match_phrases_only() -> None:
     assert changed(SYNONYMS, "Heart attack") == "Myocardial infarction"
     assert changed(SYNONYMS, "PAIN") == "ACHE"
     assert changed(SYNONYMS, "painful heart attacks") is None

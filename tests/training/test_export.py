@@ -179,7 +179,7 @@ def test_predictions_of_other_rows_prove_nothing(trained_platform: Platform) -> 
         stored_predictions(trained_platform.store, version, [])
 
 
-def test_the_command_tells_what_was_proved(trained_platform: Platform, tmp_path: Path) -> None:
+def test_the_command_prints_the_proof(trained_platform: Platform, tmp_path: Path) -> None:
     base = str(trained_platform.base_name)
     where = ["--workspace", str(trained_platform.workspace.root), "--base", base]
     target = str(tmp_path / "model")

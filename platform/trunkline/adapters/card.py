@@ -253,7 +253,25 @@ def _evaluation(evaluation: EvaluationSection) -> list[str]:
             f"{_escape(results.get('best_baseline'))}: {_estimate(difference)}: "
             f"**{_escape(results.get('verdict'))}** the baseline.",
         ]
-    return [*lines, *_slices(results)]
+    return [*lines, *_calibration(results.get("calibration")), *_slices(results)]
+
+
+def _calibration(value: Any) -> list[str]:
+    """How far the probabilities can be believed; empty for an uncalibrated version."""
+    fitted = _mapping(value)
+    if not fitted:
+        return []
+    return [
+        "",
+        f"Expected calibration error {_number_text(fitted.get('error'))}, without the temperature "
+        f"of {_number_text(fitted.get('temperature'))} "
+        f"{_number_text(fitted.get('error_before'))} (Guo et al. 2017).",
+    ]
+
+
+def _number_text(value: Any) -> str:
+    number = _number(value)
+    return "?" if number is None else f"{number:.3f}"
 
 
 def _slices(results: Mapping[str, Any]) -> list[str]:

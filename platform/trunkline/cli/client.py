@@ -43,8 +43,10 @@ class Client(Protocol):
     def prepare(self, listener: Lines | Live) -> None:
         """Load the base, so that loading does not count as answering."""
 
-    def predict(self, model: Model, texts: Sequence[str]) -> list[Answer]:
-        """A label or a number for each text."""
+    def predict(
+        self, model: Model, texts: Sequence[str], abstain: float | None = None
+    ) -> list[Answer]:
+        """A label or a number for each text; ``abstain`` as in a ``Request``."""
 
     def generate(self, model: Model, prompt: str, sampling: Mapping[str, Any]) -> Answer:
         """One generated text."""
@@ -89,10 +91,12 @@ class LocalClient:
         listener.stage("opening the base")
         self._options.platform.engine  # noqa: B018  # a property that loads
 
-    def predict(self, model: Model, texts: Sequence[str]) -> list[Answer]:
+    def predict(
+        self, model: Model, texts: Sequence[str], abstain: float | None = None
+    ) -> list[Answer]:
         from trunkline.inference.request import Request
 
-        requests = [Request(model.name, text) for text in texts]
+        requests = [Request(model.name, text, abstain=abstain) for text in texts]
         self._model(model).check_task(model.name, generates=False)
         return self._options.platform.run(requests, self._resolved)
 

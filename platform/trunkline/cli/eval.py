@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import UsageError
 
 if TYPE_CHECKING:
+    from trunkline.evaluation.calibration import CalibrationReport
     from trunkline.evaluation.intervals import Estimate
     from trunkline.evaluation.report import EvaluationReport
     from trunkline.registry.records import ScoreSummary
@@ -285,6 +286,8 @@ def print_evaluation_report(report: EvaluationReport, *, slices: bool = False) -
         if detail:
             click.echo(f"baseline {name}: {detail}")
     click.echo(verdict_sentence(report))
+    for line in calibration_lines(report.calibration):
+        click.echo(line)
     if slices and report.slices:
         heading(f"Slices, by {report.metric}")
         print_table(
@@ -292,6 +295,22 @@ def print_evaluation_report(report: EvaluationReport, *, slices: bool = False) -
             [(one.slice, one.value, f"{one.rows:,}", figure(one.score)) for one in report.slices],
             right=("rows", report.metric),
             fold=("value",),
+        )
+
+
+def calibration_lines(calibration: CalibrationReport | None) -> Iterator[str]:
+    """How far the probabilities can be believed, in sentences; none for an uncalibrated version."""
+    if calibration is None:
+        return
+    yield (
+        f"Expected calibration error {figure(calibration.error)}, without the temperature of "
+        f"{calibration.temperature:.2f} {figure(calibration.error_before)}."
+    )
+    for one in calibration.abstention:
+        reached = "-" if one.precision is None else f"{one.precision:.3f}"
+        yield (
+            f"--abstain {one.wanted:g}: {one.answered:.0%} of the rows get a label, of which "
+            f"{reached} are right."
         )
 
 

@@ -112,6 +112,7 @@ class _Prediction(_Response):
     prompt_tokens: int
     truncated: bool = False
     label: str | None = None
+    abstained: bool = False
     probabilities: dict[str, float] | None = None
     value: float | None = None
     unit: str | None = None
@@ -180,7 +181,9 @@ class HttpClient:
     def prepare(self, listener: Lines | Live) -> None:
         """Do nothing: the server has loaded the base."""
 
-    def predict(self, model: Model, texts: Sequence[str]) -> list[Answer]:
+    def predict(
+        self, model: Model, texts: Sequence[str], abstain: float | None = None
+    ) -> list[Answer]:
         if model.generates:
             raise UsageError(
                 "The bare base predicts no labels."
@@ -188,10 +191,14 @@ class HttpClient:
                 else f"{model.name} is for {model.task}.",
                 f'Use `trunkline generate {model.name} "…"`.',
             )
-        return [answer for batch in _batches(texts) for answer in self._predict(model, batch)]
+        return [
+            answer for batch in _batches(texts) for answer in self._predict(model, batch, abstain)
+        ]
 
-    def _predict(self, model: Model, texts: Sequence[str]) -> list[Answer]:
-        body = {"model": model.name, "input": list(texts)}
+    def _predict(self, model: Model, texts: Sequence[str], abstain: float | None) -> list[Answer]:
+        body: dict[str, Any] = {"model": model.name, "input": list(texts)}
+        if abstain is not None:
+            body["abstain"] = abstain
         response = self._server.parse(_Predictions, self._server.post(_ROUTES[model.task], body))
         return [
             Answer(
@@ -201,6 +208,7 @@ class HttpClient:
                 prompt_tokens=item.prompt_tokens,
                 truncated=item.truncated,
                 label=item.label,
+                abstained=item.abstained,
                 probabilities=item.probabilities,
                 value=item.value,
                 unit=item.unit,

@@ -66,6 +66,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Print N labels with their probabilities; 0 prints all.",
 )
+@click.option(
+    "--abstain",
+    type=click.FloatRange(0.5, 0.99),
+    metavar="PRECISION",
+    help="Give no label where it is too uncertain for this share of right labels, such as 0.95.",
+)
 @url_option
 @json_option
 @pass_options
@@ -79,6 +85,7 @@ def predict(
     skip_empty: bool,
     reading: dict[str, Any],
     top: int,
+    abstain: float | None,
     url: str | None,
     as_json: bool,
 ) -> None:
@@ -101,9 +108,9 @@ def predict(
             from trunkline.data.readers import open_texts
 
             rows = open_texts(file, column, skip_empty=skip_empty, options=file_format)
-            _predict_file(client, client.resolve(ref), rows, out, top, as_json)
+            _predict_file(client, client.resolve(ref), rows, out, top, abstain, as_json)
             return
-        answers = client.predict(client.resolve(ref), texts)
+        answers = client.predict(client.resolve(ref), texts, abstain)
     _note_truncated(sum(answer.truncated for answer in answers))
     if as_json:
         print_json(
@@ -140,6 +147,8 @@ def _print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) ->
         if answer.value is not None:
             click.echo(indent + value_text(answer))
         else:
+            if answer.abstained:
+                click.echo(f"{indent}no label: too uncertain")
             print_table(
                 ["", ""],
                 [
@@ -177,7 +186,13 @@ def _answer_fields(answer: Answer, top: int) -> dict[str, Any]:
 
 
 def _predict_file(
-    client: Client, model: Model, rows: TextFile, out: Path | None, top: int, as_json: bool
+    client: Client,
+    model: Model,
+    rows: TextFile,
+    out: Path | None,
+    top: int,
+    abstain: float | None,
+    as_json: bool,
 ) -> None:
     """Write a line of JSON for each row, or with ``as_json`` one array of them."""
     output = nullcontext(sys.stdout) if out is None else output_file(out)
@@ -185,10 +200,13 @@ def _predict_file(
     with working("rows") as listener, output as sink:
         client.prepare(listener)
         listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
-        done = truncated = 0
+        done = truncated = abstained = 0
         for batch in rows.batches():
-            for row, answer in zip(batch, _predict_batch(client, model, batch), strict=True):
+            for row, answer in zip(
+                batch, _predict_batch(client, model, batch, abstain), strict=True
+            ):
                 truncated += answer.truncated
+                abstained += answer.abstained
                 fields = {"row": row.number, "text": row.text, **_answer_fields(answer, top)}
                 for name in ("digest", "prompt_tokens", "new_tokens", "cached_tokens"):
                     fields.pop(name, None)
@@ -201,8 +219,16 @@ def _predict_file(
     if rows.empty:
         note(f"Skipped {counted(rows.empty, 'row')} without a text.")
     _note_truncated(truncated)
+    if abstain is not None:
+        note(f"No label for {counted(abstained, 'row')} of {rows.rows:,}: too uncertain.")
     if as_json:
-        counts = {"out": out, "rows": rows.rows, "skipped": rows.empty, "truncated": truncated}
+        counts = {
+            "out": out,
+            "rows": rows.rows,
+            "skipped": rows.empty,
+            "truncated": truncated,
+            "abstained": abstained,
+        }
         print_json(answers if out is None else counts)
     if out is not None:
         note(f"{counted(rows.rows, 'answer')} in {out}")
@@ -217,9 +243,11 @@ def _note_truncated(count: int) -> None:
         )
 
 
-def _predict_batch(client: Client, model: Model, batch: Sequence[TextRow]) -> list[Answer]:
+def _predict_batch(
+    client: Client, model: Model, batch: Sequence[TextRow], abstain: float | None
+) -> list[Answer]:
     try:
-        return client.predict(model, [row.text for row in batch])
+        return client.predict(model, [row.text for row in batch], abstain)
     except (DataError, TooLargeError):
         for row in batch:  # find the row; a text is refused before anything is computed
             try:

@@ -18,7 +18,7 @@ _SHARE = 0.1
 """Share of the words, or of the characters, that a copy changes."""
 
 _NUMBER = re.compile(r"(?<![\w.,])([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(\.[0-9]+)?(?![\w.,]*\w)")
-_WORD = re.compile(r"\w+(?:[-'’]\w+)*")
+_TOKEN = re.compile(r"\w+(?:[-'’]\w+)*")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 Change = Callable[[str, random.Random], str]
@@ -133,11 +133,11 @@ def _replaced(
     return "".join([*parts, text[end:]])
 
 
-def _in_case(word: str, model: str) -> str:
-    """The word in capitals or with a capital, if the model is."""
+def _in_case(text: str, model: str) -> str:
+    """The text in capitals or with a capital, if the model is."""
     if model.isupper() and len(model) > 1:
-        return word.upper()
-    return word[:1].upper() + word[1:] if model[:1].isupper() else word
+        return text.upper()
+    return text[:1].upper() + text[1:] if model[:1].isupper() else text
 
 
 def _sample(items: Sequence[re.Match[str]], rng: random.Random) -> list[re.Match[str]]:
@@ -169,7 +169,7 @@ def _swap_words(text: str, rng: random.Random) -> str:
 
 def _add_noise(text: str, rng: random.Random) -> str:
     """One typing error in a tenth of the words of three letters or more; digits stay."""
-    matches = [m for m in _WORD.finditer(text) if len(m[0]) > 2 and m[0].isalpha()]
+    matches = [m for m in _TOKEN.finditer(text) if len(m[0]) > 2 and m[0].isalpha()]
     if not matches:
         return text
     return _replaced(
@@ -179,17 +179,17 @@ def _add_noise(text: str, rng: random.Random) -> str:
     )
 
 
-def _typing_error(word: str, rng: random.Random) -> str:
+def _typing_error(token: str, rng: random.Random) -> str:
     """The word with two letters swapped, one missing, one twice, or one replaced; not the first."""
-    at = rng.randrange(1, len(word) - 1)
+    at = rng.randrange(1, len(token) - 1)
     kind = rng.randrange(4)
     if kind == 0:
-        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+        return token[:at] + token[at + 1] + token[at] + token[at + 2 :]
     if kind == 1:
-        return word[:at] + word[at + 1 :]
+        return token[:at] + token[at + 1 :]
     if kind == 2:
-        return word[:at] + word[at] + word[at:]
-    return word[:at] + rng.choice(_LETTERS) + word[at + 1 :]
+        return token[:at] + token[at] + token[at:]
+    return token[:at] + rng.choice(_LETTERS) + token[at + 1 :]
 
 
 def _format_numbers(text: str, rng: random.Random) -> str:

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 from trunkline.contracts import MetricSpec, Row, Scored, Target
 from trunkline.errors import DataError
 from trunkline.evaluation.baselines import Baseline
+from trunkline.evaluation.calibration import (
+    Abstention,
+    CalibrationReport,
+    calibration_report,
+)
 from trunkline.evaluation.intervals import (
     Estimate,
     estimate,
@@ -29,6 +34,8 @@ class RowPredictions:
 
     values: list[Target]
     confidences: list[float | None]
+    probabilities: list[list[float]]
+    """Of all labels, for each row; empty where the task has none."""
 
 
 def predict_rows(
@@ -52,7 +59,9 @@ def predict_rows(
     requests = [ResolvedRequest(Request(name, row.text), artifact, name) for row in rows]
     answers = engine.run(requests, on_done=on_done)
     return RowPredictions(
-        [answer.output for answer in answers], [answer.confidence for answer in answers]
+        [answer.output for answer in answers],
+        [answer.confidence for answer in answers],
+        [list((answer.probabilities or {}).values()) for answer in answers],
     )
 
 
@@ -93,6 +102,7 @@ class EvaluationReport:
         verdict: ``beats``, ``ties`` or ``loses``; see
             :func:`~trunkline.evaluation.intervals.verdict`.
         slices: the deciding metric for each value of each slice.
+        calibration: of a calibrated classification.
     """
 
     metric: str
@@ -106,6 +116,7 @@ class EvaluationReport:
     difference: Estimate
     verdict: str
     slices: tuple[SliceScore, ...]
+    calibration: CalibrationReport | None = None
 
     @property
     def score(self) -> Estimate:
@@ -125,7 +136,23 @@ class EvaluationReport:
         }
         fields["difference"] = Estimate(**data["difference"])
         fields["slices"] = tuple(SliceScore(**value) for value in data["slices"])
+        if (calibration := data.get("calibration")) is not None:
+            abstention = tuple(Abstention(**one) for one in calibration["abstention"])
+            fields["calibration"] = CalibrationReport(**{**calibration, "abstention": abstention})
         return cls(**fields)
+
+
+def evaluate_calibration(
+    artifact: Artifact, rows: Sequence[Row], predicted: RowPredictions
+) -> CalibrationReport | None:
+    """Measure an artifact's calibration on held-out rows; None if it has none."""
+    fitted = artifact.manifest.task.get("calibration")
+    if fitted is None:
+        return None
+    right = [row.target == value for row, value in zip(rows, predicted.values, strict=True)]
+    return calibration_report(
+        fitted["temperature"], fitted["thresholds"], predicted.probabilities, right
+    )
 
 
 def evaluate(

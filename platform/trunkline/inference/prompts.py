@@ -21,7 +21,13 @@ from trunkline.inference.embedding import EmbeddingTask
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.inference.request_state import RequestState
 from trunkline.lora.pool import AdapterPool
-from trunkline.tasks import AnyTask, GenerationTask, prompt_limit, task_from_json
+from trunkline.tasks import (
+    AnyTask,
+    ClassificationTask,
+    GenerationTask,
+    prompt_limit,
+    task_from_json,
+)
 
 if TYPE_CHECKING:
     from trunkline.bases import Base
@@ -70,6 +76,7 @@ class RequestValidator:
         request, artifact = resolved.request, resolved.artifact
         task, template, max_length = self._read_task(artifact)
         self._check_ids(request.token_ids)
+        _check_abstain(request, resolved.name, task)
         if artifact is not None:
             self._pool.load(artifact, resolved.name)
         with self._tokenizer_lock:
@@ -197,6 +204,16 @@ def encode_request(
         messages.insert(0, {"role": "system", "content": template.system_message})
     ids = encode_chat(messages, tokenizer)
     return Prompt(ids, last["content"], len(ids))
+
+
+def _check_abstain(request: Request, name: str, task: AnyTask) -> None:
+    if request.abstain is None:
+        return
+    if not isinstance(task, ClassificationTask):
+        raise UsageError(
+            f"{name} is for {task.kind}; only a classification abstains.", "Leave out abstain."
+        )
+    task.threshold(request.abstain)
 
 
 def max_new_tokens(request: Request, task: AnyTask) -> int:

@@ -48,6 +48,8 @@ class Request:
             set, and ``max_new_tokens`` may be 0.
         embed: the answer is the mean of the prompt's last hidden states, of length 1.
         ignore_eos: tokens that end an answer don't end it, and add no text; for load tests.
+        abstain: the wanted precision of a classification, such as 0.95: a text whose likeliest
+            label is less probable than the adapter's threshold for it gets no label.
 
     Raises:
         UsageError: a value is of the wrong kind or out of range.
@@ -70,6 +72,7 @@ class Request:
     echo: bool = False
     embed: bool = False
     ignore_eos: bool = False
+    abstain: float | None = None
 
     def __post_init__(self) -> None:
         if self.adapter is not None and not isinstance(self.adapter, str):
@@ -106,6 +109,8 @@ class Request:
             _check_number(
                 "logprobs", self.logprobs, int, 0, MAX_LOGPROBS, f"Give 0 to {MAX_LOGPROBS}."
             )
+        if self.abstain is not None:
+            _check_number("abstain", self.abstain, float, 0.5, 0.99, "Give 0.5 to 0.99.")
         if self.deadline is not None:
             _check_number("deadline", self.deadline, float, 0, 1e9, "Give seconds, at least 0.")
         if len(self.stop) > MAX_STOP_STRINGS or not all(
@@ -184,6 +189,7 @@ class Answer:
         digest: of that version, or of the base.
         task: classification, regression or generation.
         label, probabilities: of a classification.
+        abstained: no label was probable enough for the wanted precision, so ``label`` is None.
         value, unit: of a regression.
         text, finish: of a generation; ``finish`` is ``stop`` or ``length``.
         choices: all answers of a generation; text and finish are those of the first.
@@ -202,6 +208,7 @@ class Answer:
     cached_tokens: int = 0
     truncated: bool = False
     label: str | None = None
+    abstained: bool = False
     probabilities: dict[str, float] | None = None
     value: float | None = None
     unit: str | None = None
@@ -227,12 +234,12 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """The fields of this task; ``choices`` if there are several.
 
-        ``cached_tokens`` is left out if it is 0, ``truncated`` if it is false.
+        ``cached_tokens`` is left out if it is 0, ``truncated`` and ``abstained`` if false.
         """
         nested = ("choices", "prompt_scores", "embedding")
         values = {name: getattr(self, name) for name in self.__slots__ if name not in nested}
         fields = {name: value for name, value in values.items() if value is not None}
-        for name in ("cached_tokens", "truncated"):
+        for name in ("cached_tokens", "truncated", "abstained"):
             if not fields[name]:
                 del fields[name]
         if len(self.choices) > 1:

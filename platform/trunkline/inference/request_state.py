@@ -20,7 +20,7 @@ from trunkline.inference.request import Answer, Choice, Request, StreamChunk, To
 from trunkline.inference.sampling import SamplingParams
 from trunkline.inference.scores import PromptScores, ScoreLog
 from trunkline.lora.pool import Resident
-from trunkline.tasks import AnyTask, GenerationTask
+from trunkline.tasks import AnyTask, ClassificationTask, GenerationTask
 
 if TYPE_CHECKING:
     import torch
@@ -135,10 +135,13 @@ class RequestState:
         if isinstance(self.task, EmbeddingTask):
             return Answer(**common, embedding=self.task.decode(self.head_output))
         value, probabilities = self.task.decode(self.head_output[None])[0]
-        labels = getattr(self.task, "labels", ())
+        labels, abstained = getattr(self.task, "labels", ()), False
+        if isinstance(self.task, ClassificationTask) and self.request.abstain is not None:
+            abstained = max(probabilities or ()) < self.task.threshold(self.request.abstain)
         return Answer(
             **common,
-            label=str(value) if self.task.kind == "classification" else None,
+            label=None if abstained or self.task.kind != "classification" else str(value),
+            abstained=abstained,
             probabilities=(
                 dict(zip(labels, probabilities, strict=True)) if probabilities else None
             ),

@@ -40,7 +40,10 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/classify")
 async def classify(body: PredictBody, context: Context, request: Request) -> Response:
-    """Classify each text; returns its label and the probabilities of all labels."""
+    """Classify each text; returns its label and the probabilities of all labels.
+
+    With ``abstain``, a wanted precision, an uncertain text has ``label`` null and ``abstained``.
+    """
     return await _predict(body, context, request, "classification", _label)
 
 
@@ -51,7 +54,8 @@ async def regress(body: PredictBody, context: Context, request: Request) -> Resp
 
 
 def _label(answer: Answer) -> dict[str, Any]:
-    return {"label": answer.label, "probabilities": answer.probabilities}
+    abstained = {"abstained": True} if answer.abstained else {}
+    return {"label": answer.label, **abstained, "probabilities": answer.probabilities}
 
 
 def _value(answer: Answer) -> dict[str, Any]:
@@ -73,7 +77,7 @@ async def _predict(
     context.set_model_name(body.model, json.dumps(body.input, ensure_ascii=False))
     texts = body.texts()
     model = await resolve(context, body.model, task)
-    engine_requests = [EngineRequest(model.name, text) for text in texts]
+    engine_requests = [EngineRequest(model.name, text, abstain=body.abstain) for text in texts]
     await context.submit(model, texts, engine_requests, body.timeout, field="input")
     answers = await context.answers(request.receive)
     data = [

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from trunkline.contracts import MOST_NEW_TOKENS, RecipeSpec, Row
 from trunkline.errors import IntegrityError
 from trunkline.files import validation_problem
-from trunkline.tasks.classification import ClassificationTask
+from trunkline.tasks.classification import Calibration, ClassificationTask
 from trunkline.tasks.generation import GenerationTask
 from trunkline.tasks.regression import RegressionTask
 
@@ -22,6 +22,7 @@ AnyTask = ClassificationTask | RegressionTask | GenerationTask
 
 __all__ = [
     "AnyTask",
+    "Calibration",
     "ClassificationTask",
     "GenerationTask",
     "RegressionTask",
@@ -83,12 +84,24 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+class _Calibration(_Strict):
+    temperature: Annotated[FiniteFloat, Field(gt=0)]
+    thresholds: dict[
+        Annotated[str, Field(pattern=r"^[1-9][0-9]\z")], Annotated[FiniteFloat, Field(ge=0, le=1)]
+    ]
+
+
 class _Classification(_Strict):
     kind: Literal["classification"]
     labels: Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
+    calibration: _Calibration | None = None
 
     def make(self) -> AnyTask:
-        return ClassificationTask(tuple(self.labels))
+        fitted = self.calibration
+        return ClassificationTask(
+            tuple(self.labels),
+            None if fitted is None else Calibration(fitted.temperature, fitted.thresholds),
+        )
 
 
 class _Regression(_Strict):

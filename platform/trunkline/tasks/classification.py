@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trunkline.contracts import LossContext, Row, Target
+from trunkline.errors import UsageError
 from trunkline.tasks.batches import pad
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How the probabilities were calibrated, on validation rows.
+
+    Attributes:
+        temperature: the head's weights are divided by it already.
+        thresholds: wanted precision in percent → the lowest probability of an answer.
+    """
+
+    temperature: float
+    thresholds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +35,33 @@ class ClassificationTask:
 
     Attributes:
         labels: in the order of the head's outputs.
+        calibration: None if the probabilities are as they were trained.
     """
 
     kind: ClassVar[str] = "classification"
     labels: tuple[str, ...]
+    calibration: Calibration | None = None
+
+    def threshold(self, precision: float) -> float:
+        """The lowest probability of an answer, for a wanted precision.
+
+        Raises:
+            UsageError: the validation rows have shown no threshold for it.
+        """
+        known = {} if self.calibration is None else self.calibration.thresholds
+        percent = str(round(100 * precision))
+        if percent in known and abs(100 * precision - int(percent)) < 1e-6:
+            return known[percent]
+        if not known:
+            raise UsageError(
+                "This adapter has no thresholds to abstain by.",
+                "Train it with calibrate=true and at least 50 validation rows.",
+            )
+        shown = ", ".join(f"{int(key) / 100:.2f}" for key in known)
+        raise UsageError(
+            f"This adapter has no threshold for a precision of {precision:g}.",
+            f"Its validation rows reach: {shown}.",
+        )
 
     @property
     def head_size(self) -> int:
@@ -64,4 +102,10 @@ class ClassificationTask:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "labels": list(self.labels)}
+        stored: dict[str, Any] = {"kind": self.kind, "labels": list(self.labels)}
+        if self.calibration is not None:
+            stored["calibration"] = {
+                "temperature": self.calibration.temperature,
+                "thresholds": dict(self.calibration.thresholds),
+            }
+        return stored

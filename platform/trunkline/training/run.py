@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,13 @@ from trunkline.errors import (
     one_line,
 )
 from trunkline.evaluation.baselines import fit_baselines
-from trunkline.evaluation.report import EvaluationReport, Prediction, evaluate, predict_rows
+from trunkline.evaluation.report import (
+    EvaluationReport,
+    Prediction,
+    evaluate,
+    evaluate_calibration,
+    predict_rows,
+)
 from trunkline.inference.engine import Engine
 from trunkline.plugins import PluginInfo
 from trunkline.redaction import redact_exception
@@ -363,7 +369,7 @@ def evaluate_artifact(
         context.engine, artifact, recipe.name, split.test, on_done=context.check_stop
     )
     context.stage("evaluating")
-    return evaluate(
+    report, predictions = evaluate(
         split.test,
         predicted.values,
         baselines,
@@ -371,6 +377,8 @@ def evaluate_artifact(
         prepared.labels,
         predicted.confidences,
     )
+    calibration = evaluate_calibration(artifact, split.test, predicted)
+    return replace(report, calibration=calibration), predictions
 
 
 def record_base(context: RunContext) -> str:

@@ -24,7 +24,8 @@ from trunkline.data.prepare import Prepared
 from trunkline.errors import TrainingError, TrunklineError
 from trunkline.files import canonical_json
 from trunkline.inference.engine import Engine
-from trunkline.tasks import AnyTask, task_for
+from trunkline.tasks import AnyTask, ClassificationTask, task_for
+from trunkline.training.calibrate import calibrate
 from trunkline.training.checkpoints import (
     Checkpoint,
     ResumableSampler,
@@ -152,6 +153,9 @@ def train_adapter(
     if output.interrupted:
         return output
 
+    if isinstance(task, ClassificationTask) and settings.calibrate:
+        listener.stage("calibrating")
+        task = calibrate(model, task, encoded.validation, base.tokenizer.pad_token_id)
     listener.stage("proving the artifact")
     artifact = _write_artifact(
         model, folder / "artifact", job, prepared, engine, task, encoded.max_length

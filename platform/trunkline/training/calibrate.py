@@ -1,0 +1,59 @@
+"""Calibrate a trained classifier on its validation rows, before its artifact is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from trunkline.evaluation.calibration import (
+    MIN_ROWS,
+    abstention_thresholds,
+    fit_temperature,
+)
+from trunkline.tasks import Calibration, ClassificationTask
+from trunkline.tasks.batches import by_length
+from trunkline.training.job import EncodedRows
+
+_BATCH = 64
+
+
+def calibrate(
+    model: Any, task: ClassificationTask, validation: EncodedRows, pad_id: int
+) -> ClassificationTask:
+    """Fit a temperature, divide the head's weights by it, and find the abstention thresholds.
+
+    Plain PEFT and every engine then give calibrated probabilities, with the same labels. Nothing
+    changes with few validation rows, or if the head is more than one linear layer.
+
+    Args:
+        model: a trained PEFT model; its head is changed in place.
+        validation: the encoded validation rows.
+        pad_id: id of the padding token.
+
+    Returns:
+        The task with its calibration.
+    """
+    import torch
+
+    head = [
+        parameter for name, parameter in model.named_parameters() if ".modules_to_save." in name
+    ]
+    linear = sum(parameter.dim() == 2 for parameter in head) == 1 and len(head) <= 2
+    if len(validation.examples) < MIN_ROWS or not linear:
+        return task
+    logits = torch.empty(len(validation.examples), len(task.labels))
+    model.eval()
+    with torch.inference_mode():
+        lengths = [len(example["input_ids"]) for example in validation.examples]
+        for batch in by_length(lengths, _BATCH):
+            inputs = task.collate([validation.examples[index] for index in batch], pad_id)
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            logits[batch] = task.outputs(model, inputs)[0].cpu()
+    targets = torch.tensor([example["target"] for example in validation.examples])
+    temperature = fit_temperature(logits.numpy(), targets.numpy())
+    with torch.no_grad():
+        for parameter in head:
+            parameter /= temperature
+    confidences, labels = (logits / temperature).softmax(-1).max(-1)
+    thresholds = abstention_thresholds(confidences.tolist(), (labels == targets).tolist())
+    return replace(task, calibration=Calibration(temperature, thresholds))
