@@ -7,7 +7,7 @@ part is created when it is first used, so opening a workspace is cheap.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -261,6 +261,7 @@ class Platform:
         resume: int | None = None,
         listener: ProgressListener | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        report_to: tuple[str, ...] = (),
         **settings: Any,
     ) -> TrainingResult:
         """Train a recipe, evaluate the adapter and publish it, whatever the verdict.
@@ -271,6 +272,7 @@ class Platform:
                 the user's own.
             listener: receives stages and progress.
             should_stop: called after each step; true stops the run as interrupted.
+            report_to: ``("tensorboard",)`` writes event files into the workspace's ``tensorboard``.
             settings: overrides, such as ``max_steps=200``.
 
         Raises:
@@ -297,7 +299,8 @@ class Platform:
             recipe = recorded_config(run) or recipe
         job = self.training_job(recipe, settings)
         plugin = None if job.own_data else self.catalog.plugin(job.dataset.name.split("/")[0])
-        return train(self._run_context(listener, should_stop), job, plugin, run)
+        context = replace(self._run_context(listener, should_stop), report_to=report_to)
+        return train(context, job, plugin, run)
 
     def cross_validate(
         self,

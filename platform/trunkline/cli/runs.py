@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from trunkline.cli.command import Group
+from trunkline.cli.command import Example, Group
 from trunkline.cli.eval import print_evaluation_report
 from trunkline.cli.output import (
     counted,
@@ -26,11 +28,17 @@ from trunkline.cli.output import (
 )
 from trunkline.cli.root import GlobalOptions, limit_option, pass_options, run_number
 from trunkline.contracts import Settings
+from trunkline.errors import DataError, NotFoundError, UsageError, reason_of
 
 if TYPE_CHECKING:
     from trunkline.registry.records import MetricRecord, RunRecord
 
+Curve = dict[int, float]
+"""Step → value of a metric."""
+
 _STEPS = 20
+_BARS = "▁▂▃▄▅▆▇█"
+_PLOTTED = ("loss", "validation")
 
 
 @click.group(
@@ -130,10 +138,116 @@ def show(options: GlobalOptions, number: int, as_json: bool) -> None:
             note("The report has an unknown form; --json prints it unchanged.")
     if metrics:
         heading("Figures")
+        for name, curve in curves(metrics).items():
+            click.echo(f"{name:<20} {sparkline(list(curve.values()))}  {_extremes(name, curve)}")
         _print_metrics(metrics)
     for ref in run.versions:
         if evaluated := platform.evaluation_report(platform.resolve(ref).version):
             print_evaluation_report(evaluated[0])
+
+
+@runs.command("plot", example=Example("trunkline runs plot 2 --out run.png", "writes"))
+@click.argument("numbers", type=run_number, nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The picture: .png or .svg; replaced if it exists.",
+)
+@click.option(
+    "--metric",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Only this metric; may be repeated.  [default: loss and validation]",
+)
+@pass_options
+def plot(
+    options: GlobalOptions, numbers: tuple[int, ...], out: Path, names: tuple[str, ...]
+) -> None:
+    """Draw the figures of one or several runs over their steps, as a picture."""
+    if out.suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"{str(out)!r} is not a picture.", "Name a file.png or a file.svg.")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"The folder of {str(out)!r} does not exist.", "Create it first.")
+    registry = options.platform.registry
+    drawn = {}
+    for number in dict.fromkeys(numbers):
+        run = registry.runs.get(number)
+        drawn[f"run {number}, {run.recipe}"] = curves(registry.runs.metrics(number))
+    available = list(dict.fromkeys(name for one in drawn.values() for name in one))
+    for name in names:
+        if name not in available:
+            raise NotFoundError.named(
+                "metric of these runs", name, available, f"They have: {', '.join(available)}."
+            )
+    chosen = list(names) or [name for name in available if name.partition(".")[0] in _PLOTTED]
+    if not chosen:
+        raise DataError("These runs have no figures to draw.", "Name runs that took steps.")
+    _draw(drawn, chosen, out)
+    note(f"{counted(len(chosen), 'metric')} of {counted(len(drawn), 'run')} in {out}")
+
+
+def _draw(drawn: Mapping[str, Mapping[str, Curve]], names: Sequence[str], out: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError(
+            "Drawing needs the package matplotlib.", "Run: pip install 'trunkline[plot]'"
+        ) from None
+    size = (8, 3 * len(names))
+    picture = Figure(figsize=size, layout="constrained")
+    for axes, name in zip(picture.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+        for label, all_curves in drawn.items():
+            curve = all_curves.get(name, {})
+            axes.plot(list(curve), list(curve.values()), label=label, marker=".", markersize=3)
+        axes.set_title(name, loc="left")
+        axes.grid(alpha=0.3)
+        axes.set_xlabel("optimizer step")
+    axes.legend(loc="best", fontsize="small")
+    try:
+        picture.savefig(out, dpi=120, metadata={"Date": None} if out.suffix == ".svg" else None)
+    except OSError as error:
+        raise UsageError(
+            f"{str(out)!r} can't be written: {reason_of(error)}.", "Name a file elsewhere."
+        ) from error
+
+
+def curves(metrics: Sequence[MetricRecord]) -> dict[str, Curve]:
+    """Metric → step → value."""
+    result: dict[str, Curve] = {}
+    for metric in metrics:
+        result.setdefault(metric.name, {})[metric.step] = metric.value
+    return result
+
+
+def sparkline(values: Sequence[float], width: int = 32) -> str:
+    """Values as bars of eight heights, thinned out to a width; what is not finite is a blank."""
+    stride = max(1, -(-len(values) // width))
+    shown = list(values[::stride])
+    finite = [value for value in shown if math.isfinite(value)]
+    if not finite:
+        return " " * len(shown)
+    # Halved, so that the difference of two large numbers is finite
+    low, span = min(finite) / 2, (max(finite) / 2 - min(finite) / 2) or 1.0
+    return "".join(
+        _BARS[min(7, int(8 * ((value / 2 - low) / span)))] if math.isfinite(value) else " "
+        for value in shown
+    )
+
+
+def _extremes(name: str, curve: Curve) -> str:
+    """First and last value, and the lowest and highest with their steps."""
+    first, *_, last = (*curve.values(), *curve.values())
+    finite = {step: value for step, value in curve.items() if math.isfinite(value)}
+    if not finite:
+        return f"{first} to {last}"
+    low, high = min(finite, key=finite.__getitem__), max(finite, key=finite.__getitem__)
+    return (
+        f"{_cell(name, first)} to {_cell(name, last)}; lowest {_cell(name, finite[low])} at {low}, "
+        f"highest {_cell(name, finite[high])} at {high}"
+    )
 
 
 def _took(run: RunRecord) -> str:

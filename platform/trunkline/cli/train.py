@@ -73,6 +73,12 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Only show the resolved recipe and an estimate of its cost."
 )
+@click.option(
+    "--report-to",
+    type=click.Choice(("tensorboard",)),
+    multiple=True,
+    help="Also write the figures for this tracker, into the workspace.",
+)
 @click.option("--resume", type=run_number, metavar="RUN", help="Continue an unfinished run.")
 @json_option
 @pass_options
@@ -86,6 +92,7 @@ def train(
     config: Path | None,
     assignments: tuple[str, ...],
     dry_run: bool,
+    report_to: tuple[str, ...],
     resume: int | None,
     as_json: bool,
 ) -> None:
@@ -112,7 +119,12 @@ def train(
     with working() as listener, stop_on_interrupt(listener) as should_stop:
         listener.stage("opening the base")
         run = platform.train(
-            chosen, resume=resume, listener=listener, should_stop=should_stop, **settings
+            chosen,
+            resume=resume,
+            listener=listener,
+            should_stop=should_stop,
+            report_to=report_to,
+            **settings,
         )
     if as_json:
         print_json(

@@ -57,7 +57,10 @@ from trunkline.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """The parts of a workspace that a run uses, and the engine with the clean base."""
+    """The parts of a workspace that a run uses, and the engine with the clean base.
+
+    ``report_to`` names trackers that receive the trainer's log: ``tensorboard``.
+    """
 
     workspace: Workspace
     registry: Registry
@@ -65,6 +68,7 @@ class RunContext:
     engine: Engine
     listener: ProgressListener
     should_stop: Callable[[], bool]
+    report_to: tuple[str, ...] = ()
 
     def stage(self, text: str) -> None:
         """Report the start of a stage.
@@ -141,6 +145,11 @@ def train(
             log=log,
             should_stop=context.should_stop,
             resume=resume is not None,
+            tensorboard=(
+                context.workspace.root / "tensorboard" / f"run-{number}"
+                if "tensorboard" in context.report_to
+                else None
+            ),
         )
         if output.artifact is None:
             raise Interrupted(

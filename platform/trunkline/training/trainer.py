@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
 from trunkline.data.prepare import Prepared
-from trunkline.errors import TrainingError, TrunklineError
+from trunkline.errors import TrainingError, TrunklineError, UsageError
 from trunkline.files import canonical_json
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, ClassificationTask, task_for
@@ -101,6 +102,7 @@ def train_adapter(
     log: Log,
     should_stop: Callable[[], bool],
     resume: bool = False,
+    tensorboard: Path | None = None,
 ) -> TrainerOutput:
     """Train, write ``folder/artifact``, read it back and prove it.
 
@@ -113,6 +115,7 @@ def train_adapter(
         log: receives metrics by optimizer step.
         should_stop: called after each step.
         resume: continue from the last checkpoint in ``folder``.
+        tensorboard: folder for TensorBoard's event files.
 
     Raises:
         TrainingError, DataError, PluginError: nothing is published.
@@ -149,6 +152,8 @@ def train_adapter(
         log=log,
         should_stop=should_stop,
     )
+    if tensorboard is not None:
+        trainer.add_callback(tensorboard_callback(tensorboard))
     output = trainer.take_steps(resume=resume)
     if output.interrupted:
         return output
@@ -401,6 +406,22 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
         }
         self._latest.update(metrics)
         self._log(state.global_step, metrics)
+
+
+def tensorboard_callback(folder: Path) -> TrainerCallback:
+    """Write the trainer's log into a folder for TensorBoard.
+
+    Raises:
+        UsageError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError(
+            "--report-to tensorboard needs the package tensorboard.",
+            "Run: pip install 'trunkline[tensorboard]'",
+        ) from None
+    return TensorBoardCallback(SummaryWriter(str(folder)))
 
 
 def _inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) -> str:
