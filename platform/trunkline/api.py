@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from trunkline.training.job import TrainingJob
     from trunkline.training.plan import TrainingPlan
     from trunkline.training.run import RunContext, TrainingResult
+    from trunkline.training.tune import TuningResult
 
 
 def open(
@@ -350,6 +351,26 @@ class Platform:
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
         return evaluate_version(self._run_context(listener), self.job_of(version), version)
+
+    def tune(
+        self,
+        recipe: str | RecipeConfig,
+        *,
+        trials: int = 20,
+        seconds: float | None = None,
+        space: Mapping[str, str] | None = None,
+        listener: ProgressListener | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        **settings: Any,
+    ) -> TuningResult:
+        """Search for better settings on the validation rows; see :func:`.training.tune.tune`."""
+        if not 1 <= trials <= 10_000:
+            raise UsageError(f"The number of trials can't be {trials}.", "Use 1 to 10,000.")
+        job = self.training_job(recipe, settings)
+        from trunkline.training.tune import tune
+
+        context = self._run_context(listener, should_stop)
+        return tune(context, job, trials=trials, seconds=seconds, space=space)
 
     def compare(
         self, adapter: str, against: str, *, listener: ProgressListener | None = None

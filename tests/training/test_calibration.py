@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -14,22 +13,9 @@ from trunkline.api import Platform
 from trunkline.errors import UsageError
 from trunkline.inference.request import Request
 from trunkline.training.config import make_config
+from written_claims import WORDS, claims
 
-WORDS = {"fire": ("smoke", "flame", "ash"), "water": ("flood", "leak", "rain")}
-
-
-@pytest.fixture(scope="module")
-def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """640 texts whose label is mostly decided by their word."""
-    file = tmp_path_factory.mktemp("claims") / "claims.csv"
-    with file.open("w", newline="") as lines:
-        writer = csv.writer(lines)
-        writer.writerow(["text", "label"])
-        for number in range(640):
-            label = ("fire", "water")[number % 2]
-            shown = label if number % 7 else "fire"
-            writer.writerow([f"{WORDS[shown][number % 3]} in house {number}", label])
-    return file
+__all__ = ["claims"]
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ COMMANDS = {
     "recipes": "trunkline.cli.recipes:recipes",
     "train": "trunkline.cli.train:train",
     "eval": "trunkline.cli.eval:evaluate",
+    "tune": "trunkline.cli.tune:tune",
     "predict": "trunkline.cli.predict:predict",
     "generate": "trunkline.cli.predict:generate",
     "chat": "trunkline.cli.chat:chat",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -16,6 +16,9 @@ from trunkline.files import validation_problem
 from trunkline.plugins import Catalog
 from trunkline.refs import Ref
 from trunkline.registry.records import RunRecord
+
+if TYPE_CHECKING:
+    from trunkline.training.job import TrainingJob
 
 _MAX_BYTES = 1 << 20
 _METRICS: Mapping[Task, tuple[str, ...]] = {
@@ -178,6 +181,13 @@ def config_of_run(run: RunRecord, catalog: Catalog) -> RecipeConfig:
     """
     config = recorded_config(run) or config_of(catalog.recipe(run.recipe))
     return config.model_copy(update={"settings": _changed_settings(Settings(**run.settings))})
+
+
+def config_of_job(job: TrainingJob, settings: Mapping[str, Any]) -> RecipeConfig:
+    """The YAML form of a job's recipe with some settings replaced."""
+    changed = _changed_settings(replace(job.settings, **settings))
+    config = job.config or config_of(job.recipe)
+    return config.model_copy(update={"settings": changed})
 
 
 def config_of(recipe: RecipeSpec) -> RecipeConfig:

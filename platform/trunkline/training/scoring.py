@@ -32,11 +32,13 @@ class Validation(NamedTuple):
     """The deciding metric and the loss on the validation rows.
 
     The loss is not-a-number where the recipe's loss can't be computed on them; it only decides
-    between equal scores.
+    between equal scores. ``rows`` are the indices of the validation rows that were predicted.
     """
 
     score: float
     loss: float
+    predictions: Sequence[Any] = ()
+    rows: Sequence[int] = ()
 
 
 def build_loss(job: TrainingJob, task: AnyTask, train: Sequence[Row]) -> LossFunction:
@@ -128,7 +130,9 @@ def make_validator(
             with torch.inference_mode():
                 for batch in by_length(answer_lengths, 16):
                     total += forward(model, [indices[place] for place in batch])[1]
-            return Validation(score(texts, answers), total / max(1, len(prompts)))
+            return Validation(
+                score(texts, answers), total / max(1, len(prompts)), texts, list(indices)
+            )
 
         return generate
 
@@ -146,7 +150,9 @@ def make_validator(
                 for index, (prediction, _) in zip(batch, task.decode(outputs), strict=True):
                     predictions[index] = prediction
         targets = [row.target for row in rows]
-        return Validation(score(predictions, targets), total / max(1, len(rows)))
+        return Validation(
+            score(predictions, targets), total / max(1, len(rows)), predictions, range(len(rows))
+        )
 
     return predict
 

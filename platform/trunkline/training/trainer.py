@@ -62,6 +62,10 @@ Log = Callable[[int, Mapping[str, float]], None]
 """Receives metrics by optimizer step."""
 
 
+OnValidation = Callable[[int, int, int, Validation], None]
+"""Receives the step, the number of all steps, the training rows so far, and the result."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerOutput:
     """The outcome of training one adapter.
@@ -103,6 +107,7 @@ def train_adapter(
     should_stop: Callable[[], bool],
     resume: bool = False,
     tensorboard: Path | None = None,
+    on_validation: OnValidation | None = None,
 ) -> TrainerOutput:
     """Train, write ``folder/artifact``, read it back and prove it.
 
@@ -116,6 +121,7 @@ def train_adapter(
         should_stop: called after each step.
         resume: continue from the last checkpoint in ``folder``.
         tensorboard: folder for TensorBoard's event files.
+        on_validation: called after each validation.
 
     Raises:
         TrainingError, DataError, PluginError: nothing is published.
@@ -152,6 +158,7 @@ def train_adapter(
         log=log,
         should_stop=should_stop,
     )
+    trainer.on_validation = on_validation
     if tensorboard is not None:
         trainer.add_callback(tensorboard_callback(tensorboard))
     output = trainer.take_steps(resume=resume)
@@ -217,6 +224,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
     """
 
     control: Any
+    on_validation: OnValidation | None = None
 
     def __init__(
         self,
@@ -357,6 +365,11 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self.model.eval()
         result = self.validate(self.model)
         self.model.train()
+        if self.on_validation is not None:
+            step, total = self.state.global_step, self.state.max_steps
+            batch = self.settings.per_device_train_batch_size
+            taken = step * batch * self.settings.gradient_accumulation_steps
+            self.on_validation(step, total, taken, result)
         metrics = {SCORE: result.score}
         if math.isfinite(result.loss):
             metrics[LOSS] = result.loss
