@@ -59,7 +59,7 @@ def test_an_uncertain_text_gets_no_label(calibrated: Platform) -> None:
     task = calibrated.store.fetch(calibrated.resolve("own/claims").version).manifest.task
     thresholds = {int(key) / 100: value for key, value in task["calibration"]["thresholds"].items()}
     wanted = max(thresholds)
-    texts = [f"{word} in house" for words in WORDS.values() for word in words] + ["a", "?"]
+    texts = [f"{token} in house" for group in WORDS.values() for token in group] + ["a", "?"]
     plain = calibrated.predict("own/claims", texts)
     answers = calibrated.run([Request("own/claims", text, abstain=wanted) for text in texts])
     for one, other in zip(plain, answers, strict=True):
