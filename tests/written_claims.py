@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-WORDS = {"fire": ("smoke", "flame", "ash"), "water": ("flood", "leak", "rain")}
+TERMS = {"fire": ("smoke", "flame", "ash"), "water": ("flood", "leak", "rain")}
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +20,5 @@ def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(640):
             label = ("fire", "water")[number % 2]
             shown = label if number % 7 else "fire"
-            writer.writerow([f"{WORDS[shown][number % 3]} in house {number}", label])
+            writer.writerow([f"{TERMS[shown][number % 3]} in house {number}", label])
     return file

@@ -13,7 +13,7 @@ from trunkline.api import Platform
 from trunkline.errors import UsageError
 from trunkline.inference.request import Request
 from trunkline.training.config import make_config
-from written_claims import WORDS, claims
+from written_claims import TERMS, claims
 
 __all__ = ["claims"]
 
@@ -59,7 +59,7 @@ def test_an_uncertain_text_gets_no_label(calibrated: Platform) -> None:
     task = calibrated.store.fetch(calibrated.resolve("own/claims").version).manifest.task
     thresholds = {int(key) / 100: value for key, value in task["calibration"]["thresholds"].items()}
     wanted = max(thresholds)
-    texts = [f"{token} in house" for group in WORDS.values() for token in group] + ["a", "?"]
+    texts = [f"{token} in house" for group in TERMS.values() for token in group] + ["a", "?"]
     plain = calibrated.predict("own/claims", texts)
     answers = calibrated.run([Request("own/claims", text, abstain=wanted) for text in texts])
     for one, other in zip(plain, answers, strict=True):
