@@ -210,6 +210,11 @@ class Settings:
     calibrate: bool = _setting(
         True, "fit a temperature and abstention thresholds on the validation rows"
     )
+    frozen_cache_mib: int = _setting(
+        2048,
+        "with layers_to_transform: memory for the outputs of the layers below, in MiB; 0: none",
+        least=0,
+    )
     precision: str = _setting(
         "auto",
         "arithmetic of training; auto: bf16 where the device is fast at it, else fp32",

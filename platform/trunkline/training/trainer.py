@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
@@ -36,6 +37,7 @@ from trunkline.training.checkpoints import (
     remove_old_checkpoints,
     seal_checkpoint,
 )
+from trunkline.training.frozen_layers import FrozenLayers
 from trunkline.training.job import (
     EncodedParts,
     EncodedRows,
@@ -43,7 +45,7 @@ from trunkline.training.job import (
     encode_parts,
     prompt_of,
 )
-from trunkline.training.model import lora_model, uses_bf16
+from trunkline.training.model import lora_model, lora_targets, uses_bf16
 from trunkline.training.proof import SAMPLE, Proof, prove
 from trunkline.training.scoring import (
     LOSS,
@@ -54,6 +56,9 @@ from trunkline.training.scoring import (
     make_validator,
     select_best,
 )
+
+ROWS = "rows"
+"""The index of each row of a batch, for the layers that are skipped."""
 
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints in the folder of a run."""
@@ -255,13 +260,31 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         super().__init__(
             model=model,
             args=_arguments(settings, len(train.examples), self.checkpoints, model.device),
-            train_dataset=list(train.examples),
-            eval_dataset=list(train.examples[:1]),
-            data_collator=lambda examples: adapter_task.collate(examples, pad_id),
+            train_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples)],
+            eval_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples[:1])],
+            data_collator=lambda examples: {
+                **adapter_task.collate(examples, pad_id),
+                ROWS: torch.tensor([example[ROWS] for example in examples]),
+            },
             callbacks=[self.reporter],
         )
         self.model_accepts_loss_kwargs = False
+        self.frozen = self._frozen_layers()
         self.remove_callback(PrinterCallback)  # prints every log entry as a dict
+
+    def _frozen_layers(self) -> FrozenLayers | None:
+        """The layers to skip, if the first batch has the same outputs without them."""
+        layers = lora_targets(self.model.get_base_model(), self.settings)[1]
+        frozen = FrozenLayers.of(self.model, layers, self.settings.frozen_cache_mib << 20)
+        if frozen is None:
+            return None
+        inputs = self.data_collator(self.train_dataset[: self.settings.per_device_train_batch_size])
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        del inputs[ROWS]
+        self.model.eval()
+        exact = frozen.is_exact(inputs, lambda: self.adapter_task.outputs(self.model, inputs)[0])
+        self.model.train()
+        return frozen if exact else None
 
     def take_steps(self, *, resume: bool) -> TrainerOutput:
         """Train; afterwards the model has the best checkpoint's weights.
@@ -350,7 +373,12 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self.sampler.save(Path(output_dir))
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-        outputs, targets = self.adapter_task.outputs(model, inputs)
+        rows = inputs.pop(ROWS).tolist()
+        if self.frozen is None:
+            outputs, targets = self.adapter_task.outputs(model, inputs)
+        else:
+            with self.frozen.skipped(rows, inputs):
+                outputs, targets = self.adapter_task.outputs(model, inputs)
         loss = self.loss(outputs, targets)
         if not bool(loss.isfinite()):
             raise TrainingError(
