@@ -227,7 +227,7 @@ def _predict_file(
             "rows": rows.rows,
             "skipped": rows.empty,
             "truncated": truncated,
-            "abstained": abstained,
+            **({} if abstain is None else {"abstained": abstained}),
         }
         print_json(answers if out is None else counts)
     if out is not None:

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Train on your own rows: CSV, TSV, JSON lines, JSON or Parquet.",
+    metavar="PATH",
+    help="Train on your own rows: CSV, TSV, JSON lines, JSON, Parquet, or a folder of texts.",
 )
 @click.option("--name", metavar="NAME", help="With --data: domain/name of the adapter.")
 @column_options

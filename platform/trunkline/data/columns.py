@@ -16,10 +16,9 @@ from string import Formatter
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from trunkline.contracts import DatasetSpec, Row, Task
-from trunkline.data.readers import FileOptions, FileRow, read_columns, read_rows
+from trunkline.data.readers import FileOptions, FileRow, digest_of, read_columns, read_rows
 from trunkline.data.readers.rows import missing_column
 from trunkline.errors import DataError, UsageError
-from trunkline.files import sha256_file
 
 TARGETS: Mapping[str, Task] = {
     "label": "classification",
@@ -44,7 +43,8 @@ class DataFiles(BaseModel):
     Exactly one of ``label``, ``target`` and ``completion`` is set; it decides the task.
 
     Attributes:
-        file: CSV, TSV, JSON lines, JSON or Parquet, by its suffix.
+        file: CSV, TSV, JSON lines, JSON or Parquet, by its suffix; or a folder of text files,
+            with the columns ``text``, ``file``, ``label`` and ``split``.
         text: the column that the model reads, or several in a template: ``"{title}\\n{body}"``.
         label: the column with the label of a classification.
         target: the column with the number of a regression.
@@ -149,7 +149,8 @@ class DataFiles(BaseModel):
         for path in self.parts.values():
             columns = read_columns(path, self.options)
             for column in self.columns:
-                if column not in columns and path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+                named = path.is_dir() or path.suffix.lower() in (".csv", ".tsv", ".parquet")
+                if column not in columns and named:
                     raise missing_column(path.name, column, columns)
 
     def rows(self) -> Iterator[Row]:
@@ -172,7 +173,7 @@ class DataFiles(BaseModel):
             NotFoundError: a file is missing.
         """
         self.check_columns()
-        digests = [f"{path.name} (sha256 {sha256_file(path)})" for path in self.parts.values()]
+        digests = [f"{path.name} (sha256 {digest_of(path)})" for path in self.parts.values()]
         return DatasetSpec(
             name=name,
             description=f"{self.target_column} of {Path(self.file).name}",

@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
 from trunkline.data.prepare import Prepared
-from trunkline.errors import TrainingError, TrunklineError, UsageError
+from trunkline.errors import TrainingError, TrunklineError
 from trunkline.files import canonical_json
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, ClassificationTask, task_for
@@ -56,6 +55,7 @@ from trunkline.training.scoring import (
     make_validator,
     select_best,
 )
+from trunkline.training.trackers import tensorboard_callback
 
 ROWS = "rows"
 """The index of each row of a batch, for the layers that are skipped."""
@@ -447,22 +447,6 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
         }
         self._latest.update(metrics)
         self._log(state.global_step, metrics)
-
-
-def tensorboard_callback(folder: Path) -> TrainerCallback:
-    """Write the trainer's log into a folder for TensorBoard.
-
-    Raises:
-        UsageError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsageError(
-            "--report-to tensorboard needs the package tensorboard.",
-            "Run: pip install 'trunkline[tensorboard]'",
-        ) from None
-    return TensorBoardCallback(SummaryWriter(str(folder)))
 
 
 def _inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) -> str:

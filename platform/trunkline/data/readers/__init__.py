@@ -1,4 +1,4 @@
-"""Read the files that users bring: CSV, TSV, JSON lines, JSON and Parquet, texts as written.
+"""Read what users bring: CSV, TSV, JSON lines, JSON, Parquet, folders of texts; as written.
 
 :func:`read_rows` streams the rows of a file with their numbers, :func:`read_columns` reads the
 names of its columns, and :func:`open_texts` checks one column before anything is computed. Nothing
@@ -9,6 +9,7 @@ from trunkline.data.readers.files import (
     FORMATS,
     TextFile,
     TextRow,
+    digest_of,
     open_texts,
     read_columns,
     read_rows,
@@ -23,6 +24,7 @@ __all__ = [
     "TextFile",
     "TextRow",
     "decode_text",
+    "digest_of",
     "open_texts",
     "read_columns",
     "read_entries",

@@ -1,4 +1,4 @@
-"""Open a file by its suffix, stream its rows, and check a column of texts.
+"""Open a file by its suffix, or a folder, stream its rows, and check a column of texts.
 
 A file is read twice, once to check it before anything is computed and once for the texts. Rows
 are streamed, so memory does not grow with the file.
@@ -6,6 +6,7 @@ are streamed, so memory does not grow with the file.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,9 @@ from trunkline.data.readers.delimited import DelimitedFile
 from trunkline.data.readers.json_rows import JsonFile
 from trunkline.data.readers.parquet_rows import ParquetFile
 from trunkline.data.readers.rows import FileOptions, FileRow, missing_column
+from trunkline.data.readers.text_folder import TextFolder
 from trunkline.errors import DataError, NotFoundError, UsageError
+from trunkline.files import sha256_file
 
 FORMATS = {
     ".csv": "CSV",
@@ -35,7 +38,7 @@ _WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
 class RowFile(Protocol):
-    """A file of one format."""
+    """A file of one format, or a folder."""
 
     def columns(self) -> tuple[str, ...]:
         """The names of its columns; in JSON, those of the first rows."""
@@ -102,7 +105,7 @@ def read_rows(
     """Stream the rows of a file, with texts as they are written: ``NA`` and ``007`` stay so.
 
     Args:
-        path: a file with one of the suffixes of :data:`FORMATS`.
+        path: a file with one of the suffixes of :data:`FORMATS`, or a folder of text files.
         columns: read these; the others may hold anything. By default all.
         options: encoding, delimiter and quoting.
 
@@ -124,6 +127,19 @@ def read_columns(path: Path, options: FileOptions | None = None) -> tuple[str, .
     return _open(path, options or FileOptions()).columns()
 
 
+def digest_of(path: Path) -> str:
+    """sha256 of a file; of a folder, that of its files' paths and digests.
+
+    Raises:
+        NotFoundError, UsageError, DataError: as :func:`read_rows`.
+    """
+    if not path.is_dir():
+        return sha256_file(path)
+    folder = TextFolder(path, FileOptions())
+    lines = [f"{sha256_file(path / file)}  {file.as_posix()}\n" for file in folder.files()]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
 def open_texts(
     path: Path, column: str, *, skip_empty: bool, options: FileOptions | None = None
 ) -> TextFile:
@@ -141,6 +157,8 @@ def open_texts(
         DataError: the file can't be read, has no rows, or a row has no text.
     """
     options = options or FileOptions()
+    if path.is_dir():
+        raise UsageError(f"{str(path)!r} is a folder.", "Give the path of one file.")
     file = _open(path, options)
     state = _state(path)
     rows = empty = 0
@@ -168,6 +186,12 @@ def _texts(path: Path, column: str, options: FileOptions) -> Iterator[TextRow]:
 
 
 def _open(path: Path, options: FileOptions) -> RowFile:
+    if path.is_dir():
+        if (options.delimiter, options.quoting) != (None, None):
+            raise UsageError(
+                "--delimiter and --quoting apply to CSV and TSV.", "Leave them out for a folder."
+            )
+        return TextFolder(path, options)
     _check_file(path)
     suffix = path.suffix.lower()
     kind = FORMATS.get(suffix)
@@ -193,8 +217,6 @@ def _open(path: Path, options: FileOptions) -> RowFile:
 def _check_file(path: Path) -> None:
     if path.is_file():
         return
-    if path.is_dir():
-        raise UsageError(f"{str(path)!r} is a folder.", "Give the path of one file.")
     if str(path) == "-" or path.exists():
         raise UsageError(
             f"{str(path)!r} is not a regular file, and the rows are read twice.",
@@ -221,6 +243,6 @@ def _unknown_suffix(path: Path) -> UsageError:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced."""
+    """What changes when a file is written or replaced; of a folder, when files come or go."""
     status = os.stat(path)
     return (status.st_ino, status.st_size, status.st_mtime_ns, stat.S_IFMT(status.st_mode))
