@@ -179,6 +179,11 @@ class Settings:
     )
     max_train_samples: int = _setting(0, "largest number of training rows; 0: all", least=0)
     learning_rate: float = _setting(5e-4, "peak learning rate of AdamW", least=0.0, most=1.0)
+    loraplus_lr_ratio: float = _setting(
+        0.0,
+        "learning rate of the B matrices over that of the others (LoRA+); 0: the same",
+        least=0.0,
+    )
     lr_scheduler_type: str = _setting(
         "linear", "schedule of the learning rate, as transformers names it", choices=SCHEDULERS
     )

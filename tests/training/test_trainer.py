@@ -413,3 +413,40 @@ def test_texts_longer_than_the_context_are_cut_and_the_adapter_answers_them(
     assert done.lengths["truncated"] == done.lengths["rows"] > 60
     work = ResolvedRequest(Request("toy/animals", f"a sparrow {'very ' * 400}"), artifact)
     assert platform.engine.run([work])[0].truncated
+
+
+# ------------------------------------------------------------------------ accumulation, LoRA+
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_accumulated_batches_are_one_large_batch(
+    recipe: str, platform: Platform, tmp_path: Path
+) -> None:
+    common = {"max_steps": 5, "evals_per_epoch": 1, "precision": "fp32", "learning_rate": 2e-3}
+    large, small = Log(), Log()
+    train(platform, tmp_path / "1", recipe, log=large, per_device_train_batch_size=8, **common)
+    train(
+        platform, tmp_path / "2", recipe, log=small, per_device_train_batch_size=2,
+        gradient_accumulation_steps=4, **common,
+    )  # fmt: skip
+    assert len(large.named("loss")) >= 4
+    assert small.named("loss") == pytest.approx(large.named("loss"), abs=1e-4)
+
+
+def test_lora_plus_trains_b_at_its_own_rate(platform: Platform, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    def norms(folder: Path, **settings: Any) -> tuple[float, float]:
+        output = train(platform, folder, max_steps=1, precision="fp32", **settings)
+        assert output.artifact is not None
+        tensors = load_file(output.artifact.folder / "adapter_model.safetensors")
+        sizes = {"lora_A": 0.0, "lora_B": 0.0}
+        for name, tensor in tensors.items():
+            for key in sizes:
+                sizes[key] += float(tensor.abs().sum()) if key in name else 0.0
+        return sizes["lora_A"], sizes["lora_B"]
+
+    plain = norms(tmp_path / "1", learning_rate=1e-4)
+    plus = norms(tmp_path / "2", learning_rate=1e-4, loraplus_lr_ratio=16.0)
+    assert plus[0] == pytest.approx(plain[0], rel=1e-4)
+    assert plus[1] == pytest.approx(16 * plain[1], rel=1e-2)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
@@ -26,6 +26,7 @@ from trunkline.errors import TrainingError, TrunklineError
 from trunkline.files import canonical_json
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, ClassificationTask, task_for
+from trunkline.tasks.generation import IGNORED
 from trunkline.training.calibrate import calibrate
 from trunkline.training.checkpoints import (
     Checkpoint,
@@ -44,8 +45,9 @@ from trunkline.training.job import (
     encode_parts,
     prompt_of,
 )
-from trunkline.training.model import lora_model, lora_targets, uses_bf16
+from trunkline.training.model import lora_model, lora_targets
 from trunkline.training.proof import SAMPLE, Proof, prove
+from trunkline.training.schedule import steps_per_epoch, training_arguments
 from trunkline.training.scoring import (
     LOSS,
     SCORE,
@@ -186,31 +188,6 @@ def train_adapter(
 # -------------------------------------------------------------------------------------- steps
 
 
-def total_steps(settings: Settings, examples: int) -> int:
-    """Optimizer steps of a run without early stopping."""
-    if settings.max_steps > 0:
-        return settings.max_steps
-    return max(1, math.ceil(settings.num_train_epochs * steps_per_epoch(settings, examples)))
-
-
-def steps_per_epoch(settings: Settings, examples: int) -> int:
-    """Optimizer steps of one pass over the examples."""
-    batches = math.ceil(examples / settings.per_device_train_batch_size)
-    return max(1, math.ceil(batches / settings.gradient_accumulation_steps))
-
-
-def validation_interval(settings: Settings, examples: int) -> int:
-    """Optimizer steps between validations."""
-    steps = min(steps_per_epoch(settings, examples), total_steps(settings, examples))
-    return max(1, math.ceil(steps / settings.evals_per_epoch))
-
-
-def warmup_steps(settings: Settings, examples: int) -> int:
-    """Steps of learning-rate warmup; none in runs that are too short for a full step of it."""
-    steps = settings.warmup_ratio * total_steps(settings, examples)
-    return math.ceil(steps) if steps >= 1 else 0
-
-
 class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
     """transformers' Trainer for a PEFT model, with our loss, validation, sampler and reports.
 
@@ -229,6 +206,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
     """
 
     control: Any
+    optimizer: Any
     on_validation: OnValidation | None = None
 
     def __init__(
@@ -259,7 +237,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self.reporter = _Reporter(metric, listener, log, should_stop)
         super().__init__(
             model=model,
-            args=_arguments(settings, len(train.examples), self.checkpoints, model.device),
+            args=training_arguments(settings, len(train.examples), self.checkpoints, model.device),
             train_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples)],
             eval_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples[:1])],
             data_collator=lambda examples: {
@@ -269,6 +247,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             callbacks=[self.reporter],
         )
         self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = True  # by compute_loss
         self.frozen = self._frozen_layers()
         self.remove_callback(PrinterCallback)  # prints every log entry as a dict
 
@@ -372,7 +351,36 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         super()._save_rng_state(output_dir)
         self.sampler.save(Path(output_dir))
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        ratio = self.settings.loraplus_lr_ratio
+        if ratio and self.optimizer is None:
+            from peft.optimizers import create_loraplus_optimizer
+
+            self.optimizer = create_loraplus_optimizer(
+                self.model,
+                torch.optim.AdamW,
+                lr=self.settings.learning_rate,
+                loraplus_lr_ratio=ratio,
+                loraplus_weight_decay=self.settings.weight_decay,
+            )
+        return super().create_optimizer(*args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
+        return sum(int((batch["targets"] != IGNORED).sum()) for batch in batch_samples)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+        **_: Any,
+    ) -> Any:
+        """The mean loss, weighted by the batch's share of the targets of an optimizer step.
+
+        Accumulated batches thus give the gradient of one large batch, also where their answers
+        have different numbers of tokens.
+        """
         rows = inputs.pop(ROWS).tolist()
         if self.frozen is None:
             outputs, targets = self.adapter_task.outputs(model, inputs)
@@ -386,6 +394,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
                 f"Use --set learning_rate={self.settings.learning_rate / 3:.0e}, or check the "
                 "recipe's loss.",
             )
+        if num_items_in_batch:
+            loss = loss * (len(targets) / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -472,40 +482,6 @@ def _inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) ->
             digest.update(canonical_json(rest))
             digest.update(array("q", example["input_ids"]))
     return digest.hexdigest()
-
-
-def _arguments(
-    settings: Settings, examples: int, checkpoints: Path, device: Any
-) -> TrainingArguments:
-    interval = validation_interval(settings, examples)
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=settings.num_train_epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.per_device_train_batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=warmup_steps(settings, examples),
-        weight_decay=settings.weight_decay,
-        optim="adamw_torch",
-        bf16=uses_bf16(settings.precision, device),
-        use_cpu=device.type == "cpu",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        eval_strategy="steps",
-        eval_steps=interval,
-        save_strategy="steps",
-        save_steps=interval,
-        logging_strategy="steps",
-        logging_steps=max(1, interval // 5),
-        include_num_input_tokens_seen="non_padding",
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        report_to="none",
-        log_level="error",
-    )
 
 
 # ----------------------------------------------------------------------------------- artifact
