@@ -21,6 +21,7 @@ OTHERS: dict[str, Any] = {
     "precision": "fp32",
     "target_modules": "q_proj,v_proj",
     "use_rslora": True,
+    "calibrate": False,
     "max_length": 9,
     "layers_to_transform": "0,2",
 }

@@ -98,7 +98,7 @@ def evaluate(
         if name is None or config is not None:
             raise UsageError(
                 "--config needs --folds or --seeds." if config else "REF_OR_RECIPE is missing.",
-                "Name a version, such as `trunkline eval medical/icd10-chapter`.",
+                "Name a version: `trunkline eval REF`.",
             )
         if assignments:
             raise UsageError(

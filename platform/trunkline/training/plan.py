@@ -13,8 +13,8 @@ from trunkline.registry.registry import Registry
 from trunkline.tasks import AnyTask, task_for
 from trunkline.training.job import EncodedRows, TrainingJob, encode_parts
 from trunkline.training.model import lora_model, lora_targets, uses_bf16
-from trunkline.training.scoring import build_loss
 from trunkline.training.schedule import steps_per_epoch, total_steps
+from trunkline.training.scoring import build_loss
 
 
 @dataclass(frozen=True, slots=True)
