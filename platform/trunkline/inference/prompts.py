@@ -209,11 +209,15 @@ def encode_request(
 def _check_abstain(request: Request, name: str, task: AnyTask) -> None:
     if request.abstain is None:
         return
-    if not isinstance(task, ClassificationTask):
-        raise UsageError(
-            f"{name} is for {task.kind}; only a classification abstains.", "Leave out abstain."
-        )
-    task.threshold(request.abstain)
+    try:
+        if not isinstance(task, ClassificationTask):
+            raise UsageError(
+                f"{name} is for {task.kind}; only a classification abstains.", "Leave out abstain."
+            )
+        task.threshold(request.abstain)
+    except UsageError as error:
+        error.param = "abstain"
+        raise
 
 
 def max_new_tokens(request: Request, task: AnyTask) -> int:

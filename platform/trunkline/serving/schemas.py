@@ -363,7 +363,7 @@ class PredictBody(StrictModel):
 
     model: ModelName
     input: OneOrMore
-    abstain: Annotated[float, Field(ge=0.5, le=0.99)] | None = None
+    abstain: Annotated[StrictFloat, Field(ge=0.5, le=0.99)] | None = None
     timeout: Timeout | None = None
 
     @model_validator(mode="after")
