@@ -194,9 +194,17 @@ _MARKS = {"error": "error", "warning": "warning", "note": "note"}
 )
 @click.argument("name", metavar="FILE_OR_NAME")
 @column_options
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write the report as a page with charts; replaced if it exists.",
+)
 @json_option
 @pass_options
-def check(options: GlobalOptions, name: str, columns: dict[str, Any], as_json: bool) -> None:
+def check(
+    options: GlobalOptions, name: str, columns: dict[str, Any], html: Path | None, as_json: bool
+) -> None:
     """Look for what is wrong in your own file, or in a plugin's dataset, row by row.
 
     Empty and repeated rows, contradicting labels, near-duplicates on both sides of the split, rare
@@ -208,10 +216,17 @@ def check(options: GlobalOptions, name: str, columns: dict[str, Any], as_json: b
     with working() as listener:
         rows = _own_or_plugins(options, name, columns)
         result = check_dataset(*rows, _tokenizer(options), on_stage=listener.stage)
+    if html is not None:
+        from trunkline.data.check_page import render_page
+
+        with output_file(html) as page:
+            page.write(render_page(result))
     if as_json:
         print_json({"usable": result.usable, **plain(result)})
     else:
         _print_check(result)
+    if html is not None:
+        note(f"The report as a page is in {html}.")
     if not result.usable:
         raise SystemExit(1)
 
@@ -282,7 +297,7 @@ def _own_or_plugins(
 
     platform = options.with_plugins
     file = Path(name)
-    if file.suffix or file.is_file():
+    if file.suffix or file.is_file() or (columns and file.is_dir()):
         job = platform.training_job(make_own_recipe(own_name(file), file, columns, template), {})
         return job.dataset, job.recipe, job.transforms
     if columns or template:

@@ -21,6 +21,7 @@ from trunkline.cli.progress import stop_on_interrupt, working
 from trunkline.cli.recipes import parse_settings, set_option
 from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import UsageError
+from trunkline.files import output_file
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -125,7 +126,8 @@ def tune(
         from trunkline.training.config import config_of_job
 
         text = config_of_job(job, {**settings, **best.settings}).to_yaml()
-        out.write_text(text, encoding="utf-8")
+        with output_file(out, overwrite=False) as file:
+            file.write(text)
     if as_json:
         print_json({"recipe": job.recipe.name, **plain(result)})
         return
