@@ -52,6 +52,9 @@ POSTGRESQL = (
     "postgresql://127.0.0.1:1/db&password={}",
     "host=127.0.0.1 user=me password={}",
     "Host=127.0.0.1;Username=me;Password={}",
+    "postgresql%3A%2F%2Fme%3A{}%40127.0.0.1%2Fdb",
+    "postgresql%253A%252F%252Fme%253A{}%2540127.0.0.1%252Fdb",
+    "postgresql://me:{}@127.0.0.1:1,127.0.0.1:2/db",
 )
 """Registry URLs that can't be used, or where nothing answers."""
 
@@ -63,6 +66,7 @@ STORES = (
     "nosuch://me:{}@host/models",
     "sftp://{}@127.0.0.1:1/models",
     "ftp://127.0.0.1:1/models;password={}",
+    "s3%3A%2F%2Fkey%3A{}%40bucket",
 )
 SERVERS = (
     "http://me:{}@127.0.0.1:1",

@@ -297,7 +297,13 @@ class Platform:
                     "A resumed run keeps its settings.", "Omit --set, or start a new run."
                 )
             settings = dict(run.settings)
-            recipe = recorded_config(run) or recipe
+            recorded = recorded_config(run)
+            if not isinstance(recipe, str) and not recipe.is_same(recorded):
+                raise UsageError(
+                    f"The recipe differs from that of run {resume}, which a resumed run keeps.",
+                    f"Resume it with `trunkline train {name} --resume {resume}`.",
+                )
+            recipe = recorded or recipe
         job = self.training_job(recipe, settings)
         plugin = None if job.own_data else self.catalog.plugin(job.dataset.name.split("/")[0])
         context = replace(self._run_context(listener, should_stop), report_to=report_to)
@@ -332,6 +338,8 @@ class Platform:
         """Train with the seeds 0, 1, … on one split, and evaluate each; publish nothing."""
         if not 2 <= seeds <= 20:
             raise UsageError(f"The number of seeds can't be {seeds}.", "Use 2 to 20.")
+        if "seed" in settings:
+            raise UsageError("The seeds are 0, 1, …, so seed can't be set.", "Leave out seed.")
         job = self.training_job(recipe, settings)
         from trunkline.training.cross_validation import repeat_seeds
 

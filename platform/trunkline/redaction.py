@@ -85,9 +85,25 @@ def remember_options(options: object, name: str = "") -> None:
             remember(options)
 
 
+def decoded_url(text: str) -> str | None:
+    """The URL that a text is once it is percent-decoded, also twice; None if it is none."""
+    decoded = text.strip()
+    for _ in range(3):
+        if (once := unquote(decoded)) == decoded:
+            return None
+        decoded = once
+        if _SCHEME.match(decoded) or "@" in decoded:
+            return decoded
+    return None
+
+
 def _secrets_of_url(url: str) -> Iterator[str]:
     """Every part of a URL that may be a secret, however the URL is read."""
     match = _SCHEME.match(url.strip())
+    if match is None and (decoded := decoded_url(url)) is not None:
+        yield url.strip()
+        yield from _secrets_of_url(decoded)
+        return
     rest = url.strip()[match.end() :] if match else url.strip()
     if match and _is_local(match[1]) and len(match[2]) != 2:
         return
@@ -206,6 +222,8 @@ def redact_url(url: str) -> str:
     """
     url = url.strip()
     match = _SCHEME.match(url)
+    if match is None and decoded_url(url) is not None:
+        return HIDDEN
     if match is None or (not match[2] and "@" in url):
         return HIDDEN if re.search(r"[@:?]", url) or _SETTING.search(url) else url
     scheme, slashes, rest = match[1], match[2], url[match.end() :]

@@ -35,7 +35,13 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.errors import UsageError
-from trunkline.redaction import HIDDEN, redact_url, remember_options, remember_url
+from trunkline.redaction import (
+    HIDDEN,
+    decoded_url,
+    redact_url,
+    remember_options,
+    remember_url,
+)
 from trunkline.refs import Ref, shown
 
 CONFIGURATION_FILE = "trunkline.toml"
@@ -239,6 +245,11 @@ def _check_store_url(url: str) -> str:
     remember_url(url)
     scheme, separator, rest = url.partition("://")
     if not separator:
+        if decoded_url(url) is not None:
+            raise UsageError(
+                "The store's URL is percent-encoded as a whole.",
+                "Write for example s3://bucket/folder, and encode single characters only.",
+            )
         if _ONE_SLASH.match(url):
             raise UsageError(
                 f"The store's URL {redact_url(url)!r} has no '//' after its scheme.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -96,7 +97,26 @@ def test_synonyms_keep_capitals_and_match_phrases_only() -> None:
     )
 
 
-@pytest.mark.parametrize("table", [{}, {"pain": []}, {" ": ["x"]}, {"pain": [""]}])
-def test_a_table_without_replacements_is_refused(table: dict[str, list[str]]) -> None:
-    with pytest.raises(UsageError, match="own/synonyms"):
+@pytest.mark.parametrize(
+    "table",
+    [
+        {}, [], None, {"pain": []}, {" ": ["x"]}, {"pain": [""]}, {"pain": [" "]}, {"pain": "ache"},
+        {"pain": None}, {"pain": [1]}, {1: ["x"]}, {"pain": ["x"], "Pain": ["y"]},
+    ],
+)  # fmt: skip
+def test_a_table_of_another_form_is_refused(table: Any) -> None:
+    with pytest.raises(UsageError, match="own/synonyms") as error:
         synonyms("own/synonyms", table)
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("table", [{}, {"MI": ["x"]}, {"MI": 5}, {"MI": " "}])
+def test_an_abbreviation_stands_for_one_text(table: Any) -> None:
+    with pytest.raises(UsageError, match="own/short"):
+        abbreviations("own/short", table)
+
+
+def test_letters_without_a_case_of_their_own_stay() -> None:
+    spec = synonyms("own/synonyms", {"wild": ["untamed"]})
+    assert changed(spec, "the wıld one") is None
+    assert changed(spec, "the WILD one") == "the UNTAMED one"

@@ -183,7 +183,8 @@ def test_entries_are_read_from_a_pipe(tmp_path: Path) -> None:
 
 
 def test_encoding_that_decodes_nothing_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path, "rows.csv", "text\none\n", encoding="undefined").hint
+    with pytest.raises(UsageError, match="no text encoding"):
+        read(tmp_path, "rows.csv", "text\none\n", encoding="undefined")
 
 
 def test_unknown_encoding_is_wrong_usage(tmp_path: Path) -> None:

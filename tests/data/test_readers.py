@@ -537,3 +537,17 @@ def test_options_that_do_not_apply_are_wrong_usage(
     with pytest.raises(UsageError) as caught:
         read(tmp_path, name, "text\none\n", **options)
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize("line", ['"a\\\\",c"', 'x,"a\\\\",c"'])
+def test_an_escaped_quote_is_not_read_as_two_fields(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{','.join('abc'[: line.count(',') + 1])}\n{line}\n")
+    with pytest.raises(DataError, match="backslash"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("encoding", ["idna", "punycode", "undefined"])
+def test_an_encoding_of_no_file_is_refused(encoding: str) -> None:
+    with pytest.raises(UsageError, match="no text encoding"):
+        FileOptions(encoding=encoding)

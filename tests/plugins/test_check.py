@@ -298,6 +298,50 @@ BAD_BASELINES = {
         baseline("BaselinePredictions(values=[float('inf')] * len(context.test))", "regression"),
         "predicted inf, not a finite number",
     ),
+    "detail is no text": (
+        baseline("BaselinePredictions(values=['a'] * len(context.test), detail=5)"),
+        "has the detail 5, not one printable line",
+    ),
+    "fails for the second recipe": (
+        baseline(
+            "BaselinePredictions(values=['a'] * len(context.test)) "
+            "if context.recipe.name == 'farm/x' else 1 / 0"
+        )
+        + "@hookimpl\ndef trunkline_recipes():\n"
+        "    yield recipe('farm/x', baselines=('farm/b',))\n"
+        "    yield recipe('farm/y', dataset='farm/x', baselines=('farm/b',))\n",
+        "The baseline farm/b failed: ZeroDivisionError",
+    ),
+}
+OPTIONS = (
+    "def build(context):\n"
+    "    from torch.nn.functional import cross_entropy\n"
+    "    return cross_entropy if context.options['mode'] == 'a' else 1 / 0\n"
+)
+BAD_OPTIONS = {
+    "fails with the options of the second recipe": (
+        loss(OPTIONS).replace("build=build", "build=build, options={'mode': 'a'}")
+        + "@hookimpl\ndef trunkline_recipes():\n"
+        "    yield recipe('farm/x', loss='farm/l')\n"
+        "    yield recipe('farm/y', dataset='farm/x', loss='farm/l', loss_options={'mode': 'b'})\n",
+        "ZeroDivisionError",
+    ),
+    "out of range": (
+        DATASET.format("") + recipe(loss="'focal'", loss_options="{'gamma': -5.0}"),
+        "gamma can't be -5.0",
+    ),
+    "no such option": (
+        DATASET.format("") + recipe(loss="'focal'", loss_options="{1: 1}"),
+        "JSON can't hold",
+    ),
+    "not JSON": (
+        loss(OPTIONS).replace("build=build", "build=build, options={'mode': object()}"),
+        "JSON can't hold",
+    ),
+    "half a character": (
+        DATASET.format("license='\\ud800'"),
+        "holds half a character",
+    ),
 }
 BAD = {
     f"{kind}: {name}": case
@@ -307,6 +351,7 @@ BAD = {
         "loss": BAD_LOSSES,
         "metric": BAD_METRICS,
         "baseline": BAD_BASELINES,
+        "options": BAD_OPTIONS,
     }.items()
     for name, case in cases.items()
 }

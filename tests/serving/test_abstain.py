@@ -40,9 +40,9 @@ def calibrated(platform: Platform, tmp_path_factory: pytest.TempPathFactory, tin
 def test_uncertain_texts_get_no_label(http: TestClient, calibrated: float) -> None:
     body = {"model": "toy/sure", "input": TEXTS}
     plain = http.post("/v1/classify", json=body).json()["data"]
-    asked = http.post("/v1/classify", json={**body, "abstain": 0.9}).json()["data"]
-    assert sum(one.get("abstained", False) for one in asked) == 4
-    for one, other in zip(plain, asked, strict=True):
+    strict = http.post("/v1/classify", json={**body, "abstain": 0.9}).json()["data"]
+    assert sum(one.get("abstained", False) for one in strict) == 4
+    for one, other in zip(plain, strict, strict=True):
         assert "abstained" not in one
         assert other["probabilities"] == pytest.approx(one["probabilities"])
         certain = max(one["probabilities"].values()) >= calibrated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -231,13 +232,28 @@ def test_an_unknown_option_or_label_is_refused(
         ("cross_entropy", {"label_smoothing": 1.0}),
         ("cross_entropy", {"class_weight": "balance"}),
         ("cost_sensitive", {"costs": {"tools": 3.0}}),
+        ("cost_sensitive", {"costs": {"tools": {"tools": 3.0}}}),
+        ("cost_sensitive", {"costs": {1: {}}}),
+        ("cost_sensitive", {"costs": {"tools": {2: 3.0}}}),
+        ("focal", {"gamma": 10**400}),
+        ("focal", {1: 1}),
+        ("focal", {"gamma": object()}),
         ("cost_sensitive", {"costs": {"tools": {"food/bread": "high"}}}),
         ("hierarchical", {"separator": ">"}),
         ("quantile", {"quantile": 0}),
         ("huber", {"delta": 0.0}),
     ],
 )
-def test_a_value_that_an_option_cannot_have_is_refused(name: str, options: dict[str, Any]) -> None:
+def test_a_value_that_an_option_cannot_have_is_refused(name: str, options: Any) -> None:
+    spec = SPECS[name]
     with pytest.raises(UsageError) as error:
-        build(name, **options)
+        spec.build(LossContext(labels=LABELS, counts=COUNTS, options=check_options(spec, options)))
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("default", [object(), {1: 2}, {"a"}, math.inf, b"x"])
+def test_a_default_that_json_cannot_hold_is_refused(default: Any) -> None:
+    spec = replace(SPECS["focal"], options={"gamma": default})
+    with pytest.raises(UsageError) as error:
+        check_options(spec, {})
     assert error.value.hint

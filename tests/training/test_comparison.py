@@ -73,6 +73,8 @@ def test_seeds_show_the_spread_and_publish_nothing(platform: Platform) -> None:
     assert list(platform.workspace.runs.iterdir()) == []
     with pytest.raises(UsageError, match="seeds can't be 1"):
         platform.repeat("toy/animals", 1)
+    with pytest.raises(UsageError, match="seed can't be set"):
+        platform.repeat("toy/animals", 2, seed=7)
 
 
 def test_commands_print_the_comparison_and_the_spread(trained_platform: Platform) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from trunkline.api import Platform
+from trunkline.data.columns import DataFiles
 from trunkline.errors import DataError, NotFoundError, TrunklineError, UsageError
 from trunkline.training.config import RecipeConfig, config_of, read_config
 
@@ -67,7 +68,7 @@ def test_yaml_of_a_plugins_recipe_is_trained_like_it(platform: Platform, tmp_pat
     [
         (OWN.replace("name:", "nam:"), UsageError, "name is missing"),
         (OWN + "seed: 3\n", UsageError, "seed is not a field"),
-        (OWN.replace("label: kind", "label: no"), UsageError, "data.label"),
+        (OWN.replace("label: kind", "label: true"), UsageError, "data.label"),
         (OWN.replace("label: kind", "label: 7"), UsageError, "data.label"),
         (OWN.replace("  label: kind\n", ""), UsageError, "data"),
         (OWN + "dataset: toy/animals\n", UsageError, "either data"),
@@ -112,3 +113,45 @@ def test_name_of_a_plugins_recipe_is_refused_for_own_data(
     own = config(tmp_path, OWN.replace("claims/category", "toy/animals"))
     with pytest.raises(UsageError, match="recipe of the plugin"):
         platform.training_job(own, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", "010"), ("1:30", "1:30"), ("1_0", "1_0"), ("0o10", "0o10"), ("0x10", "0x10"),
+        ("yes", "yes"), ("2026-11-29", "2026-11-29"), ("2026-13-45", "2026-13-45"), ("12", 12),
+        ("-3", -3), ("1e-4", 1e-4), ("1.5", 1.5), (".5", 0.5), ("true", True), ("~", None),
+    ],
+)  # fmt: skip
+def test_plain_values_are_those_of_yaml_1_2(text: str, value: object, tmp_path: Path) -> None:
+    own = config(tmp_path, f"{OWN}loss_options: {{x: {text}}}\n")
+    assert own.loss_options == {"x": value}
+    assert type(own.loss_options["x"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["description: !!int abc", "description: !!timestamp x", "description: !!bool x", "? [a]\n: b"],
+)
+def test_what_yaml_cannot_construct_is_refused(line: str, tmp_path: Path) -> None:
+    with pytest.raises(TrunklineError) as error:
+        config(tmp_path, f"{OWN}{line}\n")
+    assert "recipe.yaml" in error.value.message
+    assert error.value.hint
+
+
+def test_written_to_another_folder_it_names_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "out").mkdir()
+    own = config(tmp_path, OWN).model_copy(
+        update={"data": DataFiles(file="data/claims.csv", text="body", label="kind")}
+    )
+    (tmp_path / "out" / "own.yaml").write_text(own.to_yaml(tmp_path / "out"))
+    again = read_config(tmp_path / "out" / "own.yaml")
+    assert again.data is not None
+    assert Path(again.data.file).resolve() == tmp_path / "data" / "claims.csv"
+    assert again.is_same(own)
+    assert not again.is_same(own.model_copy(update={"loss": "focal"}))

@@ -10,8 +10,9 @@ import optuna
 import pytest
 
 from cli_runner import invoke
+from trunkline.adapters.gc import collect, find_garbage
 from trunkline.api import Platform
-from trunkline.errors import Interrupted, NotFoundError, UsageError
+from trunkline.errors import Interrupted, NotFoundError, RefusedError, UsageError
 from trunkline.training.config import RecipeConfig, make_config, read_config
 from trunkline.training.tune import SPACE, Choice, parse_space
 from written_claims import claims
@@ -133,6 +134,9 @@ def test_ranges_and_values_are_read(text: str, choice: Choice, platform: Platfor
         ("r", "0:8"),
         ("lr_scheduler_type", "linear:cosine"),
         ("use_rslora", "maybe"),
+        ("split_seed", "1,2"),
+        ("max_train_samples", "16,17"),
+        ("seed", "1,2"),
     ],
 )
 def test_a_malformed_space_is_refused(name: str, text: str, platform: Platform) -> None:
@@ -148,15 +152,59 @@ def test_the_command_prints_the_trials_and_writes_the_best_recipe(
     file.write_text(own(claims, max_steps=4, evals_per_epoch=1).to_yaml())
     done = invoke(
         *where, "tune", "--config", str(file), "--trials", "2", "--space", "r=4,8",
-        "--budget", "5m", "--out", str(best),
+        "--budget", "5m", "--out", str(best), "--set", "max_steps=3",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "Best: trial" in done.stderr
-    assert f"trunkline train --config {file} --set r=" in done.stdout
+    assert f"trunkline train --config {file} --set max_steps=3 --set r=" in done.stdout
     assert read_config(best).settings["r"] in (4, 8)
+    assert read_config(best).settings["max_steps"] == 3
     done = invoke(
         *where, "tune", "--config", str(file), "--trials", "2", "--space", "r=4,8", "--json"
     )
     assert len(json.loads(done.stdout)["trials"]) == 2
     for args in (("tune",), ("tune", "toy/animals", "--budget", "5 minutes")):
         assert invoke(*where, *args).exit_code == 2
+
+
+def test_another_recipe_or_space_is_another_search(platform: Platform, claims: Path) -> None:
+    first = own(claims, max_steps=2, evals_per_epoch=1)
+    other = first.model_copy(update={"loss": "focal", "loss_options": {"gamma": 5}})
+    space = {"learning_rate": "1e-4:1e-3"}
+    scores = []
+    for config, searched in (
+        (first, space), (other, space), (first, {"learning_rate": "1e-4:1e-3:log"}),
+    ):  # fmt: skip
+        result = platform.tune(config, trials=1, space=searched)
+        assert [trial.state for trial in result.trials] == ["complete"]
+        scores.append(result.trials[0].rows)
+    names = optuna.get_all_study_names(
+        optuna.storages.RDBStorage(platform.workspace.registry_url, skip_compatibility_check=True)
+    )
+    assert len(set(names)) == 3
+
+
+def test_a_search_that_runs_elsewhere_is_not_disturbed(platform: Platform) -> None:
+    seen: list[str] = []
+
+    def should_stop() -> bool:
+        if not seen and any(platform.workspace.runs.glob("tune-*/0")):
+            with pytest.raises(RefusedError, match="another process"):
+                platform.tune("toy/animals", trials=2, **SETTINGS)
+            seen.append("refused")
+        return False
+
+    result = platform.tune("toy/animals", trials=1, should_stop=should_stop, **SETTINGS)
+    assert seen == ["refused"]
+    assert [trial.state for trial in result.trials] == ["complete"]
+
+
+def test_what_a_killed_search_leaves_is_garbage(platform: Platform) -> None:
+    folder = platform.workspace.runs / "tune-0123456789abcdef"
+    (folder / "0").mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / "0" / "model.safetensors").write_bytes(b"x" * 100)
+    (garbage,) = find_garbage(platform.store)
+    assert (garbage.name, garbage.bytes >= 100) == (folder.name, True)
+    assert list(collect(platform.store, [garbage])) == [garbage]
+    assert not folder.exists()

@@ -32,6 +32,7 @@ from trunkline.registry.records import StoredVersion, VersionRecord
 
 _RETRY = "run `trunkline gc` again"
 _RUN = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_SCRATCH = re.compile(r"(folds|tune)-[0-9a-f]+")
 _CLOCK_RESOLUTION = timedelta(seconds=2)
 """Object stores record times in whole seconds."""
 
@@ -328,6 +329,10 @@ def _runs(store: AdapterStore) -> Iterator[Garbage]:
         size = sum(path.lstat().st_size for path in folder.rglob("*"))
         reason = "its run has finished" if status == "finished" else "its run left no checkpoint"
         yield Garbage("run", folder.name, reason, size)
+    for folder in sorted(root.glob("*-*")) if root.is_dir() else ():
+        if _SCRATCH.fullmatch(folder.name) and not _is_in_progress(folder, None):
+            size = sum(path.lstat().st_size for path in folder.rglob("*"))
+            yield Garbage("run", folder.name, "left by an evaluation or a search", size)
 
 
 def _is_in_progress(folder: Path, status: str | None) -> bool:

@@ -34,14 +34,14 @@ set_option = click.option(
 )
 
 
-def parse_settings(assignments: tuple[str, ...]) -> dict[str, str]:
-    """The values of ``--set`` options by setting, still as text."""
+def parse_settings(assignments: tuple[str, ...], option: str = "--set") -> dict[str, str]:
+    """The values of ``--set`` or a similar option by setting, still as text."""
     from trunkline.training.job import parse_assignment
 
     settings: dict[str, str] = {}
-    for name, value in map(parse_assignment, assignments):
+    for name, value in (parse_assignment(one, option) for one in assignments):
         if name in settings:
-            raise UsageError(f"--set {name} is given twice.", "Leave out one of them.")
+            raise UsageError(f"{option} {name} is given twice.", "Leave out one of them.")
         settings[name] = value
     return settings
 
@@ -109,7 +109,7 @@ def export(options: GlobalOptions, name: str, output: Path | None, as_json: bool
         config = config_of_run(platform.registry.runs.get(run_number(name)), platform.catalog)
     if output is not None:
         with output_file(output, overwrite=False) as file:
-            file.write(config.to_yaml())
+            file.write(config.to_yaml(output.absolute().parent))
         note(f"{output}: {config.name}")
     if as_json:
         print_json(config.to_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -97,7 +98,7 @@ def tune(
     the paired difference, is stopped. The test rows are not read, and nothing is published.
     Trials are kept: the same command goes on with an interrupted search.
     """
-    from trunkline.training.config import read_config
+    from trunkline.training.config import config_of_job, read_config
 
     if (recipe is None) == (config is None):
         raise UsageError(
@@ -116,18 +117,15 @@ def tune(
             chosen,
             trials=trials,
             seconds=budget,
-            space=parse_settings(space) or None,
+            space=parse_settings(space, "--space") or None,
             listener=listener,
             should_stop=should_stop,
             **settings,
         )
     best = result.best
     if out is not None and best is not None:
-        from trunkline.training.config import config_of_job
-
-        text = config_of_job(job, {**settings, **best.settings}).to_yaml()
         with output_file(out, overwrite=False) as file:
-            file.write(text)
+            file.write(config_of_job(job, best.settings).to_yaml(out.absolute().parent))
     if as_json:
         print_json({"recipe": job.recipe.name, **plain(result)})
         return
@@ -159,12 +157,11 @@ def tune(
     if best is None:
         note("No trial is complete yet: give it more --budget, or more --trials.")
         return
-    chosen_settings = " ".join(
-        f"--set {name}={_value(value)}" for name, value in best.settings.items()
-    )
     note(f"Best: trial {best.number + 1}. Train it with:")
-    source = f"--config {config}" if config is not None else recipe
-    click.echo(f"trunkline train {source} {chosen_settings}")
+    source = ["--config", str(config)] if config is not None else [str(recipe)]
+    for name, value in {**settings, **best.settings}.items():
+        source += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    click.echo(shlex.join(["trunkline", "train", *source]))
     if out is not None:
         note(f"The recipe with these settings is in {out}.")
 

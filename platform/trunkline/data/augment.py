@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from trunkline.contracts import Row, TransformSpec
 from trunkline.errors import UsageError
@@ -52,9 +53,9 @@ def synonyms(
         description: one line.
 
     Raises:
-        UsageError: the table is empty, or a phrase has no synonym.
+        UsageError: the table is empty, a phrase has no list of texts, or occurs in two cases.
     """
-    known = _table(name, {key: tuple(values) for key, values in table.items()})
+    known = _table(name, table)
 
     def change(text: str, rng: random.Random) -> str:
         matches = list(known.pattern.finditer(text))
@@ -65,7 +66,7 @@ def synonyms(
         def one(match: re.Match[str]) -> str:
             if match not in chosen:
                 return match[0]
-            return _in_case(rng.choice(known.values[match[0].casefold()]), match[0])
+            return _in_case(rng.choice(known.replacements(match[0])), match[0])
 
         return _replaced(text, matches, one)
 
@@ -88,13 +89,13 @@ def abbreviations(
         description: one line.
 
     Raises:
-        UsageError: the table is empty.
+        UsageError: the table is empty, or a value is no text.
     """
-    known = _table(name, {key: (value,) for key, value in table.items()})
+    known = _table(name, {key: (value,) for key, value in _pairs(name, table)})
 
     def change(text: str, rng: random.Random) -> str:
         matches = list(known.pattern.finditer(text))
-        return _replaced(text, matches, lambda match: known.values[match[0].casefold()][0])
+        return _replaced(text, matches, lambda match: known.replacements(match[0])[0])
 
     return TransformSpec(
         name=name,
@@ -105,22 +106,49 @@ def abbreviations(
 
 
 class _Table:
-    """Phrases in any case → what may stand in their place."""
+    """Phrases, whose letters may have any case → what may stand in their place."""
 
     def __init__(self, values: Mapping[str, tuple[str, ...]]) -> None:
-        self.values = {key.casefold(): value for key, value in values.items()}
+        self._values = {key.lower(): value for key, value in values.items()}
         phrases = sorted(values, key=len, reverse=True)
         alternatives = "|".join(re.escape(phrase) for phrase in phrases)
         self.pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE)
 
+    def replacements(self, text: str) -> tuple[str, ...]:
+        """What may stand in the place of a match; letters such as ı have no case of their own."""
+        return self._values.get(text.lower(), (text,))
 
-def _table(name: str, values: Mapping[str, tuple[str, ...]]) -> _Table:
-    if not values or not all(key.strip() and value and all(value) for key, value in values.items()):
+
+def _pairs(name: str, table: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(table, Mapping) or not table:
         raise UsageError(
-            f"The table of {name} is empty, or an entry of it is.",
-            "Give each word or phrase at least one replacement.",
+            f"The table of {name} is {table!r:.60}, not a mapping with entries.",
+            "Write for example {'kidney': ['renal']}.",
         )
+    return list(table.items())
+
+
+def _table(name: str, table: Any) -> _Table:
+    values: dict[str, tuple[str, ...]] = {}
+    folded: dict[str, str] = {}
+    for key, value in _pairs(name, table):
+        usable = isinstance(value, list | tuple | set | frozenset) and all(map(_is_text, value))
+        if not _is_text(key) or not value or not usable:
+            raise UsageError(
+                f"The table of {name} has {value!r:.60} for {key!r:.60}.",
+                "Give each word or phrase a list of texts, such as {'kidney': ['renal']}.",
+            )
+        if (other := folded.setdefault(key.lower(), key)) != key:
+            raise UsageError(
+                f"The table of {name} has {other!r} and {key!r}, which differ only in case.",
+                "Give each word or phrase once.",
+            )
+        values[key] = tuple(sorted(value) if isinstance(value, set | frozenset) else value)
     return _Table(values)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _replaced(

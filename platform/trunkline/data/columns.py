@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from string import Formatter
@@ -128,10 +129,23 @@ class DataFiles(BaseModel):
         others = (self.target_column, self.id, self.group, self.split)
         return tuple(dict.fromkeys((*self.text_columns, *filter(None, others))))
 
+    def seen_from(self, folder: Path) -> DataFiles:
+        """With paths that are relative to the current folder made relative to another one."""
+        return self._with_paths(
+            lambda path: path if os.path.isabs(path) else os.path.relpath(path, folder)
+        )
+
     def below(self, folder: Path) -> DataFiles:
         """With the paths relative to a folder."""
+        return self._with_paths(lambda path: str(folder / path))
+
+    def absolute(self) -> DataFiles:
+        """With absolute paths."""
+        return self._with_paths(os.path.abspath)
+
+    def _with_paths(self, change: Callable[[str], str]) -> DataFiles:
         names = ("file", "validation", "test")
-        paths = {name: str(folder / path) for name in names if (path := getattr(self, name))}
+        paths = {name: change(path) for name in names if (path := getattr(self, name))}
         return self.model_copy(update=paths)
 
     def check_columns(self) -> None:

@@ -85,7 +85,7 @@ def encode_prompt(
         raise DataError(
             f"A prompt may have {max_length} tokens, which leaves no room for the text: the "
             f"template alone has {len(encode(''))}.",
-            "Use a larger max_length or a shorter template.",
+            "Use a larger max_length (--set max_length=…) or a shorter template.",
         )
     return Prompt(encode(kept), kept, len(ids))
 

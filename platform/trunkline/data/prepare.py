@@ -186,8 +186,7 @@ def prepare(
         )
         split = replace(split, train=tuple(split.train[index] for index in sorted(indices)))
     added = augment_rows(split.train, transforms, random.Random(settings.seed))
-    augmented = tuple(_clean_labels(dataset, added)[0])
-    _check_augmented(dataset, recipe, augmented, labels)
+    augmented = checked_additions(dataset, recipe, added, labels)
     close = near_duplicates(replace(split, train=(*split.train, *augmented)), recipe.template)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     report = DataReport(
@@ -355,10 +354,17 @@ def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
     return tuple(label for label in declared if label in counts) or tuple(sorted(counts))
 
 
-def _check_augmented(
-    dataset: DatasetSpec, recipe: RecipeSpec, rows: Sequence[Row], labels: tuple[str, ...]
-) -> None:
-    """Raise if an added row could not be trained on; it is never silently dropped."""
+def checked_additions(
+    dataset: DatasetSpec, recipe: RecipeSpec, added: Sequence[Row], labels: tuple[str, ...]
+) -> tuple[Row, ...]:
+    """The rows that augmentation added, with clean labels; none is ever silently dropped.
+
+    Raises:
+        DataError, PluginCallError: one could not be trained on.
+    """
+    rows = tuple(_clean_labels(dataset, added)[0])
+    for row in rows:
+        _check_texts(dataset, row)
     dropped: Counter[str] = Counter()
     kept = clean_rows(rows, recipe.template, (), dropped, random.Random(0))
     kept = _check_targets(dataset, recipe, kept, dropped)
@@ -370,6 +376,7 @@ def _check_augmented(
             f"{', '.join(reasons)}.",
             "An added row needs a text, and a target of the same type as the others.",
         )
+    return rows
 
 
 def _check_texts(dataset: DatasetSpec, row: Row) -> None:

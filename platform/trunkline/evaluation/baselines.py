@@ -75,7 +75,11 @@ def _fit(spec: BaselineSpec, context: BaselineContext) -> Baseline:
     hint = "See the BaselineSpec contract in docs/hooks.md."
     with plugin_call(f"The baseline {spec.name}", hint):
         predicted = spec.predict(context)
-        values, detail = list(predicted.values), str(predicted.detail)
+        values, detail = list(predicted.values), predicted.detail
+    if not isinstance(detail, str) or not detail.isprintable():
+        raise PluginCallError(
+            f"The baseline {spec.name} has the detail {detail!r:.60}, not one printable line.", hint
+        )
     if len(values) != len(context.test):
         raise PluginCallError(
             f"The baseline {spec.name} gave {len(values)} predictions for "

@@ -165,7 +165,10 @@ def type_problem(annotation: str, value: Any) -> str | None:
     shown = f"{value!r:.80}"
     if annotation in _KINDS:
         kind, noun = _KINDS[annotation]
-        return None if is_kind(value, kind) else f"{shown}, not {noun}"
+        if not is_kind(value, kind):
+            return f"{shown}, not {noun}"
+        halves = isinstance(value, str) and any("\ud800" <= one <= "\udfff" for one in value)
+        return f"{shown}, which holds half a character" if halves else None
     if annotation.startswith("tuple["):
         return _tuple_problem(annotation, value)
     if annotation in _TEXTS or annotation.startswith("Literal["):

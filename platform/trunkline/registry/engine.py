@@ -165,6 +165,8 @@ def _url_problem(url: str) -> str | None:
             "database and the parameters, write %40 for '@', %2F for '/' and %3A for ':'"
         )
     authority = re.split("[/?]", remainder, maxsplit=1)[0]
+    if "," in authority:
+        return "names several hosts, which is not supported"
     host, colon, port = authority.rpartition(":")
     if colon and not authority.endswith("]"):
         if port and not (re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535):

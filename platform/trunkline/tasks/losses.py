@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import LossContext, LossFunction, LossSpec
 from trunkline.errors import NotFoundError, UsageError
+from trunkline.settings import is_finite
 
 if TYPE_CHECKING:
     import torch
@@ -107,9 +108,15 @@ def cost_sensitive(context: LossContext) -> LossFunction:
                 f"costs of {truth!r} are {row!r:.60}, not a mapping.",
                 "Write for example costs: {fraud: {legitimate: 20}}.",
             )
+        first = _index(truth, labels)
         for predicted, cost in row.items():
             _check_range(f"costs of {truth!r}", cost, 0.0, 1e6)
-            table[_index(truth, labels)][_index(predicted, labels)] = float(cost)
+            if predicted == truth:
+                raise UsageError(
+                    f"costs of {truth!r} contain the label itself, which is right.",
+                    "A right label costs nothing; leave it out.",
+                )
+            table[first][_index(predicted, labels)] = float(cost)
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         costs = _tensor(table, logits)[targets]
@@ -218,6 +225,15 @@ def check_options(spec: LossSpec, options: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: a value has another type than the default.
     """
     values = dict(spec.options)
+    for owner, given in ((f"the loss {spec.name}", values), ("loss_options", options)):
+        if not _is_json(given):
+            for row in given.values():
+                for label in [*row] if isinstance(row, Mapping) else ():
+                    _index(label, [str(label)])
+            raise UsageError(
+                f"The options of {owner} are {given!r:.80}, which JSON can't hold.",
+                "Use texts, finite numbers, true, false, lists, and mappings with texts as keys.",
+            )
     for name, value in options.items():
         if name not in values:
             known = ", ".join(values) or "none"
@@ -237,6 +253,15 @@ def check_options(spec: LossSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _is_json(value: Any) -> bool:
+    """Whether JSON gives a value back as it is; integers must be finite as floats."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_json(one) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, bool | str) or is_finite(value)
+
+
 def _counts(context: LossContext) -> list[int]:
     """Training rows of each label; at least one, so that a rare label has a finite weight."""
     return [max(1, context.counts.get(label, 0)) for label in context.labels]
@@ -252,6 +277,11 @@ def _ancestors(label: str, separator: str) -> list[tuple[str, ...]]:
 
 
 def _index(label: Any, labels: Sequence[str]) -> int:
+    if not isinstance(label, str):
+        raise UsageError(
+            f"The label {label!r:.60} in costs is not a text.",
+            f"Write it in quotes: '{label!s:.60}'.",
+        )
     if label not in labels:
         raise NotFoundError.named(
             "label in costs", str(label), labels, "`trunkline datasets show` lists the labels."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from trunkline.contracts import Gate, RecipeSpec, Settings, Task, Template
 from trunkline.data.columns import DataFiles
-from trunkline.errors import DataError, NotFoundError, UsageError
+from trunkline.errors import DataError, NotFoundError, UsageError, one_line
 from trunkline.files import validation_problem
 from trunkline.plugins import Catalog
 from trunkline.refs import Ref
@@ -121,15 +122,32 @@ class RecipeConfig(_Strict):
             max_new_tokens=self.max_new_tokens,
         )
 
+    def is_same(self, other: RecipeConfig | None) -> bool:
+        """Whether both train the same, wherever their files are named from."""
+        if other is None:
+            return False
+        one, two = (
+            config.to_json() | {"data": config.data and config.data.absolute().model_dump()}
+            for config in (self, other)
+        )
+        return one == two
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is as by default is left out."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
-    def to_yaml(self) -> str:
-        """The recipe as YAML; what is as by default is left out."""
+    def to_yaml(self, folder: Path | None = None) -> str:
+        """The recipe as YAML; what is as by default is left out.
+
+        Args:
+            folder: of the file that it is written to; paths of data are relative to it.
+        """
         import yaml
 
-        return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=100)
+        config = self
+        if self.data is not None and folder is not None:
+            config = self.model_copy(update={"data": self.data.seen_from(folder)})
+        return yaml.safe_dump(config.to_json(), sort_keys=False, allow_unicode=True, width=100)
 
 
 def make_config(values: Mapping[str, Any], subject: str) -> RecipeConfig:
@@ -234,6 +252,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         value = yaml.load(path.read_text(encoding="utf-8-sig"), _unique_key_loader())
     except UnicodeDecodeError:
         raise DataError(f"{path.name} is not UTF-8.", "Save it as UTF-8.") from None
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"{path.name} has a value that YAML can't read: {one_line(error)}.",
+            "Write plain values, without tags such as !!int.",
+        ) from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" in line {mark.line + 1}"
@@ -260,6 +283,10 @@ def _unique_key_loader() -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[str] = set()
             for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.MarkedYAMLError(
+                        problem="a key is not a text", problem_mark=key.start_mark
+                    )
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
                         problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark
@@ -267,4 +294,20 @@ def _unique_key_loader() -> Any:
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
+    # YAML 1.2's core schema: 010 and 1:30 are texts, 1e-4 is a number
+    Loader.yaml_implicit_resolvers = {}
+    for tag, pattern, first in (
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+        ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+        (
+            "float",
+            r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+            list("-+.0123456789"),
+        ),
+    ):
+        Loader.add_implicit_resolver(
+            f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), first
+        )
     return Loader

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from trunkline.contracts import MetricSpec, Row, Scored, Target
+from trunkline.contracts import MetricSpec, Row, Scored, Settings, Target
 from trunkline.data.prepare import Prepared
 from trunkline.errors import PluginCallError, TrunklineError
 from trunkline.evaluation.intervals import estimate, score_of
@@ -30,6 +30,8 @@ _BATCH = 8
 _VOCABULARY = 512
 _DRAWS = 20
 _CHOICES = 20
+_MOST_ROWS = 64
+_MOST_LABELS = 200
 
 
 # ----------------------------------------------------------------------------------------- loss
@@ -41,7 +43,7 @@ def loss_problem(job: TrainingJob, prepared: Prepared) -> str | None:
     task = task_for(job.recipe, prepared.labels, rows, job.dataset.unit)
     try:
         loss = build_loss(job, task, rows)
-        for description, outputs, targets in _batches(task):
+        for description, outputs, targets in _batches(task, job.settings):
             problem = _batch_problem(loss, outputs, targets)
             if problem is not None:
                 return f"on {description} {problem}"
@@ -50,7 +52,7 @@ def loss_problem(job: TrainingJob, prepared: Prepared) -> str | None:
     return None
 
 
-def _batches(task: AnyTask) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+def _batches(task: AnyTask, settings: Settings) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Description, outputs and targets of each test case."""
     import torch
 
@@ -73,11 +75,17 @@ def _batches(task: AnyTask) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     yield "a random batch", outputs(_BATCH), targets(_BATCH)
     yield "a batch of one row", outputs(1), targets(1)
     if isinstance(task, ClassificationTask):
-        for label in (0, len(task.labels) - 1):
+        for label in dict.fromkeys((0, len(task.labels) - 1)):
             labels = torch.full((_BATCH,), label)
             yield f"a batch with the label {task.labels[label]!r} only", outputs(_BATCH), labels
     large = outputs(_BATCH).sign() * LARGE
     yield f"outputs of ±{LARGE:g}", large, targets(_BATCH)
+    rows = min(settings.per_device_train_batch_size, _MOST_ROWS)
+    yield f"a batch of {rows} rows", outputs(rows), targets(rows)
+    if isinstance(task, ClassificationTask):
+        for label in range(1, min(len(task.labels) - 1, _MOST_LABELS)):
+            labels = torch.full((_BATCH,), label)
+            yield f"a batch with the label {task.labels[label]!r} only", outputs(_BATCH), labels
 
 
 def _batch_problem(loss: LossFunction, outputs: torch.Tensor, targets: torch.Tensor) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +34,7 @@ from trunkline.training.run import (
     record_base,
     record_dataset,
 )
+from trunkline.training.scratch import scratch_folder
 from trunkline.training.trainer import TrainerOutput, train_adapter
 
 _STOPPED = "The evaluation was stopped; nothing was kept."
@@ -191,14 +192,11 @@ def _spread(values: list[float]) -> Spread:
 @contextmanager
 def _scratch_folder(context: RunContext) -> Iterator[Path]:
     """A folder for trainings that publish nothing; an interrupt says that nothing was kept."""
-    context.workspace.runs.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="folds-", dir=context.workspace.runs))
     try:
-        yield folder
+        with scratch_folder(context.workspace, f"folds-{os.getpid()}") as folder:
+            yield folder
     except (Interrupted, KeyboardInterrupt) as stop:
         raise Interrupted(_STOPPED, "Start again, perhaps with fewer trainings.") from stop
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _train_and_predict(

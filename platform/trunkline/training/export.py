@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -152,7 +151,9 @@ def export_model(
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", dir=target.parent))
+        staging = target.with_name(f".{target.name[:64]}.part")
+        shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
+        staging.mkdir()
     except OSError as error:
         raise _not_written(target, error) from error
     try:

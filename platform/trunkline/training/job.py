@@ -158,15 +158,20 @@ def with_settings(recipe: RecipeSpec, overrides: Mapping[str, Any]) -> RecipeSpe
     return replace(recipe, settings=replace(recipe.settings, **values))
 
 
-def parse_assignment(text: str) -> tuple[str, str]:
+def parse_assignment(text: str, option: str = "--set") -> tuple[str, str]:
     """Split ``key=value`` into key and value.
+
+    Args:
+        option: that the text was given for, for the hint.
 
     Raises:
         UsageError: there is no ``=``, or no key before it.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise UsageError(f"{text!r} is not key=value.", "Write for example --set max_steps=200.")
+        raise UsageError(
+            f"{text!r} is not key=value.", f"Write for example {option} max_steps=200."
+        )
     return name.strip(), value.strip()
 
 
@@ -285,10 +290,7 @@ def encode_rows(
         try:
             prompt = encode_prompt(row.text, template, tokenizer, limit)
         except DataError as error:
-            raise DataError(
-                f"Row {row.id!r}: {error.message}",
-                f"Use more than --set max_length={max_length}, or a shorter template.",
-            ) from None
+            raise DataError(f"Row {row.id!r}: {error.message}", error.hint) from None
         truncated += prompt.truncated
         lengths.append(prompt.full_length)
         examples.append(task.example(prompt.ids, row, tokenizer))

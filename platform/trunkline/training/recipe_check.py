@@ -6,13 +6,21 @@ calls them, and metrics and losses also with the inputs that make them fail late
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from trunkline.contracts import BaselineSpec, DatasetSpec, MetricSpec, Row, Scored
 from trunkline.data.findings import Examiner
-from trunkline.data.prepare import Prepared, clean_label, prepare, similar_advice
+from trunkline.data.prepare import (
+    Prepared,
+    checked_additions,
+    clean_label,
+    prepare,
+    similar_advice,
+)
+from trunkline.data.transforms import augment_rows
 from trunkline.errors import TrunklineError, plugin_call
 from trunkline.evaluation.baselines import fit_baselines
 from trunkline.evaluation.intervals import score_of
@@ -168,7 +176,7 @@ class _RecipeChecker:
         self._catalog, self._own, self._rows, self._on_stage = catalog, own, rows, on_stage
         self._examiner = examiner
         self._used: set[str] = set()
-        self._tried: set[tuple[str, str]] = set()
+        self._tried: set[tuple[str, ...]] = set()
 
     def recipe_findings(self, name: str) -> Iterator[Finding]:
         """Check one recipe, unless the rows of its dataset can't be used."""
@@ -194,6 +202,7 @@ class _RecipeChecker:
         except TrunklineError as error:
             yield Finding.error(name, _sentence(error))
             return
+        yield from self._augment_findings(job, prepared)
         yield from self._examiner.prepared_findings(prepared, job.dataset, job.recipe)
         yield from self._loss_findings(job, prepared)
         yield from self._metric_findings(job, prepared)
@@ -211,16 +220,35 @@ class _RecipeChecker:
         rows = self._rows[job.dataset.name]
         return prepare(replace(job.dataset, load=lambda: rows), job.recipe, job.transforms)
 
-    def _is_new(self, spec: Any, job: TrainingJob) -> bool:
-        """Whether a spec of the plugin is tried for the first time on this dataset."""
-        key = (spec.name, job.dataset.name)
+    def _is_new(self, spec: Any, job: TrainingJob, *situation: str) -> bool:
+        """Whether a spec of the plugin is tried for the first time on this dataset.
+
+        Args:
+            situation: what else of the recipe the spec reads.
+        """
+        key = (spec.name, job.dataset.name, *situation)
         if "/" not in spec.name or key in self._tried:
             return False
         self._tried.add(key)
         return True
 
+    def _augment_findings(self, job: TrainingJob, prepared: Prepared) -> Iterator[Finding]:
+        """Try the plugin's augmentation on the rows that are not in train with this split."""
+        steps = [one for one in job.transforms if "/" in one.name and one.stage == "augment"]
+        rows = (*prepared.split.validation, *prepared.split.test)
+        try:
+            added = augment_rows(rows, steps, random.Random(job.settings.seed))
+            checked_additions(job.dataset, job.recipe, added, prepared.labels)
+        except TrunklineError as error:
+            yield Finding.error(job.recipe.name, _sentence(error))
+
     def _loss_findings(self, job: TrainingJob, prepared: Prepared) -> Iterator[Finding]:
-        if not self._is_new(job.loss, job):
+        recipe = job.recipe
+        options = repr(sorted(recipe.loss_options.items()))
+        changed = dict(recipe.loss_options) != dict(job.loss.options)
+        if not self._is_new(job.loss, job, options, recipe.scale) and (
+            "/" in job.loss.name or not changed
+        ):
             return
         self._on_stage(f"trying the loss {job.loss.name}")
         problem = loss_problem(job, prepared)
@@ -241,7 +269,7 @@ class _RecipeChecker:
 
     def _baseline_findings(self, job: TrainingJob, prepared: Prepared) -> Iterator[Finding]:
         for baseline in job.baselines:
-            if not self._is_new(baseline, job):
+            if not self._is_new(baseline, job, job.recipe.name):
                 continue
             self._on_stage(f"fitting the baseline {baseline.name}")
             try:

@@ -12,10 +12,9 @@ import json
 import math
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,9 @@ from trunkline.evaluation.intervals import paired_difference
 from trunkline.training.job import TrainingJob, with_settings
 from trunkline.training.model import lora_targets
 from trunkline.training.run import RunContext
+from trunkline.training.run_info import specification
 from trunkline.training.scoring import Validation
+from trunkline.training.scratch import scratch_folder
 from trunkline.training.trainer import train_adapter
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ SPACE: Mapping[str, str] = {
     "lora_dropout": "0:0.1",
 }
 """What is searched by default: a range ``low:high[:log]``, or values with commas."""
+
+_FIXED = ("split_seed", "max_train_samples", "seed")
+"""Settings that choose the rows, or the luck of a training."""
 
 _RANGE = re.compile(r"([^:,]+):([^:,]+)(:log)?")
 _STARTUP = 5
@@ -112,15 +116,12 @@ def tune(
     lora_targets(context.engine.base.model, job.recipe.settings)
     context.stage("reading data")
     prepared = prepare(job.dataset, job.recipe, job.transforms)
-    study = _open_study(context, job, prepared, choices)
-    search = _Search(context, job, prepared, study, choices, seconds)
-    context.workspace.runs.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="tune-", dir=context.workspace.runs))
-    try:
+    identity = _identity(context, job, prepared, choices)
+    with scratch_folder(context.workspace, f"tune-{identity}") as folder:
+        study = _open_study(context, job, choices, identity)
+        search = _Search(context, job, prepared, study, choices, seconds)
         while len(begun_trials(study)) < trials and not search.is_over():
             search.run_trial(folder, trials)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return search.result()
 
 
@@ -157,6 +158,11 @@ def parse_space(job: TrainingJob, space: Mapping[str, str]) -> tuple[Choice, ...
     kinds = {spec.name: type(spec.default) for spec in fields(Settings)}
     choices = []
     for name, text in space.items():
+        if name in _FIXED:
+            raise UsageError(
+                f"{name} can't be searched: scores on other rows can't be compared.",
+                f"Set it with --set {name}=VALUE.",
+            )
         match = _RANGE.fullmatch(text.strip())
         ends = match.groups()[:2] if match else tuple(text.split(","))
         values = [
@@ -180,10 +186,34 @@ def parse_space(job: TrainingJob, space: Mapping[str, str]) -> tuple[Choice, ...
 # ---------------------------------------------------------------------------------------- study
 
 
-def _open_study(
+def _identity(
     context: RunContext, job: TrainingJob, prepared: Prepared, choices: Sequence[Choice]
+) -> str:
+    """A digest of what makes scores comparable: recipe, code, rows, base, settings and space."""
+    searched = {choice.name for choice in choices}
+    recipe = specification(job, None)
+    for name in ("config", "core", "plugin", "description"):
+        del recipe[name]
+    parts = [
+        recipe,
+        prepared.fingerprint,
+        prepared.split.fingerprint,
+        context.engine.base.digest,
+        {
+            spec.name: getattr(job.settings, spec.name)
+            for spec in fields(Settings)
+            if spec.name not in searched
+        },
+        [asdict(choice) for choice in choices],
+    ]
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _open_study(
+    context: RunContext, job: TrainingJob, choices: Sequence[Choice], identity: str
 ) -> optuna.Study:
-    """The study of this recipe on these rows, base and space; a new one begins with the recipe."""
+    """The study of this identity; a new one begins with the recipe as it is."""
     try:
         import optuna
     except ImportError:
@@ -191,30 +221,12 @@ def _open_study(
             "A search needs the package optuna.", "Run: pip install 'trunkline[tune]'"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    searched = {choice.name for choice in choices}
-    settings = {
-        spec.name: getattr(job.settings, spec.name)
-        for spec in fields(Settings)
-        if spec.name not in searched
-    }
-    identity = json.dumps(
-        [
-            job.recipe.name,
-            prepared.fingerprint,
-            prepared.split.fingerprint,
-            context.engine.base.digest,
-            settings,
-            [[choice.name, list(choice.values), choice.low, choice.high] for choice in choices],
-        ],
-        sort_keys=True,
-        default=str,
-    )
     # The registry keeps its own revision in alembic_version, which Optuna takes for its own
     storage = optuna.storages.RDBStorage(
         context.workspace.registry_url, skip_compatibility_check=True
     )
     study = optuna.create_study(
-        study_name=f"{job.recipe.name}:{_digest(identity)}",
+        study_name=f"{job.recipe.name}:{identity}",
         storage=storage,
         direction="maximize" if job.deciding_metric.higher_is_better else "minimize",
         sampler=optuna.samplers.TPESampler(seed=job.settings.seed, n_startup_trials=_STARTUP),
@@ -240,10 +252,6 @@ def _start(job: TrainingJob, choice: Choice) -> Any:
     if choice.values:
         return own if own in choice.values else choice.values[0]
     return min(max(own, choice.low), choice.high)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class _Search:
@@ -298,6 +306,9 @@ class _Search:
             if isinstance(error, Interrupted):
                 raise
             failure = one_line(error)
+        except BaseException:
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
         finally:
             shutil.rmtree(folder / str(trial.number), ignore_errors=True)
         watch.save(failure)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from trunkline.data.readers.rows import (
@@ -237,6 +238,13 @@ class _Records:
                         "they enclose fields.",
                     )
         elif self._is_quoted:
+            for field, following in pairwise(fields):
+                if field.endswith("\\") and following.count('"') % 2 and following.endswith('"'):
+                    raise DataError(
+                        f"Line {start} of {self._file} has a quote after a backslash, which may be "
+                        "meant as part of the text.",
+                        f'Write "" for a quote in a quoted field, or {_NO_QUOTING}.',
+                    )
             for field in fields:
                 if field[:1] in (" ", "\t") and field.lstrip(" \t")[:1] == '"':
                     self._check_blank_before_quote(start, field)

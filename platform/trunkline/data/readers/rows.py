@@ -55,6 +55,8 @@ def delimiter_name(delimiter: str) -> str:
 
 def _canonical_encoding(encoding: str) -> str:
     try:
+        if encoding.lower() in _NO_TEXT:
+            raise LookupError
         b"ab".decode(encoding)
     except UnicodeError:
         pass  # the encoding exists; two bytes are no character of it
@@ -76,6 +78,9 @@ def _delimiter_character(delimiter: str) -> str:
         )
     return character
 
+
+_NO_TEXT = ("idna", "punycode", "undefined")
+"""Encodings of Python that are none of a text file."""
 
 _LISTED_COLUMNS = 20
 _LISTED_CHARACTERS = 40
