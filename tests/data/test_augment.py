@@ -111,7 +111,7 @@ def test_a_table_of_another_form_is_refused(table: Any) -> None:
 
 
 @pytest.mark.parametrize("table", [{}, {"MI": ["x"]}, {"MI": 5}, {"MI": " "}])
-def test_an_abbreviation_stands_for_one_text(table: Any) -> None:
+def test_an_abbreviation_has_one_meaning(table: Any) -> None:
     with pytest.raises(UsageError, match="own/short"):
         abbreviations("own/short", table)
 

@@ -183,8 +183,9 @@ def test_entries_are_read_from_a_pipe(tmp_path: Path) -> None:
 
 
 def test_encoding_that_decodes_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no text encoding"):
-        read(tmp_path, "rows.csv", "text\none\n", encoding="undefined")
+    for encoding in ("undefined", "idna", "punycode"):
+        with pytest.raises(UsageError, match="no text encoding"):
+            read(tmp_path, "rows.csv", "text\none\n", encoding=encoding)
 
 
 def test_unknown_encoding_is_wrong_usage(tmp_path: Path) -> None:

@@ -545,9 +545,3 @@ def test_an_escaped_quote_is_not_read_as_two_fields(line: str, tmp_path: Path) -
     path.write_text(f"{','.join('abc'[: line.count(',') + 1])}\n{line}\n")
     with pytest.raises(DataError, match="backslash"):
         list(read_rows(path))
-
-
-@pytest.mark.parametrize("encoding", ["idna", "punycode", "undefined"])
-def test_an_encoding_of_no_file_is_refused(encoding: str) -> None:
-    with pytest.raises(UsageError, match="no text encoding"):
-        FileOptions(encoding=encoding)
