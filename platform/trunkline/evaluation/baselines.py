@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -114,6 +114,32 @@ def tfidf(context: BaselineContext) -> BaselinePredictions:
 
     The features (words 1-2 or characters 2-5) and C are those that are best on validation.
     """
+    return _classified(context, _tfidf_features(context))
+
+
+def linear(context: BaselineContext) -> BaselinePredictions:
+    """TF-IDF + ridge regression on the recipe's scale, chosen on validation like :func:`tfidf`."""
+    return _regressed(context, _tfidf_features(context))
+
+
+def embedding(context: BaselineContext) -> BaselinePredictions:
+    """Sentence embeddings + logistic or ridge regression, chosen on validation."""
+    from trunkline.evaluation.embeddings import embed
+
+    def features() -> Iterator[_Features]:
+        parts = (context.train, context.validation, context.test)
+        train, validation, test = (embed(_texts(context, rows)) for rows in parts)
+        yield "MiniLM", train, validation, test
+
+    fitted = _regressed if context.recipe.task == "regression" else _classified
+    return fitted(context, features())
+
+
+_Features = tuple[str, Any, Any, Any]
+"""A name, and the features ``[rows, features]`` of the training, validation and test rows."""
+
+
+def _classified(context: BaselineContext, features: Iterable[_Features]) -> BaselinePredictions:
     from sklearn.linear_model import LogisticRegression
 
     targets = [str(row.target) for row in context.train]
@@ -122,24 +148,23 @@ def tfidf(context: BaselineContext) -> BaselinePredictions:
             values=[targets[0]] * len(context.test), detail="one class in train"
         )
 
-    def fit(features: Any, c: float) -> Any:
+    def fit(train: Any, c: float) -> Any:
         model = LogisticRegression(C=c, max_iter=1000, tol=1e-3)
-        return model.fit(features, targets)
+        return model.fit(train, targets)
 
     def score(predictions: Any) -> float:
         truth = [str(row.target) for row in context.validation]
         hits = sum(one == other for one, other in zip(truth, predictions, strict=True))
         return hits / len(truth)
 
-    best = _best_on_text(context, LOGISTIC_C, "C", fit, score)
+    best = _best(features, LOGISTIC_C, "C", fit, score)
     if best is None:
         return BaselinePredictions(values=majority(context).values, detail=NO_TEXT)
     predictions, detail = best
     return BaselinePredictions(values=[str(label) for label in predictions], detail=detail)
 
 
-def linear(context: BaselineContext) -> BaselinePredictions:
-    """TF-IDF + ridge regression on the recipe's scale, chosen on validation like :func:`tfidf`."""
+def _regressed(context: BaselineContext, features: Iterable[_Features]) -> BaselinePredictions:
     from sklearn.linear_model import Ridge
 
     is_log = context.recipe.scale == "log"
@@ -149,14 +174,14 @@ def linear(context: BaselineContext) -> BaselinePredictions:
 
     targets = [scale(row.target) for row in context.train]
 
-    def fit(features: Any, alpha: float) -> Any:
-        return Ridge(alpha=alpha).fit(features, targets)
+    def fit(train: Any, alpha: float) -> Any:
+        return Ridge(alpha=alpha).fit(train, targets)
 
     def score(predictions: Any) -> float:
         truth = [scale(row.target) for row in context.validation]
         return -statistics.median(abs(a - b) for a, b in zip(truth, predictions, strict=True))
 
-    best = _best_on_text(context, RIDGE_ALPHA, "alpha", fit, score)
+    best = _best(features, RIDGE_ALPHA, "alpha", fit, score)
     if best is None:
         return BaselinePredictions(values=group_median(context).values, detail=NO_TEXT)
     predictions, detail = best
@@ -252,6 +277,12 @@ BASELINES: tuple[BaselineSpec, ...] = (
         predict=tfidf,
     ),
     BaselineSpec(
+        name="embedding",
+        description="sentence embeddings (all-MiniLM-L6-v2) + logistic or ridge regression",
+        tasks=("classification", "regression"),
+        predict=embedding,
+    ),
+    BaselineSpec(
         name="group-median",
         description="median of the training rows in the same first slice",
         tasks=("regression",),
@@ -285,28 +316,33 @@ BASELINES: tuple[BaselineSpec, ...] = (
 """Registered by the plugin ``core``."""
 
 
-def _best_on_text(
-    context: BaselineContext,
-    grid: Sequence[float],
-    parameter: str,
-    fit: Callable[[Any, float], Any],
-    score: Callable[[Any], float],
-) -> tuple[list[Any], str] | None:
-    """Test predictions of the best vectorizer and hyperparameter; None if no text has a feature."""
-    best: tuple[float, list[Any], str] | None = None
-    for kind, features in (("word", "words 1-2"), ("char", "characters 2-5")):
+def _tfidf_features(context: BaselineContext) -> Iterator[_Features]:
+    """Features of words and of characters; none if no text has any."""
+    for kind, name in (("word", "words 1-2"), ("char", "characters 2-5")):
         vectorizer = _vectorizer(kind)
         try:
             train = vectorizer.fit_transform(_texts(context, context.train))
         except ValueError:  # texts without a single word or pair of characters, such as "?"
             continue
         validation = vectorizer.transform(_texts(context, context.validation))
-        test = vectorizer.transform(_texts(context, context.test))
+        yield name, train, validation, vectorizer.transform(_texts(context, context.test))
+
+
+def _best(
+    features: Iterable[_Features],
+    grid: Sequence[float],
+    parameter: str,
+    fit: Callable[[Any, float], Any],
+    score: Callable[[Any], float],
+) -> tuple[list[Any], str] | None:
+    """Test predictions of the best features and hyperparameter; None if there are no features."""
+    best: tuple[float, list[Any], str] | None = None
+    for name, train, validation, test in features:
         for value in grid:
             model = fit(train, value)
             result = score(model.predict(validation))
             if best is None or result > best[0]:
-                best = (result, list(model.predict(test)), f"{features}, {parameter}={value:g}")
+                best = (result, list(model.predict(test)), f"{name}, {parameter}={value:g}")
     return None if best is None else best[1:]
 
 
