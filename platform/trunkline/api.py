@@ -346,19 +346,30 @@ class Platform:
         return repeat_seeds(self._run_context(listener, should_stop), job, seeds)
 
     def evaluate(
-        self, adapter: str, *, listener: ProgressListener | None = None
+        self,
+        adapter: str,
+        *,
+        ensemble: Sequence[str] = (),
+        listener: ProgressListener | None = None,
     ) -> EvaluationReport:
         """Evaluate a version on its own test rows again, and record the result.
+
+        Args:
+            ensemble: versions to average it with; the result is then not recorded.
 
         Raises:
             DataError: the version has no dataset, or its dataset has changed.
         """
-        from trunkline.training.cross_validation import evaluate_version
+        from trunkline.training.cross_validation import evaluate_ensemble, evaluate_version
 
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
-        return evaluate_version(self._run_context(listener), self.job_of(version), version)
+        context, job = self._run_context(listener), self.job_of(version)
+        if ensemble:
+            others = [self.resolve(one).version for one in ensemble]
+            return evaluate_ensemble(context, job, [version, *others])
+        return evaluate_version(context, job, version)
 
     def tune(
         self,

@@ -56,6 +56,12 @@ _VERDICTS = {
     "name; on the same rows.",
 )
 @click.option(
+    "--ensemble",
+    multiple=True,
+    metavar="REF",
+    help="Evaluate the average with another version of the same rows; may be repeated.",
+)
+@click.option(
     "--folds",
     type=int,
     metavar="N",
@@ -80,6 +86,7 @@ def evaluate(
     options: GlobalOptions,
     name: str | None,
     against: str | None,
+    ensemble: tuple[str, ...],
     folds: int | None,
     seeds: int | None,
     config: Path | None,
@@ -90,7 +97,9 @@ def evaluate(
 
     Either is compared with the baselines.
     """
-    modes = {"--against": against, "--folds": folds, "--seeds": seeds}
+    modes = {
+        "--against": against, "--ensemble": ensemble or None, "--folds": folds, "--seeds": seeds
+    }  # fmt: skip
     given = [option for option, value in modes.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} can't be combined.", "Use one of them.")
@@ -106,7 +115,7 @@ def evaluate(
                 "Use --set with --folds or --seeds, or train again with `trunkline train`.",
             )
         if against is None:
-            _evaluate_version(options, name, as_json)
+            _evaluate_version(options, name, ensemble, as_json)
         else:
             _compare(options, name, against, as_json)
         return
@@ -137,17 +146,20 @@ def _recipe(name: str | None, config: Path | None, option: str) -> str | RecipeC
     return name
 
 
-def _evaluate_version(options: GlobalOptions, name: str, as_json: bool) -> None:
+def _evaluate_version(
+    options: GlobalOptions, name: str, ensemble: tuple[str, ...], as_json: bool
+) -> None:
     version = options.version(name)
     platform = options.with_plugins
     with working() as listener:
         listener.stage("opening the base")
-        report = platform.evaluate(str(version.ref), listener=listener)
+        report = platform.evaluate(str(version.ref), ensemble=ensemble, listener=listener)
     if as_json:
         print_json(
             {
                 "adapter": str(version.ref),
                 "digest": version.digest,
+                **({"ensemble": list(ensemble)} if ensemble else {}),
                 "evaluation_report": report,
             }
         )

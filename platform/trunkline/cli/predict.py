@@ -67,6 +67,12 @@ if TYPE_CHECKING:
     help="Print N labels with their probabilities; 0 prints all.",
 )
 @click.option(
+    "--ensemble",
+    multiple=True,
+    metavar="REF",
+    help="Average with another adapter of the same labels or unit; may be repeated.",
+)
+@click.option(
     "--abstain",
     type=click.FloatRange(0.5, 0.99),
     metavar="PRECISION",
@@ -85,6 +91,7 @@ def predict(
     skip_empty: bool,
     reading: dict[str, Any],
     top: int,
+    ensemble: tuple[str, ...],
     abstain: float | None,
     url: str | None,
     as_json: bool,
@@ -96,6 +103,11 @@ def predict(
             f'`trunkline predict {ref} "a text"` or `trunkline predict {ref} --file rows.csv`',
         )
     _check_out(out, file)
+    if ensemble and abstain is not None:
+        raise UsageError(
+            "--ensemble and --abstain can't be combined.",
+            "The thresholds are those of single adapters; leave out one of the options.",
+        )
     file_format = parse_file_options(reading, has_file=file is not None)
     if texts == ("-",):
         texts = tuple(line for line in read_stdin().split("\n") if line.strip())
@@ -108,9 +120,11 @@ def predict(
             from trunkline.data.readers import open_texts
 
             rows = open_texts(file, column, skip_empty=skip_empty, options=file_format)
-            _predict_file(client, client.resolve(ref), rows, out, top, abstain, as_json)
+            models = [client.resolve(one) for one in (ref, *ensemble)]
+            _predict_file(client, models, rows, out, top, abstain, as_json)
             return
-        answers = client.predict(client.resolve(ref), texts, abstain)
+        models = [client.resolve(one) for one in (ref, *ensemble)]
+        answers = _predict_all(client, models, texts, abstain)
     _note_truncated(sum(answer.truncated for answer in answers))
     if as_json:
         print_json(
@@ -185,9 +199,21 @@ def _answer_fields(answer: Answer, top: int) -> dict[str, Any]:
     return fields
 
 
+def _predict_all(
+    client: Client, models: Sequence[Model], texts: Sequence[str], abstain: float | None
+) -> list[Answer]:
+    """The answers of one model, or the averages of several."""
+    if len(models) == 1:
+        return client.predict(models[0], texts, abstain)
+    from trunkline.inference.ensemble import average
+
+    answers = [client.predict(model, texts) for model in models]
+    return [average(of_text) for of_text in zip(*answers, strict=True)]
+
+
 def _predict_file(
     client: Client,
-    model: Model,
+    models: Sequence[Model],
     rows: TextFile,
     out: Path | None,
     top: int,
@@ -203,7 +229,7 @@ def _predict_file(
         done = truncated = abstained = 0
         for batch in rows.batches():
             for row, answer in zip(
-                batch, _predict_batch(client, model, batch, abstain), strict=True
+                batch, _predict_batch(client, models, batch, abstain), strict=True
             ):
                 truncated += answer.truncated
                 abstained += answer.abstained
@@ -244,14 +270,14 @@ def _note_truncated(count: int) -> None:
 
 
 def _predict_batch(
-    client: Client, model: Model, batch: Sequence[TextRow], abstain: float | None
+    client: Client, models: Sequence[Model], batch: Sequence[TextRow], abstain: float | None
 ) -> list[Answer]:
     try:
-        return client.predict(model, [row.text for row in batch], abstain)
+        return _predict_all(client, models, [row.text for row in batch], abstain)
     except (DataError, TooLargeError):
         for row in batch:  # find the row; a text is refused before anything is computed
             try:
-                client.predict(model, [row.text])
+                _predict_all(client, models, [row.text], None)
             except (DataError, TooLargeError) as error:
                 raise DataError(f"{row.place}: {error.message}", error.hint) from error
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +24,8 @@ from trunkline.evaluation.report import (
     evaluate,
     predict_rows,
 )
+from trunkline.inference.ensemble import average
+from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.registry.records import VersionRecord
 from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets
@@ -249,6 +251,56 @@ def evaluate_version(
         results={**report.to_json(), "gate": asdict(job.recipe.gate)},
         predictions=[prediction_record(prediction) for prediction in predictions],
         version=version.ref,
+    )
+    return report
+
+
+def evaluate_ensemble(
+    context: RunContext, job: TrainingJob, versions: Sequence[VersionRecord]
+) -> EvaluationReport:
+    """Evaluate the average of several versions on the test rows that all of them have.
+
+    Args:
+        job: of the first version.
+        versions: two or more.
+
+    Raises:
+        RefusedError: a version was trained on other rows, so it may have seen these.
+        UsageError: the versions can't be averaged.
+    """
+    context.listener.stage("reading data")
+    job, prepared, first = prepare_version(context.store, job, versions[0])
+    artifacts = [first, *(context.store.fetch(version) for version in versions[1:])]
+    for version, artifact in zip(versions, artifacts, strict=True):
+        if artifact.manifest.data != first.manifest.data:
+            raise RefusedError(
+                f"{version.ref} was trained on other rows or another split than "
+                f"{versions[0].ref}, so it may have seen these test rows.",
+                "Use versions of one recipe with the same data and split_seed.",
+            )
+    test = prepared.split.test
+    context.stage("predicting the test rows")
+    answers = [
+        context.engine.run(
+            [
+                ResolvedRequest(Request(str(version.ref), row.text), artifact, str(version.ref))
+                for row in test
+            ]
+        )
+        for version, artifact in zip(versions, artifacts, strict=True)
+    ]
+    averages = [average(of_row) for of_row in zip(*answers, strict=True)]
+    baselines = fit_baselines(
+        job.baselines, job.recipe, prepared.split, context.engine.base, context.stage
+    )
+    context.stage("evaluating")
+    report, _ = evaluate(
+        test,
+        [answer.output for answer in averages],
+        baselines,
+        job.metrics,
+        prepared.labels,
+        [answer.confidence for answer in averages],
     )
     return report
 
