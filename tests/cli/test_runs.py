@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def test_runs_are_drawn_over_each_other(
     assert out.read_bytes().startswith(start)
     done = invoke(*where, "runs", "plot", "1", "--metric", "loss", "--out", str(out))
     assert "1 metric of 1 run" in done.stderr
+    done = invoke(*where, "runs", "plot", "1", "2", "--out", str(out), "--json")
+    assert json.loads(done.stdout)["runs"] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,8 @@ def test_default_loss_is_smaller_for_the_better_output(task: AnyTask) -> None:
     import torch
 
     catalog = load_plugins(no_plugins=True)
-    loss = catalog.loss_for(make_recipe(task.kind)).build(LossContext())
+    spec = catalog.loss_for(make_recipe(task.kind))
+    loss = spec.build(LossContext(labels=task.labels, options=spec.options))
     if isinstance(task, RegressionTask):
         good, bad, targets = torch.tensor([0.1]), torch.tensor([2.0]), torch.tensor([0.0])
     else:

@@ -162,9 +162,14 @@ def show(options: GlobalOptions, number: int, as_json: bool) -> None:
     metavar="NAME",
     help="Only this metric; may be repeated.  [default: loss and validation]",
 )
+@json_option
 @pass_options
 def plot(
-    options: GlobalOptions, numbers: tuple[int, ...], out: Path, names: tuple[str, ...]
+    options: GlobalOptions,
+    numbers: tuple[int, ...],
+    out: Path,
+    names: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Draw the figures of one or several runs over their steps, as a picture."""
     if out.suffix.lower() not in (".png", ".svg"):
@@ -186,6 +191,9 @@ def plot(
     if not chosen:
         raise DataError("These runs have no figures to draw.", "Name runs that took steps.")
     _draw(drawn, chosen, out)
+    if as_json:
+        print_json({"out": out, "runs": list(dict.fromkeys(numbers)), "metrics": chosen})
+        return
     note(f"{counted(len(chosen), 'metric')} of {counted(len(drawn), 'run')} in {out}")
 
 

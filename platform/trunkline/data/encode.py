@@ -23,6 +23,10 @@ _SPACE = "\u2003"  # around a mark: it is missing where the chat template trims 
 _MARKED = re.compile(f"({_SPACE}?){_MARK}([0-9]+){_MARK}({_SPACE}?)")
 
 
+class NoRoomError(DataError):
+    """A template leaves no room for a text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """An encoded prompt.
@@ -82,10 +86,10 @@ def encode_prompt(
     )
     kept = start(fitting)
     if not kept.strip():
-        raise DataError(
+        raise NoRoomError(
             f"A prompt may have {max_length} tokens, which leaves no room for the text: the "
             f"template alone has {len(encode(''))}.",
-            "Use a larger max_length (--set max_length=…) or a shorter template.",
+            "Use a larger max_length or a shorter template.",
         )
     return Prompt(encode(kept), kept, len(ids))
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trunkline.evaluation.calibration import (
-    MIN_ROWS,
-    abstention_thresholds,
-    fit_temperature,
-)
+from trunkline.evaluation.calibration import abstention_thresholds, fit_temperature
 from trunkline.tasks import Calibration, ClassificationTask
 from trunkline.tasks.batches import by_length
 from trunkline.training.job import EncodedRows
@@ -23,7 +19,7 @@ def calibrate(
     """Fit a temperature, divide the head's weights by it, and find the abstention thresholds.
 
     Plain PEFT and every engine then give calibrated probabilities, with the same labels. Nothing
-    changes with few validation rows, or if the head is more than one linear layer.
+    changes if the head is more than one linear layer.
 
     Args:
         model: a trained PEFT model; its head is changed in place.
@@ -39,7 +35,7 @@ def calibrate(
         parameter for name, parameter in model.named_parameters() if ".modules_to_save." in name
     ]
     linear = sum(parameter.dim() == 2 for parameter in head) == 1 and len(head) <= 2
-    if len(validation.examples) < MIN_ROWS or not linear:
+    if not linear:
         return task
     logits = torch.empty(len(validation.examples), len(task.labels))
     model.eval()

@@ -17,7 +17,7 @@ from trunkline.contracts import (
     Template,
     TransformSpec,
 )
-from trunkline.data.encode import encode_prompt
+from trunkline.data.encode import NoRoomError, encode_prompt
 from trunkline.data.lengths import LengthReport, check_answers_fit
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
@@ -290,7 +290,10 @@ def encode_rows(
         try:
             prompt = encode_prompt(row.text, template, tokenizer, limit)
         except DataError as error:
-            raise DataError(f"Row {row.id!r}: {error.message}", error.hint) from None
+            hint = error.hint
+            if isinstance(error, NoRoomError):
+                hint = f"Use more than --set max_length={max_length}, or a shorter template."
+            raise DataError(f"Row {row.id!r}: {error.message}", hint) from None
         truncated += prompt.truncated
         lengths.append(prompt.full_length)
         examples.append(task.example(prompt.ids, row, tokenizer))

@@ -23,6 +23,7 @@ from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
 from trunkline.data.prepare import Prepared
 from trunkline.errors import TrainingError, TrunklineError
+from trunkline.evaluation.calibration import MIN_ROWS
 from trunkline.files import canonical_json
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, ClassificationTask, task_for
@@ -172,7 +173,8 @@ def train_adapter(
     if output.interrupted:
         return output
 
-    if isinstance(task, ClassificationTask) and settings.calibrate:
+    enough = len(encoded.validation.examples) >= MIN_ROWS
+    if isinstance(task, ClassificationTask) and settings.calibrate and enough:
         listener.stage("calibrating")
         task = calibrate(model, task, encoded.validation, base.tokenizer.pad_token_id)
     listener.stage("proving the artifact")
