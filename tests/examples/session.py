@@ -200,6 +200,9 @@ _VARIABLE = (
     (r"/tmp/[\w./-]+", "PATH"),
     (r"\b(?:yes|no|NO|beats|ties(?: with)?|loses(?: to)?)\b", "VERDICT"),
     (r'"label":"[^"\n]*', '"label":"LABEL'),
+    (r"[▁▂▃▄▅▆▇█]+[▁▂▃▄▅▆▇█ ]*", "BARS "),
+    (r"\b\d+ rows? only\b", "N rows only"),
+    (r"\bat \d+(?=[,;\n])", "at N"),
 )
 """What may differ between machines and runs: times, sizes, digests, rates, scores and verdicts."""
 
@@ -237,10 +240,14 @@ def comparable(session: str) -> str:
         lines = normalized(part).splitlines()
         if ("adapters promote" in part and "--force" not in part) or '--where "test.' in part:
             lines = lines[:2]
-        elif part.startswith("$ trunkline predict"):
+        elif part.startswith(("$ trunkline predict", "$ trunkline tune")):
             lines = lines[:3]
-        kept += lines
+        kept += [line for line in lines if not _BY_SCORE.match(line)]
     return "\n".join(kept)
+
+
+_BY_SCORE = re.compile(r"--abstain NUMBER: |gained: |lost: ")
+"""Lines that are printed or not, depending on the scores of a training."""
 
 
 def shortened(output: str, lines: int | None) -> str:
