@@ -253,8 +253,9 @@ def _write_merged(
         merged.config.label2id = {label: index for index, label in enumerate(task.labels)}
     elif isinstance(task, RegressionTask):
         merged.config.problem_type = "regression"
-    merged.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
+    with quiet_transformers():
+        merged.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
 
 
 def _load_merged(folder: Path, task: AnyTask, device: str) -> Any:
