@@ -8,6 +8,8 @@ STEPS ?=
 FULL ?=
 
 BIN := .venv/bin
+# As many threads as the demo used: a run records their number.
+CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || echo 1)
 PLUGINS := plugins/medical plugins/finance plugins/retail
 READY := .venv/.ready
 
@@ -45,7 +47,7 @@ examples: $(READY) demo/registry.db
 	$(BIN)/python -m trunkline.reference
 
 examples-check: $(READY) demo/registry.db
-	$(BIN)/python -m pytest tests/examples -n auto -m examples
+	OMP_NUM_THREADS=$(CORES) $(BIN)/python -m pytest tests/examples -n auto -m examples
 
 demo/registry.db:
 	$(MAKE) demo
