@@ -20,7 +20,7 @@ SESSION = (
     *("plugins list", "plugins show", "plugins check", "plugins install", "plugins uninstall"),
     *("datasets list", "datasets show", "datasets check", "datasets preview"),
     *("datasets croissant", "recipes list", "recipes show", "recipes export"),
-    *("train", "runs list", "runs show", "runs diff", "eval"),
+    *("train", "runs list", "runs show", "runs plot", "runs diff", "eval"),
     *("adapters list", "adapters show", "adapters promote", "adapters rollback"),
     *("adapters unalias", "adapters history", "adapters diff", "adapters card"),
     *("predict", "generate", "chat"),
@@ -30,6 +30,7 @@ SESSION = (
     *("adapters rm", "gc"),
     *("audit verify", "audit export", "audit list"),
     *("db current", "db upgrade", "db backup", "db restore", "db rebuild"),
+    "tune",
 )
 """The commands in an order in which their examples can be run one after another."""
 
