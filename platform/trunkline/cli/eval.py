@@ -35,11 +35,8 @@ if TYPE_CHECKING:
 
 _FLIPPED = 5
 _WIDE = 120
-_VERDICTS = {
-    "beats": "beats the baseline",
-    "ties": "ties with the baseline",
-    "loses": "loses to the baseline",
-}
+_VERBS = {"beats": "beats", "ties": "ties with", "loses": "loses to"}
+_VERDICTS = {verdict: f"{verb} the baseline" for verdict, verb in _VERBS.items()}
 
 
 @click.command(
@@ -202,8 +199,7 @@ def _compare(options: GlobalOptions, name: str, against: str, as_json: bool) -> 
             if rows:
                 more = f" and {len(rows) - _FLIPPED:,} more" if len(rows) > _FLIPPED else ""
                 click.echo(f"{label}: {', '.join(rows[:_FLIPPED])}{more}")
-    verb = {"beats": "beats", "ties": "ties with", "loses": "loses to"}[result.verdict]
-    click.echo(f"It {verb} {result.against} by {result.metric}.")
+    click.echo(f"It {_VERBS[result.verdict]} {result.against} by {result.metric}.")
 
 
 def _evaluate_folds(

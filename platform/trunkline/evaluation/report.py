@@ -26,6 +26,7 @@ from trunkline.evaluation.intervals import (
 if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
     from trunkline.inference.engine import Engine
+    from trunkline.inference.request import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,37 @@ class RowPredictions:
     probabilities: list[list[float]]
     """Of all labels, for each row; empty where the task has none."""
 
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> RowPredictions:
+        """The predictions in the answers to the rows."""
+        return cls(
+            [answer.output for answer in answers],
+            [answer.confidence for answer in answers],
+            [list((answer.probabilities or {}).values()) for answer in answers],
+        )
+
+
+def answer_texts(
+    engine: Engine,
+    artifact: Artifact,
+    name: str,
+    texts: Sequence[str],
+    on_done: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Answer texts with one adapter through the engine, exactly as a server would.
+
+    Args:
+        engine: holds the base.
+        artifact: the adapter.
+        name: of the adapter, for the requests.
+        texts: before the template.
+        on_done: called with the number of texts done so far.
+    """
+    from trunkline.inference.request import Request, ResolvedRequest
+
+    requests = [ResolvedRequest(Request(name, text), artifact, name) for text in texts]
+    return engine.run(requests, on_done=on_done)
+
 
 def predict_rows(
     engine: Engine,
@@ -45,23 +77,9 @@ def predict_rows(
     rows: Sequence[Row],
     on_done: Callable[[int], None] | None = None,
 ) -> RowPredictions:
-    """Predict held-out rows through the engine, exactly as a server would answer them.
-
-    Args:
-        engine: holds the base.
-        artifact: the adapter.
-        name: of the adapter, for the requests.
-        rows: their texts are predicted, their targets are not used.
-        on_done: called with the number of rows done so far.
-    """
-    from trunkline.inference.request import Request, ResolvedRequest
-
-    requests = [ResolvedRequest(Request(name, row.text), artifact, name) for row in rows]
-    answers = engine.run(requests, on_done=on_done)
-    return RowPredictions(
-        [answer.output for answer in answers],
-        [answer.confidence for answer in answers],
-        [list((answer.probabilities or {}).values()) for answer in answers],
+    """Predict held-out rows; their targets are not used. Arguments as :func:`answer_texts`."""
+    return RowPredictions.of(
+        answer_texts(engine, artifact, name, [row.text for row in rows], on_done)
     )
 
 

@@ -21,11 +21,11 @@ from trunkline.evaluation.baselines import Baseline, fit_baselines
 from trunkline.evaluation.report import (
     EvaluationReport,
     RowPredictions,
+    answer_texts,
     evaluate,
     predict_rows,
 )
 from trunkline.inference.ensemble import average
-from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.registry.records import VersionRecord
 from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets
@@ -280,27 +280,23 @@ def evaluate_ensemble(
             )
     test = prepared.split.test
     context.stage("predicting the test rows")
+    texts = [row.text for row in test]
     answers = [
-        context.engine.run(
-            [
-                ResolvedRequest(Request(str(version.ref), row.text), artifact, str(version.ref))
-                for row in test
-            ]
-        )
+        answer_texts(context.engine, artifact, str(version.ref), texts, context.check_stop)
         for version, artifact in zip(versions, artifacts, strict=True)
     ]
-    averages = [average(of_row) for of_row in zip(*answers, strict=True)]
+    predicted = RowPredictions.of([average(of_row) for of_row in zip(*answers, strict=True)])
     baselines = fit_baselines(
         job.baselines, job.recipe, prepared.split, context.engine.base, context.stage
     )
     context.stage("evaluating")
     report, _ = evaluate(
         test,
-        [answer.output for answer in averages],
+        predicted.values,
         baselines,
         job.metrics,
         prepared.labels,
-        [answer.confidence for answer in averages],
+        predicted.confidences,
     )
     return report
 

@@ -31,8 +31,8 @@ from trunkline.errors import (
     UsageError,
     reason_of,
 )
+from trunkline.evaluation.report import answer_texts
 from trunkline.inference.forward import GenerationSettings, generate_tokens, next_logits
-from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.promotion import evaluations_on_test
 from trunkline.registry.records import PredictionRecord, VersionRecord
 from trunkline.tasks import (
@@ -205,7 +205,7 @@ def stored_predictions(store: AdapterStore, version: VersionRecord, test: Sequen
 
 def probe_predictions(engine: Engine, artifact: Artifact, name: str) -> Replay:
     """The engine's answers to fixed texts, for a version that came without a dataset."""
-    requests = [ResolvedRequest(Request(name, text), artifact, name) for text in PROBES]
+    answers = answer_texts(engine, artifact, name, PROBES)
     return Replay(
         PROBES,
         tuple(
@@ -216,9 +216,7 @@ def probe_predictions(engine: Engine, artifact: Artifact, name: str) -> Replay:
                 prediction=str(answer.output),
                 confidence=answer.confidence,
             )
-            for number, (text, answer) in enumerate(
-                zip(PROBES, engine.run(requests), strict=True), start=1
-            )
+            for number, (text, answer) in enumerate(zip(PROBES, answers, strict=True), start=1)
         ),
     )
 

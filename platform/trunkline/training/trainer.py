@@ -383,11 +383,11 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         Accumulated batches thus give the gradient of one large batch, also where their answers
         have different numbers of tokens.
         """
-        rows = inputs.pop(ROWS).tolist()
+        rows = inputs.pop(ROWS)
         if self.frozen is None:
             outputs, targets = self.adapter_task.outputs(model, inputs)
         else:
-            with self.frozen.skipped(rows, inputs):
+            with self.frozen.skipped(rows.tolist(), inputs):
                 outputs, targets = self.adapter_task.outputs(model, inputs)
         loss = self.loss(outputs, targets)
         if not bool(loss.isfinite()):
