@@ -19,6 +19,8 @@ AddPlugin = Callable[..., Path]
 DATASET = "@hookimpl\ndef trunkline_datasets():\n    yield dataset('farm/x', {})\n"
 ROW = "Row(id=f'r{i}', text='t', target='ab'[i % 2], group=f'g{i}')"
 ROWS = f"load=lambda: [{ROW} for i in range(6)]"
+THREE_LABELS = f"load=lambda: [{ROW} for i in range(18)]".replace("'ab'[i % 2]", "'abc'[i % 3]")
+THREE_LABELS = THREE_LABELS.replace("text='t'", "text=f't{i}'")
 NAN_ROWS = ROWS.replace("'ab'[i % 2]", "float('nan')")
 
 
@@ -157,6 +159,10 @@ BAD_TRANSFORMS = {
     "gives two rows": (transform("[row, row]"), "gave 2 rows for one"),
     "changes the id": (transform("[replace(row, id='x')]"), "the id 'x'"),
     "drops all rows": (transform("[]"), "has no rows left of 6"),
+    "adds half a character": (
+        transform("[row, replace(row, id=row.id + 'x', text='\\ud800')]", "augment"),
+        "which is not a character",
+    ),
     "ignores rng": (
         transform("[replace(row, text=f'{random.random()}')]"),
         "its transforms give other rows the second time",
@@ -176,6 +182,21 @@ BAD_LOSSES = {
     ),
     "build exits": (loss("build = lambda context: exit(0)"), "tried to end the program"),
     "raises": (loss("build = lambda context: lambda outputs, targets: 1 / 0"), "ZeroDivisionError"),
+    "raises on a batch of the recipe's size": (
+        loss(
+            "def build(context):\n"
+            "    return lambda outputs, targets: outputs.sum() if len(targets) < 16 else 1 / 0\n"
+        ),
+        "ZeroDivisionError",
+    ),
+    "raises on a label in the middle": (
+        loss(
+            "def build(context):\n"
+            "    return lambda outputs, targets: 1 / 0 if set(targets.tolist()) == {1} "
+            "and len(targets) > 1 else outputs.sum()\n"
+        ).replace("dataset('farm/x', )", f"dataset('farm/x', {THREE_LABELS})"),
+        "ZeroDivisionError",
+    ),
     "gives nan": (
         loss("build = lambda context: lambda outputs, targets: outputs.sum() * float('nan')"),
         "on a random batch the loss is nan",
@@ -363,6 +384,14 @@ def test_what_would_fail_in_a_training_is_an_error(case: str, add_plugin: AddPlu
     add_plugin("farm", body)
     errors = errors_of("farm")
     assert any(message in error for error in errors), errors
+
+
+@pytest.mark.parametrize("row", range(6))
+def test_augmentation_that_fails_on_one_row_is_an_error_in_whatever_part_it_is(
+    row: int, add_plugin: AddPlugin
+) -> None:
+    add_plugin("farm", transform(f"[row] if row.id != 'r{row}' else 1 / 0", "augment"))
+    assert any(f"row 'r{row}' failed" in error for error in errors_of("farm"))
 
 
 def test_metric_of_the_core_that_fails_on_the_rows_is_an_error(add_plugin: AddPlugin) -> None:

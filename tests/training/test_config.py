@@ -9,7 +9,7 @@ import pytest
 
 from trunkline.api import Platform
 from trunkline.data.columns import DataFiles
-from trunkline.errors import DataError, NotFoundError, TrunklineError, UsageError
+from trunkline.errors import DataError, Interrupted, NotFoundError, TrunklineError, UsageError
 from trunkline.training.config import RecipeConfig, config_of, read_config
 
 OWN = """\
@@ -155,3 +155,16 @@ def test_written_to_another_folder_it_names_the_same_files(
     assert Path(again.data.file).resolve() == tmp_path / "data" / "claims.csv"
     assert again.is_same(own)
     assert not again.is_same(own.model_copy(update={"loss": "focal"}))
+
+
+def test_a_run_is_not_resumed_with_another_recipe(platform: Platform, tmp_path: Path) -> None:
+    rows = [f"text {number},{'ab'[number % 2]}" for number in range(40)]
+    (tmp_path / "claims.csv").write_text("\n".join(["body,kind", *rows, ""]))
+    text = OWN.replace("learning_rate: 1.0e-3", "max_steps: 3, evals_per_epoch: 1")
+    own = config(tmp_path, text.replace("at_least: 0.5", "beats_baseline: false"))
+    with pytest.raises(Interrupted):
+        platform.train(own, should_stop=lambda: True)
+    (run,) = platform.registry.runs.list(recipe=own.name)
+    focal = own.model_copy(update={"loss": "focal"})
+    with pytest.raises(UsageError, match="a resumed run keeps"):
+        platform.train(focal, resume=run.number)
