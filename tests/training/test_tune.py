@@ -167,6 +167,26 @@ def test_the_command_prints_the_trials_and_writes_the_best_recipe(
         assert invoke(*where, *args).exit_code == 2
 
 
+def test_the_recipe_is_tried_again_if_its_trial_was_not_finished(platform: Platform) -> None:
+    with pytest.raises(Interrupted):
+        platform.tune("toy/animals", trials=3, should_stop=stop_in_training(), **SETTINGS)
+    result = platform.tune("toy/animals", trials=2, **SETTINGS)
+    assert [trial.state for trial in result.trials] == ["unfinished", "complete"]
+    own_rate = platform.training_job("toy/animals", SETTINGS).settings.learning_rate
+    assert result.trials[1].settings["learning_rate"] == pytest.approx(own_rate)
+
+
+def stop_in_training() -> Any:
+    """A ``should_stop`` that becomes true once a trial takes steps."""
+    calls: list[int] = []
+
+    def should_stop() -> bool:
+        calls.append(1)
+        return len(calls) > 3
+
+    return should_stop
+
+
 def test_another_recipe_or_space_is_another_search(platform: Platform, claims: Path) -> None:
     first = own(claims, max_steps=2, evals_per_epoch=1)
     other = first.model_copy(update={"loss": "focal", "loss_options": {"gamma": 5}})

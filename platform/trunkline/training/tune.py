@@ -232,9 +232,11 @@ def _open_study(
         sampler=optuna.samplers.TPESampler(seed=job.settings.seed, n_startup_trials=_STARTUP),
         load_if_exists=True,
     )
+    failed = optuna.trial.TrialState.FAIL
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # its process was killed
-    if not study.trials:
+        study.tell(trial.number, state=failed)  # its process was killed
+    unfinished = [one.state == failed and not one.user_attrs.get("error") for one in study.trials]
+    if all(unfinished):  # also where there is none yet
         study.enqueue_trial({choice.name: _start(job, choice) for choice in choices})
     return study
 
