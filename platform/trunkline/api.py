@@ -382,7 +382,14 @@ class Platform:
         should_stop: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> TuningResult:
-        """Search for better settings on the validation rows; see :func:`.training.tune.tune`."""
+        """Search for better settings on the validation rows; nothing is published.
+
+        Args:
+            trials: of this search in all, those of earlier calls included.
+            seconds: when to stop.
+            space: setting → range ``low:high[:log]``, or values with commas.
+            settings: those of every trial.
+        """
         if not 1 <= trials <= 10_000:
             raise UsageError(f"The number of trials can't be {trials}.", "Use 1 to 10,000.")
         job = self.training_job(recipe, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -63,7 +64,9 @@ def test_what_has_no_average_is_refused(answers: list[Answer]) -> None:
         average(answers)
 
 
-def test_an_ensemble_is_evaluated_and_predicts_alike(trained_platform: Platform) -> None:
+def test_an_ensemble_is_evaluated_and_predicts_alike(
+    trained_platform: Platform, tmp_path: Path
+) -> None:
     trained_platform.train("toy/animals", max_steps=5, seed=9)
     report = trained_platform.evaluate("toy/animals@2", ensemble=["toy/animals@1"])
     assert set(report.baselines) >= {"majority", "tfidf"}
@@ -79,6 +82,16 @@ def test_an_ensemble_is_evaluated_and_predicts_alike(trained_platform: Platform)
     for shown, pair in zip(json.loads(done.stdout), zip(one, two, strict=True), strict=True):
         assert shown["probabilities"] == pytest.approx(average(pair).probabilities)
         assert shown["adapter"] == "toy/animals@2+toy/animals@1"
+    file = tmp_path / "rows.csv"
+    file.write_text("\n".join(["text", *texts, ""]))
+    done = invoke(
+        *where, "predict", "toy/animals@2", "--file", str(file), "--ensemble", "toy/animals@1",
+        "--json", "--top", "0",
+    )  # fmt: skip
+    rows = json.loads(done.stdout)
+    assert [row["text"] for row in rows] == texts
+    for row, pair in zip(rows, zip(one, two, strict=True), strict=True):
+        assert row["probabilities"] == pytest.approx(average(pair).probabilities)
     done = invoke(*where, "eval", "toy/animals@2", "--ensemble", "toy/animals@1", "--json")
     assert json.loads(done.stdout)["ensemble"] == ["toy/animals@1"]
 
