@@ -188,6 +188,8 @@ class LossSpec:
             also for one row and for outputs of ±100.
         options: name → default of each option that a recipe's ``loss_options`` may set; a value
             must have the default's type.
+        is_mean: whether the loss of a batch is the mean of the losses of its rows, or of its tokens
+            for generation. A large batch is then computed in parts, which takes less memory.
     """
 
     name: str
@@ -195,6 +197,7 @@ class LossSpec:
     task: Task
     build: Callable[[LossContext], LossFunction]
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    is_mean: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

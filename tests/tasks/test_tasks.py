@@ -24,7 +24,7 @@ from trunkline.tasks import (
     task_for,
     task_from_json,
 )
-from trunkline.tasks.batches import by_length, pad
+from trunkline.tasks.batches import by_length, pad, within_tokens
 from trunkline.tasks.generation import IGNORED
 
 quick = settings(max_examples=50, deadline=None)
@@ -66,6 +66,16 @@ def test_positions_count_from_the_first_real_token() -> None:
 
 
 @quick
+@given(lengths=st.lists(st.integers(1, 60), max_size=40), limit=st.integers(1, 200))
+def test_batches_within_tokens_hold_every_row_once_and_no_more(
+    lengths: list[int], limit: int
+) -> None:
+    batches = list(within_tokens(lengths, limit))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= limit
+
+
 @given(lengths=st.lists(st.integers(1, 50), max_size=30), size=st.integers(1, 8))
 def test_batches_by_length_hold_every_row_once_the_longest_first(
     lengths: list[int], size: int

@@ -18,6 +18,7 @@ from trunkline.data.prepare import prepare
 from trunkline.errors import DataError, NotFoundError, PluginError, TrainingError, UsageError
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.settings import SCHEDULERS
+from trunkline.training import trainer
 from trunkline.training.job import TrainingJob
 from trunkline.training.trainer import TrainerOutput, train_adapter
 from workbench import RECIPES, SETTINGS, TrainedAdapter
@@ -431,6 +432,39 @@ def test_accumulated_batches_are_one_large_batch(
     )  # fmt: skip
     assert len(large.named("loss")) >= 4
     assert small.named("loss") == pytest.approx(large.named("loss"), abs=1e-4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_batch_in_parts_gives_the_same_losses(
+    recipe: str, platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {"max_steps": 5, "evals_per_epoch": 1, "precision": "fp32", "learning_rate": 2e-3}
+    complete, parts = Log(), Log()
+    train(platform, tmp_path / "1", recipe, log=complete, **common)
+    monkeypatch.setitem(trainer.FORWARD_TOKENS, "cpu", 24)
+    train(platform, tmp_path / "2", recipe, log=parts, **common)
+    assert len(complete.named("loss")) >= 4
+    assert parts.named("loss") == pytest.approx(complete.named("loss"), abs=1e-4)
+    assert parts.named("grad_norm") == pytest.approx(complete.named("grad_norm"), rel=1e-3)
+
+
+def test_batch_of_a_loss_that_compares_rows_stays_complete(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def build(context: Any) -> Any:
+        return lambda outputs, targets: sizes.append(len(targets)) or outputs.square().mean()
+
+    def change(job: TrainingJob) -> TrainingJob:
+        return replace(job, loss=replace(job.loss, build=build, is_mean=False))
+
+    monkeypatch.setitem(trainer.FORWARD_TOKENS, "cpu", 24)
+    train(
+        platform, tmp_path / "run", change=change, max_steps=1, evals_per_epoch=1,
+        per_device_train_batch_size=8,
+    )  # fmt: skip
+    assert sizes[0] == 8
 
 
 def test_lora_plus_trains_b_at_its_own_rate(platform: Platform, tmp_path: Path) -> None:

@@ -43,3 +43,18 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def within_tokens(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Yield indices in batches of similar length, each of at most ``limit`` tokens with padding.
+
+    A sequence that is longer than ``limit`` is a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > limit:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -305,8 +305,14 @@ def _tensor(values: Any, like: torch.Tensor) -> torch.Tensor:
 def _spec(
     name: str, task: Any, build: Callable[[LossContext], LossFunction], **options: Any
 ) -> LossSpec:
-    description = (build.__doc__ or "").split("\n")[0].rstrip(".")
-    return LossSpec(name=name, description=description, task=task, build=build, options=options)
+    return LossSpec(
+        name=name,
+        description=(build.__doc__ or "").split("\n")[0].rstrip("."),
+        task=task,
+        build=build,
+        options=options,
+        is_mean=build is not pairwise_ranking,
+    )
 
 
 LOSSES: tuple[LossSpec, ...] = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import (
@@ -21,6 +23,7 @@ from trunkline.data.encode import NoRoomError, encode_prompt
 from trunkline.data.lengths import LengthReport, check_answers_fit
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
+from trunkline.files import canonical_json
 from trunkline.plugins import Catalog
 from trunkline.settings import checked_setting, nearest_name, noun_for
 from trunkline.tasks import AnyTask, prompt_limit
@@ -304,3 +307,28 @@ def prompt_of(example: Mapping[str, Any]) -> list[int]:
     """The token ids of an example without its answer."""
     ids: list[int] = example["input_ids"]
     return ids[: len(ids) - example["answer"]] if "answer" in example else ids
+
+
+def inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) -> str:
+    """Digest of what determines a training, so that no checkpoint of another one is resumed."""
+    settings = {
+        name: float(value) if type(value) is int else value  # 8 and 8.0 are the same setting
+        for name, value in asdict(job.settings).items()
+    }
+    inputs = {
+        "base": base_digest,
+        "recipe": job.recipe.name,
+        "task": job.recipe.task,
+        "loss": job.loss.name,
+        "loss_options": dict(job.recipe.loss_options),
+        "metric": job.deciding_metric.name,
+        "settings": settings,
+    }
+    digest = hashlib.sha256(canonical_json(inputs))
+    for rows in (encoded.train, encoded.validation):
+        digest.update(f"{len(rows.examples)} rows".encode())
+        for example in rows.examples:
+            rest = {name: value for name, value in example.items() if name != "input_ids"}
+            digest.update(canonical_json(rest))
+            digest.update(array("q", example["input_ids"]))
+    return digest.hexdigest()

@@ -6,10 +6,8 @@ that draws random numbers comes after the seed is set.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,9 +22,9 @@ from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Sett
 from trunkline.data.prepare import Prepared
 from trunkline.errors import TrainingError, TrunklineError
 from trunkline.evaluation.calibration import MIN_ROWS
-from trunkline.files import canonical_json
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, ClassificationTask, task_for
+from trunkline.tasks.batches import within_tokens
 from trunkline.tasks.generation import IGNORED
 from trunkline.training.calibrate import calibrate
 from trunkline.training.checkpoints import (
@@ -40,10 +38,10 @@ from trunkline.training.checkpoints import (
 )
 from trunkline.training.frozen_layers import FrozenLayers
 from trunkline.training.job import (
-    EncodedParts,
     EncodedRows,
     TrainingJob,
     encode_parts,
+    inputs_digest,
     prompt_of,
 )
 from trunkline.training.model import lora_model, lora_targets
@@ -65,6 +63,9 @@ ROWS = "rows"
 
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints in the folder of a run."""
+
+FORWARD_TOKENS = {"cpu": 512}
+"""By type of device: tokens in a forward and backward pass, padding included, if not 16,384."""
 
 Log = Callable[[int, Mapping[str, float]], None]
 """Receives metrics by optimizer step."""
@@ -150,9 +151,10 @@ def train_adapter(
         encoded.train,
         settings,
         folder,
-        inputs=_inputs_digest(job, encoded, base.info.digest),
+        inputs=inputs_digest(job, encoded, base.info.digest),
         pad_id=base.tokenizer.pad_token_id,
         loss=loss,
+        in_parts=job.loss.is_mean,
         metric=job.deciding_metric,
         validate=make_validator(
             job.deciding_metric,
@@ -202,6 +204,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         inputs: digest of everything that determines the training.
         pad_id: id of the padding token.
         loss: called with outputs and targets.
+        in_parts: whether a batch may be computed in parts; see ``LossSpec.is_mean``.
         metric: the deciding metric; names the validation score and its direction.
         validate: returns the score and the loss of the model on the validation rows.
         listener, log, should_stop: as for :func:`train_adapter`.
@@ -222,6 +225,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         inputs: str,
         pad_id: int,
         loss: LossFunction,
+        in_parts: bool,
         metric: MetricSpec,
         validate: Callable[[Any], Validation],
         listener: ProgressListener,
@@ -231,7 +235,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self.adapter_task, self.settings = adapter_task, settings
         self.checkpoints, self.inputs = folder / CHECKPOINTS, inputs
         self.encoded, self.loss, self.validate = train, loss, validate
-        self.metric, self.listener = metric, listener
+        self.metric, self.listener, self.in_parts = metric, listener, in_parts
         self.sampler = ResumableSampler(
             [len(example["input_ids"]) for example in train.examples],
             settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
@@ -370,6 +374,26 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
     def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
         return sum(int((batch["targets"] != IGNORED).sum()) for batch in batch_samples)
 
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: int | None = None
+    ) -> torch.Tensor:
+        """One batch; in parts of similar length if it is large, which bounds the activations."""
+        step = super().training_step
+        rows: list[int] = inputs[ROWS].tolist()
+        lengths = [len(self.train_dataset[row]["input_ids"]) for row in rows]
+        parts = list(within_tokens(lengths, FORWARD_TOKENS.get(model.device.type, 16_384)))
+        if not self.in_parts or len(parts) == 1:
+            return step(model, inputs, num_items_in_batch)
+        losses = [
+            step(
+                model,
+                self.data_collator([self.train_dataset[rows[index]] for index in part]),
+                num_items_in_batch,
+            )
+            for part in parts
+        ]
+        return torch.stack(losses).sum()
+
     def compute_loss(
         self,
         model: Any,
@@ -459,31 +483,6 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
         }
         self._latest.update(metrics)
         self._log(state.global_step, metrics)
-
-
-def _inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) -> str:
-    """Digest of what determines a training, so that no checkpoint of another one is resumed."""
-    settings = {
-        name: float(value) if type(value) is int else value  # 8 and 8.0 are the same setting
-        for name, value in asdict(job.settings).items()
-    }
-    inputs = {
-        "base": base_digest,
-        "recipe": job.recipe.name,
-        "task": job.recipe.task,
-        "loss": job.loss.name,
-        "loss_options": dict(job.recipe.loss_options),
-        "metric": job.deciding_metric.name,
-        "settings": settings,
-    }
-    digest = hashlib.sha256(canonical_json(inputs))
-    for rows in (encoded.train, encoded.validation):
-        digest.update(f"{len(rows.examples)} rows".encode())
-        for example in rows.examples:
-            rest = {name: value for name, value in example.items() if name != "input_ids"}
-            digest.update(canonical_json(rest))
-            digest.update(array("q", example["input_ids"]))
-    return digest.hexdigest()
 
 
 # ----------------------------------------------------------------------------------- artifact
