@@ -12,6 +12,9 @@ DECIDING: dict[Task, str] = {
     "classification": "accuracy",
     "regression": "mae",
     "generation": "exact_match",
+    "multilabel": "micro_f1",
+    "tagging": "entity_f1",
+    "ranking": "mrr",
 }
 
 

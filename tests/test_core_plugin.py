@@ -13,6 +13,7 @@ from trunkline.contracts import Row
 from trunkline.data.transforms import augment_rows
 from trunkline.evaluation.baselines import BASELINES
 from trunkline.evaluation.metrics import METRICS
+from trunkline.evaluation.structured_baselines import STRUCTURED
 from trunkline.plugins import Catalog, load_plugins
 
 
@@ -27,7 +28,7 @@ def augmented(catalog: Catalog, name: str, rows: list[Row]) -> tuple[Row, ...]:
 
 def test_every_metric_and_baseline_of_the_core_is_registered(catalog: Catalog) -> None:
     assert catalog.metrics() == tuple(METRICS.values())
-    assert catalog.baselines() == BASELINES
+    assert catalog.baselines() == (*BASELINES, *STRUCTURED)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression", "generation"])

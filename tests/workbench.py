@@ -15,15 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from filelock import FileLock
 
+from own_files import OWN_TASKS, own_recipe
 from tiny_base import make_tiny_base
 from toy_plugin import install_toy
 from trunkline.api import Platform, open
-from trunkline.contracts import Template
+from trunkline.contracts import Task, Template
 from trunkline.errors import BaseModelError, Interrupted
 from trunkline.evaluation.intervals import group_draws
 from trunkline.evaluation.report import EvaluationReport
@@ -151,6 +152,30 @@ def trained_workspace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> P
 
 
 @pytest.fixture(scope="session")
+def own_workspace(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A workspace with an adapter for each of :data:`OWN_TASKS` and the toy recipes; read only."""
+
+    def build(folder: Path) -> None:
+        with _toy_platform(tmp_path_factory, folder, tiny) as platform:
+            for name in OWN_TASKS:
+                platform.train(own_recipe(name, folder))
+            for recipe in RECIPES:
+                platform.train(recipe, **SETTINGS)
+
+    return build_once(tmp_path_factory, "own", build)
+
+
+@pytest.fixture
+def own_platform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_workspace: Path, tiny: Path
+) -> Iterator[Platform]:
+    """A platform with the toy plugin on a copy of :func:`own_workspace`."""
+    install_toy(tmp_path, monkeypatch)
+    monkeypatch.setattr(group_draws, "__defaults__", (20,))
+    yield from opened(shutil.copytree(own_workspace, tmp_path / "workspace"), tiny)
+
+
+@pytest.fixture(scope="session")
 def two_prices_workspace(
     tmp_path_factory: pytest.TempPathFactory, trained_workspace: Path, tiny: Path
 ) -> Path:
@@ -230,6 +255,9 @@ def task_json(kind: str) -> dict[str, Any]:
             "kind": "regression", "scale": "log", "mean": 1.0, "deviation": 2.0, "unit": "EUR",
         },
         "generation": {"kind": "generation", "max_new_tokens": 8},
+        "multilabel": {"kind": "multilabel", "labels": LABELS, "threshold": 0.4},
+        "tagging": {"kind": "tagging", "labels": LABELS},
+        "ranking": {"kind": "ranking"},
     }[kind]  # fmt: skip
 
 
@@ -260,15 +288,19 @@ def make_artifact(
     from peft import LoraConfig, get_peft_model
 
     from trunkline.adapters.artifact import seal
+    from trunkline.adapters.config import TASK_TYPES
     from trunkline.bases import describe, load_fresh
+    from trunkline.data.targets import default_template
+    from trunkline.tasks import task_from_json
 
-    head = {"classification": len(LABELS), "regression": 1, "generation": None}[kind]
-    model = load_fresh(str(base), head, device="cpu", dtype="fp32")
+    task = task_from_json(task_json(kind))
+    model = load_fresh(
+        str(base), task.head_size, device="cpu", dtype="fp32", per_token=kind == "tagging"
+    )
     choice = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | lora
-    task_type = "CAUSAL_LM" if kind == "generation" else "SEQ_CLS"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = LoraConfig(task_type=task_type, **choice)
+        config = LoraConfig(task_type=TASK_TYPES[kind], **choice)
         peft_model = get_peft_model(model, config).eval()
         with torch.no_grad():
             for name, parameter in peft_model.named_parameters():
@@ -280,7 +312,7 @@ def make_artifact(
         folder,
         base={"name": base.name, "digest": base_digest or describe(str(base)).digest},
         task=task_json(kind),
-        template=template or Template(),
+        template=template or default_template(cast(Task, kind)),
         max_length=max_length,
         data={"dataset": "toy/animals", "fingerprint": "f", "split": "s"},
     )

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trunkline.contracts import ProgressListener
     from trunkline.evaluation.comparison import Comparison
     from trunkline.inference.engine import Engine
+    from trunkline.inference.ranking import Ranking
     from trunkline.inference.request import ResolvedRequest
     from trunkline.inference.request_state import GenerationHandle
     from trunkline.inference.settings import EngineSettings
@@ -215,6 +216,12 @@ class Platform:
         model.check_task(adapter, generates=False)
         return self.run([Request(adapter, text) for text in texts], {adapter: model})
 
+    def rank(self, adapter: str, query: str, candidates: Sequence[str]) -> Ranking:
+        """Rank candidates for a query; raises as :meth:`run`."""
+        from trunkline.inference.ranking import rank
+
+        return rank(self.run, adapter, query, candidates)
+
     def generate(
         self,
         prompts: Sequence[tuple[str | None, str]],
@@ -319,8 +326,6 @@ class Platform:
         **settings: Any,
     ) -> CrossValidation:
         """Train once per fold and evaluate all held-out rows together; publish nothing."""
-        if not 2 <= folds <= 20:
-            raise UsageError(f"The number of folds can't be {folds}.", "Use 2 to 20.")
         job = self.training_job(recipe, settings)
         from trunkline.training.cross_validation import cross_validate
 
@@ -336,8 +341,6 @@ class Platform:
         **settings: Any,
     ) -> SeedRepetition:
         """Train with the seeds 0, 1, … on one split, and evaluate each; publish nothing."""
-        if not 2 <= seeds <= 20:
-            raise UsageError(f"The number of seeds can't be {seeds}.", "Use 2 to 20.")
         if "seed" in settings:
             raise UsageError("The seeds are 0, 1, …, so seed can't be set.", "Leave out seed.")
         job = self.training_job(recipe, settings)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from string import Formatter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from trunkline.errors import UsageError
 from trunkline.redaction import redact
 from trunkline.settings import Settings as Settings
 from trunkline.settings import check_value, checks_field_names, is_finite
+from trunkline.template import CLEAN_STEPS as CLEAN_STEPS
+from trunkline.template import CleanStep as CleanStep
+from trunkline.template import Template as Template
 
 if TYPE_CHECKING:
     import random
@@ -26,13 +27,27 @@ if TYPE_CHECKING:
 API = 1
 """Version of this contract; a plugin module declares it as ``TRUNKLINE_API = 1``."""
 
-Task = Literal["classification", "regression", "generation"]
-TASKS: tuple[Task, ...] = ("classification", "regression", "generation")
+Task = Literal["classification", "multilabel", "regression", "generation", "tagging", "ranking"]
+TASKS: tuple[Task, ...] = (
+    "classification", "multilabel", "regression", "generation", "tagging", "ranking",
+)  # fmt: skip
 
-CleanStep = Literal["strip", "squeeze", "lowercase"]
-CLEAN_STEPS: tuple[CleanStep, ...] = ("strip", "squeeze", "lowercase")
 
-Target = str | float
+class Span(NamedTuple):
+    """A labeled part of a text: the characters from ``start`` up to, not including, ``end``."""
+
+    start: int
+    end: int
+    label: str
+
+
+Target = str | float | tuple[str, ...] | tuple[Span, ...]
+"""Of a classification the label, of a generation the answer, of a regression the number; of a
+multilabel task the labels, of tagging the spans, of a ranking the relevant candidate. What a
+ranking predicts are its candidates, the best first."""
+
+MAX_CANDIDATES = 1000
+"""The largest number of candidates of a ranking."""
 
 MOST_NEW_TOKENS = 4096
 """The longest answer that a recipe may generate, in tokens."""
@@ -70,8 +85,10 @@ class Row:
     Attributes:
         id: stable name of the row within its dataset; predictions are stored under it.
         text: what the model reads, before the template.
-        target: the label (classification), the answer (generation) or the number (regression,
-            in the dataset's unit).
+        target: the label (classification), the labels (multilabel, perhaps none), the answer
+            (generation), the number (regression, in the dataset's unit), the spans (tagging; they
+            don't overlap) or the relevant candidate (ranking).
+        candidates: of a ranking: different texts, the relevant one among them.
         group: near-duplicates share a group; a group is never divided between train, validation
             and test, and intervals resample groups.
         stratum: the split leaves at least one group of each stratum in train; by default the
@@ -86,6 +103,7 @@ class Row:
     text: str
     target: Target
     group: str
+    candidates: tuple[str, ...] = ()
     stratum: str | None = None
     slices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     split: str | None = None
@@ -158,13 +176,16 @@ class LossContext:
     """The data available when a loss is built.
 
     Attributes:
-        labels: labels of the classification head, in the order of its outputs; else empty.
-        counts: training rows per label; else empty.
+        labels: labels of a classification or multilabel head, in the order of its outputs; the
+            tags of tagging; else empty.
+        counts: training rows per label, of tagging tokens per tag; else empty.
+        rows: training rows.
         options: the options of the loss, each with the recipe's value or its default.
     """
 
     labels: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    rows: int = 0
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -181,7 +202,10 @@ class LossSpec:
         description: one line.
         task: the task that it is for.
         build: returns ``loss(outputs, targets) -> scalar``. Shapes: classification
-            ``[batch, labels]`` float logits and ``[batch]`` int64 label indices; regression
+            ``[batch, labels]`` float logits and ``[batch]`` int64 label indices; multilabel
+            ``[batch, labels]`` float logits and 0 or 1; tagging ``[tokens, tags]`` float logits and
+            ``[tokens]`` int64 indices, of the texts' tokens; ranking ``[batch, candidates]`` float
+            scores, -inf where a row has fewer, and ``[batch]`` int64 indices; regression
             ``[batch]`` and ``[batch]`` float, both on the recipe's scale (standardized, after the
             logarithm if the recipe says so); generation ``[tokens, vocabulary]`` float logits and
             ``[tokens]`` int64 token ids of the answer. The scalar and its gradient must be finite,
@@ -205,13 +229,14 @@ class Scored:
     """Targets and predictions to score, row by row.
 
     For classification and generation targets and predictions are strings, for regression floats in
-    the dataset's unit.
+    the dataset's unit, for multilabel tuples of labels, for tagging tuples of :class:`Span`; for
+    ranking a target is the relevant candidate and a prediction all candidates, the best first.
 
     Attributes:
         targets: the true value of each row.
         predictions: the predicted value of each row, in the same order.
-        labels: all labels of a classification, in a fixed order, also those that no row has; else
-            empty.
+        labels: all labels of a classification, multilabel or tagging task, in a fixed order, also
+            those that no row has; else empty.
     """
 
     targets: Sequence[Any]
@@ -267,8 +292,7 @@ class BaselinePredictions:
     """What a baseline predicts.
 
     Attributes:
-        values: one prediction for each test row, in the order of the rows: a text, or a finite
-            number for regression.
+        values: one prediction for each test row, in the order of the rows; see :class:`Scored`.
         detail: a few words on what was fitted, for example the chosen hyperparameters.
     """
 
@@ -299,14 +323,15 @@ class BaselineSpec:
 class TaskSpec:
     """A kind of question, with what every recipe for it uses by default.
 
-    A plugin's task builds on one of the core's three kinds, because an artifact must be served
+    A plugin's task builds on one of the core's kinds, because an artifact must be served
     without the plugin that trained it; the artifact and the registry record the kind.
 
     Attributes:
         name: ``domain/name``.
         description: one line.
-        kind: what the model outputs: one of several labels (``classification``), a number
-            (``regression``) or a text (``generation``).
+        kind: what the model outputs: one of several labels (``classification``), any of several
+            labels (``multilabel``), a number (``regression``), a text (``generation``), labeled
+            spans (``tagging``) or an order of candidates (``ranking``).
         loss: the loss of a recipe that says ``default``.
         baselines: every recipe of the task is compared with these, in addition to the baselines of
             the core's task for its kind.
@@ -320,124 +345,6 @@ class TaskSpec:
 
 
 # ------------------------------------------------------------------------------------ recipes
-
-
-@checks_field_names
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Template:
-    """How a text becomes a prompt; stored in the artifact, so that inference uses the same one.
-
-    A brace that is not part of ``{text}`` is written twice, as in Python's ``str.format``:
-    ``{{"label": {text}}}``. Where a prompt is too long, the text is cut, never the template.
-
-    Attributes:
-        prompt: contains ``{text}`` exactly once, and no other field.
-        clean: steps applied to the text first: ``strip`` the ends, ``squeeze`` white space,
-            ``lowercase``.
-        chat: wrap the prompt as a user message in the base's chat template.
-        system: the system message, with ``chat`` only.
-    """
-
-    prompt: str = "{text}"
-    clean: tuple[CleanStep, ...] = ("strip", "squeeze")
-    chat: bool = False
-    system: str | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str) or len(_literals(self.prompt, "template")) != 2:
-            raise UsageError(
-                f"The template {self.prompt!r} does not contain {{text}} exactly once.",
-                "Write for example 'Diagnosis: {text}'.",
-            )
-        if not isinstance(self.clean, tuple | list):
-            raise UsageError(
-                f"A template's clean is {self.clean!r}; a tuple is wanted.",
-                "Write for example clean=('strip', 'lowercase').",
-            )
-        if not isinstance(self.chat, bool) or not isinstance(self.system, str | None):
-            raise UsageError(
-                f"A template's chat must be true or false and system text, not {self.chat!r} "
-                f"and {self.system!r}.",
-                "Omit both for a plain prompt.",
-            )
-        for step in self.clean:
-            if step not in CLEAN_STEPS:
-                raise UsageError(
-                    f"{step!r} is not a cleaning step.", f"Use any of: {', '.join(CLEAN_STEPS)}."
-                )
-        if self.system is not None and not self.chat:
-            raise UsageError("A template has a system message but chat is off.", "Set chat=True.")
-        if self.system is not None and len(_literals(self.system, "system message")) != 1:
-            raise UsageError(
-                f"The system message {self.system!r} contains {{text}}.",
-                f"Put {{text}} into the prompt. {_BRACES}",
-            )
-
-    def cleaned(self, text: str) -> str:
-        """The text after the cleaning steps, in order."""
-        for step in self.clean:
-            if step == "strip":
-                text = text.strip()
-            elif step == "squeeze":
-                text = " ".join(text.split())
-            else:
-                text = text.lower()
-        return text
-
-    @property
-    def prefix(self) -> str:
-        """The prompt before the text."""
-        return _literals(self.prompt, "template")[0]
-
-    @property
-    def suffix(self) -> str:
-        """The prompt after the text."""
-        return _literals(self.prompt, "template")[1]
-
-    @property
-    def system_message(self) -> str | None:
-        """The system message as the model reads it."""
-        return None if self.system is None else _literals(self.system, "system message")[0]
-
-    def filled(self, text: str) -> str:
-        """The prompt with the cleaned text inserted."""
-        return f"{self.prefix}{self.cleaned(text)}{self.suffix}"
-
-
-_BRACES = "Write {{ and }} for literal braces."
-
-
-@lru_cache(maxsize=256)
-def _literals(template: str, subject: str) -> tuple[str, ...]:
-    """The literal texts before, between and after the fields ``{text}`` of a template.
-
-    Raises:
-        UsageError: a brace is not paired, or there is a field other than ``{text}``.
-    """
-    try:
-        parts = list(Formatter().parse(template))
-        template.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"The {subject} holds {template[error.start]!r}, which is not a character.",
-            "Write the character itself.",
-        ) from None
-    except ValueError:
-        raise UsageError(f"The {subject} {template!r} has a single brace.", _BRACES) from None
-    literals, current = [], ""
-    for literal, name, spec, conversion in parts:
-        current += literal
-        if name is None:
-            continue
-        if name != "text" or spec or conversion:
-            field_text = name + (f"!{conversion}" if conversion else "") + (f":{spec}" * bool(spec))
-            raise UsageError(
-                f"The {subject} {template!r} has the unknown field {{{field_text}}}.",
-                f"The only field is {{text}}. {_BRACES}",
-            )
-        literals.append(current)
-        current = ""
-    return (*literals, current)
 
 
 @checks_field_names
@@ -518,7 +425,7 @@ class RecipeSpec:
     dataset: str
     task: str
     gate: Gate
-    template: Template = Template()
+    template: Template = Template()  # noqa: RUF009  # frozen
     settings: Settings = Settings()  # noqa: RUF009  # frozen
     loss: str = "default"
     loss_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))

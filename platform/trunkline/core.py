@@ -18,6 +18,7 @@ from trunkline.contracts import (
 from trunkline.data.augment import TRANSFORMS
 from trunkline.evaluation.baselines import BASELINES
 from trunkline.evaluation.metrics import METRICS
+from trunkline.evaluation.structured_baselines import STRUCTURED
 from trunkline.hookspecs import hookimpl
 from trunkline.tasks.losses import LOSSES
 
@@ -34,6 +35,13 @@ def trunkline_tasks() -> Iterator[TaskSpec]:
         baselines=("majority", "tfidf"),
     )
     yield TaskSpec(
+        name="multilabel",
+        description="any number of labels, from a linear head",
+        kind="multilabel",
+        loss="binary_cross_entropy",
+        baselines=("frequent-labels", "one-versus-rest"),
+    )
+    yield TaskSpec(
         name="regression",
         description="a number in the dataset's unit, from a linear head",
         kind="regression",
@@ -46,6 +54,20 @@ def trunkline_tasks() -> Iterator[TaskSpec]:
         kind="generation",
         loss="token_cross_entropy",
         baselines=("base",),
+    )
+    yield TaskSpec(
+        name="tagging",
+        description="labeled spans of a text, from a linear head on each token",
+        kind="tagging",
+        loss="tag_cross_entropy",
+        baselines=("dictionary",),
+    )
+    yield TaskSpec(
+        name="ranking",
+        description="an order of candidates for a query, from a linear head",
+        kind="ranking",
+        loss="listwise",
+        baselines=("popularity", "similarity"),
     )
 
 
@@ -61,7 +83,7 @@ def trunkline_metrics() -> Iterator[MetricSpec]:
 
 @hookimpl
 def trunkline_baselines() -> Iterator[BaselineSpec]:
-    yield from BASELINES
+    yield from (*BASELINES, *STRUCTURED)
 
 
 @hookimpl

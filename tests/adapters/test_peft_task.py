@@ -97,7 +97,7 @@ OPTIONS: dict[str, tuple[bool, dict[str, Any], str]] = {
     "a label of white space": (True, {"labels": ("a", "b", " ")}, "Label 3 is empty"),
     "task against the file": (False, {"task": "classification"}, "task_type 'CAUSAL_LM'"),
     "regression of three": (True, {"task": "regression"}, "3 outputs"),
-    "unknown task": (False, {"task": "tagging"}, "no task 'tagging'"),
+    "unknown task": (False, {"task": "parsing"}, "no task 'parsing'"),
     "a version": (False, {"ref": REF.at(3)}, "names a version"),
 }
 

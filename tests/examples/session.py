@@ -179,6 +179,7 @@ def without_machine(output: str, workspace: Path) -> str:
 
 _VARIABLE = (
     (r"\b\d\.\d{6,}(?:e[+-]?\d*)?…?", "NUMBER"),
+    (r"\b(?:Linux|macOS|Windows)-[\w.-]+", "PLATFORM"),
     (r"\barchive_sha256=[0-9a-f]+…?", "archive_sha256=HEX"),
     (r"\bversion\.bytes +\d+ +\d+", "version.bytes N N"),
     (r"\b\d{8}T\d{6}Z", "TIME"),

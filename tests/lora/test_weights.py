@@ -63,7 +63,7 @@ def read(artifact: Artifact, fused_layers: FusedLayers, base: str) -> dict[str, 
         tensors[f"base_model.model.{name}.lora_A.weight"] = down
         tensors[f"base_model.model.{name}.lora_B.weight"] = up
     assert head is not None
-    return {**tensors, "base_model.model.score.weight": head}
+    return {**tensors, "base_model.model.score.weight": head.weight}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -78,7 +78,7 @@ def test_plain_peft_gives_the_same_head_outputs(
     with engine.pool.activate(artifact.digest) as resident:
         assert resident is not None
         assert resident.head is not None
-        ours = last_hidden(engine.base.model, ids, 0) @ resident.head.T
+        ours = resident.head(last_hidden(engine.base.model, ids, 0))
     model = plain_peft(base_folder, artifact)
     with torch.inference_mode():
         theirs = torch.cat([model(torch.tensor([row])).logits for row in ids])

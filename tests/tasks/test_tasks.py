@@ -14,13 +14,17 @@ from hypothesis import strategies as st
 from made_rows import make_recipe, make_row
 from tiny_base import make_model, make_tokenizer
 from trunkline.contracts import LossContext
+from trunkline.data.encode import Prompt
 from trunkline.errors import IntegrityError
 from trunkline.plugins import load_plugins
 from trunkline.tasks import (
     AnyTask,
     ClassificationTask,
     GenerationTask,
+    MultilabelTask,
+    RankingTask,
     RegressionTask,
+    TaggingTask,
     task_for,
     task_from_json,
 )
@@ -32,6 +36,7 @@ quick = settings(max_examples=50, deadline=None)
 CLASSES = ClassificationTask(("b", "a", "c"))
 PRICES = RegressionTask("log", 1.5, 0.5, "USD")
 ANSWERS = GenerationTask(8)
+COLORS = MultilabelTask(("red", "blue"), 0.3)
 finite = st.floats(-1e6, 1e6)
 positive = st.floats(1e-6, 1e6)
 scales = st.sampled_from(["linear", "log"])
@@ -91,14 +96,20 @@ def test_batches_by_length_hold_every_row_once_the_longest_first(
 # --------------------------------------------------------------------------- classification
 
 
+def prompts(ids: list[int]) -> list[Prompt]:
+    return [Prompt(ids, "", len(ids))]
+
+
 def test_label_is_encoded_by_its_place_in_the_head() -> None:
-    example = CLASSES.example([4, 5], make_row(1, target="a"), None)
+    example = CLASSES.example(prompts([4, 5]), make_row(1, target="a"), None)
 
     assert example == {"input_ids": [4, 5], "target": 1}
 
 
 def test_classification_batch_holds_indices() -> None:
-    examples = [CLASSES.example([4] * n, make_row(n, target="bac"[n - 1]), None) for n in (1, 2, 3)]
+    examples = [
+        CLASSES.example(prompts([4] * n), make_row(n, target="bac"[n - 1]), None) for n in (1, 2, 3)
+    ]
     batch = CLASSES.collate(examples, 0)
 
     assert batch["input_ids"].shape == (3, 3)
@@ -176,7 +187,7 @@ def test_equal_targets_are_scaled_to_zero(targets: list[float]) -> None:
 
 
 def test_regression_batch_holds_scaled_floats() -> None:
-    examples = [PRICES.example([4, 5], make_row(n, target=target), None)
+    examples = [PRICES.example(prompts([4, 5]), make_row(n, target=target), None)
                 for n, target in enumerate((math.exp(1.5), math.exp(2.0)))]  # fmt: skip
     batch = PRICES.collate(examples, 0)
 
@@ -199,7 +210,7 @@ def test_regression_is_decoded_to_numbers_in_the_unit(shape: tuple[int, ...]) ->
 def generation_batch(*pairs: tuple[list[int], str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Examples and batch of prompts with answers."""
     examples = [
-        ANSWERS.example(prompt, make_row(number, target=answer), tokenizer())
+        ANSWERS.example(prompts(prompt), make_row(number, target=answer), tokenizer())
         for number, (prompt, answer) in enumerate(pairs)
     ]
     return examples, ANSWERS.collate(examples, tokenizer().pad_token_id)
@@ -289,7 +300,11 @@ def test_task_of_a_recipe_is_fitted_on_its_training_rows() -> None:
     assert task_for(make_recipe("regression"), (), rows, None) == RegressionTask("linear", 2, 1, "")
 
 
-@pytest.mark.parametrize("task", [CLASSES, PRICES, ANSWERS], ids=lambda task: task.kind)
+@pytest.mark.parametrize(
+    "task",
+    [CLASSES, PRICES, ANSWERS, COLORS, TaggingTask(("DRUG", "DOSE")), RankingTask()],
+    ids=lambda task: task.kind,
+)
 def test_task_comes_back_from_json(task: AnyTask) -> None:
     assert task_from_json(json.loads(json.dumps(task.to_json()))) == task
 
@@ -299,6 +314,11 @@ def test_task_comes_back_from_json(task: AnyTask) -> None:
     [
         {},
         {"kind": "tagging"},
+        {"kind": "tagging", "labels": []},
+        {"kind": "multilabel", "labels": ["a"]},
+        {"kind": "multilabel", "labels": ["a"], "threshold": 1},
+        {"kind": "ranking", "labels": ["a"]},
+        {"kind": "translation"},
         {"kind": ["classification"]},
         {"labels": ["a", "b"]},
         {"kind": "classification"},

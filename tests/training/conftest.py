@@ -12,6 +12,8 @@ from toy_plugin import install_toy
 from trunkline.api import Platform
 from workbench import (
     opened,
+    own_platform,
+    own_workspace,
     platform,
     stopped_workspace,
     tiny,
@@ -21,6 +23,8 @@ from workbench import (
 )
 
 __all__ = [
+    "own_platform",
+    "own_workspace",
     "platform",
     "stopped_workspace",
     "tiny",

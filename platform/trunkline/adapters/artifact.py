@@ -61,12 +61,13 @@ def _check_task(task: dict[str, Any]) -> dict[str, Any]:
     kind = task.get("kind")
     if not isinstance(kind, str) or kind not in TASK_TYPES:
         raise ValueError(f"kind must be one of {', '.join(TASK_TYPES)}")
-    if kind == "classification":
+    if kind in ("classification", "multilabel", "tagging"):
         labels = task.get("labels")
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError("labels must be a list of texts")
-        if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise ValueError("labels must be two or more different texts")
+        if len(labels) < (kind == "classification") + 1 or len(set(labels)) != len(labels):
+            number = "two" if kind == "classification" else "one"
+            raise ValueError(f"labels must be {number} or more different texts")
     return task
 
 

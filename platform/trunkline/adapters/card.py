@@ -7,15 +7,13 @@ imported adapter came with.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trunkline.adapters.artifact import CONFIG, CROISSANT, Artifact, Manifest
+from trunkline.adapters.card_usage import code, escape, usage
 from trunkline.adapters.provenance import UNKNOWN, EvaluationSection, Provenance
-from trunkline.contracts import Template
 from trunkline.files import read_json_object
 
 NOT_PROVIDED = "NOT PROVIDED"
@@ -23,13 +21,13 @@ MIN_SLICE_ROWS = 30
 """The score of a slice with fewer rows is unreliable."""
 
 _MAX_SLICES = 15
-_PIPELINES = {"classification": "text-classification", "generation": "text-generation"}
-_CLEANING = {
-    "strip": "text = text.strip()",
-    "squeeze": 'text = " ".join(text.split())',
-    "lowercase": "text = text.lower()",
+_PIPELINES = {
+    "classification": "text-classification",
+    "multilabel": "text-classification",
+    "generation": "text-generation",
+    "tagging": "token-classification",
+    "ranking": "text-ranking",
 }
-_MARKUP = re.compile(r"([\\`*\[\]<>|])")
 
 
 def render_card(artifact: Artifact, provenance: Provenance, adapter: str) -> str:
@@ -66,7 +64,7 @@ def render_card(artifact: Artifact, provenance: Provenance, adapter: str) -> str
             *_limits(manifest, provenance),
             "",
             "## Use",
-            *_usage(manifest),
+            *usage(manifest),
             "",
             *_origin(provenance),
             "## License, authors, contact",
@@ -122,20 +120,20 @@ def _summary(manifest: Manifest, provenance: Provenance) -> list[str]:
     about = []
     if base.parameters:
         about.append(f"{base.parameters:,} parameters")
-    about += [_escape(text) for text in (base.architecture, base.dtype) if text != UNKNOWN]
+    about += [escape(text) for text in (base.architecture, base.dtype) if text != UNKNOWN]
     if base.source != UNKNOWN:
-        about.append(f"from {_escape(base.source)}")
+        about.append(f"from {escape(base.source)}")
     lines = []
     if isinstance(description, str) and description:
-        lines += [f"{_escape(description)}.", ""]
+        lines += [f"{escape(description)}.", ""]
     if provenance.imported is not None:
         lines += ["Trained elsewhere and imported; unknown details are NOT PROVIDED.", ""]
     return [
         *lines,
         f"A LoRA adapter for {manifest.task['kind']}, `{manifest.digest}`.",
         "",
-        f"- base: {_code(manifest.base['name'])}" + (f" ({', '.join(about)})" if about else ""),
-        f"- sha256 of the base: `{_escape(manifest.base['digest'])}`; the outputs are meaningless "
+        f"- base: {code(manifest.base['name'])}" + (f" ({', '.join(about)})" if about else ""),
+        f"- sha256 of the base: `{escape(manifest.base['digest'])}`; the outputs are meaningless "
         "on any other base",
     ]
 
@@ -148,20 +146,20 @@ def _data(provenance: Provenance, croissant: bool) -> list[str]:
     given = dataset.counts.get("given_split") is True
     transforms = _specification(provenance).get("transforms")
     lines = [
-        f"- {_code(dataset.name)}: {_escape(dataset.description or NOT_PROVIDED)}",
+        f"- {code(dataset.name)}: {escape(dataset.description or NOT_PROVIDED)}",
         f"- source: {_recorded(dataset.source)}; license: {_recorded(dataset.license)}",
         ("- split given by the dataset, by group: " if given else "- split by group: ")
-        + _escape(dataset.grouping or NOT_PROVIDED),
+        + escape(dataset.grouping or NOT_PROVIDED),
         f"- rows: {dataset.rows:,}"
-        + (f"; {_code(parts)}" if parts else "")
-        + (f"; dropped: {_code(dropped)}" if dropped else ""),
+        + (f"; {code(parts)}" if parts else "")
+        + (f"; dropped: {code(dropped)}" if dropped else ""),
         *(
-            f"- transform {_code(step.get('name'))} ({_escape(step.get('stage'))}), sha256 of "
-            f"its code {_code(step.get('code'))}"
+            f"- transform {code(step.get('name'))} ({escape(step.get('stage'))}), sha256 of "
+            f"its code {code(step.get('code'))}"
             for step in map(_mapping, transforms if isinstance(transforms, list) else ())
         ),
-        f"- sha256 of the rows: `{_escape(dataset.fingerprint)}`; of the split: "
-        f"`{_escape(dataset.split_fingerprint)}`",
+        f"- sha256 of the rows: `{escape(dataset.fingerprint)}`; of the split: "
+        f"`{escape(dataset.split_fingerprint)}`",
     ]
     if croissant:
         lines.append(f"- machine-readable description: [{CROISSANT}]({CROISSANT}) (Croissant 1.0)")
@@ -173,7 +171,7 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     modules = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
     lora = f"- LoRA: rank {config.get('r')}, alpha {config.get('lora_alpha'):g}"
     lora += ", rank-stabilized" if config.get("use_rslora") else ""
-    lines = [f"{lora}, on {_escape(modules)}"]
+    lines = [f"{lora}, on {escape(modules)}"]
     run = provenance.run
     if run is None:
         return [*lines, f"- everything else: {NOT_PROVIDED}"]
@@ -182,26 +180,26 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     if plugin := run.plugin:
         source = _mapping(specification.get("plugin"))
         commit = source.get("commit")
-        at = f", commit `{_escape(commit)}`" if commit else ", commit unknown"
+        at = f", commit `{escape(commit)}`" if commit else ", commit unknown"
         changed = " with uncommitted changes" if source.get("changed") else ""
         lines.append(
-            f"- plugin: {_escape(plugin.distribution)} {_escape(plugin.version)}{at}{changed}"
+            f"- plugin: {escape(plugin.distribution)} {escape(plugin.version)}{at}{changed}"
         )
     lines.append(f"- run {run.number}, started {run.started:%Y-%m-%d %H:%M} UTC")
     if loss := specification.get("loss"):
         options = _mapping(_mapping(loss).get("options"))
-        shown = f", {_code(options)}" if options else ""
-        lines.append(f"- loss: {_code(_mapping(loss).get('name'))}{shown}")
-    lines.append(f"- settings: {_code(run.settings)}")
+        shown = f", {code(options)}" if options else ""
+        lines.append(f"- loss: {code(_mapping(loss).get('name'))}{shown}")
+    lines.append(f"- settings: {code(run.settings)}")
     if steps := report.get("steps"):
-        best = f", best after {_escape(report['best_step'])}" if "best_step" in report else ""
-        tokens = _escape(report.get("tokens_trained"))
-        lines.append(f"- {_escape(steps)} optimizer steps{best}; {tokens} tokens")
+        best = f", best after {escape(report['best_step'])}" if "best_step" in report else ""
+        tokens = escape(report.get("tokens_trained"))
+        lines.append(f"- {escape(steps)} optimizer steps{best}; {tokens} tokens")
     device = [environment.get("device_name"), environment.get("precision")]
     seconds = _number(report.get("train_seconds"))
     time = "" if seconds is None else f", {_duration(seconds)} of training"
-    lines.append(f"- device: {', '.join(_escape(text) for text in device if text)}{time}")
-    lines.append(f"- packages: {_code(environment.get('packages') or {})}")
+    lines.append(f"- device: {', '.join(escape(text) for text in device if text)}{time}")
+    lines.append(f"- packages: {code(environment.get('packages') or {})}")
     return [*lines, *_compute(_mapping(report.get("compute")))]
 
 
@@ -210,10 +208,10 @@ def _compute(compute: Mapping[str, Any]) -> list[str]:
     flops, joules = _number(compute.get("flops")), _number(energy.get("joules"))
     if flops is None:
         return ["- compute and energy: not recorded"]
-    lines = [f"- compute: {flops:.1e} operations, estimated: {_escape(compute.get('how'))}"]
+    lines = [f"- compute: {flops:.1e} operations, estimated: {escape(compute.get('how'))}"]
     if joules is not None:
-        return [*lines, f"- energy: {joules:,.0f} J, {_escape(energy.get('how'))}"]
-    return [*lines, f"- energy: not measured: {_escape(energy.get('how'))}"]
+        return [*lines, f"- energy: {joules:,.0f} J, {escape(energy.get('how'))}"]
+    return [*lines, f"- energy: not measured: {escape(energy.get('how'))}"]
 
 
 def _evaluations(provenance: Provenance) -> list[str]:
@@ -229,16 +227,16 @@ def _evaluation(evaluation: EvaluationSection) -> list[str]:
     baselines: Mapping[str, Any] = results.get("baselines") or {}
     rows, groups = results.get("rows", "?"), results.get("groups", "?")
     lines = [
-        f"On {rows} held-out rows in {groups} groups (split {_code(evaluation.split)}); intervals "
+        f"On {rows} held-out rows in {groups} groups (split {code(evaluation.split)}); intervals "
         "are 95 %, groups resampled.",
         "",
         *_table(
-            ["", *map(_escape, scores)],
+            ["", *map(escape, scores)],
             [
                 ["this adapter", *(_estimate(score) for score in scores.values())],
                 *(
                     [
-                        f"baseline: {_escape(name)}",
+                        f"baseline: {escape(name)}",
                         *(_estimate(estimates.get(metric)) for metric in scores),
                     ]
                     for name, estimates in baselines.items()
@@ -249,9 +247,9 @@ def _evaluation(evaluation: EvaluationSection) -> list[str]:
     if difference := results.get("difference"):
         lines += [
             "",
-            f"{_escape(results.get('metric'))} minus that of "
-            f"{_escape(results.get('best_baseline'))}: {_estimate(difference)}: "
-            f"**{_escape(results.get('verdict'))}** the baseline.",
+            f"{escape(results.get('metric'))} minus that of "
+            f"{escape(results.get('best_baseline'))}: {_estimate(difference)}: "
+            f"**{escape(results.get('verdict'))}** the baseline.",
         ]
     return [*lines, *_calibration(results.get("calibration")), *_slices(results)]
 
@@ -283,12 +281,12 @@ def _slices(results: Mapping[str, Any]) -> list[str]:
     rest = f"; {more} more are in `provenance.json`" if more > 0 else ""
     return [
         "",
-        f"{_escape(results.get('metric'))} by slice, worst first{rest}:",
+        f"{escape(results.get('metric'))} by slice, worst first{rest}:",
         "",
         *_table(
             ["slice", "rows", "score"],
             [
-                [_escape(f"{row['slice']} = {row['value']}"), str(row["rows"]), _3f(row["score"])]
+                [escape(f"{row['slice']} = {row['value']}"), str(row["rows"]), _3f(row["score"])]
                 for row in slices[:_MAX_SLICES]
             ],
         ),
@@ -313,13 +311,13 @@ def _limits(manifest: Manifest, provenance: Provenance) -> list[str]:
     if isinstance(similar, list) and similar:
         lines.append(
             f"- {len(similar)} set(s) of labels differ only in case, white space or Unicode form: "
-            f"{_code(similar)}"
+            f"{code(similar)}"
         )
     for evaluation in _newest(provenance.evaluations):
         verdict = evaluation.results.get("verdict")
         if verdict in ("ties", "loses"):
             lines.append(
-                f"- it {verdict} against a simple baseline (split {_code(evaluation.split)})"
+                f"- it {verdict} against a simple baseline (split {code(evaluation.split)})"
             )
         slices = evaluation.results.get("slices") or ()
         small = sum(row["rows"] < MIN_SLICE_ROWS for row in slices)
@@ -344,19 +342,19 @@ def _origin(provenance: Provenance) -> list[str]:
         named_base = imported.get("named_base")
         lines += [
             *(
-                f"- {name.replace('_', ' ')}: {_code(imported[name])}"
+                f"- {name.replace('_', ' ')}: {code(imported[name])}"
                 for name in ("source", "folder", "revision", "by", "at")
                 if imported.get(name)
             ),
-            f"- the base that it names: {_code(named_base) if named_base else NOT_PROVIDED}; only "
+            f"- the base that it names: {code(named_base) if named_base else NOT_PROVIDED}; only "
             "that it fits the base above was verified, not that it was trained on it",
             f"- who trained it, on what: {NOT_PROVIDED}",
-            *(f"- noted at the import: {_escape(note)}" for note in _import_notes(imported)),
+            *(f"- noted at the import: {escape(note)}" for note in _import_notes(imported)),
         ]
     lines += [
-        f"- transferred from another workspace, where it was {_code(transfer.origin)}"
+        f"- transferred from another workspace, where it was {code(transfer.origin)}"
         + (f" of run {transfer.run}" if transfer.run else "")
-        + f"; by {_escape(transfer.by)}, {transfer.at:%Y-%m-%d}"
+        + f"; by {escape(transfer.by)}, {transfer.at:%Y-%m-%d}"
         for transfer in provenance.transfers
     ]
     return ["## Origin", *lines, ""] if lines else []
@@ -365,87 +363,6 @@ def _origin(provenance: Provenance) -> list[str]:
 def _import_notes(imported: Mapping[str, Any]) -> list[Any]:
     notes = imported.get("notes")
     return list(notes) if isinstance(notes, list | tuple) else []
-
-
-# ------------------------------------------------------------------- code for plain PEFT
-
-
-def _usage(manifest: Manifest) -> list[str]:
-    """What the outputs mean, and Python for plain PEFT and transformers.
-
-    The code needs ``BASE``, a folder or repository of the base, ``ADAPTER``, this folder, and
-    ``text``.
-    """
-    task = manifest.task
-    headed = task["kind"] != "generation"
-    model = "AutoModelForSequenceClassification" if headed else "AutoModelForCausalLM"
-    outputs = len(task.get("labels", ())) if task["kind"] == "classification" else 1
-    head = f", num_labels={outputs}" if headed else ""
-    return [
-        _meaning(task),
-        *(
-            ()
-            if manifest.max_length is None
-            else ("This code does not cut a text that is too long.",)
-        ),
-        "",
-        "```python",
-        "from peft import PeftModel",
-        f"from transformers import {model}, AutoTokenizer",
-        "",
-        "tokenizer = AutoTokenizer.from_pretrained(BASE)",
-        f"model = {model}.from_pretrained(BASE{head})",
-        "model = PeftModel.from_pretrained(model, ADAPTER).eval()",
-        *(_CLEANING[step] for step in manifest.template["clean"]),
-        *_prompt_code(manifest.make_template()),
-        *_output_code(task),
-        "```",
-    ]
-
-
-def _meaning(task: Mapping[str, Any]) -> str:
-    if task["kind"] == "classification":
-        return f"The outputs at the prompt's last token are the logits of {_code(task['labels'])}."
-    if task["kind"] == "regression":
-        unit = f", in {_escape(task['unit'])}" if task["unit"] else ""
-        scale = ", on a log scale" if task["scale"] == "log" else ""
-        return f"The output at the prompt's last token is the number, standardized{scale}{unit}."
-    return f"An answer has at most {task['max_new_tokens']} new tokens."
-
-
-def _prompt_code(template: Template) -> list[str]:
-    prompt = " + ".join([repr(part) for part in (template.prefix,) if part] + ["text"])
-    prompt += f" + {template.suffix!r}" if template.suffix else ""
-    if not template.chat:
-        return [f'inputs = tokenizer({prompt}, return_tensors="pt")']
-    lines = [f'messages = [{{"role": "user", "content": {prompt}}}]']
-    if (system := template.system_message) is not None:
-        lines.append(f'messages.insert(0, {{"role": "system", "content": {system!r}}})')
-    return [
-        *lines,
-        "prompt = tokenizer.apply_chat_template(",
-        "    messages, tokenize=False, add_generation_prompt=True",
-        ")",
-        'inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")',
-    ]
-
-
-def _output_code(task: Mapping[str, Any]) -> list[str]:
-    if task["kind"] == "generation":
-        return [
-            f"tokens = model.generate(**inputs, max_new_tokens={task['max_new_tokens']!r})[0]",
-            'print(tokenizer.decode(tokens[len(inputs["input_ids"][0]) :]))',
-        ]
-    lines = [
-        "model.config.pad_token_id = tokenizer.pad_token_id",
-        "outputs = model(**inputs).logits[0]",
-    ]
-    if task["kind"] == "classification":
-        return [*lines, f"labels = {task['labels']!r}", "print(labels[int(outputs.argmax())])"]
-    number = f"float(outputs[0]) * {task['deviation']!r} + {task['mean']!r}"
-    if task["scale"] == "log":
-        return ["import math", "", *lines, f"print(math.exp({number}))"]
-    return [*lines, f"print({number})"]
 
 
 # ------------------------------------------------------------------------ values and Markdown
@@ -489,18 +406,7 @@ def _count(provenance: Provenance, name: str) -> int:
 
 
 def _recorded(text: str) -> str:
-    return NOT_PROVIDED if text == UNKNOWN else _escape(text)
-
-
-def _escape(value: Any) -> str:
-    """A value as text in one line, with Markdown's markup escaped."""
-    return _MARKUP.sub(r"\\\1", " ".join(str(value).split()))
-
-
-def _code(value: Any) -> str:
-    """A value as inline code: a text unchanged, anything else as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return f"`{' '.join(text.replace('`', chr(39)).split()) or ' '}`"
+    return NOT_PROVIDED if text == UNKNOWN else escape(text)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

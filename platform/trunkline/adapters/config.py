@@ -19,7 +19,16 @@ from trunkline.errors import IntegrityError
 from trunkline.files import REPAIR, TensorInfo, brief_repr
 
 MAX_RANK = 1024
-TASK_TYPES = {"classification": "SEQ_CLS", "regression": "SEQ_CLS", "generation": "CAUSAL_LM"}
+TASK_TYPES = {
+    "classification": "SEQ_CLS",
+    "multilabel": "SEQ_CLS",
+    "regression": "SEQ_CLS",
+    "generation": "CAUSAL_LM",
+    "tagging": "TOKEN_CLS",
+    "ranking": "SEQ_CLS",
+}
+"""Kind of task → PEFT's type of task."""
+
 DTYPES = ("F32", "F16", "BF16")
 
 PREFIX = "base_model.model."
@@ -147,7 +156,7 @@ class AdapterConfig(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     peft_type: Literal["LORA"]
-    task_type: Literal["SEQ_CLS", "CAUSAL_LM"]
+    task_type: Literal["SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"]
     r: int = Field(ge=1, le=MAX_RANK)
     lora_alpha: float = Field(gt=0, lt=1e6)
     target_modules: Annotated[list[str], Field(min_length=1)]
@@ -268,7 +277,7 @@ def check_tensors(
         elif name.endswith(".lora_B.weight"):
             if name.replace(".lora_B.weight", ".lora_A.weight") not in tensors:
                 raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_A.", REPAIR)
-        elif not is_head(name):
+        elif not is_head(name) and not (task["kind"] == "tagging" and is_head_bias(name)):
             reason, hint = tensor_reason(name)
             raise IntegrityError(f"{path} {reason}: {brief_repr(name)}.", hint)
     if not any(name.endswith(".lora_A.weight") for name in tensors):
@@ -281,7 +290,7 @@ def check_tensors(
                 f"Set task_type to SEQ_CLS in adapter_config.json, or remove {heads[0]!r}.",
             )
         return
-    outputs = len(task["labels"]) if task["kind"] == "classification" else 1
+    outputs = head_outputs(task)
     if len(heads) != 1:
         raise IntegrityError(f"{path} has {len(heads)} heads; its task needs one.", REPAIR)
     shape = tensors[heads[0]].shape
@@ -290,6 +299,21 @@ def check_tensors(
             f"{path}: the head has the shape {brief_repr(shape)}; the task has {outputs} outputs.",
             REPAIR,
         )
+    for name, info in tensors.items():
+        if is_head_bias(name) and info.shape != shape[:1]:
+            raise IntegrityError(
+                f"{path}: {brief_repr(name)} has the shape {brief_repr(info.shape)}; the task has "
+                f"{outputs} outputs.",
+                REPAIR,
+            )
+
+
+def head_outputs(task: Mapping[str, Any]) -> int:
+    """Outputs of the head of a task that has one."""
+    labels = len(task.get("labels", ()))
+    return {"tagging": 1 + 2 * labels, "classification": labels, "multilabel": labels}.get(
+        task["kind"], 1
+    )
 
 
 def adapted_module(name: str) -> str | None:
@@ -300,8 +324,16 @@ def adapted_module(name: str) -> str | None:
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor's name is that of the classification or regression head."""
+    """Whether a tensor's name is that of the matrix of the head."""
     return name in tuple(f"{PREFIX}{head}.weight" for head in HEADS)
+
+
+def is_head_bias(name: str) -> bool:
+    """Whether a tensor's name is that of the head's bias, which only tagging has.
+
+    transformers gives a bias to the head of a token classification, and none to the others.
+    """
+    return name in tuple(f"{PREFIX}{head}.bias" for head in HEADS)
 
 
 def _config_error(config: Mapping[str, Any], key: str, path: Path) -> IntegrityError:

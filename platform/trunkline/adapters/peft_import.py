@@ -124,6 +124,11 @@ def resolve_task_type(config: Mapping[str, Any], options: ImportOptions, path: P
     if options.task is not None and options.task not in tasks:
         raise UsageError(f"There is no task {options.task!r}.", f"Use {', '.join(tasks)}.")
     configured = config.get("task_type")
+    if options.task == "tagging" or configured == "TOKEN_CLS":
+        raise UsageError(
+            f"{path} is for tagging, which is not imported: PEFT does not say what its tags mean.",
+            "Train it here: trunkline train --data FILE --spans COLUMN.",
+        )
     if options.task is None:
         if configured is None and config.get("peft_type") == "LORA":
             raise UsageError(
@@ -164,8 +169,18 @@ def build_task(
     if task_type == "SEQ_CLS":
         kind = options.task or ("classification" if outputs > 1 else "regression")
     _check_applicable(options, kind)
+    if options.template.takes_candidate != (kind == "ranking"):
+        raise UsageError(
+            f"The template {options.template.prompt!r} does not fit a task of the kind {kind}.",
+            "A ranking needs {candidate} in it, other tasks don't.",
+        )
     if kind == "generation":
         return _generation(options, context)
+    if kind == "multilabel":
+        return {"kind": kind, "labels": _label_names(options, outputs, notes), "threshold": 0.5}
+    if kind == "ranking":
+        _check_one_output("ranking", outputs)
+        return {"kind": kind}
     if kind == "regression":
         return _regression(options, outputs, notes)
     return _classification(options, outputs, notes)
@@ -183,11 +198,7 @@ def _generation(options: ImportOptions, context: int) -> dict[str, Any]:
 
 
 def _regression(options: ImportOptions, outputs: int, notes: list[str]) -> dict[str, Any]:
-    if outputs != 1:
-        raise UsageError(
-            f"The head has {outputs} outputs, but a regression has one.",
-            "Import it with --task classification.",
-        )
+    _check_one_output("regression", outputs)
     notes.append("The head's output is used as the number itself (mean 0, deviation 1).")
     return {
         "kind": "regression",
@@ -198,12 +209,24 @@ def _regression(options: ImportOptions, outputs: int, notes: list[str]) -> dict[
     }
 
 
+def _check_one_output(kind: str, outputs: int) -> None:
+    if outputs != 1:
+        raise UsageError(
+            f"The head has {outputs} outputs, but a {kind} has one.",
+            "Import it with --task classification.",
+        )
+
+
 def _classification(options: ImportOptions, outputs: int, notes: list[str]) -> dict[str, Any]:
     if outputs == 1:
         raise UsageError(
             "The head has one output, but a classification has two or more.",
             "Import it with --task regression.",
         )
+    return {"kind": "classification", "labels": _label_names(options, outputs, notes)}
+
+
+def _label_names(options: ImportOptions, outputs: int, notes: list[str]) -> list[str]:
     labels = options.labels
     if not labels:
         labels = tuple(f"LABEL_{index}" for index in range(outputs))
@@ -224,19 +247,19 @@ def _classification(options: ImportOptions, outputs: int, notes: list[str]) -> d
         if label in stripped[:index]:
             first = stripped.index(label) + 1
             raise UsageError(f"Labels {first} and {index + 1} are both {brief_repr(label)}.", hint)
-    return {"kind": "classification", "labels": list(labels)}
+    return list(labels)
 
 
 def _check_applicable(options: ImportOptions, kind: str) -> None:
     for name, given, applicable in (
-        ("labels", bool(options.labels), "classification"),
-        ("a unit", bool(options.unit), "regression"),
-        ("max_new_tokens", options.max_new_tokens is not None, "generation"),
+        ("labels", bool(options.labels), ("classification", "multilabel")),
+        ("a unit", bool(options.unit), ("regression",)),
+        ("max_new_tokens", options.max_new_tokens is not None, ("generation",)),
     ):
-        if given and kind != applicable:
+        if given and kind not in applicable:
             raise UsageError(
                 f"The adapter is for {kind}, which does not use {name}.",
-                f"Only a {applicable} has {name}.",
+                f"Only a {applicable[0]} has {name}.",
             )
 
 

@@ -131,7 +131,13 @@ def release() -> None:
 
 
 def load_fresh(
-    name: str, head: int | None = None, *, device: str = "auto", dtype: str = "auto", seed: int = 0
+    name: str,
+    head: int | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    per_token: bool = False,
 ) -> Any:
     """Load a separate model from the base's files, for training.
 
@@ -143,6 +149,7 @@ def load_fresh(
             its head initialized from ``seed``.
         device, dtype: as in :func:`load`.
         seed: of the head; the same on every device.
+        per_token: the head reads every token, not the last one: a token-classification model.
 
     Returns:
         A plain transformers model in eval mode, with gradients enabled.
@@ -155,7 +162,8 @@ def load_fresh(
             f"A base in {dtype} is for inference only; training needs floating point.",
             "Omit --dtype, or use fp32 or bf16.",
         )
-    return _load_model(info, head, target, pick_dtype(dtype, target), pad, seed=seed)
+    kind = pick_dtype(dtype, target)
+    return _load_model(info, head, target, kind, pad, seed=seed, per_token=per_token)
 
 
 def pick_quantized(dtype: str, device: torch.device) -> Quantized | None:
@@ -273,10 +281,16 @@ def _load_model(
     pad: int | None,
     *,
     seed: int,
+    per_token: bool = False,
 ) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
-    kind = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
+    headed = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
+    kind = AutoModelForCausalLM if head is None else headed
     settings: dict[str, Any] = {} if head is None else {"num_labels": head}
     try:
         with quiet_transformers():

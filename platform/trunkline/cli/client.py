@@ -13,6 +13,7 @@ from trunkline.refs import BASE
 
 if TYPE_CHECKING:
     from trunkline.cli.progress import Lines, Live
+    from trunkline.inference.ranking import Ranking
     from trunkline.inference.request import Answer, StreamChunk
     from trunkline.resolution import ResolvedModel
 
@@ -47,6 +48,9 @@ class Client(Protocol):
         self, model: Model, texts: Sequence[str], abstain: float | None = None
     ) -> list[Answer]:
         """A label or a number for each text; ``abstain`` as in a ``Request``."""
+
+    def rank(self, model: Model, query: str, candidates: Sequence[str]) -> Ranking:
+        """The candidates, the best first."""
 
     def generate(self, model: Model, prompt: str, sampling: Mapping[str, Any]) -> Answer:
         """One generated text."""
@@ -99,6 +103,15 @@ class LocalClient:
         requests = [Request(model.name, text, abstain=abstain) for text in texts]
         self._model(model).check_task(model.name, generates=False)
         return self._options.platform.run(requests, self._resolved)
+
+    def rank(self, model: Model, query: str, candidates: Sequence[str]) -> Ranking:
+        from trunkline.inference.ranking import rank
+
+        self._model(model).check_task(model.name, generates=False)
+        platform = self._options.platform
+        return rank(
+            lambda requests: platform.run(requests, self._resolved), model.name, query, candidates
+        )
 
     def generate(self, model: Model, prompt: str, sampling: Mapping[str, Any]) -> Answer:
         from trunkline.inference.request import Request

@@ -59,8 +59,13 @@ _COLUMNS = (
         "[default: text]",
     ),
     ("--label", "COLUMN", "The column with the label to learn, a classification."),
+    ("--labels", "COLUMN", "The column with any number of labels: 'red;green', a multilabel task."),
     ("--target", "COLUMN", "The column with the number to learn, a regression."),
     ("--completion", "COLUMN", "The column with the answer to learn, a generation."),
+    ("--spans", "COLUMN", "The column with spans of the text: '[[0, 7, \"DRUG\"]]', tagging."),
+    ("--relevant", "COLUMN", "The column with the candidate to rank first; --text is the query."),
+    ("--candidates", "COLUMN", "With --relevant: the column with all candidates: 'a;b;c'."),
+    ("--separator", "TEXT", "Between labels or candidates, if not ';'."),
     ("--id", "COLUMN", "The column with a unique name of each row.  [default: the row's number]"),
     (
         "--group",
@@ -118,9 +123,11 @@ def make_own_recipe(
         UsageError: no column to learn is named, or several are; a file or an option is wrong.
     """
     from trunkline.data.columns import TARGETS
-    from trunkline.data.readers import FileOptions, read_columns
+    from trunkline.data.readers import FORMATS, FileOptions, read_columns
     from trunkline.training.config import make_config
 
+    if FORMATS.get(file.suffix.lower()) == "CoNLL":
+        columns = {"spans": "spans", **columns}
     learned = [f"--{option}" for option in TARGETS if option in columns]
     if len(learned) != 1:
         reading = {key: columns.get(key) for key in ("encoding", "delimiter", "quoting")}
@@ -129,8 +136,8 @@ def make_own_recipe(
             f"{' and '.join(learned)} can't be combined."
             if learned
             else f"Which column of {file.name} is to be learned?",
-            f"Use one of --label, --target (a number) and --completion (an answer); the columns "
-            f"are: {names}.",
+            "Use one of --label, --labels (several), --target (a number), --completion (an "
+            f"answer), --spans and --relevant; the columns are: {names}.",
         )
     if "text" in columns:
         columns = {**columns, "text": with_line_breaks(columns["text"])}

@@ -39,7 +39,8 @@ from trunkline.errors import (
     one_line,
 )
 from trunkline.evaluation.gates import GateCheck
-from trunkline.inference.request import Answer, StreamChunk
+from trunkline.inference.ranking import Ranking
+from trunkline.inference.request import Answer, ScoredSpan, StreamChunk
 from trunkline.promotion import GateRefusedError
 from trunkline.redaction import redact_exception, redact_url, remember, remember_url
 from trunkline.refs import BASE, Ref
@@ -51,7 +52,12 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "TRUNKLINE_API_KEY"
 
-_ROUTES = {"classification": "/v1/classify", "regression": "/v1/regress"}
+_ROUTES = {
+    "classification": "/v1/classify",
+    "multilabel": "/v1/classify",
+    "regression": "/v1/regress",
+    "tagging": "/v1/tag",
+}
 _BATCH = 64
 _BATCH_CHARS = 50_000
 _TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
@@ -112,6 +118,8 @@ class _Prediction(_Response):
     prompt_tokens: int
     truncated: bool = False
     label: str | None = None
+    labels: tuple[str, ...] | None = None
+    spans: tuple[ScoredSpan, ...] | None = None
     abstained: bool = False
     probabilities: dict[str, float] | None = None
     value: float | None = None
@@ -131,6 +139,18 @@ class _Usage(_Response):
     prompt_tokens: int
     completion_tokens: int
     prompt_tokens_details: _CachedTokens
+
+
+class _RankedDocument(_Response):
+    index: int
+    relevance_score: float
+
+
+class _RankedDocuments(_Response):
+    model: str
+    results: list[_RankedDocument]
+    usage: _Usage
+    truncated: bool
 
 
 class _Message(_Response):
@@ -199,6 +219,10 @@ class HttpClient:
         body: dict[str, Any] = {"model": model.name, "input": list(texts)}
         if abstain is not None:
             body["abstain"] = abstain
+        if model.task == "ranking":
+            raise UsageError(
+                f"{model.name} ranks candidates, and there is none.", "Use --candidate, repeatedly."
+            )
         response = self._server.parse(_Predictions, self._server.post(_ROUTES[model.task], body))
         return [
             Answer(
@@ -208,6 +232,8 @@ class HttpClient:
                 prompt_tokens=item.prompt_tokens,
                 truncated=item.truncated,
                 label=item.label,
+                labels=item.labels,
+                spans=item.spans,
                 abstained=item.abstained,
                 probabilities=item.probabilities,
                 value=item.value,
@@ -215,6 +241,20 @@ class HttpClient:
             )
             for item in response.data
         ]
+
+    def rank(self, model: Model, query: str, candidates: Sequence[str]) -> Ranking:
+        body = {"model": model.name, "query": query, "documents": list(candidates)}
+        response = self._server.parse(_RankedDocuments, self._server.post("/v1/rank", body))
+        if sorted(one.index for one in response.results) != list(range(len(candidates))):
+            raise unexpected_response(self._server.url)
+        return Ranking(
+            adapter=response.model,
+            digest=model.digest,
+            candidates=tuple(candidates[one.index] for one in response.results),
+            probabilities=tuple(one.relevance_score for one in response.results),
+            prompt_tokens=response.usage.prompt_tokens,
+            truncated=response.truncated,
+        )
 
     def generate(self, model: Model, prompt: str, sampling: Mapping[str, Any]) -> Answer:
         if not model.generates:

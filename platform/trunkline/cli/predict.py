@@ -23,7 +23,8 @@ from trunkline.refs import BASE
 
 if TYPE_CHECKING:
     from trunkline.data.readers import TextFile, TextRow
-    from trunkline.inference.request import Answer
+    from trunkline.inference.ranking import Ranking
+    from trunkline.inference.request import Answer, ScoredSpan
 
 
 @click.command(
@@ -78,6 +79,13 @@ if TYPE_CHECKING:
     metavar="PRECISION",
     help="Give no label where it is too uncertain for this share of right labels, such as 0.95.",
 )
+@click.option(
+    "--candidate",
+    "candidates",
+    multiple=True,
+    metavar="TEXT",
+    help="Of a ranking: what to rank for the text, the query; give it twice or more.",
+)
 @url_option
 @json_option
 @pass_options
@@ -93,10 +101,14 @@ def predict(
     top: int,
     ensemble: tuple[str, ...],
     abstain: float | None,
+    candidates: tuple[str, ...],
     url: str | None,
     as_json: bool,
 ) -> None:
-    """Predict the label or the number of each text; `-` reads texts from stdin, one per line."""
+    """Predict the label, the labels, the number or the spans of each text, or rank candidates.
+
+    The text `-` reads texts from stdin, one per line.
+    """
     if bool(texts) == (file is not None):
         raise UsageError(
             "Give the texts either as arguments or with --file.",
@@ -113,6 +125,15 @@ def predict(
         texts = tuple(line for line in read_stdin().split("\n") if line.strip())
         if not texts:
             raise UsageError("No text arrived on stdin.", "Send one text per line.")
+    if candidates:
+        if len(texts) != 1 or ensemble or abstain is not None:
+            raise UsageError(
+                "--candidate takes one text as the query, without --file, --ensemble or --abstain.",
+                f'`trunkline predict {ref} "a query" --candidate A --candidate B`',
+            )
+        with open_client(options, url) as client:
+            _print_ranking(client.rank(client.resolve(ref), texts[0], candidates), top, as_json)
+        return
     with open_client(options, url) as client:
         if ref == BASE:
             client.predict(Model(), [])
@@ -160,7 +181,11 @@ def _print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) ->
             indent = "  "
         if answer.value is not None:
             click.echo(indent + value_text(answer))
+        elif answer.spans is not None:
+            _print_spans(answer.spans, indent)
         else:
+            if answer.labels is not None:
+                click.echo(indent + (", ".join(answer.labels) or "no label"))
             if answer.abstained:
                 click.echo(f"{indent}no label: too uncertain")
             print_table(
@@ -171,6 +196,34 @@ def _print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) ->
                 ],
                 fold=("",),
             )
+
+
+def _print_spans(spans: Sequence[ScoredSpan], indent: str) -> None:
+    if not spans:
+        click.echo(f"{indent}no spans")
+        return
+    rows = [
+        (
+            f"{indent}{one.text}",
+            one.label,
+            f"{one.start}-{one.end}",
+            probability_text(one.probability),
+        )
+        for one in spans
+    ]
+    print_table(["", "", "", ""], rows, fold=("",))
+
+
+def _print_ranking(ranking: Ranking, top: int, as_json: bool) -> None:
+    _note_truncated(int(ranking.truncated))
+    if as_json:
+        print_json(ranking)
+        return
+    pairs = list(zip(ranking.candidates, ranking.probabilities, strict=True))
+    rows = [(one, probability_text(probability)) for one, probability in pairs]
+    print_table(["", ""], rows[:top] if top else rows, fold=("",))
+    if 0 < top < len(rows):
+        note(f"{len(rows) - top:,} more with --top 0.")
 
 
 def value_text(answer: Answer) -> str:

@@ -10,12 +10,14 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths
-from trunkline.data.prepare import Prepared, clean_label, prepare, read_rows
+from trunkline.data.prepare import Prepared, prepare, read_rows
+from trunkline.data.targets import LABELED, clean_label, labels_in, normalized
 from trunkline.errors import TrunklineError
 
 Level = Literal["error", "warning", "note"]
@@ -119,7 +121,7 @@ def check_dataset(
     on_stage("comparing rows")
     try:
         prepared = prepare(dataset, recipe, transforms)
-        findings += _prepared_findings(rows, prepared, recipe)
+        findings += _prepared_findings(rows, prepared, dataset, recipe)
         if tokenizer is not None:
             on_stage("counting tokens")
             check_answers_fit(prepared, recipe, tokenizer[0])
@@ -130,14 +132,12 @@ def check_dataset(
             DataFinding("unusable", "error", error.message.rstrip("."), error.hint or "")
         )
     labels: Counter[str] = Counter()
-    if dataset.task == "classification":
-        labels.update(
-            clean_label(str(row.target))
-            for row in rows
-            if str(row.target).strip() and recipe.template.cleaned(row.text).strip()
-        )
+    if dataset.task in LABELED:
+        for row in rows:
+            if recipe.template.cleaned(row.text).strip():
+                labels.update({clean_label(str(label)) for label in labels_in(row.target)} - {""})
         findings += _rare_labels(labels)
-        if prepared is not None:
+        if prepared is not None and dataset.task == "classification":
             on_stage("looking for wrong labels")
             findings += _label_errors(prepared, recipe)
     order = {"error": 0, "warning": 1, "note": 2}
@@ -218,7 +218,7 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
 
 
 def _prepared_findings(
-    rows: Sequence[Row], prepared: Prepared, recipe: RecipeSpec
+    rows: Sequence[Row], prepared: Prepared, dataset: DatasetSpec, recipe: RecipeSpec
 ) -> Iterator[DataFinding]:
     """Findings about rows beside each other."""
     split, report, template = prepared.split, prepared.report, recipe.template
@@ -226,7 +226,10 @@ def _prepared_findings(
     seen = {(template.cleaned(row.text), row.target) for row in kept.values()}
 
     def cleaned(row: Row) -> tuple[str, Any]:
-        target = clean_label(row.target) if isinstance(row.target, str) else row.target
+        target: Any = row.target
+        with suppress(ValueError):  # the row was refused, or dropped for another reason
+            target = normalized(row, dataset.task).target
+        target = clean_label(target) if isinstance(target, str) else target
         return template.cleaned(row.text), target
 
     repeated = [row.id for row in rows if row.id not in kept and cleaned(row) in seen]
@@ -246,7 +249,7 @@ def _prepared_findings(
     spaced = [
         row.id
         for row in rows
-        if prepared.labels
+        if dataset.task == "classification"
         and str(row.target).strip()
         and clean_label(str(row.target)) != row.target
     ]
@@ -258,7 +261,8 @@ def _prepared_findings(
     for group in report.similar_labels:
         named = " and ".join(map(repr, group))
         yield from _finding(
-            "similar labels", "warning", [row.id for row in kept.values() if row.target in group],
+            "similar labels", "warning",
+            [row.id for row in kept.values() if not set(group).isdisjoint(labels_in(row.target))],
             f"the labels {named} differ only in case, white space or Unicode form",
             "Write each label in one way.",
         )  # fmt: skip

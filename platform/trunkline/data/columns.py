@@ -6,6 +6,7 @@ The files are read by :mod:`trunkline.data.readers`, with texts as they are writ
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -13,18 +14,22 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from trunkline.contracts import DatasetSpec, Row, Task
+from trunkline.contracts import DatasetSpec, Row, Span, Target, Task
 from trunkline.data.readers import FileOptions, FileRow, digest_of, read_columns, read_rows
 from trunkline.data.readers.rows import missing_column
-from trunkline.errors import DataError, UsageError
+from trunkline.errors import DataError, UsageError, one_line
 
 TARGETS: Mapping[str, Task] = {
     "label": "classification",
+    "labels": "multilabel",
     "target": "regression",
     "completion": "generation",
+    "spans": "tagging",
+    "relevant": "ranking",
 }
 """Column of the target → the task that it makes."""
 
@@ -41,15 +46,22 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.AS
 class DataFiles(BaseModel):
     """The files of a dataset and the meaning of their columns.
 
-    Exactly one of ``label``, ``target`` and ``completion`` is set; it decides the task.
+    Exactly one of ``label``, ``labels``, ``target``, ``completion``, ``spans`` and ``relevant`` is
+    set; it decides the task.
 
     Attributes:
-        file: CSV, TSV, JSON lines, JSON or Parquet, by its suffix; or a folder of text files,
+        file: CSV, TSV, JSON lines, JSON, Parquet or CoNLL, by its suffix; or a folder of texts,
             with the columns ``text``, ``file``, ``label`` and ``split``.
         text: the column that the model reads, or several in a template: ``"{title}\\n{body}"``.
         label: the column with the label of a classification.
+        labels: the column with any number of labels, separated, or as a JSON array.
         target: the column with the number of a regression.
         completion: the column with the answer of a generation.
+        spans: the column with labeled spans of the text: a JSON array of ``[start, end, label]`` or
+            ``{"start": …, "end": …, "label": …}``, which count characters from 0, ``end`` excluded.
+        relevant: the column with the relevant candidate of a ranking; ``text`` is the query.
+        candidates: the column with all candidates of a ranking, separated, or as a JSON array.
+        separator: between labels or candidates.
         id: the column with a unique name of each row; by default the row's number.
         group: the column with the group; a group is never divided between train, validation and
             test. By default rows with the same text are a group.
@@ -67,7 +79,12 @@ class DataFiles(BaseModel):
     text: str = "text"
     label: str | None = None
     target: str | None = None
+    labels: str | None = None
     completion: str | None = None
+    spans: str | None = None
+    relevant: str | None = None
+    candidates: str | None = None
+    separator: str = ";"
     id: str | None = None
     group: str | None = None
     split: str | None = None
@@ -84,9 +101,13 @@ class DataFiles(BaseModel):
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                "one of label, target and completion names the column to learn, not "
+                f"one of {', '.join(TARGETS)} names the column to learn, not "
                 f"{' and '.join(given) or 'none'}"
             )
+        if (self.relevant is None) != (self.candidates is None):
+            raise ValueError("a ranking needs both relevant and candidates")
+        if not self.separator:
+            raise ValueError("separator is empty")
         if self.split is not None and (self.test is not None or self.validation is not None):
             raise ValueError("split names a column, so validation and test can't name files")
         if self.validation is not None and self.test is None:
@@ -103,7 +124,7 @@ class DataFiles(BaseModel):
     @property
     def target_column(self) -> str:
         """The column to learn."""
-        return self.label or self.target or self.completion or ""
+        return next(filter(None, (getattr(self, name) for name in TARGETS)))
 
     @property
     def parts(self) -> dict[str, Path]:
@@ -126,7 +147,7 @@ class DataFiles(BaseModel):
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read, each once."""
-        others = (self.target_column, self.id, self.group, self.split)
+        others = (self.target_column, self.candidates, self.id, self.group, self.split)
         return tuple(dict.fromkeys((*self.text_columns, *filter(None, others))))
 
     def seen_from(self, folder: Path) -> DataFiles:
@@ -215,12 +236,17 @@ class DataFiles(BaseModel):
             id=row[self.id] if self.id is not None else f"{prefix}{row.number}",
             text="" if blank else text,
             target=self._target(row),
+            candidates=() if self.candidates is None else self._items(row, self.candidates),
             group=self._group(row, text, part),
             split=part or None,
         )
 
-    def _target(self, row: FileRow) -> str | float:
+    def _target(self, row: FileRow) -> Target:
         text = row.values[self.target_column] or ""
+        if self.labels is not None:
+            return self._items(row, self.labels)
+        if self.spans is not None:
+            return _spans(row, self.spans)
         if self.task != "regression":
             return text
         if not text.strip():
@@ -231,6 +257,20 @@ class DataFiles(BaseModel):
                 "Write it with a point and without a unit: 1234.5.",
             )
         return float(text)
+
+    def _items(self, row: FileRow, column: str) -> tuple[str, ...]:
+        """The texts of a column: a JSON array, or separated; empty ones are left out."""
+        text = (row.values[column] or "").strip()
+        items: list[Any] = text.split(self.separator)
+        if text.startswith("["):
+            items = _array(row, column)
+        for item in items:
+            if not isinstance(item, str):
+                raise DataError(
+                    f"{row.place} has {item!r:.60} in the array in {column!r}, not a text.",
+                    'Write it in quotes: ["…", "…"].',
+                )
+        return tuple(item.strip() for item in items if item.strip())
 
     def _group(self, row: FileRow, text: str, part: str) -> str:
         if self.group is None:
@@ -259,6 +299,35 @@ class DataFiles(BaseModel):
     def _text_parts(self) -> tuple[tuple[str, str | None], ...]:
         """Literal text and the column after it, in order; no column after the last literal."""
         return parse_text_template(self.text)
+
+
+def _array(row: FileRow, column: str) -> list[Any]:
+    """The JSON array in a column."""
+    try:
+        items = json.loads(row.values[column] or "")
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{row.place} has no JSON array in {column!r}: {one_line(error)}.", "Correct it."
+        ) from None
+    if not isinstance(items, list):
+        raise DataError(f"{row.place} has no JSON array in {column!r}.", "Write [ … ].")
+    return items
+
+
+def _spans(row: FileRow, column: str) -> tuple[Span, ...]:
+    """The spans in a column; their range is checked when rows are prepared."""
+    if not (row.values[column] or "").strip():
+        return ()
+    spans: list[Span] = []
+    for item in _array(row, column):
+        values = [item.get(name) for name in Span._fields] if isinstance(item, dict) else item
+        if not isinstance(values, list) or len(values) != 3:
+            raise DataError(
+                f"{row.place} has {item!r:.60} in {column!r}, not a span.",
+                'Write [start, end, "label"], or {"start": …, "end": …, "label": "…"}.',
+            )
+        spans.append(Span(*values))
+    return tuple(spans)
 
 
 def _load(files: DataFiles) -> list[Row]:

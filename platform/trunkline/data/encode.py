@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from trunkline.contracts import Template
+from trunkline.contracts import Row, Template
 from trunkline.errors import DataError, UsageError, one_line
 
 ROLES = ("system", "user", "assistant")
@@ -35,11 +35,14 @@ class Prompt:
         ids: token ids.
         text: the cleaned text, as far as it is in the prompt.
         full_length: tokens that the prompt has with the complete text.
+        offsets: if requested, for each token the characters of the text that it covers, without
+            white space at their ends; None for a token of the template.
     """
 
     ids: list[int]
     text: str
     full_length: int
+    offsets: tuple[tuple[int, int] | None, ...] = ()
 
     @property
     def truncated(self) -> bool:
@@ -48,19 +51,29 @@ class Prompt:
 
 
 def encode_prompt(
-    text: str, template: Template, tokenizer: Any, max_length: int | None = None
+    text: str,
+    template: Template,
+    tokenizer: Any,
+    max_length: int | None = None,
+    *,
+    with_offsets: bool = False,
 ) -> Prompt:
     """Encode a text in its template; training, evaluation and inference all call this.
 
     Where the prompt is longer than ``max_length`` tokens, it keeps as many characters from the
     start of the text as fit, and the complete template. The prompt is then that of the shorter
-    text, so no character is divided and the same row always gives the same ids.
+    text, so no character is divided and the same row always gives the same ids. Offsets count the
+    characters of the cleaned text, and can't be had of a chat.
 
     Raises:
         DataError: the text is empty after cleaning, holds a lone surrogate, or the template leaves
             no room for a character of it.
         UsageError: the template needs a chat template that the base does not have.
     """
+
+    def prompt(part: str, ids: list[int], full_length: int) -> Prompt:
+        offsets = _text_offsets(part, template, tokenizer) if with_offsets else ()
+        return Prompt(ids, part, full_length, offsets)
 
     def encode(part: str) -> list[int]:
         content = f"{template.prefix}{part}{template.suffix}"
@@ -76,7 +89,7 @@ def encode_prompt(
         raise DataError("The text is empty.", "Give at least one word.")
     ids = encode(cleaned)
     if max_length is None or len(ids) <= max_length:
-        return Prompt(ids, cleaned, len(ids))
+        return prompt(cleaned, ids, len(ids))
 
     def start(characters: int) -> str:
         return template.cleaned(cleaned[:characters])
@@ -91,7 +104,22 @@ def encode_prompt(
             f"template alone has {len(encode(''))}.",
             "Use a larger max_length or a shorter template.",
         )
-    return Prompt(encode(kept), kept, len(ids))
+    return prompt(kept, encode(kept), len(ids))
+
+
+def encode_row(
+    row: Row, template: Template, tokenizer: Any, max_length: int, *, with_offsets: bool = False
+) -> list[Prompt]:
+    """Encode a row's prompt; of a ranking one prompt for each candidate, which is never cut.
+
+    Raises:
+        DataError, UsageError: as :func:`encode_prompt`.
+    """
+    templates = [template.with_candidate(one) for one in row.candidates] or [template]
+    return [
+        encode_prompt(row.text, one, tokenizer, max_length, with_offsets=with_offsets)
+        for one in templates
+    ]
 
 
 def encode_raw(text: str, tokenizer: Any) -> Prompt:
@@ -184,6 +212,32 @@ def _plain_ids(text: str, tokenizer: Any) -> list[int]:
     for piece in _cut(text, tokenizer):
         ids += tokenizer(piece, split_special_tokens=True, add_special_tokens=False).input_ids
     return ids
+
+
+def _text_offsets(
+    text: str, template: Template, tokenizer: Any
+) -> tuple[tuple[int, int] | None, ...]:
+    """For each token of a prompt the characters of its text; see :class:`Prompt`."""
+    content = f"{template.prefix}{text}{template.suffix}"
+    first, last = len(template.prefix), len(template.prefix) + len(text)
+    offsets: list[tuple[int, int] | None] = [None] * len(start_tokens(tokenizer))
+    at = 0
+    for piece in _cut(content, tokenizer):
+        encoded = tokenizer(
+            piece, split_special_tokens=True, add_special_tokens=False, return_offsets_mapping=True
+        )
+        for start, end in encoded.offset_mapping:
+            start, end = max(at + start, first), min(at + end, last)
+            if start >= end:
+                offsets.append(None)
+                continue
+            while end > start and content[end - 1].isspace():
+                end -= 1
+            while start < end and content[start].isspace():
+                start += 1
+            offsets.append((start - first, end - first))
+        at += len(piece)
+    return tuple(offsets)
 
 
 def check_characters(text: str) -> None:

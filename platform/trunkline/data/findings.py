@@ -8,7 +8,8 @@ from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, TransformSpec
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths, lengths_text
-from trunkline.data.prepare import DataReport, Prepared, clean_label, default_recipe, prepare
+from trunkline.data.prepare import DataReport, Prepared, default_recipe, prepare
+from trunkline.data.targets import LABELED, clean_label
 from trunkline.errors import TrunklineError
 from trunkline.plugins import Finding
 
@@ -73,8 +74,8 @@ class Examiner:
 
 
 def missing_labels(dataset: DatasetSpec, prepared: Prepared) -> list[str]:
-    """The declared labels of a classification that no prepared row has."""
-    if dataset.task != "classification":
+    """The declared labels that no prepared row has."""
+    if dataset.task not in LABELED:
         return []
     declared = dict.fromkeys(map(clean_label, dataset.labels))
     return [label for label in declared if label not in prepared.labels]

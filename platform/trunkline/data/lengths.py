@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row
-from trunkline.data.encode import encode_answer, encode_prompt
+from trunkline.data.encode import encode_answer, encode_row
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError
 
@@ -72,7 +72,7 @@ def longest_prompt(dataset: DatasetSpec, recipe: RecipeSpec, context: int) -> in
 def count_lengths(
     rows: Sequence[Row], dataset: DatasetSpec, recipe: RecipeSpec, tokenizer: Any, context: int
 ) -> LengthReport:
-    """How long the prompts of a recipe are; nothing is trained.
+    """How long the prompts of a recipe are, of a ranking the longest of each row.
 
     Args:
         rows: prepared rows.
@@ -85,8 +85,8 @@ def count_lengths(
         DataError: the template leaves no room for the text of a row.
     """
     limit = longest_prompt(dataset, recipe, context)
-    prompts = (encode_prompt(row.text, recipe.template, tokenizer, limit) for row in rows)
-    return LengthReport.of([prompt.full_length for prompt in prompts], limit)
+    prompts = (encode_row(row, recipe.template, tokenizer, limit) for row in rows)
+    return LengthReport.of([max(one.full_length for one in row) for row in prompts], limit)
 
 
 def check_answers_fit(prepared: Prepared, recipe: RecipeSpec, tokenizer: Any) -> None:

@@ -16,17 +16,23 @@ from typing import Any
 from trunkline.contracts import DatasetSpec, Gate, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.encode import check_characters
 from trunkline.data.split import Fold, Split, split_rows
+from trunkline.data.targets import (
+    INVISIBLE,
+    LABELED,
+    check_template,
+    clean_label,
+    count_labels,
+    default_template,
+    labels_in,
+    normalized,
+)
 from trunkline.data.transforms import augment_rows, clean_rows
 from trunkline.errors import DataError, PluginCallError, plugin_call
 
 NEAR_DUPLICATE = 0.95
 """Two texts are near-duplicates from this cosine of their character 2-5 gram TF-IDF vectors."""
 
-_INVISIBLE = (
-    "\\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
-)
-_ENDS = re.compile(f"\\A[{_INVISIBLE}]+|[{_INVISIBLE}]+\\Z")
-_BLANK = re.compile(f"[{_INVISIBLE}\ufe00-\ufe0f]+")
+_BLANK = re.compile(f"[{INVISIBLE}\ufe00-\ufe0f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +136,16 @@ def fingerprint(rows: Iterable[Row]) -> str:
     """sha256 over the rows' content, in the order of their ids; 64 hex digits."""
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda row: row.id):
-        parts = [row.id, row.text, row.target, row.group, row.stratum, sorted(row.slices.items())]
+        parts: list[Any] = [
+            row.id,
+            row.text,
+            row.target,
+            row.group,
+            row.stratum,
+            sorted(row.slices.items()),
+        ]
         parts += [] if row.split is None else [row.split]
+        parts += [*row.candidates]
         digest.update(json.dumps(parts, ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()
@@ -156,6 +170,7 @@ def prepare(
             single row, a target of the wrong type.
         PluginCallError: the reader or a transform raised, or broke its contract.
     """
+    check_template(recipe.template, dataset.task)
     source = read_rows(dataset)
     settings = recipe.settings
     dropped: Counter[str] = Counter()
@@ -171,7 +186,7 @@ def prepare(
             + ".",
             f"See `trunkline datasets show {dataset.name}`.",
         )
-    labels = _labels(dataset, rows) if dataset.task == "classification" else ()
+    labels = _labels(dataset, rows) if dataset.task in LABELED else ()
     split = split_rows(
         rows,
         dataset.task,
@@ -213,6 +228,7 @@ def default_recipe(dataset: DatasetSpec) -> RecipeSpec:
         description=dataset.description,
         dataset=dataset.name,
         task=dataset.task,
+        template=default_template(dataset.task),
         gate=Gate(metric="accuracy"),
     )
 
@@ -221,10 +237,7 @@ def describe_dataset(spec: DatasetSpec) -> DatasetReport:
     """Read a dataset and split it with the default split."""
     prepared = prepare(spec, default_recipe(spec))
     rows = (*prepared.split.train, *prepared.split.validation, *prepared.split.test)
-    labels: dict[str, int] = {}
-    if spec.task == "classification":
-        for label in prepared.labels:
-            labels[label] = sum(row.target == label for row in rows)
+    labels = dict(count_labels(rows, prepared.labels))
     return DatasetReport(spec, prepared, labels, rows[:: max(1, len(rows) // 5)][:5])
 
 
@@ -244,11 +257,6 @@ def near_duplicates(split: Split, template: Template) -> list[str]:
         near = zip(split.test[start : start + 256], closest, strict=True)
         close += [row.id for row, cosine in near if cosine >= NEAR_DUPLICATE]
     return close
-
-
-def clean_label(label: str) -> str:
-    """The label without white space and invisible characters at its ends."""
-    return _ENDS.sub("", label)
 
 
 def similar_labels(labels: Iterable[str]) -> list[list[str]]:
@@ -303,35 +311,52 @@ def _check_targets(
             if recipe.scale == "log" and target <= 0:
                 dropped["target not above zero"] += 1
                 continue
-        elif not isinstance(target, str):
+        elif dataset.task not in ("multilabel", "tagging"):
+            if not isinstance(target, str):
+                raise DataError(
+                    f"Row {row.id!r} of {dataset.name} has the target {target!r}, not a text.",
+                    f"A {dataset.task} dataset's targets are texts.",
+                )
+            if not target.strip():
+                dropped["no target"] += 1
+                continue
+        try:
+            kept.append(normalized(row, dataset.task))
+            for text in (*labels_in(kept[-1].target), *kept[-1].candidates):
+                check_characters(text)
+        except (ValueError, DataError) as error:
             raise DataError(
-                f"Row {row.id!r} of {dataset.name} has the target {target!r}, not a text.",
-                f"A {dataset.task} dataset's targets are texts.",
-            )
-        elif not target.strip():
-            dropped["no target"] += 1
-            continue
-        kept.append(row)
+                f"Row {row.id!r} of {dataset.name} can't be used: {str(error).rstrip('.')}.",
+                f"See what a {dataset.task} row needs in `trunkline.contracts.Row`.",
+            ) from None
     return kept
 
 
 def _drop_duplicates(rows: list[Row], template: Template) -> tuple[list[Row], int, int]:
     """Keep one row of each text and target: in a given split, one of the test part."""
     parts = {"test": 0, "validation": 1}
-    targets: dict[str, set[Any]] = {}
+    targets: dict[Any, set[Any]] = {}
     chosen: set[str] = set()
+
+    def question(row: Row) -> Any:
+        return template.cleaned(row.text), row.candidates
+
     for row in sorted(rows, key=lambda row: parts.get(row.split or "", 2)):
-        seen = targets.setdefault(template.cleaned(row.text), set())
+        seen = targets.setdefault(question(row), set())
         if row.target not in seen:
             seen.add(row.target)
             chosen.add(row.id)
     kept = [row for row in rows if row.id in chosen]
-    label_conflicts = sum(len(targets[template.cleaned(row.text)]) > 1 for row in kept)
+    label_conflicts = sum(len(targets[question(row)]) > 1 for row in kept)
     return kept, len(rows) - len(kept), label_conflicts
 
 
 def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
-    counts = Counter(str(row.target) for row in rows)
+    counts = Counter(label for row in rows for label in labels_in(row.target))
+    if not counts:
+        raise DataError(f"No row of {dataset.name} has a label.", "Add rows with labels.")
+    if dataset.task != "classification":
+        return _declared(dataset, counts)
     if len(counts) < 2:
         raise DataError(
             f"{dataset.name} has one class only: {next(iter(counts))!r}.",
@@ -344,6 +369,11 @@ def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
             "and evaluated.",
             "Add rows, or merge small classes in the plugin.",
         )
+    return _declared(dataset, counts)
+
+
+def _declared(dataset: DatasetSpec, counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The labels that occur, in the dataset's order, else sorted."""
     declared = tuple(dict.fromkeys(map(clean_label, dataset.labels)))
     unknown = [label for label in counts if declared and label not in declared]
     if unknown:
@@ -368,7 +398,10 @@ def checked_additions(
     dropped: Counter[str] = Counter()
     kept = clean_rows(rows, recipe.template, (), dropped, random.Random(0))
     kept = _check_targets(dataset, recipe, kept, dropped)
-    dropped["undeclared label"] += sum(bool(labels) and row.target not in labels for row in kept)
+    if labels:
+        dropped["undeclared label"] += sum(
+            not set(labels_in(row.target)) <= set(labels) for row in kept
+        )
     reasons = [f"{count} with {reason}" for reason, count in dropped.items() if count]
     if reasons:
         raise PluginCallError(

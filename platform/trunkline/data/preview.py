@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, TransformSpec
-from trunkline.data.encode import encode_answer, encode_prompt
+from trunkline.data.encode import encode_answer, encode_row
 from trunkline.data.lengths import longest_prompt
 from trunkline.data.prepare import prepare
+from trunkline.data.targets import spans_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,22 @@ def preview_rows(
 def _preview(
     row: Row, dataset: DatasetSpec, recipe: RecipeSpec, tokenizer: Any, limit: int
 ) -> RowPreview:
-    prompt = encode_prompt(row.text, recipe.template, tokenizer, limit)
+    prompts = encode_row(
+        row, recipe.template, tokenizer, limit, with_offsets=dataset.task == "tagging"
+    )
+    prompt = prompts[row.candidates.index(str(row.target))] if row.candidates else prompts[0]
     if dataset.task == "generation":
         answer = encode_answer(str(row.target), tokenizer)
         pieces = [tokenizer.decode([token]) for token in answer]
         learned, tokens = "".join(f"[{piece}]" for piece in pieces), len(answer)
+    elif dataset.task == "tagging":
+        answer, tokens = [], sum(one is not None for one in prompt.offsets)
+        learned = "".join(
+            f" [{row.text[one.start : one.end]}: {one.label}]" for one in spans_of(row)
+        )
     else:
-        answer, learned, tokens = [], f" → [{row.target}]", 1
+        named = ", ".join(map(str, row.target)) if isinstance(row.target, tuple) else row.target
+        answer, learned, tokens = [], f" → [{named}]", 1
     return RowPreview(
         id=row.id,
         prompt=tokenizer.decode(prompt.ids),

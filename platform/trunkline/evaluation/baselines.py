@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from trunkline.contracts import (
@@ -25,6 +24,7 @@ from trunkline.contracts import (
 )
 from trunkline.data.encode import encode_chat, encode_prompt
 from trunkline.data.split import Split
+from trunkline.data.targets import number, prediction_problem
 from trunkline.errors import PluginCallError, plugin_call
 
 LOGISTIC_C = (1.0, 10.0, 100.0)
@@ -86,20 +86,14 @@ def _fit(spec: BaselineSpec, context: BaselineContext) -> Baseline:
             f"{len(context.test)} test rows.",
             hint,
         )
-    numeric = context.recipe.task == "regression"
-    for value in values:
-        usable = _is_finite_number(value) if numeric else isinstance(value, str)
-        if not usable:
-            wanted = "a finite number" if numeric else "a text"
+    values = [tuple(value) if isinstance(value, list) else value for value in values]
+    for value, row in zip(values, context.test, strict=True):
+        wanted = prediction_problem(value, context.recipe.task, row)
+        if wanted is not None:
             raise PluginCallError(
                 f"The baseline {spec.name} predicted {value!r:.80}, not {wanted}.", hint
             )
     return Baseline(spec.name, values, detail)
-
-
-def _is_finite_number(value: Any) -> bool:
-    """Whether a value is a finite number of Python or numpy."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def majority(context: BaselineContext) -> BaselinePredictions:
@@ -170,7 +164,7 @@ def _regressed(context: BaselineContext, features: Iterable[_Features]) -> Basel
     is_log = context.recipe.scale == "log"
 
     def scale(target: Target) -> float:
-        return math.log(float(target)) if is_log else float(target)
+        return math.log(number(target)) if is_log else number(target)
 
     targets = [scale(row.target) for row in context.train]
 
@@ -196,8 +190,8 @@ def group_median(context: BaselineContext) -> BaselinePredictions:
     """
     by_slice: dict[str, list[float]] = defaultdict(list)
     for row in context.train:
-        by_slice[_first_slice(row)].append(float(row.target))
-    overall = statistics.median(float(row.target) for row in context.train)
+        by_slice[_first_slice(row)].append(number(row.target))
+    overall = statistics.median(number(row.target) for row in context.train)
     medians = {name: statistics.median(values) for name, values in by_slice.items()}
     predictions = [medians.get(_first_slice(row), overall) for row in context.test]
     return BaselinePredictions(values=predictions, detail=f"{len(medians)} medians")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trunkline.contracts import MetricSpec, Scored, Target
+from trunkline.data.targets import is_right
 from trunkline.evaluation.intervals import Estimate, estimate, paired_difference, verdict
 
 
@@ -98,8 +99,9 @@ def compare(
         for row, target, one, other in zip(
             rows.ids, rows.targets, rows.first, rows.second, strict=True
         ):
-            if (one == target) != (other == target):
-                (gained if one == target else lost).append(row)
+            right = is_right(target, one, deciding.task)
+            if right != is_right(target, other, deciding.task):
+                (gained if right else lost).append(row)
     groups = len(set(rows.groups))
     return Comparison(
         against=against,

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from trunkline.contracts import MetricSpec, Scored, Target
+from trunkline.data.targets import parse_prediction, parse_target
 from trunkline.errors import DataError, PluginCallError, one_line, plugin_call
 from trunkline.registry.records import PredictionRecord
 
@@ -123,11 +124,11 @@ def compare_predictions(
     other = paired_records(first, second)
     groups = [record.group for record in first]
     scored = Scored(
-        targets=typed_values(metric, [record.target for record in first]),
-        predictions=typed_values(metric, [record.prediction for record in first]),
+        targets=typed_targets(metric, [record.target for record in first]),
+        predictions=typed_predictions(metric, [record.prediction for record in first]),
         labels=labels,
     )
-    predictions = typed_values(metric, [record.prediction for record in other])
+    predictions = typed_predictions(metric, [record.prediction for record in other])
     difference = paired_difference(metric, scored, predictions, groups)
     count = len(set(groups))
     return PairedComparison(len(first), count, difference, verdict(metric, difference, count))
@@ -206,14 +207,25 @@ def verdict(metric: MetricSpec, difference: Estimate, groups: int) -> str:
     return "loses" if high < 0 else "ties"
 
 
-def typed_values(metric: MetricSpec, texts: Sequence[str]) -> list[Target]:
-    """Stored predictions as the metric takes them: numbers in their unit, or texts."""
-    if metric.task != "regression":
-        return list(texts)
+def typed_targets(metric: MetricSpec, texts: Sequence[str]) -> list[Target]:
+    """Stored targets as the metric takes them."""
+    return _typed(metric, texts, parse_target)
+
+
+def typed_predictions(metric: MetricSpec, texts: Sequence[str]) -> list[Target]:
+    """Stored predictions as the metric takes them."""
+    return _typed(metric, texts, parse_prediction)
+
+
+def _typed(
+    metric: MetricSpec, texts: Sequence[str], parse: Callable[[str, str], Target]
+) -> list[Target]:
     try:
-        return [float(text) for text in texts]
-    except ValueError as error:
-        raise DataError(f"a stored prediction is not a number: {one_line(error)}") from error
+        return [parse(text, metric.task) for text in texts]
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"a stored prediction does not fit {metric.name}: {one_line(error)}"
+        ) from error
 
 
 def _scorer(metric: MetricSpec, scored: Scored, predictions: Sequence[Any]) -> Any:
@@ -236,8 +248,12 @@ def _scorer(metric: MetricSpec, scored: Scored, predictions: Sequence[Any]) -> A
 def _array(values: Sequence[Any]) -> Any:
     import numpy as np
 
-    texts = any(isinstance(value, str) for value in values)
-    return np.asarray(values, dtype=object if texts else float)
+    if not any(isinstance(value, str | tuple) for value in values):
+        return np.asarray(values, dtype=float)
+    array = np.empty(len(values), dtype=object)
+    for index, value in enumerate(values):  # a list of equal tuples would become a matrix
+        array[index] = value
+    return array
 
 
 def _all_rows(groups: Sequence[str]) -> Any:

@@ -78,8 +78,28 @@ def predict_rows(
     on_done: Callable[[int], None] | None = None,
 ) -> RowPredictions:
     """Predict held-out rows; their targets are not used. Arguments as :func:`answer_texts`."""
+    if artifact.manifest.task["kind"] == "ranking":
+        return _rank_rows(engine, artifact, name, rows, on_done)
     return RowPredictions.of(
         answer_texts(engine, artifact, name, [row.text for row in rows], on_done)
+    )
+
+
+def _rank_rows(
+    engine: Engine,
+    artifact: Artifact,
+    name: str,
+    rows: Sequence[Row],
+    on_done: Callable[[int], None] | None,
+) -> RowPredictions:
+    """The candidates of each row, the best first, and the probability of that one."""
+    from trunkline.inference.ranking import rank_candidates
+
+    ranked = rank_candidates(
+        engine, artifact, name, [(row.text, row.candidates) for row in rows], on_done
+    )
+    return RowPredictions(
+        [one.candidates for one in ranked], [one.probabilities[0] for one in ranked], []
     )
 
 

@@ -24,7 +24,8 @@ def average(answers: Sequence[Answer]) -> Answer:
     """
     first = answers[0]
     names = " + ".join(answer.adapter for answer in answers)
-    if len({answer.task for answer in answers}) > 1 or first.task == "generation":
+    usable = ("classification", "regression")
+    if len({answer.task for answer in answers}) > 1 or first.task not in usable:
         tasks = ", ".join(dict.fromkeys(answer.task for answer in answers))
         raise UsageError(
             f"{names} can't be averaged: they are for {tasks}.",

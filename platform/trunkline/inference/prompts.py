@@ -25,6 +25,8 @@ from trunkline.tasks import (
     AnyTask,
     ClassificationTask,
     GenerationTask,
+    RankingTask,
+    TaggingTask,
     prompt_limit,
     task_from_json,
 )
@@ -77,6 +79,7 @@ class RequestValidator:
         task, template, max_length = self._read_task(artifact)
         self._check_ids(request.token_ids)
         _check_abstain(request, resolved.name, task)
+        _check_candidate(request, resolved.name, task)
         if artifact is not None:
             self._pool.load(artifact, resolved.name)
         with self._tokenizer_lock:
@@ -94,6 +97,7 @@ class RequestValidator:
             prompt=prompt.ids,
             max_new_tokens=limit,
             truncated=prompt.truncated,
+            offsets=prompt.offsets,
             submitted=submitted,
         )
 
@@ -182,7 +186,10 @@ def encode_request(
     if template is None:
         template = BASE_TEMPLATE if tokenizer.chat_template else BASE_TEMPLATE_PLAIN
     if not request.messages:
-        return encode_prompt(request.text, template, tokenizer, max_length)
+        if request.candidate is not None:
+            template = template.with_candidate(request.candidate)
+        tagging = isinstance(task, TaggingTask) and not request.embed
+        return encode_prompt(request.text, template, tokenizer, max_length, with_offsets=tagging)
     if not isinstance(task, GenerationTask):
         raise UsageError(
             f"{name} is for {task.kind} and can't continue a conversation.",
@@ -218,6 +225,20 @@ def _check_abstain(request: Request, name: str, task: AnyTask) -> None:
     except UsageError as error:
         error.param = "abstain"
         raise
+
+
+def _check_candidate(request: Request, name: str, task: AnyTask) -> None:
+    ranks = isinstance(task, RankingTask) and not request.embed
+    if ranks == (request.candidate is not None):
+        return
+    if ranks:
+        raise UsageError(
+            f"{name} ranks candidates, and there is none.",
+            f'Use `trunkline predict {name} "a query" --candidate A --candidate B`, or /v1/rank.',
+        )
+    raise UsageError(
+        f"{name} is for {task.kind}; only a ranking takes a candidate.", "Leave it out."
+    )
 
 
 def max_new_tokens(request: Request, task: AnyTask) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trunkline.adapters.artifact import Artifact
+from trunkline.contracts import Span, Target
 from trunkline.errors import UsageError
 from trunkline.refs import BASE
 
@@ -50,6 +51,7 @@ class Request:
         ignore_eos: tokens that end an answer don't end it, and add no text; for load tests.
         abstain: the wanted precision of a classification, such as 0.95: a text whose likeliest
             label is less probable than the adapter's threshold for it gets no label.
+        candidate: of a ranking: what is scored for the text, the query.
 
     Raises:
         UsageError: a value is of the wrong kind or out of range.
@@ -73,6 +75,7 @@ class Request:
     embed: bool = False
     ignore_eos: bool = False
     abstain: float | None = None
+    candidate: str | None = None
 
     def __post_init__(self) -> None:
         if self.adapter is not None and not isinstance(self.adapter, str):
@@ -83,6 +86,8 @@ class Request:
             raise UsageError(
                 f"The text is {self.text!r}, a {type(self.text).__name__}.", "Give a string."
             )
+        if not isinstance(self.candidate, str | None):
+            raise UsageError(f"The candidate is {self.candidate!r:.60}.", "Give a string.")
         if self.max_new_tokens is not None:
             least = 0 if self.echo else 1
             _check_number(
@@ -181,16 +186,35 @@ class StreamChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredSpan:
+    """A labeled part of a text: characters ``start`` up to, not including, ``end``.
+
+    Attributes:
+        text: these characters.
+        probability: the lowest of its tokens' tags.
+    """
+
+    start: int
+    end: int
+    label: str
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The answer to one request.
 
     Attributes:
         adapter: the immutable version that answered (``medical/icd10-chapter@3``), or ``base``.
         digest: of that version, or of the base.
-        task: classification, regression or generation.
+        task: its kind.
         label, probabilities: of a classification.
+        labels, probabilities: of a multilabel task: the labels that reach the threshold, and the
+            probability of every label.
+        spans: of tagging.
         abstained: no label was probable enough for the wanted precision, so ``label`` is None.
-        value, unit: of a regression.
+        value, unit: of a regression; of a ranking, the score of the candidate.
         text, finish: of a generation; ``finish`` is ``stop`` or ``length``.
         choices: all answers of a generation; text and finish are those of the first.
         prompt_tokens, new_tokens: counts; new tokens of all choices together.
@@ -209,7 +233,9 @@ class Answer:
     truncated: bool = False
     label: str | None = None
     abstained: bool = False
+    labels: tuple[str, ...] | None = None
     probabilities: dict[str, float] | None = None
+    spans: tuple[ScoredSpan, ...] | None = None
     value: float | None = None
     unit: str | None = None
     text: str | None = None
@@ -219,8 +245,12 @@ class Answer:
     embedding: tuple[float, ...] = ()
 
     @property
-    def output(self) -> str | float:
-        """The label, the number or the text."""
+    def output(self) -> Target:
+        """The label, the labels, the number, the spans or the text."""
+        if self.labels is not None:
+            return self.labels
+        if self.spans is not None:
+            return tuple(Span(one.start, one.end, one.label) for one in self.spans)
         result = self.label if self.label is not None else self.value
         return self.text or "" if result is None else result
 
@@ -236,12 +266,14 @@ class Answer:
 
         ``cached_tokens`` is left out if it is 0, ``truncated`` and ``abstained`` if false.
         """
-        nested = ("choices", "prompt_scores", "embedding")
+        nested = ("choices", "prompt_scores", "embedding", "spans")
         values = {name: getattr(self, name) for name in self.__slots__ if name not in nested}
         fields = {name: value for name, value in values.items() if value is not None}
         for name in ("cached_tokens", "truncated", "abstained"):
             if not fields[name]:
                 del fields[name]
+        if self.spans is not None:
+            fields["spans"] = [asdict(span) for span in self.spans]
         if len(self.choices) > 1:
             fields["choices"] = [asdict(choice, dict_factory=_to_json) for choice in self.choices]
         return fields

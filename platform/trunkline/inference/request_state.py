@@ -12,15 +12,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trunkline.adapters.artifact import Artifact
+from trunkline.data.targets import labels_in, number
 from trunkline.errors import TrunklineError
 from trunkline.inference.detokenizer import IncrementalDetokenizer
 from trunkline.inference.embedding import EmbeddingTask
 from trunkline.inference.kv_cache import BLOCK_SIZE, Lease
-from trunkline.inference.request import Answer, Choice, Request, StreamChunk, TokenScore
+from trunkline.inference.request import (
+    Answer,
+    Choice,
+    Request,
+    ScoredSpan,
+    StreamChunk,
+    TokenScore,
+)
 from trunkline.inference.sampling import SamplingParams
 from trunkline.inference.scores import PromptScores, ScoreLog
 from trunkline.lora.pool import Resident
-from trunkline.tasks import AnyTask, ClassificationTask, GenerationTask
+from trunkline.tasks import (
+    AnyTask,
+    ClassificationTask,
+    GenerationTask,
+    MultilabelTask,
+    RankingTask,
+    TaggingTask,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -64,8 +79,9 @@ class RequestState:
         truncated: whether the text was cut to the adapter's longest prompt.
         submitted, started, first_token: times on the engine's clock, in seconds.
         choices: finished sequences, by index.
-        head_output: ``[outputs]``, of a task with a head; of an embedding, the sum of the hidden
-            states so far, ``[hidden]``.
+        head_output: ``[outputs]``, of a task with a head; of tagging, those of the tokens so far,
+            ``[tokens, tags]``; of an embedding, the sum of the hidden states so far, ``[hidden]``.
+        offsets: of tagging: the characters of the text that each token covers; None outside of it.
         prompt_scores: log probabilities of the prompt's tokens so far.
         unstarted: sequences that start once the first one has computed the prompt.
         result: the answer or error; None until the request ends.
@@ -79,6 +95,7 @@ class RequestState:
     prompt: list[int]
     max_new_tokens: int
     truncated: bool = False
+    offsets: tuple[tuple[int, int] | None, ...] = ()
     submitted: float = 0.0
     started: float | None = None
     first_token: float | None = None
@@ -134,6 +151,10 @@ class RequestState:
         assert self.head_output is not None
         if isinstance(self.task, EmbeddingTask):
             return Answer(**common, embedding=self.task.decode(self.head_output))
+        if isinstance(self.task, TaggingTask):
+            return Answer(**common, spans=self._spans(self.task))
+        if isinstance(self.task, RankingTask):
+            return Answer(**common, value=float(self.head_output[0]))
         value, probabilities = self.task.decode(self.head_output[None])[0]
         labels, abstained = getattr(self.task, "labels", ()), False
         if isinstance(self.task, ClassificationTask) and self.request.abstain is not None:
@@ -141,12 +162,24 @@ class RequestState:
         return Answer(
             **common,
             label=None if abstained or self.task.kind != "classification" else str(value),
+            labels=labels_in(value) if isinstance(self.task, MultilabelTask) else None,
             abstained=abstained,
             probabilities=(
                 dict(zip(labels, probabilities, strict=True)) if probabilities else None
             ),
-            value=float(value) if self.task.kind == "regression" else None,
+            value=number(value) if self.task.kind == "regression" else None,
             unit=getattr(self.task, "unit", None),
+        )
+
+    def _spans(self, task: TaggingTask) -> tuple[ScoredSpan, ...]:
+        assert self.head_output is not None
+        inside = [index for index, one in enumerate(self.offsets) if one is not None]
+        example = {"offsets": [self.offsets[index] for index in inside]}
+        spans, probabilities = task.decode(self.head_output[inside], [example])[0]
+        text = self.request.text
+        return tuple(
+            ScoredSpan(one.start, one.end, one.label, text[one.start : one.end], probability)
+            for one, probability in zip(spans, probabilities, strict=True)
         )
 
     def publish(self, chunk: StreamChunk) -> None:
@@ -332,7 +365,7 @@ class Sequence:
         """Whether the hidden state of every token of the prompt is needed, so none is cached."""
         if self.index > 0:
             return False
-        return self.state.scores_prompt or isinstance(self.state.task, EmbeddingTask)
+        return self.state.scores_prompt or isinstance(self.state.task, EmbeddingTask | TaggingTask)
 
     @property
     def capacity(self) -> int:

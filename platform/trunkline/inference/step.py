@@ -23,6 +23,7 @@ from trunkline.inference.sampling import (
 )
 from trunkline.lora.pool import AdapterPool
 from trunkline.lora.routing import Pages, Routing, Span
+from trunkline.tasks import TaggingTask
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +47,8 @@ class StepResult:
     Attributes:
         sampled: sequence, token id, its log probability if requested, and the likeliest tokens
             with their log probabilities.
-        head_outputs: ``[outputs]`` float32 for each sequence with a head; for an embedding, the
-            sum of the hidden states, ``[hidden]``.
+        head_outputs: ``[outputs]`` float32 for each sequence with a head; for tagging
+            ``[tokens, tags]``; for an embedding, the sum of the hidden states, ``[hidden]``.
         failures: sequences with NaN in their output.
         prompt_scores: of tokens of prompts, if requested.
         prefilled: sequences that generate nothing and whose prompt is complete.
@@ -97,7 +98,7 @@ class Stepper:
                     input_ids=ids[None], position_ids=positions[None], use_cache=False
                 ).last_hidden_state[0]
             ends = np.cumsum([part.tokens for part in ordered]) - 1
-            self._pool_embeddings(ordered, ends, hidden)
+            self._read_all_tokens(ordered, ends, hidden)
             for part in ordered:
                 part.sequence.computed += part.tokens
             return self._read(ordered, ends, hidden)
@@ -120,13 +121,13 @@ class Stepper:
                     generating.append((sequence, end))
                 else:
                     prefilled.append(sequence)
-            elif isinstance(sequence.state.task, EmbeddingTask):
+            elif isinstance(sequence.state.task, EmbeddingTask | TaggingTask):
                 assert sequence.state.head_output is not None
                 outputs.append((sequence, sequence.state.head_output))
             else:
                 assert sequence.resident is not None
                 assert sequence.resident.head is not None
-                outputs.append((sequence, sequence.resident.head @ hidden[end].float()))
+                outputs.append((sequence, sequence.resident.head(hidden[end])))
         prompt_scores, failures = self._score_prompts(ordered, ends, hidden)
         bad = {sequence for sequence, _ in failures}
         generating = [pair for pair in generating if pair[0] not in bad]
@@ -140,13 +141,24 @@ class Stepper:
             outputs = [pair for pair in outputs if pair[0] not in broken]
         return StepResult(sampled, outputs, failures, prompt_scores, prefilled)
 
-    def _pool_embeddings(self, ordered: list[Part], ends: Any, hidden: torch.Tensor) -> None:
-        """Add the hidden states of the parts that are for embeddings; before they are counted."""
+    def _read_all_tokens(self, ordered: list[Part], ends: Any, hidden: torch.Tensor) -> None:
+        """Pool the parts that are for embeddings, and apply the heads of tagging to each token.
+
+        Called before the tokens are counted.
+        """
+        import torch
+
         for part, end in zip(ordered, ends, strict=True):
             sequence, state = part.sequence, part.sequence.state
+            own = hidden[end + 1 - part.tokens : end + 1]
             if isinstance(state.task, EmbeddingTask):
-                own = hidden[end + 1 - part.tokens : end + 1]
                 state.head_output = state.task.pool(state.head_output, own, sequence.computed)
+            elif isinstance(state.task, TaggingTask):
+                assert sequence.resident is not None
+                assert sequence.resident.head is not None
+                logits = sequence.resident.head(own)
+                before = state.head_output
+                state.head_output = logits if before is None else torch.cat((before, logits))
 
     def _score_prompts(
         self, ordered: list[Part], ends: Any, hidden: torch.Tensor

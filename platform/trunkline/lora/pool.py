@@ -28,11 +28,9 @@ from trunkline.errors import (
 )
 from trunkline.lora.routing import PAGE_RANK, Pages, Routing, Span
 from trunkline.lora.slots import LoraSlots, Matrices
-from trunkline.lora.weights import read_weights
+from trunkline.lora.weights import Head, read_weights
 
 if TYPE_CHECKING:
-    import torch
-
     from trunkline.bases.linear import FusedLayers
 
 MIB = 1 << 20
@@ -47,7 +45,7 @@ class Resident:
     """One adapter in memory.
 
     Attributes:
-        head: ``[outputs, hidden]`` float32, or None.
+        head: on the device; None if the task has none.
         bytes: size on the host.
         pages_needed: on the device.
         uploading: whether it is being written into pages.
@@ -59,7 +57,7 @@ class Resident:
 
     artifact: Artifact
     name: str
-    head: torch.Tensor | None
+    head: Head | None
     bytes: int
     pages_needed: int
     matrices: Matrices

@@ -7,10 +7,11 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trunkline.adapters.artifact import WEIGHTS, Artifact
-from trunkline.adapters.config import PREFIX, adapted_module, is_head
+from trunkline.adapters.config import PREFIX, adapted_module, is_head, is_head_bias
 from trunkline.errors import BaseMismatchError, IntegrityError, reason_of
 from trunkline.files import REPAIR, TensorInfo, parse_safetensors_header
 from trunkline.lora.slots import Matrices
@@ -29,10 +30,38 @@ _OWN: dict[str, int] = (
 _OTHER_BASE = "It was made for another base."
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """A linear layer on hidden states, in float32.
+
+    Attributes:
+        weight: ``[outputs, hidden]``.
+        bias: ``[outputs]``, or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[…, hidden]`` of any float type → ``[…, outputs]`` float32."""
+        from torch.nn.functional import linear
+
+        return linear(hidden.float(), self.weight, self.bias)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.weight.nbytes) + (0 if self.bias is None else int(self.bias.nbytes))
+
+    def to(self, device: torch.device) -> Head:
+        """The same head on a device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return Head(self.weight.to(device), bias)
+
+
 def read_weights(
     artifact: Artifact, base_digest: str, linear: Features, hidden: int
-) -> tuple[Matrices, torch.Tensor | None]:
-    """Read the matrices by module, and the head ``[outputs, hidden]`` or None; all in float32.
+) -> tuple[Matrices, Head | None]:
+    """Read the matrices by module, and the head if the task has one; all in float32.
 
     Args:
         artifact: with verified digests.
@@ -58,8 +87,11 @@ def read_weights(
         for key, tensor in tensors.items()
         if (module := adapted_module(key)) is not None
     }
-    head = next((tensor for key, tensor in tensors.items() if is_head(key)), None)
-    return matrices, None if head is None else head.float()
+    weight = next((tensor for key, tensor in tensors.items() if is_head(key)), None)
+    if weight is None:
+        return matrices, None
+    bias = next((tensor for key, tensor in tensors.items() if is_head_bias(key)), None)
+    return matrices, Head(weight.float(), None if bias is None else bias.float())
 
 
 def check_base(artifact: Artifact, base_digest: str) -> None:

@@ -36,7 +36,10 @@ MAX_REF_CHARS = 256
 ROUTES = {
     "generation": "/v1/chat/completions",
     "classification": "/v1/classify",
+    "multilabel": "/v1/classify",
     "regression": "/v1/regress",
+    "tagging": "/v1/tag",
+    "ranking": "/v1/rank",
 }
 """Task of a model → the route that answers it."""
 
@@ -78,11 +81,11 @@ def served_models(context: RequestContext) -> ServedModels:
     return ServedModels(context.service.platform, context.service.base)
 
 
-async def resolve(context: RequestContext, ref: str, task: str | None) -> ResolvedModel:
+async def resolve(context: RequestContext, ref: str, *tasks: str) -> ResolvedModel:
     """Resolve the model of a request, once; the request keeps this version.
 
     Args:
-        task: which the model must have; None: any.
+        tasks: of which the model must have one; none: any.
 
     Raises:
         ApiError: 404, the model is unknown or the key may not use it; 400, it has another task.
@@ -90,7 +93,7 @@ async def resolve(context: RequestContext, ref: str, task: str | None) -> Resolv
     """
     models = served_models(context)
     model = context.model = await context.service.query(models.resolve, context.key, ref)
-    if task is not None and model.task != task:
+    if tasks and model.task not in tasks:
         raise ApiError(
             f"{model.name} is a {model.task} model.",
             f"Use POST {ROUTES[model.task]}.",

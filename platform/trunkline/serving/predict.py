@@ -1,4 +1,4 @@
-"""``POST /v1/classify``, ``/v1/regress`` and OpenAI's ``/v1/embeddings``.
+"""``POST /v1/classify``, ``/v1/regress``, ``/v1/tag``, ``/v1/rank`` and ``/v1/embeddings``.
 
 An embedding is the mean of a text's last hidden states, of length 1.
 """
@@ -11,12 +11,14 @@ import math
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import model_validator
 
+from trunkline.data.targets import target_text
 from trunkline.errors import DataError
 from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
@@ -28,12 +30,15 @@ from trunkline.serving.openai import adapter_of, usage
 from trunkline.serving.schemas import (
     ModelName,
     PredictBody,
+    RankBody,
+    TagBody,
     Timeout,
     TokenInputs,
     check_inputs,
     split_inputs,
 )
 from trunkline.serving.service import Context, RequestContext
+from trunkline.tasks.ranking import ranked
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -42,18 +47,65 @@ router = APIRouter(route_class=JsonRoute)
 async def classify(body: PredictBody, context: Context, request: Request) -> Response:
     """Classify each text; returns its label and the probabilities of all labels.
 
-    With ``abstain``, a wanted precision, an uncertain text has ``label`` null and ``abstained``.
+    With ``abstain``, a wanted precision, an uncertain text has ``label`` null and ``abstained``. A
+    multilabel adapter gives ``labels`` instead.
     """
-    return await _predict(body, context, request, "classification", _label)
+    return await _predict(body, context, request, ("classification", "multilabel"), _label)
 
 
 @router.post("/v1/regress")
 async def regress(body: PredictBody, context: Context, request: Request) -> Response:
     """Predict a number for each text, in the adapter's unit."""
-    return await _predict(body, context, request, "regression", _value)
+    return await _predict(body, context, request, ("regression",), _value)
+
+
+@router.post("/v1/tag")
+async def tag(body: TagBody, context: Context, request: Request) -> Response:
+    """Find the spans of each text: ``start``, ``end``, ``label``, ``text`` and ``probability``.
+
+    ``start`` and ``end`` count the text's characters (Unicode code points); ``end`` is excluded.
+    """
+    return await _predict(body, context, request, ("tagging",), _spans)
+
+
+@router.post("/v1/rank")
+@router.post("/v1/rerank")
+async def rank(body: RankBody, context: Context, request: Request) -> Response:
+    """Rank documents for a query, the best first, as Cohere's and Jina's rerank do.
+
+    ``relevance_score`` is the probability of being the relevant one of these documents.
+    """
+    context.set_model_name(body.model, json.dumps([body.query, *body.documents]))
+    model = await resolve(context, body.model, "ranking")
+    requests = [EngineRequest(model.name, body.query, candidate=one) for one in body.documents]
+    await context.submit(model, body.documents, requests, body.timeout, field="documents")
+    answers = await context.answers(request.receive)
+    order, probabilities = ranked([_value(answer)["value"] for answer in answers])
+    results = [
+        {
+            "index": index,
+            "relevance_score": probability,
+            **({"document": {"text": body.documents[index]}} if body.return_documents else {}),
+        }
+        for index, probability in zip(order, probabilities, strict=True)
+    ]
+    content = {
+        "object": "list",
+        "model": model.name,
+        "results": results[: body.top_n],
+        "usage": usage(answers),
+        "truncated": any(answer.truncated for answer in answers),
+    }
+    return await context.respond(content, "\n".join(str(index) for index in order))
+
+
+def _spans(answer: Answer) -> dict[str, Any]:
+    return {"spans": [asdict(span) for span in answer.spans or ()]}
 
 
 def _label(answer: Answer) -> dict[str, Any]:
+    if answer.labels is not None:
+        return {"labels": list(answer.labels), "probabilities": answer.probabilities}
     abstained = {"abstained": True} if answer.abstained else {}
     return {"label": answer.label, **abstained, "probabilities": answer.probabilities}
 
@@ -68,16 +120,18 @@ def _value(answer: Answer) -> dict[str, Any]:
 
 
 async def _predict(
-    body: PredictBody,
+    body: PredictBody | TagBody,
     context: RequestContext,
     request: Request,
-    task: str,
+    tasks: tuple[str, ...],
     fields: Callable[[Answer], dict[str, Any]],
 ) -> Response:
     context.set_model_name(body.model, json.dumps(body.input, ensure_ascii=False))
     texts = body.texts()
-    model = await resolve(context, body.model, task)
-    engine_requests = [EngineRequest(model.name, text, abstain=body.abstain) for text in texts]
+    model = await resolve(context, body.model, *tasks)
+    engine_requests = [
+        EngineRequest(model.name, text, abstain=getattr(body, "abstain", None)) for text in texts
+    ]
     await context.submit(model, texts, engine_requests, body.timeout, field="input")
     answers = await context.answers(request.receive)
     data = [
@@ -90,7 +144,9 @@ async def _predict(
         for index, answer in enumerate(answers)
     ]
     content = {"object": "list", "model": model.name, "data": data, "usage": usage(answers)}
-    return await context.respond(content, "\n".join(str(answer.output) for answer in answers))
+    return await context.respond(
+        content, "\n".join(target_text(answer.output) for answer in answers)
+    )
 
 
 NEUTRAL: Mapping[str, Values] = {
@@ -125,7 +181,7 @@ async def embed(body: EmbeddingBody, context: Context, request: Request) -> Resp
     """Embed texts with the base or with any adapter, without its template."""
     context.set_model_name(body.model, json.dumps(body.input, ensure_ascii=False))
     inputs = split_inputs(body.input)
-    model = await resolve(context, body.model, None)
+    model = await resolve(context, body.model)
     adapter = adapter_of(model)
     engine_requests = [
         EngineRequest(adapter, one, raw=True, embed=True)

@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from trunkline.errors import UsageError
+from trunkline.inference.ranking import check_candidates
 from trunkline.inference.request import (
     MAX_CHOICES,
     MAX_LOGPROBS,
@@ -356,14 +358,13 @@ class CompletionBody(GenerationBody):
         return split_inputs(self.prompt)
 
 
-class PredictBody(StrictModel):
-    """``POST /v1/classify`` and ``/v1/regress``."""
+class TagBody(StrictModel):
+    """``POST /v1/tag``."""
 
     ignored = fields.PREDICT_IGNORED
 
     model: ModelName
     input: OneOrMore
-    abstain: Annotated[StrictFloat, Field(ge=0.5, le=0.99)] | None = None
     timeout: Timeout | None = None
 
     @model_validator(mode="after")
@@ -375,6 +376,34 @@ class PredictBody(StrictModel):
     def texts(self) -> list[str]:
         """The texts."""
         return [self.input] if isinstance(self.input, str) else self.input
+
+
+class PredictBody(TagBody):
+    """``POST /v1/classify`` and ``/v1/regress``."""
+
+    abstain: Annotated[StrictFloat, Field(ge=0.5, le=0.99)] | None = None
+
+
+class RankBody(StrictModel):
+    """``POST /v1/rank``, with the fields of Cohere's and Jina's rerank."""
+
+    ignored = fields.PREDICT_IGNORED
+
+    model: ModelName
+    query: Text
+    documents: Texts
+    top_n: Annotated[Integer, Field(ge=1)] | None = None
+    return_documents: StrictBool = True
+    timeout: Timeout | None = None
+
+    @model_validator(mode="after")
+    def _check_documents(self) -> Self:
+        try:
+            check_candidates(self.documents)
+        except UsageError as error:
+            problem = f"can't be ranked: {error.message}"
+            raise invalid(problem, error.hint or "", field="documents") from None
+        return self
 
 
 Inputs = str | list[str] | list[int] | list[list[int]]

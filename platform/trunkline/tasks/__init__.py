@@ -12,20 +12,34 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from trunkline.contracts import MOST_NEW_TOKENS, RecipeSpec, Row
+from trunkline.data.targets import number
 from trunkline.errors import IntegrityError
 from trunkline.files import validation_problem
 from trunkline.tasks.classification import Calibration, ClassificationTask
 from trunkline.tasks.generation import GenerationTask
+from trunkline.tasks.multilabel import MultilabelTask
+from trunkline.tasks.ranking import RankingTask
 from trunkline.tasks.regression import RegressionTask
+from trunkline.tasks.tagging import TaggingTask
 
-AnyTask = ClassificationTask | RegressionTask | GenerationTask
+AnyTask = (
+    ClassificationTask
+    | MultilabelTask
+    | RegressionTask
+    | GenerationTask
+    | TaggingTask
+    | RankingTask
+)
 
 __all__ = [
     "AnyTask",
     "Calibration",
     "ClassificationTask",
     "GenerationTask",
+    "MultilabelTask",
+    "RankingTask",
     "RegressionTask",
+    "TaggingTask",
     "prompt_limit",
     "task_for",
     "task_from_json",
@@ -39,14 +53,20 @@ def task_for(
 
     Args:
         recipe: its kind of task, scale and ``max_new_tokens``.
-        labels: of a classification, in the order of the head's outputs.
+        labels: of a classification, multilabel or tagging task, in the order of the head's outputs.
         train: the training rows.
         unit: of a regression.
     """
     if recipe.task == "classification":
         return ClassificationTask(labels)
+    if recipe.task == "multilabel":
+        return MultilabelTask(labels)
+    if recipe.task == "tagging":
+        return TaggingTask(labels)
+    if recipe.task == "ranking":
+        return RankingTask()
     if recipe.task == "regression":
-        targets = [float(row.target) for row in train]
+        targets = [number(row.target) for row in train]
         return RegressionTask.fitted(targets, scale=recipe.scale, unit=unit or "")
     return GenerationTask(recipe.max_new_tokens)
 
@@ -104,6 +124,30 @@ class _Classification(_Strict):
         )
 
 
+class _Multilabel(_Strict):
+    kind: Literal["multilabel"]
+    labels: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+    threshold: Annotated[FiniteFloat, Field(gt=0, lt=1)]
+
+    def make(self) -> AnyTask:
+        return MultilabelTask(tuple(self.labels), self.threshold)
+
+
+class _Tagging(_Strict):
+    kind: Literal["tagging"]
+    labels: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+
+    def make(self) -> AnyTask:
+        return TaggingTask(tuple(self.labels))
+
+
+class _Ranking(_Strict):
+    kind: Literal["ranking"]
+
+    def make(self) -> AnyTask:
+        return RankingTask()
+
+
 class _Regression(_Strict):
     kind: Literal["regression"]
     scale: Literal["linear", "log"]
@@ -124,4 +168,7 @@ class _Generation(_Strict):
 
 
 class _StoredTask(_Strict):
-    task: Annotated[_Classification | _Regression | _Generation, Field(discriminator="kind")]
+    task: Annotated[
+        _Classification | _Multilabel | _Regression | _Generation | _Tagging | _Ranking,
+        Field(discriminator="kind"),
+    ]

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trunkline.contracts import LossContext, Row, Target
+from trunkline.data.encode import Prompt
 from trunkline.errors import UsageError
 from trunkline.tasks.batches import pad
 
@@ -68,9 +69,9 @@ class ClassificationTask:
         """Outputs of the head."""
         return len(self.labels)
 
-    def example(self, prompt: list[int], row: Row, tokenizer: Any) -> dict[str, Any]:
+    def example(self, prompts: Sequence[Prompt], row: Row, tokenizer: Any) -> dict[str, Any]:
         """Encode one training row."""
-        return {"input_ids": prompt, "target": self.labels.index(str(row.target))}
+        return {"input_ids": prompts[0].ids, "target": self.labels.index(str(row.target))}
 
     def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
         """Pad examples into a batch; ``targets`` is ``[batch]`` int64 label indices."""
@@ -90,9 +91,11 @@ class ClassificationTask:
     def loss_context(self, rows: Sequence[Row]) -> LossContext:
         """The labels and how often each occurs in the training rows."""
         counts = Counter(str(row.target) for row in rows)
-        return LossContext(labels=self.labels, counts=counts)
+        return LossContext(labels=self.labels, counts=counts, rows=len(rows))
 
-    def decode(self, outputs: torch.Tensor) -> list[tuple[Target, tuple[float, ...]]]:
+    def decode(
+        self, outputs: torch.Tensor, examples: Sequence[dict[str, Any]] = ()
+    ) -> list[tuple[Target, tuple[float, ...]]]:
         """Logits ``[batch, labels]`` → the most likely label and all probabilities of each row."""
         probabilities = outputs.float().softmax(-1)
         best = probabilities.argmax(-1).tolist()

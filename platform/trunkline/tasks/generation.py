@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trunkline.contracts import LossContext, Row
-from trunkline.data.encode import encode_answer
+from trunkline.data.encode import Prompt, encode_answer
 from trunkline.tasks.batches import pad
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ class GenerationTask:
     labels: ClassVar[tuple[str, ...]] = ()
     head_size: ClassVar[None] = None
 
-    def example(self, prompt: list[int], row: Row, tokenizer: Any) -> dict[str, Any]:
+    def example(self, prompts: Sequence[Prompt], row: Row, tokenizer: Any) -> dict[str, Any]:
         """Encode one training row; ``answer`` is the number of the answer's tokens."""
         answer = encode_answer(str(row.target), tokenizer)
-        return {"input_ids": prompt + answer, "answer": len(answer)}
+        return {"input_ids": prompts[0].ids + answer, "answer": len(answer)}
 
     def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
         """Pad on the left, so that all answers end in the last column.
@@ -68,7 +68,7 @@ class GenerationTask:
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:
         """Nothing: a loss for generation sees the logits only."""
-        return LossContext()
+        return LossContext(rows=len(rows))
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "max_new_tokens": self.max_new_tokens}

@@ -1,7 +1,8 @@
 """The core's losses, each with its source; a recipe's ``loss_options`` set their options.
 
 Classification: logits ``[batch, labels]`` and label indices ``[batch]``. Regression: outputs and
-targets ``[batch]``, standardized. Every loss is a mean over the batch.
+targets ``[batch]``, standardized. ``LossSpec`` has the shapes of the other tasks. Every loss is a
+mean over the batch.
 """
 
 from __future__ import annotations
@@ -31,11 +32,7 @@ def cross_entropy(context: LossContext) -> LossFunction:
 
     smoothing, kind = context.options["label_smoothing"], context.options["class_weight"]
     _check_range("label_smoothing", smoothing, 0.0, 0.999)
-    if kind not in _CLASS_WEIGHTS:
-        raise UsageError(
-            f"The loss option class_weight can't be {kind!r}.",
-            f"Use one of: {', '.join(_CLASS_WEIGHTS)}.",
-        )
+    _check_class_weight(kind)
     counts = _counts(context)
     total = sum(counts)
     weights = [total / (len(counts) * count) for count in counts] if kind == "balanced" else None
@@ -49,6 +46,41 @@ def cross_entropy(context: LossContext) -> LossFunction:
 
 def token_cross_entropy(context: LossContext) -> LossFunction:
     """Cross-entropy of the answer's tokens, ``[tokens, vocabulary]`` and ``[tokens]``."""
+    from torch.nn.functional import cross_entropy as entropy
+
+    return entropy
+
+
+def binary_cross_entropy(context: LossContext) -> LossFunction:
+    """Binary cross-entropy of each label, averaged over labels and rows.
+
+    Option: ``class_weight`` ``balanced`` weights a present label by the rows without it over the
+    rows with it, at most 100.
+    """
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    kind = context.options["class_weight"]
+    _check_class_weight(kind)
+    counts = _counts(context)
+    weights = [min(100.0, max(1, context.rows - count) / count) for count in counts]
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        weight = _tensor(weights, logits) if kind == "balanced" else None
+        return binary_cross_entropy_with_logits(logits, targets, pos_weight=weight)
+
+    return loss
+
+
+def tag_cross_entropy(context: LossContext) -> LossFunction:
+    """Cross-entropy of the tags of the texts' tokens, ``[tokens, tags]`` and ``[tokens]``."""
+    return token_cross_entropy(context)
+
+
+def listwise(context: LossContext) -> LossFunction:
+    """Cross-entropy of the relevant candidate among those of its query (ListNet, Cao et al. 2007).
+
+    Scores ``[batch, candidates]``, -inf where a query has fewer, and indices ``[batch]``.
+    """
     from torch.nn.functional import cross_entropy as entropy
 
     return entropy
@@ -289,6 +321,14 @@ def _index(label: Any, labels: Sequence[str]) -> int:
     return labels.index(label)
 
 
+def _check_class_weight(kind: Any) -> None:
+    if kind not in _CLASS_WEIGHTS:
+        raise UsageError(
+            f"The loss option class_weight can't be {kind!r}.",
+            f"Use one of: {', '.join(_CLASS_WEIGHTS)}.",
+        )
+
+
 def _check_range(name: str, value: Any, least: float, most: float) -> None:
     usable = isinstance(value, int | float) and not isinstance(value, bool)
     if not usable or not least <= value <= most:
@@ -323,10 +363,13 @@ LOSSES: tuple[LossSpec, ...] = (
     _spec("class_balanced", "classification", class_balanced, beta=0.999),
     _spec("cost_sensitive", "classification", cost_sensitive, costs={}, other=1.0, weight=1.0),
     _spec("hierarchical", "classification", hierarchical, separator="/", alpha=0.1),
+    _spec("binary_cross_entropy", "multilabel", binary_cross_entropy, class_weight="none"),
     _spec("mse", "regression", mse),
     _spec("huber", "regression", huber, delta=1.0),
     _spec("quantile", "regression", quantile, quantile=0.5),
     _spec("pairwise_ranking", "regression", pairwise_ranking, weight=1.0),
     _spec("token_cross_entropy", "generation", token_cross_entropy),
+    _spec("tag_cross_entropy", "tagging", tag_cross_entropy),
+    _spec("listwise", "ranking", listwise),
 )
 """Registered by the plugin ``core``; the first of each task is its default."""

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trunkline.contracts import LossContext, Row, Target
+from trunkline.data.encode import Prompt
+from trunkline.data.targets import number
 from trunkline.tasks.batches import pad
 
 if TYPE_CHECKING:
@@ -53,9 +55,9 @@ class RegressionTask:
         value = output * self.deviation + self.mean
         return math.exp(min(value, _MAX_EXPONENT)) if self.scale == "log" else value
 
-    def example(self, prompt: list[int], row: Row, tokenizer: Any) -> dict[str, Any]:
+    def example(self, prompts: Sequence[Prompt], row: Row, tokenizer: Any) -> dict[str, Any]:
         """Encode one training row."""
-        return {"input_ids": prompt, "target": self.scaled(float(row.target))}
+        return {"input_ids": prompts[0].ids, "target": self.scaled(number(row.target))}
 
     def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
         """Pad examples into a batch; ``targets`` is ``[batch]`` float32, standardized."""
@@ -75,9 +77,11 @@ class RegressionTask:
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:
         """Nothing: a loss for regression sees the outputs only."""
-        return LossContext()
+        return LossContext(rows=len(rows))
 
-    def decode(self, outputs: torch.Tensor) -> list[tuple[Target, None]]:
+    def decode(
+        self, outputs: torch.Tensor, examples: Sequence[dict[str, Any]] = ()
+    ) -> list[tuple[Target, None]]:
         """Standardized outputs ``[batch]`` or ``[batch, 1]`` → numbers in the unit."""
         return [(self.unscaled(value), None) for value in outputs.float().reshape(-1).tolist()]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from trunkline.contracts import Scored
 from trunkline.evaluation.calibration import abstention_thresholds, fit_temperature
-from trunkline.tasks import Calibration, ClassificationTask
-from trunkline.tasks.batches import by_length
+from trunkline.evaluation.metrics import micro_f1
+from trunkline.evaluation.structured_baselines import THRESHOLDS
+from trunkline.tasks import AnyTask, Calibration, ClassificationTask, MultilabelTask
+from trunkline.tasks.batches import within_tokens
 from trunkline.training.job import EncodedRows
 
-_BATCH = 64
+_TOKENS = 4096
 
 
 def calibrate(
@@ -37,14 +40,7 @@ def calibrate(
     linear = sum(parameter.dim() == 2 for parameter in head) == 1 and len(head) <= 2
     if not linear:
         return task
-    logits = torch.empty(len(validation.examples), len(task.labels))
-    model.eval()
-    with torch.inference_mode():
-        lengths = [len(example["input_ids"]) for example in validation.examples]
-        for batch in by_length(lengths, _BATCH):
-            inputs = task.collate([validation.examples[index] for index in batch], pad_id)
-            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-            logits[batch] = task.outputs(model, inputs)[0].cpu()
+    logits = _logits(model, task, validation, pad_id)
     targets = torch.tensor([example["target"] for example in validation.examples])
     temperature = fit_temperature(logits.numpy(), targets.numpy())
     with torch.no_grad():
@@ -53,3 +49,38 @@ def calibrate(
     confidences, labels = (logits / temperature).softmax(-1).max(-1)
     thresholds = abstention_thresholds(confidences.tolist(), (labels == targets).tolist())
     return replace(task, calibration=Calibration(temperature, thresholds))
+
+
+def fit_threshold(
+    model: Any, task: MultilabelTask, validation: EncodedRows, pad_id: int
+) -> MultilabelTask:
+    """The task with the threshold of the highest micro-F1 on the validation rows.
+
+    Of equal ones it is the nearest to one half. Arguments as :func:`calibrate`.
+    """
+    probabilities = _logits(model, task, validation, pad_id).sigmoid().tolist()
+    targets = [
+        tuple(sorted(task.labels[index] for index in example["target"]))
+        for example in validation.examples
+    ]
+
+    def quality(threshold: float) -> tuple[float, float]:
+        chosen = [replace(task, threshold=threshold).chosen(one) for one in probabilities]
+        return micro_f1(Scored(targets=targets, predictions=chosen)), -abs(threshold - 0.5)
+
+    return replace(task, threshold=max(THRESHOLDS, key=quality))
+
+
+def _logits(model: Any, task: AnyTask, rows: EncodedRows, pad_id: int) -> Any:
+    """Outputs of the head, ``[rows, labels]`` float32 on the CPU, in the order of the rows."""
+    import torch
+
+    assert task.head_size is not None
+    logits = torch.empty(len(rows.examples), task.head_size)
+    model.eval()
+    with torch.inference_mode():
+        for batch in within_tokens([len(one["input_ids"]) for one in rows.examples], _TOKENS):
+            inputs = task.collate([rows.examples[index] for index in batch], pad_id)
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            logits[batch] = task.outputs(model, inputs)[0].cpu()
+    return logits

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import MetricSpec, Target
+from trunkline.data.targets import target_text
 from trunkline.errors import DataError
 from trunkline.evaluation.baselines import fit_baselines
 from trunkline.evaluation.comparison import Comparison, PairedRows, compare
-from trunkline.evaluation.intervals import paired_records, typed_values
+from trunkline.evaluation.intervals import paired_records, typed_predictions, typed_targets
 from trunkline.plugins import Catalog
 from trunkline.promotion import evaluations_on_test
 from trunkline.registry.records import EvaluationRecord, PredictionRecord, VersionRecord
@@ -117,8 +118,8 @@ def _compare(
     rows = PairedRows(
         ids=[record.row_id for record in first],
         groups=[record.group for record in first],
-        targets=typed_values(deciding, [record.target for record in first]),
-        first=typed_values(deciding, [record.prediction for record in first]),
-        second=typed_values(deciding, [str(value) for value in second]),
+        targets=typed_targets(deciding, [record.target for record in first]),
+        first=typed_predictions(deciding, [record.prediction for record in first]),
+        second=typed_predictions(deciding, [target_text(value) for value in second]),
     )
     return compare(rows, against, metrics, tuple(artifact.manifest.task.get("labels", ())))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from trunkline.contracts import Gate, RecipeSpec, Settings, Task, Template
+from trunkline.contracts import TASKS, Gate, RecipeSpec, Settings, Task, Template
 from trunkline.data.columns import DataFiles
+from trunkline.data.targets import default_template
 from trunkline.errors import DataError, NotFoundError, UsageError, one_line
 from trunkline.files import validation_problem
 from trunkline.plugins import Catalog
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 _MAX_BYTES = 1 << 20
 _METRICS: Mapping[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
+    "multilabel": ("micro_f1", "multilabel_macro_f1", "subset_accuracy"),
     "regression": ("mae", "r_squared"),
+    "tagging": ("entity_f1", "entity_precision", "entity_recall"),
+    "ranking": ("mrr", "recall_at_1", "recall_at_5"),
     "generation": ("exact_match",),
 }
 """The metrics of a recipe that names none; the first is the gate's."""
@@ -108,9 +112,7 @@ class RecipeConfig(_Strict):
             description=self.description,
             dataset=self.dataset or self.name,
             task=str(kind),
-            template=Template(
-                **{**self.template.model_dump(), "clean": tuple(self.template.clean)}
-            ),
+            template=self._template(str(kind)),
             settings=Settings(**self.settings),
             loss=self.loss,
             loss_options=self.loss_options,
@@ -121,6 +123,16 @@ class RecipeConfig(_Strict):
             scale=self.scale,
             max_new_tokens=self.max_new_tokens,
         )
+
+    def _template(self, kind: str) -> Template:
+        """The template; what it leaves open is that of the task."""
+        if kind not in TASKS:
+            return Template(**{**self.template.model_dump(), "clean": tuple(self.template.clean)})
+        default = default_template(kind)
+        values = {name: getattr(self.template, name) for name in self.template.model_fields_set}
+        if "clean" in values:
+            values["clean"] = tuple(values["clean"])
+        return replace(default, **values)
 
     def is_same(self, other: RecipeConfig | None) -> bool:
         """Whether both train the same, wherever their files are named from."""

@@ -6,14 +6,24 @@ constant predictions, single rows, and labels that are never predicted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trunkline.contracts import MetricSpec, Row, Scored, Settings, Target
+from trunkline.contracts import MetricSpec, Row, Scored, Settings, Span, Target, Task
 from trunkline.data.prepare import Prepared
+from trunkline.data.targets import labels_in, number
 from trunkline.errors import PluginCallError, TrunklineError
 from trunkline.evaluation.intervals import estimate, score_of
-from trunkline.tasks import AnyTask, ClassificationTask, GenerationTask, task_for
+from trunkline.tasks import (
+    AnyTask,
+    ClassificationTask,
+    MultilabelTask,
+    RankingTask,
+    RegressionTask,
+    task_for,
+)
 from trunkline.training.job import TrainingJob
 from trunkline.training.scoring import build_loss
 
@@ -28,6 +38,7 @@ LARGE = 100.0
 
 _BATCH = 8
 _VOCABULARY = 512
+_CANDIDATES = 5
 _DRAWS = 20
 _CHOICES = 20
 _MOST_ROWS = 64
@@ -58,34 +69,42 @@ def _batches(task: AnyTask, settings: Settings) -> Iterator[tuple[str, torch.Ten
 
     generator = torch.Generator().manual_seed(0)
 
+    width = {"generation": _VOCABULARY, "ranking": _CANDIDATES}.get(task.kind, task.head_size or 1)
+
     def outputs(rows: int) -> torch.Tensor:
-        if isinstance(task, ClassificationTask):
-            size: tuple[int, ...] = (rows, len(task.labels))
-        else:
-            size = (rows, _VOCABULARY) if isinstance(task, GenerationTask) else (rows,)
+        size = (rows,) if isinstance(task, RegressionTask) else (rows, width)
         return torch.randn(size, generator=generator)
 
     def targets(rows: int) -> torch.Tensor:
-        if isinstance(task, ClassificationTask):
-            return torch.randint(len(task.labels), (rows,), generator=generator)
-        if isinstance(task, GenerationTask):
-            return torch.randint(_VOCABULARY, (rows,), generator=generator)
-        return torch.randn(rows, generator=generator)
+        if isinstance(task, RegressionTask):
+            return torch.randn(rows, generator=generator)
+        if isinstance(task, MultilabelTask):
+            return torch.randint(2, (rows, width), generator=generator).float()
+        return torch.randint(width, (rows,), generator=generator)
+
+    def one_label(label: int) -> tuple[str, torch.Tensor, torch.Tensor]:
+        name = task.labels[label]
+        labels = torch.full((_BATCH,), label)
+        return f"a batch with the label {name!r} only", outputs(_BATCH), labels
 
     yield "a random batch", outputs(_BATCH), targets(_BATCH)
     yield "a batch of one row", outputs(1), targets(1)
-    if isinstance(task, ClassificationTask):
-        for label in dict.fromkeys((0, len(task.labels) - 1)):
-            labels = torch.full((_BATCH,), label)
-            yield f"a batch with the label {task.labels[label]!r} only", outputs(_BATCH), labels
+    labels = len(task.labels) if isinstance(task, ClassificationTask) else 0
+    for label in dict.fromkeys((0, labels - 1)) if labels else ():
+        yield one_label(label)
+    if isinstance(task, MultilabelTask):
+        yield "a batch without a label", outputs(_BATCH), torch.zeros(_BATCH, width)
+        yield "a batch with every label", outputs(_BATCH), torch.ones(_BATCH, width)
+    if isinstance(task, RankingTask):
+        fewer = outputs(_BATCH)
+        fewer[:, 2:] = -math.inf
+        yield "rows with two candidates", fewer, torch.zeros(_BATCH, dtype=torch.long)
     large = outputs(_BATCH).sign() * LARGE
     yield f"outputs of ±{LARGE:g}", large, targets(_BATCH)
     rows = min(settings.per_device_train_batch_size, _MOST_ROWS)
     yield f"a batch of {rows} rows", outputs(rows), targets(rows)
-    if isinstance(task, ClassificationTask):
-        for label in range(1, min(len(task.labels) - 1, _MOST_LABELS)):
-            labels = torch.full((_BATCH,), label)
-            yield f"a batch with the label {task.labels[label]!r} only", outputs(_BATCH), labels
+    for label in range(1, min(labels - 1, _MOST_LABELS)):
+        yield one_label(label)
 
 
 def _batch_problem(loss: LossFunction, outputs: torch.Tensor, targets: torch.Tensor) -> str | None:
@@ -127,11 +146,11 @@ def metric_problem(
         labels: of a classification.
         builtin: try the rows as they are only, not single rows.
     """
-    targets = [row.target for row in rows]
     groups = [row.group for row in rows]
-    predictions = list(_predictions(targets, labels))
-    few = [] if builtin else list(_few_rows(rows, labels))
-    for description, truth, answers in (*predictions, *_slices(rows, labels), *few):
+    make = _PredictionMaker(metric.task, labels)
+    predictions = list(make.predictions(rows))
+    few = [] if builtin else list(make.few_rows(rows))
+    for description, truth, answers in (*predictions, *make.slices(rows), *few):
         try:
             problem = _score_problem(metric, truth, answers, labels)
         except TrunklineError as error:
@@ -162,46 +181,71 @@ def _score_problem(
     return None
 
 
-def _predictions(targets: Sequence[Target], labels: tuple[str, ...]) -> Iterator[_Case]:
-    """All rows with right, wrong and constant predictions."""
-    yield "right predictions", targets, targets
-    yield "wrong predictions", targets, [_wrong(target, labels) for target in targets]
-    for value in _constants(targets, labels):
-        yield f"the prediction {value!r:.40} for every row", targets, [value] * len(targets)
+@dataclass(frozen=True)
+class _PredictionMaker:
+    """Makes predictions for rows, as a metric of one task might get them."""
 
+    task: Task
+    labels: tuple[str, ...]
 
-def _slices(rows: Sequence[Row], labels: tuple[str, ...]) -> Iterator[_Case]:
-    """The rows of each slice with wrong predictions."""
-    members: dict[tuple[str, str], list[Target]] = {}
-    for row in rows:
-        for name, value in row.slices.items():
-            members.setdefault((name, value), []).append(row.target)
-    for (name, value), targets in members.items():
-        wrong = [_wrong(target, labels) for target in targets]
-        yield f"wrong predictions for the slice {name} = {value!r:.40}", targets, wrong
+    def predictions(self, rows: Sequence[Row]) -> Iterator[_Case]:
+        """All rows with right, wrong and constant predictions."""
+        targets = [row.target for row in rows]
+        yield "right predictions", targets, [self.right(row) for row in rows]
+        yield "wrong predictions", targets, [self.wrong(row) for row in rows]
+        for value in self.constants(rows):
+            yield f"the prediction {value!r:.40} for every row", targets, [value] * len(rows)
 
+    def slices(self, rows: Sequence[Row]) -> Iterator[_Case]:
+        """The rows of each slice with wrong predictions."""
+        members: dict[tuple[str, str], list[Row]] = {}
+        for row in rows:
+            for name, value in row.slices.items():
+                members.setdefault((name, value), []).append(row)
+        for (name, value), of_slice in members.items():
+            wrong = [self.wrong(row) for row in of_slice]
+            description = f"wrong predictions for the slice {name} = {value!r:.40}"
+            yield description, [row.target for row in of_slice], wrong
 
-def _few_rows(rows: Sequence[Row], labels: tuple[str, ...]) -> Iterator[_Case]:
-    """Single rows, and rows of a single target."""
-    for target in list(dict.fromkeys(row.target for row in rows))[:_CHOICES]:
-        wrong = _wrong(target, labels)
-        yield f"one row, {target!r:.40}, predicted right", [target], [target]
-        yield f"one row, {target!r:.40}, predicted wrong", [target], [wrong]
-        yield f"rows of {target!r:.40} only", [target] * 3, [target, wrong, target]
+    def few_rows(self, rows: Sequence[Row]) -> Iterator[_Case]:
+        """Single rows, and rows of a single target."""
+        for row in list({row.target: row for row in reversed(rows)}.values())[:_CHOICES]:
+            target, right, wrong = row.target, self.right(row), self.wrong(row)
+            yield f"one row, {target!r:.40}, predicted right", [target], [right]
+            yield f"one row, {target!r:.40}, predicted wrong", [target], [wrong]
+            yield f"rows of {target!r:.40} only", [target] * 3, [right, wrong, right]
 
+    def right(self, row: Row) -> Target:
+        if self.task == "ranking":
+            return (str(row.target), *(one for one in row.candidates if one != row.target))
+        return row.target
 
-def _wrong(target: Target, labels: tuple[str, ...]) -> Target:
-    if not isinstance(target, str):
-        return -2.0 * target - 1.0
-    if labels:
-        return labels[(labels.index(target) + 1) % len(labels)]
-    return f"not {target}"
+    def wrong(self, row: Row) -> Target:
+        target = row.target
+        match self.task:
+            case "regression":
+                return -2.0 * number(target) - 1.0
+            case "classification":
+                return self.labels[(self.labels.index(str(target)) + 1) % len(self.labels)]
+            case "multilabel":
+                return tuple(sorted(set(self.labels) - set(labels_in(target))))
+            case "tagging":
+                return () if target else (Span(0, 1, self.labels[0]),)
+            case "ranking":
+                return (*(one for one in row.candidates if one != target), str(target))
+        return f"not {target}"
 
-
-def _constants(targets: Sequence[Target], labels: tuple[str, ...]) -> list[Target]:
-    if labels:
-        return list(labels[:_CHOICES])
-    numbers = [float(target) for target in targets if not isinstance(target, str)]
-    if not numbers:
+    def constants(self, rows: Sequence[Row]) -> list[Target]:
+        match self.task:
+            case "regression":
+                numbers = [number(row.target) for row in rows]
+                return [0.0, sum(numbers) / len(numbers), -1.0, 1e9]
+            case "classification":
+                return list(self.labels[:_CHOICES])
+            case "multilabel":
+                return [(), tuple(sorted(self.labels))]
+            case "tagging":
+                return [()]
+            case "ranking":
+                return [("?",)]
         return ["", "?", "two\nlines"]
-    return [0.0, sum(numbers) / len(numbers), -1.0, 1e9]

@@ -16,7 +16,7 @@ from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import Row, Target
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.data.split import Fold
-from trunkline.errors import Interrupted, RefusedError
+from trunkline.errors import Interrupted, RefusedError, UsageError
 from trunkline.evaluation.baselines import Baseline, fit_baselines
 from trunkline.evaluation.report import (
     EvaluationReport,
@@ -62,8 +62,10 @@ def cross_validate(context: RunContext, job: TrainingJob, folds: int) -> CrossVa
     all folds.
 
     Raises:
+        UsageError: ``folds`` is not 2 to 20.
         Interrupted: stopped by the user; nothing is kept.
     """
+    _check_count("folds", folds)
     recipe = job.recipe
     rows: list[Row] = []
     values: list[Target] = []
@@ -142,8 +144,10 @@ def repeat_seeds(context: RunContext, job: TrainingJob, seeds: int) -> SeedRepet
     """Train with the seeds 0 to ``seeds - 1``; the split and the baselines stay the same.
 
     Raises:
+        UsageError: ``seeds`` is not 2 to 20.
         Interrupted: stopped by the user; nothing is kept.
     """
+    _check_count("seeds", seeds)
     recipe = job.recipe
     lora_targets(context.engine.base.model, recipe.settings)
     context.listener.stage("reading data")
@@ -324,3 +328,8 @@ def prepare_version(
             f"Train again: `trunkline train {job.recipe.name}`.",
         )
     return job, prepared, artifact
+
+
+def _check_count(noun: str, count: int) -> None:
+    if not 2 <= count <= 20:
+        raise UsageError(f"The number of {noun} can't be {count}.", "Use 2 to 20.")

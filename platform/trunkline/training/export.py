@@ -23,6 +23,7 @@ from trunkline.bases import describe, load_fresh, local_tokenizer
 from trunkline.bases.load import pick_device, quiet_transformers
 from trunkline.contracts import NoProgress, ProgressListener, Row
 from trunkline.data.encode import encode_prompt
+from trunkline.data.targets import number
 from trunkline.errors import (
     BaseMismatchError,
     DataError,
@@ -139,6 +140,11 @@ def export_model(
             f"Pass `trunkline --base {version.base_name}`.",
         )
     task = task_from_json(artifact.manifest.task)
+    if not isinstance(task, ClassificationTask | RegressionTask | GenerationTask):
+        raise UsageError(
+            f"{version.ref} is for {task.kind}, which is not exported.",
+            f"Its artifact loads with plain PEFT: `trunkline adapters show {version.ref}`.",
+        )
     if format == "gguf-lora":
         _check_gguf(version, task, info.folder)
     local = local_tokenizer(base)
@@ -468,7 +474,7 @@ def _head_check(model: Any, tokenizer: Any, task: AnyTask) -> Compare:
         results: Compared = []
         for record, (value, probabilities) in zip(stored, task.decode(outputs), strict=True):
             if isinstance(task, RegressionTask):
-                difference = abs(task.scaled(float(value)) - task.scaled(float(record.prediction)))
+                difference = abs(task.scaled(number(value)) - task.scaled(float(record.prediction)))
                 same = difference <= TOLERANCE
             else:
                 expected, now = record.confidence, max(probabilities or (0.0,))

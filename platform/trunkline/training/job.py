@@ -19,15 +19,16 @@ from trunkline.contracts import (
     Template,
     TransformSpec,
 )
-from trunkline.data.encode import NoRoomError, encode_prompt
+from trunkline.data.encode import NoRoomError, encode_row
 from trunkline.data.lengths import LengthReport, check_answers_fit
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.files import canonical_json
 from trunkline.plugins import Catalog
 from trunkline.settings import checked_setting, nearest_name, noun_for
-from trunkline.tasks import AnyTask, prompt_limit
+from trunkline.tasks import AnyTask, TaggingTask, prompt_limit
 from trunkline.tasks.losses import check_options
+from trunkline.tasks.ranking import candidate_prompts
 from trunkline.training.config import RecipeConfig
 
 if TYPE_CHECKING:
@@ -265,7 +266,10 @@ def encode_parts(
     )
     reserved = max_length - limit
     longest = max(
-        len(prompt_of(one)) for part in (train, validation, test) for one in part.examples
+        len(prompt)
+        for part in (train, validation, test)
+        for one in part.examples
+        for prompt in example_prompts(one)
     )
     if longest + reserved > engine.max_model_len:
         raise DataError(
@@ -289,24 +293,32 @@ def encode_rows(
     examples: list[dict[str, Any]] = []
     lengths: list[int] = []
     truncated = 0
+    tagging = isinstance(task, TaggingTask)
     for row in rows:
         try:
-            prompt = encode_prompt(row.text, template, tokenizer, limit)
+            prompts = encode_row(row, template, tokenizer, limit, with_offsets=tagging)
         except DataError as error:
             hint = error.hint
             if isinstance(error, NoRoomError):
                 hint = f"Use more than --set max_length={max_length}, or a shorter template."
             raise DataError(f"Row {row.id!r}: {error.message}", hint) from None
-        truncated += prompt.truncated
-        lengths.append(prompt.full_length)
-        examples.append(task.example(prompt.ids, row, tokenizer))
+        truncated += any(prompt.truncated for prompt in prompts)
+        lengths.append(max(prompt.full_length for prompt in prompts))
+        examples.append(task.example(prompts, row, tokenizer))
     return EncodedRows(examples, lengths, truncated)
 
 
-def prompt_of(example: Mapping[str, Any]) -> list[int]:
-    """The token ids of an example without its answer."""
+def example_prompts(example: Mapping[str, Any]) -> list[list[int]]:
+    """The token ids of an example without its answer; of a ranking one prompt per candidate."""
     ids: list[int] = example["input_ids"]
-    return ids[: len(ids) - example["answer"]] if "answer" in example else ids
+    if "sizes" in example:
+        return candidate_prompts(example)
+    return [ids[: len(ids) - example.get("answer", 0)]]
+
+
+def prompt_of(example: Mapping[str, Any]) -> list[int]:
+    """The token ids of an example without its answer; of a ranking those of its first candidate."""
+    return example_prompts(example)[0]
 
 
 def inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) -> str:

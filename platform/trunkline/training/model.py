@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.adapters.config import TASK_TYPES
 from trunkline.contracts import Settings
 from trunkline.errors import NotFoundError, UsageError
-from trunkline.tasks import AnyTask
+from trunkline.tasks import AnyTask, TaggingTask
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,14 @@ def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -
     from trunkline.bases import load_fresh
 
     dtype = "fp32" if device == "cpu" else "auto"
-    model = load_fresh(base_name, task.head_size, device=device, dtype=dtype, seed=settings.seed)
+    model = load_fresh(
+        base_name,
+        task.head_size,
+        device=device,
+        dtype=dtype,
+        seed=settings.seed,
+        per_token=isinstance(task, TaggingTask),
+    )
     targets, layers = lora_targets(model, settings)
     config = LoraConfig(
         r=settings.r,

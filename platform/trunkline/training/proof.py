@@ -14,7 +14,7 @@ from trunkline.adapters.artifact import Artifact
 from trunkline.errors import TrainingError
 from trunkline.inference.engine import Engine
 from trunkline.inference.forward import last_hidden, next_logits
-from trunkline.tasks import AnyTask, GenerationTask
+from trunkline.tasks import AnyTask, GenerationTask, TaggingTask
 from trunkline.tasks.batches import pad
 
 SAMPLE = 16
@@ -71,10 +71,13 @@ def prove(
             batch = pad(sample, pad_id)
             expected = trained(**{name: ids.to(trained.device) for name, ids in batch.items()})
             expected = expected.logits.float()
+            if isinstance(task, TaggingTask):  # a head on every token: compare at the last one
+                last = [len(ids) - 1 for ids in sample]
+                expected = expected[range(len(sample)), last]
             assert resident.head is not None
-            bare = last_hidden(model, sample, pad_id) @ resident.head.T
+            bare = resident.head(last_hidden(model, sample, pad_id))
             with engine.pool.activate(artifact.digest):
-                actual = last_hidden(model, sample, pad_id) @ resident.head.T
+                actual = resident.head(last_hidden(model, sample, pad_id))
     expected = expected.to(actual.device)
     size = float(expected.abs().max()) or 1.0
     proof = Proof(

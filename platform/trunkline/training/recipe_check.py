@@ -16,10 +16,10 @@ from trunkline.data.findings import Examiner
 from trunkline.data.prepare import (
     Prepared,
     checked_additions,
-    clean_label,
     prepare,
     similar_advice,
 )
+from trunkline.data.targets import LABELED, clean_label, labels_in, normalized
 from trunkline.data.transforms import augment_rows
 from trunkline.errors import TrunklineError, plugin_call
 from trunkline.evaluation.baselines import fit_baselines
@@ -147,12 +147,20 @@ def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:
     if dataset.task == "regression":
         if not is_finite(row.target):
             return f"its target is {row.target!r}, not a finite number"
-    elif not isinstance(row.target, str) or not row.target.strip():
+    elif dataset.task not in ("multilabel", "tagging") and (
+        not isinstance(row.target, str) or not row.target.strip()
+    ):
         return f"its target is {row.target!r}, not a non-empty string"
-    elif dataset.labels and clean_label(row.target) not in map(clean_label, dataset.labels):
-        advice = similar_advice(row.target, dataset.labels)
-        unknown = f"its label {row.target!r} is not among the dataset's labels"
-        return unknown if advice is None else f"{unknown}. {advice}".rstrip(".")
+    try:
+        row = normalized(row, dataset.task)
+    except ValueError as error:
+        return str(error)
+    declared = [clean_label(label) for label in dataset.labels]
+    for label in labels_in(row.target) if declared and dataset.task in LABELED else ():
+        if clean_label(label) not in declared:
+            advice = similar_advice(label, dataset.labels)
+            unknown = f"its label {label!r} is not among the dataset's labels"
+            return unknown if advice is None else f"{unknown}. {advice}".rstrip(".")
     if not isinstance(row.slices, Mapping):
         return f"its slices are {row.slices!r:.60}, not a mapping"
     missing = [name for name in dataset.slices if name not in row.slices]

@@ -17,6 +17,7 @@ from trunkline.adapters.store import AdapterStore
 from trunkline.contracts import ProgressListener
 from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import Prepared, prepare
+from trunkline.data.targets import target_text
 from trunkline.errors import (
     DataError,
     Interrupted,
@@ -424,8 +425,8 @@ def prediction_record(prediction: Prediction) -> PredictionRecord:
     return PredictionRecord(
         row_id=prediction.row_id,
         group=prediction.group,
-        target=str(prediction.target),
-        prediction=str(prediction.prediction),
+        target=target_text(prediction.target),
+        prediction=target_text(prediction.prediction),
         confidence=prediction.confidence,
-        baseline_prediction=None if baseline is None else str(baseline),
+        baseline_prediction=None if baseline is None else target_text(baseline),
     )

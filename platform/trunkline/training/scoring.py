@@ -17,7 +17,7 @@ from trunkline.errors import PluginCallError, TrunklineError, plugin_call
 from trunkline.evaluation.intervals import number_of
 from trunkline.inference.forward import generate_texts
 from trunkline.tasks import AnyTask, GenerationTask
-from trunkline.tasks.batches import by_length
+from trunkline.tasks.batches import by_length, within_tokens
 from trunkline.training.job import EncodedRows, TrainingJob, prompt_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 VALIDATION_GENERATIONS = 128
 """Largest number of validation rows for which answers are generated between steps."""
+
+
+VALIDATION_TOKENS = 4096
+"""Tokens of a batch of validation rows, padding included."""
 
 
 class Validation(NamedTuple):
@@ -144,10 +148,12 @@ def make_validator(
         predictions: list[Any] = [None] * len(rows)
         total = 0.0
         with torch.inference_mode():
-            for batch in by_length(lengths, 64):
+            for batch in within_tokens(lengths, VALIDATION_TOKENS):
                 outputs, value = forward(model, batch)
                 total += value
-                for index, (prediction, _) in zip(batch, task.decode(outputs), strict=True):
+                examples = [encoded.examples[index] for index in batch]
+                decoded = task.decode(outputs, examples)
+                for index, (prediction, _) in zip(batch, decoded, strict=True):
                     predictions[index] = prediction
         targets = [row.target for row in rows]
         return Validation(

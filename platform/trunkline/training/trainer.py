@@ -23,10 +23,10 @@ from trunkline.data.prepare import Prepared
 from trunkline.errors import TrainingError, TrunklineError
 from trunkline.evaluation.calibration import MIN_ROWS
 from trunkline.inference.engine import Engine
-from trunkline.tasks import AnyTask, ClassificationTask, task_for
+from trunkline.tasks import AnyTask, ClassificationTask, MultilabelTask, task_for
 from trunkline.tasks.batches import within_tokens
 from trunkline.tasks.generation import IGNORED
-from trunkline.training.calibrate import calibrate
+from trunkline.training.calibrate import calibrate, fit_threshold
 from trunkline.training.checkpoints import (
     Checkpoint,
     ResumableSampler,
@@ -176,9 +176,14 @@ def train_adapter(
         return output
 
     enough = len(encoded.validation.examples) >= MIN_ROWS
-    if isinstance(task, ClassificationTask) and settings.calibrate and enough:
-        listener.stage("calibrating")
-        task = calibrate(model, task, encoded.validation, base.tokenizer.pad_token_id)
+    if settings.calibrate and enough:
+        pad_id = base.tokenizer.pad_token_id
+        if isinstance(task, ClassificationTask):
+            listener.stage("calibrating")
+            task = calibrate(model, task, encoded.validation, pad_id)
+        elif isinstance(task, MultilabelTask):
+            listener.stage("choosing the threshold")
+            task = fit_threshold(model, task, encoded.validation, pad_id)
     listener.stage("proving the artifact")
     artifact = _write_artifact(
         model, folder / "artifact", job, prepared, engine, task, encoded.max_length

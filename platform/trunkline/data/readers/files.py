@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from trunkline.data.readers.conll import ConllFile
 from trunkline.data.readers.delimited import DelimitedFile
 from trunkline.data.readers.json_rows import JsonFile
 from trunkline.data.readers.parquet_rows import ParquetFile
@@ -30,6 +31,9 @@ FORMATS = {
     ".ndjson": "JSON lines",
     ".json": "JSON",
     ".parquet": "Parquet",
+    ".conll": "CoNLL",
+    ".iob2": "CoNLL",
+    ".bio": "CoNLL",
 }
 BATCH_ROWS = 256
 
@@ -204,6 +208,8 @@ def _open(path: Path, options: FileOptions) -> RowFile:
         raise UsageError(
             f"{option} applies to CSV and TSV, and {path.name} is {kind}.", f"Leave out {option}."
         )
+    if kind == "CoNLL":
+        return ConllFile(path, options)
     if kind != "Parquet":
         return JsonFile(path, options, by_line=kind == "JSON lines")
     if options.encoding is not None:

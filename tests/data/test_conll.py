@@ -1,0 +1,102 @@
+"""CoNLL files: tokens and tags become texts and spans, or the line is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trunkline.data.columns import DataFiles
+from trunkline.data.readers import read_columns, read_rows
+from trunkline.errors import DataError
+
+tokens = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1).filter(
+    lambda token: token.split() == [token] and token != "-DOCSTART-"
+)
+labels = st.sampled_from(["PER", "LOC", "B-X"])
+spanned = st.lists(
+    st.tuples(st.lists(tokens, min_size=1, max_size=3), st.none() | labels), min_size=1, max_size=6
+)
+
+
+def spans_of(path: Path) -> list[tuple[str, list[list[object]]]]:
+    rows = read_rows(path, ("text", "spans"))
+    return [(row["text"], json.loads(row["spans"])) for row in rows]
+
+
+@given(st.lists(spanned, min_size=1, max_size=3), st.sampled_from(["iob2", "bioes"]))
+def test_any_text_with_spans_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, data: list[list[tuple[list[str], str | None]]],
+    scheme: str,
+) -> None:  # fmt: skip
+    lines: list[str] = ["-DOCSTART- -X- O", ""]
+    expected = []
+    for parts in data:
+        at, spans, text = 0, [], []
+        for words_of_part, label in parts:
+            size = len(words_of_part)
+            length = len(" ".join(words_of_part))
+            for index, token in enumerate(words_of_part):
+                tag = "O" if label is None else f"{'B' if index == 0 else 'I'}-{label}"
+                if label is not None and scheme == "bioes" and index == size - 1:
+                    tag = f"{'S' if size == 1 else 'E'}-{label}"
+                lines.append(f"{token} X {tag}")
+            if label is not None:
+                spans.append([at, at + length, label])
+            at += length + 1
+            text += words_of_part
+        lines.append("")
+        expected.append((" ".join(text), spans))
+    path = tmp_path_factory.mktemp("conll") / "rows.conll"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert read_columns(path) == ("text", "spans")
+    assert spans_of(path) == expected
+
+
+def test_inside_without_begin_starts_a_span(tmp_path: Path) -> None:
+    path = tmp_path / "rows.bio"
+    path.write_text("a I-PER\nb I-PER\nc I-LOC\nd O\ne I-LOC\n")
+    assert spans_of(path) == [("a b c d e", [[0, 3, "PER"], [4, 5, "LOC"], [8, 9, "LOC"]])]
+
+
+@pytest.mark.parametrize("line", ["aspirin", "aspirin X", "aspirin B", "aspirin B-", "x Q-DRUG"])
+def test_line_without_a_tag_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "rows.conll"
+    path.write_text(f"took O\n{line}\n")
+    with pytest.raises(DataError, match=r"Line 2 of rows\.conll"):
+        list(read_rows(path, None))
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_labels_are_separated_or_an_array(tmp_path: Path) -> None:
+    cells = ["red; blue", '["green", "a;b"]', "", " ; "]
+    file = write(tmp_path / "rows.jsonl", [{"text": "x", "kind": cell} for cell in cells])
+    rows = list(DataFiles(file=file, labels="kind").rows())
+    assert [row.target for row in rows] == [("red", "blue"), ("green", "a;b"), (), ()]
+
+
+@pytest.mark.parametrize("cell", ["[1]", '["a"', '["a", null]', "[[]]"])
+def test_array_of_other_than_texts_is_refused(tmp_path: Path, cell: str) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"text": "x", "kind": cell}])
+    with pytest.raises(DataError, match="Row 1"):
+        list(DataFiles(file=file, labels="kind").rows())
+
+
+@pytest.mark.parametrize("cell", ["DRUG", "{}", "[1]", "[[0, 1]]", '[["DRUG"]]'])
+def test_other_than_spans_is_refused(tmp_path: Path, cell: str) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"text": "x", "spans": cell}])
+    with pytest.raises(DataError, match="Row 1"):
+        list(DataFiles(file=file, spans="spans").rows())
+
+
+@pytest.mark.parametrize("columns", [{"relevant": "a"}, {"label": "a", "candidates": "b"}])
+def test_ranking_needs_both_columns(columns: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="both relevant and candidates"):
+        DataFiles(file="x.csv", **columns)  # type: ignore[arg-type]
