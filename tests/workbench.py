@@ -297,7 +297,9 @@ def make_artifact(
     model = load_fresh(
         str(base), task.head_size, device="cpu", dtype="fp32", per_token=kind == "tagging"
     )
-    choice = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | lora
+    # PEFT's all-linear leaves out the head of a sequence classification only
+    targets = ["q_proj", "v_proj"] if kind == "tagging" else "all-linear"
+    choice = {"r": 4, "lora_alpha": 8, "target_modules": targets} | lora
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = LoraConfig(task_type=TASK_TYPES[kind], **choice)

@@ -397,7 +397,9 @@ class RankBody(StrictModel):
     timeout: Timeout | None = None
 
     @model_validator(mode="after")
-    def _check_documents(self) -> Self:
+    def _check(self) -> Self:
+        if not self.query.strip():
+            raise invalid("is empty.", "Send the text to rank the documents for.", field="query")
         try:
             check_candidates(self.documents)
         except UsageError as error:
