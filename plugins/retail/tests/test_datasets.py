@@ -195,3 +195,26 @@ class TestRealRows:
 
     def test_department_is_the_same_twice(self, departments: list[Row]) -> None:
         assert datasets.load_department() == departments
+
+
+class TestNextProduct:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def baskets() -> list[Row]:
+        return datasets.load_next_product()
+
+    def test_there_is_a_basket_for_each_of_900_households(self, baskets: list[Row]) -> None:
+        assert len(baskets) == len({row.group for row in baskets}) == datasets.MAX_BASKETS
+
+    def test_target_is_a_candidate_and_not_in_the_query(self, baskets: list[Row]) -> None:
+        for row in baskets:
+            assert len(set(row.candidates)) == datasets.CANDIDATES
+            assert row.target in row.candidates
+            assert not set(row.candidates) & set(row.text.split("; "))
+
+    def test_place_of_the_target_says_nothing(self, baskets: list[Row]) -> None:
+        places = Counter(row.candidates.index(str(row.target)) for row in baskets)
+        assert max(places.values()) < 1.3 * len(baskets) / datasets.CANDIDATES
+
+    def test_rows_are_the_same_twice(self, baskets: list[Row]) -> None:
+        assert datasets.load_next_product() == baskets

@@ -49,7 +49,7 @@ def test_every_name_is_qualified_by_the_domain(hooks: pluggy.HookRelay) -> None:
         + hooks.trunkline_losses()
         + hooks.trunkline_metrics()
     )
-    assert len(contributed) == 6
+    assert len(contributed) == 8
     assert {name.split("/")[0] for name in contributed} == {"retail"}
 
 

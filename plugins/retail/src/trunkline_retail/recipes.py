@@ -1,9 +1,9 @@
-"""The two LoRA adapters that the domain can train."""
+"""The LoRA adapters that the domain can train."""
 
 from __future__ import annotations
 
 from trunkline.contracts import Gate, RecipeSpec, Settings, Template
-from trunkline_retail.datasets import DEPARTMENT, UNIT_PRICE
+from trunkline_retail.datasets import DEPARTMENT, NEXT_PRODUCT, UNIT_PRICE
 from trunkline_retail.losses import HUBER
 from trunkline_retail.metrics import WITHIN_25_PERCENT
 
@@ -31,4 +31,15 @@ UNIT_PRICE_RECIPE = RecipeSpec(
     metrics=("median_ape", "mae", WITHIN_25_PERCENT.name),
     gate=Gate(metric="median_ape"),
     scale="log",
+)
+
+NEXT_PRODUCT_RECIPE = RecipeSpec(
+    name="retail/next-product",
+    description="which product types belong to a basket",
+    dataset=NEXT_PRODUCT.name,
+    task="ranking",
+    template=Template(prompt="Basket: {text}\nAlso bought: {candidate}"),
+    settings=Settings(num_train_epochs=2, learning_rate=3e-4, per_device_train_batch_size=8),
+    metrics=("mrr", "recall_at_1"),
+    gate=Gate(metric="mrr"),
 )
