@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from trunkline import __version__
+from trunkline.contracts import TASKS
 from trunkline.errors import NotFoundError, PluginError, UsageError
 from trunkline.plugins import load_plugins
 from trunkline.plugins.catalog import SPECS
@@ -130,7 +131,7 @@ def test_builtins_are_the_plugin_core() -> None:
     )
     assert "accuracy" in plugin.metrics
     assert "majority" in plugin.baselines
-    assert plugin.tasks == ("classification", "regression", "generation")
+    assert plugin.tasks == TASKS
 
 
 def test_another_plugin_of_the_name_core_is_refused(add_plugin: AddPlugin) -> None:

@@ -315,6 +315,10 @@ def _load_model(
             f"shape, such as {names[0]}.",
             "Fetch it again: `trunkline base pull`, or copy the folder again.",
         )
+    if per_token and hasattr(model, "dropout"):
+        model.dropout.p = (
+            0.0  # as before the heads that read one token; lora_dropout is the setting
+        )
     if head is not None:
         draw_head(model, seed)
         model.config.pad_token_id = pad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ from trunkline.cli.output import (
 from trunkline.cli.progress import stop_on_interrupt, working
 from trunkline.cli.recipes import parse_settings, print_recipe, set_option
 from trunkline.cli.root import GlobalOptions, pass_options, run_number
+from trunkline.contracts import NoProgress
 from trunkline.data.lengths import lengths_text
 from trunkline.errors import UsageError
 from trunkline.threads import contention_warning
+from trunkline.training.distributed import StepsTakenError, is_first, processes
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -102,7 +105,8 @@ def train(
     rows (--data), which `datasets check` examines first.
 
     The version is published whatever the verdict; `adapters promote` applies the gate. Ctrl-C
-    stops after the current step and keeps the run for --resume.
+    stops after the current step and keeps the run for --resume. Several processes train together
+    with `torchrun --nproc-per-node 2 --no-python trunkline train …`.
     """
     settings = parse_settings(assignments)
     platform = options.with_plugins
@@ -114,7 +118,18 @@ def train(
     if dry_run:
         _dry_run(platform, chosen, settings, as_json)
         return
-    if (warning := contention_warning()) is not None:
+    if not is_first():
+        with suppress(StepsTakenError):
+            platform.train(
+                chosen,
+                resume=resume,
+                listener=NoProgress(),
+                should_stop=lambda: False,
+                report_to=(),
+                **settings,
+            )
+        return
+    if processes() == 1 and (warning := contention_warning()) is not None:
         note(warning)
     with working() as listener, stop_on_interrupt(listener) as should_stop:
         listener.stage("opening the base")

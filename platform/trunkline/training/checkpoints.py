@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from trunkline.errors import IntegrityError, TrainingError
 from trunkline.files import indented_json, read_json_object, sha256_file, write_atomically
+from trunkline.training.distributed import processes, share
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     checkpoint, files = _read_manifest(folder)
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
-    for name in (*REQUIRED, *files):
+    for name in (*_required(), *files):
         if name not in present or name not in files:
             raise IntegrityError(f"{folder.name} has no {name}.")
     if foreign := sorted(present - set(files)):
@@ -128,6 +129,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if not is_same:
             raise IntegrityError(f"{name} of {folder.name} is not as it was saved.")
     return checkpoint
+
+
+def _required() -> tuple[str, ...]:
+    """The required files; several processes each have a random state of their own."""
+    if (count := processes()) == 1:
+        return REQUIRED
+    states = [f"rng_state_{number}.pth" for number in range(count)]
+    return (*(name for name in REQUIRED if name != "rng_state.pth"), *states)
 
 
 def _read_manifest(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
@@ -254,7 +263,9 @@ class ResumableSampler:
         if self._next_state is not None:
             torch.set_rng_state(self._next_state)
             self._next_state = None
-        self._epoch_state = torch.get_rng_state()
+        self._epoch_state = share(torch.get_rng_state())
+        if processes() > 1:
+            torch.set_rng_state(self._epoch_state)
         return iter(get_length_grouped_indices(self._lengths, self._rows))
 
     def save(self, checkpoint: Path) -> None:

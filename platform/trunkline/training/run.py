@@ -14,7 +14,7 @@ from trunkline.adapters.artifact import CARD, CROISSANT, Artifact, write_json
 from trunkline.adapters.card import render_card
 from trunkline.adapters.provenance import run_provenance, write_provenance
 from trunkline.adapters.store import AdapterStore
-from trunkline.contracts import ProgressListener
+from trunkline.contracts import NoProgress, ProgressListener
 from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.data.targets import target_text
@@ -41,6 +41,7 @@ from trunkline.refs import Ref
 from trunkline.registry.records import PredictionRecord, RunRecord, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.training.checkpoints import find_resume_point
+from trunkline.training.distributed import StepsTakenError, connect, is_first, share
 from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets, uses_bf16
 from trunkline.training.proof import NoEffectError
@@ -108,6 +109,7 @@ def train(
     """Train a recipe and publish the version, whatever the verdict.
 
     Raises:
+        StepsTakenError: in a process that is not the first of several, after its last step.
         Interrupted: stopped by the user; the run can be resumed.
         TrunklineError: the run failed; it is recorded as failed, nothing is published.
     """
@@ -115,6 +117,10 @@ def train(
     lora_targets(context.engine.base.model, recipe.settings)
     context.listener.stage("reading data")
     prepared = prepare(job.dataset, recipe, job.transforms)
+    connect(context.engine.base.device)
+    if not is_first():
+        _follow(context, job, prepared)
+        raise StepsTakenError
     dataset_id = record_dataset(context, job, prepared)
     with ExitStack() as stack:
         if resume is None:
@@ -129,6 +135,7 @@ def train(
             stack.enter_context(_lock_folder(folder, number))
             context.registry.runs.resume(number)
             stack.enter_context(_record_outcome(context, recipe.name, number, folder))
+        share((number, resume is not None))
         started = time.monotonic()
         meter = None if resume is not None else EnergyMeter()
 
@@ -167,6 +174,21 @@ def train(
         context.registry.runs.finish(number, "finished", report=report)
     shutil.rmtree(folder, ignore_errors=True)
     return TrainingResult(number, version, evaluation_report, report)
+
+
+def _follow(context: RunContext, job: TrainingJob, prepared: Prepared) -> None:
+    """Take part in the steps of the run that the first process has started."""
+    number, resumes = share((0, False))
+    train_adapter(
+        job,
+        prepared,
+        context.engine,
+        context.workspace.run_path(number),
+        listener=NoProgress(),
+        log=lambda step, values: None,
+        should_stop=lambda: False,
+        resume=resumes,
+    )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.plugins import PluginInfo
+from trunkline.training.distributed import processes
 from trunkline.training.job import TrainingJob
 
 PACKAGES = ("trunkline", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
@@ -46,6 +47,7 @@ def environment(device: Any, bf16: bool) -> dict[str, Any]:
         "device": str(device),
         "device_name": name or platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": processes(),
         "precision": "bf16" if bf16 else "fp32",
         "byte_order": sys.byteorder,
         "packages": {package: _package_version(package) for package in PACKAGES},
@@ -56,9 +58,10 @@ def changed_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
     """The first difference between two environments that changes the numbers of a training."""
     earlier = {**before, **(before.get("packages") or {})}
     current = {**now, **now["packages"]}
-    for name in ("device", "device_name", "precision", "threads", *PACKAGES):
+    counts = ("threads", "processes")
+    for name in ("device", "device_name", "precision", *counts, *PACKAGES):
         if earlier.get(name) != current.get(name):
-            label = "the number of threads" if name == "threads" else name
+            label = f"the number of {name}" if name in counts else name
             return f"{label} was {earlier.get(name)!r} and is {current.get(name)!r} now"
     return None
 

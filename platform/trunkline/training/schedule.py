@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import Settings
+from trunkline.training.distributed import processes
 from trunkline.training.model import uses_bf16
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def total_steps(settings: Settings, examples: int) -> int:
 
 def steps_per_epoch(settings: Settings, examples: int) -> int:
     """Optimizer steps of one pass over the examples."""
-    batches = math.ceil(examples / settings.per_device_train_batch_size)
+    batches = math.ceil(examples / (settings.per_device_train_batch_size * processes()))
     return max(1, math.ceil(batches / settings.gradient_accumulation_steps))
 
 
@@ -74,6 +75,7 @@ def training_arguments(
         logging_steps=max(1, interval // 5),
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
         report_to="none",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from trunkline.training.checkpoints import (
     remove_old_checkpoints,
     seal_checkpoint,
 )
+from trunkline.training.distributed import is_first, processes, share, total, wait_for_all
 from trunkline.training.frozen_layers import FrozenLayers
 from trunkline.training.job import (
     EncodedRows,
@@ -172,7 +174,7 @@ def train_adapter(
     if tensorboard is not None:
         trainer.add_callback(tensorboard_callback(tensorboard))
     output = trainer.take_steps(resume=resume)
-    if output.interrupted:
+    if output.interrupted or not is_first():
         return output
 
     enough = len(encoded.validation.examples) >= MIN_ROWS
@@ -243,7 +245,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self.metric, self.listener, self.in_parts = metric, listener, in_parts
         self.sampler = ResumableSampler(
             [len(example["input_ids"]) for example in train.examples],
-            settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
+            settings.per_device_train_batch_size
+            * settings.gradient_accumulation_steps
+            * processes(),
         )
         self.reporter = _Reporter(metric, listener, log, should_stop)
         super().__init__(
@@ -321,7 +325,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             self.listener.stage("all steps are finished; none is repeated")
         else:
             self.listener.stage(f"resuming after step {point.checkpoint.step}")
-        remove_checkpoints_after(self.checkpoints, point.checkpoint)
+        wait_for_all()
+        if is_first():
+            remove_checkpoints_after(self.checkpoints, point.checkpoint)
         return point.checkpoint
 
     def _selection(self) -> Selection | None:
@@ -344,23 +350,29 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self.checkpoints / f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(folder, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+        wait_for_all()
         super()._save_checkpoint(model, trial)
-        seal_checkpoint(
-            folder,
-            training=self.inputs,
-            step=self.state.global_step,
-            best_step=self.state.best_global_step,
-            finished=self._is_finished(),
-        )
-        remove_old_checkpoints(self.checkpoints)
+        wait_for_all()
+        if is_first():
+            seal_checkpoint(
+                folder,
+                training=self.inputs,
+                step=self.state.global_step,
+                best_step=self.state.best_global_step,
+                finished=self._is_finished(),
+            )
+            remove_old_checkpoints(self.checkpoints)
+        wait_for_all()
 
     def _get_train_sampler(self, *_: Any) -> ResumableSampler:
         return self.sampler
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.sampler.save(Path(output_dir))
+        if is_first():
+            self.sampler.save(Path(output_dir))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         ratio = self.settings.loraplus_lr_ratio
@@ -377,7 +389,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         return super().create_optimizer(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
-        return sum(int((batch["targets"] != IGNORED).sum()) for batch in batch_samples)
+        return total(sum(int((batch["targets"] != IGNORED).sum()) for batch in batch_samples))
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: int | None = None
@@ -389,14 +401,12 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         parts = list(within_tokens(lengths, FORWARD_TOKENS.get(model.device.type, 16_384)))
         if not self.in_parts or len(parts) == 1:
             return step(model, inputs, num_items_in_batch)
-        losses = [
-            step(
-                model,
-                self.data_collator([self.train_dataset[rows[index]] for index in part]),
-                num_items_in_batch,
-            )
-            for part in parts
-        ]
+        losses = []
+        for part in parts:
+            last = part is parts[-1]  # processes add their gradients up once, after the last part
+            with nullcontext() if last or processes() == 1 else model.no_sync():
+                inputs = self.data_collator([self.train_dataset[rows[index]] for index in part])
+                losses.append(step(model, inputs, num_items_in_batch))
         return torch.stack(losses).sum()
 
     def compute_loss(
@@ -410,7 +420,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         """The mean loss, weighted by the batch's share of the targets of an optimizer step.
 
         Accumulated batches thus give the gradient of one large batch, also where their answers
-        have different numbers of tokens.
+        have different numbers of tokens; so do the batches of several processes, whose gradients
+        are averaged.
         """
         rows = inputs.pop(ROWS)
         if self.frozen is None:
@@ -426,7 +437,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
                 "recipe's loss.",
             )
         if num_items_in_batch:
-            loss = loss * (len(targets) / num_items_in_batch)
+            loss = loss * (len(targets) * processes() / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -437,7 +448,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         if self.on_validation is not None:
             step, total = self.state.global_step, self.state.max_steps
             batch = self.settings.per_device_train_batch_size
-            taken = step * batch * self.settings.gradient_accumulation_steps
+            taken = step * batch * self.settings.gradient_accumulation_steps * processes()
             self.on_validation(step, total, taken, result)
         metrics = {SCORE: result.score}
         if math.isfinite(result.loss):
@@ -475,7 +486,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         self._listener.progress(state.global_step, state.max_steps, self._latest)
-        if state.global_step < state.max_steps and self._should_stop():
+        if state.global_step < state.max_steps and share(self._should_stop()):
             self.stopped = True
             control.should_training_stop = control.should_save = True
         return control
