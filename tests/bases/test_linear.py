@@ -358,3 +358,17 @@ def test_bfloat16_model_stays_in_bfloat16() -> None:
         == torch.bfloat16
     )
     torch.testing.assert_close(logits(model), before, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_released_weights_come_back(family: Family) -> None:
+    ids = torch.arange(12).reshape(2, 6)
+    model = made(family)
+    fused_layers = fuse_linear_layers(model)
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits
+        fused_layers.release()
+        with pytest.raises(RuntimeError, match="not in memory"):
+            model(input_ids=ids)
+        fused_layers.restore(made(family))
+        assert torch.equal(model(input_ids=ids).logits, before)

@@ -467,6 +467,15 @@ def test_batch_of_a_loss_that_compares_rows_stays_complete(
     assert sizes[0] == 8
 
 
+def test_requests_wait_while_a_training_has_the_memory(platform: Platform) -> None:
+    before = platform.run([Request("base", "two goats", max_new_tokens=4)])[0]
+    with platform.engine.base_released():
+        handle = platform.submit(Request("base", "two goats", max_new_tokens=4))
+        with pytest.raises(TimeoutError):
+            handle.answer(timeout=0.2)
+    assert handle.answer(timeout=60).text == before.text
+
+
 def test_lora_plus_trains_b_at_its_own_rate(platform: Platform, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

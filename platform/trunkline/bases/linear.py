@@ -47,6 +47,9 @@ class Product(Protocol):
     def __call__(self, x: torch.Tensor, /) -> Sequence[torch.Tensor]: ...
 
 
+Quantized = Literal["int8", "nf4"]
+"""How weights may be quantized: 8 bits, or 4 bits (NormalFloat, Dettmers et al. 2023)."""
+
 Addition = Callable[["torch.Tensor", "Sequence[torch.Tensor]"], None]
 """Called with ``x [rows, in]`` and the results of the product; adds to them in place."""
 
@@ -71,6 +74,7 @@ class FusedLinear:
         inputs: features of ``x``.
         outputs: features of each layer, in the order of ``names``.
         blocks: the results of the product, in the order of the layers.
+        quantized: how the weights are stored, if not as they were loaded.
         addition: called on the results before they are split, if set.
     """
 
@@ -81,11 +85,13 @@ class FusedLinear:
         outputs: tuple[int, ...],
         product: Product,
         blocks: Sequence[Block] | None = None,
+        quantized: Quantized | None = None,
     ) -> None:
         self.names = names
         self.inputs = inputs
         self.outputs = outputs
         self.product = product
+        self.quantized = quantized
         self.addition: Addition | None = None
         self._x: torch.Tensor | None = None
         self._parts: list[torch.Tensor] = []
@@ -117,9 +123,14 @@ class FusedLayers:
     """The fused linear layers of a model, in the order of the model.
 
     A caller that sets additions holds the lock ``turn`` until it has removed them.
+
+    Attributes:
+        fused: those of the backbone.
+        others: the head.
     """
 
     fused: tuple[FusedLinear, ...]
+    others: tuple[FusedLinear, ...] = ()
     turn: threading.Lock = field(default_factory=threading.Lock)
 
     def members(self) -> Iterator[tuple[str, FusedLinear, int]]:
@@ -128,9 +139,21 @@ class FusedLayers:
             for index, name in enumerate(fused.names):
                 yield name, fused, index
 
+    def release(self) -> None:
+        """Free the weights; the model can compute nothing until :meth:`restore`."""
+        for fused in (*self.fused, *self.others):
+            fused.product = _released
 
-Quantized = Literal["int8", "nf4"]
-"""How weights may be quantized: 8 bits, or 4 bits (NormalFloat, Dettmers et al. 2023)."""
+    def restore(self, model: Any) -> None:
+        """Take the weights of a model that was loaded as the first one was, and not fused."""
+        for fused in (*self.fused, *self.others):
+            layers = [model.get_submodule(name) for name in fused.names]
+            _, affine = _blocked(layers, fused.outputs, apart=fused.quantized != "int8")
+            fused.product = _product(affine, fused.quantized)
+
+
+def _released(x: torch.Tensor) -> Sequence[torch.Tensor]:
+    raise RuntimeError("The weights of the base are not in memory.")
 
 
 def fuse_linear_layers(model: Any, *, quantized: Quantized | None = None) -> FusedLayers:
@@ -158,6 +181,7 @@ def fuse_linear_layers(model: Any, *, quantized: Quantized | None = None) -> Fus
 
     backbone = f"{model.base_model_prefix}."
     fused: list[FusedLinear] = []
+    others: list[FusedLinear] = []
     for parent_name, parent in list(model.named_modules()):
         for names in _groups(parent):
             layers = [getattr(parent, name) for name in names]
@@ -171,12 +195,12 @@ def fuse_linear_layers(model: Any, *, quantized: Quantized | None = None) -> Fus
                 outputs,
                 _product(affine, way),
                 blocks,
+                way,
             )
             for index, name in enumerate(names):
                 setattr(parent, name, Member(one, index))
-            if inside:
-                fused.append(one)
-    return FusedLayers(tuple(fused))
+            (fused if inside else others).append(one)
+    return FusedLayers(tuple(fused), tuple(others))
 
 
 def _groups(parent: Any) -> Iterator[tuple[str, ...]]:

@@ -59,6 +59,24 @@ class Base:
         """The arithmetic of the linear layers: ``float32``, ``bfloat16``, ``int8``, ``nf4``."""
         return self.quantized or str(self.dtype).removeprefix("torch.")
 
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Inside the block the linear layers' weights take no memory, and compute nothing.
+
+        Afterwards they are read again from the base's files.
+        """
+        self.fused_layers.release()
+        try:
+            yield
+        finally:
+            with ThreadPoolExecutor(1, "trunkline-load") as apart:
+                apart.submit(self._restore).result()
+
+    def _restore(self) -> None:
+        pad = self.tokenizer.pad_token_id
+        model = _load_model(self.info, None, self.device, self.dtype, pad, seed=0)
+        self.fused_layers.restore(model.requires_grad_(False))
+
 
 _held: Base | None = None
 _lock = threading.Lock()

@@ -13,9 +13,10 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as ListLike
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -134,6 +135,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._draining = False
         self._closed = False
+        self._paused = False
         self._steps = 0
         atexit.register(_close, weakref.ref(self))
 
@@ -238,6 +240,23 @@ class Engine:
         with self._changed:
             self._blocks.reset()
 
+    @contextmanager
+    def base_released(self) -> Iterator[None]:
+        """Free the memory of the base's weights inside the block, for a training.
+
+        It begins when all open requests have ended; later ones wait until it ends.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open and not self._paused)
+            self._paused = True
+        try:
+            with self.base.released():
+                yield
+        finally:
+            with self._changed:
+                self._paused = False
+                self._changed.notify_all()
+
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new requests and wait for the others; returns whether all have ended."""
         with self._changed:
@@ -337,6 +356,8 @@ class Engine:
     def _schedule(self) -> list[Part]:
         """Choose what the next step computes; empty if nothing can be computed now."""
         self._end_cancelled_and_late()
+        if self._paused:
+            return []
         for state, error in self._scheduler.admit():
             self._end(state, error, "failed")
         return self._scheduler.plan()

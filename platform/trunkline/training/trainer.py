@@ -145,35 +145,36 @@ def train_adapter(
 
     listener.stage("loading the base")
     set_seed(settings.seed)
-    model = lora_model(base.info.name, task, settings, str(base.device))
-    loss = build_loss(job, task, train_rows)
-    trainer = AdapterTrainer(
-        model,
-        task,
-        encoded.train,
-        settings,
-        folder,
-        inputs=inputs_digest(job, encoded, base.info.digest),
-        pad_id=base.tokenizer.pad_token_id,
-        loss=loss,
-        in_parts=job.loss.is_mean,
-        metric=job.deciding_metric,
-        validate=make_validator(
-            job.deciding_metric,
-            prepared.split.validation,
-            encoded.validation,
+    with engine.base_released():
+        model = lora_model(base.info.name, task, settings, str(base.device))
+        loss = build_loss(job, task, train_rows)
+        trainer = AdapterTrainer(
+            model,
             task,
-            base.tokenizer,
-            loss,
-        ),
-        listener=listener,
-        log=log,
-        should_stop=should_stop,
-    )
-    trainer.on_validation = on_validation
-    if tensorboard is not None:
-        trainer.add_callback(tensorboard_callback(tensorboard))
-    output = trainer.take_steps(resume=resume)
+            encoded.train,
+            settings,
+            folder,
+            inputs=inputs_digest(job, encoded, base.info.digest),
+            pad_id=base.tokenizer.pad_token_id,
+            loss=loss,
+            in_parts=job.loss.is_mean,
+            metric=job.deciding_metric,
+            validate=make_validator(
+                job.deciding_metric,
+                prepared.split.validation,
+                encoded.validation,
+                task,
+                base.tokenizer,
+                loss,
+            ),
+            listener=listener,
+            log=log,
+            should_stop=should_stop,
+        )
+        trainer.on_validation = on_validation
+        if tensorboard is not None:
+            trainer.add_callback(tensorboard_callback(tensorboard))
+        output = trainer.take_steps(resume=resume)
     if output.interrupted or not is_first():
         return output
 
