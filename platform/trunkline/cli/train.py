@@ -10,7 +10,7 @@ import click
 
 from trunkline.cli.command import Command, Example
 from trunkline.cli.eval import print_evaluation_report
-from trunkline.cli.file_options import column_options, make_own_recipe, own_name
+from trunkline.cli.file_options import column_options, make_own_recipe, option_name, own_name
 from trunkline.cli.output import (
     bytes_text,
     counts,
@@ -156,7 +156,7 @@ def _chosen_recipe(
     """The name of a plugin's recipe, or the recipe that the options describe."""
     from trunkline.training.config import read_config
 
-    only_data = [f"--{option}" for option in columns]
+    only_data = [option_name(field) for field in columns]
     only_data += [
         f"--{key}" for key, value in {"name": name, "template": template}.items() if value
     ]

@@ -16,7 +16,8 @@ from string import Formatter
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from trunkline.contracts import DatasetSpec, Row, Task
+from trunkline.contracts import DatasetSpec, Message, Row, Task
+from trunkline.data.conversations import LossOn, parse_conversation
 from trunkline.data.readers import FileOptions, FileRow, digest_of, read_columns, read_rows
 from trunkline.data.readers.rows import missing_column
 from trunkline.errors import DataError, UsageError
@@ -25,6 +26,7 @@ TARGETS: Mapping[str, Task] = {
     "label": "classification",
     "target": "regression",
     "completion": "generation",
+    "messages": "generation",
 }
 """Column of the target → the task that it makes."""
 
@@ -41,7 +43,8 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.AS
 class DataFiles(BaseModel):
     """The files of a dataset and the meaning of their columns.
 
-    Exactly one of ``label``, ``target`` and ``completion`` is set; it decides the task.
+    Exactly one of ``label``, ``target``, ``completion`` and ``messages`` is set; it decides the
+    task.
 
     Attributes:
         file: CSV, TSV, JSON lines, JSON or Parquet, by its suffix; or a folder of text files,
@@ -50,6 +53,9 @@ class DataFiles(BaseModel):
         label: the column with the label of a classification.
         target: the column with the number of a regression.
         completion: the column with the answer of a generation.
+        messages: the column with a conversation, of which the assistant's last message is learned;
+            without ``text``.
+        loss_on: ``all``: the assistant's earlier messages are learned too.
         id: the column with a unique name of each row; by default the row's number.
         group: the column with the group; a group is never divided between train, validation and
             test. By default rows with the same text are a group.
@@ -68,6 +74,8 @@ class DataFiles(BaseModel):
     label: str | None = None
     target: str | None = None
     completion: str | None = None
+    messages: str | None = None
+    loss_on: LossOn = "last"
     id: str | None = None
     group: str | None = None
     split: str | None = None
@@ -84,9 +92,13 @@ class DataFiles(BaseModel):
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                "one of label, target and completion names the column to learn, not "
+                "one of label, target, completion and messages names the column to learn, not "
                 f"{' and '.join(given) or 'none'}"
             )
+        if self.messages is None and self.loss_on != "last":
+            raise ValueError("loss_on belongs to messages, the conversations")
+        if self.messages is not None and "text" in self.model_fields_set:
+            raise ValueError("messages are the text and the answer, so text can't be given")
         if self.split is not None and (self.test is not None or self.validation is not None):
             raise ValueError("split names a column, so validation and test can't name files")
         if self.validation is not None and self.test is None:
@@ -103,7 +115,7 @@ class DataFiles(BaseModel):
     @property
     def target_column(self) -> str:
         """The column to learn."""
-        return self.label or self.target or self.completion or ""
+        return next(name for field in TARGETS if (name := getattr(self, field)) is not None)
 
     @property
     def parts(self) -> dict[str, Path]:
@@ -126,8 +138,13 @@ class DataFiles(BaseModel):
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read, each once."""
-        others = (self.target_column, self.id, self.group, self.split)
-        return tuple(dict.fromkeys((*self.text_columns, *filter(None, others))))
+        others = (self.label, self.target, self.completion, self.id, self.group, self.split)
+        return tuple(dict.fromkeys((*self.text_columns, *filter(None, others), *self.nested)))
+
+    @property
+    def nested(self) -> tuple[str, ...]:
+        """The column that holds lists, if there is one."""
+        return () if self.messages is None else (self.messages,)
 
     def seen_from(self, folder: Path) -> DataFiles:
         """With paths that are relative to the current folder made relative to another one."""
@@ -177,7 +194,8 @@ class DataFiles(BaseModel):
         self.check_columns()
         for part, path in self.parts.items():
             prefix = f"{part}/" if len(self.parts) > 1 else ""
-            for row in read_rows(path, self.columns, self.options):
+            texts = [column for column in self.columns if column not in self.nested]
+            for row in read_rows(path, texts, self.options, self.nested):
                 yield self._row(row, part, prefix)
 
     def dataset(self, name: str) -> DatasetSpec:
@@ -204,20 +222,43 @@ class DataFiles(BaseModel):
         )
 
     def _row(self, row: FileRow, part: str, prefix: str) -> Row:
+        if self.split is not None:
+            part = self._part(row)
+        history: tuple[Message, ...] = ()
+        if self.messages is None:
+            text, target = self._text(row), self._target(row)
+        else:
+            history, text, target = self._conversation(row)
+        return Row(
+            id=row[self.id] if self.id is not None else f"{prefix}{row.number}",
+            text=text,
+            target=target,
+            group=self._group(row, "\n".join((*(one.content for one in history), text)), part),
+            split=part or None,
+            history=history,
+        )
+
+    def _text(self, row: FileRow) -> str:
+        """The text; empty if all columns that make it are."""
         text = "".join(
             literal + ("" if name is None else row.values[name] or "")
             for literal, name in self._text_parts
         )
         blank = all(not (row.values[name] or "").strip() for name in self.text_columns)
-        if self.split is not None:
-            part = self._part(row)
-        return Row(
-            id=row[self.id] if self.id is not None else f"{prefix}{row.number}",
-            text="" if blank else text,
-            target=self._target(row),
-            group=self._group(row, text, part),
-            split=part or None,
-        )
+        return "" if blank else text
+
+    def _conversation(self, row: FileRow) -> tuple[tuple[Message, ...], str, str]:
+        """The messages before the last of the user, that one, and the assistant's answer to it.
+
+        Where a message before the answer is empty, the text is empty too, so the row is dropped.
+        """
+        assert self.messages is not None
+        value = row.nested[self.messages]
+        if not value and not isinstance(value, str):
+            return (), "", ""
+        *history, text, answer = parse_conversation(value, row.place, self.messages, self.loss_on)
+        blank = any(not message.content.strip() for message in (*history, text))
+        return tuple(history), "" if blank else text.content, answer.content
 
     def _target(self, row: FileRow) -> str | float:
         text = row.values[self.target_column] or ""
@@ -258,6 +299,8 @@ class DataFiles(BaseModel):
     @cached_property
     def _text_parts(self) -> tuple[tuple[str, str | None], ...]:
         """Literal text and the column after it, in order; no column after the last literal."""
+        if self.messages is not None:
+            return ()
         return parse_text_template(self.text)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from trunkline.contracts import Template
+from trunkline.contracts import Message, Row, Template
 from trunkline.errors import DataError, UsageError, one_line
 
 ROLES = ("system", "user", "assistant")
@@ -35,11 +35,14 @@ class Prompt:
         ids: token ids.
         text: the cleaned text, as far as it is in the prompt.
         full_length: tokens that the prompt has with the complete text.
+        learned: begin and end of each earlier answer of a conversation that carries loss, in
+            ``ids``.
     """
 
     ids: list[int]
     text: str
     full_length: int
+    learned: tuple[tuple[int, int], ...] = ()
 
     @property
     def truncated(self) -> bool:
@@ -92,6 +95,80 @@ def encode_prompt(
             "Use a larger max_length or a shorter template.",
         )
     return Prompt(encode(kept), kept, len(ids))
+
+
+def encode_row(
+    row: Row, template: Template, tokenizer: Any, max_length: int | None = None
+) -> Prompt:
+    """Encode a row's prompt, token for token as a server does for its text or its messages.
+
+    A text is cut to ``max_length``; a conversation of several messages is never cut.
+
+    Raises:
+        DataError, UsageError: as :func:`encode_prompt` and :func:`encode_chat`; the row has a
+            history but the template is no chat; or an earlier answer that carries loss is written
+            otherwise in a conversation than as an answer.
+    """
+    if not row.history:
+        return encode_prompt(row.text, template, tokenizer, max_length)
+    if not template.chat:
+        raise UsageError(
+            f"Row {row.id!r} is a conversation, and the template is not a chat.",
+            "Use a template with chat=True.",
+        )
+    ids = _conversation_ids(row.history, row.text, template, tokenizer)
+    learned = tuple(_learned_spans(row, ids, template, tokenizer))
+    return Prompt(ids, row.text, len(ids), learned)
+
+
+def request_messages(row: Row) -> tuple[dict[str, str], ...]:
+    """The messages that a client sends for a row of several; none for a text."""
+    if not row.history:
+        return ()
+    history = ({"role": one.role, "content": one.content} for one in row.history)
+    return (*history, {"role": "user", "content": row.text})
+
+
+def chat_messages(
+    history: Sequence[Message], text: str, template: Template
+) -> list[dict[str, str]]:
+    """The messages of a prompt: the history, and the text in the template.
+
+    The template's system message is added unless the history begins with one.
+    """
+    messages = [{"role": one.role, "content": one.content} for one in history]
+    messages.append({"role": "user", "content": template.filled(text)})
+    if template.system_message is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": template.system_message})
+    return messages
+
+
+def _conversation_ids(
+    history: Sequence[Message], text: str, template: Template, tokenizer: Any
+) -> list[int]:
+    if not history:
+        return encode_prompt(text, template, tokenizer).ids
+    return encode_chat(chat_messages(history, text, template), tokenizer)
+
+
+def _learned_spans(
+    row: Row, ids: list[int], template: Template, tokenizer: Any
+) -> Iterator[tuple[int, int]]:
+    """Where the earlier answers that carry loss are; each follows the prompt it would answer."""
+    history = row.history
+    for index, message in enumerate(history):
+        if not message.loss:
+            continue
+        question = history[index - 1].content
+        prompt = _conversation_ids(history[: index - 1], question, template, tokenizer)
+        expected = prompt + encode_answer(message.content, tokenizer)
+        if ids[: len(expected)] != expected:
+            raise DataError(
+                f"The base's chat template writes message {index + 1} of row {row.id!r} otherwise "
+                "once more messages follow, so it can't carry loss.",
+                "Use --loss-on last, or leave the row out.",
+            )
+        yield len(prompt), len(expected)
 
 
 def encode_raw(text: str, tokenizer: Any) -> Prompt:

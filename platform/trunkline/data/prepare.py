@@ -130,8 +130,11 @@ def fingerprint(rows: Iterable[Row]) -> str:
     """sha256 over the rows' content, in the order of their ids; 64 hex digits."""
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda row: row.id):
-        parts = [row.id, row.text, row.target, row.group, row.stratum, sorted(row.slices.items())]
+        parts: list[Any] = [
+            row.id, row.text, row.target, row.group, row.stratum, sorted(row.slices.items())
+        ]  # fmt: skip
         parts += [] if row.split is None else [row.split]
+        parts += [(one.role, one.content) for one in row.history]
         digest.update(json.dumps(parts, ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()
@@ -234,16 +237,22 @@ def near_duplicates(split: Split, template: Template) -> list[str]:
 
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
     try:
-        train = vectorizer.fit_transform([template.cleaned(row.text) for row in split.train])
+        train = vectorizer.fit_transform([template.cleaned(row.full_text) for row in split.train])
     except ValueError:  # every training text is shorter than two characters
         return []
-    test = vectorizer.transform([template.cleaned(row.text) for row in split.test])
+    test = vectorizer.transform([template.cleaned(row.full_text) for row in split.test])
     close: list[str] = []
     for start in range(0, test.shape[0], 256):
         closest = (test[start : start + 256] @ train.T).max(axis=1).toarray().ravel()
         near = zip(split.test[start : start + 256], closest, strict=True)
         close += [row.id for row, cosine in near if cosine >= NEAR_DUPLICATE]
     return close
+
+
+def input_of(row: Row, template: Template) -> tuple[str, ...]:
+    """The texts that the model reads: rows with the same ones are compared by their targets."""
+    history = (part for one in row.history for part in (one.role, one.content))
+    return (*history, template.cleaned(row.text))
 
 
 def clean_label(label: str) -> str:
@@ -318,15 +327,15 @@ def _check_targets(
 def _drop_duplicates(rows: list[Row], template: Template) -> tuple[list[Row], int, int]:
     """Keep one row of each text and target: in a given split, one of the test part."""
     parts = {"test": 0, "validation": 1}
-    targets: dict[str, set[Any]] = {}
+    targets: dict[tuple[str, ...], set[Any]] = {}
     chosen: set[str] = set()
     for row in sorted(rows, key=lambda row: parts.get(row.split or "", 2)):
-        seen = targets.setdefault(template.cleaned(row.text), set())
+        seen = targets.setdefault(input_of(row, template), set())
         if row.target not in seen:
             seen.add(row.target)
             chosen.add(row.id)
     kept = [row for row in rows if row.id in chosen]
-    label_conflicts = sum(len(targets[template.cleaned(row.text)]) > 1 for row in kept)
+    label_conflicts = sum(len(targets[input_of(row, template)]) > 1 for row in kept)
     return kept, len(rows) - len(kept), label_conflicts
 
 
@@ -387,12 +396,15 @@ def _check_texts(dataset: DatasetSpec, row: Row) -> None:
         )
     stratum = () if row.stratum is None else (row.stratum,)
     given = () if row.split is None else (row.split,)
-    texts = (row.id, row.text, row.group, *stratum, *given, *row.slices, *row.slices.values())
+    history = tuple(one.content for one in row.history)
+    texts = (
+        row.id, row.text, row.group, *stratum, *given, *row.slices, *row.slices.values(), *history
+    )  # fmt: skip
     for text in texts:
         if not isinstance(text, str):
             raise DataError(
                 f"Row {row.id!r} of {dataset.name} has {text!r} where a text was expected.",
-                "Id, text, group, stratum, split and slices are texts.",
+                "Id, text, group, stratum, split, slices and messages are texts.",
             )
     for text in (*texts, row.target):
         if isinstance(text, str) and not text.isascii():

@@ -92,7 +92,18 @@ class RecipeConfig(_Strict):
             raise ValueError(f"the task of these columns is {self.data.task}, not {self.task}")
         if self.data is None and self.task is None:
             raise ValueError("task is missing")
+        if self._is_conversation:
+            fixed = self.template.model_fields_set - {"system", "chat"}
+            if fixed or not (self.template.chat or "chat" not in self.template.model_fields_set):
+                raise ValueError(
+                    "messages are written by the base's chat template as they are, so template may "
+                    "have a system message only"
+                )
         return self
+
+    @property
+    def _is_conversation(self) -> bool:
+        return self.data is not None and self.data.messages is not None
 
     def recipe(self) -> RecipeSpec:
         """The recipe.
@@ -103,14 +114,15 @@ class RecipeConfig(_Strict):
         kind = self.task if self.data is None else self.data.task
         metrics = tuple(self.metrics) or _METRICS.get(kind, ("accuracy",))  # type: ignore[call-overload]
         gate = self.gate.model_dump()
+        template = {**self.template.model_dump(), "clean": tuple(self.template.clean)}
+        if self._is_conversation:
+            template |= {"chat": True, "clean": ()}
         return RecipeSpec(
             name=Ref.parse(self.name).adapter,
             description=self.description,
             dataset=self.dataset or self.name,
             task=str(kind),
-            template=Template(
-                **{**self.template.model_dump(), "clean": tuple(self.template.clean)}
-            ),
+            template=Template(**template),
             settings=Settings(**self.settings),
             loss=self.loss,
             loss_options=self.loss_options,

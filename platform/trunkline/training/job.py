@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import (
@@ -17,8 +18,8 @@ from trunkline.contracts import (
     Template,
     TransformSpec,
 )
-from trunkline.data.encode import NoRoomError, encode_prompt
-from trunkline.data.lengths import LengthReport, check_answers_fit
+from trunkline.data.encode import NoRoomError, encode_row
+from trunkline.data.lengths import LengthReport, check_answers_fit, check_conversations_fit
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.plugins import Catalog
@@ -242,7 +243,8 @@ def encode_parts(
 
     Raises:
         DataError: an answer is longer than ``max_new_tokens``, the template leaves no room for a
-            text, or a row does not fit the engine's memory for keys and values.
+            text, a conversation is too long, or a row does not fit the engine's memory for keys
+            and values.
         UsageError: ``max_length`` leaves no room for a prompt.
     """
     recipe, base, split = job.recipe, engine.base, prepared.split
@@ -256,10 +258,12 @@ def encode_parts(
             f"the base's context is {base.info.context}.",
         )
     check_answers_fit(prepared, recipe, base.tokenizer)
+    rows = ((*split.train, *prepared.augmented), split.validation, split.test)
     train, validation, test = (
-        encode_rows(rows, recipe.template, task, base.tokenizer, max_length)
-        for rows in ((*split.train, *prepared.augmented), split.validation, split.test)
+        encode_rows(part, recipe.template, task, base.tokenizer, max_length) for part in rows
     )
+    lengths = [length for part in (train, validation, test) for length in part.lengths]
+    check_conversations_fit([*chain(*rows)], lengths, recipe, base.info.context)
     reserved = max_length - limit
     longest = max(
         len(prompt_of(one)) for part in (train, validation, test) for one in part.examples
@@ -270,7 +274,6 @@ def encode_parts(
             f"keys and values holds {engine.max_model_len}.",
             f"Use --set max_length={engine.max_model_len}, or give the engine more kv_mib.",
         )
-    lengths = [length for part in (train, validation, test) for length in part.lengths]
     return EncodedParts(train, validation, test, max_length, LengthReport.of(lengths, limit))
 
 
@@ -288,7 +291,7 @@ def encode_rows(
     truncated = 0
     for row in rows:
         try:
-            prompt = encode_prompt(row.text, template, tokenizer, limit)
+            prompt = encode_row(row, template, tokenizer, limit)
         except DataError as error:
             hint = error.hint
             if isinstance(error, NoRoomError):
@@ -296,7 +299,10 @@ def encode_rows(
             raise DataError(f"Row {row.id!r}: {error.message}", hint) from None
         truncated += prompt.truncated
         lengths.append(prompt.full_length)
-        examples.append(task.example(prompt.ids, row, tokenizer))
+        example = task.example(prompt.ids, row, tokenizer)
+        if prompt.learned:
+            example["learned"] = prompt.learned
+        examples.append(example)
     return EncodedRows(examples, lengths, truncated)
 
 

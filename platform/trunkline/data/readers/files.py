@@ -100,7 +100,10 @@ class TextFile:
 
 
 def read_rows(
-    path: Path, columns: Sequence[str] | None = None, options: FileOptions | None = None
+    path: Path,
+    columns: Sequence[str] | None = None,
+    options: FileOptions | None = None,
+    nested: Sequence[str] = (),
 ) -> Iterator[FileRow]:
     """Stream the rows of a file, with texts as they are written: ``NA`` and ``007`` stay so.
 
@@ -108,6 +111,7 @@ def read_rows(
         path: a file with one of the suffixes of :data:`FORMATS`, or a folder of text files.
         columns: read these; the others may hold anything. By default all.
         options: encoding, delimiter and quoting.
+        nested: further columns, which hold lists or objects.
 
     Raises:
         NotFoundError: there is no such file or column. In JSON, where rows have keys of their own,
@@ -115,7 +119,15 @@ def read_rows(
         UsageError: the suffix is of no known format, or an option does not apply to it.
         DataError: the file can't be read, or can be read in two ways; names the row or the line.
     """
-    return _open(path, options or FileOptions()).rows(columns)
+    file = _open(path, options or FileOptions())
+    if not nested:
+        return file.rows(columns)
+    if not isinstance(file, JsonFile | ParquetFile):
+        raise UsageError(
+            f"{path.name} can't hold lists, such as the messages of a conversation.",
+            "They are read from JSON lines, JSON and Parquet.",
+        )
+    return file.rows(columns, nested)
 
 
 def read_columns(path: Path, options: FileOptions | None = None) -> tuple[str, ...]:
