@@ -294,10 +294,11 @@ def _own_or_plugins(
         UsageError: there are options for columns, but ``name`` is no file.
     """
     from trunkline.data.prepare import default_recipe
+    from trunkline.data.readers import is_dataset
 
     platform = options.with_plugins
     file = Path(name)
-    if file.suffix or file.is_file() or (columns and file.is_dir()):
+    if file.suffix or file.is_file() or is_dataset(file) or (columns and file.is_dir()):
         job = platform.training_job(make_own_recipe(own_name(file), file, columns, template), {})
         return job.dataset, job.recipe, job.transforms
     if columns or template:

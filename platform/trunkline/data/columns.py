@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from string import Formatter
@@ -18,7 +18,17 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from trunkline.contracts import DatasetSpec, Message, Row, Task
 from trunkline.data.conversations import LossOn, parse_conversation
-from trunkline.data.readers import FileOptions, FileRow, digest_of, read_columns, read_rows
+from trunkline.data.readers import (
+    FileOptions,
+    FileRow,
+    digest_of,
+    is_dataset,
+    is_hub,
+    read_columns,
+    read_rows,
+    split_path,
+    splits_of,
+)
 from trunkline.data.readers.rows import missing_column
 from trunkline.errors import DataError, UsageError
 
@@ -48,7 +58,8 @@ class DataFiles(BaseModel):
 
     Attributes:
         file: CSV, TSV, JSON lines, JSON or Parquet, by its suffix; or a folder of text files,
-            with the columns ``text``, ``file``, ``label`` and ``split``.
+            with the columns ``text``, ``file``, ``label`` and ``split``; a folder that the library
+            ``datasets`` saved; or ``hf:owner/name`` of the Hugging Face hub.
         text: the column that the model reads, or several in a template: ``"{title}\\n{body}"``.
         label: the column with the label of a classification.
         target: the column with the number of a regression.
@@ -121,7 +132,9 @@ class DataFiles(BaseModel):
     def parts(self) -> dict[str, Path]:
         """Part → file; the key of a single file is empty."""
         if self.test is None:
-            return {"": Path(self.file)}
+            path = Path(self.file)
+            splits = splits_of(path) if self.split is None and is_dataset(path) else ()
+            return _official_parts(path, splits) if splits else {"": path}
         files = {"train": self.file, "validation": self.validation, "test": self.test}
         return {part: Path(file) for part, file in files.items() if file is not None}
 
@@ -160,9 +173,17 @@ class DataFiles(BaseModel):
         """With absolute paths."""
         return self._with_paths(os.path.abspath)
 
+    def _shown(self, path: Path) -> str:
+        """A file's name; of a split, with that of its data set."""
+        if is_hub(path):
+            return str(path)
+        folder = Path(self.file)
+        return f"{folder.name}/{path.name}" if path.parent == folder else path.name
+
     def _with_paths(self, change: Callable[[str], str]) -> DataFiles:
         names = ("file", "validation", "test")
-        paths = {name: change(path) for name in names if (path := getattr(self, name))}
+        given = {name: path for name in names if (path := getattr(self, name))}
+        paths = {name: path if is_hub(path) else change(path) for name, path in given.items()}
         return self.model_copy(update=paths)
 
     def check_columns(self) -> None:
@@ -180,9 +201,10 @@ class DataFiles(BaseModel):
         for path in self.parts.values():
             columns = read_columns(path, self.options)
             for column in self.columns:
-                named = path.is_dir() or path.suffix.lower() in (".csv", ".tsv", ".parquet")
+                suffixes = (".csv", ".tsv", ".parquet")
+                named = path.is_dir() or is_hub(path) or path.suffix.lower() in suffixes
                 if column not in columns and named:
-                    raise missing_column(path.name, column, columns)
+                    raise missing_column(self._shown(path), column, columns)
 
     def rows(self) -> Iterator[Row]:
         """Read the rows of all files.
@@ -205,7 +227,8 @@ class DataFiles(BaseModel):
             NotFoundError: a file is missing.
         """
         self.check_columns()
-        digests = [f"{path.name} (sha256 {digest_of(path)})" for path in self.parts.values()]
+        parts = self.parts.values()
+        digests = [f"{self._shown(path)} (sha256 {digest_of(path)})" for path in parts]
         return DatasetSpec(
             name=name,
             description=f"{self.target_column} of {Path(self.file).name}",
@@ -306,6 +329,32 @@ class DataFiles(BaseModel):
 
 def _load(files: DataFiles) -> list[Row]:
     return list(files.rows())
+
+
+def _official_parts(path: Path, splits: Sequence[str]) -> dict[str, Path]:
+    """Part → split of a data set; a single split is divided like a file.
+
+    Raises:
+        DataError: there is no split for test or train, or two for one part.
+    """
+    if len(splits) == 1:
+        return {"": split_path(path, splits[0])}
+    parts: dict[str, Path] = {}
+    for split in splits:
+        part = SPLITS.get(split.casefold())
+        if part in parts:
+            raise DataError(
+                f"{path.name} has two splits for {part}: {parts[part].name} and {split}.",
+                "Save the data set with one of them.",
+            )
+        if part is not None:
+            parts[part] = split_path(path, split)
+    if missing := [part for part in ("train", "test") if part not in parts]:
+        raise DataError(
+            f"{path.name} has the splits {', '.join(splits)}, but none for {missing[0]}.",
+            "Save it with one (DatasetDict.save_to_disk), or a single split, to be divided.",
+        )
+    return parts
 
 
 def parse_text_template(text: str) -> tuple[tuple[str, str | None], ...]:

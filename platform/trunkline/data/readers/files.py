@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from trunkline.data.readers.dataset_rows import DatasetRows, is_dataset, is_hub
 from trunkline.data.readers.delimited import DelimitedFile
 from trunkline.data.readers.json_rows import JsonFile
 from trunkline.data.readers.parquet_rows import ParquetFile
@@ -108,7 +109,8 @@ def read_rows(
     """Stream the rows of a file, with texts as they are written: ``NA`` and ``007`` stay so.
 
     Args:
-        path: a file with one of the suffixes of :data:`FORMATS`, or a folder of text files.
+        path: a file with one of the suffixes of :data:`FORMATS`, a folder of text files, or what
+            :class:`~trunkline.data.readers.dataset_rows.DatasetRows` reads.
         columns: read these; the others may hold anything. By default all.
         options: encoding, delimiter and quoting.
         nested: further columns, which hold lists or objects.
@@ -122,10 +124,10 @@ def read_rows(
     file = _open(path, options or FileOptions())
     if not nested:
         return file.rows(columns)
-    if not isinstance(file, JsonFile | ParquetFile):
+    if not isinstance(file, JsonFile | ParquetFile | DatasetRows):
         raise UsageError(
             f"{path.name} can't hold lists, such as the messages of a conversation.",
-            "They are read from JSON lines, JSON and Parquet.",
+            "They are read from JSON lines, JSON, Parquet and data sets.",
         )
     return file.rows(columns, nested)
 
@@ -140,11 +142,13 @@ def read_columns(path: Path, options: FileOptions | None = None) -> tuple[str, .
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file; of a folder, that of its files' paths and digests.
+    """sha256 of a file; of a folder or a data set, that of its files' digests.
 
     Raises:
         NotFoundError, UsageError, DataError: as :func:`read_rows`.
     """
+    if is_dataset(path):
+        return DatasetRows(path).digest()
     if not path.is_dir():
         return sha256_file(path)
     folder = TextFolder(path, FileOptions())
@@ -169,8 +173,9 @@ def open_texts(
         DataError: the file can't be read, has no rows, or a row has no text.
     """
     options = options or FileOptions()
-    if path.is_dir():
-        raise UsageError(f"{str(path)!r} is a folder.", "Give the path of one file.")
+    if path.is_dir() or is_hub(path):
+        kind = "a folder" if path.is_dir() else "a data set"
+        raise UsageError(f"{str(path)!r} is {kind}.", "Give the path of one file.")
     file = _open(path, options)
     state = _state(path)
     rows = empty = 0
@@ -198,6 +203,14 @@ def _texts(path: Path, column: str, options: FileOptions) -> Iterator[TextRow]:
 
 
 def _open(path: Path, options: FileOptions) -> RowFile:
+    if is_dataset(path):
+        if options != FileOptions():
+            raise UsageError(
+                f"--encoding, --delimiter and --quoting apply to text files, and {path.name} is a "
+                "data set.",
+                "Leave them out.",
+            )
+        return DatasetRows(path)
     if path.is_dir():
         if (options.delimiter, options.quoting) != (None, None):
             raise UsageError(
