@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths
+from trunkline.data.near_duplicates import NearDuplicate, near_duplicates
 from trunkline.data.prepare import Prepared, clean_label, input_of, prepare, read_rows
 from trunkline.errors import TrunklineError
 
@@ -262,11 +263,29 @@ def _prepared_findings(
             f"the labels {named} differ only in case, white space or Unicode form",
             "Write each label in one way.",
         )  # fmt: skip
-    yield from _finding(
-        "near-duplicates", "warning", prepared.near_duplicates,
-        "a test row with a near-duplicate in train, which makes scores too high",
-        "Put near-duplicates into one group (--group).",
-    )  # fmt: skip
+    method = report.compared_by
+    in_train = {pair.row.id for pair in prepared.near_duplicates}
+    validation = near_duplicates(split.validation, split.train, template, method)
+    test = near_duplicates(split.test, split.validation, template, method)
+    kinds: tuple[tuple[Level, Sequence[NearDuplicate], str], ...] = (
+        (
+            "warning",
+            prepared.near_duplicates,
+            "a test row with a near-duplicate in train, which makes scores too high",
+        ),
+        ("note", validation, "a validation row with a near-duplicate in train"),
+        (
+            "note",
+            [pair for pair in test if pair.row.id not in in_train],
+            "a test row with a near-duplicate in validation",
+        ),
+    )
+    for level, pairs, message in kinds:
+        example = f": row {pairs[0].row.id} is like row {pairs[0].other.id}" if pairs else ""
+        yield from _finding(
+            "near-duplicates", level, [pair.row.id for pair in pairs], message + example,
+            "Put near-duplicates into one group (--group).",
+        )  # fmt: skip
 
 
 def _rare_labels(labels: Counter[str]) -> Iterator[DataFinding]:

@@ -15,12 +15,10 @@ from typing import Any
 
 from trunkline.contracts import DatasetSpec, Gate, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.encode import check_characters
+from trunkline.data.near_duplicates import Method, NearDuplicate, method_for, near_duplicates
 from trunkline.data.split import Fold, Split, split_rows
 from trunkline.data.transforms import augment_rows, clean_rows
 from trunkline.errors import DataError, PluginCallError, plugin_call
-
-NEAR_DUPLICATE = 0.95
-"""Two texts are near-duplicates from this cosine of their character 2-5 gram TF-IDF vectors."""
 
 _INVISIBLE = (
     "\\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
@@ -39,7 +37,9 @@ class DataReport:
         dropped: dropped rows by reason, duplicates not included.
         duplicated: dropped rows with the same cleaned text and target as another row.
         label_conflicts: kept rows with the same cleaned text as a row with another target.
-        near_duplicates: test rows with a near-duplicate in train; see :data:`NEAR_DUPLICATE`.
+        near_duplicates: test rows with a near-duplicate in train; see
+            :mod:`~trunkline.data.near_duplicates`.
+        compared_by: how they were compared: ``tfidf`` or ``minhash``.
         augmented: rows added to train by transforms.
         parts, groups: rows and groups in each part of the split.
         given_split: whether the rows brought their split.
@@ -59,6 +59,7 @@ class DataReport:
     given_split: bool
     labels_cleaned: int
     similar_labels: list[list[str]]
+    compared_by: Method = "tfidf"
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -74,7 +75,7 @@ class Prepared:
         fingerprint: of the kept rows, after cleaning and before the split.
         report: counts.
         augmented: rows that transforms add to train.
-        near_duplicates: ids of the test rows that the report counts.
+        near_duplicates: the test rows that the report counts, with the rows of train.
     """
 
     split: Split
@@ -82,7 +83,7 @@ class Prepared:
     fingerprint: str
     report: DataReport
     augmented: tuple[Row, ...] = field(default=())
-    near_duplicates: tuple[str, ...] = ()
+    near_duplicates: tuple[NearDuplicate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,9 @@ def prepare(
         split = replace(split, train=tuple(split.train[index] for index in sorted(indices)))
     added = augment_rows(split.train, transforms, random.Random(settings.seed))
     augmented = checked_additions(dataset, recipe, added, labels)
-    close = near_duplicates(replace(split, train=(*split.train, *augmented)), recipe.template)
+    method = method_for(split)
+    known = (*split.train, *augmented)
+    close = near_duplicates(split.test, known, recipe.template, method)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     report = DataReport(
         read=len(source),
@@ -205,6 +208,7 @@ def prepare(
         given_split=any(row.split is not None for row in rows),
         labels_cleaned=labels_cleaned,
         similar_labels=similar_labels(labels),
+        compared_by=method,
     )
     return Prepared(split, labels, fingerprint(rows), report, augmented, tuple(close))
 
@@ -229,24 +233,6 @@ def describe_dataset(spec: DatasetSpec) -> DatasetReport:
         for label in prepared.labels:
             labels[label] = sum(row.target == label for row in rows)
     return DatasetReport(spec, prepared, labels, rows[:: max(1, len(rows) // 5)][:5])
-
-
-def near_duplicates(split: Split, template: Template) -> list[str]:
-    """The ids of the test rows that have a near-duplicate in train; see :data:`NEAR_DUPLICATE`."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
-    try:
-        train = vectorizer.fit_transform([template.cleaned(row.full_text) for row in split.train])
-    except ValueError:  # every training text is shorter than two characters
-        return []
-    test = vectorizer.transform([template.cleaned(row.full_text) for row in split.test])
-    close: list[str] = []
-    for start in range(0, test.shape[0], 256):
-        closest = (test[start : start + 256] @ train.T).max(axis=1).toarray().ravel()
-        near = zip(split.test[start : start + 256], closest, strict=True)
-        close += [row.id for row, cosine in near if cosine >= NEAR_DUPLICATE]
-    return close
 
 
 def input_of(row: Row, template: Template) -> tuple[str, ...]:
