@@ -89,3 +89,8 @@ def test_a_conversation_can_not_be_a_plain_prompt(run: Run, chats: Path) -> None
         result = run("train", "--config", "other.yaml")
         assert result.exit_code == 2
         assert "system message only" in result.stderr
+
+
+def test_conversations_are_cross_validated(run_copy: Run, chats: Path) -> None:
+    folds = ran(run_copy, "eval", "--config", "recipe.yaml", "--folds", "2")
+    assert folds["evaluation_report"]["rows"] == 40

@@ -257,3 +257,15 @@ def test_saved_data_set_is_trained_on_in_its_official_split(run_copy: Run, tmp_p
     result = run_copy("eval", "claims/kind")
     assert result.exit_code == 1
     assert "changed" in result.stderr
+
+
+def test_folds_of_own_data_hold_every_group_out_once(run_copy: Run, claims: Path) -> None:
+    Path("claims.yaml").write_text(
+        "name: claims/kind\ndata: {file: claims.csv, text: body, label: kind, group: title}\n"
+        "settings: {max_steps: 2, r: 2, max_length: 64}\n"
+    )
+    folds = ran(run_copy, "eval", "--config", "claims.yaml", "--folds", "2")
+    assert [fold["test_rows"] for fold in folds["per_fold"]] == [30, 30]
+    report = folds["evaluation_report"]
+    assert report["rows"] == report["groups"] == 60
+    assert run_copy("adapters", "show", "claims/kind").exit_code != 0

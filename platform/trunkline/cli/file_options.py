@@ -64,8 +64,8 @@ _COLUMNS = (
     (
         "--messages",
         "COLUMN",
-        "The column with a conversation, of which the assistant's last message is learned; in JSON "
-        "or Parquet, instead of --text.",
+        "The column with a conversation, of which the assistant's last message is learned; in "
+        "JSON, Parquet or a data set, instead of --text.",
     ),
     (
         "--loss-on",
