@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from trunkline.errors import UsageError
+from trunkline.messages import Message as Message
 from trunkline.redaction import redact
 from trunkline.settings import Settings as Settings
 from trunkline.settings import check_value, checks_field_names, is_finite
@@ -97,6 +98,8 @@ class Row:
         split: the part that the row belongs to in an official split: ``train``, ``validation`` or
             ``test``. All rows have one, or none has; a group lies in one part. Without validation
             rows, groups of train are taken.
+        history: of a conversation, the messages before its last user message, which is ``text``;
+            for a template that is a chat.
     """
 
     id: str
@@ -107,6 +110,12 @@ class Row:
     stratum: str | None = None
     slices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     split: str | None = None
+    history: tuple[Message, ...] = ()
+
+    @property
+    def full_text(self) -> str:
+        """The texts of the history, if any, and the text; a line break between two."""
+        return "\n".join((*(one.content for one in self.history), self.text))
 
 
 @checks_field_names

@@ -200,6 +200,7 @@ def test_check_of_what_can_not_be_trained_on_fails(run: Run, claims: Path) -> No
     result = run("datasets", "check", str(claims), "--text", "body", "--label", "kind")
     assert result.exit_code == 1
     assert "one class only" in result.stdout
+    assert "Error" not in result.stderr
     assert json.loads(
         run(
             "datasets", "check", str(claims), "--text", "body", "--label", "kind", "--json"
@@ -231,3 +232,40 @@ def test_preview_shows_the_prompt_and_what_is_learned(run: Run, claims: Path) ->
     assert one["prompt"].endswith("\nKind:")
     assert one["learned"].endswith("[<|im_end|>]")
     assert len(one["input_ids"]) == one["prompt_tokens"] + one["learned_tokens"]
+
+
+def test_saved_data_set_is_trained_on_in_its_official_split(run_copy: Run, tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    def part(name: str, count: int) -> Dataset:
+        rows = [{"body": f"{name} {n}", "kind": ("home", "car")[n % 2]} for n in range(count)]
+        return Dataset.from_list(rows)
+
+    folder = tmp_path / "claims"
+    parts = {"train": part("a", 20), "dev": part("b", 6), "test": part("c", 8)}
+    DatasetDict(parts).save_to_disk(str(folder))
+    args = ("--data", str(folder), "--text", "body", "--label", "kind", "--name", "claims/kind")
+    trained = ran(run_copy, "train", *args, *SMALL)
+    data = trained["report"]["data"]
+    assert data["given_split"] is True
+    assert data["parts"] == {"train": 20, "validation": 6, "test": 8}
+    assert "claims/dev (sha256 " in run_copy("lineage", "claims/kind").stdout
+    assert run_copy("eval", "claims/kind").exit_code == 0
+    checked = ran(run_copy, "datasets", "check", str(folder), "--text", "body", "--label", "kind")
+    assert checked["parts"] == data["parts"]
+    DatasetDict({**parts, "test": part("d", 8)}).save_to_disk(str(folder))
+    result = run_copy("eval", "claims/kind")
+    assert result.exit_code == 1
+    assert "changed" in result.stderr
+
+
+def test_folds_of_own_data_hold_every_group_out_once(run_copy: Run, claims: Path) -> None:
+    Path("claims.yaml").write_text(
+        "name: claims/kind\ndata: {file: claims.csv, text: body, label: kind, group: title}\n"
+        "settings: {max_steps: 2, r: 2, max_length: 64}\n"
+    )
+    folds = ran(run_copy, "eval", "--config", "claims.yaml", "--folds", "2")
+    assert [fold["test_rows"] for fold in folds["per_fold"]] == [30, 30]
+    report = folds["evaluation_report"]
+    assert report["rows"] == report["groups"] == 60
+    assert run_copy("adapters", "show", "claims/kind").exit_code != 0

@@ -82,6 +82,27 @@ def test_labels_are_separated_or_an_array(tmp_path: Path) -> None:
     assert [row.target for row in rows] == [("red", "blue"), ("green", "a;b"), (), ()]
 
 
+def test_lists_of_json_and_parquet_are_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    spans = [[0, 7, "DRUG"], [8, 13, "DOSE"]]
+    objects = [dict(zip(("start", "end", "label"), one, strict=True)) for one in spans]
+    rows = [
+        {"text": "aspirin 10 mg", "kind": ["red", "007"], "spans": objects},
+        {"text": "aspirin 10 mg", "kind": [], "spans": None},
+        {"text": "aspirin 10 mg", "kind": None, "spans": []},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for file in (path, tmp_path / "rows.parquet"):
+        labels = [row.target for row in DataFiles(file=str(file), labels="kind").rows()]
+        assert labels == [("red", "007"), (), ()]
+        tagged = [row.target for row in DataFiles(file=str(file), spans="spans").rows()]
+        assert tagged == [((0, 7, "DRUG"), (8, 13, "DOSE")), (), ()]
+
+
 @pytest.mark.parametrize("cell", ["[1]", '["a"', '["a", null]', "[[]]"])
 def test_array_of_other_than_texts_is_refused(tmp_path: Path, cell: str) -> None:
     file = write(tmp_path / "rows.jsonl", [{"text": "x", "kind": cell}])

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from made_rows import make_dataset, make_recipe, make_row, make_split
+from made_rows import make_dataset, make_recipe, make_row
 from trunkline.contracts import Row, Settings, Template
-from trunkline.data.prepare import Prepared, fingerprint, near_duplicates, prepare, read_rows
+from trunkline.data.prepare import Prepared, fingerprint, prepare, read_rows
 from trunkline.data.split import PARTS, Fold
 from trunkline.errors import DataError, NotFoundError, PluginError, TrunklineError
 
@@ -272,36 +272,6 @@ def test_of_copies_in_a_given_split_that_of_the_test_part_stays() -> None:
 @pytest.mark.parametrize("split", [7, ("test",)])
 def test_split_that_is_no_text_is_refused(split: Any) -> None:
     assert "where a text was expected" in refused([*things(), make_row(90, split=split)])
-
-
-# ---------------------------------------------------------------------------- near-duplicates
-
-
-def test_test_row_with_a_near_copy_in_train_is_counted() -> None:
-    long = "the patient has a chronic disease of the left kidney with many complications noted"
-    split = make_split(
-        [make_row(1, text=f"{long}."), make_row(2, text="something else entirely")],
-        [make_row(3, text=long)],
-        [make_row(4, text=long), make_row(5, text="a cold morning in the hills")],
-    )
-
-    assert len(near_duplicates(split, Template())) == 1
-
-
-def test_copy_in_validation_is_no_near_duplicate() -> None:
-    split = make_split(
-        [make_row(1, text="one thing")],
-        [make_row(2, text="another")],
-        [make_row(3, text="another")],
-    )
-
-    assert near_duplicates(split, Template()) == []
-
-
-def test_texts_of_one_character_have_no_near_duplicates() -> None:
-    split = make_split([make_row(1, text="a")], [make_row(2, text="b")], [make_row(3, text="a")])
-
-    assert near_duplicates(split, Template()) == []
 
 
 # ------------------------------------------------------------------------------------- labels

@@ -45,7 +45,7 @@ def test_a_merged_model_repeats_every_stored_prediction(
 ) -> None:
     done = trained_platform.files.export_model(f"toy/{name}", tmp_path / "model", "merged")
     stored = replay_of(trained_platform, f"toy/{name}")
-    assert done.rows == len(stored.texts) > 0
+    assert done.rows == len(stored.rows) > 0
     assert done.largest_difference <= 1e-3
     assert {path.suffix for path in (tmp_path / "model").iterdir()} <= {
         ".json",
@@ -65,8 +65,8 @@ def test_plain_transformers_gives_the_labels_of_a_merged_model(
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     stored = replay_of(trained_platform, "toy/animals")
-    for text, expected in zip(stored.texts, stored.predictions, strict=True):
-        prompt = usage["template"]["prompt"].replace("{text}", " ".join(text.split()))
+    for row, expected in zip(stored.rows, stored.predictions, strict=True):
+        prompt = usage["template"]["prompt"].replace("{text}", " ".join(row.text.split()))
         with torch.inference_mode():
             (p,) = model(**tokenizer(prompt, return_tensors="pt")).logits.softmax(-1)
         assert model.config.id2label[int(p.argmax())] == expected.prediction
@@ -78,7 +78,7 @@ def test_a_lora_file_for_llama_cpp_has_its_names_and_its_order_of_rows(
 ) -> None:
     path = tmp_path / "plurals.gguf"
     done = trained_platform.files.export_model("toy/plurals", path, "gguf-lora")
-    assert done.rows == len(replay_of(trained_platform, "toy/plurals").texts)
+    assert done.rows == len(replay_of(trained_platform, "toy/plurals").rows)
     reader = gguf.GGUFReader(path)
     fields = {name: reader.get_field(name).contents() for name in reader.fields}
     artifact = trained_platform.store.fetch(trained_platform.resolve("toy/plurals").version)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trunkline.cli.command import Example, Group
-from trunkline.cli.file_options import column_options, make_own_recipe, own_name
+from trunkline.cli.file_options import column_options, make_own_recipe, option_name, own_name
 from trunkline.cli.output import (
     counts,
     heading,
@@ -228,7 +228,7 @@ def check(
     if html is not None:
         note(f"The report as a page is in {html}.")
     if not result.usable:
-        raise SystemExit(1)
+        click.get_current_context().exit(1)
 
 
 @datasets.command(
@@ -294,15 +294,16 @@ def _own_or_plugins(
         UsageError: there are options for columns, but ``name`` is no file.
     """
     from trunkline.data.prepare import default_recipe
+    from trunkline.data.readers import is_dataset
 
     platform = options.with_plugins
     file = Path(name)
-    if file.suffix or file.is_file() or (columns and file.is_dir()):
+    if file.suffix or file.is_file() or is_dataset(file) or (columns and file.is_dir()):
         job = platform.training_job(make_own_recipe(own_name(file), file, columns, template), {})
         return job.dataset, job.recipe, job.transforms
     if columns or template:
-        option = next(iter(columns), "template")
-        raise UsageError(f"--{option} needs a file.", f"{name!r} is the name of a dataset.")
+        option = option_name(next(iter(columns), "template"))
+        raise UsageError(f"{option} needs a file.", f"{name!r} is the name of a dataset.")
     catalog = platform.catalog
     dataset = catalog.dataset(name)
     users = (recipe for recipe in catalog.recipes() if recipe.dataset == dataset.name)

@@ -62,6 +62,17 @@ _COLUMNS = (
     ("--labels", "COLUMN", "The column with any number of labels: 'red;green', a multilabel task."),
     ("--target", "COLUMN", "The column with the number to learn, a regression."),
     ("--completion", "COLUMN", "The column with the answer to learn, a generation."),
+    (
+        "--messages",
+        "COLUMN",
+        "The column with a conversation, of which the assistant's last message is learned; in "
+        "JSON, Parquet or a data set, instead of --text.",
+    ),
+    (
+        "--loss-on",
+        "last|all",
+        "With --messages: learn the assistant's last message, or all of them.  [default: last]",
+    ),
     ("--spans", "COLUMN", "The column with spans of the text: '[[0, 7, \"DRUG\"]]', tagging."),
     ("--relevant", "COLUMN", "The column with the candidate to rank first; --text is the query."),
     ("--candidates", "COLUMN", "With --relevant: the column with all candidates: 'a;b;c'."),
@@ -88,8 +99,8 @@ def column_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def command(*args: Any, reading: dict[str, Any], **kwargs: Any) -> Any:
-        given = {option.removeprefix("--"): None for option, _, _ in _COLUMNS}
-        values = {name: kwargs.pop(name) for name in given} | reading
+        names = [option.removeprefix("--").replace("-", "_") for option, _, _ in _COLUMNS]
+        values = {name: kwargs.pop(name) for name in names} | reading
         columns = {name: value for name, value in values.items() if value is not None}
         return function(*args, columns=columns, **kwargs)
 
@@ -99,9 +110,18 @@ def column_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
+CONVERSATION: dict[str, Any] = {"settings": {"max_length": 1024}, "max_new_tokens": 256}
+"""What a recipe for conversations begins with: they are longer than texts, and never cut."""
+
+
 def with_line_breaks(text: str) -> str:
     r"""The text with a line break for each ``\n``; ``\\n`` is a backslash and an n."""
     return re.sub(r"(\\?)\\n", lambda match: r"\n" if match[1] else "\n", text)
+
+
+def option_name(field: str) -> str:
+    """The option for a field of :class:`~trunkline.data.columns.DataFiles`."""
+    return f"--{field.replace('_', '-')}"
 
 
 def own_name(file: Path) -> str:
@@ -137,11 +157,14 @@ def make_own_recipe(
             if learned
             else f"Which column of {file.name} is to be learned?",
             "Use one of --label, --labels (several), --target (a number), --completion (an "
-            f"answer), --spans and --relevant; the columns are: {names}.",
+            "answer), --messages (a conversation), --spans and --relevant; the columns are: "
+            f"{names}.",
         )
     if "text" in columns:
         columns = {**columns, "text": with_line_breaks(columns["text"])}
     values: dict[str, Any] = {"name": name, "data": {"file": str(file), **columns}}
+    if "messages" in columns:
+        values |= CONVERSATION
     if template is not None:
         values["template"] = {"prompt": with_line_breaks(template)}
     return make_config(values, "The options don't fit together")

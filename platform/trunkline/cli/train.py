@@ -11,7 +11,7 @@ import click
 
 from trunkline.cli.command import Command, Example
 from trunkline.cli.eval import print_evaluation_report
-from trunkline.cli.file_options import column_options, make_own_recipe, own_name
+from trunkline.cli.file_options import column_options, make_own_recipe, option_name, own_name
 from trunkline.cli.output import (
     bytes_text,
     counts,
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Train on your own rows: CSV, TSV, JSON lines, JSON, Parquet, or a folder of texts.",
+    help="Train on your own rows: CSV, TSV, JSON lines, JSON, Parquet, a folder of texts, a saved "
+    "data set, or hf:owner/name of the Hugging Face hub.",
 )
 @click.option("--name", metavar="NAME", help="With --data: domain/name of the adapter.")
 @column_options
@@ -171,7 +172,7 @@ def _chosen_recipe(
     """The name of a plugin's recipe, or the recipe that the options describe."""
     from trunkline.training.config import read_config
 
-    only_data = [f"--{option}" for option in columns]
+    only_data = [option_name(field) for field in columns]
     only_data += [
         f"--{key}" for key, value in {"name": name, "template": template}.items() if value
     ]

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths
-from trunkline.data.prepare import Prepared, prepare, read_rows
+from trunkline.data.near_duplicates import NearDuplicate, near_duplicates
+from trunkline.data.prepare import Prepared, input_of, prepare, read_rows
 from trunkline.data.targets import LABELED, clean_label, labels_in, normalized
 from trunkline.errors import TrunklineError
 
@@ -191,13 +192,13 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
         "empty targets", "warning", blank, "no target, so the row is dropped",
         "Fill them in, or leave the rows out.",
     )  # fmt: skip
-    damaged = [row.id for row in rows if _is_damaged(row.text)]
+    damaged = [row.id for row in rows if _is_damaged(row.full_text)]
     yield from _finding(
         "encoding", "warning", damaged,
         "characters that a wrong encoding leaves behind, such as Ã© or \ufffd",
         "Read the file with its true --encoding, or correct the texts.",
     )  # fmt: skip
-    scripts = {row.id: script for row in rows if (script := script_of(row.text))}
+    scripts = {row.id: script for row in rows if (script := script_of(row.full_text))}
     common = Counter(scripts.values()).most_common(1)
     others = [name for name, script in scripts.items() if script != common[0][0]]
     if others and len(others) * 20 < len(scripts):
@@ -208,7 +209,7 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
         )  # fmt: skip
     personal: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        for kind in personal_data(row.text):
+        for kind in personal_data(row.full_text):
             personal[kind].append(row.id)
     for kind, ids in personal.items():
         yield from _finding(
@@ -223,24 +224,23 @@ def _prepared_findings(
     """Findings about rows beside each other."""
     split, report, template = prepared.split, prepared.report, recipe.template
     kept = {row.id: row for row in (*split.train, *split.validation, *split.test)}
-    seen = {(template.cleaned(row.text), row.target) for row in kept.values()}
+    seen = {(input_of(row, template), row.target) for row in kept.values()}
 
-    def cleaned(row: Row) -> tuple[str, Any]:
-        target: Any = row.target
+    def cleaned(row: Row) -> tuple[tuple[str, ...], Any]:
         with suppress(ValueError):  # the row was refused, or dropped for another reason
-            target = normalized(row, dataset.task).target
-        target = clean_label(target) if isinstance(target, str) else target
-        return template.cleaned(row.text), target
+            row = normalized(row, dataset.task)
+        target = clean_label(row.target) if isinstance(row.target, str) else row.target
+        return input_of(row, template), target
 
     repeated = [row.id for row in rows if row.id not in kept and cleaned(row) in seen]
     yield from _finding(
         "duplicates", "warning", repeated,
         "the text and target of another row, so the row is dropped", "Leave them out.",
     )  # fmt: skip
-    targets: dict[str, set[Any]] = defaultdict(set)
+    targets: dict[tuple[str, ...], set[Any]] = defaultdict(set)
     for row in kept.values():
-        targets[template.cleaned(row.text)].add(row.target)
-    conflicting = [row.id for row in kept.values() if len(targets[template.cleaned(row.text)]) > 1]
+        targets[input_of(row, template)].add(row.target)
+    conflicting = [row.id for row in kept.values() if len(targets[input_of(row, template)]) > 1]
     yield from _finding(
         "label conflicts", "warning", conflicting,
         "the text of a row with another target",
@@ -266,11 +266,29 @@ def _prepared_findings(
             f"the labels {named} differ only in case, white space or Unicode form",
             "Write each label in one way.",
         )  # fmt: skip
-    yield from _finding(
-        "near-duplicates", "warning", prepared.near_duplicates,
-        "a test row with a near-duplicate in train, which makes scores too high",
-        "Put near-duplicates into one group (--group).",
-    )  # fmt: skip
+    method = report.compared_by
+    in_train = {pair.row.id for pair in prepared.near_duplicates}
+    validation = near_duplicates(split.validation, split.train, template, method)
+    test = near_duplicates(split.test, split.validation, template, method)
+    kinds: tuple[tuple[Level, Sequence[NearDuplicate], str], ...] = (
+        (
+            "warning",
+            prepared.near_duplicates,
+            "a test row with a near-duplicate in train, which makes scores too high",
+        ),
+        ("note", validation, "a validation row with a near-duplicate in train"),
+        (
+            "note",
+            [pair for pair in test if pair.row.id not in in_train],
+            "a test row with a near-duplicate in validation",
+        ),
+    )
+    for level, pairs, message in kinds:
+        example = f": row {pairs[0].row.id} is like row {pairs[0].other.id}" if pairs else ""
+        yield from _finding(
+            "near-duplicates", level, [pair.row.id for pair in pairs], message + example,
+            "Put near-duplicates into one group (--group).",
+        )  # fmt: skip
 
 
 def _rare_labels(labels: Counter[str]) -> Iterator[DataFinding]:

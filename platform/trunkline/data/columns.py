@@ -6,28 +6,40 @@ The files are read by :mod:`trunkline.data.readers`, with texts as they are writ
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from trunkline.contracts import DatasetSpec, Row, Span, Target, Task
-from trunkline.data.readers import FileOptions, FileRow, digest_of, read_columns, read_rows
+from trunkline.contracts import DatasetSpec, Message, Row, Target, Task
+from trunkline.data.conversations import LossOn, parse_conversation
+from trunkline.data.lists import read_items, read_spans
+from trunkline.data.readers import (
+    FileOptions,
+    FileRow,
+    digest_of,
+    holds_lists,
+    is_dataset,
+    is_hub,
+    read_columns,
+    read_rows,
+    split_path,
+    splits_of,
+)
 from trunkline.data.readers.rows import missing_column
-from trunkline.errors import DataError, UsageError, one_line
+from trunkline.errors import DataError, UsageError
 
 TARGETS: Mapping[str, Task] = {
     "label": "classification",
     "labels": "multilabel",
     "target": "regression",
     "completion": "generation",
+    "messages": "generation",
     "spans": "tagging",
     "relevant": "ranking",
 }
@@ -46,17 +58,21 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.AS
 class DataFiles(BaseModel):
     """The files of a dataset and the meaning of their columns.
 
-    Exactly one of ``label``, ``labels``, ``target``, ``completion``, ``spans`` and ``relevant`` is
-    set; it decides the task.
+    Exactly one of ``label``, ``labels``, ``target``, ``completion``, ``messages``, ``spans`` and
+    ``relevant`` is set; it decides the task.
 
     Attributes:
         file: CSV, TSV, JSON lines, JSON, Parquet or CoNLL, by its suffix; or a folder of texts,
-            with the columns ``text``, ``file``, ``label`` and ``split``.
+            with the columns ``text``, ``file``, ``label`` and ``split``; a folder that the library
+            ``datasets`` saved; or ``hf:owner/name`` of the Hugging Face hub.
         text: the column that the model reads, or several in a template: ``"{title}\\n{body}"``.
         label: the column with the label of a classification.
         labels: the column with any number of labels, separated, or as a JSON array.
         target: the column with the number of a regression.
         completion: the column with the answer of a generation.
+        messages: the column with a conversation, of which the assistant's last message is learned;
+            without ``text``.
+        loss_on: ``all``: the assistant's earlier messages are learned too.
         spans: the column with labeled spans of the text: a JSON array of ``[start, end, label]`` or
             ``{"start": …, "end": …, "label": …}``, which count characters from 0, ``end`` excluded.
         relevant: the column with the relevant candidate of a ranking; ``text`` is the query.
@@ -81,6 +97,8 @@ class DataFiles(BaseModel):
     target: str | None = None
     labels: str | None = None
     completion: str | None = None
+    messages: str | None = None
+    loss_on: LossOn = "last"
     spans: str | None = None
     relevant: str | None = None
     candidates: str | None = None
@@ -108,6 +126,10 @@ class DataFiles(BaseModel):
             raise ValueError("a ranking needs both relevant and candidates")
         if not self.separator:
             raise ValueError("separator is empty")
+        if self.messages is None and self.loss_on != "last":
+            raise ValueError("loss_on belongs to messages, the conversations")
+        if self.messages is not None and "text" in self.model_fields_set:
+            raise ValueError("messages are the text and the answer, so text can't be given")
         if self.split is not None and (self.test is not None or self.validation is not None):
             raise ValueError("split names a column, so validation and test can't name files")
         if self.validation is not None and self.test is None:
@@ -124,13 +146,15 @@ class DataFiles(BaseModel):
     @property
     def target_column(self) -> str:
         """The column to learn."""
-        return next(filter(None, (getattr(self, name) for name in TARGETS)))
+        return next(name for field in TARGETS if (name := getattr(self, field)) is not None)
 
     @property
     def parts(self) -> dict[str, Path]:
         """Part → file; the key of a single file is empty."""
         if self.test is None:
-            return {"": Path(self.file)}
+            path = Path(self.file)
+            splits = splits_of(path) if self.split is None and is_dataset(path) else ()
+            return _official_parts(path, splits) if splits else {"": path}
         files = {"train": self.file, "validation": self.validation, "test": self.test}
         return {part: Path(file) for part, file in files.items() if file is not None}
 
@@ -150,6 +174,14 @@ class DataFiles(BaseModel):
         others = (self.target_column, self.candidates, self.id, self.group, self.split)
         return tuple(dict.fromkeys((*self.text_columns, *filter(None, others))))
 
+    def nested(self, path: Path) -> tuple[str, ...]:
+        """The columns of a file that may hold lists."""
+        if self.messages is not None:
+            return (self.messages,)
+        if not holds_lists(path):
+            return ()
+        return tuple(filter(None, (self.labels, self.spans, self.candidates)))
+
     def seen_from(self, folder: Path) -> DataFiles:
         """With paths that are relative to the current folder made relative to another one."""
         return self._with_paths(
@@ -164,9 +196,17 @@ class DataFiles(BaseModel):
         """With absolute paths."""
         return self._with_paths(os.path.abspath)
 
+    def _shown(self, path: Path) -> str:
+        """A file's name; of a split, with that of its data set."""
+        if is_hub(path):
+            return str(path)
+        folder = Path(self.file)
+        return f"{folder.name}/{path.name}" if path.parent == folder else path.name
+
     def _with_paths(self, change: Callable[[str], str]) -> DataFiles:
         names = ("file", "validation", "test")
-        paths = {name: change(path) for name in names if (path := getattr(self, name))}
+        given = {name: path for name in names if (path := getattr(self, name))}
+        paths = {name: path if is_hub(path) else change(path) for name, path in given.items()}
         return self.model_copy(update=paths)
 
     def check_columns(self) -> None:
@@ -184,9 +224,10 @@ class DataFiles(BaseModel):
         for path in self.parts.values():
             columns = read_columns(path, self.options)
             for column in self.columns:
-                named = path.is_dir() or path.suffix.lower() in (".csv", ".tsv", ".parquet")
+                suffixes = (".csv", ".tsv", ".parquet")
+                named = path.is_dir() or is_hub(path) or path.suffix.lower() in suffixes
                 if column not in columns and named:
-                    raise missing_column(path.name, column, columns)
+                    raise missing_column(self._shown(path), column, columns)
 
     def rows(self) -> Iterator[Row]:
         """Read the rows of all files.
@@ -198,7 +239,9 @@ class DataFiles(BaseModel):
         self.check_columns()
         for part, path in self.parts.items():
             prefix = f"{part}/" if len(self.parts) > 1 else ""
-            for row in read_rows(path, self.columns, self.options):
+            nested = self.nested(path)
+            texts = [column for column in self.columns if column not in nested]
+            for row in read_rows(path, texts, self.options, nested):
                 yield self._row(row, part, prefix)
 
     def dataset(self, name: str) -> DatasetSpec:
@@ -208,7 +251,8 @@ class DataFiles(BaseModel):
             NotFoundError: a file is missing.
         """
         self.check_columns()
-        digests = [f"{path.name} (sha256 {digest_of(path)})" for path in self.parts.values()]
+        parts = self.parts.values()
+        digests = [f"{self._shown(path)} (sha256 {digest_of(path)})" for path in parts]
         return DatasetSpec(
             name=name,
             description=f"{self.target_column} of {Path(self.file).name}",
@@ -225,28 +269,53 @@ class DataFiles(BaseModel):
         )
 
     def _row(self, row: FileRow, part: str, prefix: str) -> Row:
+        if self.split is not None:
+            part = self._part(row)
+        history: tuple[Message, ...] = ()
+        if self.messages is None:
+            text, target = self._text(row), self._target(row)
+        else:
+            history, text, target = self._conversation(row)
+        return Row(
+            id=row[self.id] if self.id is not None else f"{prefix}{row.number}",
+            text=text,
+            target=target,
+            group=self._group(row, "\n".join((*(one.content for one in history), text)), part),
+            split=part or None,
+            history=history,
+            candidates=(
+                () if self.candidates is None else read_items(row, self.candidates, self.separator)
+            ),
+        )
+
+    def _text(self, row: FileRow) -> str:
+        """The text; empty if all columns that make it are."""
         text = "".join(
             literal + ("" if name is None else row.values[name] or "")
             for literal, name in self._text_parts
         )
         blank = all(not (row.values[name] or "").strip() for name in self.text_columns)
-        if self.split is not None:
-            part = self._part(row)
-        return Row(
-            id=row[self.id] if self.id is not None else f"{prefix}{row.number}",
-            text="" if blank else text,
-            target=self._target(row),
-            candidates=() if self.candidates is None else self._items(row, self.candidates),
-            group=self._group(row, text, part),
-            split=part or None,
-        )
+        return "" if blank else text
+
+    def _conversation(self, row: FileRow) -> tuple[tuple[Message, ...], str, str]:
+        """The messages before the last of the user, that one, and the assistant's answer to it.
+
+        Where a message before the answer is empty, the text is empty too, so the row is dropped.
+        """
+        assert self.messages is not None
+        value = row.nested[self.messages]
+        if not value and not isinstance(value, str):
+            return (), "", ""
+        *history, text, answer = parse_conversation(value, row.place, self.messages, self.loss_on)
+        blank = any(not message.content.strip() for message in (*history, text))
+        return tuple(history), "" if blank else text.content, answer.content
 
     def _target(self, row: FileRow) -> Target:
-        text = row.values[self.target_column] or ""
         if self.labels is not None:
-            return self._items(row, self.labels)
+            return read_items(row, self.labels, self.separator)
         if self.spans is not None:
-            return _spans(row, self.spans)
+            return read_spans(row, self.spans)
+        text = row.values[self.target_column] or ""
         if self.task != "regression":
             return text
         if not text.strip():
@@ -257,20 +326,6 @@ class DataFiles(BaseModel):
                 "Write it with a point and without a unit: 1234.5.",
             )
         return float(text)
-
-    def _items(self, row: FileRow, column: str) -> tuple[str, ...]:
-        """The texts of a column: a JSON array, or separated; empty ones are left out."""
-        text = (row.values[column] or "").strip()
-        items: list[Any] = text.split(self.separator)
-        if text.startswith("["):
-            items = _array(row, column)
-        for item in items:
-            if not isinstance(item, str):
-                raise DataError(
-                    f"{row.place} has {item!r:.60} in the array in {column!r}, not a text.",
-                    'Write it in quotes: ["…", "…"].',
-                )
-        return tuple(item.strip() for item in items if item.strip())
 
     def _group(self, row: FileRow, text: str, part: str) -> str:
         if self.group is None:
@@ -298,40 +353,39 @@ class DataFiles(BaseModel):
     @cached_property
     def _text_parts(self) -> tuple[tuple[str, str | None], ...]:
         """Literal text and the column after it, in order; no column after the last literal."""
+        if self.messages is not None:
+            return ()
         return parse_text_template(self.text)
-
-
-def _array(row: FileRow, column: str) -> list[Any]:
-    """The JSON array in a column."""
-    try:
-        items = json.loads(row.values[column] or "")
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{row.place} has no JSON array in {column!r}: {one_line(error)}.", "Correct it."
-        ) from None
-    if not isinstance(items, list):
-        raise DataError(f"{row.place} has no JSON array in {column!r}.", "Write [ … ].")
-    return items
-
-
-def _spans(row: FileRow, column: str) -> tuple[Span, ...]:
-    """The spans in a column; their range is checked when rows are prepared."""
-    if not (row.values[column] or "").strip():
-        return ()
-    spans: list[Span] = []
-    for item in _array(row, column):
-        values = [item.get(name) for name in Span._fields] if isinstance(item, dict) else item
-        if not isinstance(values, list) or len(values) != 3:
-            raise DataError(
-                f"{row.place} has {item!r:.60} in {column!r}, not a span.",
-                'Write [start, end, "label"], or {"start": …, "end": …, "label": "…"}.',
-            )
-        spans.append(Span(*values))
-    return tuple(spans)
 
 
 def _load(files: DataFiles) -> list[Row]:
     return list(files.rows())
+
+
+def _official_parts(path: Path, splits: Sequence[str]) -> dict[str, Path]:
+    """Part → split of a data set; a single split is divided like a file.
+
+    Raises:
+        DataError: there is no split for test or train, or two for one part.
+    """
+    if len(splits) == 1:
+        return {"": split_path(path, splits[0])}
+    parts: dict[str, Path] = {}
+    for split in splits:
+        part = SPLITS.get(split.casefold())
+        if part in parts:
+            raise DataError(
+                f"{path.name} has two splits for {part}: {parts[part].name} and {split}.",
+                "Save the data set with one of them.",
+            )
+        if part is not None:
+            parts[part] = split_path(path, split)
+    if missing := [part for part in ("train", "test") if part not in parts]:
+        raise DataError(
+            f"{path.name} has the splits {', '.join(splits)}, but none for {missing[0]}.",
+            "Save it with one (DatasetDict.save_to_disk), or a single split, to be divided.",
+        )
+    return parts
 
 
 def parse_text_template(text: str) -> tuple[tuple[str, str | None], ...]:

@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any
 
-from trunkline.contracts import DatasetSpec
+from trunkline.contracts import DatasetSpec, Row
 from trunkline.data.split import PARTS, Split
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.0"
 NOT_PROVIDED = "NOT PROVIDED"
 ROWS = "rows.jsonl"
 
+_HISTORY = "the messages of a conversation before the text, as JSON; missing if there are none"
 _URL = re.compile(r"https?://[^\s<>\"')\]]+")
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -112,7 +113,12 @@ def croissant_of(
             }
         ],
         "recordSet": [
-            {"@type": "cr:RecordSet", "@id": "rows", "name": "rows", "field": _fields(dataset)}
+            {
+                "@type": "cr:RecordSet",
+                "@id": "rows",
+                "name": "rows",
+                "field": _fields(dataset, has_history=any(row.history for row in split.train)),
+            }
         ],
     }
 
@@ -127,12 +133,18 @@ def row_lines(split: Split) -> Iterator[bytes]:
             "text": row.text,
             "target": row.target,
             "group": row.group,
+            **({"history": _history(row)} if row.history else {}),
             **{f"slice_{name}": value for name, value in sorted(row.slices.items())},
         }
         yield f"{json.dumps(fields, ensure_ascii=False)}\n".encode()
 
 
-def _fields(dataset: DatasetSpec) -> list[dict[str, Any]]:
+def _history(row: Row) -> str:
+    messages = [{"role": one.role, "content": one.content} for one in row.history]
+    return json.dumps(messages, ensure_ascii=False)
+
+
+def _fields(dataset: DatasetSpec, *, has_history: bool) -> list[dict[str, Any]]:
     target = "sc:Float" if dataset.task == "regression" else "sc:Text"
     unit = f", in {dataset.unit}" if dataset.unit else ""
     return [
@@ -141,6 +153,7 @@ def _fields(dataset: DatasetSpec) -> list[dict[str, Any]]:
         _field("text", "what the model reads", "sc:Text"),
         _field("target", f"the correct answer{unit}", target),
         _field("group", "rows of one group are always in the same part", "sc:Text"),
+        *([_field("history", _HISTORY, "sc:Text")] if has_history else ()),
         *(_field(f"slice_{name}", f"the row's {name}", "sc:Text") for name in dataset.slices),
     ]
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from trunkline.contracts import Row, Template
+from trunkline.contracts import Message, Row, Template
 from trunkline.errors import DataError, UsageError, one_line
 
 ROLES = ("system", "user", "assistant")
@@ -37,12 +37,15 @@ class Prompt:
         full_length: tokens that the prompt has with the complete text.
         offsets: if requested, for each token the characters of the text that it covers, without
             white space at their ends; None for a token of the template.
+        learned: begin and end of each earlier answer of a conversation that carries loss, in
+            ``ids``.
     """
 
     ids: list[int]
     text: str
     full_length: int
     offsets: tuple[tuple[int, int] | None, ...] = ()
+    learned: tuple[tuple[int, int], ...] = ()
 
     @property
     def truncated(self) -> bool:
@@ -107,19 +110,97 @@ def encode_prompt(
     return prompt(kept, encode(kept), len(ids))
 
 
-def encode_row(
+def encode_prompts(
     row: Row, template: Template, tokenizer: Any, max_length: int, *, with_offsets: bool = False
 ) -> list[Prompt]:
-    """Encode a row's prompt; of a ranking one prompt for each candidate, which is never cut.
+    """Encode a row; of a ranking there is a prompt for each candidate, which is never cut.
 
     Raises:
-        DataError, UsageError: as :func:`encode_prompt`.
+        DataError, UsageError: as :func:`encode_row`.
     """
     templates = [template.with_candidate(one) for one in row.candidates] or [template]
     return [
-        encode_prompt(row.text, one, tokenizer, max_length, with_offsets=with_offsets)
-        for one in templates
+        encode_row(row, one, tokenizer, max_length, with_offsets=with_offsets) for one in templates
     ]
+
+
+def encode_row(
+    row: Row,
+    template: Template,
+    tokenizer: Any,
+    max_length: int | None = None,
+    *,
+    with_offsets: bool = False,
+) -> Prompt:
+    """Encode a row's prompt, token for token as a server does for its text or its messages.
+
+    A text is cut to ``max_length``; a conversation of several messages is never cut.
+
+    Raises:
+        DataError, UsageError: as :func:`encode_prompt` and :func:`encode_chat`; the row has a
+            history but the template is no chat; or an earlier answer that carries loss is written
+            otherwise in a conversation than as an answer.
+    """
+    if not row.history:
+        return encode_prompt(row.text, template, tokenizer, max_length, with_offsets=with_offsets)
+    if not template.chat:
+        raise UsageError(
+            f"Row {row.id!r} is a conversation, and the template is not a chat.",
+            "Use a template with chat=True.",
+        )
+    ids = _conversation_ids(row.history, row.text, template, tokenizer)
+    learned = tuple(_learned_spans(row, ids, template, tokenizer))
+    return Prompt(ids, row.text, len(ids), learned=learned)
+
+
+def request_messages(row: Row) -> tuple[dict[str, str], ...]:
+    """The messages that a client sends for a row of several; none for a text."""
+    if not row.history:
+        return ()
+    history = ({"role": one.role, "content": one.content} for one in row.history)
+    return (*history, {"role": "user", "content": row.text})
+
+
+def chat_messages(
+    history: Sequence[Message], text: str, template: Template
+) -> list[dict[str, str]]:
+    """The messages of a prompt: the history, and the text in the template.
+
+    The template's system message is added unless the history begins with one.
+    """
+    messages = [{"role": one.role, "content": one.content} for one in history]
+    messages.append({"role": "user", "content": template.filled(text)})
+    if template.system_message is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": template.system_message})
+    return messages
+
+
+def _conversation_ids(
+    history: Sequence[Message], text: str, template: Template, tokenizer: Any
+) -> list[int]:
+    if not history:
+        return encode_prompt(text, template, tokenizer).ids
+    return encode_chat(chat_messages(history, text, template), tokenizer)
+
+
+def _learned_spans(
+    row: Row, ids: list[int], template: Template, tokenizer: Any
+) -> Iterator[tuple[int, int]]:
+    """Where the earlier answers that carry loss are; each follows the prompt it would answer."""
+    history = row.history
+    for index, message in enumerate(history):
+        if not message.loss:
+            continue
+        question = history[index - 1].content
+        prompt = _conversation_ids(history[: index - 1], question, template, tokenizer)
+        expected = prompt + encode_answer(message.content, tokenizer)
+        if ids[: len(expected)] != expected:
+            raise DataError(
+                f"The base's chat template writes message {index + 1} of row {row.id!r} otherwise "
+                "once more messages follow, so it can't carry loss.",
+                "Use --loss-on last, or leave the row out.",
+            )
+        yield len(prompt), len(expected)
 
 
 def encode_raw(text: str, tokenizer: Any) -> Prompt:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row
-from trunkline.data.encode import encode_answer, encode_row
+from trunkline.data.encode import encode_answer, encode_prompts
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError
 
@@ -82,11 +82,41 @@ def count_lengths(
         context: of the base, in tokens.
 
     Raises:
-        DataError: the template leaves no room for the text of a row.
+        DataError: the template leaves no room for the text of a row, or a conversation is too
+            long.
     """
     limit = longest_prompt(dataset, recipe, context)
-    prompts = (encode_row(row, recipe.template, tokenizer, limit) for row in rows)
-    return LengthReport.of([max(one.full_length for one in row) for row in prompts], limit)
+    prompts = (encode_prompts(row, recipe.template, tokenizer, limit) for row in rows)
+    lengths = [max(one.full_length for one in row) for row in prompts]
+    check_conversations_fit(rows, lengths, recipe, context)
+    return LengthReport.of(lengths, limit)
+
+
+def check_conversations_fit(
+    rows: Sequence[Row], lengths: Sequence[int], recipe: RecipeSpec, context: int
+) -> None:
+    """Raise :class:`DataError` if a conversation is too long, because none is ever cut.
+
+    Args:
+        lengths: tokens of each row's prompt.
+        context: of the base, in tokens.
+    """
+    limit = min(recipe.settings.max_length, context) - recipe.max_new_tokens
+    pairs = zip(rows, lengths, strict=True)
+    long = {row.id: length for row, length in pairs if row.history and length > limit}
+    if not long:
+        return
+    most = max(long.values())
+    needed = most + recipe.max_new_tokens
+    raise DataError(
+        f"{len(long):,} of {len(rows):,} conversations have more than {limit:,} tokens before "
+        f"their last answer, up to {most:,}, and none is cut: rows {', '.join(list(long)[:10])}"
+        f"{', …' if len(long) > 10 else ''}.",
+        f"Use --set max_length={needed}, or leave these rows out."
+        if needed <= context
+        else f"Leave out what doesn't fit the base's context of {context:,} tokens, less "
+        f"{recipe.max_new_tokens:,} for the answer.",
+    )
 
 
 def check_answers_fit(prepared: Prepared, recipe: RecipeSpec, tokenizer: Any) -> None:
@@ -94,11 +124,16 @@ def check_answers_fit(prepared: Prepared, recipe: RecipeSpec, tokenizer: Any) ->
     if recipe.task != "generation":
         return
     split = prepared.split
-    for row in (*split.train, *prepared.augmented, *split.validation, *split.test):
-        length = len(encode_answer(str(row.target), tokenizer))
-        if length > recipe.max_new_tokens:
-            raise DataError(
-                f"The answer of row {row.id!r} has {length} tokens; max_new_tokens = "
-                f"{recipe.max_new_tokens} would cut it off.",
-                "Raise max_new_tokens in the recipe; of your own file, in YAML (`train --config`).",
-            )
+    rows = (*split.train, *prepared.augmented, *split.validation, *split.test)
+    lengths = [len(encode_answer(str(row.target), tokenizer)) for row in rows]
+    longest = max(lengths)
+    if longest > recipe.max_new_tokens:
+        long = sum(length > recipe.max_new_tokens for length in lengths)
+        row_id = rows[lengths.index(longest)].id
+        raise DataError(
+            f"The answer of row {row_id!r} has {longest} tokens; max_new_tokens = "
+            f"{recipe.max_new_tokens} would cut it off"
+            + (f", and {long - 1:,} shorter ones." if long > 1 else "."),
+            f"Raise max_new_tokens to {longest} in the recipe; of your own file, in YAML "
+            "(`train --config`).",
+        )

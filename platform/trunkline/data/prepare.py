@@ -15,6 +15,7 @@ from typing import Any
 
 from trunkline.contracts import DatasetSpec, Gate, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.encode import check_characters
+from trunkline.data.near_duplicates import Method, NearDuplicate, method_for, near_duplicates
 from trunkline.data.split import Fold, Split, split_rows
 from trunkline.data.targets import (
     INVISIBLE,
@@ -29,9 +30,6 @@ from trunkline.data.targets import (
 from trunkline.data.transforms import augment_rows, clean_rows
 from trunkline.errors import DataError, PluginCallError, plugin_call
 
-NEAR_DUPLICATE = 0.95
-"""Two texts are near-duplicates from this cosine of their character 2-5 gram TF-IDF vectors."""
-
 _BLANK = re.compile(f"[{INVISIBLE}\ufe00-\ufe0f]+")
 
 
@@ -45,7 +43,9 @@ class DataReport:
         dropped: dropped rows by reason, duplicates not included.
         duplicated: dropped rows with the same cleaned text and target as another row.
         label_conflicts: kept rows with the same cleaned text as a row with another target.
-        near_duplicates: test rows with a near-duplicate in train; see :data:`NEAR_DUPLICATE`.
+        near_duplicates: test rows with a near-duplicate in train; see
+            :mod:`~trunkline.data.near_duplicates`.
+        compared_by: how they were compared: ``tfidf`` or ``minhash``.
         augmented: rows added to train by transforms.
         parts, groups: rows and groups in each part of the split.
         given_split: whether the rows brought their split.
@@ -65,6 +65,7 @@ class DataReport:
     given_split: bool
     labels_cleaned: int
     similar_labels: list[list[str]]
+    compared_by: Method = "tfidf"
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -80,7 +81,7 @@ class Prepared:
         fingerprint: of the kept rows, after cleaning and before the split.
         report: counts.
         augmented: rows that transforms add to train.
-        near_duplicates: ids of the test rows that the report counts.
+        near_duplicates: the test rows that the report counts, with the rows of train.
     """
 
     split: Split
@@ -88,7 +89,7 @@ class Prepared:
     fingerprint: str
     report: DataReport
     augmented: tuple[Row, ...] = field(default=())
-    near_duplicates: tuple[str, ...] = ()
+    near_duplicates: tuple[NearDuplicate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +138,11 @@ def fingerprint(rows: Iterable[Row]) -> str:
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda row: row.id):
         parts: list[Any] = [
-            row.id,
-            row.text,
-            row.target,
-            row.group,
-            row.stratum,
-            sorted(row.slices.items()),
-        ]
+            row.id, row.text, row.target, row.group, row.stratum, sorted(row.slices.items())
+        ]  # fmt: skip
         parts += [] if row.split is None else [row.split]
-        parts += [*row.candidates]
+        parts += [(one.role, one.content) for one in row.history]
+        parts += row.candidates
         digest.update(json.dumps(parts, ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()
@@ -202,7 +199,9 @@ def prepare(
         split = replace(split, train=tuple(split.train[index] for index in sorted(indices)))
     added = augment_rows(split.train, transforms, random.Random(settings.seed))
     augmented = checked_additions(dataset, recipe, added, labels)
-    close = near_duplicates(replace(split, train=(*split.train, *augmented)), recipe.template)
+    method = method_for(split)
+    known = (*split.train, *augmented)
+    close = near_duplicates(split.test, known, recipe.template, method)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     report = DataReport(
         read=len(source),
@@ -217,6 +216,7 @@ def prepare(
         given_split=any(row.split is not None for row in rows),
         labels_cleaned=labels_cleaned,
         similar_labels=similar_labels(labels),
+        compared_by=method,
     )
     return Prepared(split, labels, fingerprint(rows), report, augmented, tuple(close))
 
@@ -241,22 +241,10 @@ def describe_dataset(spec: DatasetSpec) -> DatasetReport:
     return DatasetReport(spec, prepared, labels, rows[:: max(1, len(rows) // 5)][:5])
 
 
-def near_duplicates(split: Split, template: Template) -> list[str]:
-    """The ids of the test rows that have a near-duplicate in train; see :data:`NEAR_DUPLICATE`."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
-    try:
-        train = vectorizer.fit_transform([template.cleaned(row.text) for row in split.train])
-    except ValueError:  # every training text is shorter than two characters
-        return []
-    test = vectorizer.transform([template.cleaned(row.text) for row in split.test])
-    close: list[str] = []
-    for start in range(0, test.shape[0], 256):
-        closest = (test[start : start + 256] @ train.T).max(axis=1).toarray().ravel()
-        near = zip(split.test[start : start + 256], closest, strict=True)
-        close += [row.id for row, cosine in near if cosine >= NEAR_DUPLICATE]
-    return close
+def input_of(row: Row, template: Template) -> tuple[str, ...]:
+    """The texts that the model reads: rows with the same ones are compared by their targets."""
+    history = (part for one in row.history for part in (one.role, one.content))
+    return (*history, template.cleaned(row.text), *row.candidates)
 
 
 def similar_labels(labels: Iterable[str]) -> list[list[str]]:
@@ -335,19 +323,15 @@ def _check_targets(
 def _drop_duplicates(rows: list[Row], template: Template) -> tuple[list[Row], int, int]:
     """Keep one row of each text and target: in a given split, one of the test part."""
     parts = {"test": 0, "validation": 1}
-    targets: dict[Any, set[Any]] = {}
+    targets: dict[tuple[str, ...], set[Any]] = {}
     chosen: set[str] = set()
-
-    def question(row: Row) -> Any:
-        return template.cleaned(row.text), row.candidates
-
     for row in sorted(rows, key=lambda row: parts.get(row.split or "", 2)):
-        seen = targets.setdefault(question(row), set())
+        seen = targets.setdefault(input_of(row, template), set())
         if row.target not in seen:
             seen.add(row.target)
             chosen.add(row.id)
     kept = [row for row in rows if row.id in chosen]
-    label_conflicts = sum(len(targets[question(row)]) > 1 for row in kept)
+    label_conflicts = sum(len(targets[input_of(row, template)]) > 1 for row in kept)
     return kept, len(rows) - len(kept), label_conflicts
 
 
@@ -420,12 +404,15 @@ def _check_texts(dataset: DatasetSpec, row: Row) -> None:
         )
     stratum = () if row.stratum is None else (row.stratum,)
     given = () if row.split is None else (row.split,)
-    texts = (row.id, row.text, row.group, *stratum, *given, *row.slices, *row.slices.values())
+    history = tuple(one.content for one in row.history)
+    texts = (
+        row.id, row.text, row.group, *stratum, *given, *row.slices, *row.slices.values(), *history
+    )  # fmt: skip
     for text in texts:
         if not isinstance(text, str):
             raise DataError(
                 f"Row {row.id!r} of {dataset.name} has {text!r} where a text was expected.",
-                "Id, text, group, stratum, split and slices are texts.",
+                "Id, text, group, stratum, split, slices and messages are texts.",
             )
     for text in (*texts, row.target):
         if isinstance(text, str) and not text.isascii():

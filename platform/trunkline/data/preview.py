@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, TransformSpec
-from trunkline.data.encode import encode_answer, encode_row
-from trunkline.data.lengths import longest_prompt
+from trunkline.data.encode import Prompt, encode_answer, encode_prompts
+from trunkline.data.lengths import check_conversations_fit, longest_prompt
 from trunkline.data.prepare import prepare
 from trunkline.data.targets import spans_of
 
@@ -18,7 +18,8 @@ class RowPreview:
     """One training row.
 
     Attributes:
-        prompt: the decoded prompt, control tokens included.
+        prompt: the decoded prompt, control tokens included; earlier answers of a conversation that
+            carry loss are in brackets, token by token.
         learned: what carries loss, in brackets: the answer's tokens, or the target of a head.
         prompt_tokens, learned_tokens: their counts; a head learns at the prompt's last token.
         truncated: whether the text was cut.
@@ -62,20 +63,26 @@ def preview_rows(
     prepared = prepare(dataset, recipe, transforms)
     limit = longest_prompt(dataset, recipe, context)
     rows = (*prepared.split.train, *prepared.augmented)[:count]
-    return [_preview(row, dataset, recipe, tokenizer, limit) for row in rows]
+    tagging = dataset.task == "tagging"
+    prompts = [
+        _relevant(row, encode_prompts(row, recipe.template, tokenizer, limit, with_offsets=tagging))
+        for row in rows
+    ]
+    check_conversations_fit(rows, [one.full_length for one in prompts], recipe, context)
+    return [
+        _preview(row, prompt, dataset, tokenizer) for row, prompt in zip(rows, prompts, strict=True)
+    ]
 
 
-def _preview(
-    row: Row, dataset: DatasetSpec, recipe: RecipeSpec, tokenizer: Any, limit: int
-) -> RowPreview:
-    prompts = encode_row(
-        row, recipe.template, tokenizer, limit, with_offsets=dataset.task == "tagging"
-    )
-    prompt = prompts[row.candidates.index(str(row.target))] if row.candidates else prompts[0]
+def _relevant(row: Row, prompts: Sequence[Prompt]) -> Prompt:
+    """The prompt of a row; of a ranking that of the relevant candidate."""
+    return prompts[row.candidates.index(str(row.target)) if row.candidates else 0]
+
+
+def _preview(row: Row, prompt: Prompt, dataset: DatasetSpec, tokenizer: Any) -> RowPreview:
     if dataset.task == "generation":
         answer = encode_answer(str(row.target), tokenizer)
-        pieces = [tokenizer.decode([token]) for token in answer]
-        learned, tokens = "".join(f"[{piece}]" for piece in pieces), len(answer)
+        learned, tokens = _in_brackets(answer, tokenizer), len(answer)
     elif dataset.task == "tagging":
         answer, tokens = [], sum(one is not None for one in prompt.offsets)
         learned = "".join(
@@ -86,10 +93,23 @@ def _preview(
         answer, learned, tokens = [], f" → [{named}]", 1
     return RowPreview(
         id=row.id,
-        prompt=tokenizer.decode(prompt.ids),
+        prompt=_prompt_text(prompt, tokenizer),
         learned=learned,
         prompt_tokens=len(prompt.ids),
-        learned_tokens=tokens,
+        learned_tokens=tokens + sum(end - begin for begin, end in prompt.learned),
         truncated=prompt.truncated,
         input_ids=(*prompt.ids, *answer),
     )
+
+
+def _prompt_text(prompt: Prompt, tokenizer: Any) -> str:
+    parts, done = [], 0
+    for begin, end in prompt.learned:
+        parts.append(tokenizer.decode(prompt.ids[done:begin]))
+        parts.append(_in_brackets(prompt.ids[begin:end], tokenizer))
+        done = end
+    return "".join((*parts, tokenizer.decode(prompt.ids[done:])))
+
+
+def _in_brackets(ids: Sequence[int], tokenizer: Any) -> str:
+    return "".join(f"[{tokenizer.decode([token])}]" for token in ids)

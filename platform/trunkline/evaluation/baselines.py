@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from trunkline.contracts import (
@@ -22,7 +23,7 @@ from trunkline.contracts import (
     Row,
     Target,
 )
-from trunkline.data.encode import encode_chat, encode_prompt
+from trunkline.data.encode import chat_messages, encode_chat, encode_row
 from trunkline.data.split import Split
 from trunkline.data.targets import number, prediction_problem
 from trunkline.errors import PluginCallError, plugin_call
@@ -228,33 +229,40 @@ def prompted(context: BaselineContext, shots: int) -> BaselinePredictions:
     template, tokenizer = recipe.template, base.tokenizer
     limit = min(recipe.settings.max_length, base.info.context) - recipe.max_new_tokens
 
-    def content(row: Row) -> str:
-        return template.filled(encode_prompt(row.text, template, tokenizer, limit).text)
+    def messages_of(row: Row) -> list[dict[str, str]]:
+        text = row.text if row.history else encode_row(row, template, tokenizer, limit).text
+        return chat_messages(row.history, text, template)
 
     step = max(1, len(context.train) // max(1, shots))
-    examples = [(content(row), str(row.target)) for row in context.train[::step][:shots]]
-    instruction = template.system_message
-    system = [] if instruction is None else [{"role": "system", "content": instruction}]
+    examples = [
+        [*_turns(messages_of(row)), {"role": "assistant", "content": str(row.target)}]
+        for row in context.train[::step][:shots]
+    ]
     prompts: list[list[int]] = []
     for row in context.test:
         if not shots:
-            prompts.append(encode_prompt(row.text, template, tokenizer, limit).ids)
+            prompts.append(encode_row(row, template, tokenizer, limit).ids)
             continue
-        messages: list[dict[str, str]] = []
-        for question, answer in examples:
-            messages += [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": answer},
-            ]
-        messages.append({"role": "user", "content": content(row)})
-        prompt = encode_chat([*system, *messages], tokenizer)
-        while len(prompt) + recipe.max_new_tokens > base.info.context and len(messages) > 1:
-            del messages[:2]
-            prompt = encode_chat([*system, *messages], tokenizer)
+        messages = messages_of(row)
+        turns = _turns(messages)
+        system = messages[: len(messages) - len(turns)]
+        for start in range(len(examples) + 1):
+            shown = chain.from_iterable(examples[start:])
+            prompt = encode_chat([*system, *shown, *turns], tokenizer)
+            if len(prompt) + recipe.max_new_tokens <= base.info.context:
+                break
         prompts.append(prompt)
     texts = generate_texts(base.model, tokenizer, prompts, recipe.max_new_tokens)
-    first_lines: list[Target] = [text.splitlines()[0].strip() if text else "" for text in texts]
-    return BaselinePredictions(values=first_lines, detail=f"{shots} examples in the prompt")
+    if any("\n" in str(row.target).strip() for row in context.train):
+        values: list[Target] = [text.strip() for text in texts]
+    else:
+        values = [text.splitlines()[0].strip() if text else "" for text in texts]
+    return BaselinePredictions(values=values, detail=f"{shots} examples in the prompt")
+
+
+def _turns(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages without the system's."""
+    return [message for message in messages if message["role"] != "system"]
 
 
 BASELINES: tuple[BaselineSpec, ...] = (
@@ -348,7 +356,7 @@ def _vectorizer(kind: str) -> Any:
 
 
 def _texts(context: BaselineContext, rows: Sequence[Row]) -> list[str]:
-    return [context.recipe.template.cleaned(row.text) for row in rows]
+    return [context.recipe.template.cleaned(row.full_text) for row in rows]
 
 
 def _first_slice(row: Row) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import MetricSpec, Row, Scored, Target
+from trunkline.data.encode import request_messages
 from trunkline.errors import DataError
 from trunkline.evaluation.baselines import Baseline
 from trunkline.evaluation.calibration import (
@@ -26,7 +27,7 @@ from trunkline.evaluation.intervals import (
 if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
     from trunkline.inference.engine import Engine
-    from trunkline.inference.request import Answer
+    from trunkline.inference.request import Answer, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,22 @@ def answer_texts(
         texts: before the template.
         on_done: called with the number of texts done so far.
     """
-    from trunkline.inference.request import Request, ResolvedRequest
+    from trunkline.inference.request import Request
 
-    requests = [ResolvedRequest(Request(name, text), artifact, name) for text in texts]
-    return engine.run(requests, on_done=on_done)
+    return _answer(engine, artifact, name, [Request(name, text) for text in texts], on_done)
+
+
+def _answer(
+    engine: Engine,
+    artifact: Artifact,
+    name: str,
+    requests: Sequence[Request],
+    on_done: Callable[[int], None] | None,
+) -> list[Answer]:
+    from trunkline.inference.request import ResolvedRequest
+
+    resolved = [ResolvedRequest(request, artifact, name) for request in requests]
+    return engine.run(resolved, on_done=on_done)
 
 
 def predict_rows(
@@ -78,11 +91,12 @@ def predict_rows(
     on_done: Callable[[int], None] | None = None,
 ) -> RowPredictions:
     """Predict held-out rows; their targets are not used. Arguments as :func:`answer_texts`."""
+    from trunkline.inference.request import Request
+
     if artifact.manifest.task["kind"] == "ranking":
         return _rank_rows(engine, artifact, name, rows, on_done)
-    return RowPredictions.of(
-        answer_texts(engine, artifact, name, [row.text for row in rows], on_done)
-    )
+    requests = [Request(name, row.text, messages=request_messages(row)) for row in rows]
+    return RowPredictions.of(_answer(engine, artifact, name, requests, on_done))
 
 
 def _rank_rows(

@@ -31,21 +31,32 @@ class GenerationTask:
     head_size: ClassVar[None] = None
 
     def example(self, prompts: Sequence[Prompt], row: Row, tokenizer: Any) -> dict[str, Any]:
-        """Encode one training row; ``answer`` is the number of the answer's tokens."""
+        """Encode one training row; ``answer`` is the number of the answer's tokens.
+
+        ``learned`` is begin and end of earlier answers that carry loss too, if there are any.
+        """
         answer = encode_answer(str(row.target), tokenizer)
-        return {"input_ids": prompts[0].ids + answer, "answer": len(answer)}
+        example = {"input_ids": prompts[0].ids + answer, "answer": len(answer)}
+        return example | ({"learned": prompts[0].learned} if prompts[0].learned else {})
 
     def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
         """Pad on the left, so that all answers end in the last column.
 
-        ``targets`` is ``[batch, longest answer]``, :data:`IGNORED` before the answer begins.
+        ``targets`` is ``[batch, longest]``, where the longest row begins at its first answer;
+        :data:`IGNORED` at what is no answer.
         """
+        import torch
+
         batch = pad([example["input_ids"] for example in examples], pad_id, left=True)
-        longest = max(example["answer"] for example in examples)
-        targets = batch["input_ids"][:, -longest:].clone()
+        targets = torch.full_like(batch["input_ids"], IGNORED)
+        longest = 0
         for row, example in enumerate(examples):
-            targets[row, : longest - example["answer"]] = IGNORED
-        batch["targets"] = targets
+            length = len(example["input_ids"])
+            for begin, end in (*example.get("learned", ()), (length - example["answer"], length)):
+                span = slice(begin - length, (end - length) or None)
+                targets[row, span] = batch["input_ids"][row, span]
+                longest = max(longest, length - begin)
+        batch["targets"] = targets[:, -longest:]
         return batch
 
     def outputs(

@@ -96,7 +96,18 @@ class RecipeConfig(_Strict):
             raise ValueError(f"the task of these columns is {self.data.task}, not {self.task}")
         if self.data is None and self.task is None:
             raise ValueError("task is missing")
+        if self._is_conversation:
+            fixed = self.template.model_fields_set - {"system", "chat"}
+            if fixed or not (self.template.chat or "chat" not in self.template.model_fields_set):
+                raise ValueError(
+                    "messages are written by the base's chat template as they are, so template may "
+                    "have a system message only"
+                )
         return self
+
+    @property
+    def _is_conversation(self) -> bool:
+        return self.data is not None and self.data.messages is not None
 
     def recipe(self) -> RecipeSpec:
         """The recipe.
@@ -129,6 +140,8 @@ class RecipeConfig(_Strict):
         if kind not in TASKS:
             return Template(**{**self.template.model_dump(), "clean": tuple(self.template.clean)})
         default = default_template(kind)
+        if self._is_conversation:
+            default = Template(chat=True, clean=())
         values = {name: getattr(self.template, name) for name in self.template.model_fields_set}
         if "clean" in values:
             values["clean"] = tuple(values["clean"])

@@ -22,7 +22,7 @@ from trunkline.adapters.config import PREFIX, adapted_module
 from trunkline.bases import describe, load_fresh, local_tokenizer
 from trunkline.bases.load import pick_device, quiet_transformers
 from trunkline.contracts import NoProgress, ProgressListener, Row
-from trunkline.data.encode import encode_prompt
+from trunkline.data.encode import encode_row
 from trunkline.data.targets import number
 from trunkline.errors import (
     BaseMismatchError,
@@ -95,9 +95,9 @@ class ModelExport:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Texts with the predictions that must be repeated, in the same order."""
+    """Rows with the predictions that must be repeated, in the same order."""
 
-    texts: tuple[str, ...]
+    rows: tuple[Row, ...]
     predictions: tuple[PredictionRecord, ...]
 
 
@@ -201,8 +201,7 @@ def stored_predictions(store: AdapterStore, version: VersionRecord, test: Sequen
         stored = store.registry.evaluations.predictions(evaluation.id)
         by_id = {record.row_id: record for record in stored}
         if stored and set(by_id) == {row.id for row in test}:
-            texts = tuple(row.text for row in test)
-            return Replay(texts, tuple(by_id[row.id] for row in test))
+            return Replay(tuple(test), tuple(by_id[row.id] for row in test))
     raise DataError(
         f"{version.ref} has no stored predictions on its test rows, so an export can't be proved.",
         f"Evaluate it first: `trunkline eval {version.ref}`.",
@@ -213,7 +212,7 @@ def probe_predictions(engine: Engine, artifact: Artifact, name: str) -> Replay:
     """The engine's answers to fixed texts, for a version that came without a dataset."""
     answers = answer_texts(engine, artifact, name, PROBES)
     return Replay(
-        PROBES,
+        tuple(Row(id=text, text=text, target="", group=text) for text in PROBES),
         tuple(
             PredictionRecord(
                 row_id=f"probe/{number}",
@@ -423,7 +422,7 @@ def _repeat(
         RefusedError: a prediction differs; names the first rows.
     """
     template = artifact.manifest.make_template()
-    prompts = [encode_prompt(text, template, tokenizer, limit).ids for text in replay.texts]
+    prompts = [encode_row(row, template, tokenizer, limit).ids for row in replay.rows]
     listener.stage("repeating the stored predictions")
     check = _text_check if isinstance(task, GenerationTask) else _head_check
     compare = check(model, tokenizer, task)

@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import (
@@ -19,8 +20,8 @@ from trunkline.contracts import (
     Template,
     TransformSpec,
 )
-from trunkline.data.encode import NoRoomError, encode_row
-from trunkline.data.lengths import LengthReport, check_answers_fit
+from trunkline.data.encode import NoRoomError, encode_prompts
+from trunkline.data.lengths import LengthReport, check_answers_fit, check_conversations_fit
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.files import canonical_json
@@ -246,7 +247,8 @@ def encode_parts(
 
     Raises:
         DataError: an answer is longer than ``max_new_tokens``, the template leaves no room for a
-            text, or a row does not fit the engine's memory for keys and values.
+            text, a conversation is too long, or a row does not fit the engine's memory for keys
+            and values.
         UsageError: ``max_length`` leaves no room for a prompt.
     """
     recipe, base, split = job.recipe, engine.base, prepared.split
@@ -260,10 +262,12 @@ def encode_parts(
             f"the base's context is {base.info.context}.",
         )
     check_answers_fit(prepared, recipe, base.tokenizer)
+    rows = ((*split.train, *prepared.augmented), split.validation, split.test)
     train, validation, test = (
-        encode_rows(rows, recipe.template, task, base.tokenizer, max_length)
-        for rows in ((*split.train, *prepared.augmented), split.validation, split.test)
+        encode_rows(part, recipe.template, task, base.tokenizer, max_length) for part in rows
     )
+    lengths = [length for part in (train, validation, test) for length in part.lengths]
+    check_conversations_fit([*chain(*rows)], lengths, recipe, base.info.context)
     reserved = max_length - limit
     longest = max(
         len(prompt)
@@ -277,7 +281,6 @@ def encode_parts(
             f"keys and values holds {engine.max_model_len}.",
             f"Use --set max_length={engine.max_model_len}, or give the engine more kv_mib.",
         )
-    lengths = [length for part in (train, validation, test) for length in part.lengths]
     return EncodedParts(train, validation, test, max_length, LengthReport.of(lengths, limit))
 
 
@@ -296,7 +299,7 @@ def encode_rows(
     tagging = isinstance(task, TaggingTask)
     for row in rows:
         try:
-            prompts = encode_row(row, template, tokenizer, limit, with_offsets=tagging)
+            prompts = encode_prompts(row, template, tokenizer, limit, with_offsets=tagging)
         except DataError as error:
             hint = error.hint
             if isinstance(error, NoRoomError):

@@ -1,15 +1,17 @@
-"""Read what users bring: CSV, TSV, JSON lines, JSON, Parquet, folders of texts; as written.
+"""Read what users bring: CSV, TSV, JSON, Parquet, folders, data sets of the hub; as written.
 
 :func:`read_rows` streams the rows of a file with their numbers, :func:`read_columns` reads the
 names of its columns, and :func:`open_texts` checks one column before anything is computed. Nothing
 infers a type, and a file that can be read in two ways is refused. Plugins may import this package.
 """
 
+from trunkline.data.readers.dataset_rows import is_dataset, is_hub, split_path, splits_of
 from trunkline.data.readers.files import (
     FORMATS,
     TextFile,
     TextRow,
     digest_of,
+    holds_lists,
     open_texts,
     read_columns,
     read_rows,
@@ -25,8 +27,13 @@ __all__ = [
     "TextRow",
     "decode_text",
     "digest_of",
+    "holds_lists",
+    "is_dataset",
+    "is_hub",
     "open_texts",
     "read_columns",
     "read_entries",
     "read_rows",
+    "split_path",
+    "splits_of",
 ]

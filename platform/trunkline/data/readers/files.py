@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trunkline.data.readers.conll import ConllFile
+from trunkline.data.readers.dataset_rows import DatasetRows, is_dataset, is_hub
 from trunkline.data.readers.delimited import DelimitedFile
 from trunkline.data.readers.json_rows import JsonFile
 from trunkline.data.readers.parquet_rows import ParquetFile
@@ -35,6 +36,7 @@ FORMATS = {
     ".iob2": "CoNLL",
     ".bio": "CoNLL",
 }
+_WITH_LISTS = ("JSON lines", "JSON", "Parquet")
 BATCH_ROWS = 256
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
@@ -104,14 +106,19 @@ class TextFile:
 
 
 def read_rows(
-    path: Path, columns: Sequence[str] | None = None, options: FileOptions | None = None
+    path: Path,
+    columns: Sequence[str] | None = None,
+    options: FileOptions | None = None,
+    nested: Sequence[str] = (),
 ) -> Iterator[FileRow]:
     """Stream the rows of a file, with texts as they are written: ``NA`` and ``007`` stay so.
 
     Args:
-        path: a file with one of the suffixes of :data:`FORMATS`, or a folder of text files.
+        path: a file with one of the suffixes of :data:`FORMATS`, a folder of text files, or what
+            :class:`~trunkline.data.readers.dataset_rows.DatasetRows` reads.
         columns: read these; the others may hold anything. By default all.
         options: encoding, delimiter and quoting.
+        nested: further columns, which hold lists or objects.
 
     Raises:
         NotFoundError: there is no such file or column. In JSON, where rows have keys of their own,
@@ -119,7 +126,20 @@ def read_rows(
         UsageError: the suffix is of no known format, or an option does not apply to it.
         DataError: the file can't be read, or can be read in two ways; names the row or the line.
     """
-    return _open(path, options or FileOptions()).rows(columns)
+    file = _open(path, options or FileOptions())
+    if not nested:
+        return file.rows(columns)
+    if not isinstance(file, JsonFile | ParquetFile | DatasetRows):
+        raise UsageError(
+            f"{path.name} can't hold lists, such as the messages of a conversation.",
+            "They are read from JSON lines, JSON, Parquet and data sets.",
+        )
+    return file.rows(columns, nested)
+
+
+def holds_lists(path: Path) -> bool:
+    """Whether the columns of a file may hold lists, by its suffix."""
+    return is_hub(path) or is_dataset(path) or FORMATS.get(path.suffix.lower()) in _WITH_LISTS
 
 
 def read_columns(path: Path, options: FileOptions | None = None) -> tuple[str, ...]:
@@ -132,11 +152,13 @@ def read_columns(path: Path, options: FileOptions | None = None) -> tuple[str, .
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file; of a folder, that of its files' paths and digests.
+    """sha256 of a file; of a folder or a data set, that of its files' digests.
 
     Raises:
         NotFoundError, UsageError, DataError: as :func:`read_rows`.
     """
+    if is_dataset(path):
+        return DatasetRows(path).digest()
     if not path.is_dir():
         return sha256_file(path)
     folder = TextFolder(path, FileOptions())
@@ -161,8 +183,9 @@ def open_texts(
         DataError: the file can't be read, has no rows, or a row has no text.
     """
     options = options or FileOptions()
-    if path.is_dir():
-        raise UsageError(f"{str(path)!r} is a folder.", "Give the path of one file.")
+    if path.is_dir() or is_hub(path):
+        kind = "a folder" if path.is_dir() else "a data set"
+        raise UsageError(f"{str(path)!r} is {kind}.", "Give the path of one file.")
     file = _open(path, options)
     state = _state(path)
     rows = empty = 0
@@ -190,6 +213,14 @@ def _texts(path: Path, column: str, options: FileOptions) -> Iterator[TextRow]:
 
 
 def _open(path: Path, options: FileOptions) -> RowFile:
+    if is_dataset(path):
+        if options != FileOptions():
+            raise UsageError(
+                f"--encoding, --delimiter and --quoting apply to text files, and {path.name} is a "
+                "data set.",
+                "Leave them out.",
+            )
+        return DatasetRows(path)
     if path.is_dir():
         if (options.delimiter, options.quoting) != (None, None):
             raise UsageError(

@@ -55,14 +55,14 @@ class JsonFile:
             raise DataError(f"{self._path.name} has no rows.", "Write a JSON object per row.")
         return tuple(columns)
 
-    def rows(self, columns: Sequence[str] | None) -> Iterator[FileRow]:
-        """Stream the rows, with these columns or each with all of its own.
+    def rows(self, columns: Sequence[str] | None, nested: Sequence[str] = ()) -> Iterator[FileRow]:
+        """Stream the rows, with these columns or each with all of its own; ``nested`` as they are.
 
         Raises:
             NotFoundError: at the end of the file, if no row had a column.
         """
         name = self._path.name
-        missing = set(columns or ())
+        missing = {*(columns or ()), *nested}
         number = 0
         with self._text() as source:
             for number, (line, value) in enumerate(self._objects(source), start=1):
@@ -74,9 +74,10 @@ class JsonFile:
                     values[column] = text
                 if missing:
                     missing.difference_update(value)
-                yield FileRow(name, number, line, values)
+                lists = {column: value.get(column) for column in nested}
+                yield FileRow(name, number, line, values, lists)
         if number and missing:
-            column = next(column for column in columns or () if column in missing)
+            column = next(one for one in (*(columns or ()), *nested) if one in missing)
             raise missing_column(name, column, self.columns())
 
     def _text(self) -> TextReader:

@@ -1,4 +1,4 @@
-"""Rows of Parquet files. The columns that are read must hold strings."""
+"""Rows of Parquet files. The columns that are read must hold strings, or lists of objects."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class ParquetFile:
         with self._open() as file:
             return tuple(file.schema_arrow.names)
 
-    def rows(self, columns: Sequence[str] | None) -> Iterator[FileRow]:
-        """Stream the rows by row group, with these columns or all."""
+    def rows(self, columns: Sequence[str] | None, nested: Sequence[str] = ()) -> Iterator[FileRow]:
+        """Stream the rows by row group, with these columns or all; ``nested`` as they are."""
         from pyarrow import ArrowException
 
         name = self._path.name
         with self._open() as file:
             names = list(file.schema_arrow.names)
-            wanted = list(dict.fromkeys(names if columns is None else columns))
+            texts_of = list(dict.fromkeys(names if columns is None else columns))
+            wanted = [*texts_of, *nested]
             for column in wanted:
-                self._check_column(file.schema_arrow, column)
+                self._check_column(file.schema_arrow, column, nested=column in nested)
             number = 0
             try:
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
@@ -47,8 +48,9 @@ class ParquetFile:
                     }
                     for index in range(batch.num_rows):
                         number += 1
-                        values = {column: texts[column][index] for column in wanted}
-                        yield FileRow(name, number, None, values)
+                        values = {column: texts[column][index] for column in texts_of}
+                        lists = {column: texts[column][index] for column in nested}
+                        yield FileRow(name, number, None, values, lists)
             except (ArrowException, OSError) as error:
                 raise self._unreadable(error) from error
 
@@ -60,7 +62,7 @@ class ParquetFile:
         except (ArrowException, OSError) as error:
             raise self._unreadable(error) from error
 
-    def _check_column(self, schema: Any, column: str) -> None:
+    def _check_column(self, schema: Any, column: str, *, nested: bool) -> None:
         places = schema.get_all_field_indices(column)
         if not places:
             raise missing_column(self._path.name, column, schema.names)
@@ -69,7 +71,7 @@ class ParquetFile:
                 f"{self._path.name} has {len(places)} columns {column!r}.", "Rename one of them."
             )
         kind = schema.field(places[0]).type
-        if not _is_text(kind):
+        if not nested and not _is_text(kind):
             raise wrong_value(
                 row_place(self._path.name, 1, None),
                 column,
@@ -77,8 +79,8 @@ class ParquetFile:
                 "Write the column as strings: how its values should read is yours to choose.",
             )
 
-    def _texts(self, values: Any, column: str, before: int) -> list[str | None]:
-        """The texts of a batch.
+    def _texts(self, values: Any, column: str, before: int) -> list[Any]:
+        """The texts, or lists, of a batch.
 
         Raises:
             DataError: a value is not UTF-8; names its row.

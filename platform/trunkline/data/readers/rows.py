@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from trunkline.errors import DataError, NotFoundError, UsageError
 
@@ -95,12 +97,14 @@ class FileRow:
         number: counted from 1, without the header.
         line: the line of the file in which the row begins, counted from 1; None in Parquet.
         values: column to text; None where a row of JSON or Parquet has no value.
+        nested: column to list or object, of the columns that were read as such.
     """
 
     file: str
     number: int
     line: int | None
     values: Mapping[str, str | None]
+    nested: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def place(self) -> str:

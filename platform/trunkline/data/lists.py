@@ -1,0 +1,87 @@
+"""Labels, candidates and spans in a column of a file: a JSON array, or texts with a separator."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from trunkline.contracts import Span
+from trunkline.data.readers import FileRow
+from trunkline.errors import DataError, one_line
+
+_INDEX = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+
+
+def read_items(row: FileRow, column: str, separator: str) -> tuple[str, ...]:
+    """The texts of a column, each without white space at its ends; empty ones are left out.
+
+    Raises:
+        DataError: an array has something else than texts; names the row.
+    """
+    value = _value(row, column)
+    if isinstance(value, str):
+        value = _array(value, row, column) if value.startswith("[") else value.split(separator)
+    for item in value:
+        if not isinstance(item, str):
+            raise DataError(
+                f"{row.place} has {item!r:.60} in the array in {column!r}, not a text.",
+                'Write it in quotes: ["…", "…"].',
+            )
+    return tuple(item.strip() for item in value if item.strip())
+
+
+def read_spans(row: FileRow, column: str) -> tuple[Span, ...]:
+    """The spans of a column; whether they lie in the text is checked when rows are prepared.
+
+    Raises:
+        DataError: a value is not a span; names the row.
+    """
+    value = _value(row, column)
+    if isinstance(value, str):
+        value = _array(value, row, column) if value else []
+    return tuple(_span(item, row, column) for item in value)
+
+
+def _span(item: Any, row: FileRow, column: str) -> Span:
+    values = [item.get(name) for name in Span._fields] if isinstance(item, dict) else item
+    if isinstance(values, list) and len(values) == 3:
+        start, end = (_index(value) for value in values[:2])
+        if start is not None and end is not None and isinstance(values[2], str):
+            return Span(start, end, values[2])
+    raise DataError(
+        f"{row.place} has {item!r:.60} in {column!r}, not a span.",
+        'Write [start, end, "label"], or {"start": …, "end": …, "label": "…"}.',
+    )
+
+
+def _index(value: Any) -> int | None:
+    """A whole number; the readers of JSON give its digits as they are written."""
+    if isinstance(value, str):
+        return int(value) if _INDEX.fullmatch(value) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _value(row: FileRow, column: str) -> Any:
+    """The list in a column, or its text without white space at the ends."""
+    value = row.nested[column] if column in row.nested else row.values[column]
+    if value is None:
+        return ""
+    if not isinstance(value, str | list):
+        raise DataError(
+            f"{row.place} has {value!r:.60} in {column!r}, neither an array nor a text.",
+            "Write an array.",
+        )
+    return value.strip() if isinstance(value, str) else value
+
+
+def _array(text: str, row: FileRow, column: str) -> list[Any]:
+    try:
+        items = json.loads(text, parse_float=str)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{row.place} has no JSON array in {column!r}: {one_line(error)}.", "Correct it."
+        ) from None
+    if not isinstance(items, list):
+        raise DataError(f"{row.place} has no JSON array in {column!r}.", "Write [ … ].")
+    return items
