@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral, Real
 from string import Formatter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -67,6 +68,9 @@ class NoProgress:
 class Row:
     """One example.
 
+    A target that is a number of numpy or the like becomes a Python number. The slices are copied,
+    and can't be changed afterwards.
+
     Attributes:
         id: stable name of the row within its dataset; predictions are stored under it.
         text: what the model reads, before the template.
@@ -89,6 +93,14 @@ class Row:
     stratum: str | None = None
     slices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     split: str | None = None
+
+    def __post_init__(self) -> None:
+        target: Any = self.target
+        if type(target) not in (str, bool, int, float) and isinstance(target, Real):
+            number = int(target) if isinstance(target, Integral) else float(target)
+            object.__setattr__(self, "target", number)
+        if isinstance(self.slices, dict):
+            object.__setattr__(self, "slices", MappingProxyType(dict(self.slices)))
 
 
 @checks_field_names
