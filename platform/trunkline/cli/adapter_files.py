@@ -354,11 +354,9 @@ def _labels(names: str | None, file: Path | None) -> tuple[str, ...]:
     """The labels from either option."""
     if names is not None and file is not None:
         raise UsageError("--labels and --labels-file can't be combined.", "Use one of them.")
-    from trunkline.data.prepare import clean_label
     from trunkline.data.readers import read_entries
 
-    given = _split(names) if file is None else read_entries(file)
-    return tuple(map(clean_label, given))
+    return _split(names) if file is None else read_entries(file)
 
 
 def _split(names: str | None) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ def _lengths(options: GlobalOptions, report: DatasetReport) -> dict[str, LengthR
 
 
 def _print_report(report: DatasetReport, lengths: dict[str, LengthReport] | None) -> None:
-    from trunkline.data.findings import similar_text
+    from trunkline.labels import similar_text
 
     spec, rows = report.spec, report.prepared.report
     print_fields(

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths
-from trunkline.data.prepare import Prepared, clean_label, prepare, read_rows
+from trunkline.data.prepare import Prepared, prepare, read_rows
 from trunkline.errors import TrunklineError
+from trunkline.labels import clean_label
 
 Level = Literal["error", "warning", "note"]
 

@@ -6,8 +6,6 @@ import hashlib
 import json
 import math
 import random
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,15 +16,10 @@ from trunkline.data.encode import check_characters
 from trunkline.data.split import Fold, Split, split_rows
 from trunkline.data.transforms import augment_rows, clean_rows
 from trunkline.errors import DataError, PluginCallError, plugin_call
+from trunkline.labels import clean_label, similar_advice, similar_labels
 
 NEAR_DUPLICATE = 0.95
 """Two texts are near-duplicates from this cosine of their character 2-5 gram TF-IDF vectors."""
-
-_INVISIBLE = (
-    "\\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
-)
-_ENDS = re.compile(f"\\A[{_INVISIBLE}]+|[{_INVISIBLE}]+\\Z")
-_BLANK = re.compile(f"[{_INVISIBLE}\ufe00-\ufe0f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,32 +237,6 @@ def near_duplicates(split: Split, template: Template) -> list[str]:
         near = zip(split.test[start : start + 256], closest, strict=True)
         close += [row.id for row, cosine in near if cosine >= NEAR_DUPLICATE]
     return close
-
-
-def clean_label(label: str) -> str:
-    """The label without white space and invisible characters at its ends."""
-    return _ENDS.sub("", label)
-
-
-def similar_labels(labels: Iterable[str]) -> list[list[str]]:
-    """The sets of labels that differ only in case, white space or Unicode form."""
-    alike: dict[str, list[str]] = {}
-    for label in labels:
-        alike.setdefault(_comparable(label), []).append(label)
-    return [group for group in alike.values() if len(group) > 1]
-
-
-def similar_advice(label: str, declared: Iterable[str]) -> str | None:
-    """How an undeclared label should be written, if a declared one is similar."""
-    near = next((one for one in declared if _comparable(one) == _comparable(label)), None)
-    if near is None:
-        return None
-    return f"Write {label!a} as the declared {near!a}."
-
-
-def _comparable(label: str) -> str:
-    """The label without what sets of similar labels differ in."""
-    return _BLANK.sub("", unicodedata.normalize("NFKC", label).casefold())
 
 
 def _clean_labels(dataset: DatasetSpec, rows: Sequence[Row]) -> tuple[list[Row], int]:
