@@ -109,6 +109,12 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
         raise DataError(
             f"{dataset.name} has no rows.", f"See `trunkline datasets show {dataset.name}`."
         )
+    blank = next((index for index, row in enumerate(rows, 1) if not row.id.strip()), None)
+    if blank is not None:
+        raise DataError(
+            f"Row {blank:,} of {dataset.name} has an empty id.",
+            "Give every row a name of its own: predictions are stored under it.",
+        )
     ids = Counter(row.id for row in rows)
     repeated = [row_id for row_id, count in ids.items() if count > 1]
     if repeated:
@@ -156,7 +162,14 @@ def prepare(
     rows = clean_rows(source, recipe.template, transforms, dropped, rng)
     rows, labels_cleaned = _clean_labels(dataset, rows)
     rows = _check_targets(dataset, recipe, rows, dropped)
+    trained = any(row.split == "train" for row in rows)
     rows, duplicated, label_conflicts = _drop_duplicates(rows, recipe.template)
+    if trained and not any(row.split == "train" for row in rows):
+        raise DataError(
+            f"Every train row of {dataset.name} has the text and target of a row of the validation "
+            "or test part, so none is left.",
+            "Were the same rows given twice? Give other rows for train.",
+        )
     if not rows:
         raise DataError(
             f"{dataset.name} has no rows left of {len(source)}: "
