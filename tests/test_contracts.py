@@ -6,14 +6,16 @@ import dataclasses
 import math
 import re
 from dataclasses import fields, replace
+from fractions import Fraction
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made_rows import make_recipe, make_row
-from trunkline.contracts import MOST_NEW_TOKENS, Gate, Settings, Template
+from trunkline.contracts import MOST_NEW_TOKENS, Gate, Row, Settings, Template
 from trunkline.errors import UsageError
 
 quick = settings(max_examples=40, deadline=None)
@@ -259,3 +261,32 @@ def test_a_misspelt_field_of_a_spec_is_named_with_the_nearest_one() -> None:
         UsageError, match=r"no field 'beat_baseline'\. Did you mean 'beats_baseline'"
     ):
         Gate(metric="accuracy", beat_baseline=True)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (numpy.float32(0.5), 0.5),
+        (numpy.float64(2), 2.0),
+        (numpy.int64(3), 3),
+        (Fraction(1, 4), 0.25),
+    ],
+)
+def test_number_of_another_library_becomes_one_of_python(target: Any, expected: float) -> None:
+    row = Row(id="r", text="t", target=target, group="g")
+    assert row.target == expected
+    assert type(row.target) is type(expected)
+
+
+@pytest.mark.parametrize("target", [True, "7", None])
+def test_other_targets_stay_as_they_are(target: Any) -> None:
+    assert Row(id="r", text="t", target=target, group="g").target is target
+
+
+def test_slices_of_a_row_are_a_copy_that_can_not_be_changed() -> None:
+    slices = {"country": "DE"}
+    row = Row(id="r", text="t", target="a", group="g", slices=slices)
+    slices["country"] = "FR"
+    assert row.slices == {"country": "DE"}
+    with pytest.raises(TypeError):
+        row.slices["country"] = "FR"  # type: ignore[index]

@@ -144,3 +144,8 @@ def test_error_of_a_plugin_call_names_the_function() -> None:
 
     assert error.message == "The metric toy/rate failed: KeyError: 'a'."
     assert error.hint == "See docs/hooks.md."
+
+
+def test_nearest_name_is_escaped_where_it_looks_the_same() -> None:
+    error = NotFoundError.named("column", "t\u00e9xt", ["te\u0301xt", "label"])
+    assert error.hint == "Did you mean 'te\\u0301xt'?"

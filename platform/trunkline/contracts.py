@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -83,6 +84,9 @@ class NoProgress:
 class Row:
     """One example.
 
+    A target that is a number of numpy or the like becomes a Python number. The slices are copied,
+    and can't be changed afterwards.
+
     Attributes:
         id: stable name of the row within its dataset; predictions are stored under it.
         text: what the model reads, before the template.
@@ -116,6 +120,14 @@ class Row:
     def full_text(self) -> str:
         """The texts of the history, if any, and the text; a line break between two."""
         return "\n".join((*(one.content for one in self.history), self.text))
+
+    def __post_init__(self) -> None:
+        target: Any = self.target
+        if type(target) not in (str, bool, int, float) and isinstance(target, Real):
+            number = int(target) if isinstance(target, Integral) else float(target)
+            object.__setattr__(self, "target", number)
+        if isinstance(self.slices, dict):
+            object.__setattr__(self, "slices", MappingProxyType(dict(self.slices)))
 
 
 @checks_field_names

@@ -8,6 +8,7 @@ in a message or a hint: see :mod:`trunkline.redaction`.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -61,7 +62,11 @@ class NotFoundError(UsageError):
         """Build the error for an unknown ``name``; suggest the closest candidate, if any."""
         spellings = {candidate.casefold(): candidate for candidate in candidates}
         close = difflib.get_close_matches(name.casefold(), spellings, n=1, cutoff=0.5)
-        suggestion = f"Did you mean {spellings[close[0]]!r}?" if close else None
+        suggestion = None
+        if close:
+            nearest = spellings[close[0]]
+            alike = unicodedata.normalize("NFC", nearest) == unicodedata.normalize("NFC", name)
+            suggestion = f"Did you mean {ascii(nearest) if alike else repr(nearest)}?"
         parts = [part for part in (suggestion, hint) if part]
         return cls(f"There is no {kind} {name!r}.", " ".join(parts) or None)
 

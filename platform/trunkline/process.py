@@ -44,6 +44,15 @@ def exits_refused() -> Iterator[None]:
         _refusing.process = previous
 
 
+def keep_exit_code() -> None:
+    """Let nothing that this thread still calls end the process, which would set its exit code.
+
+    Called last in the main thread: what a plugin registered with ``atexit`` runs after it.
+    """
+    _guard_exits()
+    _refusing.process = os.getpid()
+
+
 @cache
 def _guard_exits() -> None:
     for name in _EXITS:

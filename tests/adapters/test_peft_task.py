@@ -19,6 +19,7 @@ from peft_folders import (
     fetched,
     put,
 )
+from trunkline.adapters.peft_import import ImportOptions
 from trunkline.adapters.store import AdapterStore
 from trunkline.bases import describe
 from trunkline.contracts import Template
@@ -93,6 +94,16 @@ OPTIONS: dict[str, tuple[bool, dict[str, Any], str]] = {
     "too few labels": (True, {"labels": ("a", "b")}, "2 labels"),
     "a label twice": (True, {"labels": ("a", "b", "a")}, "Labels 1 and 3 are both 'a'"),
     "a label with a space": (True, {"labels": ("a", "b", "b ")}, "Labels 2 and 3 are both 'b'"),
+    "a label with an invisible character": (
+        True,
+        {"labels": ("a", "b", "b\u200b")},
+        "Labels 2 and 3 are both 'b'",
+    ),
+    "a label of invisible characters": (
+        True,
+        {"labels": ("a", "\u200b", "b")},
+        "Label 2 is empty",
+    ),
     "an empty label": (True, {"labels": ("a", "", "b")}, "Label 2 is empty"),
     "a label of white space": (True, {"labels": ("a", "b", " ")}, "Label 3 is empty"),
     "task against the file": (False, {"task": "classification"}, "task_type 'CAUSAL_LM'"),
@@ -100,6 +111,18 @@ OPTIONS: dict[str, tuple[bool, dict[str, Any], str]] = {
     "unknown task": (False, {"task": "parsing"}, "no task 'parsing'"),
     "a version": (False, {"ref": REF.at(3)}, "names a version"),
 }
+
+
+@pytest.mark.parametrize("labels", ["abc", ("a", 1, "b"), {"a": 0}, ("a", "\ud800", "b")])
+def test_labels_that_are_not_several_texts_are_a_usage_error(labels: Any) -> None:
+    with pytest.raises(UsageError, match=r"a tuple of texts is wanted|half a character") as caught:
+        ImportOptions(labels=labels)
+    assert caught.value.hint
+
+
+def test_labels_that_look_alike_are_noted(import_folder: ImportFolder, headed: Path) -> None:
+    notes = import_folder(headed, labels=("caf\u00e9", "cafe\u0301", "tea")).notes
+    assert any("are different labels: 'caf\\xe9' and 'cafe\\u0301'" in note for note in notes)
 
 
 @pytest.mark.parametrize("problem", OPTIONS)

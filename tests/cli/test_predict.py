@@ -53,6 +53,13 @@ def test_predict_of_nothing_from_stdin_is_wrong_usage(run: Run) -> None:
     assert "No text arrived on stdin" in result.stderr
 
 
+@pytest.mark.parametrize("texts", [("one", "-"), ("-", "one"), ("-", "-")])
+def test_stdin_and_other_texts_can_not_be_combined(run: Run, texts: tuple[str, str]) -> None:
+    result = run("predict", "toy/animals", *texts, input="two\n")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "can't be combined with other texts" in result.stderr
+
+
 def test_predict_never_writes_over_the_file_it_reads(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text\na carp\n")

@@ -200,7 +200,7 @@ def test_check_of_what_can_not_be_trained_on_fails(run: Run, claims: Path) -> No
     result = run("datasets", "check", str(claims), "--text", "body", "--label", "kind")
     assert result.exit_code == 1
     assert "one class only" in result.stdout
-    assert "Error" not in result.stderr
+    assert "Error: own/claims can't be trained on." in result.stderr
     assert json.loads(
         run(
             "datasets", "check", str(claims), "--text", "body", "--label", "kind", "--json"

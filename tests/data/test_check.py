@@ -219,3 +219,21 @@ def test_stages_are_reported() -> None:
     report: Callable[[str], None] = stages.append
     checked(made(), on_stage=report)
     assert stages == ["reading own/claims", "comparing rows", "looking for wrong labels"]
+
+
+def test_number_that_is_too_large_is_a_finding() -> None:
+    rows = [replace(row, target=float(index)) for index, row in enumerate(made())]
+    rows[7] = replace(rows[7], target=float("inf"))
+    findings = checked(rows, "regression").findings
+    assert [one.rows for one in findings if one.kind == "infinite targets"] == [("7",)]
+
+
+def test_labels_that_look_the_same_are_shown_escaped() -> None:
+    forms = ("caf\u00e9", "cafe\u0301")
+    rows = [
+        replace(row, target=forms[index % 4 // 2]) if row.target == "home" else row
+        for index, row in enumerate(made())
+    ]
+    message = finding_of(rows, "similar labels").message
+    assert "'caf\\xe9'" in message
+    assert "'cafe\\u0301'" in message

@@ -377,6 +377,19 @@ def test_rows_that_are_all_dropped_are_refused_with_the_reasons() -> None:
     assert refused(rows) == "toy/things has no rows left of 3: 2 empty text, 1 no target."
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_row_without_an_id_is_refused_with_its_place(name: str) -> None:
+    rows = things()
+    rows[2] = replace(rows[2], id=name)
+    assert "Row 3 of toy/things has an empty id" in refused(rows)
+
+
+def test_train_rows_that_are_all_in_test_are_named_as_the_reason() -> None:
+    rows = [replace(row, split="test") for row in things()]
+    again = [replace(row, id=f"{row.id}-again", split="train") for row in rows]
+    assert "has the text and target of a row of the validation or test" in refused([*again, *rows])
+
+
 def test_two_rows_with_one_id_are_refused_with_the_id() -> None:
     assert "'r3' more than once" in refused([*things(), make_row(3, text="new")])
 

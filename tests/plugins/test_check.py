@@ -209,6 +209,10 @@ BAD_LOSSES = {
         loss("build = lambda context: lambda outputs, targets: 1.0"),
         "returned 1.0, not a scalar tensor",
     ),
+    "a number of numpy": (
+        loss("build = lambda context: lambda outputs, targets: __import__('numpy').float32(1)"),
+        "returned np.float32(1.0), not a scalar tensor",
+    ),
     "no gradient": (
         loss("build = lambda context: lambda outputs, targets: outputs.detach().sum()"),
         "doesn't depend on the outputs",
@@ -456,6 +460,20 @@ def test_side_effect_of_an_import_is_a_warning(
     monkeypatch.setenv("FARM", "0")
     add_plugin("farm", code)
     assert any(message in text for text in warnings_of("farm"))
+    assert errors_of("farm") == []
+
+
+@pytest.mark.parametrize("kind", ["float32", "int64"])
+def test_numbers_of_numpy_are_targets(kind: str, add_plugin: AddPlugin) -> None:
+    data = NUMBERS.replace("target=i + 1.0", f"target=__import__('numpy').{kind}(i + 1)")
+    add_plugin("farm", DATASET.format(data))
+    assert findings_of("farm") == []
+
+
+def test_slice_that_the_dataset_does_not_name_is_a_warning(add_plugin: AddPlugin) -> None:
+    add_plugin("farm", DATASET.format(NUMBERS.replace(", slices=('size',)", "")))
+    (warning,) = warnings_of("farm")
+    assert "the slice 'size', which `slices` of the dataset does not name" in warning
     assert errors_of("farm") == []
 
 

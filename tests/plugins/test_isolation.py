@@ -7,15 +7,19 @@ import locale
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
+import trunkline.contracts
 from trunkline.errors import Interrupted
 from trunkline.plugins import isolation, load_plugins, unfinished_imports
 from trunkline.plugins.isolation import ImportMarker
@@ -23,12 +27,18 @@ from trunkline.plugins.isolation import ImportMarker
 AddPlugin = Callable[..., Path]
 
 
-def run_python(code: str, site: Path, *, domains: str = "farm") -> subprocess.CompletedProcess[str]:
+def run_python(
+    code: str, site: Path, *, domains: str = "farm", timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run code in a new interpreter that sees the plugins of ``site``."""
     path = os.pathsep.join((str(site), os.environ.get("PYTHONPATH", "")))
     environment = os.environ | {"PYTHONPATH": path, "TRUNKLINE_LOAD_PLUGINS": domains}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 
@@ -58,7 +68,22 @@ CHANGES = {
     "warnings into errors": "import warnings\nwarnings.simplefilter('error')",
     "variables that Trunkline reads": "import os\ndel os.environ['TRUNKLINE_WORKSPACE']",
     "the defaults of torch": "import torch\ntorch.set_default_dtype(torch.float64)",
+    "numpy's handling of errors": "import numpy\nnumpy.seterr(all='raise')",
+    "the timer of SIGALRM": "import signal\nsignal.alarm(600)",
+    "the time limit of sockets": "import socket\nsocket.setdefaulttimeout(0.001)",
+    "replaces json.dumps": "import json\njson.dumps = lambda value, **_: '{}'",
+    "replaces builtins.isinstance": "import builtins\nbuiltins.isinstance = lambda *_: True",
+    "replaces os.getcwd": "import os\nos.getcwd = lambda: 1 / 0",
+    "replaces threading.excepthook": "import threading\nthreading.excepthook = None",
+    "removes imported modules": "import sys\ndel sys.modules['json'], sys.modules['pluggy']",
+    "blocks some": "import sys\nsys.modules['no_such_module'] = sys.modules['torch'] = None",
+    "removes imported modules or": (
+        "import sys\ndel sys.modules['trunkline.contracts']\nimport trunkline.contracts"
+    ),
+    "finders from sys.meta_path": "import sys\nsys.meta_path.clear()",
 }
+NOT_LOADED = ("replaces builtins.isinstance",)
+"""What the plugin itself does not survive."""
 
 
 @pytest.mark.parametrize("ending", ["", "\nraise ValueError"], ids=["loaded", "failed"])
@@ -72,7 +97,7 @@ def test_state_that_an_import_changes_is_restored_and_noted(
     assert process_state() == before
     (note,) = plugin.notes
     assert subject in note
-    assert plugin.status == ("failed" if ending else "loaded")
+    assert plugin.status == ("failed" if ending or subject in NOT_LOADED else "loaded")
 
 
 def process_state() -> tuple[object, ...]:
@@ -90,6 +115,13 @@ def process_state() -> tuple[object, ...]:
         [one for one in warnings.filters if one[0] == "error"],
         os.environ["TRUNKLINE_WORKSPACE"],
         torch.get_default_dtype(),
+        numpy.geterr(),
+        signal.getitimer(signal.ITIMER_REAL),
+        socket.getdefaulttimeout(),
+        (json.dumps, isinstance, threading.excepthook),
+        [sys.modules.get(name) for name in ("json", "pluggy", "torch", "no_such_module")],
+        (sys.modules["trunkline.contracts"], trunkline.contracts),
+        list(sys.meta_path),
     )
 
 
@@ -99,6 +131,8 @@ def process_state() -> tuple[object, ...]:
         "torch.set_default_dtype(torch.float64)",
         "torch.set_grad_enabled(False)",
         "torch.set_default_device('meta')",
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.use_deterministic_algorithms(True)",
     ],
 )
 def test_defaults_of_a_torch_that_the_plugin_imports_first_are_restored(
@@ -108,11 +142,12 @@ def test_defaults_of_a_torch_that_the_plugin_imports_first_are_restored(
     code = (
         "from trunkline.plugins import load_plugins\n"
         "print(*load_plugins().plugin('farm').notes)\nimport torch\n"
-        "print(torch.get_default_dtype(), torch.is_grad_enabled(), torch.ones(1).device)"
+        "print(torch.get_default_dtype(), torch.is_grad_enabled(), torch.ones(1).device, "
+        "torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled())"
     )
     assert run_python(code, site).stdout.splitlines() == [
         "importing it changes the defaults of torch, which was restored",
-        "torch.float32 True cpu",
+        "torch.float32 True cpu highest False",
     ]
 
 
@@ -150,6 +185,64 @@ def test_what_is_written_when_the_process_ends_stays_off_stdout(
     done = run_python(command.format(arguments), site)
     assert "farm" in {plugin["domain"] for plugin in json.loads(done.stdout)}
     assert "goodbye" in done.stderr
+
+
+def test_thread_of_a_plugin_does_not_keep_the_process_from_ending(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm", "import threading\nthreading.Thread(target=threading.Event().wait).start()")
+    code = "from trunkline.plugins import load_plugins\nprint(*load_plugins().plugin('farm').notes)"
+    done = run_python(code, site, timeout=60)
+    assert "importing it starts a thread" in done.stdout
+    assert done.returncode == 0
+
+
+def test_thread_that_ends_with_the_import_is_not_noted(add_plugin: AddPlugin) -> None:
+    add_plugin(
+        "farm",
+        "import threading\nthread = threading.Thread(target=int)\nthread.start()\nthread.join()",
+    )
+    assert load_plugins().plugin("farm").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("lambda: os._exit(0)", "it tried to end the program with os._exit(0)"),
+        (
+            "lambda: exec('raise ValueError(\\'postgresql://ada:s3cret-Word@db/x\\')')",
+            "ValueError: postgresql://…@db/x",
+        ),
+    ],
+    ids=["ends the process", "fails"],
+)
+def test_function_that_runs_when_the_process_ends_changes_no_exit_code(
+    function: str, reason: str, add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm", f"import atexit, os\natexit.register({function})")
+    command = "import sys; from trunkline.cli import main; sys.argv[1:] = {}; main()"
+    arguments = ["--workspace", str(site), "recipes", "show", "no/thing"]
+    done = run_python(command.format(arguments), site)
+    assert done.returncode == 2
+    assert "There is no recipe 'no/thing'" in done.stderr
+    assert f"Warning: an error in module_of_fake_farm.<lambda> was ignored: {reason}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+def test_error_in_a_thread_is_one_line_without_secrets(add_plugin: AddPlugin, site: Path) -> None:
+    add_plugin(
+        "farm",
+        "import threading\n"
+        "def fail():\n    raise ValueError('postgresql://ada:s3cret-Word@db/x')\n"
+        "thread = threading.Thread(target=fail, name='poll')\nthread.start()\nthread.join()",
+    )
+    command = "import sys; from trunkline.cli import main; sys.argv[1:] = {}; main()"
+    arguments = ["--workspace", str(site), "recipes", "list"]
+    done = run_python(command.format(arguments), site)
+    assert "an error in the thread poll was ignored: ValueError: postgresql" in done.stderr
+    assert "s3cret" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # ------------------------------------------------------------------------------- interrupts

@@ -9,6 +9,7 @@ verified, so an imported version has no run and no dataset.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -63,6 +64,7 @@ from trunkline.errors import (
     reason_of,
 )
 from trunkline.files import TensorInfo, brief_repr, read_safetensors_header
+from trunkline.labels import clean_label, similar_labels, similar_text
 from trunkline.refs import Ref
 from trunkline.registry.actors import system_actor
 from trunkline.registry.records import VersionRecord
@@ -85,6 +87,8 @@ _NO_TARGET = "none"
 
 _MAX_TEXT = 1000
 
+_HALF = re.compile("[\ud800-\udfff]")
+
 
 # -------------------------------------------------------------------------------- options and task
 
@@ -95,8 +99,8 @@ class ImportOptions:
 
     Attributes:
         task: by default derived from the task type and the outputs of the head.
-        labels: in the order of the head's outputs; by default ``LABEL_0``, ``LABEL_1``, … as in
-            transformers.
+        labels: in the order of the head's outputs, without invisible characters at their ends; by
+            default ``LABEL_0``, ``LABEL_1``, … as in transformers.
         template: of the prompt.
         max_new_tokens: of a generated answer; by default :data:`DEFAULT_NEW_TOKENS`.
         unit: of a regression.
@@ -107,6 +111,27 @@ class ImportOptions:
     template: Template = DEFAULT_TEMPLATE
     max_new_tokens: int | None = None
     unit: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the texts and clean the labels.
+
+        Raises:
+            UsageError: the labels are not several texts, or a text holds half a character.
+        """
+        labels: Any = self.labels
+        if not isinstance(labels, tuple | list) or not all(isinstance(one, str) for one in labels):
+            raise UsageError(
+                f"The labels are {brief_repr(labels)}; a tuple of texts is wanted.",
+                "Write for example labels=('cat', 'dog').",
+            )
+        if not isinstance(self.unit, str | None):
+            raise UsageError(f"The unit is {brief_repr(self.unit)}, not a text.", "Omit it.")
+        for text in (*labels, self.unit or ""):
+            if _HALF.search(text):
+                raise UsageError(
+                    f"{brief_repr(text)} holds half a character.", "Write the character itself."
+                )
+        object.__setattr__(self, "labels", tuple(map(clean_label, labels)))
 
 
 def resolve_task_type(config: Mapping[str, Any], options: ImportOptions, path: Path) -> Any:
@@ -165,6 +190,8 @@ def build_task(
         UsageError: the options do not fit the adapter.
     """
     outputs = 2 if head is None or not head.shape else head.shape[0]
+    if outputs == 0:
+        raise UsageError("The head has no outputs.", "Save the adapter again with its head.")
     kind: str = "generation"
     if task_type == "SEQ_CLS":
         kind = options.task or ("classification" if outputs > 1 else "regression")
@@ -240,13 +267,17 @@ def _label_names(options: ImportOptions, outputs: int, notes: list[str]) -> list
         raise UsageError(
             f"{count} given for a head of {outputs} outputs: {brief_repr(', '.join(labels))}.", hint
         )
-    stripped = [label.strip() for label in labels]
-    for index, label in enumerate(stripped):
+    for index, label in enumerate(labels):
         if not label:
             raise UsageError(f"Label {index + 1} is empty.", hint)
-        if label in stripped[:index]:
-            first = stripped.index(label) + 1
+        if label in labels[:index]:
+            first = labels.index(label) + 1
             raise UsageError(f"Labels {first} and {index + 1} are both {brief_repr(label)}.", hint)
+    if similar := similar_labels(labels):
+        notes.append(
+            "Labels differ only in case, white space or Unicode form, and are different labels: "
+            f"{similar_text(similar)}."
+        )
     return list(labels)
 
 

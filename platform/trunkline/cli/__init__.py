@@ -15,7 +15,9 @@ def main() -> None:
     import sys
     from contextlib import suppress
 
+    from trunkline.cli.errors import report_side_errors
     from trunkline.cli.root import trunkline
+    from trunkline.process import keep_exit_code
     from trunkline.threads import limit_spinning
 
     limit_spinning()
@@ -24,9 +26,11 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    report_side_errors()
     try:
         trunkline.main(prog_name="trunkline")
-    finally:  # what a plugin writes when the process ends is no result
+    finally:  # what a plugin does when the process ends is no result
+        keep_exit_code()
         with suppress(OSError, ValueError):
             sys.stdout.flush()
             os.dup2(2, 1)

@@ -355,10 +355,8 @@ def _labels(names: str | None, file: Path | None) -> tuple[str, ...]:
     if names is not None and file is not None:
         raise UsageError("--labels and --labels-file can't be combined.", "Use one of them.")
     from trunkline.data.readers import read_entries
-    from trunkline.data.targets import clean_label
 
-    given = _split(names) if file is None else read_entries(file)
-    return tuple(map(clean_label, given))
+    return _split(names) if file is None else read_entries(file)
 
 
 def _split(names: str | None) -> tuple[str, ...]:

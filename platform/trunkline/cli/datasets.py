@@ -26,7 +26,7 @@ from trunkline.cli.output import (
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.data.lengths import lengths_text
-from trunkline.errors import BaseModelError, UsageError
+from trunkline.errors import BaseModelError, DataError, UsageError
 from trunkline.files import output_file
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _lengths(options: GlobalOptions, report: DatasetReport) -> dict[str, LengthR
 
 
 def _print_report(report: DatasetReport, lengths: dict[str, LengthReport] | None) -> None:
-    from trunkline.data.findings import similar_text
+    from trunkline.labels import similar_text
 
     spec, rows = report.spec, report.prepared.report
     print_fields(
@@ -228,7 +228,7 @@ def check(
     if html is not None:
         note(f"The report as a page is in {html}.")
     if not result.usable:
-        click.get_current_context().exit(1)
+        raise DataError(f"{result.name} can't be trained on.", "Correct the errors above.")
 
 
 @datasets.command(

@@ -9,8 +9,10 @@ import errno
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -84,6 +86,37 @@ def exit_code_of(run: Callable[[], Any], *, debug: Callable[[], bool]) -> int:
         )
         return 1
     return code if isinstance(code, int) else 0
+
+
+def report_side_errors() -> None:
+    """From now on, report what fails beside the command in one line without secrets.
+
+    That is an error in a thread, in a destructor, or in a function that runs when the process
+    ends; Python would print a traceback.
+    """
+
+    def in_thread(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is not None and arguments.exc_type is not SystemExit:
+            name = "" if arguments.thread is None else f" {arguments.thread.name}"
+            _print_side_error(f"in the thread{name}", arguments.exc_value)
+
+    def unraisable(arguments: sys.UnraisableHookArgs) -> None:
+        if arguments.exc_value is not None:
+            owner = arguments.object
+            module = getattr(owner, "__module__", None) or type(owner).__module__
+            name = getattr(owner, "__qualname__", None) or type(owner).__qualname__
+            _print_side_error(f"in {module}.{name}", arguments.exc_value)
+
+    threading.excepthook = in_thread
+    sys.unraisablehook = unraisable
+
+
+def _print_side_error(place: str, error: BaseException) -> None:
+    text = one_line(error, with_type=True)
+    if isinstance(error, ProcessExit):
+        text = f"it tried to end the program with {error.call}"
+    with suppress(OSError, ValueError):  # stderr may be closed
+        _print_error(f"Warning: an error {place} was ignored: {text}.", None)
 
 
 def _exit_call(error: SystemExit) -> str:

@@ -121,6 +121,11 @@ def predict(
             "The thresholds are those of single adapters; leave out one of the options.",
         )
     file_format = parse_file_options(reading, has_file=file is not None)
+    if "-" in texts and len(texts) > 1:
+        raise UsageError(
+            "`-` reads the texts from stdin and can't be combined with other texts.",
+            "Give either; a text that is only a dash can come from stdin or a file.",
+        )
     if texts == ("-",):
         texts = tuple(line for line in read_stdin().split("\n") if line.strip())
         if not texts:

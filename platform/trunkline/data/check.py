@@ -5,6 +5,7 @@ Each finding counts rows, names the first of them, and says what to do.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 import warnings
@@ -18,8 +19,9 @@ from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, Transfor
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths
 from trunkline.data.near_duplicates import NearDuplicate, near_duplicates
 from trunkline.data.prepare import Prepared, input_of, prepare, read_rows
-from trunkline.data.targets import LABELED, clean_label, labels_in, normalized
+from trunkline.data.targets import LABELED, labels_in, normalized
 from trunkline.errors import TrunklineError
+from trunkline.labels import clean_label, similar_text
 
 Level = Literal["error", "warning", "note"]
 
@@ -192,6 +194,11 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
         "empty targets", "warning", blank, "no target, so the row is dropped",
         "Fill them in, or leave the rows out.",
     )  # fmt: skip
+    infinite = [row.id for row in rows if _is_infinite(row.target)]
+    yield from _finding(
+        "infinite targets", "warning", infinite,
+        "a number that is too large, so the row is dropped", "Correct it, or leave the row out.",
+    )  # fmt: skip
     damaged = [row.id for row in rows if _is_damaged(row.full_text)]
     yield from _finding(
         "encoding", "warning", damaged,
@@ -259,11 +266,10 @@ def _prepared_findings(
         "Write the labels without them.",
     )  # fmt: skip
     for group in report.similar_labels:
-        named = " and ".join(map(repr, group))
         yield from _finding(
             "similar labels", "warning",
             [row.id for row in kept.values() if not set(group).isdisjoint(labels_in(row.target))],
-            f"the labels {named} differ only in case, white space or Unicode form",
+            f"the labels {similar_text([group])} differ only in case, white space or Unicode form",
             "Write each label in one way.",
         )  # fmt: skip
     method = report.compared_by
@@ -388,6 +394,10 @@ def _has_no_target(row: Row) -> bool:
     return (
         row.target != row.target if isinstance(row.target, float) else not str(row.target).strip()
     )
+
+
+def _is_infinite(target: Any) -> bool:
+    return isinstance(target, float) and math.isinf(target)
 
 
 def _is_damaged(text: str) -> bool:

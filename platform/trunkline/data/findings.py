@@ -9,11 +9,10 @@ from typing import Any
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, TransformSpec
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths, lengths_text
 from trunkline.data.prepare import DataReport, Prepared, default_recipe, prepare
-from trunkline.data.targets import LABELED, clean_label
+from trunkline.data.targets import LABELED
 from trunkline.errors import TrunklineError
+from trunkline.labels import clean_label, similar_text
 from trunkline.plugins import Finding
-
-_NAMED = 3  # sets of similar labels that a finding names
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +116,6 @@ def data_warnings(report: DataReport) -> Iterator[str]:
             f"{len(report.similar_labels)} set(s) of labels differ only in case, white space or "
             f"Unicode form: {similar_text(report.similar_labels)}; write each label in one way"
         )
-
-
-def similar_text(groups: Sequence[Sequence[str]]) -> str:
-    """``'red' and 'Red'; …``, the first sets of similar labels."""
-    named = "; ".join(" and ".join(map(repr, group)) for group in groups[:_NAMED])
-    return named + ("; …" if len(groups) > _NAMED else "")
 
 
 def length_warning(lengths: LengthReport) -> str:

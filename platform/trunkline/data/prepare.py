@@ -6,8 +6,6 @@ import hashlib
 import json
 import math
 import random
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +16,8 @@ from trunkline.data.encode import check_characters
 from trunkline.data.near_duplicates import Method, NearDuplicate, method_for, near_duplicates
 from trunkline.data.split import Fold, Split, split_rows
 from trunkline.data.targets import (
-    INVISIBLE,
     LABELED,
     check_template,
-    clean_label,
     count_labels,
     default_template,
     labels_in,
@@ -29,8 +25,7 @@ from trunkline.data.targets import (
 )
 from trunkline.data.transforms import augment_rows, clean_rows
 from trunkline.errors import DataError, PluginCallError, plugin_call
-
-_BLANK = re.compile(f"[{INVISIBLE}\ufe00-\ufe0f]+")
+from trunkline.labels import clean_label, similar_advice, similar_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +118,12 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
         raise DataError(
             f"{dataset.name} has no rows.", f"See `trunkline datasets show {dataset.name}`."
         )
+    blank = next((index for index, row in enumerate(rows, 1) if not row.id.strip()), None)
+    if blank is not None:
+        raise DataError(
+            f"Row {blank:,} of {dataset.name} has an empty id.",
+            "Give every row a name of its own: predictions are stored under it.",
+        )
     ids = Counter(row.id for row in rows)
     repeated = [row_id for row_id, count in ids.items() if count > 1]
     if repeated:
@@ -175,7 +176,14 @@ def prepare(
     rows = clean_rows(source, recipe.template, transforms, dropped, rng)
     rows, labels_cleaned = _clean_labels(dataset, rows)
     rows = _check_targets(dataset, recipe, rows, dropped)
+    trained = any(row.split == "train" for row in rows)
     rows, duplicated, label_conflicts = _drop_duplicates(rows, recipe.template)
+    if trained and not any(row.split == "train" for row in rows):
+        raise DataError(
+            f"Every train row of {dataset.name} has the text and target of a row of the validation "
+            "or test part, so none is left.",
+            "Were the same rows given twice? Give other rows for train.",
+        )
     if not rows:
         raise DataError(
             f"{dataset.name} has no rows left of {len(source)}: "
@@ -245,27 +253,6 @@ def input_of(row: Row, template: Template) -> tuple[str, ...]:
     """The texts that the model reads: rows with the same ones are compared by their targets."""
     history = (part for one in row.history for part in (one.role, one.content))
     return (*history, template.cleaned(row.text), *row.candidates)
-
-
-def similar_labels(labels: Iterable[str]) -> list[list[str]]:
-    """The sets of labels that differ only in case, white space or Unicode form."""
-    alike: dict[str, list[str]] = {}
-    for label in labels:
-        alike.setdefault(_comparable(label), []).append(label)
-    return [group for group in alike.values() if len(group) > 1]
-
-
-def similar_advice(label: str, declared: Iterable[str]) -> str | None:
-    """How an undeclared label should be written, if a declared one is similar."""
-    near = next((one for one in declared if _comparable(one) == _comparable(label)), None)
-    if near is None:
-        return None
-    return f"Write {label!a} as the declared {near!a}."
-
-
-def _comparable(label: str) -> str:
-    """The label without what sets of similar labels differ in."""
-    return _BLANK.sub("", unicodedata.normalize("NFKC", label).casefold())
 
 
 def _clean_labels(dataset: DatasetSpec, rows: Sequence[Row]) -> tuple[list[Row], int]:

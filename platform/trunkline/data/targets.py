@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -13,22 +12,11 @@ from typing import Any
 
 from trunkline.contracts import MAX_CANDIDATES, Row, Span, Target, Task
 from trunkline.errors import UsageError
+from trunkline.labels import clean_label
 from trunkline.template import Template
-
-INVISIBLE = (
-    "\\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
-)
-"""White space and invisible characters, for a class of a regular expression."""
-
-_ENDS = re.compile(f"\\A[{INVISIBLE}]+|[{INVISIBLE}]+\\Z")
 
 LABELED: tuple[Task, ...] = ("classification", "multilabel", "tagging")
 """The tasks with labels."""
-
-
-def clean_label(label: str) -> str:
-    """The label without white space and invisible characters at its ends."""
-    return _ENDS.sub("", label)
 
 
 def labels_in(target: Target) -> tuple[str, ...]:

@@ -1,21 +1,25 @@
 """Contain what a plugin does to the process while it is imported and its hooks are called.
 
-Its output goes to stderr, ``os._exit`` becomes an exception, and the working folder, signal
-handlers, locale and standard streams are restored. What can't be contained, a crash below Python
-or an endless import, leaves a marker file: the next command reads it and names the plugin.
+Its output goes to stderr, ``os._exit`` becomes an exception, threads become daemons, and the
+working folder, signal handlers, imported modules and the like are restored. What can't be
+contained, a crash below Python or an endless import, leaves a marker file: the next command reads
+it and names the plugin.
 """
 
 from __future__ import annotations
 
+import builtins
 import json
 import locale
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,8 +60,10 @@ def contained(marker: ImportMarker) -> Iterator[list[str]]:
         stack.enter_context(stdout_to_stderr())
         stack.enter_context(exits_refused())
         stack.enter_context(_user_interrupts())
-        stack.enter_context(_restored(notes))
         stack.enter_context(_forks_ended())
+        stack.enter_context(_restored(notes))
+        stack.enter_context(_threads_as_daemons(notes))
+        stack.enter_context(_modules_restored(notes))
         yield notes
 
 
@@ -93,7 +99,83 @@ def _forks_ended() -> Iterator[None]:
             os._exit(1)
 
 
+@contextmanager
+def _threads_as_daemons(notes: list[str]) -> Iterator[None]:
+    """Make the threads of the block daemons: a program ends only after all other threads."""
+    start, owner = threading.Thread.start, threading.get_ident()
+    changed: list[threading.Thread] = []
+
+    def start_as_daemon(thread: threading.Thread) -> None:
+        if not thread.daemon and threading.get_ident() == owner:
+            thread.daemon = True
+            changed.append(thread)
+        start(thread)
+
+    threading.Thread.start = start_as_daemon  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        threading.Thread.start = start  # type: ignore[method-assign]
+        if any(thread.is_alive() for thread in changed):
+            notes.append("importing it starts a thread, which commands don't wait for at their end")
+
+
 # -------------------------------------------------------------------------- state of the process
+
+_FUNCTIONS = tuple(
+    (module.__name__, module.__dict__) for module in (builtins, json, os, sys, threading, time)
+)
+"""The modules whose functions and classes a plugin must not replace, and their contents."""
+
+
+@contextmanager
+def _modules_restored(notes: list[str]) -> Iterator[None]:
+    """Restore imported modules that a plugin removes, and functions that it replaces.
+
+    What follows the block may use any of these functions, so that nothing is called before they
+    are restored.
+    """
+    functions = [
+        (contents, name, value, f"{module}.{name}")
+        for module, contents in _FUNCTIONS
+        for name, value in contents.items()
+        if callable(value) and (module, name) != ("sys", "excepthook")
+    ]
+    modules, finders = dict(sys.modules), list(sys.meta_path)
+    try:
+        yield
+    finally:
+        for contents, name, value, path in functions:
+            if name not in contents or contents[name] is not value:
+                contents[name] = value
+                notes.append(f"importing it replaces {path}, which was restored")
+        _restore_modules(modules, notes)
+        if any(finder not in sys.meta_path for finder in finders):
+            notes.append("importing it removes finders from sys.meta_path, which was restored")
+            sys.meta_path[:] = finders
+
+
+def _restore_modules(before: Mapping[str, Any], notes: list[str]) -> None:
+    """Restore modules that were removed or blocked, and those of Trunkline that were replaced."""
+    blocked = [
+        name for name, module in sys.modules.items() if module is None and before.get(name, name)
+    ]
+    lost = {
+        name: module
+        for name, module in before.items()
+        if module is not None
+        and (current := sys.modules.get(name)) is not module
+        and (current is None or name.partition(".")[0] == "trunkline")
+    }
+    if blocked or lost:
+        notes.append("importing it removes imported modules or blocks some, which was restored")
+    for name in blocked:
+        del sys.modules[name]
+    sys.modules.update(lost)
+    for name, module in lost.items():
+        parent, _, child = name.rpartition(".")
+        if parent in sys.modules:
+            setattr(sys.modules[parent], child, module)
 
 
 @contextmanager
@@ -179,21 +261,51 @@ def _restore_variables(before: dict[str, str]) -> None:
     os.environ.update(before)
 
 
-def _torch_defaults() -> tuple[str, bool, str]:
+def _torch_defaults() -> tuple[str, bool, str, str, int]:
     """The defaults of torch; those of a fresh torch if nothing has imported it."""
     torch = sys.modules.get("torch")
     if torch is None:
-        return ("torch.float32", True, "cpu")
-    device = str(torch.get_default_device())
-    return (str(torch.get_default_dtype()), torch.is_grad_enabled(), device)
+        return ("torch.float32", True, "cpu", "highest", 0)
+    return (
+        str(torch.get_default_dtype()),
+        torch.is_grad_enabled(),
+        str(torch.get_default_device()),
+        torch.get_float32_matmul_precision(),
+        torch.get_deterministic_debug_mode(),
+    )
 
 
-def _restore_torch(before: tuple[str, bool, str]) -> None:
+def _restore_torch(before: tuple[str, bool, str, str, int]) -> None:
     torch: Any = sys.modules["torch"]
-    dtype, gradients, device = before
+    dtype, gradients, device, precision, determinism = before
     torch.set_default_dtype(getattr(torch, dtype.removeprefix("torch.")))
     torch.set_grad_enabled(gradients)
     torch.set_default_device(None if device == "cpu" else device)
+    torch.set_float32_matmul_precision(precision)
+    torch.set_deterministic_debug_mode(determinism)
+
+
+_NUMPY_DEFAULTS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+
+
+def _numpy_errors() -> dict[str, str]:
+    """What numpy does about floating-point errors; that of a fresh numpy if nothing imported it."""
+    numpy: Any = sys.modules.get("numpy")
+    return dict(_NUMPY_DEFAULTS) if numpy is None else dict(numpy.geterr())
+
+
+def _restore_numpy(before: dict[str, str]) -> None:
+    sys.modules["numpy"].seterr(**before)
+
+
+def _has_alarm() -> bool:
+    """Whether a timer will send SIGALRM, which ends the program."""
+    return hasattr(signal, "getitimer") and signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def _remove_alarm(before: bool) -> None:
+    if not before:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -205,6 +317,9 @@ _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "warnings into errors": (_error_filters, _remove_error_filters),
     "variables that Trunkline reads": (_variables, _restore_variables),
     "the defaults of torch": (_torch_defaults, _restore_torch),
+    "numpy's handling of errors": (_numpy_errors, _restore_numpy),
+    "the timer of SIGALRM": (_has_alarm, _remove_alarm),
+    "the time limit of sockets": (socket.getdefaulttimeout, socket.setdefaulttimeout),
 }
 """What else a plugin must not change: how to read it, and how to restore it."""
 

@@ -17,13 +17,13 @@ from trunkline.data.prepare import (
     Prepared,
     checked_additions,
     prepare,
-    similar_advice,
 )
-from trunkline.data.targets import LABELED, clean_label, labels_in, normalized
+from trunkline.data.targets import LABELED, labels_in, normalized
 from trunkline.data.transforms import augment_rows
 from trunkline.errors import TrunklineError, plugin_call
 from trunkline.evaluation.baselines import fit_baselines
 from trunkline.evaluation.intervals import score_of
+from trunkline.labels import clean_label, similar_advice
 from trunkline.plugins.catalog import Catalog, Contribution
 from trunkline.plugins.check import Finding
 from trunkline.settings import is_finite
@@ -135,6 +135,13 @@ def _row_findings(dataset: DatasetSpec, rows: Sequence[Row]) -> Iterator[Finding
         yield Finding.error(dataset.name, f"every row has the label {rows[0].target!r}")
     if dataset.task == "regression" and not dataset.unit:
         yield Finding.warning(dataset.name, "it has no unit for its numbers")
+    undeclared = sorted({name for row in rows for name in row.slices} - set(dataset.slices))
+    if undeclared:
+        yield Finding.warning(
+            dataset.name,
+            f"its rows have the slice {undeclared[0]!r}, which `slices` of the dataset does not "
+            "name, so no scores are reported for it",
+        )
 
 
 def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:

@@ -72,8 +72,9 @@ def build_loss(job: TrainingJob, task: AnyTask, train: Sequence[Row]) -> LossFun
         except BaseException as error:
             raise PluginCallError.raised(f"The loss {name}", error, hint) from error
         if not isinstance(value, torch.Tensor) or value.dim() != 0:
-            shape = f"a tensor of shape {tuple(value.shape)}" if hasattr(value, "shape") else value
-            raise PluginCallError(f"The loss {name} returned {shape}, not a scalar tensor.", hint)
+            is_tensor = isinstance(value, torch.Tensor)
+            given = f"a tensor of shape {tuple(value.shape)}" if is_tensor else f"{value!r:.60}"
+            raise PluginCallError(f"The loss {name} returned {given}, not a scalar tensor.", hint)
         if outputs.requires_grad and not value.requires_grad:
             raise PluginCallError(
                 f"The loss {name} returned a number that doesn't depend on the outputs.", hint
