@@ -175,6 +175,12 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     lora += ", rank-stabilized" if config.get("use_rslora") else ""
     lines = [f"{lora}, on {_escape(modules)}"]
     run = provenance.run
+    if merge := provenance.merge:
+        parents = [
+            f"- parent {_code(parent.ref)}, weight {parent.weight:g}, `{parent.digest}`"
+            for parent in merge.parents
+        ]
+        return [*lines, f"- not trained, but merged: {merge.text}", *parents]
     if run is None:
         return [*lines, f"- everything else: {NOT_PROVIDED}"]
     specification, report = _specification(provenance), run.report or {}
