@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,6 +101,17 @@ def paired_difference(
     return _interval(
         difference(_all_rows(groups)), [difference(rows) for rows in group_draws(groups)]
     )
+
+
+def estimate_statistic(statistic: Callable[[Any], float], groups: Sequence[str]) -> Estimate:
+    """A statistic of row indices, on all rows and with its interval.
+
+    Args:
+        statistic: called with an array of indices, in which rows repeat.
+        groups: of each row.
+    """
+    draws = [statistic(rows) for rows in group_draws(groups)]
+    return _interval(statistic(_all_rows(groups)), draws)
 
 
 def compare_predictions(
