@@ -46,7 +46,12 @@ from trunkline.training.job import (
     encode_parts,
     prompt_of,
 )
-from trunkline.training.model import lora_model, lora_targets
+from trunkline.training.model import (
+    initial_matrices,
+    lora_model,
+    lora_targets,
+    restore_base,
+)
 from trunkline.training.proof import SAMPLE, Proof, prove
 from trunkline.training.schedule import steps_per_epoch, training_arguments
 from trunkline.training.scoring import (
@@ -143,6 +148,7 @@ def train_adapter(
     listener.stage("loading the base")
     set_seed(settings.seed)
     model = lora_model(base.info.name, task, settings, str(base.device))
+    initial = initial_matrices(model, settings)
     loss = build_loss(job, task, train_rows)
     trainer = AdapterTrainer(
         model,
@@ -179,7 +185,7 @@ def train_adapter(
         task = calibrate(model, task, encoded.validation, base.tokenizer.pad_token_id)
     listener.stage("proving the artifact")
     artifact = _write_artifact(
-        model, folder / "artifact", job, prepared, engine, task, encoded.max_length
+        model, folder / "artifact", job, prepared, engine, task, encoded.max_length, initial
     )
     prompts = [prompt_of(example) for example in encoded.test.examples[:SAMPLE]]
     proof = prove(model, engine, artifact, task, prompts)
@@ -497,11 +503,13 @@ def _write_artifact(
     engine: Engine,
     task: AnyTask,
     max_length: int,
+    initial: Mapping[str, torch.Tensor],
 ) -> Artifact:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     model.save_pretrained(folder, save_embedding_layers=False)
+    restore_base(folder, initial)
     (folder / "README.md").unlink(missing_ok=True)
     info = engine.base.info
     name = Path(info.name).name if Path(info.name).is_absolute() else info.name
