@@ -205,6 +205,9 @@ class Settings:
         "'pissa_niter_4'",
     )
     use_rslora: bool = _setting(False, "scale by alpha / sqrt(r) (rank-stabilized LoRA)")
+    use_dora: bool = _setting(
+        False, "also train the magnitude of each output (DoRA); inference costs more"
+    )
     target_modules: str = _setting(
         "all-linear", "'all-linear', or module names with commas: 'q_proj,v_proj'"
     )

@@ -173,6 +173,7 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     modules = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
     lora = f"- LoRA: rank {config.get('r')}, alpha {config.get('lora_alpha'):g}"
     lora += ", rank-stabilized" if config.get("use_rslora") else ""
+    lora += ", with magnitudes (DoRA)" if config.get("use_dora") else ""
     lines = [f"{lora}, on {_escape(modules)}"]
     run = provenance.run
     if merge := provenance.merge:

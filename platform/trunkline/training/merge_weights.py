@@ -112,6 +112,11 @@ def check_mergeable(versions: Sequence[VersionRecord], artifacts: Sequence[Artif
                 "Name different versions.",
             )
         digests[artifact.digest] = version
+        if artifact.lora.use_dora:
+            raise RefusedError(
+                f"{version.ref} uses DoRA, whose update is not a product of two matrices.",
+                "Merge plain LoRA adapters, or use --ensemble, which averages answers.",
+            )
         other = artifact.manifest
         for name, ours, theirs, why in (
             ("base", first.base["digest"], other.base["digest"], "an update fits only its base"),

@@ -38,6 +38,7 @@ def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -
         lora_dropout=settings.lora_dropout,
         use_rslora=settings.use_rslora,
         init_lora_weights=_initialization(settings),
+        use_dora=settings.use_dora,
         target_modules=targets,
         layers_to_transform=layers,
         task_type=TASK_TYPES[task.kind],
@@ -145,6 +146,12 @@ def _check_rank(model: Any, settings: Settings, names: list[str], prefix: str) -
         )
     if not settings.subtracts_initial:
         return
+    if settings.use_dora:
+        raise UsageError(
+            f"use_dora can't be combined with init_lora_weights={start}: its magnitudes would be "
+            "those of a changed base.",
+            "Use one of them.",
+        )
     if 2 * rank > MAX_RANK:
         raise UsageError(
             f"r is {rank}, but with init_lora_weights={start} the adapter is saved with twice the "
