@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from trunkline.adapters.artifact import CONFIG, WEIGHTS, read_artifact
-from trunkline.api import Platform
+from trunkline.api import Platform, open
 from trunkline.contracts import Settings
 from trunkline.errors import Interrupted, UsageError
 from trunkline.files import read_json_object
+from trunkline.inference.settings import EngineSettings
 from trunkline.tasks import ClassificationTask, GenerationTask
 from trunkline.training.model import initial_matrices, lora_model, restore_base
 from workbench import SETTINGS
@@ -148,6 +149,15 @@ def test_impossible_settings_are_refused_before_training(
     with pytest.raises(UsageError, match=message):
         platform.train("toy/animals", **chosen)
     assert platform.registry.runs.list() == []
+
+
+def test_a_rank_beyond_the_slots_is_refused_before_training(
+    platform: Platform, tmp_path: Path
+) -> None:
+    small = open(platform.workspace.root, base=platform.base_name, engine=EngineSettings(slots=1))
+    with pytest.raises(UsageError, match="rank 10; the engine has slots for 8"):
+        small.train("toy/animals", init_lora_weights="pissa", r=5)
+    small.registry.close()
 
 
 def test_true_is_the_default_as_in_peft() -> None:

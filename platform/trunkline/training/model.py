@@ -13,6 +13,7 @@ from trunkline.adapters.config import MAX_RANK, TASK_TYPES
 from trunkline.contracts import Settings
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.files import read_json_object
+from trunkline.lora.routing import PAGE_RANK
 from trunkline.tasks import AnyTask
 
 if TYPE_CHECKING:
@@ -169,6 +170,17 @@ def _check_rank(model: Any, settings: Settings, names: list[str], prefix: str) -
             f"r is {rank}, but init_lora_weights={start} starts from singular vectors of layers, "
             f"the narrowest of which has {narrowest}.",
             f"Use at most --set r={narrowest}, or adapt other target_modules.",
+        )
+
+
+def check_fits_pool(settings: Settings, pages: int) -> None:
+    """Raise :class:`UsageError` if the adapter pool, with ``pages``, could not hold the adapter."""
+    rank = (2 if settings.subtracts_initial else 1) * settings.r
+    if rank > pages * PAGE_RANK:
+        raise UsageError(
+            f"The adapter would be saved with the rank {rank}; the engine has slots for "
+            f"{pages * PAGE_RANK}.",
+            f"Use a lower r, now {settings.r}, or give the engine more slots.",
         )
 
 

@@ -47,6 +47,7 @@ from trunkline.training.job import (
     prompt_of,
 )
 from trunkline.training.model import (
+    check_fits_pool,
     initial_matrices,
     lora_model,
     lora_targets,
@@ -140,6 +141,7 @@ def train_adapter(
         TrainingError, DataError, PluginError: nothing is published.
     """
     recipe, settings, base = job.recipe, job.settings, engine.base
+    check_fits_pool(settings, engine.pool.pages)
     listener.stage("encoding")
     train_rows = (*prepared.split.train, *prepared.augmented)
     task = task_for(recipe, prepared.labels, train_rows, job.dataset.unit)
