@@ -51,6 +51,10 @@ def _rows() -> dict[str, list[dict[str, Any]]]:
             {**version, **visible, "number": 2, "path": "toy/animals/2"},
             {**version, "number": 3, "status": "failed"},
         ],
+        "version_parents": [
+            {"version_id": 2, "position": 0, "ref": "toy/animals@1", "digest": _DIGEST,
+             "weight": 0.5},
+        ],
         "aliases": [{"adapter_id": 1, "alias": "champion", "version_id": 2}],
         "evaluations": [
             {"version_id": number, "run_id": 1, "recipe": "toy/animals", "dataset_id": 1,

@@ -306,7 +306,9 @@ def make_artifact(
         peft_model = get_peft_model(model, config).eval()
         with torch.no_grad():
             for name, parameter in peft_model.named_parameters():
-                if "lora_" in name:
+                if "magnitude" in name:
+                    parameter *= 1 + 0.5 * torch.randn_like(parameter)
+                elif "lora_" in name:
                     parameter.normal_(0.0, 0.2)
     peft_model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)

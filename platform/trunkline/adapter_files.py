@@ -1,11 +1,13 @@
-"""Imports, exports and signatures of versions: the files that enter and leave a workspace."""
+"""Imports, exports, merges and signatures of versions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trunkline.contracts import NoProgress
 from trunkline.refs import Ref, check_digest
 
 if TYPE_CHECKING:
@@ -14,11 +16,12 @@ if TYPE_CHECKING:
     from trunkline.api import Platform
     from trunkline.contracts import ProgressListener
     from trunkline.training.export import ModelExport, ModelFormat
+    from trunkline.training.merge import MergeResult
 
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """The imports and exports of one platform, as ``platform.files``."""
+    """The imports, exports and merges of one platform, as ``platform.files``."""
 
     platform: Platform
 
@@ -143,6 +146,59 @@ class AdapterFiles:
             base=platform.base_name or DEFAULT_BASE,
             device=platform.device,
             listener=listener,
+            actor=actor,
+        )
+
+    def merge_adapters(
+        self,
+        adapters: Sequence[str],
+        name: str,
+        *,
+        listener: ProgressListener | None = None,
+        actor: str | None = None,
+        **options: Any,
+    ) -> MergeResult:
+        """Merge versions of the same task into the next version of ``name``.
+
+        It is evaluated if all of them were trained on the same rows and split.
+
+        Args:
+            adapters: refs, in the order of the weights.
+            name: ``domain/name``.
+            listener: receives stages and progress.
+            actor: recorded as the publisher; by default the system's user.
+            options: method, weights, density, rank, seed; see
+                :class:`~trunkline.training.merge_weights.MergeOptions`.
+
+        Raises:
+            UsageError: an option is out of range.
+            RefusedError: the versions can't be merged.
+        """
+        from trunkline.training.merge import merge_versions
+        from trunkline.training.merge_weights import MergeOptions
+        from trunkline.training.run import RunContext
+
+        platform, ref = self.platform, Ref.parse(name)
+        models = [platform.resolve(adapter) for adapter in adapters]
+        versions = [model.version for model in models]
+        for model in models:
+            model.artifact()
+        data = {(one.dataset_fingerprint, one.split_fingerprint) for one in versions}
+        shared = len(data) == 1 and versions[0].dataset is not None
+        context = RunContext(
+            platform.workspace,
+            platform.registry,
+            platform.store,
+            platform.engine,
+            listener or NoProgress(),
+            lambda: False,
+        )
+        return merge_versions(
+            context,
+            versions,
+            ref,
+            MergeOptions(**options),
+            job=platform.job_of(versions[0]) if shared else None,
             actor=actor,
         )
 

@@ -440,9 +440,10 @@ class Platform:
         return make_job(self.catalog, recipe, settings)
 
     def job_of(self, version: VersionRecord) -> TrainingJob:
-        """The recipe that trained a version, with the settings of its run."""
+        """The recipe that trained a version or its parents, with the settings of the run."""
         from trunkline.training.config import recorded_config
 
+        version = self.registry.versions.trained(version) or version
         run = self.registry.runs.get(version.run) if version.run else None
         recipe = (run and recorded_config(run)) or version.ref.adapter
         return self.training_job(recipe, dict(run.settings) if run else {})

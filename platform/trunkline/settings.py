@@ -45,6 +45,7 @@ _OTHER_NAMES = {
 """Settings of other programs → the setting that serves the same purpose, for hints."""
 
 _LAYERS = re.compile(r"|[0-9]+(,[0-9]+)*|top-[1-9][0-9]*", re.ASCII)
+_INITIALIZATION = re.compile(r"true|gaussian|orthogonal|olora|pissa(_niter_[1-9][0-9]?)?", re.ASCII)
 _NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -198,7 +199,15 @@ class Settings:
     r: int = _setting(16, "LoRA rank", least=1, most=1024)
     lora_alpha: float = _setting(32.0, "LoRA alpha; updates are scaled by alpha / r", least=1e-6)
     lora_dropout: float = _setting(0.0, "LoRA dropout", least=0.0, most=0.9)
+    init_lora_weights: str = _setting(
+        "true",
+        "how the matrices start: 'true', 'gaussian', 'orthogonal', 'olora', 'pissa' or "
+        "'pissa_niter_4'",
+    )
     use_rslora: bool = _setting(False, "scale by alpha / sqrt(r) (rank-stabilized LoRA)")
+    use_dora: bool = _setting(
+        False, "also train the magnitude of each output (DoRA); inference costs more"
+    )
     target_modules: str = _setting(
         "all-linear", "'all-linear', or module names with commas: 'q_proj,v_proj'"
     )
@@ -228,6 +237,14 @@ class Settings:
     seed: int = _setting(0, "seed of initialization and row order", least=0, most=2**31 - 1)
     split_seed: int = _setting(0, "seed of the split by group", least=0, most=2**31 - 1)
 
+    @property
+    def subtracts_initial(self) -> bool:
+        """Whether training takes the first ``s·BA`` out of the base's weights (PiSSA, OLoRA).
+
+        The saved adapter then has twice the rank, so that it fits the unchanged base.
+        """
+        return self.init_lora_weights.startswith(("pissa", "olora"))
+
     def __post_init__(self) -> None:
         for spec in fields(self):
             object.__setattr__(
@@ -246,11 +263,14 @@ def checked_setting(name: str, value: Any) -> Any:
         value = _joined(value, str)
     elif name == "layers_to_transform":
         value = "" if value is None else _joined([value] if is_kind(value, int) else value, int)
+    elif name == "init_lora_weights":
+        value = "true" if value is True else value.lower() if isinstance(value, str) else value
     subject = f"The setting {name}"
     check_value(subject, value, type(spec.default), **spec.metadata)
     empty = name == "target_modules" and not value.strip()
     malformed = name == "layers_to_transform" and not _LAYERS.fullmatch(value)
-    if empty or malformed:
+    unknown = name == "init_lora_weights" and not _INITIALIZATION.fullmatch(value)
+    if empty or malformed or unknown:
         raise UsageError(f"{subject} can't be {value!r}.", f"Give {spec.metadata['help']}.")
     return value
 

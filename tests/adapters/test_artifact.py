@@ -231,7 +231,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "negative alpha": {"lora_alpha": -8},
     "alpha as text": {"lora_alpha": "8"},
     "alpha true": {"lora_alpha": True},
-    "dora": {"use_dora": True},
+    "dora as text": {"use_dora": "true"},
     "dropout as text": {"lora_dropout": "0.1"},
     "dropout above one": {"lora_dropout": 2},
     "rslora as text": {"use_rslora": "false"},
@@ -270,9 +270,9 @@ def test_forged_configuration_is_refused(artifact: Path, attack: str) -> None:
 
 
 def test_refusal_of_a_setting_gives_the_reason(artifact: Path) -> None:
-    change_json(artifact / CONFIG, lambda config: config.update(use_dora=True))
+    change_json(artifact / CONFIG, lambda config: config.update(use_bdlora=True))
     reseal(artifact)
-    assert "uses DoRA, which is more than the product of two matrices" in refused(artifact)
+    assert "has block-diagonal matrices (BD-LoRA)" in refused(artifact)
 
 
 @pytest.mark.parametrize("key", ["peft_type", "r", "lora_alpha", "target_modules", "task_type"])
@@ -461,5 +461,5 @@ def test_digest_changes_with_alpha(artifact: Path) -> None:
 
 
 def test_sealing_refuses_unsupported_settings(tmp_path: Path, tiny: Path) -> None:
-    with pytest.raises(IntegrityError, match="use_dora"):
-        make_artifact(tmp_path / "dora", tiny, use_dora=True)
+    with pytest.raises(IntegrityError, match="rank_pattern"):
+        make_artifact(tmp_path / "ranks", tiny, rank_pattern={"q_proj": 8})

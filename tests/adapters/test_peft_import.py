@@ -236,7 +236,7 @@ def test_symbolic_links_of_a_download_cache_are_followed(
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "dora": ({"use_dora": True}, "uses DoRA, which is more than the product of two matrices"),
+    "dora": ({"use_dora": True}, "has no magnitudes"),
     "unknown biases": ({"bias": "most"}, "bias = 'most'"),
     "lora bias": ({"lora_bias": True}, "adds a bias"),
     "pissa": ({"init_lora_weights": "pissa"}, "taken out of the base"),
@@ -290,7 +290,7 @@ def set_one(value: float) -> Callable[[dict[str, Any]], Any]:
 
 
 TENSORS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "magnitudes": (put(f"{Q0}.lora_magnitude_vector", 32), "uses DoRA"),
+    "magnitudes": (put(f"{Q0}.lora_magnitude_vector", 32), "has magnitudes of DoRA"),
     "adapted embeddings": (put(f"{PREFIX}model.embed_tokens.lora_embedding_A", 4, 9), "embeddings"),
     "saved embeddings": (put(f"{PREFIX}model.embed_tokens.weight", 9, 32), "of the base itself"),
     "saved output layer": (put(f"{PREFIX}lm_head.weight", 9, 32), "of the base itself"),

@@ -35,7 +35,7 @@ ROWS = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| (\w+)", GUIDE.read_text(encodin
 HONORED = {
     "alpha_pattern", "exclude_modules", "layers_pattern", "layers_to_transform", "lora_alpha",
     "modules_to_save", "peft_type", "r", "rank_pattern", "target_modules", "task_type",
-    "use_rslora",
+    "use_dora", "use_rslora",
 }  # fmt: skip
 """Fields that change the answers; the property test below compares them with PEFT."""
 
@@ -77,7 +77,6 @@ REFUSED: dict[str, Any] = {
     "target_parameters": ["mlp.experts.gate_up_proj"],
     "trainable_token_indices": {"embed_tokens": [1]},
     "use_bdlora": {},
-    "use_dora": True,
     "use_qalora": True,
     "velora_config": {},
 }

@@ -266,10 +266,10 @@ def test_base_must_be_named(elsewhere: Path, workspace: Path) -> None:
 
 
 def test_refusal_leaves_no_version(bring: Import, elsewhere: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(elsewhere, tmp_path / "dora"))
-    config = json.loads((folder / CONFIG).read_text()) | {"use_dora": True}
+    folder = Path(shutil.copytree(elsewhere, tmp_path / "biased"))
+    config = json.loads((folder / CONFIG).read_text()) | {"lora_bias": True}
     (folder / CONFIG).write_text(json.dumps(config))
-    assert "uses DoRA" in bring(folder=folder).stderr
+    assert "adds a bias to the LoRA matrices" in bring(folder=folder).stderr
     assert "toy/kinds@1" in bring().stdout
 
 

@@ -75,6 +75,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, 
         "low": ("generation", {"r": 2}),
         "middle": ("generation", {"r": 8, "target_modules": ["q_proj", "down_proj"]}),
         "high": ("generation", {"r": 12, "use_rslora": True}),
+        "dora": ("generation", {"r": 12, "use_dora": True}),
         "labels": ("classification", {"r": 4}),
         "number": ("regression", {"r": 4, "target_modules": ["v_proj"]}),
     }

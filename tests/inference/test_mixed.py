@@ -131,6 +131,7 @@ def lora_configs(draw: st.DrawFn, family: Family) -> dict[str, Any]:
         "lora_alpha": draw(st.sampled_from([1, 4, 16, 32])),
         "target_modules": draw(st.one_of(st.just([*TARGETS[family]]), some)),
         "use_rslora": draw(st.booleans()),
+        "use_dora": draw(st.booleans()),
         "layers_to_transform": draw(st.sampled_from([None, None, [1, 2], [0]])),
     }
 

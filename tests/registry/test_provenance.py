@@ -60,6 +60,7 @@ def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> d
         "run": None if run is None else run_document,
         "evaluations": [] if run is None else [evaluation],
         "imported": None,
+        "merge": None,
         "moved": [],
     }  # fmt: skip
 
@@ -166,7 +167,8 @@ def test_provenance_survives_an_import_unchanged(registry: Registry) -> None:
     document = origin()
     for name in ("description", "grouping"):
         del document["dataset"][name]
-    assert written == {name: document[name] for name in ("base", "dataset", "run", "evaluations")}
+    names = ("base", "dataset", "run", "evaluations", "merge")
+    assert written == {name: document[name] for name in names}
 
 
 def test_provenance_names_who_started_a_run(

@@ -24,6 +24,7 @@ OTHERS: dict[str, Any] = {
     "calibrate": False,
     "max_length": 9,
     "layers_to_transform": "0,2",
+    "init_lora_weights": "pissa_niter_4",
 }
 
 

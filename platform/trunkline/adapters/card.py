@@ -171,8 +171,15 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     modules = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
     lora = f"- LoRA: rank {config.get('r')}, alpha {config.get('lora_alpha'):g}"
     lora += ", rank-stabilized" if config.get("use_rslora") else ""
+    lora += ", with magnitudes (DoRA)" if config.get("use_dora") else ""
     lines = [f"{lora}, on {escape(modules)}"]
     run = provenance.run
+    if merge := provenance.merge:
+        parents = [
+            f"- parent {code(parent.ref)}, weight {parent.weight:g}, `{parent.digest}`"
+            for parent in merge.parents
+        ]
+        return [*lines, f"- not trained, but merged: {merge.text}", *parents]
     if run is None:
         return [*lines, f"- everything else: {NOT_PROVIDED}"]
     specification, report = _specification(provenance), run.report or {}

@@ -34,6 +34,9 @@ DTYPES = ("F32", "F16", "BF16")
 PREFIX = "base_model.model."
 """The start of every tensor name that PEFT saves; the name of the module follows."""
 
+MAGNITUDE = ".lora_magnitude_vector"
+"""The end of the name of DoRA's magnitudes; the name of the module comes before."""
+
 HEADS = ("score", "classifier")
 """The names that transformers and PEFT give to the head of a sequence classification model."""
 
@@ -102,7 +105,6 @@ _UNSUPPORTED = {
         "The embeddings belong to the base, which is shared: train the linear layers only.",
     ),
     "use_bdlora": ("has block-diagonal matrices (BD-LoRA)", PLAIN_HINT),
-    "use_dora": ("uses DoRA, which is more than the product of two matrices", CONVERT_HINT),
     "use_qalora": ("pools its inputs in groups (QA-LoRA)", PLAIN_HINT),
     "velora_config": (
         "keeps the buffers that VeLoRA uses in training",
@@ -117,11 +119,10 @@ _ON_IF_EMPTY = frozenset(
 )
 """Keys that PEFT takes as on, with all defaults, where they are ``{}``."""
 
-_SWITCHES = frozenset(("ensure_weight_tying", "lora_bias", "use_dora", "use_qalora"))
+_SWITCHES = frozenset(("ensure_weight_tying", "lora_bias", "use_qalora"))
 """Keys that are true or false."""
 
 _TENSORS_OF_SETTINGS = {
-    "lora_magnitude_vector": "use_dora",
     "lora_monteclora_sampler": "monteclora_config",
     "lora_velora_embed": "velora_config",
     "lora_diag": "kasa_config",
@@ -146,6 +147,7 @@ _EXPECTED = {
     "lora_dropout": "It must be a number from 0 to 1.",
     "r": f"The rank must be an integer from 1 to {MAX_RANK}.",
     "target_modules": "It must be a list of module names.",
+    "use_dora": "It must be true or false.",
     "use_rslora": "It must be true or false.",
 }
 
@@ -166,6 +168,7 @@ class AdapterConfig(BaseModel):
     init_lora_weights: bool | Literal["gaussian"] | None = None
     layers_to_transform: Annotated[list[int], Field(min_length=1)] | None = None
     modules_to_save: list[Literal["score", "classifier"]] | None = None
+    use_dora: bool | None = None
     use_rslora: bool | None = None
 
 
@@ -177,6 +180,7 @@ class LoraShape:
         rank, alpha, use_rslora: parameters of the update, see :attr:`scaling`.
         targets: names, or ends of names, of the adapted modules.
         layers: numbers of the adapted layers; None means all.
+        use_dora: whether each output of an adapted layer also has a magnitude.
     """
 
     rank: int
@@ -184,6 +188,7 @@ class LoraShape:
     use_rslora: bool
     targets: tuple[str, ...]
     layers: tuple[int, ...] | None = None
+    use_dora: bool = False
 
     @property
     def scaling(self) -> float:
@@ -224,7 +229,7 @@ def normalized_config(config: Mapping[str, Any], base_name: str) -> dict[str, An
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> LoraShape:
-    """Check that a configuration is plain LoRA and return what the forward pass needs.
+    """Check that a configuration is LoRA or DoRA and return what the forward pass needs.
 
     Args:
         config: the content of ``adapter_config.json``.
@@ -255,13 +260,15 @@ def check_config(config: Mapping[str, Any], path: Path) -> LoraShape:
         bool(parsed.use_rslora),
         tuple(sorted(parsed.target_modules)),
         None if layers is None else tuple(sorted(layers)),
+        bool(parsed.use_dora),
     )
 
 
 def check_tensors(
     tensors: Mapping[str, TensorInfo], lora: LoraShape, task: Mapping[str, Any], path: Path
 ) -> None:
-    """Check that the tensors are LoRA pairs of the configured rank, and a head if the task has one.
+    """Check that the tensors are LoRA pairs of the configured rank, with magnitudes if it is DoRA,
+    and a head if the task has one.
 
     Raises:
         IntegrityError: a tensor is missing, has another shape or dtype, or PEFT would ignore it.
@@ -276,6 +283,9 @@ def check_tensors(
             _check_pair(name, info, tensors, lora, path)
         elif name.endswith(".lora_B.weight"):
             if name.replace(".lora_B.weight", ".lora_A.weight") not in tensors:
+                raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_A.", REPAIR)
+        elif lora.use_dora and name.endswith(MAGNITUDE):
+            if f"{name.removesuffix(MAGNITUDE)}.lora_A.weight" not in tensors:
                 raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_A.", REPAIR)
         elif not is_head(name) and not (task["kind"] == "tagging" and is_head_bias(name)):
             reason, hint = tensor_reason(name)
@@ -363,6 +373,11 @@ def tensor_reason(name: str) -> tuple[str, str]:
     for part, key in _TENSORS_OF_SETTINGS.items():
         if part in name:
             return _UNSUPPORTED[key]
+    if MAGNITUDE in name:
+        return (
+            "has magnitudes of DoRA, but the configuration does not set use_dora",
+            'Set "use_dora": true in adapter_config.json if it was trained with DoRA.',
+        )
     if _IN_MEMORY.search(name):
         return "has names of a model in memory, not of a saved adapter", _SAVE_HINT
     for part, reason in _FOREIGN_NAMES.items():
@@ -412,6 +427,15 @@ def _check_pair(
         raise IntegrityError(
             f"{path} has {brief_repr(name)}, which target_modules does not include.", REPAIR
         )
+    if lora.use_dora:
+        magnitude = tensors.get(f"{PREFIX}{module}{MAGNITUDE}")
+        if magnitude is None or magnitude.shape != up.shape[:1]:
+            shape = "no magnitudes" if magnitude is None else f"magnitudes {magnitude.shape}"
+            raise IntegrityError(
+                f"{path} has {shape} for {brief_repr(module)}; use_dora needs one for each of "
+                f"its {up.shape[0]} outputs.",
+                REPAIR,
+            )
 
 
 def is_off(key: str, value: Any) -> bool:

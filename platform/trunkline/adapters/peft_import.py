@@ -29,6 +29,7 @@ from trunkline.adapters.artifact import (
 )
 from trunkline.adapters.card import render_card
 from trunkline.adapters.config import (
+    MAGNITUDE,
     PREFIX,
     TASK_TYPES,
     LoraShape,
@@ -479,7 +480,8 @@ def _without_effect(weights: Path, peft: PeftFolder) -> tuple[list[str], bool]:
 
     without = []
     with safe_open(weights, framework="pt") as file:
-        for name in sorted(peft.adapted):
+        scaled = {name for name in peft.adapted if f"{PREFIX}{name}{MAGNITUDE}" in peft.tensors}
+        for name in sorted(peft.adapted - scaled):
             rows = file.get_tensor(f"{PREFIX}{name}.lora_A.weight").any(dim=1)
             columns = file.get_tensor(f"{PREFIX}{name}.lora_B.weight").any(dim=0)
             if not bool((rows & columns).any()):

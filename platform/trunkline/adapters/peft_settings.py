@@ -93,6 +93,8 @@ def resolve_settings(peft: PeftFolder, tree: ModuleTree, notes: list[str]) -> di
     if config.get("peft_type") != "LORA":
         return config
     _resolve_init(config)
+    if not config.get("use_dora"):  # also 0 and null
+        config.pop("use_dora", None)
     _resolve_dropout(config)
     _resolve_bias(config, peft, tree)
     _resolve_rank(config, peft, notes)

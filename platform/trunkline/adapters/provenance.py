@@ -40,6 +40,8 @@ UNKNOWN = "unknown"
 MAX_TEXT = 1_000_000
 MAX_ITEMS = 100_000
 MAX_DEPTH = 30
+MAX_PARENTS = 16
+"""A version is merged from at most this many."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _HINT = f"The version itself is unaffected: delete {PROVENANCE} to continue without provenance."
@@ -179,6 +181,41 @@ class EvaluationSection(_Section):
     created: Time
 
 
+_METHODS = {
+    "linear": "weighted sum of the updates",
+    "svd": "weighted sum of the updates, cut to the rank by SVD",
+    "ties": "TIES of the updates (Yadav et al. 2023), cut to the rank by SVD",
+    "dare": "DARE of the updates (Yu et al. 2023), cut to the rank by SVD",
+}
+
+MergeMethod = Literal["linear", "ties", "dare", "svd"]
+
+
+class MergeParent(_Section):
+    """A version that was merged: its ref at that time, its digest, and its weight."""
+
+    ref: str
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}\z")]
+    weight: Annotated[float, Field(gt=-1e6, lt=1e6, allow_inf_nan=False)]
+
+
+class MergeSection(_Section):
+    """How a version was merged from others; ``density`` and ``seed`` where the method has them."""
+
+    method: MergeMethod
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Count | None = None
+    parents: tuple[MergeParent, ...] = Field(min_length=2, max_length=MAX_PARENTS)
+
+    @property
+    def text(self) -> str:
+        """The method with its settings, for people."""
+        density = "" if self.density is None else f", density {self.density:g}"
+        return (
+            _METHODS[self.method] + density + ("" if self.seed is None else f", seed {self.seed}")
+        )
+
+
 class Transfer(_Section):
     """A move between workspaces: the ref and the run's number at the origin, who, and when."""
 
@@ -195,6 +232,7 @@ class Provenance(_Section):
         dataset, run: None for a version that was made elsewhere.
         evaluations: oldest first.
         imported: for a version made elsewhere, what is known about its origin.
+        merge: for a version that was merged from others; it has no run.
         transfers: from workspace to workspace, oldest first.
     """
 
@@ -205,14 +243,17 @@ class Provenance(_Section):
     run: RunSection | None = None
     evaluations: tuple[EvaluationSection, ...] = Field(default=(), max_length=MAX_ITEMS)
     imported: Mapping[str, Any] | None = None
+    merge: MergeSection | None = None
     transfers: tuple[Transfer, ...] = Field(default=(), max_length=MAX_ITEMS)
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
         if self.run is not None and self.dataset is None:
             raise ValueError("it has a run without a dataset")
-        if self.evaluations and self.run is None:
+        if self.evaluations and self.run is None and self.merge is None:
             raise ValueError("it has evaluations without a run")
+        if self.evaluations and self.dataset is None:
+            raise ValueError("it has evaluations without a dataset")
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -331,7 +372,7 @@ def version_provenance(
     """
     stored = stored_provenance(artifact)
     recorded = registry.provenance.of_version(version.ref)
-    if recorded["run"] is None:
+    if recorded["run"] is None and recorded["merge"] is None:
         recorded["evaluations"] = []
     if recorded["dataset"] is not None and stored.dataset is not None:
         recorded["dataset"] |= {

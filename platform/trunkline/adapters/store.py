@@ -94,6 +94,8 @@ class AdapterStore:
         base_digest: str | None = None,
         lineage: Lineage | None = None,
         imported: Mapping[str, Any] | None = None,
+        merge: Mapping[str, Any] | None = None,
+        dataset_id: int | None = None,
         actor: str | None = None,
     ) -> VersionRecord:
         """Publish a sealed folder as the next version of ``ref``.
@@ -107,6 +109,8 @@ class AdapterStore:
             lineage: of a version from another workspace; it is recorded together with the number,
                 instead of ``run``.
             imported: the origin of an imported version, for its event.
+            merge: how a merged version was made, and from which; ``dataset_id`` is then the
+                recorded dataset that its parents share, if any.
             actor: recorded as the publisher; by default the system's user.
 
         Raises:
@@ -116,6 +120,9 @@ class AdapterStore:
         artifact, storage = read_artifact(source), self.storage
         number, path, restored = self._reserve(ref, task, run, lineage, actor)
         retry = "import it again" if run is None else "train again with --resume"
+        retry = retry if merge is None else "merge again"
+        if lineage is not None:
+            merge = lineage.provenance["merge"]
         try:
             if lineage is not None and restored is not None:
                 lineage.on_restored(restored)
@@ -129,11 +136,12 @@ class AdapterStore:
                 path=path,
                 bytes=sum(entry["bytes"] for entry in files.values()),
                 base_digest=base_digest if restored is None else restored.base_digest,
-                dataset_id=None if restored is None else restored.dataset_id,
+                dataset_id=dataset_id if restored is None else restored.dataset_id,
                 files=files,
                 template_digest=template_digest(artifact),
                 actor=actor,
                 imported=imported,
+                merge=merge,
             )
         except BaseException:
             with suppress(RegistryError):

@@ -48,6 +48,7 @@ _OTHER_VERSIONS = 50
         "diff": "trunkline.cli.lineage:adapters_diff",
         "export": "trunkline.cli.adapter_files:export",
         "import": "trunkline.cli.adapter_files:import_",
+        "merge": "trunkline.cli.merge:merge",
         "sign": "trunkline.cli.adapter_files:sign",
     },
 )

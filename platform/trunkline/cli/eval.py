@@ -23,6 +23,7 @@ from trunkline.cli.output import (
 )
 from trunkline.cli.progress import stop_on_interrupt, working
 from trunkline.cli.recipes import parse_settings, set_option
+from trunkline.cli.retention import print_retention
 from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import UsageError
 
@@ -43,7 +44,10 @@ _VERDICTS = {verdict: f"{verb} the baseline" for verdict, verb in _VERBS.items()
     "eval",
     cls=Command,
     short_help="Evaluate a version again, or a recipe over folds.",
-    example="trunkline eval medical/icd10-chapter",
+    example=(
+        "trunkline eval medical/icd10-chapter",
+        "trunkline eval medical/icd10-chapter --retention",
+    ),
 )
 @click.argument("name", metavar="[REF_OR_RECIPE]", required=False)
 @click.option(
@@ -57,6 +61,11 @@ _VERDICTS = {verdict: f"{verb} the baseline" for verdict, verb in _VERBS.items()
     multiple=True,
     metavar="REF",
     help="Evaluate the average with another version of the same rows; may be repeated.",
+)
+@click.option(
+    "--retention",
+    is_flag=True,
+    help="Measure what the version changes in general English, not its own task.",
 )
 @click.option(
     "--folds",
@@ -84,6 +93,7 @@ def evaluate(
     name: str | None,
     against: str | None,
     ensemble: tuple[str, ...],
+    retention: bool,
     folds: int | None,
     seeds: int | None,
     config: Path | None,
@@ -92,10 +102,12 @@ def evaluate(
 ) -> None:
     """Evaluate a version on its held-out rows, or a recipe over folds or seeds.
 
-    Either is compared with the baselines.
+    Either is compared with the baselines. With --retention, the base with the version and the bare
+    base read the same general texts; nothing is recorded.
     """
     modes = {
-        "--against": against, "--ensemble": ensemble or None, "--folds": folds, "--seeds": seeds
+        "--against": against, "--ensemble": ensemble or None, "--retention": retention or None,
+        "--folds": folds, "--seeds": seeds,
     }  # fmt: skip
     given = [option for option, value in modes.items() if value is not None]
     if len(given) > 1:
@@ -111,7 +123,9 @@ def evaluate(
                 "A version keeps the settings that it was trained with.",
                 "Use --set with --folds or --seeds, or train again with `trunkline train`.",
             )
-        if against is None:
+        if retention:
+            print_retention(options, name, as_json)
+        elif against is None:
             _evaluate_version(options, name, ensemble, as_json)
         else:
             _compare(options, name, against, as_json)

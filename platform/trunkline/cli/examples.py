@@ -22,7 +22,7 @@ SESSION = (
     *("datasets croissant", "recipes list", "recipes show", "recipes export"),
     *("train", "runs list", "runs show", "runs plot", "runs diff", "eval"),
     *("adapters list", "adapters show", "adapters promote", "adapters rollback"),
-    *("adapters unalias", "adapters history", "adapters diff", "adapters card"),
+    *("adapters unalias", "adapters history", "adapters diff", "adapters merge", "adapters card"),
     *("predict", "generate", "chat"),
     *("keys create", "keys list", "keys rm", "serve", "ps", "requests list", "lineage"),
     *("tag", "note"),

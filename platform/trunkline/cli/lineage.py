@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         DatasetRecord,
         EvaluationRecord,
         LoadRecord,
+        MergeRecord,
         RequestRecord,
         RunRecord,
         VersionRecord,
@@ -225,6 +226,13 @@ def _version(version: VersionRecord, lineage: Lineage) -> Branch:
     if version.removed is not None:
         branch.add("removed", f"{moment(version.removed)}; reason: {version.removal_reason or '-'}")
     branch.add("the same artifact", ", ".join(lineage.duplicates) or None)
+    if (merge := version.merge) is not None:
+        branch.add(
+            "merged by",
+            merge_text(merge),
+            *(Branch(f"{one.ref}: weight {one.weight:g}, {one.digest}") for one in merge.parents),
+        )
+    branch.add("merged into", ", ".join(lineage.merged_into) or None)
     events = [
         one
         for one in lineage.history
@@ -234,6 +242,12 @@ def _version(version: VersionRecord, lineage: Lineage) -> Branch:
     for one in events:
         branch.add(one.kind, f"by {one.actor} at {moment(one.at)}: {_one_line(event_text(one))}")
     return branch
+
+
+def merge_text(merge: MergeRecord) -> str:
+    """A method with its settings: ``dare, density 0.5, seed 0``."""
+    density = "" if merge.density is None else f", density {merge.density:g}"
+    return merge.method + density + ("" if merge.seed is None else f", seed {merge.seed}")
 
 
 def _run(run: RunRecord, lineage: Lineage) -> Branch:

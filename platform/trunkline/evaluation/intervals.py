@@ -104,6 +104,17 @@ def paired_difference(
     )
 
 
+def estimate_statistic(statistic: Callable[[Any], float], groups: Sequence[str]) -> Estimate:
+    """A statistic of row indices, on all rows and with its interval.
+
+    Args:
+        statistic: called with an array of indices, in which rows repeat.
+        groups: of each row.
+    """
+    draws = [statistic(rows) for rows in group_draws(groups)]
+    return _interval(statistic(_all_rows(groups)), draws)
+
+
 def compare_predictions(
     metric: MetricSpec,
     first: Sequence[PredictionRecord],

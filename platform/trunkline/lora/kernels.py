@@ -39,6 +39,9 @@ LONGEST_BATCHED = 200
 RowSums = tuple["torch.Tensor", "torch.Tensor"]
 """Indices of table rows to sum, and the offset of each sum: input and offsets of embedding_bag."""
 
+Scale = tuple["torch.Tensor", "torch.Tensor"]
+"""Factor and shift ``[columns]`` of a block's outputs."""
+
 Blocks = Sequence["torch.Tensor"]
 """Outputs of a fused linear layer, ``[tokens, columns]`` each (``bases/linear.py``)."""
 
@@ -51,7 +54,8 @@ class PagedLoraLayer:
     ``[pages, members · rank, columns]``, zero outside each member's own rows and columns, so that
     all members are one product. All ``up`` are parts of one table with rows of ``width``, the
     greatest width that divides every member's columns, so one call sums the nonzero parts of all
-    members.
+    members. ``gains`` has an entry for the first page of each DoRA adapter; the base's outputs are
+    scaled by it before B (A x) is added.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class PagedLoraLayer:
         self.fused = fused
         self.row_indices = row_indices
         self.used: set[int] = set()
+        self.gains: dict[int, list[Scale]] = {}
         members = len(fused.outputs)
         self.columns = [block.columns for block in fused.blocks]
         self.ranks = [block.layers * PAGE_RANK for block in fused.blocks]
@@ -109,6 +114,7 @@ class PagedLoraLayer:
         for up in self.up:
             up[page].zero_()
         (self.used.add if used else self.used.discard)(page)
+        self.gains.pop(page, None)
 
     def write(self, page: int, member: int, down: torch.Tensor, up: torch.Tensor) -> None:
         """Write a member's ``down [rank, in]`` and ``up [out, rank]``; rank ≤ :data:`PAGE_RANK`."""
@@ -119,6 +125,43 @@ class PagedLoraLayer:
             self.across[page, :rank].copy_(down)
         block, row, column, _ = self.members[member]
         self.up[block][page, row : row + rank, column : column + len(up)].copy_(up.T)
+
+    def member_outputs(self, member: int, x: torch.Tensor) -> torch.Tensor:
+        """The base's outputs ``[rows, out]`` of one member for ``x [rows, in]``, in float32."""
+        block, _, column, _ = self.members[member]
+        outputs = self.fused.product(x)[block][:, column : column + self.fused.outputs[member]]
+        return outputs.float()
+
+    def set_gain(self, page: int, member: int, gain: torch.Tensor, bias: torch.Tensor) -> None:
+        """Scale the outputs of a member, without their bias, for tokens whose first page this is.
+
+        Args:
+            gain, bias: ``[out]``.
+        """
+        import torch
+
+        block, _, column, _ = self.members[member]
+        device = self.down.device
+        scales = self.gains.get(page) or [
+            (torch.ones(columns, device=device), torch.zeros(columns, device=device))
+            for columns in self.columns
+        ]
+        factor, shift = scales[block]
+        own = slice(column, column + len(gain))
+        factor[own] = gain.to(device)
+        shift[own] = (1 - factor[own]) * bias.to(device)
+        self.gains[page] = scales
+
+    def scale(self, routing: Routing, blocks: Blocks) -> None:
+        """Compute ``y = g y + (1 - g) bias`` for the tokens of DoRA adapters."""
+        import torch
+
+        for page in routing.pages:
+            if (scales := self.gains.get(page)) is None:
+                continue
+            for tokens in _tokens_of(routing, page, self.down.device):
+                for (factor, shift), y in zip(scales, blocks, strict=True):
+                    y[tokens] = torch.addcmul(shift, y[tokens].float(), factor).to(y.dtype)
 
     def add(self, routing: Routing, x: torch.Tensor, blocks: Blocks) -> None:
         """Compute ``y [tokens, out] += B (A x)`` with each token's own pages; ``blocks`` are y."""
@@ -281,6 +324,20 @@ class PagedLoraLayer:
             pages = torch.tensor(routing.padded, dtype=torch.int64, device=self.down.device)
             routing.indices["pages"] = pages
         return pages
+
+
+def _tokens_of(routing: Routing, page: int, device: torch.device) -> list[Any]:
+    """The tokens whose first page this is: an index tensor for rows, and slices for spans."""
+    import torch
+
+    key = ("tokens", page)
+    if key not in routing.indices:
+        rows = [index for index, pages in enumerate(routing.rows) if pages[:1] == (page,)]
+        tokens: list[Any] = [torch.tensor(rows, device=device)] if rows else []
+        tokens += [slice(span.start, span.stop) for span in routing.spans if span.pages[0] == page]
+        routing.indices[key] = tokens
+    kept: list[Any] = routing.indices[key]
+    return kept
 
 
 class _Member(NamedTuple):

@@ -6,7 +6,7 @@ pinned adapters and those of running requests are never evicted. The host also k
 are on the device, so evicting from the device copies nothing.
 
 The pool computes PEFT's ``scaling · B (A x)`` (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large
-Language Models", section 4.1).
+Language Models", section 4.1), and the magnitudes of DoRA (:meth:`LoraSlots.gains`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact
@@ -27,8 +27,8 @@ from trunkline.errors import (
     RefusedError,
 )
 from trunkline.lora.routing import PAGE_RANK, Pages, Routing, Span
-from trunkline.lora.slots import LoraSlots, Matrices
-from trunkline.lora.weights import Head, read_weights
+from trunkline.lora.slots import Gains, LoraSlots, Matrices
+from trunkline.lora.weights import Head, read_magnitudes, read_weights
 
 if TYPE_CHECKING:
     from trunkline.bases.linear import FusedLayers
@@ -48,6 +48,7 @@ class Resident:
         head: on the device; None if the task has none.
         bytes: size on the host.
         pages_needed: on the device.
+        gains: of DoRA; empty for plain LoRA.
         uploading: whether it is being written into pages.
         unloading: whether it is dropped when its last request ends.
         users: running sequences.
@@ -61,6 +62,7 @@ class Resident:
     bytes: int
     pages_needed: int
     matrices: Matrices
+    gains: Gains = field(default_factory=dict)
     pages: Pages = ()
     uploading: bool = False
     pinned: bool = False
@@ -125,7 +127,7 @@ class AdapterPool:
         import torch
 
         parameter = next(model.parameters())
-        self._device = parameter.device
+        self._device, self._base_dtype = parameter.device, parameter.dtype
         dtype = torch.float32 if self._device.type == "cpu" else parameter.dtype
         self._linear = {
             name: (fused.inputs, fused.outputs[index])
@@ -219,7 +221,7 @@ class AdapterPool:
         if not pages:
             return one
         try:
-            self.lora_slots.write(pages, one.matrices, artifact.lora.scaling)
+            self.lora_slots.write(pages, one.matrices, artifact.lora.scaling, one.gains)
         except BaseException:
             with self._lock:
                 one.uploading = False
@@ -474,8 +476,10 @@ class AdapterPool:
                 f"{PAGE_RANK}; there are {self.lora_slots.pages}.",
                 "Give the engine more slots or memory.",
             )
+        magnitudes = read_magnitudes(artifact)
         head = None if head is None else head.to(self._device)
-        size = sum(down.nbytes + up.nbytes for down, up in matrices.values())
+        size = sum(magnitude.nbytes for magnitude in magnitudes.values())
+        size += sum(down.nbytes + up.nbytes for down, up in matrices.values())
         size += 0 if head is None else head.nbytes
         if size > self._host_budget:
             raise RefusedError(
@@ -483,4 +487,5 @@ class AdapterPool:
                 f"together may take {self._host_budget / MIB:.1f} MiB.",
                 "Give the server more with --adapter-mib.",
             )
-        return Resident(artifact, name, head, size, pages, matrices, last_used=self._clock())
+        gains = self.lora_slots.gains(matrices, artifact.lora.scaling, magnitudes, self._base_dtype)
+        return Resident(artifact, name, head, size, pages, matrices, gains, last_used=self._clock())

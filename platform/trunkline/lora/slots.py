@@ -27,6 +27,12 @@ TURN_SECONDS = 600.0
 Matrices = Mapping[str, tuple["torch.Tensor", "torch.Tensor"]]
 """Module → ``A [rank, in]`` and ``B [out, rank]``."""
 
+Gains = Mapping[str, "torch.Tensor"]
+"""Module → the factor ``[out]`` on its outputs without their bias: DoRA's."""
+
+_CHUNK = 512
+"""Rows of the identity that are multiplied at once to read a layer's weights."""
+
 
 class LoraSlots:
     """The pages of one base.
@@ -59,6 +65,8 @@ class LoraSlots:
         self._additions = [partial(self._add, layer) for layer in self.layers]
         self._device = torch.device(device)
         self._indices: dict[tuple[int, int], torch.Tensor] = {}
+        self._norms: dict[str, torch.Tensor] = {}
+        self._biases: dict[str, torch.Tensor] = {}
 
     @contextmanager
     def route(self, routing: Routing) -> Iterator[None]:
@@ -104,21 +112,87 @@ class LoraSlots:
         )
         return numbers * PAGE_RANK * item
 
-    def write(self, pages: Pages, matrices: Matrices, scaling: float) -> None:
-        """Write an adapter into pages, with B multiplied by ``scaling``.
+    def gains(
+        self, matrices: Matrices, scaling: float, magnitudes: Gains, dtype: torch.dtype
+    ) -> dict[str, torch.Tensor]:
+        """DoRA's factors ``m / ‖W + s·BA‖``, with the norms over the inputs of each output.
+
+        Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5. The layers'
+        weights are read through their products, so that packed and quantized layers have theirs:
+        ``‖W + s·BA‖² = ‖W‖² + 2s·Σ(WAᵀ∘B) + s²·Σ((AAᵀ)Bᵀ∘Bᵀ)``.
+
+        Args:
+            magnitudes: ``m`` by module.
+            dtype: of the base's inputs.
+        """
+        import torch
+
+        gains = {}
+        for name, magnitude in magnitudes.items():
+            down, up = matrices[name]
+            moved = self._product(name, down.to(self._device, dtype)).cpu()
+            squares = (
+                self._squared_norms(name, dtype)
+                + 2 * scaling * (moved.T * up).sum(1)
+                + scaling**2 * ((up @ (down @ down.T)) * up).sum(1)
+            )
+            norms = squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+            gains[name] = magnitude / norms
+        return gains
+
+    def _squared_norms(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """``‖W‖²`` of each output ``[out]`` of a layer, computed once."""
+        import torch
+
+        if name not in self._norms:
+            inputs = self._by_name[name][0].fused.inputs
+            rows = torch.eye(inputs, dtype=dtype, device=self._device).split(_CHUNK)
+            sums = [self._product(name, part).square().sum(0) for part in rows]
+            self._norms[name] = torch.stack(sums).sum(0).cpu()
+        return self._norms[name]
+
+    def _product(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """``W x`` of one layer, without its bias, ``[rows, out]`` float32."""
+        layer, index = self._by_name[name]
+        bias = self._bias(name, x.dtype).to(x.device)
+        with self._fused_layers.turn:
+            return layer.member_outputs(index, x) - bias
+
+    def _bias(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """The bias ``[out]`` of one layer, computed once; zero if it has none."""
+        import torch
+
+        if name not in self._biases:
+            layer, index = self._by_name[name]
+            zero = torch.zeros(1, layer.fused.inputs, dtype=dtype, device=self._device)
+            with self._fused_layers.turn:
+                self._biases[name] = layer.member_outputs(index, zero)[0].cpu()
+        return self._biases[name]
+
+    def write(
+        self, pages: Pages, matrices: Matrices, scaling: float, gains: Gains | None = None
+    ) -> None:
+        """Write an adapter into pages, with B multiplied by ``scaling`` and by DoRA's gains.
 
         No step may use these pages meanwhile.
         """
+        gains = gains or {}
         touched = {id(self._by_name[name][0]) for name in matrices}
         for layer in self.layers:
             for page in pages:
                 layer.clear(page, used=id(layer) in touched)
         for name, (down, up) in matrices.items():
             layer, index = self._by_name[name]
+            factor: Any = scaling
+            if name in gains:
+                layer.set_gain(pages[0], index, gains[name], self._biases[name])
+                factor = scaling * gains[name][:, None]
             for part, page in enumerate(pages):
                 ranks = slice(part * PAGE_RANK, (part + 1) * PAGE_RANK)
-                layer.write(page, index, down[ranks], up[:, ranks] * scaling)
+                layer.write(page, index, down[ranks], up[:, ranks] * factor)
 
     def _add(self, layer: PagedLoraLayer, x: torch.Tensor, blocks: Blocks) -> None:
+        if layer.gains:
+            layer.scale(self._routing, blocks)
         if not layer.used.isdisjoint(self._routing.pages):
             layer.add(self._routing, x, blocks)

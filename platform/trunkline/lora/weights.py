@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trunkline.adapters.artifact import WEIGHTS, Artifact
-from trunkline.adapters.config import PREFIX, adapted_module, is_head, is_head_bias
+from trunkline.adapters.config import MAGNITUDE, PREFIX, adapted_module, is_head, is_head_bias
 from trunkline.errors import BaseMismatchError, IntegrityError, reason_of
 from trunkline.files import REPAIR, TensorInfo, parse_safetensors_header
 from trunkline.lora.slots import Matrices
@@ -92,6 +92,21 @@ def read_weights(
         return matrices, None
     bias = next((tensor for key, tensor in tensors.items() if is_head_bias(key)), None)
     return matrices, Head(weight.float(), None if bias is None else bias.float())
+
+
+def read_magnitudes(artifact: Artifact) -> dict[str, torch.Tensor]:
+    """The magnitudes ``[out]`` by module in float32; empty unless the adapter is DoRA.
+
+    Raises:
+        IntegrityError: they changed since the artifact was checked.
+    """
+    if not artifact.lora.use_dora:
+        return {}
+    return {
+        key.removeprefix(PREFIX).removesuffix(MAGNITUDE): tensor.float()
+        for key, tensor in _read(artifact).items()
+        if key.endswith(MAGNITUDE)
+    }
 
 
 def check_base(artifact: Artifact, base_digest: str) -> None:

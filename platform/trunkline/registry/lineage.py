@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError, UsageError
@@ -39,7 +39,7 @@ from trunkline.registry.requests import Requests
 from trunkline.registry.runs import Evaluations, Runs
 from trunkline.registry.servers import Servers
 from trunkline.registry.session import Aggregate, Sessions
-from trunkline.registry.tables import AliasMove, Base, Dataset, Event, Version
+from trunkline.registry.tables import AliasMove, Base, Dataset, Event, Version, VersionParent
 from trunkline.registry.tags import tags_of
 
 MAX_PART = 50
@@ -54,6 +54,7 @@ class Lineage:
         alias_move: the move by which the requested alias pointed to the version at that time.
         version: may be a removed one.
         duplicates: refs of other versions of the same artifact.
+        merged_into: refs of versions that were merged from it, newest first.
         base, dataset, run: what the version was trained on, from and by.
         evaluations: of the version, or of the run if it has none; newest first.
         moves: of aliases to the version and away from it, newest first.
@@ -68,6 +69,7 @@ class Lineage:
     alias_move: AliasMoveRecord | None = None
     version: VersionRecord | None = None
     duplicates: tuple[str, ...] = ()
+    merged_into: tuple[str, ...] = ()
     base: BaseRecord | None = None
     dataset: DatasetRecord | None = None
     run: RunRecord | None = None
@@ -209,19 +211,14 @@ class LineageTracer(Aggregate):
                 ),
                 limit=MAX_PART + 1,
             )
-            duplicates = session.execute(
-                select_versions(removed=True)
-                .where(Version.digest == version.digest, Version.id != version.id)
-                .order_by(Version.id.desc())
-                .limit(MAX_PART)
-            ).all()
+            duplicates = _refs(session, Version.digest == version.digest, Version.id != version.id)
+            parents = select(VersionParent.version_id)
+            children = parents.where(VersionParent.digest == version.digest)
             lineage = Lineage(
                 request=request,
                 version=record,
-                duplicates=tuple(
-                    f"{adapter.domain}/{adapter.name}@{other.number}"
-                    for other, adapter, *_ in duplicates
-                ),
+                duplicates=duplicates,
+                merged_into=_refs(session, Version.id.in_(children)),
                 base=to_record(BaseRecord, base),
                 dataset=None if dataset is None else to_record(DatasetRecord, dataset),
                 run=run,
@@ -254,6 +251,15 @@ def subjects_of(lineage: Lineage) -> dict[str, str]:
     if lineage.base is not None:
         subjects[f"base/{lineage.base.digest}"] = "base"
     return subjects
+
+
+def _refs(session: Session, *where: ColumnElement[bool]) -> tuple[str, ...]:
+    """The refs of the newest matching versions, also of removed ones."""
+    query = select_versions(removed=True).where(*where).order_by(Version.id.desc())
+    return tuple(
+        f"{adapter.domain}/{adapter.name}@{version.number}"
+        for version, adapter, *_ in session.execute(query.limit(MAX_PART))
+    )
 
 
 def _truncate(lineage: Lineage, **parts: Sequence[Any]) -> Lineage:

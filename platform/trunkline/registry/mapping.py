@@ -32,6 +32,8 @@ from trunkline.registry.records import (
     AliasMoveRecord,
     EvaluationRecord,
     KeyRecord,
+    MergeRecord,
+    ParentRecord,
     RequestRecord,
     RunRecord,
     ScoreSummary,
@@ -53,6 +55,7 @@ from trunkline.registry.tables import (
     Server,
     Table,
     Version,
+    VersionParent,
 )
 
 ALIVE_SECONDS = 90
@@ -180,6 +183,7 @@ def version_records(
     for version_id, alias in session.execute(query.order_by(Alias.alias)):
         aliases.setdefault(version_id, []).append(alias)
     scores = _score_summaries(session, ids if scored else [])
+    merges = _merge_records(session, [row[0] for row in rows])
     return [
         to_record(
             VersionRecord,
@@ -198,9 +202,25 @@ def version_records(
             run=version.run_id,
             aliases=tuple(aliases.get(version.id, ())),
             score=scores.get(version.id),
+            merge=merges.get(version.id),
         )
         for version, adapter, base, dataset in rows
     ]
+
+
+def _merge_records(session: Session, versions: Sequence[Version]) -> dict[int, MergeRecord]:
+    """Version id → how it was merged, for those that were."""
+    methods = {version.id: version.merge for version in versions if version.merge is not None}
+    if not methods:
+        return {}
+    parents: dict[int, list[ParentRecord]] = {}
+    query = select(VersionParent).where(VersionParent.version_id.in_(methods))
+    for row in session.scalars(query.order_by(VersionParent.version_id, VersionParent.position)):
+        parents.setdefault(row.version_id, []).append(to_record(ParentRecord, row))
+    return {
+        id: MergeRecord(parents=tuple(parents.get(id, ())), **method)
+        for id, method in methods.items()
+    }
 
 
 def version_record(session: Session, version: Version) -> VersionRecord:

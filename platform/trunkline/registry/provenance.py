@@ -7,6 +7,7 @@ artifacts. The documents that arrive here were validated before.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any
@@ -18,6 +19,7 @@ from trunkline.errors import RefusedError
 from trunkline.refs import Ref
 from trunkline.registry.chain import add_event
 from trunkline.registry.lookup import find_base_id, find_version_row, run_subject
+from trunkline.registry.mapping import version_record
 from trunkline.registry.records import RebuildCounts, RecordedProvenance, RecoveredVersion
 from trunkline.registry.runs import RUN_IMPORTED, store_scores
 from trunkline.registry.session import Aggregate, find_or_add
@@ -34,7 +36,7 @@ from trunkline.registry.tables import (
     Version,
     utc_now,
 )
-from trunkline.registry.versions import reserve
+from trunkline.registry.versions import add_merge, reserve
 
 MAX_EVALUATIONS = 1000
 """A document has at most this many evaluations, the newest."""
@@ -56,7 +58,7 @@ class Provenance(Aggregate):
     """Writes provenance documents from rows, and records rows from documents."""
 
     def of_version(self, ref: Ref) -> dict[str, Any]:
-        """``base``, ``dataset``, ``run`` and ``evaluations`` of a version, as JSON values.
+        """``base``, ``dataset``, ``run``, ``merge`` and ``evaluations`` of a version, as JSON.
 
         Raises:
             NotFoundError: ``ref`` resolves to no visible version.
@@ -65,7 +67,11 @@ class Provenance(Aggregate):
             version, _, base, dataset = find_version_row(session, ref)[0]
             run = None if version.run_id is None else session.get_one(Run, version.run_id)
             evaluations = _evaluations(session, Evaluation.version_id == version.id)
-            return _document(session, base, dataset, run, evaluations)
+            merge = version_record(session, version).merge
+            return {
+                **_document(session, base, dataset, run, evaluations),
+                "merge": None if merge is None else asdict(merge),
+            }
 
     def of_run(self, number: int) -> dict[str, Any]:
         """As :meth:`of_version`, for a run that has no version yet."""
@@ -297,14 +303,16 @@ def _add_evaluations(
     session: Session,
     provenance: Mapping[str, Any],
     recorded: RecordedProvenance,
-    run: Run,
+    run: Run | None,
     version: int | None = None,
+    recipe: str = "",
 ) -> None:
+    """Add the evaluations of a run, or of a version that was merged under the name ``recipe``."""
     for document in provenance["evaluations"]:
         row = Evaluation(
             version_id=version,
-            run_id=run.id,
-            recipe=run.recipe,
+            run_id=None if run is None else run.id,
+            recipe=recipe if run is None else run.recipe,
             dataset_id=recorded.dataset_id,
             split=document["split"],
             base_id=find_base_id(session, recorded.base_digest),
@@ -346,9 +354,12 @@ def _add_version(
     )
     session.add(version)
     session.flush()
-    if run is not None:
-        row = session.get_one(Run, run)
-        _add_evaluations(session, recovered.provenance, recorded, row, version.id)
+    merge = recovered.provenance["merge"]
+    if merge is not None:
+        add_merge(session, version, merge)
+    row = None if run is None else session.get_one(Run, run)
+    if row is not None or merge is not None:
+        _add_evaluations(session, recovered.provenance, recorded, row, version.id, ref.adapter)
 
 
 def _record_plugin(session: Session, plugin: Mapping[str, Any] | None) -> int | None:

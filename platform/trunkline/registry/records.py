@@ -136,6 +136,25 @@ class AdapterRecord:
         return Ref(self.domain, self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class ParentRecord:
+    """A version that another one was merged from: its ref at that time, and its weight."""
+
+    ref: str
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRecord:
+    """How a version was merged; ``density`` and ``seed`` are None where the method has none."""
+
+    method: str
+    density: float | None
+    seed: int | None
+    parents: tuple[ParentRecord, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionRecord:
     """One visible version, or, where ``removed`` is set, the tombstone of one.
@@ -150,6 +169,7 @@ class VersionRecord:
         removed: when its files were deleted, if they were.
         removal_reason: why.
         score: if it was requested and there is one.
+        merge: for a version that was merged from others.
     """
 
     domain: str
@@ -172,6 +192,7 @@ class VersionRecord:
     removed: datetime | None = None
     removal_reason: str | None = None
     score: ScoreSummary | None = None
+    merge: MergeRecord | None = None
 
     @property
     def ref(self) -> Ref:

@@ -183,7 +183,7 @@ class Version(Table):
     A ``removed`` version is a tombstone: its files are deleted, its row and lineage stay, and its
     number is never reused. ``files`` is file name → ``{"bytes", "sha256"}``. ``reserved_by`` is the
     process that holds a pending version. ``removal_reason`` says why a version was removed or
-    failed.
+    failed. ``merge`` is the method of a version that was merged from others.
     """
 
     __tablename__ = "versions"
@@ -214,6 +214,22 @@ class Version(Table):
     removed: Mapped[datetime | None]
     removal_reason: Mapped[str | None]
     reserved_by: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    merge: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class VersionParent(Table):
+    """A version that another one was merged from.
+
+    The parent may be of another workspace, so it is known by its digest, not by a foreign key.
+    """
+
+    __tablename__ = "version_parents"
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    ref: Mapped[str]
+    digest: Mapped[str] = mapped_column(index=True)
+    weight: Mapped[float]
 
 
 class Alias(Table):

@@ -36,7 +36,7 @@ from trunkline.registry.records import AdapterRecord, VersionRecord
 from trunkline.registry.runs import RUN_IMPORTED, adopt_evaluations, discard_imported_run
 from trunkline.registry.search import Page, find_removed, find_versions
 from trunkline.registry.session import Aggregate, find_or_add
-from trunkline.registry.tables import Adapter, Base, Event, Run, Version, utc_now
+from trunkline.registry.tables import Adapter, Base, Event, Run, Version, VersionParent, utc_now
 from trunkline.registry.tags import check_reason
 
 _PART = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
@@ -76,6 +76,7 @@ class Versions(Aggregate):
         template_digest: str | None = None,
         actor: str | None = None,
         imported: Mapping[str, Any] | None = None,
+        merge: Mapping[str, Any] | None = None,
     ) -> VersionRecord:
         """Make a reserved version visible, once its files are in place.
 
@@ -90,6 +91,7 @@ class Versions(Aggregate):
             template_digest: sha256 of the prompt template, in hex.
             imported: where an imported version comes from; recorded as an event of its own in the
                 same transaction.
+            merge: of a merged version, see :class:`~trunkline.adapters.provenance.MergeSection`.
 
         Raises:
             RegistryError: the number is not reserved.
@@ -125,6 +127,9 @@ class Versions(Aggregate):
             detail: dict[str, Any] = {"number": number, "digest": digest, "run": version.run_id}
             if imported is not None:
                 detail["imported"] = dict(imported)
+            if merge is not None:
+                add_merge(session, version, merge)
+                detail["merge"] = dict(merge)
             add_event(session, actor, "version.published", f"{domain}/{name}", detail)
             if imported is not None:
                 detail = {**imported, "number": number, "digest": digest}
@@ -301,7 +306,8 @@ class Versions(Aggregate):
     def contributors(self, version: VersionRecord) -> Sequence[str]:
         """The actors who started or resumed the version's run, published it or imported it.
 
-        For an imported run, also the actor who started it elsewhere, according to its provenance.
+        For an imported run, also the actor who started it elsewhere, according to its provenance;
+        for a merged version, also those of its parents.
         """
         published = select(Event.actor).where(
             Event.subject.in_((version.ref.adapter, str(version.ref))),
@@ -319,7 +325,32 @@ class Versions(Aggregate):
             queries.append(select(elsewhere).where(of_run, *imported))
         with self._sessions.read() as session:
             actors = [session.scalars(query.limit(_MAX_CONTRIBUTORS)).all() for query in queries]
+        merged = version.merge.parents if version.merge else ()
+        actors += [
+            self.contributors(parent) for one in merged if (parent := self.of_digest(one.digest))
+        ]
         return sorted({actor for some in actors for actor in some})
+
+    def of_digest(self, digest: str) -> VersionRecord | None:
+        """A version with this digest: a visible one, else a removed one; None without any."""
+        query = (
+            select_versions(removed=True)
+            .where(Version.digest == digest)
+            .order_by(Version.status.desc(), Version.id.desc())
+        )
+        with self._sessions.read() as session:
+            row = session.execute(query.limit(1)).first()
+            return None if row is None else version_records(session, [row])[0]
+
+    def trained(self, version: VersionRecord) -> VersionRecord | None:
+        """The version if a run trained it; else the first such parent of a merged one, or None."""
+        if version.run is not None:
+            return version
+        for one in version.merge.parents if version.merge else ():
+            parent = self.of_digest(one.digest)
+            if parent is not None and (trained := self.trained(parent)) is not None:
+                return trained
+        return None
 
 
 class Adapters(Aggregate):
@@ -390,6 +421,15 @@ def reserve(session: Session, ref: Ref, task: str, run: int | None) -> int:
         )
     )
     return number
+
+
+def add_merge(session: Session, version: Version, merge: Mapping[str, Any]) -> None:
+    """Record how a version was merged, with its parents."""
+    version.merge = {name: merge[name] for name in ("method", "density", "seed")}
+    session.add_all(
+        VersionParent(version_id=version.id, position=position, **parent)
+        for position, parent in enumerate(merge["parents"])
+    )
 
 
 def _pending(session: Session, ref: Ref) -> Version:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from trunkline.adapters.config import is_head
 from trunkline.contracts import Scored
 from trunkline.evaluation.calibration import abstention_thresholds, fit_temperature
 from trunkline.evaluation.metrics import micro_f1
@@ -25,7 +26,7 @@ def calibrate(
     changes if the head is more than one linear layer.
 
     Args:
-        model: a trained PEFT model; its head is changed in place.
+        model: a trained or merged PEFT model; its head is changed in place.
         validation: the encoded validation rows.
         pad_id: id of the padding token.
 
@@ -34,9 +35,9 @@ def calibrate(
     """
     import torch
 
-    head = [
-        parameter for name, parameter in model.named_parameters() if ".modules_to_save." in name
-    ]
+    named = list(model.named_parameters())
+    head = [parameter for name, parameter in named if ".modules_to_save." in name]
+    head = head or [parameter for name, parameter in named if is_head(name)]
     linear = sum(parameter.dim() == 2 for parameter in head) == 1 and len(head) <= 2
     if not linear:
         return task

@@ -146,7 +146,7 @@ def export_model(
             f"Its artifact loads with plain PEFT: `trunkline adapters show {version.ref}`.",
         )
     if format == "gguf-lora":
-        _check_gguf(version, task, info.folder)
+        _check_gguf(version, task, info.folder, use_dora=artifact.lora.use_dora)
     local = local_tokenizer(base)
     assert local is not None  # described above
     tokenizer, context = local
@@ -293,7 +293,12 @@ def _usage(
 # ----------------------------------------------------------------------------------------- GGUF
 
 
-def _check_gguf(version: VersionRecord, task: AnyTask, base: Path) -> None:
+def _check_gguf(version: VersionRecord, task: AnyTask, base: Path, *, use_dora: bool) -> None:
+    if use_dora:
+        raise UsageError(
+            f"{version.ref} uses DoRA, which a LoRA file of llama.cpp can't hold.",
+            "Use --format merged.",
+        )
     if not isinstance(task, GenerationTask):
         raise UsageError(
             f"{version.ref} is for {task.kind}; llama.cpp has no head for it.",

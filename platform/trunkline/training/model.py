@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trunkline.adapters.config import TASK_TYPES
+from trunkline.adapters.artifact import CONFIG, WEIGHTS, write_json
+from trunkline.adapters.config import MAX_RANK, TASK_TYPES
 from trunkline.contracts import Settings
 from trunkline.errors import NotFoundError, UsageError
+from trunkline.files import read_json_object
+from trunkline.lora.routing import PAGE_RANK
 from trunkline.tasks import AnyTask, TaggingTask
 
 if TYPE_CHECKING:
@@ -39,6 +45,8 @@ def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         use_rslora=settings.use_rslora,
+        init_lora_weights=_initialization(settings),
+        use_dora=settings.use_dora,
         target_modules=targets,
         layers_to_transform=layers,
         task_type=TASK_TYPES[task.kind],
@@ -50,6 +58,51 @@ def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -
         return get_peft_model(model, config)
 
 
+def _initialization(settings: Settings) -> Any:
+    return True if settings.init_lora_weights == "true" else settings.init_lora_weights
+
+
+def initial_matrices(model: Any, settings: Settings) -> dict[str, torch.Tensor]:
+    """Copies of an untrained model's A and B, by their names in the artifact.
+
+    Empty unless the initialization took ``s·BA`` out of the base's weights.
+    """
+    from peft import get_peft_model_state_dict
+
+    if not settings.subtracts_initial:
+        return {}
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {
+        name: tensor.detach().cpu().clone() for name, tensor in state.items() if "lora_" in name
+    }
+
+
+def restore_base(folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
+    """Convert a folder that PEFT saved to plain LoRA on the unchanged base, with twice the rank.
+
+    With the first matrices ``A₀`` and ``B₀``, the trained model has the weights ``W - s·B₀A₀ +
+    s·BA``. Its update of ``W`` is ``s·[B, -B₀][A; A₀]`` (Meng et al. 2024, "PiSSA", appendix C).
+
+    Args:
+        folder: with the trained matrices.
+        initial: from :func:`initial_matrices`; empty: nothing is converted.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = read_json_object(folder / CONFIG)
+    if initial:
+        tensors = load_file(folder / WEIGHTS)
+        for name, first in initial.items():
+            last = tensors[name]
+            down = name.endswith("lora_A.weight")
+            tensors[name] = torch.cat([last, first if down else -first], dim=0 if down else 1)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        grown = math.sqrt(2) if config.get("use_rslora") else 2
+        config |= {"r": 2 * config["r"], "lora_alpha": grown * config["lora_alpha"]}
+    write_json(folder / CONFIG, config | {"init_lora_weights": True})
+
+
 def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] | None]:
     """Names of the modules to adapt, and indices of the layers; None: all layers.
 
@@ -59,7 +112,8 @@ def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] |
 
     Raises:
         NotFoundError: a name in ``target_modules`` is not one of the base's linear layers.
-        UsageError: ``target_modules`` is empty, or the base does not have these layers.
+        UsageError: ``target_modules`` is empty, the base does not have these layers, or ``r`` is
+            not possible with ``init_lora_weights``.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -85,8 +139,63 @@ def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] |
             raise NotFoundError.named(
                 "linear layer", name, linear_layers, f"The base has {', '.join(linear_layers)}."
             )
+    _check_rank(model, settings, names, prefix)
     count = int(model.config.get_text_config().num_hidden_layers)
     return sorted(set(names)), _layer_indices(settings.layers_to_transform, count)
+
+
+def _check_rank(model: Any, settings: Settings, names: list[str], prefix: str) -> None:
+    """Raise :class:`UsageError` if ``r`` is not possible with ``init_lora_weights``."""
+    start, rank = settings.init_lora_weights, settings.r
+    if start == "orthogonal" and rank % 2:
+        raise UsageError(
+            f"r is {rank}, but init_lora_weights=orthogonal needs an even rank.",
+            f"Use --set r={rank + 1}.",
+        )
+    if not settings.subtracts_initial:
+        return
+    if settings.use_dora:
+        raise UsageError(
+            f"use_dora can't be combined with init_lora_weights={start}: its magnitudes would be "
+            "those of a changed base.",
+            "Use one of them.",
+        )
+    if 2 * rank > MAX_RANK:
+        raise UsageError(
+            f"r is {rank}, but with init_lora_weights={start} the adapter is saved with twice the "
+            f"rank, which is at most {MAX_RANK}.",
+            f"Use at most --set r={MAX_RANK // 2}.",
+        )
+    narrowest = min(
+        min(sides)
+        for name, module in model.named_modules()
+        if name.startswith(prefix) and name.rpartition(".")[2] in names
+        if (sides := _sides(module))
+    )
+    if rank > narrowest:
+        raise UsageError(
+            f"r is {rank}, but init_lora_weights={start} starts from singular vectors of layers, "
+            f"the narrowest of which has {narrowest}.",
+            f"Use at most --set r={narrowest}, or adapt other target_modules.",
+        )
+
+
+def check_fits_pool(settings: Settings, pages: int) -> None:
+    """Raise :class:`UsageError` if the adapter pool, with ``pages``, could not hold the adapter."""
+    rank = (2 if settings.subtracts_initial else 1) * settings.r
+    if rank > pages * PAGE_RANK:
+        raise UsageError(
+            f"The adapter would be saved with the rank {rank}; the engine has slots for "
+            f"{pages * PAGE_RANK}.",
+            f"Use a lower r, now {settings.r}, or give the engine more slots.",
+        )
+
+
+def _sides(module: Any) -> tuple[int, ...]:
+    """Inputs and outputs of a linear layer; empty for another module."""
+    if hasattr(module, "in_features"):
+        return (module.in_features, module.out_features)
+    return tuple(module.weight.shape) if hasattr(module, "weight") else ()
 
 
 def _layer_indices(layers: str, count: int) -> list[int] | None:

@@ -12,7 +12,7 @@ from trunkline.inference.engine import Engine
 from trunkline.registry.registry import Registry
 from trunkline.tasks import AnyTask, task_for
 from trunkline.training.job import EncodedRows, TrainingJob, encode_parts
-from trunkline.training.model import lora_model, lora_targets, uses_bf16
+from trunkline.training.model import initial_matrices, lora_model, lora_targets, uses_bf16
 from trunkline.training.schedule import steps_per_epoch, total_steps
 from trunkline.training.scoring import build_loss
 
@@ -59,6 +59,7 @@ def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> Train
     parts = encode_parts(job, prepared, task, engine)
     encoded = parts.train
     model = lora_model(base.info.name, task, recipe.settings, str(base.device))
+    saved = sum(matrix.numel() for matrix in initial_matrices(model, recipe.settings).values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = total_steps(recipe.settings, len(encoded.examples))
     epochs = steps / steps_per_epoch(recipe.settings, len(encoded.examples))
@@ -79,7 +80,7 @@ def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> Train
         lengths=parts.lengths.to_json(),
         steps=steps,
         trainable_parameters=trainable,
-        adapter_bytes=4 * trainable,
+        adapter_bytes=4 * (trainable + saved),
         training_flops=6.0 * base.info.parameters * tokens,
         seconds=per_token * tokens,
         measured=measured,

@@ -46,7 +46,13 @@ from trunkline.training.job import (
     inputs_digest,
     prompt_of,
 )
-from trunkline.training.model import lora_model, lora_targets
+from trunkline.training.model import (
+    check_fits_pool,
+    initial_matrices,
+    lora_model,
+    lora_targets,
+    restore_base,
+)
 from trunkline.training.proof import SAMPLE, Proof, prove
 from trunkline.training.schedule import steps_per_epoch, training_arguments
 from trunkline.training.scoring import (
@@ -71,7 +77,6 @@ FORWARD_TOKENS = {"cpu": 512}
 
 Log = Callable[[int, Mapping[str, float]], None]
 """Receives metrics by optimizer step."""
-
 
 OnValidation = Callable[[int, int, int, Validation], None]
 """Receives the step, the number of all steps, the training rows so far, and the result."""
@@ -138,6 +143,7 @@ def train_adapter(
         TrainingError, DataError, PluginError: nothing is published.
     """
     recipe, settings, base = job.recipe, job.settings, engine.base
+    check_fits_pool(settings, engine.pool.pages)
     listener.stage("encoding")
     train_rows = (*prepared.split.train, *prepared.augmented)
     task = task_for(recipe, prepared.labels, train_rows, job.dataset.unit)
@@ -147,6 +153,7 @@ def train_adapter(
     set_seed(settings.seed)
     with engine.base_released():
         model = lora_model(base.info.name, task, settings, str(base.device))
+        initial = initial_matrices(model, settings)
         loss = build_loss(job, task, train_rows)
         trainer = AdapterTrainer(
             model,
@@ -189,7 +196,7 @@ def train_adapter(
             task = fit_threshold(model, task, encoded.validation, pad_id)
     listener.stage("proving the artifact")
     artifact = _write_artifact(
-        model, folder / "artifact", job, prepared, engine, task, encoded.max_length
+        model, folder / "artifact", job, prepared, engine, task, encoded.max_length, initial
     )
     prompts = [prompt_of(example) for example in encoded.test.examples[:SAMPLE]]
     proof = prove(model, engine, artifact, task, prompts)
@@ -513,11 +520,13 @@ def _write_artifact(
     engine: Engine,
     task: AnyTask,
     max_length: int,
+    initial: Mapping[str, torch.Tensor],
 ) -> Artifact:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     model.save_pretrained(folder, save_embedding_layers=False)
+    restore_base(folder, initial)
     (folder / "README.md").unlink(missing_ok=True)
     info = engine.base.info
     name = Path(info.name).name if Path(info.name).is_absolute() else info.name

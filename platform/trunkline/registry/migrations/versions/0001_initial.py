@@ -21,6 +21,7 @@ _TABLES = (
     "evaluations",
     "alias_moves",
     "aliases",
+    "version_parents",
     "versions",
     "adapters",
     "run_metrics",
@@ -174,6 +175,7 @@ def _create_versions() -> None:
         sa.Column("removed", sa.DateTime(timezone=True), nullable=True),
         sa.Column("removal_reason", sa.Text(), nullable=True),
         sa.Column("reserved_by", sa.JSON(), nullable=True),
+        sa.Column("merge", sa.JSON(), nullable=True),
         sa.CheckConstraint(
             "status <> 'visible' OR (digest IS NOT NULL AND path IS NOT NULL"
             " AND bytes IS NOT NULL AND base_id IS NOT NULL)",
@@ -198,6 +200,19 @@ def _create_versions() -> None:
     )
     op.create_index(op.f("ix_versions_digest"), "versions", ["digest"])
     op.create_index(op.f("ix_versions_run_id"), "versions", ["run_id"])
+    op.create_table(
+        "version_parents",
+        sa.Column("version_id", sa.Integer(), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("ref", sa.Text(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("weight", sa.Float(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["versions.id"], name=op.f("fk_version_parents_version_id_versions")
+        ),
+        sa.PrimaryKeyConstraint("version_id", "position", name=op.f("pk_version_parents")),
+    )
+    op.create_index(op.f("ix_version_parents_digest"), "version_parents", ["digest"])
     op.create_table(
         "aliases",
         sa.Column("id", sa.Integer(), nullable=False),
