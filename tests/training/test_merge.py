@@ -187,9 +187,9 @@ def test_heads_are_averaged_with_the_weights(
     merged = platform.files.merge_adapters(
         [str(one.ref) for one in versions], "toy/a", method="linear", weights=(3.0, 1.0)
     )
-    heads = [served(platform, one)[1] for one in versions]
+    heads = [served(platform, one)[1].weight for one in versions]
     assert torch.allclose(
-        served(platform, merged.version)[1], (3 * heads[0] + heads[1]) / 4, atol=1e-6
+        served(platform, merged.version)[1].weight, (3 * heads[0] + heads[1]) / 4, atol=1e-6
     )
     assert merged.version.ref == Ref.parse("toy/a@3")
     assert merged.evaluation_report is None
