@@ -49,6 +49,13 @@ class UsageError(TrunklineError):
     http_status = 400
 
 
+class SingleTextError(UsageError):
+    """A conversation of several messages for an adapter that was trained on single texts."""
+
+    code = "single_text"
+    param = "messages"
+
+
 class NotFoundError(UsageError):
     """No object has this name."""
 

@@ -1,4 +1,4 @@
-"""Labels of a classification: what is cleaned off them, and which of them look alike."""
+"""Labels: what is cleaned off them, which of them look alike, and what is no text at all."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ _NAMED = 3  # sets of similar labels that a sentence names
 def clean_label(label: str) -> str:
     """The label without white space and invisible characters at its ends."""
     return _ENDS.sub("", label)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing but white space and invisible characters."""
+    return not _BLANK.sub("", text)
 
 
 def similar_labels(labels: Iterable[str]) -> list[list[str]]:

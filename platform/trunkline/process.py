@@ -29,6 +29,14 @@ class ProcessExit(SystemExit):
         self.call = call
 
 
+def return_free_memory() -> None:
+    """Give memory that is free in this process back to the system, where the C library keeps it."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextmanager
 def exits_refused() -> Iterator[None]:
     """Make ``os._exit`` and similar functions raise :class:`ProcessExit`.

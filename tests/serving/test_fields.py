@@ -22,6 +22,7 @@ from trunkline.serving.schemas import (
     CompletionBody,
     Message,
     PredictBody,
+    RankBody,
     StreamOptions,
     TextPart,
 )
@@ -426,7 +427,8 @@ MODELS: dict[str, type[StrictModel]] = {
     "Messages": Message,
     "Text parts": TextPart,
     "Stream options": StreamOptions,
-    "Classify and regress": PredictBody,
+    "Classify, tag and regress": PredictBody,
+    "Rank": RankBody,
     "Responses": ResponsesBody,
     "Embeddings": EmbeddingBody,
 }

@@ -123,7 +123,7 @@ def test_inside_of_another_label_begins_a_span() -> None:
     assert spans == (Span(0, 2, "DRUG"), Span(3, 8, "DOSE"))
 
 
-def test_rows_of_a_batch_are_told_apart_by_their_tokens() -> None:
+def test_rows_of_a_batch_keep_their_own_spans() -> None:
     texts = ("took aspirin", "of", "aspirin 10 mg")
     examples = []
     for number, text in enumerate(texts):

@@ -20,6 +20,7 @@ OTHERS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "precision": "fp32",
     "target_modules": "q_proj,v_proj",
+    "use_dora": True,
     "use_rslora": True,
     "calibrate": False,
     "max_length": 9,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -446,6 +447,19 @@ def test_batch_in_parts_gives_the_same_losses(
     assert len(complete.named("loss")) >= 4
     assert parts.named("loss") == pytest.approx(complete.named("loss"), abs=1e-4)
     assert parts.named("grad_norm") == pytest.approx(complete.named("grad_norm"), rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_frozen_layers_in_bf16_change_no_loss(
+    recipe: str, platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {"max_steps": 4, "evals_per_epoch": 2, "precision": "bf16", "learning_rate": 2e-3}
+    held, cast = Log(), Log()
+    one = train(platform, tmp_path / "1", recipe, log=held, **common)
+    monkeypatch.setattr(trainer, "frozen_in_bf16", lambda *_: nullcontext())
+    other = train(platform, tmp_path / "2", recipe, log=cast, **common)
+    assert held.entries == cast.entries
+    assert artifact_of(one).digest == artifact_of(other).digest
 
 
 def test_batch_of_a_loss_that_compares_rows_stays_complete(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.bases.info import BaseInfo, describe
 from trunkline.bases.linear import FusedLayers, Quantized, fuse_linear_layers
 from trunkline.errors import BaseModelError, UsageError, one_line
+from trunkline.process import return_free_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,9 +67,11 @@ class Base:
         Afterwards they are read again from the base's files.
         """
         self.fused_layers.release()
+        return_free_memory()
         try:
             yield
         finally:
+            return_free_memory()
             with ThreadPoolExecutor(1, "trunkline-load") as apart:
                 apart.submit(self._restore).result()
 
@@ -123,6 +126,8 @@ def _load_base(
     model = _load_model(info, None, device, dtype, tokenizer.pad_token_id, seed=0)
     model.requires_grad_(False)
     fused_layers = fuse_linear_layers(model, quantized=quantized)
+    for parameter in model.parameters():  # else the complete file stays mapped for the few left
+        parameter.data = parameter.data.clone()
     return Base(info, model, tokenizer, device, dtype, fused_layers, quantized)
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from trunkline.cli.client import TRUNCATED, Client, Model, open_client
+from trunkline.cli.client import TRUNCATED, Client, Messages, Model, open_client
 from trunkline.cli.command import Command
 from trunkline.cli.errors import report
 from trunkline.cli.output import note, print_table
-from trunkline.cli.predict import likeliest, probability_text, sampling_options, value_text
+from trunkline.cli.predict import print_answers, sampling_options
 from trunkline.cli.root import GlobalOptions, pass_options, url_option
-from trunkline.errors import NotFoundError, TrunklineError
+from trunkline.errors import NotFoundError, SingleTextError, TrunklineError
 from trunkline.refs import BASE
 
 HELP = {
@@ -49,16 +49,20 @@ class Conversation:
         """
         if not self.model.generates:
             answer = self.client.predict(self.model, [line])[0]
-            if answer.value is not None:
-                click.echo(value_text(answer))
-            else:
-                label, probability = next(iter(likeliest(answer, 1).items()))
-                click.echo(f"{label}  {probability_text(probability)}")
+            print_answers([line], [answer], 1)
             if answer.truncated:
                 note(TRUNCATED)
             return
         message = {"role": "user", "content": line}
-        messages = [*self.messages, message]
+        try:
+            text = self._write_reply([*self.messages, message])
+        except SingleTextError:
+            note("(this adapter reads the last message alone)")
+            text = self._write_reply([message])
+        self.messages += [message, {"role": "assistant", "content": text}]
+
+    def _write_reply(self, messages: Messages) -> str:
+        """Write a generated answer to a conversation on stdout, and return it."""
         text, finish = "", None
         with closing(self.client.stream(self.model, messages, self.sampling)) as chunks:
             try:
@@ -71,7 +75,7 @@ class Conversation:
                     click.echo()
         if finish == "length":
             note("(truncated; --max-new-tokens raises the limit)")
-        self.messages += [message, {"role": "assistant", "content": text}]
+        return text
 
 
 @click.command(

@@ -32,6 +32,7 @@ from trunkline.errors import (
     NotFoundError,
     RefusedError,
     RegistryError,
+    SingleTextError,
     TooLargeError,
     TrunklineError,
     UnavailableError,
@@ -82,6 +83,7 @@ _BY_CODE: dict[str | None, type[TrunklineError]] = {
         IntegrityError,
         Interrupted,
         RegistryError,
+        SingleTextError,
     )
 }
 """Errors whose code is more specific than their status, or that come without a status."""

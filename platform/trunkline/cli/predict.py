@@ -160,7 +160,7 @@ def predict(
             ]
         )
         return
-    _print_answers(texts, answers, top)
+    print_answers(texts, answers, top)
 
 
 def _check_out(out: Path | None, file: Path | None) -> None:
@@ -178,7 +178,8 @@ def _check_out(out: Path | None, file: Path | None) -> None:
         )
 
 
-def _print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) -> None:
+def print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) -> None:
+    """Write answers of heads, below their texts if there are several."""
     for text, answer in zip(texts, answers, strict=True):
         indent = ""
         if len(texts) > 1:

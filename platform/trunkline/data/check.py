@@ -21,7 +21,7 @@ from trunkline.data.near_duplicates import NearDuplicate, near_duplicates
 from trunkline.data.prepare import Prepared, input_of, prepare, read_rows
 from trunkline.data.targets import LABELED, labels_in, normalized
 from trunkline.errors import TrunklineError
-from trunkline.labels import clean_label, similar_text
+from trunkline.labels import clean_label, is_blank, similar_text
 
 Level = Literal["error", "warning", "note"]
 
@@ -137,7 +137,7 @@ def check_dataset(
     labels: Counter[str] = Counter()
     if dataset.task in LABELED:
         for row in rows:
-            if recipe.template.cleaned(row.text).strip():
+            if not is_blank(recipe.template.cleaned(row.text)):
                 labels.update({clean_label(str(label)) for label in labels_in(row.target)} - {""})
         findings += _rare_labels(labels)
         if prepared is not None and dataset.task == "classification":
@@ -185,7 +185,7 @@ def _finding(
 
 def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFinding]:
     """Findings about single rows, whatever the others are."""
-    empty = [row.id for row in rows if not recipe.template.cleaned(row.text).strip()]
+    empty = [row.id for row in rows if is_blank(recipe.template.cleaned(row.text))]
     yield from _finding(
         "empty texts", "warning", empty, "no text, so the row is dropped", "Fill them in."
     )

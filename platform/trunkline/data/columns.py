@@ -134,6 +134,9 @@ class DataFiles(BaseModel):
             raise ValueError("split names a column, so validation and test can't name files")
         if self.validation is not None and self.test is None:
             raise ValueError("a validation file needs a test file")
+        files = [os.path.realpath(one) for one in (self.file, self.validation, self.test) if one]
+        if len(set(files)) < len(files):
+            raise ValueError("one file can't be two parts of a split")
         if self.unit is not None and self.target is None:
             raise ValueError("unit belongs to target, the number of a regression")
         return self
@@ -325,7 +328,13 @@ class DataFiles(BaseModel):
                 f"{row.place} has {text!r} in {self.target_column!r}, which is not a number.",
                 "Write it with a point and without a unit: 1234.5.",
             )
-        return float(text)
+        number = float(text)
+        if math.isinf(number):
+            raise DataError(
+                f"{row.place} has {text!r} in {self.target_column!r}, which is too large.",
+                "Correct it.",
+            )
+        return number
 
     def _group(self, row: FileRow, text: str, part: str) -> str:
         if self.group is None:

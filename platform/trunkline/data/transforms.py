@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from trunkline.contracts import Row, Template, TransformSpec
 from trunkline.errors import PluginCallError, plugin_call
+from trunkline.labels import is_blank
 
 
 def clean_rows(
@@ -52,7 +53,7 @@ def clean_rows(
                 )
         if current is None:
             continue
-        if not template.cleaned(current.text).strip():
+        if is_blank(template.cleaned(current.text)):
             dropped["empty text"] += 1
             continue
         kept.append(current)

@@ -16,7 +16,7 @@ from trunkline.data.encode import (
     encode_raw,
     start_tokens,
 )
-from trunkline.errors import DataError, UsageError
+from trunkline.errors import DataError, SingleTextError, UsageError
 from trunkline.inference.embedding import EmbeddingTask
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.inference.request_state import RequestState
@@ -176,6 +176,7 @@ def encode_request(
     Raises:
         DataError: the text is empty or has invalid characters.
         UsageError: the adapter takes no messages, or the last one is not the user's.
+        SingleTextError: the adapter takes one message only.
     """
     if request.token_ids:
         return Prompt(list(request.token_ids), "", len(request.token_ids))
@@ -202,8 +203,14 @@ def encode_request(
             f"The last message has the role {last.get('role')!r}.",
             "End the conversation with a message of the user that is a text.",
         )
-    if not template.chat or len(messages) == 1:
+    if len(messages) == 1:
         return encode_prompt(last["content"], template, tokenizer, max_length)
+    if not template.chat:
+        raise SingleTextError(
+            f"{name} answers single texts: its template is not a chat, so the messages before the "
+            "last one would be ignored.",
+            "Send the last message alone.",
+        )
     if not template.cleaned(last["content"]).strip():
         raise DataError("The last message is empty.", "Give a text.")
     last["content"] = template.filled(last["content"])

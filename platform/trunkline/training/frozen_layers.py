@@ -27,7 +27,12 @@ class FrozenLayers:
         backbone: a decoder with the modules ``embed_tokens``, ``layers`` and ``norm``.
         lowest: index of the lowest layer with an adapter; those below it are frozen.
         budget: memory for kept states, in bytes; rows beyond it are computed each time.
+
+    Attributes:
+        bf16: compute the states under autocast to bfloat16, as the forward pass of a training is.
     """
+
+    bf16 = False
 
     def __init__(self, backbone: nn.Module, lowest: int, budget: int) -> None:
         self._backbone, self._lowest, self._left = backbone, lowest, budget
@@ -96,7 +101,12 @@ class FrozenLayers:
         names = ("input_ids", "attention_mask", "position_ids")
         given = {name: inputs[name] for name in names if name in inputs}
         layers: Any = self._backbone.layers
-        with torch.no_grad(), self._replaced(layers=layers[: self._lowest], norm=nn.Identity()):
+        autocast = torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, self.bf16)
+        with (
+            torch.no_grad(),
+            autocast,
+            self._replaced(layers=layers[: self._lowest], norm=nn.Identity()),
+        ):
             states = self._backbone(**given).last_hidden_state
         for index, row in enumerate(rows):
             kept = states[index, mask[index]].clone()

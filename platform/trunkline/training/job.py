@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -35,6 +36,7 @@ from trunkline.training.config import RecipeConfig
 if TYPE_CHECKING:
     from trunkline.inference.engine import Engine
 
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -186,7 +188,12 @@ def _parse(name: str, text: str, kind: type) -> Any:
             if text.lower() not in (*_TRUE, *_FALSE):
                 raise ValueError
             return text.lower() in _TRUE
-        return kind(text)
+        if kind is not str and not _NUMBER.fullmatch(text):
+            raise ValueError
+        value = kind(text)
+        if value == 0 and any(digit in "123456789" for digit in text.lower().partition("e")[0]):
+            raise ValueError  # too small for a float
+        return value
     except ValueError:
         raise UsageError(
             f"The setting {name} must be {noun_for(kind)}, not {text!r}.",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,53 @@ def restore_base(folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
         grown = math.sqrt(2) if config.get("use_rslora") else 2
         config |= {"r": 2 * config["r"], "lora_alpha": grown * config["lora_alpha"]}
     write_json(folder / CONFIG, config | {"init_lora_weights": True})
+
+
+@contextmanager
+def frozen_in_bf16(model: Any, base_name: str, settings: Settings) -> Iterator[None]:
+    """Inside, the frozen linear layers of a model on a CPU are in bfloat16, if it trains in it.
+
+    Autocast would round the same weights to the same numbers in every forward pass. Afterwards the
+    weights are those of the base's files again.
+
+    Args:
+        model: a PEFT model in float32, whose forward pass runs under autocast inside the block.
+        base_name: of the base that it was loaded from.
+    """
+    changed = settings.use_dora or settings.subtracts_initial  # they compute with the weights
+    if model.device.type != "cpu" or changed or not uses_bf16(settings.precision, model.device):
+        yield
+        return
+    import torch
+
+    from trunkline.bases import load_fresh
+
+    names = list(_frozen_linear_layers(model.get_base_model()))
+    for layer in _layers(model, names):
+        layer.weight.data = layer.weight.data.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        plain = load_fresh(base_name, device="cpu", dtype="fp32")
+        for layer, origin in zip(_layers(model, names), _layers(plain, names), strict=True):
+            layer.weight.data = origin.weight.data
+
+
+def _frozen_linear_layers(model: Any) -> Iterator[str]:
+    """The names that the linear layers of the backbone have in the base."""
+    from torch import nn
+
+    prefix = f"{model.base_model_prefix}."
+    for name, module in model.named_modules():
+        if name.startswith(prefix) and type(module) is nn.Linear and ".lora_" not in name:
+            yield name.removesuffix(".base_layer")
+
+
+def _layers(model: Any, names: Sequence[str]) -> Iterator[Any]:
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name in names:
+        module = plain.get_submodule(name)
+        yield getattr(module, "base_layer", module)
 
 
 def lora_targets(model: Any, settings: Settings) -> tuple[list[str], list[int] | None]:

@@ -1,4 +1,4 @@
-"""The proof before publication: the artifact on disk gives the trained model's outputs.
+"""Write the artifact, and prove before publication that it gives the trained model's outputs.
 
 The artifact is loaded from its files into the engine, as a server would load it. On a sample of
 rows its outputs must match the trained model's and differ from the bare base's.
@@ -6,16 +6,24 @@ rows its outputs must match the trained model's and differ from the bare base's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from trunkline.adapters.artifact import Artifact
-from trunkline.errors import TrainingError
+from trunkline.adapters.artifact import Artifact, read_artifact, seal
+from trunkline.data.prepare import Prepared
+from trunkline.errors import TrainingError, TrunklineError
 from trunkline.inference.engine import Engine
 from trunkline.inference.forward import last_hidden, next_logits
 from trunkline.tasks import AnyTask, GenerationTask, TaggingTask
 from trunkline.tasks.batches import pad
+from trunkline.training.job import TrainingJob
+from trunkline.training.model import restore_base
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLE = 16
 TOLERANCE = {"torch.float32": 1e-3, "torch.float16": 5e-2, "torch.bfloat16": 2e-1}
@@ -97,3 +105,51 @@ def prove(
             "Nothing was published. Train longer or with a higher learning rate.",
         )
     return proof
+
+
+def write_artifact(
+    model: Any,
+    folder: Path,
+    job: TrainingJob,
+    prepared: Prepared,
+    engine: Engine,
+    task: AnyTask,
+    max_length: int,
+    initial: Mapping[str, torch.Tensor],
+) -> Artifact:
+    """Save a trained model as an artifact, and read it back.
+
+    Args:
+        folder: replaced if it exists.
+        max_length: the longest prompt with answer, in tokens.
+        initial: the first matrices, where the initialization changed the base's weights.
+
+    Raises:
+        TrainingError: it can't be served.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    restore_base(folder, initial)
+    (folder / "README.md").unlink(missing_ok=True)
+    info = engine.base.info
+    name = Path(info.name).name if Path(info.name).is_absolute() else info.name
+    try:
+        manifest = seal(
+            folder,
+            base={"name": name, "digest": info.digest},
+            task=task.to_json(),
+            template=job.recipe.template,
+            max_length=max_length,
+            data={
+                "dataset": job.dataset.name,
+                "fingerprint": prepared.fingerprint,
+                "split": prepared.split.fingerprint,
+            },
+        )
+        return read_artifact(folder, manifest.digest)
+    except TrunklineError as error:
+        raise TrainingError(
+            f"The trained adapter can't be served: {error.message}", error.hint
+        ) from error

@@ -18,10 +18,10 @@ import torch
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from trunkline.adapters.artifact import Artifact, read_artifact, seal
+from trunkline.adapters.artifact import Artifact
 from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
 from trunkline.data.prepare import Prepared
-from trunkline.errors import TrainingError, TrunklineError
+from trunkline.errors import TrainingError
 from trunkline.evaluation.calibration import MIN_ROWS
 from trunkline.inference.engine import Engine
 from trunkline.tasks import AnyTask, ClassificationTask, MultilabelTask, task_for
@@ -48,12 +48,12 @@ from trunkline.training.job import (
 )
 from trunkline.training.model import (
     check_fits_pool,
+    frozen_in_bf16,
     initial_matrices,
     lora_model,
     lora_targets,
-    restore_base,
 )
-from trunkline.training.proof import SAMPLE, Proof, prove
+from trunkline.training.proof import SAMPLE, Proof, prove, write_artifact
 from trunkline.training.schedule import steps_per_epoch, training_arguments
 from trunkline.training.scoring import (
     LOSS,
@@ -181,7 +181,8 @@ def train_adapter(
         trainer.on_validation = on_validation
         if tensorboard is not None:
             trainer.add_callback(tensorboard_callback(tensorboard))
-        output = trainer.take_steps(resume=resume)
+        with frozen_in_bf16(model, base.info.name, settings):
+            output = trainer.take_steps(resume=resume)
     if output.interrupted or not is_first():
         return output
 
@@ -195,7 +196,7 @@ def train_adapter(
             listener.stage("choosing the threshold")
             task = fit_threshold(model, task, encoded.validation, pad_id)
     listener.stage("proving the artifact")
-    artifact = _write_artifact(
+    artifact = write_artifact(
         model, folder / "artifact", job, prepared, engine, task, encoded.max_length, initial
     )
     prompts = [prompt_of(example) for example in encoded.test.examples[:SAMPLE]]
@@ -286,6 +287,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self.model.eval()
         exact = frozen.is_exact(inputs, lambda: self.adapter_task.outputs(self.model, inputs)[0])
         self.model.train()
+        frozen.bf16 = self.args.bf16
         return frozen if exact else None
 
     def take_steps(self, *, resume: bool) -> TrainerOutput:
@@ -318,6 +320,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             truncated=self.encoded.truncated,
             longest=self.encoded.longest,
         )
+        self.optimizer = self.lr_scheduler = None
+        self.model.zero_grad()
         if not output.interrupted:
             load_weights(self.model, self.checkpoints / f"checkpoint-{output.best_step}")
         return output
@@ -451,7 +455,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         self.listener.stage("validating")
         self.model.eval()
-        result = self.validate(self.model)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.args.bf16):
+            result = self.validate(self.model)
         self.model.train()
         if self.on_validation is not None:
             step, total = self.state.global_step, self.state.max_steps
@@ -507,44 +512,3 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
         }
         self._latest.update(metrics)
         self._log(state.global_step, metrics)
-
-
-# ----------------------------------------------------------------------------------- artifact
-
-
-def _write_artifact(
-    model: Any,
-    folder: Path,
-    job: TrainingJob,
-    prepared: Prepared,
-    engine: Engine,
-    task: AnyTask,
-    max_length: int,
-    initial: Mapping[str, torch.Tensor],
-) -> Artifact:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    restore_base(folder, initial)
-    (folder / "README.md").unlink(missing_ok=True)
-    info = engine.base.info
-    name = Path(info.name).name if Path(info.name).is_absolute() else info.name
-    try:
-        manifest = seal(
-            folder,
-            base={"name": name, "digest": info.digest},
-            task=task.to_json(),
-            template=job.recipe.template,
-            max_length=max_length,
-            data={
-                "dataset": job.dataset.name,
-                "fingerprint": prepared.fingerprint,
-                "split": prepared.split.fingerprint,
-            },
-        )
-        return read_artifact(folder, manifest.digest)
-    except TrunklineError as error:
-        raise TrainingError(
-            f"The trained adapter can't be served: {error.message}", error.hint
-        ) from error
