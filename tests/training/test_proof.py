@@ -13,7 +13,7 @@ from trunkline.adapters.artifact import read_artifact
 from trunkline.api import Platform
 from trunkline.errors import TrainingError
 from trunkline.tasks import task_from_json
-from trunkline.training.proof import SAMPLE, Proof, prove
+from trunkline.training.proof import SAMPLE, Proof, prove, trained_outputs
 from workbench import make_artifact, reseal, task_json
 
 PROMPTS = [[5, 6, 7], [40, 41, 42, 43], [9]]
@@ -39,7 +39,10 @@ def proved(
         save_file(tensors, path, metadata={"format": "pt"})
         reseal(folder)
     artifact = read_artifact(folder)
-    return prove(model, platform.engine, artifact, task_from_json(task_json(kind)), prompts)
+    task = task_from_json(task_json(kind))
+    pad_id = platform.engine.base.tokenizer.pad_token_id
+    expected = trained_outputs(model, task, prompts, pad_id)
+    return prove(expected, platform.engine, artifact, task, prompts)
 
 
 @pytest.mark.parametrize("kind", KINDS)

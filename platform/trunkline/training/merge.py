@@ -62,7 +62,7 @@ from trunkline.training.merge_weights import (
     modules_of,
     without_calibration,
 )
-from trunkline.training.proof import SAMPLE, Proof, prove
+from trunkline.training.proof import SAMPLE, Proof, prove, trained_outputs
 from trunkline.training.run import (
     RunContext,
     evaluate_artifact,
@@ -154,8 +154,10 @@ def merge_versions(
         )
         context.stage("proving the artifact")
         prompts = _prompts(context, artifact, task, shared)
-        proof = prove(model, context.engine, artifact, task, prompts)
+        pad_id = context.engine.base.tokenizer.pad_token_id
+        expected = trained_outputs(model, task, prompts, pad_id)
         del model
+        proof = prove(expected, context.engine, artifact, task, prompts)
         report: EvaluationReport | None = None
         predictions: list[Prediction] = []
         if shared is not None:

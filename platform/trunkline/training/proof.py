@@ -46,17 +46,45 @@ class Proof:
     to_base: float
 
 
+def trained_outputs(
+    trained: Any, task: AnyTask, prompts: Sequence[list[int]], pad_id: int
+) -> torch.Tensor:
+    """What the proof compares: outputs of the head, or logits of the next token, ``[rows, …]``.
+
+    Args:
+        trained: the model after training.
+        prompts: token ids of some held-out rows, of which :data:`SAMPLE` are used.
+    """
+    import torch
+
+    sample = list(prompts[:SAMPLE])
+    trained.eval()
+    with torch.inference_mode():
+        if isinstance(task, GenerationTask):
+            return next_logits(trained, sample, pad_id)
+        batch = {name: ids.to(trained.device) for name, ids in pad(sample, pad_id).items()}
+        outputs: torch.Tensor = trained(**batch).logits.float()
+        if isinstance(task, TaggingTask):  # a head on every token: compare at the last one
+            last = [len(ids) - 1 for ids in sample]
+            return outputs[range(len(sample)), last]
+        return outputs
+
+
 def prove(
-    trained: Any, engine: Engine, artifact: Artifact, task: AnyTask, prompts: Sequence[list[int]]
+    expected: torch.Tensor,
+    engine: Engine,
+    artifact: Artifact,
+    task: AnyTask,
+    prompts: Sequence[list[int]],
 ) -> Proof:
     """Compare the artifact with the trained model and with the bare base.
 
     Args:
-        trained: the model after training.
+        expected: the trained model's outputs, from :func:`trained_outputs`.
         engine: holds a clean copy of the base.
         artifact: written and read back.
         task: decides what is compared: a head's outputs, or the next token's logits.
-        prompts: token ids of some held-out rows.
+        prompts: those of ``expected``.
 
     Raises:
         TrainingError: the outputs differ from the trained model's.
@@ -68,20 +96,12 @@ def prove(
     pad_id = engine.base.tokenizer.pad_token_id
     model = engine.base.model
     resident = engine.pool.load(artifact)
-    trained.eval()
     with torch.inference_mode():
         if isinstance(task, GenerationTask):
-            expected = next_logits(trained, sample, pad_id)
             bare = next_logits(model, sample, pad_id)
             with engine.pool.activate(artifact.digest):
                 actual = next_logits(model, sample, pad_id)
         else:
-            batch = pad(sample, pad_id)
-            expected = trained(**{name: ids.to(trained.device) for name, ids in batch.items()})
-            expected = expected.logits.float()
-            if isinstance(task, TaggingTask):  # a head on every token: compare at the last one
-                last = [len(ids) - 1 for ids in sample]
-                expected = expected[range(len(sample)), last]
             assert resident.head is not None
             bare = resident.head(last_hidden(model, sample, pad_id))
             with engine.pool.activate(artifact.digest):

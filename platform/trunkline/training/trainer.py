@@ -6,6 +6,7 @@ that draws random numbers comes after the seed is set.
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -53,7 +54,7 @@ from trunkline.training.model import (
     lora_model,
     lora_targets,
 )
-from trunkline.training.proof import SAMPLE, Proof, prove, write_artifact
+from trunkline.training.proof import SAMPLE, Proof, prove, trained_outputs, write_artifact
 from trunkline.training.schedule import steps_per_epoch, training_arguments
 from trunkline.training.scoring import (
     LOSS,
@@ -72,7 +73,7 @@ ROWS = "rows"
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints in the folder of a run."""
 
-FORWARD_TOKENS = {"cpu": 512}
+FORWARD_TOKENS = {"cpu": 128}
 """By type of device: tokens in a forward and backward pass, padding included, if not 16,384."""
 
 Log = Callable[[int, Mapping[str, float]], None]
@@ -151,10 +152,15 @@ def train_adapter(
 
     listener.stage("loading the base")
     set_seed(settings.seed)
-    with engine.base_released():
+    prompts = [prompt_of(example) for example in encoded.test.examples[:SAMPLE]]
+
+    def train() -> tuple[TrainerOutput, torch.Tensor | None]:
+        """Take the steps and write the artifact; also the trained model's outputs."""
+        nonlocal task
         model = lora_model(base.info.name, task, settings, str(base.device))
         initial = initial_matrices(model, settings)
         loss = build_loss(job, task, train_rows)
+        pad_id = base.tokenizer.pad_token_id
         trainer = AdapterTrainer(
             model,
             task,
@@ -162,7 +168,7 @@ def train_adapter(
             settings,
             folder,
             inputs=inputs_digest(job, encoded, base.info.digest),
-            pad_id=base.tokenizer.pad_token_id,
+            pad_id=pad_id,
             loss=loss,
             in_parts=job.loss.is_mean,
             metric=job.deciding_metric,
@@ -183,26 +189,29 @@ def train_adapter(
             trainer.add_callback(tensorboard_callback(tensorboard))
         with frozen_in_bf16(model, base.info.name, settings):
             output = trainer.take_steps(resume=resume)
-    if output.interrupted or not is_first():
-        return output
+        if output.interrupted or not is_first():
+            return output, None
+        if settings.calibrate and len(encoded.validation.examples) >= MIN_ROWS:
+            if isinstance(task, ClassificationTask):
+                listener.stage("calibrating")
+                task = calibrate(model, task, encoded.validation, pad_id)
+            elif isinstance(task, MultilabelTask):
+                listener.stage("choosing the threshold")
+                task = fit_threshold(model, task, encoded.validation, pad_id)
+        artifact = write_artifact(
+            model, folder / "artifact", job, prepared, engine, task, encoded.max_length, initial
+        )
+        expected = trained_outputs(model, task, prompts, pad_id)
+        return replace(output, artifact=artifact), expected
 
-    enough = len(encoded.validation.examples) >= MIN_ROWS
-    if settings.calibrate and enough:
-        pad_id = base.tokenizer.pad_token_id
-        if isinstance(task, ClassificationTask):
-            listener.stage("calibrating")
-            task = calibrate(model, task, encoded.validation, pad_id)
-        elif isinstance(task, MultilabelTask):
-            listener.stage("choosing the threshold")
-            task = fit_threshold(model, task, encoded.validation, pad_id)
+    with engine.base_released():
+        output, expected = train()
+        gc.collect()  # the trained model, before the engine reads its weights again
+    if output.artifact is None or expected is None:
+        return output
     listener.stage("proving the artifact")
-    artifact = write_artifact(
-        model, folder / "artifact", job, prepared, engine, task, encoded.max_length, initial
-    )
-    prompts = [prompt_of(example) for example in encoded.test.examples[:SAMPLE]]
-    proof = prove(model, engine, artifact, task, prompts)
-    lengths = encoded.lengths.to_json()
-    return replace(output, lengths=lengths, artifact=artifact, proof=proof)
+    proof = prove(expected, engine, output.artifact, task, prompts)
+    return replace(output, lengths=encoded.lengths.to_json(), proof=proof)
 
 
 # -------------------------------------------------------------------------------------- steps

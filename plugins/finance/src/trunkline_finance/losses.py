@@ -60,4 +60,5 @@ COST_SENSITIVE = LossSpec(
     description="cross-entropy plus the expected misclassification cost (Elkan 2001)",
     task="classification",
     build=build_cost_sensitive,
+    is_mean=True,
 )

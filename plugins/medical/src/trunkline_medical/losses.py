@@ -61,4 +61,5 @@ HIERARCHICAL = LossSpec(
     description=f"cross-entropy + {WEIGHT:g} x expected distance in the tree of chapters",
     task="classification",
     build=build_hierarchical,
+    is_mean=True,
 )

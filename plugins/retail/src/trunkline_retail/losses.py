@@ -37,4 +37,5 @@ HUBER = LossSpec(
     description=f"Huber loss: quadratic up to {DELTA} standard deviations, linear beyond",
     task="regression",
     build=build_huber,
+    is_mean=True,
 )
