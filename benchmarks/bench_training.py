@@ -23,6 +23,9 @@ from children import Child
 from made import BASE
 from timing import title
 
+from trunkline.contracts import Row, Template
+from trunkline.data.encode import encode_answer, encode_prompt
+
 BATCH = 16
 RECIPES = {"classification": "medical/icd10-chapter", "generation": "medical/icd10-title"}
 LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
@@ -94,16 +97,14 @@ class Peer(Ours):
         self._labels = prepared.labels
         self._folder = describe(BASE).folder
         self._tokenizer = AutoTokenizer.from_pretrained(self._folder)
-        template = job.recipe.template
-        self._examples = [
-            self._encode(template.filled(row.text), row.target) for row in prepared.split.train
-        ]
+        self._examples = [self._encode(row, job.recipe.template) for row in prepared.split.train]
 
-    def _encode(self, prompt: str, target: Any) -> dict[str, Any]:
-        ids = self._tokenizer(prompt, truncation=True, max_length=128).input_ids
+    def _encode(self, row: Row, template: Template) -> dict[str, Any]:
+        """The same tokens as ours."""
+        ids = encode_prompt(row.text, template, self._tokenizer, 128).ids
         if self._labels:
-            return {"input_ids": ids, "labels": self._labels.index(str(target))}
-        answer = self._tokenizer(f"{target}{self._tokenizer.eos_token}").input_ids
+            return {"input_ids": ids, "labels": self._labels.index(str(row.target))}
+        answer = encode_answer(str(row.target), self._tokenizer)
         return {"input_ids": ids + answer, "labels": [-100] * len(ids) + answer}
 
     def steps(self, settings: dict[str, Any]) -> list[float]:
@@ -151,6 +152,7 @@ class Peer(Ours):
                     use_cpu=True,
                     report_to="none",
                     disable_tqdm=True,
+                    logging_strategy="no",
                     save_strategy="no",
                 ),
                 train_dataset=self._examples,

@@ -73,7 +73,7 @@ ROWS = "rows"
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints in the folder of a run."""
 
-FORWARD_TOKENS = {"cpu": 128}
+FORWARD_TOKENS = {"cpu": 384}
 """By type of device: tokens in a forward and backward pass, padding included, if not 16,384."""
 
 Log = Callable[[int, Mapping[str, float]], None]
