@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from made_rows import make_row
+from made_rows import make_dataset, make_recipe, make_row
 from trunkline.contracts import Span, Target, Task, Template
-from trunkline.data.prepare import fingerprint
+from trunkline.data.augment import TRANSFORMS
+from trunkline.data.prepare import fingerprint, prepare
 from trunkline.data.targets import (
     check_template,
     default_template,
@@ -125,3 +126,12 @@ def test_candidate_and_text_are_filled_in_as_they_are(text: str, candidate: str)
     template = Template(prompt="{{Q}}: {text}\nA: {candidate}!", clean=())
     filled = template.with_candidate(candidate).filled(text)
     assert filled == f"{{Q}}: {text}\nA: {candidate}!"
+
+
+def test_transform_that_does_not_move_spans_is_refused() -> None:
+    rows = [make_row(n, text=f"aspirin {n}", target=(Span(0, 7, "DRUG"),)) for n in range(9)]
+    recipe = make_recipe("tagging", template=default_template("tagging"))
+    dataset = make_dataset(rows, "tagging")
+    prepare(dataset, recipe, ())
+    with pytest.raises(UsageError, match="random-deletion changes the text"):
+        prepare(dataset, recipe, [one for one in TRANSFORMS if one.name == "random-deletion"])

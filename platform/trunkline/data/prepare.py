@@ -24,7 +24,7 @@ from trunkline.data.targets import (
     normalized,
 )
 from trunkline.data.transforms import augment_rows, clean_rows
-from trunkline.errors import DataError, PluginCallError, plugin_call
+from trunkline.errors import DataError, PluginCallError, UsageError, plugin_call
 from trunkline.labels import clean_label, similar_advice, similar_labels
 
 
@@ -169,6 +169,7 @@ def prepare(
         PluginCallError: the reader or a transform raised, or broke its contract.
     """
     check_template(recipe.template, dataset.task)
+    _check_transforms(dataset, transforms)
     source = read_rows(dataset)
     settings = recipe.settings
     dropped: Counter[str] = Counter()
@@ -381,6 +382,17 @@ def checked_additions(
             "An added row needs a text, and a target of the same type as the others.",
         )
     return rows
+
+
+def _check_transforms(dataset: DatasetSpec, transforms: Sequence[TransformSpec]) -> None:
+    """Refuse the core's transforms for tagging: they change texts and don't move the spans."""
+    core = [step.name for step in transforms if "/" not in step.name]
+    if dataset.task == "tagging" and core:
+        raise UsageError(
+            f"The transform {core[0]} changes the text, and the spans of {dataset.name} count its "
+            "characters.",
+            "Leave it out, or write a transform that moves the spans too.",
+        )
 
 
 def _check_texts(dataset: DatasetSpec, row: Row) -> None:
