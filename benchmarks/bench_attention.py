@@ -137,8 +137,8 @@ def _layout(side: Any, rows: Sequence[list[int]]) -> Any:
     """The engine's layout of a step for the last token of each row; blocks lie anywhere."""
     import numpy as np
 
+    from trunkline.inference.batching import Part
     from trunkline.inference.kv_cache import BLOCK_SIZE
-    from trunkline.inference.step import Part
 
     blocks = len(side.stepper.kv_cache.layers[0]) // BLOCK_SIZE
     moved = np.random.default_rng(1).permutation(blocks)[:, None] * BLOCK_SIZE + np.arange(

@@ -12,13 +12,13 @@ from made import load_base
 from streams import Arrival, Course
 
 from trunkline.adapters.artifact import Artifact, read_artifact
+from trunkline.inference.batching import Part, Stepper
 from trunkline.inference.engine import Engine
 from trunkline.inference.kv_cache import BLOCK_SIZE, BlockPool
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.inference.request_state import GenerationHandle, RequestState
 from trunkline.inference.request_state import Sequence as GeneratedSequence
 from trunkline.inference.settings import EngineSettings
-from trunkline.inference.step import Part, Stepper
 from trunkline.lora.pool import AdapterPool
 from trunkline.tasks import GenerationTask
 

@@ -13,12 +13,12 @@ import torch
 
 from trunkline.bases import Base
 from trunkline.errors import TrunklineError
+from trunkline.inference.batching import Part, Stepper, StepResult
 from trunkline.inference.engine import Engine
 from trunkline.inference.request import Answer, Request, ResolvedRequest
 from trunkline.inference.request_state import GenerationHandle, RequestState
 from trunkline.inference.sampling import SampledTokens, SamplingParams, sample
 from trunkline.inference.settings import EngineSettings
-from trunkline.inference.step import Part, Stepper, StepResult
 from trunkline.lora.pool import AdapterPool
 
 NEAR = 1e-3

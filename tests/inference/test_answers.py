@@ -13,10 +13,10 @@ import torch
 
 from driving import EngineDriver, MakeDriver, MakeEngine, make_request, reference_logits
 from trunkline.errors import Interrupted, TrunklineError
+from trunkline.inference.batching import Stepper, StepResult
 from trunkline.inference.engine import Engine
 from trunkline.inference.request import Answer, StreamChunk
 from trunkline.inference.request_state import GenerationHandle
-from trunkline.inference.step import Stepper, StepResult
 
 HOT: dict[str, Any] = {"temperature": 1.3, "max_new_tokens": 10}
 LONG = "organic whole milk, one gallon, from the dairy department: what is it? " * 2

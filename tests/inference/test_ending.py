@@ -24,11 +24,11 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
 )
+from trunkline.inference.batching import Stepper, StepResult
 from trunkline.inference.engine import Engine
 from trunkline.inference.request import Answer
 from trunkline.inference.request_state import GenerationHandle, RequestStats
 from trunkline.inference.settings import EngineSettings
-from trunkline.inference.step import Stepper, StepResult
 
 LONG = "organic whole milk, one gallon, from the dairy department: what is it? " * 2
 

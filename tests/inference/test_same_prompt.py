@@ -19,9 +19,9 @@ from trunkline.bases import Base
 from trunkline.contracts import Settings, Template
 from trunkline.errors import DataError, UsageError
 from trunkline.evaluation.report import predict_rows
+from trunkline.inference.batching import Part, Stepper, StepResult
 from trunkline.inference.engine import Engine
 from trunkline.inference.request import Request, ResolvedRequest
-from trunkline.inference.step import Part, Stepper, StepResult
 from trunkline.tasks import AnyTask, ClassificationTask, GenerationTask
 from trunkline.training.job import EncodedParts, TrainingJob, encode_parts, prompt_of
 

@@ -20,9 +20,9 @@ from fastapi.testclient import TestClient
 
 from server_process import chat_body, openai_client, ready_client
 from trunkline.api import Platform
+from trunkline.inference.batching import Stepper, StepResult
 from trunkline.inference.engine import Engine
 from trunkline.inference.sampling import InvalidLogits
-from trunkline.inference.step import Stepper, StepResult
 from trunkline.refs import Ref
 from trunkline.registry.registry import Registry
 from trunkline.serving.settings import ServerSettings

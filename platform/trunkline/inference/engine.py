@@ -30,6 +30,7 @@ from trunkline.errors import (
     UnavailableError,
     one_line,
 )
+from trunkline.inference.batching import Part, StepFunction, Stepper, StepResult
 from trunkline.inference.kv_cache import BLOCK_SIZE, BlockPool, bytes_per_token
 from trunkline.inference.prompts import RequestValidator, locate_error
 from trunkline.inference.request import Answer, Choice, ResolvedRequest, StreamChunk
@@ -45,7 +46,6 @@ from trunkline.inference.scheduler import Scheduler
 from trunkline.inference.scores import PromptScores, TokenTable
 from trunkline.inference.self_check import check_packed_forward
 from trunkline.inference.settings import MIB, EngineSettings
-from trunkline.inference.step import Part, StepFunction, Stepper, StepResult
 from trunkline.lora.pool import AdapterPool
 from trunkline.lora.routing import Routing
 from trunkline.tasks import GenerationTask

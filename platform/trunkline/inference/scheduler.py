@@ -21,10 +21,10 @@ from typing import Any, Generic, TypeVar
 
 from trunkline.adapters.artifact import Artifact
 from trunkline.errors import BusyError, PinnedError, TrunklineError
+from trunkline.inference.batching import Part
 from trunkline.inference.kv_cache import BlockPool
 from trunkline.inference.request_state import RequestState, Sequence
 from trunkline.inference.settings import EngineSettings
-from trunkline.inference.step import Part
 from trunkline.lora.pool import AdapterPool
 
 PROMPT_WEIGHT = 1

@@ -1,4 +1,4 @@
-"""One packed forward pass over all running sequences, with any adapters and lengths."""
+"""Batch the tokens of all running sequences into one packed forward pass, whatever their adapters."""
 
 from __future__ import annotations
 
