@@ -1,4 +1,4 @@
-"""Batch the tokens of all running sequences into one packed forward pass, whatever their adapters."""
+"""Batch the tokens of all running sequences into one packed forward pass."""
 
 from __future__ import annotations
 
