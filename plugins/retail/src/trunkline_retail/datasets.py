@@ -130,8 +130,7 @@ def next_product_rows(products: Iterable[Product], baskets: Iterable[Basket]) ->
     """One row per household, up to :data:`MAX_BASKETS`, in the order of the baskets' ids.
 
     One product type of a basket is left out; the others are the query. The candidates are that one
-    and types of other baskets, drawn by how many baskets have them, so that a popular type is not
-    right more often for being popular. Draws are seeded by the basket's id.
+    and other types that somebody bought, all equally likely. Draws are seeded by the basket's id.
     """
     types = {
         product.id: product.type.lower()
@@ -140,20 +139,20 @@ def next_product_rows(products: Iterable[Product], baskets: Iterable[Basket]) ->
     }
     least, most = BASKET_TYPES
     contents: dict[str, tuple[str, list[str]]] = {}
-    counts: Counter[str] = Counter()
+    bought: set[str] = set()
     for basket in baskets:
         kinds = sorted({types[one] for one in basket.products if one in types})
-        counts.update(kinds)
+        bought.update(kinds)
         if least <= len(kinds) <= most and basket.household not in contents:
             contents[basket.household] = (basket.id, kinds)
-    kinds_of_all, weights = list(counts), list(counts.values())
+    assortment = sorted(bought)
     rows: list[Row] = []
     for household, (basket_id, kinds) in list(contents.items())[:MAX_BASKETS]:
         drawn = random.Random(basket_id)
         target = drawn.choice(kinds)
         candidates = [target]
         while len(candidates) < CANDIDATES:
-            (other,) = drawn.choices(kinds_of_all, weights)
+            other = drawn.choice(assortment)
             if other not in candidates and other not in kinds:
                 candidates.append(other)
         drawn.shuffle(candidates)
