@@ -39,7 +39,7 @@ NEXT_PRODUCT_RECIPE = RecipeSpec(
     dataset=NEXT_PRODUCT.name,
     task="ranking",
     template=Template(prompt="Basket: {text}\nAlso bought: {candidate}"),
-    settings=Settings(num_train_epochs=2, learning_rate=3e-4, per_device_train_batch_size=8),
+    settings=Settings(num_train_epochs=1, learning_rate=3e-4, per_device_train_batch_size=8),
     metrics=("mrr", "recall_at_1"),
     gate=Gate(metric="mrr"),
 )
