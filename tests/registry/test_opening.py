@@ -184,6 +184,12 @@ def test_a_file_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
         opened(tmp_path / "gone" / "registry.db")
 
 
+def test_scheme_may_be_written_in_capitals(tmp_path: Path) -> None:
+    with Registry.open(f"SQLite:///{tmp_path / 'registry.db'}") as registry:
+        registry.keys.create("me")
+    assert (tmp_path / "registry.db").is_file()
+
+
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="can't be reached"):
         opened(tmp_path / ("a" * 300))

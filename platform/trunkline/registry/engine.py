@@ -133,7 +133,8 @@ def _parse_url(url: str | URL) -> URL:
     """
     if isinstance(url, URL):
         return url
-    url = url.strip()
+    scheme, separator, rest = url.strip().partition("://")
+    url = f"{scheme.lower()}{separator}{rest}" if separator else scheme  # RFC 3986: in any case
     problem = _url_problem(url)
     if problem is None:
         try:
