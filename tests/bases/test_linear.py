@@ -360,11 +360,12 @@ def test_bfloat16_model_stays_in_bfloat16() -> None:
     torch.testing.assert_close(logits(model), before, atol=0.1, rtol=0.05)
 
 
+@pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_released_weights_come_back(family: Family) -> None:
+def test_released_weights_come_back(family: Family, quantization: Quantized | None) -> None:
     ids = torch.arange(12).reshape(2, 6)
     model = made(family)
-    fused_layers = fuse_linear_layers(model)
+    fused_layers = fuse_linear_layers(model, quantized=quantization)
     with torch.inference_mode():
         before = model(input_ids=ids).logits
         fused_layers.release()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import toy_plugin
 from trunkline.adapters.artifact import Artifact, read_artifact
@@ -17,6 +18,7 @@ from trunkline.api import Platform
 from trunkline.contracts import NoProgress, Scored
 from trunkline.data.prepare import prepare
 from trunkline.errors import DataError, NotFoundError, PluginError, TrainingError, UsageError
+from trunkline.inference.engine import Engine
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.settings import SCHEDULERS
 from trunkline.training import trainer
@@ -488,6 +490,19 @@ def test_requests_wait_while_a_training_has_the_memory(platform: Platform) -> No
         with pytest.raises(TimeoutError):
             handle.answer(timeout=0.2)
     assert handle.answer(timeout=60).text == before.text
+
+
+def test_other_engine_on_the_base_answers_during_a_training(platform: Platform) -> None:
+    request = ResolvedRequest(Request("base", "two goats", max_new_tokens=4))
+    other = Engine(platform.engine.base)
+    try:
+        before = other.run([request])[0]
+        with platform.engine.base_released():
+            assert other.run([request])[0].text == before.text
+    finally:
+        other.close()
+    with platform.engine.base_released(), pytest.raises(RuntimeError, match="not in memory"):
+        platform.engine.base.fused_layers.fused[0].product(torch.zeros(1, 1))
 
 
 def test_lora_plus_trains_b_at_its_own_rate(platform: Platform, tmp_path: Path) -> None:

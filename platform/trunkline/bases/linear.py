@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -127,11 +128,13 @@ class FusedLayers:
     Attributes:
         fused: those of the backbone.
         others: the head.
+        users: the engines that compute with them; the weights are released for one that is alone.
     """
 
     fused: tuple[FusedLinear, ...]
     others: tuple[FusedLinear, ...] = ()
     turn: threading.Lock = field(default_factory=threading.Lock)
+    users: weakref.WeakSet[object] = field(default_factory=weakref.WeakSet)
 
     def members(self) -> Iterator[tuple[str, FusedLinear, int]]:
         """Yield name, fused layer and index within it of every linear layer."""

@@ -126,8 +126,9 @@ def _load_base(
     model = _load_model(info, None, device, dtype, tokenizer.pad_token_id, seed=0)
     model.requires_grad_(False)
     fused_layers = fuse_linear_layers(model, quantized=quantized)
-    for parameter in model.parameters():  # else the complete file stays mapped for the few left
-        parameter.data = parameter.data.clone()
+    if device.type == "cpu":  # else the complete file stays mapped for the few parameters left
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
     return Base(info, model, tokenizer, device, dtype, fused_layers, quantized)
 
 
@@ -339,9 +340,7 @@ def _load_model(
             "Fetch it again: `trunkline base pull`, or copy the folder again.",
         )
     if per_token and hasattr(model, "dropout"):
-        model.dropout.p = (
-            0.0  # as before the heads that read one token; lora_dropout is the setting
-        )
+        model.dropout.p = 0.0  # other heads have none either; lora_dropout is the setting
     if head is not None:
         draw_head(model, seed)
         model.config.pad_token_id = pad

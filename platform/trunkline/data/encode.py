@@ -157,22 +157,29 @@ def request_messages(row: Row) -> tuple[dict[str, str], ...]:
     """The messages that a client sends for a row of several; none for a text."""
     if not row.history:
         return ()
-    history = ({"role": one.role, "content": one.content} for one in row.history)
-    return (*history, {"role": "user", "content": row.text})
+    return (*history_messages(row.history), {"role": "user", "content": row.text})
 
 
 def chat_messages(
-    history: Sequence[Message], text: str, template: Template
+    history: Sequence[Mapping[str, str]], text: str, template: Template
 ) -> list[dict[str, str]]:
     """The messages of a prompt: the history, and the text in the template.
 
     The template's system message is added unless the history begins with one.
+
+    Args:
+        history: the earlier messages, with ``role`` and ``content``; may be empty.
     """
-    messages = [{"role": one.role, "content": one.content} for one in history]
+    messages = [dict(message) for message in history]
     messages.append({"role": "user", "content": template.filled(text)})
-    if template.system_message is not None and messages[0]["role"] != "system":
+    if template.system_message is not None and messages[0].get("role") != "system":
         messages.insert(0, {"role": "system", "content": template.system_message})
     return messages
+
+
+def history_messages(history: Sequence[Message]) -> list[dict[str, str]]:
+    """A row's earlier messages as a chat template takes them."""
+    return [{"role": one.role, "content": one.content} for one in history]
 
 
 def _conversation_ids(
@@ -180,7 +187,7 @@ def _conversation_ids(
 ) -> list[int]:
     if not history:
         return encode_prompt(text, template, tokenizer).ids
-    return encode_chat(chat_messages(history, text, template), tokenizer)
+    return encode_chat(chat_messages(history_messages(history), text, template), tokenizer)
 
 
 def _learned_spans(

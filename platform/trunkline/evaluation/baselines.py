@@ -23,7 +23,7 @@ from trunkline.contracts import (
     Row,
     Target,
 )
-from trunkline.data.encode import chat_messages, encode_chat, encode_row
+from trunkline.data.encode import chat_messages, encode_chat, encode_row, history_messages
 from trunkline.data.split import Split
 from trunkline.data.targets import number, prediction_problem
 from trunkline.errors import PluginCallError, plugin_call
@@ -231,7 +231,7 @@ def prompted(context: BaselineContext, shots: int) -> BaselinePredictions:
 
     def messages_of(row: Row) -> list[dict[str, str]]:
         text = row.text if row.history else encode_row(row, template, tokenizer, limit).text
-        return chat_messages(row.history, text, template)
+        return chat_messages(history_messages(row.history), text, template)
 
     step = max(1, len(context.train) // max(1, shots))
     examples = [

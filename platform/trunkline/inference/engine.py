@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as ListLike
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -137,6 +137,7 @@ class Engine:
         self._closed = False
         self._paused = False
         self._steps = 0
+        base.fused_layers.users.add(self)
         atexit.register(_close, weakref.ref(self))
 
     def _prepare(self, pool: AdapterPool | None, sampler: Sampler) -> tuple[AdapterPool, Stepper]:
@@ -244,13 +245,15 @@ class Engine:
     def base_released(self) -> Iterator[None]:
         """Free the memory of the base's weights inside the block, for a training.
 
-        It begins when all open requests have ended; later ones wait until it ends.
+        It begins when all open requests have ended; later ones wait until it ends. Where another
+        engine uses the same base, the weights stay.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._open and not self._paused)
             self._paused = True
         try:
-            with self.base.released():
+            alone = len(self.base.fused_layers.users) == 1
+            with self.base.released() if alone else nullcontext():
                 yield
         finally:
             with self._changed:
@@ -267,6 +270,7 @@ class Engine:
         """Stop the thread; requests that are still open end with :class:`UnavailableError`."""
         with self._changed:
             self._draining = self._closed = True
+            self.base.fused_layers.users.discard(self)
             self._changed.notify_all()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():

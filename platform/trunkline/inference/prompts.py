@@ -11,6 +11,7 @@ from trunkline.adapters.artifact import Artifact
 from trunkline.contracts import Template
 from trunkline.data.encode import (
     Prompt,
+    chat_messages,
     encode_chat,
     encode_prompt,
     encode_raw,
@@ -196,14 +197,13 @@ def encode_request(
             f"{name} is for {task.kind} and can't continue a conversation.",
             "Use `trunkline predict` with it.",
         )
-    messages = [dict(message) for message in request.messages]
-    last = messages[-1]
+    *history, last = request.messages
     if last.get("role") != "user" or not isinstance(last.get("content"), str):
         raise UsageError(
             f"The last message has the role {last.get('role')!r}.",
             "End the conversation with a message of the user that is a text.",
         )
-    if len(messages) == 1:
+    if not history:
         return encode_prompt(last["content"], template, tokenizer, max_length)
     if not template.chat:
         raise SingleTextError(
@@ -213,11 +213,8 @@ def encode_request(
         )
     if not template.cleaned(last["content"]).strip():
         raise DataError("The last message is empty.", "Give a text.")
-    last["content"] = template.filled(last["content"])
-    if template.system_message is not None and messages[0].get("role") != "system":
-        messages.insert(0, {"role": "system", "content": template.system_message})
-    ids = encode_chat(messages, tokenizer)
-    return Prompt(ids, last["content"], len(ids))
+    ids = encode_chat(chat_messages(history, last["content"], template), tokenizer)
+    return Prompt(ids, template.cleaned(last["content"]), len(ids))
 
 
 def _check_abstain(request: Request, name: str, task: AnyTask) -> None:
