@@ -60,6 +60,18 @@ def test_answers_are_the_same_alone_and_in_a_crowd(
         driver.assert_nothing_is_held()
 
 
+def test_answers_are_the_same_after_the_weights_were_released(
+    int8: Base, make_driver: MakeDriver
+) -> None:
+    with make_driver() as driver:
+        before = driver.answers([driver.submit(None, LONG, max_new_tokens=4)])[0]
+        fused = int8.fused_layers.fused[0]
+        with driver.engine.base_released(), pytest.raises(RuntimeError, match="not in memory"):
+            compute_all(fused, torch.zeros(1, fused.inputs))
+        after = driver.answers([driver.submit(None, LONG, max_new_tokens=4)])[0]
+        assert after.text == before.text
+
+
 def test_logits_are_near_those_in_float32(
     make_driver: MakeDriver, adapters: dict[str, Any], truth: Any
 ) -> None:
