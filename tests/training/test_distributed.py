@@ -1,4 +1,4 @@
-"""Two processes that torchrun starts train what one process does with twice the batch."""
+"""Two processes of a launcher train what one process does with twice the batch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli_runner import invoke
 from own_files import own_recipe
 from trunkline.api import open
 
@@ -20,34 +22,68 @@ pytestmark = pytest.mark.merge
 SETTINGS: dict[str, Any] = {"max_steps": 6, "num_train_epochs": 3.0, "evals_per_epoch": 1}
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 
-def start(folder: Path, base: Path, processes: int, *args: str) -> Any:
-    """The JSON that `trunkline train` prints in ``processes`` processes."""
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--no-python", "--nproc-per-node=2", "--master-port"],
+    "accelerate": [
+        "accelerate.commands.launch", "--multi_gpu", "--no_python", "--num_processes=2",
+        "--main_process_port",
+    ],
+}  # fmt: skip
+
+
+def command(folder: Path, base: Path, launcher: str, *args: str) -> list[str]:
+    """`trunkline train` of the folder's recipe, in two processes if a launcher is named."""
     program = [str(Path(sys.executable).parent / "trunkline")]
-    if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--no-python"]
-        ports = [f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
-        program = [*launcher, *ports, *program]
-    command = [*program, "--workspace", str(folder), "--base", str(base), "--no-plugins", "train"]
-    done = subprocess.run(
-        [*command, "--config", str(folder / "recipe.yaml"), *args, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    if launcher:
+        program = [sys.executable, "-m", *LAUNCHERS[launcher], str(free_port()), *program]
+    place = ["--workspace", str(folder), "--base", str(base), "--no-plugins"]
+    return [*program, *place, "train", "--config", str(folder / "recipe.yaml"), *args, "--json"]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+
+
+def start(folder: Path, base: Path, launcher: str = "", *args: str) -> Any:
+    """The JSON that `trunkline train` prints."""
+    done = run(command(folder, base, launcher, *args))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def workspace(folder: Path, name: str, batch: int) -> Path:
+def stop_after_a_checkpoint(folder: Path, base: Path) -> None:
+    """Stop a training of two processes between its first checkpoint and its last step."""
+    started = subprocess.Popen(
+        command(folder, base, "torchrun"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+    )
+    try:
+        end = time.monotonic() + 120
+        while not list(folder.glob("**/checkpoints/checkpoint-*/checkpoint.json")):
+            assert started.poll() is None, "it ended before it wrote a checkpoint"
+            assert time.monotonic() < end, "it wrote no checkpoint"
+            time.sleep(0.05)
+    finally:
+        started.terminate()
+        started.wait(60)
+
+
+def workspace(folder: Path, name: str, batch: int, **settings: Any) -> Path:
     folder.mkdir()
-    recipe = own_recipe(name, folder, per_device_train_batch_size=batch, **SETTINGS)
+    settings = {**SETTINGS, "per_device_train_batch_size": batch, **settings}
+    recipe = own_recipe(name, folder, **settings)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(folder), encoding="utf-8")
     return folder
 
@@ -61,14 +97,40 @@ def losses(folder: Path, base: Path, run: int) -> list[float]:
         platform.registry.close()
 
 
-@pytest.mark.parametrize("name", ["shop/colors", "clinic/drugs"])
+@pytest.mark.parametrize(
+    ("name", "launcher"), [("shop/colors", "torchrun"), ("clinic/drugs", "accelerate")]
+)
 def test_two_processes_train_like_one_with_twice_the_batch(
-    name: str, tmp_path: Path, tiny: Path
+    name: str, launcher: str, tmp_path: Path, tiny: Path
 ) -> None:
     one = workspace(tmp_path / "one", name, 8)
     two = workspace(tmp_path / "two", name, 4)
-    alone, together = start(one, tiny, 1), start(two, tiny, 2)
+    alone, together = start(one, tiny), start(two, tiny, launcher)
     assert together["report"]["steps"] == alone["report"]["steps"] == 6
     assert losses(two, tiny, 1) == pytest.approx(losses(one, tiny, 1), abs=1e-4)
     assert len(losses(two, tiny, 1)) > 6
     assert [path.name for path in (two / "adapters" / name).iterdir()] == ["1"]
+
+
+def test_two_processes_resume_what_two_began(tmp_path: Path, tiny: Path) -> None:
+    settings = {"max_steps": 40, "num_train_epochs": 20.0, "evals_per_epoch": 2}
+    complete = start(workspace(tmp_path / "a", "shop/colors", 4, **settings), tiny, "torchrun")
+    stopped = workspace(tmp_path / "b", "shop/colors", 4, **settings)
+    stop_after_a_checkpoint(stopped, tiny)
+    alone = run(command(stopped, tiny, "", "--resume", "1"))
+    assert alone.returncode == 1
+    assert "the number of processes was 2 and is 1 now" in alone.stderr
+    resumed = start(stopped, tiny, "torchrun", "--resume", "1")
+    assert resumed["version"]["digest"] == complete["version"]["digest"]
+
+
+@pytest.mark.parametrize("args", [("eval", "--folds", "2"), ("eval", "--seeds", "2"), ("tune",)])
+def test_work_of_one_process_is_refused_in_several(
+    args: tuple[str, ...], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = workspace(tmp_path / "a", "shop/colors", 4)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    place = ("--workspace", str(folder), "--base", str(tiny), "--no-plugins")
+    refused = invoke(*place, *args, "--config", str(folder / "recipe.yaml"))
+    assert "2 processes (WORLD_SIZE)" in refused.stderr
+    assert refused.exit_code == 2

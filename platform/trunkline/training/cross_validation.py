@@ -27,6 +27,7 @@ from trunkline.evaluation.report import (
 )
 from trunkline.inference.ensemble import average
 from trunkline.registry.records import VersionRecord
+from trunkline.training.distributed import require_one
 from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets
 from trunkline.training.run import (
@@ -62,7 +63,7 @@ def cross_validate(context: RunContext, job: TrainingJob, folds: int) -> CrossVa
     all folds.
 
     Raises:
-        UsageError: ``folds`` is not 2 to 20.
+        UsageError: ``folds`` is not 2 to 20, or this is one of several processes.
         Interrupted: stopped by the user; nothing is kept.
     """
     _check_count("folds", folds)
@@ -144,7 +145,7 @@ def repeat_seeds(context: RunContext, job: TrainingJob, seeds: int) -> SeedRepet
     """Train with the seeds 0 to ``seeds - 1``; the split and the baselines stay the same.
 
     Raises:
-        UsageError: ``seeds`` is not 2 to 20.
+        UsageError: ``seeds`` is not 2 to 20, or this is one of several processes.
         Interrupted: stopped by the user; nothing is kept.
     """
     _check_count("seeds", seeds)
@@ -331,5 +332,6 @@ def prepare_version(
 
 
 def _check_count(noun: str, count: int) -> None:
+    require_one()
     if not 2 <= count <= 20:
         raise UsageError(f"The number of {noun} can't be {count}.", "Use 2 to 20.")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import Any, TypeVar
 
+from trunkline.errors import UsageError
+
 Value = TypeVar("Value")
 
 
@@ -24,6 +26,16 @@ def processes() -> int:
 def is_first() -> bool:
     """Whether this process uses the registry and the disk."""
     return processes() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def require_one() -> None:
+    """Raise :class:`UsageError` if a launcher started several processes."""
+    if processes() > 1:
+        raise UsageError(
+            f"{processes()} processes (WORLD_SIZE) can't share this work; only `trunkline train` "
+            "can be shared.",
+            "Start the command without torchrun or accelerate launch.",
+        )
 
 
 def connect(device: Any) -> None:

@@ -22,6 +22,7 @@ from trunkline.contracts import Scored, Settings
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import Interrupted, TrunklineError, UsageError, one_line
 from trunkline.evaluation.intervals import paired_difference
+from trunkline.training.distributed import require_one
 from trunkline.training.job import TrainingJob, with_settings
 from trunkline.training.model import lora_targets
 from trunkline.training.run import RunContext
@@ -109,9 +110,11 @@ def tune(
         space: setting → range or values, see :data:`SPACE`.
 
     Raises:
-        UsageError: the space is malformed, or Optuna is not installed.
+        UsageError: the space is malformed, Optuna is not installed, or this is one of several
+            processes.
         Interrupted: stopped by the user; the finished trials are kept.
     """
+    require_one()
     choices = parse_space(job, space or SPACE)
     lora_targets(context.engine.base.model, job.recipe.settings)
     context.stage("reading data")
