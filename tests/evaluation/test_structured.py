@@ -15,12 +15,12 @@ from made_rows import make_recipe, make_row
 from trunkline.contracts import MetricSpec, Row, Scored, Span
 from trunkline.data.split import Split
 from trunkline.data.targets import default_template
-from trunkline.evaluation.baselines import Baseline, fit_baselines
+from trunkline.evaluation.baselines import BASELINES, Baseline, fit_baselines
 from trunkline.evaluation.intervals import estimate, paired_difference
 from trunkline.evaluation.metrics import METRICS
 from trunkline.evaluation.structured_baselines import STRUCTURED
 
-BY_NAME = {spec.name: spec for spec in STRUCTURED}
+BY_NAME = {spec.name: spec for spec in (*BASELINES, *STRUCTURED)}
 LABELS = ("a", "b", "c")
 label_sets = st.lists(st.sampled_from(LABELS), unique=True).map(lambda one: tuple(sorted(one)))
 pairs = st.lists(st.tuples(label_sets, label_sets), min_size=1, max_size=20)
@@ -112,7 +112,8 @@ def test_labels_of_all_or_no_rows_are_constant() -> None:
     assert set(fitted("one-versus-rest", "multilabel", rows).predictions) == {("all",)}
     rows = [make_row(number, target=()) for number in range(9)]
     assert set(fitted("one-versus-rest", "multilabel", rows).predictions) == {()}
-    assert set(fitted("frequent-labels", "multilabel", rows).predictions) == {()}
+    constant = fitted("majority", "multilabel", rows)
+    assert (set(constant.predictions), constant.detail) == ({()}, "always no label")
 
 
 def test_dictionary_takes_the_longest_text_and_leaves_ambiguous_ones() -> None:

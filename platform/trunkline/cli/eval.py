@@ -23,7 +23,6 @@ from trunkline.cli.output import (
 )
 from trunkline.cli.progress import stop_on_interrupt, working
 from trunkline.cli.recipes import parse_settings, set_option
-from trunkline.cli.retention import print_retention
 from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import UsageError
 
@@ -36,6 +35,10 @@ if TYPE_CHECKING:
 
 _FLIPPED = 5
 _WIDE = 120
+_HEADED = (
+    "Its head answers its own task only, so no answer is affected by this. The figures compare the "
+    "language-model head, which reads the hidden states that the adapter changes."
+)
 _VERBS = {"beats": "beats", "ties": "ties with", "loses": "loses to"}
 _VERDICTS = {verdict: f"{verb} the baseline" for verdict, verb in _VERBS.items()}
 
@@ -124,7 +127,7 @@ def evaluate(
                 "Use --set with --folds or --seeds, or train again with `trunkline train`.",
             )
         if retention:
-            print_retention(options, name, as_json)
+            _print_retention(options, name, as_json)
         elif against is None:
             _evaluate_version(options, name, ensemble, as_json)
         else:
@@ -155,6 +158,65 @@ def _recipe(name: str | None, config: Path | None, option: str) -> str | RecipeC
             f"`trunkline eval {name.partition('@')[0]} {option} 5`",
         )
     return name
+
+
+def _print_retention(options: GlobalOptions, name: str, as_json: bool) -> None:
+    """Measure the retention of a version and write the report."""
+    from trunkline.evaluation.general_texts import GENERAL_TEXTS
+    from trunkline.evaluation.retention import measure_retention
+
+    version = options.version(name)
+    platform = options.platform
+    with working("texts") as listener:
+        listener.stage("opening the base")
+        artifact = platform.resolve(str(version.ref)).artifact()
+        assert artifact is not None
+        engine = platform.engine
+        listener.stage("reading general texts")
+        report = measure_retention(
+            engine,
+            artifact,
+            on_done=lambda done: listener.progress(done, len(GENERAL_TEXTS), {}),
+        )
+    headed = version.task != "generation"
+    if as_json:
+        print_json(
+            {
+                "adapter": str(version.ref),
+                "digest": version.digest,
+                "task": version.task,
+                **plain(report),
+            }
+        )
+        return
+    heading(
+        f"{version.ref} on {report.texts} general English texts, {report.tokens:,} tokens "
+        "(95 % intervals, texts resampled)"
+    )
+    base = report.base_perplexity
+    print_table(
+        ["per token", "base", "adapter", "adapter minus base"],
+        [
+            (
+                "log likelihood",
+                figure(report.base_log_likelihood.value),
+                interval(report.log_likelihood),
+                interval(report.difference, sign=True),
+            ),
+            ("perplexity", figure(base.value), interval(report.perplexity), "-"),
+            ("same most likely token", "-", interval(report.agreement), "-"),
+            ("KL divergence, nats", "-", interval(report.kl_divergence), "-"),
+        ],
+        right=("base",),
+    )
+    click.echo(
+        "It changes nothing: both distributions are equal."
+        if report.kl_divergence.value == 0
+        else f"The adapter's perplexity is {report.perplexity.value / base.value:.3g} times the "
+        "base's."
+    )
+    if headed:
+        click.echo(_HEADED)
 
 
 def _evaluate_version(

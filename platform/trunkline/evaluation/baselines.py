@@ -25,7 +25,7 @@ from trunkline.contracts import (
 )
 from trunkline.data.encode import chat_messages, encode_chat, encode_row, history_messages
 from trunkline.data.split import Split
-from trunkline.data.targets import number, prediction_problem
+from trunkline.data.targets import labels_in, number, prediction_problem
 from trunkline.errors import PluginCallError, plugin_call
 
 LOGISTIC_C = (1.0, 10.0, 100.0)
@@ -98,10 +98,11 @@ def _fit(spec: BaselineSpec, context: BaselineContext) -> Baseline:
 
 
 def majority(context: BaselineContext) -> BaselinePredictions:
-    """The most frequent training label, for every row."""
+    """The most frequent training label, or set of labels, for every row."""
     counts = Counter(row.target for row in context.train)
     label = max(sorted(counts, key=str), key=lambda target: counts[target])
-    return BaselinePredictions(values=[label] * len(context.test), detail=f"always {label!r}")
+    named = ", ".join(map(repr, labels_in(label))) or "no label"
+    return BaselinePredictions(values=[label] * len(context.test), detail=f"always {named}")
 
 
 def tfidf(context: BaselineContext) -> BaselinePredictions:
@@ -123,7 +124,7 @@ def embedding(context: BaselineContext) -> BaselinePredictions:
 
     def features() -> Iterator[_Features]:
         parts = (context.train, context.validation, context.test)
-        train, validation, test = (embed(_texts(context, rows)) for rows in parts)
+        train, validation, test = (embed(cleaned_texts(context, rows)) for rows in parts)
         yield "MiniLM", train, validation, test
 
     fitted = _regressed if context.recipe.task == "regression" else _classified
@@ -202,14 +203,14 @@ def nearest(context: BaselineContext) -> BaselinePredictions:
     """The target of the nearest training text, by cosine of character 2-5 gram TF-IDF vectors."""
     import numpy as np
 
-    vectorizer = _vectorizer("char")
+    vectorizer = vectorizer_of("char")
     try:
-        train = vectorizer.fit_transform(_texts(context, context.train))
+        train = vectorizer.fit_transform(cleaned_texts(context, context.train))
     except ValueError:  # no text of two characters
         values = [context.train[0].target] * len(context.test)
         return BaselinePredictions(values=values, detail=NO_TEXT)
     predictions: list[Target] = []
-    texts = _texts(context, context.test)
+    texts = cleaned_texts(context, context.test)
     for start in range(0, len(texts), 256):
         cosines = vectorizer.transform(texts[start : start + 256]) @ train.T
         best = np.asarray(cosines.argmax(axis=1)).ravel()
@@ -268,8 +269,8 @@ def _turns(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 BASELINES: tuple[BaselineSpec, ...] = (
     BaselineSpec(
         name="majority",
-        description="always the most frequent training label",
-        tasks=("classification",),
+        description="always the most frequent training label or set of labels",
+        tasks=("classification", "multilabel"),
         predict=majority,
     ),
     BaselineSpec(
@@ -321,13 +322,13 @@ BASELINES: tuple[BaselineSpec, ...] = (
 def _tfidf_features(context: BaselineContext) -> Iterator[_Features]:
     """Features of words and of characters; none if no text has any."""
     for kind, name in (("word", "words 1-2"), ("char", "characters 2-5")):
-        vectorizer = _vectorizer(kind)
+        vectorizer = vectorizer_of(kind)
         try:
-            train = vectorizer.fit_transform(_texts(context, context.train))
+            train = vectorizer.fit_transform(cleaned_texts(context, context.train))
         except ValueError:  # texts without a single word or pair of characters, such as "?"
             continue
-        validation = vectorizer.transform(_texts(context, context.validation))
-        yield name, train, validation, vectorizer.transform(_texts(context, context.test))
+        validation = vectorizer.transform(cleaned_texts(context, context.validation))
+        yield name, train, validation, vectorizer.transform(cleaned_texts(context, context.test))
 
 
 def _best(
@@ -348,14 +349,16 @@ def _best(
     return None if best is None else best[1:]
 
 
-def _vectorizer(kind: str) -> Any:
+def vectorizer_of(kind: str) -> Any:
+    """The TF-IDF of words (1-2) or of characters (2-5), ``kind`` ``word`` or ``char``."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     ngrams = (1, 2) if kind == "word" else (2, 5)
     return TfidfVectorizer(analyzer=kind, ngram_range=ngrams, sublinear_tf=True)
 
 
-def _texts(context: BaselineContext, rows: Sequence[Row]) -> list[str]:
+def cleaned_texts(context: BaselineContext, rows: Sequence[Row]) -> list[str]:
+    """The rows' texts, with their histories, as the template cleans them."""
     return [context.recipe.template.cleaned(row.full_text) for row in rows]
 
 

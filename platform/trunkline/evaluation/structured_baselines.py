@@ -10,26 +10,16 @@ from trunkline.contracts import (
     BaselineContext,
     BaselinePredictions,
     BaselineSpec,
-    Row,
     Scored,
     Span,
     Target,
 )
 from trunkline.data.targets import labels_in, spans_of
+from trunkline.evaluation.baselines import LOGISTIC_C, cleaned_texts, majority, vectorizer_of
 from trunkline.evaluation.metrics import micro_f1
 
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 """Probabilities from which a label may be predicted; the best one on validation is used."""
-
-_C = (1.0, 10.0, 100.0)
-
-
-def frequent_labels(context: BaselineContext) -> BaselinePredictions:
-    """The most frequent training set of labels, for every row."""
-    counts = Counter(row.target for row in context.train)
-    best = max(sorted(counts, key=str), key=lambda target: counts[target])
-    named = ", ".join(labels_in(best)) or "no label"
-    return BaselinePredictions(values=[best] * len(context.test), detail=f"always {named:.60}")
 
 
 def one_versus_rest(context: BaselineContext) -> BaselinePredictions:
@@ -38,21 +28,21 @@ def one_versus_rest(context: BaselineContext) -> BaselinePredictions:
     C and the probability from which a label is predicted are those that are best on validation.
     """
     import numpy as np
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
     labels = sorted({label for row in context.train for label in labels_in(row.target)})
     if not labels:
-        return frequent_labels(context)
+        return majority(context)
     truth = np.array([[label in row.target for label in labels] for row in context.train])  # type: ignore[operator]
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
+    vectorizer = vectorizer_of("char")
     try:
-        train = vectorizer.fit_transform(_texts(context, context.train))
+        train = vectorizer.fit_transform(cleaned_texts(context, context.train))
     except ValueError:  # no text of two characters
-        return frequent_labels(context)
+        return majority(context)
     validation, test = (
-        vectorizer.transform(_texts(context, rows)) for rows in (context.validation, context.test)
+        vectorizer.transform(cleaned_texts(context, rows))
+        for rows in (context.validation, context.test)
     )
     varied: Any = truth.any(axis=0) & ~truth.all(axis=0)
     constant: Any = truth.all(axis=0)
@@ -64,7 +54,7 @@ def one_versus_rest(context: BaselineContext) -> BaselinePredictions:
         return table
 
     best: tuple[float, list[Target], str] = (-1.0, [], "")
-    for c in _C:
+    for c in LOGISTIC_C:
         model = None
         if varied.any():
             model = OneVsRestClassifier(LogisticRegression(C=c, max_iter=1000, tol=1e-3))
@@ -134,9 +124,7 @@ def popularity(context: BaselineContext) -> BaselinePredictions:
 
 def similarity(context: BaselineContext) -> BaselinePredictions:
     """The candidates by their cosine to the query, of character 2-5 gram TF-IDF vectors."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
+    vectorizer = vectorizer_of("char")
     clean = context.recipe.template.cleaned
     known = {clean(one) for row in context.train for one in (row.text, *row.candidates)}
     try:
@@ -152,17 +140,7 @@ def similarity(context: BaselineContext) -> BaselinePredictions:
     return BaselinePredictions(values=values, detail="characters 2-5")
 
 
-def _texts(context: BaselineContext, rows: Sequence[Row]) -> list[str]:
-    return [context.recipe.template.cleaned(row.text) for row in rows]
-
-
 STRUCTURED: tuple[BaselineSpec, ...] = (
-    BaselineSpec(
-        name="frequent-labels",
-        description="always the most frequent training set of labels",
-        tasks=("multilabel",),
-        predict=frequent_labels,
-    ),
     BaselineSpec(
         name="one-versus-rest",
         description="TF-IDF + a logistic regression per label, chosen on validation",
