@@ -270,7 +270,7 @@ def test_second_base_in_one_process_is_refused(platform: Platform, tmp_path: Pat
         other.generate([(None, "hen")])
 
 
-@pytest.mark.parametrize("text", ["", "  "])
+@pytest.mark.parametrize("text", ["", "  ", "\u200b\ufeff"])
 def test_empty_text_is_an_error(platform: Platform, text: str) -> None:
     with pytest.raises(DataError, match="Text 2 of 2: The text is empty"):
         platform.predict("toy/animals", ["hen", text])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import NoProgress
 from trunkline.refs import Ref, check_digest
+from trunkline.training.distributed import require_one
 
 if TYPE_CHECKING:
     from trunkline.adapters.archive import ExportResult, ImportResult
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """The imports, exports and merges of one platform, as ``platform.files``."""
+    """The imports, exports and merges of one platform, as ``platform.files``.
+
+    They are refused in a process that a launcher started together with others.
+    """
 
     platform: Platform
 
@@ -48,6 +52,7 @@ class AdapterFiles:
             UsageError: the options contradict the adapter.
             IntegrityError: it does not fit the base, or can't be computed exactly.
         """
+        require_one()
         from trunkline.adapters.hub import SCHEME, fetch_adapter
         from trunkline.adapters.peft_import import ImportOptions, import_adapter
         from trunkline.bases import DEFAULT_BASE, describe
@@ -84,6 +89,7 @@ class AdapterFiles:
             base: the required base of the version.
             actor: recorded as the importer; by default the system's user.
         """
+        require_one()
         from trunkline.adapters.archive import import_archive
         from trunkline.bases import describe
 
@@ -100,6 +106,7 @@ class AdapterFiles:
         self, adapter: str, file: str | Path, *, overwrite: bool = False, actor: str | None = None
     ) -> ExportResult:
         """Write a version into an archive."""
+        require_one()
         from trunkline.adapters.archive import export_version
 
         version = self.platform.resolve(adapter).version
@@ -124,6 +131,7 @@ class AdapterFiles:
         Raises:
             RefusedError: the export answers differently from the version; nothing was written.
         """
+        require_one()
         from trunkline.bases import DEFAULT_BASE
         from trunkline.training import export
         from trunkline.training.cross_validation import prepare_version
@@ -174,6 +182,7 @@ class AdapterFiles:
             UsageError: an option is out of range.
             RefusedError: the versions can't be merged.
         """
+        require_one()
         from trunkline.training.merge import merge_versions
         from trunkline.training.merge_weights import MergeOptions
         from trunkline.training.run import RunContext

@@ -21,7 +21,7 @@ def clean_label(label: str) -> str:
 
 def is_blank(text: str) -> bool:
     """Whether a text has nothing but white space and invisible characters."""
-    return not _BLANK.sub("", text)
+    return not text or _BLANK.fullmatch(text) is not None
 
 
 def similar_labels(labels: Iterable[str]) -> list[list[str]]:

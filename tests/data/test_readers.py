@@ -187,7 +187,7 @@ def test_column_whose_name_has_another_delimiter_can_be_read(tmp_path: Path) -> 
 
 
 def test_blank_lines_of_one_column_are_rows_without_a_text(tmp_path: Path) -> None:
-    path = written(tmp_path, "rows.csv", "text\none\n\n\nfour\n\n\n")
+    path = written(tmp_path, "rows.csv", "text\none\n\n\u200b\nfour\n\n\n")
     file = open_texts(path, "text", skip_empty=True)
 
     assert (texts_of(file), numbers_of(file), file.empty) == (["one", "four"], [1, 4], 2)

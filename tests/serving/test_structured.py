@@ -63,6 +63,7 @@ def test_documents_are_ranked(http: TestClient, platform: Platform, path: str) -
     assert tuple(one["document"]["text"] for one in results) == expected.candidates
     assert [one["relevance_score"] for one in results] == pytest.approx(expected.probabilities)
     assert [DOCUMENTS[one["index"]] for one in results] == list(expected.candidates)
+    assert post(http, path, **body, return_documents=None)["results"] == results
     first = post(http, path, **body, top_n=1, return_documents=False)["results"]
     assert first == [{name: results[0][name] for name in ("index", "relevance_score")}]
 
@@ -105,6 +106,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "an empty query": (
         "/v1/rank", {"model": "toy/next", "query": " ", "documents": ["b", "c"]}, "empty", "query",
     ),
+    "an invisible query": (
+        "/v1/rank", {"model": "toy/next", "query": "\u200b", "documents": ["b", "c"]}, "empty",
+        "query",
+    ),
+    "an invisible document": (
+        "/v1/rank", {"model": "toy/next", "query": "a", "documents": ["b", "\u2060"]}, "no text",
+        "documents",
+    ),
     "abstaining labels": (
         "/v1/classify", {"model": "toy/colors", "input": "a", "abstain": 0.9},
         "only a classification abstains", "abstain",
@@ -119,6 +128,25 @@ def test_request_that_does_not_fit_is_refused(http: TestClient, case: str) -> No
     error = response.json()["error"]
     assert response.status_code == 400, error
     assert part in error["message"]
+    assert error["param"] == param
+
+
+INVISIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "tag": ("/v1/tag", {"model": "toy/drugs", "input": "\u200b\u200d"}, "input"),
+    "classify": ("/v1/classify", {"model": "toy/colors", "input": ["a", "\ufeff "]}, "input[1]"),
+    "embeddings": ("/v1/embeddings", {"model": "base", "input": "\u00ad"}, "input"),
+    "chat": (
+        "/v1/chat/completions",
+        {"model": "base", "messages": [{"role": "user", "content": "\u2060"}]}, "messages",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INVISIBLE)
+def test_text_of_invisible_characters_is_empty(http: TestClient, case: str) -> None:
+    path, body, param = INVISIBLE[case]
+    error = http.post(path, json=body).json()["error"]
+    assert "The text is empty" in error["message"]
     assert error["param"] == param
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 
 from cli_runner import invoke
 from own_files import own_recipe
+from trunkline.adapter_files import AdapterFiles
 from trunkline.api import open
+from trunkline.errors import UsageError
 
 pytestmark = pytest.mark.merge
 
@@ -122,6 +125,35 @@ def test_two_processes_resume_what_two_began(tmp_path: Path, tiny: Path) -> None
     assert "the number of processes was 2 and is 1 now" in alone.stderr
     resumed = start(stopped, tiny, "torchrun", "--resume", "1")
     assert resumed["version"]["digest"] == complete["version"]["digest"]
+
+
+FILES: dict[str, Callable[[AdapterFiles], object]] = {
+    "merge": lambda files: files.merge_adapters(["toy/a@1", "toy/a@2"], "toy/b"),
+    "import": lambda files: files.import_adapter("folder", "toy/a"),
+    "an archive": lambda files: files.import_archive("a.tar"),
+    "export": lambda files: files.export_adapter("toy/a", "a.tar"),
+    "a model": lambda files: files.export_model("toy/a", "folder", "merged"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_are_written_by_one_process(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"2 processes \(WORLD_SIZE\)"):
+        FILES[case](open(tmp_path, no_plugins=True).files)
+
+
+def test_number_of_processes_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    refused = invoke(
+        "--workspace", str(tmp_path), "adapters", "merge", "toy/a@1", "toy/a@2", "--name", "toy/b"
+    )
+    assert "WORLD_SIZE is 'two'" in refused.stderr
+    assert refused.exit_code == 2
 
 
 @pytest.mark.parametrize("args", [("eval", "--folds", "2"), ("eval", "--seeds", "2"), ("tune",)])

@@ -19,6 +19,7 @@ from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options, url_option
 from trunkline.errors import DataError, TooLargeError, UsageError
 from trunkline.files import output_file
+from trunkline.labels import is_blank
 from trunkline.refs import BASE
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def predict(
             "Give either; a text that is only a dash can come from stdin or a file.",
         )
     if texts == ("-",):
-        texts = tuple(line for line in read_stdin().split("\n") if line.strip())
+        texts = tuple(line for line in read_stdin().split("\n") if not is_blank(line))
         if not texts:
             raise UsageError("No text arrived on stdin.", "Send one text per line.")
     if candidates:

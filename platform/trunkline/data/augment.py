@@ -14,6 +14,7 @@ from typing import Any
 
 from trunkline.contracts import Row, TransformSpec
 from trunkline.errors import UsageError
+from trunkline.labels import is_blank
 
 _SHARE = 0.1
 """Share of the words, or of the characters, that a copy changes."""
@@ -35,7 +36,7 @@ def copies(suffix: str, change: Change) -> Callable[[Row, random.Random], list[R
 
     def apply(row: Row, rng: random.Random) -> list[Row]:
         text = change(row.text, rng)
-        if text == row.text or not text.strip():
+        if text == row.text or is_blank(text):
             return [row]
         return [replace(row, id=f"{row.id}+{suffix}", text=text)]
 

@@ -391,9 +391,7 @@ def _used(prepared: Prepared) -> list[Row]:
 
 def _has_no_target(row: Row) -> bool:
     """Whether the target is empty; in a column of numbers that is not a number."""
-    return (
-        row.target != row.target if isinstance(row.target, float) else not str(row.target).strip()
-    )
+    return row.target != row.target if isinstance(row.target, float) else is_blank(str(row.target))
 
 
 def _is_infinite(target: Any) -> bool:

@@ -33,6 +33,7 @@ from trunkline.data.readers import (
 )
 from trunkline.data.readers.rows import missing_column
 from trunkline.errors import DataError, UsageError
+from trunkline.labels import is_blank
 
 TARGETS: Mapping[str, Task] = {
     "label": "classification",
@@ -297,7 +298,7 @@ class DataFiles(BaseModel):
             literal + ("" if name is None else row.values[name] or "")
             for literal, name in self._text_parts
         )
-        blank = all(not (row.values[name] or "").strip() for name in self.text_columns)
+        blank = all(is_blank(row.values[name] or "") for name in self.text_columns)
         return "" if blank else text
 
     def _conversation(self, row: FileRow) -> tuple[tuple[Message, ...], str, str]:
@@ -310,7 +311,7 @@ class DataFiles(BaseModel):
         if not value and not isinstance(value, str):
             return (), "", ""
         *history, text, answer = parse_conversation(value, row.place, self.messages, self.loss_on)
-        blank = any(not message.content.strip() for message in (*history, text))
+        blank = any(is_blank(message.content) for message in (*history, text))
         return tuple(history), "" if blank else text.content, answer.content
 
     def _target(self, row: FileRow) -> Target:

@@ -16,6 +16,7 @@ from typing import Any
 
 from trunkline.contracts import Message, Row, Template
 from trunkline.errors import DataError, UsageError, one_line
+from trunkline.labels import is_blank
 
 ROLES = ("system", "user", "assistant")
 _MARK = "TrunklineTextMark"
@@ -88,7 +89,7 @@ def encode_prompt(
         return encode_chat(messages, tokenizer)
 
     cleaned = template.cleaned(text)
-    if not cleaned.strip():
+    if is_blank(cleaned):
         raise DataError("The text is empty.", "Give at least one word.")
     ids = encode(cleaned)
     if max_length is None or len(ids) <= max_length:
@@ -101,7 +102,7 @@ def encode_prompt(
         range(1, len(cleaned)), max_length, key=lambda count: len(encode(start(count)))
     )
     kept = start(fitting)
-    if not kept.strip():
+    if is_blank(kept):
         raise NoRoomError(
             f"A prompt may have {max_length} tokens, which leaves no room for the text: the "
             f"template alone has {len(encode(''))}.",

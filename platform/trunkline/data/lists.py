@@ -9,6 +9,7 @@ from typing import Any
 from trunkline.contracts import Span
 from trunkline.data.readers import FileRow
 from trunkline.errors import DataError, one_line
+from trunkline.labels import is_blank
 
 _INDEX = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 
@@ -28,7 +29,7 @@ def read_items(row: FileRow, column: str, separator: str) -> tuple[str, ...]:
                 f"{row.place} has {item!r:.60} in the array in {column!r}, not a text.",
                 'Write it in quotes: ["…", "…"].',
             )
-    return tuple(item.strip() for item in value if item.strip())
+    return tuple(item.strip() for item in value if not is_blank(item))
 
 
 def read_spans(row: FileRow, column: str) -> tuple[Span, ...]:

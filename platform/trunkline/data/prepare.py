@@ -25,7 +25,7 @@ from trunkline.data.targets import (
 )
 from trunkline.data.transforms import augment_rows, clean_rows
 from trunkline.errors import DataError, PluginCallError, UsageError, plugin_call
-from trunkline.labels import clean_label, similar_advice, similar_labels
+from trunkline.labels import clean_label, is_blank, similar_advice, similar_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +293,7 @@ def _check_targets(
                     f"Row {row.id!r} of {dataset.name} has the target {target!r}, not a text.",
                     f"A {dataset.task} dataset's targets are texts.",
                 )
-            if not target.strip():
+            if is_blank(target):
                 dropped["no target"] += 1
                 continue
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trunkline.contracts import MAX_CANDIDATES, Row, Span, Target, Task
 from trunkline.errors import UsageError
-from trunkline.labels import clean_label
+from trunkline.labels import clean_label, is_blank
 from trunkline.template import Template
 
 LABELED: tuple[Task, ...] = ("classification", "multilabel", "tagging")
@@ -108,7 +108,7 @@ def _candidates(row: Row) -> tuple[str, ...]:
     if not 2 <= len(candidates) <= MAX_CANDIDATES:
         raise ValueError(f"it has {len(candidates)} candidates; 2 to {MAX_CANDIDATES} are wanted")
     for one in candidates:
-        if not isinstance(one, str) or not one.strip():
+        if not isinstance(one, str) or is_blank(one):
             raise ValueError(f"it has the candidate {one!r:.60}, not a text")
     if len(set(candidates)) < len(candidates):
         raise ValueError("it has a candidate twice")

@@ -21,6 +21,7 @@ from trunkline.errors import DataError, SingleTextError, UsageError
 from trunkline.inference.embedding import EmbeddingTask
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.inference.request_state import RequestState
+from trunkline.labels import is_blank
 from trunkline.lora.pool import AdapterPool
 from trunkline.tasks import (
     AnyTask,
@@ -182,7 +183,7 @@ def encode_request(
     if request.token_ids:
         return Prompt(list(request.token_ids), "", len(request.token_ids))
     if request.raw:
-        if request.embed and not request.text.strip():
+        if request.embed and is_blank(request.text):
             raise DataError("The text is empty.", "Give at least one word.")
         return encode_raw(request.text, tokenizer)
     if template is None:
@@ -211,7 +212,7 @@ def encode_request(
             "last one would be ignored.",
             "Send the last message alone.",
         )
-    if not template.cleaned(last["content"]).strip():
+    if is_blank(template.cleaned(last["content"])):
         raise DataError("The last message is empty.", "Give a text.")
     ids = encode_chat(chat_messages(history, last["content"], template), tokenizer)
     return Prompt(ids, template.cleaned(last["content"]), len(ids))

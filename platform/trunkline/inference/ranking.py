@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.contracts import MAX_CANDIDATES
 from trunkline.errors import UsageError
 from trunkline.inference.request import Answer, Request, ResolvedRequest
+from trunkline.labels import is_blank
 from trunkline.tasks.ranking import ranked
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def check_candidates(candidates: Sequence[str]) -> None:
             f"{len(candidates):,} candidates are too many.", f"Give at most {MAX_CANDIDATES:,}."
         )
     for candidate in candidates:
-        if not isinstance(candidate, str) or not candidate.strip():
+        if not isinstance(candidate, str) or is_blank(candidate):
             raise UsageError(f"The candidate {candidate!r:.60} is no text.", "Leave it out.")
     if len(set(candidates)) < len(candidates):
         raise UsageError("A candidate occurs twice.", "Give each one once.")

@@ -81,11 +81,12 @@ async def rank(body: RankBody, context: Context, request: Request) -> Response:
     await context.submit(model, body.documents, requests, body.timeout, field="documents")
     answers = await context.answers(request.receive)
     order, probabilities = ranked([_value(answer)["value"] for answer in answers])
+    with_documents = body.return_documents is not False
     results = [
         {
             "index": index,
             "relevance_score": probability,
-            **({"document": {"text": body.documents[index]}} if body.return_documents else {}),
+            **({"document": {"text": body.documents[index]}} if with_documents else {}),
         }
         for index, probability in zip(order, probabilities, strict=True)
     ]

@@ -34,6 +34,7 @@ from trunkline.inference.request import (
     MAX_TEMPERATURE,
     MIN_SEED,
 )
+from trunkline.labels import is_blank
 from trunkline.refs import shown
 from trunkline.serving import fields
 from trunkline.serving.errors import ApiError
@@ -393,12 +394,12 @@ class RankBody(StrictModel):
     query: Text
     documents: Texts
     top_n: Annotated[Integer, Field(ge=1)] | None = None
-    return_documents: StrictBool = True
+    return_documents: StrictBool | None = None
     timeout: Timeout | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.query.strip():
+        if is_blank(self.query):
             raise invalid("is empty.", "Send the text to rank the documents for.", field="query")
         try:
             check_candidates(self.documents)

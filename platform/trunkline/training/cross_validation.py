@@ -243,7 +243,9 @@ def evaluate_version(
 
     Raises:
         RefusedError: the data changed since the training, so its test rows may have been seen.
+        UsageError: this is one of several processes.
     """
+    require_one()
     context.listener.stage("reading data")
     job, prepared, artifact = prepare_version(context.store, job, version)
     report, predictions = evaluate_artifact(context, job, prepared, artifact)

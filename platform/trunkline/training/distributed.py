@@ -19,8 +19,18 @@ class StepsTakenError(Exception):
 
 
 def processes() -> int:
-    """How many processes train together; 1 if no launcher started this one."""
-    return max(1, int(os.environ.get("WORLD_SIZE") or 1))
+    """How many processes train together; 1 if no launcher started this one.
+
+    Raises:
+        UsageError: the variable ``WORLD_SIZE`` is no number.
+    """
+    count = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not (count.isascii() and count.isdecimal()):
+        raise UsageError(
+            f"The environment variable WORLD_SIZE is {count!r}, not a number of processes.",
+            "Unset it, or start the command with torchrun or accelerate launch.",
+        )
+    return max(1, int(count))
 
 
 def is_first() -> bool:

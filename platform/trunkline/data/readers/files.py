@@ -24,6 +24,7 @@ from trunkline.data.readers.rows import FileOptions, FileRow, missing_column
 from trunkline.data.readers.text_folder import TextFolder
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.files import sha256_file
+from trunkline.labels import is_blank
 
 FORMATS = {
     ".csv": "CSV",
@@ -92,7 +93,8 @@ class TextFile:
         Raises:
             DataError: the file was changed after it was checked.
         """
-        texts = (row for row in _texts(self.path, self.column, self.options) if row.text.strip())
+        rows = _texts(self.path, self.column, self.options)
+        texts = (row for row in rows if not is_blank(row.text))
         while batch := list(islice(texts, BATCH_ROWS)):
             self._check_unchanged()
             yield batch
@@ -190,7 +192,7 @@ def open_texts(
     state = _state(path)
     rows = empty = 0
     for row in file.rows([column]):
-        if (row.values[column] or "").strip():
+        if not is_blank(row.values[column] or ""):
             rows += 1
         elif skip_empty:
             empty += 1
