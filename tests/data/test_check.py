@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny_base import make_tokenizer
-from trunkline.contracts import DatasetSpec, Row, Settings
+from trunkline.contracts import DatasetSpec, Row, Settings, Span
 from trunkline.data.check import (
     DataFinding,
     DatasetCheck,
@@ -237,3 +237,30 @@ def test_labels_that_look_the_same_are_shown_escaped() -> None:
     message = finding_of(rows, "similar labels").message
     assert "'caf\\xe9'" in message
     assert "'cafe\\u0301'" in message
+
+
+@pytest.mark.parametrize(("start", "end", "torn"), [(0, 5, False), (0, 4, True), (5, 9, True)])
+def test_span_that_cuts_a_word_is_a_finding(start: int, end: int, torn: bool) -> None:
+    rows = [
+        Row(
+            id=str(index),
+            text=f"Lille was {index}",
+            target=(Span(start, end, "X"),),
+            group=str(index),
+        )
+        for index in range(30)
+    ]
+    dataset_findings = [one.kind for one in checked(rows, "tagging").findings]
+    assert ("torn spans" in dataset_findings) == torn
+
+
+def test_labels_that_hold_another_separator_are_a_finding() -> None:
+    rows = [
+        replace(row, target=("red,green", "blue")[index % 2 :][:1])
+        for index, row in enumerate(made())
+    ]
+    (finding,) = [one for one in checked(rows, "multilabel").findings if one.kind == "separator"]
+    assert finding.count == 45
+    assert "--separator ','" in finding.advice
+    rows[0] = replace(rows[0], target=("blue", "red,green"))
+    assert "separator" not in {one.kind for one in checked(rows, "multilabel").findings}

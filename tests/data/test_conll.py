@@ -70,6 +70,32 @@ def test_line_without_a_tag_is_refused(tmp_path: Path, line: str) -> None:
         list(read_rows(path, None))
 
 
+@pytest.mark.parametrize(
+    "token", ["10\u00a0000", "New York", "東\u3000京", "a\u2028b", "a\x0bb", "#"]
+)
+def test_token_is_read_as_it_is_written(tmp_path: Path, token: str) -> None:
+    path = tmp_path / "rows.conll"
+    path.write_text(f"{token}\tX\tB-LOC\nis\tX\tO\n", encoding="utf-8")
+    assert spans_of(path) == [(f"{token} is", [[0, len(token), "LOC"]])]
+
+
+@pytest.mark.parametrize(
+    ("lines", "part"),
+    [
+        ("took X O\nNew York B-LOC X\n", "Line 2 of rows.conll has 4 columns, line 1 has 3"),
+        ("took X O\naspirin B-DRUG\n", "Line 2 of rows.conll has 2 columns, line 1 has 3"),
+        ("took\tO\n\tB-DRUG\n", "Line 2 of rows.conll has a tag without a token"),
+        ("took\tO\nNew York B-LOC\n", "Line 2 of rows.conll has a token without a tag"),
+        ("1\tAm\tO\tO\n2\tAbend\tB-T\tO\n", "Line 1 of rows.conll and those after it number"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(tmp_path: Path, lines: str, part: str) -> None:
+    path = tmp_path / "rows.conll"
+    path.write_text(lines)
+    with pytest.raises(DataError, match=part):
+        list(read_rows(path, None))
+
+
 def write(path: Path, rows: list[dict[str, str]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -110,11 +136,27 @@ def test_array_of_other_than_texts_is_refused(tmp_path: Path, cell: str) -> None
         list(DataFiles(file=file, labels="kind").rows())
 
 
-@pytest.mark.parametrize("cell", ["DRUG", "{}", "[1]", "[[0, 1]]", '[["DRUG"]]'])
+TWICE = '[{"start": 0, "start": 4, "end": 7, "label": "X"}]'
+
+
+@pytest.mark.parametrize("cell", ["DRUG", "{}", "[1]", "[[0, 1]]", '[["DRUG"]]', TWICE])
 def test_other_than_spans_is_refused(tmp_path: Path, cell: str) -> None:
     file = write(tmp_path / "rows.jsonl", [{"text": "x", "spans": cell}])
     with pytest.raises(DataError, match="Row 1"):
         list(DataFiles(file=file, spans="spans").rows())
+
+
+def test_relevant_candidate_loses_its_blanks_as_candidates_do(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"text": "x", "bought": " tea", "shelf": "milk ; tea"}])
+    (row,) = DataFiles(file=file, relevant="bought", candidates="shelf").rows()
+    assert (row.target, row.candidates) == ("tea", ("milk", "tea"))
+
+
+def test_list_as_python_writes_it_is_refused_with_the_cure(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"text": "x", "kind": "['red', 'green']"}])
+    with pytest.raises(DataError) as caught:
+        list(DataFiles(file=file, labels="kind").rows())
+    assert "double quotes" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("columns", [{"relevant": "a"}, {"label": "a", "candidates": "b"}])

@@ -10,7 +10,7 @@ import pytest
 from trunkline.api import Platform
 from trunkline.data.columns import DataFiles
 from trunkline.errors import DataError, Interrupted, NotFoundError, TrunklineError, UsageError
-from trunkline.training.config import RecipeConfig, config_of, read_config
+from trunkline.training.config import RecipeConfig, config_of, make_config, read_config
 
 OWN = """\
 name: claims/category
@@ -48,6 +48,17 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
     one = config(tmp_path, OWN)
     assert config(tmp_path, one.to_yaml()) == one
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "7E3", ".9E5", "1e-4", "010", "yes", "~", "a\x85b", "1:30"]
+)
+def test_text_that_looks_like_another_value_survives_yaml(text: str, tmp_path: Path) -> None:
+    values = {"name": "a/b", "data": {"file": "f.csv", "label": text, "text": "t"}}
+    one = make_config({**values, "loss_options": {"costs": {text: {"other": 5.0}}}}, "made")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(one.to_yaml(tmp_path), encoding="utf-8")
+    assert read_config(path).is_same(one)
 
 
 def test_every_recipe_of_a_plugin_survives_yaml(platform: Platform, tmp_path: Path) -> None:

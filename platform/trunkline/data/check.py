@@ -13,13 +13,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
-from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Template, TransformSpec
+from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Span, Template, TransformSpec
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths
 from trunkline.data.near_duplicates import NearDuplicate, near_duplicates
 from trunkline.data.prepare import Prepared, input_of, prepare, read_rows
-from trunkline.data.targets import LABELED, labels_in, normalized
+from trunkline.data.targets import LABELED, labels_in, normalized, spans_of
 from trunkline.errors import TrunklineError
 from trunkline.labels import clean_label, is_blank, similar_text
 
@@ -37,6 +38,9 @@ MISSING_EXTRA = "not checked: pip install 'trunkline[check]'"
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _REPLACED = "\ufffd"
+_SEPARATORS = (",", ";", "|", "/", "\t")
+_IN_A_WORD = re.compile(r"[A-Za-z\u00c0-\u052f]{2}")
+"""Two letters of a script that writes blanks between words: Latin, Greek or Cyrillic."""
 _PERSONAL: dict[str, re.Pattern[str]] = {
     "an e-mail address": re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b", re.ASCII),
     "a telephone number": re.compile(
@@ -272,6 +276,17 @@ def _prepared_findings(
             f"the labels {similar_text([group])} differ only in case, white space or Unicode form",
             "Write each label in one way.",
         )  # fmt: skip
+    if dataset.task == "multilabel":
+        yield from _separator_finding(kept.values())
+    if dataset.task == "tagging":
+        torn = [
+            row.id for row in kept.values() if any(map(partial(_is_torn, row.text), spans_of(row)))
+        ]
+        yield from _finding(
+            "torn spans", "warning", torn,
+            "a span that begins or ends inside a word, or at white space",
+            "Spans count characters (Unicode code points, not bytes) from 0; the end is excluded.",
+        )  # fmt: skip
     method = report.compared_by
     in_train = {pair.row.id for pair in prepared.near_duplicates}
     validation = near_duplicates(split.validation, split.train, template, method)
@@ -295,6 +310,29 @@ def _prepared_findings(
             "near-duplicates", level, [pair.row.id for pair in pairs], message + example,
             "Put near-duplicates into one group (--group).",
         )  # fmt: skip
+
+
+def _separator_finding(rows: Iterable[Row]) -> Iterator[DataFinding]:
+    """A finding if no row has several labels, but labels hold what may separate them."""
+    single = [row for row in rows if len(labels_in(row.target)) == 1]
+    if any(len(labels_in(row.target)) > 1 for row in rows):
+        return
+    for separator in _SEPARATORS:
+        joined = [row.id for row in single if separator in labels_in(row.target)[0]]
+        yield from _finding(
+            "separator", "warning", joined,
+            f"one label that contains {separator!r}, and no row has several labels",
+            f"If it separates labels, use --separator {separator!r}.",
+        )  # fmt: skip
+
+
+def _is_torn(text: str, span: Span) -> bool:
+    """Whether a span begins or ends inside a word or at white space, by its offsets."""
+    part = text[span.start : span.end]
+    inside = (text[edge - 1 : edge + 1] for edge in (span.start, span.end) if edge)
+    return part != part.strip() or any(
+        len(one) == 2 and _IN_A_WORD.fullmatch(one) for one in inside
+    )
 
 
 def _rare_labels(labels: Counter[str]) -> Iterator[DataFinding]:

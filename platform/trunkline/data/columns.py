@@ -320,6 +320,8 @@ class DataFiles(BaseModel):
         if self.spans is not None:
             return read_spans(row, self.spans)
         text = row.values[self.target_column] or ""
+        if self.relevant is not None:
+            return text.strip()  # as the candidates are
         if self.task != "regression":
             return text
         if not text.strip():

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from trunkline.contracts import Span
-from trunkline.data.readers import FileRow
+from trunkline.data.readers import FileRow, unique_keys
 from trunkline.errors import DataError, one_line
 from trunkline.labels import is_blank
 
@@ -78,10 +78,11 @@ def _value(row: FileRow, column: str) -> Any:
 
 def _array(text: str, row: FileRow, column: str) -> list[Any]:
     try:
-        items = json.loads(text, parse_float=str)
+        items = json.loads(text, parse_float=str, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{row.place} has no JSON array in {column!r}: {one_line(error)}.", "Correct it."
+            f"{row.place} has no JSON array in {column!r}: {one_line(error)}.",
+            'Write JSON, with double quotes: ["red", "green"]. Python\'s json.dumps writes it.',
         ) from None
     if not isinstance(items, list):
         raise DataError(f"{row.place} has no JSON array in {column!r}.", "Write [ … ].")

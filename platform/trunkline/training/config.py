@@ -34,6 +34,25 @@ _METRICS: Mapping[Task, tuple[str, ...]] = {
 """The metrics of a recipe that names none; the first is the gate's."""
 
 
+_SCALARS = tuple(
+    (tag, re.compile(rf"(?:{pattern})\Z"), first)
+    for tag, pattern, first in (
+        ("null", r"~|null|Null|NULL|", "~nN"),
+        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+        ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+        (
+            "float",
+            r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+            "-+.0123456789",
+        ),
+    )
+)
+"""Type, form and first characters of a scalar without quotes: YAML 1.2's core schema. ``010`` and
+``1:30`` are texts, ``1e-4`` is a number.
+"""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -172,7 +191,9 @@ class RecipeConfig(_Strict):
         config = self
         if self.data is not None and folder is not None:
             config = self.model_copy(update={"data": self.data.seen_from(folder)})
-        return yaml.safe_dump(config.to_json(), sort_keys=False, allow_unicode=True, width=100)
+        return yaml.dump(
+            config.to_json(), Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=100
+        )
 
 
 def make_config(values: Mapping[str, Any], subject: str) -> RecipeConfig:
@@ -319,20 +340,24 @@ def _unique_key_loader() -> Any:
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
-    # YAML 1.2's core schema: 010 and 1:30 are texts, 1e-4 is a number
     Loader.yaml_implicit_resolvers = {}
-    for tag, pattern, first in (
-        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-        ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-        ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-        (
-            "float",
-            r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-            list("-+.0123456789"),
-        ),
-    ):
-        Loader.add_implicit_resolver(
-            f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), first
-        )
+    for tag, pattern, first in _SCALARS:
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", pattern, [*first, ""])
     return Loader
+
+
+def _dumper() -> Any:
+    """YAML's safe dumper, which quotes a text that the loader would read as something else."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]  # yaml has no types
+        pass
+
+    def represent(dumper: Any, text: str) -> Any:
+        is_scalar = any(pattern.match(text) for _, pattern, _ in _SCALARS)
+        # in single quotes, this line break would be read as a blank
+        style = '"' if "\x85" in text else "'" if is_scalar else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    Dumper.add_representer(str, represent)
+    return Dumper

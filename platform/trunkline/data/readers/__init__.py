@@ -16,6 +16,7 @@ from trunkline.data.readers.files import (
     read_columns,
     read_rows,
 )
+from trunkline.data.readers.json_rows import unique_keys
 from trunkline.data.readers.rows import FileOptions, FileRow
 from trunkline.data.readers.text import decode_text, read_entries
 
@@ -36,4 +37,5 @@ __all__ = [
     "read_rows",
     "split_path",
     "splits_of",
+    "unique_keys",
 ]

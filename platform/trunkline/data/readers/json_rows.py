@@ -113,7 +113,8 @@ def _text_of(value: Any, column: str, place: str) -> str | None:
     return value
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
+def unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
+    """An object of JSON from its keys and values; raises ValueError if a key occurs twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
         seen: set[str] = set()
@@ -125,7 +126,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_int=str, parse_float=str, parse_constant=_Constant
+    object_pairs_hook=unique_keys, parse_int=str, parse_float=str, parse_constant=_Constant
 )
 
 
