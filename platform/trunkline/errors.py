@@ -53,7 +53,6 @@ class SingleTextError(UsageError):
     """A conversation of several messages for an adapter that was trained on single texts."""
 
     code = "single_text"
-    param = "messages"
 
 
 class NotFoundError(UsageError):

@@ -83,6 +83,22 @@ def test_valid_body_is_accepted(validating: TestClient, path: str) -> None:
     assert is_accepted(validating, path)
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/admin/pin", "pinned"),
+        ("/admin/promote", "alias"),
+        ("/admin/promote", "force"),
+        ("/admin/promote", "reason"),
+        ("/admin/rollback", "alias"),
+        ("/v1/classify", "abstain"),
+        ("/v1/classify", "truncate_prompt_tokens"),
+    ],
+)
+def test_null_is_a_field_that_is_not_set(validating: TestClient, path: str, name: str) -> None:
+    assert is_accepted(validating, path, **{name: None})
+
+
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("name", ["something_of_next_year", "temprature", "tools_v2", "%", "a b"])
 def test_unknown_field_is_refused_by_name(validating: TestClient, path: str, name: str) -> None:

@@ -20,7 +20,10 @@ DOCUMENTS = ["milk", "a loaf of bread", "tea"]
 @pytest.fixture(scope="module", autouse=True)
 def published(platform: Platform, tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> None:
     """Publish an adapter of each task."""
-    for name, kind in (("colors", "multilabel"), ("drugs", "tagging"), ("next", "ranking")):
+    kinds = {
+        "colors": "multilabel", "drugs": "tagging", "next": "ranking", "plain": "generation",
+    }  # fmt: skip
+    for name, kind in kinds.items():
         folder = tmp_path_factory.mktemp(name) / "artifact"
         make_artifact(folder, tiny, kind, seed=5)
         digest = describe(str(tiny)).digest
@@ -63,7 +66,8 @@ def test_documents_are_ranked(http: TestClient, platform: Platform, path: str) -
     assert tuple(one["document"]["text"] for one in results) == expected.candidates
     assert [one["relevance_score"] for one in results] == pytest.approx(expected.probabilities)
     assert [DOCUMENTS[one["index"]] for one in results] == list(expected.candidates)
-    assert post(http, path, **body, return_documents=None)["results"] == results
+    for unset in ({"return_documents": None}, {"top_n": 0}, {"max_tokens_per_doc": None}):
+        assert post(http, path, **body, **unset)["results"] == results
     first = post(http, path, **body, top_n=1, return_documents=False)["results"]
     assert first == [{name: results[0][name] for name in ("index", "relevance_score")}]
 
@@ -99,8 +103,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "/v1/rank", {"model": "toy/next", "query": "a", "documents": [{"text": "b"}]}, "documents",
         "documents[0]",
     ),
-    "no documents asked for": (
-        "/v1/rank", {"model": "toy/next", "query": "a", "documents": ["b", "c"], "top_n": 0},
+    "a number of documents below zero": (
+        "/v1/rank", {"model": "toy/next", "query": "a", "documents": ["b", "c"], "top_n": -1},
         "top_n", "top_n",
     ),
     "an empty query": (
@@ -156,6 +160,24 @@ def test_more_documents_than_the_limit_are_refused(http: TestClient) -> None:
     error = http.post("/v1/rank", json=body).json()["error"]
     assert "8" in error["message"]
     assert error["param"] == "documents"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/v1/chat/completions", "messages"), ("/v1/responses", "input")]
+)
+def test_history_for_an_adapter_of_single_texts_names_the_field(
+    http: TestClient, path: str, field: str
+) -> None:
+    messages = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    error = http.post(path, json={"model": "toy/plain", field: messages}).json()["error"]
+    assert (error["code"], error["param"]) == ("single_text", field)
+
+
+def test_query_counts_as_text_of_the_request(http: TestClient) -> None:
+    body = {"model": "toy/next", "query": "a" * 600, "documents": ["b", "c"]}
+    response = http.post("/v1/rank", json=body)
+    assert response.status_code == 413
+    assert "602 characters" in response.json()["error"]["message"]
 
 
 def test_models_name_their_task(http: TestClient) -> None:

@@ -148,6 +148,22 @@ STREAM_OPTIONS_NEUTRAL: Mapping[str, Values] = {"include_obfuscation": (False,)}
 
 PREDICT_IGNORED = frozenset({"user", "metadata", "request_id"})
 
+PREDICT_NEUTRAL: Mapping[str, Values] = {
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "add_special_tokens": (True,),
+    "priority": (0,),
+}
+
+RANK_NEUTRAL: Mapping[str, Values] = {
+    **PREDICT_NEUTRAL,
+    "rank_fields": (["text"],),
+    "max_chunks_per_doc": (),
+    "max_tokens_per_doc": (),
+    "return_embeddings": (False,),
+}
+"""Of the rerank of Cohere, Jina and vLLM."""
+
 TOOL_FIELDS = frozenset({
     "tools", "tool_choice", "functions", "function_call", "tool_calls", "tool_call_id",
 })  # fmt: skip
@@ -186,7 +202,8 @@ _CLOSE = 0.8
 class StrictModel(BaseModel):
     """An object of a body that refuses unknown fields by name.
 
-    A field without an effect is left out before validation. A class may restrict what is accepted
+    A field without an effect is left out before validation, as is null for a field that has a
+    default. A class may restrict what is accepted
     further with :meth:`prepare`.
 
     Attributes:
@@ -207,7 +224,8 @@ class StrictModel(BaseModel):
         fields: dict[str, Any] = {}
         for name, value in cls.prepare(data).items():
             if name in cls.model_fields:
-                fields[name] = value
+                if value is not None or cls.model_fields[name].is_required():
+                    fields[name] = value
             elif not cls._has_no_effect(name, value):
                 raise _refusal(name, value, cls.model_fields)
         return fields

@@ -78,22 +78,22 @@ async def rank(body: RankBody, context: Context, request: Request) -> Response:
     context.set_model_name(body.model, json.dumps([body.query, *body.documents]))
     model = await resolve(context, body.model, "ranking")
     requests = [EngineRequest(model.name, body.query, candidate=one) for one in body.documents]
-    await context.submit(model, body.documents, requests, body.timeout, field="documents")
+    texts = [body.query + body.documents[0], *body.documents[1:]]
+    await context.submit(model, texts, requests, body.timeout, field="documents")
     answers = await context.answers(request.receive)
     order, probabilities = ranked([_value(answer)["value"] for answer in answers])
-    with_documents = body.return_documents is not False
     results = [
         {
             "index": index,
             "relevance_score": probability,
-            **({"document": {"text": body.documents[index]}} if with_documents else {}),
+            **({"document": {"text": body.documents[index]}} if body.return_documents else {}),
         }
         for index, probability in zip(order, probabilities, strict=True)
     ]
     content = {
         "object": "list",
         "model": model.name,
-        "results": results[: body.top_n],
+        "results": results[: body.top_n or None],
         "usage": usage(answers),
         "truncated": any(answer.truncated for answer in answers),
     }
@@ -151,12 +151,9 @@ async def _predict(
 
 
 NEUTRAL: Mapping[str, Values] = {
+    **fields.PREDICT_NEUTRAL,
     "dimensions": (),
-    "truncate_prompt_tokens": (),
-    "truncation_side": (),
-    "add_special_tokens": (True,),
     "input_type": (),
-    "priority": (0,),
 }
 
 

@@ -363,6 +363,7 @@ class TagBody(StrictModel):
     """``POST /v1/tag``."""
 
     ignored = fields.PREDICT_IGNORED
+    neutral = fields.PREDICT_NEUTRAL
 
     model: ModelName
     input: OneOrMore
@@ -389,12 +390,13 @@ class RankBody(StrictModel):
     """``POST /v1/rank``, with the fields of Cohere's and Jina's rerank."""
 
     ignored = fields.PREDICT_IGNORED
+    neutral = fields.RANK_NEUTRAL
 
     model: ModelName
     query: Text
     documents: Texts
-    top_n: Annotated[Integer, Field(ge=1)] | None = None
-    return_documents: StrictBool | None = None
+    top_n: Annotated[Integer, Field(ge=0, le=_MAX_INT)] | None = None
+    return_documents: StrictBool = True
     timeout: Timeout | None = None
 
     @model_validator(mode="after")
