@@ -221,7 +221,11 @@ def test_predict_reads_numbers_of_json_as_they_are_written(run: Run, tmp_path: P
     assert texts == ["7", "1.50", "true"]
 
 
-@pytest.mark.parametrize("option", [("--encoding", "cp1252"), ("--no-quoting",)], ids=str)
+@pytest.mark.parametrize(
+    "option",
+    [("--encoding", "cp1252"), ("--no-quoting",), ("--column", "note"), ("--skip-empty",)],
+    ids=str,
+)
 def test_options_of_files_need_a_file(run: Run, option: tuple[str, ...]) -> None:
     result = run("predict", "toy/animals", "a text", *option)
     assert result.exit_code == 2

@@ -156,6 +156,13 @@ def test_croissant_describes_the_file_of_rows(run: Run, tmp_path: Path) -> None:
     assert hashlib.sha256(rows.read_bytes()).hexdigest() == data
 
 
+def test_croissant_and_rows_need_two_files(run: Run, tmp_path: Path) -> None:
+    same = str(tmp_path / "animals.json")
+    done = run("datasets", "croissant", "toy/animals", "--output", same, "--rows", same)
+    assert done.exit_code == 2
+    assert "Name two files" in done.stderr
+
+
 def test_croissant_that_can_t_be_written_is_one_error(run: Run, tmp_path: Path) -> None:
     done = run("datasets", "croissant", "toy/animals", "--output", str(tmp_path / "no/x.json"))
     assert done.exit_code == 1

@@ -106,6 +106,16 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
     assert "fire" in Tags(page.read_text(encoding="utf-8")).text
 
 
+def test_the_page_never_replaces_the_rows(tmp_path: Path) -> None:
+    file = tmp_path / "claims.csv"
+    file.write_text("text,label\na,b\n")
+    args = ("datasets", "check", str(file), "--label", "label", "--html", str(file))
+    done = invoke("--workspace", str(tmp_path), *args)
+    assert done.exit_code == 2
+    assert "is not a page" in done.stderr
+    assert file.read_text() == "text,label\na,b\n"
+
+
 def test_a_folder_of_texts_is_checked(tmp_path: Path) -> None:
     for number in range(40):
         path = tmp_path / "claims" / ("fire", "water")[number % 2] / f"{number}.txt"

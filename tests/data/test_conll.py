@@ -146,6 +146,11 @@ def test_other_than_spans_is_refused(tmp_path: Path, cell: str) -> None:
         list(DataFiles(file=file, spans="spans").rows())
 
 
+def test_separator_without_lists_is_refused() -> None:
+    with pytest.raises(ValueError, match="separator belongs to labels or candidates"):
+        DataFiles(file="x.csv", label="a", separator=",")
+
+
 def test_relevant_candidate_loses_its_blanks_as_candidates_do(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [{"text": "x", "bought": " tea", "shelf": "milk ; tea"}])
     (row,) = DataFiles(file=file, relevant="bought", candidates="shelf").rows()

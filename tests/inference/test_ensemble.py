@@ -57,6 +57,7 @@ def test_numbers_are_averaged() -> None:
         [classified("a@1", [1, 2, 3]), classified("b@1", [1, 2, 3], "abd")],
         [regressed("a@1", 1.0), regressed("b@1", 1.0, "EUR")],
         [Answer("a@1", "d", "generation", 5, text="x")] * 2,
+        [classified("a@1", [1, 2, 3]), classified("b@1", [2, 2, 3]), classified("a@1", [1, 2, 3])],
     ],
 )
 def test_what_has_no_average_is_refused(answers: list[Answer]) -> None:

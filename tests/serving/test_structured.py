@@ -25,7 +25,7 @@ def published(platform: Platform, tmp_path_factory: pytest.TempPathFactory, tiny
     }  # fmt: skip
     for name, kind in kinds.items():
         folder = tmp_path_factory.mktemp(name) / "artifact"
-        make_artifact(folder, tiny, kind, seed=5)
+        make_artifact(folder, tiny, kind, seed=5, max_length=120)
         digest = describe(str(tiny)).digest
         platform.store.publish(folder, Ref("toy", name), task=kind, run=None, base_digest=digest)
 
@@ -67,9 +67,11 @@ def test_documents_are_ranked(http: TestClient, platform: Platform, path: str) -
     assert [one["relevance_score"] for one in results] == pytest.approx(expected.probabilities)
     assert [DOCUMENTS[one["index"]] for one in results] == list(expected.candidates)
     for unset in ({"return_documents": None}, {"top_n": 0}, {"max_tokens_per_doc": None}):
-        assert post(http, path, **body, **unset)["results"] == results
-    first = post(http, path, **body, top_n=1, return_documents=False)["results"]
-    assert first == [{name: results[0][name] for name in ("index", "relevance_score")}]
+        again = post(http, path, **body, **unset)["results"]
+        assert [one["document"] for one in again] == [one["document"] for one in results]
+    (first,) = post(http, path, **body, top_n=1, return_documents=False)["results"]
+    score = pytest.approx(results[0]["relevance_score"])
+    assert first == {"index": results[0]["index"], "relevance_score": score}
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
@@ -171,6 +173,13 @@ def test_history_for_an_adapter_of_single_texts_names_the_field(
     messages = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     error = http.post(path, json={"model": "toy/plain", field: messages}).json()["error"]
     assert (error["code"], error["param"]) == ("single_text", field)
+
+
+def test_document_that_leaves_no_room_for_the_query_is_named(http: TestClient) -> None:
+    body = {"model": "toy/next", "query": "a", "documents": ["b", "c" * 300]}
+    error = http.post("/v1/rank", json=body).json()["error"]
+    assert "The candidate 'cccc" in error["message"]
+    assert error["param"] == "documents[1]"
 
 
 def test_query_counts_as_text_of_the_request(http: TestClient) -> None:

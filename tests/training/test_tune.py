@@ -163,7 +163,11 @@ def test_the_command_prints_the_trials_and_writes_the_best_recipe(
         *where, "tune", "--config", str(file), "--trials", "2", "--space", "r=4,8", "--json"
     )
     assert len(json.loads(done.stdout)["trials"]) == 2
-    for args in (("tune",), ("tune", "toy/animals", "--budget", "5 minutes")):
+    for args in (
+        ("tune",),
+        ("tune", "toy/animals", "--budget", "5 minutes"),
+        ("tune", "toy/animals", "--trials", "1", "--out", str(tmp_path / "none" / "best.yaml")),
+    ):
         assert invoke(*where, *args).exit_code == 2
 
 

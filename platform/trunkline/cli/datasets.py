@@ -198,7 +198,7 @@ _MARKS = {"error": "error", "warning": "warning", "note": "note"}
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Also write the report as a page with charts; replaced if it exists.",
+    help="Also write the report as a page with charts, a .html; replaced if it exists.",
 )
 @json_option
 @pass_options
@@ -213,6 +213,8 @@ def check(
     """
     from trunkline.data.check import check_dataset
 
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{str(html)!r} is not a page.", "Name a file.html for --html.")
     with working() as listener:
         rows = _own_or_plugins(options, name, columns)
         result = check_dataset(*rows, _tokenizer(options), on_stage=listener.stage)
@@ -391,6 +393,8 @@ def croissant(
     """
     from trunkline.data.croissant import croissant_of, row_lines
 
+    if output is not None and rows is not None and output.resolve() == rows.resolve():
+        raise UsageError(f"--output and --rows are both {str(rows)!r}.", "Name two files.")
     platform = options.with_plugins
     platform.catalog.dataset(name)
     with working() as listener:

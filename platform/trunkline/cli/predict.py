@@ -49,9 +49,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Read the texts from a CSV, TSV, JSON lines, JSON or Parquet file.",
 )
-@click.option(
-    "--column", metavar="NAME", default="text", show_default=True, help="The file's text column."
-)
+@click.option("--column", metavar="NAME", help="With --file: its text column.  [default: text]")
 @file_options
 @click.option(
     "--out",
@@ -95,7 +93,7 @@ def predict(
     ref: str,
     texts: tuple[str, ...],
     file: Path | None,
-    column: str,
+    column: str | None,
     out: Path | None,
     skip_empty: bool,
     reading: dict[str, Any],
@@ -116,6 +114,9 @@ def predict(
             f'`trunkline predict {ref} "a text"` or `trunkline predict {ref} --file rows.csv`',
         )
     _check_out(out, file)
+    for option, given in (("--column", column is not None), ("--skip-empty", skip_empty)):
+        if given and file is None:
+            raise UsageError(f"{option} needs --file.", "It applies to a file of rows.")
     if ensemble and abstain is not None:
         raise UsageError(
             "--ensemble and --abstain can't be combined.",
@@ -146,7 +147,7 @@ def predict(
         if file is not None:
             from trunkline.data.readers import open_texts
 
-            rows = open_texts(file, column, skip_empty=skip_empty, options=file_format)
+            rows = open_texts(file, column or "text", skip_empty=skip_empty, options=file_format)
             models = [client.resolve(one) for one in (ref, *ensemble)]
             _predict_file(client, models, rows, out, top, abstain, as_json)
             return

@@ -157,7 +157,8 @@ def train(
     print_evaluation_report(run.evaluation_report)
     heading(f"Run {run.number} published {run.version.ref} ({short_digest(run.version.digest)})")
     verb = "generate" if run.version.task == "generation" else "predict"
-    note(f'Try it:     trunkline {verb} {run.version.ref} "a text"')
+    ranked = " --candidate A --candidate B" if run.version.task == "ranking" else ""
+    note(f'Try it:     trunkline {verb} {run.version.ref} "a text"{ranked}')
     note(f"Promote it: trunkline adapters promote {run.version.ref}")
 
 

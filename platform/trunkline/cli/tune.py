@@ -107,6 +107,8 @@ def tune(
         )
     if out is not None and out.exists():
         raise UsageError(f"{str(out)!r} already exists.", "Name another file.")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"The folder of {str(out)!r} does not exist.", "Create it first.")
     chosen = read_config(config) if config is not None else recipe or ""
     settings = parse_settings(assignments)
     platform = options.with_plugins

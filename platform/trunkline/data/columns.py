@@ -127,6 +127,8 @@ class DataFiles(BaseModel):
             raise ValueError("a ranking needs both relevant and candidates")
         if not self.separator:
             raise ValueError("separator is empty")
+        if self.separator != ";" and self.labels is None and self.candidates is None:
+            raise ValueError("separator belongs to labels or candidates")
         if self.messages is None and self.loss_on != "last":
             raise ValueError("loss_on belongs to messages, the conversations")
         if self.messages is not None and "text" in self.model_fields_set:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,8 @@ def average(answers: Sequence[Answer]) -> Answer:
         answers: one of each adapter, in the order of the adapters.
 
     Raises:
-        UsageError: the adapters have different tasks, labels or units, or generate text.
+        UsageError: an adapter occurs twice, or they have different tasks, labels or units, or
+            another task than these two.
     """
     first = answers[0]
     names = " + ".join(answer.adapter for answer in answers)
@@ -29,8 +31,13 @@ def average(answers: Sequence[Answer]) -> Answer:
         tasks = ", ".join(dict.fromkeys(answer.task for answer in answers))
         raise UsageError(
             f"{names} can't be averaged: they are for {tasks}.",
-            "Use adapters that all predict labels, or all predict numbers.",
+            "Only classifications are averaged with each other, and regressions.",
         )
+    repeated = [
+        name for name, count in Counter(one.adapter for one in answers).items() if count > 1
+    ]
+    if repeated:
+        raise UsageError(f"{repeated[0]} is named twice.", "Average different adapters.")
     common: dict[str, Any] = {
         "adapter": "+".join(answer.adapter for answer in answers),
         "digest": "+".join(answer.digest for answer in answers),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.adapters.artifact import Artifact
 from trunkline.contracts import Template
 from trunkline.data.encode import (
+    NoRoomError,
     Prompt,
     chat_messages,
     encode_chat,
@@ -192,7 +193,18 @@ def encode_request(
         if request.candidate is not None:
             template = template.with_candidate(request.candidate)
         tagging = isinstance(task, TaggingTask) and not request.embed
-        return encode_prompt(request.text, template, tokenizer, max_length, with_offsets=tagging)
+        try:
+            return encode_prompt(
+                request.text, template, tokenizer, max_length, with_offsets=tagging
+            )
+        except NoRoomError:
+            if request.candidate is None:
+                raise
+            raise DataError(
+                f"The candidate {shorten(request.candidate)!r} is too long: it leaves no room for "
+                f"the query in a prompt of {max_length} tokens, and candidates are never cut.",
+                "Shorten it.",
+            ) from None
     if not isinstance(task, GenerationTask):
         raise UsageError(
             f"{name} is for {task.kind} and can't continue a conversation.",
@@ -261,8 +273,12 @@ def _count_start(prompt: Sequence[int], start: Sequence[int]) -> int:
 
 def preview(request: Request) -> str:
     """The beginning of a request's text, for errors."""
-    text = request.messages[-1].get("content") if request.messages else request.text
-    return str(text) if len(str(text)) <= 40 else f"{str(text)[:40]}…"
+    return shorten(str(request.messages[-1].get("content") if request.messages else request.text))
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text, for errors."""
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def locate_error(error: DataError, index: int, count: int) -> DataError:
