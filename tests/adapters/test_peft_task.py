@@ -45,6 +45,16 @@ def test_head_with_several_outputs_gets_the_label_names_of_transformers(
     imported = import_folder(headed)
     assert fetched(store, imported).manifest.task["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert any("LABEL_0 to LABEL_2" in sentence for sentence in imported.notes)
+    assert any("--task multilabel" in sentence for sentence in imported.notes)
+
+
+def test_several_labels_are_imported_with_their_threshold(
+    import_folder: ImportFolder, store: AdapterStore, headed: Path
+) -> None:
+    imported = import_folder(headed, task="multilabel", labels=("a", "b", "c"))
+    task = fetched(store, imported).manifest.task
+    assert task == {"kind": "multilabel", "labels": ["a", "b", "c"], "threshold": 0.5}
+    assert any("at least 0.5" in sentence for sentence in imported.notes)
 
 
 def test_head_with_one_output_becomes_a_regression(

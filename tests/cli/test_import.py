@@ -87,7 +87,7 @@ def test_import_json_parses(bring: Import) -> None:
     data = json.loads(bring("--json").stdout)
     assert data["adapter"] == "toy/kinds@1"
     assert data["run"] is None
-    assert len(data["notes"]) == 3
+    assert len(data["notes"]) == 4
 
 
 def test_imported_version_is_shown_as_verified(bring: Import, workspace: Path) -> None:

@@ -204,7 +204,13 @@ def build_task(
         )
     if kind == "generation":
         return _generation(options, context)
+    if kind == "classification" and options.task is None:
+        notes.append(
+            "The folder does not tell whether a text has one label or several: one is assumed. Use "
+            "--task multilabel for several."
+        )
     if kind == "multilabel":
+        notes.append("A label counts if its probability is at least 0.5.")
         return {"kind": kind, "labels": _label_names(options, outputs, notes), "threshold": 0.5}
     if kind == "ranking":
         _check_one_output("ranking", outputs)
