@@ -199,7 +199,7 @@ class LossContext:
     Attributes:
         labels: labels of a classification or multilabel head, in the order of its outputs; the
             tags of tagging; else empty.
-        counts: training rows per label, of tagging tokens per tag; else empty.
+        counts: training rows per label, of classification and multilabel; else empty.
         rows: training rows.
         options: the options of the loss, each with the recipe's value or its default.
     """

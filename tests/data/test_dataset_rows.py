@@ -97,6 +97,30 @@ def test_texts_and_missing_ones_stay(
     assert [row.values["body"] for row in read_rows(path)] == texts
 
 
+def test_labels_in_lists_are_read_as_their_names(tmp_path: Path) -> None:
+    color = ClassLabel(names=["red", "green"])
+    span = {"start": Value("int32"), "end": Value("int32"), "label": color}
+    features = Features({"text": Value("string"), "colors": List(color), "spans": List(span)})
+    rows = {
+        "text": ["a red shirt"],
+        "colors": [[1, 0]],
+        "spans": [[{"start": 2, "end": 5, "label": 0}]],
+    }
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "shirts")
+    file = str(tmp_path / "shirts")
+    assert [row.target for row in DataFiles(file=file, labels="colors").rows()] == [
+        ("green", "red")
+    ]
+    assert [row.target for row in DataFiles(file=file, spans="spans").rows()] == [((2, 5, "red"),)]
+
+
+def test_half_precision_is_written_as_short_as_it_can_be(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "rate": Value("float16")})
+    rows = Dataset.from_dict({"text": ["a"], "rate": [0.1]}, features=features)
+    rows.save_to_disk(tmp_path / "rates")
+    assert [row["rate"] for row in read_rows(tmp_path / "rates", ["rate"])] == ["0.1"]
+
+
 def test_label_that_is_not_known_is_missing(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"kind": -1}, {"kind": 0}], features=Features({
         "kind": FEATURES["kind"],

@@ -13,7 +13,7 @@ import pytest
 HEAD = """
 from trunkline.contracts import (
     BaselinePredictions, BaselineSpec, DatasetSpec, Gate, LossSpec, MetricSpec, RecipeSpec, Row,
-    TaskSpec, TransformSpec,
+    TaskSpec, Template, TransformSpec,
 )
 from trunkline.hookspecs import hookimpl
 

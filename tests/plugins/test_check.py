@@ -70,8 +70,15 @@ ANSWERS = (
     "load=lambda: [Row(id=f'r{i}', text=chr(97 + i) * 6, target=f'the answer {i}', group=f'g{i}') "
     "for i in range(12)], task='generation'"
 )
-DATA = {"classification": "", "regression": NUMBERS, "generation": ANSWERS}
-CORE_METRICS = {"classification": "accuracy", "regression": "mae", "generation": "exact_match"}
+SPANS = (
+    "load=lambda: [Row(id=f'r{i}', text=f'{chr(97 + i) * 6} b', target=((0, 6, 'X'),), "
+    "group=f'g{i}') for i in range(12)], task='tagging'"
+)
+DATA = {"classification": "", "regression": NUMBERS, "generation": ANSWERS, "tagging": SPANS}
+CORE_METRICS = {
+    "classification": "accuracy", "regression": "mae", "generation": "exact_match",
+    "tagging": "entity_f1",
+}  # fmt: skip
 
 
 def metric(code: str, task: str = "classification") -> str:
@@ -89,6 +96,8 @@ def metric(code: str, task: str = "classification") -> str:
 def loss(code: str, task: str = "classification") -> str:
     """A plugin whose recipe uses the loss ``build``, which the code defines."""
     fields = {"loss": "'farm/l'", "task": repr(task)}
+    if task == "tagging":
+        fields["template"] = "Template(clean=())"
     fields["gate"] = f"Gate(metric={CORE_METRICS[task]!r})"
     return (
         DATASET.format(DATA[task])
@@ -243,6 +252,14 @@ BAD_LOSSES = {
     "overflows in a regression": (
         loss("build = lambda context: lambda a, b: (a - b).cosh().mean()", "regression"),
         "on outputs of ±100 the loss is inf",
+    ),
+    "fails without a span": (
+        loss(
+            "build = lambda context: lambda a, b: "
+            "(a.logsumexp(-1) - a[:, 0])[b > 0].mean() if not (b > 0).all() else a.sum()",
+            "tagging",
+        ),
+        "on tokens outside of spans only the loss is nan",
     ),
     "wrong shape in a generation": (
         loss("build = lambda context: lambda a, b: a.mean(0)", "generation"),

@@ -22,6 +22,7 @@ from trunkline.tasks import (
     MultilabelTask,
     RankingTask,
     RegressionTask,
+    TaggingTask,
     task_for,
 )
 from trunkline.training.job import TrainingJob
@@ -95,6 +96,9 @@ def _batches(task: AnyTask, settings: Settings) -> Iterator[tuple[str, torch.Ten
     if isinstance(task, MultilabelTask):
         yield "a batch without a label", outputs(_BATCH), torch.zeros(_BATCH, width)
         yield "a batch with every label", outputs(_BATCH), torch.ones(_BATCH, width)
+    if isinstance(task, TaggingTask):
+        outside = torch.zeros(_BATCH, dtype=torch.long)  # large outputs: the gradient may be zero
+        yield "tokens outside of spans only", outputs(_BATCH).sign() * LARGE, outside
     if isinstance(task, RankingTask):
         fewer = outputs(_BATCH)
         fewer[:, 2:] = -math.inf

@@ -93,7 +93,7 @@ class DatasetRows:
         number = 0
         for batch in selected.iter(batch_size=_BATCH_ROWS):
             read = {column: self._texts(batch.column(column), column, number) for column in texts}
-            lists = {column: map(_as_list, batch.column(column).to_pylist()) for column in nested}
+            lists = {column: self._lists(batch.column(column), column) for column in nested}
             for index in range(batch.num_rows):
                 number += 1
                 yield FileRow(
@@ -104,6 +104,10 @@ class DatasetRows:
                     {column: next(values) for column, values in lists.items()},
                 )
 
+    def _lists(self, values: Any, column: str) -> Iterator[Any]:
+        feature = self._rows.features[column]
+        return (_as_list(_with_names(value, feature)) for value in values.to_pylist())
+
     def digest(self) -> str:
         """sha256 over the digests of its Arrow files and the types of its columns."""
         lines = [sha256_file(Path(file["filename"])) for file in self._rows.cache_files]
@@ -111,17 +115,10 @@ class DatasetRows:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _texts(self, values: Any, column: str, before: int) -> list[str | None]:
-        from datasets import ClassLabel
-
-        feature = self._rows.features[column]
-        numbers = values.to_pylist()
-        if isinstance(feature, ClassLabel):
-            # -1 stands for a label that is not known, as in the test part of a competition
-            return [None if code in (None, -1) else feature.int2str(code) for code in numbers]
-        kind = str(values.type)
+        feature, kind = self._rows.features[column], str(values.type)
         return [
-            _text(value, kind, column, row_place(self._name, number, None))
-            for number, value in enumerate(numbers, start=before + 1)
+            _text(_with_names(value, feature), kind, column, row_place(self._name, number, None))
+            for number, value in enumerate(values.to_pylist(), start=before + 1)
         ]
 
 
@@ -133,15 +130,34 @@ def _text(value: Any, kind: str, column: str, place: str) -> str | None:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
-        return _shortest(value) if kind in ("float", "halffloat") else repr(value)
+        return _shortest(value, kind)
     raise wrong_value(place, column, kind, "Map the column to strings first.")
 
 
-def _shortest(value: float) -> str:
-    """The shortest number that is the same with single precision: 0.1, not 0.10000000149."""
+def _shortest(value: float, kind: str) -> str:
+    """The shortest number that is the same in its precision: 0.1, not 0.10000000149."""
     import numpy
 
-    return str(numpy.float32(value))
+    kinds = {"float": numpy.float32, "halffloat": numpy.float16}
+    return str(kinds[kind](value)) if kind in kinds else repr(value)
+
+
+def _with_names(value: Any, feature: Any) -> Any:
+    """The value with the name of each class label in it, by the feature that describes it.
+
+    The code -1 stands for a label that is not known, as in the test part of a competition.
+    """
+    from datasets import ClassLabel
+
+    if value is None:
+        return None
+    if isinstance(feature, ClassLabel):
+        return None if value == -1 else feature.int2str(value)
+    if isinstance(feature, Mapping):
+        return {name: _with_names(one, feature[name]) for name, one in value.items()}
+    if isinstance(value, list) and (inner := getattr(feature, "feature", None)) is not None:
+        return [_with_names(one, inner) for one in value]
+    return value
 
 
 def _as_list(value: Any) -> Any:
