@@ -7,7 +7,7 @@ part is created when it is first used, so opening a workspace is cheap.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -280,41 +280,37 @@ class Platform:
                 the user's own.
             listener: receives stages and progress.
             should_stop: called after each step; true stops the run as interrupted.
-            report_to: ``("tensorboard",)`` writes event files into the workspace's ``tensorboard``.
+            report_to: ``("tensorboard",)`` writes event files.
             settings: overrides, such as ``max_steps=200``.
 
         Raises:
             NotFoundError: unknown recipe or setting.
             Interrupted, TrainingError, DataError: the run is recorded as such.
         """
-        from trunkline.training.config import recorded_config
+        from trunkline.training.config import resumed
         from trunkline.training.run import train
 
         run = None
         if resume is not None:
             run = self.registry.runs.get(resume)
-            name = recipe if isinstance(recipe, str) else recipe.name
-            if run.recipe != name:
-                raise UsageError(
-                    f"Run {resume} is of {run.recipe}, not of {name}.",
-                    f"`trunkline train {run.recipe} --resume {resume}`",
-                )
-            if settings:
-                raise UsageError(
-                    "A resumed run keeps its settings.", "Omit --set, or start a new run."
-                )
-            settings = dict(run.settings)
-            recorded = recorded_config(run)
-            if not isinstance(recipe, str) and not recipe.is_same(recorded):
-                raise UsageError(
-                    f"The recipe differs from that of run {resume}, which a resumed run keeps.",
-                    f"Resume it with `trunkline train {name} --resume {resume}`.",
-                )
-            recipe = recorded or recipe
-        job = self.training_job(recipe, settings)
-        plugin = None if job.own_data else self.catalog.plugin(job.dataset.name.split("/")[0])
-        context = replace(self._run_context(listener, should_stop), report_to=report_to)
-        return train(context, job, plugin, run)
+            recipe, settings = resumed(run, recipe, settings)
+        context = self._run_context(listener, should_stop, report_to)
+        return train(context, self.training_job(recipe, settings), run)
+
+    def train_together(
+        self,
+        recipes: Sequence[str | RecipeConfig],
+        *,
+        listener: ProgressListener | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        report_to: tuple[str, ...] = (),
+        **settings: Any,
+    ) -> list[TrainingResult | Exception]:
+        """:meth:`train` several recipes at once; returns each result, or what ended its run."""
+        from trunkline.training.run import train_several
+
+        jobs = [self.training_job(recipe, settings) for recipe in recipes]
+        return train_several(self._run_context(listener, should_stop, report_to), jobs)
 
     def cross_validate(
         self,
@@ -457,7 +453,10 @@ class Platform:
         return self.catalog.metric(name)
 
     def _run_context(
-        self, listener: ProgressListener | None, should_stop: Callable[[], bool] = lambda: False
+        self,
+        listener: ProgressListener | None,
+        should_stop: Callable[[], bool] = lambda: False,
+        report_to: tuple[str, ...] = (),
     ) -> RunContext:
         from trunkline.training.run import RunContext
 
@@ -468,6 +467,7 @@ class Platform:
             self.engine,
             listener or NoProgress(),
             should_stop,
+            report_to,
         )
 
     # ------------------------------------------------------------------------------- versions

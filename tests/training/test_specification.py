@@ -17,7 +17,7 @@ from trunkline.training.run_info import checkout, code_digest, specification
 @pytest.fixture
 def recorded(platform: Platform) -> dict[str, Any]:
     training_job = platform.training_job("toy/animals", {})
-    return specification(training_job, platform.catalog.plugin("toy"))
+    return specification(training_job)
 
 
 @pytest.fixture

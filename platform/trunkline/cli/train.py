@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trunkline.cli.command import Command, Example
+from trunkline.cli.errors import report
 from trunkline.cli.eval import print_evaluation_report
 from trunkline.cli.file_options import column_options, make_own_recipe, option_name, own_name
 from trunkline.cli.output import (
@@ -29,7 +30,7 @@ from trunkline.cli.recipes import parse_settings, print_recipe, set_option
 from trunkline.cli.root import GlobalOptions, pass_options, run_number
 from trunkline.contracts import NoProgress
 from trunkline.data.lengths import lengths_text
-from trunkline.errors import UsageError
+from trunkline.errors import TrunklineError, UsageError
 from trunkline.threads import contention_warning
 from trunkline.training.distributed import StepsTakenError, is_first, processes
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from trunkline.api import Platform
     from trunkline.training.config import RecipeConfig
     from trunkline.training.plan import TrainingPlan
+    from trunkline.training.run import TrainingResult
 
 
 @click.command(
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
         ),
     ),
 )
-@click.argument("recipe", required=False)
+@click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -88,7 +90,7 @@ if TYPE_CHECKING:
 @pass_options
 def train(
     options: GlobalOptions,
-    recipe: str | None,
+    recipes: tuple[str, ...],
     data: Path | None,
     name: str | None,
     columns: dict[str, Any],
@@ -103,7 +105,8 @@ def train(
     """Train an adapter, verify it, evaluate it against the baselines, and publish a version.
 
     What is trained is the recipe of a plugin, a recipe in YAML (--config), or your own file of
-    rows (--data), which `datasets check` examines first.
+    rows (--data), which `datasets check` examines first. Several recipes are trained at once on
+    one copy of the base.
 
     The version is published whatever the verdict; `adapters promote` applies the gate. Ctrl-C
     stops after the current step and keeps the run for --resume. Several processes train together
@@ -111,6 +114,13 @@ def train(
     """
     settings = parse_settings(assignments)
     platform = options.with_plugins
+    if len(recipes) > 1:
+        alone = {"--data": data, "--config": config, "--dry-run": dry_run, "--resume": resume}
+        if given := next((option for option, value in alone.items() if value), None):
+            raise UsageError(f"{given} is for one training.", "Name one recipe, or none.")
+        _train_together(platform, recipes, report_to, settings, as_json)
+        return
+    recipe = recipes[0] if recipes else None
     chosen = _chosen_recipe(recipe, data, config, name, template, columns)
     if dry_run and resume is not None:
         raise UsageError("--dry-run and --resume can't be combined.", "Leave out one of them.")
@@ -143,16 +153,53 @@ def train(
             **settings,
         )
     if as_json:
-        print_json(
-            {
-                "run": run.number,
-                "version": run.version,
-                "adapter": str(run.version.ref),
-                "report": run.report,
-                "evaluation_report": run.evaluation_report,
-            }
-        )
+        print_json(_values(run))
         return
+    _print_result(run)
+
+
+def _train_together(
+    platform: Platform,
+    recipes: Sequence[str],
+    report_to: tuple[str, ...],
+    settings: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Train several recipes at once and print each; exit with 1 if one of them failed."""
+    for recipe in recipes:
+        platform.training_job(recipe, settings)
+    if (warning := contention_warning()) is not None:
+        note(warning)
+    with working() as listener, stop_on_interrupt(listener) as should_stop:
+        listener.stage("opening the base")
+        outcomes = platform.train_together(
+            recipes, listener=listener, should_stop=should_stop, report_to=report_to, **settings
+        )
+    done = [one for one in outcomes if not isinstance(one, Exception)]
+    failed = [one for one in outcomes if isinstance(one, Exception)]
+    if as_json:
+        print_json([_values(run) for run in done])
+    else:
+        for run in done:
+            heading(run.version.ref.adapter)
+            _print_result(run)
+    for error in failed:
+        if error is failed[-1] or not isinstance(error, TrunklineError):
+            raise error
+        report(error)
+
+
+def _values(run: TrainingResult) -> dict[str, Any]:
+    return {
+        "run": run.number,
+        "version": run.version,
+        "adapter": str(run.version.ref),
+        "report": run.report,
+        "evaluation_report": run.evaluation_report,
+    }
+
+
+def _print_result(run: TrainingResult) -> None:
     print_report(run.report, run.evaluation_report.metric)
     print_evaluation_report(run.evaluation_report)
     heading(f"Run {run.number} published {run.version.ref} ({short_digest(run.version.digest)})")

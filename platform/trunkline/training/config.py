@@ -237,6 +237,35 @@ def recorded_config(run: RunRecord) -> RecipeConfig | None:
     return None if values is None else make_config(values, f"The recipe of run {run.number}")
 
 
+def resumed(
+    run: RunRecord, recipe: str | RecipeConfig, settings: Mapping[str, Any]
+) -> tuple[str | RecipeConfig, dict[str, Any]]:
+    """The recipe and the settings with which a run goes on: those that it began with.
+
+    Args:
+        run: to resume.
+        recipe, settings: those that were asked for.
+
+    Raises:
+        UsageError: something else was asked for.
+    """
+    name = recipe if isinstance(recipe, str) else recipe.name
+    if run.recipe != name:
+        raise UsageError(
+            f"Run {run.number} is of {run.recipe}, not of {name}.",
+            f"`trunkline train {run.recipe} --resume {run.number}`",
+        )
+    if settings:
+        raise UsageError("A resumed run keeps its settings.", "Omit --set, or start a new run.")
+    recorded = recorded_config(run)
+    if not isinstance(recipe, str) and not recipe.is_same(recorded):
+        raise UsageError(
+            f"The recipe differs from that of run {run.number}, which a resumed run keeps.",
+            f"Resume it with `trunkline train {name} --resume {run.number}`.",
+        )
+    return recorded or recipe, dict(run.settings)
+
+
 def config_of_run(run: RunRecord, catalog: Catalog) -> RecipeConfig:
     """The recipe of a run with the settings that it was trained with, overrides included.
 

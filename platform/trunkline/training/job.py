@@ -26,7 +26,7 @@ from trunkline.data.lengths import LengthReport, check_answers_fit, check_conver
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.files import canonical_json
-from trunkline.plugins import Catalog
+from trunkline.plugins import Catalog, PluginInfo
 from trunkline.settings import checked_setting, nearest_name, noun_for
 from trunkline.tasks import AnyTask, TaggingTask, prompt_limit
 from trunkline.tasks.losses import check_options
@@ -47,6 +47,7 @@ class TrainingJob:
     Attributes:
         metrics: the first is the gate's.
         config: the recipe as it was written in YAML or on the command line; None for a plugin's.
+        plugin: whose rows are trained on; None for the user's own.
     """
 
     recipe: RecipeSpec
@@ -56,6 +57,7 @@ class TrainingJob:
     metrics: tuple[MetricSpec, ...]
     baselines: tuple[BaselineSpec, ...]
     config: RecipeConfig | None = None
+    plugin: PluginInfo | None = None
 
     @property
     def own_data(self) -> bool:
@@ -116,6 +118,8 @@ def make_job(
         baselines=catalog.baselines_for(spec),
         config=config,
     )
+    if not job.own_data:
+        job = replace(job, plugin=catalog.plugin(dataset.name.partition("/")[0]))
     if config is not None:
         _check_tasks(job)
     return job

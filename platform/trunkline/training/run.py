@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from trunkline.errors import (
     RefusedError,
     TrainingError,
     TrunklineError,
+    UsageError,
     one_line,
 )
 from trunkline.evaluation.baselines import fit_baselines
@@ -35,13 +37,18 @@ from trunkline.evaluation.report import (
     predict_rows,
 )
 from trunkline.inference.engine import Engine
-from trunkline.plugins import PluginInfo
 from trunkline.redaction import redact_exception
 from trunkline.refs import Ref
 from trunkline.registry.records import PredictionRecord, RunRecord, VersionRecord
 from trunkline.registry.registry import Registry
 from trunkline.training.checkpoints import find_resume_point
-from trunkline.training.distributed import StepsTakenError, connect, is_first, share
+from trunkline.training.distributed import (
+    StepsTakenError,
+    connect,
+    is_first,
+    require_one,
+    share,
+)
 from trunkline.training.job import TrainingJob
 from trunkline.training.model import lora_targets, uses_bf16
 from trunkline.training.proof import NoEffectError
@@ -53,6 +60,13 @@ from trunkline.training.run_info import (
     environment,
     specification,
 )
+from trunkline.training.together import (
+    ALONE,
+    Alone,
+    SharedProgress,
+    check_together,
+    train_together,
+)
 from trunkline.training.trainer import CHECKPOINTS, TrainerOutput, train_adapter
 from trunkline.workspace import Workspace
 
@@ -61,7 +75,8 @@ from trunkline.workspace import Workspace
 class RunContext:
     """The parts of a workspace that a run uses, and the engine with the clean base.
 
-    ``report_to`` names trackers that receive the trainer's log: ``tensorboard``.
+    ``report_to`` names trackers that receive the trainer's log: ``tensorboard``. ``place`` is that
+    among trainings that share the base.
     """
 
     workspace: Workspace
@@ -71,6 +86,7 @@ class RunContext:
     listener: ProgressListener
     should_stop: Callable[[], bool]
     report_to: tuple[str, ...] = ()
+    place: Alone = ALONE
 
     def stage(self, text: str) -> None:
         """Report the start of a stage.
@@ -100,12 +116,7 @@ class TrainingResult:
     report: dict[str, Any]
 
 
-def train(
-    context: RunContext,
-    job: TrainingJob,
-    plugin: PluginInfo | None,
-    resume: RunRecord | None = None,
-) -> TrainingResult:
+def train(context: RunContext, job: TrainingJob, resume: RunRecord | None = None) -> TrainingResult:
     """Train a recipe and publish the version, whatever the verdict.
 
     Raises:
@@ -124,12 +135,12 @@ def train(
     dataset_id = record_dataset(context, job, prepared)
     with ExitStack() as stack:
         if resume is None:
-            number = _start(context, job, plugin, dataset_id)
+            number = _start(context, job, dataset_id)
             folder = context.workspace.run_path(number)
             stack.enter_context(_record_outcome(context, recipe.name, number, folder))
             stack.enter_context(_lock_folder(folder, number))
         else:
-            _check_resumable(resume, prepared, context, job, plugin)
+            _check_resumable(resume, prepared, context, job)
             number = resume.number
             folder = context.workspace.run_path(number)
             stack.enter_context(_lock_folder(folder, number))
@@ -158,6 +169,7 @@ def train(
                 if "tensorboard" in context.report_to
                 else None
             ),
+            place=context.place,
         )
         if output.artifact is None:
             raise Interrupted(
@@ -174,6 +186,32 @@ def train(
         context.registry.runs.finish(number, "finished", report=report)
     shutil.rmtree(folder, ignore_errors=True)
     return TrainingResult(number, version, evaluation_report, report)
+
+
+def train_several(
+    context: RunContext, jobs: Sequence[TrainingJob]
+) -> list[TrainingResult | Exception]:
+    """Train several recipes at once on one copy of the base, and publish each.
+
+    Returns:
+        Of each recipe its result, or the exception that ended its run; the others go on.
+
+    Raises:
+        UsageError: two are the same recipe, or settings keep them from sharing the base.
+    """
+    require_one()
+    names = [job.recipe.name for job in jobs]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(f"{name} is named {count} times.", "Name each recipe once.")
+    check_together({job.recipe.name: job.settings for job in jobs}, context.engine.base.device)
+    shared = SharedProgress(context.listener)
+
+    def training(job: TrainingJob) -> Callable[[Alone], TrainingResult]:
+        listener = shared.of(job.recipe.name)
+        return lambda place: train(replace(context, listener=listener, place=place), job)
+
+    return train_together(names, [training(job) for job in jobs])
 
 
 def _follow(context: RunContext, job: TrainingJob, prepared: Prepared) -> None:
@@ -194,33 +232,35 @@ def _follow(context: RunContext, job: TrainingJob, prepared: Prepared) -> None:
 @contextmanager
 def _record_outcome(context: RunContext, recipe: str, number: int, folder: Path) -> Iterator[None]:
     """Record how the run ended if the block raises, and raise an error that says how to go on."""
+    resume = f"trunkline train {recipe} --resume {number}"
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         message = str(stop) or f"Run {number} was stopped."
         context.registry.runs.finish(number, "interrupted", error=message)
-        _remove_unless_resumable(folder)
+        kept = _remove_unless_resumable(folder, context.place)
+        command = f"trunkline train {recipe}" + (f" --resume {number}" if kept else "")
         raise Interrupted(
-            message, f"Resume it with `trunkline train {recipe} --resume {number}`."
+            message, f"Resume it with `{command}`." if kept else f"Train it again: `{command}`."
         ) from stop
     except TrunklineError as error:
         redact_exception(error)
         context.registry.runs.finish(number, "failed", error=error.message)
-        remedy = _keep_finished_work(folder, error, f"trunkline train {recipe} --resume {number}")
+        remedy = _keep_finished_work(folder, error, context.place, resume)
         error.hint = " ".join(filter(None, (error.hint, remedy))) or None
         raise
     except Exception as error:
         redact_exception(error)
         reason = one_line(error, with_type=True)
         context.registry.runs.finish(number, "failed", error=reason)
-        remedy = _keep_finished_work(folder, error, f"trunkline train {recipe} --resume {number}")
+        remedy = _keep_finished_work(folder, error, context.place, resume)
         hint = "`trunkline --debug train …` shows the traceback."
         raise TrainingError(
             f"Run {number} failed: {reason}.", f"{hint} {remedy}" if remedy else hint
         ) from error
 
 
-def _keep_finished_work(folder: Path, error: Exception, resume: str) -> str | None:
+def _keep_finished_work(folder: Path, error: Exception, place: Alone, resume: str) -> str | None:
     """Remove the folder of a failed run unless it can be resumed; returns how to go on.
 
     Where steps are missing, a training with bad data or a loss that is not finite would only fail
@@ -232,7 +272,7 @@ def _keep_finished_work(folder: Path, error: Exception, resume: str) -> str | No
             "All training steps are finished and kept: once the cause is removed, "
             f"`{resume}` evaluates and publishes without training again."
         )
-    if checkpoint is None or isinstance(error, TrainingError | DataError):
+    if checkpoint is None or place.others or isinstance(error, TrainingError | DataError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
     return f"The training is kept: `{resume}` continues after step {checkpoint.step}."
@@ -262,10 +302,17 @@ def _lock_folder(folder: Path, number: int) -> Iterator[None]:
         lock.release()
 
 
-def _remove_unless_resumable(folder: Path) -> None:
-    """Remove the folder of a run that has no complete checkpoint."""
-    if find_resume_point(folder / CHECKPOINTS).checkpoint is None:
+def _remove_unless_resumable(folder: Path, place: Alone) -> bool:
+    """Remove the folder of a run that can't be resumed; returns whether it can.
+
+    Of trainings that shared the base only finished steps are kept: those that are missing would be
+    computed in other batches, which changes the last digits of the weights.
+    """
+    checkpoint = find_resume_point(folder / CHECKPOINTS).checkpoint
+    kept = checkpoint is not None and (checkpoint.finished or not place.others)
+    if not kept:
         shutil.rmtree(folder, ignore_errors=True)
+    return kept
 
 
 def _evaluate_and_record(
@@ -309,10 +356,8 @@ def _write_documents(
     (artifact.folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _start(
-    context: RunContext, job: TrainingJob, plugin: PluginInfo | None, dataset_id: int
-) -> int:
-    recipe, base = job.recipe, context.engine.base
+def _start(context: RunContext, job: TrainingJob, dataset_id: int) -> int:
+    recipe, base, plugin = job.recipe, context.engine.base, job.plugin
     plugin_id = None
     if plugin is not None:
         plugin_id = context.registry.sources.record_plugin(
@@ -328,8 +373,12 @@ def _start(
         plugin_id=plugin_id,
         seed=recipe.settings.seed,
         settings=asdict(recipe.settings),
-        environment=environment(base.device, uses_bf16(recipe.settings.precision, base.device)),
-        specification=specification(job, plugin),
+        environment=environment(
+            base.device,
+            uses_bf16(recipe.settings.precision, base.device),
+            together=context.place.others,
+        ),
+        specification=specification(job),
     )
 
 
@@ -338,7 +387,6 @@ def _check_resumable(
     prepared: Prepared,
     context: RunContext,
     job: TrainingJob,
-    plugin: PluginInfo | None,
 ) -> None:
     """Refuse to resume a run that would end with another adapter than without the interruption.
 
@@ -354,7 +402,7 @@ def _check_resumable(
         bf16 = uses_bf16(job.settings.precision, base.device)
         change = changed_environment(run.environment, environment(base.device, bf16))
         if change is None and run.specification is not None:
-            change = changed_specification(run.specification, specification(job, plugin))
+            change = changed_specification(run.specification, specification(job))
     if change is not None:
         raise RefusedError(
             f"Run {run.number} can't be resumed: {change}.",

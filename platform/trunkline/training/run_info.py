@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,8 +35,14 @@ _GIT_SECONDS = 10
 # -------------------------------------------------------------------------------- environment
 
 
-def environment(device: Any, bf16: bool) -> dict[str, Any]:
-    """Package versions, machine and precision, as plain values."""
+def environment(device: Any, bf16: bool, together: Sequence[str] = ()) -> dict[str, Any]:
+    """Package versions, machine and precision, as plain values.
+
+    Args:
+        device: that trains, of torch.
+        bf16: whether it multiplies in bfloat16.
+        together: recipes that are trained at the same time on the same copy of the base.
+    """
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
@@ -48,6 +54,7 @@ def environment(device: Any, bf16: bool) -> dict[str, Any]:
         "device_name": name or platform.machine(),
         "threads": torch.get_num_threads(),
         "processes": processes(),
+        "together": list(together),
         "precision": "bf16" if bf16 else "fp32",
         "byte_order": sys.byteorder,
         "packages": {package: _package_version(package) for package in PACKAGES},
@@ -58,6 +65,8 @@ def changed_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
     """The first difference between two environments that changes the numbers of a training."""
     earlier = {**before, **(before.get("packages") or {})}
     current = {**now, **now["packages"]}
+    if others := before.get("together"):
+        return f"it was trained together with {' and '.join(others)}"
     counts = ("threads", "processes")
     for name in ("device", "device_name", "precision", *counts, *PACKAGES):
         if earlier.get(name) != current.get(name):
@@ -144,7 +153,7 @@ def _read_int(path: Path) -> int | None:
 # ------------------------------------------------------------------------------ specification
 
 
-def specification(job: TrainingJob, plugin: PluginInfo | None) -> dict[str, Any]:
+def specification(job: TrainingJob) -> dict[str, Any]:
     """The recipe with everything that it names, as plain values; settings are recorded apart.
 
     ``code`` is the sha256 of the complete source file of a function, so that its helpers count as
@@ -181,7 +190,7 @@ def specification(job: TrainingJob, plugin: PluginInfo | None) -> dict[str, Any]
         "scale": recipe.scale,
         "max_new_tokens": recipe.max_new_tokens,
         "config": None if job.config is None else job.config.to_json(),
-        "plugin": None if plugin is None else _plugin(plugin),
+        "plugin": None if job.plugin is None else _plugin(job.plugin),
         "core": {"version": version("trunkline"), **checkout(_CORE)},
     }
 

@@ -49,7 +49,6 @@ from trunkline.training.job import (
 )
 from trunkline.training.model import (
     check_fits_pool,
-    frozen_in_bf16,
     initial_matrices,
     lora_model,
     lora_targets,
@@ -65,6 +64,7 @@ from trunkline.training.scoring import (
     make_validator,
     select_best,
 )
+from trunkline.training.together import ALONE, Alone
 from trunkline.training.trackers import tensorboard_callback
 
 ROWS = "rows"
@@ -125,6 +125,7 @@ def train_adapter(
     resume: bool = False,
     tensorboard: Path | None = None,
     on_validation: OnValidation | None = None,
+    place: Alone = ALONE,
 ) -> TrainerOutput:
     """Train, write ``folder/artifact``, read it back and prove it.
 
@@ -139,6 +140,7 @@ def train_adapter(
         resume: continue from the last checkpoint in ``folder``.
         tensorboard: folder for TensorBoard's event files.
         on_validation: called after each validation.
+        place: among the trainings that share the base, if there are others.
 
     Raises:
         TrainingError, DataError, PluginError: nothing is published.
@@ -183,11 +185,12 @@ def train_adapter(
             listener=listener,
             log=log,
             should_stop=should_stop,
+            place=place,
         )
         trainer.on_validation = on_validation
         if tensorboard is not None:
             trainer.add_callback(tensorboard_callback(tensorboard))
-        with frozen_in_bf16(model, base.info.name, settings):
+        with place.trains(model, base.info.name, settings):
             output = trainer.take_steps(resume=resume)
         if output.interrupted or not is_first():
             return output, None
@@ -204,7 +207,7 @@ def train_adapter(
         expected = trained_outputs(model, task, prompts, pad_id)
         return replace(output, artifact=artifact), expected
 
-    with engine.base_released():
+    with place.base_released(engine):
         output, expected = train()
         gc.collect()  # the trained model, before the engine reads its weights again
     if output.artifact is None or expected is None:
@@ -232,7 +235,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         in_parts: whether a batch may be computed in parts; see ``LossSpec.is_mean``.
         metric: the deciding metric; names the validation score and its direction.
         validate: returns the score and the loss of the model on the validation rows.
-        listener, log, should_stop: as for :func:`train_adapter`.
+        listener, log, should_stop, place: as for :func:`train_adapter`.
     """
 
     control: Any
@@ -256,8 +259,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         listener: ProgressListener,
         log: Log,
         should_stop: Callable[[], bool],
+        place: Alone = ALONE,
     ) -> None:
-        self.adapter_task, self.settings = adapter_task, settings
+        self.adapter_task, self.settings, self.place = adapter_task, settings, place
         self.checkpoints, self.inputs = folder / CHECKPOINTS, inputs
         self.encoded, self.loss, self.validate = train, loss, validate
         self.metric, self.listener, self.in_parts = metric, listener, in_parts
@@ -281,7 +285,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         )
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True  # by compute_loss
-        self.frozen = self._frozen_layers()
+        compute = self.accelerator.backward
+        self.accelerator.backward = lambda loss: place.backward(loss, compute)
+        self.frozen = self._frozen_layers() if place.count == 1 else None
         self.remove_callback(PrinterCallback)  # prints every log entry as a dict
 
     def _frozen_layers(self) -> FrozenLayers | None:
@@ -416,10 +422,11 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self, model: Any, inputs: Any, num_items_in_batch: int | None = None
     ) -> torch.Tensor:
         """One batch; in parts of similar length if it is large, which bounds the activations."""
-        step = super().training_step
         rows: list[int] = inputs[ROWS].tolist()
         lengths = [len(self.train_dataset[row]["input_ids"]) for row in rows]
-        parts = list(within_tokens(lengths, FORWARD_TOKENS.get(model.device.type, 16_384)))
+        limit = FORWARD_TOKENS.get(model.device.type, 16_384) // self.place.count
+        parts = list(within_tokens(lengths, limit))
+        step = self._pass
         if not self.in_parts or len(parts) == 1:
             return step(model, inputs, num_items_in_batch)
         losses = []
@@ -429,6 +436,11 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
                 inputs = self.data_collator([self.train_dataset[rows[index]] for index in part])
                 losses.append(step(model, inputs, num_items_in_batch))
         return torch.stack(losses).sum()
+
+    def _pass(self, model: Any, inputs: Any, num_items_in_batch: int | None) -> torch.Tensor:
+        """One forward and backward pass."""
+        with self.place.passes(model):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self,

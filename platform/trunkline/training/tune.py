@@ -194,7 +194,7 @@ def _identity(
 ) -> str:
     """A digest of what makes scores comparable: recipe, code, rows, base, settings and space."""
     searched = {choice.name for choice in choices}
-    recipe = specification(job, None)
+    recipe = specification(job)
     for name in ("config", "core", "plugin", "description"):
         del recipe[name]
     parts = [
