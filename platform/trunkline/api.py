@@ -377,17 +377,15 @@ class Platform:
         trials: int = 20,
         seconds: float | None = None,
         space: Mapping[str, str] | None = None,
+        together: int = 4,
         listener: ProgressListener | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> TuningResult:
         """Search for better settings on the validation rows; nothing is published.
 
-        Args:
-            trials: of this search in all, those of earlier calls included.
-            seconds: when to stop.
-            space: setting → range ``low:high[:log]``, or values with commas.
-            settings: those of every trial.
+        ``settings`` are those of every trial; the others as for
+        :func:`trunkline.training.tune.tune`.
         """
         if not 1 <= trials <= 10_000:
             raise UsageError(f"The number of trials can't be {trials}.", "Use 1 to 10,000.")
@@ -395,7 +393,7 @@ class Platform:
         from trunkline.training.tune import tune
 
         context = self._run_context(listener, should_stop)
-        return tune(context, job, trials=trials, seconds=seconds, space=space)
+        return tune(context, job, trials=trials, seconds=seconds, space=space, together=together)
 
     def compare(
         self, adapter: str, against: str, *, listener: ProgressListener | None = None

@@ -14,7 +14,7 @@ from trunkline.adapters.gc import collect, find_garbage
 from trunkline.api import Platform
 from trunkline.errors import Interrupted, NotFoundError, RefusedError, UsageError
 from trunkline.training.config import RecipeConfig, make_config, read_config
-from trunkline.training.tune import SPACE, Choice, parse_space
+from trunkline.training.search_space import SPACE, Choice, parse_space
 from written_claims import claims
 
 __all__ = ["claims"]
@@ -76,7 +76,8 @@ def test_a_trial_whose_process_was_killed_does_not_block_the_search(platform: Pl
     )
     optuna.load_study(study_name=name, storage=storage).ask()
     result = platform.tune("toy/animals", trials=3, **SETTINGS)
-    assert [trial.state for trial in result.trials] == ["complete", "unfinished", "complete"]
+    states = [trial.state for trial in result.trials]
+    assert states == ["complete", "unfinished", "complete", "complete"]
 
 
 def test_time_and_the_user_end_a_search_and_keep_its_trials(platform: Platform) -> None:
@@ -175,9 +176,26 @@ def test_the_recipe_is_tried_again_if_its_trial_was_not_finished(platform: Platf
     with pytest.raises(Interrupted):
         platform.tune("toy/animals", trials=3, should_stop=stop_in_training(), **SETTINGS)
     result = platform.tune("toy/animals", trials=2, **SETTINGS)
-    assert [trial.state for trial in result.trials] == ["unfinished", "complete"]
+    assert [trial.state for trial in result.trials] == ["unfinished"] * 3 + ["complete"] * 2
     own_rate = platform.training_job("toy/animals", SETTINGS).settings.learning_rate
-    assert result.trials[1].settings["learning_rate"] == pytest.approx(own_rate)
+    assert result.trials[3].settings["learning_rate"] == pytest.approx(own_rate)
+
+
+def test_trials_beside_one_another_end_as_they_do_alone(platform: Platform, claims: Path) -> None:
+    space = {"learning_rate": "0.005,1e-8"}
+    together = platform.tune(own(claims), trials=4, space=space, together=4)
+    (shown, lost) = (
+        [one for one in together.trials if one.settings["learning_rate"] == rate]
+        for rate in (0.005, 1e-8)
+    )
+    assert {one.state for one in lost} <= {"stopped"}
+    assert {one.state for one in shown} <= {"complete"}
+    assert len(shown) + len(lost) == 4
+
+
+def test_trials_that_can_not_share_the_base_run_alone(platform: Platform) -> None:
+    result = platform.tune("toy/animals", trials=3, space={"use_dora": "true,false"}, **SETTINGS)
+    assert [trial.state for trial in result.trials] == ["complete"] * 3
 
 
 def stop_in_training() -> Any:

@@ -73,6 +73,14 @@ class Duration(click.ParamType[float]):
     "[default: learning_rate, r, weight_decay, lora_dropout]",
 )
 @click.option(
+    "--together",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Trials at once, on one copy of the base.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -88,14 +96,16 @@ def tune(
     trials: int,
     budget: float | None,
     space: tuple[str, ...],
+    together: int,
     out: Path | None,
     assignments: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Search for the settings with the best score on the validation rows.
 
-    Trial 1 is the recipe as it is. A trial that loses to the best one so far, by the interval of
-    the paired difference, is stopped. The test rows are not read, and nothing is published.
+    Trial 1 is the recipe as it is. Trials share one copy of the base, some at a time. One that
+    loses to the best so far or to one beside it, by the interval of the paired difference, is
+    stopped. The test rows are not read, and nothing is published.
     Trials are kept: the same command goes on with an interrupted search.
     """
     from trunkline.training.config import config_of_job, read_config
@@ -120,6 +130,7 @@ def tune(
             trials=trials,
             seconds=budget,
             space=parse_settings(space, "--space") or None,
+            together=together,
             listener=listener,
             should_stop=should_stop,
             **settings,

@@ -1,8 +1,9 @@
 """Search for better settings of a recipe with Optuna, and stop trials that lose early.
 
-A trial is stopped after a validation if it is worse than the best finished trial at the same share
-of its training: if the interval of the paired difference on the validation rows lies below zero.
-The test rows are never read. Trials are kept in the registry's database, so a search can go on.
+Trials are trained some at a time on one copy of the base. One is stopped after a validation if it
+is worse than the best finished trial, or than one beside it, at the same share of its training: if
+the interval of the paired difference on the validation rows lies below zero. The test rows are
+never read. Trials are kept in the registry's database, so a search can go on.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trunkline.contracts import Scored, Settings
+from trunkline.contracts import ProgressListener, Scored, Settings
 from trunkline.data.prepare import Prepared, prepare
 from trunkline.errors import Interrupted, TrunklineError, UsageError, one_line
 from trunkline.evaluation.intervals import paired_difference
@@ -29,27 +29,25 @@ from trunkline.training.run import RunContext
 from trunkline.training.run_info import specification
 from trunkline.training.scoring import Validation
 from trunkline.training.scratch import scratch_folder
-from trunkline.training.trainer import train_adapter
+from trunkline.training.search_space import SPACE, Choice, parse_space, start_of
+from trunkline.training.together import (
+    Alone,
+    SharedProgress,
+    check_together,
+    train_together,
+)
+from trunkline.training.trainer import TrainerOutput, train_adapter
 
 if TYPE_CHECKING:
     import optuna
 
-SPACE: Mapping[str, str] = {
-    "learning_rate": "1e-4:2e-3:log",
-    "r": "8,16,32",
-    "weight_decay": "0:0.1",
-    "lora_dropout": "0:0.1",
-}
-"""What is searched by default: a range ``low:high[:log]``, or values with commas."""
-
-_FIXED = ("split_seed", "max_train_samples", "seed")
-"""Settings that choose the rows, or the luck of a training."""
-
-_RANGE = re.compile(r"([^:,]+):([^:,]+)(:log)?")
 _STARTUP = 5
 """Trials that are drawn at random before the sampler learns from them; one is the recipe itself."""
 
 _LEAST_ROWS = 20
+
+TOGETHER = 4
+"""Trials that are trained at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +97,7 @@ def tune(
     trials: int,
     seconds: float | None = None,
     space: Mapping[str, str] | None = None,
+    together: int = TOGETHER,
 ) -> TuningResult:
     """Run trials until there are ``trials`` in all, or the time is over.
 
@@ -108,6 +107,7 @@ def tune(
         trials: of this search in all, those of earlier calls included.
         seconds: when to stop; the trial that runs then is not finished.
         space: setting → range or values, see :data:`SPACE`.
+        together: trials at once, on one copy of the base.
 
     Raises:
         UsageError: the space is malformed, Optuna is not installed, or this is one of several
@@ -123,67 +123,9 @@ def tune(
     with scratch_folder(context.workspace, f"tune-{identity}") as folder:
         study = _open_study(context, job, choices, identity)
         search = _Search(context, job, prepared, study, choices, seconds)
-        while len(begun_trials(study)) < trials and not search.is_over():
-            search.run_trial(folder, trials)
+        while len(finished_trials(study)) < trials and not search.is_over():
+            search.run_trials(folder, trials, together)
     return search.result()
-
-
-# ---------------------------------------------------------------------------------------- space
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The values that one setting may take."""
-
-    name: str
-    values: tuple[Any, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    integer: bool = False
-
-    def draw(self, trial: optuna.Trial) -> Any:
-        """A value for a trial."""
-        if self.values:
-            return trial.suggest_categorical(self.name, list(self.values))
-        if self.integer:
-            return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
-        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
-
-
-def parse_space(job: TrainingJob, space: Mapping[str, str]) -> tuple[Choice, ...]:
-    """The choices that texts such as ``1e-4:2e-3:log`` and ``8,16,32`` describe.
-
-    Raises:
-        NotFoundError: there is no such setting.
-        UsageError: a range or a value is malformed or out of the setting's range.
-    """
-    kinds = {spec.name: type(spec.default) for spec in fields(Settings)}
-    choices = []
-    for name, text in space.items():
-        if name in _FIXED:
-            raise UsageError(
-                f"{name} can't be searched: scores on other rows can't be compared.",
-                f"Set it with --set {name}=VALUE.",
-            )
-        match = _RANGE.fullmatch(text.strip())
-        ends = match.groups()[:2] if match else tuple(text.split(","))
-        values = [
-            getattr(with_settings(job.recipe, {name: end.strip()}).settings, name) for end in ends
-        ]
-        if match is None:
-            choices.append(Choice(name, tuple(dict.fromkeys(values))))
-            continue
-        low, high = values
-        if kinds[name] not in (int, float) or not low < high or (match[3] and low <= 0):
-            raise UsageError(
-                f"The range {text!r} of {name} is not one.",
-                "Write low:high, or low:high:log with a low above 0, such as 1e-4:2e-3:log.",
-            )
-        choices.append(
-            Choice(name, low=low, high=high, log=bool(match[3]), integer=kinds[name] is int)
-        )
-    return tuple(choices)
 
 
 # ---------------------------------------------------------------------------------------- study
@@ -232,15 +174,18 @@ def _open_study(
         study_name=f"{job.recipe.name}:{identity}",
         storage=storage,
         direction="maximize" if job.deciding_metric.higher_is_better else "minimize",
-        sampler=optuna.samplers.TPESampler(seed=job.settings.seed, n_startup_trials=_STARTUP),
+        sampler=optuna.samplers.TPESampler(
+            seed=job.settings.seed, n_startup_trials=_STARTUP, constant_liar=True
+        ),
         load_if_exists=True,
     )
     failed = optuna.trial.TrialState.FAIL
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=failed)  # its process was killed
-    unfinished = [one.state == failed and not one.user_attrs.get("error") for one in study.trials]
-    if all(unfinished):  # also where there is none yet
-        study.enqueue_trial({choice.name: _start(job, choice) for choice in choices})
+    own = {choice.name: start_of(job, choice) for choice in choices}
+    waits = study.get_trials(states=(optuna.trial.TrialState.WAITING,))
+    if not waits and all(one.params != own for one in finished_trials(study)):
+        study.enqueue_trial(own)
     return study
 
 
@@ -251,16 +196,21 @@ def begun_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return [one for one in study.trials if one.state != optuna.trial.TrialState.WAITING]
 
 
-def _start(job: TrainingJob, choice: Choice) -> Any:
-    """The recipe's own value, or the nearest that the search may choose."""
-    own = getattr(job.settings, choice.name)
-    if choice.values:
-        return own if own in choice.values else choice.values[0]
-    return min(max(own, choice.low), choice.high)
+def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that ended by themselves; the others are repeated with other settings."""
+    from optuna.trial import TrialState
+
+    return [
+        one
+        for one in study.get_trials(
+            states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        )
+        if one.state != TrialState.FAIL or one.user_attrs.get("error") is not None
+    ]
 
 
 class _Search:
-    """Runs the trials of one study one after another."""
+    """Runs the trials of one study, some at a time."""
 
     def __init__(
         self,
@@ -273,62 +223,122 @@ class _Search:
     ) -> None:
         self._context, self._job, self._prepared = context, job, prepared
         self._study, self._choices = study, choices
+        self._running: list[_Watch] = []
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
     def is_over(self) -> bool:
         """Whether the time is over."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
-    def run_trial(self, folder: Path, count: int) -> None:
-        """Train once with settings that the sampler chooses, and record the outcome.
+    def run_trials(self, folder: Path, total: int, together: int) -> None:
+        """Train once or several times with settings that the sampler chooses; record the outcomes.
+
+        Args:
+            folder: for the files of the trainings.
+            total: trials of the search in all.
+            together: of them at once, on one copy of the base.
 
         Raises:
             Interrupted: the user stopped it.
         """
         import optuna
 
-        trial = self._study.ask()
-        chosen = {choice.name: choice.draw(trial) for choice in self._choices}
-        shown = ", ".join(f"{name}={_text(value)}" for name, value in chosen.items())
-        self._context.stage(f"trial {trial.number + 1} of {count}: {shown}")
-        watch = _Watch(self, trial)
-        failure: str | None = None
-        try:
-            recipe = with_settings(self._job.recipe, chosen)
-            output = train_adapter(
-                replace(self._job, recipe=recipe),
-                self._prepared,
-                self._context.engine,
-                folder / str(trial.number),
-                listener=self._context.listener,
-                log=lambda step, values: None,
-                should_stop=watch.should_stop,
-                on_validation=watch.validated,
+        together = min(together, total - len(finished_trials(self._study)))
+        self._running = [_Watch(self, self._study.ask()) for _ in range(together)]
+        drawn = [
+            {choice.name: choice.draw(watch.trial) for choice in self._choices}
+            for watch in self._running
+        ]
+        names = [f"trial {watch.trial.number + 1} of {total}" for watch in self._running]
+        for name, chosen in zip(names, drawn, strict=True):
+            shown = ", ".join(f"{setting}={_text(value)}" for setting, value in chosen.items())
+            self._context.stage(f"{name}: {shown}")
+        listener: ProgressListener = self._context.listener
+        shared = SharedProgress(listener)
+        functions = [
+            self._training(
+                folder / str(watch.trial.number),
+                chosen,
+                watch,
+                listener if together == 1 else shared.of(name),
             )
-            if output.artifact is not None:
-                self._context.engine.pool.unload(output.artifact.digest)
-        except TrunklineError as error:
-            if isinstance(error, Interrupted):
-                raise
-            failure = one_line(error)
+            for name, chosen, watch in zip(names, drawn, self._running, strict=True)
+        ]
+        try:
+            outcomes = self._train(names, drawn, functions)
         except BaseException:
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            for watch in self._running:
+                self._study.tell(watch.trial, state=optuna.trial.TrialState.FAIL)
             raise
-        finally:
-            shutil.rmtree(folder / str(trial.number), ignore_errors=True)
-        watch.save(failure)
-        state = optuna.trial.TrialState
-        if failure is not None or watch.best is None or watch.unfinished:
-            self._study.tell(trial, state=state.FAIL)
-        elif watch.losing:
-            self._study.tell(trial, state=state.PRUNED)
-        else:
-            self._study.tell(trial, watch.best)
+        for watch, outcome in zip(self._running, outcomes, strict=True):
+            self._record(watch, outcome)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception) and not isinstance(outcome, TrunklineError):
+                raise outcome
         if self._context.should_stop():
             raise Interrupted(
-                f"Stopped after {len(begun_trials(self._study))} trials, which are kept.",
+                f"Stopped after {len(finished_trials(self._study))} trials, which are kept.",
                 "The same command goes on with the search.",
             )
+
+    def _training(
+        self, folder: Path, chosen: Mapping[str, Any], watch: _Watch, listener: ProgressListener
+    ) -> Callable[[Alone], TrainerOutput]:
+        """A function that trains with some settings."""
+
+        def function(place: Alone) -> TrainerOutput:
+            try:
+                output = train_adapter(
+                    replace(self._job, recipe=with_settings(self._job.recipe, chosen)),
+                    self._prepared,
+                    self._context.engine,
+                    folder,
+                    listener=listener,
+                    log=lambda step, values: None,
+                    should_stop=watch.should_stop,
+                    on_validation=watch.validated,
+                    place=place,
+                )
+                if output.artifact is not None:
+                    self._context.engine.pool.unload(output.artifact.digest)
+                return output
+            finally:
+                watch.ended = True
+                shutil.rmtree(folder, ignore_errors=True)
+
+        return function
+
+    def _train(
+        self,
+        names: Sequence[str],
+        drawn: Sequence[Mapping[str, Any]],
+        functions: Sequence[Callable[[Alone], TrainerOutput]],
+    ) -> list[TrainerOutput | Exception]:
+        """Call the functions at once, or one after another if they can't share the base."""
+        try:
+            jobs = [with_settings(self._job.recipe, chosen).settings for chosen in drawn]
+            check_together(dict(zip(names, jobs, strict=True)), self._context.engine.base.device)
+        except TrunklineError:
+            return [
+                train_together([name], [function])[0]
+                for name, function in zip(names, functions, strict=True)
+            ]
+        return train_together(names, functions)
+
+    def _record(self, watch: _Watch, outcome: TrainerOutput | Exception) -> None:
+        """Keep what a trial gave."""
+        import optuna
+
+        failed = isinstance(outcome, Exception) and not isinstance(outcome, Interrupted)
+        failure = one_line(outcome) if isinstance(outcome, Exception) and failed else None
+        watch.save(failure)
+        state = optuna.trial.TrialState
+        if failed or watch.best is None or watch.unfinished:
+            self._study.tell(watch.trial, state=state.FAIL)
+        elif watch.losing:
+            self._study.tell(watch.trial, state=state.PRUNED)
+        else:
+            self._study.tell(watch.trial, watch.best)
 
     def is_stopped(self) -> bool:
         """Whether the user or the time ends the trial that runs."""
@@ -339,15 +349,32 @@ class _Search:
         higher = self._job.deciding_metric.higher_is_better
         return score > other if higher else score < other
 
-    def is_losing(self, share: float, validation: Validation) -> bool:
-        """Whether a trial is worse than the best one was at this share of its training."""
+    def compare(self, watch: _Watch, validation: Validation) -> None:
+        """Stop the trials that are shown to lose at the share of a training where ``watch`` is.
+
+        It is compared with the best trial so far, and with those that run beside it.
+        """
+        if len(validation.rows) < _LEAST_ROWS:
+            return
         best = self._best()
-        if best is None or len(validation.rows) < _LEAST_ROWS:
-            return False
-        curve = {float(key): value for key, value in best.user_attrs["predictions"].items()}
-        at = max((key for key in curve if key <= share + 1e-9), default=None)
-        if at is None:
-            return False
+        if best is not None:
+            curve = best.user_attrs["predictions"]
+            at = max((key for key in curve if float(key) <= watch.share + 1e-6), default=None)
+            if at is not None and self._loses(validation, curve[at]):
+                watch.losing = True
+        key = watch.key
+        for other in self._running:
+            if other is watch or other.ended or key not in other.predictions:
+                continue
+            if self._loses(validation, other.predictions[key]):
+                watch.losing = True
+            elif self._loses(
+                validation._replace(predictions=other.predictions[key]), validation.predictions
+            ):
+                other.losing = True
+
+    def _loses(self, validation: Validation, other: Sequence[Any]) -> bool:
+        """Whether predictions are worse than others of the same rows, beyond chance."""
         metric = self._job.deciding_metric
         rows = [self._prepared.split.validation[index] for index in validation.rows]
         scored = Scored(
@@ -355,7 +382,7 @@ class _Search:
             predictions=validation.predictions,
             labels=self._prepared.labels,
         )
-        difference = paired_difference(metric, scored, curve[at], [row.group for row in rows])
+        difference = paired_difference(metric, scored, other, [row.group for row in rows])
         return difference.high < 0 if metric.higher_is_better else difference.low > 0
 
     def result(self) -> TuningResult:
@@ -396,14 +423,29 @@ class _Search:
 
 
 class _Watch:
-    """Follows one trial: its validations, and whether it is to be stopped."""
+    """Follows one trial: its validations, and whether it is to be stopped.
+
+    Attributes:
+        share: of its steps, at the last validation.
+        predictions: of the validation rows, by share.
+        best: the best score so far.
+        losing: another trial is better; this one stops after its step.
+        unfinished: the user or the time ends it.
+        ended: it takes no more steps.
+    """
 
     def __init__(self, search: _Search, trial: optuna.Trial) -> None:
-        self._search, self._trial = search, trial
-        self._predictions: dict[str, list[Any]] = {}
-        self._share, self._rows = 0.0, 0
+        self.trial = trial
+        self.predictions: dict[str, list[Any]] = {}
+        self.share = 0.0
         self.best: float | None = None
-        self.losing = self.unfinished = False
+        self.losing = self.unfinished = self.ended = False
+        self._search, self._rows = search, 0
+
+    @property
+    def key(self) -> str:
+        """The share as a key of ``predictions``."""
+        return f"{self.share:.6f}"
 
     def should_stop(self) -> bool:
         self.unfinished = self.unfinished or (not self.losing and self._search.is_stopped())
@@ -413,21 +455,22 @@ class _Watch:
         """A validation took place after ``step`` of ``total`` steps and ``rows`` rows."""
         if self.best is None or self._search.is_better(validation.score, self.best):
             self.best = validation.score
-        self._share, self._rows = step / total, rows
-        self._predictions[f"{self._share:.6f}"] = list(validation.predictions)
-        self.losing = step < total and self._search.is_losing(self._share, validation)
+        self.share, self._rows = step / total, rows
+        self.predictions[self.key] = list(validation.predictions)
+        if step < total:
+            self._search.compare(self, validation)
 
     def save(self, failure: str | None) -> None:
         """Keep what was seen with the trial."""
         values = {
-            "predictions": self._predictions,
+            "predictions": self.predictions,
             "score": self.best if self.best is not None and math.isfinite(self.best) else None,
-            "share": self._share,
+            "share": self.share,
             "rows": self._rows,
             "error": failure,
         }
         for name, value in values.items():
-            self._trial.set_user_attr(name, value)
+            self.trial.set_user_attr(name, value)
 
 
 def _text(value: Any) -> str:
