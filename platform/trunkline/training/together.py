@@ -57,6 +57,13 @@ class Alone:
         """Compute the gradients of a loss by ``compute``."""
         compute(loss)
 
+    def call(self, function: Callable[[], Value]) -> Value:
+        """Call a function that needs much memory; of a group, all do so in one thread.
+
+        Each thread keeps the memory that it freed for itself.
+        """
+        return function()
+
 
 ALONE = Alone()
 
@@ -115,6 +122,10 @@ class Place(Alone):
 
     def backward(self, loss: torch.Tensor, compute: Callable[[torch.Tensor], None]) -> None:
         self._group.wait(_Backward(loss))
+
+    def call(self, function: Callable[[], Value]) -> Value:
+        value: Value = self._group.wait(_Call(function))
+        return value
 
 
 def train_together(
@@ -214,10 +225,20 @@ class _Backward:
 
 
 @dataclass(frozen=True, slots=True)
+class _Call:
+    """A thread waits for the value of a function."""
+
+    function: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class _Meeting:
     """A thread waits for all others; then the first one's action is called."""
 
     action: Callable[[], None]
+
+
+_Request = _Pass | _Backward | _Call | _Meeting
 
 
 class _Thread(Generic[Value]):
@@ -225,7 +246,7 @@ class _Thread(Generic[Value]):
 
     def __init__(self, function: Callable[[], Value]) -> None:
         self.outcome: Value | Exception | None = None
-        self.request: _Pass | _Backward | _Meeting | None = None
+        self.request: _Request | None = None
         self.answer: Any = None
         self.ended = False
         self._running = False
@@ -258,7 +279,7 @@ class _Thread(Generic[Value]):
             self._back.acquire()
             self._running = False
 
-    def wait(self, request: _Pass | _Backward | _Meeting) -> Any:
+    def wait(self, request: _Request) -> Any:
         """Called by the thread itself: wait until the request is answered."""
         self.request = request
         self._back.release()
@@ -317,8 +338,8 @@ class _Group:
                 thread.turn()
 
     def _serve(self, waiting: Sequence[_Thread[Any]]) -> None:
-        """Answer the passes if there are any, else the gradients, else the meeting of all."""
-        for kind, serve in ((_Pass, self._forward), (_Backward, self._backward)):
+        """Answer the calls if there are any, else the passes, the gradients, the meeting of all."""
+        for kind, serve in ((_Call, _call), (_Pass, self._forward), (_Backward, self._backward)):
             asking = [one for one in waiting if isinstance(one.request, kind)]
             if asking:
                 try:
@@ -357,7 +378,7 @@ class _Group:
 
     # Called from the threads, or as the action of a meeting.
 
-    def wait(self, request: _Pass | _Backward | _Meeting) -> Any:
+    def wait(self, request: _Request) -> Any:
         """Wait until a request of the thread that runs is answered."""
         current = threading.current_thread()
         thread = next(one for one in self._threads if one.thread is current)
@@ -422,6 +443,10 @@ class _State:
         torch.set_rng_state(self._torch)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
+
+
+def _call(requests: Sequence[Any]) -> Sequence[Any]:
+    return [_outcome(one.function) for one in requests]
 
 
 def _outcome(function: Callable[[], Value]) -> Value | Exception:

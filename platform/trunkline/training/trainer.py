@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,14 +198,16 @@ def train_adapter(
         if settings.calibrate and len(encoded.validation.examples) >= MIN_ROWS:
             if isinstance(task, ClassificationTask):
                 listener.stage("calibrating")
-                task = calibrate(model, task, encoded.validation, pad_id)
+                fit = partial(calibrate, model, task, encoded.validation, pad_id)
+                task = place.call(fit)
             elif isinstance(task, MultilabelTask):
                 listener.stage("choosing the threshold")
-                task = fit_threshold(model, task, encoded.validation, pad_id)
+                choose = partial(fit_threshold, model, task, encoded.validation, pad_id)
+                task = place.call(choose)
         artifact = write_artifact(
             model, folder / "artifact", job, prepared, engine, task, encoded.max_length, initial
         )
-        expected = trained_outputs(model, task, prompts, pad_id)
+        expected = place.call(partial(trained_outputs, model, task, prompts, pad_id))
         return replace(output, artifact=artifact), expected
 
     with place.base_released(engine):
@@ -473,11 +476,14 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             loss = loss * (len(targets) * processes() / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    def _validate(self) -> Validation:
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.args.bf16):
+            return self.validate(self.model)
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         self.listener.stage("validating")
         self.model.eval()
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.args.bf16):
-            result = self.validate(self.model)
+        result = self.place.call(self._validate)
         self.model.train()
         if self.on_validation is not None:
             step, total = self.state.global_step, self.state.max_steps
