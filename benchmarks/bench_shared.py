@@ -140,7 +140,7 @@ def main() -> None:
         for name, speeds in measured.items()
     }
     default = medians[DEFAULT]
-    title("Alone (targets for ours: at least 0.95 of the default)")
+    title("Place (targets for ours: at least 0.95 of the default)")
     for name, speeds in medians.items():
         print(
             f"  {name:<28} serving {speeds['serving']:6.0f} tok/s, "

@@ -25,7 +25,7 @@ from trunkline.contracts import NoProgress
 from trunkline.data.prepare import prepare
 from trunkline.errors import Interrupted, RefusedError, TrainingError, UsageError
 from trunkline.training.packed import PackedBackbone, Part, backbone_of, share_frozen
-from trunkline.training.together import Alone, train_together
+from trunkline.training.together import Place, train_together
 from trunkline.training.trainer import TrainerOutput, train_adapter
 from workbench import RECIPES
 
@@ -159,7 +159,7 @@ def test_an_interrupt_ends_all_threads() -> None:
         def base_released(self) -> Any:
             raise KeyboardInterrupt
 
-    def training(place: Alone) -> None:
+    def training(place: Place) -> None:
         with place.base_released(Stopping()):  # type: ignore[arg-type]
             raise AssertionError
 

@@ -84,7 +84,7 @@ class TokenTable:
         if self._alphabet is None and (match := _FALLBACK_BYTE.fullmatch(name)):
             return text, bytes.fromhex(match[1])
         if self._alphabet is None and self._anchor is not None:
-            # Alone, a token may lose its leading space.
+            # Place, a token may lose its leading space.
             anchor, anchor_text = self._anchor
             both = self._decode([anchor, token])
             if both.startswith(anchor_text):

@@ -62,7 +62,7 @@ from trunkline.training.run_info import (
 )
 from trunkline.training.together import (
     ALONE,
-    Alone,
+    Place,
     SharedProgress,
     check_together,
     train_together,
@@ -86,7 +86,7 @@ class RunContext:
     listener: ProgressListener
     should_stop: Callable[[], bool]
     report_to: tuple[str, ...] = ()
-    place: Alone = ALONE
+    place: Place = ALONE
 
     def stage(self, text: str) -> None:
         """Report the start of a stage.
@@ -207,7 +207,7 @@ def train_several(
     check_together({job.recipe.name: job.settings for job in jobs}, context.engine.base.device)
     shared = SharedProgress(context.listener)
 
-    def training(job: TrainingJob) -> Callable[[Alone], TrainingResult]:
+    def training(job: TrainingJob) -> Callable[[Place], TrainingResult]:
         listener = shared.of(job.recipe.name)
         return lambda place: train(replace(context, listener=listener, place=place), job)
 
@@ -260,7 +260,7 @@ def _record_outcome(context: RunContext, recipe: str, number: int, folder: Path)
         ) from error
 
 
-def _keep_finished_work(folder: Path, error: Exception, place: Alone, resume: str) -> str | None:
+def _keep_finished_work(folder: Path, error: Exception, place: Place, resume: str) -> str | None:
     """Remove the folder of a failed run unless it can be resumed; returns how to go on.
 
     Where steps are missing, a training with bad data or a loss that is not finite would only fail
@@ -302,7 +302,7 @@ def _lock_folder(folder: Path, number: int) -> Iterator[None]:
         lock.release()
 
 
-def _remove_unless_resumable(folder: Path, place: Alone) -> bool:
+def _remove_unless_resumable(folder: Path, place: Place) -> bool:
     """Remove the folder of a run that can't be resumed; returns whether it can.
 
     Of trainings that shared the base only finished steps are kept: those that are missing would be

@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 Context = AbstractContextManager[Any]
 
 
-class Alone:
+class Place:
     """The place of a training that has the base to itself.
 
     Attributes:
@@ -65,10 +65,10 @@ class Alone:
         return function()
 
 
-ALONE = Alone()
+ALONE = Place()
 
 
-class Place(Alone):
+class SharedPlace(Place):
     """The place of one training in a group, for its thread.
 
     Args:
@@ -105,13 +105,12 @@ class Place(Alone):
 
         backbone = backbone_of(model)
         device = model.device.type
-        rounded = torch.is_autocast_enabled(device)
 
         def forward(input_ids: torch.Tensor, **inputs: Any) -> Any:
             from transformers.modeling_outputs import BaseModelOutputWithPast
 
             part = part_of(self._index, {"input_ids": input_ids, **inputs})
-            hidden = self._group.wait(_Pass(part, torch.is_autocast_enabled(device) or rounded))
+            hidden = self._group.wait(_Pass(part, torch.is_autocast_enabled(device)))
             return BaseModelOutputWithPast(last_hidden_state=hidden)
 
         backbone.forward = forward
@@ -129,7 +128,7 @@ class Place(Alone):
 
 
 def train_together(
-    names: Sequence[str], functions: Sequence[Callable[[Alone], Value]]
+    names: Sequence[str], functions: Sequence[Callable[[Place], Value]]
 ) -> list[Value | Exception]:
     """Call each function in a thread of its own, one at a time, and let them share the base.
 
@@ -143,7 +142,7 @@ def train_together(
     if len(functions) == 1:
         return [_outcome(lambda: functions[0](ALONE))]
     group = _Group()
-    places = [Place(group, index, names) for index in range(len(names))]
+    places = [SharedPlace(group, index, names) for index in range(len(names))]
     return group.run([partial(one, place) for one, place in zip(functions, places, strict=True)])
 
 

@@ -65,7 +65,7 @@ from trunkline.training.scoring import (
     make_validator,
     select_best,
 )
-from trunkline.training.together import ALONE, Alone
+from trunkline.training.together import ALONE, Place
 from trunkline.training.trackers import tensorboard_callback
 
 ROWS = "rows"
@@ -126,7 +126,7 @@ def train_adapter(
     resume: bool = False,
     tensorboard: Path | None = None,
     on_validation: OnValidation | None = None,
-    place: Alone = ALONE,
+    place: Place = ALONE,
 ) -> TrainerOutput:
     """Train, write ``folder/artifact``, read it back and prove it.
 
@@ -262,7 +262,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         listener: ProgressListener,
         log: Log,
         should_stop: Callable[[], bool],
-        place: Alone = ALONE,
+        place: Place = ALONE,
     ) -> None:
         self.adapter_task, self.settings, self.place = adapter_task, settings, place
         self.checkpoints, self.inputs = folder / CHECKPOINTS, inputs

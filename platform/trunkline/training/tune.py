@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from trunkline.training.scoring import Validation
 from trunkline.training.scratch import scratch_folder
 from trunkline.training.search_space import SPACE, Choice, parse_space, start_of
 from trunkline.training.together import (
-    Alone,
+    Place,
     SharedProgress,
     check_together,
     train_together,
@@ -170,13 +171,17 @@ def _open_study(
     storage = optuna.storages.RDBStorage(
         context.workspace.registry_url, skip_compatibility_check=True
     )
+    with warnings.catch_warnings():
+        # constant_liar is experimental; Optuna is capped
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=job.settings.seed, n_startup_trials=_STARTUP, constant_liar=True
+        )
     study = optuna.create_study(
         study_name=f"{job.recipe.name}:{identity}",
         storage=storage,
         direction="maximize" if job.deciding_metric.higher_is_better else "minimize",
-        sampler=optuna.samplers.TPESampler(
-            seed=job.settings.seed, n_startup_trials=_STARTUP, constant_liar=True
-        ),
+        sampler=sampler,
         load_if_exists=True,
     )
     failed = optuna.trial.TrialState.FAIL
@@ -283,10 +288,10 @@ class _Search:
 
     def _training(
         self, folder: Path, chosen: Mapping[str, Any], watch: _Watch, listener: ProgressListener
-    ) -> Callable[[Alone], TrainerOutput]:
+    ) -> Callable[[Place], TrainerOutput]:
         """A function that trains with some settings."""
 
-        def function(place: Alone) -> TrainerOutput:
+        def function(place: Place) -> TrainerOutput:
             try:
                 output = train_adapter(
                     replace(self._job, recipe=with_settings(self._job.recipe, chosen)),
@@ -312,7 +317,7 @@ class _Search:
         self,
         names: Sequence[str],
         drawn: Sequence[Mapping[str, Any]],
-        functions: Sequence[Callable[[Alone], TrainerOutput]],
+        functions: Sequence[Callable[[Place], TrainerOutput]],
     ) -> list[TrainerOutput | Exception]:
         """Call the functions at once, or one after another if they can't share the base."""
         try:
