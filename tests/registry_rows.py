@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from trunkline.registry.chain import EVENTS, REQUESTS, append
 from trunkline.registry.registry import Registry
 
-REVISION = "0001"
+REVISION = "0002"
 
 _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 _DIGEST = "sha256:" + "a" * 64
@@ -90,7 +90,7 @@ def _rows() -> dict[str, list[dict[str, Any]]]:
         ],
         "api_keys": [
             {"id": "k1", "owner": "ada", "secret_hash": "c" * 64, "adapters": ["toy/*"],
-             "admin": False, "created": _TIME, "expires": None, "removed": None},
+             "role": "tester", "created": _TIME, "expires": None, "removed": None},
         ],
     }  # fmt: skip
 

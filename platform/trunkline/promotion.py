@@ -24,7 +24,7 @@ from trunkline.evaluation.intervals import PairedComparison, compare_predictions
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.refs import Ref, check_alias
 from trunkline.registry.actors import Actor, system_actor
-from trunkline.registry.aliases import base_name_error
+from trunkline.registry.aliases import ANY, Expected, base_name_error
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.provenance import IMPORTED
 from trunkline.registry.records import AliasMoveRecord, EvaluationRecord, VersionRecord
@@ -50,6 +50,21 @@ class Promotion:
     checks: tuple[GateCheck, ...]
     forced: bool
     head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What decides on a promotion: the gate's checks, and the alias's newest move until now."""
+
+    version: VersionRecord
+    alias: str
+    move: AliasMoveRecord | None
+    checks: tuple[GateCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate allows the promotion."""
+        return all(check.passed for check in self.checks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,7 @@ def promote(
     force: bool = False,
     reason: str = "",
     actor: str | None = None,
+    expected: Expected = ANY,
 ) -> Promotion:
     """Move an alias to a version, if its recipe's gate and the workspace's settings allow it.
 
@@ -104,6 +120,7 @@ def promote(
         demanded: the workspace's settings, on top of the recipe's gate.
         force: move it even if the gate refuses; needs a ``reason``, which is stored.
         actor: who does it, see :mod:`trunkline.registry.actors`; by default the system's user.
+        expected: the alias's newest move as the caller read it, see :meth:`Aliases.move`.
 
     Raises:
         GateRefusedError: the gate refuses, and ``force`` is False.
@@ -116,12 +133,8 @@ def promote(
     reason = check_reason(reason)
     if force and not reason:
         raise UsageError("A forced promotion needs a reason.", 'Add --reason "…".')
-    if ref.selector is None:
-        ref = ref.at(registry.adapters.get(ref.domain, ref.name).newest)
-    version = registry.versions.resolve(ref)[0]
-    newest = _newest_move(registry, version, alias)
-    artifact = store.fetch(version)
-    checks = _run_checks(registry, version, artifact, metric, demanded, actor or system_actor())
+    evidence = check(store, ref, alias, metric=metric, demanded=demanded, actor=actor)
+    version, newest, checks = evidence.version, evidence.move, evidence.checks
     failed = [check for check in checks if not check.passed]
     if failed and not force:
         raise GateRefusedError(
@@ -131,10 +144,11 @@ def promote(
             _advice(version, alias, failed),
             checks,
         )
+    read: Expected = None if newest is None else newest.id
     registry.aliases.move(
         version.ref,
         alias,
-        expected=None if newest is None else newest.id,
+        expected=read if expected is ANY else expected,
         actor=actor,
         forced=bool(failed),
         reason=reason or None,
@@ -144,6 +158,32 @@ def promote(
     return Promotion(version, alias, old, version.number, checks, bool(failed), _head(registry))
 
 
+def check(
+    store: AdapterStore,
+    ref: Ref,
+    alias: str,
+    *,
+    metric: FindMetric,
+    demanded: GateSettings,
+    actor: str | None = None,
+) -> Evidence:
+    """Check every condition of the gate, and move nothing; arguments as of :func:`promote`.
+
+    Raises:
+        UsageError: the alias is reserved.
+        IntegrityError: the artifact is damaged or missing.
+    """
+    registry = store.registry
+    _check_alias(alias)
+    if ref.selector is None:
+        ref = ref.at(registry.adapters.get(ref.domain, ref.name).newest)
+    version = registry.versions.resolve(ref)[0]
+    newest = _newest_move(registry, version, alias)
+    artifact = store.fetch(version)
+    checks = _run_checks(registry, version, artifact, metric, demanded, actor or system_actor())
+    return Evidence(version, alias, newest, checks)
+
+
 def rollback(
     store: AdapterStore,
     ref: Ref,
@@ -151,13 +191,14 @@ def rollback(
     *,
     reason: str = "",
     actor: str | None = None,
+    expected: Expected = ANY,
 ) -> AliasChange:
     """Move an alias back to its previous version, one step further each time, without a gate.
 
     Args:
         store: of the workspace.
         ref: of the adapter, without a selector.
-        actor: as of :func:`promote`.
+        actor, expected: as of :func:`promote`.
 
     Raises:
         NotFoundError: there is no such adapter, or it never had the alias.
@@ -170,7 +211,11 @@ def rollback(
     newest, earlier = registry.aliases.previous(ref.domain, ref.name, alias)
     store.fetch(earlier)
     move = registry.aliases.rollback(
-        ref, alias, expected=newest.id, actor=actor, reason=reason or None
+        ref,
+        alias,
+        expected=newest.id if expected is ANY else expected,
+        actor=actor,
+        reason=reason or None,
     )
     return AliasChange(move, _head(registry))
 
@@ -242,6 +287,21 @@ def check_persons(promoter: Actor, contributors: Sequence[str]) -> GateCheck:
     if any(promoter.is_same_person(Actor.parse(name)) for name in contributors):
         return GateCheck(TWO_PERSONS, False, f"{figures}; that is the same person")
     return GateCheck(TWO_PERSONS, bool(contributors), figures)
+
+
+def awaits_second_person(
+    registry: Registry, version: VersionRecord, demanded: GateSettings
+) -> bool:
+    """Whether a version's own figures pass a gate that asks for a second person.
+
+    Only its stored evaluation is read; a comparison with the champion is left to :func:`check`.
+    """
+    evaluated = evaluation_report_of(registry, version)
+    if evaluated is None:
+        return False
+    report, recipes = evaluated
+    gate = tighten(recipes, demanded, higher_is_better=report.higher_is_better)
+    return gate.two_persons and all(check.passed for check in check_gate(gate, report))
 
 
 def no_dataset_error(version: VersionRecord, alias: str = CHAMPION) -> DataError:

@@ -49,7 +49,7 @@ def test_each_example_has_a_recorded_output_and_no_output_is_left_over() -> None
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_listings_and_shows_have_json(path: tuple[str, ...]) -> None:
-    without = {("plugins", "uninstall"), ("chat",), ("serve",), ("audit", "export")}
+    without = {("plugins", "uninstall"), ("chat",), ("serve",), ("console",), ("audit", "export")}
     assert ("--json" in invoke(*path, "--help").stdout) == (path not in without)
 
 

@@ -38,7 +38,7 @@ def test_create_prints_the_key_alone_on_stdout(registry: Registry) -> None:
 def test_create_prints_the_details_on_stderr(workspace: Path) -> None:
     text = invoke("keys", "create", "ada", "--adapter", "toy/*", "--adapter", "base").stderr
     assert "adapters  toy/*, base" in text
-    assert "admin     no" in text
+    assert "role      tester" in text
     assert "expires   never" in text
 
 

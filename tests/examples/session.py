@@ -58,6 +58,8 @@ class Session:
             line = line.replace(f'"${name}"', value).replace(f"${name}", value)
         if line.startswith("trunkline serve"):
             return self._serve(line)
+        if line.startswith("trunkline console"):
+            return self._show_console(line)
         with contextlib.chdir(self.workspace):
             if line.startswith("trunkline ps"):
                 line += f" --url http://127.0.0.1:{self._port}"
@@ -116,18 +118,7 @@ class Session:
     def _serve(self, line: str) -> str:
         """Start the server and return what it prints until it listens; it runs until the end."""
         assert self._server is None, "one server runs already"
-        program = (
-            "import sys; from trunkline.cli import main; "
-            f"sys.argv = {[*shlex.split(line), '--port', str(self._port)]!r}; main()"
-        )
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", program],
-            cwd=self.workspace,
-            env={**os.environ, **self._environment()},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self._server = self._start(line, self._port)
         assert self._server.stdout is not None
         lines: list[str] = []
         for text in self._server.stdout:
@@ -136,6 +127,34 @@ class Session:
                 break
         self._wait_until_ready()
         return "".join(lines)
+
+    def _show_console(self, line: str) -> str:
+        """Start the console beside the server and return what it prints; it is stopped at once."""
+        port = _free_port()
+        process = self._start(line, port)
+        assert process.stdout is not None
+        lines = []
+        for text in process.stdout:
+            lines.append(text.replace(f":{port}", f":{self._port}"))
+            if text.rstrip().endswith("/console"):
+                break
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        return "".join(lines)
+
+    def _start(self, line: str, port: int) -> subprocess.Popen[str]:
+        program = (
+            "import sys; from trunkline.cli import main; "
+            f"sys.argv = {[*shlex.split(line), '--port', str(port)]!r}; main()"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=self.workspace,
+            env={**os.environ, **self._environment()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def _wait_until_ready(self) -> None:
         from urllib.error import URLError

@@ -74,7 +74,7 @@ def test_a_key_may_use_everything_by_default(registry: Registry) -> None:
 def test_create_returns_the_stored_record(registry: Registry) -> None:
     until = datetime(2099, 1, 1, 12, tzinfo=timezone(timedelta(hours=-5)))
     record, plain = registry.keys.create(
-        "ada", ["medical/*", "base", "medical/*"], admin=True, expires=until
+        "ada", ["medical/*", "base", "medical/*"], role="admin", expires=until
     )
     assert (record.owner, record.adapters, record.admin, record.expires, record.removed) == (
         "ada",
@@ -88,7 +88,7 @@ def test_create_returns_the_stored_record(registry: Registry) -> None:
 
 
 def test_no_row_holds_a_key_or_its_secret(registry: Registry) -> None:
-    record, plain = registry.keys.create("ada", admin=True)
+    record, plain = registry.keys.create("ada", role="admin")
     registry.keys.remove(record.id)
     with registry.sessions.engines.reading.connect() as connection:
         rows = [connection.execute(select(table)).all() for table in Table.metadata.sorted_tables]
@@ -97,7 +97,7 @@ def test_no_row_holds_a_key_or_its_secret(registry: Registry) -> None:
 
 
 def test_neither_key_nor_secret_is_in_the_file(registry: Registry, database: Path) -> None:
-    plains = [registry.keys.create("ada", admin=True)[1] for _ in range(3)]
+    plains = [registry.keys.create("ada", role="admin")[1] for _ in range(3)]
     for plain in plains:
         registry.keys.authenticate(plain)
     registry.keys.remove(plains[0].split("-")[1])
@@ -116,7 +116,7 @@ def test_creation_and_removal_are_events_without_the_secret(registry: Registry) 
     assert (created.kind, created.actor, created.detail) == (
         "key.created",
         "root",
-        {"owner": "ada", "adapters": ["medical/*"], "admin": False, "expires": None},
+        {"owner": "ada", "adapters": ["medical/*"], "role": "tester", "expires": None},
     )
     assert (removed.kind, removed.detail) == ("key.removed", {"owner": "ada"})
     assert removed.actor.startswith("system:")
@@ -316,7 +316,7 @@ def test_another_processs_key_is_valid_and_removed_at_once(registry: Registry, u
 
 
 def key(*patterns: str) -> KeyRecord:
-    return KeyRecord("0aaaaaaa", "ada", patterns, False, NOW, None, None)
+    return KeyRecord("0aaaaaaa", "ada", patterns, "tester", NOW, None, None)
 
 
 @given(st.lists(patterns, max_size=4), names)
@@ -363,5 +363,5 @@ def test_an_invalid_name_may_not_be_used(text: str) -> None:
 
 
 def test_an_admin_key_uses_only_what_its_patterns_match() -> None:
-    admin = KeyRecord("0aaaaaaa", "ada", ("medical/*",), True, NOW, None, None)
+    admin = KeyRecord("0aaaaaaa", "ada", ("medical/*",), "admin", NOW, None, None)
     assert not admin.may_use("retail/department")

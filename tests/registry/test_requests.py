@@ -206,7 +206,7 @@ def test_requests_are_indexed_by_digest(registry: Registry, explain: Callable[..
 
 def test_the_log_can_only_be_added_to_and_read() -> None:
     methods = {name for name in vars(Requests) if not name.startswith("_")}
-    assert methods == {"log", "get", "list"}
+    assert methods == {"log", "get", "list", "search"}
 
 
 def test_no_module_changes_or_deletes_a_row_of_the_log() -> None:

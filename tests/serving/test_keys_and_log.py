@@ -78,7 +78,7 @@ def test_administrator_lists_only_the_residents_that_the_key_covers(
     for model in ("toy/plurals", "base"):
         http.post("/v1/chat/completions", json=chat_body(model=model))
     http.post("/v1/classify", json={"model": "toy/animals", "input": "a cow"})
-    _, secret = platform.registry.keys.create("me", ["toy/plurals"], admin=True)
+    _, secret = platform.registry.keys.create("me", ["toy/plurals"], role="admin")
     response = http.get("/admin/residents", headers={"authorization": f"Bearer {secret}"}).json()
     assert {resident["name"] for resident in response["data"]} == {"toy/plurals@2"}
     assert len(platform.engine.pool) > 1

@@ -241,7 +241,8 @@ def test_metrics_need_a_key_for_all_adapters(client: TestClient, platform: Platf
         ("some", ["toy/plurals"], False), ("all", ["*"], False),
         ("admin", ["toy/x"], True), ("both", ["*"], True),
     ):  # fmt: skip
-        _, secret = platform.registry.keys.create(owner, adapters, admin=admin)
+        role = "admin" if admin else "tester"
+        _, secret = platform.registry.keys.create(owner, adapters, role=role)
         response = client.get("/metrics", headers={"authorization": f"Bearer {secret}"})
         statuses[owner] = response.status_code
     assert statuses == {"some": 403, "all": 200, "admin": 403, "both": 200}

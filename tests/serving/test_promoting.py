@@ -48,7 +48,7 @@ def http(server: tuple[TestClient, Platform]) -> TestClient:
 
 def auth(platform: Platform, owner: str, **options: Any) -> dict[str, str]:
     """The header with a new key."""
-    options = {"admin": True} | options
+    options = {"role": "admin"} | options
     return {"authorization": f"Bearer {platform.registry.keys.create(owner, **options)[1]}"}
 
 
@@ -126,7 +126,7 @@ def test_key_can_not_move_aliases_of_adapters_that_it_may_not_use(
 def test_moving_an_alias_needs_an_administrator(
     http: TestClient, platform: Platform, verb: str
 ) -> None:
-    headers = auth(platform, "ada", admin=False)
+    headers = auth(platform, "ada", role="tester")
     body = {"ref": "toy/animals"}
     assert http.post(f"/admin/{verb}", json=body, headers=headers).status_code == 403
 

@@ -24,7 +24,7 @@ SESSION = (
     *("adapters list", "adapters show", "adapters promote", "adapters rollback"),
     *("adapters unalias", "adapters history", "adapters diff", "adapters merge", "adapters card"),
     *("predict", "generate", "chat"),
-    *("keys create", "keys list", "keys rm", "serve", "ps", "requests list", "lineage"),
+    *("keys create", "keys list", "keys rm", "serve", "console", "ps", "requests list", "lineage"),
     *("tag", "note"),
     *("adapters verify", "adapters sign", "adapters export", "adapters import"),
     *("adapters rm", "gc"),

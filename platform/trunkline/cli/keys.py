@@ -16,6 +16,8 @@ from trunkline.errors import UsageError
 if TYPE_CHECKING:
     from trunkline.registry.records import KeyRecord
 
+ROLES = ("viewer", "tester", "promoter", "admin")
+
 _SPAN = re.compile(r"([1-9][0-9]{0,5})([hdw])", re.ASCII)
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
@@ -38,7 +40,12 @@ def keys() -> None:
     help="An allowed adapter: domain/name, 'domain/*', base or '*'; may be repeated.  "
     "[default: '*']",
 )
-@click.option("--admin", is_flag=True, help="Also allow the admin routes.")
+@click.option(
+    "--role",
+    type=click.Choice(ROLES),
+    help="What the key permits; each role includes those before it.  [default: tester]",
+)
+@click.option("--admin", is_flag=True, help="Short for --role admin: also allow the admin routes.")
 @click.option("--expires", metavar="SPAN", help="Expire after 12h, 30d or 4w.  [default: never]")
 @json_option
 @pass_options
@@ -46,14 +53,21 @@ def create(
     options: GlobalOptions,
     owner: str,
     adapters: tuple[str, ...],
+    role: str | None,
     admin: bool,
     expires: str | None,
     as_json: bool,
 ) -> None:
-    """Create a key for OWNER and print it, alone on stdout; it can't be shown again."""
+    """Create a key for OWNER and print it, alone on stdout; it can't be shown again.
+
+    A viewer only reads; a tester also sends requests to adapters; a promoter also moves aliases;
+    an admin may do everything.
+    """
+    if admin and role not in (None, "admin"):
+        raise UsageError(f"--admin and --role {role} can't be combined.", "Use one of them.")
     expiry = None if expires is None else _expiry(expires)
     record, secret = options.platform.registry.keys.create(
-        owner, adapters, admin=admin, expires=expiry
+        owner, adapters, role="admin" if admin else role or "tester", expires=expiry
     )
     if as_json:
         print_json({**plain(record), "key": secret})
@@ -62,7 +76,7 @@ def create(
         ("id", record.id),
         ("owner", record.owner),
         ("adapters", ", ".join(record.adapters)),
-        ("admin", "yes" if record.admin else "no"),
+        ("role", record.role),
         ("expires", moment(record.expires) if record.expires else "never"),
     ):
         note(f"{name:8}  {value}")
@@ -83,13 +97,13 @@ def list_(options: GlobalOptions, as_json: bool) -> None:
         note("No keys yet: `trunkline keys create OWNER`. The server only answers this machine.")
         return
     print_table(
-        ["id", "owner", "adapters", "admin", "created", "state"],
+        ["id", "owner", "adapters", "role", "created", "state"],
         [
             (
                 one.id,
                 one.owner,
                 ", ".join(one.adapters),
-                "yes" if one.admin else "no",
+                one.role,
                 moment(one.created),
                 _state(one),
             )

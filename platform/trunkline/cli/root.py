@@ -38,6 +38,7 @@ COMMANDS = {
     "generate": "trunkline.cli.predict:generate",
     "chat": "trunkline.cli.chat:chat",
     "serve": "trunkline.cli.serve:serve",
+    "console": "trunkline.cli.console:console",
     "ps": "trunkline.cli.ps:ps",
     "adapters": "trunkline.cli.adapters:adapters",
     "runs": "trunkline.cli.runs:runs",

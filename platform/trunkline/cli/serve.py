@@ -88,7 +88,8 @@ def serve(
 ) -> None:
     """Serve the base and every adapter of this workspace until Ctrl-C or SIGTERM.
 
-    Running requests are finished first.
+    Running requests are finished first. The workspace is shown to browsers at /console, behind
+    the same keys.
     """
     if log_text and no_request_log:
         raise UsageError(
@@ -127,9 +128,10 @@ def serve(
         if (warning := contention_warning()) is not None:
             note(warning)
         _preload(platform, preload)
+    from trunkline.console.app import create_app
     from trunkline.serving.run import serve as run_server
 
-    run_server(platform, settings, _announcer(has_keys))
+    run_server(platform, settings, _announcer(has_keys), create=create_app)
 
 
 def _parse_limits(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -167,7 +169,8 @@ def _announcer(has_keys: bool) -> Callable[[str], None]:
     def announce(url: str) -> None:
         key = ' -H "Authorization: Bearer $TRUNKLINE_API_KEY"' if has_keys else ""
         messages = '[{"role": "user", "content": "Hello"}]'
-        note(f"Listening on {url}; Ctrl-C stops the server. Try it with:")
+        note(f"Listening on {url}; Ctrl-C stops the server.")
+        note(f"The console, for a browser: {url}/console. For a program:")
         note(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\")
         note(f"""    -d '{{"model": "base", "temperature": 0, "messages": {messages}}}'""")
 

@@ -25,7 +25,7 @@ from trunkline.registry.lookup import key_subject
 from trunkline.registry.mapping import key_record
 from trunkline.registry.records import KeyRecord
 from trunkline.registry.session import Aggregate
-from trunkline.registry.tables import ApiKey, utc_now
+from trunkline.registry.tables import KEY_ROLES, ApiKey, utc_now
 
 MAX_OWNER_LENGTH = 80
 
@@ -41,7 +41,7 @@ class Keys(Aggregate):
         owner: str,
         adapters: Sequence[str] = (),
         *,
-        admin: bool = False,
+        role: str = "tester",
         expires: datetime | None = None,
         actor: str | None = None,
     ) -> tuple[KeyRecord, str]:
@@ -50,7 +50,7 @@ class Keys(Aggregate):
         Args:
             owner: a person or program, 1 to 80 printable characters.
             adapters: patterns, see :func:`check_pattern`; none means ``*``.
-            admin: whether it permits the admin routes.
+            role: one of :data:`~trunkline.registry.tables.KEY_ROLES`.
             expires: aware, and in the future.
 
         Raises:
@@ -58,6 +58,7 @@ class Keys(Aggregate):
         """
         now = utc_now()
         _check_owner(owner)
+        _check_role(role)
         patterns = _checked_patterns(adapters)
         until = None if expires is None else _checked_expiry(expires, now)
         id = secrets.choice(string.digits) + "".join(
@@ -69,7 +70,7 @@ class Keys(Aggregate):
             owner=owner,
             secret_hash=_hash(key),
             adapters=patterns,
-            admin=admin,
+            role=role,
             created=now,
             expires=until,
             removed=None,
@@ -77,7 +78,7 @@ class Keys(Aggregate):
         detail = {
             "owner": owner,
             "adapters": patterns,
-            "admin": admin,
+            "role": role,
             "expires": None if until is None else until.isoformat(),
         }
         with self._sessions.write() as session:
@@ -99,8 +100,13 @@ class Keys(Aggregate):
             row = session.scalar(select(ApiKey).where(ApiKey.id == match[1]))
             if row is None or not hmac.compare_digest(row.secret_hash, _hash(text)):
                 return None
-            expired = row.expires is not None and row.expires <= utc_now()
-            return None if expired or row.removed is not None else key_record(row)
+            return _if_valid(row)
+
+    def get_valid(self, id: str) -> KeyRecord | None:
+        """The record of the key with this id, if it is valid now: neither removed nor expired."""
+        with self._sessions.read() as session:
+            row = session.scalar(select(ApiKey).where(ApiKey.id == id))
+            return None if row is None else _if_valid(row)
 
     def list(self) -> Sequence[KeyRecord]:
         """Every key ever created, newest first, with removed and expired ones."""
@@ -154,6 +160,18 @@ def check_pattern(text: str) -> str:
     if name != "*":
         check_name(name)
     return text
+
+
+def _if_valid(row: ApiKey) -> KeyRecord | None:
+    expired = row.expires is not None and row.expires <= utc_now()
+    return None if expired or row.removed is not None else key_record(row)
+
+
+def _check_role(role: str) -> None:
+    if role not in KEY_ROLES:
+        raise UsageError(
+            f"{shown(role)} is not the role of a key.", f"Use one of: {', '.join(KEY_ROLES)}."
+        )
 
 
 def _checked_patterns(adapters: Sequence[str]) -> list[str]:

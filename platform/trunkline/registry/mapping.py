@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, cast
@@ -235,7 +235,12 @@ def _score_summaries(session: Session, versions: Sequence[int]) -> dict[int, Sco
         return {}
     deciding = Evaluation.results["metric"].as_string()
     query = (
-        select(Score, Evaluation.results["verdict"].as_string())
+        select(
+            Score,
+            Evaluation.results["verdict"].as_string(),
+            Evaluation.results["best_baseline"].as_string(),
+            Evaluation.results["baselines"],
+        )
         .join(Evaluation, Evaluation.id == Score.evaluation_id)
         .where(
             Score.version_id.in_(versions),
@@ -251,9 +256,19 @@ def _score_summaries(session: Session, versions: Sequence[int]) -> dict[int, Sco
             low=math.nan if score.low is None else score.low,
             high=math.nan if score.high is None else score.high,
             verdict=verdict or "-",
+            baseline=baseline,
+            baseline_value=_baseline_value(baselines, baseline, score.metric),
         )
-        for score, verdict in session.execute(query)
+        for score, verdict, baseline, baselines in session.execute(query)
     }
+
+
+def _baseline_value(baselines: Any, baseline: str | None, metric: str) -> float | None:
+    """The score of a baseline in an evaluation, which may be imported and of any form."""
+    value: Any = baselines
+    for name in (baseline, metric, "value"):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 # ---------------------------------------------------------------------------------- alias moves

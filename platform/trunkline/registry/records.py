@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.errors import UsageError
 from trunkline.refs import BASE, Ref
+from trunkline.registry.tables import KEY_ROLES
 
 if TYPE_CHECKING:
     from trunkline.registry.chain import Head
@@ -94,6 +95,8 @@ class ScoreSummary:
     Attributes:
         metric: its name; ``value`` with the interval from ``low`` to ``high``.
         verdict: against the best baseline: ``beats``, ``ties`` or ``loses``.
+        baseline: the name of that baseline, if it was recorded.
+        baseline_value: its score.
     """
 
     metric: str
@@ -101,6 +104,8 @@ class ScoreSummary:
     low: float
     high: float
     verdict: str
+    baseline: str | None = None
+    baseline_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,15 @@ class AdapterRecord:
     def ref(self) -> Ref:
         """``domain/name``."""
         return Ref(self.domain, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Facets:
+    """The values by which adapters can be narrowed down."""
+
+    domains: tuple[str, ...]
+    tasks: tuple[str, ...]
+    bases: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +440,8 @@ class KeyRecord:
     Attributes:
         id: the 8 characters after ``tl-``, which are not secret.
         adapters: patterns: ``*`` for everything, ``domain/*``, ``domain/name``, or ``base``.
-        admin: whether it permits the admin routes; it adds nothing to ``adapters``.
+        role: ``viewer``, ``tester``, ``promoter`` or ``admin``; each may do what those before it
+            may. It adds nothing to ``adapters``.
         expires: when it becomes invalid; None for never.
         removed: when it was removed, if it was.
     """
@@ -434,10 +449,19 @@ class KeyRecord:
     id: str
     owner: str
     adapters: tuple[str, ...]
-    admin: bool
+    role: str
     created: datetime
     expires: datetime | None
     removed: datetime | None
+
+    @property
+    def admin(self) -> bool:
+        """Whether it permits the admin routes."""
+        return self.role == "admin"
+
+    def has_role(self, role: str) -> bool:
+        """Whether it permits what ``role`` does."""
+        return KEY_ROLES.index(self.role) >= KEY_ROLES.index(role)
 
     def may_use(self, name: str) -> bool:
         """Whether a pattern matches ``domain/name`` or ``base``; False for any other text.

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import BASE, Ref, shown
@@ -17,13 +19,28 @@ from trunkline.registry.engine import storable
 from trunkline.registry.lookup import MAX_INT64, clamp
 from trunkline.registry.mapping import request_record
 from trunkline.registry.records import RequestEntry, RequestRecord
+from trunkline.registry.scope import Scope, covered_names
 from trunkline.registry.session import Aggregate
 from trunkline.registry.tables import LoggedRequest
 
 MAX_MODEL_LENGTH = 200
 """The client's name of its adapter is cut after this many characters; every ref is shorter."""
 
+SCAN_LIMIT = 20_000
+"""The most rows that a search reads for one page."""
+
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,80}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPage:
+    """A page of the log; ``next`` is the ``before`` of the next page, None on the last one.
+
+    A page may hold fewer requests than its limit, even none, and still have a next one.
+    """
+
+    requests: tuple[RequestRecord, ...]
+    next: int | None
 
 
 class Requests(Aggregate):
@@ -87,6 +104,56 @@ class Requests(Aggregate):
             query = query.where(LoggedRequest.key_id == _checked_id(key, "key"))
         with self._sessions.read() as session:
             return [request_record(row) for row in session.scalars(query)]
+
+    def search(
+        self,
+        *,
+        limit: int = 100,
+        before: int | None = None,
+        model: str | None = None,
+        key: str | None = None,
+        statuses: tuple[int, int] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        scope: Scope = None,
+    ) -> RequestPage:
+        """A page of the log, newest first, from at most :data:`SCAN_LIMIT` rows.
+
+        Args:
+            before: the ``next`` of the page before.
+            model: ``domain/name``, a version ``domain/name@3``, or ``base``, which answered.
+            key: only requests with the key of this id.
+            statuses: only HTTP statuses from the first to the last of these.
+            since, until: only requests that arrived from the first on, and before the second.
+            scope: only what adapters that these patterns cover answered.
+
+        Raises:
+            UsageError: ``model`` or ``key`` is malformed.
+        """
+        query = select(LoggedRequest).order_by(LoggedRequest.seq.desc()).limit(limit + 1)
+        if model is not None:
+            adapter, at, _ = model.partition("@")
+            query = query.where(LoggedRequest.adapter == _checked_adapter(adapter))
+            if at:
+                query = query.where(LoggedRequest.version == str(Ref.parse(model)))
+        if key is not None:
+            query = query.where(LoggedRequest.key_id == _checked_id(key, "key"))
+        if statuses is not None:
+            query = query.where(LoggedRequest.status.between(*statuses))
+        if since is not None:
+            query = query.where(LoggedRequest.at >= since)
+        if until is not None:
+            query = query.where(LoggedRequest.at < until)
+        query = query.where(*covered_names(LoggedRequest.adapter, scope))
+        with self._sessions.read() as session:
+            newest = session.scalar(select(func.max(LoggedRequest.seq))) or 0
+            end = newest + 1 if before is None else min(clamp(before, MAX_INT64), newest + 1)
+            start = max(0, end - SCAN_LIMIT)
+            scanned = LoggedRequest.seq < end, LoggedRequest.seq >= start
+            records = [request_record(row) for row in session.scalars(query.where(*scanned))]
+        if len(records) > limit:
+            return RequestPage(tuple(records[:limit]), records[limit - 1].seq)
+        return RequestPage(tuple(records), start if start > 1 else None)
 
 
 def _row_values(entry: RequestEntry) -> dict[str, object]:

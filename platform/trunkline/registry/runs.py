@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from trunkline.errors import NotFoundError, RegistryError
@@ -27,6 +27,7 @@ from trunkline.registry.records import (
     PredictionRecord,
     RunRecord,
 )
+from trunkline.registry.scope import Scope, covered_names
 from trunkline.registry.session import Aggregate, pages
 from trunkline.registry.tables import (
     Evaluation,
@@ -156,10 +157,25 @@ class Runs(Aggregate):
             add_event(session, actor, "run.resumed", run_subject(run), detail)
 
     def list(
-        self, *, recipe: str | None = None, limit: int = 100, before: int | None = None
+        self,
+        *,
+        recipe: str | None = None,
+        status: str | None = None,
+        limit: int = 100,
+        before: int | None = None,
+        scope: Scope = None,
     ) -> Sequence[RunRecord]:
-        """Runs, newest first; ``before`` a number, for the next page."""
+        """Runs, newest first.
+
+        Args:
+            recipe, status: only runs of this recipe, or with this status.
+            before: only runs with a lower number, for the next page.
+            scope: only runs of recipes that these patterns cover.
+        """
         query = select_runs().order_by(Run.id.desc()).limit(limit)
+        query = query.where(*covered_names(Run.recipe, scope))
+        if status is not None:
+            query = query.where(Run.status == status)
         if recipe is not None:
             query = query.where(Run.recipe == recipe)
         if before is not None:
@@ -197,6 +213,16 @@ class Runs(Aggregate):
                 to_record(MetricRecord, row, value=math.nan if row.value is None else row.value)
                 for row in session.scalars(query)
             ]
+
+    def progress(self, run: int) -> tuple[str, int]:
+        """The status of a run and its last step with a metric; 0 before the first.
+
+        Raises:
+            NotFoundError: no run has this number.
+        """
+        with self._sessions.read() as session:
+            last = select(func.max(RunMetric.step)).where(RunMetric.run_id == run)
+            return find_run(session, run).status, session.scalar(last) or 0
 
     def statuses(self, numbers: Collection[int]) -> dict[int, str]:
         """The status of runs by number; unknown numbers are left out."""

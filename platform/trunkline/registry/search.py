@@ -32,6 +32,7 @@ from trunkline.refs import Ref
 from trunkline.registry.lookup import find_version
 from trunkline.registry.mapping import select_versions, version_ids, version_records
 from trunkline.registry.records import VersionRecord
+from trunkline.registry.scope import Scope, covered_adapters
 from trunkline.registry.search_syntax import (
     And,
     Condition,
@@ -84,10 +85,13 @@ class Page:
     next: Ref | None
 
 
-def find_versions(session: Session, where: str, limit: int, after: Ref | None) -> Page:
-    """The visible versions that match a search."""
+def find_versions(
+    session: Session, where: str, limit: int, after: Ref | None, scope: Scope = None
+) -> Page:
+    """The visible versions that match a search, of the adapters in a scope."""
     condition = parse(where)
-    return _page(session, _matching(condition), _prefetch(session, condition), limit, after)
+    matching = _matching(condition).where(*covered_adapters(scope))
+    return _page(session, matching, _prefetch(session, condition), limit, after, scope)
 
 
 def find_removed(session: Session, limit: int, after: Ref | None) -> Page:
@@ -102,6 +106,7 @@ def _page(
     candidates: list[int] | None,
     limit: int,
     after: Ref | None,
+    scope: Scope = None,
 ) -> Page:
     """The newest matches that follow ``after``."""
     before = None if after is None else find_version(session, after, include_removed=True).id
@@ -121,7 +126,7 @@ def _page(
     records = tuple(version_records(session, rows, scored=True))
     if len(ids) > limit:
         return Page(records, records[-1].ref)
-    return Page(records, _last_scanned(session, lowest))
+    return Page(records, _last_scanned(session, lowest, scope))
 
 
 def _matching(condition: Condition) -> Select[int]:
@@ -135,14 +140,21 @@ def _matching(condition: Condition) -> Select[int]:
     )
 
 
-def _last_scanned(session: Session, lowest: int) -> Ref | None:
-    """The oldest version that was scanned, if there are older ones."""
+def _last_scanned(session: Session, lowest: int, scope: Scope) -> Ref | None:
+    """The oldest version in scope that was scanned, if there are older ones."""
     listed = Version.status.in_(("visible", "removed"))
     if session.scalar(select(Version.id).where(Version.id < lowest, listed).limit(1)) is None:
         return None
+    query = select_versions(removed=True).where(*covered_adapters(scope))
     row = session.execute(
-        select_versions(removed=True).where(Version.id >= lowest).order_by(Version.id).limit(1)
-    ).one()
+        query.where(Version.id >= lowest).order_by(Version.id).limit(1)
+    ).one_or_none()
+    if row is None:  # none of those scanned is in scope; the oldest of all leads on
+        row = session.execute(
+            query.where(Version.id < lowest).order_by(Version.id.desc()).limit(1)
+        ).one_or_none()
+    if row is None:
+        return None
     return Ref(row[1].domain, row[1].name, str(row[0].number))
 
 

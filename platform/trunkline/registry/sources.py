@@ -7,8 +7,10 @@ from typing import Any
 
 from sqlalchemy import select
 
+from trunkline.registry.lookup import clamp
 from trunkline.registry.mapping import to_record
 from trunkline.registry.records import BaseRecord, DatasetRecord
+from trunkline.registry.scope import Scope, covered_names
 from trunkline.registry.session import Aggregate, find_or_add
 from trunkline.registry.tables import Base, Dataset, Plugin, utc_now
 
@@ -91,10 +93,24 @@ class Sources(Aggregate):
             return [to_record(BaseRecord, row) for row in session.scalars(query)]
 
     def list_datasets(
-        self, *, name: str | None = None, limit: int = 100, offset: int = 0
+        self,
+        *,
+        name: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        before: int | None = None,
+        scope: Scope = None,
     ) -> list[DatasetRecord]:
-        """The recorded datasets, newest first; with ``name``, the states of one."""
+        """The recorded datasets, newest first; with ``name``, the states of one.
+
+        Args:
+            before: only datasets with a lower id, for the next page.
+            scope: only datasets that these patterns cover.
+        """
         query = select(Dataset).order_by(Dataset.id.desc()).limit(limit).offset(offset)
+        query = query.where(*covered_names(Dataset.name, scope))
+        if before is not None:
+            query = query.where(Dataset.id < clamp(before))
         if name is not None:
             query = query.where(Dataset.name == name)
         with self._sessions.read() as session:

@@ -29,6 +29,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 RUN_STATUSES = ("running", "finished", "failed", "interrupted")
 VERSION_STATUSES = ("pending", "visible", "failed", "removed")
 ALIAS_MOVES = ("promoted", "rolled-back", "dropped")
+KEY_ROLES = ("viewer", "tester", "promoter", "admin")
+"""Each may do what those before it may do."""
 
 
 def utc_now() -> datetime:
@@ -408,14 +410,14 @@ class ApiKey(Table):
     """
 
     __tablename__ = "api_keys"
-    __table_args__ = ({"sqlite_autoincrement": True},)
+    __table_args__ = (_one_of("role", KEY_ROLES), {"sqlite_autoincrement": True})
 
     seq: Mapped[int] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(unique=True)
     owner: Mapped[str]
     secret_hash: Mapped[str]
     adapters: Mapped[list[str]]
-    admin: Mapped[bool]
+    role: Mapped[str]
     created: Mapped[datetime]
     expires: Mapped[datetime | None]
     removed: Mapped[datetime | None]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import exists, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from trunkline.errors import RefusedError, RegistryError, UsageError
@@ -26,14 +26,16 @@ from trunkline.registry.lookup import (
     run_subject,
 )
 from trunkline.registry.mapping import (
+    HAS_VISIBLE_VERSION,
     adapter_records,
     select_adapters,
     select_versions,
     version_record,
     version_records,
 )
-from trunkline.registry.records import AdapterRecord, VersionRecord
+from trunkline.registry.records import AdapterRecord, Facets, VersionRecord
 from trunkline.registry.runs import RUN_IMPORTED, adopt_evaluations, discard_imported_run
+from trunkline.registry.scope import Scope, covered_adapters
 from trunkline.registry.search import Page, find_removed, find_versions
 from trunkline.registry.session import Aggregate, find_or_add
 from trunkline.registry.tables import Adapter, Base, Event, Run, Version, VersionParent, utc_now
@@ -279,20 +281,23 @@ class Versions(Aggregate):
                 versions.setdefault(Ref(version.domain, version.name), []).append(version)
         return versions
 
-    def search(self, where: str, *, limit: int = 100, after: Ref | None = None) -> Page:
+    def search(
+        self, where: str, *, limit: int = 100, after: Ref | None = None, scope: Scope = None
+    ) -> Page:
         """The visible versions that match a search, newest first.
 
         Args:
             where: such as ``domain=NAME and test.accuracy>0.85``; see
                 :mod:`trunkline.registry.search_syntax` for the grammar.
             after: the ``next`` of the page before; any version will do, even a removed one.
+            scope: only versions of adapters that these patterns cover.
 
         Raises:
             UsageError: the search has a syntax error; the message has its position.
             NotFoundError: ``after`` names no version.
         """
         with self._sessions.read() as session:
-            return find_versions(session, where, limit, after)
+            return find_versions(session, where, limit, after, scope)
 
     def list_removed(self, *, limit: int = 100, after: Ref | None = None) -> Page:
         """The tombstones of removed versions, those that were published last first.
@@ -363,14 +368,17 @@ class Adapters(Aggregate):
         limit: int = 100,
         after: Ref | None = None,
         scored: bool = False,
+        scope: Scope = None,
     ) -> Sequence[AdapterRecord]:
         """The adapters that have a visible version, by name.
 
         Args:
             after: the last one of the page before, whether or not it still exists.
             scored: whether to add the score of each newest version.
+            scope: only adapters that these patterns cover.
         """
         query = select_adapters().order_by(Adapter.domain, Adapter.name).limit(limit)
+        query = query.where(*covered_adapters(scope))
         if domain is not None:
             query = query.where(Adapter.domain == domain)
         if after is not None:
@@ -378,6 +386,26 @@ class Adapters(Aggregate):
             query = query.where(follows)
         with self._sessions.read() as session:
             return adapter_records(session, session.execute(query).all(), scored=scored)
+
+    def facets(self, *, scope: Scope = None, limit: int = 50) -> Facets:
+        """The domains, tasks and bases of the listed adapters, each list sorted.
+
+        Args:
+            scope: only adapters that these patterns cover.
+            limit: of each list.
+        """
+        covered = covered_adapters(scope)
+        listed = HAS_VISIBLE_VERSION, *covered
+        domains = select(Adapter.domain).where(*listed).distinct().order_by(Adapter.domain)
+        tasks = select(Adapter.task).where(*listed).distinct().order_by(Adapter.task)
+        used = exists().where(Version.base_id == Base.id, Version.status == "visible")
+        if covered:
+            used = used.where(Version.adapter_id == Adapter.id, *covered)
+        bases = select(Base.name).where(used).distinct().order_by(Base.name)
+        with self._sessions.read() as session:
+            return Facets(
+                *(tuple(session.scalars(query.limit(limit))) for query in (domains, tasks, bases))
+            )
 
     def get(self, domain: str, name: str) -> AdapterRecord:
         """One adapter.

@@ -1,6 +1,7 @@
 """``/admin``: the engine's state, resident adapters, promotion and rollback.
 
-Every route needs an administrator's key, unless the server is open.
+Unless the server is open, every route needs a key with the role ``admin``; a ``promoter`` may move
+aliases.
 """
 
 from __future__ import annotations
@@ -32,16 +33,23 @@ if TYPE_CHECKING:
 _MAX_ALIAS_CHARS, _MAX_REASON_CHARS = 256, 10_000
 
 
-async def _require_admin(context: Context) -> None:
-    key = context.key
-    if key is not None and not key.admin:
-        raise ForbiddenError(
-            f"The key {key.id} is not an administrator's.",
-            "Create one with: trunkline keys create OWNER --admin.",
-        )
+def _require(role: str) -> Any:
+    """A dependency that refuses keys without a role."""
+
+    async def check(context: Context) -> None:
+        key = context.key
+        if key is not None and not key.has_role(role):
+            raise ForbiddenError(
+                f"The key {key.id} has the role {key.role}; this needs {role}.",
+                f"Create one with: trunkline keys create OWNER --role {role}.",
+            )
+
+    return Depends(check)
 
 
-router = APIRouter(route_class=JsonRoute, prefix="/admin", dependencies=[Depends(_require_admin)])
+_ADMIN, _PROMOTER = [_require("admin")], [_require("promoter")]
+
+router = APIRouter(route_class=JsonRoute, prefix="/admin")
 
 
 class RefBody(StrictModel):
@@ -98,7 +106,7 @@ class RollbackBody(RefBody):
         return ref
 
 
-@router.get("/state", response_model=ServerState)
+@router.get("/state", response_model=ServerState, dependencies=_ADMIN)
 async def state(context: Context) -> dict[str, Any]:
     """Show the requests in flight and the load of the engine."""
     service = context.service
@@ -111,19 +119,19 @@ async def state(context: Context) -> dict[str, Any]:
     }
 
 
-@router.get("/residents", response_model=Residents)
+@router.get("/residents", response_model=Residents, dependencies=_ADMIN)
 async def residents(context: Context) -> dict[str, Any]:
     """List the adapters in memory that the key may use; the byte totals count all adapters."""
     return await context.service.query(_residents, context)
 
 
-@router.post("/load")
+@router.post("/load", dependencies=_ADMIN)
 async def load(body: RefBody, context: Context) -> dict[str, Any]:
     """Read an adapter from disk, verify it, and keep it in memory."""
     return await context.service.load(_load, context, body.ref)
 
 
-@router.post("/unload")
+@router.post("/unload", dependencies=_ADMIN)
 async def unload(body: RefBody, context: Context) -> dict[str, Any]:
     """Evict an adapter, even if it is pinned; one in use is evicted when its last request ends."""
     model = await context.service.query(_resolve_adapter, context, body.ref)
@@ -133,7 +141,7 @@ async def unload(body: RefBody, context: Context) -> dict[str, Any]:
     return {"ref": model.name, "digest": model.digest, "resident": not evicted}
 
 
-@router.post("/pin")
+@router.post("/pin", dependencies=_ADMIN)
 async def pin(body: PinBody, context: Context) -> dict[str, Any]:
     """Pin a resident adapter, so that it is never evicted for others, or unpin it."""
     model = await context.service.query(_resolve_adapter, context, body.ref)
@@ -143,7 +151,7 @@ async def pin(body: PinBody, context: Context) -> dict[str, Any]:
     return {"ref": model.name, "digest": model.digest, "pinned": body.pinned}
 
 
-@router.post("/promote", response_model=Promotion)
+@router.post("/promote", response_model=Promotion, dependencies=_PROMOTER)
 async def promote(body: PromoteBody, context: Context) -> dict[str, Any] | JSONResponse:
     """Move an alias if the gate allows it; the next request uses the new version.
 
@@ -157,7 +165,7 @@ async def promote(body: PromoteBody, context: Context) -> dict[str, Any] | JSONR
         return JSONResponse({"error": error}, refused.http_status)
 
 
-@router.post("/rollback", response_model=Rollback)
+@router.post("/rollback", response_model=Rollback, dependencies=_PROMOTER)
 async def rollback(body: RollbackBody, context: Context) -> dict[str, Any]:
     """Move an alias back to its previous version, without a gate; the next request uses it."""
     return await context.service.load(_rollback, context, body)
@@ -205,6 +213,12 @@ def _load(context: RequestContext, ref: str) -> dict[str, Any]:
 
 
 def _promote(context: RequestContext, body: PromoteBody) -> dict[str, Any]:
+    key = context.key
+    if body.force and key is not None and not key.admin:
+        raise ForbiddenError(
+            f"The key {key.id} has the role {key.role}, which may not override the gate.",
+            "Leave out force, or use an administrator's key.",
+        )
     _resolve_adapter(context, body.ref)
     with _alias_named():
         promotion = context.service.platform.promote(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter as Sums
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
@@ -69,6 +70,33 @@ async def metrics(context: Context) -> Response:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long requests took, in seconds; an upper bound where a bucket has no end."""
+
+    requests: int
+    p50: float
+    p95: float
+
+    @classmethod
+    def of(cls, buckets: Sequence[tuple[float, float]]) -> Self:
+        """Interpolate within buckets, given as upper bound and cumulative count."""
+        return cls(int(buckets[-1][1]), _quantile(0.5, buckets), _quantile(0.95, buckets))
+
+
+def _quantile(share: float, buckets: Sequence[tuple[float, float]]) -> float:
+    """Linear within a bucket, as Prometheus' ``histogram_quantile``."""
+    rank = share * buckets[-1][1]
+    lower = below = 0.0
+    for bound, count in buckets:
+        if count >= rank and count > below:
+            if bound == float("inf"):
+                return lower
+            return lower + (bound - lower) * (rank - below) / (count - below)
+        lower, below = bound, count
+    return lower
+
+
 class Metrics:
     """The metrics of one server. Safe from any thread.
 
@@ -106,6 +134,9 @@ class Metrics:
         self._queue_time = histogram(
             "queue_time_seconds", "From submission to the first step.", _SECONDS
         )
+        self._total_time = histogram(
+            "request_time_seconds", "From submission to the end.", _SECONDS
+        )
         self._first_token = histogram(
             "time_to_first_token_seconds", "From submission to the first token.", _SECONDS
         )
@@ -131,6 +162,7 @@ class Metrics:
         self._cached_tokens.labels(version).inc(stats.cached_tokens)
         self._generation_tokens.labels(version).inc(stats.new_tokens)
         self._queue_time.labels(version).observe(stats.queue_seconds)
+        self._total_time.labels(version).observe(stats.seconds)
         if stats.first_token_seconds is not None:
             self._first_token.labels(version).observe(stats.first_token_seconds)
             if stats.new_tokens > 1:
@@ -144,6 +176,16 @@ class Metrics:
     def count_response(self, route: str, status: int) -> None:
         """Count a response; ``route`` is the template of a path, never the path."""
         self._responses.labels(route, status).inc()
+
+    def latencies(self) -> dict[str, Latency]:
+        """Version → its requests and quantiles of their times, as far as the buckets tell."""
+        buckets: dict[str, list[tuple[float, float]]] = {}
+        for metric in self._total_time.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_bucket"):
+                    bound, count = float(sample.labels["le"]), sample.value
+                    buckets.setdefault(sample.labels["version"], []).append((bound, count))
+        return {version: Latency.of(counts) for version, counts in buckets.items()}
 
     def render(self, in_flight: int) -> bytes:
         """All metrics in Prometheus' text format; blocks."""

@@ -133,7 +133,7 @@ class RequestMiddleware:
     async def _admit(self, context: RequestContext, scope: Scope, receive: Receive) -> Receive:
         """Check a request and read its body; returns a ``receive`` that replays the body."""
         headers = Headers(scope=scope)
-        _check_header_size(headers, self._service.settings)
+        check_header_size(headers, self._service.settings)
         path = scope["path"]
         _check_path(path)
         if path in PROBES or path in PAGES:
@@ -144,8 +144,8 @@ class RequestMiddleware:
         free = await self._service.query(self._identify, context, headers, client_id)
         if free and client_id not in self._service.in_flight and path != METRICS:
             self._service.set_id(context, client_id, chosen_by_client=True)
-        body = await _read_body(receive, headers, self._service.settings)
-        return _replay(body, receive)
+        body = await read_body(receive, headers, self._service.settings)
+        return replay(body, receive)
 
     def _identify(self, context: RequestContext, headers: Headers, client_id: str) -> bool:
         """Authenticate, and check if the client's own request id may be used; blocks."""
@@ -163,7 +163,8 @@ def _without_trailing_slash(scope: Scope) -> Scope:
     return {**scope, "path": path, "raw_path": quote(path).encode()}
 
 
-def _check_header_size(headers: Headers, settings: ServerSettings) -> None:
+def check_header_size(headers: Headers, settings: ServerSettings) -> None:
+    """Refuse a request whose headers are too large."""
     size = sum(len(name) + len(value) + 4 for name, value in headers.raw)
     if size > settings.max_header_bytes:
         raise ApiError(
@@ -184,7 +185,7 @@ def _check_path(path: str) -> None:
         )
 
 
-async def _read_body(receive: Receive, headers: Headers, settings: ServerSettings) -> bytes:
+async def read_body(receive: Receive, headers: Headers, settings: ServerSettings) -> bytes:
     """Read the body.
 
     Some of a body that is too large is read and discarded, so that its sender gets to read the
@@ -232,7 +233,7 @@ def _body_too_large(limit: int) -> TooLargeError:
     )
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """A ``receive`` that gives the body as one message, then the client's later messages."""
     pending = True
 

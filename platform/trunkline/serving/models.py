@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from trunkline.errors import BaseMismatchError, UsageError
+from trunkline.errors import BaseMismatchError, ForbiddenError, UsageError
 from trunkline.refs import BASE, Ref, shown
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AdapterRecord, KeyRecord, VersionRecord
@@ -88,9 +88,16 @@ async def resolve(context: RequestContext, ref: str, *tasks: str) -> ResolvedMod
         tasks: of which the model must have one; none: any.
 
     Raises:
+        ForbiddenError: the key is a viewer's.
         ApiError: 404, the model is unknown or the key may not use it; 400, it has another task.
         BaseMismatchError: it was trained on another base.
     """
+    key = context.key
+    if key is not None and not key.has_role("tester"):
+        raise ForbiddenError(
+            f"The key {key.id} has the role {key.role}, which may not send requests to a model.",
+            "Create one with: trunkline keys create OWNER --role tester.",
+        )
     models = served_models(context)
     model = context.model = await context.service.query(models.resolve, context.key, ref)
     if tasks and model.task not in tasks:

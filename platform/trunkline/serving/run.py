@@ -31,6 +31,8 @@ from trunkline.serving.service import Service
 from trunkline.serving.settings import ANY_ORIGIN, ServerSettings, addresses, is_loopback
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from trunkline.api import Platform
 
 RESERVED_FILES = 64
@@ -47,6 +49,8 @@ def serve(
     platform: Platform,
     settings: ServerSettings,
     on_ready: Callable[[str], None] | None = None,
+    *,
+    create: Callable[[Platform, ServerSettings], FastAPI] = create_app,
 ) -> None:
     """Serve until a signal arrives, then close the engine.
 
@@ -54,6 +58,7 @@ def serve(
 
     Args:
         on_ready: called with the server's URL when the base is loaded.
+        create: makes the application.
 
     Raises:
         UsageError: the port is taken, the host is not an address of this machine, or a server
@@ -62,7 +67,7 @@ def serve(
     """
     if not platform.registry.keys.has_any():
         _check_private(settings)
-    app = create_app(platform, settings)
+    app = create(platform, settings)
     service: Service = app.state.service
     limits = ConnectionLimits.for_files(raise_file_limit())
     listener = _listen(settings.host, settings.port)
@@ -85,7 +90,7 @@ def serve(
         _Server(config, service, on_ready).run(sockets=[listener])
     finally:
         listener.close()
-        if service.ready:
+        if service.ready and service.with_engine:
             service.engine.close()
     if service.failure is not None:
         raise service.failure

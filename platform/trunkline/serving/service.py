@@ -68,14 +68,23 @@ class Service:
     """One platform behind a server: readiness, threads for blocking work, requests in flight.
 
     Attributes:
+        with_engine: whether the server loads the base; without, it only shows the workspace.
         failure: why the base could not be loaded.
         url: where the server listens; empty if another program owns the socket.
         draining: new requests are refused.
         in_flight: the requests in flight, by id.
     """
 
-    def __init__(self, platform: Platform, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        settings: ServerSettings,
+        metrics: Metrics,
+        *,
+        with_engine: bool = True,
+    ) -> None:
         self.platform = platform
+        self.with_engine = with_engine
         self.settings = settings
         self.registry = platform.registry
         self.metrics = metrics
@@ -96,6 +105,8 @@ class Service:
         """Start to load the base in a daemon thread, which does not delay the process's exit."""
         if self._log is not None:
             self._log.start()
+        if not self.with_engine:
+            return
         threading.Thread(target=self._load_base, name="base", daemon=True).start()
 
     async def stop(self) -> None:
@@ -134,8 +145,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether the base is loaded."""
-        return self._engine is not None
+        """Whether the base is loaded, or none is needed."""
+        return self._engine is not None or not self.with_engine
 
     @property
     def engine(self) -> Engine:
@@ -152,6 +163,10 @@ class Service:
         return self._base
 
     def _not_ready(self) -> UnavailableError:
+        if not self.with_engine:
+            return UnavailableError(
+                "This server runs without an engine.", "Start one with: trunkline serve."
+            )
         if self.failure is not None:
             return UnavailableError("The base could not be loaded.", self.failure.message)
         return UnavailableError("The base is loading.", "Retry.", retry_after=_RETRY_SECONDS)

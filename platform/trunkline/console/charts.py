@@ -1,0 +1,134 @@
+"""The geometry of the charts that are drawn as SVG in a page: bars, reliability, confusion.
+
+Positions are in percent of the width. A chart has no information that the table beside it lacks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trunkline.registry.records import PredictionRecord
+
+RELIABILITY_BINS = 10
+MAX_CONFUSION_LABELS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalBar:
+    """A value with its interval on an axis, and a baseline; None where it is unknown."""
+
+    axis_low: float
+    axis_high: float
+    value: float
+    low: float
+    high: float
+    baseline: float | None
+
+
+def interval_bar(
+    value: float, low: float, high: float, baseline: float | None = None
+) -> IntervalBar | None:
+    """Where a bar's parts are; None if the value is not finite.
+
+    The axis is 0 to 1 for shares; otherwise it begins at 0 and ends behind the largest number.
+    """
+    if not math.isfinite(value):
+        return None
+    low = low if math.isfinite(low) else value
+    high = high if math.isfinite(high) else value
+    base = baseline if baseline is not None and math.isfinite(baseline) else None
+    numbers = [value, low, high, *([] if base is None else [base])]
+    start, end = min(0.0, *numbers), max(numbers)
+    if start >= 0 and end <= 1:
+        start, end = 0.0, 1.0
+    else:
+        end += (end - start) * 0.1
+    span = (end - start) or 1.0
+
+    def place(number: float) -> float:
+        return round(100 * (number - start) / span, 2)
+
+    return IntervalBar(
+        start, end, place(value), place(low), place(high), None if base is None else place(base)
+    )
+
+
+def share(part: float, total: float) -> float:
+    """The length of a bar in percent."""
+    return round(100 * part / total, 2) if total else 0.0
+
+
+def parts_of(counts: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+    """The rows of each part of a split, from the counts that were recorded with a dataset."""
+    parts = counts.get("parts", counts)
+    if not isinstance(parts, Mapping):
+        return {}
+    return {name: parts[name] for name in names if isinstance(parts.get(name), int)}
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Predictions whose confidence lies in one tenth: how many, how sure, and how often right."""
+
+    low: float
+    high: float
+    rows: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(predictions: Sequence[PredictionRecord]) -> tuple[ReliabilityBin, ...]:
+    """The reliability diagram of predictions with confidences, without its empty bins."""
+    members: dict[int, list[PredictionRecord]] = {}
+    for one in predictions:
+        if one.confidence is not None and 0 <= one.confidence <= 1:
+            index = min(RELIABILITY_BINS - 1, int(one.confidence * RELIABILITY_BINS))
+            members.setdefault(index, []).append(one)
+    return tuple(
+        ReliabilityBin(
+            low=index / RELIABILITY_BINS,
+            high=(index + 1) / RELIABILITY_BINS,
+            rows=len(rows),
+            confidence=sum(one.confidence or 0.0 for one in rows) / len(rows),
+            accuracy=sum(one.target == one.prediction for one in rows) / len(rows),
+        )
+        for index, rows in sorted(members.items())
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """How often each true label got each predicted one: ``counts[truth][prediction]``.
+
+    Attributes:
+        labels: the most frequent true labels.
+        others: how many labels are left out.
+    """
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    others: int
+
+    def shade(self, truth: int, prediction: int) -> int:
+        """From 0 to 9, the share of the row; the color of a cell."""
+        total = sum(self.counts[truth]) or 1
+        return min(9, math.ceil(9 * self.counts[truth][prediction] / total))
+
+
+def confusion(predictions: Sequence[PredictionRecord]) -> Confusion | None:
+    """The confusion matrix of a classification; None without two labels."""
+    frequencies = Counter(one.target for one in predictions)
+    every = list(frequencies)
+    every += [one.prediction for one in predictions if one.prediction not in frequencies]
+    names = list(dict.fromkeys(every))
+    if len(names) < 2:
+        return None
+    names.sort(key=lambda name: (-frequencies[name], name))
+    labels = tuple(sorted(names[:MAX_CONFUSION_LABELS]))
+    pairs = Counter((one.target, one.prediction) for one in predictions)
+    counts = tuple(tuple(pairs[truth, guess] for guess in labels) for truth in labels)
+    return Confusion(labels, counts, len(names) - len(labels))

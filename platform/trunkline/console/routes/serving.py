@@ -1,0 +1,85 @@
+"""The engine of this server: residents, queue, memory and times; and the other servers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from trunkline.console.pages import N_, Page, Redirect
+from trunkline.console.routes import Routes
+from trunkline.console.view import View
+from trunkline.errors import NotFoundError, UnavailableError
+
+routes = Routes()
+
+SERVERS = 20
+
+
+@routes.get("/serving")
+def serving(view: View) -> Page:
+    """The state of the engine; totals appear only to keys that cover every adapter."""
+    service = view.service
+    engine: dict[str, Any] | None = None
+    residents: list[dict[str, Any]] = []
+    problem: str | None = None
+    try:
+        pool = service.engine.pool
+        state = asdict(service.engine.state())
+        engine = {**state, "base": service.base.name, "in_flight": len(service.in_flight)}
+        if view.access.sees_everything:
+            engine |= {"adapter_bytes": pool.total_bytes, "adapter_budget": pool.budget_bytes}
+        latencies = service.metrics.latencies()
+        for one in pool.residents():
+            if view.access.may_use(one.name.partition("@")[0]):
+                latency = latencies.get(one.name)
+                residents.append(
+                    {**asdict(one), **asdict(pool.counters(one.digest)),
+                     "p50": latency and latency.p50, "p95": latency and latency.p95}
+                )  # fmt: skip
+    except UnavailableError as error:
+        problem = error.message if error.hint is None else f"{error.message} {error.hint}"
+    servers = [one for one in view.registry.servers.list(SERVERS) if one.stopped is None]
+    return Page(
+        "serving.html",
+        N_("Serving"),
+        {"engine": engine, "residents": residents, "servers": servers, "problem": problem},
+        command="trunkline ps --url URL",
+        place="serving",
+    )
+
+
+@routes.post("/serving/load", role="admin")
+def load(view: View) -> Redirect:
+    """Read an adapter from disk, verify it, and keep it in memory."""
+    view.access.check_ref(view.form.get("ref", ""))
+    model = view.platform.resolve(view.form["ref"], suggest=False)
+    artifact = view.platform.store.fetch(model.version)
+    view.service.engine.pool.load(artifact, model.name)
+    return Redirect("/serving", {"ref": model.name, "resident": True}, done="loaded")
+
+
+@routes.post("/serving/pin", role="admin")
+def pin(view: View) -> Redirect:
+    """Pin a resident adapter, or unpin it."""
+    digest = _resident(view)
+    pinned = view.form.get("pinned") == "yes"
+    view.service.engine.pool.pin(digest, pinned)
+    data = {"digest": digest, "pinned": pinned}
+    return Redirect("/serving", data, done="pinned" if pinned else "unpinned")
+
+
+@routes.post("/serving/unload", role="admin")
+def unload(view: View) -> Redirect:
+    """Evict an adapter; one in use is evicted when its last request ends."""
+    digest = _resident(view)
+    evicted = view.service.engine.pool.unload(digest)
+    return Redirect("/serving", {"digest": digest, "resident": not evicted}, done="unloaded")
+
+
+def _resident(view: View) -> str:
+    """The digest in the form, of an adapter in memory that the key may use."""
+    digest = view.form.get("digest", "")
+    for one in view.service.engine.pool.residents():
+        if one.digest == digest and view.access.may_use(one.name.partition("@")[0]):
+            return digest
+    raise NotFoundError("This version is not in memory.", "Load the page again.")

@@ -1,0 +1,153 @@
+"""One version: identity, evaluation, lineage, card and verification."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from trunkline.console import charts
+from trunkline.console.pages import N_, Page
+from trunkline.console.routes import Routes
+from trunkline.console.view import View
+from trunkline.errors import NotFoundError
+from trunkline.promotion import evaluation_report_of, evaluations_on_test
+from trunkline.refs import Ref, shown
+from trunkline.registry.lineage import Lineage
+from trunkline.registry.records import PredictionRecord
+
+routes = Routes()
+
+WORST_ROWS = 25
+_MAX_ROWS = 20_000
+"""Predictions that are read for the charts."""
+
+
+@routes.get("/adapters/{domain}/{name}/{number:int}")
+def version(view: View) -> Page:
+    """A version, also a removed one, with its evaluation and its lineage."""
+    ref = version_ref(view)
+    lineage = view.registry.lineage.of_version(ref)
+    record = lineage.version
+    assert record is not None
+    evaluated = evaluation_report_of(view.registry, record)
+    evaluation = next(evaluations_on_test(view.registry, ref), None)
+    predictions: Sequence[PredictionRecord] = ()
+    if evaluation is not None:
+        predictions = view.registry.evaluations.predictions(evaluation.id, limit=_MAX_ROWS)
+    report, gate = evaluated or (None, None)
+    classifies = record.task == "classification"
+    return Page(
+        "version.html",
+        str(ref),
+        {
+            "version": record,
+            "report": report,
+            "gate": gate,
+            "reliability": charts.reliability(predictions) if classifies else (),
+            "confusion": charts.confusion(predictions) if classifies else None,
+            "worst": worst_rows(record.task, predictions),
+            "lineage": _visible(view, lineage),
+        },
+        command=f"trunkline adapters show {ref}",
+        place="adapters",
+    )
+
+
+@routes.get("/adapters/{domain}/{name}/{number:int}/card")
+def card(view: View) -> Page:
+    """The version's model card."""
+    ref = version_ref(view)
+    record = view.registry.versions.resolve(ref)[0]
+    return Page(
+        "card.html",
+        str(ref),
+        {"version": record, "card": view.platform.store.render_card(record)},
+        command=f"trunkline adapters card {ref}",
+        place="adapters",
+    )
+
+
+@routes.post("/adapters/{domain}/{name}/{number:int}/verify")
+def verify(view: View) -> Page:
+    """Recompute the digests of the version's files; changes nothing."""
+    ref = version_ref(view)
+    record = view.registry.versions.resolve(ref)[0]
+    return Page(
+        "verified.html",
+        str(ref),
+        {"version": record, "result": view.platform.verify(record)},
+        command=f"trunkline adapters verify {ref}",
+        place="adapters",
+    )
+
+
+@routes.get("/lineage")
+def lineage(view: View) -> Page:
+    """From the id of a request back to the version, the run and the data."""
+    id = view.text("request")
+    traced = view.registry.lineage.of_request(id)
+    request = traced.request
+    assert request is not None
+    adapter = (request.version or "").partition("@")[0]
+    if not view.access.may_use(adapter) and not view.access.sees_everything:
+        raise NotFoundError(f"There is no request {shown(id)} in the log.", "Search for it.")
+    own = view.access.key is not None and request.key == view.access.key.id
+    return Page(
+        "lineage.html",
+        N_("Lineage of a request"),
+        {"lineage": _visible(view, traced, with_text=own or view.access.may("admin"))},
+        {"request": request},
+        command=f"trunkline lineage --request {request.id}",
+        place="requests",
+    )
+
+
+def version_ref(view: View) -> Ref:
+    """The version that the path names, if the key may use its adapter."""
+    ref = view.access.check_adapter(view.path["domain"], view.path["name"])
+    return ref.at(view.path["number"])
+
+
+def worst_rows(task: str, predictions: Sequence[PredictionRecord]) -> list[dict[str, Any]]:
+    """The wrong predictions, the surest first; of a regression, the largest errors."""
+    rows: list[tuple[float, PredictionRecord]] = []
+    for one in predictions:
+        if task == "regression":
+            try:
+                rows.append((abs(float(one.prediction) - float(one.target)), one))
+            except ValueError:
+                continue
+        elif one.prediction != one.target:
+            rows.append((one.confidence or 0.0, one))
+    rows = [row for row in rows if math.isfinite(row[0])]
+    rows.sort(key=lambda row: (-row[0], row[1].row_id))
+    return [
+        {
+            "row": one.row_id,
+            "target": one.target,
+            "prediction": one.prediction,
+            "baseline": one.baseline_prediction,
+            "weight": weight,
+        }
+        for weight, one in rows[:WORST_ROWS]
+    ]
+
+
+def _visible(view: View, lineage: Lineage, *, with_text: bool = False) -> Lineage:
+    """The lineage without what concerns adapters that the key may not use, and without texts."""
+
+    def may_see(ref: str) -> bool:
+        return view.access.may_use(ref.partition("@")[0])
+
+    request = lineage.request
+    if request is not None and not with_text:
+        request = replace(request, text=None, output=None)
+    return replace(
+        lineage,
+        request=request,
+        duplicates=tuple(filter(may_see, lineage.duplicates)),
+        merged_into=tuple(filter(may_see, lineage.merged_into)),
+        loads=tuple(one for one in lineage.loads if may_see(one.version)),
+    )
