@@ -13,19 +13,24 @@ CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))' 2
 PLUGINS := plugins/medical plugins/finance plugins/retail
 READY := .venv/.ready
 
-.PHONY: demo test test-merge test-all lint bench docs examples examples-check clean
+.PHONY: demo test test-merge test-browser test-all lint bench docs examples examples-check clean
 
 demo: $(READY)
 	$(BIN)/python examples/three_domains.py $(if $(STEPS),--steps $(STEPS)) $(if $(FULL),--full $(FULL))
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not merge and not slow and not matrix and not examples"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not merge and not slow and not matrix and not examples and not browser"
 
 test-merge: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "merge and not slow and not matrix"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "merge and not slow and not matrix and not browser"
+
+# The console in a real browser; installs Debian's Chromium if this user may.
+test-browser: $(READY)
+	command -v chromium >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium; } || true
+	$(BIN)/python -m pytest tests/console -m browser
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "not examples"
+	$(BIN)/python -m pytest -m "not examples and not browser"
 	$(BIN)/python benchmarks/bench_registry.py
 
 lint: $(READY)

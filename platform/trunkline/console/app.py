@@ -127,9 +127,9 @@ class Console:
         """
         allowed: list[str] = []
         for one in self._routes:
-            match, found_scope = one.route.matches(scope)
+            match, parameters = one.route.matches(scope)
             if match is Match.FULL:
-                scope.update(found_scope)
+                scope.update(parameters)
                 return one.spec
             if match is Match.PARTIAL:
                 allowed.append(one.spec.method)
@@ -200,6 +200,7 @@ def create_console_app(platform: Platform, settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.start()
         yield
         await service.stop()
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trunkline.registry.records import PredictionRecord
+from trunkline.registry.records import PredictionRecord, ScoreSummary
 
 RELIABILITY_BINS = 10
 MAX_CONFUSION_LABELS = 25
@@ -29,24 +29,48 @@ class IntervalBar:
     baseline: float | None
 
 
-def interval_bar(
-    value: float, low: float, high: float, baseline: float | None = None
-) -> IntervalBar | None:
-    """Where a bar's parts are; None if the value is not finite.
+Axis = tuple[float, float]
+"""The lowest and the highest number of an axis."""
 
-    The axis is 0 to 1 for shares; otherwise it begins at 0 and ends behind the largest number.
+
+def axis_of(numbers: Sequence[float]) -> Axis:
+    """0 to 1 for shares; otherwise from 0, or the lowest number, to behind the highest."""
+    start, end = min(0.0, *numbers), max(numbers)
+    if start >= 0 and end <= 1:
+        return 0.0, 1.0
+    return start, end + (end - start) * 0.1
+
+
+def shared_axis(scores: Sequence[ScoreSummary]) -> Axis | None:
+    """One axis for scores of one metric; None if there are none, or of several metrics."""
+    if len({one.metric for one in scores}) != 1:
+        return None
+    numbers = [
+        number
+        for one in scores
+        for number in (one.value, one.low, one.high, one.baseline_value)
+        if number is not None and math.isfinite(number)
+    ]
+    return axis_of(numbers) if numbers else None
+
+
+def interval_bar(
+    value: float,
+    low: float,
+    high: float,
+    baseline: float | None = None,
+    axis: Axis | None = None,
+) -> IntervalBar | None:
+    """Where a bar's parts are, on an axis of its own if none is given.
+
+    None if the value is not finite.
     """
     if not math.isfinite(value):
         return None
     low = low if math.isfinite(low) else value
     high = high if math.isfinite(high) else value
     base = baseline if baseline is not None and math.isfinite(baseline) else None
-    numbers = [value, low, high, *([] if base is None else [base])]
-    start, end = min(0.0, *numbers), max(numbers)
-    if start >= 0 and end <= 1:
-        start, end = 0.0, 1.0
-    else:
-        end += (end - start) * 0.1
+    start, end = axis or axis_of([value, low, high, *([] if base is None else [base])])
     span = (end - start) or 1.0
 
     def place(number: float) -> float:

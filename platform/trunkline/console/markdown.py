@@ -10,7 +10,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-_LEVELS = 2
+_LEVELS = 1
 """Headings of a card move down so far, below those of the page."""
 
 
@@ -42,5 +42,12 @@ def _parser() -> MarkdownIt:
             if token.type in ("heading_open", "heading_close"):
                 token.tag = f"h{min(6, int(token.tag[1]) + _LEVELS)}"
 
+    def unhead_empty_cells(state: object) -> None:
+        tokens = state.tokens  # type: ignore[attr-defined]
+        for opening, content, closing in zip(tokens, tokens[1:], tokens[2:], strict=False):
+            if opening.type == "th_open" and not content.content.strip():
+                opening.tag = closing.tag = "td"  # a header without a text helps nobody
+
     parser.core.ruler.push("move_headings", move_headings)
+    parser.core.ruler.push("unhead_empty_cells", unhead_empty_cells)
     return parser

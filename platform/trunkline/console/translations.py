@@ -109,7 +109,7 @@ def update(language: str) -> Catalog:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         write_po(
-            file, catalog, width=100, no_location=True, omit_header=False, sort_output=True,
+            file, catalog, width=100, no_location=True, omit_header=True, sort_output=True,
             ignore_obsolete=True,
         )  # fmt: skip
     return catalog

@@ -21,7 +21,7 @@ _NEVER = "none"
 
 
 @routes.get("/adapters/{domain}/{name}/{number:int}/promote")
-def evidence(view: View) -> Page:
+def promotion_evidence(view: View) -> Page:
     """Every condition of the gate with its figures, and the form if the key may promote."""
     ref = version_ref(view)
     return _evidence_page(view, ref, view.text("alias") or CHAMPION)
@@ -94,7 +94,7 @@ def rollback(view: View) -> Redirect:
 def _evidence_page(
     view: View, ref: Ref, alias: str, refused: GateRefusedError | None = None
 ) -> Page:
-    found = promotion.check(
+    evidence = promotion.check(
         view.platform.store,
         ref,
         alias,
@@ -102,22 +102,22 @@ def _evidence_page(
         demanded=view.platform.workspace.configuration.gate,
         actor=view.access.actor,
     )
-    report = promotion.evaluation_report_of(view.registry, found.version)
+    report = promotion.evaluation_report_of(view.registry, evidence.version)
     return Page(
         "promote.html",
         N_("Promote"),
         {
-            "version": found.version,
+            "version": evidence.version,
             "alias": alias,
-            "passed": found.passed,
-            "checks": found.checks,
-            "current": found.move and found.move.new,
+            "passed": evidence.passed,
+            "checks": evidence.checks,
+            "current": evidence.move and evidence.move.new,
             "report": report and report[0],
             "error": refused and refused.message,
         },
         {
-            "expected": _NEVER if found.move is None else str(found.move.id),
-            "awaits_other": _awaits_other(found),
+            "expected": _NEVER if evidence.move is None else str(evidence.move.id),
+            "awaits_other": _awaits_other(evidence),
             "reason": view.form.get("reason", ""),
         },
         command=f'trunkline adapters promote {ref}{_alias_option(alias)} --reason "…"',
@@ -126,9 +126,9 @@ def _evidence_page(
     )
 
 
-def _awaits_other(found: Evidence) -> bool:
+def _awaits_other(evidence: Evidence) -> bool:
     """Whether only another person is missing."""
-    failed = [check.name for check in found.checks if not check.passed]
+    failed = [check.name for check in evidence.checks if not check.passed]
     return failed == [promotion.TWO_PERSONS]
 
 

@@ -95,7 +95,7 @@ def overlay(view: View) -> Page:
     ]
     return Page(
         "overlay.html",
-        N_("Runs over each other"),
+        N_("Overlay of runs"),
         {"runs": records, "curves": curves},
         {"metrics": list(dict.fromkeys(one.name for one in curves))},
         command=f"trunkline runs plot {' '.join(map(str, numbers))} --out runs.svg"

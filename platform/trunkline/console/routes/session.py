@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 routes = Routes()
 
-_NEXT = re.compile(r"/console(?:/[A-Za-z0-9._~@%/-]*)?(?:\?[A-Za-z0-9._~@%&=+/-]*)?", re.ASCII)
+_NEXT = re.compile(
+    r"/console(?!.*(?:\.\.|//))(?:/[A-Za-z0-9._~@%/-]*)?(?:\?[A-Za-z0-9._~@%&=+/-]*)?", re.ASCII
+)
 _YEAR = 365 * 24 * 3600
 
 

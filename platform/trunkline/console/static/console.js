@@ -66,7 +66,8 @@
       width: Math.max(240, place.clientWidth),
       height: 240,
       scales: { x: { time: false }, y: { distr: logarithmic && positive ? 3 : 1 } },
-      axes: [axis, { ...axis, size: 64 }],
+      axes: [axis, { ...axis, size: 64, values: (plot, ticks) => ticks.map((tick) => tick === null ? "" : `${Number(tick.toPrecision(4))}`) }],
+      legend: { show: curves.length > 1 },
       series: [
         { label: "step" },
         ...curves.map((one, index) => ({

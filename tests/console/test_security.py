@@ -1,0 +1,211 @@
+"""What must not be possible: forged forms, injected scripts, actions of other roles."""
+
+from __future__ import annotations
+
+import pytest
+
+from console_places import ADMIN_ACTIONS, ADMIN_PAGES, EVERYTHING_PAGES, PAGES, PROMOTER_ACTIONS
+from console_site import Browser, SignIn, Site, signed_in
+from trunkline.console.security import POLICY
+
+ACTIONS = ADMIN_ACTIONS | PROMOTER_ACTIONS
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+# ------------------------------------------------------------------------------------- headers
+
+
+@pytest.mark.parametrize("path", ["", "/static/console.js", "/nowhere", "/runs/1/stream"])
+def test_every_answer_has_the_security_headers(admin: Browser, path: str) -> None:
+    headers = admin.get(path).headers
+    assert headers["content-security-policy"] == POLICY
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+def test_policy_allows_nothing_inline_and_nothing_from_elsewhere() -> None:
+    assert POLICY.startswith("default-src 'none'")
+    assert "unsafe" not in POLICY
+    assert "*" not in POLICY
+
+
+# -------------------------------------------------------------------------------- forged forms
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+def test_form_without_its_token_is_refused(admin: Browser, path: str) -> None:
+    answer = admin.client.post(f"/console{path}", data=ACTIONS[path])
+    assert answer.status_code == 403
+
+
+def test_token_of_another_session_is_refused(admin: Browser, viewer: Browser) -> None:
+    form = {"form_token": viewer.token(), "owner": "mallory"}
+    assert admin.client.post("/console/keys", data=form).status_code == 403
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+def test_form_of_another_site_is_refused(admin: Browser, origin: str) -> None:
+    answer = admin.post("/keys", {"owner": "mallory"}, headers={"origin": origin})
+    assert answer.status_code == 403
+
+
+def test_form_that_the_browser_calls_foreign_is_refused(admin: Browser) -> None:
+    headers = {"sec-fetch-site": "cross-site"}
+    assert admin.post("/keys", {"owner": "mallory"}, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+def test_action_can_not_be_requested_with_get(site: Site, admin: Browser, path: str) -> None:
+    before = site.platform.registry.events.heads()["events"]
+    admin.get(path, params=ACTIONS[path])
+    assert site.platform.registry.events.heads()["events"] == before
+
+
+# ---------------------------------------------------------------------------------------- roles
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+@pytest.mark.parametrize("role", ["viewer", "tester"])
+def test_action_of_another_role_is_refused(
+    site: Site, sign_in: SignIn, role: str, path: str
+) -> None:
+    before = site.platform.registry.events.heads()["events"]
+    assert sign_in(role).post(path, ACTIONS[path]).status_code == 403
+    assert site.platform.registry.events.heads()["events"] == before
+
+
+@pytest.mark.parametrize("path", ADMIN_ACTIONS)
+def test_promoter_does_not_administrate(sign_in: SignIn, path: str) -> None:
+    assert sign_in("promoter").post(path, ADMIN_ACTIONS[path]).status_code == 403
+
+
+def test_promoter_does_not_override_the_gate(site: Site, sign_in: SignIn) -> None:
+    fields = {"reason": "because", "expected": "none", "force": "yes"}
+    answer = sign_in("promoter").post("/adapters/toy/animals/1/promote", fields)
+    assert answer.status_code == 403
+    assert not site.platform.registry.aliases.moves("toy", "animals")
+
+
+@pytest.mark.parametrize("path", ADMIN_PAGES)
+def test_admin_page_is_hidden_from_others(viewer: Browser, path: str) -> None:
+    assert viewer.get(path).status_code == 403
+    assert f'href="/console{path}"' not in viewer.get("").text
+
+
+# ----------------------------------------------------------------------------------- the scope
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_key_for_some_adapters_sees_nothing_of_others(sign_in: SignIn, path: str) -> None:
+    browser = sign_in("some")
+    for accept in ("text/html", "application/json"):
+        page = browser.get(path, headers={"accept": accept})
+        if page.status_code == 200:
+            assert "toy/animals" not in page.text.replace("/console/adapters/toy/animals", "")
+            assert "toy/plurals" not in page.text
+            assert "animals" not in page.text
+        else:
+            assert page.status_code in (403, 404)
+
+
+@pytest.mark.parametrize("path", EVERYTHING_PAGES)
+def test_key_for_some_adapters_does_not_see_what_concerns_all(sign_in: SignIn, path: str) -> None:
+    assert sign_in("some").get(path).status_code == 403
+
+
+def test_hidden_adapter_looks_like_an_unknown_one(sign_in: SignIn) -> None:
+    browser = sign_in("some")
+    for path in ("/adapters/toy/{}", "/adapters/toy/{}/1", "/adapters/toy/{}/1/promote"):
+        hidden, unknown = (browser.get(path.format(name)) for name in ("animals", "unicorn"))
+        assert (hidden.status_code, unknown.status_code) == (404, 404)
+        known = hidden.text.replace("animals", "NAME"), unknown.text.replace("unicorn", "NAME")
+        assert known[0].split("<main")[1] == known[1].split("<main")[1]
+
+
+def test_prompt_is_shown_to_administrators_and_its_own_key_only(sign_in: SignIn) -> None:
+    path = "/lineage?request=request-1"
+    assert "a secret prompt" in sign_in("admin").get(path).text
+    for role in ("viewer", "promoter", "some"):
+        page = sign_in(role).get(path)
+        assert page.status_code == 200
+        assert "a secret prompt" not in page.text
+
+
+# ------------------------------------------------------------------------------------- scripts
+
+
+def test_stored_text_is_escaped_wherever_it_is_shown(site: Site) -> None:
+    registry = site.platform.registry
+    registry.tags.set("toy/plurals", "owner", SCRIPT)
+    registry.tags.add_note("toy/plurals@1", SCRIPT)
+    registry.aliases.move(
+        site.platform.resolve("toy/plurals@1").version.ref, "canary", actor=SCRIPT, reason=SCRIPT
+    )
+    _, site.secrets["injected"] = registry.keys.create(SCRIPT, role="admin")
+    browser = signed_in(site, "injected")
+    shown = 0
+    for path in (*PAGES, "/adapters/toy/plurals", "/adapters/toy/plurals/1"):
+        text = browser.get(path).text
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        shown += text.count("&lt;script&gt;alert(1)")
+    assert shown > len(PAGES)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/adapters?q={}", "/adapters?after={}", "/compare?a={}&b={}", "/runs?recipe={}&status={}",
+     "/runs/overlay?run={}", "/requests?id={}", "/requests?model={}", "/requests?key={}",
+     "/requests?since={}", "/lineage?request={}", "/audit?subject={}&kind={}", "/{}",
+     "/adapters/{}/{}", "/runs?before={}", "/?done={}", "/adapters/toy/prices/rollback?alias={}"],
+)  # fmt: skip
+def test_reflected_text_is_escaped(admin: Browser, path: str) -> None:
+    from urllib.parse import quote
+
+    text = admin.get(path.replace("{}", quote(f'"{SCRIPT}', safe=""))).text
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+
+
+def test_card_has_no_html_of_its_own() -> None:
+    from trunkline.console.markdown import render_markdown
+
+    text = str(
+        render_markdown(
+            f"---\nlicense: {SCRIPT}\n---\n# Card\n\n{SCRIPT}\n\n[x](javascript:alert(3)) "
+            "![y](https://evil.example/y.png)\n\n| a |\n| - |\n| 1 |\n"
+        )
+    )
+    assert "<script" not in text
+    assert "<img" not in text
+    assert 'href="javascript' not in text
+    assert "<table>" in text
+    assert "<h2>Card</h2>" in text
+
+
+# --------------------------------------------------------------------------------------- paths
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/adapters/%2e%2e/%2e%2e/etc/passwd", "/adapters/..%2f..%2fetc/passwd", "/static/../app.py",
+     "/static/%2e%2e/app.py", "/static/vendor/../../app.py", "/adapters/toy/prices/999999999999999",
+     "/adapters/toy/%00", "/keys/..%2f..%2f/revoke", "/runs/99999999999999999999",
+     "/lineage?request=../../etc/passwd", "/datasets/toy/%2e%2e", "/adapters/TOY/prices/1"],
+)  # fmt: skip
+def test_path_trick_is_refused(admin: Browser, path: str) -> None:
+    answer = admin.get(path)
+    assert answer.status_code in (400, 404, 405)
+    assert "root:" not in answer.text
+    assert "import annotations" not in answer.text
+
+
+def test_large_body_is_refused(admin: Browser) -> None:
+    answer = admin.post("/keys", {"owner": "x" * (10 << 20)})
+    assert answer.status_code == 413
+
+
+def test_form_with_too_many_fields_is_refused(admin: Browser) -> None:
+    fields = {f"field{number}": "x" for number in range(300)}
+    assert admin.post("/keys", fields).status_code == 400
