@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from trunkline.console.pages import N_, Page
@@ -17,6 +18,7 @@ WAITING = 20
 SERVERS = 10
 _RECENT = timedelta(days=1)
 _RUNS = 100
+"""The newest runs, of which those that run or failed are shown."""
 
 
 @routes.get("")
@@ -24,6 +26,7 @@ def home(view: View) -> Page:
     """The home page."""
     scope = view.access.scope
     live = view.registry.versions.search("alias=champion", limit=LIVE, scope=scope)
+    runs = view.registry.runs.list(limit=_RUNS, scope=scope)
     servers = [one for one in view.registry.servers.list(SERVERS) if one.stopped is None]
     return Page(
         "home.html",
@@ -33,8 +36,8 @@ def home(view: View) -> Page:
             "more_live": live.next is not None,
             "waiting": _waiting(view),
             "servers": servers,
-            "running": view.registry.runs.list(status="running", limit=10, scope=scope),
-            "failed": _failed(view),
+            "running": [run for run in runs if run.status == "running"],
+            "failed": _failed(runs),
         },
         command="trunkline adapters list --where 'alias=champion'",
         place="home",
@@ -54,10 +57,9 @@ def _waiting(view: View) -> list[VersionRecord]:
     ]
 
 
-def _failed(view: View) -> list[RunRecord]:
-    """Runs that failed since yesterday, among the newest."""
+def _failed(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs that failed since yesterday."""
     since = datetime.now(UTC) - _RECENT
-    runs = view.registry.runs.list(limit=_RUNS, scope=view.access.scope)
     return [
         run for run in runs if run.status == "failed" and run.finished and run.finished >= since
     ]
