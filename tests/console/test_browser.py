@@ -113,8 +113,8 @@ def test_every_page_is_accessible_and_fits(tab: Tab) -> None:
         page = tab.go(path)
         # axe is injected past the policy; what the page itself does is still checked
         violations = axe.run(page).response["violations"]
-        found = [(one["id"], one["nodes"][0]["html"][:200]) for one in violations]
-        assert found == [], path
+        rules = [(one["id"], one["nodes"][0]["html"][:200]) for one in violations]
+        assert rules == [], path
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= page.viewport_size["width"], path
 
