@@ -26,7 +26,7 @@ test-merge: $(READY)
 
 # The console in a real browser; installs Debian's Chromium if this user may.
 test-browser: $(READY)
-	command -v chromium >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium; } || true
+	command -v chromium >/dev/null || timeout 180 sh -c 'apt-get update && apt-get install -y --no-install-recommends chromium' || true
 	$(BIN)/python -m pytest tests/console -m browser
 
 test-all: $(READY)
