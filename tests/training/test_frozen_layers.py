@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from own_files import own_recipe
 from tiny_base import make_tiny_base
 from trunkline.api import Platform, open
 from trunkline.contracts import Settings
+from trunkline.errors import Interrupted
 from trunkline.tasks import ClassificationTask, GenerationTask
+from trunkline.training.config import RecipeConfig, make_config
 from trunkline.training.frozen_layers import FrozenLayers
 from trunkline.training.model import lora_model
 
@@ -24,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def losses(platform: Platform, recipe: str, **settings: Any) -> list[float]:
+def losses(platform: Platform, recipe: str | RecipeConfig, **settings: Any) -> list[float]:
     run = platform.train(recipe, **SETTINGS, **settings)
     return [metric.value for metric in platform.registry.runs.metrics(run.number, name="loss")]
 
@@ -41,6 +45,37 @@ def test_rows_beyond_the_memory_are_computed_each_time(platform: Platform) -> No
     every = losses(platform, "toy/animals", frozen_cache_mib=0, lora_dropout=0.1)
     few = losses(platform, "toy/animals", frozen_cache_mib=1, lora_dropout=0.1)
     assert few == pytest.approx(every, abs=1e-4)
+
+
+@pytest.mark.parametrize("goods", [(3, 3), (2, 4)], ids=["equal numbers", "other numbers"])
+def test_the_losses_of_a_ranking_are_those_of_all_layers(
+    goods: tuple[int, int], tmp_path: Path, platform: Platform
+) -> None:
+    file = tmp_path / "baskets.jsonl"
+    with file.open("w") as lines:
+        for number in range(30):
+            shelf = ["milk", "bread and butter", "tea", "soap"][: goods[number % 2]]
+            row = {"text": "x" * number, "next": shelf[number % len(shelf)], "shelf": shelf}
+            lines.write(json.dumps(row) + "\n")
+    data = {"file": str(file), "relevant": "next", "candidates": "shelf"}
+    recipe = make_config({"name": "shop/next", "data": data}, "made")
+    every = losses(platform, recipe, frozen_cache_mib=0)
+    assert losses(platform, recipe) == pytest.approx(every, abs=1e-4)
+
+
+def test_a_resumed_training_keeps_the_same_states(
+    tiny: Path, tmp_path: Path, platform: Platform
+) -> None:
+    settings = {**SETTINGS, "per_device_train_batch_size": 16, "num_train_epochs": 6}
+    recipe = own_recipe("clinic/drugs", tmp_path, **{**settings, "max_steps": 14})
+    complete = platform.train(recipe).version.digest
+    (tmp_path / "other").mkdir()
+    other = open(tmp_path / "other", base=str(tiny))
+    steps = iter(range(100))
+    with pytest.raises(Interrupted):
+        other.train(recipe, should_stop=lambda: next(steps) == 6)
+    assert other.train(recipe, resume=1).version.digest == complete
+    other.registry.close()
 
 
 def layer_calls(base: Path, layers: str, task: Any, passes: int) -> list[int]:

@@ -2,13 +2,16 @@
 
 The first pass over a row keeps the hidden states that enter the lowest adapted layer; later epochs
 begin there. The loss is the same as with all layers computed, which the first batch checks; in bf16
-it is the same but for rounding.
+it is the same but for rounding. The last bits of a state depend on the batch that it was computed
+in, so a resumed training computes the same batches again.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -36,7 +39,8 @@ class FrozenLayers:
 
     def __init__(self, backbone: nn.Module, lowest: int, budget: int) -> None:
         self._backbone, self._lowest, self._left = backbone, lowest, budget
-        self._kept: dict[int, torch.Tensor] = {}
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}
+        self._batches: list[list[int]] = []
 
     @classmethod
     def of(cls, model: Any, layers: Sequence[int] | None, budget: int) -> FrozenLayers | None:
@@ -67,9 +71,9 @@ class FrozenLayers:
         import torch
 
         with torch.no_grad():
-            expected = forward()
+            expected = forward().nan_to_num(neginf=0.0)  # the padding of a ranking
             with self.skipped([], inputs):
-                actual = forward()
+                actual = forward().nan_to_num(neginf=0.0)
         size = float(expected.abs().max()) or 1.0
         return bool((actual - expected).abs().max() <= _TOLERANCE * size)
 
@@ -80,23 +84,39 @@ class FrozenLayers:
         Args:
             rows: index of each row of the batch; empty: keep nothing.
             inputs: ``input_ids``, ``attention_mask`` and perhaps ``position_ids``, each
-                ``[batch, tokens]``.
+                ``[prompts, tokens]``; of rows with several prompts also ``sizes``, ``[batch]``.
         """
         states = self._states(rows, inputs)
         layers: Any = self._backbone.layers
         with self._replaced(embed_tokens=_Given(states), layers=layers[self._lowest :]):
             yield
 
+    def save(self, path: Path) -> None:
+        """Store which batches the kept states were computed in."""
+        path.write_text(json.dumps(self._batches), encoding="utf-8")
+
+    def restore(
+        self, path: Path, inputs_of: Callable[[Sequence[int]], Mapping[str, torch.Tensor]]
+    ) -> None:
+        """Keep the states that a training kept when it stored ``path``, bit for bit.
+
+        Args:
+            inputs_of: the batch of these rows.
+        """
+        for rows in json.loads(path.read_text(encoding="utf-8")):
+            self._states(rows, inputs_of(rows))
+
     def _states(self, rows: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Hidden states ``[batch, tokens, hidden]``; zero where there is padding."""
+        """Hidden states ``[prompts, tokens, hidden]``; zero where there is padding."""
         import torch
 
         mask = inputs["attention_mask"].bool()
-        if rows and all(row in self._kept for row in rows):
-            first = self._kept[rows[0]]
+        prompts = _prompts(rows, inputs)
+        if rows and all(prompt in self._kept for prompt in prompts):
+            first = self._kept[prompts[0]]
             states = first.new_zeros(*mask.shape, first.shape[-1])
-            for index, row in enumerate(rows):
-                states[index, mask[index]] = self._kept[row]
+            for index, prompt in enumerate(prompts):
+                states[index, mask[index]] = self._kept[prompt]
             return states
         names = ("input_ids", "attention_mask", "position_ids")
         given = {name: inputs[name] for name in names if name in inputs}
@@ -108,12 +128,15 @@ class FrozenLayers:
             self._replaced(layers=layers[: self._lowest], norm=nn.Identity()),
         ):
             states = self._backbone(**given).last_hidden_state
-        for index, row in enumerate(rows):
+        count = len(self._kept)
+        for index, prompt in enumerate(prompts):
             kept = states[index, mask[index]].clone()
             size = kept.numel() * kept.element_size()
-            if row not in self._kept and size <= self._left:
-                self._kept[row] = kept
+            if prompt not in self._kept and size <= self._left:
+                self._kept[prompt] = kept
                 self._left -= size
+        if len(self._kept) > count:
+            self._batches.append(list(rows))
         return states
 
     @contextmanager
@@ -127,6 +150,12 @@ class FrozenLayers:
         finally:
             for name, module in before.items():
                 setattr(self._backbone, name, module)
+
+
+def _prompts(rows: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> list[tuple[int, int]]:
+    """The row of each prompt, and its number within the row."""
+    sizes = inputs["sizes"].tolist() if "sizes" in inputs else [1] * len(rows)
+    return [(row, n) for row, size in zip(rows, sizes, strict=bool(rows)) for n in range(size)]
 
 
 class _Given(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -299,14 +299,24 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         frozen = FrozenLayers.of(self.model, layers, self.settings.frozen_cache_mib << 20)
         if frozen is None:
             return None
-        inputs = self.data_collator(self.train_dataset[: self.settings.per_device_train_batch_size])
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        del inputs[ROWS]
+        first = range(self.settings.per_device_train_batch_size)
+        inputs = self._inputs(first[: len(self.train_dataset)])
         self.model.eval()
         exact = frozen.is_exact(inputs, lambda: self.adapter_task.outputs(self.model, inputs)[0])
         self.model.train()
         frozen.bf16 = self.args.bf16
         return frozen if exact else None
+
+    def _inputs(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The batch of these rows, on the model's device."""
+        inputs = self.data_collator([self.train_dataset[row] for row in rows])
+        del inputs[ROWS]
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+
+    @property
+    def _frozen_state(self) -> str:
+        """The file of a checkpoint that tells what this process kept of the frozen layers."""
+        return f"frozen_{self.args.process_index}.json"
 
     def take_steps(self, *, resume: bool) -> TrainerOutput:
         """Train; afterwards the model has the best checkpoint's weights.
@@ -325,6 +335,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             examples = len(self.encoded.examples)
             if checkpoint and checkpoint.step % steps_per_epoch(self.settings, examples):
                 self.sampler.restore(checkpoint.folder)
+            if checkpoint and self.frozen is not None:
+                self.frozen.restore(checkpoint.folder / self._frozen_state, self._inputs)
             self.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         state = self.state
@@ -401,6 +413,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self.frozen is not None:
+            self.frozen.save(Path(output_dir) / self._frozen_state)
         if is_first():
             self.sampler.save(Path(output_dir))
 
