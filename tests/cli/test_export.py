@@ -210,3 +210,16 @@ def test_unsigned_version_is_refused_where_signatures_are_demanded(
     assert "train it again" not in advice
     source("sign", "toy/kinds", "--key", str(key))
     assert source("card", "toy/kinds").exit_code == 0
+
+
+@pytest.mark.parametrize("format", ["archive", "merged"])
+def test_target_that_is_a_url_is_refused_without_its_password(
+    source: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = "s3://key:hidden@bucket/model"
+    done = source("export", "toy/kinds@1", target, "--format", format)
+    assert done.exit_code == 2
+    assert "The target is a URL" in done.stderr
+    assert "hidden" not in done.output
+    assert not (tmp_path / "s3:").exists()

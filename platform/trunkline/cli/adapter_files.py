@@ -51,6 +51,9 @@ _FOLDER_OPTIONS = {
 _ADAPTER_FILES = (".safetensors", ".json", ".bin", ".npz", ".gguf")
 """Endings of files that are found in an adapter's folder."""
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""The beginning of a URL; a path has one slash of the two."""
+
 _OTHER_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 """Endings of archives in which adapters are sent, but which are never unpacked."""
 
@@ -87,6 +90,11 @@ def export(
     """
     if str(target) in ("-", "."):
         raise UsageError(f"{str(target)!r} can't be a target.", "Name a file, such as out.tar.")
+    if _URL.match(str(target)):
+        raise UsageError(
+            "The target is a URL, and an export is written to this machine.",
+            "Name a path, and upload what was written.",
+        )
     version = options.version(ref)
     if format != "archive":
         if overwrite:
