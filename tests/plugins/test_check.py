@@ -74,10 +74,20 @@ SPANS = (
     "load=lambda: [Row(id=f'r{i}', text=f'{chr(97 + i) * 6} b', target=((0, 6, 'X'),), "
     "group=f'g{i}') for i in range(12)], task='tagging'"
 )
-DATA = {"classification": "", "regression": NUMBERS, "generation": ANSWERS, "tagging": SPANS}
+BASKETS = (
+    "load=lambda: [Row(id=f'r{i}', text=chr(97 + i) * 6, target='xyz'[i % 3], "
+    "candidates=('x', 'y', 'z'), group=f'g{i}') for i in range(12)], task='ranking'"
+)
+DATA = {
+    "classification": "", "regression": NUMBERS, "generation": ANSWERS, "tagging": SPANS,
+    "ranking": BASKETS,
+}  # fmt: skip
+TEMPLATES = {
+    "tagging": "Template(clean=())", "ranking": "Template(prompt='{text} {candidate}')",
+}  # fmt: skip
 CORE_METRICS = {
     "classification": "accuracy", "regression": "mae", "generation": "exact_match",
-    "tagging": "entity_f1",
+    "tagging": "entity_f1", "ranking": "mrr",
 }  # fmt: skip
 
 
@@ -96,8 +106,8 @@ def metric(code: str, task: str = "classification") -> str:
 def loss(code: str, task: str = "classification") -> str:
     """A plugin whose recipe uses the loss ``build``, which the code defines."""
     fields = {"loss": "'farm/l'", "task": repr(task)}
-    if task == "tagging":
-        fields["template"] = "Template(clean=())"
+    if task in TEMPLATES:
+        fields["template"] = TEMPLATES[task]
     fields["gate"] = f"Gate(metric={CORE_METRICS[task]!r})"
     return (
         DATASET.format(DATA[task])
@@ -436,6 +446,8 @@ def test_sound_loss_and_metric_of_each_task_pass(task: str, add_plugin: AddPlugi
     code = f"import torch\n    return lambda outputs, targets: {formula}"
     body = loss(f"def build(context):\n    {code}", task)
     count = f"compute = lambda scored: {RIGHT} / len(scored.targets)"
+    if task == "ranking":
+        count = "compute = lambda scored: float(scored.predictions[0].index(scored.targets[0]))"
     add_plugin(
         "farm",
         body.replace("loss='farm/l'", "loss='farm/l', metrics=('farm/m',)")
