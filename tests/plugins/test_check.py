@@ -82,9 +82,7 @@ DATA = {
     "classification": "", "regression": NUMBERS, "generation": ANSWERS, "tagging": SPANS,
     "ranking": BASKETS,
 }  # fmt: skip
-TEMPLATES = {
-    "tagging": "Template(clean=())", "ranking": "Template(prompt='{text} {candidate}')",
-}  # fmt: skip
+TEMPLATES = {"tagging": "Template(clean=())", "ranking": "Template(prompt='{text} {candidate}')"}
 CORE_METRICS = {
     "classification": "accuracy", "regression": "mae", "generation": "exact_match",
     "tagging": "entity_f1", "ranking": "mrr",

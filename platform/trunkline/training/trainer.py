@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from trunkline.adapters.artifact import Artifact
@@ -39,7 +39,7 @@ from trunkline.training.checkpoints import (
     remove_old_checkpoints,
     seal_checkpoint,
 )
-from trunkline.training.distributed import is_first, processes, share, total, wait_for_all
+from trunkline.training.distributed import is_first, processes, total, wait_for_all
 from trunkline.training.frozen_layers import FrozenLayers
 from trunkline.training.job import (
     EncodedRows,
@@ -66,7 +66,7 @@ from trunkline.training.scoring import (
     select_best,
 )
 from trunkline.training.together import ALONE, Place
-from trunkline.training.trackers import tensorboard_callback
+from trunkline.training.trackers import Log, Reporter, tensorboard_callback
 
 ROWS = "rows"
 """The index of each row of a batch, for the layers that are skipped."""
@@ -76,9 +76,6 @@ CHECKPOINTS = "checkpoints"
 
 FORWARD_TOKENS = {"cpu": 384}
 """By type of device: tokens in a forward and backward pass, padding included, if not 16,384."""
-
-Log = Callable[[int, Mapping[str, float]], None]
-"""Receives metrics by optimizer step."""
 
 OnValidation = Callable[[int, int, int, Validation], None]
 """Receives the step, the number of all steps, the training rows so far, and the result."""
@@ -274,7 +271,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             * settings.gradient_accumulation_steps
             * processes(),
         )
-        self.reporter = _Reporter(metric, listener, log, should_stop)
+        self.reporter = Reporter(metric, listener, log, should_stop)
         super().__init__(
             model=model,
             args=training_arguments(settings, len(train.examples), self.checkpoints, model.device),
@@ -515,41 +512,3 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             self.control.should_training_stop = True
         self.listener.stage("training")
         return metrics
-
-
-class _Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
-    """Reports progress and metrics, and stops the training on request."""
-
-    def __init__(
-        self,
-        metric: MetricSpec,
-        listener: ProgressListener,
-        log: Log,
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self.stopped = False
-        self._listener, self._log, self._should_stop = listener, log, should_stop
-        self._latest: dict[str, float] = {}
-        self._names = {
-            "loss": "loss",
-            "learning_rate": "learning_rate",
-            "grad_norm": "grad_norm",
-            SCORE: f"validation.{metric.name}",
-            LOSS: "validation.loss",
-        }
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        self._listener.progress(state.global_step, state.max_steps, self._latest)
-        if state.global_step < state.max_steps and share(self._should_stop()):
-            self.stopped = True
-            control.should_training_stop = control.should_save = True
-        return control
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        metrics = {
-            self._names[name]: float(value)
-            for name, value in (logs or {}).items()
-            if name in self._names and value is not None
-        }
-        self._latest.update(metrics)
-        self._log(state.global_step, metrics)
