@@ -20,7 +20,7 @@ from trunkline.errors import DataError, NotFoundError, PluginError, TrainingErro
 from trunkline.inference.engine import Engine
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.settings import SCHEDULERS
-from trunkline.training import trainer
+from trunkline.training import together, trainer
 from trunkline.training.job import TrainingJob
 from trunkline.training.trainer import TrainerOutput, train_adapter
 from workbench import RECIPES, SETTINGS, TrainedAdapter
@@ -457,7 +457,7 @@ def test_frozen_layers_in_bf16_change_no_loss(
     common = {"max_steps": 4, "evals_per_epoch": 2, "precision": "bf16", "learning_rate": 2e-3}
     held, cast = Log(), Log()
     one = train(platform, tmp_path / "1", recipe, log=held, **common)
-    monkeypatch.setattr(trainer, "frozen_in_bf16", lambda *_: nullcontext())
+    monkeypatch.setattr(together, "frozen_in_bf16", lambda *_: nullcontext())
     other = train(platform, tmp_path / "2", recipe, log=cast, **common)
     assert held.entries == cast.entries
     assert artifact_of(one).digest == artifact_of(other).digest

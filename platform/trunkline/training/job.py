@@ -6,6 +6,7 @@ import hashlib
 import re
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,8 @@ class TrainingJob:
     Attributes:
         metrics: the first is the gate's.
         config: the recipe as it was written in YAML or on the command line; None for a plugin's.
-        plugin: whose rows are trained on; None for the user's own.
+        plugin: whose rows are trained on; None for the user's own,
+            and where the plugin is only checked.
     """
 
     recipe: RecipeSpec
@@ -119,7 +121,8 @@ def make_job(
         config=config,
     )
     if not job.own_data:
-        job = replace(job, plugin=catalog.plugin(dataset.name.partition("/")[0]))
+        with suppress(NotFoundError):  # a plugin that is checked before it is installed
+            job = replace(job, plugin=catalog.plugin(dataset.name.partition("/")[0]))
     if config is not None:
         _check_tasks(job)
     return job
