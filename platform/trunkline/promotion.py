@@ -88,14 +88,21 @@ def evaluation_report_of(
 ) -> tuple[EvaluationReport, Gate] | None:
     """The newest evaluation of a version on its test rows, with the gate it was made under."""
     for record in evaluations_on_test(registry, version.ref):
-        results = dict(record.results)
-        imported = results.pop(IMPORTED, False)
-        try:
-            gate = Gate(**results.pop("gate"))
-            return EvaluationReport.from_json(results), gate
-        except (KeyError, TypeError, UsageError):
-            if not imported:
-                raise
+        if (parsed := parse_results(record)) is not None:
+            return parsed
+    return None
+
+
+def parse_results(evaluation: EvaluationRecord) -> tuple[EvaluationReport, Gate] | None:
+    """The report of an evaluation and its gate; None if it was imported and can't be read."""
+    results = dict(evaluation.results)
+    imported = results.pop(IMPORTED, False)
+    try:
+        gate = Gate(**results.pop("gate"))
+        return EvaluationReport.from_json(results), gate
+    except (KeyError, TypeError, UsageError):
+        if not imported:
+            raise
     return None
 
 
@@ -287,21 +294,6 @@ def check_persons(promoter: Actor, contributors: Sequence[str]) -> GateCheck:
     if any(promoter.is_same_person(Actor.parse(name)) for name in contributors):
         return GateCheck(TWO_PERSONS, False, f"{figures}; that is the same person")
     return GateCheck(TWO_PERSONS, bool(contributors), figures)
-
-
-def awaits_second_person(
-    registry: Registry, version: VersionRecord, demanded: GateSettings
-) -> bool:
-    """Whether a version's own figures pass a gate that asks for a second person.
-
-    Only its stored evaluation is read; a comparison with the champion is left to :func:`check`.
-    """
-    evaluated = evaluation_report_of(registry, version)
-    if evaluated is None:
-        return False
-    report, recipes = evaluated
-    gate = tighten(recipes, demanded, higher_is_better=report.higher_is_better)
-    return gate.two_persons and all(check.passed for check in check_gate(gate, report))
 
 
 def no_dataset_error(version: VersionRecord, alias: str = CHAMPION) -> DataError:

@@ -135,3 +135,36 @@ def test_an_unstorable_prediction_is_stored_with_a_replacement(
     answer = PredictionRecord(row_id="1", group="g", target="a", prediction="x\0\ud800")
     evaluation = evaluate(predictions=[answer])
     assert registry.evaluations.predictions(evaluation)[0].prediction == "x\ufffd\ufffd"
+
+
+def results(two_persons: bool) -> dict[str, Any]:
+    return {"metric": "accuracy", "gate": {"two_persons": two_persons}}
+
+
+@pytest.mark.dialect
+def test_newest_versions_without_the_champion_are_listed_with_their_evaluation(
+    registry: Registry, publish: Publish, dataset: int
+) -> None:
+    def tested(version: VersionRecord, two_persons: bool, split: str = "test") -> int:
+        return registry.evaluations.record(
+            recipe="medical/icd10", base_digest=registry.sources.list_bases()[0].digest,
+            dataset_id=dataset, split=split, results=results(two_persons), version=version.ref,
+        )  # fmt: skip
+
+    def found(**options: Any) -> list[tuple[str, int]]:
+        listed = registry.evaluations.unpromoted(**options)
+        return [(str(version.ref), evaluation.id) for version, evaluation in listed]
+
+    tested(publish(), True)
+    second = publish()
+    assert found() == []
+    tested(second, False)
+    newest = tested(second, True)
+    tested(second, False, split="validation")
+    assert found() == found(two_persons=True) == [("medical/icd10@2", newest)]
+    assert found(scope=["finance/*"]) == []
+    newest = tested(second, False)
+    assert found() == [("medical/icd10@2", newest)]
+    assert found(two_persons=True) == []
+    registry.aliases.move(second.ref, "champion")
+    assert found() == []

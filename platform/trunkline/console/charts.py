@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trunkline.contracts import Span, Target
+from trunkline.data.targets import parse_prediction, parse_target
 from trunkline.registry.records import PredictionRecord, ScoreSummary
 
 RELIABILITY_BINS = 10
@@ -156,3 +158,61 @@ def confusion(predictions: Sequence[PredictionRecord]) -> Confusion | None:
     pairs = Counter((one.target, one.prediction) for one in predictions)
     counts = tuple(tuple(pairs[truth, guess] for guess in labels) for truth in labels)
     return Confusion(labels, counts, len(names) - len(labels))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """How well one label is found, in texts or as spans.
+
+    Attributes:
+        true, predicted, hits: how often it is in the targets, in the predictions, and in both.
+    """
+
+    label: str
+    true: int
+    predicted: int
+    hits: int
+
+    @property
+    def precision(self) -> float | None:
+        """The share of its predictions that are right; None without any."""
+        return self.hits / self.predicted if self.predicted else None
+
+    @property
+    def recall(self) -> float | None:
+        """The share of its occurrences that are found; None without any."""
+        return self.hits / self.true if self.true else None
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of both."""
+        return 2 * self.hits / ((self.true + self.predicted) or 1)
+
+
+def label_scores(task: str, predictions: Sequence[PredictionRecord]) -> tuple[LabelScore, ...]:
+    """Each label of a multilabel or tagging task, the most frequent first.
+
+    A span is found if its start, its end and its label are right.
+    """
+    true: Counter[str] = Counter()
+    predicted: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
+    for one in predictions:
+        try:
+            target = set(_parts(parse_target(one.target, task)))
+            guess = set(_parts(parse_prediction(one.prediction, task)))
+        except (TypeError, ValueError):
+            continue
+        true.update(_label(part) for part in target)
+        predicted.update(_label(part) for part in guess)
+        hits.update(_label(part) for part in target & guess)
+    names = sorted(true | predicted, key=lambda name: (-true[name], name))
+    return tuple(LabelScore(name, true[name], predicted[name], hits[name]) for name in names)
+
+
+def _parts(value: Target) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else ()
+
+
+def _label(part: Any) -> str:
+    return str(part.label if isinstance(part, Span) else part)

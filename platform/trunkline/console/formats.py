@@ -10,6 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from trunkline.contracts import Span
+from trunkline.data.targets import parse_prediction
+
 DASH = "–"
 
 
@@ -122,6 +125,23 @@ def inline(value: Any) -> str:
     return str(value)
 
 
+def answer(text: str | None, task: str) -> str:
+    """A stored target or prediction: labels and spans without their JSON, the best candidate."""
+    if not text or task not in ("multilabel", "tagging", "ranking"):
+        return text or DASH
+    try:
+        value = parse_prediction(text, task)
+    except (TypeError, ValueError):
+        return text  # the target of a ranking is the candidate itself
+    if not isinstance(value, tuple) or not value:
+        return DASH
+    if task == "ranking":
+        return str(value[0])
+    return ", ".join(
+        f"{one.label} {one.start}–{one.end}" if isinstance(one, Span) else str(one) for one in value
+    )
+
+
 def _minus(text: str) -> str:
     return text.replace("-", "−", 1) if text.startswith("-") else text
 
@@ -136,4 +156,5 @@ FILTERS = {
     "short": short,
     "moment": moment,
     "inline": inline,
+    "answer": answer,
 }

@@ -81,11 +81,15 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricRecord:
-    """A metric at an optimizer step of a run; ``value`` may be NaN."""
+    """A metric at an optimizer step of a run; ``value`` may be NaN.
+
+    ``at`` is when it was stored; None in runs of earlier releases.
+    """
 
     step: int
     name: str
     value: float
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,29 +7,41 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from trunkline.errors import NotFoundError, RegistryError
 from trunkline.refs import Ref
 from trunkline.registry.chain import add_event
 from trunkline.registry.engine import storable
-from trunkline.registry.lookup import clamp, find_base_id, find_run, find_version, run_subject
+from trunkline.registry.lookup import (
+    CHAMPION,
+    clamp,
+    find_base_id,
+    find_run,
+    find_version,
+    run_subject,
+)
 from trunkline.registry.mapping import (
     evaluation_record,
     run_records,
     select_evaluations,
     select_runs,
+    select_versions,
     to_record,
+    version_records,
 )
 from trunkline.registry.records import (
     EvaluationRecord,
     MetricRecord,
     PredictionRecord,
     RunRecord,
+    VersionRecord,
 )
-from trunkline.registry.scope import Scope, covered_names
+from trunkline.registry.scope import Scope, covered_adapters, covered_names
 from trunkline.registry.session import Aggregate, pages
 from trunkline.registry.tables import (
+    Adapter,
+    Alias,
     Evaluation,
     Event,
     Prediction,
@@ -89,12 +101,14 @@ class Runs(Aggregate):
         """Store metrics of an optimizer step; the same step and name replace earlier values."""
         if not values:
             return
+        now = utc_now()
         rows = [
             {
                 "run_id": run,
                 "step": step,
                 "name": name,
                 "value": None if math.isnan(value) else float(value),
+                "at": now,
             }
             for name, value in values.items()
         ]
@@ -199,7 +213,7 @@ class Runs(Aggregate):
     ) -> Sequence[MetricRecord]:
         """The logged metrics of a run, by step and name."""
         query = (
-            select(RunMetric)
+            select(RunMetric.step, RunMetric.name, RunMetric.value, RunMetric.at)
             .where(RunMetric.run_id == run)
             .order_by(RunMetric.step, RunMetric.name)
             .limit(limit)
@@ -210,8 +224,10 @@ class Runs(Aggregate):
         with self._sessions.read() as session:
             find_run(session, run)
             return [
-                to_record(MetricRecord, row, value=math.nan if row.value is None else row.value)
-                for row in session.scalars(query)
+                MetricRecord(
+                    step=step, name=name, value=math.nan if value is None else value, at=at
+                )
+                for step, name, value, at in session.execute(query)
             ]
 
     def progress(self, run: int) -> tuple[str, int]:
@@ -312,6 +328,53 @@ class Evaluations(Aggregate):
                 row = find_version(session, version, include_removed=True)
                 query = query.where(Evaluation.version_id == row.id)
             return [evaluation_record(row) for row in session.execute(query)]
+
+    def unpromoted(
+        self, *, two_persons: bool = False, scope: Scope = None, limit: int = 100
+    ) -> Sequence[tuple[VersionRecord, EvaluationRecord]]:
+        """Versions that may follow their champion, each with its newest evaluation on test rows.
+
+        These are the newest version of each adapter, unless its champion points there; the newest
+        first.
+
+        Args:
+            two_persons: only those whose recorded gate asks for a second person.
+            scope: only adapters that these patterns cover.
+        """
+        later = aliased(Version)
+        newer = select(later.id).where(
+            later.adapter_id == Version.adapter_id,
+            later.status == "visible",
+            later.number > Version.number,
+        )
+        live = select(Alias.id).where(Alias.version_id == Version.id, Alias.alias == CHAMPION)
+        other = aliased(Evaluation)
+        tested = select(func.max(other.id)).where(
+            other.version_id == Version.id, other.split == "test"
+        )
+        query = (
+            select(Version.id, Evaluation.id)
+            .join(Adapter, Adapter.id == Version.adapter_id)
+            .join(Evaluation, Evaluation.id == tested.scalar_subquery())
+            .where(Version.status == "visible", ~newer.exists(), ~live.exists())
+            .where(*covered_adapters(scope))
+            .order_by(Version.id.desc())
+            .limit(limit)
+        )
+        if two_persons:
+            query = query.where(Evaluation.results["gate"]["two_persons"].as_boolean())
+        with self._sessions.read() as session:
+            ids = {evaluation: version for version, evaluation in session.execute(query)}
+            versions = select_versions().where(Version.id.in_(ids.values()))
+            rows = session.execute(versions.order_by(Version.id.desc())).all()
+            evaluations = select_evaluations().where(Evaluation.id.in_(ids))
+            by_version = {
+                ids[row[0].id]: evaluation_record(row) for row in session.execute(evaluations)
+            }
+            records = version_records(session, rows, scored=True)
+            return [
+                (record, by_version[row[0].id]) for record, row in zip(records, rows, strict=True)
+            ]
 
     def predictions(
         self, evaluation: int, *, limit: int | None = None, offset: int = 0

@@ -156,7 +156,10 @@ class Run(Table):
 
 
 class RunMetric(Table):
-    """A metric's value at an optimizer step; NULL means NaN."""
+    """A metric's value at an optimizer step; NULL means NaN.
+
+    ``at`` is NULL in rows that were stored before times were.
+    """
 
     __tablename__ = "run_metrics"
 
@@ -164,6 +167,7 @@ class RunMetric(Table):
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[float | None]
+    at: Mapped[datetime | None]
 
 
 class Adapter(Table):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trunkline.console.pages import N_, Page
 from trunkline.console.routes import Routes
+from trunkline.console.row_texts import row_texts
 from trunkline.console.view import View
 from trunkline.errors import TrunklineError, UsageError
 from trunkline.registry.lineage import diff
@@ -22,6 +23,8 @@ FLIPPED = 50
 """Rows that are shown in each direction."""
 
 MAX_KEPT = 64
+
+_Pair = tuple[PredictionRecord, PredictionRecord]
 
 
 class _Kept:
@@ -62,7 +65,7 @@ def compare(view: View) -> Page:
             "compare.html",
             N_("Compare"),
             {"a": names[0], "b": names[1], "diff": None, "comparison": None, "problem": None},
-            {"gained": (), "lost": ()},
+            {"gained": (), "lost": (), "texts": None},
             place="compare",
         )
     left, right = (
@@ -89,7 +92,12 @@ def compare(view: View) -> Page:
             "comparison": comparison,
             "problem": problem,
         },
-        {"gained": gained, "lost": lost},
+        {
+            "gained": gained,
+            "lost": lost,
+            "task": left.task,
+            "texts": row_texts(view, left.dataset),
+        },
         command=f"trunkline adapters diff {left.ref} {right.ref}",
         place="compare",
     )
@@ -103,18 +111,14 @@ def _evaluation(view: View, version: VersionRecord) -> int:
 
 def _flipped(
     view: View, left: VersionRecord, right: VersionRecord, comparison: Comparison | None
-) -> tuple[list[tuple[PredictionRecord, str]], list[tuple[PredictionRecord, str]]]:
-    """The rows that only the first or only the second has right, with both predictions."""
+) -> tuple[list[_Pair], list[_Pair]]:
+    """The predictions of both for the rows that only the first or only the second has right."""
     if comparison is None or not (comparison.gained or comparison.lost):
         return [], []
     ours = _predictions(view, left)
     theirs = _predictions(view, right)
     gained, lost = (
-        [
-            (ours[row], theirs[row].prediction)
-            for row in rows[:FLIPPED]
-            if row in ours and row in theirs
-        ]
+        [(ours[row], theirs[row]) for row in rows[:FLIPPED] if row in ours and row in theirs]
         for rows in (comparison.gained, comparison.lost)
     )
     return gained, lost

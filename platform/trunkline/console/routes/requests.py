@@ -47,7 +47,7 @@ def requests(view: View) -> Page:
     return Page(
         "requests.html",
         N_("Requests"),
-        {"requests": [_fields(one) for one in page.requests], "next": page.next},
+        {"requests": [listed_fields(one) for one in page.requests], "next": page.next},
         {
             "id": id, "model": model, "key": key, "status": status, "statuses": STATUSES,
             "since": view.text("since"), "until": view.text("until"),
@@ -68,7 +68,7 @@ def _by_id(view: View, id: str) -> tuple[RequestRecord, ...]:
     return (record,) if visible else ()
 
 
-def _fields(record: RequestRecord) -> dict[str, object]:
+def listed_fields(record: RequestRecord) -> dict[str, object]:
     names = ("id", "at", "key", "route", "model", "version", "prompt_tokens", "new_tokens",
              "status", "seconds")  # fmt: skip
     return {name: getattr(record, name) for name in names}

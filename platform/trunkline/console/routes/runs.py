@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response, StreamingResponse
 
+from trunkline.console.curves import MAX_METRICS, Curve, axes_of, curves_of
 from trunkline.console.pages import N_, Page
 from trunkline.console.routes import Routes
 from trunkline.console.view import View
 from trunkline.contracts import Settings
-from trunkline.errors import BusyError, NotFoundError, UsageError
+from trunkline.errors import BusyError, NotFoundError, TrunklineError, UsageError
 from trunkline.registry.records import MetricRecord, RunRecord
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ routes = Routes()
 
 PAGE_SIZE = 100
 MAX_OVERLAID = 8
-MAX_POINTS = 400
-"""Steps of a curve that a page shows; more are thinned out evenly. The JSON has them all."""
+MAX_PAGE = 1000
+"""Runs of one page, if the reader asks for so many."""
 
 STREAMS = 1000
 """Streams that may be open at once."""
@@ -34,35 +34,19 @@ POLL_SECONDS = 1.0
 _KEEP_ALIVE_POLLS = 15
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A metric of a run over its steps: points for the chart, and figures of all steps."""
-
-    name: str
-    run: int
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-    first: float
-    last: float
-    lowest: float
-    lowest_step: int
-    highest: float
-    highest_step: int
-    total: int
-
-
 @routes.get("/runs")
 def runs(view: View) -> Page:
     """The runs, newest first."""
     recipe, status = view.text("recipe"), view.text("status")
+    size = min(MAX_PAGE, view.number("limit") or PAGE_SIZE)
     listed = view.registry.runs.list(
         recipe=recipe or None,
         status=status or None,
-        limit=PAGE_SIZE + 1,
+        limit=size + 1,
         before=view.number("before"),
         scope=view.access.scope,
     )
-    records = listed[:PAGE_SIZE]
+    records = listed[:size]
     return Page(
         "runs.html",
         N_("Runs"),
@@ -70,8 +54,9 @@ def runs(view: View) -> Page:
             "runs": records,
             "recipe": recipe,
             "status": status,
-            "next": records[-1].number if len(listed) > PAGE_SIZE else None,
+            "next": records[-1].number if len(listed) > size else None,
         },
+        {"size": size, "max_page": MAX_PAGE},
         command="trunkline runs list" + (f" --recipe {recipe}" if _is_name(recipe) else ""),
         place="runs",
     )
@@ -80,7 +65,8 @@ def runs(view: View) -> Page:
 @routes.get("/runs/overlay")
 def overlay(view: View) -> Page:
     """The same metric of several runs in one chart."""
-    numbers = [_number(text) for text in view.request.query_params.getlist("run") if text.strip()]
+    named = view.request.query_params.getlist("run")[: 2 * MAX_PAGE]
+    numbers = [_number(text) for one in named for text in one.replace(",", " ").split()]
     numbers = list(dict.fromkeys(numbers))
     if len(numbers) > MAX_OVERLAID:
         raise UsageError(
@@ -88,16 +74,16 @@ def overlay(view: View) -> Page:
             f"Choose at most {MAX_OVERLAID}.",
         )
     records = [_visible_run(view, number) for number in numbers]
-    curves = [
-        one
-        for record in records
-        for one in curves_of(record.number, view.registry.runs.metrics(record.number))
-    ]
+    curves = [one for record in records for one in _curves(view, record)[0]]
     return Page(
         "overlay.html",
         N_("Overlay of runs"),
         {"runs": records, "curves": curves},
-        {"metrics": list(dict.fromkeys(one.name for one in curves))},
+        {
+            "metrics": list(dict.fromkeys(one.name for one in curves)),
+            "axes": axes_of(curves),
+            "most": MAX_OVERLAID,
+        },
         command=f"trunkline runs plot {' '.join(map(str, numbers))} --out runs.svg"
         if numbers
         else None,
@@ -109,13 +95,16 @@ def overlay(view: View) -> Page:
 def run(view: View) -> Page:
     """One run: settings, environment, curves and report."""
     record = _visible_run(view, view.path["number"])
-    metrics = view.registry.runs.metrics(record.number)
-    curves = curves_of(record.number, metrics)
+    curves, metrics = _curves(view, record)
     return Page(
         "run.html",
         f"run/{record.number}",
         {"run": record, "curves": curves, "metrics": metrics},
-        {"changed": _changed(record), "charts_of": list(dict.fromkeys(c.name for c in curves))},
+        {
+            "changed": _changed(record),
+            "charts_of": list(dict.fromkeys(one.name for one in curves)),
+            "axes": axes_of(curves),
+        },
         command=f"trunkline runs show {record.number}",
         place="runs",
     )
@@ -183,41 +172,17 @@ class Feed:
             await asyncio.sleep(POLL_SECONDS)
 
 
-def curves_of(number: int, metrics: Sequence[MetricRecord]) -> list[Curve]:
-    """The curves of a run, those of the loss first."""
-    by_name: dict[str, list[MetricRecord]] = {}
-    for metric in metrics:
-        by_name.setdefault(metric.name, []).append(metric)
-    return [
-        _curve(number, name, by_name[name])
-        for name in sorted(by_name, key=lambda name: (_rank(name), name))
-    ]
+def _curves(view: View, record: RunRecord) -> tuple[list[Curve], Sequence[MetricRecord]]:
+    """The curves of a run, and the figures that they are made of."""
 
+    def higher_is_better(metric: str) -> bool | None:
+        try:
+            return view.platform.metric(metric).higher_is_better
+        except TrunklineError:
+            return None  # of a plugin that is not installed here
 
-def _rank(name: str) -> int:
-    order = ("loss", "validation.loss", "validation", "learning_rate", "grad_norm")
-    return next((index for index, one in enumerate(order) if name.startswith(one)), len(order))
-
-
-def _curve(number: int, name: str, points: Sequence[MetricRecord]) -> Curve:
-    stride = max(1, -(-len(points) // MAX_POINTS))
-    shown = [one for index, one in enumerate(points) if index % stride == 0 or one is points[-1]]
-    finite = [one for one in points if math.isfinite(one.value)] or list(points)
-    lowest = min(finite, key=lambda one: one.value)
-    highest = max(finite, key=lambda one: one.value)
-    return Curve(
-        name=name,
-        run=number,
-        steps=tuple(one.step for one in shown),
-        values=tuple(one.value for one in shown),
-        first=points[0].value,
-        last=points[-1].value,
-        lowest=lowest.value,
-        lowest_step=lowest.step,
-        highest=highest.value,
-        highest_step=highest.step,
-        total=len(points),
-    )
+    metrics = view.registry.runs.metrics(record.number, limit=MAX_METRICS)
+    return curves_of(record, metrics, higher_is_better), metrics
 
 
 def _visible_run(view: View, number: int) -> RunRecord:

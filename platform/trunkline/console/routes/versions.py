@@ -10,7 +10,9 @@ from typing import Any
 from trunkline.console import charts
 from trunkline.console.pages import N_, Page
 from trunkline.console.routes import Routes
+from trunkline.console.row_texts import row_texts
 from trunkline.console.view import View
+from trunkline.data.targets import is_right, number, parse_prediction, parse_target
 from trunkline.errors import NotFoundError
 from trunkline.promotion import evaluation_report_of, evaluations_on_test
 from trunkline.refs import Ref, shown
@@ -38,6 +40,8 @@ def version(view: View) -> Page:
         predictions = view.registry.evaluations.predictions(evaluation.id, limit=_MAX_ROWS)
     report, gate = evaluated or (None, None)
     classifies = record.task == "classification"
+    labeled = record.task in ("multilabel", "tagging")
+    texts = row_texts(view, record.dataset)
     return Page(
         "version.html",
         str(ref),
@@ -47,9 +51,14 @@ def version(view: View) -> Page:
             "gate": gate,
             "reliability": charts.reliability(predictions) if classifies else (),
             "confusion": charts.confusion(predictions) if classifies else None,
-            "worst": worst_rows(record.task, predictions),
+            "labels": charts.label_scores(record.task, predictions) if labeled else (),
+            "worst": [
+                {**one, "text": texts.get(one["row"])}
+                for one in worst_rows(record.task, predictions)
+            ],
             "lineage": _visible(view, lineage),
         },
+        {"texts": texts},
         command=f"trunkline adapters show {ref}",
         place="adapters",
     )
@@ -114,12 +123,14 @@ def worst_rows(task: str, predictions: Sequence[PredictionRecord]) -> list[dict[
     """The wrong predictions, the surest first; of a regression, the largest errors."""
     rows: list[tuple[float, PredictionRecord]] = []
     for one in predictions:
+        try:
+            target = parse_target(one.target, task)
+            prediction = parse_prediction(one.prediction, task)
+        except (TypeError, ValueError):
+            continue
         if task == "regression":
-            try:
-                rows.append((abs(float(one.prediction) - float(one.target)), one))
-            except ValueError:
-                continue
-        elif one.prediction != one.target:
+            rows.append((abs(number(prediction) - number(target)), one))
+        elif not is_right(target, prediction, task):
             rows.append((one.confidence or 0.0, one))
     rows = [row for row in rows if math.isfinite(row[0])]
     rows.sort(key=lambda row: (-row[0], row[1].row_id))
@@ -129,7 +140,8 @@ def worst_rows(task: str, predictions: Sequence[PredictionRecord]) -> list[dict[
             "target": one.target,
             "prediction": one.prediction,
             "baseline": one.baseline_prediction,
-            "weight": weight,
+            "confidence": one.confidence,
+            "error": weight if task == "regression" else None,
         }
         for weight, one in rows[:WORST_ROWS]
     ]

@@ -38,55 +38,71 @@
 
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   let logarithmic = false;
+  let axis = "step";
+
+  function clock(seconds) {
+    const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.round(seconds) % 60];
+    const [hours, ...rest] = parts;
+    const texts = rest.map((part) => String(part).padStart(2, "0"));
+    return hours ? `${hours}:${texts.join(":")}` : texts.join(":");
+  }
 
   function series(name, root) {
-    // The points of every curve with this name, joined on their steps.
+    // The points of every curve with this name, joined on the numbers of the chosen axis.
     const curves = [];
     for (const table of root.querySelectorAll("table[data-curve]")) {
       if (table.dataset.curve !== name) continue;
+      const heads = [...table.tHead.rows[0].cells];
+      const x = Math.max(0, heads.findIndex((head) => head.dataset.column === axis));
       const points = new Map();
       for (const row of table.tBodies[0].rows) {
-        const value = Number.parseFloat(row.cells[1].textContent);
-        points.set(Number(row.cells[0].textContent), Number.isFinite(value) ? value : null);
+        const value = Number.parseFloat(row.cells[heads.length - 1].textContent);
+        points.set(Number(row.cells[x].textContent), Number.isFinite(value) ? value : null);
       }
       curves.push({ label: `run/${table.dataset.run}`, points });
     }
-    const steps = [...new Set(curves.flatMap((one) => [...one.points.keys()]))].sort((a, b) => a - b);
-    return { steps, curves };
+    const places = [...new Set(curves.flatMap((one) => [...one.points.keys()]))].sort((a, b) => a - b);
+    return { places, curves };
   }
 
   function draw(place, root) {
-    const { steps, curves } = series(place.dataset.plot, root);
+    const { places, curves } = series(place.dataset.plot, root);
     place.replaceChildren();
-    if (!window.uPlot || steps.length < 2) return;
+    if (!window.uPlot || places.length < 2) return;
     place.hidden = false;
     const positive = curves.every((one) => [...one.points.values()].every((v) => v === null || v > 0));
-    const axis = { stroke: color("--soft"), grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line") } };
+    const style = { stroke: color("--soft"), grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line") } };
+    const across = axis === "time" ? { ...style, values: (plot, ticks) => ticks.map(clock) } : style;
     new uPlot({
       width: Math.max(240, place.clientWidth),
       height: 240,
       scales: { x: { time: false }, y: { distr: logarithmic && positive ? 3 : 1 } },
-      axes: [axis, { ...axis, size: 64, values: (plot, ticks) => ticks.map((tick) => tick === null ? "" : `${Number(tick.toPrecision(4))}`) }],
+      axes: [across, { ...style, size: 64, values: (plot, ticks) => ticks.map((tick) => tick === null ? "" : `${Number(tick.toPrecision(4))}`) }],
       legend: { show: curves.length > 1 },
       series: [
-        { label: "step" },
+        { label: axis },
         ...curves.map((one, index) => ({
           label: one.label, stroke: color(`--series-${(index % 8) + 1}`), width: 2, spanGaps: true,
-          points: { show: steps.length < 60, size: 5 },
+          points: { show: places.length < 60, size: 5 },
         })),
       ],
-    }, [steps, ...curves.map((one) => steps.map((step) => one.points.get(step) ?? null))], place);
+    }, [places, ...curves.map((one) => places.map((x) => one.points.get(x) ?? null))], place);
   }
 
   function charts(root) {
-    const places = root.querySelectorAll("[data-plot]");
-    for (const place of places) draw(place, root);
     for (const options of root.querySelectorAll(".plot-options")) {
       options.hidden = false;
       const box = options.querySelector("[data-log]");
       box.checked = logarithmic;
       box.onchange = () => { logarithmic = box.checked; charts(document); };
+      const choice = options.querySelector("[data-axis]");
+      const offered = choice ? [...choice.options].map((one) => one.value) : ["step"];
+      if (!offered.includes(axis)) axis = "step";
+      if (!choice) continue;
+      choice.value = axis;
+      choice.onchange = () => { axis = choice.value; charts(document); };
     }
+    for (const place of root.querySelectorAll("[data-plot]")) draw(place, root);
   }
 
   function enhance(root) {
