@@ -118,6 +118,10 @@ def main() -> None:
         swaps.add_row(row[0].adapter, *cells)
     console.print(table)
     console.print(swaps)
+    console.print(
+        "The workspace in a browser: (cd demo && ../.venv/bin/trunkline serve), then open"
+    )
+    console.print("http://127.0.0.1:8000/console")
 
 
 if __name__ == "__main__":

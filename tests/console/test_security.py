@@ -209,3 +209,78 @@ def test_large_body_is_refused(admin: Browser) -> None:
 def test_form_with_too_many_fields_is_refused(admin: Browser) -> None:
     fields = {f"field{number}": "x" for number in range(300)}
     assert admin.post("/keys", fields).status_code == 400
+
+
+@pytest.mark.parametrize("accept", ["", ";;q=x,,", "application/json;q=nan", "*/*", "text/plain"])
+def test_odd_accept_header_gets_an_answer(admin: Browser, accept: str) -> None:
+    answer = admin.get("/adapters", headers={"accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(("text/html", "application/json"))
+
+
+def test_response_header_can_not_be_injected(admin: Browser) -> None:
+    line = "/console/runs\r\nset-cookie: planted=1"
+    answer = admin.post("/language", {"language": "zh", "next": line})
+    assert answer.headers["location"] == "/console"
+    assert "planted" not in str(answer.headers)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/adapters?q=" + "(" * 900, "/adapters?q=" + "not " * 200 + "task=regression",
+     "/adapters?q=" + "a" * 6000, "/runs/overlay?run=" + "1," * 3000, "/requests?since=9999999",
+     "/audit?before=" + "9" * 40, "/runs?before=-1", "/compare?a=toy/prices@x&b=toy/prices@1",
+     "/adapters?q=%00", "/audit?subject=%00", "/requests?id=%00", "/runs?recipe=%00&status=%00",
+     "/requests?key=%00", "/adapters/toy/prices/1?texts=%00"],
+)  # fmt: skip
+def test_huge_or_broken_query_is_answered_and_not_a_failure(admin: Browser, path: str) -> None:
+    assert admin.get(path).status_code < 500
+
+
+@pytest.mark.parametrize("token", ["", "x", "é", "0" * 64, "\0", "a" * 100_000])
+def test_wrong_token_is_refused(admin: Browser, token: str) -> None:
+    form = {"form_token": token, "owner": "mallory"}
+    assert admin.client.post("/console/keys", data=form).status_code == 403
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_program_with_a_key_for_some_adapters_gets_no_others(site: Site, path: str) -> None:
+    headers = site.bearer("some")
+    answer = site.client().get(f"/console{path}", headers=headers)
+    assert answer.headers["content-type"] == "application/json"
+    if answer.status_code == 200:
+        assert "animals" not in answer.text
+        assert "plurals" not in answer.text
+    else:
+        assert answer.status_code in (403, 404)
+
+
+def test_stream_of_another_run_is_hidden(site: Site) -> None:
+    runs = site.platform.registry.runs.list()
+    hidden = next(run.number for run in runs if run.recipe == "toy/animals")
+    answer = site.client().get(f"/console/runs/{hidden}/stream", headers=site.bearer("some"))
+    assert answer.status_code == 404
+
+
+def test_labels_and_texts_are_escaped_in_the_rows_that_are_wrong(site: Site) -> None:
+    from trunkline.registry.records import PredictionRecord
+
+    registry = site.platform.registry
+    ref = site.platform.resolve("toy/animals@1").version.ref
+    newest = registry.evaluations.list(version=ref)[0]
+    registry.evaluations.record(
+        recipe=newest.recipe, base_digest=newest.base_digest, dataset_id=1, split="test",
+        results={**newest.results, "slices": [
+            {"slice": SCRIPT, "value": SCRIPT, "rows": 30, "score": 0.5}
+        ]},
+        predictions=[
+            PredictionRecord(row_id=SCRIPT, group="g", target=SCRIPT, prediction=f"{SCRIPT}{part}",
+                             confidence=0.5, baseline_prediction=SCRIPT)
+            for part in range(1)
+        ],
+        version=ref,
+    )  # fmt: skip
+    text = signed_in(site, "admin").get("/adapters/toy/animals/1").text
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    assert text.count("&lt;script&gt;") > 5

@@ -151,20 +151,20 @@ def test_newest_versions_without_the_champion_are_listed_with_their_evaluation(
             dataset_id=dataset, split=split, results=results(two_persons), version=version.ref,
         )  # fmt: skip
 
-    def found(**options: Any) -> list[tuple[str, int]]:
+    def rows(**options: Any) -> list[tuple[str, int]]:
         listed = registry.evaluations.unpromoted(**options)
         return [(str(version.ref), evaluation.id) for version, evaluation in listed]
 
     tested(publish(), True)
     second = publish()
-    assert found() == []
+    assert rows() == []
     tested(second, False)
     newest = tested(second, True)
     tested(second, False, split="validation")
-    assert found() == found(two_persons=True) == [("medical/icd10@2", newest)]
-    assert found(scope=["finance/*"]) == []
+    assert rows() == rows(two_persons=True) == [("medical/icd10@2", newest)]
+    assert rows(scope=["finance/*"]) == []
     newest = tested(second, False)
-    assert found() == [("medical/icd10@2", newest)]
-    assert found(two_persons=True) == []
+    assert rows() == [("medical/icd10@2", newest)]
+    assert rows(two_persons=True) == []
     registry.aliases.move(second.ref, "champion")
-    assert found() == []
+    assert rows() == []

@@ -9,7 +9,7 @@ from typing import Literal
 
 from trunkline.registry.records import MetricRecord, RunRecord
 
-MAX_POINTS = 400
+MAX_POINTS = 300
 """Points of a curve that a page shows; more are thinned out evenly. The JSON has them all."""
 
 MAX_METRICS = 200_000
@@ -48,6 +48,16 @@ class Curve:
     highest: float
     highest_step: int
     total: int
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The points as texts: the step, perhaps the tokens and the seconds, and the value."""
+        columns: list[Sequence[str]] = [tuple(map(str, self.steps))]
+        if self.tokens is not None:
+            columns.append([f"{one:.0f}" for one in self.tokens])
+        if self.seconds is not None:
+            columns.append([f"{one:.1f}" for one in self.seconds])
+        columns.append([f"{one:.6g}" for one in self.values])
+        return list(zip(*columns, strict=True))
 
 
 def curves_of(

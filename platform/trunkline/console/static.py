@@ -1,7 +1,12 @@
-"""The console's script, style sheet and vendored libraries; see ``static/vendor/SHA256SUMS``."""
+"""The console's script, style sheet and vendored libraries; see ``static/vendor/SHA256SUMS``.
+
+They are sent compressed. Pages are not: they hold a secret (the token of their forms) beside text
+that others chose, and the length of a compressed page would reveal it, letter by letter (BREACH).
+"""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from pathlib import Path
 
@@ -28,15 +33,26 @@ class StaticFiles:
             if path.suffix in _TYPES
         }
         self._tags = {name: _tag(content) for name, content in self._files.items()}
+        self._compressed = {
+            name: gzip.compress(content, mtime=0) for name, content in self._files.items()
+        }
 
     def respond(self, name: str, scope: Scope) -> Response:
         """The file, 304 if the client has it, or 404."""
         content = self._files.get(name)
         if content is None or scope["method"] != "GET":
             return Response("Not found.", 404, media_type="text/plain")
-        headers = {"etag": self._tags[name], "cache-control": "no-cache"}
-        if Headers(scope=scope).get("if-none-match") == self._tags[name]:
+        headers = {
+            "etag": self._tags[name],
+            "cache-control": "no-cache",
+            "vary": "accept-encoding",
+        }
+        request_headers = Headers(scope=scope)
+        if request_headers.get("if-none-match") == self._tags[name]:
             return Response(None, 304, headers=headers)
+        if "gzip" in request_headers.get("accept-encoding", ""):
+            content = self._compressed[name]
+            headers["content-encoding"] = "gzip"
         return Response(content, headers=headers, media_type=_TYPES[Path(name).suffix])
 
 

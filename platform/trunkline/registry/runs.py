@@ -27,7 +27,6 @@ from trunkline.registry.mapping import (
     select_evaluations,
     select_runs,
     select_versions,
-    to_record,
     version_records,
 )
 from trunkline.registry.records import (
@@ -385,7 +384,14 @@ class Evaluations(Aggregate):
             NotFoundError: there is no such evaluation.
         """
         query = (
-            select(Prediction)
+            select(
+                Prediction.row_id,
+                Prediction.group_name,
+                Prediction.target,
+                Prediction.prediction,
+                Prediction.confidence,
+                Prediction.baseline_prediction,
+            )
             .where(Prediction.evaluation_id == evaluation)
             .order_by(Prediction.row_id)
             .limit(limit)
@@ -398,8 +404,17 @@ class Evaluations(Aggregate):
                     "See a version's with: trunkline adapters show.",
                 )
             return [
-                to_record(PredictionRecord, row, group=row.group_name)
-                for row in session.scalars(query)
+                PredictionRecord(
+                    row_id=row_id,
+                    group=group,
+                    target=target,
+                    prediction=prediction,
+                    confidence=confidence,
+                    baseline_prediction=baseline,
+                )
+                for row_id, group, target, prediction, confidence, baseline in session.execute(
+                    query
+                )
             ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trunkline.console.pages import N_, Page
@@ -27,14 +28,23 @@ MAX_KEPT = 64
 _Pair = tuple[PredictionRecord, PredictionRecord]
 
 
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """A comparison with the predictions for rows that flipped."""
+
+    comparison: Comparison
+    gained: list[_Pair]
+    lost: list[_Pair]
+
+
 class _Kept:
     """The newest comparisons, since resampling takes a second; the versions never change."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str, int, str, int], Comparison] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, int, str, int], _Compared] = OrderedDict()
 
-    def get(self, view: View, left: VersionRecord, right: VersionRecord) -> Comparison:
+    def get(self, view: View, left: VersionRecord, right: VersionRecord) -> _Compared:
         key = (
             view.platform.workspace.registry_url,
             left.digest,
@@ -45,7 +55,8 @@ class _Kept:
         with self._lock:
             kept = self._kept.get(key)
         if kept is None:
-            kept = view.platform.compare(str(left.ref), str(right.ref))
+            comparison = view.platform.compare(str(left.ref), str(right.ref))
+            kept = _Compared(comparison, *_flipped(view, left, right, comparison))
             with self._lock:
                 self._kept[key] = kept
                 while len(self._kept) > MAX_KEPT:
@@ -75,13 +86,12 @@ def compare(view: View) -> Page:
     if left.ref == right.ref:
         raise UsageError(f"Both are {left.ref}.", "Choose two different versions.")
     traced = (view.registry.lineage.of_version(one.ref) for one in (left, right))
-    comparison: Comparison | None = None
+    compared: _Compared | None = None
     problem: str | None = None
     try:
-        comparison = _kept.get(view, left, right)
+        compared = _kept.get(view, left, right)
     except TrunklineError as error:
         problem = error.message
-    gained, lost = _flipped(view, left, right, comparison)
     return Page(
         "compare.html",
         N_("Compare"),
@@ -89,12 +99,12 @@ def compare(view: View) -> Page:
             "a": str(left.ref),
             "b": str(right.ref),
             "diff": diff(*traced),
-            "comparison": comparison,
+            "comparison": compared and compared.comparison,
             "problem": problem,
         },
         {
-            "gained": gained,
-            "lost": lost,
+            "gained": compared.gained if compared else (),
+            "lost": compared.lost if compared else (),
             "task": left.task,
             "texts": row_texts(view, left.dataset),
         },
@@ -110,10 +120,10 @@ def _evaluation(view: View, version: VersionRecord) -> int:
 
 
 def _flipped(
-    view: View, left: VersionRecord, right: VersionRecord, comparison: Comparison | None
+    view: View, left: VersionRecord, right: VersionRecord, comparison: Comparison
 ) -> tuple[list[_Pair], list[_Pair]]:
     """The predictions of both for the rows that only the first or only the second has right."""
-    if comparison is None or not (comparison.gained or comparison.lost):
+    if not (comparison.gained or comparison.lost):
         return [], []
     ours = _predictions(view, left)
     theirs = _predictions(view, right)

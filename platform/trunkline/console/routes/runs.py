@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from trunkline.console.curves import MAX_METRICS, Curve, axes_of, curves_of
 from trunkline.console.pages import N_, Page
@@ -24,11 +27,11 @@ routes = Routes()
 
 PAGE_SIZE = 100
 MAX_OVERLAID = 8
-MAX_PAGE = 1000
-"""Runs of one page, if the reader asks for so many."""
-
 STREAMS = 1000
 """Streams that may be open at once."""
+
+STREAMS_OF_KEY = 100
+"""Of these, the streams of one key, so that one person can't take all of them."""
 
 POLL_SECONDS = 1.0
 _KEEP_ALIVE_POLLS = 15
@@ -38,15 +41,14 @@ _KEEP_ALIVE_POLLS = 15
 def runs(view: View) -> Page:
     """The runs, newest first."""
     recipe, status = view.text("recipe"), view.text("status")
-    size = min(MAX_PAGE, view.number("limit") or PAGE_SIZE)
     listed = view.registry.runs.list(
         recipe=recipe or None,
         status=status or None,
-        limit=size + 1,
+        limit=PAGE_SIZE + 1,
         before=view.number("before"),
         scope=view.access.scope,
     )
-    records = listed[:size]
+    records = listed[:PAGE_SIZE]
     return Page(
         "runs.html",
         N_("Runs"),
@@ -54,9 +56,8 @@ def runs(view: View) -> Page:
             "runs": records,
             "recipe": recipe,
             "status": status,
-            "next": records[-1].number if len(listed) > size else None,
+            "next": records[-1].number if len(listed) > PAGE_SIZE else None,
         },
-        {"size": size, "max_page": MAX_PAGE},
         command="trunkline runs list" + (f" --recipe {recipe}" if _is_name(recipe) else ""),
         place="runs",
     )
@@ -65,7 +66,7 @@ def runs(view: View) -> Page:
 @routes.get("/runs/overlay")
 def overlay(view: View) -> Page:
     """The same metric of several runs in one chart."""
-    named = view.request.query_params.getlist("run")[: 2 * MAX_PAGE]
+    named = view.request.query_params.getlist("run")[:PAGE_SIZE]
     numbers = [_number(text) for one in named for text in one.replace(",", " ").split()]
     numbers = list(dict.fromkeys(numbers))
     if len(numbers) > MAX_OVERLAID:
@@ -73,7 +74,7 @@ def overlay(view: View) -> Page:
             f"{len(numbers)} runs can't be told apart in one chart.",
             f"Choose at most {MAX_OVERLAID}.",
         )
-    records = [_visible_run(view, number) for number in numbers]
+    records = [visible_run(view, number) for number in numbers]
     curves = [one for record in records for one in _curves(view, record)[0]]
     return Page(
         "overlay.html",
@@ -94,7 +95,7 @@ def overlay(view: View) -> Page:
 @routes.get("/runs/{number:int}")
 def run(view: View) -> Page:
     """One run: settings, environment, curves and report."""
-    record = _visible_run(view, view.path["number"])
+    record = visible_run(view, view.path["number"])
     curves, metrics = _curves(view, record)
     return Page(
         "run.html",
@@ -113,18 +114,48 @@ def run(view: View) -> Page:
 @routes.stream("/runs/{number:int}/stream")
 async def stream(console: Console, view: View) -> Response:
     """Server-sent events: ``changed`` when the run has a new figure, ``ended`` at its end."""
-    record = await console.run(_visible_run, view, view.path["number"])
+    record = await console.run(visible_run, view, view.path["number"])
+    owner = "" if view.access.key is None else view.access.key.id
     feeds = console.feeds
-    feed = feeds.get(record.number)
-    if sum(one.listeners for one in feeds.values()) >= STREAMS:
-        raise BusyError(f"{STREAMS:,} streams are open, which is the limit.", "Retry later.")
-    if feed is None:
-        feed = feeds[record.number] = Feed(console, record.number)
-    return StreamingResponse(feed.events(), media_type="text/event-stream")
+    _check_streams(feeds.values(), owner)
+    if record.number not in feeds:
+        feeds[record.number] = Feed(console, record.number)
+    return _Stream(feeds[record.number], owner)
+
+
+def _check_streams(feeds: Collection[Feed], owner: str) -> None:
+    if sum(one.listeners.total() for one in feeds) >= STREAMS:
+        raise BusyError(
+            f"{STREAMS:,} streams are open, which is the server's limit.", "Retry later."
+        )
+    if owner and sum(one.listeners[owner] for one in feeds) >= STREAMS_OF_KEY:
+        raise BusyError(
+            f"{STREAMS_OF_KEY} streams of your key are open, which is the limit.",
+            "Close some pages of running runs.",
+        )
+
+
+class _Stream(StreamingResponse):
+    """A listener of a feed; it counts from the moment at which it was permitted to its end."""
+
+    def __init__(self, feed: Feed, owner: str) -> None:
+        super().__init__(feed.events(), media_type="text/event-stream")
+        self._feed, self._owner = feed, owner
+        feed.join(owner)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._feed.leave(self._owner)
 
 
 class Feed:
-    """Watches one run for all of its listeners, with one query in each interval."""
+    """Watches one run for all of its listeners, with one query in each interval.
+
+    Attributes:
+        listeners: how many streams each key has open; of a server without keys, ``""``.
+    """
 
     def __init__(self, console: Console, number: int) -> None:
         self._console = console
@@ -132,41 +163,46 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
         self._mark: tuple[str, int] = "", -1
-        self.listeners = 0
+        self.listeners: Counter[str] = Counter()
+
+    def join(self, owner: str) -> None:
+        """Add a listener."""
+        self.listeners[owner] += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._watch())
+
+    def leave(self, owner: str) -> None:
+        """Remove a listener; without any, the run is not watched any more."""
+        self.listeners[owner] -= 1
+        if not self.listeners.total() and self._task is not None:
+            self._task.cancel()
+            self._task = None
+            self._console.feeds.pop(self._number, None)
 
     async def events(self) -> AsyncIterator[str]:
         """The events of one listener, until the run ends or the server stops."""
-        self.listeners += 1
-        if self._task is None:
-            self._task = asyncio.create_task(self._watch())
         seen: tuple[str, int] | None = None
         quiet = 0
-        try:
-            yield "retry: 2000\n\n"
-            while not self._console.service.draining:
-                if self._mark != seen and self._mark[1] >= 0:
-                    seen, quiet = self._mark, 0
-                    yield f"id: {seen[1]}\nevent: changed\ndata: {seen[1]}\n\n"
-                    if seen[0] != "running":
-                        yield f"event: ended\ndata: {seen[0]}\n\n"
-                        return
-                async with self._changed:
-                    await self._changed.wait()
-                quiet += 1
-                if quiet >= _KEEP_ALIVE_POLLS:
-                    quiet = 0
-                    yield ": alive\n\n"
-        finally:
-            self.listeners -= 1
-            if not self.listeners and self._task is not None:
-                self._task.cancel()
-                self._task = None
-                self._console.feeds.pop(self._number, None)
+        yield "retry: 2000\n\n"
+        while not self._console.service.draining:
+            if self._mark != seen and self._mark[1] >= 0:
+                seen, quiet = self._mark, 0
+                yield f"id: {seen[1]}\nevent: changed\ndata: {seen[1]}\n\n"
+                if seen[0] != "running":
+                    yield f"event: ended\ndata: {seen[0]}\n\n"
+                    return
+            async with self._changed:
+                await self._changed.wait()
+            quiet += 1
+            if quiet >= _KEEP_ALIVE_POLLS:
+                quiet = 0
+                yield ": alive\n\n"
 
     async def _watch(self) -> None:
         while True:
             progress = self._console.service.registry.runs.progress
-            self._mark = await self._console.run(progress, self._number)
+            with suppress(TrunklineError):  # the registry may answer the next time
+                self._mark = await self._console.run(progress, self._number)
             async with self._changed:
                 self._changed.notify_all()
             await asyncio.sleep(POLL_SECONDS)
@@ -185,7 +221,7 @@ def _curves(view: View, record: RunRecord) -> tuple[list[Curve], Sequence[Metric
     return curves_of(record, metrics, higher_is_better), metrics
 
 
-def _visible_run(view: View, number: int) -> RunRecord:
+def visible_run(view: View, number: int) -> RunRecord:
     """A run of a recipe that the key covers; the error is the same as for an unknown number."""
     problem = NotFoundError(f"There is no run {number}.", "List them under Runs.")
     try:

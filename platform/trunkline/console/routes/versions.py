@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from trunkline.console import charts
+from trunkline.console.evaluated import figures_of
 from trunkline.console.pages import N_, Page
 from trunkline.console.routes import Routes
 from trunkline.console.row_texts import row_texts
 from trunkline.console.view import View
-from trunkline.data.targets import is_right, number, parse_prediction, parse_target
 from trunkline.errors import NotFoundError
 from trunkline.promotion import evaluation_report_of, evaluations_on_test
 from trunkline.refs import Ref, shown
 from trunkline.registry.lineage import Lineage
-from trunkline.registry.records import PredictionRecord
 
 routes = Routes()
-
-WORST_ROWS = 25
-_MAX_ROWS = 20_000
-"""Predictions that are read for the charts."""
 
 
 @routes.get("/adapters/{domain}/{name}/{number:int}")
@@ -35,12 +26,8 @@ def version(view: View) -> Page:
     assert record is not None
     evaluated = evaluation_report_of(view.registry, record)
     evaluation = next(evaluations_on_test(view.registry, ref), None)
-    predictions: Sequence[PredictionRecord] = ()
-    if evaluation is not None:
-        predictions = view.registry.evaluations.predictions(evaluation.id, limit=_MAX_ROWS)
     report, gate = evaluated or (None, None)
-    classifies = record.task == "classification"
-    labeled = record.task in ("multilabel", "tagging")
+    figures = figures_of(view, record.task, evaluation)
     texts = row_texts(view, record.dataset)
     return Page(
         "version.html",
@@ -49,13 +36,10 @@ def version(view: View) -> Page:
             "version": record,
             "report": report,
             "gate": gate,
-            "reliability": charts.reliability(predictions) if classifies else (),
-            "confusion": charts.confusion(predictions) if classifies else None,
-            "labels": charts.label_scores(record.task, predictions) if labeled else (),
-            "worst": [
-                {**one, "text": texts.get(one["row"])}
-                for one in worst_rows(record.task, predictions)
-            ],
+            "reliability": figures.reliability,
+            "confusion": figures.confusion,
+            "labels": figures.labels,
+            "worst": [{**one, "text": texts.get(one["row"])} for one in figures.worst],
             "lineage": _visible(view, lineage),
         },
         {"texts": texts},
@@ -117,34 +101,6 @@ def version_ref(view: View) -> Ref:
     """The version that the path names, if the key may use its adapter."""
     ref = view.access.check_adapter(view.path["domain"], view.path["name"])
     return ref.at(view.path["number"])
-
-
-def worst_rows(task: str, predictions: Sequence[PredictionRecord]) -> list[dict[str, Any]]:
-    """The wrong predictions, the surest first; of a regression, the largest errors."""
-    rows: list[tuple[float, PredictionRecord]] = []
-    for one in predictions:
-        try:
-            target = parse_target(one.target, task)
-            prediction = parse_prediction(one.prediction, task)
-        except (TypeError, ValueError):
-            continue
-        if task == "regression":
-            rows.append((abs(number(prediction) - number(target)), one))
-        elif not is_right(target, prediction, task):
-            rows.append((one.confidence or 0.0, one))
-    rows = [row for row in rows if math.isfinite(row[0])]
-    rows.sort(key=lambda row: (-row[0], row[1].row_id))
-    return [
-        {
-            "row": one.row_id,
-            "target": one.target,
-            "prediction": one.prediction,
-            "baseline": one.baseline_prediction,
-            "confidence": one.confidence,
-            "error": weight if task == "regression" else None,
-        }
-        for weight, one in rows[:WORST_ROWS]
-    ]
 
 
 def _visible(view: View, lineage: Lineage, *, with_text: bool = False) -> Lineage:
