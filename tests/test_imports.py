@@ -15,7 +15,11 @@ DOMAINS = ("medical", "finance", "retail")
 SHOWN_AS_EXAMPLES = {"refs.py": {"medical", "medical/icd10-chapter@3"}}
 """Example names in hints."""
 
-SUBCLASS_HEAVY_CLASSES = {"training/frozen_layers.py", "training/trainer.py"}
+SUBCLASS_HEAVY_CLASSES = {
+    "training/frozen_layers.py",
+    "training/trackers.py",
+    "training/trainer.py",
+}
 """Modules that subclass a class of a heavy package, and are imported inside functions only."""
 
 HEAVY = ("torch", "transformers", "peft", "sklearn", "pandas", "pyarrow", "datasets", "accelerate")

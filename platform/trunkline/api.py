@@ -294,8 +294,8 @@ class Platform:
         if resume is not None:
             run = self.registry.runs.get(resume)
             recipe, settings = resumed(run, recipe, settings)
-        context = self._run_context(listener, should_stop, report_to)
-        return train(context, self.training_job(recipe, settings), run)
+        job = self.training_job(recipe, settings)
+        return train(self._run_context(listener, should_stop, report_to), job, run)
 
     def train_together(
         self,

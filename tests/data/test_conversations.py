@@ -28,6 +28,7 @@ from trunkline.data.preview import preview_rows
 from trunkline.errors import DataError, UsageError
 from trunkline.inference.prompts import encode_request
 from trunkline.inference.request import Request
+from trunkline.labels import is_blank
 from trunkline.tasks import GenerationTask
 from trunkline.tasks.generation import IGNORED
 from trunkline.training.job import encode_rows
@@ -36,7 +37,7 @@ TASK = GenerationTask(16)
 CHAT = Template(chat=True, clean=())
 quick = settings(max_examples=50, deadline=None)
 
-contents = st.text(max_size=12).filter(lambda text: bool(text.strip()))
+contents = st.text(max_size=12).filter(lambda text: not is_blank(text))
 
 
 @cache

@@ -128,7 +128,6 @@ def test_edge_of_one_route_is_accepted(
         ("/admin/promote", {"alias": "latest"}, "alias"),
         ("/admin/promote", {"force": True, "reason": " "}, "reason"),
         ("/admin/promote", {"force": 1}, "force"),
-        ("/admin/promote", {"reason": None}, "reason"),
         ("/admin/pin", {"pinned": "yes"}, "pinned"),
         ("/admin/pin", {"ref": ""}, "ref"),
     ],

@@ -173,8 +173,8 @@ def test_fitted_scale_has_mean_0_and_deviation_1(targets: list[float], scale: st
     task = RegressionTask.fitted(targets, scale=scale, unit="")
     scaled = [task.scaled(target) for target in targets]
 
-    assert sum(scaled) / len(scaled) == pytest.approx(0, abs=1e-6)
-    if max(targets) > min(targets) * 1.001:
+    if max(targets) > min(targets) * 1.001:  # else rounding decides
+        assert sum(scaled) / len(scaled) == pytest.approx(0, abs=1e-6)
         assert sum(one**2 for one in scaled) / len(scaled) == pytest.approx(1, rel=1e-3)
 
 
