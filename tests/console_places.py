@@ -22,6 +22,10 @@ PAGES = (
     "/runs",
     "/runs/1",
     "/runs/overlay?run=2&run=4",
+    "/train",
+    "/train/recipes/toy/animals",
+    "/playground",
+    "/playground?prompt=a%20cat&model1=toy/animals&base=yes&temperature=1",
     "/requests",
     "/lineage?request=request-1",
     "/serving",
@@ -34,12 +38,22 @@ PAGES = (
 ADMIN_PAGES = ("/keys",)
 """Those that need the role ``admin``."""
 
+TESTER_PAGES = ("/playground",)
+"""Those that need the role ``tester``."""
+
+PROMOTER_PAGES = ("/train",)
+"""Those that need the role ``promoter``, and everything below them."""
+
 EVERYTHING_PAGES = ("/audit", "/keys")
 """Those that need a key for every adapter."""
 
 PROMOTER_ACTIONS: dict[str, dict[str, str]] = {
     "/adapters/toy/prices/2/promote": {"reason": "better", "expected": "2"},
     "/adapters/toy/prices/rollback": {"reason": "worse", "expected": "2"},
+    "/train/recipes/toy/animals": {"action": "start"},
+    "/runs/1/stop": {},
+    "/runs/1/resume": {},
+    "/train/uploads": {},
 }
 
 ADMIN_ACTIONS: dict[str, dict[str, str]] = {

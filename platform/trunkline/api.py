@@ -295,7 +295,7 @@ class Platform:
             run = self.registry.runs.get(resume)
             recipe, settings = resumed(run, recipe, settings)
         job = self.training_job(recipe, settings)
-        return train(self._run_context(listener, should_stop, report_to), job, run)
+        return train(self.run_context(listener, should_stop, report_to), job, run)
 
     def train_together(
         self,
@@ -310,7 +310,7 @@ class Platform:
         from trunkline.training.run import train_several
 
         jobs = [self.training_job(recipe, settings) for recipe in recipes]
-        return train_several(self._run_context(listener, should_stop, report_to), jobs)
+        return train_several(self.run_context(listener, should_stop, report_to), jobs)
 
     def cross_validate(
         self,
@@ -325,7 +325,7 @@ class Platform:
         job = self.training_job(recipe, settings)
         from trunkline.training.cross_validation import cross_validate
 
-        return cross_validate(self._run_context(listener, should_stop), job, folds)
+        return cross_validate(self.run_context(listener, should_stop), job, folds)
 
     def repeat(
         self,
@@ -342,7 +342,7 @@ class Platform:
         job = self.training_job(recipe, settings)
         from trunkline.training.cross_validation import repeat_seeds
 
-        return repeat_seeds(self._run_context(listener, should_stop), job, seeds)
+        return repeat_seeds(self.run_context(listener, should_stop), job, seeds)
 
     def evaluate(
         self,
@@ -364,7 +364,7 @@ class Platform:
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
-        context, job = self._run_context(listener), self.job_of(version)
+        context, job = self.run_context(listener), self.job_of(version)
         if ensemble:
             others = [self.resolve(one).version for one in ensemble]
             return evaluate_ensemble(context, job, [version, *others])
@@ -392,7 +392,7 @@ class Platform:
         job = self.training_job(recipe, settings)
         from trunkline.training.tune import tune
 
-        context = self._run_context(listener, should_stop)
+        context = self.run_context(listener, should_stop)
         return tune(context, job, trials=trials, seconds=seconds, space=space, together=together)
 
     def compare(
@@ -417,7 +417,7 @@ class Platform:
         if "/" in against and without_core(against) not in baselines:
             other = self.resolve(against).version
             return comparison.compare_versions(self.store, metric, version, other)
-        context, job = self._run_context(listener), self.job_of(version)
+        context, job = self.run_context(listener), self.job_of(version)
         return comparison.compare_with_baseline(context, job, self.catalog, version, against)
 
     def plan(self, recipe: str | RecipeConfig, **settings: Any) -> TrainingPlan:
@@ -450,12 +450,13 @@ class Platform:
         """A metric of the core or of a plugin."""
         return self.catalog.metric(name)
 
-    def _run_context(
+    def run_context(
         self,
         listener: ProgressListener | None,
         should_stop: Callable[[], bool] = lambda: False,
         report_to: tuple[str, ...] = (),
     ) -> RunContext:
+        """What a training uses of this workspace; the arguments are those of :meth:`train`."""
         from trunkline.training.run import RunContext
 
         return RunContext(

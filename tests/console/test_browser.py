@@ -220,3 +220,65 @@ def test_serving_page_refreshes_itself(tab: Tab, site: Site) -> None:
     while "toy/prices@1" not in page.locator("#state").inner_text():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_answers_stream_side_by_side(tab: Tab, site: Site) -> None:
+    page = tab.go("/playground")
+    page.fill("#prompt", "a small cat")
+    page.fill("#model1", "toy/animals")
+    page.fill("#model2", "toy/plurals")
+    page.check("[name=base]")
+    page.click("main button.primary")
+    page.wait_for_selector("#answers [aria-busy=false]", timeout=30_000)
+    assert page.locator("#answers article").count() == 3
+    assert page.url.endswith("/playground")
+    label = site.platform.predict("toy/animals", ["a small cat"])[0].label
+    assert label in page.locator("#answers article").first.inner_text()
+    page.locator("#answers summary").first.click()
+    page.locator("#answers textarea").first.fill("mammal")
+    page.locator("#answers form button").first.click()
+    page.wait_for_selector(".notice")
+    assert "a small cat" in page.locator("#cases + p + table").inner_text()
+
+
+def test_wrong_prompt_is_refused_beside_the_form(tab: Tab) -> None:
+    page = tab.go("/playground")
+    page.fill("#prompt", "a small cat")
+    page.click("main button.primary")
+    page.wait_for_selector("#answers .problem")
+    assert page.locator("h1").count() == 1
+
+
+def test_training_is_started_followed_and_stopped(tab: Tab, site: Site) -> None:
+    page = tab.go("/train")
+    page.click("text=toy/animals")
+    page.fill("[name='set.max_steps']", "500")
+    page.fill("[name='set.early_stopping_patience']", "0")
+    page.click("button[value=start]")
+    page.wait_for_selector("#job a.button", timeout=60_000)
+    page.click("#job a.button")
+    page.wait_for_selector("[data-curve] tbody tr", timeout=60_000)
+    page.click("#live .danger")
+    page.wait_for_selector("#live .status.interrupted", timeout=60_000)
+    number = int(page.url.partition("/runs/")[2].partition("?")[0])
+    assert site.platform.registry.runs.get(number).status == "interrupted"
+    page.wait_for_selector("#live button.primary")
+    page.select_option("[data-axis]", "tokens")
+    assert page.locator(".plot canvas").count() > 0
+
+
+def test_file_is_uploaded_and_checked(tab: Tab) -> None:
+    page = tab.go("/train")
+    rows = "text,kind\n" + "".join(f"animal {n},{'ab'[n % 2]}\n" for n in range(40))
+    page.set_input_files(
+        "#file", {"name": "mine.csv", "mimeType": "text/csv", "buffer": rows.encode()}
+    )
+    page.click("main .sheet .primary")
+    page.wait_for_selector("#name")
+    page.fill("#name", "own/mine")
+    page.select_option("[name=text]", "text")
+    page.select_option("[name=column]", "kind")
+    page.click("button[value=check]")
+    page.wait_for_selector("#check")
+    assert "40" in page.locator("section[aria-labelledby=check]").inner_text()
+    assert page.input_value("#name") == "own/mine"

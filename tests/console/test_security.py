@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from console_places import ADMIN_ACTIONS, ADMIN_PAGES, EVERYTHING_PAGES, PAGES, PROMOTER_ACTIONS
+from console_places import (
+    ADMIN_ACTIONS,
+    ADMIN_PAGES,
+    EVERYTHING_PAGES,
+    PAGES,
+    PROMOTER_ACTIONS,
+    PROMOTER_PAGES,
+    TESTER_PAGES,
+)
 from console_site import Browser, SignIn, Site, signed_in
 from trunkline.console.security import POLICY
 
@@ -87,10 +95,15 @@ def test_promoter_does_not_override_the_gate(site: Site, sign_in: SignIn) -> Non
     assert not site.platform.registry.aliases.moves("toy", "animals")
 
 
-@pytest.mark.parametrize("path", ADMIN_PAGES)
-def test_admin_page_is_hidden_from_others(viewer: Browser, path: str) -> None:
+@pytest.mark.parametrize("path", ADMIN_PAGES + PROMOTER_PAGES + TESTER_PAGES)
+def test_page_of_another_role_is_hidden(viewer: Browser, path: str) -> None:
     assert viewer.get(path).status_code == 403
     assert f'href="/console{path}"' not in viewer.get("").text
+
+
+@pytest.mark.parametrize("path", PROMOTER_PAGES)
+def test_tester_does_not_train(sign_in: SignIn, path: str) -> None:
+    assert sign_in("tester").get(path).status_code == 403
 
 
 # ----------------------------------------------------------------------------------- the scope
@@ -157,7 +170,9 @@ def test_stored_text_is_escaped_wherever_it_is_shown(site: Site) -> None:
     "path",
     ["/adapters?q={}", "/adapters?after={}", "/compare?a={}&b={}", "/runs?recipe={}&status={}",
      "/runs/overlay?run={}", "/requests?id={}", "/requests?model={}", "/requests?key={}",
-     "/requests?since={}", "/lineage?request={}", "/audit?subject={}&kind={}", "/{}",
+     "/requests?since={}", "/lineage?request={}", "/playground?prompt={}&model1={}",
+     "/train/recipes/toy/animals?set.r={}",
+     "/train/jobs/{}", "/train/uploads/{}", "/audit?subject={}&kind={}", "/{}",
      "/adapters/{}/{}", "/runs?before={}", "/?done={}", "/adapters/toy/prices/rollback?alias={}"],
 )  # fmt: skip
 def test_reflected_text_is_escaped(admin: Browser, path: str) -> None:

@@ -29,6 +29,7 @@ from trunkline.cli.output import (
 from trunkline.cli.root import GlobalOptions, limit_option, pass_options, run_number
 from trunkline.contracts import Settings
 from trunkline.errors import DataError, NotFoundError, UsageError, reason_of
+from trunkline.registry.records import TOKENS
 
 if TYPE_CHECKING:
     from trunkline.registry.records import MetricRecord, RunRecord
@@ -144,6 +145,23 @@ def show(options: GlobalOptions, number: int, as_json: bool) -> None:
     for ref in run.versions:
         if evaluated := platform.evaluation_report(platform.resolve(ref).version):
             print_evaluation_report(evaluated[0])
+
+
+@runs.command("stop", example=Example("trunkline runs stop 3", "writes"))
+@click.argument("number", type=run_number)
+@json_option
+@pass_options
+def stop(options: GlobalOptions, number: int, as_json: bool) -> None:
+    """Stop a training that another process runs; it ends after its step and can be resumed."""
+    from trunkline.training.stopping import request_stop
+
+    platform = options.platform
+    run = request_stop(platform.workspace, platform.registry, number)
+    if as_json:
+        print_json({"run": number, "stop_requested": True})
+        return
+    note(f"Run {number} stops after its step; `trunkline runs show {number}` shows its status.")
+    note(f"Resume it: trunkline train {run.recipe} --resume {number}")
 
 
 @runs.command("plot", example=Example("trunkline runs plot 2 --out run.png", "writes"))
@@ -311,4 +329,6 @@ def _print_metrics(metrics: Sequence[MetricRecord]) -> None:
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
+    if name == TOKENS:
+        return f"{value:,.0f}"
     return f"{value:.1e}" if name == "learning_rate" else figure(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from trunkline.console.pages import N_
 from trunkline.errors import ForbiddenError, NotFoundError, UsageError
 from trunkline.refs import Ref, shown
 from trunkline.registry.actors import key_actor
@@ -62,8 +63,8 @@ class Access:
         """Raise :class:`ForbiddenError` if the key does not cover every adapter."""
         if not self.sees_everything:
             raise ForbiddenError(
-                "This page concerns every adapter, and your key may use some only.",
-                "Ask an administrator for a key without --adapter.",
+                N_("This page concerns every adapter, and your key may use some only."),
+                N_("Ask an administrator for a key without --adapter."),
             )
 
     def check_adapter(self, domain: str, name: str) -> Ref:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI
@@ -19,12 +19,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trunkline.console import routes
 from trunkline.console.access import NOBODY
+from trunkline.console.forms import Form, read_form
 from trunkline.console.pages import Page, Redirect
 from trunkline.console.rendering import Renderer
 from trunkline.console.security import secured
 from trunkline.console.sessions import Sessions
 from trunkline.console.static import StaticFiles
-from trunkline.console.view import PREFIX, Identification, View, cookie_name, parse_form
+from trunkline.console.view import PREFIX, Identification, View, cookie_name
 from trunkline.errors import NotFoundError, TrunklineError
 from trunkline.refs import shown
 from trunkline.serving import app as serving
@@ -42,6 +43,9 @@ Result = TypeVar("Result")
 
 THREADS = 4
 """Threads that compute pages; the API has its own."""
+
+_FORM_BYTES = 1 << 16
+"""What the fields beside an uploaded file may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +109,23 @@ class Console:
                     "Follow the links of the console.",
                 )
             spec = self._find(scope)
-            body = b""
+            form = Form()
             if scope["method"] == "POST":
-                body = await read_body(receive, request.headers, self.service.settings)
-            if isinstance(spec, routes.StreamSpec):
-                view = await self.run(self._view, request, spec, body)
-                return await spec.function(self, view)
-            return await self.run(self._answer, request, spec, body)
+                settings = self.service.settings
+                least = spec.upload_bytes and spec.upload_bytes + _FORM_BYTES
+                limit = max(settings.max_body_bytes, least)
+                body = await read_body(
+                    receive, request.headers, replace(settings, max_body_bytes=limit)
+                )
+                form = await read_form(request, body, files=bool(spec.upload_bytes))
+            if not isinstance(spec, routes.AsyncSpec):
+                return await self.run(self._answer, request, spec, form)
+            view = await self.run(self._view, request, spec, form)
+            try:
+                result = await spec.function(self, view)
+            except TrunklineError as error:
+                return await self.run(self.renderer.error, request, error, view)
+            return await self.run(self._response, view, result)
         except TrunklineError as error:
             return await self.run(self.renderer.error, request, error)
         except Exception:
@@ -140,25 +154,27 @@ class Console:
             )
         raise NotFoundError(f"The console has no page {path}.", "Follow the links of the console.")
 
-    def _view(self, request: Request, spec: routes.Spec, body: bytes) -> View:
+    def _view(self, request: Request, spec: routes.Spec, form: Form) -> View:
         """Identify the sender, and check the form and the role; blocks."""
         cookie = request.cookies.get(cookie_name(request), "") or self.sessions.new_cookie()
-        form: Mapping[str, str] = {}
         access = NOBODY if spec.public else self.identification.identify(request)
         if spec.method == "POST":
-            form = parse_form(request, body)
-            self.identification.check_form(request, cookie, form)
+            self.identification.check_form(request, cookie, form.fields)
         access.check_role(spec.role)
         if spec.everything:
             access.check_everything()
-        return View(request, self.service, access, cookie, self.renderer.language(request), form)
+        language = self.renderer.language(request)
+        return View(request, self.service, access, cookie, language, form.fields, form.file)
 
-    def _answer(self, request: Request, spec: routes.Spec, body: bytes) -> Response:
-        view = self._view(request, spec, body)
+    def _answer(self, request: Request, spec: routes.Spec, form: Form) -> Response:
+        view = self._view(request, spec, form)
         try:
             result = spec.function(self, view) if spec.public else spec.function(view)
         except TrunklineError as error:
             return self.renderer.error(request, error, view)
+        return self._response(view, result)
+
+    def _response(self, view: View, result: Page | Redirect | Response) -> Response:
         if isinstance(result, Page):
             return self.renderer.page(view, result)
         if isinstance(result, Redirect):

@@ -7,16 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trunkline.registry.records import MetricRecord, RunRecord
+from trunkline.registry.records import TOKENS, MetricRecord, RunRecord
 
 MAX_POINTS = 300
 """Points of a curve that a page shows; more are thinned out evenly. The JSON has them all."""
 
 MAX_METRICS = 200_000
 """Stored figures of a run that are read."""
-
-TOKENS = "tokens"
-"""The metric that counts the training tokens so far, where a run logs it."""
 
 Better = Literal["lowest", "highest"]
 HigherIsBetter = Callable[[str], bool | None]

@@ -61,6 +61,10 @@ NOTICES = {
     "unpinned": N_("The version is no longer pinned."),
     "loaded": N_("The version is loaded."),
     "unloaded": N_("The version was unloaded."),
+    "heads-saved": N_("Recorded who saved the heads, and when."),
+    "case-saved": N_("The test case was saved."),
+    "stopping": N_("The run stops after its step."),
+    "stopped": N_("The training was asked to stop."),
     "signed-out": N_("You are signed out."),
 }
 """What an action did; the next page shows it."""
@@ -83,6 +87,8 @@ NAVIGATION = (
     Place("compare", "/compare", N_("Compare")),
     Place("datasets", "/datasets", N_("Datasets")),
     Place("runs", "/runs", N_("Runs")),
+    Place("train", "/train", N_("Train"), role="promoter"),
+    Place("playground", "/playground", N_("Playground"), role="tester"),
     Place("requests", "/requests", N_("Requests")),
     Place("serving", "/serving", N_("Serving")),
     Place("audit", "/audit", N_("Audit"), everything=True),

@@ -49,6 +49,10 @@ class Renderer:
         self.set_cookie(response, view.request, view.cookie)
         return response
 
+    def fragment(self, view: View, page: Page) -> str:
+        """A part of a page as HTML."""
+        return self._render(view.request, view.language, view.cookie, page, view)
+
     def redirect(self, view: View, redirect: Redirect) -> Response:
         """The next page after an action, or the action's result as JSON."""
         if wants_json(view.request):
@@ -193,5 +197,6 @@ def _environment(language: str) -> Environment:
     translations.install_gettext_translations(load(language), newstyle=True)
     environment.filters |= formats.FILTERS
     environment.filters["markdown"] = render_markdown
+    environment.filters["said"] = load(language).gettext  # of a text that may have a percent sign
     environment.globals |= {"charts": charts, "prefix": PREFIX}
     return environment

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trunkline.console.pages import N_
 from trunkline.console.view import View
 from trunkline.errors import BusyError, TrunklineError
 
@@ -59,7 +60,7 @@ class _Kept:
             return texts
         spec = view.platform.catalog.dataset(dataset)
         if not self._reading.acquire(timeout=20):
-            raise BusyError("Another dataset is being read.", "Retry later.")
+            raise BusyError(N_("Another dataset is being read."), N_("Retry later."))
         try:
             texts = {row.id: row.text for row in read_rows(spec)}
             self._kept[key] = time.monotonic(), texts

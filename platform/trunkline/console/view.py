@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
 from trunkline.console.access import Access
+from trunkline.console.forms import UploadedFile
+from trunkline.console.pages import N_
 from trunkline.console.sessions import Sessions
 from trunkline.errors import ForbiddenError, UsageError
 from trunkline.refs import shown
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 PREFIX = "/console"
 TOKEN_FIELD = "form_token"
 
-_MAX_FIELDS = 200
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -36,6 +37,7 @@ class View:
         cookie: the session's, or a new random one for a browser that has none.
         language: of the page.
         form: the fields of a form, whose token was checked; empty for other methods.
+        file: that the form had.
         service: has the engine, if there is one.
     """
 
@@ -45,6 +47,7 @@ class View:
     cookie: str
     language: str
     form: Mapping[str, str]
+    file: UploadedFile | None = None
 
     @property
     def platform(self) -> Platform:
@@ -132,35 +135,15 @@ class Identification:
         foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
         if foreign or site not in ("same-origin", "none"):
             raise ForbiddenError(
-                "The form was sent by a page of another site.", "Open the console itself."
+                N_("The form was sent by a page of another site."), N_("Open the console itself.")
             )
         if "authorization" in request.headers:
             return
         if not self._sessions.is_token(cookie, form.get(TOKEN_FIELD, "")):
             raise ForbiddenError(
-                "The form has expired, or your session has ended.", "Load the page again and retry."
+                N_("The form has expired, or your session has ended."),
+                N_("Load the page again and retry."),
             )
-
-
-def parse_form(request: Request, body: bytes) -> dict[str, str]:
-    """The fields of a form; of a repeated name, the last value.
-
-    Raises:
-        UsageError: it is no form, or has too many fields.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded":
-        if not body:
-            return {}
-        raise UsageError(
-            f"The body is {shown(kind or 'of an unknown type')}.",
-            "Send application/x-www-form-urlencoded.",
-        )
-    try:
-        text = body.decode()
-        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS))
-    except ValueError:
-        raise UsageError("The form can't be read.", "Load the page again and retry.") from None
 
 
 def is_local(request: Request) -> bool:

@@ -18,11 +18,14 @@ from sqlalchemy.orm import Session
 
 from trunkline.errors import IntegrityError, UsageError
 from trunkline.refs import shown
-from trunkline.registry.chain import CHAINS, EVENTS, ROOT, Chain, Head, row_hash
+from trunkline.registry.chain import CHAINS, EVENTS, ROOT, Chain, Head, add_event, row_hash
 from trunkline.registry.lookup import MAX_INT64
 from trunkline.registry.records import ChainBreak, ChainReport
 from trunkline.registry.session import Aggregate
 from trunkline.registry.tables import Adapter, Alias, ChainHead, Version
+
+HEADS_SAVED = "audit.heads_saved"
+"""Kind of the event of someone who saved the heads of the chains elsewhere."""
 
 PAGE = 1000
 """Rows that are read at a time."""
@@ -60,6 +63,17 @@ class Audit(Aggregate):
             return [
                 _verify(session, chain, heads.get(name), progress) for name, chain in CHAINS.items()
             ]
+
+    def record_saved_heads(self, heads: Mapping[str, Head], *, actor: str | None = None) -> None:
+        """Record that someone saved heads elsewhere, so that others see when it was last done.
+
+        Args:
+            heads: by the chain's name.
+            actor: who saved them; by default the system's user.
+        """
+        detail = {find_chain(name).name: str(head) for name, head in heads.items()}
+        with self._sessions.write() as session:
+            add_event(session, actor, HEADS_SAVED, "audit", detail)
 
     def export(self, chain: str = "events", *, after: int = 0) -> Iterator[dict[str, Any]]:
         """Every row of a chain in its order, as JSON values; all as of one moment.

@@ -79,6 +79,10 @@ class RunRecord:
     specification: Mapping[str, Any] | None = None
 
 
+TOKENS = "tokens"
+"""The metric of a run that counts the tokens trained on until a step, repetitions included."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricRecord:
     """A metric at an optimizer step of a run; ``value`` may be NaN.

@@ -169,6 +169,13 @@ class Runs(Aggregate):
             row.status, row.error, row.finished = "running", None, None
             add_event(session, actor, "run.resumed", run_subject(run), detail)
 
+    def record_stop_request(self, run: int, *, actor: str | None = None) -> None:
+        """Record that someone asked the process that trains a run to stop."""
+        with self._sessions.write() as session:
+            row = find_run(session, run)
+            detail = {"recipe": row.recipe}
+            add_event(session, actor, "run.stop_requested", run_subject(run), detail)
+
     def list(
         self,
         *,

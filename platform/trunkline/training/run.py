@@ -60,6 +60,7 @@ from trunkline.training.run_info import (
     environment,
     specification,
 )
+from trunkline.training.stopping import LOCK, forget_stop, stop_requests
 from trunkline.training.together import (
     ALONE,
     Place,
@@ -75,8 +76,11 @@ from trunkline.workspace import Workspace
 class RunContext:
     """The parts of a workspace that a run uses, and the engine with the clean base.
 
-    ``report_to`` names trackers that receive the trainer's log: ``tensorboard``. ``place`` is that
-    among trainings that share the base.
+    Attributes:
+        report_to: trackers that receive the trainer's log: ``tensorboard``.
+        place: among trainings that share the base.
+        actor: who trains, for events; by default the system's user.
+        on_run: called with the number of the run.
     """
 
     workspace: Workspace
@@ -87,6 +91,8 @@ class RunContext:
     should_stop: Callable[[], bool]
     report_to: tuple[str, ...] = ()
     place: Place = ALONE
+    actor: str | None = None
+    on_run: Callable[[int], None] = lambda number: None
 
     def stage(self, text: str) -> None:
         """Report the start of a stage.
@@ -144,8 +150,13 @@ def train(context: RunContext, job: TrainingJob, resume: RunRecord | None = None
             number = resume.number
             folder = context.workspace.run_path(number)
             stack.enter_context(_lock_folder(folder, number))
-            context.registry.runs.resume(number)
+            forget_stop(folder)
+            context.registry.runs.resume(number, actor=context.actor)
             stack.enter_context(_record_outcome(context, recipe.name, number, folder))
+        context.on_run(number)
+        stopped = stop_requests(folder)
+        should_stop = context.should_stop
+        context = replace(context, should_stop=lambda: stopped() or should_stop())
         share((number, resume is not None))
         started = time.monotonic()
         meter = None if resume is not None else EnergyMeter()
@@ -181,9 +192,13 @@ def train(context: RunContext, job: TrainingJob, resume: RunRecord | None = None
         _write_documents(context, job, prepared, output.artifact, number, report)
         context.listener.stage("publishing")
         version = context.store.publish(
-            output.artifact.folder, Ref.parse(recipe.name), task=recipe.task, run=number
+            output.artifact.folder,
+            Ref.parse(recipe.name),
+            task=recipe.task,
+            run=number,
+            actor=context.actor,
         )
-        context.registry.runs.finish(number, "finished", report=report)
+        context.registry.runs.finish(number, "finished", report=report, actor=context.actor)
     shutil.rmtree(folder, ignore_errors=True)
     return TrainingResult(number, version, evaluation_report, report)
 
@@ -237,7 +252,7 @@ def _record_outcome(context: RunContext, recipe: str, number: int, folder: Path)
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         message = str(stop) or f"Run {number} was stopped."
-        context.registry.runs.finish(number, "interrupted", error=message)
+        context.registry.runs.finish(number, "interrupted", error=message, actor=context.actor)
         kept = _remove_unless_resumable(folder, context.place)
         command = f"trunkline train {recipe}" + (f" --resume {number}" if kept else "")
         raise Interrupted(
@@ -245,14 +260,14 @@ def _record_outcome(context: RunContext, recipe: str, number: int, folder: Path)
         ) from stop
     except TrunklineError as error:
         redact_exception(error)
-        context.registry.runs.finish(number, "failed", error=error.message)
+        context.registry.runs.finish(number, "failed", error=error.message, actor=context.actor)
         remedy = _keep_finished_work(folder, error, context.place, resume)
         error.hint = " ".join(filter(None, (error.hint, remedy))) or None
         raise
     except Exception as error:
         redact_exception(error)
         reason = one_line(error, with_type=True)
-        context.registry.runs.finish(number, "failed", error=reason)
+        context.registry.runs.finish(number, "failed", error=reason, actor=context.actor)
         remedy = _keep_finished_work(folder, error, context.place, resume)
         hint = "`trunkline --debug train …` shows the traceback."
         raise TrainingError(
@@ -283,7 +298,7 @@ def _lock_folder(folder: Path, number: int) -> Iterator[None]:
     """Lock the run's folder against other processes; a killed process releases the lock."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -379,6 +394,7 @@ def _start(context: RunContext, job: TrainingJob, dataset_id: int) -> int:
             together=context.place.others,
         ),
         specification=specification(job),
+        actor=context.actor,
     )
 
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from trunkline.contracts import MetricSpec, ProgressListener
 from trunkline.errors import UsageError
+from trunkline.registry.records import TOKENS
 from trunkline.training.distributed import share
 from trunkline.training.scoring import LOSS, SCORE
 
@@ -70,4 +71,6 @@ class Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
             if name in self._names and value is not None
         }
         self._latest.update(metrics)
+        if metrics:
+            metrics[TOKENS] = float(state.num_input_tokens_seen)
         self._log(state.global_step, metrics)

@@ -20,6 +20,8 @@ MODULES = (
     "datasets",
     "runs",
     "requests",
+    "train",
+    "playground",
     "serving",
     "audit",
     "keys",
@@ -39,6 +41,7 @@ class Spec:
         role: that the key needs.
         everything: whether the key must cover every adapter.
         public: whether it needs no key.
+        upload_bytes: how large a file its form may have; 0: it has none.
     """
 
     method: Method
@@ -47,11 +50,12 @@ class Spec:
     role: str = "viewer"
     everything: bool = False
     public: bool = False
+    upload_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class StreamSpec(Spec):
-    """A stream of events: an async function that takes a ``Console`` and a ``View``."""
+class AsyncSpec(Spec):
+    """A stream of events, or what awaits the engine: an async function of ``Console``, ``View``."""
 
 
 class Routes:
@@ -69,10 +73,10 @@ class Routes:
         return self._add(Spec, "POST", path, options)
 
     def stream(
-        self, path: str, **options: Any
+        self, path: str, method: Method = "GET", **options: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorate the async function of a stream of events."""
-        return self._add(StreamSpec, "GET", path, options)
+        return self._add(AsyncSpec, method, path, options)
 
     def _add(
         self, kind: type[Spec], method: Method, path: str, options: dict[str, Any]

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 from starlette.responses import Response, StreamingResponse
 
-from trunkline.console.pages import N_, Page
+from trunkline.console.pages import N_, Page, Redirect
 from trunkline.console.routes import Routes
 from trunkline.console.view import View
 from trunkline.errors import BusyError, UsageError
 from trunkline.refs import shown
-from trunkline.registry.audit import find_chain
+from trunkline.registry.audit import HEADS_SAVED, find_chain
 from trunkline.registry.chain import CHAINS, Head
 from trunkline.registry.records import ChainReport
 
@@ -40,12 +40,21 @@ def verify(view: View) -> Page:
         if text := view.form.get(f"{name}_head", "").strip():
             heads[name] = _head(text)
     if not _verifying.acquire(blocking=False):
-        raise BusyError("The chains are being verified already.", "Retry later.")
+        raise BusyError(N_("The chains are being verified already."), N_("Retry later."))
     try:
         reports = view.registry.audit.verify(heads)
     finally:
         _verifying.release()
     return _page(view, reports)
+
+
+@routes.post("/audit/saved", everything=True)
+def saved(view: View) -> Redirect:
+    """Record that the sender has saved the heads of this page elsewhere."""
+    heads = {name: _head(view.form.get(f"{name}_head", "")) for name in CHAINS}
+    view.registry.audit.record_saved_heads(heads, actor=view.access.actor)
+    return Redirect("/audit", {"heads": {name: str(one) for name, one in heads.items()}},
+                    done="heads-saved")  # fmt: skip
 
 
 @routes.get("/audit/export", everything=True)
@@ -73,11 +82,13 @@ def _page(view: View, reports: list[ChainReport] | tuple[()]) -> Page:
         subject or None, kind or None, view.number("before"), PAGE_SIZE + 1
     )
     events = listed[:PAGE_SIZE]
+    saved = view.registry.events.list(kind=HEADS_SAVED, limit=1)
     return Page(
         "audit.html",
         N_("Audit"),
         {
             "heads": {name: str(head) for name, head in view.registry.events.heads().items()},
+            "saved": saved[0] if saved else None,
             "reports": [
                 {"chain": one.chain, "rows": one.rows, "head": str(one.head),
                  "compared": one.expected_head is not None, "intact": one.intact,

@@ -11,6 +11,7 @@ from trunkline.console.pages import N_, Page
 from trunkline.console.routes import Routes
 from trunkline.console.view import View
 from trunkline.contracts import DatasetSpec
+from trunkline.data.cases import read_cases
 from trunkline.data.check import check_dataset
 from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import default_recipe
@@ -20,6 +21,7 @@ routes = Routes()
 
 PAGE_SIZE = 50
 LABELS = 60
+CASES = 20
 PARTS = ("train", "validation", "test")
 
 
@@ -62,7 +64,7 @@ def dataset(view: View) -> Page:
             "states": states,
             "check": None,
         },
-        {"labels": {}, "parts": PARTS},
+        {"labels": {}, "parts": PARTS, **_cases(view, ref.adapter)},
         command=f"trunkline datasets show {ref.adapter}",
         place="datasets",
     )
@@ -87,7 +89,7 @@ def check(view: View) -> Page:
             "states": view.registry.sources.list_datasets(name=ref.adapter, limit=PAGE_SIZE),
             "check": result,
         },
-        {"labels": shown, "parts": PARTS},
+        {"labels": shown, "parts": PARTS, **_cases(view, ref.adapter)},
         command=f"trunkline datasets check {ref.adapter}",
         place="datasets",
     )
@@ -104,6 +106,13 @@ def croissant(view: View) -> Response:
         croissant_of(report.spec, prepared.split, prepared.fingerprint),
         headers={"content-disposition": 'attachment; filename="croissant.json"'},
     )
+
+
+def _cases(view: View, name: str) -> dict[str, Any]:
+    """The newest test cases, and how many there are."""
+    cases = read_cases(view.platform.workspace, name)
+    shown = [{"target": "", "output": "", "version": "", "actor": "", **one} for one in cases]
+    return {"cases": shown[: -CASES - 1 : -1], "case_count": len(cases)}
 
 
 def _spec(view: View, name: str) -> DatasetSpec | None:

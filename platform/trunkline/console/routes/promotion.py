@@ -139,7 +139,7 @@ def _alias_option(alias: str) -> str:
 def _reason(view: View) -> str:
     reason = view.form.get("reason", "").strip()
     if not reason:
-        raise UsageError("The reason is missing.", "Write why; it is recorded for good.")
+        raise UsageError(N_("The reason is missing."), N_("Write why; it is recorded for good."))
     return reason
 
 
@@ -153,5 +153,7 @@ def _expected(view: View) -> int | None:
     if text == _NEVER:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-        raise UsageError("The form is incomplete.", "Load the page with the evidence again.")
+        raise UsageError(
+            N_("The form is incomplete."), N_("Load the page with the evidence again.")
+        )
     return int(text)

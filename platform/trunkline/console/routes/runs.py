@@ -19,6 +19,7 @@ from trunkline.console.view import View
 from trunkline.contracts import Settings
 from trunkline.errors import BusyError, NotFoundError, TrunklineError, UsageError
 from trunkline.registry.records import MetricRecord, RunRecord
+from trunkline.training.stopping import is_resumable, is_trained
 
 if TYPE_CHECKING:
     from trunkline.console.app import Console
@@ -97,6 +98,7 @@ def run(view: View) -> Page:
     """One run: settings, environment, curves and report."""
     record = visible_run(view, view.path["number"])
     curves, metrics = _curves(view, record)
+    folder = view.platform.workspace.run_path(record.number)
     return Page(
         "run.html",
         f"run/{record.number}",
@@ -105,6 +107,8 @@ def run(view: View) -> Page:
             "changed": _changed(record),
             "charts_of": list(dict.fromkeys(one.name for one in curves)),
             "axes": axes_of(curves),
+            "trained": record.status == "running" and is_trained(folder),
+            "resumable": is_resumable(folder, record.status),
         },
         command=f"trunkline runs show {record.number}",
         place="runs",

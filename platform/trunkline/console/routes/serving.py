@@ -9,6 +9,7 @@ from trunkline.console.pages import N_, Page, Redirect
 from trunkline.console.routes import Routes
 from trunkline.console.view import View
 from trunkline.errors import NotFoundError, UnavailableError
+from trunkline.serving.metrics import Latency
 
 routes = Routes()
 
@@ -21,6 +22,7 @@ def serving(view: View) -> Page:
     service = view.service
     engine: dict[str, Any] | None = None
     residents: list[dict[str, Any]] = []
+    latencies: dict[str, Latency] = {}
     problem: str | None = None
     try:
         pool = service.engine.pool
@@ -28,7 +30,11 @@ def serving(view: View) -> Page:
         engine = {**state, "base": service.base.name, "in_flight": len(service.in_flight)}
         if view.access.sees_everything:
             engine |= {"adapter_bytes": pool.total_bytes, "adapter_budget": pool.budget_bytes}
-        latencies = service.metrics.latencies()
+        latencies = {
+            name: latency
+            for name, latency in service.metrics.latencies().items()
+            if view.access.may_use(name.partition("@")[0])
+        }
         for one in pool.residents():
             if view.access.may_use(one.name.partition("@")[0]):
                 latency = latencies.get(one.name)
@@ -42,10 +48,11 @@ def serving(view: View) -> Page:
     return Page(
         "serving.html",
         N_("Serving"),
-        {"engine": engine, "residents": residents, "servers": servers, "problem": problem},
+        {"engine": engine, "residents": residents, "latencies": latencies, "servers": servers,
+         "problem": problem},
         command="trunkline ps --url URL",
         place="serving",
-    )
+    )  # fmt: skip
 
 
 @routes.post("/serving/load", role="admin")
@@ -82,4 +89,4 @@ def _resident(view: View) -> str:
     for one in view.service.engine.pool.residents():
         if one.digest == digest and view.access.may_use(one.name.partition("@")[0]):
             return digest
-    raise NotFoundError("This version is not in memory.", "Load the page again.")
+    raise NotFoundError(N_("This version is not in memory."), N_("Load the page again."))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import RedirectResponse, Response
 
+from trunkline.console.pages import N_
 from trunkline.console.rendering import LANGUAGE_COOKIE, sign_in_page
 from trunkline.console.routes import Routes
 from trunkline.console.translations import LANGUAGES
@@ -37,7 +38,7 @@ def sign_in(console: Console, view: View) -> Response:
     cookie = console.identification.sign_in(view.request, view.form.get("key", ""))
     if cookie is None:
         if "json" in view.request.headers.get("accept", ""):
-            raise AuthenticationError("The key is not valid.", "Check it and retry.")
+            raise AuthenticationError(N_("The key is not valid."), N_("Check it and retry."))
         return console.renderer.page(view, sign_in_page(view.request, refused=True))
     response = RedirectResponse(_next(view), 303)
     console.renderer.set_cookie(response, view.request, cookie)

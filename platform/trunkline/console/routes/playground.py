@@ -1,0 +1,394 @@
+"""The playground: one prompt for several adapters and the base at once, side by side.
+
+Each column is a request of its own: with an id, a line in the request log, and a lineage. The
+answers are streamed to a browser with JavaScript; others wait for the complete page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from starlette.responses import Response, StreamingResponse
+
+from trunkline.console.pages import N_, Page, Redirect
+from trunkline.console.routes import Routes
+from trunkline.console.view import PREFIX, View
+from trunkline.contracts import MOST_NEW_TOKENS
+from trunkline.data.cases import add_case
+from trunkline.data.targets import target_text
+from trunkline.errors import Interrupted, NotFoundError, TrunklineError, UsageError
+from trunkline.inference.request import Answer
+from trunkline.inference.request import Request as EngineRequest
+from trunkline.labels import is_blank
+from trunkline.refs import BASE, Ref, shown
+from trunkline.serving.errors import INTERNAL_ERROR
+from trunkline.serving.models import resolve
+from trunkline.serving.openai import adapter_of
+from trunkline.serving.service import RequestContext
+from trunkline.tasks.ranking import ranked
+
+if TYPE_CHECKING:
+    from trunkline.console.app import Console
+    from trunkline.resolution import ResolvedModel
+
+routes = Routes()
+
+MODELS = 4
+"""Adapters beside the base that one prompt can be sent to."""
+
+SUGGESTED = 200
+"""Adapters that the page suggests."""
+
+SHOWN = 8
+"""Probabilities that a column shows."""
+
+_SEND_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the form says."""
+
+    prompt: str = ""
+    models: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+    max_new_tokens: str = ""
+    temperature: str = ""
+    seed: str = ""
+
+    def fields(self) -> dict[str, str]:
+        """The fields of the form, for a link that fills it in."""
+        adapters = [one for one in self.models if one != BASE]
+        values = {
+            "prompt": self.prompt,
+            **{f"model{index + 1}": one for index, one in enumerate(adapters)},
+            "base": "yes" if BASE in self.models else "",
+            "candidates": "\n".join(self.candidates),
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+        return {name: value for name, value in values.items() if value}
+
+    def sampling(self, limit: int | None) -> dict[str, Any]:
+        """The arguments of a generation.
+
+        Raises:
+            UsageError: one is not a number, or out of range.
+        """
+        tokens = _number("max_new_tokens", self.max_new_tokens, int)
+        most = limit or MOST_NEW_TOKENS
+        if tokens is not None and not 1 <= tokens <= most:
+            raise UsageError(f"max_new_tokens can't be {tokens}.", f"Give 1 to {most:,}.")
+        temperature = _number("temperature", self.temperature, float)
+        seed = _number("seed", self.seed, int)
+        return {
+            "max_new_tokens": tokens,
+            "temperature": 0.0 if temperature is None else temperature,
+            "seed": 0 if seed is None else int(seed),
+        }
+
+
+@dataclass(slots=True)
+class Column:
+    """The answer of one model, as far as it is known.
+
+    Attributes:
+        model: as it was asked for.
+        state: ``waiting``, ``running``, ``done`` or ``failed``.
+        output: the answer as text; of a generation, its beginning while it runs.
+        probabilities: of labels, spans or candidates, the highest first; of a generation, the
+            geometric mean of its tokens' probabilities is ``probability``.
+        first_token, seconds: from the request's arrival in the engine.
+    """
+
+    model: str
+    state: str = "waiting"
+    version: str | None = None
+    digest: str | None = None
+    task: str | None = None
+    dataset: str | None = None
+    output: str = ""
+    unit: str | None = None
+    probabilities: Sequence[tuple[str, float]] = ()
+    probability: float | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    truncated: bool = False
+    first_token: float | None = None
+    seconds: float | None = None
+    request: str | None = None
+    error: str | None = None
+    hint: str | None = None
+
+
+@dataclass(slots=True)
+class Session:
+    """One sending of the form: its columns, and whether the page has their newest state."""
+
+    asked: Asked
+    columns: list[Column] = field(default_factory=list)
+    changed: bool = True
+
+
+@routes.get("/playground", role="tester")
+def playground(view: View) -> Page:
+    """The form, filled in by the query."""
+    return _page(view, Session(_asked(view.query)))
+
+
+@routes.stream("/playground", method="POST", role="tester")
+async def answer(console: Console, view: View) -> Page | Response:
+    """Send the prompt to each model, and show the answers when they are complete or as they come.
+
+    A browser with JavaScript asks for server-sent events; each has all columns so far.
+    """
+    streams = "text/event-stream" in view.request.headers.get("accept", "")
+    session = Session(_asked(view.form))
+    try:
+        sampling = _check(session.asked, view)
+    except TrunklineError as error:
+        if not streams:
+            raise
+        session.columns = [_failed(Column(""), error)]
+        return _events(_once(console, view, session))
+    session.columns = [Column(model) for model in session.asked.models]
+    if streams:
+        return _events(_stream(console, view, session, sampling))
+    await asyncio.gather(*_tasks(view, session, sampling))
+    return await console.run(_page, view, session)
+
+
+@routes.post("/playground/cases", role="tester")
+def save_case(view: View) -> Redirect:
+    """Add a prompt with its right answer to the test cases of a dataset."""
+    form = view.form
+    name = form.get("dataset", "")
+    domain, _, rest = name.partition("/")
+    ref = view.access.check_adapter(domain, rest)
+    known = any(one.name == ref.adapter for one in view.platform.catalog.datasets())
+    if not known and not view.registry.sources.list_datasets(name=ref.adapter, limit=1):
+        raise NotFoundError(f"There is no dataset {shown(name)}.", "List them under Datasets.")
+    prediction = {"version": str(Ref.parse(form.get("version", ""))),
+                  "output": form.get("output", "")}  # fmt: skip
+    count = add_case(
+        view.platform.workspace,
+        ref.adapter,
+        form.get("prompt", ""),
+        form.get("target", ""),
+        prediction=prediction,
+        actor=view.access.actor,
+    )
+    data = {"dataset": ref.adapter, "cases": count}
+    return Redirect(f"/datasets/{ref.adapter}", data, done="case-saved")
+
+
+# ----------------------------------------------------------------------------------- the form
+
+
+def _asked(fields: Mapping[str, str]) -> Asked:
+    names = [fields.get(f"model{index + 1}", "").strip() for index in range(MODELS)]
+    names.append(BASE if fields.get("base") == "yes" else "")
+    return Asked(
+        prompt=fields.get("prompt", ""),
+        models=tuple(dict.fromkeys(filter(None, names))),
+        candidates=tuple(filter(None, map(str.strip, fields.get("candidates", "").splitlines()))),
+        **{
+            name: fields.get(name, "").strip() for name in ("max_new_tokens", "temperature", "seed")
+        },
+    )
+
+
+def _check(asked: Asked, view: View) -> dict[str, Any]:
+    """Refuse what no model could answer; returns the arguments of generations."""
+    if not asked.models:
+        raise UsageError(N_("No model is chosen."), N_("Name an adapter, or choose the base."))
+    if is_blank(asked.prompt):
+        raise UsageError(N_("The prompt is empty."), N_("Write a text."))
+    return asked.sampling(view.service.settings.max_new_tokens)
+
+
+def _number(name: str, text: str, kind: type[int] | type[float]) -> Any:
+    if not text:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{name} can't be {shown(text)}.", "Write a number.") from None
+
+
+def _page(view: View, session: Session) -> Page:
+    adapters = view.registry.adapters.list(limit=SUGGESTED, scope=view.access.scope)
+    asked = session.asked
+    command = None
+    if len(asked.models) == 1 and asked.prompt and asked.models[0] != BASE:
+        command = f"trunkline predict {asked.models[0]} TEXT"
+    return Page(
+        "playground.html",
+        N_("Playground"),
+        {"prompt": asked.prompt, "models": asked.models, "answers": session.columns},
+        {"asked": asked, "adapters": adapters, "places_for_models": range(MODELS),
+         **_shown(session)},
+        command=command or "trunkline predict ADAPTER TEXT",
+        place="playground",
+    )  # fmt: skip
+
+
+def _shown(session: Session) -> dict[str, Any]:
+    fields = session.asked.fields()
+    ended = all(one.state in ("done", "failed") for one in session.columns)
+    return {
+        "columns": session.columns,
+        "asked_prompt": session.asked.prompt,
+        "permalink": f"{PREFIX}/playground?{urlencode(fields)}" if fields else None,
+        "ended": ended,
+    }
+
+
+# -------------------------------------------------------------------------------- the answers
+
+
+def _tasks(view: View, session: Session, sampling: Mapping[str, Any]) -> list[asyncio.Task[None]]:
+    return [
+        asyncio.ensure_future(_fill(view, session, column, sampling)) for column in session.columns
+    ]
+
+
+async def _fill(view: View, session: Session, column: Column, sampling: Mapping[str, Any]) -> None:
+    """Ask one model, and keep its answer in the column."""
+    service, asked = view.service, session.asked
+    context = RequestContext(service, f"{PREFIX}/playground")
+    context.key = view.access.key
+    column.request = context.id
+    try:
+        try:
+            service.add(context)
+            texts = [asked.prompt, *asked.candidates]
+            logged = asked.prompt if not asked.candidates else json.dumps(texts)
+            context.set_model_name(column.model, logged)
+            model = await resolve(context, column.model)
+            column.state, column.version, column.digest = "running", model.name, model.digest
+            column.task = model.task
+            column.dataset = None if model.record is None else model.record.dataset
+            session.changed = True
+            requests = _requests(model, asked, sampling)
+            await context.submit(model, [asked.prompt] * len(requests), requests, None,
+                                 field="prompt")  # fmt: skip
+            if model.task == "generation":
+                async for piece in context.handles[0].stream():
+                    column.output += piece.text
+                    session.changed = True
+            answers = await context.answers()
+            _read(column, answers, asked)
+            stats = [one.stats for one in context.handles if one.stats is not None]
+            column.first_token = next((one.first_token_seconds for one in stats), None)
+            column.seconds = max((one.seconds for one in stats), default=None)
+            await context.commit(200, column.output)
+            column.state = "done"
+        except TrunklineError as error:
+            _failed(column, await context.fail(error))
+        except Exception:
+            logging.getLogger("trunkline.console").exception("An answer of the playground failed.")
+            _failed(column, await context.fail(INTERNAL_ERROR))
+        except asyncio.CancelledError:
+            context.cancel()
+            await asyncio.shield(context.commit(Interrupted.http_status))
+            raise
+    finally:
+        session.changed = True
+        service.remove(context)
+
+
+def _requests(
+    model: ResolvedModel, asked: Asked, sampling: Mapping[str, Any]
+) -> list[EngineRequest]:
+    if model.task == "generation":
+        return [EngineRequest(adapter_of(model), asked.prompt, logprobs=0, **sampling)]
+    if model.task != "ranking":
+        return [EngineRequest(model.name, asked.prompt)]
+    if len(asked.candidates) < 2:
+        raise UsageError(
+            f"{model.name} ranks candidates.", "Write two or more, each on a line of its own."
+        )
+    return [
+        EngineRequest(model.name, asked.prompt, candidate=candidate)
+        for candidate in asked.candidates
+    ]
+
+
+def _read(column: Column, answers: Sequence[Answer], asked: Asked) -> None:
+    """Keep complete answers in the column."""
+    answer = answers[0]
+    column.prompt_tokens = sum(one.prompt_tokens for one in answers)
+    column.new_tokens = sum(one.new_tokens for one in answers)
+    column.truncated = any(one.truncated for one in answers)
+    column.unit = answer.unit
+    if column.task == "ranking":
+        order, shares = ranked([one.value or 0.0 for one in answers])
+        names = [asked.candidates[index] for index in order]
+        column.output, column.probabilities = names[0], list(zip(names, shares, strict=True))
+    elif column.task == "generation":
+        column.output = answer.text or ""
+        scores = [one.logprob for one in answer.choices[0].scores if one.logprob is not None]
+        if scores:
+            column.probability = math.exp(sum(scores) / len(scores))
+    elif answer.spans is not None:
+        column.output = target_text(answer.output)
+        column.probabilities = [
+            (f"{one.label}: {one.text}", one.probability) for one in answer.spans
+        ]
+    else:
+        column.output = target_text(answer.output)
+        listed = (answer.probabilities or {}).items()
+        column.probabilities = sorted(listed, key=lambda pair: -pair[1])[:SHOWN]
+        column.probability = answer.confidence
+
+
+def _failed(column: Column, error: TrunklineError) -> Column:
+    column.state, column.error, column.hint = "failed", error.message, error.hint
+    return column
+
+
+# --------------------------------------------------------------------------------- the stream
+
+
+def _events(events: AsyncIterator[str]) -> Response:
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+async def _once(console: Console, view: View, session: Session) -> AsyncIterator[str]:
+    yield await _event(console, view, session)
+
+
+async def _stream(
+    console: Console, view: View, session: Session, sampling: Mapping[str, Any]
+) -> AsyncIterator[str]:
+    tasks = _tasks(view, session, sampling)
+    try:
+        while not all(task.done() for task in tasks):
+            if session.changed:
+                session.changed = False
+                yield await _event(console, view, session)
+            await asyncio.wait(tasks, timeout=_SEND_SECONDS)
+        for task in tasks:
+            task.result()
+        yield await _event(console, view, session)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _event(console: Console, view: View, session: Session) -> str:
+    page = Page("playground_answers.html", "", {}, _shown(session))
+    text = await console.run(console.renderer.fragment, view, page)
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "".join(f"data: {line}\n" for line in lines) + "\n"
