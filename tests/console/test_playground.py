@@ -9,7 +9,7 @@ import pytest
 
 from console_site import Browser, SignIn, Site
 from trunkline.data.cases import cases_path, read_cases
-from trunkline.data.readers import FileOptions, read_rows
+from trunkline.data.readers import read_rows
 
 ASK = {"prompt": "a small cat", "model1": "toy/animals", "model2": "toy/prices@1",
        "model3": "toy/plurals", "base": "yes"}  # fmt: skip
@@ -143,8 +143,8 @@ def test_test_case_is_kept_with_its_dataset(site: Site, tester: Browser, viewer:
     case = read_cases(workspace, "toy/animals")[-1]
     assert (case["text"], case["target"]) == (fields["prompt"], "mammal")
     assert case["actor"].endswith(" tester person")
-    rows = list(read_rows(cases_path(workspace, "toy/animals"), FileOptions()))
-    assert rows[-1].values["text"] == fields["prompt"]
+    row = list(read_rows(cases_path(workspace, "toy/animals"), ["text", "target"]))[-1]
+    assert row["text"] == fields["prompt"]
     page = viewer.get("/datasets/toy/animals").text
     assert "tiny" in page
     assert "cat <b>" not in page
