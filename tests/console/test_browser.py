@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from console_places import PAGES
+from console_places import ADMIN_PAGES, PAGES, PROMOTER_PAGES, TESTER_PAGES
 from console_site import Site
 
 if TYPE_CHECKING:
@@ -282,3 +282,61 @@ def test_file_is_uploaded_and_checked(tab: Tab) -> None:
     page.wait_for_selector("#check")
     assert "40" in page.locator("section[aria-labelledby=check]").inner_text()
     assert page.input_value("#name") == "own/mine"
+
+
+def test_every_other_action_of_an_administrator(tab: Tab, site: Site) -> None:
+    page = tab.go("/keys")
+    page.fill("[name=owner]", "Ada Lovelace")
+    page.click("main form:has([name=owner]) button")
+    assert page.locator("#secret").inner_text().startswith("tl-")
+    page = tab.go("/keys")
+    page.locator("tr", has_text="Ada Lovelace").locator("button").click()
+    page.wait_for_selector(".notice")
+    assert "Ada Lovelace" not in [
+        one.owner for one in site.platform.registry.keys.list() if one.removed is None
+    ]
+    page = tab.go("/serving")
+    page.fill("#ref", "toy/animals@1")
+    page.click("form:has(#ref) button")
+    row = page.locator("#residents + table tr", has_text="toy/animals@1")
+    for action, notice in (("Pin", "pinned"), ("Unpin", "no longer"), ("Unload", "unloaded")):
+        row.get_by_role("button", name=action, exact=True).click()
+        page.wait_for_selector(f".notice:has-text('{notice}')")
+    page = tab.go("/adapters/toy/animals/1")
+    page.click("form[action$=verify] button")
+    page.wait_for_selector("h1:has-text('intact')")
+    page = tab.go("/datasets/toy/animals")
+    page.click("form[action$=check] button")
+    page.wait_for_selector("#check")
+    page = tab.go("/audit")
+    page.click("form[action$=verify] button.primary")
+    page.wait_for_selector(".notice, .problem")
+    page.click("form[action$=saved] button")
+    page.wait_for_selector("text=Last saved by")
+    page.click("form[action$=language] button")
+    assert page.locator("html").get_attribute("lang") == "zh-Hans"
+    assert tab.problems == []
+    page.click("form[action$=sign-out] button")
+    page.wait_for_selector("#key")
+    tab.problems.clear()  # the form to sign in has the status 401, which Chromium reports
+
+
+def test_viewer_sees_no_action_of_another_role(chromium: Browser, url: str, site: Site) -> None:
+    context = chromium.new_context()
+    tab = Tab(context, url, site.secrets["viewer"])
+    hidden = {*TESTER_PAGES, *ADMIN_PAGES, *PROMOTER_PAGES}
+    for path in PAGES:
+        if any(path.startswith(one) for one in hidden):
+            continue
+        page = tab.go(path)
+        assert page.locator("h1").count() == 1
+        actions = page.locator("main form[method=post]").evaluate_all(
+            "forms => forms.map(form => form.getAttribute('action') || '')"
+        )
+        assert all(action.endswith(("/check", "/verify", "/saved")) for action in actions), path
+        links = page.locator("nav.places a").evaluate_all(
+            "links => links.map(link => link.getAttribute('href'))"
+        )
+        assert not {f"/console{one}" for one in hidden} & set(links)
+    context.close()
+    assert tab.problems == []
