@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2
 import uvicorn
@@ -52,8 +53,20 @@ PAGES: dict[str, dict[str, Any]] = {
     "promote": {"path": f"/adapters/{ADAPTER}/2/promote", "height": 760},
     "compare": {"path": f"/compare?a={ADAPTER}@2&b={ADAPTER}@1&texts=yes", "height": 1000},
     "run": {"path": "/runs/{run}", "height": 900},
+    "train": {"path": f"/train/recipes/{ADAPTER}", "height": 860},
+    "playground": {
+        "path": "/playground?"
+        + urlencode(
+            {"prompt": "Commercial banking", "base": "yes", "max_new_tokens": "24"}
+            | {f"model{index}": name for index, name in enumerate(PROMPTS, 1)}
+        ),
+        "click": "main button.primary",
+        "wait": "#answers [aria-busy=false]",
+        "full": True,
+        "height": 900,
+    },
 }
-"""Name → what is shown."""
+"""Name → what is shown, after which click."""
 
 
 def prepare(workspace: Path) -> None:
@@ -117,15 +130,18 @@ def shoot(url: str, secret: str, paths: dict[str, dict[str, Any]]) -> None:
             tab.goto(f"{url}/console{page['path']}")
             tab.fill("#key", secret)
             tab.click("main button.primary")
-            save(tab, name)
+            if "click" in page:
+                tab.click(page["click"])
+                tab.wait_for_selector(page["wait"], timeout=60_000)
+            save(tab, name, full=bool(page.get("full")))
             context.close()
         browser.close()
 
 
-def save(tab: Page, name: str) -> None:
-    """Write what the tab shows, with a small palette."""
+def save(tab: Page, name: str, *, full: bool) -> None:
+    """Write what the tab shows, or the full page, with a small palette."""
     tab.wait_for_load_state("networkidle")
-    picture = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
+    picture = Image.open(io.BytesIO(tab.screenshot(full_page=full))).convert("RGB")
     small = picture.quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     path = FOLDER / f"console-{name}.png"
     small.save(path, optimize=True)

@@ -110,6 +110,11 @@ def moment(value: datetime | None) -> Markup | str:
     )
 
 
+def capitalized(text: str) -> str:
+    """A phrase as the start of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def inline(value: Any) -> str:
     """Any stored value on one line."""
     if value is None:
@@ -156,5 +161,6 @@ FILTERS = {
     "short": short,
     "moment": moment,
     "inline": inline,
+    "capitalized": capitalized,
     "answer": answer,
 }

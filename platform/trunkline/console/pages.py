@@ -95,3 +95,24 @@ NAVIGATION = (
     Place("keys", "/keys", N_("Keys"), role="admin", everything=True),
     Place("plugins", "/plugins", N_("Plugins")),
 )
+
+SAID = (
+    N_("beats the baseline"),
+    N_("beats the champion"),
+    N_("two persons"),
+    N_("has been evaluated"),
+    N_("was evaluated here"),
+    N_("opening the base"),
+    N_("reading data"),
+    N_("reading data, building the adapter, timing a step"),
+    N_("encoding"),
+    N_("loading the base"),
+    N_("training"),
+    N_("validating"),
+    N_("calibrating"),
+    N_("proving the artifact"),
+    N_("predicting the test rows"),
+    N_("evaluating"),
+    N_("publishing"),
+)
+"""Conditions of gates and stages of trainings, which pages translate where they show them."""

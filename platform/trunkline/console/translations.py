@@ -9,10 +9,13 @@ from __future__ import annotations
 import gettext
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from trunkline.settings import Settings
 
 if TYPE_CHECKING:
     from babel.messages.catalog import Catalog
@@ -74,7 +77,7 @@ def catalog_path(language: str) -> Path:
 
 
 def extract() -> Catalog:
-    """The texts in the templates and the code now, without translations."""
+    """The texts in the templates, the code and the help of settings now, without translations."""
     from babel.messages.catalog import Catalog
     from babel.messages.extract import extract_from_dir
 
@@ -84,6 +87,8 @@ def extract() -> Catalog:
     )
     for filename, _line, message, comments, context in texts:
         catalog.add(message, None, [(filename, 0)], auto_comments=comments, context=context)
+    for spec in fields(Settings):
+        catalog.add(spec.metadata["help"])
     return catalog
 
 
