@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import json
 import logging
 import re
+import shlex
 import traceback
+import unicodedata
+from base64 import b64encode
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -260,6 +266,78 @@ def test_connection_string_is_not_shown_and_remembered(text: str) -> None:
     assert redact_url(given) == "…"
     remember_url(given)
     assert redact(f"no login with {LEFT}-{RIGHT}") == "no login with …"
+
+
+# ------------------------------------------------------------------------- forms and variables
+
+ODD_SECRET = f"{LEFT} ä☃😀<&>\"'\\/+=%{RIGHT}"
+FORMS_IN_TEXT = {
+    "URL": quote(ODD_SECRET, safe=""),
+    "lower-case digits": re.sub("%..", lambda match: match[0].lower(), quote(ODD_SECRET, safe="")),
+    "path of a URL": quote(ODD_SECRET),
+    "form": quote_plus(ODD_SECRET),
+    "twice": quote(quote(ODD_SECRET, safe=""), safe=""),
+    "SQLAlchemy": quote(ODD_SECRET, safe=" +"),
+    "JSON": json.dumps(ODD_SECRET),
+    "JSON in UTF-8": json.dumps(ODD_SECRET, ensure_ascii=False),
+    "HTML": html.escape(ODD_SECRET),
+    "bytes": repr(ODD_SECRET.encode()),
+    "shell": shlex.quote(ODD_SECRET),
+    "SQL": ODD_SECRET.replace("'", "''"),
+    "decomposed": unicodedata.normalize("NFD", ODD_SECRET),
+    "Latin-1": ODD_SECRET.encode().decode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS_IN_TEXT)
+@pytest.mark.parametrize("given", ["as it is", "encoded in a URL"])
+def test_secret_is_hidden_in_whatever_way_a_library_escapes_it(form: str, given: str) -> None:
+    encoded = quote(ODD_SECRET, safe="")
+    remember_url(f"ftp://me:{encoded}@host") if "URL" in given else remember(ODD_SECRET)
+    clean = redact(f"no login with {FORMS_IN_TEXT[form]}: refused", foreign=True)
+    assert LEFT not in clean
+    assert RIGHT not in clean
+    assert clean.endswith(": refused")
+
+
+VARIABLES = {
+    "AWS_SECRET_ACCESS_KEY": "{}",
+    "hf_token": "{}",
+    "DB_PASS": "{}",
+    "MYSQL_PWD": "{}",
+    "STORE_KEY": "{}",
+    "REGISTRY_PASSWORD_PROD": "{}",
+    "AZURE_STORAGE_CONNECTION_STRING": "AccountName=me;AccountKey={};EndpointSuffix=host",
+    "FSSPEC_S3": '{{"anon": false, "secret": "{}"}}',
+}
+
+
+@pytest.mark.parametrize("start", ["", "/", ".", "~"])
+@pytest.mark.parametrize("name", VARIABLES)
+def test_secret_of_a_variable_is_hidden_whatever_it_begins_with(
+    name: str, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = f"{start}{LEFT}-{RIGHT}"
+    monkeypatch.setenv(name, VARIABLES[name].format(secret))
+    assert redact(f"no login with {secret}", foreign=True) == "no login with …"
+
+
+@pytest.mark.parametrize("name", ["GOOGLE_APPLICATION_CREDENTIALS", "HF_TOKEN_PATH", "PWD"])
+def test_path_in_a_variable_is_no_secret(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "credentials.json"
+    file.touch()
+    monkeypatch.setenv(name, str(file))
+    assert str(file) in redact(f"can't read {file}", foreign=True)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/such.json")
+    assert redact("no file /no/such.json", foreign=True) == "no file /no/such.json"
+
+
+def test_basic_authorization_is_hidden() -> None:
+    code = b64encode(f"me:{LEFT}-{RIGHT}".encode()).decode()
+    assert redact(f"sent Authorization: Basic {code}") == "sent Authorization: Basic …"
+    assert redact("Basic training lasts ten weeks") == "Basic training lasts ten weeks"
 
 
 # --------------------------------------------------------------------------------- properties

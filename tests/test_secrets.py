@@ -251,6 +251,27 @@ def test_api_key_in_the_address_of_a_proxy_is_not_shown(monkeypatch: pytest.Monk
         assert_hidden(result.output + result.stderr)
 
 
+@pytest.mark.parametrize(
+    "command", [("runs", "list"), ("plugins", "show"), ("ps",), ("predict", "--temperature")]
+)
+@pytest.mark.parametrize("password", [PASSWORDS[0], f"{LEFT} {RIGHT}", f"{LEFT}@{RIGHT}"])
+def test_url_in_the_wrong_place_of_a_command_shows_no_password(
+    command: tuple[str, ...], password: str, tmp_path: Path
+) -> None:
+    for form in ("postgresql://me:{}@host/db", "--uri=http://me:{}@host", "hf:a/b?token={}"):
+        result = invoke("--workspace", str(tmp_path), *command, form.format(password), "--json")
+        assert result.exit_code == 2
+        assert_hidden(result.output + result.stderr)
+
+
+def test_url_as_an_alias_becomes_no_suggestion(tmp_path: Path) -> None:
+    for url in (f"http://me:{LEFT}@host", f"hf:a/b?token={LEFT}"):
+        where = ("--workspace", str(tmp_path), "adapters", "promote", "toy/animals", "--alias", url)
+        result = invoke(*where, "--json")
+        assert result.exit_code == 2
+        assert_hidden(result.output + result.stderr)
+
+
 def test_no_option_takes_a_secret_as_its_value() -> None:
     """Arguments are visible in the list of processes."""
 

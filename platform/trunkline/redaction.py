@@ -11,9 +11,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, unquote_plus
+from unicodedata import normalize
+from urllib.parse import parse_qsl, unquote, unquote_plus
 
 HIDDEN = "…"
 
@@ -22,6 +25,9 @@ _remembered: dict[str, None] = {}
 """The secrets of this process, oldest first."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*(?:::[A-Za-z][A-Za-z0-9+.-]*)*):(/*)")
+_ARGUMENT = re.compile(r"\s*(?:hf:|[A-Za-z][A-Za-z0-9+.:-]*://)[^\0]*[@?;&#]", re.DOTALL)
+"""An argument that is a URL with more than host and path."""
+
 _FILE_SCHEMES = frozenset({"file", "local", "memory"})
 _SAFE_PARAMETERS = frozenset({"host", "hostaddr", "port", "dbname", "sslmode", "mode", "uri"})
 """Query parameters of a database URL that hold no secret."""
@@ -45,11 +51,15 @@ _KEYS = re.compile(
     r"\b(?:(tl-[0-9][a-z0-9]{7}-|sk-|github_pat_|glpat-)[A-Za-z0-9_-]{16,}"
     r"|(hf_|gh[pousr]_)[A-Za-z0-9]{10,}|(AKIA|ASIA)[A-Z0-9]{12,})"
 )
+_BASIC = re.compile(r"\b(Basic\s+)(?=[A-Za-z+/]*\d)[A-Za-z0-9+/]{12,}=*")
 _BEARER = re.compile(r"\b(Bearer\s+)(?=[\w.~+/-]*\d)[\w.~+/-]{8,}=*")
 _ENVIRONMENT = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_KEY|SECRET_KEY|"
-    r"ACCOUNT_KEY|CREDENTIALS?)$|^PGPASSWORD$|^AWS_ACCESS_KEY_ID$"
+    r"(?:^|_)(?:TOKEN|SECRET|PASS|PASSWD|PASSPHRASE|KEY|PAT|CREDENTIALS?)$|PASSWORD$|API_?KEY$|_PWD$"
+    r"|^AWS_ACCESS_KEY_ID$|(?:^|_)(?:SECRET|PASSWORD|TOKEN)_(?!.*(?:FILE|PATH|DIR|NAME|URL)$)",
+    re.IGNORECASE,
 )
+"""The name of a variable that holds a secret."""
+
 _OPTION = re.compile(r"key|secret|token|passw|passphrase|credential|sas|auth|username", re.I)
 
 
@@ -83,6 +93,17 @@ def remember_options(options: object, name: str = "") -> None:
         remember(*_secrets_of_url(options))
         if _OPTION.search(name):
             remember(options)
+
+
+def remember_arguments(arguments: Iterable[str]) -> None:
+    """Hide the credentials of every URL among the arguments of a command line.
+
+    An argument in the wrong place is quoted by an error before anything reads it as a URL.
+    """
+    for argument in arguments:
+        for text in {argument, argument.partition("=")[2]}:
+            if _ARGUMENT.match(text):
+                remember_url(text)
 
 
 def decoded_url(text: str) -> str | None:
@@ -151,23 +172,92 @@ def _secrets_of_userinfo(userinfo: str) -> Iterator[str]:
 
 def _environment_secrets() -> Iterator[str]:
     for name, value in os.environ.items():
-        if _ENVIRONMENT.search(name) and not value.startswith(("/", ".", "~")):
+        if _names_a_secret(name) and not _is_path(name, value):
             if len(value) >= 6:
                 yield value.strip()
         elif ":/" in value and ("@" in value or "?" in value):
             for part in value.split():
                 if _SCHEME.match(part):
                     yield from _secrets_of_url(part)
+        elif setting := _SETTING.search(value) if "CONNECTION_STRING" in name else None:
+            yield from _secrets_of_settings(value[setting.start() :])
+        elif name.startswith("FSSPEC_") and value.startswith("{"):
+            yield from _VALUE_IN_JSON.findall(value)
 
 
-def _spellings(secret: str) -> Iterator[str]:
-    """The secret as it may occur in text: as given, decoded, encoded, quoted by Python."""
-    yield secret
-    yield unquote(secret)
-    yield quote(secret, safe="")
-    for form in (secret, unquote(secret)):
-        yield repr(form)[1:-1]
-        yield ascii(form)[1:-1]
+_VALUE_IN_JSON = re.compile(
+    r'"[^"]*(?:key|secret|token|passw|credential|sas)[^"]*"\s*:\s*"([^"]{6,})"', re.IGNORECASE
+)
+
+
+@lru_cache(1024)
+def _names_a_secret(variable: str) -> bool:
+    return bool(_ENVIRONMENT.search(variable))
+
+
+def _is_path(name: str, value: str) -> bool:
+    """Whether the value of a variable is the path of a file, as of Google's credentials."""
+    if not value.startswith(("/", ".", "~")):
+        return False
+    return name.upper().endswith("CREDENTIALS") or os.path.exists(os.path.expanduser(value))
+
+
+@lru_cache(_MAX_REMEMBERED)
+def _spellings(secret: str) -> tuple[str, ...]:
+    """The secret as given and decoded; :func:`_pattern` finds what libraries make of each."""
+    forms = {secret, unquote(secret)} - {""}
+    for form in [one for one in forms if not one.isascii()]:
+        forms |= {normalize("NFC", form), normalize("NFD", form)}
+        forms.add(form.encode("utf-8", "replace").decode("latin-1"))
+    return tuple(forms)
+
+
+@lru_cache(4 * _MAX_REMEMBERED)
+def _core(secret: str) -> str:
+    """A part of a secret that every form of it contains."""
+    return max(re.findall("[A-Za-z0-9]+", secret), key=len, default="")
+
+
+@lru_cache(4 * _MAX_REMEMBERED)
+def _pattern(secret: str) -> re.Pattern[str]:
+    """Finds a secret whose signs are written as they are, percent-encoded, or escaped.
+
+    URLs, JSON, HTML, Python, the shell and databases each escape other signs.
+    """
+    return re.compile("".join(_forms(sign) for sign in secret))
+
+
+def _forms(sign: str) -> str:
+    """A pattern of the forms of one character."""
+    if sign.isascii() and sign.isalnum():
+        return sign
+    data = sign.encode("utf-8", "replace")
+    percent = ("".join(f"%(?:25)?(?i:{byte:02x})" for byte in data),)
+    python = "".join(rf"\\+x(?i:{byte:02x})" for byte in data)
+    code = f"{ord(sign):x}".zfill(4)
+    escapes = [rf"\\+u(?i:{code})", python, f"&#(?:{ord(sign)}|(?i:x0*{ord(sign):x}));"]
+    if ord(sign) < 256:
+        escapes.append(rf"\\+x(?i:{ord(sign):02x})")
+    if ord(sign) > 0xFFFF:  # JSON writes two halves
+        high, low = struct.unpack("<HH", sign.encode("utf-16-le"))
+        escapes.append(rf"\\+u(?i:{high:04x})\\+u(?i:{low:04x})")
+    escapes += [rf"\\+{escape}" for escape in _ESCAPES.get(sign, ())]
+    escapes += [re.escape(one) for one in _REPLACEMENTS.get(sign, ())]
+    plain = rf"\\*{re.escape(sign)}" if sign in "'\"" else re.escape(sign)
+    if sign == "\\":
+        plain = r"\\+"
+    return f"(?:{'|'.join([*escapes, *percent, plain])})"
+
+
+_ESCAPES = {"\n": "n", "\t": "t", "\r": "r"}
+_REPLACEMENTS = {
+    " ": ("+",),
+    "&": ("&amp;",),
+    "<": ("&lt;",),
+    ">": ("&gt;",),
+    '"': ("&quot;", "&#34;"),
+    "'": ("&#x27;", "&#39;", "''", "'\"'\"'"),
+}
 
 
 def _is_distinctive(secret: str) -> bool:
@@ -193,15 +283,16 @@ def redact(text: str, *, foreign: bool = False) -> str:
     secrets = dict.fromkeys((*_remembered, *_environment_secrets()))
     spellings = {spelling for secret in secrets for spelling in _spellings(secret)}
     for secret in sorted(spellings, key=len, reverse=True):
-        if secret not in text:
+        if _core(secret) not in text:
             continue
         if _is_distinctive(secret):
-            text = text.replace(secret, HIDDEN)
-        elif foreign and secret:
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
+            text = _pattern(secret).sub(HIDDEN, text)
+        elif foreign:
+            text = re.sub(rf"(?<!\w){_pattern(secret).pattern}(?!\w)", HIDDEN, text)
     text = _IN_TEXT.sub(_hide_userinfo, text)
     text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
     text = _KEYS.sub(lambda match: f"{match[1] or match[2] or match[3]}{HIDDEN}", text)
+    text = _BASIC.sub(rf"\1{HIDDEN}", text)
     return _BEARER.sub(rf"\1{HIDDEN}", text)
 
 

@@ -178,7 +178,8 @@ def _check_selector(text: str) -> None:
 
 def _checked(pattern: re.Pattern[str], text: str, kind: str, most: int, example: str) -> str:
     if not isinstance(text, str) or not pattern.fullmatch(text):
-        valid = valid_name(text, kind.split()[0], most) if isinstance(text, str) else ""
+        named = isinstance(text, str) and not re.search("[:@?].*[:@=]", text)  # else a URL
+        valid = valid_name(text, kind.split()[0], most) if named else ""
         if kind == "alias" and _RESERVED_ALIAS.fullmatch(valid):
             valid = ""
         would_do = f"; {valid!r} would do" if valid else f", for example {example!r}"

@@ -25,7 +25,7 @@ from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.contracts import CLEAN_STEPS, TASKS
 from trunkline.errors import NotFoundError, UsageError
-from trunkline.redaction import redact_source
+from trunkline.redaction import redact_source, remember
 from trunkline.refs import EXAMPLE, shown, valid_name
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def _password(variable: str) -> str:
             f"Put the key's password into it, for example with: read -rs {variable}; "
             f"export {variable}",
         )
+    remember(value)
     return value
 
 

@@ -100,7 +100,7 @@ def print_error_json(error: BaseException) -> None:
 def _error_fields(error: BaseException) -> dict[str, Any]:
     """An error as JSON: its class, message, hint and code."""
     if isinstance(error, click.ClickException):
-        return {"type": type(error).__name__, "message": error.format_message()}
+        return {"type": type(error).__name__, "message": redact(error.format_message())}
     values: dict[str, Any] = {"message": one_line(error)}
     if isinstance(error, TrunklineError):
         values = {"message": error.message, "hint": error.hint, "code": error.code}

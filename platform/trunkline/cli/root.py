@@ -17,7 +17,7 @@ from trunkline.cli.command import Group, asks_for_json
 from trunkline.cli.errors import exit_code_of
 from trunkline.cli.output import print_error_json
 from trunkline.errors import UsageError
-from trunkline.redaction import redact_logs
+from trunkline.redaction import redact_logs, remember_arguments
 from trunkline.refs import BASE, Ref, shown
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ class Program(Group):
                 stream.reconfigure(errors="replace")
 
         redact_logs()
+        remember_arguments(sys.argv[1:] if args is None else args)
 
         def run() -> Any:
             try:
