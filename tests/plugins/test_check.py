@@ -161,6 +161,12 @@ BAD_ROWS = {
         "import itertools\ncount = itertools.count()\n" + rows("f'r{i}'", "f'r{i}-{next(count)}'"),
         "load gives other rows, or another order, the second time",
     ),
+    "messages as mappings": (
+        rows("group=", "history=({'role': 'user', 'content': 'x'},), group="),
+        "its history has {'role': 'user', 'content': 'x'}, not a Message(",
+    ),
+    "no history": (rows("group=", "history=None, group="), "its history is None"),
+    "no candidates": (rows("group=", "candidates=None, group="), "its candidates are None"),
     "class with one row": (
         rows("'ab'[i % 2]", "'ab'[i == 0]").replace("text='t'", "text=f't {i}'") + recipe(),
         "The class 'b' of farm/x has one row",
@@ -268,6 +274,16 @@ BAD_LOSSES = {
             "tagging",
         ),
         "on tokens outside of spans only the loss is nan",
+    ),
+    "is no mean": (
+        loss(
+            "from functools import partial\n"
+            "def build(context):\n"
+            "    from torch import tensor\n"
+            "    from torch.nn.functional import cross_entropy\n"
+            "    return partial(cross_entropy, weight=tensor([1.0, 9.0]))\n"
+        ).replace("build=build", "build=build, is_mean=True"),
+        "is_mean is True, but the loss of a batch of 8 is",
     ),
     "wrong shape in a generation": (
         loss("build = lambda context: lambda a, b: a.mean(0)", "generation"),
@@ -452,6 +468,55 @@ def test_sound_loss_and_metric_of_each_task_pass(task: str, add_plugin: AddPlugi
         + metric(count, task).partition("yield recipe")[2].partition("\n")[2],
     )
     assert findings_of("farm") == []
+
+
+SOUND_LOSSES = {
+    "hinge": ("F.multi_margin_loss", "classification"),
+    "pairs of labels": (
+        "lambda a, b: F.softplus(-(a[:, None] - a[None]).abs().sum(-1)[b[:, None] != b]).mean() "
+        "if len(set(b.tolist())) > 1 else a.sum() * 0",
+        "classification",
+    ),
+    "pairs of numbers": (
+        "lambda a, b: F.softplus((a[None] - a[:, None])[b[:, None] > b]).mean() "
+        "if len(b) > 1 else a.sum() * 0",
+        "regression",
+    ),
+    "insensitive": ("lambda a, b: F.relu((a - b).abs() - 2).mean()", "regression"),
+    "in place": ("lambda a, b: F.cross_entropy(a.mul_(2), b)", "classification"),
+}
+
+
+@pytest.mark.parametrize("name", SOUND_LOSSES)
+def test_loss_without_a_gradient_on_some_batches_is_sound(name: str, add_plugin: AddPlugin) -> None:
+    formula, task = SOUND_LOSSES[name]
+    code = f"def build(context):\n    import torch.nn.functional as F\n    return {formula}"
+    add_plugin("farm", loss(code, task))
+    assert findings_of("farm") == []
+
+
+LOGARITHMS = (
+    "from math import log1p\ndef compute(scored):\n"
+    "    pairs = zip(scored.targets, scored.predictions)\n"
+    "    return sum((log1p(a) - log1p(b)) ** 2 for a, b in pairs) / len(scored.targets)"
+)
+
+
+def test_metric_of_positive_numbers_is_sound_where_predictions_are_positive(
+    add_plugin: AddPlugin,
+) -> None:
+    body = metric(LOGARITHMS, "regression")
+    add_plugin("farm", body.replace("'farm/x', metrics", "'farm/x', scale='log', metrics"))
+    assert findings_of("farm") == []
+
+
+def test_metric_of_positive_numbers_is_tried_on_each_scale(add_plugin: AddPlugin) -> None:
+    body = metric(LOGARITHMS, "regression")
+    given = "metrics=('farm/m',), task='regression', gate=Gate(metric='mae'))\n"
+    both = f"recipe('farm/x', scale='log', {given}    yield recipe('farm/y', dataset='farm/x', "
+    add_plugin("farm", body.replace("recipe('farm/x', ", both))
+    (error,) = errors_of("farm")
+    assert "math domain error" in error
 
 
 def test_sound_plugin_has_no_findings(add_plugin: AddPlugin) -> None:

@@ -22,6 +22,7 @@ from trunkline.data.targets import (
     default_template,
     labels_in,
     normalized,
+    shape_problem,
 )
 from trunkline.data.transforms import augment_rows, clean_rows
 from trunkline.errors import DataError, PluginCallError, UsageError, plugin_call
@@ -396,6 +397,11 @@ def _check_transforms(dataset: DatasetSpec, transforms: Sequence[TransformSpec])
 
 
 def _check_texts(dataset: DatasetSpec, row: Row) -> None:
+    if problem := shape_problem(row):
+        raise DataError(
+            f"Row {row.id!r} of {dataset.name} can't be used: {problem}.",
+            "See `trunkline.contracts.Row`.",
+        )
     if not isinstance(row.slices, Mapping):
         raise DataError(
             f"The slices of row {row.id!r} of {dataset.name} are {row.slices!r}, not a mapping.",

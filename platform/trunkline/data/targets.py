@@ -13,6 +13,7 @@ from typing import Any
 from trunkline.contracts import MAX_CANDIDATES, Row, Span, Target, Task
 from trunkline.errors import UsageError
 from trunkline.labels import clean_label, is_blank
+from trunkline.messages import Message
 from trunkline.template import Template
 
 LABELED: tuple[Task, ...] = ("classification", "multilabel", "tagging")
@@ -38,6 +39,20 @@ def spans_of(row: Row) -> tuple[Span, ...]:
     """The target of a row of a tagging task."""
     target = row.target if isinstance(row.target, tuple) else ()
     return tuple(one for one in target if isinstance(one, Span))
+
+
+def shape_problem(row: Row) -> str | None:
+    """What is wrong with the kinds of a row's history and candidates, or None."""
+    history: Any = row.history
+    if not isinstance(history, tuple | list):
+        return f"its history is {history!r:.60}, not a tuple of messages"
+    for one in history:
+        if not isinstance(one, Message):
+            return f"its history has {one!r:.60}, not a Message(role=…, content=…)"
+    candidates: Any = row.candidates
+    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+        return f"its candidates are {candidates!r:.60}, not a tuple of texts"
+    return None
 
 
 def normalized(row: Row, task: Task) -> Row:
@@ -102,8 +117,8 @@ def _is_index(value: Any) -> bool:
 
 
 def _candidates(row: Row) -> tuple[str, ...]:
-    if isinstance(row.candidates, str) or not isinstance(row.candidates, Iterable):
-        raise ValueError(f"its candidates are {row.candidates!r:.60}, not a tuple of texts")
+    if problem := shape_problem(row):
+        raise ValueError(problem)
     candidates = tuple(row.candidates)
     if not 2 <= len(candidates) <= MAX_CANDIDATES:
         raise ValueError(f"it has {len(candidates)} candidates; 2 to {MAX_CANDIDATES} are wanted")

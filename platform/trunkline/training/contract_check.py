@@ -55,13 +55,17 @@ def loss_problem(job: TrainingJob, prepared: Prepared) -> str | None:
     task = task_for(job.recipe, prepared.labels, rows, job.dataset.unit)
     try:
         loss = build_loss(job, task, rows)
+        learns = False
         for description, outputs, targets in _batches(task, job.settings):
-            problem = _batch_problem(loss, outputs, targets)
+            problem, moves = _try_batch(loss, outputs, targets)
             if problem is not None:
                 return f"on {description} {problem}"
+            learns |= moves
+        if not learns:
+            return "the gradient of the loss is zero on every batch, so nothing would be learned"
+        return _mean_problem(loss, task, job.settings) if job.loss.is_mean else None
     except TrunklineError as error:
         return f"{error.message} {error.hint or ''}".strip()
-    return None
 
 
 def _batches(task: AnyTask, settings: Settings) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
@@ -111,26 +115,51 @@ def _batches(task: AnyTask, settings: Settings) -> Iterator[tuple[str, torch.Ten
         yield one_label(label)
 
 
-def _batch_problem(loss: LossFunction, outputs: torch.Tensor, targets: torch.Tensor) -> str | None:
-    outputs.requires_grad_()
+def _try_batch(
+    loss: LossFunction, outputs: torch.Tensor, targets: torch.Tensor
+) -> tuple[str | None, bool]:
+    """What is wrong with a loss on one batch, and whether it moves outputs of a usual size.
+
+    A sound loss may have no gradient on some batches: one of pairs on a single row, or a hinge loss
+    where every margin is kept.
+    """
+    leaf = outputs.requires_grad_()
     before = targets.clone()
-    value = loss(outputs, targets)
+    value = loss(leaf.clone(), targets)  # a model's outputs are no leaf either
     if not bool((targets == before).all()):
-        return "the loss changes the targets that it is given"
+        return "the loss changes the targets that it is given", False
     if not bool(value.isfinite()):
-        return f"the loss is {value.item()}"
+        return f"the loss is {value.item()}", False
     try:
         value.backward()
     except Exception as error:
         raise PluginCallError.raised("The gradient of the loss", error) from error
-    gradient = outputs.grad
+    gradient = leaf.grad
     if gradient is None:
-        return "the loss does not depend on the outputs"
+        return "the loss does not depend on the outputs", False
     if not bool(gradient.isfinite().all()):
-        return "the gradient of the loss is not finite"
-    if not bool(gradient.any()) and bool(outputs.detach().abs().max() < LARGE):
-        return "the gradient of the loss is zero, so nothing would be learned"
-    return None
+        return "the gradient of the loss is not finite", False
+    return None, bool(gradient.any()) and bool(leaf.detach().abs().max() < LARGE)
+
+
+def _mean_problem(loss: LossFunction, task: AnyTask, settings: Settings) -> str | None:
+    """Whether a loss that says ``is_mean`` differs if a batch is computed in parts."""
+    _, outputs, targets = next(_batches(task, settings))
+
+    def value(first: int, end: int) -> float:
+        return float(loss(outputs[first:end].clone(), targets[first:end]))
+
+    batch, part = len(targets), len(targets) // 3
+    complete = value(0, batch)
+    if value(0, batch) != complete:  # it draws random numbers
+        return None
+    in_parts = (part * value(0, part) + (batch - part) * value(part, batch)) / batch
+    if math.isclose(complete, in_parts, rel_tol=1e-3, abs_tol=1e-4):
+        return None
+    return (
+        f"is_mean is True, but the loss of a batch of {batch} is {complete:.4g} and the mean over "
+        f"its parts is {in_parts:.4g}: leave is_mean out"
+    )
 
 
 # --------------------------------------------------------------------------------------- metric
@@ -140,7 +169,12 @@ _Case = tuple[str, Sequence[Target], Sequence[Target]]
 
 
 def metric_problem(
-    metric: MetricSpec, rows: Sequence[Row], labels: tuple[str, ...], *, builtin: bool = False
+    metric: MetricSpec,
+    rows: Sequence[Row],
+    labels: tuple[str, ...],
+    *,
+    builtin: bool = False,
+    positive: bool = False,
 ) -> str | None:
     """Why a validation or an evaluation would fail with a metric, or None.
 
@@ -149,9 +183,10 @@ def metric_problem(
         rows: the test rows.
         labels: of a classification.
         builtin: try the rows as they are only, not single rows.
+        positive: of a regression on the scale ``log``, whose predictions are above zero.
     """
     groups = [row.group for row in rows]
-    make = _PredictionMaker(metric.task, labels)
+    make = _PredictionMaker(metric.task, labels, positive)
     predictions = list(make.predictions(rows))
     few = [] if builtin else list(make.few_rows(rows))
     for description, truth, answers in (*predictions, *make.slices(rows), *few):
@@ -191,6 +226,7 @@ class _PredictionMaker:
 
     task: Task
     labels: tuple[str, ...]
+    positive: bool = False
 
     def predictions(self, rows: Sequence[Row]) -> Iterator[_Case]:
         """All rows with right, wrong and constant predictions."""
@@ -228,7 +264,8 @@ class _PredictionMaker:
         target = row.target
         match self.task:
             case "regression":
-                return -2.0 * number(target) - 1.0
+                wrong = 2.0 * number(target) + 1.0
+                return wrong if self.positive else -wrong
             case "classification":
                 return self.labels[(self.labels.index(str(target)) + 1) % len(self.labels)]
             case "multilabel":
@@ -243,7 +280,8 @@ class _PredictionMaker:
         match self.task:
             case "regression":
                 numbers = [number(row.target) for row in rows]
-                return [0.0, sum(numbers) / len(numbers), -1.0, 1e9]
+                mean = sum(numbers) / len(numbers)
+                return [1e-6, mean, 1e9] if self.positive else [0.0, mean, -1.0, 1e9]
             case "classification":
                 return list(self.labels[:_CHOICES])
             case "multilabel":

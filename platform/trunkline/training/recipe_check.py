@@ -18,7 +18,7 @@ from trunkline.data.prepare import (
     checked_additions,
     prepare,
 )
-from trunkline.data.targets import LABELED, labels_in, normalized
+from trunkline.data.targets import LABELED, labels_in, normalized, shape_problem
 from trunkline.data.transforms import augment_rows
 from trunkline.errors import TrunklineError, plugin_call
 from trunkline.evaluation.baselines import fit_baselines
@@ -158,6 +158,8 @@ def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:
         not isinstance(row.target, str) or not row.target.strip()
     ):
         return f"its target is {row.target!r}, not a non-empty string"
+    if problem := shape_problem(row):
+        return problem
     try:
         row = normalized(row, dataset.task)
     except ValueError as error:
@@ -273,10 +275,14 @@ class _RecipeChecker:
     def _metric_findings(self, job: TrainingJob, prepared: Prepared) -> Iterator[Finding]:
         for metric in job.metrics:
             builtin = "/" not in metric.name
-            if builtin or self._is_new(metric, job):
+            if builtin or self._is_new(metric, job, job.recipe.scale):
                 self._on_stage(f"trying the metric {metric.name}")
                 problem = metric_problem(
-                    metric, _scored_rows(prepared, builtin), prepared.labels, builtin=builtin
+                    metric,
+                    _scored_rows(prepared, builtin),
+                    prepared.labels,
+                    builtin=builtin,
+                    positive=job.recipe.scale == "log",
                 )
                 if problem is not None:
                     subject = job.recipe.name if builtin else metric.name
