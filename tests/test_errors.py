@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+
+import numpy
 import pytest
+import torch
 
 from trunkline import errors
 from trunkline.errors import NotFoundError, PluginCallError, TrunklineError, one_line, reason_of
@@ -149,3 +154,25 @@ def test_error_of_a_plugin_call_names_the_function() -> None:
 def test_nearest_name_is_escaped_where_it_looks_the_same() -> None:
     error = NotFoundError.named("column", "t\u00e9xt", ["te\u0301xt", "label"])
     assert error.hint == "Did you mean 'te\\u0301xt'?"
+
+
+CHANGES = {
+    "gradients": "torch.set_grad_enabled(False)",
+    "default type": "torch.set_default_dtype(torch.float64)",
+    "folder": "os.chdir('/')",
+    "errors of numpy": "numpy.seterr(all='raise')",
+    "warnings": "warnings.simplefilter('error')",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_change_of_the_process_by_a_plugin_s_function_is_restored(change: str) -> None:
+    def state() -> list[object]:
+        filters = [one for one in warnings.filters if one[0] == "error"]
+        numbers = [torch.is_grad_enabled(), torch.get_default_dtype(), numpy.geterr()]
+        return [os.getcwd(), filters, *numbers]
+
+    before = state()
+    with errors.plugin_call("The metric"):
+        exec(CHANGES[change])
+    assert state() == before

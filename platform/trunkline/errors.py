@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from trunkline.process import ProcessExit, exits_refused
+from trunkline.process import ProcessExit, exits_refused, state_kept
 from trunkline.redaction import redact
 
 
@@ -101,14 +101,15 @@ class PluginCallError(PluginError):
 def plugin_call(subject: str, hint: str | None = None) -> Iterator[None]:
     """Raise :class:`PluginCallError` for whatever a plugin's function raises, exits included.
 
-    Trunkline's own errors and KeyboardInterrupt pass unchanged.
+    Trunkline's own errors and KeyboardInterrupt pass unchanged. What the function changes in the
+    process is restored, see :func:`~trunkline.process.state_kept`.
 
     Args:
         subject: what is called, as the start of a sentence: ``The metric toy/hit_rate``.
         hint: of the error.
     """
     try:
-        with exits_refused():
+        with exits_refused(), state_kept():
             yield
     except (TrunklineError, KeyboardInterrupt):
         raise

@@ -1,4 +1,4 @@
-"""Protect this process from code that it calls: its standard output, and its end.
+"""Protect this process from code that it calls: its standard output, its end, and what it imports.
 
 Nothing here imports another module of Trunkline.
 """
@@ -8,10 +8,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from functools import cache, wraps
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution, EntryPoints
 
 _EXITS = ("_exit", "abort", "execv", "execve")
 _refusing = threading.local()
@@ -80,6 +84,65 @@ def _guarded(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
+def state_kept() -> Iterator[None]:
+    """Restore what a plugin's function must not change for the code that runs after it.
+
+    That is the working folder, whether torch computes gradients and with which type of numbers,
+    what numpy does about errors, and warnings that become errors.
+    """
+    folder, numbers, filters = working_folder(), _numbers(), error_filters()
+    try:
+        yield
+    finally:
+        if folder is not None and working_folder() != folder:
+            with suppress(OSError):
+                os.chdir(folder)
+        if _numbers() != numbers:
+            _restore_numbers(*numbers)
+        remove_error_filters(filters)
+
+
+def working_folder() -> str | None:
+    """The working folder; None if it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def error_filters() -> list[Any]:
+    """The filters that turn warnings into errors."""
+    return [one for one in warnings.filters if one[0] == "error"]
+
+
+def remove_error_filters(before: list[Any]) -> None:
+    """Remove the filters that turn warnings into errors, except those that were there before."""
+    for one in error_filters():
+        if one not in before:
+            warnings.filters.remove(one)  # type: ignore[attr-defined]
+
+
+def _numbers() -> tuple[bool, str, dict[str, str]]:
+    """How torch and numpy compute; as when they are imported, if nothing imported them."""
+    torch: Any = sys.modules.get("torch")
+    numpy: Any = sys.modules.get("numpy")
+    gradients, dtype = True, "torch.float32"
+    if hasattr(torch, "get_default_dtype"):
+        gradients, dtype = torch.is_grad_enabled(), str(torch.get_default_dtype())
+    errors = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+    return gradients, dtype, dict(numpy.geterr()) if hasattr(numpy, "geterr") else errors
+
+
+def _restore_numbers(gradients: bool, dtype: str, errors: dict[str, str]) -> None:
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(getattr(torch, dtype.removeprefix("torch.")))
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.seterr(**errors)
+
+
+@contextmanager
 def stdout_to_stderr() -> Iterator[TextIO]:
     """Send to stderr whatever is written to stdout: by Python, C code and child processes.
 
@@ -134,3 +197,40 @@ def _writes_to_descriptor(stream: TextIO) -> bool:
 def _close(stream: TextIO) -> None:
     with suppress(OSError, ValueError):
         stream.close()
+
+
+# ------------------------------------------------------------------------- installed distributions
+
+
+def entry_points_of(distribution: Distribution) -> EntryPoints:
+    """The entry points of a distribution; raises if its ``entry_points.txt`` can't be parsed."""
+    points: EntryPoints = _parser()(distribution)
+    return points
+
+
+def ignore_unreadable_entry_points() -> None:
+    """Let every library ignore a distribution whose ``entry_points.txt`` can't be parsed.
+
+    pydantic, fsspec and torch read those of all distributions when they are imported, and fail
+    because of a single one.
+    """
+    from importlib.metadata import Distribution, EntryPoints
+
+    _parser()
+
+    def entry_points(distribution: Distribution) -> EntryPoints:
+        try:
+            return entry_points_of(distribution)
+        except Exception:
+            return EntryPoints()
+
+    Distribution.entry_points = property(entry_points)  # type: ignore[method-assign,assignment]
+
+
+@cache
+def _parser() -> Callable[[Distribution], EntryPoints]:
+    """The getter of Python's own ``Distribution.entry_points``."""
+    from importlib.metadata import Distribution
+
+    getter: Callable[[Distribution], EntryPoints] = vars(Distribution)["entry_points"].fget
+    return getter

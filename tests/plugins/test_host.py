@@ -87,6 +87,11 @@ BROKEN = {
         "@hookimpl\ndef trunkline_datasets():\n    return dataset('single/a')",
         "gives one DatasetSpec; yield each",
     ),
+    "exitingrepr": (
+        "import os\nclass Odd:\n    def __repr__(self): os._exit(0)\n"
+        "@hookimpl\ndef trunkline_datasets():\n    yield dataset('DOMAIN/x', description=Odd())",
+        "ends the program with os._exit(0)",
+    ),
     "unqualified": (
         "@hookimpl\ndef trunkline_datasets():\n    yield dataset('other/letters')",
         "'other/letters' in trunkline_datasets is not qualified by its domain",

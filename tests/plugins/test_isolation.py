@@ -13,9 +13,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy
+import pluggy
 import pytest
 import torch
 
@@ -81,8 +83,31 @@ CHANGES = {
         "import sys\ndel sys.modules['trunkline.contracts']\nimport trunkline.contracts"
     ),
     "finders from sys.meta_path": "import sys\nsys.meta_path.clear()",
+    "removes folders from sys.path": "import sys\nsys.path = None",
+    "entries from sys.path_hooks": "import sys\nsys.path_hooks.clear()",
+    "puts entries first on sys.path,": "import sys\nsys.path.insert(0, '/vendored')",
+    "puts entries first on sys.meta_path,": (
+        "import sys\nclass Finder:\n    def find_spec(*_):\n        return None\n"
+        "sys.meta_path.insert(0, Finder)"
+    ),
+    "replaces sys.modules": "import sys\nsys.modules = dict(sys.modules)",
+    "replaces os.environ": "import os\nos.environ = dict(os.environ)",
+    "replaces locale.setlocale": "import locale\nlocale.setlocale = None",
+    "replaces logging._logRecordFactory": (
+        "import logging\nlogging.setLogRecordFactory(logging.LogRecord.__new__)"
+    ),
+    "replaces trunkline.contracts.Row": "import trunkline.contracts as one\none.Row = None",
+    "replaces trunkline.contracts.Row.__eq__": (
+        "import trunkline.contracts as one\none.Row.__eq__ = lambda *_: True"
+    ),
+    "replaces pluggy._manager.PluginManager.register": (
+        "import pluggy\npluggy.PluginManager.register = None"
+    ),
+    "replaces importlib.metadata.EntryPoint.load": (
+        "from importlib import metadata\nmetadata.EntryPoint.load = None"
+    ),
 }
-NOT_LOADED = ("replaces builtins.isinstance",)
+NOT_LOADED = ("replaces builtins.isinstance", "replaces pluggy._manager.PluginManager.register")
 """What the plugin itself does not survive."""
 
 
@@ -109,7 +134,6 @@ def process_state() -> tuple[object, ...]:
         sys.stdout,
         sys.excepthook,
         sys.getrecursionlimit(),
-        list(sys.path),
         os.umask(os.umask(0o22)),
         logging.root.manager.disable,
         [one for one in warnings.filters if one[0] == "error"],
@@ -121,8 +145,68 @@ def process_state() -> tuple[object, ...]:
         (json.dumps, isinstance, threading.excepthook),
         [sys.modules.get(name) for name in ("json", "pluggy", "torch", "no_such_module")],
         (sys.modules["trunkline.contracts"], trunkline.contracts),
-        list(sys.meta_path),
+        [one for one in sys.meta_path if getattr(one, "__name__", "") != "Finder"],
+        ([one for one in sys.path if one != "/vendored"], sys.path[0], sys.meta_path[0]),
+        (id(sys.path), id(sys.modules), id(os.environ), list(sys.path_hooks)),
+        (logging.getLogRecordFactory(), locale.setlocale, metadata.EntryPoint.load),
+        (trunkline.contracts.Row, trunkline.contracts.Row.__eq__, pluggy.PluginManager.register),
     )
+
+
+def test_module_beside_a_plugin_takes_the_place_of_no_other(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    vendored = site / "vendored"
+    vendored.mkdir()
+    (vendored / "statistics.py").write_text("raise ValueError")
+    (vendored / "module_of_its_own.py").touch()
+    add_plugin("farm", f"import sys\nsys.path.insert(0, {str(vendored)!r})")
+    code = (
+        "from trunkline.plugins import load_plugins\nload_plugins(strict=True)\n"
+        "import module_of_its_own, statistics\nprint(statistics.mean([1, 3]))"
+    )
+    assert run_python(code, site).stdout == "2\n"
+
+
+def test_plugin_can_not_change_the_hooks_that_the_others_implement(add_plugin: AddPlugin) -> None:
+    add_plugin("farm", "from trunkline.plugins import catalog, host\ncatalog.SPECS.clear()")
+    add_plugin("good")
+    catalog = load_plugins()
+    assert [catalog.plugin(name).status for name in ("farm", "good")] == ["failed", "loaded"]
+
+
+ENTRY_POINTS = {
+    "Latin-1": "[trunkline]\nf\xe4rm = m\n".encode("latin-1"),
+    "UTF-16": "[trunkline]\nfarm = m\n".encode("utf-16"),
+    "half a character": b"[trunkline]\nfarm\xed\xa0\x80 = m\n",
+    "byte order mark": b"\xef\xbb\xbf[trunkline]\nfarm = module_of_fake_farm\n",
+    "no equals sign": b"[trunkline]\n; a comment\nfarm = module_of_fake_farm\n",
+}
+
+
+@pytest.mark.parametrize("contents", ENTRY_POINTS.values(), ids=ENTRY_POINTS)
+def test_command_works_beside_entry_points_that_can_not_be_parsed(
+    contents: bytes, add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm")
+    add_plugin("good")
+    (site / "fake_farm-1.0.dist-info" / "entry_points.txt").write_bytes(contents)
+    command = "import sys; from trunkline.cli import main; sys.argv[1:] = {}; main()"
+    arguments = ["--workspace", str(site), "plugins", "list", "--json"]
+    done = run_python(command.format(arguments), site, domains="good,fake-farm")
+    plugins = {one["domain"]: one for one in json.loads(done.stdout)}
+    assert plugins["good"]["status"] == "loaded"
+    assert "can't be parsed" in plugins["fake-farm"]["reason"]
+
+
+def test_entry_points_of_no_plugin_are_ignored_in_whatever_encoding(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm")
+    other = site / "other-1.0.dist-info"
+    other.mkdir()
+    (other / "entry_points.txt").write_bytes(b"[console_scripts]\n\xe4 = m:main\n")
+    assert {one.domain for one in load_plugins().plugins if one.status == "loaded"} >= {"farm"}
 
 
 @pytest.mark.parametrize(

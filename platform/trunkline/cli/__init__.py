@@ -17,7 +17,7 @@ def main() -> None:
 
     from trunkline.cli.errors import report_side_errors
     from trunkline.cli.root import trunkline
-    from trunkline.process import keep_exit_code
+    from trunkline.process import ignore_unreadable_entry_points, keep_exit_code
     from trunkline.threads import limit_spinning
 
     limit_spinning()
@@ -27,6 +27,7 @@ def main() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     report_side_errors()
+    ignore_unreadable_entry_points()
     try:
         trunkline.main(prog_name="trunkline")
     finally:  # what a plugin does when the process ends is no result

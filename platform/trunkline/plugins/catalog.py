@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal, Protocol, TypeVar
 
 from trunkline.contracts import (
@@ -26,15 +27,17 @@ RESERVED_DOMAINS = {"base": "the bare base model", CORE: "the built-ins of Trunk
 Status = Literal["loaded", "failed", "blocked"]
 Kind = Literal["datasets", "recipes", "losses", "metrics", "transforms", "baselines", "tasks"]
 
-SPECS: dict[Kind, type] = {
-    "datasets": DatasetSpec,
-    "recipes": RecipeSpec,
-    "losses": LossSpec,
-    "metrics": MetricSpec,
-    "transforms": TransformSpec,
-    "baselines": BaselineSpec,
-    "tasks": TaskSpec,
-}
+SPECS: Mapping[Kind, type] = MappingProxyType(
+    {
+        "datasets": DatasetSpec,
+        "recipes": RecipeSpec,
+        "losses": LossSpec,
+        "metrics": MetricSpec,
+        "transforms": TransformSpec,
+        "baselines": BaselineSpec,
+        "tasks": TaskSpec,
+    }
+)
 """What each hook ``trunkline_<kind>`` yields."""
 
 

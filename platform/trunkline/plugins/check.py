@@ -48,6 +48,8 @@ _PROGRAM = """
 import json, sys
 request = json.loads(sys.argv[1])
 sys.path[:] = request["path"]
+from trunkline.process import ignore_unreadable_entry_points
+ignore_unreadable_entry_points()
 from trunkline.training.plugin_check import main
 main(request)
 """

@@ -15,8 +15,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from trunkline.plugins.catalog import CORE, PluginInfo
+from trunkline.process import entry_points_of
 
 GROUP = "trunkline"
+_ENTRY_POINTS = "entry_points.txt"
+_MARK = "\ufeff"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +109,7 @@ def find_plugins(path: list[str] | None = None) -> tuple[Candidate, ...]:
     copies: dict[str, list[_Installation]] = defaultdict(list)
     searched = metadata.distributions() if path is None else metadata.distributions(path=path)
     for distribution in searched:
-        text = distribution.read_text("entry_points.txt")
-        if not text or f"[{GROUP}]" not in text:
+        if not _declares_plugins(distribution):
             continue
         one = _installation(distribution)
         if one.path is None or not one.path.name.startswith("~"):  # "~": half removed by pip
@@ -121,9 +123,30 @@ def find_plugins(path: list[str] | None = None) -> tuple[Candidate, ...]:
     return tuple(sorted(candidates, key=lambda one: (one.domain, one.distribution)))
 
 
-def _installation(distribution: metadata.Distribution) -> _Installation:
+def _declares_plugins(distribution: metadata.Distribution) -> bool:
+    """Whether the distribution's ``entry_points.txt`` has the group, in whatever encoding."""
+    try:
+        text = distribution.read_text(_ENTRY_POINTS) or ""
+    except OSError:
+        return False
+    except UnicodeDecodeError:
+        path = _path_of(distribution)
+        try:
+            content = b"" if path is None else (path / _ENTRY_POINTS).read_bytes()
+        except OSError:
+            return False
+        text = content.replace(b"\0", b"").decode("latin-1")  # UTF-16 has the zero bytes
+    return f"[{GROUP}]" in text
+
+
+def _path_of(distribution: metadata.Distribution) -> Path | None:
+    """The folder ``*.dist-info`` or ``*.egg-info``, if it is one on the disk."""
     path = getattr(distribution, "_path", None)
-    path = path if isinstance(path, Path) else None
+    return path if isinstance(path, Path) else None
+
+
+def _installation(distribution: metadata.Distribution) -> _Installation:
+    path = _path_of(distribution)
     try:
         described = distribution.metadata
         name: str | None = described["Name"]
@@ -167,7 +190,9 @@ def _candidates(installation: _Installation, notes: tuple[str, ...]) -> list[Can
         "notes": notes,
     }
     try:
-        points = list(installation.distribution.entry_points.select(group=GROUP))
+        points = list(entry_points_of(installation.distribution).select(group=GROUP))
+        if not points and (installation.distribution.read_text(_ENTRY_POINTS) or "")[:1] == _MARK:
+            raise ValueError("a byte order mark hides the first group")
     except Exception:
         violation = "its entry_points.txt can't be parsed; reinstall it"
         name = installation.name

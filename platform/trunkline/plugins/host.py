@@ -50,7 +50,7 @@ from trunkline.plugins.validation import domain_violation, violations, with_tupl
 from trunkline.process import ProcessExit, exits_refused
 from trunkline.redaction import redact, redact_exception
 
-HOOKS: dict[str, Kind] = {f"trunkline_{kind}": kind for kind in SPECS}
+HOOKS: Mapping[str, Kind] = MappingProxyType({f"trunkline_{kind}": kind for kind in SPECS})
 
 
 def load_plugins(
@@ -179,7 +179,8 @@ def load_plugin(
                 plugin = _import(candidate)
                 api = _declared_api(plugin)
                 contribution = _collect(candidate.domain, plugin)
-        broken = list(violations(candidate.domain, contribution, core))
+        with exits_refused():  # a message quotes values of the plugin
+            broken = list(violations(candidate.domain, contribution, core))
         if broken:
             raise PluginError("; ".join(broken))
         contribution = resolve_recipes(with_tuples(contribution))

@@ -32,6 +32,8 @@ PINNED = ("torch", "transformers", "peft", "trunkline")
 
 _VIEW = """
 import dataclasses, json, sys
+from trunkline.process import ignore_unreadable_entry_points
+ignore_unreadable_entry_points()
 from trunkline.plugins import load_plugins
 owners = json.loads(sys.argv[2])
 catalog = load_plugins(no_plugins=sys.argv[1] == "find", owners=owners)

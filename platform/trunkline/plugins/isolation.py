@@ -18,14 +18,21 @@ import socket
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
-from trunkline.process import exits_refused, stdout_to_stderr
+from trunkline.process import (
+    error_filters,
+    exits_refused,
+    remove_error_filters,
+    stdout_to_stderr,
+    working_folder,
+)
 from trunkline.workspace import cache_folder
 
 SLOW_SECONDS = 20.0
@@ -122,10 +129,11 @@ def _threads_as_daemons(notes: list[str]) -> Iterator[None]:
 
 # -------------------------------------------------------------------------- state of the process
 
-_FUNCTIONS = tuple(
-    (module.__name__, module.__dict__) for module in (builtins, json, os, sys, threading, time)
-)
-"""The modules whose functions and classes a plugin must not replace, and their contents."""
+_GUARDED = (builtins, json, locale, logging, metadata, os, signal, sys, threading, time)
+"""The modules whose functions and classes a plugin must not replace, beside :data:`_OWN`."""
+
+_OWN = ("trunkline", "pluggy")
+"""The packages by which every other plugin is loaded; their classes must not change either."""
 
 
 @contextmanager
@@ -135,13 +143,10 @@ def _modules_restored(notes: list[str]) -> Iterator[None]:
     What follows the block may use any of these functions, so that nothing is called before they
     are restored.
     """
-    functions = [
-        (contents, name, value, f"{module}.{name}")
-        for module, contents in _FUNCTIONS
-        for name, value in contents.items()
-        if callable(value) and (module, name) != ("sys", "excepthook")
-    ]
-    modules, finders = dict(sys.modules), list(sys.meta_path)
+    functions, attributes = _functions(), _attributes()
+    table, modules, environment = sys.modules, dict(sys.modules), os.environ
+    lists = {name: getattr(sys, name) for name in _IMPORT_LISTS}
+    entries = {name: list(values) for name, values in lists.items()}
     try:
         yield
     finally:
@@ -149,10 +154,85 @@ def _modules_restored(notes: list[str]) -> Iterator[None]:
             if name not in contents or contents[name] is not value:
                 contents[name] = value
                 notes.append(f"importing it replaces {path}, which was restored")
+        for kind, before in attributes:
+            for name, value in before.items():
+                if kind.__dict__.get(name) is not value:
+                    setattr(kind, name, value)
+                    path = f"{kind.__module__}.{kind.__qualname__}.{name}"
+                    notes.append(f"importing it replaces {path}, which was restored")
+        for name, values in lists.items():
+            _restore_list(name, values, entries[name], notes)
+        if os.environ is not environment:
+            os.environ = environment  # noqa: B003  # the plugin did, and this is undone
+            notes.append("importing it replaces os.environ, which was restored")
+        if sys.modules is not table:
+            table |= sys.modules if isinstance(sys.modules, dict) else {}
+            sys.modules = table
+            notes.append("importing it replaces sys.modules, which was restored")
         _restore_modules(modules, notes)
-        if any(finder not in sys.meta_path for finder in finders):
-            notes.append("importing it removes finders from sys.meta_path, which was restored")
-            sys.meta_path[:] = finders
+
+
+def _guarded_modules() -> list[Any]:
+    own = [one for name, one in sys.modules.items() if one and name.partition(".")[0] in _OWN]
+    return [*_GUARDED, *own]
+
+
+def _functions() -> list[tuple[dict[str, Any], str, Any, str]]:
+    """The functions and classes of the guarded modules: contents, name, value and path."""
+    return [
+        (module.__dict__, name, value, f"{module.__name__}.{name}")
+        for module in _guarded_modules()
+        for name, value in module.__dict__.items()
+        if callable(value) and (module, name) != (sys, "excepthook")
+    ]
+
+
+def _attributes() -> list[tuple[type, dict[str, Any]]]:
+    """The functions and properties of each class of :data:`_OWN`, and of ``EntryPoint``."""
+    kinds = {
+        value: None
+        for module in _guarded_modules()
+        for value in module.__dict__.values()
+        if isinstance(value, type)
+        and (value.__module__.partition(".")[0] in _OWN or value is metadata.EntryPoint)
+    }
+    return [
+        (kind, {name: value for name, value in vars(kind).items() if isinstance(value, _METHODS)})
+        for kind in kinds
+    ]
+
+
+_METHODS = (FunctionType, classmethod, staticmethod, property)
+
+
+_IMPORT_LISTS = ("path", "meta_path", "path_hooks")
+"""The lists of ``sys`` by which modules are found."""
+
+
+def _restore_list(name: str, values: list[Any], before: list[Any], notes: list[str]) -> None:
+    """Restore a list of :data:`_IMPORT_LISTS`, with what the plugin added at its end.
+
+    In front, a folder's ``utils.py`` or a finder that fails would take the place of the modules
+    that the others and Trunkline import later.
+    """
+    current = getattr(sys, name, None)
+    after = list(current) if isinstance(current, list | tuple) else []
+    known = {_identity(one) for one in before}
+    added = [one for one in after if _identity(one) not in known]
+    if not known <= {_identity(one) for one in after}:
+        noun = {"path": "folders", "meta_path": "finders"}.get(name, "entries")
+        notes.append(f"importing it removes {noun} from sys.{name}, which was restored")
+    elif [_identity(one) for one in after[: len(before)]] != [_identity(one) for one in before]:
+        notes.append(f"importing it puts entries first on sys.{name}, which were moved to its end")
+    values[:] = [*before, *(one for one in added if name != "path" or type(one) is str)]
+    setattr(sys, name, values)
+    if name == "path_hooks":
+        sys.path_importer_cache.clear()
+
+
+def _identity(one: Any) -> Any:
+    """What two entries of such a list have in common if they are the same."""
+    return one if type(one) is str else id(one)
 
 
 def _restore_modules(before: Mapping[str, Any], notes: list[str]) -> None:
@@ -181,14 +261,14 @@ def _restore_modules(before: Mapping[str, Any], notes: list[str]) -> None:
 @contextmanager
 def _restored(notes: list[str]) -> Iterator[None]:
     """Restore what a plugin must not change for the others, and note each change."""
-    folder, handlers, language = _folder(), _handlers(), locale.setlocale(locale.LC_ALL)
+    folder, handlers, language = working_folder(), _handlers(), locale.setlocale(locale.LC_ALL)
     streams = (sys.stdin, sys.stdout, sys.stderr)
     hook, limit = sys.excepthook, sys.getrecursionlimit()
-    path, shared = list(sys.path), {name: read() for name, (read, _) in _SHARED.items()}
+    shared = {name: read() for name, (read, _) in _SHARED.items()}
     try:
         yield
     finally:
-        if folder is not None and _folder() != folder:
+        if folder is not None and working_folder() != folder:
             notes.append("importing it changes the working folder, which was restored")
             with suppress(OSError):
                 os.chdir(folder)
@@ -210,20 +290,10 @@ def _restored(notes: list[str]) -> Iterator[None]:
         if sys.getrecursionlimit() != limit:
             notes.append("importing it changes the recursion limit, which was restored")
             sys.setrecursionlimit(limit)
-        if not set(path) <= set(sys.path):
-            notes.append("importing it removes folders from sys.path, which was restored")
-            sys.path[:] = path
         for name, (read, write) in _SHARED.items():
             if read() != shared[name]:
                 notes.append(f"importing it changes {name}, which was restored")
                 write(shared[name])
-
-
-def _folder() -> str | None:
-    try:
-        return os.getcwd()
-    except OSError:  # it was removed
-        return None
 
 
 def _handlers() -> dict[int, Any]:
@@ -237,17 +307,6 @@ def _mode_mask() -> int:
     mask = os.umask(0o77)
     os.umask(mask)
     return mask
-
-
-def _error_filters() -> list[Any]:
-    return [one for one in warnings.filters if one[0] == "error"]
-
-
-def _remove_error_filters(before: list[Any]) -> None:
-    """Remove the filters that turn warnings into errors, except those that were there before."""
-    for one in _error_filters():
-        if one not in before:
-            warnings.filters.remove(one)  # type: ignore[attr-defined]
 
 
 def _variables() -> dict[str, str]:
@@ -314,7 +373,7 @@ _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda: logging.root.manager.disable,
         logging.disable,
     ),
-    "warnings into errors": (_error_filters, _remove_error_filters),
+    "warnings into errors": (error_filters, remove_error_filters),
     "variables that Trunkline reads": (_variables, _restore_variables),
     "the defaults of torch": (_torch_defaults, _restore_torch),
     "numpy's handling of errors": (_numpy_errors, _restore_numpy),

@@ -8,7 +8,9 @@ contains, so a resumed training decides as an uninterrupted one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +18,7 @@ from trunkline.contracts import LossFunction, MetricSpec, Row, Scored
 from trunkline.errors import PluginCallError, TrunklineError, plugin_call
 from trunkline.evaluation.intervals import number_of
 from trunkline.inference.forward import generate_texts
+from trunkline.process import state_kept
 from trunkline.tasks import AnyTask, GenerationTask
 from trunkline.tasks.batches import by_length, within_tokens
 from trunkline.training.job import EncodedRows, TrainingJob, prompt_of
@@ -66,7 +69,8 @@ def build_loss(job: TrainingJob, task: AnyTask, train: Sequence[Row]) -> LossFun
 
     def checked(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         try:
-            value = loss(outputs, targets)
+            with state_kept():
+                value = loss(outputs, targets)
         except (TrunklineError, torch.OutOfMemoryError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -100,7 +104,8 @@ def make_validator(
     def score(predictions: Sequence[Any], targets: Sequence[Any]) -> float:
         scored = Scored(targets=targets, predictions=predictions, labels=task.labels)
         hint = "See the MetricSpec contract in docs/hooks.md."
-        value = number_of(metric, scored, hint)
+        with _random_numbers_kept():
+            value = number_of(metric, scored, hint)
         if not math.isfinite(value):
             raise PluginCallError(
                 f"The metric {metric.name} returned {value} on the validation rows, so it can't "
@@ -115,8 +120,9 @@ def make_validator(
         inputs = task.collate(examples, tokenizer.pad_token_id)
         inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         outputs, targets = task.outputs(model, inputs)
-        try:
-            value = float(loss(outputs, targets))
+        decoded = not isinstance(task, GenerationTask)
+        try:  # a loss may change the outputs, which are decoded afterwards
+            value = float(loss(outputs.clone() if decoded else outputs, targets))
         except PluginCallError:
             value = math.nan
         return outputs, value * len(batch)
@@ -162,6 +168,22 @@ def make_validator(
         )
 
     return predict
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Let a metric that sets a seed not change what the training draws after it, as for dropout."""
+    import numpy as np
+    import torch
+
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 SCORE, LOSS = "eval_score", "eval_loss"
