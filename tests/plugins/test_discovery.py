@@ -139,6 +139,34 @@ def test_entry_point_that_names_no_module_is_a_failure(
     assert "is no module" in (plugin.reason or "")
 
 
+def test_second_distribution_of_the_same_name_and_version_is_named(
+    add_plugin: AddPlugin, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_plugin("one", distribution="my-plugin")
+    other = shutil.copytree(site, tmp_path / "other")
+    points = other / "my_plugin-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[trunkline]\ntwo = another_module\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(other)])
+    (one,) = plugins_of("one")
+    assert plugins_of("two") == []
+    (note,) = one.notes
+    assert "two distributions are named my-plugin 1.0" in note
+    assert f"that of {points.parent} is ignored" in note
+
+
+def test_module_that_two_distributions_have_is_named_in_a_note(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    for domain in ("one", "two"):
+        add_plugin(domain, distribution=f"fake-{domain}")
+    points = site / "fake_two-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[trunkline]\ntwo = module_of_fake_one\n")
+    (one,), (two,) = plugins_of("one"), plugins_of("two")
+    assert (one.status, two.status) == ("loaded", "failed")
+    assert "its module module_of_fake_one is also that of fake-one 1.0" in two.notes[0]
+    assert "its module module_of_fake_one is also that of fake-two 1.0" in one.notes[0]
+
+
 # -------------------------------------------------------------------------- claims on a domain
 
 

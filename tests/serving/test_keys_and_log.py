@@ -110,6 +110,16 @@ def test_request_log_names_the_key_and_the_version(keyed: tuple[TestClient, Plat
 # ----------------------------------------------------------------------------- failing request log
 
 
+def test_request_log_shows_no_credentials_of_a_model_that_does_not_exist(
+    keyed: tuple[TestClient, Platform],
+) -> None:
+    http, platform = keyed
+    body = {"model": "hf:owner/repo?token=Kx9qZ7w-Vb3mN5t", "input": ["x"]}
+    response = http.post("/v1/classify", json=body, headers={"x-request-id": "odd-model"})
+    assert response.status_code == 404
+    assert platform.registry.requests.get("odd-model").model == "hf:owner/repo?token=…"
+
+
 def test_answer_is_withheld_if_its_log_line_fails(
     keyed: tuple[TestClient, Platform],
 ) -> None:

@@ -120,7 +120,27 @@ def find_plugins(path: list[str] | None = None) -> tuple[Candidate, ...]:
         for installations in copies.values()
         for candidate in _candidates(*_select(installations))
     ]
+    candidates = _with_shared_modules(candidates)
     return tuple(sorted(candidates, key=lambda one: (one.domain, one.distribution)))
+
+
+def _with_shared_modules(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates, with a note for each module that two distributions claim."""
+    claims: dict[str, dict[str, Candidate]] = defaultdict(dict)
+    for one in candidates:
+        if one.entry_point is not None:
+            claims[one.module.partition(":")[0]].setdefault(one.distribution, one)
+    noted: list[Candidate] = []
+    for one in candidates:
+        module = one.module.partition(":")[0]
+        others = [rival.label for name, rival in claims[module].items() if name != one.distribution]
+        notes = [
+            f"its module {module} is also that of {label}, and Python imports only one of them; "
+            "rename it, or uninstall one"
+            for label in others
+        ]
+        noted.append(replace(one, notes=(*one.notes, *notes)) if notes else one)
+    return noted
 
 
 def _declares_plugins(distribution: metadata.Distribution) -> bool:
@@ -172,7 +192,22 @@ def _select(installations: list[_Installation]) -> tuple[_Installation, tuple[st
         for one in installations
         if one.version != selected.version
     )
+    for one in installations:
+        if one.version == selected.version and _declared(one) - _declared(selected):
+            notes[
+                f"two distributions are named {one.name} {one.version}: that of {selected.path} is "
+                f"loaded, that of {one.path} is ignored; rename or remove one"
+            ] = None
     return selected, tuple(notes)
+
+
+def _declared(installation: _Installation) -> set[tuple[str, str]]:
+    """The domains and modules of the plugins that an installation declares."""
+    try:
+        points = entry_points_of(installation.distribution).select(group=GROUP)
+    except Exception:
+        return set()
+    return {(one.name, one.value) for one in points}
 
 
 def _order(version: str) -> tuple[bool, Any]:

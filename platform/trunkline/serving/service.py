@@ -37,6 +37,7 @@ from trunkline.inference.prompts import locate_error
 from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
 from trunkline.inference.request_state import GenerationHandle
+from trunkline.redaction import redact
 from trunkline.registry.records import KeyRecord, RequestEntry
 from trunkline.serving.errors import deadline_error
 from trunkline.serving.heartbeat import ServerHeartbeat
@@ -466,7 +467,7 @@ class RequestContext:
             at=self._arrived_at,
             key=None if self.key is None else self.key.id,
             route=self.route,
-            model=self.model_name or "",
+            model=redact(self.model_name or ""),
             version=None if self.model is None else self.model.name,
             digest=None if self.model is None else self.model.digest,
             prompt_tokens=sum(handle.prompt_tokens for handle in self._handles),
