@@ -23,6 +23,7 @@ from trunkline.plugins.catalog import CORE, SPECS, Contribution
 from trunkline.plugins.check import Finding
 from trunkline.plugins.discovery import GROUP, Candidate, core_candidate
 from trunkline.plugins.host import load_core, load_plugin
+from trunkline.redaction import redact_source
 
 _HEAVY = ("torch", "transformers", "peft", "pandas", "sklearn")
 _SLOW_IMPORT = 2.0
@@ -121,7 +122,8 @@ def _tokenizer(base: str) -> Callable[[], tuple[Any, int] | None]:
         known = local_tokenizer(base)
         if known is None:
             print(
-                f"The lengths of texts were not checked: the base {base!r} is not on this machine.",
+                f"The lengths of texts were not checked: the base {redact_source(base)!r} is not on "
+                "this machine.",
                 file=sys.stderr,
             )
         return known
