@@ -307,6 +307,10 @@ BAD_METRICS = {
         metric(f"compute = lambda scored: 1.0 if {RIGHT} else float('nan')"),
         "with wrong predictions: The metric farm/m gave nan",
     ),
+    "gives a number that no record can hold": (
+        metric("compute = lambda scored: 1e300"),
+        "with right predictions: The metric farm/m gave 1e+300",
+    ),
     "fails on labels that are never predicted": (
         metric(
             "from collections import Counter\n"

@@ -181,7 +181,7 @@ def _regressed(context: BaselineContext, features: Iterable[_Features]) -> Basel
     if best is None:
         return BaselinePredictions(values=group_median(context).values, detail=NO_TEXT)
     predictions, detail = best
-    values = [math.exp(min(value, 700.0)) if is_log else float(value) for value in predictions]
+    values = [math.exp(min(value, 300.0)) if is_log else float(value) for value in predictions]
     return BaselinePredictions(values=values, detail=detail)
 
 

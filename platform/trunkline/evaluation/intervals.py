@@ -24,6 +24,9 @@ MIN_GROUPS = 6
 """With fewer groups every verdict is a tie: even if the adapter wins in all n groups, the two-sided
 sign test gives p = 2 / 2^n, which is above 1 - :data:`LEVEL` for n up to 5."""
 
+MAX_SCORE = 1e300
+"""Scores are below it, which leaves room for their differences."""
+
 _SEED = 20_240_229
 
 
@@ -195,10 +198,11 @@ def score_of(metric: MetricSpec, scored: Scored) -> float:
     """
     hint = "A metric must accept one row or more; see the `Scored` contract in docs/hooks.md."
     value = number_of(metric, scored, hint)
-    if not math.isfinite(value):
+    if not abs(value) < MAX_SCORE:
         raise PluginCallError(
             f"The metric {metric.name} gave {value} on {len(scored.targets)} rows.",
-            "A metric must be finite on one row or more; choose another for this recipe.",
+            f"A metric must be finite, and below {MAX_SCORE:g}, on one row or more; choose another "
+            "for this recipe.",
         )
     return value
 
