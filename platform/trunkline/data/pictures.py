@@ -1,0 +1,202 @@
+"""Decode pictures strictly and within bounds, and prepare them for an image base.
+
+Only the pixels of one picture leave this module, as 8-bit red, green and blue: EXIF, color
+profiles, comments and anything appended to the file are dropped. The extra ``trunkline[images]``
+has the package that decodes; it is imported when a picture is read.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trunkline.errors import DataError, TooLargeError, UsageError, one_line
+from trunkline.images import MAX_BYTES, ImageSource
+from trunkline.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""The formats that are decoded, as Pillow names them."""
+
+MAX_EDGE = 20_000
+MAX_PIXELS = 50_000_000
+"""The largest picture that is decoded; checked in its header, before memory is taken for pixels."""
+
+_PLAIN = ("1", "L", "P", "RGB", "YCbCr", "CMYK", "RGBX")
+_WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
+_GRAY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_SEVERAL = ("MPO",)
+"""Formats of cameras that hold further views after the picture itself."""
+
+_LONGEST = 8
+"""The largest ratio of the edges that is resized completely."""
+
+_HINT = "Save it as PNG or JPEG with 8 bits per color."
+
+
+def decode(data: bytes, name: str = "The picture") -> np.ndarray:
+    """Decode one picture.
+
+    A picture with transparency is put on white, CMYK is converted without a color profile, 16-bit
+    gray is scaled from 0…65,535 to 0…255, and the rotation in EXIF is applied.
+
+    Args:
+        data: the encoded file.
+        name: of the picture, as the start of a sentence.
+
+    Returns:
+        ``[height, width, 3]`` uint8.
+
+    Raises:
+        TooLargeError: the file or the picture is larger than the limits.
+        DataError: it is damaged, truncated, animated, or of an unknown format or color mode.
+        UsageError: Pillow is not installed.
+    """
+    image_module, ops = _pillow()
+    if len(data) > MAX_BYTES:
+        raise TooLargeError(f"{name} has more than {MAX_BYTES >> 20} MiB.", "Save it smaller.")
+    stream = io.BytesIO(data)
+    with _strict(name, image_module), image_module.open(stream, formats=FORMATS) as picture:
+        _check_size(picture, name)
+        frames = int(getattr(picture, "n_frames", 1))
+        if frames > 1 and picture.format not in _SEVERAL:
+            raise DataError(
+                f"{name} holds {frames:,} frames or pages.",
+                "Save the one that counts as a picture of its own.",
+            )
+        picture.load()
+        return _to_rgb(ops.exif_transpose(picture), name, image_module)
+
+
+def prepare(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize and crop a decoded picture.
+
+    Args:
+        pixels: ``[height, width, 3]`` uint8, from :func:`decode`.
+
+    Returns:
+        ``[preprocessing.height, preprocessing.width, 3]`` uint8.
+    """
+    import numpy as np
+
+    image_module, _ = _pillow()
+    picture = image_module.fromarray(_without_far_ends(pixels))
+    size = _resized(picture.size, preprocessing)
+    if picture.size != size:
+        resample = image_module.Resampling[preprocessing.resample.upper()]
+        picture = picture.resize(size, resample)
+    left = (picture.width - preprocessing.width) // 2
+    top = (picture.height - preprocessing.height) // 2
+    box = (left, top, left + preprocessing.width, top + preprocessing.height)
+    return np.asarray(picture.crop(box))
+
+
+def read_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray:
+    """Read, decode, resize and crop a picture: ``[height, width, 3]`` uint8.
+
+    Raises:
+        DataError, TooLargeError, UsageError: as :func:`decode`.
+    """
+    return prepare(decode(source.read(), source.name), preprocessing)
+
+
+def to_tensor(pixels: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
+    """Normalize: ``[…, height, width, 3]`` uint8 → ``[…, 3, height, width]`` float32."""
+    import torch
+
+    values = torch.from_numpy(pixels.copy()).float().div_(255)
+    values -= torch.tensor(preprocessing.image_mean)
+    values /= torch.tensor(preprocessing.image_std)
+    return values.movedim(-1, -3)
+
+
+@contextmanager
+def _strict(name: str, image_module: Any) -> Iterator[None]:
+    """Turn what a decoder raises for a bad file into :class:`DataError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the sizes that are checked, and of bad metadata
+            yield
+    except (DataError, TooLargeError):
+        raise
+    except image_module.DecompressionBombError as error:
+        raise TooLargeError(
+            f"{name} is larger than {MAX_PIXELS:,} pixels.", "Save it smaller."
+        ) from error
+    except image_module.UnidentifiedImageError as error:
+        raise DataError(
+            f"{name} is not a picture that can be decoded.",
+            f"Save it as one of: {', '.join(FORMATS)}.",
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise OS, value, syntax, index and struct errors
+        raise DataError(
+            f"{name} is damaged or truncated: {one_line(error)}.", "Copy or save it again."
+        ) from error
+
+
+def _check_size(picture: Any, name: str) -> None:
+    width, height = picture.size
+    if max(width, height) > MAX_EDGE or width * height > MAX_PIXELS:
+        raise TooLargeError(
+            f"{name} has {width:,} × {height:,} pixels; at most {MAX_PIXELS:,} are decoded, and "
+            f"{MAX_EDGE:,} along an edge.",
+            "Save it smaller.",
+        )
+
+
+def _to_rgb(picture: Any, name: str, image_module: Any) -> np.ndarray:
+    """``[height, width, 3]`` uint8 of a loaded picture of any known mode."""
+    import numpy as np
+
+    mode = picture.mode
+    if mode in _GRAY_16:
+        gray = np.asarray(picture).astype(np.uint32)
+        return np.repeat(((gray + 128) // 257).astype(np.uint8)[..., None], 3, axis=-1)
+    if mode in _WITH_ALPHA or (mode in _PLAIN and "transparency" in picture.info):
+        picture = picture.convert("RGBA")
+        white = image_module.new("RGBA", picture.size, "white")
+        picture = image_module.alpha_composite(white, picture)
+    elif mode not in _PLAIN:
+        raise DataError(f"{name} has the color mode {mode}, whose range is not known.", _HINT)
+    return np.asarray(picture.convert("RGB"))
+
+
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Width and height after resizing; torchvision and transformers round in the same way."""
+    if preprocessing.resize is not None:
+        return preprocessing.resize[1], preprocessing.resize[0]
+    width, height = size
+    edge = preprocessing.shortest_edge
+    assert edge is not None
+    if width <= height:
+        return edge, max(edge, int(edge * height / width))
+    return max(edge, int(edge * width / height)), edge
+
+
+def _without_far_ends(pixels: np.ndarray) -> np.ndarray:
+    """The middle of a very long picture.
+
+    The rest is never in the crop, and resizing it by its shorter edge would take unbounded memory.
+    """
+    height, width = pixels.shape[:2]
+    longest = _LONGEST * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return pixels[top : top + longest, left : left + longest]
+
+
+def _pillow() -> tuple[Any, Any]:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise UsageError(
+            "Pictures need the package pillow.", "Run: pip install 'trunkline[images]'"
+        ) from None
+    return Image, ImageOps

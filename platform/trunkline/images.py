@@ -1,0 +1,81 @@
+"""A picture as a row, a request or a command names it: where its encoded bytes are.
+
+Nothing here decodes a picture or imports a package for it; :mod:`trunkline.data.pictures` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trunkline.errors import DataError, TooLargeError, reason_of
+
+MAX_BYTES = 32 << 20
+"""The largest encoded picture that is read, in bytes."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Suffixes of the files that are read as pictures."""
+
+ImageInput = str | Path | bytes | Callable[[], bytes]
+"""The path of a file, the encoded bytes themselves, or a function that returns them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An encoded picture, read when it is needed.
+
+    Attributes:
+        origin: the path, the bytes, or a function that returns them.
+        name: for messages; a file's name by default.
+    """
+
+    origin: ImageInput = field(repr=False)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.origin, str):
+            object.__setattr__(self, "origin", Path(self.origin))
+        if not self.name:
+            name = self.origin.name if isinstance(self.origin, Path) else "the picture"
+            object.__setattr__(self, "name", name)
+
+    def read(self) -> bytes:
+        """The encoded bytes.
+
+        Raises:
+            DataError: the file can't be read, or the function returned something else.
+            TooLargeError: there are more than :data:`MAX_BYTES`.
+        """
+        if isinstance(self.origin, Path):
+            data = _read_file(self.origin)
+        else:
+            data = self.origin if isinstance(self.origin, bytes) else self.origin()  # type: ignore[operator]
+        if not isinstance(data, bytes):
+            raise DataError(
+                f"{self.name} gave {type(data).__name__}, not bytes.",
+                "An image is a path, bytes, or a function that returns bytes.",
+            )
+        if len(data) > MAX_BYTES:
+            raise TooLargeError(
+                f"{self.name} has more than {MAX_BYTES >> 20} MiB.", "Save it smaller."
+            )
+        return data
+
+    def digest(self) -> str:
+        """sha256 of the encoded bytes, 64 hex digits; raises as :meth:`read`."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+
+def _read_file(path: Path) -> bytes:
+    """At most one byte more than :data:`MAX_BYTES` of a regular file."""
+    if not path.is_file():
+        raise DataError(f"There is no file {str(path)!r}.", "Give the path of a picture.")
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(
+            f"{path.name} can't be read: {reason_of(error)}.", "Grant permission to read it."
+        ) from error
