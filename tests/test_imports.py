@@ -16,13 +16,27 @@ SHOWN_AS_EXAMPLES = {"refs.py": {"medical", "medical/icd10-chapter@3"}}
 """Example names in hints."""
 
 SUBCLASS_HEAVY_CLASSES = {
+    "bases/efficientnet_lite.py",
+    "bases/image_model.py",
     "training/frozen_layers.py",
     "training/trackers.py",
     "training/trainer.py",
 }
 """Modules that subclass a class of a heavy package, and are imported inside functions only."""
 
-HEAVY = ("torch", "transformers", "peft", "sklearn", "pandas", "pyarrow", "datasets", "accelerate")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "sklearn",
+    "pandas",
+    "pyarrow",
+    "datasets",
+    "accelerate",
+    "PIL",
+    "timm",
+    "torchvision",
+)
 
 
 def modules() -> list[Path]:

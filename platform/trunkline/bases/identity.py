@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,9 @@ _FETCH_AGAIN = "Fetch it again: `trunkline base pull`, or copy the folder again.
 _SLOW_TOKENIZER = (
     "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"
 )  # fmt: skip
+_NO_IDENTITY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
+"""Keys of a config that differ between equal bases."""
+
 _TOKENIZER_KEYS = ("do_lower_case", "legacy", "extra_special_tokens", "additional_special_tokens")
 
 
@@ -184,17 +187,7 @@ def base_digest(folder: Path) -> str:
         BaseModelError: a file is missing or damaged.
     """
     total = hashlib.sha256()
-    for tensor in stored_tensors(folder):
-        _part(total, "tensor", [tensor.name, tensor.dtype, list(tensor.shape)])
-        with tensor.file.open("rb") as stream:
-            stream.seek(tensor.start)
-            remaining = tensor.stop - tensor.start
-            while remaining:
-                chunk = stream.read(min(remaining, _CHUNK))
-                if not chunk:
-                    raise damaged(tensor.file, "ends too early")
-                total.update(chunk)
-                remaining -= len(chunk)
+    _add_tensors(total, folder)
     for file in tokenizer_files(folder):
         _part(total, "tokenizer", [file.name, sha256_file(file)])
     config = tokenizer_config(folder)
@@ -206,6 +199,30 @@ def base_digest(folder: Path) -> str:
     _part(total, "special", special)
     _part(total, "templates", chat_templates(folder))
     return total.hexdigest()
+
+
+def image_digest(folder: Path) -> str:
+    """The digest of the image base in ``folder``: its tensors, architecture and image processor.
+
+    Raises:
+        BaseModelError: a file is missing or damaged.
+    """
+    total = hashlib.sha256()
+    _add_tensors(total, folder)
+    config = json_object(folder / "config.json")
+    _part(total, "config", {name: config[name] for name in config if name not in _NO_IDENTITY})
+    processor = folder / "preprocessor_config.json"
+    _part(total, "processor", json_object(processor) if processor.is_file() else {})
+    return total.hexdigest()
+
+
+def cached_image_digest(folder: Path, cache: Path) -> str:
+    """:func:`image_digest`, cached as :func:`cached_digest` is."""
+    folder = folder.resolve()
+    files = (
+        *weight_files(folder), folder / "config.json", folder / "preprocessor_config.json"
+    )  # fmt: skip
+    return _cached(folder, files, cache, image_digest)
 
 
 def cached_digest(folder: Path, cache: Path) -> str:
@@ -223,18 +240,39 @@ def cached_digest(folder: Path, cache: Path) -> str:
         *(folder / name for name in ("tokenizer_config.json", "chat_template.jinja")),
         *sorted((folder / "additional_chat_templates").glob("*.jinja")),
     )
+    return _cached(folder, files, cache, base_digest)
+
+
+def _cached(
+    folder: Path, files: Iterable[Path], cache: Path, compute: Callable[[Path], str]
+) -> str:
+    """The digest in the cache, if no file has changed since; else it is computed and kept."""
     stats = [[file.name, *_stat(file)] for file in files if file.is_file()]
     entry = cache / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, AttributeError):
         cached = json.loads(entry.read_text(encoding="utf-8"))
         if cached.get("files") == stats and isinstance(cached.get("digest"), str):
             return str(cached["digest"])
-    digest = base_digest(folder)
+    digest = compute(folder)
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
         content = {"folder": str(folder), "digest": digest, "files": stats}
         write_atomically(entry, indented_json(content))
     return digest
+
+
+def _add_tensors(total: Any, folder: Path) -> None:
+    for tensor in stored_tensors(folder):
+        _part(total, "tensor", [tensor.name, tensor.dtype, list(tensor.shape)])
+        with tensor.file.open("rb") as stream:
+            stream.seek(tensor.start)
+            remaining = tensor.stop - tensor.start
+            while remaining:
+                chunk = stream.read(min(remaining, _CHUNK))
+                if not chunk:
+                    raise damaged(tensor.file, "ends too early")
+                total.update(chunk)
+                remaining -= len(chunk)
 
 
 def _part(total: Any, kind: str, value: Any) -> None:

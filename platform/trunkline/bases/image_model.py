@@ -1,0 +1,81 @@
+"""An image backbone with an optional head: the module that is trained, and that inference runs.
+
+The backbone is an ``AutoModel`` of transformers. Its submodule has the name that transformers'
+own classification models give it (``vit``, ``resnet``), so that adapters have the names of those.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
+
+
+class ImageModel(nn.Module):
+    """A backbone, and a linear head without a bias on its pooled features.
+
+    Args:
+        backbone: a vision model of transformers.
+        outputs: of the head; None: no head.
+        seed: of the head.
+
+    Attributes:
+        base_model_prefix: the name of the backbone's submodule.
+        features: width of the pooled features.
+    """
+
+    main_input_name = "pixel_values"
+
+    def __init__(
+        self, backbone: Any, features: int, outputs: int | None = None, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.base_model_prefix = backbone.base_model_prefix
+        self.config = backbone.config
+        self.features = features
+        self.add_module(self.base_model_prefix, backbone)
+        self.classifier = None
+        if outputs is not None:
+            generator = torch.Generator().manual_seed(seed)
+            self.classifier = nn.Linear(features, outputs, bias=False)
+            deviation = float(getattr(self.config, "initializer_range", 0.02))
+            with torch.no_grad():
+                self.classifier.weight.normal_(0.0, deviation, generator=generator)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(self.parameters()).dtype
+
+    def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pooled features ``[batch, features]`` of pictures ``[batch, 3, height, width]``."""
+        backbone = getattr(self, self.base_model_prefix)
+        return pool(backbone(pixel_values=pixel_values.to(self.device, self.dtype)))
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> ImageClassifierOutput:
+        """The head's outputs ``[batch, outputs]``, as ``logits``.
+
+        PEFT passes the arguments of text models too, with None; they have no effect.
+        """
+        assert self.classifier is not None
+        return ImageClassifierOutput(logits=self.classifier(self.pooled(pixel_values)))
+
+
+def pool(output: Any) -> torch.Tensor:
+    """The pooled features ``[batch, features]`` in a backbone's output.
+
+    They are the backbone's own (``pooler_output``), else the first token's, else the mean over
+    all positions.
+    """
+    pooled = getattr(output, "pooler_output", None)
+    if pooled is not None:
+        return pooled.flatten(1)
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
