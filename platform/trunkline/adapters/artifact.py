@@ -43,6 +43,7 @@ from trunkline.files import (
     sha256_file,
     validation_problem,
 )
+from trunkline.preprocessing import Preprocessing
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -55,6 +56,9 @@ REQUIRED = (CONFIG, WEIGHTS, MANIFEST)
 KNOWN = frozenset((*REQUIRED, PROVENANCE, CARD, CROISSANT, SIGNATURE))
 
 FORMAT: Final = 1
+
+IMAGE_TASKS = ("classification", "multilabel", "regression")
+"""The tasks that an adapter for pictures may have."""
 
 
 def _check_task(task: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +86,13 @@ def _check_template(template: dict[str, Any]) -> dict[str, Any]:
     return template
 
 
+def _check_preprocessing(values: dict[str, Any] | None) -> dict[str, Any] | None:
+    try:
+        return None if values is None else Preprocessing.from_json(values).to_json()
+    except UsageError as error:
+        raise ValueError(error.message.rstrip(".")) from None
+
+
 def _check_base(base: dict[str, str]) -> dict[str, str]:
     for key in ("name", "digest"):
         if key not in base:
@@ -107,11 +118,13 @@ class Manifest(BaseModel):
     Attributes:
         weights, adapter_config: sha256 of the weights file, and of the canonical configuration.
         task: its kind, labels and further fields, see :func:`trunkline.tasks.task_from_json`.
-        template: the fields of :class:`~trunkline.contracts.Template`.
+        template: the fields of :class:`~trunkline.contracts.Template`; without effect on pictures.
         max_length: the longest prompt with answer, in tokens; a longer text is cut, in training as
             in inference. None: only the base's context limits it.
         base: name and digest of the base, both texts.
         data: dataset, its fingerprint and that of the split, all texts.
+        preprocessing: of an adapter for pictures, the fields of
+            :class:`~trunkline.preprocessing.Preprocessing`. None: it reads text.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -123,6 +136,7 @@ class Manifest(BaseModel):
     max_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None
     base: Annotated[dict[str, str], AfterValidator(_check_base)]
     data: dict[str, str]
+    preprocessing: Annotated[dict[str, Any] | None, AfterValidator(_check_preprocessing)] = None
     format: Literal[1] = FORMAT
 
     @model_validator(mode="after")
@@ -130,11 +144,23 @@ class Manifest(BaseModel):
         answer = self.task.get("max_new_tokens", 0)
         if self.max_length is not None and isinstance(answer, int) and answer >= self.max_length:
             raise ValueError(f"max_length {self.max_length} leaves no room beside {answer} tokens")
+        if self.reads_images and self.task["kind"] not in IMAGE_TASKS:
+            raise ValueError(f"a {self.task['kind']} can't have a preprocessing of pictures")
         return self
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the adapter reads pictures, not text."""
+        return self.preprocessing is not None
+
+    def make_preprocessing(self) -> Preprocessing:
+        """The preprocessing of an adapter for pictures."""
+        return Preprocessing.from_json(self.preprocessing or {})
 
     def canonical(self) -> bytes:
         """The bytes that the digest is taken of."""
-        return canonical_json(self.model_dump())
+        left_out = None if self.reads_images else {"preprocessing"}
+        return canonical_json(self.model_dump(exclude=left_out))
 
     @property
     def digest(self) -> str:
@@ -170,6 +196,7 @@ def seal(
     template: Template,
     data: Mapping[str, str],
     max_length: int | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Manifest:
     """Write ``trunkline.json`` for a folder that PEFT has saved, and return the manifest.
 
@@ -192,6 +219,8 @@ def seal(
         "data": dict(data),
         "format": FORMAT,
     }
+    if preprocessing is not None:
+        value["preprocessing"] = preprocessing.to_json()
     manifest = _parse_manifest(value, folder / MANIFEST)
     write_json(folder / MANIFEST, value)
     return manifest

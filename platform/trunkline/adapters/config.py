@@ -407,7 +407,7 @@ def _check_pair(
     up = tensors.get(name.replace(".lora_A.weight", ".lora_B.weight"))
     if up is None:
         raise IntegrityError(f"{path} has {brief_repr(name)} without its lora_B.", REPAIR)
-    if len(down.shape) != 2 or len(up.shape) != 2:
+    if not _is_matrix(down.shape) or not _is_matrix(up.shape):
         raise IntegrityError(
             f"{path}: {brief_repr(name)} is not a matrix: {brief_repr(down.shape)}.", REPAIR
         )
@@ -436,6 +436,11 @@ def _check_pair(
                 f"its {up.shape[0]} outputs.",
                 REPAIR,
             )
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a matrix, perhaps written as a 1×1 convolution."""
+    return len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
 
 
 def is_off(key: str, value: Any) -> bool:

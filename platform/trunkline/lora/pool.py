@@ -104,9 +104,10 @@ class AdapterPool:
     """The adapters of one base, by digest. Safe from any thread.
 
     Args:
-        model: the base, a causal LM.
+        model: the base: a causal LM, or an image model.
         base_digest: of its weights.
         fused_layers: its linear layers.
+        hidden: width of what heads read; by default the hidden size of the causal LM.
         slots: pages on the device at most; they take half of the memory at most.
         adapter_mib: memory for adapters on device and host together, in MiB.
         host_bytes: memory for adapters on the host; by default what the pages leave.
@@ -119,6 +120,7 @@ class AdapterPool:
         base_digest: str,
         fused_layers: FusedLayers,
         *,
+        hidden: int | None = None,
         slots: int = 64,
         adapter_mib: int = 4096,
         host_bytes: int | None = None,
@@ -133,7 +135,7 @@ class AdapterPool:
             name: (fused.inputs, fused.outputs[index])
             for name, fused, index in fused_layers.members()
         }
-        self._hidden = int(model.config.get_text_config().hidden_size)
+        self._hidden = hidden or int(model.config.get_text_config().hidden_size)
         self._base_digest = base_digest
         self._page_bytes = LoraSlots.page_bytes(
             fused_layers, torch.empty(0, dtype=dtype).element_size()

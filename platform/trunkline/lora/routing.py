@@ -1,4 +1,4 @@
-"""Routing: which adapter pages each token of a step uses; free of tensors."""
+"""Routing: which adapter pages each token or picture of a step uses; free of tensors."""
 
 from __future__ import annotations
 
@@ -67,6 +67,10 @@ class Routing:
             rows += [()] * gap + [span.pages] * (span.stop - span.start)
         return Routing(rows)
 
+    def at(self, rows: int) -> Routing:
+        """The routing of a layer that computes ``rows`` rows: one for each token."""
+        return self
+
     @property
     def padded(self) -> list[Pages]:
         """Pages of the rows, padded with the empty page to equal length."""
@@ -85,3 +89,37 @@ def _even(spans: Sequence[Span]) -> int:
         return 0
     adjacent = all(one.stop == other.start for one, other in pairwise(spans))
     return lengths.pop() if adjacent and all(len(span.pages) == 1 for span in spans) else 0
+
+
+class ImageRouting(Routing):
+    """Which pages each picture of a batch uses.
+
+    A layer computes one row for each position of a picture, and layers have different numbers of
+    positions; :meth:`at` gives the routing of a layer's rows.
+
+    Args:
+        images: pages of each picture, in the order of the batch.
+    """
+
+    def __init__(self, images: Sequence[Pages]) -> None:
+        self._images = tuple(images)
+        self._by_rows: dict[int, Routing] = {}
+        super().__init__(spans=self._spans(1))
+
+    def at(self, rows: int) -> Routing:
+        positions, rest = divmod(rows, len(self._images))
+        if rest:
+            raise RuntimeError(f"{rows} rows can't be those of {len(self._images)} pictures.")
+        if positions not in self._by_rows:
+            self._by_rows[positions] = Routing(spans=self._spans(positions))
+        return self._by_rows[positions]
+
+    def _spans(self, positions: int) -> list[Span]:
+        """Spans of the rows; pictures with the same adapter that follow each other share one."""
+        spans: list[Span] = []
+        for index, pages in enumerate(self._images):
+            start, stop = index * positions, (index + 1) * positions
+            if spans and spans[-1].pages == pages:
+                start = spans.pop().start
+            spans.append(Span(start, stop, pages))
+        return spans

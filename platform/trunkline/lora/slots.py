@@ -192,7 +192,8 @@ class LoraSlots:
                 layer.write(page, index, down[ranks], up[:, ranks] * factor)
 
     def _add(self, layer: PagedLoraLayer, x: torch.Tensor, blocks: Blocks) -> None:
+        routing = self._routing.at(len(x))
         if layer.gains:
-            layer.scale(self._routing, blocks)
-        if not layer.used.isdisjoint(self._routing.pages):
-            layer.add(self._routing, x, blocks)
+            layer.scale(routing, blocks)
+        if not layer.used.isdisjoint(routing.pages):
+            layer.add(routing, x, blocks)

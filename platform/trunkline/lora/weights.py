@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 Features = Mapping[str, tuple[int, int]]
-"""Linear layer of the base → its input and output features."""
+"""Linear layer or 1×1 convolution of the base → its input and output features."""
 
 _OWN: dict[str, int] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
@@ -83,7 +83,10 @@ def read_weights(
                 f"{artifact.folder / WEIGHTS}: {key} holds NaN or infinity.", "Train it again."
             )
     matrices = {
-        module: (tensor.float(), tensors[f"{PREFIX}{module}.lora_B.weight"].float())
+        module: (
+            tensor.float().flatten(1),
+            tensors[f"{PREFIX}{module}.lora_B.weight"].float().flatten(1),
+        )
         for key, tensor in tensors.items()
         if (module := adapted_module(key)) is not None
     }
