@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from trunkline.errors import UsageError
+from trunkline.images import ImageInput as ImageInput
+from trunkline.images import ImageSource as ImageSource
 from trunkline.messages import Message as Message
 from trunkline.redaction import redact
 from trunkline.settings import Settings as Settings
@@ -34,6 +36,9 @@ TASKS: tuple[Task, ...] = (
     "classification", "multilabel", "regression", "generation", "tagging", "ranking",
 )  # fmt: skip
 
+IMAGE_TASKS: tuple[Task, ...] = ("classification", "multilabel", "regression")
+"""The kinds of task that can be learned of pictures."""
+
 
 class Span(NamedTuple):
     """A labeled part of a text: the characters from ``start`` up to, not including, ``end``."""
@@ -42,6 +47,9 @@ class Span(NamedTuple):
     end: int
     label: str
 
+
+Modality = Literal["text", "image"]
+"""What rows hold, and what a base and its adapters read."""
 
 Target = str | float | tuple[str, ...] | tuple[Span, ...]
 """Of a classification the label, of a generation the answer, of a regression the number; of a
@@ -104,10 +112,13 @@ class Row:
             rows, groups of train are taken.
         history: of a conversation, the messages before its last user message, which is ``text``;
             for a template that is a chat.
+        image: of a dataset of pictures, instead of a text: the path of a picture, its encoded
+            bytes, or a function that returns them. It becomes an
+            :class:`~trunkline.images.ImageSource`.
     """
 
     id: str
-    text: str
+    text: str = ""
     target: Target
     group: str
     candidates: tuple[str, ...] = ()
@@ -115,6 +126,13 @@ class Row:
     slices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     split: str | None = None
     history: tuple[Message, ...] = ()
+    image: ImageInput | ImageSource | None = None
+
+    @property
+    def picture(self) -> ImageSource:
+        """The picture of a row that has one."""
+        assert isinstance(self.image, ImageSource)
+        return self.image
 
     @property
     def full_text(self) -> str:
@@ -128,6 +146,8 @@ class Row:
             object.__setattr__(self, "target", number)
         if isinstance(self.slices, dict):
             object.__setattr__(self, "slices", MappingProxyType(dict(self.slices)))
+        if self.image is not None and not isinstance(self.image, ImageSource):
+            object.__setattr__(self, "image", ImageSource(self.image))
 
 
 @checks_field_names
@@ -148,6 +168,7 @@ class DatasetSpec:
         slices: the names in every row's ``slices``; scores are also reported for each value.
         labels: the labels in a fixed order; empty: those of the rows, sorted.
         validation_share, test_share: shares of the groups.
+        modality: what the rows hold: ``text``, or ``image``: each has a picture and no text.
     """
 
     name: str
@@ -162,6 +183,7 @@ class DatasetSpec:
     labels: tuple[str, ...] = ()
     validation_share: float = 0.1
     test_share: float = 0.2
+    modality: Modality = "text"
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str):
@@ -297,7 +319,7 @@ class BaselineContext:
     Attributes:
         recipe: its template, scale and ``max_new_tokens``.
         train, validation, test: fit on train, choose hyperparameters on validation, predict test.
-        base: the loaded base (``model``, ``tokenizer``, ``info``), with no adapter.
+        base: the loaded base (``model``, ``info``, of text also ``tokenizer``), with no adapter.
     """
 
     recipe: RecipeSpec
@@ -331,12 +353,14 @@ class BaselineSpec:
         description: one line.
         tasks: the kinds of task that it can predict.
         predict: fits and predicts; called once per evaluation. Import heavy packages inside it.
+        modalities: of the rows that it can predict.
     """
 
     name: str
     description: str
     tasks: tuple[Task, ...]
     predict: Callable[[BaselineContext], BaselinePredictions]
+    modalities: tuple[Modality, ...] = ("text",)
 
 
 @checks_field_names

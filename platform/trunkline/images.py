@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trunkline.errors import DataError, TooLargeError, reason_of
@@ -29,10 +29,12 @@ class ImageSource:
     Attributes:
         origin: the path, the bytes, or a function that returns them.
         name: for messages; a file's name by default.
+        sha256: of the encoded bytes, 64 hex digits, once it is known; then :meth:`read` checks it.
     """
 
     origin: ImageInput = field(repr=False)
     name: str = ""
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.origin, str):
@@ -48,6 +50,12 @@ class ImageSource:
             DataError: the file can't be read, or the function returned something else.
             TooLargeError: there are more than :data:`MAX_BYTES`.
         """
+        data = self._read()
+        if self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256:
+            raise DataError(f"{self.name} was changed while it was used.", "Start again.")
+        return data
+
+    def _read(self) -> bytes:
         if isinstance(self.origin, Path):
             data = _read_file(self.origin)
         else:
@@ -63,9 +71,11 @@ class ImageSource:
             )
         return data
 
-    def digest(self) -> str:
-        """sha256 of the encoded bytes, 64 hex digits; raises as :meth:`read`."""
-        return hashlib.sha256(self.read()).hexdigest()
+    def identified(self) -> ImageSource:
+        """The same picture with its sha256; reads it, and raises as :meth:`read`."""
+        if self.sha256:
+            return self
+        return replace(self, sha256=hashlib.sha256(self.read()).hexdigest())
 
 
 def _read_file(path: Path) -> bytes:

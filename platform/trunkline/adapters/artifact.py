@@ -30,7 +30,7 @@ from trunkline.adapters.config import (
     check_tensors,
     normalized_config,
 )
-from trunkline.contracts import Template
+from trunkline.contracts import IMAGE_TASKS, Template
 from trunkline.errors import IntegrityError, UsageError
 from trunkline.files import (
     REPAIR,
@@ -56,9 +56,6 @@ REQUIRED = (CONFIG, WEIGHTS, MANIFEST)
 KNOWN = frozenset((*REQUIRED, PROVENANCE, CARD, CROISSANT, SIGNATURE))
 
 FORMAT: Final = 1
-
-IMAGE_TASKS = ("classification", "multilabel", "regression")
-"""The tasks that an adapter for pictures may have."""
 
 
 def _check_task(task: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from trunkline.bases.sources import (
     DEFAULT_BASE,
     DEFAULT_IMAGE_BASE,
     KnownBase,
-    Modality,
     known_bases,
 )
 
@@ -35,7 +34,6 @@ __all__ = [
     "ImageBase",
     "ImageBaseInfo",
     "KnownBase",
-    "Modality",
     "describe",
     "describe_any",
     "describe_image",

@@ -29,11 +29,11 @@ from trunkline.bases.info import (
 )
 from trunkline.bases.sources import (
     FolderSource,
-    Modality,
     WheelSource,
     located,
     resolve,
 )
+from trunkline.contracts import Modality
 from trunkline.errors import BaseModelError, UsageError
 from trunkline.preprocessing import RESAMPLES, Preprocessing
 

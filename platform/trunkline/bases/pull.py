@@ -22,12 +22,12 @@ from trunkline.bases.image_info import AnyInfo, describe_any, read_image_info
 from trunkline.bases.info import read_info
 from trunkline.bases.sources import (
     HubSource,
-    Modality,
     WheelBase,
     WheelSource,
     hub_folder,
     resolve,
 )
+from trunkline.contracts import Modality
 from trunkline.errors import BaseModelError, NotFoundError, UsageError, reason_of
 from trunkline.files import fsync_path, sha256_file
 from trunkline.redaction import redact

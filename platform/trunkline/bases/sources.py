@@ -11,13 +11,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from trunkline.contracts import Modality
 from trunkline.errors import BaseModelError, NotFoundError, UsageError, one_line
 from trunkline.redaction import redact_exception, redact_source
-
-Modality = Literal["text", "image"]
-"""What a base reads."""
 
 HUB_FILES = (
     "*.json",

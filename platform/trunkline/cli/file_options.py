@@ -58,6 +58,12 @@ _COLUMNS = (
         "The column that the model reads; several in a template: '{title}: {body}'.  "
         "[default: text]",
     ),
+    (
+        "--image",
+        "COLUMN",
+        "The column with the path of a picture, which the model reads instead of a text.  "
+        "[default in a folder of pictures: path]",
+    ),
     ("--label", "COLUMN", "The column with the label to learn, a classification."),
     ("--labels", "COLUMN", "The column with any number of labels: 'red;green', a multilabel task."),
     ("--target", "COLUMN", "The column with the number to learn, a regression."),
@@ -143,11 +149,13 @@ def make_own_recipe(
         UsageError: no column to learn is named, or several are; a file or an option is wrong.
     """
     from trunkline.data.columns import TARGETS
-    from trunkline.data.readers import FORMATS, FileOptions, read_columns
+    from trunkline.data.readers import FORMATS, FileOptions, holds_pictures, read_columns
     from trunkline.training.config import make_config
 
     if FORMATS.get(file.suffix.lower()) == "CoNLL":
         columns = {"spans": "spans", **columns}
+    if holds_pictures(file):
+        columns = _of_pictures(file, columns)
     learned = [f"--{option}" for option in TARGETS if option in columns]
     if len(learned) != 1:
         reading = {key: columns.get(key) for key in ("encoding", "delimiter", "quoting")}
@@ -168,6 +176,20 @@ def make_own_recipe(
     if template is not None:
         values["template"] = {"prompt": with_line_breaks(template)}
     return make_config(values, "The options don't fit together")
+
+
+def _of_pictures(folder: Path, columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a folder of pictures: those that its layout or its labels.csv has."""
+    from trunkline.data.columns import TARGETS
+    from trunkline.data.readers import read_columns
+
+    known = read_columns(folder)
+    own: dict[str, Any] = {"image": "path"}
+    if not any(option in columns for option in TARGETS):
+        own["label"] = "label"
+    optional = ("group",) if {"validation", "test"} & columns.keys() else ("group", "split")
+    own |= {column: column for column in optional if column in known}
+    return {**own, **columns}
 
 
 def parse_file_options(reading: dict[str, Any], *, has_file: bool) -> FileOptions:

@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Train on your own rows: CSV, TSV, JSON lines, JSON, Parquet, a folder of texts, a saved "
-    "data set, or hf:owner/name of the Hugging Face hub.",
+    help="Train on your own rows: CSV, TSV, JSON lines, JSON, Parquet, a folder of texts or "
+    "pictures, a saved data set, or hf:owner/name of the Hugging Face hub.",
 )
 @click.option("--name", metavar="NAME", help="With --data: domain/name of the adapter.")
 @column_options

@@ -16,7 +16,7 @@ from string import Formatter
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from trunkline.contracts import DatasetSpec, Message, Row, Target, Task
+from trunkline.contracts import IMAGE_TASKS, DatasetSpec, Message, Row, Target, Task
 from trunkline.data.conversations import LossOn, parse_conversation
 from trunkline.data.lists import read_items, read_spans
 from trunkline.data.readers import (
@@ -32,7 +32,8 @@ from trunkline.data.readers import (
     splits_of,
 )
 from trunkline.data.readers.rows import missing_column
-from trunkline.errors import DataError, UsageError
+from trunkline.errors import DataError, TooLargeError, UsageError
+from trunkline.images import ImageSource
 from trunkline.labels import is_blank
 
 TARGETS: Mapping[str, Task] = {
@@ -67,6 +68,8 @@ class DataFiles(BaseModel):
             with the columns ``text``, ``file``, ``label`` and ``split``; a folder that the library
             ``datasets`` saved; or ``hf:owner/name`` of the Hugging Face hub.
         text: the column that the model reads, or several in a template: ``"{title}\\n{body}"``.
+        image: the column with the path of a picture, relative to the file or its folder; instead
+            of ``text``. Rows are identified by it.
         label: the column with the label of a classification.
         labels: the column with any number of labels, separated, or as a JSON array.
         target: the column with the number of a regression.
@@ -94,6 +97,7 @@ class DataFiles(BaseModel):
 
     file: str
     text: str = "text"
+    image: str | None = None
     label: str | None = None
     target: str | None = None
     labels: str | None = None
@@ -133,6 +137,10 @@ class DataFiles(BaseModel):
             raise ValueError("loss_on belongs to messages, the conversations")
         if self.messages is not None and "text" in self.model_fields_set:
             raise ValueError("messages are the text and the answer, so text can't be given")
+        if self.image is not None and "text" in self.model_fields_set:
+            raise ValueError("image names the pictures that are read, so text can't be given")
+        if self.image is not None and self.task not in IMAGE_TASKS:
+            raise ValueError(f"a {self.task} can't be learned of pictures")
         if self.split is not None and (self.test is not None or self.validation is not None):
             raise ValueError("split names a column, so validation and test can't name files")
         if self.validation is not None and self.test is None:
@@ -177,7 +185,9 @@ class DataFiles(BaseModel):
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read, each once."""
-        others = (self.target_column, self.candidates, self.id, self.group, self.split)
+        others = (
+            self.image, self.target_column, self.candidates, self.id, self.group, self.split
+        )  # fmt: skip
         return tuple(dict.fromkeys((*self.text_columns, *filter(None, others))))
 
     def nested(self, path: Path) -> tuple[str, ...]:
@@ -247,8 +257,9 @@ class DataFiles(BaseModel):
             prefix = f"{part}/" if len(self.parts) > 1 else ""
             nested = self.nested(path)
             texts = [column for column in self.columns if column not in nested]
+            folder = path if path.is_dir() else path.parent
             for row in read_rows(path, texts, self.options, nested):
-                yield self._row(row, part, prefix)
+                yield self._row(row, part, prefix, folder)
 
     def dataset(self, name: str) -> DatasetSpec:
         """The dataset that the files make.
@@ -266,17 +277,24 @@ class DataFiles(BaseModel):
             load=partial(_load, self),
             license=self.license or "not given",
             source=", ".join(digests),
-            grouping=(
-                f"rows with the same {self.group}"
-                if self.group is not None
-                else "rows with the same text, apart from case and white space"
-            ),
+            grouping=self._grouping,
             unit=self.unit,
+            modality="text" if self.image is None else "image",
         )
 
-    def _row(self, row: FileRow, part: str, prefix: str) -> Row:
+    @property
+    def _grouping(self) -> str:
+        if self.group is not None:
+            return f"rows with the same {self.group}"
+        if self.image is not None:
+            return "rows with the same picture, byte for byte"
+        return "rows with the same text, apart from case and white space"
+
+    def _row(self, row: FileRow, part: str, prefix: str, folder: Path) -> Row:
         if self.split is not None:
             part = self._part(row)
+        if self.image is not None:
+            return self._pictured(row, part, prefix, folder)
         history: tuple[Message, ...] = ()
         if self.messages is None:
             text, target = self._text(row), self._target(row)
@@ -292,6 +310,24 @@ class DataFiles(BaseModel):
             candidates=(
                 () if self.candidates is None else read_items(row, self.candidates, self.separator)
             ),
+        )
+
+    def _pictured(self, row: FileRow, part: str, prefix: str, folder: Path) -> Row:
+        """A row with the picture that the column ``image`` names."""
+        assert self.image is not None
+        name = row[self.image]
+        if not name.strip():
+            raise DataError(f"{row.place} names no picture in {self.image!r}.", "Name one.")
+        try:
+            picture = ImageSource(folder / name, name).identified()
+        except (DataError, TooLargeError) as error:
+            raise DataError(f"{row.place}: {error.message}", error.hint) from error
+        return Row(
+            id=row[self.id] if self.id is not None else f"{prefix}{name}",
+            target=self._target(row),
+            group=self._group(row, picture.sha256, part),
+            split=part or None,
+            image=picture,
         )
 
     def _text(self, row: FileRow) -> str:
@@ -367,7 +403,7 @@ class DataFiles(BaseModel):
     @cached_property
     def _text_parts(self) -> tuple[tuple[str, str | None], ...]:
         """Literal text and the column after it, in order; no column after the last literal."""
-        if self.messages is not None:
+        if self.messages is not None or self.image is not None:
             return ()
         return parse_text_template(self.text)
 

@@ -130,13 +130,20 @@ def row_lines(split: Split) -> Iterator[bytes]:
         fields = {
             "id": row.id,
             "part": part,
-            "text": row.text,
+            **_content(row),
             "target": row.target,
             "group": row.group,
             **({"history": _history(row)} if row.history else {}),
             **{f"slice_{name}": value for name, value in sorted(row.slices.items())},
         }
         yield f"{json.dumps(fields, ensure_ascii=False)}\n".encode()
+
+
+def _content(row: Row) -> dict[str, str]:
+    """The text, or the name and the digest of the picture."""
+    if row.image is None:
+        return {"text": row.text}
+    return {"image": row.picture.name, "image_sha256": row.picture.sha256}
 
 
 def _history(row: Row) -> str:
@@ -150,7 +157,14 @@ def _fields(dataset: DatasetSpec, *, has_history: bool) -> list[dict[str, Any]]:
     return [
         _field("id", "stable name of the row", "sc:Text"),
         _field("part", f"one of {', '.join(PARTS)}", "sc:Text"),
-        _field("text", "what the model reads", "sc:Text"),
+        *(
+            (
+                _field("image", "name of the picture that the model reads", "sc:Text"),
+                _field("image_sha256", "sha256 of the picture's file", "sc:Text"),
+            )
+            if dataset.modality == "image"
+            else (_field("text", "what the model reads", "sc:Text"),)
+        ),
         _field("target", f"the correct answer{unit}", target),
         _field("group", "rows of one group are always in the same part", "sc:Text"),
         *([_field("history", _HISTORY, "sc:Text")] if has_history else ()),

@@ -25,7 +25,14 @@ from trunkline.data.targets import (
     shape_problem,
 )
 from trunkline.data.transforms import augment_rows, clean_rows
-from trunkline.errors import DataError, PluginCallError, UsageError, plugin_call
+from trunkline.errors import (
+    DataError,
+    PluginCallError,
+    TooLargeError,
+    TrunklineError,
+    UsageError,
+    plugin_call,
+)
 from trunkline.labels import clean_label, is_blank, similar_advice, similar_labels
 
 
@@ -103,7 +110,8 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
 
     Raises:
         PluginCallError: the plugin's reader raised, or yielded something that is not a Row.
-        DataError: there are no rows, two share an id, or a text field holds something else.
+        DataError: there are no rows, two share an id, or a text field holds something else, or
+            a picture is missing or can't be read.
     """
     hint = "The plugin's data package may be missing; `trunkline plugins check` shows more."
     with plugin_call(f"Reading {dataset.name}", hint):
@@ -115,6 +123,13 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
                 "A dataset's `load` yields trunkline.contracts.Row.",
             )
         _check_texts(dataset, row)
+    if dataset.modality == "image":
+        rows = [_with_picture(dataset, row) for row in rows]
+    elif pictured := next((row for row in rows if row.image is not None), None):
+        raise DataError(
+            f"Row {pictured.id!r} of {dataset.name} has a picture, and the dataset is of text.",
+            "Set modality='image' in the DatasetSpec.",
+        )
     if not rows:
         raise DataError(
             f"{dataset.name} has no rows.", f"See `trunkline datasets show {dataset.name}`."
@@ -145,6 +160,7 @@ def fingerprint(rows: Iterable[Row]) -> str:
         parts += [] if row.split is None else [row.split]
         parts += [(one.role, one.content) for one in row.history]
         parts += row.candidates
+        parts += [] if row.image is None else ["image", row.picture.sha256]
         digest.update(json.dumps(parts, ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()
@@ -211,7 +227,9 @@ def prepare(
     augmented = checked_additions(dataset, recipe, added, labels)
     method = method_for(split)
     known = (*split.train, *augmented)
-    close = near_duplicates(split.test, known, recipe.template, method)
+    close = []
+    if dataset.modality == "text":
+        close = near_duplicates(split.test, known, recipe.template, method)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     report = DataReport(
         read=len(source),
@@ -252,7 +270,9 @@ def describe_dataset(spec: DatasetSpec) -> DatasetReport:
 
 
 def input_of(row: Row, template: Template) -> tuple[str, ...]:
-    """The texts that the model reads: rows with the same ones are compared by their targets."""
+    """What the model reads: rows with the same texts or picture are compared by their targets."""
+    if row.image is not None:
+        return (row.picture.sha256,)
     history = (part for one in row.history for part in (one.role, one.content))
     return (*history, template.cleaned(row.text), *row.candidates)
 
@@ -427,6 +447,24 @@ def _check_texts(dataset: DatasetSpec, row: Row) -> None:
                 raise DataError(
                     f"Row {row.id!r} of {dataset.name}: {error.message}", error.hint
                 ) from None
+
+
+def _with_picture(dataset: DatasetSpec, row: Row) -> Row:
+    """The row with the digest of its picture, which identifies it."""
+    if row.image is None or row.text or row.history or row.candidates:
+        raise DataError(
+            f"Row {row.id!r} of {dataset.name} has "
+            + ("no picture." if row.image is None else "a text beside its picture."),
+            "Every row of a dataset of pictures has a picture alone.",
+        )
+    try:
+        return replace(row, image=row.picture.identified())
+    except (DataError, TooLargeError) as error:
+        raise DataError(f"Row {row.id!r}: {error.message}", error.hint) from error
+    except TrunklineError:
+        raise
+    except Exception as error:
+        raise PluginCallError.raised(f"The picture of row {row.id!r}", error, None) from error
 
 
 def _is_finite(number: float) -> bool:

@@ -53,7 +53,7 @@ def clean_rows(
                 )
         if current is None:
             continue
-        if is_blank(template.cleaned(current.text)):
+        if current.image is None and is_blank(template.cleaned(current.text)):
             dropped["empty text"] += 1
             continue
         kept.append(current)

@@ -16,6 +16,7 @@ from trunkline.data.readers.files import (
     read_columns,
     read_rows,
 )
+from trunkline.data.readers.image_folder import holds_pictures
 from trunkline.data.readers.json_rows import unique_keys
 from trunkline.data.readers.rows import FileOptions, FileRow
 from trunkline.data.readers.text import decode_text, read_entries
@@ -29,6 +30,7 @@ __all__ = [
     "decode_text",
     "digest_of",
     "holds_lists",
+    "holds_pictures",
     "is_dataset",
     "is_hub",
     "open_texts",

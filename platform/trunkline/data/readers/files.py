@@ -18,6 +18,7 @@ from typing import Protocol
 from trunkline.data.readers.conll import ConllFile
 from trunkline.data.readers.dataset_rows import DatasetRows, is_dataset, is_hub
 from trunkline.data.readers.delimited import DelimitedFile
+from trunkline.data.readers.image_folder import ImageFolder, holds_pictures
 from trunkline.data.readers.json_rows import JsonFile
 from trunkline.data.readers.parquet_rows import ParquetFile
 from trunkline.data.readers.rows import FileOptions, FileRow, missing_column
@@ -116,8 +117,8 @@ def read_rows(
     """Stream the rows of a file, with texts as they are written: ``NA`` and ``007`` stay so.
 
     Args:
-        path: a file with one of the suffixes of :data:`FORMATS`, a folder of text files, or what
-            :class:`~trunkline.data.readers.dataset_rows.DatasetRows` reads.
+        path: a file with one of the suffixes of :data:`FORMATS`, a folder of texts or pictures, or
+            what :class:`~trunkline.data.readers.dataset_rows.DatasetRows` reads.
         columns: read these; the others may hold anything. By default all.
         options: encoding, delimiter and quoting.
         nested: further columns, which hold lists or objects.
@@ -163,7 +164,8 @@ def digest_of(path: Path) -> str:
         return DatasetRows(path).digest()
     if not path.is_dir():
         return sha256_file(path)
-    folder = TextFolder(path, FileOptions())
+    kind = ImageFolder if holds_pictures(path) else TextFolder
+    folder = kind(path, FileOptions())
     lines = [f"{sha256_file(path / file)}  {file.as_posix()}\n" for file in folder.files()]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
@@ -224,6 +226,8 @@ def _open(path: Path, options: FileOptions) -> RowFile:
             )
         return DatasetRows(path)
     if path.is_dir():
+        if holds_pictures(path):
+            return ImageFolder(path, options)
         if (options.delimiter, options.quoting) != (None, None):
             raise UsageError(
                 "--delimiter and --quoting apply to CSV and TSV.", "Leave them out for a folder."
