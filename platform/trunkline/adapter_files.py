@@ -198,7 +198,7 @@ class AdapterFiles:
             platform.workspace,
             platform.registry,
             platform.store,
-            platform.engine,
+            platform.engines.of(models[0].modality),
             listener or NoProgress(),
             lambda: False,
         )

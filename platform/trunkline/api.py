@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline import promotion
 from trunkline.adapter_files import AdapterFiles
-from trunkline.contracts import Gate, MetricSpec, NoProgress
+from trunkline.contracts import Gate, ImageInput, ImageSource, MetricSpec, NoProgress
 from trunkline.data.prepare import DatasetReport, describe_dataset
+from trunkline.engines import Engines
 from trunkline.errors import UsageError
 from trunkline.evaluation.report import EvaluationReport
 from trunkline.inference.request import Answer, Request
@@ -30,7 +31,6 @@ from trunkline.resolution import ResolvedModel
 from trunkline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from trunkline.adapters.artifact import Artifact
     from trunkline.adapters.gc import RemoveResult, VerifyResult
     from trunkline.adapters.store import AdapterStore
     from trunkline.contracts import ProgressListener
@@ -64,7 +64,8 @@ def open(
     Args:
         workspace: the folder that contains ``registry.db`` and ``adapters/``; by default
             ``TRUNKLINE_WORKSPACE``, else the current folder.
-        base: name of the base, ``hf:<repo>[@revision]`` or a folder; by default ``smollm2-135m``.
+        base: name of the base, ``hf:<repo>[@revision]`` or a folder. By default ``smollm2-135m``
+            for text and ``efficientnet-lite0`` for pictures.
         device: of the base; ``auto`` takes CUDA, MPS or CPU, in this order.
         dtype: of the base's weights.
         no_plugins: load no plugins.
@@ -115,22 +116,19 @@ class Platform:
         return AdapterStore(self.workspace, self.registry)
 
     @cached_property
+    def engines(self) -> Engines:
+        """The bases, each loaded when it is first used."""
+        return Engines(self.base_name, self.device, self.dtype, self.engine_settings)
+
+    @property
     def engine(self) -> Engine:
-        """The base in memory, with its pool of adapters."""
-        from trunkline.bases import DEFAULT_BASE, load
-        from trunkline.inference.engine import Engine
+        """The text base in memory, with its pool of adapters."""
+        return self.engines.text
 
-        name = self.base_name or DEFAULT_BASE
-        return Engine(load(name, device=self.device, dtype=self.dtype), self.engine_settings)
-
-    @cached_property
+    @property
     def base_digest(self) -> str:
-        """Digest of the base; does not load it."""
-        if "engine" in self.__dict__:
-            return self.engine.base.digest
-        from trunkline.bases import DEFAULT_BASE, describe
-
-        return describe(self.base_name or DEFAULT_BASE).digest
+        """Digest of the text base; does not load it."""
+        return self.engines.text_digest
 
     @cached_property
     def files(self) -> AdapterFiles:
@@ -181,7 +179,7 @@ class Platform:
             if model is None:
                 model = resolved[request.adapter] = self.resolve(request.adapter)
             resolved_requests.append(self.resolve_request(request, model))
-        return self.engine.run(resolved_requests, on_done=on_done) if resolved_requests else []
+        return self.engines.run(resolved_requests, on_done)
 
     def submit(self, request: Request, model: ResolvedModel | None = None) -> GenerationHandle:
         """Start answering a request; the handle waits for, awaits or streams the answer.
@@ -193,7 +191,8 @@ class Platform:
             BusyError: too many requests are waiting.
             TrunklineError: as :meth:`run`.
         """
-        return self.engine.submit(self.resolve_request(request, model))
+        resolved = self.resolve_request(request, model)
+        return self.engines.for_request(resolved).submit(resolved)
 
     def resolve_request(
         self, request: Request, model: ResolvedModel | None = None
@@ -215,6 +214,14 @@ class Platform:
         model = self.resolve(adapter)
         model.check_task(adapter, generates=False)
         return self.run([Request(adapter, text) for text in texts], {adapter: model})
+
+    def predict_images(self, adapter: str, images: Sequence[ImageInput]) -> list[Answer]:
+        """:meth:`predict` for pictures: paths, encoded bytes, or functions that return such.
+
+        Raises:
+            UsageError, DataError, TooLargeError: the adapter reads text, or a picture is unusable.
+        """
+        return self.run([Request(adapter, image=ImageSource(image)) for image in images])
 
     def rank(self, adapter: str, query: str, candidates: Sequence[str]) -> Ranking:
         """Rank candidates for a query; raises as :meth:`run`."""
@@ -253,13 +260,6 @@ class Platform:
         ]
         return self.run(requests, models)
 
-    def resident_artifact(self, digest: str) -> Artifact | None:
-        """The artifact with this digest, if the adapter pool holds it."""
-        if "engine" not in self.__dict__:
-            return None
-        resident = self.engine.pool.get(digest)
-        return None if resident is None else resident.artifact
-
     # ------------------------------------------------------------------------------- training
 
     def train(
@@ -295,7 +295,7 @@ class Platform:
             run = self.registry.runs.get(resume)
             recipe, settings = resumed(run, recipe, settings)
         job = self.training_job(recipe, settings)
-        return train(self.run_context(listener, should_stop, report_to), job, run)
+        return train(self.run_context(job, listener, should_stop, report_to), job, run)
 
     def train_together(
         self,
@@ -310,7 +310,7 @@ class Platform:
         from trunkline.training.run import train_several
 
         jobs = [self.training_job(recipe, settings) for recipe in recipes]
-        return train_several(self.run_context(listener, should_stop, report_to), jobs)
+        return train_several(self.run_context(jobs[0], listener, should_stop, report_to), jobs)
 
     def cross_validate(
         self,
@@ -325,7 +325,7 @@ class Platform:
         job = self.training_job(recipe, settings)
         from trunkline.training.cross_validation import cross_validate
 
-        return cross_validate(self.run_context(listener, should_stop), job, folds)
+        return cross_validate(self.run_context(job, listener, should_stop), job, folds)
 
     def repeat(
         self,
@@ -342,7 +342,7 @@ class Platform:
         job = self.training_job(recipe, settings)
         from trunkline.training.cross_validation import repeat_seeds
 
-        return repeat_seeds(self.run_context(listener, should_stop), job, seeds)
+        return repeat_seeds(self.run_context(job, listener, should_stop), job, seeds)
 
     def evaluate(
         self,
@@ -364,7 +364,8 @@ class Platform:
         version = self.resolve(adapter).version
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
-        context, job = self.run_context(listener), self.job_of(version)
+        job = self.job_of(version)
+        context = self.run_context(job, listener)
         if ensemble:
             others = [self.resolve(one).version for one in ensemble]
             return evaluate_ensemble(context, job, [version, *others])
@@ -392,7 +393,7 @@ class Platform:
         job = self.training_job(recipe, settings)
         from trunkline.training.tune import tune
 
-        context = self.run_context(listener, should_stop)
+        context = self.run_context(job, listener, should_stop)
         return tune(context, job, trials=trials, seconds=seconds, space=space, together=together)
 
     def compare(
@@ -417,7 +418,8 @@ class Platform:
         if "/" in against and without_core(against) not in baselines:
             other = self.resolve(against).version
             return comparison.compare_versions(self.store, metric, version, other)
-        context, job = self.run_context(listener), self.job_of(version)
+        job = self.job_of(version)
+        context = self.run_context(job, listener)
         return comparison.compare_with_baseline(context, job, self.catalog, version, against)
 
     def plan(self, recipe: str | RecipeConfig, **settings: Any) -> TrainingPlan:
@@ -425,7 +427,7 @@ class Platform:
         job = self.training_job(recipe, settings)
         from trunkline.training.plan import plan_training
 
-        return plan_training(job, self.engine, self.registry)
+        return plan_training(job, self.engines.of(job.dataset.modality), self.registry)
 
     def training_job(self, recipe: str | RecipeConfig, settings: Mapping[str, Any]) -> TrainingJob:
         """A recipe with overridden settings and everything that it names."""
@@ -452,6 +454,7 @@ class Platform:
 
     def run_context(
         self,
+        job: TrainingJob,
         listener: ProgressListener | None,
         should_stop: Callable[[], bool] = lambda: False,
         report_to: tuple[str, ...] = (),
@@ -463,7 +466,7 @@ class Platform:
             self.workspace,
             self.registry,
             self.store,
-            self.engine,
+            self.engines.of(job.dataset.modality),
             listener or NoProgress(),
             should_stop,
             report_to,

@@ -32,7 +32,7 @@ def trunkline_tasks() -> Iterator[TaskSpec]:
         description="one of several labels, from a linear head",
         kind="classification",
         loss="cross_entropy",
-        baselines=("majority", "tfidf"),
+        baselines=("majority", "tfidf", "frozen-features"),
     )
     yield TaskSpec(
         name="multilabel",
@@ -46,7 +46,7 @@ def trunkline_tasks() -> Iterator[TaskSpec]:
         description="a number in the dataset's unit, from a linear head",
         kind="regression",
         loss="mse",
-        baselines=("group-median", "linear"),
+        baselines=("group-median", "linear", "frozen-features"),
     )
     yield TaskSpec(
         name="generation",

@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trunkline.errors import BaseMismatchError, UsageError
+from trunkline.errors import BaseMismatchError, BaseModelError, UsageError
 from trunkline.refs import BASE, Ref
 
 if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
     from trunkline.api import Platform
+    from trunkline.contracts import Modality
     from trunkline.registry.records import VersionRecord
 
 
@@ -60,6 +61,13 @@ class ResolvedModel:
         return "generation" if self.record is None else self.record.task
 
     @property
+    def modality(self) -> Modality:
+        """What the version reads; a version of another base than the platform's counts as text."""
+        if self.record is None or self.record.base_digest != self.platform.engines.image_digest:
+            return "text"
+        return "image"
+
+    @property
     def digest(self) -> str:
         """Digest of the artifact; of the bare base, its own digest."""
         return self.base_digest if self.record is None else self.record.digest
@@ -101,12 +109,20 @@ class ResolvedModel:
         if self.record is None:
             return None
         self._check_base(self.record)
-        resident = self.platform.resident_artifact(self.record.digest)
+        resident = self.platform.engines.resident_artifact(self.record.digest)
         return resident or self.platform.store.fetch(self.record)
 
     def _check_base(self, version: VersionRecord) -> None:
         """Refuse a version of another base, with the command that retrains it."""
-        digest, chosen = self.platform.base_digest, self.platform.base_name
+        image, chosen = self.platform.engines.image_digest, self.platform.base_name
+        if version.base_digest == image:
+            return
+        try:
+            digest = self.platform.base_digest
+        except BaseModelError:
+            if image is None:
+                raise
+            digest = image  # only the image base is on this machine
         if version.base_digest == digest:
             return
         option = "" if chosen is None else f" --base {chosen}"

@@ -68,8 +68,9 @@ def test_actor_is_recorded_for_every_event_of_a_run(platform: Platform) -> None:
     from trunkline.training.run import train
 
     seen: list[int] = []
-    context = replace(platform.run_context(None), actor="key/0aaaaaaa ada", on_run=seen.append)
-    result = train(context, platform.training_job("toy/animals", {"max_steps": 1}))
+    job = platform.training_job("toy/animals", {"max_steps": 1})
+    context = replace(platform.run_context(job, None), actor="key/0aaaaaaa ada", on_run=seen.append)
+    result = train(context, job)
     assert seen == [result.number]
     events = platform.registry.events.list(limit=20)
     kinds = {one.kind for one in events if one.actor == "key/0aaaaaaa ada"}

@@ -83,13 +83,15 @@ def _metadata(adapter: str, manifest: Manifest, provenance: Provenance) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     kind = manifest.task["kind"]
+    reads = "image" if manifest.reads_images else "text"
+    pipeline = f"image-{kind}" if manifest.reads_images else _PIPELINES.get(kind)
     dataset = provenance.dataset
     tags = ["lora", "trunkline", kind]
     if provenance.imported is not None:
         tags.append("imported")
     results = [
         EvalResult(
-            task_type=_PIPELINES.get(kind, f"text-{kind}"),
+            task_type=pipeline or f"{reads}-{kind}",
             dataset_type=dataset.name,
             dataset_name=dataset.name,
             dataset_split=evaluation.split,
@@ -107,7 +109,7 @@ def _metadata(adapter: str, manifest: Manifest, provenance: Provenance) -> str:
         base_model=manifest.base["name"],
         library_name="peft",
         datasets=None if dataset is None else [dataset.name],
-        pipeline_tag=_PIPELINES.get(kind),
+        pipeline_tag=pipeline,
         tags=tags,
         model_name=adapter if results else None,
         eval_results=results or None,
@@ -130,7 +132,8 @@ def _summary(manifest: Manifest, provenance: Provenance) -> list[str]:
         lines += ["Trained elsewhere and imported; unknown details are NOT PROVIDED.", ""]
     return [
         *lines,
-        f"A LoRA adapter for {manifest.task['kind']}, `{manifest.digest}`.",
+        f"A LoRA adapter for {manifest.task['kind']}{' of pictures' * manifest.reads_images}, "
+        f"`{manifest.digest}`.",
         "",
         f"- base: {code(manifest.base['name'])}" + (f" ({', '.join(about)})" if about else ""),
         f"- sha256 of the base: `{escape(manifest.base['digest'])}`; the outputs are meaningless "

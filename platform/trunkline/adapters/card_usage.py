@@ -31,6 +31,8 @@ def usage(manifest: Manifest) -> list[str]:
     ``text``.
     """
     task = manifest.task
+    if manifest.reads_images:
+        return _image_usage(manifest)
     headed = task["kind"] != "generation"
     model = _MODELS[TASK_TYPES[task["kind"]]]
     head = f", num_labels={head_outputs(task)}" if headed else ""
@@ -53,6 +55,34 @@ def usage(manifest: Manifest) -> list[str]:
         *_prompt_code(manifest.make_template()),
         *_output_code(task),
         "```",
+    ]
+
+
+def _image_usage(manifest: Manifest) -> list[str]:
+    """The same for an adapter that reads pictures; the code needs ``picture``, a path."""
+    steps = manifest.make_preprocessing()
+    resized = (
+        f"resized so that the shorter edge has {steps.shortest_edge} pixels"
+        if steps.resize is None
+        else f"resized to {steps.resize[0]} × {steps.resize[1]} pixels"
+    )
+    task = manifest.task
+    meaning = _meaning(task).replace(" at the prompt's last token", "")
+    return [
+        meaning,
+        f"A picture is {resized} ({steps.resample}), its center of {steps.height} × {steps.width} "
+        f"cropped, scaled to 0…1, less {list(steps.image_mean)}, divided by "
+        f"{list(steps.image_std)}.",
+        "",
+        "```python",
+        "import trunkline",
+        "",
+        "platform = trunkline.open(base=BASE)",
+        "print(platform.predict_images(ADAPTER_NAME, [picture])[0])",
+        "```",
+        "",
+        "The matrices are PEFT's, for the modules of transformers' `AutoModel`; the head reads the "
+        "backbone's pooled features.",
     ]
 
 

@@ -14,7 +14,13 @@ from trunkline.bases.image_info import (
     describe_image,
     modality_of,
 )
-from trunkline.bases.image_load import ImageBase, load_fresh_image, load_image, release_image
+from trunkline.bases.image_load import (
+    AnyBase,
+    ImageBase,
+    load_fresh_image,
+    load_image,
+    release_image,
+)
 from trunkline.bases.info import BaseInfo, describe
 from trunkline.bases.load import Base, load, load_fresh, local_tokenizer, release
 from trunkline.bases.pull import pull
@@ -28,6 +34,7 @@ from trunkline.bases.sources import (
 __all__ = [
     "DEFAULT_BASE",
     "DEFAULT_IMAGE_BASE",
+    "AnyBase",
     "AnyInfo",
     "Base",
     "BaseInfo",

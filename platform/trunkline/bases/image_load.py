@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.bases.identity import json_object, weight_files
 from trunkline.bases.image_info import ImageBaseInfo, describe_image
 from trunkline.bases.linear import FusedLayers, fuse_linear_layers
-from trunkline.bases.load import pick_device, pick_dtype, quiet_transformers
+from trunkline.bases.load import Base, pick_device, pick_dtype, quiet_transformers
 from trunkline.errors import BaseModelError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class ImageBase:
         """The arithmetic: ``float32``, ``bfloat16`` or ``float16``."""
         return str(self.dtype).removeprefix("torch.")
 
+
+AnyBase = Base | ImageBase
+"""A loaded base of either modality."""
 
 LITE = "tf_efficientnet_lite0"
 """The architecture, as timm names it, that needs no timm here."""

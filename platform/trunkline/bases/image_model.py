@@ -6,7 +6,7 @@ own classification models give it (``vit``, ``resnet``), so that adapters have t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -53,6 +53,18 @@ class ImageModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the parameters."""
         return next(self.parameters()).dtype
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; batch normalization always uses the base's statistics.
+
+        In training mode it would normalize by the batch and change the statistics, which belong
+        to the shared base and are not part of an adapter.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pooled features ``[batch, features]`` of pictures ``[batch, 3, height, width]``."""

@@ -205,7 +205,8 @@ def _print_result(run: TrainingResult) -> None:
     heading(f"Run {run.number} published {run.version.ref} ({short_digest(run.version.digest)})")
     verb = "generate" if run.version.task == "generation" else "predict"
     ranked = " --candidate A --candidate B" if run.version.task == "ranking" else ""
-    note(f'Try it:     trunkline {verb} {run.version.ref} "a text"{ranked}')
+    example = "picture.jpg" if run.report["lengths"] is None else '"a text"'
+    note(f"Try it:     trunkline {verb} {run.version.ref} {example}{ranked}")
     note(f"Promote it: trunkline adapters promote {run.version.ref}")
 
 
@@ -319,7 +320,7 @@ def _print_plan(plan: TrainingPlan) -> None:
                 "tokens",
                 f"{plan.tokens:,}; longest example {plan.longest:,}",
             ),
-            ("prompts", lengths_text(plan.lengths)),
+            ("prompts", lengths_text(plan.lengths) if plan.lengths else None),
             (
                 "adapter",
                 f"{plan.trainable_parameters:,} parameters, {bytes_text(plan.adapter_bytes)}",

@@ -71,12 +71,13 @@ def work(job: Job, state: StateFile) -> None:
     if job.resume is not None:
         run = platform.registry.runs.get(job.resume)
         recipe, settings = resumed(run, recipe, settings)
+    training = platform.training_job(recipe, settings)
     context = replace(
-        platform.run_context(state, lambda: stopped),
+        platform.run_context(training, state, lambda: stopped),
         actor=job.actor,
         on_run=lambda number: state.set(run=number),
     )
-    result = train(context, platform.training_job(recipe, settings), run)
+    result = train(context, training, run)
     state.set(version=str(result.version.ref))
 
 

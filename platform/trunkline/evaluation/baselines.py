@@ -29,7 +29,10 @@ from trunkline.data.targets import labels_in, number, prediction_problem
 from trunkline.errors import PluginCallError, plugin_call
 
 LOGISTIC_C = (1.0, 10.0, 100.0)
+FEATURES_C = (0.001, 0.01, 0.1, 1.0)
 RIDGE_ALPHA = (0.1, 1.0, 10.0)
+FEATURES_ALPHA = (1.0, 100.0, 10_000.0)
+PICTURES_AT_ONCE = 32
 FEW_SHOT = 8
 NO_TEXT = "no training text is long enough to compare"
 
@@ -56,7 +59,7 @@ def fit_baselines(
         specs: the recipe's baselines; see ``Catalog.baselines_for``.
         recipe: its template, scale and ``max_new_tokens``.
         split: fitted on train, chosen on validation, predicted on test.
-        base: a loaded :class:`~trunkline.bases.Base`; only baselines for generation use it.
+        base: the loaded base; baselines for generation and for pictures use it.
         on_stage: called with a phrase before each baseline.
 
     Raises:
@@ -131,11 +134,51 @@ def embedding(context: BaselineContext) -> BaselinePredictions:
     return fitted(context, features())
 
 
+def frozen_features(context: BaselineContext) -> BaselinePredictions:
+    """The features of the frozen image base + logistic or ridge regression, chosen on validation.
+
+    This is what the base knows without an adapter (linear probe; Chen et al. 2020, "A Simple
+    Framework for Contrastive Learning of Visual Representations", section 2.3). Features are
+    standardized by the training pictures.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    def features() -> Iterator[_Features]:
+        parts = (context.train, context.validation, context.test)
+        train, validation, test = (_pooled(context.base, rows) for rows in parts)
+        scaler = StandardScaler().fit(train)
+        yield "frozen features", *map(scaler.transform, (train, validation, test))
+
+    if context.recipe.task == "regression":
+        return _regressed(context, features(), FEATURES_ALPHA)
+    return _classified(context, features(), FEATURES_C)
+
+
+def _pooled(base: Any, rows: Sequence[Row]) -> Any:
+    """The base's pooled features of pictures, ``[rows, features]`` float32."""
+    import numpy as np
+    import torch
+
+    from trunkline.data.pictures import read_pixels, to_tensor
+
+    steps, parts = base.info.preprocessing, []
+    for start in range(0, len(rows), PICTURES_AT_ONCE):
+        batch = rows[start : start + PICTURES_AT_ONCE]
+        pixels = np.stack([read_pixels(row.picture, steps) for row in batch])
+        with torch.inference_mode():
+            parts.append(base.model.pooled(to_tensor(pixels, steps)).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
 _Features = tuple[str, Any, Any, Any]
 """A name, and the features ``[rows, features]`` of the training, validation and test rows."""
 
 
-def _classified(context: BaselineContext, features: Iterable[_Features]) -> BaselinePredictions:
+def _classified(
+    context: BaselineContext,
+    features: Iterable[_Features],
+    grid: Sequence[float] = LOGISTIC_C,
+) -> BaselinePredictions:
     from sklearn.linear_model import LogisticRegression
 
     targets = [str(row.target) for row in context.train]
@@ -153,14 +196,18 @@ def _classified(context: BaselineContext, features: Iterable[_Features]) -> Base
         hits = sum(one == other for one, other in zip(truth, predictions, strict=True))
         return hits / len(truth)
 
-    best = _best(features, LOGISTIC_C, "C", fit, score)
+    best = _best(features, grid, "C", fit, score)
     if best is None:
         return BaselinePredictions(values=majority(context).values, detail=NO_TEXT)
     predictions, detail = best
     return BaselinePredictions(values=[str(label) for label in predictions], detail=detail)
 
 
-def _regressed(context: BaselineContext, features: Iterable[_Features]) -> BaselinePredictions:
+def _regressed(
+    context: BaselineContext,
+    features: Iterable[_Features],
+    grid: Sequence[float] = RIDGE_ALPHA,
+) -> BaselinePredictions:
     from sklearn.linear_model import Ridge
 
     is_log = context.recipe.scale == "log"
@@ -177,7 +224,7 @@ def _regressed(context: BaselineContext, features: Iterable[_Features]) -> Basel
         truth = [scale(row.target) for row in context.validation]
         return -statistics.median(abs(a - b) for a, b in zip(truth, predictions, strict=True))
 
-    best = _best(features, RIDGE_ALPHA, "alpha", fit, score)
+    best = _best(features, grid, "alpha", fit, score)
     if best is None:
         return BaselinePredictions(values=group_median(context).values, detail=NO_TEXT)
     predictions, detail = best
@@ -272,6 +319,14 @@ BASELINES: tuple[BaselineSpec, ...] = (
         description="always the most frequent training label or set of labels",
         tasks=("classification", "multilabel"),
         predict=majority,
+        modalities=("text", "image"),
+    ),
+    BaselineSpec(
+        name="frozen-features",
+        description="features of the frozen image base + logistic or ridge regression",
+        tasks=("classification", "regression"),
+        predict=frozen_features,
+        modalities=("image",),
     ),
     BaselineSpec(
         name="tfidf",
@@ -290,6 +345,7 @@ BASELINES: tuple[BaselineSpec, ...] = (
         description="median of the training rows in the same first slice",
         tasks=("regression",),
         predict=group_median,
+        modalities=("text", "image"),
     ),
     BaselineSpec(
         name="linear",

@@ -26,7 +26,7 @@ from trunkline.evaluation.intervals import (
 
 if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
-    from trunkline.inference.engine import Engine
+    from trunkline.inference.image_engine import AnyEngine
     from trunkline.inference.request import Answer, Request
 
 
@@ -50,7 +50,7 @@ class RowPredictions:
 
 
 def answer_texts(
-    engine: Engine,
+    engine: AnyEngine,
     artifact: Artifact,
     name: str,
     texts: Sequence[str],
@@ -71,7 +71,7 @@ def answer_texts(
 
 
 def _answer(
-    engine: Engine,
+    engine: AnyEngine,
     artifact: Artifact,
     name: str,
     requests: Sequence[Request],
@@ -84,7 +84,7 @@ def _answer(
 
 
 def predict_rows(
-    engine: Engine,
+    engine: AnyEngine,
     artifact: Artifact,
     name: str,
     rows: Sequence[Row],
@@ -95,19 +95,27 @@ def predict_rows(
 
     if artifact.manifest.task["kind"] == "ranking":
         return _rank_rows(engine, artifact, name, rows, on_done)
-    requests = [Request(name, row.text, messages=request_messages(row)) for row in rows]
+    requests = [
+        Request(name, row.text, messages=request_messages(row))
+        if row.image is None
+        else Request(name, image=row.picture)
+        for row in rows
+    ]
     return RowPredictions.of(_answer(engine, artifact, name, requests, on_done))
 
 
 def _rank_rows(
-    engine: Engine,
+    engine: AnyEngine,
     artifact: Artifact,
     name: str,
     rows: Sequence[Row],
     on_done: Callable[[int], None] | None,
 ) -> RowPredictions:
     """The candidates of each row, the best first, and the probability of that one."""
+    from trunkline.inference.engine import Engine
     from trunkline.inference.ranking import rank_candidates
+
+    assert isinstance(engine, Engine)
 
     ranked = rank_candidates(
         engine, artifact, name, [(row.text, row.candidates) for row in rows], on_done

@@ -79,9 +79,10 @@ class RequestValidator:
         """
         submitted = self._clock()
         request, artifact = resolved.request, resolved.artifact
+        _check_modality(resolved)
         task, template, max_length = self._read_task(artifact)
         self._check_ids(request.token_ids)
-        _check_abstain(request, resolved.name, task)
+        check_abstain(request, resolved.name, task)
         _check_candidate(request, resolved.name, task)
         if artifact is not None:
             self._pool.load(artifact, resolved.name)
@@ -230,7 +231,16 @@ def encode_request(
     return Prompt(ids, template.cleaned(last["content"]), len(ids))
 
 
-def _check_abstain(request: Request, name: str, task: AnyTask) -> None:
+def _check_modality(resolved: ResolvedRequest) -> None:
+    """Raise :class:`UsageError` for a picture: this engine's base reads text."""
+    if resolved.request.image is not None:
+        raise UsageError(
+            f"{resolved.name} reads text, and the request has a picture.",
+            "Send a text, or name an adapter that reads pictures.",
+        )
+
+
+def check_abstain(request: Request, name: str, task: AnyTask) -> None:
     if request.abstain is None:
         return
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from trunkline.adapters.artifact import Artifact
 from trunkline.contracts import Span, Target
 from trunkline.errors import UsageError
+from trunkline.images import ImageSource
 from trunkline.refs import BASE
 
 MAX_CHOICES = 128
@@ -52,6 +53,7 @@ class Request:
         abstain: the wanted precision of a classification, such as 0.95: a text whose likeliest
             label is less probable than the adapter's threshold for it gets no label.
         candidate: of a ranking: what is scored for the text, the query.
+        image: a picture instead of a text, for an adapter that reads pictures.
 
     Raises:
         UsageError: a value is of the wrong kind or out of range.
@@ -76,6 +78,7 @@ class Request:
     ignore_eos: bool = False
     abstain: float | None = None
     candidate: str | None = None
+    image: ImageSource | None = None
 
     def __post_init__(self) -> None:
         if self.adapter is not None and not isinstance(self.adapter, str):
@@ -88,6 +91,8 @@ class Request:
             )
         if not isinstance(self.candidate, str | None):
             raise UsageError(f"The candidate is {self.candidate!r:.60}.", "Give a string.")
+        if self.image is not None:
+            _check_image(self)
         if self.max_new_tokens is not None:
             least = 0 if self.echo else 1
             _check_number(
@@ -286,6 +291,20 @@ class ResolvedRequest:
     request: Request
     artifact: Artifact | None = None
     name: str = "base"
+
+
+def _check_image(request: Request) -> None:
+    """Raise :class:`UsageError` if a request for a picture has what only texts have."""
+    if not isinstance(request.image, ImageSource):
+        raise UsageError(
+            f"The image is {request.image!r:.60}.", "Give a trunkline.images.ImageSource."
+        )
+    texts = ("text", "messages", "token_ids", "candidate", "raw", "echo", "embed")
+    for name in texts:
+        if getattr(request, name):
+            raise UsageError(
+                f"A request has a picture and {name}.", "Send them as separate requests."
+            )
 
 
 def _to_json(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from trunkline.contracts import (
     DatasetSpec,
     LossSpec,
     MetricSpec,
+    Modality,
     RecipeSpec,
     Task,
     TaskSpec,
@@ -185,23 +186,34 @@ class Catalog:
             return self.loss(self.task(recipe.task).loss)
         return self.loss(recipe.loss)
 
-    def baselines_for(self, recipe: RecipeSpec) -> tuple[BaselineSpec, ...]:
-        """The baselines of a recipe's task, then those that the recipe names.
+    def baselines_for(
+        self, recipe: RecipeSpec, modality: Modality = "text"
+    ) -> tuple[BaselineSpec, ...]:
+        """The baselines of a recipe's task for a modality, then those that the recipe names.
 
         Raises:
             NotFoundError: the recipe names a baseline that its kind of task does not have.
         """
         task = self.task(recipe.task)
-        names = dict.fromkeys(map(without_core, (*task.baselines, *recipe.baselines)))
-        return tuple(self.baseline_for(name, task.kind) for name in names)
+        own = [
+            name
+            for name in map(without_core, task.baselines)
+            if name not in self._baselines or modality in self._baselines[name].modalities
+        ]
+        names = dict.fromkeys((*own, *map(without_core, recipe.baselines)))
+        return tuple(self.baseline_for(name, task.kind, modality) for name in names)
 
-    def baseline_for(self, name: str, kind: Task) -> BaselineSpec:
-        """A baseline that can predict a kind of task.
+    def baseline_for(self, name: str, kind: Task, modality: Modality = "text") -> BaselineSpec:
+        """A baseline that can predict a kind of task, for rows of a modality.
 
         Raises:
             NotFoundError: there is none of this name.
         """
-        usable = {key: spec for key, spec in self._baselines.items() if kind in spec.tasks}
+        usable = {
+            key: spec
+            for key, spec in self._baselines.items()
+            if kind in spec.tasks and modality in spec.modalities
+        }
         if without_core(name) not in usable:
             raise NotFoundError.named(
                 f"baseline of a {kind}", name, usable, f"Known: {', '.join(usable)}."

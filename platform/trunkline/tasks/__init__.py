@@ -31,11 +31,15 @@ AnyTask = (
     | RankingTask
 )
 
+ImageTask = ClassificationTask | MultilabelTask | RegressionTask
+"""The tasks that an adapter for pictures may have."""
+
 __all__ = [
     "AnyTask",
     "Calibration",
     "ClassificationTask",
     "GenerationTask",
+    "ImageTask",
     "MultilabelTask",
     "RankingTask",
     "RegressionTask",

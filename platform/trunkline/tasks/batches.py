@@ -1,12 +1,41 @@
-"""Padded batches of token ids, grouped by length."""
+"""Batches of examples: padded token ids, grouped by length, or pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+PIXELS = "pixels"
+"""The key of an example of a picture: a function that returns ``[3, height, width]`` float32."""
+
+PATCH = 32 * 32
+"""Pixels of a picture that count as one token."""
+
+
+def inputs_of(examples: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+    """What the model reads of examples: padded token ids, or ``pixel_values`` of pictures.
+
+    ``pixel_values`` is ``[batch, 3, height, width]`` float32.
+    """
+    if PIXELS not in examples[0]:
+        return pad([example["input_ids"] for example in examples], pad_id)
+    import torch
+
+    return {"pixel_values": torch.stack([example[PIXELS]() for example in examples])}
+
+
+def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a batch that the model takes."""
+    return {name: tensor for name, tensor in batch.items() if name != "targets"}
+
+
+def size_of(example: Mapping[str, Any]) -> int:
+    """Tokens of an example; of a picture one for each :data:`PATCH` pixels."""
+    return example["size"] if PIXELS in example else len(example["input_ids"])
 
 
 def pad(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from trunkline.contracts import LossContext, Row, Target
 from trunkline.data.encode import Prompt
 from trunkline.errors import UsageError
-from trunkline.tasks.batches import pad
+from trunkline.tasks.batches import inputs_of, model_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -71,13 +71,17 @@ class ClassificationTask:
 
     def example(self, prompts: Sequence[Prompt], row: Row, tokenizer: Any) -> dict[str, Any]:
         """Encode one training row."""
-        return {"input_ids": prompts[0].ids, "target": self.labels.index(str(row.target))}
+        return {"input_ids": prompts[0].ids, "target": self.encode_target(row)}
+
+    def encode_target(self, row: Row) -> int:
+        """The index of the row's label."""
+        return self.labels.index(str(row.target))
 
     def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-        """Pad examples into a batch; ``targets`` is ``[batch]`` int64 label indices."""
+        """Put examples into a batch; ``targets`` is ``[batch]`` int64 label indices."""
         import torch
 
-        batch = pad([example["input_ids"] for example in examples], pad_id)
+        batch = inputs_of(examples, pad_id)
         batch["targets"] = torch.tensor([example["target"] for example in examples])
         return batch
 
@@ -85,7 +89,7 @@ class ClassificationTask:
         self, model: Any, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits ``[batch, labels]`` in float32 and label indices ``[batch]``."""
-        result = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        result = model(**model_inputs(batch))
         return result.logits.float(), batch["targets"]
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:

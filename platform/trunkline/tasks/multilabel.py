@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from trunkline.contracts import LossContext, Row, Target
 from trunkline.data.encode import Prompt
 from trunkline.data.targets import count_labels, labels_in
-from trunkline.tasks.batches import pad
+from trunkline.tasks.batches import inputs_of, model_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -35,17 +35,18 @@ class MultilabelTask:
 
     def example(self, prompts: Sequence[Prompt], row: Row, tokenizer: Any) -> dict[str, Any]:
         """Encode one training row."""
+        return {"input_ids": prompts[0].ids, "target": self.encode_target(row)}
+
+    def encode_target(self, row: Row) -> list[int]:
+        """The indices of the row's labels."""
         own = set(labels_in(row.target))
-        return {
-            "input_ids": prompts[0].ids,
-            "target": [index for index, label in enumerate(self.labels) if label in own],
-        }
+        return [index for index, label in enumerate(self.labels) if label in own]
 
     def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-        """Pad examples into a batch; ``targets`` is ``[batch, labels]`` float32, 0 or 1."""
+        """Put examples into a batch; ``targets`` is ``[batch, labels]`` float32, 0 or 1."""
         import torch
 
-        batch = pad([example["input_ids"] for example in examples], pad_id)
+        batch = inputs_of(examples, pad_id)
         batch["targets"] = torch.zeros(len(examples), len(self.labels))
         for index, example in enumerate(examples):
             batch["targets"][index, example["target"]] = 1.0
@@ -55,7 +56,7 @@ class MultilabelTask:
         self, model: Any, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits in float32 and targets, both ``[batch, labels]``."""
-        result = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        result = model(**model_inputs(batch))
         return result.logits.float(), batch["targets"]
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from trunkline.contracts import LossContext, Row, Target
 from trunkline.data.encode import Prompt
 from trunkline.data.targets import number
-from trunkline.tasks.batches import pad
+from trunkline.tasks.batches import inputs_of, model_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -57,13 +57,17 @@ class RegressionTask:
 
     def example(self, prompts: Sequence[Prompt], row: Row, tokenizer: Any) -> dict[str, Any]:
         """Encode one training row."""
-        return {"input_ids": prompts[0].ids, "target": self.scaled(number(row.target))}
+        return {"input_ids": prompts[0].ids, "target": self.encode_target(row)}
+
+    def encode_target(self, row: Row) -> float:
+        """The row's number on the head's scale."""
+        return self.scaled(number(row.target))
 
     def collate(self, examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-        """Pad examples into a batch; ``targets`` is ``[batch]`` float32, standardized."""
+        """Put examples into a batch; ``targets`` is ``[batch]`` float32, standardized."""
         import torch
 
-        batch = pad([example["input_ids"] for example in examples], pad_id)
+        batch = inputs_of(examples, pad_id)
         targets = [example["target"] for example in examples]
         batch["targets"] = torch.tensor(targets, dtype=torch.float32)
         return batch
@@ -72,7 +76,7 @@ class RegressionTask:
         self, model: Any, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predictions and targets, both ``[batch]`` float32 on the standardized scale."""
-        result = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        result = model(**model_inputs(batch))
         return result.logits.float().squeeze(-1), batch["targets"]
 
     def loss_context(self, rows: Sequence[Row]) -> LossContext:

@@ -11,7 +11,7 @@ from trunkline.evaluation.calibration import abstention_thresholds, fit_temperat
 from trunkline.evaluation.metrics import micro_f1
 from trunkline.evaluation.structured_baselines import THRESHOLDS
 from trunkline.tasks import AnyTask, Calibration, ClassificationTask, MultilabelTask
-from trunkline.tasks.batches import within_tokens
+from trunkline.tasks.batches import size_of, within_tokens
 from trunkline.training.job import EncodedRows
 
 _TOKENS = 4096
@@ -80,7 +80,7 @@ def _logits(model: Any, task: AnyTask, rows: EncodedRows, pad_id: int) -> Any:
     logits = torch.empty(len(rows.examples), task.head_size)
     model.eval()
     with torch.inference_mode():
-        for batch in within_tokens([len(one["input_ids"]) for one in rows.examples], _TOKENS):
+        for batch in within_tokens([size_of(one) for one in rows.examples], _TOKENS):
             inputs = task.collate([rows.examples[index] for index in batch], pad_id)
             inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
             logits[batch] = task.outputs(model, inputs)[0].cpu()

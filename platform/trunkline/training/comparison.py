@@ -71,7 +71,7 @@ def compare_with_baseline(
         DataError: the version was never evaluated on these rows.
         RefusedError: the data changed since the training.
     """
-    spec = catalog.baseline_for(name, job.dataset.task)
+    spec = catalog.baseline_for(name, job.dataset.task, job.dataset.modality)
     context.stage("reading data")
     job, prepared, _ = prepare_version(context.store, job, version)
     split = prepared.split

@@ -29,7 +29,7 @@ from trunkline.inference.ensemble import average
 from trunkline.registry.records import VersionRecord
 from trunkline.training.distributed import require_one
 from trunkline.training.job import TrainingJob
-from trunkline.training.model import lora_targets
+from trunkline.training.model import check_targets
 from trunkline.training.run import (
     RunContext,
     evaluate_artifact,
@@ -75,7 +75,7 @@ def cross_validate(context: RunContext, job: TrainingJob, folds: int) -> CrossVa
     per_fold: list[dict[str, Any]] = []
     labels: tuple[str, ...] = ()
     dataset_id = 0
-    lora_targets(context.engine.base.model, recipe.settings)
+    check_targets(context.engine.base, recipe.settings)
     with _scratch_folder(context) as folder:
         for index in range(folds):
             context.stage(f"fold {index + 1} of {folds}")
@@ -150,7 +150,7 @@ def repeat_seeds(context: RunContext, job: TrainingJob, seeds: int) -> SeedRepet
     """
     _check_count("seeds", seeds)
     recipe = job.recipe
-    lora_targets(context.engine.base.model, recipe.settings)
+    check_targets(context.engine.base, recipe.settings)
     context.listener.stage("reading data")
     prepared = prepare(job.dataset, recipe, job.transforms)
     test = prepared.split.test
@@ -249,7 +249,7 @@ def evaluate_version(
     context.listener.stage("reading data")
     job, prepared, artifact = prepare_version(context.store, job, version)
     report, predictions = evaluate_artifact(context, job, prepared, artifact)
-    quantized = context.engine.base.quantized
+    quantized = getattr(context.engine.base, "quantized", None)
     context.registry.evaluations.record(
         recipe=job.recipe.name,
         base_digest=record_base(context),

@@ -133,6 +133,11 @@ def export_model(
     listener = listener or NoProgress()
     _check_target(target)
     artifact = store.fetch(version)
+    if artifact.manifest.reads_images:
+        raise UsageError(
+            f"{version.ref} reads pictures, which is not exported to other programs.",
+            f"Archive it: `trunkline adapters export {version.ref}`.",
+        )
     info = describe(base)
     if info.digest != version.base_digest:
         raise BaseMismatchError(

@@ -48,7 +48,7 @@ def image_targets(model: Any, settings: Settings) -> list[str]:
     have one name, complete names are.
 
     Args:
-        model: of the image base; it is not changed. Its head is not adapted.
+        model: of the image base, fused or not; it is not changed. Its head is not adapted.
         settings: ``target_modules`` is used.
 
     Raises:
@@ -58,9 +58,10 @@ def image_targets(model: Any, settings: Settings) -> list[str]:
     _check_settings(settings)
     prefix = f"{model.base_model_prefix}."
     weighted = {
-        name: is_linear(module)
+        name: is_linear(module) or hasattr(module, "fused")
         for name, module in model.named_modules()
-        if name.startswith(prefix) and getattr(module, "weight", None) is not None
+        if name.startswith(prefix)
+        and (getattr(module, "weight", None) is not None or hasattr(module, "fused"))
     }
     adaptable = [name for name, linear in weighted.items() if linear]
     if settings.target_modules == "all-linear":

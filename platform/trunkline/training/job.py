@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trunkline.contracts import (
     BaselineSpec,
@@ -27,15 +27,15 @@ from trunkline.data.lengths import LengthReport, check_answers_fit, check_conver
 from trunkline.data.prepare import Prepared
 from trunkline.errors import DataError, NotFoundError, UsageError
 from trunkline.files import canonical_json
+from trunkline.inference.engine import Engine
+from trunkline.inference.image_engine import AnyEngine
 from trunkline.plugins import Catalog, PluginInfo
 from trunkline.settings import checked_setting, nearest_name, noun_for
 from trunkline.tasks import AnyTask, TaggingTask, prompt_limit
+from trunkline.tasks.batches import PIXELS, size_of
 from trunkline.tasks.losses import check_options
 from trunkline.tasks.ranking import candidate_prompts
 from trunkline.training.config import RecipeConfig
-
-if TYPE_CHECKING:
-    from trunkline.inference.engine import Engine
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -117,7 +117,7 @@ def make_job(
         transforms=tuple(catalog.transform(name) for name in spec.transforms),
         loss=loss,
         metrics=tuple(catalog.metric(name) for name in names),
-        baselines=catalog.baselines_for(spec),
+        baselines=catalog.baselines_for(spec, dataset.modality),
         config=config,
     )
     if not job.own_data:
@@ -213,7 +213,7 @@ def _parse(name: str, text: str, kind: type) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """Rows as token examples.
+    """Rows as examples of tokens or of pictures.
 
     Attributes:
         examples: with at most ``max_length`` tokens each.
@@ -228,12 +228,12 @@ class EncodedRows:
     @property
     def tokens(self) -> int:
         """Tokens of all examples."""
-        return sum(len(example["input_ids"]) for example in self.examples)
+        return sum(map(size_of, self.examples))
 
     @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        return max((len(example["input_ids"]) for example in self.examples), default=0)
+        return max(map(size_of, self.examples), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,19 +241,19 @@ class EncodedParts:
     """All rows of a job, encoded with one template and one limit.
 
     Attributes:
-        max_length: the longest prompt with answer; stored in the artifact.
-        lengths: of the prompts of all parts.
+        max_length: the longest prompt with answer; stored in the artifact. None: pictures.
+        lengths: of the prompts of all parts; None: pictures.
     """
 
     train: EncodedRows
     validation: EncodedRows
     test: EncodedRows
-    max_length: int
-    lengths: LengthReport
+    max_length: int | None
+    lengths: LengthReport | None
 
 
 def encode_parts(
-    job: TrainingJob, prepared: Prepared, task: AnyTask, engine: Engine
+    job: TrainingJob, prepared: Prepared, task: AnyTask, engine: AnyEngine
 ) -> EncodedParts:
     """Encode every row that the job trains, validates or evaluates on.
 
@@ -265,6 +265,10 @@ def encode_parts(
             and values.
         UsageError: ``max_length`` leaves no room for a prompt.
     """
+    if not isinstance(engine, Engine):
+        from trunkline.training.image_rows import encode_image_parts
+
+        return encode_image_parts(prepared, task, engine.base.info.preprocessing)
     recipe, base, split = job.recipe, engine.base, prepared.split
     max_length = min(recipe.settings.max_length, base.info.context)
     limit = prompt_limit(task, max_length)
@@ -357,7 +361,8 @@ def inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) -> 
     for rows in (encoded.train, encoded.validation):
         digest.update(f"{len(rows.examples)} rows".encode())
         for example in rows.examples:
-            rest = {name: value for name, value in example.items() if name != "input_ids"}
+            encoded_input = ("input_ids", PIXELS)
+            rest = {name: value for name, value in example.items() if name not in encoded_input}
             digest.update(canonical_json(rest))
-            digest.update(array("q", example["input_ids"]))
+            digest.update(array("q", example.get("input_ids", ())))
     return digest.hexdigest()

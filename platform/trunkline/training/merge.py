@@ -147,14 +147,14 @@ def merge_versions(
     with _staging_folder() as name:
         folder = Path(name)
         context.stage("merging")
-        model = merge_adapters(context.engine.base, artifacts, options, rank, task.head_size)
+        model = merge_adapters(context.text_base, artifacts, options, rank, task.head_size)
         task = _calibrated(context, model, task, artifacts, shared, notes)
         artifact = _write_artifact(
             context, folder / "artifact", model, task, artifacts, rank, shared
         )
         context.stage("proving the artifact")
         prompts = _prompts(context, artifact, task, shared)
-        pad_id = context.engine.base.tokenizer.pad_token_id
+        pad_id = context.text_base.tokenizer.pad_token_id
         expected = trained_outputs(model, task, prompts, pad_id)
         del model
         proof = prove(expected, context.engine, artifact, task, prompts)
@@ -198,7 +198,7 @@ def _calibrated(
     notes: list[str],
 ) -> AnyTask:
     """The task, calibrated again if every parent was, or with a new threshold."""
-    pad_id = context.engine.base.tokenizer.pad_token_id
+    pad_id = context.text_base.tokenizer.pad_token_id
     if isinstance(task, MultilabelTask):
         if shared is None:
             notes.append("Its threshold is 0.5, since there are no validation rows.")
@@ -245,7 +245,7 @@ def _write_artifact(
         weight = model.base_model.model.get_submodule(head).weight
         tensors[f"{PREFIX}{head}.weight"] = weight.detach().float().cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    tree = read_module_tree(context.engine.base.info.folder, with_head=task.head_size is not None)
+    tree = read_module_tree(context.text_base.info.folder, with_head=task.head_size is not None)
     adapted = {module for artifact in artifacts for module in modules_of(artifact)}
     targets = tree.targets(adapted)
     write_json(
@@ -302,7 +302,7 @@ def _results(job: TrainingJob, report: EvaluationReport) -> dict[str, Any]:
 
 
 def _split(context: RunContext) -> str:
-    quantized = context.engine.base.quantized
+    quantized = context.text_base.quantized
     return f"test, base in {quantized}" if quantized else "test"
 
 
@@ -316,7 +316,7 @@ def _record_evaluation(
 ) -> None:
     context.registry.evaluations.record(
         recipe=job.recipe.name,
-        base_digest=context.engine.base.digest,
+        base_digest=context.text_base.digest,
         dataset_id=dataset_id,
         split=_split(context),
         results=_results(job, report),
@@ -359,7 +359,7 @@ def _prompts(
     """Prompts for the proof: of test rows, or of fixed texts."""
     if shared is not None:
         return [prompt_of(example) for example in shared.encoded.test.examples[:SAMPLE]]
-    base, manifest = context.engine.base, artifact.manifest
+    base, manifest = context.text_base, artifact.manifest
     limit = prompt_limit(task, min(manifest.max_length or base.info.context, base.info.context))
     template = manifest.make_template()
     return [encode_prompt(text, template, base.tokenizer, limit).ids for text in PROBES]

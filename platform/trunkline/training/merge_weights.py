@@ -118,6 +118,11 @@ def check_mergeable(versions: Sequence[VersionRecord], artifacts: Sequence[Artif
                 "Merge plain LoRA adapters, or use --ensemble, which averages answers.",
             )
         other = artifact.manifest
+        if other.reads_images:
+            raise RefusedError(
+                f"{version.ref} reads pictures; only adapters for text are merged.",
+                "Use --ensemble, which averages answers.",
+            )
         if other.task["kind"] == "tagging":
             raise RefusedError(
                 f"{version.ref} is for tagging, which is not merged.",

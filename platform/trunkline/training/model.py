@@ -11,14 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import CONFIG, WEIGHTS, write_json
 from trunkline.adapters.config import MAX_RANK, TASK_TYPES
+from trunkline.bases import AnyBase, ImageBase
 from trunkline.contracts import Settings
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.files import read_json_object
 from trunkline.lora.routing import PAGE_RANK
 from trunkline.tasks import AnyTask, TaggingTask
+from trunkline.training.image_model import image_lora_model, image_targets
 
 if TYPE_CHECKING:
     import torch
+
+
+def check_targets(base: AnyBase, settings: Settings) -> None:
+    """Check that a recipe's settings fit a base of either modality.
+
+    Raises:
+        NotFoundError, UsageError: see :func:`lora_targets` and :func:`image_targets`.
+    """
+    if isinstance(base, ImageBase):
+        image_targets(base.model, settings)
+    else:
+        lora_targets(base.model, settings)
+
+
+def model_to_train(base: AnyBase, task: AnyTask, settings: Settings) -> Any:
+    """A fresh copy of a loaded base of either modality, with an untrained adapter."""
+    make = image_lora_model if isinstance(base, ImageBase) else lora_model
+    return make(base.info.name, task, settings, str(base.device))
 
 
 def lora_model(base_name: str, task: AnyTask, settings: Settings, device: str) -> Any:

@@ -6,13 +6,15 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from trunkline.bases import Base
 from trunkline.contracts import LossFunction, RecipeSpec, Settings
 from trunkline.data.prepare import prepare
-from trunkline.inference.engine import Engine
+from trunkline.inference.image_engine import AnyEngine
 from trunkline.registry.registry import Registry
 from trunkline.tasks import AnyTask, task_for
+from trunkline.tasks.batches import size_of
 from trunkline.training.job import EncodedRows, TrainingJob, encode_parts
-from trunkline.training.model import initial_matrices, lora_model, lora_targets, uses_bf16
+from trunkline.training.model import check_targets, initial_matrices, model_to_train, uses_bf16
 from trunkline.training.schedule import steps_per_epoch, total_steps
 from trunkline.training.scoring import build_loss
 
@@ -25,7 +27,7 @@ class TrainingPlan:
     2.1), an upper bound here, since frozen weights need no gradient of their own. ``seconds`` is
     scaled by tokens from ``measured``: ``run``, this recipe's newest finished run on the same kind
     of device with its validations, or ``step``, one training step that was timed for the plan.
-    ``lengths`` is a ``LengthReport`` of all parts as JSON.
+    ``lengths`` is a ``LengthReport`` of all parts as JSON; None of pictures.
     """
 
     recipe: RecipeSpec
@@ -34,7 +36,7 @@ class TrainingPlan:
     tokens: int
     truncated: int
     longest: int
-    lengths: dict[str, Any]
+    lengths: dict[str, Any] | None
     steps: int
     trainable_parameters: int
     adapter_bytes: int
@@ -46,19 +48,19 @@ class TrainingPlan:
         return asdict(self)
 
 
-def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> TrainingPlan:
+def plan_training(job: TrainingJob, engine: AnyEngine, registry: Registry) -> TrainingPlan:
     """Encode the data and build the adapter to count their sizes; nothing is kept.
 
     Where no earlier run shows how long a token takes, one step is taken and timed.
     """
     recipe, base = job.recipe, engine.base
-    lora_targets(base.model, recipe.settings)
+    check_targets(base, recipe.settings)
     prepared = prepare(job.dataset, recipe, job.transforms)
     train = (*prepared.split.train, *prepared.augmented)
     task = task_for(recipe, prepared.labels, train, job.dataset.unit)
     parts = encode_parts(job, prepared, task, engine)
     encoded = parts.train
-    model = lora_model(base.info.name, task, recipe.settings, str(base.device))
+    model = model_to_train(base, task, recipe.settings)
     saved = sum(matrix.numel() for matrix in initial_matrices(model, recipe.settings).values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = total_steps(recipe.settings, len(encoded.examples))
@@ -69,7 +71,8 @@ def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> Train
     if per_token is None:
         measured = "step"
         loss = build_loss(job, task, train)
-        per_token = time_step(model, task, encoded, recipe.settings, base.tokenizer, loss)
+        pad_id = base.tokenizer.pad_token_id if isinstance(base, Base) else 0
+        per_token = time_step(model, task, encoded, recipe.settings, pad_id, loss)
     return TrainingPlan(
         recipe=recipe,
         base=base.info.name,
@@ -77,7 +80,7 @@ def plan_training(job: TrainingJob, engine: Engine, registry: Registry) -> Train
         tokens=tokens,
         truncated=encoded.truncated,
         longest=encoded.longest,
-        lengths=parts.lengths.to_json(),
+        lengths=None if parts.lengths is None else parts.lengths.to_json(),
         steps=steps,
         trainable_parameters=trainable,
         adapter_bytes=4 * (trainable + saved),
@@ -101,7 +104,7 @@ def time_step(
     task: AnyTask,
     encoded: EncodedRows,
     settings: Settings,
-    tokenizer: Any,
+    pad_id: int,
     loss: LossFunction,
 ) -> float:
     """Seconds per token of a training step on a batch of rows of average length.
@@ -111,14 +114,11 @@ def time_step(
     import torch
 
     device = model.device
-    by_length = sorted(encoded.examples, key=lambda example: len(example["input_ids"]))
+    by_length = sorted(encoded.examples, key=size_of)
     size = min(settings.per_device_train_batch_size, len(by_length))
     middle = (len(by_length) - size) // 2
     batch = by_length[middle : middle + size]
-    inputs = {
-        name: tensor.to(device)
-        for name, tensor in task.collate(batch, tokenizer.pad_token_id).items()
-    }
+    inputs = {name: tensor.to(device) for name, tensor in task.collate(batch, pad_id).items()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate)
     bf16 = uses_bf16(settings.precision, device)
@@ -134,4 +134,4 @@ def time_step(
         optimizer.zero_grad()
         float(value.detach())  # waits for the device
         seconds = time.perf_counter() - started
-    return seconds / sum(len(example["input_ids"]) for example in batch)
+    return seconds / sum(map(size_of, batch))

@@ -7,23 +7,26 @@ rows its outputs must match the trained model's and differ from the bare base's.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
 from trunkline.data.prepare import Prepared
 from trunkline.errors import TrainingError, TrunklineError
-from trunkline.inference.engine import Engine
 from trunkline.inference.forward import last_hidden, next_logits
+from trunkline.inference.image_engine import AnyEngine, ImageEngine
 from trunkline.tasks import AnyTask, GenerationTask, TaggingTask
-from trunkline.tasks.batches import pad
-from trunkline.training.job import TrainingJob
+from trunkline.tasks.batches import PIXELS, pad
+from trunkline.training.job import TrainingJob, prompt_of
 from trunkline.training.model import restore_base
 
 if TYPE_CHECKING:
     import torch
+
+    from trunkline.lora.weights import Head
 
 SAMPLE = 16
 TOLERANCE = {"torch.float32": 1e-3, "torch.float16": 5e-2, "torch.bfloat16": 2e-1}
@@ -46,20 +49,42 @@ class Proof:
     to_base: float
 
 
+ProofInput = list[int] | Callable[[], "torch.Tensor"]
+"""Token ids of a prompt, or a function that returns a picture ``[3, height, width]``."""
+
+
+def proof_input(example: Mapping[str, Any]) -> ProofInput:
+    """What the proof computes of an example."""
+    picture: Callable[[], torch.Tensor] | None = example.get(PIXELS)
+    return prompt_of(example) if picture is None else picture
+
+
+def _pictures(sample: Sequence[ProofInput]) -> torch.Tensor | None:
+    """The batch ``[rows, 3, height, width]`` of a sample of pictures; None if it is of prompts."""
+    import torch
+
+    if not callable(sample[0]):
+        return None
+    return torch.stack([one() for one in sample if callable(one)])
+
+
 def trained_outputs(
-    trained: Any, task: AnyTask, prompts: Sequence[list[int]], pad_id: int
+    trained: Any, task: AnyTask, prompts: Sequence[ProofInput], pad_id: int
 ) -> torch.Tensor:
     """What the proof compares: outputs of the head, or logits of the next token, ``[rows, …]``.
 
     Args:
         trained: the model after training.
-        prompts: token ids of some held-out rows, of which :data:`SAMPLE` are used.
+        prompts: of some held-out rows, of which :data:`SAMPLE` are used.
     """
     import torch
 
-    sample = list(prompts[:SAMPLE])
+    sample: Any = list(prompts[:SAMPLE])
     trained.eval()
     with torch.inference_mode():
+        if (pictures := _pictures(sample)) is not None:
+            logits: torch.Tensor = trained(pixel_values=pictures.to(trained.device)).logits.float()
+            return logits
         if isinstance(task, GenerationTask):
             return next_logits(trained, sample, pad_id)
         batch = {name: ids.to(trained.device) for name, ids in pad(sample, pad_id).items()}
@@ -72,10 +97,10 @@ def trained_outputs(
 
 def prove(
     expected: torch.Tensor,
-    engine: Engine,
+    engine: AnyEngine,
     artifact: Artifact,
     task: AnyTask,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[ProofInput],
 ) -> Proof:
     """Compare the artifact with the trained model and with the bare base.
 
@@ -93,19 +118,12 @@ def prove(
     import torch
 
     sample = list(prompts[:SAMPLE])
-    pad_id = engine.base.tokenizer.pad_token_id
-    model = engine.base.model
     resident = engine.pool.load(artifact)
+    outputs = partial(_engine_outputs, engine, resident.head, task, sample)
     with torch.inference_mode():
-        if isinstance(task, GenerationTask):
-            bare = next_logits(model, sample, pad_id)
-            with engine.pool.activate(artifact.digest):
-                actual = next_logits(model, sample, pad_id)
-        else:
-            assert resident.head is not None
-            bare = resident.head(last_hidden(model, sample, pad_id))
-            with engine.pool.activate(artifact.digest):
-                actual = resident.head(last_hidden(model, sample, pad_id))
+        bare = outputs()
+        with engine.pool.activate(artifact.digest):
+            actual = outputs()
     expected = expected.to(actual.device)
     size = float(expected.abs().max()) or 1.0
     proof = Proof(
@@ -127,21 +145,38 @@ def prove(
     return proof
 
 
+def _engine_outputs(
+    engine: AnyEngine, head: Head | None, task: AnyTask, sample: Any
+) -> torch.Tensor:
+    """What the engine's base computes now: outputs of the head, or the next token's logits."""
+    model = engine.base.model
+    if isinstance(engine, ImageEngine):
+        pictures = _pictures(sample)
+        assert head is not None
+        assert pictures is not None
+        return head(engine.base.model.pooled(pictures))
+    pad_id = engine.base.tokenizer.pad_token_id
+    if isinstance(task, GenerationTask):
+        return next_logits(model, sample, pad_id)
+    assert head is not None
+    return head(last_hidden(model, sample, pad_id))
+
+
 def write_artifact(
     model: Any,
     folder: Path,
     job: TrainingJob,
     prepared: Prepared,
-    engine: Engine,
+    engine: AnyEngine,
     task: AnyTask,
-    max_length: int,
+    max_length: int | None,
     initial: Mapping[str, torch.Tensor],
 ) -> Artifact:
     """Save a trained model as an artifact, and read it back.
 
     Args:
         folder: replaced if it exists.
-        max_length: the longest prompt with answer, in tokens.
+        max_length: the longest prompt with answer, in tokens; None: it reads pictures.
         initial: the first matrices, where the initialization changed the base's weights.
 
     Raises:
@@ -162,6 +197,7 @@ def write_artifact(
             task=task.to_json(),
             template=job.recipe.template,
             max_length=max_length,
+            preprocessing=getattr(info, "preprocessing", None),
             data={
                 "dataset": job.dataset.name,
                 "fingerprint": prepared.fingerprint,

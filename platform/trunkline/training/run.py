@@ -15,6 +15,7 @@ from trunkline.adapters.artifact import CARD, CROISSANT, Artifact, write_json
 from trunkline.adapters.card import render_card
 from trunkline.adapters.provenance import run_provenance, write_provenance
 from trunkline.adapters.store import AdapterStore
+from trunkline.bases import Base
 from trunkline.contracts import NoProgress, ProgressListener
 from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import Prepared, prepare
@@ -36,7 +37,7 @@ from trunkline.evaluation.report import (
     evaluate_calibration,
     predict_rows,
 )
-from trunkline.inference.engine import Engine
+from trunkline.inference.image_engine import AnyEngine
 from trunkline.redaction import redact_exception
 from trunkline.refs import Ref
 from trunkline.registry.records import PredictionRecord, RunRecord, VersionRecord
@@ -50,7 +51,7 @@ from trunkline.training.distributed import (
     share,
 )
 from trunkline.training.job import TrainingJob
-from trunkline.training.model import lora_targets, uses_bf16
+from trunkline.training.model import check_targets, uses_bf16
 from trunkline.training.proof import NoEffectError
 from trunkline.training.run_info import (
     EnergyMeter,
@@ -86,13 +87,19 @@ class RunContext:
     workspace: Workspace
     registry: Registry
     store: AdapterStore
-    engine: Engine
+    engine: AnyEngine
     listener: ProgressListener
     should_stop: Callable[[], bool]
     report_to: tuple[str, ...] = ()
     place: Place = ALONE
     actor: str | None = None
     on_run: Callable[[int], None] = lambda number: None
+
+    @property
+    def text_base(self) -> Base:
+        """The base, where only one of text can be meant."""
+        assert isinstance(self.engine.base, Base)
+        return self.engine.base
 
     def stage(self, text: str) -> None:
         """Report the start of a stage.
@@ -131,7 +138,7 @@ def train(context: RunContext, job: TrainingJob, resume: RunRecord | None = None
         TrunklineError: the run failed; it is recorded as failed, nothing is published.
     """
     recipe = job.recipe
-    lora_targets(context.engine.base.model, recipe.settings)
+    check_targets(context.engine.base, recipe.settings)
     context.listener.stage("reading data")
     prepared = prepare(job.dataset, recipe, job.transforms)
     connect(context.engine.base.device)
@@ -215,6 +222,12 @@ def train_several(
         UsageError: two are the same recipe, or settings keep them from sharing the base.
     """
     require_one()
+    if pictured := next((job for job in jobs if job.dataset.modality == "image"), None):
+        raise UsageError(
+            f"{pictured.recipe.name} reads pictures, and only adapters for text are trained "
+            "together.",
+            f"Train it alone: `trunkline train {pictured.recipe.name}`.",
+        )
     names = [job.recipe.name for job in jobs]
     for name, count in Counter(names).items():
         if count > 1:
@@ -441,6 +454,7 @@ def _report(
         "compute": compute_report(
             parameters=base.info.parameters,
             tokens=output.tokens_trained,
+            pictures=output.lengths is None,
             device=base.device.type,
             meter=meter,
         ),

@@ -27,6 +27,7 @@ FORMULA = (
     "need no gradient of their own"
 )
 _MEASURED = "of the machine's processor packages (RAPL), including other processes"
+_NOT_ESTIMATED = "not estimated: a convolution uses its weights at every position of a picture"
 _NO_COUNTER = "this machine has no readable energy counter (Linux RAPL)"
 _CORE = Path(__file__).parents[1] / "__init__.py"
 _GIT_SECONDS = 10
@@ -116,13 +117,14 @@ class EnergyMeter:
 
 
 def compute_report(
-    *, parameters: int, tokens: int, device: str, meter: EnergyMeter | None
+    *, parameters: int, tokens: int, pictures: bool = False, device: str, meter: EnergyMeter | None
 ) -> dict[str, Any]:
     """The compute and energy of a run, as plain values.
 
     Args:
         parameters: of the base.
         tokens: trained on, repetitions included.
+        pictures: whether they were parts of pictures, for which operations are not estimated.
         device: type of the device that trained.
         meter: created at the start; None for a resumed run.
     """
@@ -135,10 +137,10 @@ def compute_report(
         joules = meter.read()
         how = _NO_COUNTER if joules is None else _MEASURED
     return {
-        "flops": 6.0 * parameters * tokens,
+        "flops": None if pictures else 6.0 * parameters * tokens,
         "parameters": parameters,
         "tokens": tokens,
-        "how": FORMULA,
+        "how": _NOT_ESTIMATED if pictures else FORMULA,
         "energy": {"joules": joules, "how": how},
     }
 

@@ -20,7 +20,7 @@ from trunkline.evaluation.intervals import number_of
 from trunkline.inference.forward import generate_texts
 from trunkline.process import state_kept
 from trunkline.tasks import AnyTask, GenerationTask
-from trunkline.tasks.batches import by_length, within_tokens
+from trunkline.tasks.batches import by_length, size_of, within_tokens
 from trunkline.training.job import EncodedRows, TrainingJob, prompt_of
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def make_validator(
 ) -> Callable[[Any], Validation]:
     """A function that computes the deciding metric and the loss of a model on the validation rows.
 
+    Without a tokenizer the rows are pictures.
+
     It raises :class:`PluginCallError` if the metric raises or returns no finite number.
     """
 
@@ -117,7 +119,7 @@ def make_validator(
     def forward(model: Any, batch: Sequence[int]) -> tuple[Any, float]:
         """The outputs of some rows, and their summed loss."""
         examples = [encoded.examples[index] for index in batch]
-        inputs = task.collate(examples, tokenizer.pad_token_id)
+        inputs = task.collate(examples, 0 if tokenizer is None else tokenizer.pad_token_id)
         inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         outputs, targets = task.outputs(model, inputs)
         decoded = not isinstance(task, GenerationTask)
@@ -147,7 +149,7 @@ def make_validator(
 
         return generate
 
-    lengths = [len(example["input_ids"]) for example in encoded.examples]
+    lengths = [size_of(example) for example in encoded.examples]
 
     def predict(model: Any) -> Validation:
         import torch

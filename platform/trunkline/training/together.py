@@ -24,7 +24,7 @@ from trunkline.training.packed import PackedBackbone, Part, backbone_of, part_of
 if TYPE_CHECKING:
     import torch
 
-    from trunkline.inference.engine import Engine
+    from trunkline.inference.image_engine import AnyEngine
 
 Value = TypeVar("Value")
 Context = AbstractContextManager[Any]
@@ -41,7 +41,7 @@ class Place:
     count = 1
     others: tuple[str, ...] = ()
 
-    def base_released(self, engine: Engine) -> Context:
+    def base_released(self, engine: AnyEngine) -> Context:
         """Inside, the engine's weights are not in memory; see :meth:`Engine.base_released`."""
         return engine.base_released()
 
@@ -83,7 +83,7 @@ class SharedPlace(Place):
         self._group, self._index = group, index
 
     @contextmanager
-    def base_released(self, engine: Engine) -> Iterator[None]:
+    def base_released(self, engine: AnyEngine) -> Iterator[None]:
         group = self._group
         group.wait(_Meeting(lambda: group.enter(engine.base_released())))
         yield

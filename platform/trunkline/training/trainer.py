@@ -21,13 +21,14 @@ from transformers import Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from trunkline.adapters.artifact import Artifact
+from trunkline.bases import Base
 from trunkline.contracts import LossFunction, MetricSpec, ProgressListener, Settings
 from trunkline.data.prepare import Prepared
 from trunkline.errors import TrainingError
 from trunkline.evaluation.calibration import MIN_ROWS
-from trunkline.inference.engine import Engine
+from trunkline.inference.image_engine import AnyEngine
 from trunkline.tasks import AnyTask, ClassificationTask, MultilabelTask, task_for
-from trunkline.tasks.batches import within_tokens
+from trunkline.tasks.batches import PIXELS, size_of, within_tokens
 from trunkline.tasks.generation import IGNORED
 from trunkline.training.calibrate import calibrate, fit_threshold
 from trunkline.training.checkpoints import (
@@ -46,15 +47,21 @@ from trunkline.training.job import (
     TrainingJob,
     encode_parts,
     inputs_digest,
-    prompt_of,
 )
 from trunkline.training.model import (
     check_fits_pool,
     initial_matrices,
-    lora_model,
     lora_targets,
+    model_to_train,
 )
-from trunkline.training.proof import SAMPLE, Proof, prove, trained_outputs, write_artifact
+from trunkline.training.proof import (
+    SAMPLE,
+    Proof,
+    proof_input,
+    prove,
+    trained_outputs,
+    write_artifact,
+)
 from trunkline.training.schedule import steps_per_epoch, training_arguments
 from trunkline.training.scoring import (
     LOSS,
@@ -87,10 +94,10 @@ class TrainerOutput:
 
     Attributes:
         best_score: of the best checkpoint; None if no validation took place.
-        tokens_trained: repetitions included.
+        tokens_trained: repetitions included; of pictures, see :func:`size_of`.
         truncated, longest: of the training rows, see :class:`EncodedRows`.
         lengths: of the prompts of all parts, a ``LengthReport`` as JSON.
-        lengths, artifact, proof: None if the training was interrupted.
+        lengths, artifact, proof: None if the training was interrupted; lengths also of pictures.
     """
 
     steps: int
@@ -114,7 +121,7 @@ class TrainerOutput:
 def train_adapter(
     job: TrainingJob,
     prepared: Prepared,
-    engine: Engine,
+    engine: AnyEngine,
     folder: Path,
     *,
     listener: ProgressListener,
@@ -152,15 +159,16 @@ def train_adapter(
 
     listener.stage("loading the base")
     set_seed(settings.seed)
-    prompts = [prompt_of(example) for example in encoded.test.examples[:SAMPLE]]
+    sample = [proof_input(example) for example in encoded.test.examples[:SAMPLE]]
+    tokenizer = base.tokenizer if isinstance(base, Base) else None
+    pad_id = 0 if tokenizer is None else tokenizer.pad_token_id
 
     def train() -> tuple[TrainerOutput, torch.Tensor | None]:
         """Take the steps and write the artifact; also the trained model's outputs."""
         nonlocal task
-        model = lora_model(base.info.name, task, settings, str(base.device))
+        model = model_to_train(base, task, settings)
         initial = initial_matrices(model, settings)
         loss = build_loss(job, task, train_rows)
-        pad_id = base.tokenizer.pad_token_id
         trainer = AdapterTrainer(
             model,
             task,
@@ -177,7 +185,7 @@ def train_adapter(
                 prepared.split.validation,
                 encoded.validation,
                 task,
-                base.tokenizer,
+                tokenizer,
                 loss,
             ),
             listener=listener,
@@ -188,7 +196,8 @@ def train_adapter(
         trainer.on_validation = on_validation
         if tensorboard is not None:
             trainer.add_callback(tensorboard_callback(tensorboard))
-        with place.trains(model, base.info.name, settings):
+        frozen = place.trains(model, base.info.name, settings)
+        with frozen if tokenizer is not None else nullcontext():
             output = trainer.take_steps(resume=resume)
         if output.interrupted or not is_first():
             return output, None
@@ -204,7 +213,7 @@ def train_adapter(
         artifact = write_artifact(
             model, folder / "artifact", job, prepared, engine, task, encoded.max_length, initial
         )
-        expected = place.call(partial(trained_outputs, model, task, prompts, pad_id))
+        expected = place.call(partial(trained_outputs, model, task, sample, pad_id))
         return replace(output, artifact=artifact), expected
 
     with place.base_released(engine):
@@ -213,8 +222,9 @@ def train_adapter(
     if output.artifact is None or expected is None:
         return output
     listener.stage("proving the artifact")
-    proof = prove(expected, engine, output.artifact, task, prompts)
-    return replace(output, lengths=encoded.lengths.to_json(), proof=proof)
+    proof = prove(expected, engine, output.artifact, task, sample)
+    lengths = None if encoded.lengths is None else encoded.lengths.to_json()
+    return replace(output, lengths=lengths, proof=proof)
 
 
 # -------------------------------------------------------------------------------------- steps
@@ -266,7 +276,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self.encoded, self.loss, self.validate = train, loss, validate
         self.metric, self.listener, self.in_parts = metric, listener, in_parts
         self.sampler = ResumableSampler(
-            [len(example["input_ids"]) for example in train.examples],
+            [size_of(example) for example in train.examples],
             settings.per_device_train_batch_size
             * settings.gradient_accumulation_steps
             * processes(),
@@ -292,6 +302,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
 
     def _frozen_layers(self) -> FrozenLayers | None:
         """The layers to skip, if the first batch has the same outputs without them."""
+        if PIXELS in self.train_dataset[0]:
+            return None
         layers = lora_targets(self.model.get_base_model(), self.settings)[1]
         frozen = FrozenLayers.of(self.model, layers, self.settings.frozen_cache_mib << 20)
         if frozen is None:
@@ -429,6 +441,13 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             )
         return super().create_optimizer(*args, **kwargs)
 
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        if "pixel_values" not in inputs:
+            super()._track_num_input_tokens(inputs)
+            return
+        sizes = (size_of(self.train_dataset[row]) for row in inputs[ROWS].tolist())
+        self.state.num_input_tokens_seen += total(sum(sizes))
+
     def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
         return total(sum(int((batch["targets"] != IGNORED).sum()) for batch in batch_samples))
 
@@ -437,7 +456,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
     ) -> torch.Tensor:
         """One batch; in parts of similar length if it is large, which bounds the activations."""
         rows: list[int] = inputs[ROWS].tolist()
-        lengths = [len(self.train_dataset[row]["input_ids"]) for row in rows]
+        lengths = [size_of(self.train_dataset[row]) for row in rows]
         limit = FORWARD_TOKENS.get(model.device.type, 16_384) // self.place.count
         parts = list(within_tokens(lengths, limit))
         step = self._pass

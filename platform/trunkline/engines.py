@@ -1,0 +1,118 @@
+"""The bases of one process, one for each modality, with their engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from trunkline.contracts import Modality
+from trunkline.errors import BaseModelError
+
+if TYPE_CHECKING:
+    from trunkline.adapters.artifact import Artifact
+    from trunkline.inference.engine import Engine
+    from trunkline.inference.image_engine import AnyEngine, ImageEngine
+    from trunkline.inference.request import Answer, ResolvedRequest
+    from trunkline.inference.settings import EngineSettings
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The engines of a platform; each is created, and its base loaded, when it is first used.
+
+    Attributes:
+        base_name: the chosen base, of either modality; the other modality has its default base.
+        device, dtype: of the bases; an image base is not quantized.
+        settings: of each engine.
+    """
+
+    base_name: str | None
+    device: str
+    dtype: str
+    settings: EngineSettings | None
+
+    @cached_property
+    def names(self) -> Mapping[Modality, str]:
+        """The base of each modality."""
+        from trunkline.bases import DEFAULT_BASE, DEFAULT_IMAGE_BASE, modality_of
+
+        names: dict[Modality, str] = {"text": DEFAULT_BASE, "image": DEFAULT_IMAGE_BASE}
+        if self.base_name is not None:
+            names[modality_of(self.base_name)] = self.base_name
+        return names
+
+    @cached_property
+    def text(self) -> Engine:
+        """The engine of the text base."""
+        from trunkline.bases import load
+        from trunkline.inference.engine import Engine
+
+        return Engine(load(self.names["text"], device=self.device, dtype=self.dtype), self.settings)
+
+    @cached_property
+    def image(self) -> ImageEngine:
+        """The engine of the image base."""
+        from trunkline.bases import load_image
+        from trunkline.bases.load import QUANTIZED
+        from trunkline.inference.image_engine import ImageEngine
+
+        dtype = "auto" if self.dtype in QUANTIZED else self.dtype
+        base = load_image(self.names["image"], device=self.device, dtype=dtype)
+        return ImageEngine(base, self.settings)
+
+    def of(self, modality: Modality) -> AnyEngine:
+        """The engine whose base reads texts or pictures."""
+        return self.image if modality == "image" else self.text
+
+    def loaded(self) -> list[AnyEngine]:
+        """The engines that were used so far."""
+        return [self.__dict__[name] for name in ("text", "image") if name in self.__dict__]
+
+    @cached_property
+    def text_digest(self) -> str:
+        """Digest of the text base; does not load it."""
+        if "text" in self.__dict__:
+            return self.text.base.digest
+        from trunkline.bases import describe
+
+        return describe(self.names["text"]).digest
+
+    @cached_property
+    def image_digest(self) -> str | None:
+        """Digest of the image base, without loading it; None if it is not on this machine."""
+        from trunkline.bases import describe_image
+
+        try:
+            return describe_image(self.names["image"]).digest
+        except BaseModelError:
+            return None
+
+    def for_request(self, request: ResolvedRequest) -> AnyEngine:
+        """The engine that answers a request."""
+        return self.of(_modality(request))
+
+    def run(
+        self, requests: Sequence[ResolvedRequest], on_done: Callable[[int], None] | None = None
+    ) -> list[Answer]:
+        """Answer requests of both modalities, in their order; see :meth:`Engine.run`."""
+        modalities = [_modality(request) for request in requests]
+        answers: dict[int, Answer] = {}
+        for modality in dict.fromkeys(modalities):
+            own = [index for index, one in enumerate(modalities) if one == modality]
+            batch = [requests[index] for index in own]
+            answers |= zip(own, self.of(modality).run(batch, on_done=on_done), strict=True)
+        return [answers[index] for index in range(len(requests))]
+
+    def resident_artifact(self, digest: str) -> Artifact | None:
+        """The artifact with this digest, if an adapter pool holds it."""
+        for engine in self.loaded():
+            if (resident := engine.pool.get(digest)) is not None:
+                return resident.artifact
+        return None
+
+
+def _modality(request: ResolvedRequest) -> Modality:
+    reads_images = request.artifact is not None and request.artifact.manifest.reads_images
+    return "image" if reads_images else "text"
