@@ -58,26 +58,28 @@ def open(
     block: Iterable[str] = (),
     strict: bool = False,
     engine: EngineSettings | None = None,
+    image_base: str | None = None,
 ) -> Platform:
     """Open a workspace; heavy parts are loaded when they are first used.
 
     Args:
         workspace: the folder that contains ``registry.db`` and ``adapters/``; by default
             ``TRUNKLINE_WORKSPACE``, else the current folder.
-        base: name of the base, ``hf:<repo>[@revision]`` or a folder. By default ``smollm2-135m``
-            for text and ``efficientnet-lite0`` for pictures.
+        base: name of the base, ``hf:<repo>[@revision]`` or a folder; by default ``smollm2-135m``.
         device: of the base; ``auto`` takes CUDA, MPS or CPU, in this order.
         dtype: of the base's weights.
         no_plugins: load no plugins.
         block: names of plugins that must not be imported.
         strict: fail if a plugin fails, instead of skipping it.
         engine: settings of the inference engine: rows, memory, queue.
+        image_base: of the base for pictures; by default ``base`` or ``efficientnet-lite0``.
 
     Raises:
         UsageError: the workspace is not a folder.
     """
     located = Workspace.locate(workspace)
-    return Platform(located, base, device, dtype, no_plugins, tuple(block), strict, engine)
+    rest = (no_plugins, tuple(block), strict, engine, image_base)
+    return Platform(located, base, device, dtype, *rest)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Platform:
     block: tuple[str, ...] = ()
     strict: bool = False
     engine_settings: EngineSettings | None = None
+    image_base_name: str | None = None
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -117,8 +120,9 @@ class Platform:
 
     @cached_property
     def engines(self) -> Engines:
-        """The bases, each loaded when it is first used."""
-        return Engines(self.base_name, self.device, self.dtype, self.engine_settings)
+        """The bases, each loaded at first use."""
+        names = (self.base_name, self.image_base_name)
+        return Engines(*names, self.device, self.dtype, self.engine_settings)
 
     @property
     def engine(self) -> Engine:
@@ -216,11 +220,7 @@ class Platform:
         return self.run([Request(adapter, text) for text in texts], {adapter: model})
 
     def predict_images(self, adapter: str, images: Sequence[ImageInput]) -> list[Answer]:
-        """:meth:`predict` for pictures: paths, encoded bytes, or functions that return such.
-
-        Raises:
-            UsageError, DataError, TooLargeError: the adapter reads text, or a picture is unusable.
-        """
+        """:meth:`predict` for pictures: paths, encoded bytes, or functions that return such."""
         return self.run([Request(adapter, image=ImageSource(image)) for image in images])
 
     def rank(self, adapter: str, query: str, candidates: Sequence[str]) -> Ranking:

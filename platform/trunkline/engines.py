@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from trunkline.contracts import Modality
-from trunkline.errors import BaseModelError
+from trunkline.errors import BaseModelError, UsageError
 
 if TYPE_CHECKING:
     from trunkline.adapters.artifact import Artifact
@@ -24,23 +24,37 @@ class Engines:
 
     Attributes:
         base_name: the chosen base, of either modality; the other modality has its default base.
+        image_base_name: the chosen base for pictures.
         device, dtype: of the bases; an image base is not quantized.
         settings: of each engine.
     """
 
     base_name: str | None
+    image_base_name: str | None
     device: str
     dtype: str
     settings: EngineSettings | None
 
     @cached_property
     def names(self) -> Mapping[Modality, str]:
-        """The base of each modality."""
+        """The base of each modality.
+
+        Raises:
+            UsageError: ``image_base_name`` names a base for text.
+            NotFoundError: there is no such base.
+        """
         from trunkline.bases import DEFAULT_BASE, DEFAULT_IMAGE_BASE, modality_of
 
         names: dict[Modality, str] = {"text": DEFAULT_BASE, "image": DEFAULT_IMAGE_BASE}
         if self.base_name is not None:
             names[modality_of(self.base_name)] = self.base_name
+        if self.image_base_name is not None:
+            if modality_of(self.image_base_name) != "image":
+                raise UsageError(
+                    f"The base {self.image_base_name!r} does not read pictures.",
+                    "Name it with --base, or a vision model with --image-base.",
+                )
+            names["image"] = self.image_base_name
         return names
 
     @cached_property

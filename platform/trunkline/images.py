@@ -5,7 +5,9 @@ Nothing here decodes a picture or imports a package for it; :mod:`trunkline.data
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +19,9 @@ MAX_BYTES = 32 << 20
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Suffixes of the files that are read as pictures."""
+
+_DATA_URL = re.compile(r"data:image/[\w.+*-]{1,64};base64,", re.ASCII | re.IGNORECASE)
+_SCHEME_CHARACTERS = 16
 
 ImageInput = str | Path | bytes | Callable[[], bytes]
 """The path of a file, the encoded bytes themselves, or a function that returns them."""
@@ -76,6 +81,35 @@ class ImageSource:
         if self.sha256:
             return self
         return replace(self, sha256=hashlib.sha256(self.read()).hexdigest())
+
+
+def data_url(data: bytes) -> str:
+    """The encoded bytes of a picture as a data URL."""
+    return f"data:image/*;base64,{base64.b64encode(data).decode()}"
+
+
+def is_data_url(text: str) -> bool:
+    """Whether a text is meant as a picture in a data URL."""
+    return text[:_SCHEME_CHARACTERS].lower().startswith("data:image/")
+
+
+def parse_data_url(text: str, name: str) -> ImageSource:
+    """The picture in a data URL such as ``data:image/png;base64,…``; its type is not trusted.
+
+    Args:
+        name: of the picture, as the start of a sentence.
+
+    Raises:
+        DataError: it is not such a URL; addresses are never fetched.
+    """
+    hint = "Send 'data:image/png;base64,…' with the bytes of a picture; addresses are not fetched."
+    if (match := _DATA_URL.match(text)) is None:
+        raise DataError(f"{name} is not a picture in a data URL.", hint)
+    try:
+        data = base64.b64decode(text[match.end() :], validate=True)
+    except ValueError:
+        raise DataError(f"{name} has invalid base64.", hint) from None
+    return ImageSource(data, name)
 
 
 def _read_file(path: Path) -> bytes:

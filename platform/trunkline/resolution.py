@@ -62,10 +62,17 @@ class ResolvedModel:
 
     @property
     def modality(self) -> Modality:
-        """What the version reads; a version of another base than the platform's counts as text."""
-        if self.record is None or self.record.base_digest != self.platform.engines.image_digest:
+        """What the version reads.
+
+        Raises:
+            BaseMismatchError: it was trained on another base than the platform's.
+        """
+        if self.record is None:
             return "text"
-        return "image"
+        if self.record.base_digest == self.platform.engines.image_digest:
+            return "image"
+        self._check_base(self.record)
+        return "text"
 
     @property
     def digest(self) -> str:

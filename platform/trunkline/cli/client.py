@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trunkline.cli.output import note
 from trunkline.cli.root import GlobalOptions
+from trunkline.contracts import Modality
 from trunkline.refs import BASE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trunkline.cli.progress import Lines, Live
     from trunkline.inference.ranking import Ranking
     from trunkline.inference.request import Answer, StreamChunk
@@ -29,6 +32,7 @@ class Model:
     name: str = BASE
     task: str = "generation"
     digest: str = ""
+    modality: Modality = "text"
 
     @property
     def generates(self) -> bool:
@@ -48,6 +52,11 @@ class Client(Protocol):
         self, model: Model, texts: Sequence[str], abstain: float | None = None
     ) -> list[Answer]:
         """A label or a number for each text; ``abstain`` as in a ``Request``."""
+
+    def predict_images(
+        self, model: Model, paths: Sequence[Path], abstain: float | None = None
+    ) -> list[Answer]:
+        """A label or a number for each picture."""
 
     def rank(self, model: Model, query: str, candidates: Sequence[str]) -> Ranking:
         """The candidates, the best first."""
@@ -89,7 +98,7 @@ class LocalClient:
             return Model()
         model = self._options.resolve(ref)
         self._resolved[model.name] = model
-        return Model(model.name, model.task, model.digest)
+        return Model(model.name, model.task, model.digest, model.modality)
 
     def prepare(self, listener: Lines | Live) -> None:
         listener.stage("opening the base")
@@ -102,6 +111,15 @@ class LocalClient:
 
         requests = [Request(model.name, text, abstain=abstain) for text in texts]
         self._model(model).check_task(model.name, generates=False)
+        return self._options.platform.run(requests, self._resolved)
+
+    def predict_images(
+        self, model: Model, paths: Sequence[Path], abstain: float | None = None
+    ) -> list[Answer]:
+        from trunkline.images import ImageSource
+        from trunkline.inference.request import Request
+
+        requests = [Request(model.name, image=ImageSource(path), abstain=abstain) for path in paths]
         return self._options.platform.run(requests, self._resolved)
 
     def rank(self, model: Model, query: str, candidates: Sequence[str]) -> Ranking:

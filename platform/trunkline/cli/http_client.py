@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trunkline.cli.client import TRUNCATED, Messages, Model
 from trunkline.cli.output import note
+from trunkline.contracts import Modality
 from trunkline.errors import (
     AuthenticationError,
     BaseMismatchError,
@@ -40,6 +41,7 @@ from trunkline.errors import (
     one_line,
 )
 from trunkline.evaluation.gates import GateCheck
+from trunkline.images import ImageSource, data_url
 from trunkline.inference.ranking import Ranking
 from trunkline.inference.request import Answer, ScoredSpan, StreamChunk
 from trunkline.promotion import GateRefusedError
@@ -48,6 +50,8 @@ from trunkline.refs import BASE, Ref
 from trunkline.serving.admin_schemas import Check
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trunkline.cli.progress import Lines, Live
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -105,6 +109,7 @@ class _ModelInfo(_Response):
     root: str
     task: str
     digest: str
+    modality: Modality = "text"
 
 
 class _ListedModel(_Response):
@@ -198,7 +203,7 @@ class HttpClient:
         body = self._server.get(f"/v1/models/{quote(ref, safe='/@:')}")
         info = self._server.parse(_ModelInfo, body)
         note(info.root)
-        return Model(info.root, info.task, info.digest)
+        return Model(info.root, info.task, info.digest, info.modality)
 
     def prepare(self, listener: Lines | Live) -> None:
         """Do nothing: the server has loaded the base."""
@@ -215,6 +220,15 @@ class HttpClient:
             )
         return [
             answer for batch in _batches(texts) for answer in self._predict(model, batch, abstain)
+        ]
+
+    def predict_images(
+        self, model: Model, paths: Sequence[Path], abstain: float | None = None
+    ) -> list[Answer]:
+        return [
+            answer
+            for path in paths
+            for answer in self._predict(model, [data_url(ImageSource(path).read())], abstain)
         ]
 
     def _predict(self, model: Model, texts: Sequence[str], abstain: float | None) -> list[Answer]:

@@ -1,4 +1,4 @@
-"""``trunkline predict`` and ``generate``: answers of an adapter, for texts or a file of texts."""
+"""``trunkline predict`` and ``generate``: answers of an adapter, for texts, pictures or a file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options, url_option
 from trunkline.errors import DataError, TooLargeError, UsageError
 from trunkline.files import output_file
+from trunkline.images import SUFFIXES
 from trunkline.labels import is_blank
 from trunkline.refs import BASE
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @click.command(
     "predict",
     cls=Command,
-    short_help="Predict labels or numbers for texts or a file.",
+    short_help="Predict labels or numbers for texts, pictures or a file.",
     example=(
         'trunkline predict medical/icd10-chapter "Acute appendicitis"',
         Example(
@@ -106,7 +107,8 @@ def predict(
 ) -> None:
     """Predict the label, the labels, the number or the spans of each text, or rank candidates.
 
-    The text `-` reads texts from stdin, one per line.
+    The text `-` reads texts from stdin, one per line. An adapter for pictures takes their paths
+    instead of texts.
     """
     if bool(texts) == (file is not None):
         raise UsageError(
@@ -149,20 +151,50 @@ def predict(
 
             rows = open_texts(file, column or "text", skip_empty=skip_empty, options=file_format)
             models = [client.resolve(one) for one in (ref, *ensemble)]
+            _check_modalities(models, rows.path.name, ())
             _predict_file(client, models, rows, out, top, abstain, as_json)
             return
         models = [client.resolve(one) for one in (ref, *ensemble)]
+        pictured = _check_modalities(models, None, texts)
         answers = _predict_all(client, models, texts, abstain)
     _note_truncated(sum(answer.truncated for answer in answers))
     if as_json:
         print_json(
             [
-                {"text": text, **_answer_fields(answer, top)}
+                {"image" if pictured else "text": text, **_answer_fields(answer, top)}
                 for text, answer in zip(texts, answers, strict=True)
             ]
         )
         return
     print_answers(texts, answers, top)
+
+
+def _check_modalities(models: Sequence[Model], file: str | None, texts: Sequence[str]) -> bool:
+    """Whether all models read pictures.
+
+    Raises:
+        UsageError: they read different things, or something else than they are given.
+    """
+    pictured = [model for model in models if model.modality == "image"]
+    if pictured and len(pictured) < len(models):
+        raise UsageError(
+            f"{pictured[0].name} reads pictures and others read text.",
+            "Average adapters that read the same.",
+        )
+    if pictured and file is not None:
+        raise UsageError(
+            f"{pictured[0].name} reads pictures, and {file} holds texts.",
+            f"Name the pictures: `trunkline predict {pictured[0].name} a.jpg b.jpg`.",
+        )
+    if not pictured:
+        for text in texts:
+            path = Path(text)
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                raise UsageError(
+                    f"{models[0].name} reads text, and {text!r} is a picture.",
+                    "Name an adapter that reads pictures, or give a text.",
+                )
+    return bool(pictured)
 
 
 def _check_out(out: Path | None, file: Path | None) -> None:
@@ -263,12 +295,18 @@ def _answer_fields(answer: Answer, top: int) -> dict[str, Any]:
 def _predict_all(
     client: Client, models: Sequence[Model], texts: Sequence[str], abstain: float | None
 ) -> list[Answer]:
-    """The answers of one model, or the averages of several."""
+    """The answers of one model, or the averages of several; for pictures, texts are paths."""
+
+    def predict(model: Model) -> list[Answer]:
+        if model.modality == "image":
+            return client.predict_images(model, [Path(text) for text in texts], abstain)
+        return client.predict(model, texts, abstain)
+
     if len(models) == 1:
-        return client.predict(models[0], texts, abstain)
+        return predict(models[0])
     from trunkline.inference.ensemble import average
 
-    answers = [client.predict(model, texts) for model in models]
+    answers = [predict(model) for model in models]
     return [average(of_text) for of_text in zip(*answers, strict=True)]
 
 

@@ -68,6 +68,7 @@ class GlobalOptions:
     strict: bool = False
     debug: bool = False
     engine: EngineSettings | None = None
+    image_base: str | None = None
 
     @cached_property
     def platform(self) -> Platform:
@@ -92,6 +93,7 @@ class GlobalOptions:
             no_plugins=self.no_plugins,
             block=self.block,
             strict=self.strict,
+            image_base=self.image_base,
             **extra,
         )
 
@@ -221,6 +223,11 @@ class Program(Group):
     "[default: $TRUNKLINE_WORKSPACE, else the current folder]",
 )
 @click.option("--base", metavar="NAME", help="The base: a name, hf:<repo>[@revision] or a folder.")
+@click.option(
+    "--image-base",
+    metavar="NAME",
+    help="The base for pictures, if --base names one for text.  [default: efficientnet-lite0]",
+)
 @click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
 @click.option(
     "--dtype",

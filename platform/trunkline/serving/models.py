@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from trunkline.contracts import Modality
 from trunkline.errors import BaseMismatchError, ForbiddenError, UsageError
 from trunkline.refs import BASE, Ref, shown
 from trunkline.registry.lookup import CHAMPION
@@ -119,6 +120,7 @@ class ModelEntry:
         root: the immutable ref that it selects now, or ``base``.
         created: Unix time.
         parent: name of the base; None for the base itself.
+        modality: what the model reads.
     """
 
     id: str
@@ -127,6 +129,7 @@ class ModelEntry:
     digest: str
     created: int
     parent: str | None
+    modality: Modality = "text"
 
     def to_json(self) -> dict[str, Any]:
         """OpenAI's model object, with fields of our own."""
@@ -139,6 +142,7 @@ class ModelEntry:
             "root": self.root,
             "task": self.task,
             "digest": self.digest,
+            "modality": self.modality,
         }
 
 
@@ -183,7 +187,7 @@ class ServedModels:
         except UsageError:  # malformed, or not found
             raise unknown_model(ref, field, self._near_misses(key, ref)) from None
         record = model.record
-        if record is not None and record.base_digest != self._base.digest:
+        if record is not None and record.base_digest not in self._digests:
             error = BaseMismatchError(
                 f"{record.ref} was trained on the base {record.base_name}; this server's base is "
                 f"{self._base.name}.",
@@ -228,7 +232,18 @@ class ServedModels:
             record = self._platform.resolve(ref, suggest=False).record
         except UsageError:
             return False
-        return record is None or record.base_digest == self._base.digest
+        return record is None or record.base_digest in self._digests
+
+    @property
+    def _image_digest(self) -> str | None:
+        """Digest of the image base, if it is on this machine."""
+        return self._platform.engines.image_digest
+
+    @property
+    def _digests(self) -> list[str]:
+        """Digests of the bases that this server has."""
+        image = self._image_digest
+        return [self._base.digest] if image is None else [self._base.digest, image]
 
     def get(self, key: KeyRecord | None, ref: str) -> ModelEntry:
         """The entry of one model; raises as :meth:`resolve`."""
@@ -303,9 +318,13 @@ class ServedModels:
                 continue
             refs = [adapter.ref for adapter in batch]
             # The limit leaves room for versions that are published meanwhile.
-            listed = versions.list_for_base(refs, base_digest=self._base.digest, limit=MAX_LISTED)
+            listed = [
+                versions.list_for_base(refs, base_digest=digest, limit=MAX_LISTED)
+                for digest in self._digests
+            ]
             for adapter, ref in zip(batch, refs, strict=True):
-                yield adapter, listed.get(ref, ())
+                own = [version for one in listed for version in one.get(ref, ())]
+                yield adapter, sorted(own, key=lambda version: -version.number)
 
     def _batches(
         self, adapters: Sequence[AdapterRecord], expected: int
@@ -337,7 +356,7 @@ class ServedModels:
         return [
             self._entry(id, versions[number])
             for id, number in numbers.items()
-            if number in versions and versions[number].base_digest == self._base.digest
+            if number in versions and versions[number].base_digest in self._digests
         ]
 
     def _base_entry(self) -> ModelEntry:
@@ -346,8 +365,15 @@ class ServedModels:
 
     def _entry(self, id: str, version: VersionRecord) -> ModelEntry:
         created = int(version.created.timestamp())
+        pictured = version.base_digest == self._image_digest
         return ModelEntry(
-            id, str(version.ref), version.task, version.digest, created, self._base.name
+            id,
+            str(version.ref),
+            version.task,
+            version.digest,
+            created,
+            self._platform.engines.names["image"] if pictured else self._base.name,
+            "image" if pictured else "text",
         )
 
 

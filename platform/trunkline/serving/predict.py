@@ -20,8 +20,10 @@ from pydantic import model_validator
 
 from trunkline.data.targets import target_text
 from trunkline.errors import DataError
+from trunkline.images import is_data_url, parse_data_url
 from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
+from trunkline.resolution import ResolvedModel
 from trunkline.serving import fields
 from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.fields import StrictModel, Values
@@ -45,7 +47,9 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/classify")
 async def classify(body: PredictBody, context: Context, request: Request) -> Response:
-    """Classify each text; returns its label and the probabilities of all labels.
+    """Classify each text or picture; returns its label and the probabilities of all labels.
+
+    For an adapter that reads pictures, an input is a data URL: ``data:image/png;base64,…``.
 
     With ``abstain``, a wanted precision, an uncertain text has ``label`` null and ``abstained``. A
     multilabel adapter gives ``labels`` instead.
@@ -55,7 +59,7 @@ async def classify(body: PredictBody, context: Context, request: Request) -> Res
 
 @router.post("/v1/regress")
 async def regress(body: PredictBody, context: Context, request: Request) -> Response:
-    """Predict a number for each text, in the adapter's unit."""
+    """Predict a number for each text or picture, in the adapter's unit."""
     return await _predict(body, context, request, ("regression",), _value)
 
 
@@ -130,9 +134,11 @@ async def _predict(
     context.set_model_name(body.model, json.dumps(body.input, ensure_ascii=False))
     texts = body.texts()
     model = await resolve(context, body.model, *tasks)
-    engine_requests = [
-        EngineRequest(model.name, text, abstain=getattr(body, "abstain", None)) for text in texts
-    ]
+    engine_requests = _requests(model, texts, getattr(body, "abstain", None))
+    if model.modality == "image":
+        pictures = [one.image.identified() for one in engine_requests if one.image is not None]
+        context.text = json.dumps([f"sha256:{one.sha256}" for one in pictures])
+        texts = [""] * len(texts)  # the size of pictures is limited by that of the body
     await context.submit(model, texts, engine_requests, body.timeout, field="input")
     answers = await context.answers(request.receive)
     data = [
@@ -148,6 +154,34 @@ async def _predict(
     return await context.respond(
         content, "\n".join(target_text(answer.output) for answer in answers)
     )
+
+
+def _requests(
+    model: ResolvedModel, inputs: Sequence[str], abstain: float | None
+) -> list[EngineRequest]:
+    """A request for each text, or for each picture in a data URL, as the model reads.
+
+    Raises:
+        DataError: an input is not what the model reads.
+    """
+    requests = []
+    for index, one in enumerate(inputs):
+        name = f"input[{index}]" if len(inputs) > 1 else "input"
+        try:
+            if model.modality == "image":
+                picture = parse_data_url(one, name)
+                requests.append(EngineRequest(model.name, image=picture, abstain=abstain))
+                continue
+            if is_data_url(one):
+                raise DataError(
+                    f"{model.name} reads text, and {name} is a picture.",
+                    "Name a model that reads pictures: GET /v1/models lists them.",
+                )
+        except DataError as error:
+            error.param = name
+            raise
+        requests.append(EngineRequest(model.name, one, abstain=abstain))
+    return requests
 
 
 NEUTRAL: Mapping[str, Values] = {

@@ -47,6 +47,8 @@ from trunkline.serving.settings import ServerSettings
 if TYPE_CHECKING:
     from trunkline.api import Platform
     from trunkline.inference.engine import Engine
+    from trunkline.inference.image_engine import AnyEngine
+    from trunkline.inference.request import ResolvedRequest
     from trunkline.resolution import ResolvedModel
     from trunkline.serving.metrics import Metrics
 
@@ -95,6 +97,7 @@ class Service:
         self.in_flight: dict[str, RequestContext] = {}
         self._engine: Engine | None = None
         self._base: ServedBase | None = None
+        self._image_lock = threading.Lock()
         self._heartbeat: ServerHeartbeat | None = None
         self._log = RequestLog(self.registry.requests.log) if settings.log_requests else None
         self._query_threads = ThreadPoolExecutor(settings.workers, "registry")
@@ -120,8 +123,9 @@ class Service:
             await asyncio.to_thread(self._log.stop)
         if self._heartbeat is not None:
             await asyncio.to_thread(self._heartbeat.stop)
-        if self._engine is not None and self.metrics.observe in self._engine.observers:
-            self._engine.observers.remove(self.metrics.observe)
+        for engine in self.platform.engines.loaded():
+            if self.metrics.observe in engine.observers:
+                engine.observers.remove(self.metrics.observe)
         self._query_threads.shutdown(wait=False)
         self._load_threads.shutdown(wait=False)
 
@@ -155,6 +159,20 @@ class Service:
         if self._engine is None:
             raise self._not_ready()
         return self._engine
+
+    def engine_for(self, request: ResolvedRequest) -> AnyEngine:
+        """The engine that answers a request; the first one for a picture loads the image base.
+
+        Raises:
+            UnavailableError: the text base is not loaded yet.
+        """
+        if request.artifact is None or not request.artifact.manifest.reads_images:
+            return self.engine
+        with self._image_lock:
+            engine = self.platform.engines.image
+            if self.metrics.observe not in engine.observers:
+                engine.observers.append(self.metrics.observe)
+        return engine
 
     @property
     def base(self) -> ServedBase:
@@ -338,8 +356,8 @@ class RequestContext:
         field: str,
     ) -> None:
         """Runs in a thread; the request may be cancelled meanwhile."""
-        engine = self.service.engine
         resolved = self.service.platform.resolve_request(requests[0], model)
+        engine = self.service.engine_for(resolved)
         try:
             for index, request in enumerate(requests):
                 request = replace(request, deadline=max(0.0, deadline - time.monotonic()))
