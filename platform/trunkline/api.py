@@ -461,7 +461,6 @@ class Platform:
     ) -> RunContext:
         """What a training uses of this workspace; the arguments are those of :meth:`train`."""
         from trunkline.training.run import RunContext
-
         return RunContext(
             self.workspace,
             self.registry,

@@ -143,7 +143,7 @@ def test_run_is_stopped_and_resumed(site: Site, promoter: Browser) -> None:
     assert ended(site, resumed).run == state.run
 
 
-def test_failure_is_told(site: Site, promoter: Browser) -> None:
+def test_failure_is_shown(site: Site, promoter: Browser) -> None:
     fields = {"action": "start", "set.target_modules": "no_such_layer"}
     state = ended(site, started(site, promoter, FORM, fields))
     assert state.error is not None
@@ -151,7 +151,7 @@ def test_failure_is_told(site: Site, promoter: Browser) -> None:
     assert "no_such_layer" in promoter.get(f"/train/jobs/{state.id}").text
 
 
-def test_killed_job_is_told(site: Site, promoter: Browser, tmp_path: Path) -> None:
+def test_killed_job_is_shown(site: Site, promoter: Browser, tmp_path: Path) -> None:
     import os
     import signal
 

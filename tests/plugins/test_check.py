@@ -10,122 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from trunkline.plugins import Finding
-from trunkline.plugins.discovery import core_candidate, find_plugins
-from trunkline.training.plugin_check import plugin_findings
+from plugin_sources import (
+    DATASET,
+    NAN_ROWS,
+    NUMBERS,
+    RIGHT,
+    ROW,
+    ROWS,
+    THREE_LABELS,
+    baseline,
+    errors_of,
+    findings_of,
+    loss,
+    metric,
+    recipe,
+    rows,
+    transform,
+    warnings_of,
+)
 
 AddPlugin = Callable[..., Path]
-
-DATASET = "@hookimpl\ndef trunkline_datasets():\n    yield dataset('farm/x', {})\n"
-ROW = "Row(id=f'r{i}', text='t', target='ab'[i % 2], group=f'g{i}')"
-ROWS = f"load=lambda: [{ROW} for i in range(6)]"
-THREE_LABELS = f"load=lambda: [{ROW} for i in range(18)]".replace("'ab'[i % 2]", "'abc'[i % 3]")
-THREE_LABELS = THREE_LABELS.replace("text='t'", "text=f't{i}'")
-NAN_ROWS = ROWS.replace("'ab'[i % 2]", "float('nan')")
-
-
-def findings_of(domain: str) -> list[Finding]:
-    (candidate,) = (one for one in find_plugins() if one.domain == domain)
-    return list(plugin_findings(candidate))
-
-
-def errors_of(domain: str) -> list[str]:
-    return [
-        f"{finding.subject}: {finding.message}"
-        for finding in findings_of(domain)
-        if finding.level == "error"
-    ]
-
-
-def warnings_of(domain: str) -> list[str]:
-    return [finding.message for finding in findings_of(domain) if finding.level == "warning"]
-
-
-def rows(old: str, new: str) -> str:
-    return DATASET.format(ROWS.replace(old, new))
-
-
-def recipe(**fields: str) -> str:
-    given = "".join(f", {name}={value}" for name, value in fields.items())
-    return f"@hookimpl\ndef trunkline_recipes():\n    yield recipe('farm/x'{given})\n"
-
-
-def transform(expression: str, stage: str = "clean") -> str:
-    return (
-        DATASET.format("")
-        + recipe(transforms="('farm/t',)")
-        + "import random\nfrom dataclasses import replace\n"
-        + "@hookimpl\ndef trunkline_transforms():\n"
-        f"    yield TransformSpec(name='farm/t', description='d', stage='{stage}', "
-        f"apply=lambda row, rng: {expression})\n"
-    )
-
-
-NUMBERS = (
-    "load=lambda: [Row(id=f'r{i}', text=chr(97 + i) * 6, target=i + 1.0, group=f'g{i}', "
-    "slices={'size': 'large' if i else 'small'}) for i in range(12)], "
-    "task='regression', unit='EUR', slices=('size',)"
-)
-ANSWERS = (
-    "load=lambda: [Row(id=f'r{i}', text=chr(97 + i) * 6, target=f'the answer {i}', group=f'g{i}') "
-    "for i in range(12)], task='generation'"
-)
-SPANS = (
-    "load=lambda: [Row(id=f'r{i}', text=f'{chr(97 + i) * 6} b', target=((0, 6, 'X'),), "
-    "group=f'g{i}') for i in range(12)], task='tagging'"
-)
-BASKETS = (
-    "load=lambda: [Row(id=f'r{i}', text=chr(97 + i) * 6, target='xyz'[i % 3], "
-    "candidates=('x', 'y', 'z'), group=f'g{i}') for i in range(12)], task='ranking'"
-)
-DATA = {
-    "classification": "", "regression": NUMBERS, "generation": ANSWERS, "tagging": SPANS,
-    "ranking": BASKETS,
-}  # fmt: skip
-TEMPLATES = {"tagging": "Template(clean=())", "ranking": "Template(prompt='{text} {candidate}')"}
-CORE_METRICS = {
-    "classification": "accuracy", "regression": "mae", "generation": "exact_match",
-    "tagging": "entity_f1", "ranking": "mrr",
-}  # fmt: skip
-
-
-def metric(code: str, task: str = "classification") -> str:
-    """A plugin whose recipe uses the metric ``compute``, which the code defines."""
-    fields = {"metrics": "('farm/m',)", "task": repr(task)}
-    fields["gate"] = f"Gate(metric={CORE_METRICS[task]!r})"
-    return (
-        DATASET.format(DATA[task])
-        + recipe(**fields)
-        + f"{code}\n@hookimpl\ndef trunkline_metrics():\n"
-        f"    yield MetricSpec(name='farm/m', description='d', task={task!r}, compute=compute)\n"
-    )
-
-
-def loss(code: str, task: str = "classification") -> str:
-    """A plugin whose recipe uses the loss ``build``, which the code defines."""
-    fields = {"loss": "'farm/l'", "task": repr(task)}
-    if task in TEMPLATES:
-        fields["template"] = TEMPLATES[task]
-    fields["gate"] = f"Gate(metric={CORE_METRICS[task]!r})"
-    return (
-        DATASET.format(DATA[task])
-        + recipe(**fields)
-        + f"{code}\n@hookimpl\ndef trunkline_losses():\n"
-        f"    yield LossSpec(name='farm/l', description='d', task={task!r}, build=build)\n"
-    )
-
-
-def baseline(expression: str, task: str = "classification") -> str:
-    fields = {"baselines": "('farm/b',)", "task": repr(task)}
-    fields["gate"] = f"Gate(metric={CORE_METRICS[task]!r})"
-    return (
-        DATASET.format(DATA[task]) + recipe(**fields) + "@hookimpl\ndef trunkline_baselines():\n"
-        f"    yield BaselineSpec(name='farm/b', description='d', tasks=({task!r},), "
-        f"predict=lambda context: {expression})\n"
-    )
-
-
-# ----------------------------------------------------------------------------------------- rows
 
 BAD_ROWS = {
     "failed": ("raise ValueError('x')", "importing module_of_fake_farm raises ValueError: x"),
@@ -290,7 +194,6 @@ BAD_LOSSES = {
         "a tensor of shape (512,)",
     ),
 }
-RIGHT = "sum(a == b for a, b in zip(scored.targets, scored.predictions))"
 BAD_METRICS = {
     "gives a text": (
         metric("compute = lambda scored: '0.5'"),
@@ -454,82 +357,6 @@ def test_baseline_that_uses_the_base_is_not_tried(add_plugin: AddPlugin) -> None
     add_plugin("farm", baseline("context.base.model(context.test)", "generation"))
     assert errors_of("farm") == []
     assert warnings_of("farm") == ["it uses the base, so it was not tried on a row"]
-
-
-@pytest.mark.parametrize("task", DATA)
-def test_sound_loss_and_metric_of_each_task_pass(task: str, add_plugin: AddPlugin) -> None:
-    formula = "torch.nn.functional.cross_entropy(outputs, targets)"
-    if task == "regression":
-        formula = "(outputs - targets).square().mean()"
-    code = f"import torch\n    return lambda outputs, targets: {formula}"
-    body = loss(f"def build(context):\n    {code}", task)
-    count = f"compute = lambda scored: {RIGHT} / len(scored.targets)"
-    if task == "ranking":
-        count = "compute = lambda scored: float(scored.predictions[0].index(scored.targets[0]))"
-    add_plugin(
-        "farm",
-        body.replace("loss='farm/l'", "loss='farm/l', metrics=('farm/m',)")
-        + metric(count, task).partition("yield recipe")[2].partition("\n")[2],
-    )
-    assert findings_of("farm") == []
-
-
-SOUND_LOSSES = {
-    "hinge": ("F.multi_margin_loss", "classification"),
-    "pairs of labels": (
-        "lambda a, b: F.softplus(-(a[:, None] - a[None]).abs().sum(-1)[b[:, None] != b]).mean() "
-        "if len(set(b.tolist())) > 1 else a.sum() * 0",
-        "classification",
-    ),
-    "pairs of numbers": (
-        "lambda a, b: F.softplus((a[None] - a[:, None])[b[:, None] > b]).mean() "
-        "if len(b) > 1 else a.sum() * 0",
-        "regression",
-    ),
-    "insensitive": ("lambda a, b: F.relu((a - b).abs() - 2).mean()", "regression"),
-    "in place": ("lambda a, b: F.cross_entropy(a.mul_(2), b)", "classification"),
-}
-
-
-@pytest.mark.parametrize("name", SOUND_LOSSES)
-def test_loss_without_a_gradient_on_some_batches_is_sound(name: str, add_plugin: AddPlugin) -> None:
-    formula, task = SOUND_LOSSES[name]
-    code = f"def build(context):\n    import torch.nn.functional as F\n    return {formula}"
-    add_plugin("farm", loss(code, task))
-    assert findings_of("farm") == []
-
-
-LOGARITHMS = (
-    "from math import log1p\ndef compute(scored):\n"
-    "    pairs = zip(scored.targets, scored.predictions)\n"
-    "    return sum((log1p(a) - log1p(b)) ** 2 for a, b in pairs) / len(scored.targets)"
-)
-
-
-def test_metric_of_positive_numbers_is_sound_where_predictions_are_positive(
-    add_plugin: AddPlugin,
-) -> None:
-    body = metric(LOGARITHMS, "regression")
-    add_plugin("farm", body.replace("'farm/x', metrics", "'farm/x', scale='log', metrics"))
-    assert findings_of("farm") == []
-
-
-def test_metric_of_positive_numbers_is_tried_on_each_scale(add_plugin: AddPlugin) -> None:
-    body = metric(LOGARITHMS, "regression")
-    given = "metrics=('farm/m',), task='regression', gate=Gate(metric='mae'))\n"
-    both = f"recipe('farm/x', scale='log', {given}    yield recipe('farm/y', dataset='farm/x', "
-    add_plugin("farm", body.replace("recipe('farm/x', ", both))
-    (error,) = errors_of("farm")
-    assert "math domain error" in error
-
-
-def test_sound_plugin_has_no_findings(add_plugin: AddPlugin) -> None:
-    add_plugin("farm")
-    assert findings_of("farm") == []
-
-
-def test_core_is_checked_like_any_plugin() -> None:
-    assert list(plugin_findings(core_candidate())) == []
 
 
 # --------------------------------------------------------------------------------------- import

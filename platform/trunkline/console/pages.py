@@ -96,7 +96,7 @@ NAVIGATION = (
     Place("plugins", "/plugins", N_("Plugins")),
 )
 
-SAID = (
+TEXTS = (
     N_("beats the baseline"),
     N_("beats the champion"),
     N_("two persons"),

@@ -7,7 +7,6 @@ paired: both predictors are scored on the same draw.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass

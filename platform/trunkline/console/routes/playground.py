@@ -53,7 +53,7 @@ _SEND_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PromptForm:
     """What the form says."""
 
     prompt: str = ""
@@ -133,7 +133,7 @@ class Column:
 class Session:
     """One sending of the form: its columns, and whether the page has their newest state."""
 
-    asked: Asked
+    form: PromptForm
     columns: list[Column] = field(default_factory=list)
     changed: bool = True
 
@@ -141,7 +141,7 @@ class Session:
 @routes.get("/playground", role="tester")
 def playground(view: View) -> Page:
     """The form, filled in by the query."""
-    return _page(view, Session(_asked(view.query)))
+    return _page(view, Session(_read_form(view.query)))
 
 
 @routes.stream("/playground", method="POST", role="tester")
@@ -151,15 +151,15 @@ async def answer(console: Console, view: View) -> Page | Response:
     A browser with JavaScript asks for server-sent events; each has all columns so far.
     """
     streams = "text/event-stream" in view.request.headers.get("accept", "")
-    session = Session(_asked(view.form))
+    session = Session(_read_form(view.form))
     try:
-        sampling = _check(session.asked, view)
+        sampling = _check(session.form, view)
     except TrunklineError as error:
         if not streams:
             raise
         session.columns = [_failed(Column(""), error)]
         return _events(_once(console, view, session))
-    session.columns = [Column(model) for model in session.asked.models]
+    session.columns = [Column(model) for model in session.form.models]
     if streams:
         return _events(_stream(console, view, session, sampling))
     await asyncio.gather(*_tasks(view, session, sampling))
@@ -193,10 +193,10 @@ def save_case(view: View) -> Redirect:
 # ----------------------------------------------------------------------------------- the form
 
 
-def _asked(fields: Mapping[str, str]) -> Asked:
+def _read_form(fields: Mapping[str, str]) -> PromptForm:
     names = [fields.get(f"model{index + 1}", "").strip() for index in range(MODELS)]
     names.append(BASE if fields.get("base") == "yes" else "")
-    return Asked(
+    return PromptForm(
         prompt=fields.get("prompt", ""),
         models=tuple(dict.fromkeys(filter(None, names))),
         candidates=tuple(filter(None, map(str.strip, fields.get("candidates", "").splitlines()))),
@@ -206,13 +206,13 @@ def _asked(fields: Mapping[str, str]) -> Asked:
     )
 
 
-def _check(asked: Asked, view: View) -> dict[str, Any]:
+def _check(form: PromptForm, view: View) -> dict[str, Any]:
     """Refuse what no model could answer; returns the arguments of generations."""
-    if not asked.models:
+    if not form.models:
         raise UsageError(N_("No model is chosen."), N_("Name an adapter, or choose the base."))
-    if is_blank(asked.prompt):
+    if is_blank(form.prompt):
         raise UsageError(N_("The prompt is empty."), N_("Write a text."))
-    return asked.sampling(view.service.settings.max_new_tokens)
+    return form.sampling(view.service.settings.max_new_tokens)
 
 
 def _number(name: str, text: str, kind: type[int] | type[float]) -> Any:
@@ -226,15 +226,15 @@ def _number(name: str, text: str, kind: type[int] | type[float]) -> Any:
 
 def _page(view: View, session: Session) -> Page:
     adapters = view.registry.adapters.list(limit=SUGGESTED, scope=view.access.scope)
-    asked = session.asked
+    form = session.form
     command = None
-    if len(asked.models) == 1 and asked.prompt and asked.models[0] != BASE:
-        command = f"trunkline predict {asked.models[0]} TEXT"
+    if len(form.models) == 1 and form.prompt and form.models[0] != BASE:
+        command = f"trunkline predict {form.models[0]} TEXT"
     return Page(
         "playground.html",
         N_("Playground"),
-        {"prompt": asked.prompt, "models": asked.models, "answers": session.columns},
-        {"asked": asked, "adapters": adapters, "places_for_models": range(MODELS),
+        {"prompt": form.prompt, "models": form.models, "answers": session.columns},
+        {"sent": form, "adapters": adapters, "places_for_models": range(MODELS),
          **_shown(session)},
         command=command or "trunkline predict ADAPTER TEXT",
         place="playground",
@@ -242,11 +242,11 @@ def _page(view: View, session: Session) -> Page:
 
 
 def _shown(session: Session) -> dict[str, Any]:
-    fields = session.asked.fields()
+    fields = session.form.fields()
     ended = all(one.state in ("done", "failed") for one in session.columns)
     return {
         "columns": session.columns,
-        "asked_prompt": session.asked.prompt,
+        "sent_prompt": session.form.prompt,
         "permalink": f"{PREFIX}/playground?{urlencode(fields)}" if fields else None,
         "ended": ended,
     }
@@ -263,30 +263,30 @@ def _tasks(view: View, session: Session, sampling: Mapping[str, Any]) -> list[as
 
 async def _fill(view: View, session: Session, column: Column, sampling: Mapping[str, Any]) -> None:
     """Ask one model, and keep its answer in the column."""
-    service, asked = view.service, session.asked
+    service, form = view.service, session.form
     context = RequestContext(service, f"{PREFIX}/playground")
     context.key = view.access.key
     column.request = context.id
     try:
         try:
             service.add(context)
-            texts = [asked.prompt, *asked.candidates]
-            logged = asked.prompt if not asked.candidates else json.dumps(texts)
+            texts = [form.prompt, *form.candidates]
+            logged = form.prompt if not form.candidates else json.dumps(texts)
             context.set_model_name(column.model, logged)
             model = await resolve(context, column.model)
             column.state, column.version, column.digest = "running", model.name, model.digest
             column.task = model.task
             column.dataset = None if model.record is None else model.record.dataset
             session.changed = True
-            requests = _requests(model, asked, sampling)
-            await context.submit(model, [asked.prompt] * len(requests), requests, None,
+            requests = _requests(model, form, sampling)
+            await context.submit(model, [form.prompt] * len(requests), requests, None,
                                  field="prompt")  # fmt: skip
             if model.task == "generation":
                 async for piece in context.handles[0].stream():
                     column.output += piece.text
                     session.changed = True
             answers = await context.answers()
-            _read(column, answers, asked)
+            _read(column, answers, form)
             stats = [one.stats for one in context.handles if one.stats is not None]
             column.first_token = next((one.first_token_seconds for one in stats), None)
             column.seconds = max((one.seconds for one in stats), default=None)
@@ -307,23 +307,22 @@ async def _fill(view: View, session: Session, column: Column, sampling: Mapping[
 
 
 def _requests(
-    model: ResolvedModel, asked: Asked, sampling: Mapping[str, Any]
+    model: ResolvedModel, form: PromptForm, sampling: Mapping[str, Any]
 ) -> list[EngineRequest]:
     if model.task == "generation":
-        return [EngineRequest(adapter_of(model), asked.prompt, logprobs=0, **sampling)]
+        return [EngineRequest(adapter_of(model), form.prompt, logprobs=0, **sampling)]
     if model.task != "ranking":
-        return [EngineRequest(model.name, asked.prompt)]
-    if len(asked.candidates) < 2:
+        return [EngineRequest(model.name, form.prompt)]
+    if len(form.candidates) < 2:
         raise UsageError(
             f"{model.name} ranks candidates.", "Write two or more, each on a line of its own."
         )
     return [
-        EngineRequest(model.name, asked.prompt, candidate=candidate)
-        for candidate in asked.candidates
+        EngineRequest(model.name, form.prompt, candidate=candidate) for candidate in form.candidates
     ]
 
 
-def _read(column: Column, answers: Sequence[Answer], asked: Asked) -> None:
+def _read(column: Column, answers: Sequence[Answer], form: PromptForm) -> None:
     """Keep complete answers in the column."""
     answer = answers[0]
     column.prompt_tokens = sum(one.prompt_tokens for one in answers)
@@ -332,7 +331,7 @@ def _read(column: Column, answers: Sequence[Answer], asked: Asked) -> None:
     column.unit = answer.unit
     if column.task == "ranking":
         order, shares = ranked([one.value or 0.0 for one in answers])
-        names = [asked.candidates[index] for index in order]
+        names = [form.candidates[index] for index in order]
         column.output, column.probabilities = names[0], list(zip(names, shares, strict=True))
     elif column.task == "generation":
         column.output = answer.text or ""
