@@ -385,8 +385,7 @@ class Platform:
     ) -> TuningResult:
         """Search for better settings on the validation rows; nothing is published.
 
-        ``settings`` are those of every trial; the others as for
-        :func:`trunkline.training.tune.tune`.
+        ``settings`` are those of every trial; see :func:`trunkline.training.tune.tune`.
         """
         if not 1 <= trials <= 10_000:
             raise UsageError(f"The number of trials can't be {trials}.", "Use 1 to 10,000.")
@@ -461,6 +460,7 @@ class Platform:
     ) -> RunContext:
         """What a training uses of this workspace; the arguments are those of :meth:`train`."""
         from trunkline.training.run import RunContext
+
         return RunContext(
             self.workspace,
             self.registry,
