@@ -36,7 +36,7 @@ from trunkline.serving.settings import ServerSettings
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "images"
 ADAPTER = Ref("finance", "naics-sector")
-SETTINGS = {"max_steps": 150, "learning_rate": 1e-3, "seed": 1}
+SETTINGS = {"max_steps": 32, "learning_rate": 1.7e-3, "r": 32}
 GATE = "[gate]\nbeats_baseline = true\ntwo_persons = true\n"
 PROMPTS = {
     "finance/naics-sector": ("Commercial banking", "Soybean farming", "Software publishers"),
@@ -167,9 +167,9 @@ def main() -> None:
             _, program = registry.keys.create("billing", role="tester")
             ask(url, program)
             _, person = registry.keys.create("Grace", role="promoter")
-            newest = registry.versions.resolve(ADAPTER.at(2))[0]
+            first = registry.versions.resolve(ADAPTER.at(1))[0]
             pages = {
-                name: {**page, "path": page["path"].format(run=newest.run)}
+                name: {**page, "path": page["path"].format(run=first.run)}
                 for name, page in PAGES.items()
             }
             shoot(url, person, pages)
