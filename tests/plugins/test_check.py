@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin_sources import (
+from farm_plugin import (
     DATASET,
     NAN_ROWS,
     NUMBERS,
@@ -28,8 +28,12 @@ from plugin_sources import (
     transform,
     warnings_of,
 )
+from trunkline.plugins.discovery import core_candidate
+from trunkline.training.plugin_check import plugin_findings
 
 AddPlugin = Callable[..., Path]
+
+# ----------------------------------------------------------------------------------------- rows
 
 BAD_ROWS = {
     "failed": ("raise ValueError('x')", "importing module_of_fake_farm raises ValueError: x"),
@@ -88,7 +92,22 @@ BAD_TRANSFORMS = {
     "drops all rows": (transform("[]"), "has no rows left of 6"),
     "adds half a character": (
         transform("[row, replace(row, id=row.id + 'x', text='\\ud800')]", "augment"),
-        "which is not a character",
+        "holds half a character",
+    ),
+    "gives no history": (transform("[replace(row, history=None)]"), "its history is None"),
+    "gives no slices": (transform("[replace(row, slices=None)]"), "its slices are None"),
+    "gives a number as a slice": (
+        transform("[replace(row, slices={'a': 1})]"),
+        "its slices have 1, not a text",
+    ),
+    "gives messages as mappings": (
+        transform("[replace(row, history=({'role': 'user'},))]"),
+        "not a Message(",
+    ),
+    "gives no candidates": (transform("[replace(row, candidates=None)]"), "candidates are None"),
+    "cleans to half a character": (
+        transform("[replace(row, text='\\ud800')]"),
+        "holds half a character",
     ),
     "ignores rng": (
         transform("[replace(row, text=f'{random.random()}')]"),
@@ -188,6 +207,14 @@ BAD_LOSSES = {
             "    return partial(cross_entropy, weight=tensor([1.0, 9.0]))\n"
         ).replace("build=build", "build=build, is_mean=True"),
         "is_mean is True, but the loss of a batch of 8 is",
+    ),
+    "is a small sum": (
+        loss(
+            "def build(context):\n"
+            "    from torch.nn.functional import cross_entropy\n"
+            "    return lambda a, b: 1e-6 * cross_entropy(a, b, reduction='sum')\n"
+        ).replace("build=build", "build=build, is_mean=True"),
+        "is_mean is True",
     ),
     "wrong shape in a generation": (
         loss("build = lambda context: lambda a, b: a.mean(0)", "generation"),
@@ -357,6 +384,15 @@ def test_baseline_that_uses_the_base_is_not_tried(add_plugin: AddPlugin) -> None
     add_plugin("farm", baseline("context.base.model(context.test)", "generation"))
     assert errors_of("farm") == []
     assert warnings_of("farm") == ["it uses the base, so it was not tried on a row"]
+
+
+def test_sound_plugin_has_no_findings(add_plugin: AddPlugin) -> None:
+    add_plugin("farm")
+    assert findings_of("farm") == []
+
+
+def test_core_is_checked_like_any_plugin() -> None:
+    assert list(plugin_findings(core_candidate())) == []
 
 
 # --------------------------------------------------------------------------------------- import

@@ -41,8 +41,30 @@ def spans_of(row: Row) -> tuple[Span, ...]:
     return tuple(one for one in target if isinstance(one, Span))
 
 
+_TEXT_FIELDS = {"id": False, "text": False, "group": False, "stratum": True, "split": True}
+"""The fields of a row that are texts, and whether each may be None."""
+
+
+def text_problem(row: Row) -> str | None:
+    """What is wrong with the fields of a row that hold texts, or None."""
+    for name, optional in _TEXT_FIELDS.items():
+        value = getattr(row, name)
+        if not isinstance(value, str) and not (optional and value is None):
+            return f"its {name} is {value!r:.60}, not a text"
+    slices: Any = row.slices
+    if not isinstance(slices, Mapping):
+        return f"its slices are {slices!r:.60}, not a mapping"
+    for one in (*slices, *slices.values()):
+        if not isinstance(one, str):
+            return f"its slices have {one!r:.60}, not a text"
+    for one in (row.id, row.text, row.group, *slices, *slices.values()):
+        if not one.isascii() and any("\ud800" <= sign <= "\udfff" for sign in one):
+            return f"{one!r:.60} holds half a character"
+    return None
+
+
 def shape_problem(row: Row) -> str | None:
-    """What is wrong with the kinds of a row's history and candidates, or None."""
+    """What is wrong with the types of a row's history and candidates, or None."""
     history: Any = row.history
     if not isinstance(history, tuple | list):
         return f"its history is {history!r:.60}, not a tuple of messages"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trunkline.contracts import Row, Template, TransformSpec
+from trunkline.data.targets import shape_problem, text_problem
 from trunkline.errors import PluginCallError, plugin_call
 from trunkline.labels import is_blank
 
@@ -88,9 +89,15 @@ def apply_transform(step: TransformSpec, row: Row, rng: random.Random) -> list[R
     with plugin_call(f"The transform {step.name} on row {row.id!r}", hint):
         result = list(step.apply(row, rng))
     for new in result:
-        if not isinstance(new, Row) or not isinstance(new.text, str):
+        if not isinstance(new, Row):
             raise PluginCallError(
                 f"The transform {step.name} gave {new!r:.80} for row {row.id!r}.",
                 "A transform must give trunkline.contracts.Row, with a text.",
+            )
+        if problem := text_problem(new) or shape_problem(new):
+            raise PluginCallError(
+                f"The transform {step.name} gave a row for row {row.id!r} that can't be used: "
+                f"{problem}.",
+                "See `trunkline.contracts.Row`.",
             )
     return result

@@ -154,7 +154,7 @@ def _mean_problem(loss: LossFunction, task: AnyTask, settings: Settings) -> str 
     if value(0, batch) != complete:  # it draws random numbers
         return None
     in_parts = (part * value(0, part) + (batch - part) * value(part, batch)) / batch
-    if math.isclose(complete, in_parts, rel_tol=1e-3, abs_tol=1e-4):
+    if math.isclose(complete, in_parts, rel_tol=1e-3, abs_tol=1e-7):
         return None
     return (
         f"is_mean is True, but the loss of a batch of {batch} is {complete:.4g} and the mean over "

@@ -122,8 +122,8 @@ def _tokenizer(base: str) -> Callable[[], tuple[Any, int] | None]:
         known = local_tokenizer(base)
         if known is None:
             print(
-                "The lengths of texts were not checked: the base "
-                f"{redact_source(base)!r} is not on this machine.",
+                "The lengths of texts were not checked: "
+                f"the base {redact_source(base)!r} is not on this machine.",
                 file=sys.stderr,
             )
         return known

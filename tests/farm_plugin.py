@@ -1,4 +1,4 @@
-"""Plugins as source code, with one thing that is wrong or unusual, and what the check finds."""
+"""Sources of fake plugins with one thing of their own, and the findings of their check."""
 
 from __future__ import annotations
 
@@ -115,5 +115,5 @@ def baseline(expression: str, task: str = "classification") -> str:
     )
 
 
-# ----------------------------------------------------------------------------------------- rows
 RIGHT = "sum(a == b for a, b in zip(scored.targets, scored.predictions))"
+"""Source: how many predictions are right."""
