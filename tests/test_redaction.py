@@ -282,6 +282,7 @@ FORMS_IN_TEXT = {
     "JSON in UTF-8": json.dumps(ODD_SECRET, ensure_ascii=False),
     "HTML": html.escape(ODD_SECRET),
     "bytes": repr(ODD_SECRET.encode()),
+    "ASCII": ascii(ODD_SECRET),
     "shell": shlex.quote(ODD_SECRET),
     "SQL": ODD_SECRET.replace("'", "''"),
     "decomposed": unicodedata.normalize("NFD", ODD_SECRET),

@@ -234,8 +234,8 @@ def _forms(sign: str) -> str:
     data = sign.encode("utf-8", "replace")
     percent = ("".join(f"%(?:25)?(?i:{byte:02x})" for byte in data),)
     python = "".join(rf"\\+x(?i:{byte:02x})" for byte in data)
-    code = f"{ord(sign):x}".zfill(4)
-    escapes = [rf"\\+u(?i:{code})", python, f"&#(?:{ord(sign)}|(?i:x0*{ord(sign):x}));"]
+    code = f"{ord(sign):x}"
+    escapes = [rf"\\+[uU](?i:0*{code})", python, f"&#(?:{ord(sign)}|(?i:x0*{ord(sign):x}));"]
     if ord(sign) < 256:
         escapes.append(rf"\\+x(?i:{ord(sign):02x})")
     if ord(sign) > 0xFFFF:  # JSON writes two halves
