@@ -135,6 +135,11 @@ class Row:
         return self.image
 
     @property
+    def title(self) -> str:
+        """The text, or the name of the picture."""
+        return self.text if self.image is None else self.picture.name
+
+    @property
     def full_text(self) -> str:
         """The texts of the history, if any, and the text; a line break between two."""
         return "\n".join((*(one.content for one in self.history), self.text))

@@ -11,10 +11,12 @@ import pytest
 from tiny_images import encoded, picture
 from trunkline.cli.file_options import make_own_recipe
 from trunkline.contracts import DatasetSpec, Row
+from trunkline.data.check import check_dataset
 from trunkline.data.columns import DataFiles
 from trunkline.data.croissant import croissant_of, row_lines
 from trunkline.data.prepare import Prepared, default_recipe, prepare
 from trunkline.errors import DataError, NotFoundError, PluginCallError, UsageError
+from trunkline.plugins import load_plugins
 
 CLASSES = ("cracked", "sound")
 
@@ -221,6 +223,20 @@ def test_function_that_raises_names_the_row() -> None:
 def test_picture_in_a_dataset_of_text_is_refused() -> None:
     with pytest.raises(DataError, match="the dataset is of text"):
         prepared(drawn(), modality="text")
+
+
+def test_transforms_of_texts_are_refused() -> None:
+    catalog = load_plugins(no_plugins=True)
+    step = next(iter(catalog.transforms()))
+    spec = dataset(drawn())
+    with pytest.raises(UsageError, match="changes texts, and toy/cells holds pictures"):
+        prepare(spec, default_recipe(spec), [step])
+
+
+def test_check_of_pictures_is_refused() -> None:
+    spec = dataset(drawn())
+    with pytest.raises(UsageError, match="only rows of text are checked"):
+        check_dataset(spec, default_recipe(spec))
 
 
 def test_croissant_names_the_pictures() -> None:

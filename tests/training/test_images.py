@@ -84,6 +84,19 @@ def test_evaluating_again_gives_the_same_scores(image_platform: Platform) -> Non
     assert (again.scores, again.baselines) == (before.scores, before.baselines)
 
 
+def test_ensemble_of_adapters_for_pictures_is_evaluated(
+    image_platform: Platform, shapes: Path
+) -> None:
+    image_platform.train(shapes_recipe(shapes, seed=3, max_steps=2))
+    report = image_platform.evaluate(f"{NAME}@1", ensemble=[f"{NAME}@2"])
+    assert report.rows == report_of(image_platform).rows
+
+
+def test_cross_validation_of_pictures(image_platform: Platform, shapes: Path) -> None:
+    result = image_platform.cross_validate(shapes_recipe(shapes, max_steps=1), 2)
+    assert "frozen-features" in result.evaluation_report.baselines
+
+
 def test_version_is_verified_and_promoted(image_platform: Platform) -> None:
     assert image_platform.verify(image_platform.resolve(NAME).version).damage is None
     image_platform.promote(NAME, force=True, reason="a test")

@@ -165,7 +165,7 @@ def _print_examples(rows: Sequence[Row]) -> None:
     """Some rows, a line each, as wide as the terminal; --json prints them in full."""
     from rich.cells import cell_len
 
-    heads = ("text", "target", "group")
+    heads = ("picture" if rows and rows[0].image is not None else "text", "target", "group")
     columns = terminal_width() - 2 * (len(heads) - 1)
     side = columns // 4
     short = [(shorten(str(row.target), side), shorten(row.group, side)) for row in rows]
@@ -174,7 +174,7 @@ def _print_examples(rows: Sequence[Row]) -> None:
     print_table(
         heads,
         [
-            (shorten(row.text, columns), target, group)
+            (shorten(row.title, columns), target, group)
             for row, (target, group) in zip(rows, short, strict=True)
         ],
     )

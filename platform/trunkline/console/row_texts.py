@@ -62,7 +62,7 @@ class _Kept:
         if not self._reading.acquire(timeout=20):
             raise BusyError(N_("Another dataset is being read."), N_("Retry later."))
         try:
-            texts = {row.id: row.text for row in read_rows(spec)}
+            texts = {row.id: row.title for row in read_rows(spec)}
             self._kept[key] = time.monotonic(), texts
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)

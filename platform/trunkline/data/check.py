@@ -21,7 +21,7 @@ from trunkline.data.lengths import LengthReport, check_answers_fit, count_length
 from trunkline.data.near_duplicates import NearDuplicate, near_duplicates
 from trunkline.data.prepare import Prepared, input_of, prepare, read_rows
 from trunkline.data.targets import LABELED, labels_in, normalized, spans_of
-from trunkline.errors import TrunklineError
+from trunkline.errors import TrunklineError, UsageError
 from trunkline.labels import clean_label, is_blank, similar_text
 
 Level = Literal["error", "warning", "note"]
@@ -118,7 +118,13 @@ def check_dataset(
 
     Raises:
         PluginCallError, DataError: the rows can't be read.
+        UsageError: the rows are pictures.
     """
+    if dataset.modality == "image":
+        raise UsageError(
+            f"{dataset.name} holds pictures, and only rows of text are checked.",
+            "A training decodes every picture before its first step, and names one that it can't.",
+        )
     on_stage(f"reading {dataset.name}")
     rows = read_rows(dataset)
     dataset = replace(dataset, load=lambda: rows)

@@ -406,8 +406,13 @@ def checked_additions(
 
 
 def _check_transforms(dataset: DatasetSpec, transforms: Sequence[TransformSpec]) -> None:
-    """Refuse the core's transforms for tagging: they change texts and don't move the spans."""
+    """Refuse the core's transforms where they don't fit: they change texts and move no spans."""
     core = [step.name for step in transforms if "/" not in step.name]
+    if dataset.modality == "image" and core:
+        raise UsageError(
+            f"The transform {core[0]} changes texts, and {dataset.name} holds pictures.",
+            "Leave it out.",
+        )
     if dataset.task == "tagging" and core:
         raise UsageError(
             f"The transform {core[0]} changes the text, and the spans of {dataset.name} count its "

@@ -91,17 +91,28 @@ def predict_rows(
     on_done: Callable[[int], None] | None = None,
 ) -> RowPredictions:
     """Predict held-out rows; their targets are not used. Arguments as :func:`answer_texts`."""
-    from trunkline.inference.request import Request
-
     if artifact.manifest.task["kind"] == "ranking":
         return _rank_rows(engine, artifact, name, rows, on_done)
+    return RowPredictions.of(answer_rows(engine, artifact, name, rows, on_done))
+
+
+def answer_rows(
+    engine: AnyEngine,
+    artifact: Artifact,
+    name: str,
+    rows: Sequence[Row],
+    on_done: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Answer the texts, conversations or pictures of rows; arguments as :func:`answer_texts`."""
+    from trunkline.inference.request import Request
+
     requests = [
         Request(name, row.text, messages=request_messages(row))
         if row.image is None
         else Request(name, image=row.picture)
         for row in rows
     ]
-    return RowPredictions.of(_answer(engine, artifact, name, requests, on_done))
+    return _answer(engine, artifact, name, requests, on_done)
 
 
 def _rank_rows(

@@ -21,7 +21,7 @@ from trunkline.evaluation.baselines import Baseline, fit_baselines
 from trunkline.evaluation.report import (
     EvaluationReport,
     RowPredictions,
-    answer_texts,
+    answer_rows,
     evaluate,
     predict_rows,
 )
@@ -287,9 +287,8 @@ def evaluate_ensemble(
             )
     test = prepared.split.test
     context.stage("predicting the test rows")
-    texts = [row.text for row in test]
     answers = [
-        answer_texts(context.engine, artifact, str(version.ref), texts, context.check_stop)
+        answer_rows(context.engine, artifact, str(version.ref), test, context.check_stop)
         for version, artifact in zip(versions, artifacts, strict=True)
     ]
     predicted = RowPredictions.of([average(of_row) for of_row in zip(*answers, strict=True)])
