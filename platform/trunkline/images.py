@@ -35,9 +35,11 @@ class ImageSource:
         origin: the path, the bytes, or a function that returns them.
         name: for messages; a file's name by default.
         sha256: of the encoded bytes, 64 hex digits, once it is known; then :meth:`read` checks it.
+
+    Two are equal if their names and their digests are.
     """
 
-    origin: ImageInput = field(repr=False)
+    origin: ImageInput = field(repr=False, compare=False)
     name: str = ""
     sha256: str = ""
 

@@ -52,7 +52,7 @@ class Examiner:
         """Report what prepared rows count, and texts that are too long."""
         lengths = None
         try:
-            if (known := self.tokenizer()) is not None:
+            if dataset.modality == "text" and (known := self.tokenizer()) is not None:
                 split = prepared.split
                 used = (*split.train, *prepared.augmented, *split.validation, *split.test)
                 check_answers_fit(prepared, recipe, known[0])

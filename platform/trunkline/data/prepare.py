@@ -124,7 +124,7 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
             )
         _check_texts(dataset, row)
     if dataset.modality == "image":
-        rows = [_with_picture(dataset, row) for row in rows]
+        rows = [with_picture(dataset, row) for row in rows]
     elif pictured := next((row for row in rows if row.image is not None), None):
         raise DataError(
             f"Row {pictured.id!r} of {dataset.name} has a picture, and the dataset is of text.",
@@ -148,6 +148,14 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
             "Ids must be unique: predictions are stored under them.",
         )
     return rows
+
+
+def identified_rows(dataset: DatasetSpec) -> tuple[Row, ...]:
+    """The rows that ``load`` gives, with the digests of pictures; raises as ``load`` does."""
+    rows = tuple(dataset.load())
+    if dataset.modality == "text":
+        return rows
+    return tuple(with_picture(dataset, row) if isinstance(row, Row) else row for row in rows)
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
@@ -454,8 +462,13 @@ def _check_texts(dataset: DatasetSpec, row: Row) -> None:
                 ) from None
 
 
-def _with_picture(dataset: DatasetSpec, row: Row) -> Row:
-    """The row with the digest of its picture, which identifies it."""
+def with_picture(dataset: DatasetSpec, row: Row) -> Row:
+    """The row of a dataset of pictures with the digest of its picture, which identifies it.
+
+    Raises:
+        DataError: it has no picture, something else beside it, or the picture can't be read.
+        PluginCallError: the plugin's function raised.
+    """
     if row.image is None or row.text or row.history or row.candidates:
         raise DataError(
             f"Row {row.id!r} of {dataset.name} has "

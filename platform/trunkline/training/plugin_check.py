@@ -174,12 +174,14 @@ def _module_findings(
 
 def _read_rows(candidate: Candidate) -> Iterator[tuple[str, tuple[Row, ...]]]:
     """The rows of each dataset that can be read; no errors are reported."""
+    from trunkline.data.prepare import identified_rows
+
     _, core = load_core()
     _, contribution = load_plugin(candidate, core)
     for dataset in contribution.datasets if contribution else ():
         try:
             with plugin_call("load"):
-                rows = tuple(dataset.load())
+                rows = identified_rows(dataset)
         except TrunklineError:
             continue
         yield dataset.name, rows

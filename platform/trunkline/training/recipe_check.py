@@ -16,6 +16,7 @@ from trunkline.data.findings import Examiner
 from trunkline.data.prepare import (
     Prepared,
     checked_additions,
+    identified_rows,
     prepare,
 )
 from trunkline.data.targets import LABELED, labels_in, normalized, shape_problem
@@ -98,8 +99,8 @@ def _read(dataset: DatasetSpec, rows: dict[str, tuple[Row, ...]]) -> Iterator[Fi
     """Read a dataset twice and check its rows, which are put into ``rows``."""
     try:
         with plugin_call("load"):
-            rows[dataset.name] = tuple(dataset.load())
-            again = tuple(dataset.load())
+            rows[dataset.name] = identified_rows(dataset)
+            again = identified_rows(dataset)
     except TrunklineError as error:
         yield Finding.error(dataset.name, _sentence(error))
         return
@@ -147,7 +148,8 @@ def _row_findings(dataset: DatasetSpec, rows: Sequence[Row]) -> Iterator[Finding
 def _row_violation(dataset: DatasetSpec, row: Any) -> str | None:
     if not isinstance(row, Row):
         return f"it is {type(row).__name__}, not Row"
-    for attribute in ("id", "text", "group"):
+    texts = ("id", "text", "group") if dataset.modality == "text" else ("id", "group")
+    for attribute in texts:
         value = getattr(row, attribute)
         if not isinstance(value, str) or not value.strip():
             return f"its {attribute} is {value!r}, not a non-empty string"
