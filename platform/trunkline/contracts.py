@@ -49,6 +49,7 @@ class Span(NamedTuple):
 
 
 Modality = Literal["text", "image"]
+MODALITIES: tuple[Modality, ...] = ("text", "image")
 """What rows hold, and what a base and its adapters read."""
 
 Target = str | float | tuple[str, ...] | tuple[Span, ...]

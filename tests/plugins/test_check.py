@@ -479,20 +479,3 @@ def test_workspace_fixture_is_an_empty_folder_that_is_in_force(
 ) -> None:
     assert os.environ["TRUNKLINE_WORKSPACE"] == str(trunkline_workspace)
     assert list(trunkline_workspace.iterdir()) == []
-
-
-PICTURES = (
-    "load=lambda: [Row(id=f'r{i}', target='ab'[i % 2], group=f'g{i}', "
-    "image=lambda i=i: b'picture %d' % i) for i in range(12)], modality='image'"
-)
-
-
-def test_rows_of_pictures_are_checked(add_plugin: AddPlugin) -> None:
-    add_plugin("farm", DATASET.format(PICTURES) + recipe())
-    assert errors_of("farm") == []
-
-
-def test_row_without_a_picture_is_an_error(add_plugin: AddPlugin) -> None:
-    broken = PICTURES.replace("image=lambda i=i: b'picture %d' % i", "text='t'")
-    add_plugin("farm", DATASET.format(broken) + recipe())
-    assert any("has no picture" in error for error in errors_of("farm"))

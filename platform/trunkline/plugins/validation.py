@@ -13,6 +13,7 @@ from typing import Any
 from trunkline import contracts
 from trunkline.contracts import (
     CLEAN_STEPS,
+    MODALITIES,
     TASKS,
     DatasetSpec,
     Gate,
@@ -112,7 +113,11 @@ def _share_violations(dataset: DatasetSpec) -> Iterator[str]:
 
 # ---------------------------------------------------------------------------------------- types
 
-_TEXTS: dict[str, tuple[str, ...]] = {"Task": TASKS, "CleanStep": CLEAN_STEPS}
+_TEXTS: dict[str, tuple[str, ...]] = {
+    "Task": TASKS,
+    "CleanStep": CLEAN_STEPS,
+    "Modality": MODALITIES,
+}
 _EXAMPLES: dict[type, str] = {
     Template: "Template(prompt='…{text}…')",
     Settings: "Settings(r=16)",

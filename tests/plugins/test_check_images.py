@@ -1,0 +1,39 @@
+"""`trunkline plugins check` on datasets of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trunkline.plugins.discovery import find_plugins
+from trunkline.training.plugin_check import plugin_findings
+
+AddPlugin = Callable[..., Path]
+
+BODY = (
+    "@hookimpl\ndef trunkline_datasets():\n    yield dataset('farm/x', {})\n"
+    "@hookimpl\ndef trunkline_recipes():\n    yield recipe('farm/x')\n"
+)
+
+
+def errors_of(domain: str) -> list[str]:
+    (candidate,) = (one for one in find_plugins() if one.domain == domain)
+    findings = plugin_findings(candidate)
+    return [finding.message for finding in findings if finding.level == "error"]
+
+
+PICTURES = (
+    "load=lambda: [Row(id=f'r{i}', target='ab'[i % 2], group=f'g{i}', "
+    "image=lambda i=i: b'picture %d' % i) for i in range(12)], modality='image'"
+)
+
+
+def test_rows_of_pictures_are_checked(add_plugin: AddPlugin) -> None:
+    add_plugin("farm", BODY.format(PICTURES))
+    assert errors_of("farm") == []
+
+
+def test_row_without_a_picture_is_an_error(add_plugin: AddPlugin) -> None:
+    broken = PICTURES.replace("image=lambda i=i: b'picture %d' % i", "text='t'")
+    add_plugin("farm", BODY.format(broken))
+    assert any("has no picture" in error for error in errors_of("farm"))
