@@ -309,6 +309,11 @@ async def _fill(view: View, session: Session, column: Column, sampling: Mapping[
 def _requests(
     model: ResolvedModel, form: PromptForm, sampling: Mapping[str, Any]
 ) -> list[EngineRequest]:
+    if model.modality == "image":
+        raise UsageError(
+            f"{model.name} reads pictures, which the playground can't send.",
+            f"Use: trunkline predict {model.name} picture.jpg",
+        )
     if model.task == "generation":
         return [EngineRequest(adapter_of(model), form.prompt, logprobs=0, **sampling)]
     if model.task != "ranking":
