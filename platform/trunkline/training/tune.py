@@ -1,13 +1,9 @@
 """Search for better settings of a recipe with Optuna, and stop trials that lose early.
 
-Trials are trained some at a time on one copy of the base. One is stopped after a validation
-
-- if it is worse than the best finished trial, or than one beside it, at the same share of its
-  training: if the interval of the paired difference on the validation rows lies below zero;
-- or by successive halving: after 1, 3, 9, ... validations the best third goes on (L. Li et al.,
-  "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020).
-
-The test rows are never read. Trials are kept in the registry's database, so a search can go on.
+Trials are trained some at a time on one copy of the base. One is stopped after a validation if it
+is worse than the best finished trial, or than one beside it, at the same share of its training: if
+the interval of the paired difference on the validation rows lies below zero. The test rows are
+never read. Trials are kept in the registry's database, so a search can go on.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from trunkline.errors import Interrupted, TrunklineError, UsageError, one_line
 from trunkline.evaluation.intervals import paired_difference
 from trunkline.training.distributed import require_one
 from trunkline.training.job import TrainingJob, with_settings
-from trunkline.training.model import check_targets
+from trunkline.training.model import lora_targets
 from trunkline.training.run import RunContext
 from trunkline.training.run_info import specification
 from trunkline.training.scoring import Validation
@@ -50,9 +46,6 @@ _STARTUP = 5
 """Trials that are drawn at random before the sampler learns from them; one is the recipe itself."""
 
 _LEAST_ROWS = 20
-
-_REDUCTION = 3
-"""Of the trials that reach a rung of successive halving, the share that goes on is 1 / this."""
 
 TOGETHER = 4
 """Trials that are trained at once."""
@@ -124,7 +117,7 @@ def tune(
     """
     require_one()
     choices = parse_space(job, space or SPACE)
-    check_targets(context.engine.base, job.recipe.settings)
+    lora_targets(context.engine.base.model, job.recipe.settings)
     context.stage("reading data")
     prepared = prepare(job.dataset, job.recipe, job.transforms)
     identity = _identity(context, job, prepared, choices)
@@ -189,7 +182,6 @@ def _open_study(
         storage=storage,
         direction="maximize" if job.deciding_metric.higher_is_better else "minimize",
         sampler=sampler,
-        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=_REDUCTION),
         load_if_exists=True,
     )
     failed = optuna.trial.TrialState.FAIL
@@ -365,12 +357,8 @@ class _Search:
     def compare(self, watch: _Watch, validation: Validation) -> None:
         """Stop the trials that are shown to lose at the share of a training where ``watch`` is.
 
-        It is compared with the best trial so far, with those that run beside it, and by its score
-        with all that came as far.
+        It is compared with the best trial so far, and with those that run beside it.
         """
-        watch.trial.report(validation.score, len(watch.predictions))
-        if watch.trial.should_prune():
-            watch.losing = True
         if len(validation.rows) < _LEAST_ROWS:
             return
         best = self._best()
