@@ -25,7 +25,7 @@ from trunkline.errors import Interrupted, TrunklineError, UsageError, one_line
 from trunkline.evaluation.intervals import paired_difference
 from trunkline.training.distributed import require_one
 from trunkline.training.job import TrainingJob, with_settings
-from trunkline.training.model import lora_targets
+from trunkline.training.model import check_targets
 from trunkline.training.run import RunContext
 from trunkline.training.run_info import specification
 from trunkline.training.scoring import Validation
@@ -117,7 +117,7 @@ def tune(
     """
     require_one()
     choices = parse_space(job, space or SPACE)
-    lora_targets(context.engine.base.model, job.recipe.settings)
+    check_targets(context.engine.base, job.recipe.settings)
     context.stage("reading data")
     prepared = prepare(job.dataset, job.recipe, job.transforms)
     identity = _identity(context, job, prepared, choices)
