@@ -92,6 +92,7 @@ CHANGES = {
     ),
     "replaces sys.modules": "import sys\nsys.modules = dict(sys.modules)",
     "replaces os.environ": "import os\nos.environ = dict(os.environ)",
+    "replaces warnings.filters": "import warnings\nwarnings.filters = None",
     "replaces locale.setlocale": "import locale\nlocale.setlocale = None",
     "replaces logging._logRecordFactory": (
         "import logging\nlogging.setLogRecordFactory(logging.LogRecord.__new__)"

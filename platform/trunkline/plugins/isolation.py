@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -145,6 +146,7 @@ def _modules_restored(notes: list[str]) -> Iterator[None]:
     """
     functions, attributes = _functions(), _attributes()
     table, modules, environment = sys.modules, dict(sys.modules), os.environ
+    filters = warnings.filters
     lists = {name: getattr(sys, name) for name in _IMPORT_LISTS}
     entries = {name: list(values) for name, values in lists.items()}
     try:
@@ -162,6 +164,9 @@ def _modules_restored(notes: list[str]) -> Iterator[None]:
                     notes.append(f"importing it replaces {path}, which was restored")
         for name, values in lists.items():
             _restore_list(name, values, entries[name], notes)
+        if not isinstance(warnings.filters, list):
+            warnings.filters = filters
+            notes.append("importing it replaces warnings.filters, which was restored")
         if os.environ is not environment:
             os.environ = environment  # noqa: B003  # the plugin did, and this is undone
             notes.append("importing it replaces os.environ, which was restored")
