@@ -119,21 +119,31 @@ def load_fresh_image(
     target = pick_device(device)
     backbone = _load_backbone(info, _pick_dtype(dtype, target))
     model = ImageModel(backbone, _features(backbone, info), head, seed=seed)
-    return model.to(target, backbone.dtype).eval()
+    return _channels_last(model.to(target, backbone.dtype).eval())
 
 
 def _load_base(info: ImageBaseInfo, device: torch.device, dtype: torch.dtype) -> ImageBase:
-    import torch
 
     from trunkline.bases.image_model import ImageModel
 
     backbone = _load_backbone(info, dtype)
     model = ImageModel(backbone, _features(backbone, info)).to(device).eval()
     model.requires_grad_(False)
-    for parameter in model.parameters():  # 1×1 convolutions then read rows without a copy
+    _channels_last(model)
+    return ImageBase(info, model, device, dtype, fuse_linear_layers(model))
+
+
+def _channels_last(model: ImageModel) -> ImageModel:
+    """Store kernels with the channels last, as :meth:`ImageModel.pooled` does with pictures.
+
+    A 1×1 convolution then reads the rows of a matrix without a copy.
+    """
+    import torch
+
+    for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return ImageBase(info, model, device, dtype, fuse_linear_layers(model))
+    return model
 
 
 def _pick_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -69,7 +69,10 @@ class ImageModel(nn.Module):
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pooled features ``[batch, features]`` of pictures ``[batch, 3, height, width]``."""
         backbone = getattr(self, self.base_model_prefix)
-        return pool(backbone(pixel_values=pixel_values.to(self.device, self.dtype)))
+        pixels = pixel_values.to(self.device, self.dtype).contiguous(
+            memory_format=torch.channels_last
+        )
+        return pool(backbone(pixel_values=pixels))
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> ImageClassifierOutput:
         """The head's outputs ``[batch, outputs]``, as ``logits``.

@@ -358,7 +358,6 @@ class ImageEngine:
         pixels = np.stack([one.pixels for one in batch])
         with torch.inference_mode():
             values = to_tensor(pixels, batch[0].preprocessing)
-            values = values.contiguous(memory_format=torch.channels_last)
             with self.pool.route(ImageRouting([resident.pages for resident in residents])):
                 features = self.base.model.pooled(values)
             outputs: list[torch.Tensor] = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.adapters.artifact import CONFIG, WEIGHTS, write_json
 from trunkline.adapters.config import MAX_RANK, TASK_TYPES
 from trunkline.bases import AnyBase, ImageBase
-from trunkline.contracts import Settings
+from trunkline.contracts import Modality, Settings
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.files import read_json_object
 from trunkline.lora.routing import PAGE_RANK
@@ -285,12 +285,17 @@ def _layer_indices(layers: str, count: int) -> list[int] | None:
     return indices
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether training multiplies in bfloat16; weights and adapters keep their type."""
+def uses_bf16(precision: str, device: torch.device, modality: Modality = "text") -> bool:
+    """Whether training multiplies in bfloat16; weights and adapters keep their type.
+
+    On a CPU, convolutions by channel are slower in it, so pictures are computed in float32.
+    """
     import torch
 
     if precision != "auto":
         return precision == "bf16"
+    if modality == "image" and device.type == "cpu":
+        return False
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     if device.type != "cpu":

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from trunkline.bases import Base
-from trunkline.contracts import LossFunction, RecipeSpec, Settings
+from trunkline.contracts import LossFunction, Modality, RecipeSpec, Settings
 from trunkline.data.prepare import prepare
 from trunkline.inference.image_engine import AnyEngine
 from trunkline.registry.registry import Registry
 from trunkline.tasks import AnyTask, task_for
-from trunkline.tasks.batches import size_of
+from trunkline.tasks.batches import PIXELS, size_of
 from trunkline.training.job import EncodedRows, TrainingJob, encode_parts
 from trunkline.training.model import check_targets, initial_matrices, model_to_train, uses_bf16
 from trunkline.training.schedule import steps_per_epoch, total_steps
@@ -121,7 +121,8 @@ def time_step(
     inputs = {name: tensor.to(device) for name, tensor in task.collate(batch, pad_id).items()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate)
-    bf16 = uses_bf16(settings.precision, device)
+    modality: Modality = "image" if PIXELS in batch[0] else "text"
+    bf16 = uses_bf16(settings.precision, device, modality)
     model.train()
     seconds = 0.0
     for _ in range(2):

@@ -403,7 +403,7 @@ def _start(context: RunContext, job: TrainingJob, dataset_id: int) -> int:
         settings=asdict(recipe.settings),
         environment=environment(
             base.device,
-            uses_bf16(recipe.settings.precision, base.device),
+            uses_bf16(recipe.settings.precision, base.device, job.dataset.modality),
             together=context.place.others,
         ),
         specification=specification(job),
@@ -428,7 +428,7 @@ def _check_resumable(
     checkpoint = find_resume_point(context.workspace.run_path(run.number) / CHECKPOINTS).checkpoint
     if change is None and not (checkpoint and checkpoint.finished):
         base = context.engine.base
-        bf16 = uses_bf16(job.settings.precision, base.device)
+        bf16 = uses_bf16(job.settings.precision, base.device, job.dataset.modality)
         change = changed_environment(run.environment, environment(base.device, bf16))
         if change is None and run.specification is not None:
             change = changed_specification(run.specification, specification(job))

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trunkline.contracts import Settings
+from trunkline.contracts import Modality, Settings
 from trunkline.training.distributed import processes
 from trunkline.training.model import uses_bf16
 
@@ -40,7 +40,11 @@ def warmup_steps(settings: Settings, examples: int) -> int:
 
 
 def training_arguments(
-    settings: Settings, examples: int, checkpoints: Path, device: Any
+    settings: Settings,
+    examples: int,
+    checkpoints: Path,
+    device: Any,
+    modality: Modality = "text",
 ) -> TrainingArguments:
     """The arguments of transformers' Trainer.
 
@@ -48,6 +52,7 @@ def training_arguments(
         examples: training rows.
         checkpoints: folder of the checkpoints.
         device: of the model.
+        modality: of the rows.
     """
     from transformers import TrainingArguments
 
@@ -63,7 +68,7 @@ def training_arguments(
         warmup_steps=warmup_steps(settings, examples),
         weight_decay=settings.weight_decay,
         optim="adamw_torch",
-        bf16=uses_bf16(settings.precision, device),
+        bf16=uses_bf16(settings.precision, device, modality),
         use_cpu=device.type == "cpu",
         seed=settings.seed,
         data_seed=settings.seed,

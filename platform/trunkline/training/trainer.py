@@ -284,7 +284,13 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self.reporter = Reporter(metric, listener, log, should_stop)
         super().__init__(
             model=model,
-            args=training_arguments(settings, len(train.examples), self.checkpoints, model.device),
+            args=training_arguments(
+                settings,
+                len(train.examples),
+                self.checkpoints,
+                model.device,
+                "image" if PIXELS in train.examples[0] else "text",
+            ),
             train_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples)],
             eval_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples[:1])],
             data_collator=lambda examples: {
