@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from tiny_images import encoded, picture
 from trunkline.cli.file_options import make_own_recipe
-from trunkline.contracts import DatasetSpec, Row
+from trunkline.contracts import DatasetSpec, Row, TransformSpec
 from trunkline.data.check import check_dataset
 from trunkline.data.columns import DataFiles
 from trunkline.data.croissant import croissant_of, row_lines
@@ -231,6 +232,26 @@ def test_transforms_of_texts_are_refused() -> None:
     spec = dataset(drawn())
     with pytest.raises(UsageError, match="changes texts, and toy/cells holds pictures"):
         prepare(spec, default_recipe(spec), [step])
+
+
+def test_transforms_of_a_plugin_may_change_pictures() -> None:
+    def change(row: Row, rng: Any) -> list[Row]:
+        image = encoded(picture(500 + int(row.id)))
+        return [row, replace(row, id=f"{row.id}+", image=image)]
+
+    def clean(row: Row, rng: Any) -> list[Row]:
+        return [replace(row, image=encoded(picture(900 + int(row.id))))]
+
+    steps = (
+        TransformSpec(name="toy/redraw", description="d", stage="clean", apply=clean),
+        TransformSpec(name="toy/more", description="d", stage="augment", apply=change),
+    )
+    spec = dataset(drawn())
+    result = prepare(spec, default_recipe(spec), steps)
+    digests = {row.picture.sha256 for row in (*result.split.train, *result.augmented)}
+    assert len(digests) == 2 * len(result.split.train)
+    assert "" not in digests
+    assert result.fingerprint != prepared(drawn()).fingerprint
 
 
 def test_check_of_pictures_is_refused() -> None:

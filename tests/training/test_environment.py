@@ -21,3 +21,8 @@ def test_versions_and_machine_are_plain_values() -> None:
 def test_requested_precision_is_used() -> None:
     assert uses_bf16("bf16", torch.device("cpu"))
     assert not uses_bf16("fp32", torch.device("cuda"))
+
+
+def test_pictures_are_computed_in_float32_on_a_cpu() -> None:
+    assert not uses_bf16("auto", torch.device("cpu"), "image")
+    assert uses_bf16("bf16", torch.device("cpu"), "image")

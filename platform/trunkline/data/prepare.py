@@ -200,6 +200,8 @@ def prepare(
     dropped: Counter[str] = Counter()
     rng = random.Random(settings.split_seed)
     rows = clean_rows(source, recipe.template, transforms, dropped, rng)
+    if dataset.modality == "image":
+        rows = [with_picture(dataset, row) for row in rows]
     rows, labels_cleaned = _clean_labels(dataset, rows)
     rows = _check_targets(dataset, recipe, rows, dropped)
     trained = any(row.split == "train" for row in rows)
@@ -396,6 +398,8 @@ def checked_additions(
     rows = tuple(_clean_labels(dataset, added)[0])
     for row in rows:
         _check_texts(dataset, row)
+    if dataset.modality == "image":
+        rows = tuple(with_picture(dataset, row) for row in rows)
     dropped: Counter[str] = Counter()
     kept = clean_rows(rows, recipe.template, (), dropped, random.Random(0))
     kept = _check_targets(dataset, recipe, kept, dropped)
