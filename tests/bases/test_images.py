@@ -8,6 +8,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,16 @@ def test_missing_tensor_is_refused(copy: Path) -> None:
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BaseModelError, match=r"1 tensors are missing"):
         load_image(str(copy))
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_model_of_timm_names_the_missing_package(copy: Path) -> None:
+    config = CONFIG | {"architecture": "resnet18"}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert describe_image(str(copy)).architecture == "resnet18"
+    with pytest.raises(UsageError, match="needs a package that is not installed") as caught:
+        load_image(str(copy))
+    assert "timm" in str(caught.value.hint)
 
 
 # ------------------------------------------------------------------------- efficientnet-lite0

@@ -214,7 +214,7 @@ def _from_pretrained(
     except ImportError as error:
         raise UsageError(
             f"The base {info.name!r} needs a package that is not installed: {one_line(error)}",
-            "Run: pip install 'trunkline[images]'",
+            "Install it; a model of timm needs timm, and a torchvision that fits your torch.",
         ) from error
     except Exception as error:  # transformers raises many types for a bad file or config
         raise BaseModelError(
