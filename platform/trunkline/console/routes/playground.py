@@ -46,7 +46,7 @@ MODELS = 4
 SUGGESTED = 200
 """Adapters that the page suggests."""
 
-SHOWN = 8
+SHOWN = 5
 """Probabilities that a column shows."""
 
 _SEND_SECONDS = 0.1
