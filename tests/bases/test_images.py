@@ -286,9 +286,7 @@ def test_wheel_becomes_the_default_image_base(
     assert model.pooled(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)
 
 
-def test_converted_network_gives_the_logits_of_the_checkpoint(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_conversion_keeps_every_tensor_of_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     convert_checkpoint(checkpoint, tmp_path)
@@ -313,6 +311,26 @@ def test_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="could not be converted"):
         convert_checkpoint(tmp_path / "bad.pth", tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.real
+def test_real_base_gives_the_logits_of_the_original(tmp_path: Path) -> None:
+    """Needs the package efficientnet-lite-pytorch, whose network the checkpoint was made for."""
+    from safetensors.torch import load_file
+
+    original = pytest.importorskip("efficientnet_lite_pytorch")
+    info = pull("efficientnet-lite0")
+    stored = {
+        name.removeprefix("timm_model."): tensor
+        for name, tensor in load_file(info.folder / "model.safetensors").items()
+    }
+    network = EfficientNetLite(CONFIG["num_classes"]).eval()
+    network.load_state_dict(stored)
+    theirs = original.EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict({name: stored[timm_name(name)] for name in original_names()})
+    pixels = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(network(pixels), theirs(pixels), atol=1e-4)
 
 
 @pytest.mark.real
