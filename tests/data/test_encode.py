@@ -13,6 +13,7 @@ from tiny_base import make_tokenizer
 from trunkline.contracts import Template
 from trunkline.data.encode import encode_answer, encode_chat, encode_prompt
 from trunkline.errors import DataError, UsageError
+from trunkline.labels import is_blank
 
 quick = settings(max_examples=50, deadline=None)
 
@@ -20,7 +21,7 @@ CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "{text}", "TRUNKLINETE
 
 pieces = st.one_of(st.sampled_from([*CONTROL, "\n", "a"]), st.text(max_size=8))
 texts = st.lists(pieces).map("".join)
-filled_texts = texts.filter(lambda text: bool(text.strip()))
+filled_texts = texts.filter(lambda text: not is_blank(text))
 
 
 @cache

@@ -20,7 +20,7 @@ SESSION = (
     *("plugins list", "plugins show", "plugins check", "plugins install", "plugins uninstall"),
     *("datasets list", "datasets show", "datasets check", "datasets preview"),
     *("datasets croissant", "recipes list", "recipes show", "recipes export"),
-    *("train", "runs list", "runs show", "runs plot", "runs diff", "eval"),
+    *("train", "runs list", "runs show", "runs stop", "runs plot", "runs diff", "eval"),
     *("adapters list", "adapters show", "adapters promote", "adapters rollback"),
     *("adapters unalias", "adapters history", "adapters diff", "adapters merge", "adapters card"),
     *("predict", "generate", "chat"),

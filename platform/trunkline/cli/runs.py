@@ -29,7 +29,6 @@ from trunkline.cli.output import (
 from trunkline.cli.root import GlobalOptions, limit_option, pass_options, run_number
 from trunkline.contracts import Settings
 from trunkline.errors import DataError, NotFoundError, UsageError, reason_of
-from trunkline.registry.records import TOKENS
 
 if TYPE_CHECKING:
     from trunkline.registry.records import MetricRecord, RunRecord
@@ -147,7 +146,7 @@ def show(options: GlobalOptions, number: int, as_json: bool) -> None:
             print_evaluation_report(evaluated[0])
 
 
-@runs.command("stop", example=Example("trunkline runs stop 3", "writes"))
+@runs.command("stop", example=Example("trunkline runs stop 2", "fails"))
 @click.argument("number", type=run_number)
 @json_option
 @pass_options
@@ -329,6 +328,6 @@ def _print_metrics(metrics: Sequence[MetricRecord]) -> None:
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    if name == TOKENS:
+    if name == "tokens":
         return f"{value:,.0f}"
     return f"{value:.1e}" if name == "learning_rate" else figure(value)
