@@ -66,7 +66,6 @@ def paths(registry: Registry, versions: int) -> dict[str, str]:
         "Run with 10,000 figures": "/runs/1",
         "Overlay of 8 runs": "/runs/overlay?run=" + "+".join(map(str, range(2, 10))),
         "Train": "/train",
-        "Train, a recipe": "/train/recipes/finance/naics-sector",
         "Playground": "/playground",
         "Requests": "/requests",
         "Requests, failed ones": "/requests?status=failed",
@@ -135,11 +134,11 @@ def sign_in(client: TestClient, registry: Registry, *patterns: str) -> None:
 
 
 def first_load(client: TestClient, path: str) -> float:
-    """Kilobytes of a page with every file that it names, not compressed."""
+    """Kilobytes that are sent for a page and every file that it names, which is compressed."""
     page = client.get(f"/console{path}")
     files = {part.split('"')[0] for part in page.text.split('="/console/static/')[1:]}
-    sizes = [len(client.get(f"/console/static/{name}").content) for name in files]
-    return (len(page.content) + sum(sizes)) / 1000
+    answers = [page, *(client.get(f"/console/static/{name}") for name in files)]
+    return sum(int(answer.headers["content-length"]) for answer in answers) / 1000
 
 
 def measure(client: TestClient, pages: dict[str, str], rounds: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -69,6 +70,8 @@ def served(platform: Platform) -> Iterator[Site]:
     with TestClient(app, base_url=HOST):
         while not app.state.service.ready:
             assert app.state.service.failure is None
+        while not platform.registry.servers.list(1):  # recorded in a thread, with an event
+            time.sleep(0.05)
         site = Site(app, platform)
         fill(site)
         yield site

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from trunkline import promotion
 from trunkline.console.view import View
@@ -14,6 +15,7 @@ from trunkline.evaluation.gates import check_gate, needs_champion, tighten
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.provenance import IMPORTED
 from trunkline.registry.records import EvaluationRecord, VersionRecord
+from trunkline.workspace import GateSettings
 
 SHOWN = 20
 """Versions that a page lists."""
@@ -23,6 +25,9 @@ CANDIDATES = 500
 
 COMPARING_SECONDS = 0.3
 """After this time, a page starts no further comparison with a champion."""
+
+SECONDS = 5
+"""How long a page may show what was found before."""
 
 KEPT_SECONDS = 300
 _MAX_KEPT = 1000
@@ -41,31 +46,57 @@ class Waiting:
     compared: bool = True
 
 
-class _Comparisons:
-    """Whether versions pass the comparison with their champion; it takes a second to compute."""
+class _Kept:
+    """What takes long to compute, for a time.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: after which it is computed again.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[object, ...], tuple[float, bool]] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], tuple[float, Any]] = OrderedDict()
 
-    def get(self, key: tuple[object, ...]) -> bool | None:
+    def get(self, key: tuple[object, ...]) -> Any:
         with self._lock:
-            at, passed = self._kept.get(key, (0.0, False))
-        return passed if at and time.monotonic() - at < KEPT_SECONDS else None
+            at, value = self._kept.get(key, (0.0, None))
+        return value if at and time.monotonic() - at < self._seconds else None
 
-    def keep(self, key: tuple[object, ...], passed: bool) -> None:
+    def keep(self, key: tuple[object, ...], value: Any) -> None:
         with self._lock:
-            self._kept[key] = time.monotonic(), passed
+            self._kept[key] = time.monotonic(), value
             while len(self._kept) > _MAX_KEPT:
                 self._kept.popitem(last=False)
 
 
-_comparisons = _Comparisons()
+_comparisons = _Kept(KEPT_SECONDS)
+"""Whether versions pass the comparison with their champion."""
+
+_trained = _Kept(KEPT_SECONDS)
+"""The versions that somebody is known to have trained or imported."""
+
+_waiting = _Kept(SECONDS)
 
 
 def find_waiting(view: View) -> list[Waiting]:
-    """The newest versions of adapters that a second person may promote now, newest first."""
+    """The newest versions of adapters that a second person may promote now, newest first.
+
+    They are found again after an event or an evaluation, and after :data:`SECONDS`.
+    """
     demanded = view.platform.workspace.configuration.gate
+    head = view.registry.events.heads()["events"]
+    newest = [one.id for one in view.registry.evaluations.list(limit=1)]
+    url = view.platform.workspace.registry_url
+    key = (url, view.access.scope, demanded, str(head), *newest)
+    rows: list[Waiting] | None = _waiting.get(key)
+    if rows is None:
+        rows = _find(view, demanded)
+        _waiting.keep(key, rows)
+    return rows
+
+
+def _find(view: View, demanded: GateSettings) -> list[Waiting]:
     candidates = view.registry.evaluations.unpromoted(
         two_persons=not demanded.two_persons, scope=view.access.scope, limit=CANDIDATES
     )
@@ -79,7 +110,7 @@ def find_waiting(view: View) -> list[Waiting]:
         gate = tighten(recipes, demanded, higher_is_better=report.higher_is_better)
         if not gate.two_persons or not all(one.passed for one in check_gate(gate, report)):
             continue
-        if not view.registry.versions.contributors(version):
+        if not _has_contributors(view, version):
             continue  # without them, nobody counts as the second person
         passed: bool | None = True
         if needs_champion(gate):
@@ -91,6 +122,14 @@ def find_waiting(view: View) -> list[Waiting]:
     return waiting
 
 
+def _has_contributors(view: View, version: VersionRecord) -> bool:
+    key = (view.platform.workspace.registry_url, version.ref, version.digest)
+    known = bool(_trained.get(key)) or bool(view.registry.versions.contributors(version))
+    if known:
+        _trained.keep(key, True)
+    return known
+
+
 def _beats_champion(
     view: View, version: VersionRecord, evaluation: EvaluationRecord, deadline: float
 ) -> bool | None:
@@ -99,7 +138,7 @@ def _beats_champion(
     demanded = view.platform.workspace.configuration.gate
     url = view.platform.workspace.registry_url
     key = (url, version.digest, evaluation.id, moves[0].id if moves else 0, demanded)
-    passed = _comparisons.get(key)
+    passed: bool | None = _comparisons.get(key)
     if passed is None and time.monotonic() < deadline:
         try:
             evidence = promotion.check(
