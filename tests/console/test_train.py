@@ -106,6 +106,25 @@ def test_training_goes_on_by_itself_and_publishes(site: Site, promoter: Browser)
     assert metrics[-1].value == run.report["tokens_trained"]  # type: ignore[index]
 
 
+def test_training_outlives_the_process_that_started_it(site: Site) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, trunkline\n"
+        "from trunkline.console import jobs\n"
+        "platform = trunkline.open(sys.argv[1], base=sys.argv[2])\n"
+        "job = jobs.Job(kind='train', adapter='toy/animals', settings={'max_steps': '2'})\n"
+        "print(jobs.start(platform, job))\n"
+    )
+    root, base = site.platform.workspace.root, site.platform.base_name
+    starter = [sys.executable, "-c", code, str(root), str(base)]
+    id = subprocess.run(starter, capture_output=True, text=True, check=True).stdout.strip()
+    assert jobs.get(site.platform, id).alive
+    state = ended(site, id)
+    assert (state.error, state.done) == (None, 2)
+
+
 def test_estimate_trains_nothing(site: Site, promoter: Browser) -> None:
     before = site.platform.registry.runs.list(limit=1)[0].number
     state = ended(site, started(site, promoter, FORM, {"action": "plan", **STEPS}))
@@ -161,7 +180,7 @@ def test_killed_job_is_shown(site: Site, promoter: Browser, tmp_path: Path) -> N
 
     os.kill(json.loads((folder / "process.json").read_bytes())["pid"], signal.SIGKILL)
     state = ended(site, id)
-    assert "without a word" in (state.error or "")
+    assert "without reporting a result" in (state.error or "")
     assert promoter.get(f"/train/jobs/{id}").status_code == 200
 
 

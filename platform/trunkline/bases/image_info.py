@@ -6,7 +6,6 @@ An image base is a folder that ``AutoModel`` of transformers loads, with
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from trunkline.bases.identity import (
     cached_image_digest,
     damaged,
     json_object,
-    stored_tensors,
     weight_files,
 )
 from trunkline.bases.info import (
     CAUSAL,
-    DTYPES,
     BaseInfo,
     ImageManifest,
+    count_parameters,
     describe,
     read_manifest,
 )
@@ -142,20 +140,14 @@ def read_image_info(
             "Give a folder written by save_pretrained of transformers.",
         )
     config = json_object(folder / "config.json")
-    tensors = stored_tensors(folder)
-    if not tensors:
-        raise BaseModelError(f"The base in {folder} holds no tensor.", "Copy the folder again.")
-    numbers: Counter[str] = Counter()
-    for tensor in tensors:
-        numbers[tensor.dtype] += tensor.size
-    most = numbers.most_common(1)[0][0]
+    parameters, dtype = count_parameters(folder)
     return ImageBaseInfo(
         name=name,
         source=origin,
         folder=folder,
         architecture=_architecture(config, folder),
-        parameters=numbers.total(),
-        dtype=DTYPES.get(most, most.lower()),
+        parameters=parameters,
+        dtype=dtype,
         preprocessing=read_preprocessing(config, folder),
         digest=cached_image_digest(folder, digests),
         bytes=sum(file.stat().st_size for file in weight_files(folder)),

@@ -107,6 +107,22 @@ _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "s
 _UNSTATED_CONTEXT = 2048
 
 
+def count_parameters(folder: Path) -> tuple[int, str]:
+    """The number of stored parameters of a base, and the type that most of them have.
+
+    Raises:
+        BaseModelError: the folder holds no tensor.
+    """
+    tensors = stored_tensors(folder)
+    if not tensors:
+        raise BaseModelError(f"The base in {folder} holds no tensor.", "Copy the folder again.")
+    numbers: Counter[str] = Counter()
+    for tensor in tensors:
+        numbers[tensor.dtype] += tensor.size
+    most = numbers.most_common(1)[0][0]
+    return numbers.total(), DTYPES.get(most, most.lower())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseInfo:
     """A base that is on this machine.
@@ -183,21 +199,15 @@ def read_info(name: str, origin: str, folder: Path, digests: Path, *, pulled: bo
         )
     config = json_object(folder / "config.json")
     architecture = _architecture(config, folder)
-    tensors = stored_tensors(folder)
-    if not tensors:
-        raise BaseModelError(f"The base in {folder} holds no tensor.", "Copy the folder again.")
-    numbers: Counter[str] = Counter()
-    for tensor in tensors:
-        numbers[tensor.dtype] += tensor.size
-    most = numbers.most_common(1)[0][0]
+    parameters, dtype = count_parameters(folder)
     return BaseInfo(
         name=name,
         source=origin,
         folder=folder,
         digest=cached_digest(folder, digests),
         architecture=architecture,
-        parameters=numbers.total(),
-        dtype=DTYPES.get(most, most.lower()),
+        parameters=parameters,
+        dtype=dtype,
         layers=_number(config, folder, "num_hidden_layers", "n_layer", "num_layers"),
         hidden_size=_number(config, folder, "hidden_size", "n_embd", "d_model"),
         vocabulary=_number(config, folder, "vocab_size"),

@@ -305,6 +305,8 @@ def _machine(run: RunRecord) -> str:
 
 def _print_metrics(metrics: Sequence[MetricRecord]) -> None:
     """One line per step, about twenty at most, with each validation and the last step."""
+    from trunkline.registry.records import TOKENS
+
     names = list(dict.fromkeys(metric.name for metric in metrics))
     by_step: dict[int, dict[str, float]] = {}
     for metric in metrics:
@@ -320,14 +322,20 @@ def _print_metrics(metrics: Sequence[MetricRecord]) -> None:
     ]
     print_table(
         ["step", *names],
-        [(step, *(_cell(name, by_step[step].get(name)) for name in names)) for step in shown],
+        [
+            (
+                step,
+                *(_cell(name, by_step[step].get(name), is_count=name == TOKENS) for name in names),
+            )
+            for step in shown
+        ],
         right=("step", *names),
     )
 
 
-def _cell(name: str, value: float | None) -> str:
+def _cell(name: str, value: float | None, *, is_count: bool = False) -> str:
     if value is None:
         return ""
-    if name == "tokens":
+    if is_count:
         return f"{value:,.0f}"
     return f"{value:.1e}" if name == "learning_rate" else figure(value)

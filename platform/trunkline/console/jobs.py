@@ -7,7 +7,6 @@ closes its tab and when the server stops.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trunkline.console.pages import N_
-from trunkline.errors import BusyError, NotFoundError
-from trunkline.files import indented_json, write_atomically
+from trunkline.errors import BusyError, IntegrityError, NotFoundError
+from trunkline.files import indented_json, read_json_object, write_atomically
 from trunkline.registry.actors import process_is_alive, process_start
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
-    """How far a job is; what its process has not said yet is None.
+    """How far a job is; what its process has not reported yet is None.
 
     Attributes:
         alive: whether its process runs.
@@ -160,7 +159,7 @@ def stop(platform: Platform, id: str) -> None:
 
 def read_job(place: Path) -> Job:
     """The job of a folder."""
-    return Job(**json.loads((place / JOB).read_bytes()))
+    return Job(**read_json_object(place / JOB))
 
 
 def write_state(place: Path, values: Mapping[str, Any]) -> None:
@@ -175,7 +174,7 @@ def _state(place: Path) -> JobState:
     if alive or state.ended:
         return state
     lost = {
-        "error": N_("Its process has ended without a word; it may have been killed."),
+        "error": N_("The process ended without reporting a result; it may have been killed."),
         "hint": f"See what it printed: .trunkline/jobs/{place.name}/{LOG}.",
         "ended": True,
     }
@@ -183,11 +182,10 @@ def _state(place: Path) -> JobState:
 
 
 def _values(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    """The fields of a file; none if it is missing or damaged."""
+    with suppress(OSError, IntegrityError):
+        return read_json_object(file)
+    return {}
 
 
 def _is_alive(identity: Mapping[str, Any]) -> bool:

@@ -197,6 +197,8 @@ def _environment(language: str) -> Environment:
     translations.install_gettext_translations(load(language), newstyle=True)
     environment.filters |= formats.FILTERS
     environment.filters["markdown"] = render_markdown
-    environment.filters["said"] = load(language).gettext  # of a text that may have a percent sign
+    environment.filters["translated"] = load(
+        language
+    ).gettext  # of a text that may have a percent sign
     environment.globals |= {"charts": charts, "prefix": PREFIX}
     return environment

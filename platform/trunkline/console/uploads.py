@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from trunkline.console.access import Access
 from trunkline.console.pages import N_
 from trunkline.data.readers import FileOptions, read_columns
-from trunkline.errors import NotFoundError, UsageError
-from trunkline.files import write_atomically
+from trunkline.errors import IntegrityError, NotFoundError, UsageError
+from trunkline.files import read_json_object, write_atomically
 from trunkline.refs import shown, valid_name
 from trunkline.workspace import Workspace
 
@@ -92,10 +91,9 @@ def _may_see(folder: Path, access: Access) -> bool:
 
 def _owners(folder: Path) -> list[str]:
     try:
-        value = json.loads((folder / _OWNER).read_bytes())
-    except (OSError, ValueError):
+        owners = read_json_object(folder / _OWNER).get("owners")
+    except (OSError, IntegrityError):
         return []
-    owners = value.get("owners") if isinstance(value, Mapping) else None
     return [one for one in owners if isinstance(one, str)] if isinstance(owners, list) else []
 
 

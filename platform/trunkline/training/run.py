@@ -61,7 +61,7 @@ from trunkline.training.run_info import (
     environment,
     specification,
 )
-from trunkline.training.stopping import LOCK, forget_stop, stop_requests
+from trunkline.training.stopping import CHECKPOINTS, LOCK, forget_stop, stop_requests
 from trunkline.training.together import (
     ALONE,
     Place,
@@ -69,7 +69,7 @@ from trunkline.training.together import (
     check_together,
     train_together,
 )
-from trunkline.training.trainer import CHECKPOINTS, TrainerOutput, train_adapter
+from trunkline.training.trainer import TrainerOutput, train_adapter
 from trunkline.workspace import Workspace
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 """The file in a run's folder that its process locks."""
 
+CHECKPOINTS = "checkpoints"
+"""The folder of the checkpoints in a run's folder."""
+
 _STOP = "stop"
 
 
@@ -64,7 +67,7 @@ def is_trained(folder: Path) -> bool:
 
 def is_resumable(folder: Path, status: str) -> bool:
     """Whether a run with this status has ended early, and left checkpoints to go on from."""
-    return status != "finished" and (folder / "checkpoints").is_dir() and not is_trained(folder)
+    return status != "finished" and (folder / CHECKPOINTS).is_dir() and not is_trained(folder)
 
 
 def stop_requests(folder: Path) -> Callable[[], bool]:

@@ -72,14 +72,12 @@ from trunkline.training.scoring import (
     make_validator,
     select_best,
 )
+from trunkline.training.stopping import CHECKPOINTS
 from trunkline.training.together import ALONE, Place
 from trunkline.training.trackers import Log, Reporter, tensorboard_callback
 
 ROWS = "rows"
 """The index of each row of a batch, for the layers that are skipped."""
-
-CHECKPOINTS = "checkpoints"
-"""The folder of the checkpoints in the folder of a run."""
 
 FORWARD_TOKENS = {"cpu": 384}
 """By type of device: tokens in a forward and backward pass, padding included, if not 16,384."""

@@ -130,8 +130,12 @@ class Column:
 
 
 @dataclass(slots=True)
-class Session:
-    """One sending of the form: its columns, and whether the page has their newest state."""
+class Exchange:
+    """A prompt with the answers of all models.
+
+    Attributes:
+        changed: whether an answer has changed since it was last sent.
+    """
 
     form: PromptForm
     columns: list[Column] = field(default_factory=list)
@@ -141,7 +145,7 @@ class Session:
 @routes.get("/playground", role="tester")
 def playground(view: View) -> Page:
     """The form, filled in by the query."""
-    return _page(view, Session(_read_form(view.query)))
+    return _page(view, Exchange(_read_form(view.query)))
 
 
 @routes.stream("/playground", method="POST", role="tester")
@@ -151,19 +155,19 @@ async def answer(console: Console, view: View) -> Page | Response:
     A browser with JavaScript asks for server-sent events; each has all columns so far.
     """
     streams = "text/event-stream" in view.request.headers.get("accept", "")
-    session = Session(_read_form(view.form))
+    exchange = Exchange(_read_form(view.form))
     try:
-        sampling = _check(session.form, view)
+        sampling = _check(exchange.form, view)
     except TrunklineError as error:
         if not streams:
             raise
-        session.columns = [_failed(Column(""), error)]
-        return _events(_once(console, view, session))
-    session.columns = [Column(model) for model in session.form.models]
+        exchange.columns = [_failed(Column(""), error)]
+        return _events(_once(console, view, exchange))
+    exchange.columns = [Column(model) for model in exchange.form.models]
     if streams:
-        return _events(_stream(console, view, session, sampling))
-    await asyncio.gather(*_tasks(view, session, sampling))
-    return await console.run(_page, view, session)
+        return _events(_stream(console, view, exchange, sampling))
+    await asyncio.gather(*_tasks(view, exchange, sampling))
+    return await console.run(_page, view, exchange)
 
 
 @routes.post("/playground/cases", role="tester")
@@ -224,29 +228,29 @@ def _number(name: str, text: str, kind: type[int] | type[float]) -> Any:
         raise UsageError(f"{name} can't be {shown(text)}.", "Write a number.") from None
 
 
-def _page(view: View, session: Session) -> Page:
+def _page(view: View, exchange: Exchange) -> Page:
     adapters = view.registry.adapters.list(limit=SUGGESTED, scope=view.access.scope)
-    form = session.form
+    form = exchange.form
     command = None
     if len(form.models) == 1 and form.prompt and form.models[0] != BASE:
         command = f"trunkline predict {form.models[0]} TEXT"
     return Page(
         "playground.html",
         N_("Playground"),
-        {"prompt": form.prompt, "models": form.models, "answers": session.columns},
+        {"prompt": form.prompt, "models": form.models, "answers": exchange.columns},
         {"sent": form, "adapters": adapters, "places_for_models": range(MODELS),
-         **_shown(session)},
+         **_shown(exchange)},
         command=command or "trunkline predict ADAPTER TEXT",
         place="playground",
     )  # fmt: skip
 
 
-def _shown(session: Session) -> dict[str, Any]:
-    fields = session.form.fields()
-    ended = all(one.state in ("done", "failed") for one in session.columns)
+def _shown(exchange: Exchange) -> dict[str, Any]:
+    fields = exchange.form.fields()
+    ended = all(one.state in ("done", "failed") for one in exchange.columns)
     return {
-        "columns": session.columns,
-        "sent_prompt": session.form.prompt,
+        "columns": exchange.columns,
+        "sent_prompt": exchange.form.prompt,
         "permalink": f"{PREFIX}/playground?{urlencode(fields)}" if fields else None,
         "ended": ended,
     }
@@ -255,15 +259,18 @@ def _shown(session: Session) -> dict[str, Any]:
 # -------------------------------------------------------------------------------- the answers
 
 
-def _tasks(view: View, session: Session, sampling: Mapping[str, Any]) -> list[asyncio.Task[None]]:
+def _tasks(view: View, exchange: Exchange, sampling: Mapping[str, Any]) -> list[asyncio.Task[None]]:
     return [
-        asyncio.ensure_future(_fill(view, session, column, sampling)) for column in session.columns
+        asyncio.ensure_future(_fill(view, exchange, column, sampling))
+        for column in exchange.columns
     ]
 
 
-async def _fill(view: View, session: Session, column: Column, sampling: Mapping[str, Any]) -> None:
+async def _fill(
+    view: View, exchange: Exchange, column: Column, sampling: Mapping[str, Any]
+) -> None:
     """Ask one model, and keep its answer in the column."""
-    service, form = view.service, session.form
+    service, form = view.service, exchange.form
     context = RequestContext(service, f"{PREFIX}/playground")
     context.key = view.access.key
     column.request = context.id
@@ -277,14 +284,14 @@ async def _fill(view: View, session: Session, column: Column, sampling: Mapping[
             column.state, column.version, column.digest = "running", model.name, model.digest
             column.task = model.task
             column.dataset = None if model.record is None else model.record.dataset
-            session.changed = True
+            exchange.changed = True
             requests = _requests(model, form, sampling)
             await context.submit(model, [form.prompt] * len(requests), requests, None,
                                  field="prompt")  # fmt: skip
             if model.task == "generation":
                 async for piece in context.handles[0].stream():
                     column.output += piece.text
-                    session.changed = True
+                    exchange.changed = True
             answers = await context.answers()
             _read(column, answers, form)
             stats = [one.stats for one in context.handles if one.stats is not None]
@@ -302,7 +309,7 @@ async def _fill(view: View, session: Session, column: Column, sampling: Mapping[
             await asyncio.shield(context.commit(Interrupted.http_status))
             raise
     finally:
-        session.changed = True
+        exchange.changed = True
         service.remove(context)
 
 
@@ -368,31 +375,31 @@ def _events(events: AsyncIterator[str]) -> Response:
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _once(console: Console, view: View, session: Session) -> AsyncIterator[str]:
-    yield await _event(console, view, session)
+async def _once(console: Console, view: View, exchange: Exchange) -> AsyncIterator[str]:
+    yield await _event(console, view, exchange)
 
 
 async def _stream(
-    console: Console, view: View, session: Session, sampling: Mapping[str, Any]
+    console: Console, view: View, exchange: Exchange, sampling: Mapping[str, Any]
 ) -> AsyncIterator[str]:
-    tasks = _tasks(view, session, sampling)
+    tasks = _tasks(view, exchange, sampling)
     try:
         while not all(task.done() for task in tasks):
-            if session.changed:
-                session.changed = False
-                yield await _event(console, view, session)
+            if exchange.changed:
+                exchange.changed = False
+                yield await _event(console, view, exchange)
             await asyncio.wait(tasks, timeout=_SEND_SECONDS)
         for task in tasks:
             task.result()
-        yield await _event(console, view, session)
+        yield await _event(console, view, exchange)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _event(console: Console, view: View, session: Session) -> str:
-    page = Page("playground_answers.html", "", {}, _shown(session))
+async def _event(console: Console, view: View, exchange: Exchange) -> str:
+    page = Page("playground_answers.html", "", {}, _shown(exchange))
     text = await console.run(console.renderer.fragment, view, page)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "".join(f"data: {line}\n" for line in lines) + "\n"
