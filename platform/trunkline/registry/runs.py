@@ -48,6 +48,7 @@ from trunkline.registry.tables import (
     RunMetric,
     Score,
     Version,
+    asks_for_two_persons,
     utc_now,
 )
 
@@ -367,9 +368,13 @@ class Evaluations(Aggregate):
             .order_by(Version.id.desc())
             .limit(limit)
         )
-        if two_persons:
-            query = query.where(Evaluation.results["gate"]["two_persons"].as_boolean())
         with self._sessions.read() as session:
+            if two_persons:
+                indexed = asks_for_two_persons(session.get_bind().dialect.name)
+                rare = select(Evaluation.version_id).where(indexed)
+                query = query.where(
+                    Version.id.in_(rare), Evaluation.results["gate"]["two_persons"].as_boolean()
+                )
             ids = {evaluation: version for version, evaluation in session.execute(query)}
             versions = select_versions().where(Version.id.in_(ids.values()))
             rows = session.execute(versions.order_by(Version.id.desc())).all()

@@ -21,8 +21,10 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Text,
+    TextClause,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -60,6 +62,15 @@ class UtcDateTime(TypeDecorator[datetime]):
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
     listed = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def asks_for_two_persons(dialect: str) -> TextClause:
+    """The condition that the gate of an evaluation asks for a second person, as it is indexed."""
+    return text(
+        "json_extract(results, '$.gate.two_persons') = 1"
+        if dialect == "sqlite"
+        else "(results #>> '{gate,two_persons}') = 'true'"
+    )
 
 
 class Table(DeclarativeBase):
@@ -283,6 +294,14 @@ class Evaluation(Table):
     """Scores of a version, of a run that has no version yet, or of the bare base."""
 
     __tablename__ = "evaluations"
+    __table_args__ = (
+        Index(
+            "ix_evaluations_two_persons",
+            "version_id",
+            sqlite_where=asks_for_two_persons("sqlite"),
+            postgresql_where=asks_for_two_persons("postgresql"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"), index=True)
