@@ -131,7 +131,11 @@ def test_estimate_trains_nothing(site: Site, promoter: Browser) -> None:
     assert state.plan is not None
     assert state.plan["steps"] == 3
     assert site.platform.registry.runs.list(limit=1)[0].number == before
-    assert "nothing was trained" in promoter.get(f"/train/jobs/{state.id}").text
+    page = promoter.get(f"/train/jobs/{state.id}").text
+    assert "nothing was trained" in page
+    assert "trunkline train toy/animals --set " in page
+    assert "--set max_steps=3" in page
+    assert " --dry-run<" in page
 
 
 def test_run_is_stopped_and_resumed(site: Site, promoter: Browser) -> None:
@@ -160,6 +164,8 @@ def test_run_is_stopped_and_resumed(site: Site, promoter: Browser) -> None:
         time.sleep(0.1)
     assert promoter.post(f"/train/jobs/{resumed}/stop", {}).status_code == 303
     assert ended(site, resumed).run == state.run
+    page = promoter.get(f"/train/jobs/{resumed}").text
+    assert f"trunkline train toy/animals --resume {state.run}" in page
 
 
 def test_failure_is_shown(site: Site, promoter: Browser) -> None:

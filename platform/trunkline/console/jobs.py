@@ -50,6 +50,7 @@ class Job:
         settings: overrides, as text.
         resume: the number of a run to continue.
         actor: who started it, for events.
+        command: the command line that does the same in a terminal.
         platform: arguments of :func:`trunkline.open`.
     """
 
@@ -59,6 +60,7 @@ class Job:
     settings: Mapping[str, str] = field(default_factory=dict)
     resume: int | None = None
     actor: str | None = None
+    command: str = ""
     created: str = ""
     platform: Mapping[str, Any] = field(default_factory=dict)
 

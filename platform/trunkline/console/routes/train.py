@@ -168,6 +168,7 @@ def _act(view: View, source: Source, uploaded: Upload | None = None) -> Page | R
             return _form(view, source, form, uploaded=uploaded, check=checked)
         if action not in ("plan", "start"):
             raise UsageError(f"The action can't be {shown(action)}.", "Use the form's buttons.")
+        command = _command(source.arguments, settings)
         id = jobs.start(
             view.platform,
             Job(
@@ -176,6 +177,7 @@ def _act(view: View, source: Source, uploaded: Upload | None = None) -> Page | R
                 config=None if source.config is None else source.config.to_json(),
                 settings=settings,
                 actor=view.access.actor,
+                command=f"{command} --dry-run" if action == "plan" else command,
             ),
         )
     except TrunklineError as error:
@@ -193,13 +195,11 @@ def _form(
     error: TrunklineError | None = None,
 ) -> Page:
     settings = _fields_of(view, source, values)
-    arguments: Sequence[str] = ("trunkline", "train", *(source.arguments if source else ()))
+    arguments: Sequence[str] = source.arguments if source else ()
     if source is None and uploaded is not None:
         file = uploaded.file.relative_to(view.platform.workspace.root)
         arguments = (*arguments, "--data", str(file), "--text", "COLUMN", "--label", "COLUMN")
-    changed = [f"{one.name}={one.value}" for one in settings if one.value != one.default]
-    for assignment in changed:
-        arguments = (*arguments, "--set", assignment)
+    changed = {one.name: one.value for one in settings if one.value != one.default}
     labels = dict(list(check.labels.items())[:LABELS_SHOWN]) if check else {}
     return Page(
         "train_form.html",
@@ -220,10 +220,17 @@ def _form(
             "column_fields": COLUMN_FIELDS,
             "labels": labels,
         },
-        command=shlex.join(arguments),
+        command=_command(arguments, changed),
         place="train",
         status=error.http_status if error else 200,
     )  # fmt: skip
+
+
+def _command(arguments: Sequence[str], settings: Mapping[str, str]) -> str:
+    """The command line that trains with these settings."""
+    assignments = [f"{name}={value}" for name, value in settings.items()]
+    options = [text for assignment in assignments for text in ("--set", assignment)]
+    return shlex.join(["trunkline", "train", *arguments, *options])
 
 
 def _fields_of(view: View, source: Source | None, values: Mapping[str, str]) -> list[SettingField]:
@@ -329,7 +336,7 @@ def job(view: View) -> Page:
         "job.html",
         state.job.adapter,
         {"job": _plain(state)},
-        command="trunkline runs list" if state.run is None else f"trunkline runs show {state.run}",
+        command=state.job.command,
         place="train",
     )
 
@@ -365,7 +372,15 @@ def resume_run(view: View) -> Redirect:
         raise RefusedError(f"Run {record.number} is being trained.", "Wait, or stop it.")
     id = jobs.start(
         view.platform,
-        Job(kind="train", adapter=record.recipe, resume=record.number, actor=view.access.actor),
+        Job(
+            kind="train",
+            adapter=record.recipe,
+            resume=record.number,
+            actor=view.access.actor,
+            command=shlex.join(
+                ["trunkline", "train", record.recipe, "--resume", f"{record.number}"]
+            ),
+        ),
     )
     return Redirect(f"/train/jobs/{id}", {"job": id, "run": record.number})
 
