@@ -81,7 +81,7 @@ class Trainings:
 def main() -> None:
     options = timing.options(__doc__).parse_args()
     timing.say_where(None)
-    rounds, steps = (1, 3) if options.quick else (3, 20)
+    rounds, steps = (1, 3) if options.quick else (3, 6)
     ways = {"one after another": False, "at once": True}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with ExitStack() as stack:

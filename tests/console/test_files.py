@@ -8,9 +8,9 @@ import pytest
 
 from trunkline.console.static import FOLDER
 from trunkline.console.translations import (
+    CATALOGS,
     LANGUAGES,
     SOURCE,
-    catalog_path,
     choose,
     extract,
     read,
@@ -42,24 +42,26 @@ def test_vendored_files_are_about_100_kilobytes() -> None:
     assert size < 105_000
 
 
+@pytest.mark.parametrize("name", CATALOGS)
 @pytest.mark.parametrize("language", TRANSLATED)
-def test_every_text_is_translated(language: str) -> None:
-    assert list(untranslated(read(language))) == []
+def test_every_text_is_translated(language: str, name: str) -> None:
+    assert list(untranslated(read(language, name))) == []
 
 
+@pytest.mark.parametrize("name", CATALOGS)
 @pytest.mark.parametrize("language", TRANSLATED)
-def test_catalog_has_the_texts_of_now(language: str) -> None:
+def test_catalog_has_the_texts_of_now(language: str, name: str) -> None:
     """``python -m trunkline.console.translations`` updates it."""
-    stored = {message.id for message in read(language) if message.id}
-    assert stored == {message.id for message in extract() if message.id}
+    stored = {message.id for message in read(language, name) if message.id}
+    assert stored == {message.id for message in extract(name) if message.id}
 
 
 @pytest.mark.parametrize("language", TRANSLATED)
 def test_translation_has_the_placeholders_of_its_text(language: str) -> None:
-    for message in read(language):
-        errors = list(message.check(read(language))) if message.id else []
+    catalog = read(language, "console")
+    for message in catalog:
+        errors = list(message.check(catalog)) if message.id else []
         assert not errors, (message.id, errors)
-    assert catalog_path(language).exists()
 
 
 @pytest.mark.parametrize(

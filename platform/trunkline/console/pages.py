@@ -114,5 +114,9 @@ TEXTS = (
     N_("predicting the test rows"),
     N_("evaluating"),
     N_("publishing"),
+    N_("history"),
+    N_("loads"),
+    N_("moves"),
 )
-"""Conditions of gates and stages of trainings, which pages translate where they show them."""
+"""Conditions of gates, stages of trainings and parts of a lineage, which pages translate where they
+show them."""

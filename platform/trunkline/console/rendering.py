@@ -16,7 +16,7 @@ from trunkline.console.access import NOBODY
 from trunkline.console.markdown import render_markdown
 from trunkline.console.pages import NAVIGATION, NOTICES, Page, Redirect
 from trunkline.console.sessions import LIFETIME, Sessions
-from trunkline.console.translations import LANGUAGES, choose, load
+from trunkline.console.translations import LANGUAGES, choose, load, load_core
 from trunkline.console.view import PREFIX, TOKEN_FIELD, View, cookie_name, is_local
 from trunkline.errors import AuthenticationError, TrunklineError
 from trunkline.serving.errors import error_body
@@ -197,8 +197,6 @@ def _environment(language: str) -> Environment:
     translations.install_gettext_translations(load(language), newstyle=True)
     environment.filters |= formats.FILTERS
     environment.filters["markdown"] = render_markdown
-    environment.filters["translated"] = load(
-        language
-    ).gettext  # of a text that may have a percent sign
+    environment.filters["translated"] = load_core(language)
     environment.globals |= {"charts": charts, "prefix": PREFIX}
     return environment

@@ -1,21 +1,21 @@
 """The texts of the console in other languages: gettext catalogs that Babel reads and updates.
 
-``python -m trunkline.console.translations`` extracts the texts of the templates and of this
-package's code into each catalog, and lists those without a translation.
+A language has two catalogs: ``console.po`` with the texts of the templates and of this package's
+code, and ``core.po`` with the sentences of the core that pages show.
+``python -m trunkline.console.translations`` extracts both, and lists texts without a translation.
 """
 
 from __future__ import annotations
 
 import gettext
 import sys
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trunkline.settings import Settings
+from trunkline.console.core_texts import CoreTranslator, core_texts
 
 if TYPE_CHECKING:
     from babel.messages.catalog import Catalog
@@ -25,6 +25,7 @@ LANGUAGES = {"en": "English", "zh": "中文"}
 """Code → name in the language itself; the first is the language of the code."""
 
 SOURCE = "en"
+CATALOGS = ("console", "core")
 
 _METHODS = [("templates/**.html", "jinja2"), ("**.py", "python")]
 _OPTIONS = {"templates/**.html": {"trimmed": "true", "silent": "false"}}
@@ -52,43 +53,62 @@ def choose(accept_language: str) -> str:
 
 @cache
 def load(language: str) -> gettext.NullTranslations:
-    """The translations into a language."""
+    """The translations of the console's own texts into a language."""
     if language == SOURCE:
         return gettext.NullTranslations()
     from babel.messages.mofile import write_mo
 
     compiled = BytesIO()
-    write_mo(compiled, read(language))
+    write_mo(compiled, read(language, "console"))
     compiled.seek(0)
     return gettext.GNUTranslations(compiled)
 
 
-def read(language: str) -> Catalog:
-    """The catalog of a language, as it is stored."""
+@cache
+def load_core(language: str) -> Callable[[str], str]:
+    """A function that translates whatever text a page shows, of the console or of the core."""
+    if language == SOURCE:
+        return str
+    own = load(language).gettext
+    core = CoreTranslator(
+        {str(one.id): str(one.string) for one in read(language, "core") if one.id}
+    )
+
+    def translate(text: str) -> str:
+        translated = own(text)
+        return core.translate(text) if translated == text else translated
+
+    return translate
+
+
+def read(language: str, name: str) -> Catalog:
+    """A catalog of a language, as it is stored."""
     from babel.messages.pofile import read_po
 
-    with catalog_path(language).open("rb") as file:
+    with catalog_path(language, name).open("rb") as file:
         return read_po(file, locale=language)
 
 
-def catalog_path(language: str) -> Path:
-    """The file of a language."""
-    return PACKAGE / "locale" / language / "console.po"
+def catalog_path(language: str, name: str) -> Path:
+    """The file of a catalog."""
+    return PACKAGE / "locale" / language / f"{name}.po"
 
 
-def extract() -> Catalog:
-    """The texts in the templates, the code and the help of settings now, without translations."""
+def extract(name: str) -> Catalog:
+    """The texts of a catalog as they are in the code now, without translations."""
     from babel.messages.catalog import Catalog
     from babel.messages.extract import extract_from_dir
 
     catalog = Catalog(project="Trunkline", charset="utf-8", fuzzy=False)
+    if name == "core":
+        for sentence in core_texts():
+            catalog.add(sentence)
+        return catalog
     texts = extract_from_dir(
         PACKAGE, _METHODS, _OPTIONS, keywords=_KEYWORDS, strip_comment_tags=True
     )
     for filename, _line, message, comments, context in texts:
         catalog.add(message, None, [(filename, 0)], auto_comments=comments, context=context)
-    for spec in fields(Settings):
-        catalog.add(spec.metadata["help"])
     return catalog
 
 
@@ -102,14 +122,14 @@ def untranslated(catalog: Catalog) -> Iterator[str]:
             yield message.id[0] if isinstance(message.id, tuple | list) else message.id
 
 
-def update(language: str) -> Catalog:
+def update(language: str, name: str) -> Catalog:
     """Write the texts of now into a language's catalog; translations of other texts are removed."""
     from babel.messages.catalog import Catalog
     from babel.messages.pofile import write_po
 
-    path = catalog_path(language)
-    catalog = read(language) if path.exists() else Catalog(locale=language, charset="utf-8")
-    catalog.update(extract(), no_fuzzy_matching=True)
+    path = catalog_path(language, name)
+    catalog = read(language, name) if path.exists() else Catalog(locale=language, charset="utf-8")
+    catalog.update(extract(name), no_fuzzy_matching=True)
     catalog.obsolete.clear()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -123,5 +143,6 @@ def update(language: str) -> Catalog:
 if __name__ == "__main__":
     for one in LANGUAGES:
         if one != SOURCE:
-            for text in untranslated(update(one)):
-                print(f"{one}: {text}", file=sys.stderr)
+            for name in CATALOGS:
+                for text in untranslated(update(one, name)):
+                    print(f"{one}: {text}", file=sys.stderr)

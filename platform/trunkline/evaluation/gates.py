@@ -155,8 +155,8 @@ def _named(report: EvaluationReport, small: Sequence[SliceScore], sign: int) -> 
 
 
 def _slice(metric: str, one: SliceScore) -> str:
-    rows = "1 row" if one.rows == 1 else f"{one.rows:,} rows"
-    return f"{one.slice}={one.value} {metric} {one.score:.3f} on {rows}"
+    rows = "on 1 row" if one.rows == 1 else f"on {one.rows:,} rows"
+    return f"{one.slice}={one.value} {metric} {one.score:.3f} {rows}"
 
 
 def _reaches(score: float, bound: float, report: EvaluationReport) -> bool:
@@ -168,7 +168,7 @@ def _bound(report: EvaluationReport) -> str:
 
 
 def _too_few(groups: int) -> str:
-    return f", {groups} groups where {MIN_GROUPS} are needed" if groups < MIN_GROUPS else ""
+    return f"; {groups} groups where {MIN_GROUPS} are needed" if groups < MIN_GROUPS else ""
 
 
 def _both(
