@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,6 @@ CANDIDATES = 500
 COMPARING_SECONDS = 0.3
 """After this time, a page starts no further comparison with a champion."""
 
-SECONDS = 5
-"""How long a page may show what was found before."""
-
 KEPT_SECONDS = 300
 _MAX_KEPT = 1000
 
@@ -47,21 +45,16 @@ class Waiting:
 
 
 class _Kept:
-    """What takes long to compute, for a time.
+    """What takes long to compute, for :data:`KEPT_SECONDS`."""
 
-    Args:
-        seconds: after which it is computed again.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[object, ...], tuple[float, Any]] = OrderedDict()
 
     def get(self, key: tuple[object, ...]) -> Any:
         with self._lock:
             at, value = self._kept.get(key, (0.0, None))
-        return value if at and time.monotonic() - at < self._seconds else None
+        return value if at and time.monotonic() - at < KEPT_SECONDS else None
 
     def keep(self, key: tuple[object, ...], value: Any) -> None:
         with self._lock:
@@ -70,39 +63,19 @@ class _Kept:
                 self._kept.popitem(last=False)
 
 
-_comparisons = _Kept(KEPT_SECONDS)
+_comparisons = _Kept()
 """Whether versions pass the comparison with their champion."""
 
-_trained = _Kept(KEPT_SECONDS)
+_trained = _Kept()
 """The versions that somebody is known to have trained or imported."""
-
-_waiting = _Kept(SECONDS)
 
 
 def find_waiting(view: View) -> list[Waiting]:
-    """The newest versions of adapters that a second person may promote now, newest first.
-
-    They are found again after an event or an evaluation, and after :data:`SECONDS`.
-    """
+    """The newest versions of adapters that a second person may promote now, newest first."""
     demanded = view.platform.workspace.configuration.gate
-    head = view.registry.events.heads()["events"]
-    newest = [one.id for one in view.registry.evaluations.list(limit=1)]
-    url = view.platform.workspace.registry_url
-    key = (url, view.access.scope, demanded, str(head), *newest)
-    rows: list[Waiting] | None = _waiting.get(key)
-    if rows is None:
-        rows = _find(view, demanded)
-        _waiting.keep(key, rows)
-    return rows
-
-
-def _find(view: View, demanded: GateSettings) -> list[Waiting]:
-    candidates = view.registry.evaluations.unpromoted(
-        two_persons=not demanded.two_persons, scope=view.access.scope, limit=CANDIDATES
-    )
     deadline = time.monotonic() + COMPARING_SECONDS
     waiting: list[Waiting] = []
-    for version, evaluation in candidates:
+    for version, evaluation in _candidates(view, demanded):
         parsed = promotion.parse_results(evaluation)
         if parsed is None or evaluation.results.get(IMPORTED):
             continue
@@ -120,6 +93,22 @@ def _find(view: View, demanded: GateSettings) -> list[Waiting]:
         if len(waiting) == SHOWN:
             break
     return waiting
+
+
+def _candidates(
+    view: View, demanded: GateSettings
+) -> Iterator[tuple[VersionRecord, EvaluationRecord]]:
+    """The newest versions that may follow their champion, read as far as they are needed."""
+    for offset in range(0, CANDIDATES, SHOWN):
+        rows = view.registry.evaluations.unpromoted(
+            two_persons=not demanded.two_persons,
+            scope=view.access.scope,
+            limit=SHOWN,
+            offset=offset,
+        )
+        yield from rows
+        if len(rows) < SHOWN:
+            return
 
 
 def _has_contributors(view: View, version: VersionRecord) -> bool:

@@ -337,7 +337,12 @@ class Evaluations(Aggregate):
             return [evaluation_record(row) for row in session.execute(query)]
 
     def unpromoted(
-        self, *, two_persons: bool = False, scope: Scope = None, limit: int = 100
+        self,
+        *,
+        two_persons: bool = False,
+        scope: Scope = None,
+        limit: int = 100,
+        offset: int = 0,
     ) -> Sequence[tuple[VersionRecord, EvaluationRecord]]:
         """Versions that may follow their champion, each with its newest evaluation on test rows.
 
@@ -367,6 +372,7 @@ class Evaluations(Aggregate):
             .where(*covered_adapters(scope))
             .order_by(Version.id.desc())
             .limit(limit)
+            .offset(offset)
         )
         with self._sessions.read() as session:
             if two_persons:
