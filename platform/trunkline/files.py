@@ -173,8 +173,8 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 @contextmanager
-def output_file(path: Path, *, overwrite: bool = True) -> Iterator[IO[str]]:
-    """Open a file that a user named, for UTF-8 text; it appears complete or not at all.
+def output_file(path: Path, *, overwrite: bool = True, binary: bool = False) -> Iterator[IO[Any]]:
+    """Open a file that a user named, for UTF-8 text or bytes; it appears complete or not at all.
 
     A device or a pipe, such as ``/dev/stdout``, is written directly.
 
@@ -184,12 +184,13 @@ def output_file(path: Path, *, overwrite: bool = True) -> Iterator[IO[str]]:
     """
     if not overwrite and os.path.lexists(path):
         raise UsageError(f"{str(path)!r} exists already.", "Name another file.")
+    mode, encoding = ("wb", None) if binary else ("w", "utf-8")
     try:
         if path.exists() and not path.is_file():
-            with path.open("w", encoding="utf-8") as device:
+            with path.open(mode, encoding=encoding) as device:
                 yield device
             return
-        with _replacing(path.resolve(), "w", encoding="utf-8") as file:
+        with _replacing(path.resolve(), mode, encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

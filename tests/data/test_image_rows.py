@@ -12,10 +12,9 @@ import pytest
 from tiny_images import encoded, picture
 from trunkline.cli.file_options import make_own_recipe
 from trunkline.contracts import DatasetSpec, Row, TransformSpec
-from trunkline.data.check import check_dataset
 from trunkline.data.columns import DataFiles
 from trunkline.data.croissant import croissant_of, row_lines
-from trunkline.data.prepare import Prepared, default_recipe, prepare
+from trunkline.data.prepare import Prepared, default_recipe, prepare, read_rows
 from trunkline.errors import DataError, NotFoundError, PluginCallError, UsageError
 from trunkline.plugins import load_plugins
 
@@ -116,8 +115,9 @@ def test_equal_pictures_are_one_group(tmp_path: Path) -> None:
 def test_missing_picture_names_the_row(tmp_path: Path) -> None:
     folder = draw(tmp_path / "cells")
     (folder / "labels.csv").write_text("path,label\ncracked/none.png,bad\n")
-    with pytest.raises(DataError, match=r"Row 1 \(line 2\) of labels\.csv: There is no file"):
-        read(folder)
+    files = DataFiles(file=str(folder), image="path", label="label")
+    with pytest.raises(DataError, match=r"^Row 1 \(line 2\) of labels\.csv: There is no file"):
+        read_rows(files.dataset("own/cells"))
 
 
 def test_other_file_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -252,12 +252,6 @@ def test_transforms_of_a_plugin_may_change_pictures() -> None:
     assert len(digests) == 2 * len(result.split.train)
     assert "" not in digests
     assert result.fingerprint != prepared(drawn()).fingerprint
-
-
-def test_check_of_pictures_is_refused() -> None:
-    spec = dataset(drawn())
-    with pytest.raises(UsageError, match="only rows of text are checked"):
-        check_dataset(spec, default_recipe(spec))
 
 
 def test_croissant_names_the_pictures() -> None:

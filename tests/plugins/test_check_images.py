@@ -11,6 +11,13 @@ from trunkline.training.plugin_check import plugin_findings
 AddPlugin = Callable[..., Path]
 
 BODY = (
+    "def draw(seed):\n"
+    "    import io, random\n"
+    "    from PIL import Image\n"
+    "    stream = io.BytesIO()\n"
+    "    pixels = random.Random(seed).randbytes(256)\n"
+    "    Image.frombytes('L', (16, 16), pixels).save(stream, 'PNG')\n"
+    "    return stream.getvalue()\n"
     "@hookimpl\ndef trunkline_datasets():\n    yield dataset('farm/x', {})\n"
     "@hookimpl\ndef trunkline_recipes():\n    yield recipe('farm/x')\n"
 )
@@ -24,7 +31,7 @@ def errors_of(domain: str) -> list[str]:
 
 PICTURES = (
     "load=lambda: [Row(id=f'r{i}', target='ab'[i % 2], group=f'g{i}', "
-    "image=lambda i=i: b'picture %d' % i) for i in range(12)], modality='image'"
+    "image=lambda i=i: draw(i)) for i in range(12)], modality='image'"
 )
 
 
@@ -34,6 +41,12 @@ def test_rows_of_pictures_are_checked(add_plugin: AddPlugin) -> None:
 
 
 def test_row_without_a_picture_is_an_error(add_plugin: AddPlugin) -> None:
-    broken = PICTURES.replace("image=lambda i=i: b'picture %d' % i", "text='t'")
+    broken = PICTURES.replace("image=lambda i=i: draw(i)", "text='t'")
     add_plugin("farm", BODY.format(broken))
     assert any("has no picture" in error for error in errors_of("farm"))
+
+
+def test_picture_that_can_not_be_decoded_is_an_error(add_plugin: AddPlugin) -> None:
+    broken = PICTURES.replace("draw(i)", "draw(i)[:70]")
+    add_plugin("farm", BODY.format(broken))
+    assert any("damaged or truncated" in error for error in errors_of("farm"))

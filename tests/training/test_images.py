@@ -165,7 +165,7 @@ def test_picture_that_can_not_be_decoded_names_its_row(
         DataError, match=r"Row 'circle/3\.png': circle/3\.png is damaged or truncated"
     ):
         image_platform.train(shapes_recipe(folder))
-    assert image_platform.registry.runs.get(2).versions == ()
+    assert len(image_platform.registry.runs.list()) == 1
 
 
 def test_adapter_for_pictures_answers_no_text(image_platform: Platform) -> None:

@@ -31,7 +31,7 @@ from trunkline.files import output_file
 
 if TYPE_CHECKING:
     from trunkline.contracts import DatasetSpec, RecipeSpec, Row, TransformSpec
-    from trunkline.data.check import DataFinding, DatasetCheck
+    from trunkline.data.check_report import DataFinding, DatasetCheck, PictureReport
     from trunkline.data.lengths import LengthReport
     from trunkline.data.prepare import DatasetReport
 
@@ -200,35 +200,67 @@ _MARKS = {"error": "error", "warning": "warning", "note": "note"}
     metavar="FILE",
     help="Also write the report as a page with charts, a .html; replaced if it exists.",
 )
+@click.option(
+    "--contact-sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Of pictures: also draw some of each label, a .png; replaced if it exists.",
+)
 @json_option
 @pass_options
 def check(
-    options: GlobalOptions, name: str, columns: dict[str, Any], html: Path | None, as_json: bool
+    options: GlobalOptions,
+    name: str,
+    columns: dict[str, Any],
+    html: Path | None,
+    contact_sheet: Path | None,
+    as_json: bool,
 ) -> None:
     """Look for what is wrong in your own file, or in a plugin's dataset, row by row.
 
     Empty and repeated rows, contradicting labels, near-duplicates on both sides of the split, rare
     labels, texts that are cut, characters of a wrong encoding, personal data, and labels that are
-    probably wrong. The exit code is 1 if the rows can't be trained on.
+    probably wrong. Of pictures: files that can't be decoded, color modes, rotation, size and
+    brightness. The exit code is 1 if the rows can't be trained on.
     """
     from trunkline.data.check import check_dataset
 
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{str(html)!r} is not a page.", "Name a file.html for --html.")
+    if contact_sheet is not None and contact_sheet.suffix.lower() != ".png":
+        raise UsageError(
+            f"{str(contact_sheet)!r} is not a PNG.", "Name a file.png for --contact-sheet."
+        )
     with working() as listener:
         rows = _own_or_plugins(options, name, columns)
-        result = check_dataset(*rows, _tokenizer(options), on_stage=listener.stage)
+        if contact_sheet is not None and rows[0].modality == "text":
+            raise UsageError(
+                f"--contact-sheet is for pictures, and {rows[0].name} holds texts.", "Leave it out."
+            )
+        result = check_dataset(
+            *rows,
+            _tokenizer(options),
+            on_stage=listener.stage,
+            contact_sheet=bool(contact_sheet or html),
+        )
     if html is not None:
         from trunkline.data.check_page import render_page
 
         with output_file(html) as page:
             page.write(render_page(result))
+    if contact_sheet is not None and result.contact_sheet is not None:
+        with output_file(contact_sheet, binary=True) as file:
+            file.write(result.contact_sheet)
     if as_json:
-        print_json({"usable": result.usable, **plain(result)})
+        values = plain(result)
+        del values["contact_sheet"]
+        print_json({"usable": result.usable, **values})
     else:
         _print_check(result)
     if html is not None:
         note(f"The report as a page is in {html}.")
+    if contact_sheet is not None:
+        note(f"The contact sheet is in {contact_sheet}.")
     if not result.usable:
         raise DataError(f"{result.name} can't be trained on.", "Correct the errors above.")
 
@@ -296,11 +328,12 @@ def _own_or_plugins(
         UsageError: there are options for columns, but ``name`` is no file.
     """
     from trunkline.data.prepare import default_recipe
-    from trunkline.data.readers import is_dataset
+    from trunkline.data.readers import holds_pictures, is_dataset
 
     platform = options.with_plugins
     file = Path(name)
-    if file.suffix or file.is_file() or is_dataset(file) or (columns and file.is_dir()):
+    is_folder = is_dataset(file) or holds_pictures(file) or (columns and file.is_dir())
+    if file.suffix or file.is_file() or is_folder:
         job = platform.training_job(make_own_recipe(own_name(file), file, columns, template), {})
         return job.dataset, job.recipe, job.transforms
     if columns or template:
@@ -329,6 +362,7 @@ def _print_check(result: DatasetCheck) -> None:
             ("labels", f"{len(result.labels):,}" if result.labels else None),
             ("parts", counts(result.parts) or None),
             ("prompts", lengths_text(result.lengths.to_json()) if result.lengths else None),
+            *_picture_fields(result.pictures),
         ]
     )
     if not result.findings:
@@ -348,6 +382,22 @@ def _print_check(result: DatasetCheck) -> None:
         right=("rows",),
         fold=("finding",),
     )
+
+
+def _picture_fields(pictures: PictureReport | None) -> list[tuple[str, str]]:
+    """How the pictures are distributed, a line each."""
+    if pictures is None:
+        return []
+    edges = [
+        f"{noun} {least:,} to {most:,} (median {median:,})"
+        for noun, (least, median, most) in (("width", pictures.width), ("height", pictures.height))
+    ]
+    return [
+        ("pixels", ", ".join(edges)),
+        ("sizes", counts(pictures.sizes)),
+        ("modes", counts(pictures.modes)),
+        ("brightness", counts({one: n for one, n in pictures.brightness.items() if n})),
+    ]
 
 
 def _sentence(finding: DataFinding) -> str:

@@ -12,25 +12,23 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Span, Template, TransformSpec
+from trunkline.data.check_report import DataFinding as DataFinding
+from trunkline.data.check_report import DatasetCheck as DatasetCheck
+from trunkline.data.check_report import Level, PictureReport, finding
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths
 from trunkline.data.near_duplicates import NearDuplicate, near_duplicates
 from trunkline.data.prepare import Prepared, input_of, prepare, read_rows
 from trunkline.data.targets import LABELED, labels_in, normalized, spans_of
-from trunkline.errors import TrunklineError, UsageError
+from trunkline.errors import TrunklineError
 from trunkline.labels import clean_label, is_blank, similar_text
-
-Level = Literal["error", "warning", "note"]
 
 RARE = 8
 """A label with fewer rows than this is reported: it has about one row in the test part."""
-
-NAMED_ROWS = 10
-"""Rows that a finding names."""
 
 _FOLDS = 5
 
@@ -56,86 +54,49 @@ _PERSONAL: dict[str, re.Pattern[str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DataFinding:
-    """One thing that is suspicious.
-
-    Attributes:
-        kind: a short name, such as ``duplicates``.
-        level: ``error``: it can't be trained on; ``warning``; ``note``.
-        message: what each of the rows has, or why none can be trained on; without a period.
-        advice: what to do, as a sentence.
-        count: rows.
-        rows: ids of the first ones; for a user's own file the numbers of its rows.
-    """
-
-    kind: str
-    level: Level
-    message: str
-    advice: str
-    count: int = 0
-    rows: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetCheck:
-    """The result of :func:`check_dataset`.
-
-    Attributes:
-        rows: rows of the dataset.
-        labels: rows of each label of a classification, the most frequent first.
-        parts: rows in each part of the split; empty if the rows can't be split.
-        lengths: of the prompts, if the base is on this machine.
-        findings: errors first.
-    """
-
-    name: str
-    task: str
-    rows: int
-    labels: dict[str, int]
-    parts: dict[str, int]
-    lengths: LengthReport | None
-    findings: tuple[DataFinding, ...]
-
-    @property
-    def usable(self) -> bool:
-        """Whether it can be trained on."""
-        return all(finding.level != "error" for finding in self.findings)
-
-
 def check_dataset(
     dataset: DatasetSpec,
     recipe: RecipeSpec,
     transforms: Sequence[TransformSpec] = (),
     tokenizer: tuple[Any, int] | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
+    *,
+    contact_sheet: bool = False,
 ) -> DatasetCheck:
     """Examine every row as a training of the recipe would read it; nothing is trained.
 
     Args:
         tokenizer: of the base, with its context in tokens; None: lengths are not counted.
         on_stage: called with a phrase when a stage begins.
+        contact_sheet: draw one, of a dataset of pictures.
 
     Raises:
         PluginCallError, DataError: the rows can't be read.
-        UsageError: the rows are pictures.
+        UsageError: the package that decodes pictures is missing.
     """
-    if dataset.modality == "image":
-        raise UsageError(
-            f"{dataset.name} holds pictures, and only rows of text are checked.",
-            "A training decodes every picture before its first step, and names one that it can't.",
-        )
     on_stage(f"reading {dataset.name}")
-    rows = read_rows(dataset)
+    pictured = dataset.modality == "image"
+    unreadable: dict[str, TrunklineError] = {}
+    rows = read_rows(dataset, unreadable if pictured else None)
+    total = len(rows) + len(unreadable)
+    findings: list[DataFinding] = []
+    pictures: PictureReport | None = None
+    if pictured:
+        from trunkline.data.check_pictures import balance_findings, examine_pictures
+
+        on_stage("decoding pictures")
+        rows, pictures, findings = examine_pictures(rows, unreadable)
+    else:
+        findings += _text_findings(rows, recipe)
+    findings += _target_findings(rows)
     dataset = replace(dataset, load=lambda: rows)
-    findings = list(_text_findings(rows, recipe))
     prepared: Prepared | None = None
     lengths: LengthReport | None = None
     on_stage("comparing rows")
     try:
         prepared = prepare(dataset, recipe, transforms)
         findings += _prepared_findings(rows, prepared, dataset, recipe)
-        if tokenizer is not None:
+        if tokenizer is not None and not pictured:
             on_stage("counting tokens")
             check_answers_fit(prepared, recipe, tokenizer[0])
             lengths = count_lengths(_used(prepared), dataset, recipe, *tokenizer)
@@ -147,21 +108,31 @@ def check_dataset(
     labels: Counter[str] = Counter()
     if dataset.task in LABELED:
         for row in rows:
-            if not is_blank(recipe.template.cleaned(row.text)):
+            if pictured or not is_blank(recipe.template.cleaned(row.text)):
                 labels.update({clean_label(str(label)) for label in labels_in(row.target)} - {""})
         findings += _rare_labels(labels)
-        if prepared is not None and dataset.task == "classification":
+        if pictured:
+            findings += balance_findings(labels)
+        if prepared is not None and dataset.task == "classification" and not pictured:
             on_stage("looking for wrong labels")
             findings += _label_errors(prepared, recipe)
+    sheet: bytes | None = None
+    if pictured and contact_sheet:
+        from trunkline.data.contact_sheet import draw_contact_sheet
+
+        on_stage("drawing the contact sheet")
+        sheet = draw_contact_sheet(rows, () if prepared is None else prepared.near_duplicates)
     order = {"error": 0, "warning": 1, "note": 2}
     return DatasetCheck(
         name=dataset.name,
         task=dataset.task,
-        rows=len(rows),
+        rows=total,
         labels=dict(labels.most_common()),
         parts=prepared.report.parts if prepared else {},
         lengths=lengths,
-        findings=tuple(sorted(findings, key=lambda finding: order[finding.level])),
+        findings=tuple(sorted(findings, key=lambda one: order[one.level])),
+        pictures=pictures,
+        contact_sheet=sheet,
     )
 
 
@@ -184,33 +155,14 @@ def script_of(text: str) -> str:
 # ------------------------------------------------------------------------------------- findings
 
 
-def _finding(
-    kind: str, level: Level, rows: Iterable[str], message: str, advice: str
-) -> Iterator[DataFinding]:
-    """A finding about these rows, if there are any; the message says what each of them has."""
-    ids = list(rows)
-    if ids:
-        yield DataFinding(kind, level, message, advice, len(ids), tuple(ids[:NAMED_ROWS]))
-
-
 def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFinding]:
-    """Findings about single rows, whatever the others are."""
+    """Findings about the texts of single rows, whatever the others are."""
     empty = [row.id for row in rows if is_blank(recipe.template.cleaned(row.text))]
-    yield from _finding(
+    yield from finding(
         "empty texts", "warning", empty, "no text, so the row is dropped", "Fill them in."
     )
-    blank = [row.id for row in rows if _has_no_target(row)]
-    yield from _finding(
-        "empty targets", "warning", blank, "no target, so the row is dropped",
-        "Fill them in, or leave the rows out.",
-    )  # fmt: skip
-    infinite = [row.id for row in rows if _is_infinite(row.target)]
-    yield from _finding(
-        "infinite targets", "warning", infinite,
-        "a number that is too large, so the row is dropped", "Correct it, or leave the row out.",
-    )  # fmt: skip
     damaged = [row.id for row in rows if _is_damaged(row.full_text)]
-    yield from _finding(
+    yield from finding(
         "encoding", "warning", damaged,
         "characters that a wrong encoding leaves behind, such as Ã© or \ufffd",
         "Read the file with its true --encoding, or correct the texts.",
@@ -219,7 +171,7 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
     common = Counter(scripts.values()).most_common(1)
     others = [name for name, script in scripts.items() if script != common[0][0]]
     if others and len(others) * 20 < len(scripts):
-        yield from _finding(
+        yield from finding(
             "language", "note", others,
             f"a text that is not written in {common[0][0].title()}, as most are",
             "Keep them only if requests will look like this.",
@@ -229,10 +181,24 @@ def _text_findings(rows: Sequence[Row], recipe: RecipeSpec) -> Iterator[DataFind
         for kind in personal_data(row.full_text):
             personal[kind].append(row.id)
     for kind, ids in personal.items():
-        yield from _finding(
+        yield from finding(
             "personal data", "warning", ids, f"what looks like {kind}",
             "Remove it: an adapter can repeat what it was trained on.",
         )  # fmt: skip
+
+
+def _target_findings(rows: Sequence[Row]) -> Iterator[DataFinding]:
+    """Findings about the targets of single rows."""
+    blank = [row.id for row in rows if _has_no_target(row)]
+    yield from finding(
+        "empty targets", "warning", blank, "no target, so the row is dropped",
+        "Fill them in, or leave the rows out.",
+    )  # fmt: skip
+    infinite = [row.id for row in rows if _is_infinite(row.target)]
+    yield from finding(
+        "infinite targets", "warning", infinite,
+        "a number that is too large, so the row is dropped", "Correct it, or leave the row out.",
+    )  # fmt: skip
 
 
 def _prepared_findings(
@@ -240,6 +206,7 @@ def _prepared_findings(
 ) -> Iterator[DataFinding]:
     """Findings about rows beside each other."""
     split, report, template = prepared.split, prepared.report, recipe.template
+    noun = "text" if dataset.modality == "text" else "picture"
     kept = {row.id: row for row in (*split.train, *split.validation, *split.test)}
     seen = {(input_of(row, template), row.target) for row in kept.values()}
 
@@ -250,18 +217,20 @@ def _prepared_findings(
         return input_of(row, template), target
 
     repeated = [row.id for row in rows if row.id not in kept and cleaned(row) in seen]
-    yield from _finding(
+    yield from finding(
         "duplicates", "warning", repeated,
-        "the text and target of another row, so the row is dropped", "Leave them out.",
+        f"the {noun} and target of another row, so the row is dropped", "Leave them out.",
     )  # fmt: skip
     targets: dict[tuple[str, ...], set[Any]] = defaultdict(set)
     for row in kept.values():
         targets[input_of(row, template)].add(row.target)
     conflicting = [row.id for row in kept.values() if len(targets[input_of(row, template)]) > 1]
-    yield from _finding(
+    yield from finding(
         "label conflicts", "warning", conflicting,
-        "the text of a row with another target",
-        "Correct the targets, or add to the text what tells the rows apart.",
+        f"the {noun} of a row with another target",
+        "Correct the targets, or add to the text what tells the rows apart."
+        if noun == "text"
+        else "Correct the targets.",
     )  # fmt: skip
     spaced = [
         row.id
@@ -270,13 +239,13 @@ def _prepared_findings(
         and str(row.target).strip()
         and clean_label(str(row.target)) != row.target
     ]
-    yield from _finding(
+    yield from finding(
         "label spaces", "warning", spaced,
         "white space or invisible characters at the ends of the label, which are removed",
         "Write the labels without them.",
     )  # fmt: skip
     for group in report.similar_labels:
-        yield from _finding(
+        yield from finding(
             "similar labels", "warning",
             [row.id for row in kept.values() if not set(group).isdisjoint(labels_in(row.target))],
             f"the labels {similar_text([group])} differ only in case, white space or Unicode form",
@@ -288,12 +257,15 @@ def _prepared_findings(
         torn = [
             row.id for row in kept.values() if any(map(partial(_is_torn, row.text), spans_of(row)))
         ]
-        yield from _finding(
+        yield from finding(
             "torn spans", "warning", torn,
             "a span that begins or ends inside a word, or at white space",
             "Spans count characters (Unicode code points, not bytes) from 0; the end is excluded.",
         )  # fmt: skip
     method = report.compared_by
+    advice = "Put near-duplicates into one group (--group)."
+    if noun == "picture":
+        advice = f"Look at them (--contact-sheet). {advice}"
     in_train = {pair.row.id for pair in prepared.near_duplicates}
     validation = near_duplicates(split.validation, split.train, template, method)
     test = near_duplicates(split.test, split.validation, template, method)
@@ -312,9 +284,9 @@ def _prepared_findings(
     )
     for level, pairs, message in kinds:
         example = f": row {pairs[0].row.id} is like row {pairs[0].other.id}" if pairs else ""
-        yield from _finding(
+        yield from finding(
             "near-duplicates", level, [pair.row.id for pair in pairs], message + example,
-            "Put near-duplicates into one group (--group).",
+            advice,
         )  # fmt: skip
 
 
@@ -325,7 +297,7 @@ def _separator_finding(rows: Iterable[Row]) -> Iterator[DataFinding]:
         return
     for separator in _SEPARATORS:
         joined = [row.id for row in single if separator in labels_in(row.target)[0]]
-        yield from _finding(
+        yield from finding(
             "separator", "warning", joined,
             f"one label that contains {separator!r}, and no row has several labels",
             f"If it separates labels, use --separator {separator!r}.",
@@ -386,7 +358,7 @@ def _label_errors(prepared: Prepared, recipe: RecipeSpec) -> Iterator[DataFindin
     issues = find_label_issues(
         codes, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
     )
-    yield from _finding(
+    yield from finding(
         "label errors", "note", [rows[index].id for index in issues],
         "a label that is improbable to a classifier that has not seen the row, the worst first",
         "Look at them: some are wrong, others are only hard.",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from trunkline.data.check import DatasetCheck
+import base64
+
+from trunkline.data.check_report import DatasetCheck
 
 LABELS = 40
 """Labels that the chart shows; the others are summed."""
@@ -21,6 +23,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem;
   border-bottom: 1px solid #ccc; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .error { color: #a00000; font-weight: 600; } .warning { color: #7a4b00; font-weight: 600; }
+img { max-width: 100%; }
 svg { width: 100%; height: .9rem; } rect { fill: #3566a8; }
 @media (prefers-color-scheme: dark) {
   body { color: #e8e8e8; background: #161616; } .error { color: #ff8a80; }
@@ -55,6 +58,18 @@ svg { width: 100%; height: .9rem; } rect { fill: #3566a8; }
 {% if labels %}
 <h2>Labels</h2>
 {{ chart("Label", labels) }}
+{% endif %}
+{% if check.pictures %}
+<h2>Sizes, in pixels</h2>
+{{ chart("Size", check.pictures.sizes) }}
+<h2>Color modes</h2>
+{{ chart("Mode", check.pictures.modes) }}
+<h2>Brightness, from 0 to 255</h2>
+{{ chart("Mean", check.pictures.brightness) }}
+{% endif %}
+{% if sheet %}
+<h2>Contact sheet</h2>
+<img src="{{ sheet }}" alt="Pictures of each label">
 {% endif %}
 {% if check.lengths %}
 <h2>Prompts, in tokens</h2>
@@ -94,4 +109,13 @@ def render_page(check: DatasetCheck) -> str:
     shown = dict(list(check.labels.items())[:LABELS])
     if (rest := len(check.labels) - len(shown)) > 0:
         shown[f"{rest:,} other labels"] = sum(check.labels.values()) - sum(shown.values())
-    return environment.from_string(_CHART + _PAGE).render(check=check, labels=shown)
+    return environment.from_string(_CHART + _PAGE).render(
+        check=check, labels=shown, sheet=sheet_url(check)
+    )
+
+
+def sheet_url(check: DatasetCheck) -> str | None:
+    """The contact sheet as a data URL; None if none was drawn."""
+    if check.contact_sheet is None:
+        return None
+    return f"data:image/png;base64,{base64.b64encode(check.contact_sheet).decode()}"

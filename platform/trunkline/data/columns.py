@@ -318,14 +318,11 @@ class DataFiles(BaseModel):
         name = row[self.image]
         if not name.strip():
             raise DataError(f"{row.place} names no picture in {self.image!r}.", "Name one.")
-        try:
-            picture = ImageSource(folder / name, name).identified()
-        except (DataError, TooLargeError) as error:
-            raise DataError(f"{row.place}: {error.message}", error.hint) from error
+        picture = _identified(ImageSource(folder / name, name), row)
         return Row(
             id=row[self.id] if self.id is not None else f"{prefix}{name}",
             target=self._target(row),
-            group=self._group(row, picture.sha256, part),
+            group=self._group(row, picture.sha256 or name, part),
             split=part or None,
             image=picture,
         )
@@ -406,6 +403,22 @@ class DataFiles(BaseModel):
         if self.messages is not None or self.image is not None:
             return ()
         return parse_text_template(self.text)
+
+
+def _identified(picture: ImageSource, row: FileRow) -> ImageSource:
+    """The picture with its sha256; if it can't be read, one that raises where it is used.
+
+    So ``datasets check`` can name all pictures that can't be read, and not only the first.
+    """
+    try:
+        return picture.identified()
+    except (DataError, TooLargeError) as error:
+        problem = type(error)(f"{row.place}: {error.message}", error.hint)
+
+    def fail() -> bytes:
+        raise problem
+
+    return ImageSource(fail, picture.name)
 
 
 def _load(files: DataFiles) -> list[Row]:

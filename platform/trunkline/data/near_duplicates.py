@@ -1,9 +1,11 @@
-"""Near-duplicates across the parts of a split: texts that are nearly those of another part.
+"""Near-duplicates across the parts of a split: rows that are nearly those of another part.
 
 Up to :data:`EXACT_ROWS` rows every text is compared with every other one, by the cosine of their
 character 2-5 gram TF-IDF vectors. That takes time in proportion to the product of the parts, so
 larger datasets are compared by MinHash and locality-sensitive hashing (Broder 1997; Leskovec,
 Rajaraman & Ullman 2020, chapter 3), whose candidates are then compared by their Jaccard similarity.
+
+Pictures are compared by the Hamming distance of their perceptual hashes (Zauner 2010, pHash).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from zlib import crc32
 from trunkline.contracts import Row, Template
 from trunkline.data.split import Split
 
-Method = Literal["tfidf", "minhash"]
+Method = Literal["tfidf", "minhash", "phash"]
 
 EXACT_ROWS = 20_000
 """The largest dataset whose texts are all compared with one another, in rows."""
@@ -32,21 +34,28 @@ PERMUTATIONS, BANDS = 128, 16
 """Of MinHash: a pair with the similarity :data:`JACCARD` is missed with a probability below 0.0002,
 (1 - 0.9⁸)¹⁶."""
 
+HASH_BITS = 20
+"""Two pictures are near-duplicates if at most so many of the 256 bits of their hashes differ."""
+
 _SEED = 1
 _GRAM = 5
 _BATCH = 256
+_PAIRS = 1 << 20
+"""Pairs of hashes that are compared at once; bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicate:
-    """A row of one part and a row of another whose text is nearly the same."""
+    """A row of one part and a row of another whose text or picture is nearly the same."""
 
     row: Row
     other: Row
 
 
 def method_for(split: Split) -> Method:
-    """How the rows of a split are compared; decided by their number."""
+    """How the rows of a split are compared; decided by their modality and their number."""
+    if split.train and split.train[0].image is not None:
+        return "phash"
     return "tfidf" if len(split) <= EXACT_ROWS else "minhash"
 
 
@@ -57,8 +66,14 @@ def near_duplicates(
 
     Args:
         template: its cleaning steps are applied first.
-        method: ``tfidf`` gives the nearest other row, ``minhash`` the first in their order.
+        method: ``tfidf`` and ``phash`` give the nearest other row, ``minhash`` the first in their
+            order.
+
+    Raises:
+        DataError: a picture can't be decoded; names its row.
     """
+    if method == "phash":
+        return [NearDuplicate(rows[one], others[other]) for one, other in _by_hash(rows, others)]
     texts, against = ([template.cleaned(row.full_text) for row in part] for part in (rows, others))
     pairs = (_by_cosine if method == "tfidf" else _by_jaccard)(texts, against)
     return [NearDuplicate(rows[one], others[other]) for one, other in pairs]
@@ -111,3 +126,26 @@ def _grams(text: str) -> set[bytes]:
     folded = text.casefold()
     count = max(1, len(folded) - _GRAM + 1)
     return {folded[start : start + _GRAM].encode() for start in range(count)}
+
+
+def _by_hash(rows: Sequence[Row], others: Sequence[Row]) -> Iterator[tuple[int, int]]:
+    import numpy as np
+
+    from trunkline.data.picture_facts import facts_of
+
+    def hashes(part: Sequence[Row]) -> np.ndarray:
+        """``[rows, 4]`` uint64."""
+        joined = b"".join(facts_of(row).hash for row in part)
+        return np.frombuffer(joined, dtype=np.uint64).reshape(len(part), -1)
+
+    known, searched = hashes(others), hashes(rows)
+    if not len(known):
+        return
+    step = max(1, _PAIRS // len(known))
+    for start in range(0, len(searched), step):
+        different = searched[start : start + step, None] ^ known[None]
+        distances = np.bitwise_count(different).sum(axis=-1, dtype=np.uint16)
+        closest = distances.argmin(axis=1)
+        least = distances.min(axis=1)
+        for index in (least <= HASH_BITS).nonzero()[0].tolist():
+            yield start + index, int(closest[index])

@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trunkline.errors import DataError, TooLargeError, UsageError, one_line
@@ -28,9 +29,15 @@ MAX_EDGE = 20_000
 MAX_PIXELS = 50_000_000
 """The largest picture that is decoded; checked in its header, before memory is taken for pixels."""
 
+WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
+"""Color modes with transparency, as Pillow names them."""
+
 _PLAIN = ("1", "L", "P", "RGB", "YCbCr", "CMYK", "RGBX")
-_WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 _GRAY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+GRAY = ("1", "L", "LA", "La", *_GRAY_16)
+"""Color modes without colors."""
+
+_ORIENTATION = 0x0112
 _SEVERAL = ("MPO",)
 """Formats of cameras that hold further views after the picture itself."""
 
@@ -40,7 +47,27 @@ _LONGEST = 8
 _HINT = "Save it as PNG or JPEG with 8 bits per color."
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A decoded picture, and how its file stored it.
+
+    Attributes:
+        pixels: ``[height, width, 3]`` uint8.
+        mode: the color mode of the file, as Pillow names it.
+        rotated: whether the rotation in EXIF was applied.
+    """
+
+    pixels: np.ndarray
+    mode: str
+    rotated: bool
+
+
 def decode(data: bytes, name: str = "The picture") -> np.ndarray:
+    """The pixels of one picture, ``[height, width, 3]`` uint8; see :func:`decode_file`."""
+    return decode_file(data, name).pixels
+
+
+def decode_file(data: bytes, name: str = "The picture") -> Decoded:
     """Decode one picture.
 
     A picture with transparency is put on white, CMYK is converted without a color profile, 16-bit
@@ -50,15 +77,12 @@ def decode(data: bytes, name: str = "The picture") -> np.ndarray:
         data: the encoded file.
         name: of the picture, as the start of a sentence.
 
-    Returns:
-        ``[height, width, 3]`` uint8.
-
     Raises:
         TooLargeError: the file or the picture is larger than the limits.
         DataError: it is damaged, truncated, animated, or of an unknown format or color mode.
         UsageError: Pillow is not installed.
     """
-    image_module, ops = _pillow()
+    image_module, ops = pillow()
     if len(data) > MAX_BYTES:
         raise TooLargeError(f"{name} has more than {MAX_BYTES >> 20} MiB.", "Save it smaller.")
     stream = io.BytesIO(data)
@@ -71,7 +95,9 @@ def decode(data: bytes, name: str = "The picture") -> np.ndarray:
                 "Save the one that counts as a picture of its own.",
             )
         picture.load()
-        return _to_rgb(ops.exif_transpose(picture), name, image_module)
+        rotated = picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        pixels = _to_rgb(ops.exif_transpose(picture), name, image_module)
+        return Decoded(pixels, picture.mode, rotated)
 
 
 def prepare(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -85,7 +111,7 @@ def prepare(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """
     import numpy as np
 
-    image_module, _ = _pillow()
+    image_module, _ = pillow()
     picture = image_module.fromarray(_without_far_ends(pixels))
     size = _resized(picture.size, preprocessing)
     if picture.size != size:
@@ -101,7 +127,7 @@ def read_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray
     """Read, decode, resize and crop a picture: ``[height, width, 3]`` uint8.
 
     Raises:
-        DataError, TooLargeError, UsageError: as :func:`decode`.
+        DataError, TooLargeError, UsageError: as :func:`decode_file`.
     """
     return prepare(decode(source.read(), source.name), preprocessing)
 
@@ -160,7 +186,7 @@ def _to_rgb(picture: Any, name: str, image_module: Any) -> np.ndarray:
     if mode in _GRAY_16:
         gray = np.asarray(picture).astype(np.uint32)
         return np.repeat(((gray + 128) // 257).astype(np.uint8)[..., None], 3, axis=-1)
-    if mode in _WITH_ALPHA or (mode in _PLAIN and "transparency" in picture.info):
+    if mode in WITH_ALPHA or (mode in _PLAIN and "transparency" in picture.info):
         picture = picture.convert("RGBA")
         white = image_module.new("RGBA", picture.size, "white")
         picture = image_module.alpha_composite(white, picture)
@@ -192,7 +218,12 @@ def _without_far_ends(pixels: np.ndarray) -> np.ndarray:
     return pixels[top : top + longest, left : left + longest]
 
 
-def _pillow() -> tuple[Any, Any]:
+def pillow() -> tuple[Any, Any]:
+    """Pillow's modules ``Image`` and ``ImageOps``.
+
+    Raises:
+        UsageError: Pillow is not installed.
+    """
     try:
         from PIL import Image, ImageOps
     except ImportError:

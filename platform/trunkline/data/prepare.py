@@ -7,13 +7,14 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trunkline.contracts import DatasetSpec, Gate, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.encode import check_characters
 from trunkline.data.near_duplicates import Method, NearDuplicate, method_for, near_duplicates
+from trunkline.data.picture_facts import in_row
 from trunkline.data.split import Fold, Split, split_rows
 from trunkline.data.targets import (
     LABELED,
@@ -48,7 +49,7 @@ class DataReport:
         label_conflicts: kept rows with the same cleaned text as a row with another target.
         near_duplicates: test rows with a near-duplicate in train; see
             :mod:`~trunkline.data.near_duplicates`.
-        compared_by: how they were compared: ``tfidf`` or ``minhash``.
+        compared_by: how they were compared: ``tfidf`` or ``minhash``; pictures by ``phash``.
         augmented: rows added to train by transforms.
         parts, groups: rows and groups in each part of the split.
         given_split: whether the rows brought their split.
@@ -105,8 +106,14 @@ class DatasetReport:
     examples: tuple[Row, ...]
 
 
-def read_rows(dataset: DatasetSpec) -> list[Row]:
+def read_rows(
+    dataset: DatasetSpec, unreadable: dict[str, TrunklineError] | None = None
+) -> list[Row]:
     """Load a dataset's rows.
+
+    Args:
+        unreadable: receives, by row id, why a picture can't be read, and the row is left out; by
+            default the first one is an error.
 
     Raises:
         PluginCallError: the plugin's reader raised, or yielded something that is not a Row.
@@ -123,24 +130,25 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
                 "A dataset's `load` yields trunkline.contracts.Row.",
             )
         _check_texts(dataset, row)
+    listed = rows
     if dataset.modality == "image":
-        rows = [with_picture(dataset, row) for row in rows]
+        rows = list(_with_pictures(dataset, rows, unreadable))
     elif pictured := next((row for row in rows if row.image is not None), None):
         raise DataError(
             f"Row {pictured.id!r} of {dataset.name} has a picture, and the dataset is of text.",
             "Set modality='image' in the DatasetSpec.",
         )
-    if not rows:
+    if not listed:
         raise DataError(
             f"{dataset.name} has no rows.", f"See `trunkline datasets show {dataset.name}`."
         )
-    blank = next((index for index, row in enumerate(rows, 1) if not row.id.strip()), None)
+    blank = next((index for index, row in enumerate(listed, 1) if not row.id.strip()), None)
     if blank is not None:
         raise DataError(
             f"Row {blank:,} of {dataset.name} has an empty id.",
             "Give every row a name of its own: predictions are stored under it.",
         )
-    ids = Counter(row.id for row in rows)
+    ids = Counter(row.id for row in listed)
     repeated = [row_id for row_id, count in ids.items() if count > 1]
     if repeated:
         raise DataError(
@@ -148,6 +156,19 @@ def read_rows(dataset: DatasetSpec) -> list[Row]:
             "Ids must be unique: predictions are stored under them.",
         )
     return rows
+
+
+def _with_pictures(
+    dataset: DatasetSpec, rows: Iterable[Row], unreadable: dict[str, TrunklineError] | None
+) -> Iterator[Row]:
+    """The rows with the digests of their pictures; see :func:`read_rows`."""
+    for row in rows:
+        try:
+            yield with_picture(dataset, row)
+        except (DataError, TooLargeError, PluginCallError) as error:
+            if unreadable is None or row.image is None or row.text:
+                raise
+            unreadable[row.id] = error
 
 
 def identified_rows(dataset: DatasetSpec) -> tuple[Row, ...]:
@@ -237,9 +258,7 @@ def prepare(
     augmented = checked_additions(dataset, recipe, added, labels)
     method = method_for(split)
     known = (*split.train, *augmented)
-    close = []
-    if dataset.modality == "text":
-        close = near_duplicates(split.test, known, recipe.template, method)
+    close = near_duplicates(split.test, known, recipe.template, method)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     report = DataReport(
         read=len(source),
@@ -482,7 +501,7 @@ def with_picture(dataset: DatasetSpec, row: Row) -> Row:
     try:
         return replace(row, image=row.picture.identified())
     except (DataError, TooLargeError) as error:
-        raise DataError(f"Row {row.id!r}: {error.message}", error.hint) from error
+        raise in_row(row, error) from error
     except TrunklineError:
         raise
     except Exception as error:

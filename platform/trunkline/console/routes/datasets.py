@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -13,6 +14,7 @@ from trunkline.console.view import View
 from trunkline.contracts import DatasetSpec
 from trunkline.data.cases import read_cases
 from trunkline.data.check import check_dataset
+from trunkline.data.check_page import sheet_url
 from trunkline.data.croissant import croissant_of
 from trunkline.data.prepare import default_recipe
 from trunkline.errors import NotFoundError
@@ -78,7 +80,9 @@ def check(view: View) -> Page:
     spec = catalog.dataset(ref.adapter)
     users = (recipe for recipe in catalog.recipes() if recipe.dataset == spec.name)
     recipe = next(users, default_recipe(spec))
-    result = check_dataset(spec, recipe, tuple(map(catalog.transform, recipe.transforms)))
+    result = check_dataset(
+        spec, recipe, tuple(map(catalog.transform, recipe.transforms)), contact_sheet=True
+    )
     shown: Mapping[str, int] = dict(list(result.labels.items())[:LABELS])
     return Page(
         "dataset.html",
@@ -87,9 +91,14 @@ def check(view: View) -> Page:
             "name": ref.adapter,
             "spec": _fields(spec),
             "states": view.registry.sources.list_datasets(name=ref.adapter, limit=PAGE_SIZE),
-            "check": result,
+            "check": replace(result, contact_sheet=None),
         },
-        {"labels": shown, "parts": PARTS, **_cases(view, ref.adapter)},
+        {
+            "labels": shown,
+            "parts": PARTS,
+            "sheet": sheet_url(result),
+            **_cases(view, ref.adapter),
+        },
         command=f"trunkline datasets check {ref.adapter}",
         place="datasets",
     )
