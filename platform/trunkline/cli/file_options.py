@@ -61,7 +61,7 @@ _COLUMNS = (
     (
         "--image",
         "COLUMN",
-        "The column with the path of a picture, which the model reads instead of a text.  "
+        "The column with a picture or its path, which the model reads instead of a text.  "
         "[default in a folder of pictures: path]",
     ),
     ("--label", "COLUMN", "The column with the label to learn, a classification."),

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from string import Formatter
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -20,12 +20,15 @@ from trunkline.contracts import IMAGE_TASKS, DatasetSpec, Message, Row, Target, 
 from trunkline.data.conversations import LossOn, parse_conversation
 from trunkline.data.lists import read_items, read_spans
 from trunkline.data.readers import (
+    EmbeddedPicture,
     FileOptions,
     FileRow,
     digest_of,
+    embeds_pictures,
     holds_lists,
     is_dataset,
     is_hub,
+    is_in_cache,
     read_columns,
     read_rows,
     split_path,
@@ -69,7 +72,8 @@ class DataFiles(BaseModel):
             ``datasets`` saved; or ``hf:owner/name`` of the Hugging Face hub.
         text: the column that the model reads, or several in a template: ``"{title}\\n{body}"``.
         image: the column with the path of a picture, relative to the file or its folder; instead
-            of ``text``. Rows are identified by it.
+            of ``text``. Rows are identified by it. In Parquet and data sets it may hold the
+            pictures themselves; rows are then identified by their numbers.
         label: the column with the label of a classification.
         labels: the column with any number of labels, separated, or as a JSON array.
         target: the column with the number of a regression.
@@ -191,12 +195,15 @@ class DataFiles(BaseModel):
         return tuple(dict.fromkeys((*self.text_columns, *filter(None, others))))
 
     def nested(self, path: Path) -> tuple[str, ...]:
-        """The columns of a file that may hold lists."""
+        """The columns of a file that may hold lists, or that hold pictures."""
         if self.messages is not None:
             return (self.messages,)
         if not holds_lists(path):
             return ()
-        return tuple(filter(None, (self.labels, self.spans, self.candidates)))
+        names = [self.labels, self.spans, self.candidates]
+        if self.image is not None and embeds_pictures(path, self.image):
+            names.append(self.image)
+        return tuple(filter(None, names))
 
     def seen_from(self, folder: Path) -> DataFiles:
         """With paths that are relative to the current folder made relative to another one."""
@@ -315,17 +322,38 @@ class DataFiles(BaseModel):
     def _pictured(self, row: FileRow, part: str, prefix: str, folder: Path) -> Row:
         """A row with the picture that the column ``image`` names."""
         assert self.image is not None
-        name = row[self.image]
-        if not name.strip():
-            raise DataError(f"{row.place} names no picture in {self.image!r}.", "Name one.")
-        picture = _identified(ImageSource(folder / name, name), row)
+        name: str | int = row.number
+        if self.image in row.nested:
+            picture = self._embedded(row, folder)
+        else:
+            name = row[self.image]
+            if not name.strip():
+                raise DataError(f"{row.place} names no picture in {self.image!r}.", "Name one.")
+            picture = _identified(ImageSource(folder / name, name), row)
         return Row(
             id=row[self.id] if self.id is not None else f"{prefix}{name}",
             target=self._target(row),
-            group=self._group(row, picture.sha256 or name, part),
+            group=self._group(row, picture.sha256 or f"{prefix}{name}", part),
             split=part or None,
             image=picture,
         )
+
+    def _embedded(self, row: FileRow, folder: Path) -> ImageSource:
+        """The picture that a row holds, or whose path it holds."""
+        assert self.image is not None
+        one: EmbeddedPicture | None = row.nested[self.image]
+        if one is None or not (one.data or one.path):
+            raise DataError(f"{row.place} has no picture in {self.image!r}.", "Add it.")
+        name = PurePosixPath(one.path).name or f"picture {row.number}"
+        if one.data:
+            return ImageSource(one.read, name, hashlib.sha256(one.data).hexdigest())
+        path = folder / one.path
+        if "://" in one.path or (is_hub(self.file) and not is_in_cache(path)):
+            raise DataError(
+                f"{row.place} has the path {one.path!r} in {self.image!r} and no bytes.",
+                "Save the data set with the bytes of its pictures.",
+            )
+        return _identified(ImageSource(path, name), row)
 
     def _text(self, row: FileRow) -> str:
         """The text; empty if all columns that make it are."""

@@ -5,12 +5,19 @@ names of its columns, and :func:`open_texts` checks one column before anything i
 infers a type, and a file that can be read in two ways is refused. Plugins may import this package.
 """
 
-from trunkline.data.readers.dataset_rows import is_dataset, is_hub, split_path, splits_of
+from trunkline.data.readers.dataset_rows import (
+    is_dataset,
+    is_hub,
+    is_in_cache,
+    split_path,
+    splits_of,
+)
 from trunkline.data.readers.files import (
     FORMATS,
     TextFile,
     TextRow,
     digest_of,
+    embeds_pictures,
     holds_lists,
     open_texts,
     read_columns,
@@ -18,21 +25,24 @@ from trunkline.data.readers.files import (
 )
 from trunkline.data.readers.image_folder import holds_pictures
 from trunkline.data.readers.json_rows import unique_keys
-from trunkline.data.readers.rows import FileOptions, FileRow
+from trunkline.data.readers.rows import EmbeddedPicture, FileOptions, FileRow
 from trunkline.data.readers.text import decode_text, read_entries
 
 __all__ = [
     "FORMATS",
+    "EmbeddedPicture",
     "FileOptions",
     "FileRow",
     "TextFile",
     "TextRow",
     "decode_text",
     "digest_of",
+    "embeds_pictures",
     "holds_lists",
     "holds_pictures",
     "is_dataset",
     "is_hub",
+    "is_in_cache",
     "open_texts",
     "read_columns",
     "read_entries",

@@ -9,11 +9,18 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from trunkline.data.readers.rows import FileRow, missing_column, row_place, wrong_value
+from trunkline.data.readers.parquet_rows import holds_pictures
+from trunkline.data.readers.rows import (
+    FileRow,
+    embedded_picture,
+    missing_column,
+    row_place,
+    wrong_value,
+)
 from trunkline.errors import DataError, UsageError, one_line
 from trunkline.files import sha256_file
 
@@ -82,6 +89,11 @@ class DatasetRows:
         """The names of its columns."""
         return tuple(self._rows.column_names)
 
+    def pictures(self) -> tuple[str, ...]:
+        """The columns that hold pictures themselves."""
+        schema = self._rows.data.schema
+        return tuple(name for name in schema.names if holds_pictures(schema.field(name).type))
+
     def rows(self, columns: Sequence[str] | None, nested: Sequence[str] = ()) -> Iterator[FileRow]:
         """Stream the rows, with these columns or all; ``nested`` as they are."""
         known = self._rows.column_names
@@ -90,19 +102,19 @@ class DatasetRows:
             if column not in known:
                 raise missing_column(self._name, column, known)
         selected = self._rows.select_columns([*texts, *nested]).with_format("arrow")
+        pictured = [column for column in self.pictures() if column in nested]
         number = 0
         for batch in selected.iter(batch_size=_BATCH_ROWS):
             read = {column: self._texts(batch.column(column), column, number) for column in texts}
             lists = {column: self._lists(batch.column(column), column) for column in nested}
             for index in range(batch.num_rows):
                 number += 1
-                yield FileRow(
-                    self._name,
-                    number,
-                    None,
-                    {column: read[column][index] for column in texts},
-                    {column: next(values) for column, values in lists.items()},
-                )
+                values = {column: next(values) for column, values in lists.items()}
+                for column in pictured:
+                    again = partial(_value, selected, column, number - 1)
+                    values[column] = embedded_picture(values[column], again)
+                texts_of = {column: read[column][index] for column in texts}
+                yield FileRow(self._name, number, None, texts_of, values)
 
     def _lists(self, values: Any, column: str) -> Iterator[Any]:
         feature = self._rows.features[column]
@@ -120,6 +132,11 @@ class DatasetRows:
             _text(_with_names(value, feature), kind, column, row_place(self._name, number, None))
             for number, value in enumerate(values.to_pylist(), start=before + 1)
         ]
+
+
+def _value(rows: Any, column: str, index: int) -> Any:
+    """One value of a data set in the format of Arrow, which maps its files into memory."""
+    return rows[index].column(column)[0].as_py()
 
 
 def _text(value: Any, kind: str, column: str, place: str) -> str | None:
@@ -189,6 +206,12 @@ def _load(path: Path) -> Any:
         return datasets.load_from_disk(str(path))
     except Exception as error:
         raise _unreadable(path.name, error) from error
+
+
+def is_in_cache(path: Path) -> bool:
+    """Whether a file was fetched by the library, so that a data set of the hub may name it."""
+    cache = Path(_library().config.HF_CACHE_HOME).resolve()
+    return path.resolve().is_relative_to(cache)
 
 
 @lru_cache(maxsize=4)

@@ -121,7 +121,7 @@ def read_rows(
             what :class:`~trunkline.data.readers.dataset_rows.DatasetRows` reads.
         columns: read these; the others may hold anything. By default all.
         options: encoding, delimiter and quoting.
-        nested: further columns, which hold lists or objects.
+        nested: further columns, which hold lists, objects or pictures.
 
     Raises:
         NotFoundError: there is no such file or column. In JSON, where rows have keys of their own,
@@ -143,6 +143,18 @@ def read_rows(
 def holds_lists(path: Path) -> bool:
     """Whether the columns of a file may hold lists, by its suffix."""
     return is_hub(path) or is_dataset(path) or FORMATS.get(path.suffix.lower()) in _WITH_LISTS
+
+
+def embeds_pictures(path: Path, column: str) -> bool:
+    """Whether a column of Parquet or of a data set holds pictures themselves, not their paths.
+
+    Raises:
+        NotFoundError, UsageError, DataError: as :func:`read_rows`.
+    """
+    if not (is_dataset(path) or FORMATS.get(path.suffix.lower()) == "Parquet"):
+        return False
+    file = _open(path, FileOptions())
+    return isinstance(file, ParquetFile | DatasetRows) and column in file.pictures()
 
 
 def read_columns(path: Path, options: FileOptions | None = None) -> tuple[str, ...]:

@@ -1,13 +1,23 @@
-"""Rows of Parquet files. The columns that are read must hold strings, or lists of objects."""
+"""Rows of Parquet files. The columns that are read hold strings, lists of objects, or pictures.
+
+A picture is bytes, or the object of bytes and path that the library ``datasets`` writes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from trunkline.data.readers.rows import FileRow, missing_column, row_place, wrong_value
+from trunkline.data.readers.rows import (
+    FileRow,
+    embedded_picture,
+    missing_column,
+    row_place,
+    wrong_value,
+)
 from trunkline.data.readers.text import other_contents
 from trunkline.errors import DataError, one_line
 
@@ -28,6 +38,12 @@ class ParquetFile:
         with self._open() as file:
             return tuple(file.schema_arrow.names)
 
+    def pictures(self) -> tuple[str, ...]:
+        """The columns that hold pictures themselves."""
+        with self._open() as file:
+            schema = file.schema_arrow
+            return tuple(name for name in schema.names if holds_pictures(schema.field(name).type))
+
     def rows(self, columns: Sequence[str] | None, nested: Sequence[str] = ()) -> Iterator[FileRow]:
         """Stream the rows by row group, with these columns or all; ``nested`` as they are."""
         from pyarrow import ArrowException
@@ -39,6 +55,7 @@ class ParquetFile:
             wanted = [*texts_of, *nested]
             for column in wanted:
                 self._check_column(file.schema_arrow, column, nested=column in nested)
+            pictured = [one for one in nested if holds_pictures(file.schema_arrow.field(one).type)]
             number = 0
             try:
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
@@ -50,9 +67,29 @@ class ParquetFile:
                         number += 1
                         values = {column: texts[column][index] for column in texts_of}
                         lists = {column: texts[column][index] for column in nested}
+                        for column in pictured:
+                            again = partial(self._value, column, number)
+                            lists[column] = embedded_picture(lists[column], again)
                         yield FileRow(name, number, None, values, lists)
             except (ArrowException, OSError) as error:
                 raise self._unreadable(error) from error
+
+    def _value(self, column: str, number: int) -> Any:
+        """One value again; the row group that it is in stays in memory until others are read."""
+        from pyarrow import ArrowException
+
+        try:
+            status = self._path.stat()
+            state = (status.st_size, status.st_mtime_ns)
+            with self._open() as file:
+                sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+            group, place = 0, number - 1
+            while group < len(sizes) and place >= sizes[group]:
+                place -= sizes[group]
+                group += 1
+            return _row_group(self._path, state, column, group)[place].as_py()
+        except (ArrowException, OSError, IndexError) as error:
+            raise self._unreadable(error) from error
 
     def _open(self) -> Any:
         from pyarrow import ArrowException, parquet
@@ -109,6 +146,25 @@ class ParquetFile:
             f"{self._path.name} can't be read as Parquet: {reason}.",
             "Check that it is complete and a Parquet file.",
         )
+
+
+@lru_cache(maxsize=2)
+def _row_group(path: Path, state: tuple[int, ...], column: str, group: int) -> Any:
+    """The values of a column in one row group; ``state`` changes with the file."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=[column]).column(column)
+
+
+def holds_pictures(kind: Any) -> bool:
+    """Whether values of a type of Arrow are bytes, or objects of ``bytes`` and ``path``."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        names = {kind.field(index).name for index in range(kind.num_fields)}
+        return names == {"bytes", "path"} and holds_pictures(kind.field("bytes").type)
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def _is_text(kind: Any) -> bool:

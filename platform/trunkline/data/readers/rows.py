@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -89,6 +89,21 @@ _LISTED_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddedPicture:
+    """A picture inside a row: its encoded bytes, or the path of a file beside them.
+
+    Attributes:
+        data: the encoded bytes; None if the row has a path only.
+        path: as the row has it; empty if it has none.
+        read: reads the bytes again, so that they need not stay in memory.
+    """
+
+    data: bytes | None
+    path: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class FileRow:
     """A row of a file: a record of CSV or TSV, an object of JSON, a row of Parquet.
 
@@ -97,7 +112,8 @@ class FileRow:
         number: counted from 1, without the header.
         line: the line of the file in which the row begins, counted from 1; None in Parquet.
         values: column to text; None where a row of JSON or Parquet has no value.
-        nested: column to list or object, of the columns that were read as such.
+        nested: column to list, object or :class:`EmbeddedPicture`, of the columns that were read
+            as such.
     """
 
     file: str
@@ -124,6 +140,20 @@ class FileRow:
         if text is None:
             raise DataError(f"{self.place} has no value in {column!r}.", "Add it to the file.")
         return text
+
+
+def embedded_picture(value: Any, read: Callable[[], Any]) -> EmbeddedPicture | None:
+    """The picture of a value: bytes, or an object with ``bytes`` and ``path``; None without one.
+
+    Args:
+        read: reads the value again.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bytes):
+        return EmbeddedPicture(value, "", lambda: read() or b"")
+    data, path = value.get("bytes"), value.get("path") or ""
+    return EmbeddedPicture(data, path, lambda: (read() or {}).get("bytes") or b"")
 
 
 def row_place(file: str, number: int, line: int | None) -> str:
