@@ -17,7 +17,7 @@ from trunkline.errors import DataError, TooLargeError, reason_of
 MAX_BYTES = 32 << 20
 """The largest encoded picture that is read, in bytes."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm", ".dicom")
 """Suffixes of the files that are read as pictures."""
 
 _DATA_URL = re.compile(r"data:image/[\w.+*-]{1,64};base64,", re.ASCII | re.IGNORECASE)

@@ -34,7 +34,7 @@ WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 
 _PLAIN = ("1", "L", "P", "RGB", "YCbCr", "CMYK", "RGBX")
 _GRAY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
-GRAY = ("1", "L", "LA", "La", *_GRAY_16)
+GRAY = ("1", "L", "LA", "La", *_GRAY_16, "MONOCHROME1", "MONOCHROME2")
 """Color modes without colors."""
 
 _ORIENTATION = 0x0112
@@ -53,7 +53,7 @@ class Decoded:
 
     Attributes:
         pixels: ``[height, width, 3]`` uint8.
-        mode: the color mode of the file, as Pillow names it.
+        mode: the color mode of the file, as Pillow or DICOM name it.
         rotated: whether the rotation in EXIF was applied.
     """
 
@@ -71,7 +71,8 @@ def decode_file(data: bytes, name: str = "The picture") -> Decoded:
     """Decode one picture.
 
     A picture with transparency is put on white, CMYK is converted without a color profile, 16-bit
-    gray is scaled from 0…65,535 to 0…255, and the rotation in EXIF is applied.
+    gray is scaled from 0…65,535 to 0…255, and the rotation in EXIF is applied. DICOM is decoded by
+    :func:`~trunkline.data.dicom.decode_dicom`.
 
     Args:
         data: the encoded file.
@@ -80,20 +81,21 @@ def decode_file(data: bytes, name: str = "The picture") -> Decoded:
     Raises:
         TooLargeError: the file or the picture is larger than the limits.
         DataError: it is damaged, truncated, animated, or of an unknown format or color mode.
-        UsageError: Pillow is not installed.
+        UsageError: Pillow is not installed, or pydicom for DICOM.
     """
     image_module, ops = pillow()
     if len(data) > MAX_BYTES:
         raise TooLargeError(f"{name} has more than {MAX_BYTES >> 20} MiB.", "Save it smaller.")
+    if data[128:132] == b"DICM":
+        from trunkline.data.dicom import decode_dicom
+
+        return decode_dicom(data, name)
     stream = io.BytesIO(data)
     with _strict(name, image_module), image_module.open(stream, formats=FORMATS) as picture:
-        _check_size(picture, name)
+        check_size(picture.size, name)
         frames = int(getattr(picture, "n_frames", 1))
         if frames > 1 and picture.format not in _SEVERAL:
-            raise DataError(
-                f"{name} holds {frames:,} frames or pages.",
-                "Save the one that counts as a picture of its own.",
-            )
+            raise several_frames(name, frames)
         picture.load()
         rotated = picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
         pixels = _to_rgb(ops.exif_transpose(picture), name, image_module)
@@ -142,6 +144,14 @@ def to_tensor(pixels: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
     return values.movedim(-1, -3)
 
 
+def several_frames(name: str, frames: int) -> DataError:
+    """The error for a file of several pictures."""
+    return DataError(
+        f"{name} holds {frames:,} frames or pages.",
+        "Save the one that counts as a picture of its own.",
+    )
+
+
 @contextmanager
 def _strict(name: str, image_module: Any) -> Iterator[None]:
     """Turn what a decoder raises for a bad file into :class:`DataError`."""
@@ -168,8 +178,9 @@ def _strict(name: str, image_module: Any) -> Iterator[None]:
         ) from error
 
 
-def _check_size(picture: Any, name: str) -> None:
-    width, height = picture.size
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Raise :class:`TooLargeError` if a picture of this width and height is not decoded."""
+    width, height = size
     if max(width, height) > MAX_EDGE or width * height > MAX_PIXELS:
         raise TooLargeError(
             f"{name} has {width:,} × {height:,} pixels; at most {MAX_PIXELS:,} are decoded, and "
