@@ -24,8 +24,6 @@ from trunkline.template import CleanStep as CleanStep
 from trunkline.template import Template as Template
 
 if TYPE_CHECKING:
-    import random
-
     import torch
 
 API = 1
@@ -205,16 +203,27 @@ class TransformSpec:
         name: ``domain/name``.
         description: one line.
         stage: ``clean`` runs on each row before the split and yields one row, or none to drop it;
-            ``augment`` runs on training rows only and may yield several.
+            ``augment`` runs on training rows only and may yield several. ``pixels`` changes the
+            picture of a training row, anew in each epoch; ``mix`` mixes the pictures of a training
+            batch.
         apply: ``(row, rng) -> rows``; draws random numbers from ``rng`` only, so that a run can be
             repeated. Cleaning that requests need at inference too belongs in
-            :attr:`Template.clean`, because an artifact contains no plugin code.
+            :attr:`Template.clean`, because an artifact contains no plugin code. For ``pixels``
+            ``(pixels, rng) -> pixels``, both ``[height, width, 3]`` uint8 and not changed in place.
+            For ``mix`` ``(pixels, others, rng) -> (pixels, share)``: normalized pictures and those
+            to mix in, ``[batch, 3, height, width]`` float32; the rows' own targets count ``share``
+            of the loss, those of the others the rest.
     """
 
     name: str
     description: str
-    stage: Literal["clean", "augment"]
-    apply: Callable[[Row, random.Random], Iterable[Row]]
+    stage: Literal["clean", "augment", "pixels", "mix"]
+    apply: Callable[..., Any]
+
+    @property
+    def changes_pictures(self) -> bool:
+        """Whether it changes pictures while they are trained on, and not rows."""
+        return self.stage in ("pixels", "mix")
 
 
 # ---------------------------------------------------------------------------- losses, metrics

@@ -15,7 +15,7 @@ from trunkline.contracts import (
     TaskSpec,
     TransformSpec,
 )
-from trunkline.data.augment import TRANSFORMS
+from trunkline.data import augment, augment_images
 from trunkline.evaluation.baselines import BASELINES
 from trunkline.evaluation.metrics import METRICS
 from trunkline.evaluation.structured_baselines import STRUCTURED
@@ -88,4 +88,4 @@ def trunkline_baselines() -> Iterator[BaselineSpec]:
 
 @hookimpl
 def trunkline_transforms() -> Iterator[TransformSpec]:
-    yield from TRANSFORMS
+    yield from (*augment.TRANSFORMS, *augment_images.TRANSFORMS)

@@ -437,8 +437,14 @@ def checked_additions(
 
 
 def _check_transforms(dataset: DatasetSpec, transforms: Sequence[TransformSpec]) -> None:
-    """Refuse the core's transforms where they don't fit: they change texts and move no spans."""
-    core = [step.name for step in transforms if "/" not in step.name]
+    """Refuse transforms where they don't fit: the core's change texts and move no spans."""
+    pictured = [step.name for step in transforms if step.changes_pictures]
+    if dataset.modality == "text" and pictured:
+        raise UsageError(
+            f"The transform {pictured[0]} changes pictures, and {dataset.name} holds texts.",
+            "Leave it out.",
+        )
+    core = [step.name for step in transforms if "/" not in step.name and step.name not in pictured]
     if dataset.modality == "image" and core:
         raise UsageError(
             f"The transform {core[0]} changes texts, and {dataset.name} holds pictures.",

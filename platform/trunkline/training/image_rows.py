@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import Row
@@ -44,15 +44,29 @@ class PictureCache:
 
 
 class PictureReader:
-    """Returns the normalized picture of one example, ``[3, height, width]`` float32."""
+    """Returns the normalized picture of one example, ``[3, height, width]`` float32.
 
-    __slots__ = ("_cache", "_picture")
+    Attributes:
+        row: the id of its row.
+    """
 
-    def __init__(self, picture: ImageSource, cache: PictureCache) -> None:
-        self._picture, self._cache = picture, cache
+    __slots__ = ("_cache", "_picture", "row")
 
-    def __call__(self) -> torch.Tensor:
-        return to_tensor(self._cache.read(self._picture), self._cache.preprocessing)
+    def __init__(self, row: str, picture: ImageSource, cache: PictureCache) -> None:
+        self.row, self._picture, self._cache = row, picture, cache
+
+    def __call__(
+        self, change: Callable[[np.ndarray, str], np.ndarray] | None = None
+    ) -> torch.Tensor:
+        """Read it, and change the pixels before they are normalized.
+
+        Args:
+            change: called with ``[height, width, 3]`` uint8 and the row's id.
+        """
+        pixels = self._cache.read(self._picture)
+        if change is not None:
+            pixels = change(pixels, self.row)
+        return to_tensor(pixels, self._cache.preprocessing)
 
 
 def encode_image_parts(
@@ -82,7 +96,7 @@ def _encode(rows: Sequence[Row], task: ImageTask, cache: PictureCache) -> Encode
             raise DataError(f"Row {row.id!r}: {error.message}", error.hint) from error
         examples.append(
             {
-                PIXELS: PictureReader(row.picture, cache),
+                PIXELS: PictureReader(row.id, row.picture, cache),
                 "sha256": row.picture.sha256,
                 "size": max(1, -(-cache.preprocessing.pixels // PATCH)),
                 "target": task.encode_target(row),

@@ -356,6 +356,7 @@ def inputs_digest(job: TrainingJob, encoded: EncodedParts, base_digest: str) -> 
         "loss_options": dict(job.recipe.loss_options),
         "metric": job.deciding_metric.name,
         "settings": settings,
+        "transforms": [step.name for step in job.transforms if step.changes_pictures],
     }
     digest = hashlib.sha256(canonical_json(inputs))
     for rows in (encoded.train, encoded.validation):

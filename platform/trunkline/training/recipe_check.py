@@ -28,6 +28,7 @@ from trunkline.labels import clean_label, similar_advice
 from trunkline.plugins.catalog import Catalog, Contribution
 from trunkline.plugins.check import Finding
 from trunkline.settings import is_finite
+from trunkline.training.augmentation import is_repeatable
 from trunkline.training.contract_check import loss_problem, metric_problem
 from trunkline.training.job import TrainingJob, make_job
 
@@ -258,6 +259,13 @@ class _RecipeChecker:
         try:
             added = augment_rows(rows, steps, random.Random(job.settings.seed))
             checked_additions(job.dataset, job.recipe, added, prepared.labels)
+            own = [one for one in job.transforms if "/" in one.name and one.changes_pictures]
+            if own and not is_repeatable(own, rows[:2]):
+                yield Finding.error(
+                    job.recipe.name,
+                    "its transforms give other pictures the second time: draw random numbers from "
+                    "`rng` only",
+                )
         except TrunklineError as error:
             yield Finding.error(job.recipe.name, _sentence(error))
 

@@ -30,6 +30,7 @@ from trunkline.inference.image_engine import AnyEngine
 from trunkline.tasks import AnyTask, ClassificationTask, MultilabelTask, task_for
 from trunkline.tasks.batches import PIXELS, size_of, within_tokens
 from trunkline.tasks.generation import IGNORED
+from trunkline.training import augmentation as augmenting
 from trunkline.training.calibrate import calibrate, fit_threshold
 from trunkline.training.checkpoints import (
     Checkpoint,
@@ -190,6 +191,7 @@ def train_adapter(
             log=log,
             should_stop=should_stop,
             place=place,
+            augmentation=augmenting.PictureAugmentation(job.transforms, settings.seed),
         )
         trainer.on_validation = on_validation
         if tensorboard is not None:
@@ -244,6 +246,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         metric: the deciding metric; names the validation score and its direction.
         validate: returns the score and the loss of the model on the validation rows.
         listener, log, should_stop, place: as for :func:`train_adapter`.
+        augmentation: of pictures.
     """
 
     control: Any
@@ -268,8 +271,10 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         log: Log,
         should_stop: Callable[[], bool],
         place: Place = ALONE,
+        augmentation: augmenting.PictureAugmentation | None = None,
     ) -> None:
         self.adapter_task, self.settings, self.place = adapter_task, settings, place
+        self.augmentation, self.pad_id = augmentation, pad_id
         self.checkpoints, self.inputs = folder / CHECKPOINTS, inputs
         self.encoded, self.loss, self.validate = train, loss, validate
         self.metric, self.listener, self.in_parts = metric, listener, in_parts
@@ -291,10 +296,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             ),
             train_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples)],
             eval_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples[:1])],
-            data_collator=lambda examples: {
-                **adapter_task.collate(examples, pad_id),
-                ROWS: torch.tensor([example[ROWS] for example in examples]),
-            },
+            data_collator=lambda rows: self._collate([*map(augmenting.without_pixels, rows)]),
             callbacks=[self.reporter],
         )
         self.model_accepts_loss_kwargs = False
@@ -320,11 +322,23 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         frozen.bf16 = self.args.bf16
         return frozen if exact else None
 
+    def _collate(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """A batch with the indices of its rows."""
+        batch = self.adapter_task.collate(examples, self.pad_id)
+        return {**batch, ROWS: torch.tensor([example[ROWS] for example in examples])}
+
+    def _part(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """These rows as a batch to train on; pictures as they are in this epoch."""
+        examples = [self.train_dataset[row] for row in rows]
+        if not self.augmentation:
+            return self._collate(examples)
+        epoch = self.state.global_step // steps_per_epoch(self.settings, len(self.train_dataset))
+        return self.augmentation.batch(examples, self._collate, epoch)
+
     def _inputs(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """The batch of these rows, on the model's device."""
-        inputs = self.data_collator([self.train_dataset[row] for row in rows])
-        del inputs[ROWS]
-        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        inputs, device = self._collate([self.train_dataset[row] for row in rows]), self.model.device
+        return {name: tensor.to(device) for name, tensor in inputs.items() if name != ROWS}
 
     @property
     def _frozen_state(self) -> str:
@@ -462,16 +476,15 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         rows: list[int] = inputs[ROWS].tolist()
         lengths = [size_of(self.train_dataset[row]) for row in rows]
         limit = FORWARD_TOKENS.get(model.device.type, 16_384) // self.place.count
-        parts = list(within_tokens(lengths, limit))
-        step = self._pass
-        if not self.in_parts or len(parts) == 1:
-            return step(model, inputs, num_items_in_batch)
+        parts = [*within_tokens(lengths, limit)] if self.in_parts else [[*range(len(rows))]]
+        if len(parts) == 1 and "pixel_values" not in inputs:
+            return self._pass(model, inputs, num_items_in_batch)
         losses = []
         for part in parts:
             last = part is parts[-1]  # processes add their gradients up once, after the last part
             with nullcontext() if last or processes() == 1 else model.no_sync():
-                inputs = self.data_collator([self.train_dataset[rows[index]] for index in part])
-                losses.append(step(model, inputs, num_items_in_batch))
+                inputs = self._part([rows[index] for index in part])
+                losses.append(self._pass(model, inputs, num_items_in_batch))
         return torch.stack(losses).sum()
 
     def _pass(self, model: Any, inputs: Any, num_items_in_batch: int | None) -> torch.Tensor:
@@ -493,13 +506,13 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         have different numbers of tokens; so do the batches of several processes, whose gradients
         are averaged.
         """
-        rows = inputs.pop(ROWS)
+        rows, mixed = inputs.pop(ROWS), augmenting.take_mixed(inputs)
         if self.frozen is None:
             outputs, targets = self.adapter_task.outputs(model, inputs)
         else:
             with self.frozen.skipped(rows.tolist(), inputs):
                 outputs, targets = self.adapter_task.outputs(model, inputs)
-        loss = self.loss(outputs, targets)
+        loss = augmenting.mixed_loss(self.loss, outputs, targets, mixed)
         if not bool(loss.isfinite()):
             raise TrainingError(
                 f"The loss became {loss.item()} at step {self.state.global_step + 1}.",
