@@ -12,6 +12,7 @@ from made_rows import make_recipe, make_row
 from trunkline.contracts import Row
 from trunkline.data.transforms import augment_rows
 from trunkline.evaluation.baselines import BASELINES
+from trunkline.evaluation.image_baselines import PICTURED
 from trunkline.evaluation.metrics import METRICS
 from trunkline.evaluation.structured_baselines import STRUCTURED
 from trunkline.plugins import Catalog, load_plugins
@@ -28,7 +29,7 @@ def augmented(catalog: Catalog, name: str, rows: list[Row]) -> tuple[Row, ...]:
 
 def test_every_metric_and_baseline_of_the_core_is_registered(catalog: Catalog) -> None:
     assert catalog.metrics() == tuple(METRICS.values())
-    assert catalog.baselines() == (*BASELINES, *STRUCTURED)
+    assert catalog.baselines() == (*BASELINES, *PICTURED, *STRUCTURED)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression", "generation"])

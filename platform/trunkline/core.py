@@ -17,6 +17,7 @@ from trunkline.contracts import (
 )
 from trunkline.data import augment, augment_images
 from trunkline.evaluation.baselines import BASELINES
+from trunkline.evaluation.image_baselines import PICTURED
 from trunkline.evaluation.metrics import METRICS
 from trunkline.evaluation.structured_baselines import STRUCTURED
 from trunkline.hookspecs import hookimpl
@@ -32,7 +33,7 @@ def trunkline_tasks() -> Iterator[TaskSpec]:
         description="one of several labels, from a linear head",
         kind="classification",
         loss="cross_entropy",
-        baselines=("majority", "tfidf", "frozen-features"),
+        baselines=("majority", "tfidf", "frozen-features", "hog"),
     )
     yield TaskSpec(
         name="multilabel",
@@ -46,7 +47,7 @@ def trunkline_tasks() -> Iterator[TaskSpec]:
         description="a number in the dataset's unit, from a linear head",
         kind="regression",
         loss="mse",
-        baselines=("group-median", "linear", "frozen-features"),
+        baselines=("group-median", "linear", "frozen-features", "hog"),
     )
     yield TaskSpec(
         name="generation",
@@ -83,7 +84,7 @@ def trunkline_metrics() -> Iterator[MetricSpec]:
 
 @hookimpl
 def trunkline_baselines() -> Iterator[BaselineSpec]:
-    yield from (*BASELINES, *STRUCTURED)
+    yield from (*BASELINES, *PICTURED, *STRUCTURED)
 
 
 @hookimpl

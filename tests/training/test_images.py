@@ -62,8 +62,9 @@ def test_artifact_was_proved(image_platform: Platform) -> None:
 
 def test_baselines_are_those_of_pictures(image_platform: Platform) -> None:
     report = report_of(image_platform)
-    assert set(report.baselines) == {"majority", "frozen-features"}
+    assert set(report.baselines) == {"majority", "frozen-features", "hog"}
     assert report.baseline_details["frozen-features"].startswith("frozen features, C=")
+    assert report.baseline_details["hog"].startswith("HOG, C=")
 
 
 def test_stored_predictions_are_those_of_the_engine(image_platform: Platform, shapes: Path) -> None:
@@ -133,7 +134,7 @@ def test_number_is_learned_of_pictures(tmp_path: Path, tiny_resnet: Path, shapes
     config = make_own_recipe("own/areas", table, {"image": "photo", "target": "area"})
     for platform in opened_images(tmp_path / "numbers", tiny_resnet):
         result = platform.train(config, max_steps=2, r=4)
-        assert set(result.evaluation_report.baselines) == {"group-median", "frozen-features"}
+        assert set(result.evaluation_report.baselines) == {"group-median", "frozen-features", "hog"}
         answer = platform.predict_images("own/areas", [shapes / "circle" / "0.png"])[0]
         assert answer.value is not None
 

@@ -113,24 +113,24 @@ def tfidf(context: BaselineContext) -> BaselinePredictions:
 
     The features (words 1-2 or characters 2-5) and C are those that are best on validation.
     """
-    return _classified(context, _tfidf_features(context))
+    return classified(context, _tfidf_features(context))
 
 
 def linear(context: BaselineContext) -> BaselinePredictions:
     """TF-IDF + ridge regression on the recipe's scale, chosen on validation like :func:`tfidf`."""
-    return _regressed(context, _tfidf_features(context))
+    return regressed(context, _tfidf_features(context))
 
 
 def embedding(context: BaselineContext) -> BaselinePredictions:
     """Sentence embeddings + logistic or ridge regression, chosen on validation."""
     from trunkline.evaluation.embeddings import embed
 
-    def features() -> Iterator[_Features]:
+    def features() -> Iterator[Features]:
         parts = (context.train, context.validation, context.test)
         train, validation, test = (embed(cleaned_texts(context, rows)) for rows in parts)
         yield "MiniLM", train, validation, test
 
-    fitted = _regressed if context.recipe.task == "regression" else _classified
+    fitted = regressed if context.recipe.task == "regression" else classified
     return fitted(context, features())
 
 
@@ -143,15 +143,15 @@ def frozen_features(context: BaselineContext) -> BaselinePredictions:
     """
     from sklearn.preprocessing import StandardScaler
 
-    def features() -> Iterator[_Features]:
+    def features() -> Iterator[Features]:
         parts = (context.train, context.validation, context.test)
         train, validation, test = (_pooled(context.base, rows) for rows in parts)
         scaler = StandardScaler().fit(train)
         yield "frozen features", *map(scaler.transform, (train, validation, test))
 
     if context.recipe.task == "regression":
-        return _regressed(context, features(), FEATURES_ALPHA)
-    return _classified(context, features(), FEATURES_C)
+        return regressed(context, features(), FEATURES_ALPHA)
+    return classified(context, features(), FEATURES_C)
 
 
 def _pooled(base: Any, rows: Sequence[Row]) -> Any:
@@ -170,15 +170,16 @@ def _pooled(base: Any, rows: Sequence[Row]) -> Any:
     return np.concatenate(parts)
 
 
-_Features = tuple[str, Any, Any, Any]
+Features = tuple[str, Any, Any, Any]
 """A name, and the features ``[rows, features]`` of the training, validation and test rows."""
 
 
-def _classified(
+def classified(
     context: BaselineContext,
-    features: Iterable[_Features],
+    features: Iterable[Features],
     grid: Sequence[float] = LOGISTIC_C,
 ) -> BaselinePredictions:
+    """Logistic regression on the features and with the C that are best on validation."""
     from sklearn.linear_model import LogisticRegression
 
     targets = [str(row.target) for row in context.train]
@@ -203,11 +204,12 @@ def _classified(
     return BaselinePredictions(values=[str(label) for label in predictions], detail=detail)
 
 
-def _regressed(
+def regressed(
     context: BaselineContext,
-    features: Iterable[_Features],
+    features: Iterable[Features],
     grid: Sequence[float] = RIDGE_ALPHA,
 ) -> BaselinePredictions:
+    """Ridge regression on the recipe's scale, chosen like :func:`classified`."""
     from sklearn.linear_model import Ridge
 
     is_log = context.recipe.scale == "log"
@@ -375,7 +377,7 @@ BASELINES: tuple[BaselineSpec, ...] = (
 """Registered by the plugin ``core``."""
 
 
-def _tfidf_features(context: BaselineContext) -> Iterator[_Features]:
+def _tfidf_features(context: BaselineContext) -> Iterator[Features]:
     """Features of words and of characters; none if no text has any."""
     for kind, name in (("word", "words 1-2"), ("char", "characters 2-5")):
         vectorizer = vectorizer_of(kind)
@@ -388,7 +390,7 @@ def _tfidf_features(context: BaselineContext) -> Iterator[_Features]:
 
 
 def _best(
-    features: Iterable[_Features],
+    features: Iterable[Features],
     grid: Sequence[float],
     parameter: str,
     fit: Callable[[Any, float], Any],
