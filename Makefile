@@ -10,7 +10,7 @@ FULL ?=
 BIN := .venv/bin
 # As many threads as the demo used: a run records their number.
 CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || echo 1)
-PLUGINS := plugins/medical plugins/finance plugins/retail
+PLUGINS := plugins/medical plugins/finance plugins/manufacturing plugins/retail
 READY := .venv/.ready
 
 .PHONY: demo test test-merge test-browser test-all lint bench docs examples examples-check clean

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "platform" / "trunkline"
-DOMAINS = ("medical", "finance", "retail")
+DOMAINS = ("medical", "finance", "manufacturing", "retail")
 SHOWN_AS_EXAMPLES = {"refs.py": {"medical", "medical/icd10-chapter@3"}}
 """Example names in hints."""
 

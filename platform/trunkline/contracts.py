@@ -173,6 +173,8 @@ class DatasetSpec:
         labels: the labels in a fixed order; empty: those of the rows, sorted.
         validation_share, test_share: shares of the groups.
         modality: what the rows hold: ``text``, or ``image``: each has a picture and no text.
+        restrictions: what the license forbids, in a sentence; ``train``, the listing of plugins and
+            the model card repeat it.
     """
 
     name: str
@@ -188,6 +190,12 @@ class DatasetSpec:
     validation_share: float = 0.1
     test_share: float = 0.2
     modality: Modality = "text"
+    restrictions: str = ""
+
+    @property
+    def restricted_license(self) -> str | None:
+        """The license with what it forbids; None if it forbids nothing."""
+        return f"{self.license}: {self.restrictions}" if self.restrictions else None
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str):

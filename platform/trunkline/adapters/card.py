@@ -151,6 +151,7 @@ def _data(provenance: Provenance, croissant: bool) -> list[str]:
     lines = [
         f"- {code(dataset.name)}: {escape(dataset.description or NOT_PROVIDED)}",
         f"- source: {_recorded(dataset.source)}; license: {_recorded(dataset.license)}",
+        *([f"- **{escape(dataset.restrictions)}**"] if dataset.restrictions else ()),
         ("- split given by the dataset, by group: " if given else "- split by group: ")
         + escape(dataset.grouping or NOT_PROVIDED),
         f"- rows: {dataset.rows:,}"

@@ -145,6 +145,7 @@ class DatasetSection(_Section):
     counts: Mapping[str, Any] = Field(default_factory=dict)
     description: str | None = None
     grouping: str | None = None
+    restrictions: str | None = None
 
 
 class PluginSection(_Section):
@@ -180,6 +181,9 @@ class EvaluationSection(_Section):
     results: Annotated[Mapping[str, Any], AfterValidator(_check_results)]
     created: Time
 
+
+_SPEC_FIELDS = ("description", "grouping", "restrictions")
+"""What the document takes from the specification of the dataset, and the registry does not hold."""
 
 _METHODS = {
     "linear": "weighted sum of the updates",
@@ -375,10 +379,7 @@ def version_provenance(
     if recorded["run"] is None and recorded["merge"] is None:
         recorded["evaluations"] = []
     if recorded["dataset"] is not None and stored.dataset is not None:
-        recorded["dataset"] |= {
-            "description": stored.dataset.description,
-            "grouping": stored.dataset.grouping,
-        }
+        recorded["dataset"] |= {name: getattr(stored.dataset, name) for name in _SPEC_FIELDS}
     value = {
         **stored.to_json(),
         "version": _version(version.ref, version.created, artifact),
@@ -410,7 +411,7 @@ def run_provenance(
     now = utc_now()
     recorded = registry.provenance.of_run(number)
     recorded["run"] |= {"status": "finished", "finished": now.isoformat(), "report": report}
-    recorded["dataset"] |= {"description": dataset.description, "grouping": dataset.grouping}
+    recorded["dataset"] |= {name: getattr(dataset, name) or None for name in _SPEC_FIELDS}
     ref = Ref.parse(recorded["run"]["recipe"])
     return _parse_recorded({"version": _version(ref, now, artifact), **recorded}, artifact)
 

@@ -118,6 +118,7 @@ def _print_report(report: DatasetReport, lengths: dict[str, LengthReport] | None
             ("description", spec.description),
             ("task", f"{spec.task}, in {spec.unit}" if spec.unit else spec.task),
             ("license", spec.license),
+            ("restrictions", spec.restrictions or None),
             ("source", spec.source),
             ("group", spec.grouping),
             ("slices", ", ".join(spec.slices) or None),
@@ -181,7 +182,10 @@ def _print_examples(rows: Sequence[Row]) -> None:
 
 
 def _spec_fields(spec: DatasetSpec) -> dict[str, object]:
-    names = ("name", "description", "task", "unit", "license", "source", "grouping", "slices")
+    names = (
+        *("name", "description", "task", "unit", "license", "restrictions", "source", "grouping"),
+        "slices",
+    )
     return {name: getattr(spec, name) for name in names}
 
 

@@ -201,7 +201,7 @@ def _contributions(plugin: PluginInfo) -> str:
         for kind, count in plugin.counts.items()
         if count
     ]
-    return ", ".join(parts) or "nothing"
+    return ". ".join((", ".join(parts) or "nothing", *plugin.restrictions))
 
 
 def _print_plugin(plugin: PluginInfo) -> None:
@@ -214,6 +214,7 @@ def _print_plugin(plugin: PluginInfo) -> None:
             ("status", plugin.status),
             ("reason", plugin.reason),
             ("notes", "; ".join(plugin.notes) or None),
+            ("restrictions", " ".join(plugin.restrictions) or None),
             *((kind, ", ".join(getattr(plugin, kind)) or None) for kind in plugin.counts),
         ]
     )

@@ -37,6 +37,7 @@ from trunkline.training.distributed import StepsTakenError, is_first, processes
 if TYPE_CHECKING:
     from trunkline.api import Platform
     from trunkline.training.config import RecipeConfig
+    from trunkline.training.job import TrainingJob
     from trunkline.training.plan import TrainingPlan
     from trunkline.training.run import TrainingResult
 
@@ -125,7 +126,7 @@ def train(
     if dry_run and resume is not None:
         raise UsageError("--dry-run and --resume can't be combined.", "Leave out one of them.")
     if resume is None:
-        platform.training_job(chosen, settings)
+        _note_restrictions(platform.training_job(chosen, settings))
     if dry_run:
         _dry_run(platform, chosen, settings, as_json)
         return
@@ -166,8 +167,7 @@ def _train_together(
     as_json: bool,
 ) -> None:
     """Train several recipes at once and print each; exit with 1 if one of them failed."""
-    for recipe in recipes:
-        platform.training_job(recipe, settings)
+    _note_restrictions(*(platform.training_job(recipe, settings) for recipe in recipes))
     if (warning := contention_warning()) is not None:
         note(warning)
     with working() as listener, stop_on_interrupt(listener) as should_stop:
@@ -187,6 +187,13 @@ def _train_together(
         if error is failed[-1] or not isinstance(error, TrunklineError):
             raise error
         report(error)
+
+
+def _note_restrictions(*jobs: TrainingJob) -> None:
+    """Say once what the licenses of the datasets forbid."""
+    for job in {job.dataset.name: job for job in jobs}.values():
+        if is_first() and (license := job.dataset.restricted_license) is not None:
+            note(f"{job.dataset.name} is {license}")
 
 
 def _values(run: TrainingResult) -> dict[str, Any]:

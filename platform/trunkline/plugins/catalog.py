@@ -77,6 +77,7 @@ class PluginInfo:
         reason: one line, unless loaded.
         traceback: of a failure.
         notes: sentences on its installation and import, such as a second installed version.
+        restrictions: the licenses of its datasets that forbid something, each with what it forbids.
         datasets, recipes, losses, metrics, transforms, baselines, tasks: names; empty unless
             loaded.
     """
@@ -90,6 +91,7 @@ class PluginInfo:
     reason: str | None = None
     traceback: str | None = None
     notes: tuple[str, ...] = ()
+    restrictions: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()

@@ -200,7 +200,15 @@ def load_plugin(
         )
         return info, None
     names = {kind: tuple(spec.name for spec in getattr(contribution, kind)) for kind in SPECS}
-    return candidate.info(status="loaded", api=api, notes=tuple(notes), **names), contribution
+    restricted = (dataset.restricted_license for dataset in contribution.datasets)
+    info = candidate.info(
+        status="loaded",
+        api=api,
+        notes=tuple(notes),
+        restrictions=tuple(dict.fromkeys(filter(None, restricted))),
+        **names,
+    )
+    return info, contribution
 
 
 def _failure(error: BaseException) -> str:

@@ -307,7 +307,8 @@ def _view(
             f"The plugins can't be listed by {python}: {last}",
             "Trunkline must be installed in that environment.",
         )
+    lists = (*SPECS, "notes", "restrictions")
     return tuple(
-        PluginInfo(**(item | {name: tuple(item[name]) for name in (*SPECS, "notes")}))
+        PluginInfo(**(item | {name: tuple(item[name]) for name in lists}))
         for item in json.loads(items[0])
     )

@@ -129,5 +129,8 @@ def _spec(view: View, name: str) -> DatasetSpec | None:
 
 
 def _fields(spec: DatasetSpec) -> dict[str, Any]:
-    names = ("name", "description", "task", "unit", "license", "source", "grouping", "slices")
+    names = (
+        *("name", "description", "task", "unit", "license", "restrictions", "source", "grouping"),
+        "slices",
+    )
     return {name: getattr(spec, name) for name in names}
