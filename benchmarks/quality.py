@@ -1,4 +1,4 @@
-"""The quality of a plugin's recipe over several seeds, beside its baselines and published scores."""
+"""The quality of a plugin's recipe over seeds, beside its baselines and published scores."""
 
 from __future__ import annotations
 

@@ -124,6 +124,12 @@ class DataError(TrunklineError):
     code = "unusable_input"
 
 
+class MissingDataError(DataError):
+    """The files of a dataset are not on this machine, and come with no package of Python."""
+
+    code = "missing_data"
+
+
 class BaseModelError(TrunklineError):
     """The base is not available, can't be read, or is not the one requested."""
 

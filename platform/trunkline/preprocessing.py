@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from trunkline.errors import UsageError
@@ -90,6 +90,26 @@ class Preprocessing:
     def pixels(self) -> int:
         """Pixels of what the base reads."""
         return self.height * self.width
+
+    def resized(self, image_size: int) -> Preprocessing:
+        """The same steps for pictures whose shorter edge has ``image_size`` pixels; 0: as it is.
+
+        What is cropped keeps its share of the picture.
+        """
+        if not image_size:
+            return self
+        factor = image_size / min(self.height, self.width)
+        height, width = round(factor * self.height), round(factor * self.width)
+        edge, resize = self.shortest_edge, self.resize
+        return replace(
+            self,
+            height=height,
+            width=width,
+            shortest_edge=None if edge is None else max(height, width, round(factor * edge)),
+            resize=None
+            if resize is None
+            else (max(height, round(factor * resize[0])), max(width, round(factor * resize[1]))),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; :meth:`from_json` reads them."""

@@ -30,12 +30,15 @@ _OTHER_NAMES = {
     "epochs": "num_train_epochs",
     "fp16": "precision",
     "fp32": "precision",
+    "img_size": "image_size",
+    "input_size": "image_size",
     "lora_r": "r",
     "lora_rank": "r",
     "lr": "learning_rate",
     "max_seq_length": "max_length",
     "patience": "early_stopping_patience",
     "rank": "r",
+    "resolution": "image_size",
     "rslora": "use_rslora",
     "scheduler": "lr_scheduler_type",
     "torch_dtype": "precision",
@@ -216,6 +219,12 @@ class Settings:
     )
     max_length: int = _setting(
         128, "longest prompt with answer, in tokens; a longer text is cut", least=4
+    )
+    image_size: int = _setting(
+        0,
+        "shorter edge of the pictures that an image base reads, in pixels; 0: as the base states",
+        least=0,
+        most=4096,
     )
     evals_per_epoch: int = _setting(2, "validations in an epoch", least=1, most=100)
     early_stopping_patience: int = _setting(

@@ -50,3 +50,15 @@ def test_picture_that_can_not_be_decoded_is_an_error(add_plugin: AddPlugin) -> N
     broken = PICTURES.replace("draw(i)", "draw(i)[:70]")
     add_plugin("farm", BODY.format(broken))
     assert any("damaged or truncated" in error for error in errors_of("farm"))
+
+
+def test_files_that_a_user_must_fetch_are_no_error(add_plugin: AddPlugin) -> None:
+    source = (
+        "def absent():\n    from trunkline.errors import MissingDataError\n"
+        "    raise MissingDataError('The pictures are not here.', 'Fetch them.')\n"
+    )
+    add_plugin("farm", source + BODY.format("load=absent, modality='image'"))
+    (candidate,) = (one for one in find_plugins() if one.domain == "farm")
+    warnings = {one.subject: one.message for one in plugin_findings(candidate)}
+    assert errors_of("farm") == []
+    assert warnings["farm/x"] == "not checked: The pictures are not here. Fetch them"

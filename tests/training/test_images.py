@@ -32,6 +32,8 @@ from trunkline.errors import (
     TooLargeError,
     UsageError,
 )
+from trunkline.images import ImageSource
+from trunkline.inference.request import Request
 
 __all__ = ["image_platform", "image_workspace", "shapes", "tiny_resnet"]
 
@@ -153,7 +155,39 @@ def test_plan_trains_nothing(image_platform: Platform, shapes: Path) -> None:
     assert len(image_platform.registry.runs.list()) == 1
 
 
+def test_pictures_of_another_size_are_trained_and_answered(
+    tmp_path: Path, image_platform: Platform, shapes: Path
+) -> None:
+    run = image_platform.train(shapes_recipe(shapes, image_size=16, max_steps=2))
+    artifact = image_platform.resolve(str(run.version.ref)).artifact()
+    assert artifact is not None
+    steps = artifact.manifest.make_preprocessing()
+    assert (steps.height, steps.width, steps.shortest_edge) == (16, 16, 18)
+    assert run.report["proof"]["to_trained"] < 1e-3
+    files = [shapes / "circle" / "0.png", shapes / "square" / "1.png"]
+    both = image_platform.run(
+        [
+            Request(f"{NAME}@{number}", image=ImageSource(file))
+            for file in files
+            for number in (1, 2)
+        ]
+    )
+    alone = [image_platform.predict_images(f"{NAME}@2", [file])[0] for file in files]
+    assert [one.probabilities for one in both[1::2]] == [
+        pytest.approx(one.probabilities, abs=1e-4) for one in alone
+    ]
+
+
 # -------------------------------------------------------------------------------------- refused
+
+
+def test_size_that_the_base_can_not_compute_is_refused(tmp_path: Path, shapes: Path) -> None:
+    base = make_tiny_image_base(tmp_path / "vit", "vit")
+    for platform in opened_images(tmp_path / "workspace", base):
+        with pytest.raises(UsageError, match="can't compute pictures of 16 × 16 pixels") as caught:
+            platform.train(shapes_recipe(shapes, image_size=16))
+        assert "image_size = 16" in (caught.value.hint or "")
+        assert platform.registry.runs.list() == []
 
 
 def test_picture_that_can_not_be_decoded_names_its_row(

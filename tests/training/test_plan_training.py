@@ -74,3 +74,8 @@ def test_errors_of_training_occur_in_planning(
 ) -> None:
     with pytest.raises(error):
         platform.plan(recipe, **settings)
+
+
+def test_size_of_pictures_is_refused_for_texts(platform: Platform) -> None:
+    with pytest.raises(UsageError, match="image_size is for pictures"):
+        platform.plan("toy/animals", image_size=64)

@@ -68,6 +68,7 @@ def test_no_overrides_change_nothing() -> None:
         ("num_epochs", "num_train_epochs"),
         ("bf16", "precision"),
         ("dtype", "precision"),
+        ("img_size", "image_size"),
         ("LR", "learning_rate"),
         ("lora_rank", "r"),
         ("warmup_steps", "warmup_ratio"),

@@ -51,7 +51,7 @@ def list_(options: GlobalOptions, as_json: bool) -> None:
         print_json(infos)
         return
     for plugin in infos:
-        for text in plugin.notes:
+        for text in (*plugin.notes, *plugin.restrictions):
             note(f"{plugin.domain}: {text}")
     if len(infos) == 1:  # the plugin core
         note("No plugins are installed: `trunkline plugins install TARGET`.")
@@ -201,7 +201,7 @@ def _contributions(plugin: PluginInfo) -> str:
         for kind, count in plugin.counts.items()
         if count
     ]
-    return ". ".join((", ".join(parts) or "nothing", *plugin.restrictions))
+    return ", ".join(parts) or "nothing"
 
 
 def _print_plugin(plugin: PluginInfo) -> None:

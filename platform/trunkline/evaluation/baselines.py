@@ -27,6 +27,7 @@ from trunkline.data.encode import chat_messages, encode_chat, encode_row, histor
 from trunkline.data.split import Split
 from trunkline.data.targets import labels_in, number, prediction_problem
 from trunkline.errors import PluginCallError, plugin_call
+from trunkline.preprocessing import Preprocessing
 
 LOGISTIC_C = (1.0, 10.0, 100.0)
 FEATURES_C = (0.001, 0.01, 0.1, 1.0)
@@ -145,7 +146,8 @@ def frozen_features(context: BaselineContext) -> BaselinePredictions:
 
     def features() -> Iterator[Features]:
         parts = (context.train, context.validation, context.test)
-        train, validation, test = (_pooled(context.base, rows) for rows in parts)
+        steps = context.base.info.preprocessing.resized(context.recipe.settings.image_size)
+        train, validation, test = (_pooled(context.base, rows, steps) for rows in parts)
         scaler = StandardScaler().fit(train)
         yield "frozen features", *map(scaler.transform, (train, validation, test))
 
@@ -154,14 +156,14 @@ def frozen_features(context: BaselineContext) -> BaselinePredictions:
     return classified(context, features(), FEATURES_C)
 
 
-def _pooled(base: Any, rows: Sequence[Row]) -> Any:
+def _pooled(base: Any, rows: Sequence[Row], steps: Preprocessing) -> Any:
     """The base's pooled features of pictures, ``[rows, features]`` float32."""
     import numpy as np
     import torch
 
     from trunkline.data.pictures import read_pixels, to_tensor
 
-    steps, parts = base.info.preprocessing, []
+    parts = []
     for start in range(0, len(rows), PICTURES_AT_ONCE):
         batch = rows[start : start + PICTURES_AT_ONCE]
         pixels = np.stack([read_pixels(row.picture, steps) for row in batch])

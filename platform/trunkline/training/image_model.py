@@ -6,9 +6,10 @@ import warnings
 from typing import Any
 
 from trunkline.adapters.config import TASK_TYPES
+from trunkline.bases import ImageBase
 from trunkline.bases.linear import is_linear
 from trunkline.contracts import Settings
-from trunkline.errors import NotFoundError, UsageError
+from trunkline.errors import NotFoundError, UsageError, one_line
 from trunkline.tasks import AnyTask
 
 
@@ -39,6 +40,28 @@ def image_lora_model(base_name: str, task: AnyTask, settings: Settings, device: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT calls old names of transformers
         return get_peft_model(model, config)
+
+
+def check_image_size(base: ImageBase, settings: Settings) -> None:
+    """Check that a base computes pictures of the recipe's ``image_size``.
+
+    Raises:
+        UsageError: it doesn't, such as a ViT, whose embeddings of positions have a fixed number.
+    """
+    import torch
+
+    if not settings.image_size:
+        return
+    steps = base.info.preprocessing.resized(settings.image_size)
+    try:
+        with torch.inference_mode():
+            base.model.pooled(torch.zeros(1, 3, steps.height, steps.width))
+    except Exception as error:  # a model raises anything for a size that it can't compute
+        raise UsageError(
+            f"The base {base.info.name!r} can't compute pictures of {steps.height} × "
+            f"{steps.width} pixels: {one_line(error)}",
+            f"Leave out image_size = {settings.image_size}, or use a convolutional base.",
+        ) from error
 
 
 def image_targets(model: Any, settings: Settings) -> list[str]:

@@ -268,7 +268,9 @@ def encode_parts(
     if not isinstance(engine, Engine):
         from trunkline.training.image_rows import encode_image_parts
 
-        return encode_image_parts(prepared, task, engine.base.info.preprocessing)
+        return encode_image_parts(
+            prepared, task, engine.base.info.preprocessing.resized(job.settings.image_size)
+        )
     recipe, base, split = job.recipe, engine.base, prepared.split
     max_length = min(recipe.settings.max_length, base.info.context)
     limit = prompt_limit(task, max_length)

@@ -17,7 +17,7 @@ from trunkline.errors import NotFoundError, UsageError
 from trunkline.files import read_json_object
 from trunkline.lora.routing import PAGE_RANK
 from trunkline.tasks import AnyTask, TaggingTask
-from trunkline.training.image_model import image_lora_model, image_targets
+from trunkline.training.image_model import check_image_size, image_lora_model, image_targets
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +27,14 @@ def check_targets(base: AnyBase, settings: Settings) -> None:
     """Check that a recipe's settings fit a base of either modality.
 
     Raises:
-        NotFoundError, UsageError: see :func:`lora_targets` and :func:`image_targets`.
+        NotFoundError, UsageError: see :func:`lora_targets`, :func:`image_targets` and
+            :func:`check_image_size`.
     """
     if isinstance(base, ImageBase):
         image_targets(base.model, settings)
+        check_image_size(base, settings)
+    elif settings.image_size:
+        raise UsageError("image_size is for pictures, and the rows are texts.", "Leave it out.")
     else:
         lora_targets(base.model, settings)
 

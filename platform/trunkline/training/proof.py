@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact, read_artifact, seal
+from trunkline.bases import ImageBaseInfo
 from trunkline.data.prepare import Prepared
 from trunkline.errors import TrainingError, TrunklineError
 from trunkline.inference.forward import last_hidden, next_logits
@@ -197,7 +198,11 @@ def write_artifact(
             task=task.to_json(),
             template=job.recipe.template,
             max_length=max_length,
-            preprocessing=getattr(info, "preprocessing", None),
+            preprocessing=(
+                info.preprocessing.resized(job.settings.image_size)
+                if isinstance(info, ImageBaseInfo)
+                else None
+            ),
             data={
                 "dataset": job.dataset.name,
                 "fingerprint": prepared.fingerprint,

@@ -21,7 +21,7 @@ from trunkline.data.prepare import (
 )
 from trunkline.data.targets import LABELED, labels_in, normalized, shape_problem
 from trunkline.data.transforms import augment_rows
-from trunkline.errors import TrunklineError, plugin_call
+from trunkline.errors import MissingDataError, TrunklineError, plugin_call
 from trunkline.evaluation.baselines import fit_baselines
 from trunkline.evaluation.intervals import score_of
 from trunkline.labels import clean_label, similar_advice
@@ -64,7 +64,7 @@ def spec_findings(
         yield from findings
         if any(finding.level == "error" for finding in findings):
             rows.pop(dataset.name, None)  # the check would only repeat the error
-        else:
+        elif dataset.name in rows:
             on_rows(dataset.name, rows[dataset.name])
 
     for dataset in contribution.datasets:
@@ -102,6 +102,9 @@ def _read(dataset: DatasetSpec, rows: dict[str, tuple[Row, ...]]) -> Iterator[Fi
         with plugin_call("load"):
             rows[dataset.name] = identified_rows(dataset)
             again = identified_rows(dataset)
+    except MissingDataError as error:
+        yield Finding.warning(dataset.name, f"not checked: {_sentence(error)}")
+        return
     except TrunklineError as error:
         yield Finding.error(dataset.name, _sentence(error))
         return

@@ -31,7 +31,7 @@ def test_importing_the_plugin_imports_nothing_heavy() -> None:
         "import sys, trunkline_retail as t;"
         "list(t.trunkline_datasets()); list(t.trunkline_recipes());"
         "list(t.trunkline_losses()); list(t.trunkline_metrics());"
-        "print(sorted({'torch', 'pyarrow', 'numpy', 'pandas'} & sys.modules.keys()))"
+        "print(sorted({'torch', 'pyarrow', 'numpy', 'pandas', 'PIL'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -49,7 +49,7 @@ def test_every_name_is_qualified_by_the_domain(hooks: pluggy.HookRelay) -> None:
         + hooks.trunkline_losses()
         + hooks.trunkline_metrics()
     )
-    assert len(contributed) == 8
+    assert len(contributed) == 10
     assert {name.split("/")[0] for name in contributed} == {"retail"}
 
 

@@ -1,4 +1,4 @@
-"""The retail domain: a grocer's product types, their departments, prices and baskets.
+"""The retail domain: a grocer's product types, their prices and baskets, and pictures of garments.
 
 Importing this module imports no heavy package.
 """
@@ -10,9 +10,15 @@ from collections.abc import Iterable
 from trunkline.contracts import DatasetSpec, LossSpec, MetricSpec, RecipeSpec
 from trunkline.hookspecs import hookimpl
 from trunkline_retail.datasets import DEPARTMENT, NEXT_PRODUCT, UNIT_PRICE
+from trunkline_retail.garments import GARMENT
 from trunkline_retail.losses import HUBER
 from trunkline_retail.metrics import WITHIN_25_PERCENT
-from trunkline_retail.recipes import DEPARTMENT_RECIPE, NEXT_PRODUCT_RECIPE, UNIT_PRICE_RECIPE
+from trunkline_retail.recipes import (
+    DEPARTMENT_RECIPE,
+    GARMENT_RECIPE,
+    NEXT_PRODUCT_RECIPE,
+    UNIT_PRICE_RECIPE,
+)
 
 TRUNKLINE_API = 1
 
@@ -22,6 +28,7 @@ def trunkline_datasets() -> Iterable[DatasetSpec]:
     yield DEPARTMENT
     yield UNIT_PRICE
     yield NEXT_PRODUCT
+    yield GARMENT
 
 
 @hookimpl
@@ -29,6 +36,7 @@ def trunkline_recipes() -> Iterable[RecipeSpec]:
     yield DEPARTMENT_RECIPE
     yield UNIT_PRICE_RECIPE
     yield NEXT_PRODUCT_RECIPE
+    yield GARMENT_RECIPE
 
 
 @hookimpl

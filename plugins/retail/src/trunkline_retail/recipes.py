@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trunkline.contracts import Gate, RecipeSpec, Settings, Template
 from trunkline_retail.datasets import DEPARTMENT, NEXT_PRODUCT, UNIT_PRICE
+from trunkline_retail.garments import GARMENT
 from trunkline_retail.losses import HUBER
 from trunkline_retail.metrics import WITHIN_25_PERCENT
 
@@ -42,4 +43,14 @@ NEXT_PRODUCT_RECIPE = RecipeSpec(
     settings=Settings(num_train_epochs=1, learning_rate=3e-4, per_device_train_batch_size=8),
     metrics=("mrr", "recall_at_1"),
     gate=Gate(metric="mrr"),
+)
+
+GARMENT_RECIPE = RecipeSpec(
+    name="retail/garment",
+    description="kind of a garment in a small picture",
+    dataset=GARMENT.name,
+    task="classification",
+    settings=Settings(num_train_epochs=1, image_size=64, per_device_train_batch_size=64),
+    metrics=("accuracy", "macro_f1"),
+    gate=Gate(metric="accuracy"),
 )
