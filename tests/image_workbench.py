@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 from PIL import ImageDraw
 
+from cli_runner import invoke
 from tiny_images import encoded, make_tiny_image_base, picture
 from trunkline.api import Platform, open
 from trunkline.bases import load_image, release_image
@@ -108,3 +110,15 @@ def image_platform(
     monkeypatch.setattr(group_draws, "__defaults__", (20,))
     workspace = shutil.copytree(image_workspace, tmp_path / "workspace")
     yield from opened_images(workspace, tiny_resnet)
+
+
+@pytest.fixture
+def image_run(tmp_path: Path, image_workspace: Path, tiny_resnet: Path) -> Callable[..., Result]:
+    """Run a command in a copy of the workspace with the adapter for pictures."""
+    try:
+        load_image(str(tiny_resnet))
+    except BaseModelError:
+        release_image()
+    workspace = shutil.copytree(image_workspace, tmp_path / "workspace")
+    place = ("--workspace", str(workspace), "--base", str(tiny_resnet), "--no-plugins")
+    return lambda *args: invoke(*place, *args)

@@ -11,25 +11,17 @@ import pytest
 from click.testing import Result
 
 from cli_runner import invoke
-from image_workbench import NAME, image_workspace, shapes, tiny_resnet
+from image_workbench import NAME, image_run, image_workspace, shapes, tiny_resnet
 from tiny_images import make_tiny_image_base
-from trunkline.bases import load_image, release_image
-from trunkline.errors import BaseModelError
+from trunkline.bases import release_image
 from workbench import tiny
 
-__all__ = ["image_workspace", "shapes", "tiny", "tiny_resnet"]
+__all__ = ["image_run", "image_workspace", "shapes", "tiny", "tiny_resnet"]
 
 
 @pytest.fixture
-def run(tmp_path: Path, image_workspace: Path, tiny_resnet: Path) -> Callable[..., Result]:
-    """Run a command in a copy of the workspace with the adapter for pictures."""
-    try:
-        load_image(str(tiny_resnet))
-    except BaseModelError:
-        release_image()
-    workspace = shutil.copytree(image_workspace, tmp_path / "workspace")
-    place = ("--workspace", str(workspace), "--base", str(tiny_resnet), "--no-plugins")
-    return lambda *args: invoke(*place, *args)
+def run(image_run: Callable[..., Result]) -> Callable[..., Result]:
+    return image_run
 
 
 def test_base_show_says_what_it_reads(tiny_resnet: Path) -> None:

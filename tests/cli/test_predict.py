@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,6 +163,17 @@ def test_predict_out_holds_a_line_a_row(run: Run, tmp_path: Path) -> None:
     data = [json.loads(line) for line in out.read_text().splitlines()]
     assert [answer["row"] for answer in data] == list(range(1, 301))
     assert data[0].keys() == {"row", "text", "adapter", "task", "value", "unit"}
+
+
+def test_predict_out_is_a_table_by_its_suffix(run: Run, tmp_path: Path) -> None:
+    path, out = tmp_path / "rows.csv", tmp_path / "labels.csv"
+    path.write_text('text\n"a carp, swimming"\nan owl\n')
+    assert run("predict", "toy/animals", "--file", str(path), "--out", str(out)).exit_code == 0
+    with out.open(newline="") as lines:
+        first, second = csv.DictReader(lines)
+    assert list(first) == ["row", "text", "label", "probability"]
+    assert (first["row"], first["text"], second["row"]) == ("1", "a carp, swimming", "2")
+    assert 0 < float(first["probability"]) <= 1
 
 
 def test_predict_refuses_an_empty_row_before_anything_is_written(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import toy_plugin
 from cli_runner import invoke
-from conftest import Run, Shared
 from trunkline.contracts import DatasetSpec
+
+if TYPE_CHECKING:
+    from conftest import Run, Shared
 
 FORBIDDEN = "Commercial use is not allowed."
 
@@ -29,7 +32,8 @@ def restricted(toy: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_listing_of_plugins_has_it(run: Run) -> None:
     assert f"toy: CC-BY-NC-4.0: {FORBIDDEN}" in run("plugins", "list").stderr
-    (_, toy) = json.loads(run("plugins", "list", "--json").stdout)
+    listed = json.loads(run("plugins", "list", "--json").stdout)
+    (toy,) = (one for one in listed if one["domain"] == "toy")
     assert toy["restrictions"] == [f"CC-BY-NC-4.0: {FORBIDDEN}"]
     assert FORBIDDEN in run("plugins", "show", "toy").stdout
 

@@ -45,8 +45,8 @@ class Client(Protocol):
     def resolve(self, ref: str) -> Model:
         """The model that ``ref`` selects, printed on stderr."""
 
-    def prepare(self, listener: Lines | Live) -> None:
-        """Load the base, so that loading does not count as answering."""
+    def prepare(self, listener: Lines | Live, modality: Modality) -> None:
+        """Load the base of a modality, so that loading does not count as answering."""
 
     def predict(
         self, model: Model, texts: Sequence[str], abstain: float | None = None
@@ -100,9 +100,9 @@ class LocalClient:
         self._resolved[model.name] = model
         return Model(model.name, model.task, model.digest, model.modality)
 
-    def prepare(self, listener: Lines | Live) -> None:
+    def prepare(self, listener: Lines | Live, modality: Modality) -> None:
         listener.stage("opening the base")
-        self._options.platform.engine  # noqa: B018  # a property that loads
+        self._options.platform.engines.of(modality)
 
     def predict(
         self, model: Model, texts: Sequence[str], abstain: float | None = None

@@ -205,8 +205,8 @@ class HttpClient:
         note(info.root)
         return Model(info.root, info.task, info.digest, info.modality)
 
-    def prepare(self, listener: Lines | Live) -> None:
-        """Do nothing: the server has loaded the base."""
+    def prepare(self, listener: Lines | Live, modality: Modality) -> None:
+        """Do nothing: the server loads the base."""
 
     def predict(
         self, model: Model, texts: Sequence[str], abstain: float | None = None

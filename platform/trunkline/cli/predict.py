@@ -1,30 +1,32 @@
-"""``trunkline predict`` and ``generate``: answers of an adapter, for texts, pictures or a file."""
+"""``trunkline predict`` and ``generate``: answers of an adapter, for texts, pictures or many."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.client import TRUNCATED, Client, Model, open_client
+from trunkline.cli.client import TRUNCATED, Model, open_client
 from trunkline.cli.command import Command, Example
 from trunkline.cli.file_options import file_options, parse_file_options, read_stdin
-from trunkline.cli.output import counted, figure, json_option, note, plain, print_json, print_table
-from trunkline.cli.progress import working
+from trunkline.cli.output import figure, json_option, note, print_json, print_table
+from trunkline.cli.predict_rows import (
+    answer_fields,
+    likeliest,
+    note_truncated,
+    predict_all,
+    predict_file,
+    predict_folder,
+)
 from trunkline.cli.root import GlobalOptions, pass_options, url_option
-from trunkline.errors import DataError, TooLargeError, UsageError
-from trunkline.files import output_file
+from trunkline.errors import UsageError
 from trunkline.images import SUFFIXES
 from trunkline.labels import is_blank
 from trunkline.refs import BASE
 
 if TYPE_CHECKING:
-    from trunkline.data.readers import TextFile, TextRow
     from trunkline.inference.ranking import Ranking
     from trunkline.inference.request import Answer, ScoredSpan
 
@@ -56,9 +58,21 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="With --file: write JSON lines to this file, all or none.  [default: stdout]",
+    help="With --file or --folder: write this file, all or none: a .csv as a table, else JSON "
+    "lines.  [default: JSON lines to stdout]",
 )
 @click.option("--skip-empty", is_flag=True, help="Skip rows of the file without a text.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Read all pictures of this folder and of those in it.",
+)
+@click.option(
+    "--skip-unreadable",
+    is_flag=True,
+    help="With --folder: a picture that can't be read gets an error instead of an answer.",
+)
 @click.option(
     "--top",
     type=click.IntRange(min=0),
@@ -97,6 +111,8 @@ def predict(
     column: str | None,
     out: Path | None,
     skip_empty: bool,
+    folder: Path | None,
+    skip_unreadable: bool,
     reading: dict[str, Any],
     top: int,
     ensemble: tuple[str, ...],
@@ -108,17 +124,19 @@ def predict(
     """Predict the label, the labels, the number or the spans of each text, or rank candidates.
 
     The text `-` reads texts from stdin, one per line. An adapter for pictures takes their paths
-    instead of texts.
+    instead of texts, or a folder of them.
     """
-    if bool(texts) == (file is not None):
+    if bool(texts) + (file is not None) + (folder is not None) != 1:
         raise UsageError(
-            "Give the texts either as arguments or with --file.",
+            "Give the texts either as arguments or with --file, pictures also with --folder.",
             f'`trunkline predict {ref} "a text"` or `trunkline predict {ref} --file rows.csv`',
         )
-    _check_out(out, file)
+    _check_out(out, file, folder)
     for option, given in (("--column", column is not None), ("--skip-empty", skip_empty)):
         if given and file is None:
             raise UsageError(f"{option} needs --file.", "It applies to a file of rows.")
+    if skip_unreadable and folder is None:
+        raise UsageError("--skip-unreadable needs --folder.", "It applies to a folder of pictures.")
     if ensemble and abstain is not None:
         raise UsageError(
             "--ensemble and --abstain can't be combined.",
@@ -152,16 +170,26 @@ def predict(
             rows = open_texts(file, column or "text", skip_empty=skip_empty, options=file_format)
             models = [client.resolve(one) for one in (ref, *ensemble)]
             _check_modalities(models, rows.path.name, ())
-            _predict_file(client, models, rows, out, top, abstain, as_json)
+            predict_file(client, models, rows, out, top, abstain, as_json)
+            return
+        if folder is not None:
+            from trunkline.data.readers import find_pictures
+
+            pictures = find_pictures(folder)
+            models = [client.resolve(one) for one in (ref, *ensemble)]
+            _check_modalities(models, None, (), folder=folder)
+            predict_folder(
+                client, models, pictures, out, top, abstain, as_json, skips=skip_unreadable
+            )
             return
         models = [client.resolve(one) for one in (ref, *ensemble)]
         pictured = _check_modalities(models, None, texts)
-        answers = _predict_all(client, models, texts, abstain)
-    _note_truncated(sum(answer.truncated for answer in answers))
+        answers = predict_all(client, models, texts, abstain)
+    note_truncated(sum(answer.truncated for answer in answers))
     if as_json:
         print_json(
             [
-                {"image" if pictured else "text": text, **_answer_fields(answer, top)}
+                {"image" if pictured else "text": text, **answer_fields(answer, top)}
                 for text, answer in zip(texts, answers, strict=True)
             ]
         )
@@ -169,7 +197,13 @@ def predict(
     print_answers(texts, answers, top)
 
 
-def _check_modalities(models: Sequence[Model], file: str | None, texts: Sequence[str]) -> bool:
+def _check_modalities(
+    models: Sequence[Model],
+    file: str | None,
+    texts: Sequence[str],
+    *,
+    folder: Path | None = None,
+) -> bool:
     """Whether all models read pictures.
 
     Raises:
@@ -184,9 +218,22 @@ def _check_modalities(models: Sequence[Model], file: str | None, texts: Sequence
     if pictured and file is not None:
         raise UsageError(
             f"{pictured[0].name} reads pictures, and {file} holds texts.",
-            f"Name the pictures: `trunkline predict {pictured[0].name} a.jpg b.jpg`.",
+            f"Name the pictures: `trunkline predict {pictured[0].name} a.jpg b.jpg`, or their "
+            "folder with --folder.",
         )
-    if not pictured:
+    if folder is not None and not pictured:
+        raise UsageError(
+            f"{models[0].name} reads text, and {str(folder)!r} is a folder of pictures.",
+            "Name an adapter that reads pictures, or give texts.",
+        )
+    if pictured:
+        for text in texts:
+            if Path(text).is_dir():
+                raise UsageError(
+                    f"{text!r} is a folder.",
+                    f"`trunkline predict {pictured[0].name} --folder {text}` reads its pictures.",
+                )
+    else:
         for text in texts:
             path = Path(text)
             if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -197,16 +244,18 @@ def _check_modalities(models: Sequence[Model], file: str | None, texts: Sequence
     return bool(pictured)
 
 
-def _check_out(out: Path | None, file: Path | None) -> None:
+def _check_out(out: Path | None, file: Path | None, folder: Path | None) -> None:
     if out is None:
         return
-    if file is None:
-        raise UsageError("--out needs --file.", "For texts as arguments, redirect stdout.")
+    if file is None and folder is None:
+        raise UsageError(
+            "--out needs --file or --folder.", "For texts as arguments, redirect stdout."
+        )
     if not out.absolute().parent.is_dir():
         raise UsageError(f"The folder of {str(out)!r} does not exist.", "Create it first.")
     if out.is_dir():
         raise UsageError(f"{str(out)!r} is a folder.", "Name a file in it.")
-    if out.resolve() == file.resolve():
+    if file is not None and out.resolve() == file.resolve():
         raise UsageError(
             f"--out {str(out)!r} is the file that the texts come from.", "Name another file."
         )
@@ -255,7 +304,7 @@ def _print_spans(spans: Sequence[ScoredSpan], indent: str) -> None:
 
 
 def _print_ranking(ranking: Ranking, top: int, as_json: bool) -> None:
-    _note_truncated(int(ranking.truncated))
+    note_truncated(int(ranking.truncated))
     if as_json:
         print_json(ranking)
         return
@@ -277,109 +326,6 @@ def probability_text(probability: float) -> str:
     if probability >= 0.0005 or probability == 0:
         return f"{probability:.3f}"
     return "<0.001"
-
-
-def likeliest(answer: Answer, top: int) -> dict[str, float]:
-    """The ``top`` labels (0: all) with their probabilities, the likeliest first."""
-    ordered = sorted((answer.probabilities or {}).items(), key=lambda item: -item[1])
-    return dict(ordered[:top] if top else ordered)
-
-
-def _answer_fields(answer: Answer, top: int) -> dict[str, Any]:
-    fields = answer.to_json()
-    if answer.probabilities is not None:
-        fields["probabilities"] = likeliest(answer, top)
-    return fields
-
-
-def _predict_all(
-    client: Client, models: Sequence[Model], texts: Sequence[str], abstain: float | None
-) -> list[Answer]:
-    """The answers of one model, or the averages of several; for pictures, texts are paths."""
-
-    def predict(model: Model) -> list[Answer]:
-        if model.modality == "image":
-            return client.predict_images(model, [Path(text) for text in texts], abstain)
-        return client.predict(model, texts, abstain)
-
-    if len(models) == 1:
-        return predict(models[0])
-    from trunkline.inference.ensemble import average
-
-    answers = [predict(model) for model in models]
-    return [average(of_text) for of_text in zip(*answers, strict=True)]
-
-
-def _predict_file(
-    client: Client,
-    models: Sequence[Model],
-    rows: TextFile,
-    out: Path | None,
-    top: int,
-    abstain: float | None,
-    as_json: bool,
-) -> None:
-    """Write a line of JSON for each row, or with ``as_json`` one array of them."""
-    output = nullcontext(sys.stdout) if out is None else output_file(out)
-    answers: list[dict[str, Any]] = []
-    with working("rows") as listener, output as sink:
-        client.prepare(listener)
-        listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
-        done = truncated = abstained = 0
-        for batch in rows.batches():
-            for row, answer in zip(
-                batch, _predict_batch(client, models, batch, abstain), strict=True
-            ):
-                truncated += answer.truncated
-                abstained += answer.abstained
-                fields = {"row": row.number, "text": row.text, **_answer_fields(answer, top)}
-                for name in ("digest", "prompt_tokens", "new_tokens", "cached_tokens"):
-                    fields.pop(name, None)
-                if as_json and out is None:
-                    answers.append(fields)
-                else:
-                    sink.write(json.dumps(plain(fields), ensure_ascii=False) + "\n")
-            done += len(batch)
-            listener.progress(done, rows.rows, {})
-    if rows.empty:
-        note(f"Skipped {counted(rows.empty, 'row')} without a text.")
-    _note_truncated(truncated)
-    if abstain is not None:
-        note(f"No label for {counted(abstained, 'row')} of {rows.rows:,}: too uncertain.")
-    if as_json:
-        counts = {
-            "out": out,
-            "rows": rows.rows,
-            "skipped": rows.empty,
-            "truncated": truncated,
-            **({} if abstain is None else {"abstained": abstained}),
-        }
-        print_json(answers if out is None else counts)
-    if out is not None:
-        note(f"{counted(rows.rows, 'answer')} in {out}")
-
-
-def _note_truncated(count: int) -> None:
-    if count:
-        verb = "was" if count == 1 else "were"
-        note(
-            f"{counted(count, 'text')} {verb} longer than max_length of the adapter, and the end "
-            "was cut off, as in training (`truncated` in JSON)."
-        )
-
-
-def _predict_batch(
-    client: Client, models: Sequence[Model], batch: Sequence[TextRow], abstain: float | None
-) -> list[Answer]:
-    try:
-        return _predict_all(client, models, [row.text for row in batch], abstain)
-    except (DataError, TooLargeError):
-        for row in batch:  # find the row; a text is refused before anything is computed
-            try:
-                _predict_all(client, models, [row.text], None)
-            except (DataError, TooLargeError) as error:
-                raise DataError(f"{row.place}: {error.message}", error.hint) from error
-        raise
 
 
 # ------------------------------------------------------------------------------------ generate

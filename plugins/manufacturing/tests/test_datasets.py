@@ -58,7 +58,7 @@ def test_what_is_held_out_does_not_depend_on_the_order() -> None:
 
 def test_the_number_of_rows_is_that_of_the_readme(rows: list[Row]) -> None:
     assert Counter(row.target for row in rows) == {"functional": 1803, "defective": 821}
-    assert Counter(row.split for row in rows) == {"train": 1968, "test": 656}
+    assert Counter(row.split for row in rows) == {"train": 1970, "test": 654}
 
 
 def test_both_datasets_hold_out_the_same_cells(rows: list[Row]) -> None:

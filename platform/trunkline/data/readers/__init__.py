@@ -23,7 +23,7 @@ from trunkline.data.readers.files import (
     read_columns,
     read_rows,
 )
-from trunkline.data.readers.image_folder import holds_pictures
+from trunkline.data.readers.image_folder import PictureFolder, find_pictures, holds_pictures
 from trunkline.data.readers.json_rows import unique_keys
 from trunkline.data.readers.rows import EmbeddedPicture, FileOptions, FileRow
 from trunkline.data.readers.text import decode_text, read_entries
@@ -33,11 +33,13 @@ __all__ = [
     "EmbeddedPicture",
     "FileOptions",
     "FileRow",
+    "PictureFolder",
     "TextFile",
     "TextRow",
     "decode_text",
     "digest_of",
     "embeds_pictures",
+    "find_pictures",
     "holds_lists",
     "holds_pictures",
     "is_dataset",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +35,43 @@ def holds_pictures(path: Path) -> bool:
     return (path / LABELS).is_file() or any(
         file.suffix.lower() in SUFFIXES for file in islice(_walk(path, lambda error: None), 1)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFolder:
+    """The pictures of a folder and of those in it, to be answered.
+
+    Attributes:
+        pictures: their paths relative to ``path``, sorted.
+        others: how many other files there are; those that begin with a dot are not counted.
+    """
+
+    path: Path
+    pictures: tuple[Path, ...]
+    others: int
+
+
+def find_pictures(path: Path) -> PictureFolder:
+    """Look for pictures in a folder, by their suffix; links are not followed.
+
+    Raises:
+        DataError: it is no folder, can't be read, or holds no picture.
+    """
+    if not path.is_dir():
+        raise DataError(f"There is no folder {str(path)!r}.", "Name a folder of pictures.")
+    pictures: list[Path] = []
+    others = 0
+    for file in _walk(path, partial(_refuse_unreadable, path)):
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.is_symlink():
+            pictures.append(file.relative_to(path))
+        else:
+            others += 1
+    if not pictures:
+        raise DataError(
+            f"The folder {str(path)!r} holds no picture.",
+            f"Pictures are recognized by their suffix: {', '.join(SUFFIXES)}.",
+        )
+    return PictureFolder(path, tuple(sorted(pictures)), others)
 
 
 class ImageFolder:
@@ -76,7 +115,7 @@ class ImageFolder:
         if self._labels is not None:
             return [Path(LABELS)]
         files: list[Path] = []
-        for path in _walk(self._path, self._unreadable):
+        for path in _walk(self._path, partial(_refuse_unreadable, self._path)):
             shown = path.relative_to(self._path)
             if path.suffix.lower() not in SUFFIXES or path.is_symlink() or not path.is_file():
                 raise DataError(
@@ -101,11 +140,12 @@ class ImageFolder:
                 )
         return len(first.parts)
 
-    def _unreadable(self, error: OSError) -> NoReturn:
-        raise DataError(
-            f"The folder {self._path.name!r} can't be read: {reason_of(error)}.",
-            "Grant permission to read it.",
-        ) from error
+
+def _refuse_unreadable(path: Path, error: OSError) -> NoReturn:
+    raise DataError(
+        f"The folder {path.name!r} can't be read: {reason_of(error)}.",
+        "Grant permission to read it.",
+    ) from error
 
 
 def _walk(path: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
