@@ -20,6 +20,13 @@ MAX_BYTES = 32 << 20
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm", ".dicom")
 """Suffixes of the files that are read as pictures."""
 
+MAX_BASE64 = 4 * -(-MAX_BYTES // 3)
+"""Characters of such a picture in base64."""
+
+DATA_URL_HINT = (
+    "Send 'data:image/png;base64,…' with the bytes of a picture; addresses are not fetched."
+)
+
 _DATA_URL = re.compile(r"data:image/[\w.+*-]{1,64};base64,", re.ASCII | re.IGNORECASE)
 _SCHEME_CHARACTERS = 16
 
@@ -95,22 +102,34 @@ def is_data_url(text: str) -> bool:
     return text[:_SCHEME_CHARACTERS].lower().startswith("data:image/")
 
 
-def parse_data_url(text: str, name: str) -> ImageSource:
-    """The picture in a data URL such as ``data:image/png;base64,…``; its type is not trusted.
+def is_address(text: str) -> bool:
+    """Whether a text is the address of a page or a picture on the web."""
+    return text[:_SCHEME_CHARACTERS].lower().startswith(("http://", "https://"))
+
+
+def parse_picture(text: str, name: str) -> ImageSource:
+    """The picture in a data URL such as ``data:image/png;base64,…``, or in plain base64.
+
+    The type in the URL is not trusted. The size is checked before anything is decoded.
 
     Args:
         name: of the picture, as the start of a sentence.
 
     Raises:
-        DataError: it is not such a URL; addresses are never fetched.
+        DataError: it is neither; addresses are never fetched.
+        TooLargeError: there are more than :data:`MAX_BYTES`.
     """
-    hint = "Send 'data:image/png;base64,…' with the bytes of a picture; addresses are not fetched."
-    if (match := _DATA_URL.match(text)) is None:
-        raise DataError(f"{name} is not a picture in a data URL.", hint)
+    match = _DATA_URL.match(text)
+    start = 0 if match is None else match.end()
+    if len(text) - start > MAX_BASE64:
+        raise TooLargeError(f"{name} has more than {MAX_BYTES >> 20} MiB.", "Save it smaller.")
     try:
-        data = base64.b64decode(text[match.end() :], validate=True)
+        data = base64.b64decode(text[start:], validate=True)
     except ValueError:
-        raise DataError(f"{name} has invalid base64.", hint) from None
+        problem = "is not a picture in a data URL or base64" if match is None else (
+            "has invalid base64"
+        )  # fmt: skip
+        raise DataError(f"{name} {problem}.", DATA_URL_HINT) from None
     return ImageSource(data, name)
 
 

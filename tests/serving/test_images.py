@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from tiny_images import encoded, picture
 from trunkline.api import Platform, open
 from trunkline.bases import load_image, release_image
 from trunkline.errors import BaseModelError
-from trunkline.images import data_url
+from trunkline.images import MAX_BASE64, data_url
 from trunkline.serving.settings import ServerSettings
 from workbench import make_artifact
 
@@ -83,7 +85,6 @@ def test_models_state_what_they_read(client: TestClient) -> None:
     ("input", "problem"),
     [
         ("a red circle", "input is not a picture in a data URL"),
-        ("https://example.org/a.png", "input is not a picture in a data URL"),
         ("file:///etc/passwd", "input is not a picture in a data URL"),
         ("data:text/plain;base64,YQ==", "input is not a picture in a data URL"),
         ("data:image/png;base64,!!", "input has invalid base64"),
@@ -119,10 +120,181 @@ def test_embedding_of_a_text_by_an_adapter_of_pictures_is_refused(client: TestCl
 def test_log_has_the_digest_and_not_the_picture(
     client: TestClient, both: Platform, shapes: Path
 ) -> None:
-    import hashlib
-
     data = (shapes / "circle" / "0.png").read_bytes()
     response = classify(client, data_url(data))
     entry = both.registry.requests.get(response.headers["x-request-id"])
     assert entry.text == f'["sha256:{hashlib.sha256(data).hexdigest()}"]'
     assert entry.output in ("circle", "square")
+
+
+# ----------------------------------------------------------------------------- forms of a picture
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda url: {"image_url": url},
+        lambda url: {"image_url": {"url": url}},
+        lambda url: {"type": "image_url", "image_url": {"url": url, "detail": "high"}},
+        lambda url: url.partition(",")[2],
+    ],
+)
+def test_every_form_of_a_picture_gives_the_same_answer(client: TestClient, form: Any) -> None:
+    url = data_url(encoded(picture(3)))
+    expected = classify(client, url).json()["data"]
+    for input in (form(url), [form(url)]):
+        response = classify(client, input)
+        assert response.status_code == 200, response.text
+        assert response.json()["data"] == expected
+
+
+@pytest.mark.parametrize(
+    ("input", "param"),
+    [
+        ("http://example.org/a.png", "input"),
+        (["HTTPS://example.org/a.png", "x"], "input[0]"),
+        ({"image_url": "https://example.org/a.png"}, "input.image_url"),
+        ([{"image_url": {"url": "https://example.org/a.png"}}], "input[0].image_url.url"),
+    ],
+)
+def test_address_is_refused_by_its_name(client: TestClient, input: Any, param: str) -> None:
+    response = classify(client, input)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert "is an address, and this server fetches none" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("input", "param"),
+    [
+        ({"image_url": {"url": "data:image/png;base64,YQ==", "size": 3}}, "input.image_url.size"),
+        ({"image_url": "data:image/png;base64,YQ==", "text": "x"}, "input.text"),
+        ({"image_url": "data:text/plain;base64,YQ=="}, "input.image_url"),
+        ({"image_url": 3}, "input.image_url"),
+        ({}, "input.image_url"),
+        ([], "input"),
+        (3, "input"),
+    ],
+)
+def test_unknown_field_of_a_picture_is_refused_by_its_name(
+    client: TestClient, input: Any, param: str
+) -> None:
+    response = classify(client, input)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_object_for_an_adapter_of_text_is_refused(client: TestClient) -> None:
+    response = classify(client, ["a cow", {"image_url": data_url(b"x")}], TEXT)
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == "input[1]"
+    assert "reads text" in response.json()["error"]["message"]
+
+
+def test_large_picture_is_refused_before_it_is_decoded(both: Platform) -> None:
+    with ready_client(both, ServerSettings(max_body_bytes=64 << 20)) as client:
+        response = classify(client, "!" * (MAX_BASE64 + 1))
+    assert response.status_code == 413
+    assert "more than 32 MiB" in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == "input"
+
+
+def test_too_many_pictures_are_refused_before_they_are_decoded(both: Platform) -> None:
+    with ready_client(both, ServerSettings(max_inputs=2)) as client:
+        response = classify(client, ["no base64!"] * 3)
+    assert response.status_code == 413
+    assert "at most 2" in response.json()["error"]["message"]
+
+
+# ------------------------------------------------------------------------------ chat completions
+
+
+def chat(client: TestClient, *parts: Any, model: str = NAME, **fields: Any) -> Any:
+    message = {"role": "user", "content": list(parts)}
+    body = {"model": model, "messages": [message], **fields}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def part(data: bytes) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(data), "detail": "auto"}}
+
+
+QUESTION = {"type": "text", "text": "What is it?"}
+
+
+def test_chat_answers_with_the_label(client: TestClient, both: Platform, shapes: Path) -> None:
+    data = (shapes / "circle" / "0.png").read_bytes()
+    response = chat(client, QUESTION, part(data), max_tokens=5, temperature=0)
+    assert response.status_code == 200, response.text
+    (choice,) = response.json()["choices"]
+    label = both.predict_images(NAME, [data])[0].label
+    assert choice["message"] == {"role": "assistant", "content": label, "refusal": None}
+    assert (choice["finish_reason"], response.json()["model"]) == ("stop", f"{NAME}@1")
+    entry = both.registry.requests.get(response.headers["x-request-id"])
+    assert hashlib.sha256(data).hexdigest() in (entry.text or "")
+    assert base64.b64encode(data).decode() not in (entry.text or "")
+    assert entry.output == label
+
+
+def test_clients_of_openai_send_pictures(both: Platform) -> None:
+    from openai import OpenAI
+
+    with ready_client(both, ServerSettings()) as transport:
+        client = OpenAI(base_url="http://localhost/v1", api_key="none", http_client=transport)
+        messages: Any = [{"role": "user", "content": [QUESTION, part(encoded(picture()))]}]
+        complete = client.chat.completions.create(model=NAME, messages=messages)
+        options: Any = {"stream": True, "stream_options": {"include_usage": True}}
+        stream = client.chat.completions.create(model=NAME, messages=messages, **options)
+        chunks = list(stream)
+    text = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
+    assert text == complete.choices[0].message.content
+    assert text in ("circle", "square")
+    assert [one.choices[0].finish_reason for one in chunks if one.choices][-1] == "stop"
+    assert chunks[-1].usage is not None
+
+
+def test_picture_of_the_last_message_counts(client: TestClient, shapes: Path) -> None:
+    first, second = ((shapes / name / "2.png").read_bytes() for name in ("circle", "square"))
+    messages = [
+        {"role": "user", "content": [part(first)]},
+        {"role": "assistant", "content": "circle"},
+        {"role": "user", "content": [part(second)]},
+    ]
+    response = client.post("/v1/chat/completions", json={"model": NAME, "messages": messages})
+    answer = response.json()["choices"][0]["message"]["content"]
+    assert answer == classify(client, data_url(second)).json()["data"][0]["label"]
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "param"),
+    [
+        ([part(encoded(picture()))] * 2, {}, "messages[0].content"),
+        ([part(encoded(picture()))], {"n": 2}, "n"),
+        ([part(encoded(picture()))], {"logprobs": True}, "logprobs"),
+        ([part(encoded(picture()))], {"model": TEXT}, "messages[0].content[0].type"),
+        ([QUESTION, part(encoded(picture()))], {"model": "base"}, "messages[0].content[1].type"),
+        ([QUESTION], {}, "model"),
+    ],
+)
+def test_chat_that_can_not_be_answered_names_the_field(
+    client: TestClient, content: list[Any], fields: dict[str, Any], param: str
+) -> None:
+    response = chat(client, *content, **{"model": NAME, **fields})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_last_message_needs_the_picture(client: TestClient) -> None:
+    messages = [
+        {"role": "user", "content": [part(encoded(picture()))]},
+        {"role": "user", "content": "And this?"},
+    ]
+    response = client.post("/v1/chat/completions", json={"model": NAME, "messages": messages})
+    assert response.json()["error"]["param"] == "messages[1].content"
+    assert "has no picture" in response.json()["error"]["message"]
+
+
+def test_damaged_picture_in_a_chat_names_the_part(client: TestClient) -> None:
+    good = encoded(picture())
+    response = chat(client, QUESTION, part(good[: len(good) // 2]))
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == "messages[0].content[1]"
+    assert "is damaged or truncated" in response.json()["error"]["message"]

@@ -241,12 +241,19 @@ def test_too_many_top_logprobs_are_refused_by_name(http: TestClient) -> None:
     assert (response.status_code, response.json()["error"]["param"]) == (400, "top_logprobs")
 
 
-def test_image_is_refused(http: TestClient) -> None:
-    parts = [{"type": "image_url", "image_url": {"url": "data:,"}}]
-    body = chat_body(messages=[{"role": "user", "content": parts}])
-    error = http.post("/v1/chat/completions", json=body).json()["error"]
-    assert error["param"] == "messages[0].content[0].type"
-    assert "'text'" in error["message"]
+def test_model_of_texts_refuses_a_picture_by_its_type(http: TestClient) -> None:
+    parts = [
+        {"type": "text", "text": "What is it?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,YQ=="}},
+    ]
+    response = http.post(
+        "/v1/chat/completions", json=chat_body(messages=[{"role": "user", "content": parts}])
+    )
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["param"] == "messages[0].content[1].type"
+    assert error["code"] == "unsupported_parameter"
+    assert "base reads text" in error["message"]
 
 
 def test_error_for_an_empty_text_names_its_position(http: TestClient) -> None:

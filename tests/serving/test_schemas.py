@@ -156,7 +156,7 @@ def test_empty_prompt_is_refused(prompt: Any) -> None:
 
 
 def test_single_text_is_a_list_of_one() -> None:
-    assert PredictBody(model="a/b", input="x").texts() == ["x"]
+    assert PredictBody(model="a/b", input="x").inputs() == ["x"]
 
 
 def test_error_for_an_empty_prompt_names_its_position() -> None:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from trunkline.errors import BusyError, DeadlineError, TrunklineError
 from trunkline.refs import shown
-from trunkline.serving.fields import INVALID, LIST_TAG, TEXT_TAG, UNSUPPORTED, shown_field
+from trunkline.serving.fields import INVALID, TAGS, UNSUPPORTED, shown_field
 
 INTERNAL_ERROR = TrunklineError(
     "The server failed to process this request; the reason is in the server's own log.",
@@ -165,7 +165,7 @@ def _field_path(location: Sequence[str | int], body: Any, *, missing: bool) -> s
     value: Any = body
     for index, step in enumerate(location):
         absent = missing and index == len(location) - 1
-        if step in (TEXT_TAG, LIST_TAG):
+        if step in TAGS:
             continue
         if isinstance(value, dict) and isinstance(step, str) and (absent or step in value):
             path, value = join_path(path, step), value.get(step)

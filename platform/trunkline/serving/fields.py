@@ -19,7 +19,8 @@ from trunkline.refs import shown
 UNSUPPORTED = "unsupported_parameter"
 """The code of a refused field, in OpenAI's errors and in pydantic's."""
 
-TEXT_TAG, LIST_TAG = "a text", "a list"
+TEXT_TAG, LIST_TAG, PICTURE_TAG = "a text", "a list", "a picture"
+TAGS = (TEXT_TAG, LIST_TAG, PICTURE_TAG)
 """Names of the alternatives of a union; they are part of pydantic's locations."""
 
 INVALID = "invalid_value"
@@ -141,6 +142,8 @@ MESSAGE_NEUTRAL: Mapping[str, Values] = {
 }
 
 TEXT_PART_IGNORED = frozenset({"cache_control", "prompt_cache_breakpoint"})
+
+IMAGE_URL_IGNORED = frozenset({"detail"})
 
 STREAM_OPTIONS_IGNORED = frozenset({"continuous_usage_stats"})
 

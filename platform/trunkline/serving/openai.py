@@ -182,14 +182,21 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/chat/completions")
 async def chat(body: ChatBody, context: Context, request: Request) -> Response:
-    """Answer a conversation; with ``stream``, in chunks."""
+    """Answer a conversation; with ``stream``, in chunks.
+
+    An adapter for pictures answers the picture in the last message with its label or its number.
+    """
+    if any(message.pictures for message in body.messages):
+        from trunkline.serving.picture_chat import answer_picture  # which imports this module
+
+        return await answer_picture(body, context, request)
     messages = [message.to_template() for message in body.messages]
     model = await submit_conversation(context, body, messages, field="messages")
     head = head_of(context, model, "chatcmpl", "chat.completion")
     if body.stream:
         return _chat_stream(context, {**head, "object": "chat.completion.chunk"}, body)
     answer = (await context.answers(request.receive))[0]
-    choices = [_chat_choice(choice, body) for choice in answer.choices]
+    choices = [chat_choice(choice, body) for choice in answer.choices]
     content = {**head, "choices": choices, "usage": usage([answer])}
     return await context.respond(content, "\n".join(choice.text for choice in answer.choices))
 
@@ -238,7 +245,8 @@ def _chat_stream(context: RequestContext, head: Chunk, body: ChatBody) -> EventS
     return EventStream(context, opening, chunks, usage_chunk(head, body))
 
 
-def _chat_choice(choice: Choice, body: ChatBody) -> dict[str, Any]:
+def chat_choice(choice: Choice, body: ChatBody) -> dict[str, Any]:
+    """One choice of a chat completion."""
     return {
         "index": choice.index,
         "message": {"role": "assistant", "content": choice.text, "refusal": None},

@@ -19,17 +19,25 @@ from fastapi.responses import Response
 from pydantic import model_validator
 
 from trunkline.data.targets import target_text
-from trunkline.errors import DataError
-from trunkline.images import is_data_url, parse_data_url
+from trunkline.errors import DataError, TooLargeError
+from trunkline.images import (
+    DATA_URL_HINT,
+    ImageSource,
+    is_address,
+    is_data_url,
+    parse_picture,
+)
 from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
 from trunkline.resolution import ResolvedModel
 from trunkline.serving import fields
 from trunkline.serving.bodies import JsonRoute
+from trunkline.serving.errors import ApiError
 from trunkline.serving.fields import StrictModel, Values
 from trunkline.serving.models import resolve
 from trunkline.serving.openai import adapter_of, usage
 from trunkline.serving.schemas import (
+    ImagePart,
     ModelName,
     PredictBody,
     RankBody,
@@ -49,7 +57,8 @@ router = APIRouter(route_class=JsonRoute)
 async def classify(body: PredictBody, context: Context, request: Request) -> Response:
     """Classify each text or picture; returns its label and the probabilities of all labels.
 
-    For an adapter that reads pictures, an input is a data URL: ``data:image/png;base64,…``.
+    For an adapter that reads pictures, an input is a data URL (``data:image/png;base64,…``), plain
+    base64, or ``{"image_url": …}`` with a data URL as OpenAI's clients send it.
 
     With ``abstain``, a wanted precision, an uncertain text has ``label`` null and ``abstained``. A
     multilabel adapter gives ``labels`` instead.
@@ -131,14 +140,17 @@ async def _predict(
     tasks: tuple[str, ...],
     fields: Callable[[Answer], dict[str, Any]],
 ) -> Response:
-    context.set_model_name(body.model, json.dumps(body.input, ensure_ascii=False))
-    texts = body.texts()
+    inputs = body.inputs()
+    shown = [one if isinstance(one, str) else one.type for one in inputs]
+    logged = shown if isinstance(body.input, list) else shown[0]
+    context.set_model_name(body.model, json.dumps(logged, ensure_ascii=False))
     model = await resolve(context, body.model, *tasks)
-    engine_requests = _requests(model, texts, getattr(body, "abstain", None))
-    if model.modality == "image":
+    context.check_count(len(inputs), field="input")
+    engine_requests = _requests(model, inputs, getattr(body, "abstain", None))
+    texts = [one.text for one in engine_requests]
+    if model.modality == "image":  # the size of pictures is limited by that of the body
         pictures = [one.image.identified() for one in engine_requests if one.image is not None]
         context.text = json.dumps([f"sha256:{one.sha256}" for one in pictures])
-        texts = [""] * len(texts)  # the size of pictures is limited by that of the body
     await context.submit(model, texts, engine_requests, body.timeout, field="input")
     answers = await context.answers(request.receive)
     data = [
@@ -157,31 +169,44 @@ async def _predict(
 
 
 def _requests(
-    model: ResolvedModel, inputs: Sequence[str], abstain: float | None
+    model: ResolvedModel, inputs: Sequence[str | ImagePart], abstain: float | None
 ) -> list[EngineRequest]:
-    """A request for each text, or for each picture in a data URL, as the model reads.
+    """A request for each text, or for each picture, as the model reads.
 
     Raises:
+        ApiError: 400, an input is the address of a picture.
         DataError: an input is not what the model reads.
+        TooLargeError: a picture is too large.
     """
     requests = []
     for index, one in enumerate(inputs):
         name = f"input[{index}]" if len(inputs) > 1 else "input"
         try:
             if model.modality == "image":
-                picture = parse_data_url(one, name)
+                picture = _picture(one, name)
                 requests.append(EngineRequest(model.name, image=picture, abstain=abstain))
                 continue
-            if is_data_url(one):
+            if not isinstance(one, str) or is_data_url(one):
                 raise DataError(
                     f"{model.name} reads text, and {name} is a picture.",
                     "Name a model that reads pictures: GET /v1/models lists them.",
                 )
-        except DataError as error:
+        except (DataError, TooLargeError) as error:
             error.param = name
             raise
         requests.append(EngineRequest(model.name, one, abstain=abstain))
     return requests
+
+
+def _picture(value: str | ImagePart, name: str) -> ImageSource:
+    """The picture in an input: a data URL, also inside an object, or base64."""
+    if isinstance(value, ImagePart):
+        return parse_picture(value.url, name)
+    if is_address(value):
+        raise ApiError(
+            f"{name} is an address, and this server fetches none.", DATA_URL_HINT, param=name
+        )
+    return parse_picture(value, name)
 
 
 NEUTRAL: Mapping[str, Values] = {

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from trunkline.errors import UsageError
+from trunkline.images import DATA_URL_HINT, is_address, is_data_url
 from trunkline.inference.ranking import check_candidates
 from trunkline.inference.request import (
     MAX_CHOICES,
@@ -64,7 +65,21 @@ def is_list(value: Any) -> str:
     return fields.LIST_TAG if isinstance(value, list) else fields.TEXT_TAG
 
 
+def _check_data_url(url: str) -> str:
+    """Refuse everything but a picture in a data URL."""
+    if is_address(url):
+        raise invalid("is an address, and this server fetches none.", DATA_URL_HINT)
+    if not is_data_url(url):
+        raise invalid("is not a picture in a data URL.", DATA_URL_HINT)
+    return url
+
+
+def is_picture(value: Any) -> str:
+    return fields.PICTURE_TAG if isinstance(value, dict) else fields.TEXT_TAG
+
+
 Text = Annotated[str, AfterValidator(_reject_surrogates)]
+DataUrl = Annotated[Text, AfterValidator(_check_data_url)]
 ModelName = Annotated[Text, Field(min_length=1, max_length=256)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 """Validation stops at the first invalid item, so that a list of invalid items costs little."""
@@ -117,6 +132,31 @@ class TextPart(StrictModel):
         return data
 
 
+class ImageUrl(StrictModel):
+    """A picture in a data URL; ``detail`` has no effect, since an adapter reads one size."""
+
+    ignored = fields.IMAGE_URL_IGNORED
+
+    url: DataUrl
+
+
+class ImagePart(StrictModel):
+    """A picture as OpenAI's clients send it; ``image_url`` may be the data URL itself."""
+
+    ignored = fields.TEXT_PART_IGNORED
+
+    type: Literal["image_url"] = "image_url"
+    image_url: Annotated[
+        Annotated[DataUrl, Tag(fields.TEXT_TAG)] | Annotated[ImageUrl, Tag(fields.PICTURE_TAG)],
+        Discriminator(is_picture),
+    ]
+
+    @property
+    def url(self) -> str:
+        """The data URL."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
+
+
 def check_part(data: dict[str, Any], *kinds: str) -> None:
     """Refuse a part of a message that is no text, by its type.
 
@@ -139,6 +179,18 @@ def prepare_message(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def _part_kind(value: Any) -> str:
+    is_image = isinstance(value, dict) and value.get("type") == "image_url"
+    return fields.PICTURE_TAG if is_image else fields.TEXT_TAG
+
+
+MessagePart = Annotated[
+    Annotated[TextPart, Tag(fields.TEXT_TAG)] | Annotated[ImagePart, Tag(fields.PICTURE_TAG)],
+    Discriminator(_part_kind),
+]
+"""A text, or a picture in a message of the user."""
+
+
 class Message(StrictModel):
     """One message of a conversation; ``developer`` means ``system``.
 
@@ -151,7 +203,7 @@ class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         Annotated[Text, Tag(fields.TEXT_TAG)]
-        | Annotated[list[TextPart], Field(fail_fast=True), Tag(fields.LIST_TAG)],
+        | Annotated[list[MessagePart], Field(fail_fast=True), Tag(fields.LIST_TAG)],
         Discriminator(is_list),
     ]
 
@@ -159,9 +211,29 @@ class Message(StrictModel):
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
         return prepare_message(data)
 
+    @model_validator(mode="after")
+    def _check_pictures(self) -> Self:
+        if self.pictures and self.role != "user":
+            field = f"content[{next(iter(self.pictures))}].type"
+            raise unsupported(
+                field, "Send it in a message of the user.", value=shown("image_url"),
+                reason=f"a message of the {self.role} has no pictures",
+            )  # fmt: skip
+        return self
+
+    @property
+    def pictures(self) -> dict[int, ImagePart]:
+        """The pictures, by their index in the content."""
+        if isinstance(self.content, str):
+            return {}
+        return {i: part for i, part in enumerate(self.content) if isinstance(part, ImagePart)}
+
     def to_template(self) -> dict[str, str]:
-        """Role and text as chat templates expect them."""
-        return template_message(self.role, self.content)
+        """Role and text as chat templates expect them, without pictures."""
+        if isinstance(self.content, str):
+            return template_message(self.role, self.content)
+        texts = [part for part in self.content if isinstance(part, TextPart)]
+        return template_message(self.role, texts)
 
 
 class ContentPart(Protocol):
@@ -359,30 +431,55 @@ class CompletionBody(GenerationBody):
         return split_inputs(self.prompt)
 
 
-class TagBody(StrictModel):
-    """``POST /v1/tag``."""
+def _predict_kind(value: Any) -> str:
+    return fields.LIST_TAG if isinstance(value, list) else is_picture(value)
+
+
+_TextOrPicture = Annotated[
+    Annotated[Text, Tag(fields.TEXT_TAG)] | Annotated[ImagePart, Tag(fields.PICTURE_TAG)],
+    Discriminator(is_picture),
+]
+
+PredictInput = Annotated[
+    Annotated[Text, Tag(fields.TEXT_TAG)]
+    | Annotated[ImagePart, Tag(fields.PICTURE_TAG)]
+    | Annotated[list[_TextOrPicture], Field(fail_fast=True), Tag(fields.LIST_TAG)],
+    Discriminator(_predict_kind),
+]
+"""A text, or a picture as a text or an object; or a list of them."""
+
+
+class _HeadBody(StrictModel):
+    """What requests for labels, numbers and spans share."""
 
     ignored = fields.PREDICT_IGNORED
     neutral = fields.PREDICT_NEUTRAL
 
     model: ModelName
-    input: OneOrMore
+    input: Any
     timeout: Timeout | None = None
 
     @model_validator(mode="after")
     def _check_input(self) -> Self:
-        if not self.input and not isinstance(self.input, str):
+        if isinstance(self.input, list) and not self.input:
             raise invalid("is empty.", "Send a text or a list of texts.", field="input")
         return self
 
-    def texts(self) -> list[str]:
-        """The texts."""
-        return [self.input] if isinstance(self.input, str) else self.input
+    def inputs(self) -> list[Any]:
+        """The texts or pictures."""
+        return self.input if isinstance(self.input, list) else [self.input]
 
 
-class PredictBody(TagBody):
+class TagBody(_HeadBody):
+    """``POST /v1/tag``."""
+
+    input: OneOrMore
+
+
+class PredictBody(_HeadBody):
     """``POST /v1/classify`` and ``/v1/regress``."""
 
+    input: PredictInput
     abstain: Annotated[StrictFloat, Field(ge=0.5, le=0.99)] | None = None
 
 

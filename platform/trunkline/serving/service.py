@@ -315,6 +315,14 @@ class RequestContext:
 
     # ------------------------------------------------------------------------------ inference
 
+    def check_count(self, count: int, *, field: str) -> None:
+        """Refuse too many inputs before they are decoded; raises as :func:`check_size`."""
+        try:
+            check_size([""] * count, self.service.settings.max_inputs, 0)
+        except TooLargeError as error:
+            error.param = field
+            raise
+
     async def submit(
         self,
         model: ResolvedModel,
