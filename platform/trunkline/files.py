@@ -178,6 +178,9 @@ def output_file(path: Path, *, overwrite: bool = True, binary: bool = False) -> 
 
     A device or a pipe, such as ``/dev/stdout``, is written directly.
 
+    Args:
+        binary: open it for bytes.
+
     Raises:
         UsageError: the file exists, and ``overwrite`` is off.
         TrunklineError: it can't be written.

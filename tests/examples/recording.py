@@ -46,6 +46,10 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "trunkline adapters unalias finance/naics-sector canary": (CANARY,),
     "trunkline requests list": (ASK,),
     "trunkline adapters sign": KEYS,
+    "trunkline explain": (
+        "trunkline base pull efficientnet-lite0",
+        "trunkline train --data parts --name plant/parts --set num_train_epochs=6",
+    ),
 }
 """Beginning of an example's line → commands that must run before it and are not shown."""
 
@@ -76,6 +80,7 @@ def prepare(folder: Path) -> Path:
         encoding="utf-8",
     )
     write_claims(workspace / "claims.csv")
+    write_parts(workspace / "parts")
     write_guide_plugin(workspace / "trunkline-law")
     write_peft_folder(workspace / "adapters" / "retail" / "department" / "1", workspace)
     return workspace
@@ -98,6 +103,27 @@ def write_claims(file: Path) -> None:
     rows += [rows[7], ("", "water"), ("Burst pipe, call +44 113 496 0000", "water")]
     with file.open("w", encoding="utf-8", newline="") as lines:
         csv.writer(lines).writerows([("description", "category"), *rows])
+
+
+def write_parts(folder: Path) -> None:
+    """Drawings of nuts and plates at different places, a folder for each."""
+    import random
+
+    from PIL import Image, ImageDraw
+
+    drawn = random.Random(0)
+    for kind in ("nut", "plate"):
+        (folder / kind).mkdir(parents=True)
+        for number in range(16):
+            picture = Image.new("RGB", (96, 96), (drawn.randrange(180, 220),) * 3)
+            pen, x, y = ImageDraw.Draw(picture), drawn.randrange(10, 46), drawn.randrange(10, 46)
+            box = (x, y, x + 40, y + 40)
+            if kind == "nut":
+                pen.ellipse(box, "dimgray")
+                pen.ellipse((x + 13, y + 13, x + 27, y + 27), "white")
+            else:
+                pen.rectangle(box, "dimgray")
+            picture.save(folder / kind / f"{number}.png")
 
 
 def write_guide_plugin(folder: Path) -> None:

@@ -99,12 +99,14 @@ class EfficientNetLite(nn.Module):
         self.blocks = nn.Sequential(*stages)
         self.conv_head = _pointwise(inputs, FEATURES)
         self.bn2 = _norm(FEATURES)
+        self.act2 = nn.ReLU6()  # a module, so that its output can be explained
         self.classifier = None if classes is None else nn.Linear(FEATURES, classes)
 
     def hidden(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The last hidden state ``[batch, 1280, height / 32, width / 32]``."""
         x = nn.functional.relu6(self.bn1(self.conv_stem(pixel_values)))
-        return nn.functional.relu6(self.bn2(self.conv_head(self.blocks(x))))
+        hidden: torch.Tensor = self.act2(self.bn2(self.conv_head(self.blocks(x))))
+        return hidden
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits ``[batch, classes]`` of pictures ``[batch, 3, height, width]``."""

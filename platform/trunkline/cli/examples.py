@@ -30,7 +30,7 @@ SESSION = (
     *("adapters rm", "gc"),
     *("audit verify", "audit export", "audit list"),
     *("db current", "db upgrade", "db backup", "db restore", "db rebuild"),
-    "tune",
+    *("tune", "explain"),
 )
 """The commands in an order in which their examples can be run one after another."""
 

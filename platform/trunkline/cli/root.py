@@ -35,6 +35,7 @@ COMMANDS = {
     "eval": "trunkline.cli.eval:evaluate",
     "tune": "trunkline.cli.tune:tune",
     "predict": "trunkline.cli.predict:predict",
+    "explain": "trunkline.cli.explain:explain",
     "generate": "trunkline.cli.predict:generate",
     "chat": "trunkline.cli.chat:chat",
     "serve": "trunkline.cli.serve:serve",

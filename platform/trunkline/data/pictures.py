@@ -125,6 +125,26 @@ def prepare(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     return np.asarray(picture.crop(box))
 
 
+def region(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """The part of a picture that :func:`prepare` keeps: left, top, right and bottom, in pixels.
+
+    Args:
+        size: width and height of the picture.
+    """
+    longest = _LONGEST * min(size)
+    resized = _resized((min(size[0], longest), min(size[1], longest)), preprocessing)
+    kept = (preprocessing.width, preprocessing.height)
+    edges: list[tuple[int, int]] = []
+    for full_edge, new_edge, crop in zip(size, resized, kept, strict=True):
+        used = min(full_edge, longest)
+        scale = used / new_edge
+        start = max(0, full_edge - longest) // 2 + (new_edge - crop) // 2 * scale
+        first = min(full_edge - 1, round(start))
+        edges.append((first, max(first + 1, min(full_edge, round(start + crop * scale)))))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
+
+
 def read_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray:
     """Read, decode, resize and crop a picture: ``[height, width, 3]`` uint8.
 
