@@ -14,15 +14,15 @@ from trunkline.registry import session
 ENVIRONMENT = "TRUNKLINE_TEST_MIGRATIONS"
 """The variable that names the folder to a process that :mod:`faults.operations` runs in."""
 
-REVISION = "0005"
+REVISION = "0006"
 
 _MIGRATION = '''"""A revision for tests."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 
 
 def upgrade() -> None:

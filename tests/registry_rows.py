@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from trunkline.registry.chain import EVENTS, REQUESTS, append
 from trunkline.registry.registry import Registry
 
-REVISION = "0004"
+REVISION = "0005"
 
 _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 _DIGEST = "sha256:" + "a" * 64
@@ -23,7 +23,8 @@ def _rows() -> dict[str, list[dict[str, Any]]]:
     return {
         "bases": [
             {"digest": "b" * 64, "name": "tiny", "source": "made up", "architecture": "Llama",
-             "parameters": 7_000_000_000, "dtype": "float32", "first_seen": _TIME},
+             "parameters": 7_000_000_000, "dtype": "float32", "modality": "image",
+             "first_seen": _TIME},
         ],
         "datasets": [
             {"name": "toy/rows", "fingerprint": "rows", "split_fingerprint": "split", "rows": 9,

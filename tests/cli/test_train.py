@@ -150,7 +150,8 @@ def test_eval_over_folds_prints_a_line_a_fold(run_copy: Run) -> None:
 
 def test_adapters_list_shows_score_and_verdict(run: Run) -> None:
     lines = run("adapters", "list").stdout.splitlines()
-    assert lines[0].split() == ["adapter", "task", "newest", "aliases", "score", "vs.", "baseline"]
+    heads = ("adapter", "task", "reads", "base", "newest", "aliases", "score", "vs.", "baseline")
+    assert tuple(lines[0].split()) == heads
     assert [line.split()[0] for line in lines[1:]] == ["toy/animals", "toy/plurals", "toy/prices"]
     assert "accuracy 0." in lines[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 
 import next_revision
 from forks import alone
@@ -227,3 +229,31 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
         return url
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("architecture", "modality"),
+    [
+        ("LlamaForCausalLM", "text"),
+        ("GPT2LMHeadModel", "text"),
+        ("unknown", "text"),
+        ("tf_efficientnet_lite0", "image"),
+        ("ViTModel", "image"),
+        ("ConvNextForImageClassification", "image"),
+    ],
+)
+def test_modality_of_recorded_bases_follows_from_their_architecture(
+    architecture: str, modality: str
+) -> None:
+    file = session.MIGRATIONS / "versions" / "0005_base_modality.py"
+    spec = importlib.util.spec_from_file_location("revision_0005", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with create_engine("sqlite://").connect() as connection:
+        connection.execute(text("CREATE TABLE bases (architecture TEXT)"))
+        connection.execute(text("INSERT INTO bases VALUES (:name)"), {"name": architecture})
+        with Operations.context(MigrationContext.configure(connection)):
+            module.upgrade()
+        assert connection.execute(text("SELECT modality FROM bases")).scalar_one() == modality

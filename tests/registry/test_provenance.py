@@ -50,7 +50,7 @@ def origin(run: int | None = 7, started: str = "2026-03-29T01:30:00+00:00") -> d
         },
         "base": {
             "digest": BASE, "name": "tiny", "source": "made in memory", "architecture": "Llama",
-            "parameters": 7_000_000_000, "dtype": "float32",
+            "parameters": 7_000_000_000, "dtype": "float32", "modality": "image",
         },
         "dataset": {
             "name": "medical/icd10", "fingerprint": "rows-1", "split_fingerprint": "split-1",

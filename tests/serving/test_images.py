@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from image_workbench import NAME, image_workspace, shapes, tiny_resnet
-from server_process import chat_body, ready_client
+from server_process import chat_body, openai_client, ready_client
 from tiny_images import encoded, picture
 from trunkline.api import Platform, open
 from trunkline.bases import load_image, release_image
@@ -236,10 +236,8 @@ def test_chat_answers_with_the_label(client: TestClient, both: Platform, shapes:
 
 
 def test_clients_of_openai_send_pictures(both: Platform) -> None:
-    from openai import OpenAI
-
     with ready_client(both, ServerSettings()) as transport:
-        client = OpenAI(base_url="http://localhost/v1", api_key="none", http_client=transport)
+        client = openai_client(transport)
         messages: Any = [{"role": "user", "content": [QUESTION, part(encoded(picture()))]}]
         complete = client.chat.completions.create(model=NAME, messages=messages)
         options: Any = {"stream": True, "stream_options": {"include_usage": True}}

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from trunkline.adapters.artifact import MANIFEST, PROVENANCE, Artifact, Manifest
-from trunkline.contracts import DatasetSpec
+from trunkline.contracts import DatasetSpec, Modality
 from trunkline.errors import IntegrityError, UsageError, one_line, reason_of
 from trunkline.files import indented_json, read_json_object, validation_problem
 from trunkline.refs import Ref
@@ -131,6 +131,7 @@ class BaseSection(_Section):
     architecture: str = UNKNOWN
     parameters: int = Field(default=0, ge=0, le=2**63 - 1)
     dtype: str = UNKNOWN
+    modality: Modality = "text"
 
 
 class DatasetSection(_Section):
@@ -336,7 +337,11 @@ def manifest_provenance(artifact: Artifact) -> Provenance:
     created = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     value = {
         "version": {"task": manifest.task["kind"], "created": created.isoformat()},
-        "base": {"digest": manifest.base["digest"], "name": manifest.base["name"]},
+        "base": {
+            "digest": manifest.base["digest"],
+            "name": manifest.base["name"],
+            "modality": _modality(manifest),
+        },
         "dataset": dataset,
     }
     return parse_provenance(value, manifest, str(path))
@@ -449,10 +454,15 @@ def _parse_recorded(value: Mapping[str, Any], artifact: Artifact) -> Provenance:
     return parse_provenance(plain_value(value), artifact.manifest, source)
 
 
+def _modality(manifest: Manifest) -> Modality:
+    return "image" if manifest.reads_images else "text"
+
+
 def _check_manifest(provenance: Provenance, manifest: Manifest) -> None:
     """Raise ValueError where the provenance contradicts what the version's digest covers."""
     claims = [
         ("base.digest", provenance.base.digest, manifest.base["digest"]),
+        ("base.modality", provenance.base.modality, _modality(manifest)),
         ("version.task", provenance.version.task, manifest.task["kind"]),
     ]
     if (dataset := provenance.dataset) is not None:

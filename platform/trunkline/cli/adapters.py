@@ -12,6 +12,8 @@ import click
 from trunkline.cli.command import Example, Group
 from trunkline.cli.eval import print_evaluation_report, score_text
 from trunkline.cli.output import (
+    READS,
+    base_text,
     bytes_text,
     counted,
     heading,
@@ -85,8 +87,9 @@ def list_(
     """List the adapters with the score and the verdict of their newest version.
 
     With --where, versions are listed instead. Fields are domain, name, adapter, task, version,
-    newest, alias, base, dataset, license, run, created and others, tag.KEY, and figures such as
-    test.accuracy or test.accuracy.low. Combine them with and, or, not and parentheses.
+    newest, alias, base, modality (text or image), dataset, license, run, created and others,
+    tag.KEY, and figures such as test.accuracy or test.accuracy.low. Combine them with and, or, not
+    and parentheses.
     """
     if where is not None and removed:
         raise UsageError("--where and --removed can't be combined.", "Use one of them.")
@@ -126,11 +129,13 @@ def _list_adapters(records: Sequence[AdapterRecord], as_json: bool) -> None:
         )
     elif records:
         print_table(
-            ["adapter", "task", "newest", "aliases", "score", "vs. baseline"],
+            ["adapter", "task", "reads", "base", "newest", "aliases", "score", "vs. baseline"],
             [
                 (
                     one.ref,
                     one.task,
+                    READS[one.modality],
+                    base_text(one.base),
                     f"{one.newest} of {one.versions}",
                     ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()) or "-",
                     score_text(one.score),
@@ -149,11 +154,12 @@ def _list_versions(versions: Sequence[VersionRecord], as_json: bool) -> None:
         print_json([{"ref": str(one.ref), **plain(one)} for one in versions])
     elif versions:
         print_table(
-            ["version", "task", "created", "aliases", "score", "vs. baseline"],
+            ["version", "task", "reads", "created", "aliases", "score", "vs. baseline"],
             [
                 (
                     one.ref,
                     one.task,
+                    READS[one.modality],
                     moment(one.created),
                     ", ".join(one.aliases) or "-",
                     score_text(one.score),
@@ -236,6 +242,7 @@ def show(options: GlobalOptions, ref: str, as_json: bool) -> None:
             ("tags", ", ".join(f"{key}={value}" for key, value in tags.items()) or None),
             ("task", version.task),
             ("digest", version.digest),
+            ("reads", READS[version.modality]),
             ("base", f"{version.base_name} ({version.base_digest})"),
             ("dataset", version.dataset),
             ("rows", version.dataset_fingerprint),

@@ -9,6 +9,7 @@ import click
 
 from trunkline.cli.command import Example, Group
 from trunkline.cli.output import (
+    READS,
     bytes_text,
     json_option,
     print_fields,
@@ -20,8 +21,6 @@ from trunkline.cli.root import GlobalOptions, pass_options
 
 if TYPE_CHECKING:
     from trunkline.bases import AnyInfo
-
-_READS = {"text": "text", "image": "pictures"}
 
 
 @click.group(cls=Group, short_help="The foundation models: list, pull, show.")
@@ -44,7 +43,7 @@ def list_(as_json: bool) -> None:
         [
             (
                 one.name,
-                _READS[one.modality],
+                READS[one.modality],
                 "yes" if one.pulled else "no",
                 one.license,
                 one.description,

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -284,6 +285,15 @@ def duration(seconds: float) -> str:
 def took(seconds: float) -> str:
     """Like :func:`duration`, with milliseconds below one second: ``82 ms``."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
+
+
+READS = {"text": "text", "image": "pictures"}
+"""Modality → what a base or an adapter reads."""
+
+
+def base_text(name: str) -> str:
+    """The name of a base; of a folder only its last part."""
+    return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
 def counted(count: int, noun: str) -> str:

@@ -156,10 +156,14 @@ def adapter_records(
     )
     for adapter_id, alias, number in session.execute(query):
         aliases.setdefault(adapter_id, {})[alias] = number
-    newest_ids = version_ids(
-        session, [(adapter.id, newest) for adapter, newest, _ in rows if scored]
+    newest_ids = version_ids(session, [(adapter.id, newest) for adapter, newest, _ in rows])
+    scores = _score_summaries(session, list(newest_ids.values()) if scored else [])
+    of_newest = (
+        select(Version.id, Base.name, Base.modality)
+        .join(Base, Base.id == Version.base_id)
+        .where(Version.id.in_(newest_ids.values()))
     )
-    scores = _score_summaries(session, list(newest_ids.values()))
+    bases = {id: {"base": name, "modality": kind} for id, name, kind in session.execute(of_newest)}
     return [
         to_record(
             AdapterRecord,
@@ -168,6 +172,7 @@ def adapter_records(
             versions=count,
             aliases=aliases.get(adapter.id, {}),
             score=scores.get(newest_ids.get((adapter.id, newest), 0)),
+            **bases[newest_ids[adapter.id, newest]],
         )
         for adapter, newest, count in rows
     ]
@@ -196,6 +201,7 @@ def version_records(
             bytes=version.bytes or 0,
             base_name=base.name,
             base_digest=base.digest,
+            modality=base.modality,
             dataset=None if dataset is None else dataset.name,
             dataset_fingerprint=None if dataset is None else dataset.fingerprint,
             split_fingerprint=None if dataset is None else dataset.split_fingerprint,

@@ -45,7 +45,7 @@ IMPORTED = "imported"
 """Marks the results of an evaluation that comes from a document, so that no gate accepts it as an
 evaluation made here."""
 
-_BASE_FIELDS = ("digest", "name", "source", "architecture", "parameters", "dtype")
+_BASE_FIELDS = ("digest", "name", "source", "architecture", "parameters", "dtype", "modality")
 _DATASET_KEY = ("name", "fingerprint", "split_fingerprint")
 _DATASET_FIELDS = (*_DATASET_KEY, "rows", "license", "source", "counts")
 _RUN_FIELDS = ("recipe", "status", "seed", "settings", "environment", "specification", "report")

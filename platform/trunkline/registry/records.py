@@ -15,12 +15,16 @@ from trunkline.refs import BASE, Ref
 from trunkline.registry.tables import KEY_ROLES
 
 if TYPE_CHECKING:
+    from trunkline.contracts import Modality
     from trunkline.registry.chain import Head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseRecord:
-    """A base that runs or versions use; ``parameters`` counts its weights."""
+    """A base that runs or versions use; ``parameters`` counts its weights.
+
+    ``modality`` is what it reads: ``text`` or ``image``.
+    """
 
     id: int
     digest: str
@@ -29,6 +33,7 @@ class BaseRecord:
     architecture: str
     parameters: int
     dtype: str
+    modality: Modality
     first_seen: datetime
 
 
@@ -132,6 +137,8 @@ class AdapterRecord:
         newest: the highest visible number.
         versions: how many are visible.
         aliases: alias → number.
+        base: name of the newest version's base.
+        modality: what the newest version reads, ``text`` or ``image``.
         score: of the newest version, if it was requested and there is one.
     """
 
@@ -141,6 +148,8 @@ class AdapterRecord:
     newest: int
     versions: int
     aliases: Mapping[str, int]
+    base: str
+    modality: Modality
     score: ScoreSummary | None = None
 
     @property
@@ -156,6 +165,7 @@ class Facets:
     domains: tuple[str, ...]
     tasks: tuple[str, ...]
     bases: tuple[str, ...]
+    modalities: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +195,7 @@ class VersionRecord:
         digest: ``sha256:`` with 64 hex digits; the identity of the artifact.
         path: of the artifact's folder, relative to ``adapters/``, with forward slashes.
         bytes: total size of the artifact's files.
+        modality: what it reads, ``text`` or ``image``.
         aliases: those that point here, sorted.
         files: file name → ``{"bytes", "sha256"}``; None if they were not recorded.
         template_digest: sha256 of the prompt template, in hex.
@@ -203,6 +214,7 @@ class VersionRecord:
     bytes: int
     base_name: str
     base_digest: str
+    modality: Modality
     dataset: str | None
     dataset_fingerprint: str | None
     split_fingerprint: str | None

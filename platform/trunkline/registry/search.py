@@ -61,6 +61,7 @@ _COLUMNS: dict[str, InstrumentedAttribute[Any]] = {
     "version": Version.number,
     "digest": Version.digest,
     "base": Base.name,
+    "modality": Base.modality,
     "dataset": Dataset.name,
     "license": Dataset.license,
     "rows": Dataset.fingerprint,

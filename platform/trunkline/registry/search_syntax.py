@@ -41,6 +41,7 @@ FIELDS: dict[str, Kind] = {
     "digest": "name",
     "alias": "name",
     "base": "name",
+    "modality": "name",
     "dataset": "name",
     "license": "text",
     "rows": "name",

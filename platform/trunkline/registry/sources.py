@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from trunkline.contracts import Modality
 from trunkline.registry.lookup import clamp
 from trunkline.registry.mapping import to_record
 from trunkline.registry.records import BaseRecord, DatasetRecord
@@ -41,6 +42,7 @@ class Sources(Aggregate):
         architecture: str,
         parameters: int,
         dtype: str,
+        modality: Modality = "text",
     ) -> int:
         """Record a base by its digest and return its id; its first name stays."""
         row = Base(
@@ -50,6 +52,7 @@ class Sources(Aggregate):
             architecture=architecture,
             parameters=parameters,
             dtype=dtype,
+            modality=modality,
             first_seen=utc_now(),
         )
         with self._sessions.write() as session:

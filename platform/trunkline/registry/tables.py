@@ -109,7 +109,10 @@ class Plugin(Table):
 
 
 class Base(Table):
-    """A foundation model, by the digest of its weights, tokenizer and chat template."""
+    """A foundation model, by the digest of its weights, tokenizer and chat template.
+
+    ``modality`` is what it reads: ``text`` or ``image``.
+    """
 
     __tablename__ = "bases"
 
@@ -120,6 +123,7 @@ class Base(Table):
     architecture: Mapped[str]
     parameters: Mapped[int] = mapped_column(BigInteger)
     dtype: Mapped[str]
+    modality: Mapped[str] = mapped_column(default="text", server_default="text")
     first_seen: Mapped[datetime]
 
 

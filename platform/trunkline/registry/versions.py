@@ -388,7 +388,7 @@ class Adapters(Aggregate):
             return adapter_records(session, session.execute(query).all(), scored=scored)
 
     def facets(self, *, scope: Scope = None, limit: int = 50) -> Facets:
-        """The domains, tasks and bases of the listed adapters, each list sorted.
+        """The domains, tasks, bases and modalities of the listed adapters, each list sorted.
 
         Args:
             scope: only adapters that these patterns cover.
@@ -402,10 +402,10 @@ class Adapters(Aggregate):
         if covered:
             used = used.where(Version.adapter_id == Adapter.id, *covered)
         bases = select(Base.name).where(used).distinct().order_by(Base.name)
+        modalities = select(Base.modality).where(used).distinct().order_by(Base.modality)
+        queries = (domains, tasks, bases, modalities)
         with self._sessions.read() as session:
-            return Facets(
-                *(tuple(session.scalars(query.limit(limit))) for query in (domains, tasks, bases))
-            )
+            return Facets(*(tuple(session.scalars(query.limit(limit))) for query in queries))
 
     def get(self, domain: str, name: str) -> AdapterRecord:
         """One adapter.

@@ -373,7 +373,7 @@ class ServedModels:
             version.digest,
             created,
             self._platform.engines.names["image"] if pictured else self._base.name,
-            "image" if pictured else "text",
+            version.modality,
         )
 
 

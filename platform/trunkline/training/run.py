@@ -501,6 +501,7 @@ def record_base(context: RunContext) -> str:
         architecture=info.architecture,
         parameters=info.parameters,
         dtype=info.dtype,
+        modality="text" if isinstance(context.engine.base, Base) else "image",
     )
     return info.digest
 
