@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from image_workbench import NAME, image_workspace, shapes, tiny_resnet
-from server_process import chat_body, openai_client, ready_client
+from server_process import chat_body, openai_client, ready_client, wait_until
 from tiny_images import encoded, picture
 from trunkline.api import Platform, open
 from trunkline.bases import load_image, release_image
@@ -296,3 +296,37 @@ def test_damaged_picture_in_a_chat_names_the_part(client: TestClient) -> None:
     assert response.status_code == 422
     assert response.json()["error"]["param"] == "messages[0].content[1]"
     assert "is damaged or truncated" in response.json()["error"]["message"]
+
+
+# -------------------------------------------------------------------------------- administration
+
+
+def test_adapter_for_pictures_is_loaded_pinned_and_unloaded(
+    client: TestClient, both: Platform
+) -> None:
+    ref = {"ref": f"{NAME}@1"}
+    digest = both.resolve(NAME).digest
+
+    def residents() -> dict[str, Any]:
+        return {row["digest"]: row for row in client.get("/admin/residents").json()["data"]}
+
+    client.post("/admin/unload", json=ref)
+    assert digest not in residents()
+    assert client.post("/admin/pin", json=ref).status_code == 404
+    assert client.post("/admin/load", json=ref).json()["digest"] == digest
+    assert client.post("/admin/pin", json=ref).json()["pinned"] is True
+    assert client.post("/admin/load", json={"ref": TEXT}).status_code == 200
+    listed = residents()
+    assert (listed[digest]["name"], listed[digest]["pinned"]) == (f"{NAME}@1", True)
+    assert both.resolve(TEXT).digest in listed
+    client.post("/admin/pin", json={**ref, "pinned": False})
+    assert client.post("/admin/unload", json=ref).status_code == 200
+    assert digest not in residents()
+
+
+def test_version_that_a_server_holds_is_recorded(client: TestClient, both: Platform) -> None:
+    assert client.post("/admin/load", json={"ref": NAME}).status_code == 200
+    wait_until(
+        lambda: bool(both.registry.servers.holders([both.resolve(NAME).digest])),
+        "the load is recorded",
+    )

@@ -28,6 +28,7 @@ from trunkline.serving.schemas import ModelName, Text
 from trunkline.serving.service import Context, RequestContext
 
 if TYPE_CHECKING:
+    from trunkline.lora.pool import AdapterPool
     from trunkline.resolution import ResolvedModel
 
 _MAX_ALIAS_CHARS, _MAX_REASON_CHARS = 256, 10_000
@@ -135,7 +136,7 @@ async def load(body: RefBody, context: Context) -> dict[str, Any]:
 async def unload(body: RefBody, context: Context) -> dict[str, Any]:
     """Evict an adapter, even if it is pinned; one in use is evicted when its last request ends."""
     model = await context.service.query(_resolve_adapter, context, body.ref)
-    pool = context.service.engine.pool
+    pool = await context.service.load(_pool, context, model)
     with _named(model):
         evicted = await context.service.load(pool.unload, model.digest)
     return {"ref": model.name, "digest": model.digest, "resident": not evicted}
@@ -145,7 +146,7 @@ async def unload(body: RefBody, context: Context) -> dict[str, Any]:
 async def pin(body: PinBody, context: Context) -> dict[str, Any]:
     """Pin a resident adapter, so that it is never evicted for others, or unpin it."""
     model = await context.service.query(_resolve_adapter, context, body.ref)
-    pool = context.service.engine.pool
+    pool = await context.service.load(_pool, context, model)
     with _named(model):
         await context.service.load(pool.pin, model.digest, body.pinned)
     return {"ref": model.name, "digest": model.digest, "pinned": body.pinned}
@@ -205,10 +206,15 @@ def _alias_named() -> Iterator[None]:
         raise
 
 
+def _pool(context: RequestContext, model: ResolvedModel) -> AdapterPool:
+    """The pool of the model's base; may load the base for pictures."""
+    return context.service.engine_of(model.modality).pool
+
+
 def _load(context: RequestContext, ref: str) -> dict[str, Any]:
     model = _resolve_adapter(context, ref)
     artifact = context.service.platform.store.fetch(model.version)
-    context.service.engine.pool.load(artifact, model.name)
+    _pool(context, model).load(artifact, model.name)
     return {"ref": model.name, "digest": model.digest, "resident": True}
 
 
@@ -252,15 +258,16 @@ def _actor(context: RequestContext) -> str | None:
 
 
 def _residents(context: RequestContext) -> dict[str, Any]:
-    pool, key = context.service.engine.pool, context.key
-    visible = [
-        resident
-        for resident in pool.residents()
-        if key is None or key.may_use(resident.name.partition("@")[0])
-    ]
+    context.service.engine  # noqa: B018  # a property that raises until the base is loaded
+    pools, key = [one.pool for one in context.service.platform.engines.loaded()], context.key
     return {
         "object": "list",
-        "data": [{**asdict(one), **asdict(pool.counters(one.digest))} for one in visible],
-        "total_bytes": pool.total_bytes,
-        "budget_bytes": pool.budget_bytes,
+        "data": [
+            {**asdict(resident), **asdict(pool.counters(resident.digest))}
+            for pool in pools
+            for resident in pool.residents()
+            if key is None or key.may_use(resident.name.partition("@")[0])
+        ],
+        "total_bytes": sum(pool.total_bytes for pool in pools),
+        "budget_bytes": sum(pool.budget_bytes for pool in pools),
     }

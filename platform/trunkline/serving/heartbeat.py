@@ -88,13 +88,13 @@ class ServerHeartbeat:
         self._batches: deque[LoadBatch] = deque()
         self._resident: dict[str, str] = {}
         self._failing = False
-        self._unwatch: Callable[[], None] = lambda: None
+        self._pools: list[AdapterPool] = []
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def watch(self, pool: AdapterPool) -> None:
         """Record the adapters in the pool, and those that it loads and evicts from now on."""
         pool.observe(self._observe)
-        self._unwatch = lambda: pool.unobserve(self._observe)
+        self._pools.append(pool)
 
     def start(self) -> None:
         """Start the thread."""
@@ -105,7 +105,8 @@ class ServerHeartbeat:
 
         Blocks; at most for twice the time that the registry waits for a lock.
         """
-        self._unwatch()
+        for pool in self._pools:
+            pool.unobserve(self._observe)
         self._events.put(None)
         self._thread.join()
 

@@ -47,7 +47,7 @@ from trunkline.serving.schemas import (
     check_inputs,
     split_inputs,
 )
-from trunkline.serving.service import Context, RequestContext
+from trunkline.serving.service import Context, RequestContext, check_size
 from trunkline.tasks.ranking import ranked
 
 router = APIRouter(route_class=JsonRoute)
@@ -145,7 +145,7 @@ async def _predict(
     logged = shown if isinstance(body.input, list) else shown[0]
     context.set_model_name(body.model, json.dumps(logged, ensure_ascii=False))
     model = await resolve(context, body.model, *tasks)
-    context.check_count(len(inputs), field="input")
+    _check_count(context, inputs)
     engine_requests = _requests(model, inputs, getattr(body, "abstain", None))
     texts = [one.text for one in engine_requests]
     if model.modality == "image":  # the size of pictures is limited by that of the body
@@ -166,6 +166,15 @@ async def _predict(
     return await context.respond(
         content, "\n".join(target_text(answer.output) for answer in answers)
     )
+
+
+def _check_count(context: RequestContext, inputs: Sequence[object]) -> None:
+    """Raise :class:`TooLargeError` for too many inputs, before they are decoded."""
+    try:
+        check_size([""] * len(inputs), context.service.settings.max_inputs, 0)
+    except TooLargeError as error:
+        error.param = "input"
+        raise
 
 
 def _requests(

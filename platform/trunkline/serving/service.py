@@ -46,6 +46,7 @@ from trunkline.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
+    from trunkline.contracts import Modality
     from trunkline.inference.engine import Engine
     from trunkline.inference.image_engine import AnyEngine
     from trunkline.inference.request import ResolvedRequest
@@ -161,17 +162,25 @@ class Service:
         return self._engine
 
     def engine_for(self, request: ResolvedRequest) -> AnyEngine:
-        """The engine that answers a request; the first one for a picture loads the image base.
+        """The engine that answers a request; raises as :meth:`engine_of`."""
+        artifact = request.artifact
+        reads_images = artifact is not None and artifact.manifest.reads_images
+        return self.engine_of("image" if reads_images else "text")
+
+    def engine_of(self, modality: Modality) -> AnyEngine:
+        """The engine of a base; the first use of the one for pictures loads its base.
 
         Raises:
             UnavailableError: the text base is not loaded yet.
         """
-        if request.artifact is None or not request.artifact.manifest.reads_images:
+        if modality == "text":
             return self.engine
         with self._image_lock:
             engine = self.platform.engines.image
             if self.metrics.observe not in engine.observers:
                 engine.observers.append(self.metrics.observe)
+                if self._heartbeat is not None:
+                    self._heartbeat.watch(engine.pool)
         return engine
 
     @property
@@ -314,14 +323,6 @@ class RequestContext:
         self.text = text
 
     # ------------------------------------------------------------------------------ inference
-
-    def check_count(self, count: int, *, field: str) -> None:
-        """Refuse too many inputs before they are decoded; raises as :func:`check_size`."""
-        try:
-            check_size([""] * count, self.service.settings.max_inputs, 0)
-        except TooLargeError as error:
-            error.param = field
-            raise
 
     async def submit(
         self,
