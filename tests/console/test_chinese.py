@@ -59,7 +59,7 @@ def written(site: Site) -> set[str]:
     specs = [*catalog.datasets(), *catalog.recipes()]
     texts = {one.description for one in specs}
     for one in catalog.datasets():
-        texts |= {one.license, one.source, one.grouping}
+        texts |= {one.license, one.source, one.grouping, one.restrictions}
     notes = {"Reviewed by the pricing team.", "2 was wrong at noon", "a secret prompt"}
     return texts | notes | {"domain=NAME and test.accuracy>0.85"}
 
