@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
 from tiny_images import SIZE, make_tiny_image_base, picture
 from trunkline.bases import (
@@ -31,7 +33,7 @@ from trunkline.bases import (
     release_image,
     sources,
 )
-from trunkline.bases.efficientnet_lite import EfficientNetLite
+from trunkline.bases.efficientnet_lite import EfficientNetLite, SamePadded
 from trunkline.bases.image_convert import CONFIG, convert_checkpoint, timm_name
 from trunkline.data import pictures
 from trunkline.errors import BaseModelError, UsageError
@@ -180,6 +182,37 @@ def test_fused_base_computes_what_the_model_computes(folder: Path) -> None:
         assert torch.allclose(base.model.pooled(batch()), expected, atol=1e-4)
     assert expected.shape == (3, plain.features)
     assert base.digest == describe_image(str(folder)).digest
+
+
+def test_batch_norms_are_folded_for_inference_only(resnet: Path) -> None:
+    def norms(model: torch.nn.Module) -> int:
+        return sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+
+    assert norms(load_image(str(resnet)).model) == 0 < norms(load_fresh_image(str(resnet)))
+
+
+def test_batch_norms_stay_where_folding_changes_the_features(
+    resnet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def activated_first(layer: Any, hidden: torch.Tensor) -> Any:
+        return layer.normalization(layer.activation(layer.convolution(hidden)))
+
+    monkeypatch.setattr(ResNetConvLayer, "forward", activated_first)
+    base, plain = load_image(str(resnet)), load_fresh_image(str(resnet))
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in base.model.modules())
+    with torch.inference_mode():
+        assert torch.allclose(base.model.pooled(batch()), plain.pooled(batch()), atol=1e-4)
+
+
+def test_padding_is_that_of_tensorflow() -> None:
+    for kernel, stride, size in product((3, 5), (1, 2), (7, 8)):
+        layer = SamePadded(2, 4, kernel, stride)
+        x = torch.randn(1, 2, size, size)
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        before, after = total // 2, total - total // 2
+        padded = torch.nn.functional.pad(x, (before, after, before, after))
+        expected = torch.nn.functional.conv2d(padded, layer.weight, layer.bias, stride)
+        assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
 def test_pointwise_convolutions_are_linear_layers(resnet: Path) -> None:

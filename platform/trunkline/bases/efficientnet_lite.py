@@ -31,18 +31,26 @@ STAGES = (
 
 
 class SamePadded(nn.Conv2d):
-    """A convolution that pads as TensorFlow does: more at the end, so that out = ⌈in / stride⌉."""
+    """A convolution that pads as TensorFlow does: more at the end, so that out = ⌈in / stride⌉.
+
+    Where the padding is odd, the kernel gets a zero at its start and the picture is padded evenly,
+    which gives the same and doesn't copy the picture.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        sides: list[int] = []
-        for size, kernel, stride in zip(
-            reversed(x.shape[-2:]), reversed(self.kernel_size), reversed(self.stride), strict=True
-        ):
-            total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-            sides += [total // 2, total - total // 2]
-        if any(sides):
-            x = nn.functional.pad(x, sides)
-        return self._conv_forward(x, self.weight, self.bias)
+        height, width = (
+            max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+            for size, kernel, stride in zip(
+                x.shape[-2:], self.kernel_size, self.stride, strict=True
+            )
+        )
+        weight = self.weight
+        if height % 2 or width % 2:
+            weight = nn.functional.pad(weight, (width % 2, 0, height % 2, 0))
+        padding = ((height + 1) // 2, (width + 1) // 2)
+        return nn.functional.conv2d(
+            x, weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
 
 
 class Block(nn.Module):
@@ -72,11 +80,11 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.expands:
-            y = nn.functional.relu6(self.bn1(self.conv_pw(x)))
-            y = nn.functional.relu6(self.bn2(self.conv_dw(y)))
+            y = _activated(self.bn1(self.conv_pw(x)))
+            y = _activated(self.bn2(self.conv_dw(y)))
             y = self.bn3(self.conv_pwl(y))
         else:
-            y = nn.functional.relu6(self.bn1(self.conv_dw(x)))
+            y = _activated(self.bn1(self.conv_dw(x)))
             y = self.bn2(self.conv_pw(y))
         return x + y if self.adds else y
 
@@ -104,7 +112,7 @@ class EfficientNetLite(nn.Module):
 
     def hidden(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The last hidden state ``[batch, 1280, height / 32, width / 32]``."""
-        x = nn.functional.relu6(self.bn1(self.conv_stem(pixel_values)))
+        x = _activated(self.bn1(self.conv_stem(pixel_values)))
         hidden: torch.Tensor = self.act2(self.bn2(self.conv_head(self.blocks(x))))
         return hidden
 
@@ -136,6 +144,11 @@ class LiteBackbone(nn.Module):
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden, pooler_output=hidden.mean((2, 3))
         )
+
+
+def _activated(x: torch.Tensor) -> torch.Tensor:
+    """ReLU6, in place: nothing else reads what a convolution or a normalization gives."""
+    return nn.functional.relu6(x, inplace=True)
 
 
 def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:

@@ -55,6 +55,9 @@ AnyBase = Base | ImageBase
 LITE = "tf_efficientnet_lite0"
 """The architecture, as timm names it, that needs no timm here."""
 
+_FOLDED = 1e-4
+"""Largest change of a feature by folding, as a share of the largest feature."""
+
 _held: ImageBase | None = None
 _lock = threading.Lock()
 
@@ -129,8 +132,28 @@ def _load_base(info: ImageBaseInfo, device: torch.device, dtype: torch.dtype) ->
     backbone = _load_backbone(info, dtype)
     model = ImageModel(backbone, _features(backbone, info)).to(device).eval()
     model.requires_grad_(False)
+    if str(dtype) == "torch.float32" and not _folded(model, info):
+        backbone = _load_backbone(info, dtype)
+        model = ImageModel(backbone, model.features).to(device).eval().requires_grad_(False)
     _channels_last(model)
     return ImageBase(info, model, device, dtype, fuse_linear_layers(model))
+
+
+def _folded(model: ImageModel, info: ImageBaseInfo) -> bool:
+    """Fold batch normalizations; False if the outputs for a random picture changed."""
+    import torch
+
+    from trunkline.bases.image_model import fold_batch_norms
+
+    draw = torch.Generator().manual_seed(0)
+    size = (1, 3, info.preprocessing.height, info.preprocessing.width)
+    picture = torch.randn(size, generator=draw)
+    with torch.inference_mode():
+        before = model.pooled(picture)
+    fold_batch_norms(model)
+    with torch.inference_mode():
+        change = (model.pooled(picture) - before).abs().max()
+    return bool(change <= _FOLDED * before.abs().max().clamp(min=1.0))
 
 
 def _channels_last(model: ImageModel) -> ImageModel:

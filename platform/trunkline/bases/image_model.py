@@ -6,6 +6,7 @@ own classification models give it (``vit``, ``resnet``), so that adapters have t
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -81,6 +82,38 @@ class ImageModel(nn.Module):
         """
         assert self.classifier is not None
         return ImageClassifierOutput(logits=self.classifier(self.pooled(pixel_values)))
+
+
+def fold_batch_norms(model: nn.Module) -> None:
+    """Fold each batch normalization into the convolution before it, in place.
+
+    A pair is a convolution and the normalization that is the next child of its parent, which is
+    the order of computation in the networks that are known here; the caller compares the outputs.
+    A convolution whose outputs are scaled has the factors ``[out]`` in its attribute ``gain``:
+    what an adapter adds to its outputs is scaled by them too.
+
+    Args:
+        model: in eval mode, for inference.
+    """
+    for parent in list(model.modules()):
+        for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
+            if not isinstance(convolution, nn.Conv2d) or type(norm) is not nn.BatchNorm2d:
+                continue
+            mean, variance = norm.running_mean, norm.running_var
+            if mean is None or variance is None or len(mean) != convolution.out_channels:
+                continue
+            gain = (variance + norm.eps).rsqrt()
+            if norm.weight is not None:
+                gain = gain * norm.weight.detach()
+            shift = -mean if convolution.bias is None else convolution.bias.detach() - mean
+            shift = shift * gain
+            if norm.bias is not None:
+                shift = shift + norm.bias.detach()
+            weight = convolution.weight.detach() * gain[:, None, None, None]
+            convolution.weight = nn.Parameter(weight, requires_grad=False)
+            convolution.bias = nn.Parameter(shift, requires_grad=False)
+            convolution.register_buffer("gain", gain, persistent=False)
+            setattr(parent, name, nn.Identity())
 
 
 def pool(output: Any) -> torch.Tensor:

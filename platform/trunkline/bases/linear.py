@@ -29,6 +29,7 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
 _HALF_PAGE = 2048  # bytes; rows a multiple of it apart fall into the same few places of the cache
 _LINE = 64
+_SMALL = 128  # half of the harmonic mean of inputs and outputs
 _LARGE = 512  # outputs from which a layer is a block of its own
 CACHE_LIMITS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "64"}
 """Environment variables that bound the caches of oneDNN and of torch's interface to it.
@@ -55,6 +56,9 @@ Quantized = Literal["int8", "nf4"]
 Addition = Callable[["torch.Tensor", "Sequence[torch.Tensor]"], None]
 """Called with ``x [rows, in]`` and the results of the product; adds to them in place."""
 
+Substitute = Callable[["torch.Tensor"], "Sequence[torch.Tensor] | None"]
+"""Called with ``x [rows, in]``; returns the results, or None to compute them as usual."""
+
 
 class Block(NamedTuple):
     """Layers whose outputs are adjacent columns of one result tensor.
@@ -78,6 +82,10 @@ class FusedLinear:
         blocks: the results of the product, in the order of the layers.
         quantized: how the weights are stored, if not as they were loaded.
         addition: called on the results before they are split, if set.
+        substitute: called first, if set; what it returns replaces product and addition.
+        gain: factors ``[out]`` of the outputs, if a normalization was folded into the weight.
+        plain: weight ``[columns, inputs]`` and bias of a small 1×1 convolution in float32, to which
+            updates of single pictures can be added.
     """
 
     def __init__(
@@ -95,6 +103,9 @@ class FusedLinear:
         self.product = product
         self.quantized = quantized
         self.addition: Addition | None = None
+        self.substitute: Substitute | None = None
+        self.gain: torch.Tensor | None = None
+        self.plain: Affine | None = None
         self._x: torch.Tensor | None = None
         self._parts: list[torch.Tensor] = []
         self.blocks = tuple(blocks or [Block(len(outputs), sum(outputs))])
@@ -105,9 +116,11 @@ class FusedLinear:
         """The output of one layer; the product is computed when the first layer is called."""
         if x is not self._x:
             rows = x.reshape(-1, self.inputs)
-            blocks = self.product(rows)
-            if self.addition is not None:
-                self.addition(rows, blocks)
+            blocks = None if self.substitute is None else self.substitute(rows)
+            if blocks is None:
+                blocks = self.product(rows)
+                if self.addition is not None:
+                    self.addition(rows, blocks)
             self._x = x
             self._parts = [
                 part.view(*x.shape[:-1], -1)
@@ -214,6 +227,10 @@ def fuse_linear_layers(model: Any, *, quantized: Quantized | None = None) -> Fus
                 blocks,
                 way,
             )
+            if is_pointwise(layers[0]):
+                one.gain = getattr(layers[0], "gain", None)
+                if way is None and _is_small(*affine[0][0].shape):
+                    one.plain = affine[0]
             for index, name in enumerate(names):
                 member = (
                     PointwiseMember(one, index, tuple(layers[index].stride))
@@ -252,6 +269,11 @@ def is_pointwise(module: Any) -> bool:
         and module.groups == 1
         and module.padding in ((0, 0), 0, "valid", "same")
     )
+
+
+def _is_small(columns: int, inputs: int) -> bool:
+    """Whether a weight takes less time than many positions of a picture."""
+    return columns * inputs <= _SMALL * (columns + inputs)
 
 
 def _outputs(layer: Any) -> int:

@@ -1,6 +1,6 @@
 """LoRA kernels: ``y += B (A x)`` for batches in which each token has its own adapter.
 
-There are two forms (``benchmarks/bench_pool.py`` measures them):
+There are three forms (``benchmarks/bench_pool.py`` measures them):
 
 - *rows*, for single tokens (decode): both products are weighted sums of rows of a table, which
   torch's ``embedding_bag`` reads in place; nothing is gathered or copied. Reading each row's own
@@ -9,6 +9,9 @@ There are two forms (``benchmarks/bench_pool.py`` measures them):
 - *spans*, for many tokens of one adapter (prefill): two matrix products for each span, or two
   batched ones for spans of one length (SGMV in the same paper). Many short spans are computed as
   rows.
+- *merged*, for pictures with many positions in a narrow layer: ``(W + B A) x`` with a weight for
+  each picture, which takes less time than adding to every position
+  (``benchmarks/bench_images.py``).
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ LONG = 64
 
 LONGEST_BATCHED = 200
 """Spans of one length are batched up to this many tokens each; longer ones are separate."""
+
+MERGED_FROM = 3.0
+"""Positions of a picture for each half harmonic mean of a layer's inputs and outputs, and for each
+page, from which weights are merged."""
 
 RowSums = tuple["torch.Tensor", "torch.Tensor"]
 """Indices of table rows to sum, and the offset of each sum: input and offsets of embedding_bag."""
@@ -182,6 +189,46 @@ class PagedLoraLayer:
             for page in span.pages:
                 if page in self.used:
                     self._add_page(page, x[tokens], _part(blocks, tokens))
+
+    @property
+    def merges(self) -> bool:
+        """Whether the layer's weight can be merged with those of adapters."""
+        return self.packs and self.fused.plain is not None
+
+    def merged(self, routing: Routing, x: torch.Tensor) -> Blocks | None:
+        """``(W + B A) x`` with a weight for each picture; None where adding takes less time.
+
+        Args:
+            routing: of a batch of pictures.
+            x: ``[pictures · positions, in]``.
+        """
+        import torch
+
+        assert self.fused.plain is not None
+        assert self.across is not None
+        images, depth = routing.images, routing.depth
+        weight, bias = self.fused.plain
+        columns, inputs = weight.shape
+        positions = len(x) // len(images)
+        if positions * depth * (columns + inputs) < MERGED_FROM * columns * inputs:
+            return None
+        if x.dtype != weight.dtype or self.used.isdisjoint(routing.pages):
+            return None
+        if len(set(images)) == 1:
+            images = images[:1]
+        if (index := routing.indices.get("merged")) is None:
+            padded = [page for pages in images for page in (*pages, *(0,) * (depth - len(pages)))]
+            index = routing.indices["merged"] = torch.tensor(padded, device=x.device)
+        count, ranks = len(images), depth * PAGE_RANK
+        down = self.across.index_select(0, index).view(count, ranks, inputs)
+        up = self.up[0].index_select(0, index).view(count, ranks, columns)
+        weights = torch.baddbmm(
+            weight.T.expand(count, inputs, columns), down.transpose(1, 2), up
+        )  # [pictures, in, columns]
+        x = x.view(count, -1, inputs)
+        if bias is None:
+            return [torch.bmm(x, weights).view(-1, columns)]
+        return [torch.baddbmm(bias.expand(count, 1, columns), x, weights).view(-1, columns)]
 
     def _uses_onednn(self, x: torch.Tensor) -> bool:
         """Whether the tokens are many, and of the type that oneDNN multiplies."""

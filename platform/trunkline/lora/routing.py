@@ -34,6 +34,7 @@ class Routing:
 
     Attributes:
         depth: maximum number of pages of a row.
+        images: pages of each picture of a batch of pictures, else empty.
         even: tokens of each span if all spans have one length, one page and no gap between them;
             else 0.
         indices: cache of index tensors, filled by the kernels.
@@ -46,6 +47,7 @@ class Routing:
         if self.depth == 0:
             self.rows = ()
         self.even = _even(self.spans)
+        self.images: tuple[Pages, ...] = ()
         used = {page for pages in self.rows for page in pages}
         self.pages = used | {page for span in self.spans for page in span.pages}
         self.indices: dict[Any, Any] = {}
@@ -105,6 +107,8 @@ class ImageRouting(Routing):
         self._images = tuple(images)
         self._by_rows: dict[int, Routing] = {}
         super().__init__(spans=self._spans(1))
+        self.images = self._images
+        self.depth = max(map(len, self._images), default=0)
 
     def at(self, rows: int) -> Routing:
         positions, rest = divmod(rows, len(self._images))

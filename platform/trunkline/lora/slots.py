@@ -86,10 +86,12 @@ class LoraSlots:
             if not routing.empty:
                 for layer, addition in zip(self.layers, self._additions, strict=True):
                     layer.fused.addition = addition
+                    if routing.images and layer.merges:
+                        layer.fused.substitute = partial(layer.merged, routing)
             yield
         finally:
             for layer in self.layers:
-                layer.fused.addition = None
+                layer.fused.addition = layer.fused.substitute = None
             self._fused_layers.turn.release()
 
     def _static_indices(self, routing: Routing) -> torch.Tensor:
@@ -184,6 +186,8 @@ class LoraSlots:
         for name, (down, up) in matrices.items():
             layer, index = self._by_name[name]
             factor: Any = scaling
+            if layer.fused.gain is not None:
+                factor = scaling * layer.fused.gain[:, None].to(up.device)
             if name in gains:
                 layer.set_gain(pages[0], index, gains[name], self._biases[name])
                 factor = scaling * gains[name][:, None]
