@@ -132,7 +132,6 @@ class AdapterFiles:
             RefusedError: the export answers differently from the version; nothing was written.
         """
         require_one()
-        from trunkline.bases import DEFAULT_BASE
         from trunkline.training import export
         from trunkline.training.cross_validation import prepare_version
 
@@ -141,7 +140,8 @@ class AdapterFiles:
         version = model.version
         if version.dataset is None:
             artifact = store.fetch(version)
-            replay = export.probe_predictions(platform.engine, artifact, model.name)
+            engine = platform.engines.of(model.modality)
+            replay = export.probe_predictions(engine, artifact, model.name)
         else:
             _, rows, _ = prepare_version(store, platform.job_of(version), version)
             replay = export.stored_predictions(store, version, rows.split.test)
@@ -151,7 +151,7 @@ class AdapterFiles:
             replay,
             Path(target),
             format,
-            base=platform.base_name or DEFAULT_BASE,
+            base=platform.engines.names[model.modality],
             device=platform.device,
             listener=listener,
             actor=actor,

@@ -28,7 +28,6 @@ from trunkline.errors import (
     BaseMismatchError,
     DataError,
     Interrupted,
-    RefusedError,
     TooLargeError,
     UsageError,
 )
@@ -227,15 +226,6 @@ def test_trainings_of_pictures_do_not_share_the_base(
 ) -> None:
     with pytest.raises(UsageError, match="only adapters for text are trained together"):
         image_platform.train_together([shapes_recipe(shapes)])
-
-
-def test_versions_for_pictures_are_not_merged_or_exported(
-    tmp_path: Path, image_platform: Platform
-) -> None:
-    with pytest.raises(RefusedError, match="only adapters for text are merged"):
-        image_platform.files.merge_adapters([NAME, NAME], "own/both")
-    with pytest.raises(UsageError, match="not exported to other programs"):
-        image_platform.files.export_model(NAME, tmp_path / "out", "merged")
 
 
 def test_manifest_without_preprocessing_reads_text(image_platform: Platform) -> None:

@@ -49,27 +49,6 @@ class RowPredictions:
         )
 
 
-def answer_texts(
-    engine: AnyEngine,
-    artifact: Artifact,
-    name: str,
-    texts: Sequence[str],
-    on_done: Callable[[int], None] | None = None,
-) -> list[Answer]:
-    """Answer texts with one adapter through the engine, exactly as a server would.
-
-    Args:
-        engine: holds the base.
-        artifact: the adapter.
-        name: of the adapter, for the requests.
-        texts: before the template.
-        on_done: called with the number of texts done so far.
-    """
-    from trunkline.inference.request import Request
-
-    return _answer(engine, artifact, name, [Request(name, text) for text in texts], on_done)
-
-
 def _answer(
     engine: AnyEngine,
     artifact: Artifact,
@@ -90,7 +69,7 @@ def predict_rows(
     rows: Sequence[Row],
     on_done: Callable[[int], None] | None = None,
 ) -> RowPredictions:
-    """Predict held-out rows; their targets are not used. Arguments as :func:`answer_texts`."""
+    """Predict held-out rows; their targets are not used. Arguments as :func:`answer_rows`."""
     if artifact.manifest.task["kind"] == "ranking":
         return _rank_rows(engine, artifact, name, rows, on_done)
     return RowPredictions.of(answer_rows(engine, artifact, name, rows, on_done))
@@ -103,7 +82,15 @@ def answer_rows(
     rows: Sequence[Row],
     on_done: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Answer the texts, conversations or pictures of rows; arguments as :func:`answer_texts`."""
+    """Answer the texts, conversations or pictures of rows, exactly as a server would.
+
+    Args:
+        engine: holds the base.
+        artifact: the adapter.
+        name: of the adapter, for the requests.
+        rows: texts before the template.
+        on_done: called with the number of rows done so far.
+    """
     from trunkline.inference.request import Request
 
     requests = [

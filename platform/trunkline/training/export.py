@@ -7,19 +7,18 @@ repeats the predictions that the version's evaluation stored.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from trunkline.adapters.artifact import WEIGHTS, Artifact, write_json
-from trunkline.adapters.config import PREFIX, adapted_module
-from trunkline.bases import describe, load_fresh, local_tokenizer
+from trunkline.adapters.artifact import Artifact, write_json
+from trunkline.bases import ImageBaseInfo, describe_any, load_fresh, local_tokenizer
 from trunkline.bases.load import pick_device, quiet_transformers
 from trunkline.contracts import NoProgress, ProgressListener, Row
 from trunkline.data.encode import encode_row
@@ -32,8 +31,9 @@ from trunkline.errors import (
     UsageError,
     reason_of,
 )
-from trunkline.evaluation.report import answer_texts
+from trunkline.evaluation.report import predict_rows
 from trunkline.inference.forward import GenerationSettings, generate_tokens, next_logits
+from trunkline.preprocessing import Preprocessing
 from trunkline.promotion import evaluations_on_test
 from trunkline.registry.records import PredictionRecord, VersionRecord
 from trunkline.tasks import (
@@ -45,10 +45,19 @@ from trunkline.tasks import (
     task_from_json,
 )
 from trunkline.tasks.batches import by_length, pad
+from trunkline.training.export_gguf import check_gguf, load_gguf, write_gguf
+from trunkline.training.export_images import (
+    load_merged_images,
+    picture_reader,
+    probe_rows,
+    write_merged_images,
+)
 
 if TYPE_CHECKING:
+    import torch
+
     from trunkline.adapters.store import AdapterStore
-    from trunkline.inference.engine import Engine
+    from trunkline.inference.image_engine import AnyEngine
 
 ModelFormat = Literal["merged", "gguf-lora"]
 
@@ -67,9 +76,6 @@ PROBES = (
 )
 _SHOWN = 5
 _BATCH = 32
-_FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Model type of transformers → llama.cpp's name of the architecture. Of ``llama``, llama.cpp orders
-the rows of the query and key projections in its own way (pairs of the rotary embedding)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +139,7 @@ def export_model(
     listener = listener or NoProgress()
     _check_target(target)
     artifact = store.fetch(version)
-    if artifact.manifest.reads_images:
-        raise UsageError(
-            f"{version.ref} reads pictures, which is not exported to other programs.",
-            f"Archive it: `trunkline adapters export {version.ref}`.",
-        )
-    info = describe(base)
+    info = describe_any(base)
     if info.digest != version.base_digest:
         raise BaseMismatchError(
             f"{version.ref} was trained on {version.base_name}, not on {base}.",
@@ -151,14 +152,33 @@ def export_model(
             f"Its artifact loads with plain PEFT: `trunkline adapters show {version.ref}`.",
         )
     if format == "gguf-lora":
-        _check_gguf(version, task, info.folder, use_dora=artifact.lora.use_dora)
-    local = local_tokenizer(base)
-    assert local is not None  # described above
-    tokenizer, context = local
-    limit = prompt_limit(task, min(artifact.manifest.max_length or context, context))
+        check_gguf(version, task, info.folder, artifact)
+    write: Callable[[Path], None]
+    load: Callable[[Path], Exported]
+    if isinstance(info, ImageBaseInfo):
+        preprocessing = artifact.manifest.make_preprocessing()
+        write = partial(write_merged_images, info, artifact, task)
+        load = partial(_load_images, info, task, replay, preprocessing, device)
+    else:
+        local = local_tokenizer(base)
+        assert local is not None  # described above
+        tokenizer, context = local
+        limit = prompt_limit(task, min(artifact.manifest.max_length or context, context))
+        template = artifact.manifest.make_template()
+        fresh = partial(load_fresh, base, task.head_size, device=device)
 
-    def load_base() -> Any:
-        return load_fresh(base, task.head_size, device=device)
+        def write(folder: Path) -> None:
+            if format == "merged":
+                _write_merged(fresh(), artifact, task, tokenizer, folder)
+            else:
+                write_gguf(artifact, info.folder, folder)
+
+        def load(folder: Path) -> Exported:
+            merged = format == "merged"
+            model = _load_merged(folder, task, device) if merged else load_gguf(fresh(), folder)
+            prompts = [encode_row(row, template, tokenizer, limit).ids for row in replay.rows]
+            check = _text_check if isinstance(task, GenerationTask) else _prompt_check
+            return Exported(prompts, [*map(len, prompts)], check(model, tokenizer, task))
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,15 +190,9 @@ def export_model(
     try:
         listener.stage("writing the model")
         written = staging / "export"
-        if format == "merged":
-            _write_merged(load_base(), artifact, task, tokenizer, written)
-            listener.stage("reading it back")
-            model = _load_merged(written, task, device)
-        else:
-            _write_gguf(artifact, info.folder, written)
-            listener.stage("reading it back")
-            model = _load_gguf(load_base(), written)
-        checked = _repeat(model, tokenizer, artifact, task, replay, limit, listener)
+        write(written)
+        listener.stage("reading it back")
+        checked = _repeat(load(written), replay, listener)
         detail = {"format": format, "name": target.name, **checked}
         store.registry.events.append("version.exported", version.ref, detail, actor=actor)
         if format == "merged":
@@ -213,22 +227,49 @@ def stored_predictions(store: AdapterStore, version: VersionRecord, test: Sequen
     )
 
 
-def probe_predictions(engine: Engine, artifact: Artifact, name: str) -> Replay:
-    """The engine's answers to fixed texts, for a version that came without a dataset."""
-    answers = answer_texts(engine, artifact, name, PROBES)
+def probe_predictions(engine: AnyEngine, artifact: Artifact, name: str) -> Replay:
+    """The engine's answers to fixed texts or pictures, for a version without a dataset."""
+    if artifact.manifest.reads_images:
+        rows = probe_rows()
+    else:
+        rows = tuple(
+            Row(id=f"probe/{number}", text=text, target="", group=text)
+            for number, text in enumerate(PROBES, start=1)
+        )
+    predicted = predict_rows(engine, artifact, name, rows)
     return Replay(
-        tuple(Row(id=text, text=text, target="", group=text) for text in PROBES),
+        rows,
         tuple(
             PredictionRecord(
-                row_id=f"probe/{number}",
-                group=text,
+                row_id=row.id,
+                group=row.group,
                 target="",
-                prediction=str(answer.output),
-                confidence=answer.confidence,
+                prediction=str(value),
+                confidence=confidence,
             )
-            for number, (text, answer) in enumerate(zip(PROBES, answers, strict=True), start=1)
+            for row, value, confidence in zip(
+                rows, predicted.values, predicted.confidences, strict=True
+            )
         ),
     )
+
+
+Compared = list[tuple[str | None, float, bool]]
+"""For each row: the new prediction if it differs, the difference, whether it is a near-tie."""
+
+Compare = Callable[[Any, Sequence[PredictionRecord]], Compared]
+"""Called with the inputs of some rows and their stored predictions."""
+
+
+class Exported(NamedTuple):
+    """An export that was read back: what it reads of each row, with its size, and the comparison.
+
+    An input is the token ids of a prompt, or a function that returns a picture.
+    """
+
+    inputs: Sequence[Any]
+    sizes: Sequence[int]
+    compare: Compare
 
 
 def _check_target(target: Path) -> None:
@@ -289,140 +330,19 @@ def _usage(
         "digest": version.digest,
         "base": manifest.base,
         "task": task.to_json(),
-        "template": manifest.template,
-        "max_length": manifest.max_length,
+        **(
+            {"preprocessing": manifest.preprocessing}
+            if manifest.reads_images
+            else {"template": manifest.template, "max_length": manifest.max_length}
+        ),
         "repeated_predictions": dict(checked),
     }
-
-
-# ----------------------------------------------------------------------------------------- GGUF
-
-
-def _check_gguf(version: VersionRecord, task: AnyTask, base: Path, *, use_dora: bool) -> None:
-    if use_dora:
-        raise UsageError(
-            f"{version.ref} uses DoRA, which a LoRA file of llama.cpp can't hold.",
-            "Use --format merged.",
-        )
-    if not isinstance(task, GenerationTask):
-        raise UsageError(
-            f"{version.ref} is for {task.kind}; llama.cpp has no head for it.",
-            "Use --format merged.",
-        )
-    kind = _config(base).get("model_type")
-    if kind not in _FAMILIES:
-        raise UsageError(
-            f"The base is a {kind} model; LoRA files are written for "
-            f"{', '.join(sorted(_FAMILIES))}.",
-            "Use --format merged, and llama.cpp's own converter.",
-        )
-
-
-def _config(base: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    return config
-
-
-def _names(config: Mapping[str, Any]) -> Any:
-    """gguf's map from names of transformers' tensors to those of llama.cpp."""
-    import gguf
-
-    architecture = _FAMILIES[config["model_type"]].upper()
-    layers = int(config["num_hidden_layers"])
-    return gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture], layers)
-
-
-def _write_gguf(artifact: Artifact, base: Path, path: Path) -> None:
-    """The matrices as llama.cpp's converter names and orders them."""
-    import gguf
-    from safetensors.torch import load_file
-
-    config = _config(base)
-    names = _names(config)
-    lora = artifact.lora
-    writer = gguf.GGUFWriter(path, _FAMILIES[config["model_type"]])
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    # llama.cpp scales by alpha / rank
-    writer.add_float32("adapter.lora.alpha", lora.scaling * lora.rank)
-    tensors = load_file(artifact.folder / WEIGHTS)
-    for key in sorted(tensors):
-        module = adapted_module(key)
-        if module is None:
-            continue
-        name = names.get_name(module)
-        if name is None:
-            raise UsageError(
-                f"llama.cpp has no tensor for the layer {module!r}.", "Use --format merged."
-            )
-        first = tensors[key].float().numpy()
-        second = tensors[f"{PREFIX}{module}.lora_B.weight"].float().numpy()
-        if _FAMILIES[config["model_type"]] == "llama":
-            second = _permuted(second, name, config)
-        writer.add_tensor(f"{name}.weight.lora_a", first)
-        writer.add_tensor(f"{name}.weight.lora_b", second)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _permuted(matrix: Any, name: str, config: Mapping[str, Any]) -> Any:
-    """Rows of a query or key projection in llama.cpp's order: pairs instead of halves."""
-    heads = {
-        "attn_q": config["num_attention_heads"],
-        "attn_k": config.get("num_key_value_heads") or config["num_attention_heads"],
-    }.get(name.rpartition(".")[2])
-    if heads is None:
-        return matrix
-    rows = matrix.reshape(heads, 2, matrix.shape[0] // heads // 2, matrix.shape[1])
-    return rows.swapaxes(1, 2).reshape(matrix.shape).copy()
-
-
-def _load_gguf(model: Any, path: Path) -> Any:
-    """The base with the file's update added; the order of the rows is restored by transformers."""
-    import gguf
-    import torch
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
-
-    config = model.config.to_dict()
-    names = _names(config)
-    modules = {
-        names.get_name(name): module
-        for name, module in model.named_modules()
-        if names.get_name(name) is not None
-    }
-    reader = gguf.GGUFReader(path)
-    alpha = float(reader.get_field("adapter.lora.alpha").contents())
-    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
-    processor = TENSOR_PROCESSORS.get(_FAMILIES[config["model_type"]], TensorProcessor)(config)
-    with torch.no_grad():
-        for name, second in tensors.items():
-            if not name.endswith(".lora_b"):
-                continue
-            weight = name.removesuffix(".lora_b")
-            first = tensors[f"{weight}.lora_a"]
-            update = (alpha / first.shape[0]) * (second @ first)
-            restored = torch.from_numpy(
-                processor.process(weights=update.numpy(), name=weight).weights.copy()
-            )
-            target = modules[weight.removesuffix(".weight")].weight
-            target += restored.to(target)
-    return model.eval()
 
 
 # --------------------------------------------------------------------------------------- replay
 
 
-def _repeat(
-    model: Any,
-    tokenizer: Any,
-    artifact: Artifact,
-    task: AnyTask,
-    replay: Replay,
-    limit: int,
-    listener: ProgressListener,
-) -> dict[str, Any]:
+def _repeat(exported: Exported, replay: Replay, listener: ProgressListener) -> dict[str, Any]:
     """Predict every row with the exported model.
 
     Returns:
@@ -431,16 +351,13 @@ def _repeat(
     Raises:
         RefusedError: a prediction differs; names the first rows.
     """
-    template = artifact.manifest.make_template()
-    prompts = [encode_row(row, template, tokenizer, limit).ids for row in replay.rows]
+    inputs, compare = exported.inputs, exported.compare
     listener.stage("repeating the stored predictions")
-    check = _text_check if isinstance(task, GenerationTask) else _head_check
-    compare = check(model, tokenizer, task)
     differing: list[tuple[str, str, str]] = []
     largest, ties, done = 0.0, 0, 0
-    for batch in by_length([len(ids) for ids in prompts], _BATCH):
+    for batch in by_length(exported.sizes, _BATCH):
         stored = [replay.predictions[index] for index in batch]
-        results = compare([prompts[index] for index in batch], stored)
+        results = compare([inputs[index] for index in batch], stored)
         for record, (value, difference, tie) in zip(stored, results, strict=True):
             ties += tie
             if value is not None:
@@ -448,7 +365,7 @@ def _repeat(
             else:
                 largest = max(largest, difference)
         done += len(batch)
-        listener.progress(done, len(prompts), {})
+        listener.progress(done, len(inputs), {})
     if differing:
         rows = "; ".join(
             f"row {row!r:.40}: {before!r:.60} became {now!r:.60}"
@@ -456,30 +373,54 @@ def _repeat(
         )
         more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise RefusedError(
-            f"The export answers {len(differing)} of {len(prompts)} test rows differently from the "
+            f"The export answers {len(differing)} of {len(inputs)} test rows differently from the "
             f"evaluated version: {rows}{more}.",
             "Nothing was written. Evaluate the version again with `trunkline eval`, on this "
             "machine and in floating point, then export it again.",
         )
-    return {"rows": len(prompts), "largest_difference": largest, "near_ties": ties}
+    return {"rows": len(inputs), "largest_difference": largest, "near_ties": ties}
 
 
-Compared = list[tuple[str | None, float, bool]]
-"""For each row: the new prediction if it differs, the difference, whether it is a near-tie."""
+def _prompt_check(model: Any, tokenizer: Any, task: AnyTask) -> Compare:
+    def logits(prompts: Sequence[list[int]]) -> torch.Tensor:
+        inputs = pad(prompts, tokenizer.pad_token_id)
+        outputs: torch.Tensor = model(
+            **{name: ids.to(model.device) for name, ids in inputs.items()}
+        ).logits
+        return outputs
 
-Compare = Callable[[Sequence[list[int]], Sequence[PredictionRecord]], Compared]
+    return _head_check(logits, task)
 
 
-def _head_check(model: Any, tokenizer: Any, task: AnyTask) -> Compare:
+def _load_images(
+    info: ImageBaseInfo,
+    task: AnyTask,
+    replay: Replay,
+    preprocessing: Preprocessing,
+    device: str,
+    folder: Path,
+) -> Exported:
+    """Read the export of an adapter for pictures back."""
+    import torch
+
+    model = load_merged_images(info, task, folder, device)
+
+    def logits(pictures: Sequence[Callable[[], torch.Tensor]]) -> torch.Tensor:
+        return model(torch.stack([read() for read in pictures])).cpu()
+
+    readers = [picture_reader(row, preprocessing) for row in replay.rows]
+    return Exported(readers, [1] * len(readers), _head_check(logits, task))
+
+
+def _head_check(logits: Callable[[Any], torch.Tensor], task: AnyTask) -> Compare:
     """Labels must be the same, and probabilities and scaled numbers within the tolerance."""
     import torch
 
     assert isinstance(task, ClassificationTask | RegressionTask)
 
-    def compare(prompts: Sequence[list[int]], stored: Sequence[PredictionRecord]) -> Compared:
-        inputs = pad(prompts, tokenizer.pad_token_id)
+    def compare(inputs: Any, stored: Sequence[PredictionRecord]) -> Compared:
         with torch.inference_mode():
-            outputs = model(**{name: ids.to(model.device) for name, ids in inputs.items()}).logits
+            outputs = logits(inputs)
         results: Compared = []
         for record, (value, probabilities) in zip(stored, task.decode(outputs), strict=True):
             if isinstance(task, RegressionTask):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from trunkline.adapters.provenance import (
     version_provenance,
     write_provenance,
 )
+from trunkline.bases import Base
 from trunkline.data.croissant import croissant_of
 from trunkline.data.encode import encode_prompt
 from trunkline.data.prepare import Prepared
 from trunkline.errors import NotFoundError, RefusedError, RegistryError, UsageError, reason_of
 from trunkline.evaluation.report import EvaluationReport, Prediction
 from trunkline.files import read_json_object
+from trunkline.preprocessing import Preprocessing
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.tables import utc_now
@@ -50,7 +53,7 @@ from trunkline.tasks import (
 from trunkline.training.calibrate import calibrate, fit_threshold
 from trunkline.training.cross_validation import prepare_version
 from trunkline.training.export import PROBES
-from trunkline.training.job import EncodedParts, TrainingJob, encode_parts, prompt_of
+from trunkline.training.job import EncodedParts, TrainingJob, encode_parts
 from trunkline.training.merge_weights import (
     MERGED,
     MergeOptions,
@@ -62,7 +65,14 @@ from trunkline.training.merge_weights import (
     modules_of,
     without_calibration,
 )
-from trunkline.training.proof import SAMPLE, Proof, prove, trained_outputs
+from trunkline.training.proof import (
+    SAMPLE,
+    Proof,
+    ProofInput,
+    proof_input,
+    prove,
+    trained_outputs,
+)
 from trunkline.training.run import (
     RunContext,
     evaluate_artifact,
@@ -147,15 +157,14 @@ def merge_versions(
     with _staging_folder() as name:
         folder = Path(name)
         context.stage("merging")
-        model = merge_adapters(context.text_base, artifacts, options, rank, task.head_size)
+        model = merge_adapters(context.engine.base, artifacts, options, rank, task.head_size)
         task = _calibrated(context, model, task, artifacts, shared, notes)
         artifact = _write_artifact(
             context, folder / "artifact", model, task, artifacts, rank, shared
         )
         context.stage("proving the artifact")
         prompts = _prompts(context, artifact, task, shared)
-        pad_id = context.text_base.tokenizer.pad_token_id
-        expected = trained_outputs(model, task, prompts, pad_id)
+        expected = trained_outputs(model, task, prompts, context.pad_id)
         del model
         proof = prove(expected, context.engine, artifact, task, prompts)
         report: EvaluationReport | None = None
@@ -198,12 +207,11 @@ def _calibrated(
     notes: list[str],
 ) -> AnyTask:
     """The task, calibrated again if every parent was, or with a new threshold."""
-    pad_id = context.text_base.tokenizer.pad_token_id
     if isinstance(task, MultilabelTask):
         if shared is None:
             notes.append("Its threshold is 0.5, since there are no validation rows.")
             return task
-        return fit_threshold(model, task, shared.encoded.validation, pad_id)
+        return fit_threshold(model, task, shared.encoded.validation, context.pad_id)
     if not isinstance(task, ClassificationTask):
         return task
     calibrated = ["calibration" in artifact.manifest.task for artifact in artifacts]
@@ -214,7 +222,7 @@ def _calibrated(
     if not all(calibrated):
         return task
     context.stage("calibrating")
-    return calibrate(model, task, shared.encoded.validation, pad_id)
+    return calibrate(model, task, shared.encoded.validation, context.pad_id)
 
 
 # ------------------------------------------------------------------------------------- documents
@@ -245,9 +253,12 @@ def _write_artifact(
         weight = model.base_model.model.get_submodule(head).weight
         tensors[f"{PREFIX}{head}.weight"] = weight.detach().float().cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    tree = read_module_tree(context.text_base.info.folder, with_head=task.head_size is not None)
-    adapted = {module for artifact in artifacts for module in modules_of(artifact)}
-    targets = tree.targets(adapted)
+    targets = sorted({module for artifact in artifacts for module in modules_of(artifact)})
+    if not first.reads_images:
+        tree = read_module_tree(
+            context.engine.base.info.folder, with_head=task.head_size is not None
+        )
+        targets = tree.targets(set(targets))
     write_json(
         folder / CONFIG,
         {**config, "r": rank, "lora_alpha": rank, "target_modules": targets},
@@ -259,6 +270,7 @@ def _write_artifact(
         task=task.to_json(),
         template=first.make_template(),
         max_length=first.max_length,
+        preprocessing=first.make_preprocessing() if first.reads_images else None,
         data=first.data if shared else unknown,
     )
     return read_artifact(folder, manifest.digest)
@@ -302,7 +314,7 @@ def _results(job: TrainingJob, report: EvaluationReport) -> dict[str, Any]:
 
 
 def _split(context: RunContext) -> str:
-    quantized = context.text_base.quantized
+    quantized = getattr(context.engine.base, "quantized", None)
     return f"test, base in {quantized}" if quantized else "test"
 
 
@@ -316,7 +328,7 @@ def _record_evaluation(
 ) -> None:
     context.registry.evaluations.record(
         recipe=job.recipe.name,
-        base_digest=context.text_base.digest,
+        base_digest=context.engine.base.digest,
         dataset_id=dataset_id,
         split=_split(context),
         results=_results(job, report),
@@ -355,14 +367,25 @@ def _shared_data(
 
 def _prompts(
     context: RunContext, artifact: Artifact, task: AnyTask, shared: _SharedData | None
-) -> list[list[int]]:
-    """Prompts for the proof: of test rows, or of fixed texts."""
+) -> list[ProofInput]:
+    """Inputs for the proof: of test rows, or fixed texts or random pictures."""
     if shared is not None:
-        return [prompt_of(example) for example in shared.encoded.test.examples[:SAMPLE]]
-    base, manifest = context.text_base, artifact.manifest
+        return [proof_input(example) for example in shared.encoded.test.examples[:SAMPLE]]
+    base, manifest = context.engine.base, artifact.manifest
+    if not isinstance(base, Base):
+        return _random_pictures(manifest.make_preprocessing())
     limit = prompt_limit(task, min(manifest.max_length or base.info.context, base.info.context))
     template = manifest.make_template()
     return [encode_prompt(text, template, base.tokenizer, limit).ids for text in PROBES]
+
+
+def _random_pictures(preprocessing: Preprocessing) -> list[ProofInput]:
+    """Pictures of random colors, as many as there are fixed texts."""
+    import torch
+
+    size = (len(PROBES), 3, preprocessing.height, preprocessing.width)
+    pictures = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    return [partial(torch.clone, picture) for picture in pictures]
 
 
 def _staging_folder() -> tempfile.TemporaryDirectory[str]:

@@ -17,8 +17,7 @@ from typing import Any, get_args
 from trunkline.adapters.artifact import CONFIG, WEIGHTS, Artifact, write_json
 from trunkline.adapters.config import MAX_RANK, PREFIX, adapted_module, is_head
 from trunkline.adapters.provenance import MAX_PARENTS, MergeMethod
-from trunkline.bases import load_fresh
-from trunkline.bases.load import Base
+from trunkline.bases import AnyBase, Base, load_fresh, load_fresh_image
 from trunkline.errors import RefusedError, UsageError
 from trunkline.registry.records import VersionRecord
 
@@ -118,11 +117,6 @@ def check_mergeable(versions: Sequence[VersionRecord], artifacts: Sequence[Artif
                 "Merge plain LoRA adapters, or use --ensemble, which averages answers.",
             )
         other = artifact.manifest
-        if other.reads_images:
-            raise RefusedError(
-                f"{version.ref} reads pictures; only adapters for text are merged.",
-                "Use --ensemble, which averages answers.",
-            )
         if other.task["kind"] == "tagging":
             raise RefusedError(
                 f"{version.ref} is for tagging, which is not merged.",
@@ -137,6 +131,7 @@ def check_mergeable(versions: Sequence[VersionRecord], artifacts: Sequence[Artif
                 without_calibration(other.task),
                 "outputs can be averaged only if each means the same",
             ),
+            ("preprocessing", first.preprocessing, other.preprocessing, "they see other pixels"),
             ("template", first.template, other.template, "each expects its own prompts"),
             ("max_length", first.max_length, other.max_length, "they cut texts differently"),
         ):
@@ -195,7 +190,7 @@ def _second(key: str) -> str:
 
 
 def merge_adapters(
-    base: Base,
+    base: AnyBase,
     artifacts: Sequence[Artifact],
     options: MergeOptions,
     rank: int,
@@ -217,7 +212,8 @@ def merge_adapters(
 
     device = str(base.device)
     dtype = "fp32" if base.device.type == "cpu" else "auto"
-    model = load_fresh(base.info.name, outputs, device=device, dtype=dtype)
+    load = load_fresh if isinstance(base, Base) else load_fresh_image
+    model: Any = load(base.info.name, outputs, device=device, dtype=dtype)
     if outputs is not None:
         _set_head(model, artifacts, options.weights)
     with (

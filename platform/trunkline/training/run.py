@@ -96,10 +96,10 @@ class RunContext:
     on_run: Callable[[int], None] = lambda number: None
 
     @property
-    def text_base(self) -> Base:
-        """The base, where only one of text can be meant."""
-        assert isinstance(self.engine.base, Base)
-        return self.engine.base
+    def pad_id(self) -> int:
+        """Id of the padding token; 0 for pictures."""
+        base = self.engine.base
+        return int(base.tokenizer.pad_token_id) if isinstance(base, Base) else 0
 
     def stage(self, text: str) -> None:
         """Report the start of a stage.
