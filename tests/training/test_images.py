@@ -177,6 +177,15 @@ def test_pictures_of_another_size_are_trained_and_answered(
     ]
 
 
+def test_search_trains_pictures_one_after_another(image_platform: Platform, shapes: Path) -> None:
+    space = {"r": "2,4", "lora_dropout": "0,0.1"}
+    result = image_platform.tune(shapes_recipe(shapes, max_steps=2), trials=3, space=space)
+    assert len(result.trials) == 3
+    assert {trial.error for trial in result.trials} == {None}
+    assert result.best is not None
+    assert len(image_platform.registry.runs.list()) == 1
+
+
 # -------------------------------------------------------------------------------------- refused
 
 

@@ -320,15 +320,23 @@ class _Search:
         functions: Sequence[Callable[[Place], TrainerOutput]],
     ) -> list[TrainerOutput | Exception]:
         """Call the functions at once, or one after another if they can't share the base."""
+        if self._share_base(names, drawn):
+            return train_together(names, functions)
+        return [
+            train_together([name], [function])[0]
+            for name, function in zip(names, functions, strict=True)
+        ]
+
+    def _share_base(self, names: Sequence[str], drawn: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether trainings with these settings can use one copy of the base."""
+        if self._job.dataset.modality == "image":
+            return False
         try:
             jobs = [with_settings(self._job.recipe, chosen).settings for chosen in drawn]
             check_together(dict(zip(names, jobs, strict=True)), self._context.engine.base.device)
         except TrunklineError:
-            return [
-                train_together([name], [function])[0]
-                for name, function in zip(names, functions, strict=True)
-            ]
-        return train_together(names, functions)
+            return False
+        return True
 
     def _record(self, watch: _Watch, outcome: TrainerOutput | Exception) -> None:
         """Keep what a trial gave."""
