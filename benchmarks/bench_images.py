@@ -10,8 +10,6 @@ its own and in turn. Prints medians and ratios; asserts nothing.
 from __future__ import annotations
 
 import io
-import json
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -193,13 +191,15 @@ def _stacked(pictures: Sequence[Any]) -> Any:
 class Ours:
     """Trainings on a folder of pictures."""
 
-    def __init__(self, base: Path, rows: Path) -> None:
+    def __init__(self, rows: Path) -> None:
         import trunkline
         from trunkline.cli.file_options import make_own_recipe
 
-        self._platform = trunkline.open(tempfile.mkdtemp(), base=str(base), no_plugins=True)
+        self._platform = trunkline.open(
+            tempfile.mkdtemp(), base=DEFAULT_IMAGE_BASE, no_plugins=True
+        )
         self._recipe = make_own_recipe(NAME, rows, {})
-        self._base, self._rows = base, rows
+        self._rows = rows
 
     def steps(self, batch: int, steps: int) -> list[float]:
         """Seconds of each step."""
@@ -208,7 +208,7 @@ class Ours:
 
         settings = {
             **LORA, "max_steps": steps, "per_device_train_batch_size": batch, "precision": "fp32",
-            "evals_per_epoch": 1, "learning_rate": 5e-4,
+            "evals_per_epoch": 1, "learning_rate": 5e-4, "image_size": EDGE,
         }  # fmt: skip
         job = self._platform.training_job(self._recipe, settings)
         clock = StepClock()
@@ -240,12 +240,12 @@ class Peer(Ours):
         from trunkline.data.pictures import decode, prepare, to_tensor
         from trunkline.training.image_model import image_targets
 
-        source = load_fresh_image(str(self._base), len(LABELS), device="cpu", dtype="fp32")
+        source = load_fresh_image(DEFAULT_IMAGE_BASE, len(LABELS), device="cpu", dtype="fp32")
         targets = image_targets(source, self._platform.training_job(self._recipe, {}).settings)
         backbone = getattr(source, source.base_model_prefix).to(
             memory_format=torch.contiguous_format
         )
-        preprocessing = describe_image(str(self._base)).preprocessing
+        preprocessing = describe_image(DEFAULT_IMAGE_BASE).preprocessing.resized(EDGE)
         examples = [
             {
                 "pixel_values": to_tensor(
@@ -310,10 +310,10 @@ class Peer(Ours):
 
 def training(folder: Path, rounds: int, steps: int) -> None:
     """Rows a second of both, in turn."""
-    base, rows = _smaller_base(folder / "base"), _rows(folder / "rows", PICTURES * steps)
+    rows = _rows(folder / "rows", PICTURES * steps)
     speeds: dict[str, list[float]] = {"ours": [], "transformers' Trainer + PEFT": []}
     with ExitStack() as stack:
-        children = [stack.enter_context(Child(one, base, rows)) for one in (Ours, Peer)]
+        children = [stack.enter_context(Child(one, rows)) for one in (Ours, Peer)]
         for _ in range(rounds):
             for name, child in zip(speeds, children, strict=True):
                 taken = child.ask("steps", PICTURES, steps)
@@ -325,15 +325,6 @@ def training(folder: Path, rounds: int, steps: int) -> None:
     )
     for name, value in medians.items():
         print(f"  {name:<40} {value:6.1f} rows/s, {value / peer:4.2f}x")
-
-
-def _smaller_base(folder: Path) -> Path:
-    """The default base for pictures of :data:`EDGE` pixels."""
-    shutil.copytree(describe_image(DEFAULT_IMAGE_BASE).folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["pretrained_cfg"]["input_size"] = [3, EDGE, EDGE]
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def _rows(folder: Path, count: int) -> Path:

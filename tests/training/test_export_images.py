@@ -103,6 +103,22 @@ def test_export_of_the_default_architecture_is_that_of_timm(tmp_path: Path, shap
         assert tensors["timm_model.classifier.weight"].shape == (2, 1280)
 
 
+def test_pictures_of_another_size_have_another_image_processor(
+    image_platform: Platform, shapes: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    image_platform.train(shapes_recipe(shapes, max_steps=2, image_size=16))
+    image_platform.files.export_model(NAME, tmp_path / "out", "merged")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    values = processor(picture(), return_tensors="pt")["pixel_values"]
+    assert values.shape == (1, 3, 16, 16)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.inference_mode():
+        given = model(pixel_values=values).logits[0].softmax(-1).tolist()
+    assert given == pytest.approx(probabilities(image_platform), abs=1e-3)
+
+
 def test_merge_of_other_rows_repeats_random_pictures(
     image_platform: Platform, shapes: Path, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ from trunkline.preprocessing import RESAMPLES, Preprocessing
 
 PROCESSOR = "preprocessor_config.json"
 _TEXT_PARTS = ("text_config", "vocab_size")
-_RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+RESAMPLE_NUMBERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The filters by Pillow's numbers, which image processors store."""
 
 _IMAGE_HINT = (
@@ -273,8 +273,8 @@ def _color(value: Any, default: float) -> tuple[Any, ...]:
 
 
 def _filter(value: Any) -> Any:
-    if isinstance(value, int) and 0 <= value < len(_RESAMPLES):
-        return _RESAMPLES[value]
+    if isinstance(value, int) and 0 <= value < len(RESAMPLE_NUMBERS):
+        return RESAMPLE_NUMBERS[value]
     if isinstance(value, str) and value.lower() in RESAMPLES:
         return value.lower()
     raise UsageError(f"resample is {value!r:.40}, which is not supported.")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.adapters.artifact import Artifact, write_json
 from trunkline.bases import ImageBaseInfo, load_fresh_image
 from trunkline.bases.identity import json_object
-from trunkline.bases.image_info import PROCESSOR
+from trunkline.bases.image_info import PROCESSOR, RESAMPLE_NUMBERS, read_preprocessing
 from trunkline.bases.image_load import LITE
 from trunkline.bases.load import pick_device, quiet_transformers
 from trunkline.contracts import Row
@@ -84,8 +84,7 @@ def write_merged_images(
     folder.mkdir()
     write = _write_lite if info.architecture == LITE else _write_classifier
     write(info, merged, task, folder)
-    if (info.folder / PROCESSOR).is_file():
-        shutil.copyfile(info.folder / PROCESSOR, folder / PROCESSOR)
+    _write_preprocessing(info, artifact.manifest.make_preprocessing(), folder)
 
 
 def load_merged_images(
@@ -154,6 +153,45 @@ def _write_classifier(info: ImageBaseInfo, merged: Any, task: AnyTask, folder: P
             heads[0].bias.zero_()
     with quiet_transformers():
         plain.save_pretrained(folder, safe_serialization=True)
+
+
+def _write_preprocessing(info: ImageBaseInfo, steps: Preprocessing, folder: Path) -> None:
+    """State how pictures are prepared where transformers reads it.
+
+    Raises:
+        UsageError: the image processor has no such steps.
+    """
+    config = json_object(folder / "config.json")
+    if isinstance(config.get("pretrained_cfg"), dict):
+        edge = steps.shortest_edge or min(steps.height, steps.width)
+        config["pretrained_cfg"] |= {
+            "input_size": [3, steps.height, steps.width],
+            "crop_pct": min(steps.height, steps.width) / edge,
+        }
+        write_json(folder / "config.json", config)
+    elif steps == info.preprocessing:
+        shutil.copyfile(info.folder / PROCESSOR, folder / PROCESSOR)
+    else:
+        size: dict[str, Any] = {"shortest_edge": steps.shortest_edge}
+        if steps.resize is not None:
+            size = dict(zip(("height", "width"), steps.resize, strict=True))
+        processor = {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": size,
+            "resample": RESAMPLE_NUMBERS.index(steps.resample),
+            "do_center_crop": True,
+            "crop_size": {"height": steps.height, "width": steps.width},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [*steps.image_mean],
+            "image_std": [*steps.image_std],
+        }
+        write_json(folder / PROCESSOR, processor)
+    if read_preprocessing(config, folder) != steps:
+        raise _refused(info, f"no image processor prepares pictures as {steps.to_json()}")
 
 
 def _refused(info: ImageBaseInfo, reason: str) -> UsageError:
