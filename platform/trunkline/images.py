@@ -135,9 +135,9 @@ def parse_picture(text: str, name: str) -> ImageSource:
 
 def _read_file(path: Path) -> bytes:
     """At most one byte more than :data:`MAX_BYTES` of a regular file."""
-    if not path.is_file():
-        raise DataError(f"There is no file {str(path)!r}.", "Give the path of a picture.")
     try:
+        if not path.is_file():
+            raise DataError(f"There is no file {str(path)!r}.", "Give the path of a picture.")
         with path.open("rb") as stream:
             return stream.read(MAX_BYTES + 1)
     except OSError as error:

@@ -94,6 +94,11 @@ def test_rows_with_the_same_text_are_one_group(tmp_path: Path) -> None:
 def test_group_column(tmp_path: Path, claims: str) -> None:
     files = DataFiles(file=claims, text="body", label="kind", group="customer")
     assert [row.group for row in files.rows()] == ["a", "b", "b", "c"]
+    path = written(
+        tmp_path / "b.csv", [("t", "b", "k", "1", name, "train") for name in ("A", "A ", " A", "a")]
+    )
+    rows = list(DataFiles(file=path, text="body", label="kind", group="customer").rows())
+    assert [row.group for row in rows] == ["A", "A", "A", "a"]  # blanks must not divide a group
     path = written(tmp_path / "a.csv", [("t", "b", "k", "1", " ", "train")])
     with pytest.raises(DataError, match="no group"):
         list(DataFiles(file=path, text="body", label="kind", group="customer").rows())

@@ -141,6 +141,39 @@ def test_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         read(folder)
 
 
+def test_link_to_a_folder_is_refused(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "cells")
+    (folder / "broken").symlink_to(draw(tmp_path / "elsewhere") / "sound")
+    with pytest.raises(DataError, match="'broken', a link to a folder"):
+        read(folder)
+
+
+def test_parts_of_a_split_are_no_labels(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / "cells" / name).mkdir(parents=True)
+        (tmp_path / "cells" / name / "0.png").write_bytes(encoded(picture()))
+    with pytest.raises(DataError, match="the labels would be test and train"):
+        read(tmp_path / "cells")
+
+
+def test_options_for_reading_apply_to_the_table_in_the_folder(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "cells")
+    table = "path;label;group\ncracked/0.png;beschädigt;1\nsound/0.png;gut;2\n"
+    (folder / "labels.csv").write_bytes(table.encode("cp1252"))
+    options = {"delimiter": ";", "encoding": "cp1252"}
+    config = make_own_recipe("own/cells", folder, options)
+    assert config.data is not None
+    rows = list(config.data.rows())
+    assert [(row.target, row.group) for row in rows] == [("beschädigt", "1"), ("gut", "2")]
+
+
+def test_name_that_no_file_can_have_names_the_row(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "cells")
+    (folder / "labels.csv").write_text(f"path,label\n{'x' * 300}.png,bad\n")
+    with pytest.raises(DataError, match=r"Row 1 \(line 2\) of labels\.csv: .* name too long"):
+        read(folder)
+
+
 def test_source_names_the_folder_with_its_digest(tmp_path: Path) -> None:
     files = DataFiles(file=str(draw(tmp_path / "cells")), image="path", label="label")
     before = files.dataset("own/cells")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trunkline.cli.file_options import make_own_recipe
 from trunkline.data.columns import DataFiles
 from trunkline.data.readers import FileOptions, digest_of, read_columns, read_rows
 from trunkline.errors import DataError, NotFoundError, TrunklineError, UsageError
@@ -97,6 +98,8 @@ def test_the_digest_covers_names_and_texts(tmp_path: Path) -> None:
         ({"good/1.txt": "a", "good/1.pdf": "b"}, "good/1.pdf"),
         ({"good/1.txt": "a", "1.txt": "b"}, "different depths"),
         ({"a/b/c/1.txt": "a"}, "too deep"),
+        ({"train/1.txt": "a", "Test/1.txt": "b"}, "the labels would be Test and train"),
+        ({"good/train/1.txt": "a", "bad/dev/1.txt": "b"}, "the labels would be dev and train"),
     ],
 )
 def test_what_could_be_read_in_two_ways_is_refused(
@@ -108,6 +111,29 @@ def test_what_could_be_read_in_two_ways_is_refused(
         list(read_rows(folder))
     assert part in error.value.message
     assert error.value.hint
+
+
+def test_link_to_a_folder_is_refused(tmp_path: Path) -> None:
+    """Its texts would be missing without a word."""
+    folder = write(tmp_path / "reviews", REVIEWS)
+    (folder / "ugly").symlink_to(write(tmp_path / "elsewhere", {"1.txt": "a"}))
+    for read in (read_columns, digest_of, lambda path: list(read_rows(path))):
+        with pytest.raises(DataError, match="'ugly', a link to a folder"):
+            read(folder)
+
+
+def test_split_of_the_folders_is_used_unless_another_is_named(tmp_path: Path) -> None:
+    parts = {
+        f"{split}/{name}": text for split in ("train", "test") for name, text in REVIEWS.items()
+    }
+    folder = write(tmp_path / "reviews", parts)
+    made = make_own_recipe("own/reviews", folder, {"label": "label"})
+    assert made.data is not None
+    assert made.data.split == "split"
+    folder = write(tmp_path / "kinds", {f"books/{name}": text for name, text in REVIEWS.items()})
+    made = make_own_recipe("own/reviews", folder, {"label": "label"})
+    assert made.data is not None
+    assert made.data.split is None
 
 
 def test_links_wrong_options_and_columns_are_refused(tmp_path: Path) -> None:

@@ -149,17 +149,18 @@ def make_own_recipe(
         UsageError: no column to learn is named, or several are; a file or an option is wrong.
     """
     from trunkline.data.columns import TARGETS
-    from trunkline.data.readers import FORMATS, FileOptions, holds_pictures, read_columns
+    from trunkline.data.readers import FORMATS, holds_pictures, is_dataset, read_columns
     from trunkline.training.config import make_config
 
     if FORMATS.get(file.suffix.lower()) == "CoNLL":
         columns = {"spans": "spans", **columns}
     if holds_pictures(file):
         columns = _of_pictures(file, columns)
+    elif file.is_dir() and not is_dataset(file):
+        columns = _with_official_split(file, columns)
     learned = [f"--{option}" for option in TARGETS if option in columns]
     if len(learned) != 1:
-        reading = {key: columns.get(key) for key in ("encoding", "delimiter", "quoting")}
-        names = ", ".join(read_columns(file, FileOptions(**reading))[:20])
+        names = ", ".join(read_columns(file, _reading(columns))[:20])
         raise UsageError(
             f"{' and '.join(learned)} can't be combined."
             if learned
@@ -183,13 +184,29 @@ def _of_pictures(folder: Path, columns: dict[str, Any]) -> dict[str, Any]:
     from trunkline.data.columns import TARGETS
     from trunkline.data.readers import read_columns
 
-    known = read_columns(folder)
+    known = read_columns(folder, _reading(columns))
     own: dict[str, Any] = {"image": "path"}
     if not any(option in columns for option in TARGETS):
         own["label"] = "label"
     optional = ("group",) if {"validation", "test"} & columns.keys() else ("group", "split")
     own |= {column: column for column in optional if column in known}
     return {**own, **columns}
+
+
+def _with_official_split(folder: Path, columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a folder of texts, with the split that its layout has."""
+    from trunkline.data.readers import holds_split
+
+    if {"split", "test", "validation"} & columns.keys() or not holds_split(folder):
+        return columns
+    return {**columns, "split": "split"}
+
+
+def _reading(columns: dict[str, Any]) -> FileOptions:
+    """The options for the reader among the fields of a data set."""
+    from trunkline.data.readers import FileOptions
+
+    return FileOptions(**{name: columns.get(name) for name in ("encoding", "delimiter", "quoting")})
 
 
 def parse_file_options(reading: dict[str, Any], *, has_file: bool) -> FileOptions:

@@ -34,10 +34,11 @@ from trunkline.data.readers import (
     split_path,
     splits_of,
 )
+from trunkline.data.readers.folders import SPLITS
 from trunkline.data.readers.rows import missing_column
 from trunkline.errors import DataError, TooLargeError, UsageError
 from trunkline.images import ImageSource
-from trunkline.labels import is_blank
+from trunkline.labels import clean_label, is_blank
 
 TARGETS: Mapping[str, Task] = {
     "label": "classification",
@@ -49,13 +50,6 @@ TARGETS: Mapping[str, Task] = {
     "relevant": "ranking",
 }
 """Column of the target → the task that it makes."""
-
-SPLITS: Mapping[str, str] = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""A value of the split column, in any case → the part."""
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
@@ -407,7 +401,7 @@ class DataFiles(BaseModel):
             # A digest, because groups are recorded. An official split may divide equal texts.
             normal = " ".join(text.split()).casefold()
             return hashlib.sha256(f"{part}\0{normal}".encode(errors="replace")).hexdigest()[:16]
-        if not (group := row[self.group]).strip():
+        if not (group := clean_label(row[self.group])):
             raise DataError(
                 f"{row.place} has no group in {self.group!r}.",
                 "Give an independent row a group of its own.",

@@ -27,6 +27,7 @@ from trunkline.data.readers.image_folder import PictureFolder, find_pictures, ho
 from trunkline.data.readers.json_rows import unique_keys
 from trunkline.data.readers.rows import EmbeddedPicture, FileOptions, FileRow
 from trunkline.data.readers.text import decode_text, read_entries
+from trunkline.data.readers.text_folder import holds_split
 
 __all__ = [
     "FORMATS",
@@ -42,6 +43,7 @@ __all__ = [
     "find_pictures",
     "holds_lists",
     "holds_pictures",
+    "holds_split",
     "is_dataset",
     "is_hub",
     "is_in_cache",

@@ -7,17 +7,21 @@ columns. Rows hold paths; pictures are read when they are needed.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
 from trunkline.data.readers.delimited import DelimitedFile
+from trunkline.data.readers.folders import (
+    check_labels,
+    row_files,
+    unreadable_folder,
+    walk,
+)
 from trunkline.data.readers.rows import FileOptions, FileRow, missing_column
-from trunkline.errors import DataError, reason_of
+from trunkline.errors import DataError
 from trunkline.images import SUFFIXES
 
 PATH = "path"
@@ -33,7 +37,7 @@ def holds_pictures(path: Path) -> bool:
     if not path.is_dir():
         return False
     return (path / LABELS).is_file() or any(
-        file.suffix.lower() in SUFFIXES for file in islice(_walk(path, lambda error: None), 1)
+        file.suffix.lower() in SUFFIXES for file in islice(walk(path, lambda error: None), 1)
     )
 
 
@@ -61,7 +65,11 @@ def find_pictures(path: Path) -> PictureFolder:
         raise DataError(f"There is no folder {str(path)!r}.", "Name a folder of pictures.")
     pictures: list[Path] = []
     others = 0
-    for file in _walk(path, partial(_refuse_unreadable, path)):
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise unreadable_folder(path, error) from error
+
+    for file in walk(path, unreadable):
         if file.suffix.lower() in SUFFIXES and file.is_file() and not file.is_symlink():
             pictures.append(file.relative_to(path))
         else:
@@ -114,19 +122,10 @@ class ImageFolder:
         """
         if self._labels is not None:
             return [Path(LABELS)]
-        files: list[Path] = []
-        for path in _walk(self._path, partial(_refuse_unreadable, self._path)):
-            shown = path.relative_to(self._path)
-            if path.suffix.lower() not in SUFFIXES or path.is_symlink() or not path.is_file():
-                raise DataError(
-                    f"The folder {self._path.name!r} holds {shown.as_posix()!r}, which is not a "
-                    "picture.",
-                    f"It holds pictures only ({', '.join(SUFFIXES)}); move others elsewhere.",
-                )
-            files.append(shown)
+        files = row_files(self._path, SUFFIXES, "a picture")
         if not files:
             raise DataError(f"The folder {self._path.name!r} holds no picture.", _LAYOUTS)
-        return sorted(files)
+        return files
 
     def _depth(self, files: Sequence[Path]) -> int:
         """How many parts the path of each picture has."""
@@ -138,20 +137,5 @@ class ImageFolder:
                     "another depth than its label needs.",
                     _LAYOUTS,
                 )
+        check_labels(self._path, files)
         return len(first.parts)
-
-
-def _refuse_unreadable(path: Path, error: OSError) -> NoReturn:
-    raise DataError(
-        f"The folder {path.name!r} can't be read: {reason_of(error)}.",
-        "Grant permission to read it.",
-    ) from error
-
-
-def _walk(path: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
-    """All files below a folder, sorted; those that begin with a dot are left out."""
-    for folder, folders, names in os.walk(path, onerror=on_error):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name)

@@ -6,17 +6,21 @@ lie at one depth, so that no file is read in two ways.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from trunkline.data.readers.folders import (
+    SPLIT_DEPTH,
+    check_labels,
+    has_parts,
+    row_files,
+    unreadable_folder,
+)
 from trunkline.data.readers.rows import FileOptions, FileRow, missing_column
 from trunkline.data.readers.text import TextReader
-from trunkline.errors import DataError, reason_of
+from trunkline.errors import DataError
 
 _COLUMNS = ("text", "file", "label", "split")
-_MAX_DEPTH = 3
 
 
 class TextFolder:
@@ -53,27 +57,13 @@ class TextFolder:
         Raises:
             DataError: there is none, or something else than a text file.
         """
-        files: list[Path] = []
-        for folder, folders, names in os.walk(self._path, onerror=self._unreadable):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                path = Path(folder, name)
-                shown = path.relative_to(self._path)
-                if name.startswith("."):
-                    continue
-                if path.suffix.lower() != ".txt" or path.is_symlink() or not path.is_file():
-                    raise DataError(
-                        f"The folder {self._path.name!r} holds {shown.as_posix()!r}, which is not "
-                        "a text file.",
-                        "A folder of rows holds .txt files only; move others elsewhere.",
-                    )
-                files.append(shown)
+        files = row_files(self._path, (".txt",), "a text file")
         if not files:
             raise DataError(
                 f"The folder {self._path.name!r} holds no text file.",
                 "Put one .txt file for each row into it, or into a folder for each label.",
             )
-        return sorted(files)
+        return files
 
     def _depth(self, files: Sequence[Path]) -> int:
         """How many parts the path of each file has."""
@@ -85,11 +75,12 @@ class TextFolder:
                     f"{file.as_posix()!r} lie at different depths.",
                     "Use one layout: FILE, LABEL/FILE or SPLIT/LABEL/FILE.",
                 )
-        if len(first.parts) > _MAX_DEPTH:
+        if len(first.parts) > SPLIT_DEPTH:
             raise DataError(
                 f"In the folder {self._path.name!r} the file {first.as_posix()!r} lies too deep.",
                 "Use one layout: FILE, LABEL/FILE or SPLIT/LABEL/FILE.",
             )
+        check_labels(self._path, files)
         return len(first.parts)
 
     def _read(self, file: Path) -> str:
@@ -101,10 +92,13 @@ class TextFolder:
             with reader:
                 return "".join(reader)
         except OSError as error:
-            self._unreadable(error)
+            raise unreadable_folder(self._path, error) from error
 
-    def _unreadable(self, error: OSError) -> NoReturn:
-        raise DataError(
-            f"The folder {self._path.name!r} can't be read: {reason_of(error)}.",
-            "Grant permission to read it.",
-        ) from error
+
+def holds_split(path: Path) -> bool:
+    """Whether a folder of texts has folders for the parts of a split: ``train/good/1.txt``.
+
+    Raises:
+        DataError: as :class:`TextFolder`.
+    """
+    return has_parts(TextFolder(path, FileOptions()).files())
