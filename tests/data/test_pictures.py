@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,16 +24,47 @@ from trunkline.preprocessing import Preprocessing
 PLAIN = Preprocessing(height=16, width=16)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that states a size and holds no pixels."""
+def png(width: int, height: int, bits: int = 8, color: int = 2, key: bytes = b"") -> bytes:
+    """A PNG that states a size, and a transparent color if there is a key, without pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", b""), chunk(b"IEND", b"")]
+    if key:
+        parts.insert(1, chunk(b"tRNS", key))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("bits", "color", "key"),
+    [(2, 0, b"\0\1"), (4, 0, b"\0\5"), (16, 0, b"\3\xe8"), (16, 2, b"\1\1\2\2\3\3")],
+)
+def test_transparent_color_that_is_not_of_8_bits_is_refused(
+    bits: int, color: int, key: bytes
+) -> None:
+    """Pillow would put other pixels on white, or none."""
+    with pytest.raises(DataError, match="as transparent"):
+        pictures.decode(png(2, 1, bits, color, key))
+
+
+def test_decoder_prints_nothing_beside_the_error() -> None:
+    count = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # the tag for samples per pixel
+    tiff = encoded(picture(), "TIFF")
+    assert count + b"\x03\x00" in tiff
+    broken = tiff.replace(count + b"\x03\x00", count + b"\xff\x00")
+    code = (
+        "import sys\n"
+        "from trunkline.data.pictures import decode\n"
+        "from trunkline.errors import DataError\n"
+        "try:\n    decode(sys.stdin.buffer.read())\n"
+        "except DataError:\n    print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=broken, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"refused\n", b"")
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG"])
@@ -48,7 +81,7 @@ def test_lossless_picture_is_decoded_exactly() -> None:
 @pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (20_001, 1), (8_000, 8_000)])
 def test_huge_size_in_the_header_is_refused_before_decoding(width: int, height: int) -> None:
     with pytest.raises(TooLargeError, match="pixels"):
-        pictures.decode(png_header(width, height))
+        pictures.decode(png(width, height))
 
 
 @pytest.mark.parametrize(

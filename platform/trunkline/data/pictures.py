@@ -8,6 +8,7 @@ has the package that decodes; it is imported when a picture is read.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 """Color modes with transparency, as Pillow names them."""
 
 _PLAIN = ("1", "L", "P", "RGB", "YCbCr", "CMYK", "RGBX")
+_SCALED = ("L;2", "L;4", "I;16B", "RGB;16B")
+"""Raw modes of PNG whose values Pillow scales, but not the color that is transparent."""
+
 _GRAY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 GRAY = ("1", "L", "LA", "La", *_GRAY_16, "MONOCHROME1", "MONOCHROME2")
 """Color modes without colors."""
@@ -96,6 +100,7 @@ def decode_file(data: bytes, name: str = "The picture") -> Decoded:
         frames = int(getattr(picture, "n_frames", 1))
         if frames > 1 and picture.format not in _SEVERAL:
             raise several_frames(name, frames)
+        _check_transparent_color(picture, name)
         picture.load()
         rotated = picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
         pixels = _to_rgb(ops.exif_transpose(picture), name, image_module)
@@ -209,6 +214,14 @@ def check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
+def _check_transparent_color(picture: Any, name: str) -> None:
+    """Refuse a transparent color that is not of 8 bits: Pillow compares it with other values."""
+    if picture.format != "PNG" or "transparency" not in picture.info:
+        return
+    if any(tile.args in _SCALED for tile in picture.tile):
+        raise DataError(f"{name} marks a color of more or less than 8 bits as transparent.", _HINT)
+
+
 def _to_rgb(picture: Any, name: str, image_module: Any) -> np.ndarray:
     """``[height, width, 3]`` uint8 of a loaded picture of any known mode."""
     import numpy as np
@@ -261,4 +274,7 @@ def pillow() -> tuple[Any, Any]:
         raise UsageError(
             "Pictures need the package pillow.", "Run: pip install 'trunkline[images]'"
         ) from None
+    logger = logging.getLogger("PIL")  # what it reports is an error of ours
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
     return Image, ImageOps
