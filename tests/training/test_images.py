@@ -33,6 +33,7 @@ from trunkline.errors import (
 )
 from trunkline.images import ImageSource
 from trunkline.inference.request import Request
+from trunkline.training import run_info
 
 __all__ = ["image_platform", "image_workspace", "shapes", "tiny_resnet"]
 
@@ -124,6 +125,22 @@ def test_resumed_training_gives_the_same_adapter(
             platform.train(shapes_recipe(shapes), should_stop=partial(next, stops))
         result = platform.train(shapes_recipe(shapes), resume=1)
         assert result.version.digest == expected
+
+
+def test_run_is_not_resumed_with_another_decoder(
+    tmp_path: Path, tiny_resnet: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version may give other pixels for the same files."""
+    unchanged = run_info.version
+    stops = chain(repeat(False, 4), repeat(True))
+    for platform in opened_images(tmp_path / "stopped", tiny_resnet):
+        with pytest.raises(Interrupted):
+            platform.train(shapes_recipe(shapes), should_stop=partial(next, stops))
+        monkeypatch.setattr(
+            run_info, "version", lambda name: "0.1" if name == "pillow" else unchanged(name)
+        )
+        with pytest.raises(RefusedError, match=r"pillow was .* and is '0\.1' now"):
+            platform.train(shapes_recipe(shapes), resume=1)
 
 
 def test_number_is_learned_of_pictures(tmp_path: Path, tiny_resnet: Path, shapes: Path) -> None:

@@ -179,8 +179,8 @@ def test_run_of_another_environment_is_not_resumed(
 ) -> None:
     unchanged = run_info.environment
 
-    def elsewhere(device: Any, bf16: bool) -> dict[str, Any]:
-        values = unchanged(device, bf16)
+    def elsewhere(device: Any, bf16: bool, **options: Any) -> dict[str, Any]:
+        values = unchanged(device, bf16, **options)
         (values["packages"] if name == "torch" else values)[name] = "another"
         return values
 

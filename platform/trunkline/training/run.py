@@ -405,6 +405,7 @@ def _start(context: RunContext, job: TrainingJob, dataset_id: int) -> int:
             base.device,
             uses_bf16(recipe.settings.precision, base.device, job.dataset.modality),
             together=context.place.others,
+            pictures=job.dataset.modality == "image",
         ),
         specification=specification(job),
         actor=context.actor,
@@ -429,7 +430,9 @@ def _check_resumable(
     if change is None and not (checkpoint and checkpoint.finished):
         base = context.engine.base
         bf16 = uses_bf16(job.settings.precision, base.device, job.dataset.modality)
-        change = changed_environment(run.environment, environment(base.device, bf16))
+        pictures = job.dataset.modality == "image"
+        now_here = environment(base.device, bf16, pictures=pictures)
+        change = changed_environment(run.environment, now_here)
         if change is None and run.specification is not None:
             change = changed_specification(run.specification, specification(job))
     if change is not None:

@@ -21,6 +21,9 @@ from trunkline.training.distributed import processes
 from trunkline.training.job import TrainingJob
 
 PACKAGES = ("trunkline", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
+IMAGE_PACKAGES = ("pillow", "timm")
+"""Packages that decide which numbers a picture becomes."""
+
 POWERCAP = Path("/sys/class/powercap")
 FORMULA = (
     "6 x parameters x tokens (Kaplan et al. 2020, section 2.1), an upper bound: frozen weights "
@@ -36,15 +39,20 @@ _GIT_SECONDS = 10
 # -------------------------------------------------------------------------------- environment
 
 
-def environment(device: Any, bf16: bool, together: Sequence[str] = ()) -> dict[str, Any]:
+def environment(
+    device: Any, bf16: bool, together: Sequence[str] = (), *, pictures: bool = False
+) -> dict[str, Any]:
     """Package versions, machine and precision, as plain values.
 
     Args:
         device: that trains, of torch.
         bf16: whether it multiplies in bfloat16.
         together: recipes that are trained at the same time on the same copy of the base.
+        pictures: whether it learns pictures.
     """
     import torch
+
+    packages = (*PACKAGES, *IMAGE_PACKAGES) if pictures else PACKAGES
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
@@ -58,7 +66,7 @@ def environment(device: Any, bf16: bool, together: Sequence[str] = ()) -> dict[s
         "together": list(together),
         "precision": "bf16" if bf16 else "fp32",
         "byte_order": sys.byteorder,
-        "packages": {package: _package_version(package) for package in PACKAGES},
+        "packages": {package: _package_version(package) for package in packages},
     }
 
 
@@ -69,7 +77,7 @@ def changed_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
     if others := before.get("together"):
         return f"it was trained together with {' and '.join(others)}"
     counts = ("threads", "processes")
-    for name in ("device", "device_name", "precision", *counts, *PACKAGES):
+    for name in ("device", "device_name", "precision", *counts, *now["packages"]):
         if earlier.get(name) != current.get(name):
             label = f"the number of {name}" if name in counts else name
             return f"{label} was {earlier.get(name)!r} and is {current.get(name)!r} now"
