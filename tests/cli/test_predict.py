@@ -48,6 +48,11 @@ def test_predict_reads_lines_from_stdin(run: Run) -> None:
     assert [answer["text"] for answer in json.loads(result.stdout)] == ["one", "two"]
 
 
+def test_long_text_that_ends_like_the_name_of_a_picture_is_a_text(run: Run) -> None:
+    result = run("predict", "toy/animals", f"{'a carp ' * 60}as in carp.png", "--top", "1")
+    assert result.exit_code == 0, result.stderr
+
+
 def test_predict_of_nothing_from_stdin_is_wrong_usage(run: Run) -> None:
     result = run("predict", "toy/animals", "-", input="\n")
     assert result.exit_code == 2

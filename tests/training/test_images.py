@@ -28,6 +28,7 @@ from trunkline.errors import (
     BaseMismatchError,
     DataError,
     Interrupted,
+    RefusedError,
     TooLargeError,
     UsageError,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,15 +229,14 @@ def _check_modalities(
         )
     if pictured:
         for text in texts:
-            if Path(text).is_dir():
+            if os.path.isdir(text):
                 raise UsageError(
                     f"{text!r} is a folder.",
                     f"`trunkline predict {pictured[0].name} --folder {text}` reads its pictures.",
                 )
     else:
         for text in texts:
-            path = Path(text)
-            if path.suffix.lower() in SUFFIXES and path.is_file():
+            if text.lower().endswith(SUFFIXES) and os.path.isfile(text):
                 raise UsageError(
                     f"{models[0].name} reads text, and {text!r} is a picture.",
                     "Name an adapter that reads pictures, or give a text.",
