@@ -116,6 +116,12 @@ def test_input_without_a_meaning_is_refused(http: TestClient, given: Any) -> Non
     assert response.status_code in (400, 422)
 
 
+def test_input_without_an_embedding_is_refused_by_name(http: TestClient) -> None:
+    response = http.post("/v1/embeddings", json={"model": "base", "input": [0]})  # a zero vector
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == "input"
+
+
 def test_inputs_beyond_the_limits_are_refused(http: TestClient) -> None:
     for given in (["a"] * 9, "a" * 501, [5] * 501):
         response = http.post("/v1/embeddings", json={"model": "base", "input": given})

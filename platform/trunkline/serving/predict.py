@@ -94,7 +94,7 @@ async def rank(body: RankBody, context: Context, request: Request) -> Response:
     texts = [body.query + body.documents[0], *body.documents[1:]]
     await context.submit(model, texts, requests, body.timeout, field="documents")
     answers = await context.answers(request.receive)
-    order, probabilities = ranked([_value(answer)["value"] for answer in answers])
+    order, probabilities = ranked([_value(answer, "documents")["value"] for answer in answers])
     results = [
         {
             "index": index,
@@ -124,12 +124,14 @@ def _label(answer: Answer) -> dict[str, Any]:
     return {"label": answer.label, **abstained, "probabilities": answer.probabilities}
 
 
-def _value(answer: Answer) -> dict[str, Any]:
+def _value(answer: Answer, field: str = "input") -> dict[str, Any]:
     if answer.value is None or not math.isfinite(answer.value):
-        raise DataError(
+        error = DataError(
             f"{answer.adapter} predicts {answer.value} for a text, which is not a finite number.",
             "Check the text.",
         )
+        error.param = field
+        raise error
     return {"value": answer.value, "unit": answer.unit}
 
 
@@ -271,7 +273,9 @@ def _encode(answer: Answer, body: EmbeddingBody) -> Sequence[float] | str:
     """The embedding as numbers, or as base64 of float32, the lowest byte first."""
     embedding = answer.embedding
     if not any(embedding):
-        raise DataError(f"{answer.adapter} gives a text no embedding.", "Use another version.")
+        error = DataError(f"{answer.adapter} gives a text no embedding.", "Use another version.")
+        error.param = "input"
+        raise error
     if body.encoding_format != "base64":
         return embedding
     numbers = array("f", embedding)
