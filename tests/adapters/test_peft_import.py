@@ -430,6 +430,7 @@ NOTED: dict[str, tuple[dict[str, Any], str]] = {
         "layers_to_transform names -1, but",
     ),
     "pattern": ({"target_modules": ".*[qv]_proj"}, "target_modules is a pattern"),
+    "pattern of exclusions": ({"exclude_modules": ".*k_proj"}, "exclude_modules is a pattern"),
 }
 
 
@@ -455,6 +456,18 @@ UNTARGETED: dict[str, tuple[dict[str, Any], str]] = {
     "a layer itself": ({"target_modules": ["q_proj", "v_proj", "mlp"]}, "of 'model.layers.0.mlp'"),
     "output layer": ({"target_modules": ["q_proj", "v_proj", "lm_head"]}, "of 'lm_head'"),
 }
+
+
+def test_matrices_of_a_convolution_are_refused_for_a_linear_layer(
+    refused: Callable[..., str], folder: Path
+) -> None:
+    """PEFT could not load the published folder."""
+
+    def reshape(tensors: dict[str, Any]) -> None:
+        tensors[f"{Q0}.lora_A.weight"] = tensors[f"{Q0}.lora_A.weight"][..., None, None]
+
+    change_tensors(folder, reshape)
+    assert "as a convolution, with the shapes (4, 32, 1, 1) and (32, 4)" in refused(folder)
 
 
 @pytest.mark.parametrize("what", UNTARGETED)

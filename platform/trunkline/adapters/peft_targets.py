@@ -164,8 +164,14 @@ def check_fits_base(peft: PeftFolder, lora: LoraShape, tree: ModuleTree) -> None
                 f"{path} adapts {brief_repr(name)}, which is not a linear layer below the head.",
                 "Only linear layers below the head can be adapted: leave it out of target_modules.",
             )
-        inputs = peft.tensors[f"{PREFIX}{name}.lora_A.weight"].shape[1]
-        outputs = peft.tensors[f"{PREFIX}{name}.lora_B.weight"].shape[0]
+        pair = [peft.tensors[f"{PREFIX}{name}.lora_{one}.weight"].shape for one in "AB"]
+        if any(len(shape) != 2 for shape in pair):
+            raise IntegrityError(
+                f"{path} adapts {brief_repr(name)} as a convolution, with the shapes {pair[0]} and "
+                f"{pair[1]}; it is a linear layer of the base.",
+                _OTHER_BASE,
+            )
+        inputs, outputs = pair[0][1], pair[1][0]
         expected = tree.linear[name]
         if (inputs, outputs) != expected:
             raise IntegrityError(
@@ -236,6 +242,11 @@ def target_notes(config: Mapping[str, Any], tree: ModuleTree) -> list[str]:
         notes.append(
             f"target_modules names {_listed(lacking)}, which this base does not have; the other "
             "modules are adapted."
+        )
+    if isinstance(excluded, str) and excluded:
+        notes.append(
+            "exclude_modules is a pattern, which is not evaluated: the modules that have matrices "
+            "are adapted."
         )
     if _is_texts(excluded) and (lacking := _lacking(excluded, tree)):
         notes.append(f"exclude_modules names {_listed(lacking)}, which this base does not have.")
