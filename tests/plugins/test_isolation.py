@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import locale
 import logging
 import os
+import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +21,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+import click
 import numpy
 import pluggy
 import pytest
@@ -71,9 +77,30 @@ CHANGES = {
     "variables that Trunkline reads": "import os\ndel os.environ['TRUNKLINE_WORKSPACE']",
     "the defaults of torch": "import torch\ntorch.set_default_dtype(torch.float64)",
     "numpy's handling of errors": "import numpy\nnumpy.seterr(all='raise')",
-    "the timer of SIGALRM": "import signal\nsignal.alarm(600)",
+    "a timer that sends a signal": "import signal\nsignal.alarm(600)",
+    "a timer that sends": "import signal\nsignal.setitimer(signal.ITIMER_PROF, 600)",
+    "the signals that are blocked": (
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])"
+    ),
+    "limits of the process": (
+        "import resource as r\nr.setrlimit(r.RLIMIT_NOFILE, (30, r.getrlimit(r.RLIMIT_NOFILE)[1]))"
+    ),
+    "whether garbage is collected": "import gc\ngc.disable()",
+    "the trace function of threads": "import threading\nthreading.settrace(lambda *_: 1 / 0)",
+    "the profile function of threads": "import threading\nthreading.setprofile(lambda *_: None)",
+    "how often threads take turns": "import sys\nsys.setswitchinterval(9)",
     "the time limit of sockets": "import socket\nsocket.setdefaulttimeout(0.001)",
     "replaces json.dumps": "import json\njson.dumps = lambda value, **_: '{}'",
+    "replaces json.encoder.JSONEncoder.default": (
+        "import json\njson.JSONEncoder.default = lambda self, value: str(value)"
+    ),
+    "replaces click.utils.echo": "import click.utils\nclick.utils.echo = lambda *_, **__: None",
+    "replaces methods of sys.stderr": "import sys\nsys.stderr.write = lambda text: 1 / 0",
+    "replaces pathlib.Path.read_text": "import pathlib\npathlib.Path.read_text = lambda *_: ''",
+    "replaces re.compile": "import re\nre.compile = None",
+    "replaces hashlib.sha256": "import hashlib\nhashlib.sha256 = hashlib.md5",
+    "replaces subprocess.Popen": "import subprocess\nsubprocess.Popen = None",
+    "replaces shutil.rmtree": "import shutil\nshutil.rmtree = print",
     "replaces builtins.isinstance": "import builtins\nbuiltins.isinstance = lambda *_: True",
     "replaces os.getcwd": "import os\nos.getcwd = lambda: 1 / 0",
     "replaces threading.excepthook": "import threading\nthreading.excepthook = None",
@@ -141,9 +168,14 @@ def process_state() -> tuple[object, ...]:
         os.environ["TRUNKLINE_WORKSPACE"],
         torch.get_default_dtype(),
         numpy.geterr(),
-        signal.getitimer(signal.ITIMER_REAL),
+        (signal.getitimer(signal.ITIMER_REAL), signal.getitimer(signal.ITIMER_PROF)),
+        (signal.pthread_sigmask(signal.SIG_BLOCK, []), resource.getrlimit(resource.RLIMIT_NOFILE)),
+        (gc.isenabled(), threading.gettrace(), threading.getprofile(), sys.getswitchinterval()),
         socket.getdefaulttimeout(),
         (json.dumps, isinstance, threading.excepthook),
+        (json.JSONEncoder.default, Path.read_text, re.compile, hashlib.sha256),
+        (subprocess.Popen, shutil.rmtree, click.utils.echo),
+        "write" in vars(sys.stderr),
         [sys.modules.get(name) for name in ("json", "pluggy", "torch", "no_such_module")],
         (sys.modules["trunkline.contracts"], trunkline.contracts),
         [one for one in sys.meta_path if getattr(one, "__name__", "") != "Finder"],
@@ -152,6 +184,23 @@ def process_state() -> tuple[object, ...]:
         (logging.getLogRecordFactory(), locale.setlocale, metadata.EntryPoint.load),
         (trunkline.contracts.Row, trunkline.contracts.Row.__eq__, pluggy.PluginManager.register),
     )
+
+
+@pytest.mark.parametrize(
+    "code", ["sys.stdout.close()", "sys.stderr.close()", "sys.stderr.detach()", "os.close(2)"]
+)
+def test_stream_that_a_plugin_closes_is_opened_again(
+    code: str, add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm", f"import os, sys\n{code}")
+    program = (
+        "import sys\nfrom trunkline.plugins import load_plugins\n"
+        "print(*load_plugins().plugin('farm').notes)\nprint('a warning', file=sys.stderr)"
+    )
+    done = run_python(program, site)
+    assert "which was opened again" in done.stdout
+    assert done.stderr.endswith("a warning\n")
+    assert done.returncode == 0
 
 
 def test_module_beside_a_plugin_takes_the_place_of_no_other(

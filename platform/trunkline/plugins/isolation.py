@@ -9,17 +9,29 @@ it and names the plugin.
 from __future__ import annotations
 
 import builtins
+import contextlib
+import csv
+import dataclasses
+import functools
+import hashlib
+import importlib
+import io
 import json
 import locale
 import logging
 import os
+import pathlib
+import re
+import secrets
+import shutil
 import signal
-import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -27,13 +39,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from trunkline.process import (
-    error_filters,
-    exits_refused,
-    remove_error_filters,
-    stdout_to_stderr,
-    working_folder,
-)
+from trunkline.plugins.process_state import SHARED
+from trunkline.process import exits_refused, stdout_to_stderr, working_folder
 from trunkline.workspace import cache_folder
 
 SLOW_SECONDS = 20.0
@@ -65,6 +72,7 @@ def contained(marker: ImportMarker) -> Iterator[list[str]]:
     with ExitStack() as stack:
         stack.enter_context(_marked(marker))
         stack.enter_context(_noted_if_slow(marker))
+        stack.enter_context(_streams_open(notes))
         stack.enter_context(stdout_to_stderr())
         stack.enter_context(exits_refused())
         stack.enter_context(_user_interrupts())
@@ -73,6 +81,58 @@ def contained(marker: ImportMarker) -> Iterator[list[str]]:
         stack.enter_context(_threads_as_daemons(notes))
         stack.enter_context(_modules_restored(notes))
         yield notes
+
+
+@contextmanager
+def _streams_open(notes: list[str]) -> Iterator[None]:
+    """Open the standard streams again that a plugin closes, and restore methods that it replaces.
+
+    Every command uses them.
+    """
+    kept: list[tuple[str, Any, int, int, dict[str, Any]]] = []
+    names = ("stdin", "stdout", "stderr")
+    attributes = [(name, vars(stream), dict(vars(stream))) for name in names
+                  if hasattr(stream := getattr(sys, name), "__dict__")]  # fmt: skip
+    for name in names:
+        stream = getattr(sys, name)
+        with suppress(OSError, ValueError, AttributeError):
+            form = {"encoding": stream.encoding, "errors": stream.errors}
+            number = stream.fileno()
+            kept.append((name, stream, number, os.dup(number), form))
+    try:
+        yield
+    finally:
+        for name, current, before in attributes:
+            if current != before:
+                current.clear()
+                current.update(before)
+                notes.append(f"importing it replaces methods of sys.{name}, which were restored")
+        for name, stream, number, copy, form in kept:
+            lost = _is_closed(stream)
+            if lost or not _is_same_file(number, copy):
+                os.dup2(copy, number)
+                notes.append(f"importing it closes sys.{name}, which was opened again")
+            os.close(copy)
+            if lost:
+                mode, buffering = ("r", -1) if name == "stdin" else ("w", 1)
+                opened = os.fdopen(number, mode, buffering, **form)
+                for owner in (name, f"__{name}__"):
+                    if getattr(sys, owner) is stream:
+                        setattr(sys, owner, opened)
+
+
+def _is_closed(stream: Any) -> bool:
+    try:
+        return bool(stream.closed)
+    except ValueError:  # it was detached from its buffer
+        return True
+
+
+def _is_same_file(number: int, copy: int) -> bool:
+    try:
+        return os.path.sameopenfile(number, copy)
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -130,11 +190,16 @@ def _threads_as_daemons(notes: list[str]) -> Iterator[None]:
 
 # -------------------------------------------------------------------------- state of the process
 
-_GUARDED = (builtins, json, locale, logging, metadata, os, signal, sys, threading, time)
-"""The modules whose functions and classes a plugin must not replace, beside :data:`_OWN`."""
+_GUARDED = (
+    builtins, contextlib, csv, dataclasses, functools, hashlib, importlib, io, json, locale,
+    logging, metadata, os, pathlib, re, secrets, shutil, signal, subprocess, sys, tempfile,
+    threading, time,
+)  # fmt: skip
+"""The modules whose functions, classes and methods a plugin must not replace, beside those of
+:data:`_OWN`: what Trunkline calls for every command."""
 
-_OWN = ("trunkline", "pluggy")
-"""The packages by which every other plugin is loaded; their classes must not change either."""
+_OWN = ("trunkline", "pluggy", "click", "rich")
+"""The packages by which every other plugin is loaded, and every command reads and prints."""
 
 
 @contextmanager
@@ -193,19 +258,20 @@ def _functions() -> list[tuple[dict[str, Any], str, Any, str]]:
 
 
 def _attributes() -> list[tuple[type, dict[str, Any]]]:
-    """The functions and properties of each class of :data:`_OWN`, and of ``EntryPoint``."""
+    """The functions and properties of each class that a guarded module defines."""
     kinds = {
         value: None
         for module in _guarded_modules()
         for value in module.__dict__.values()
-        if isinstance(value, type)
-        and (value.__module__.partition(".")[0] in _OWN or value is metadata.EntryPoint)
+        if isinstance(value, type) and value.__module__.partition(".")[0] in _OWNERS
     }
     return [
         (kind, {name: value for name, value in vars(kind).items() if isinstance(value, _METHODS)})
         for kind in kinds
     ]
 
+
+_OWNERS = frozenset((*_OWN, *(module.__name__.partition(".")[0] for module in _GUARDED)))
 
 _METHODS = (FunctionType, classmethod, staticmethod, property)
 
@@ -269,7 +335,7 @@ def _restored(notes: list[str]) -> Iterator[None]:
     folder, handlers, language = working_folder(), _handlers(), locale.setlocale(locale.LC_ALL)
     streams = (sys.stdin, sys.stdout, sys.stderr)
     hook, limit = sys.excepthook, sys.getrecursionlimit()
-    shared = {name: read() for name, (read, _) in _SHARED.items()}
+    shared = {name: read() for name, (read, _) in SHARED.items()}
     try:
         yield
     finally:
@@ -295,7 +361,7 @@ def _restored(notes: list[str]) -> Iterator[None]:
         if sys.getrecursionlimit() != limit:
             notes.append("importing it changes the recursion limit, which was restored")
             sys.setrecursionlimit(limit)
-        for name, (read, write) in _SHARED.items():
+        for name, (read, write) in SHARED.items():
             if read() != shared[name]:
                 notes.append(f"importing it changes {name}, which was restored")
                 write(shared[name])
@@ -306,86 +372,6 @@ def _handlers() -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {int(number): signal.getsignal(number) for number in signal.valid_signals()}
-
-
-def _mode_mask() -> int:
-    mask = os.umask(0o77)
-    os.umask(mask)
-    return mask
-
-
-def _variables() -> dict[str, str]:
-    """The variables that Trunkline reads."""
-    return {name: value for name, value in os.environ.items() if name.startswith("TRUNKLINE_")}
-
-
-def _restore_variables(before: dict[str, str]) -> None:
-    for name in _variables():
-        del os.environ[name]
-    os.environ.update(before)
-
-
-def _torch_defaults() -> tuple[str, bool, str, str, int]:
-    """The defaults of torch; those of a fresh torch if nothing has imported it."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return ("torch.float32", True, "cpu", "highest", 0)
-    return (
-        str(torch.get_default_dtype()),
-        torch.is_grad_enabled(),
-        str(torch.get_default_device()),
-        torch.get_float32_matmul_precision(),
-        torch.get_deterministic_debug_mode(),
-    )
-
-
-def _restore_torch(before: tuple[str, bool, str, str, int]) -> None:
-    torch: Any = sys.modules["torch"]
-    dtype, gradients, device, precision, determinism = before
-    torch.set_default_dtype(getattr(torch, dtype.removeprefix("torch.")))
-    torch.set_grad_enabled(gradients)
-    torch.set_default_device(None if device == "cpu" else device)
-    torch.set_float32_matmul_precision(precision)
-    torch.set_deterministic_debug_mode(determinism)
-
-
-_NUMPY_DEFAULTS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
-
-
-def _numpy_errors() -> dict[str, str]:
-    """What numpy does about floating-point errors; that of a fresh numpy if nothing imported it."""
-    numpy: Any = sys.modules.get("numpy")
-    return dict(_NUMPY_DEFAULTS) if numpy is None else dict(numpy.geterr())
-
-
-def _restore_numpy(before: dict[str, str]) -> None:
-    sys.modules["numpy"].seterr(**before)
-
-
-def _has_alarm() -> bool:
-    """Whether a timer will send SIGALRM, which ends the program."""
-    return hasattr(signal, "getitimer") and signal.getitimer(signal.ITIMER_REAL)[0] > 0
-
-
-def _remove_alarm(before: bool) -> None:
-    if not before:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-_SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "the file mode mask": (_mode_mask, os.umask),
-    "the level below which logging is disabled": (
-        lambda: logging.root.manager.disable,
-        logging.disable,
-    ),
-    "warnings into errors": (error_filters, remove_error_filters),
-    "variables that Trunkline reads": (_variables, _restore_variables),
-    "the defaults of torch": (_torch_defaults, _restore_torch),
-    "numpy's handling of errors": (_numpy_errors, _restore_numpy),
-    "the timer of SIGALRM": (_has_alarm, _remove_alarm),
-    "the time limit of sockets": (socket.getdefaulttimeout, socket.setdefaulttimeout),
-}
-"""What else a plugin must not change: how to read it, and how to restore it."""
 
 
 # --------------------------------------------------------------------------- unfinished imports
