@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ def test_file_is_uploaded_checked_and_trained(site: Site, promoter: Browser) -> 
     path = answer.headers["location"].removeprefix("/console")
     form = promoter.get(path).text
     assert "animals-1.csv" in form
-    assert "<option>kind</option>" in form
+    assert '<option value="kind">' in form
     fields = {"name": "own/animals", "text": "text", "learned": "label", "column": "kind", **STEPS}
     checked = promoter.post(
         path, fields | {"action": "check"}, headers={"accept": "application/json"}
@@ -252,6 +253,44 @@ def test_odd_files_stay_in_their_folder(
     files = [one for one in (root / "uploads").rglob("*") if one.is_file()]
     assert all(one.parent.parent == root / "uploads" for one in files)
     assert not (root.parent / "etc").exists()
+
+
+def test_column_and_separator_with_blanks_are_taken_as_they_are(
+    site: Site, promoter: Browser
+) -> None:
+    rows = "text, kinds\n" + "".join(f"text {number},red green\n" for number in range(20))
+    path = uploaded(promoter, rows, "blanks.csv").headers["location"].removeprefix("/console")
+    assert '<option value=" kinds">' in promoter.get(path).text
+    fields = {"name": "own/blanks", "text": "text", "learned": "labels", "column": " kinds",
+              "separator": " ", "action": "check"}  # fmt: skip
+    page = promoter.post(path, fields, headers={"accept": "application/json"}).json()
+    assert page["error"] is None
+    assert set(page["check"]["labels"]) == {"red", "green"}
+
+
+@pytest.mark.parametrize("content", [b"text;kind\na;b\n", b"text,kind\n\xe9t\xe9,b\n" * 300])
+def test_file_that_can_not_be_read_is_not_kept_and_has_a_way_out(
+    site: Site, promoter: Browser, content: bytes
+) -> None:
+    """The options that the command line advises are none of the form."""
+    folder = site.platform.workspace.root / "uploads"
+    before = sorted(folder.iterdir()) if folder.is_dir() else []
+    answer = uploaded(promoter, content, "odd.csv")
+    assert answer.status_code == 422
+    assert "Save it as UTF-8 with commas, or train it in a terminal" in answer.text
+    assert "Add --" not in answer.text
+    assert (sorted(folder.iterdir()) if folder.is_dir() else []) == before
+
+
+def test_job_uses_both_bases_of_the_server(
+    site: Site, promoter: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = replace(site.platform, image_base_name="./vision")
+    job = jobs.Job(kind="plan", adapter="toy/animals")
+    monkeypatch.setattr(jobs.sys, "executable", "/bin/true")
+    state = ended(site, jobs.start(platform, job))
+    assert state.job.platform["image_base"] == "./vision"
+    assert state.job.platform["base"] == site.platform.base_name
 
 
 def test_large_file_is_accepted_up_to_the_limit(site: Site, promoter: Browser) -> None:

@@ -219,6 +219,7 @@ def _arguments(platform: Platform) -> dict[str, Any]:
         "no_plugins": platform.no_plugins,
         "block": list(platform.block),
         "strict": platform.strict,
+        "image_base": platform.image_base_name,
     }
 
 

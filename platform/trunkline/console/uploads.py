@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from trunkline.console.access import Access
 from trunkline.console.pages import N_
 from trunkline.data.readers import FileOptions, read_columns
-from trunkline.errors import IntegrityError, NotFoundError, UsageError
+from trunkline.errors import DataError, IntegrityError, NotFoundError, UsageError
 from trunkline.files import read_json_object, write_atomically
 from trunkline.refs import shown, valid_name
 from trunkline.workspace import Workspace
@@ -25,6 +26,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll")
 
 _ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _OWNER = "upload.json"
+_COMMAND = "trunkline train --data FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,22 @@ def keep(workspace: Workspace, name: str, content: bytes, access: Access) -> Upl
     if existing is None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)
+    try:
+        columns = tuple(read_columns(file, FileOptions()))
+    except DataError as error:
+        if existing is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise DataError(error.message, _hint_for(suffix)) from error
     owners = [*_owners(folder), access.actor or ""]
     write_atomically(folder / _OWNER, json.dumps({"owners": list(dict.fromkeys(owners))}))
-    return Upload(id, file, tuple(read_columns(file, FileOptions())))
+    return Upload(id, file, columns)
+
+
+def _hint_for(suffix: str) -> str:
+    """What to do about a file whose columns can't be read; pages have no options for that."""
+    delimiter = {".csv": " with commas", ".tsv": " with tabs"}.get(suffix, "")
+    wanted = "Save it again" if suffix == ".parquet" else f"Save it as UTF-8{delimiter}"
+    return f"{wanted}, or train it in a terminal, which has options for reading: {_COMMAND}."
 
 
 def find(workspace: Workspace, id: str, access: Access) -> Upload:

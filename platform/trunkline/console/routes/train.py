@@ -300,8 +300,8 @@ def _own_source(view: View, uploaded: Upload) -> Source:
     """
     from trunkline.training.config import make_config
 
-    form = {name: value.strip() for name, value in view.form.items()}
-    name = Ref.parse(form.get("name", ""))
+    form = view.form  # as it is: a column's name may begin or end with blanks
+    name = Ref.parse(form.get("name", "").strip())
     view.access.check_adapter(name.domain, name.name)
     learned = form.get("learned", "")
     if learned not in LEARNED:
@@ -311,7 +311,7 @@ def _own_source(view: View, uploaded: Upload) -> Source:
     data |= {name: form[name] for name in COLUMN_FIELDS if form.get(name)}
     if learned != "relevant":
         data.pop("candidates", None)
-    if separator := view.form.get("separator", "").strip():
+    if separator := form.get("separator", ""):
         data["separator"] = separator
     missing = [name for name, value in data.items() if not value]
     if missing:
