@@ -22,7 +22,7 @@ _NOT_SHOWN = (
     "cli", "serving", "reference.py", "testing.py",
     "adapters/archive.py", "adapters/card_usage.py", "adapters/hub.py", "adapters/peft_folder.py",
     "adapters/peft_import.py", "adapters/peft_targets.py", "adapters/provenance.py",
-    "adapters/signing.py", "bases/convert.py", "bases/pull.py", "training/export.py",
+    "adapters/signing.py", "bases/convert.py", "bases/pull.py", "training/export",
 )  # fmt: skip
 """What only a terminal or an HTTP client reads."""
 
