@@ -170,8 +170,9 @@ def test_options_for_reading_apply_to_the_table_in_the_folder(tmp_path: Path) ->
 def test_name_that_no_file_can_have_names_the_row(tmp_path: Path) -> None:
     folder = draw(tmp_path / "cells")
     (folder / "labels.csv").write_text(f"path,label\n{'x' * 300}.png,bad\n")
+    files = DataFiles(file=str(folder), image="path", label="label")
     with pytest.raises(DataError, match=r"Row 1 \(line 2\) of labels\.csv: .* name too long"):
-        read(folder)
+        read_rows(files.dataset("own/cells"))
 
 
 def test_source_names_the_folder_with_its_digest(tmp_path: Path) -> None:
