@@ -58,6 +58,15 @@ class Engines:
         return names
 
     @cached_property
+    def serves_images_only(self) -> bool:
+        """Whether a server needs no base for text: only one was chosen, and it is for pictures."""
+        return (
+            self.base_name is not None
+            and self.image_base_name is None
+            and self.names["image"] == self.base_name
+        )
+
+    @cached_property
     def text(self) -> Engine:
         """The engine of the text base."""
         from trunkline.bases import load

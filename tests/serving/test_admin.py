@@ -59,7 +59,7 @@ def test_metrics_name_the_versions_that_answered(http: TestClient) -> None:
         'trunkline_adapter_pool_loads_total{version="toy/animals@1"}',
         'trunkline_adapter_pool_resident_bytes{tier="device",version="toy/animals@1"}',
         'trunkline_http_responses_total{route="/v1/classify",status="200"}',
-        "trunkline_batch_running 0.0",
+        'trunkline_batch_running{modality="text"} 0.0',
     ):
         assert line in text
 

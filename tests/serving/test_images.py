@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from image_workbench import NAME, image_workspace, shapes, tiny_resnet
+from image_workbench import NAME, image_workspace, opened_images, shapes, tiny_resnet
 from server_process import chat_body, openai_client, ready_client, wait_until
 from tiny_images import encoded, picture
 from trunkline.api import Platform, open
@@ -330,3 +330,89 @@ def test_version_that_a_server_holds_is_recorded(client: TestClient, both: Platf
         lambda: bool(both.registry.servers.holders([both.resolve(NAME).digest])),
         "the load is recorded",
     )
+
+
+# ---------------------------------------------------------------------- state of both bases
+
+
+def test_metrics_and_state_have_both_bases(client: TestClient, shapes: Path) -> None:
+    assert [one["modality"] for one in client.get("/admin/state").json()["engines"]] == ["text"]
+    chat = client.post("/v1/chat/completions", json=chat_body())
+    assert chat.status_code == 200
+    assert classify(client, data_url((shapes / "circle" / "0.png").read_bytes())).status_code == 200
+    state = client.get("/admin/state").json()
+    assert [one["modality"] for one in state["engines"]] == ["text", "image"]
+    assert (state["kv_tokens"] > 0, state["base"]) == (True, state["engines"][0]["base"])
+    text = client.get("/metrics").text
+    for line in (
+        'trunkline_batch_running{modality="text"} 0.0',
+        'trunkline_batch_running{modality="image"} 0.0',
+        'trunkline_engine_steps_total{modality="image"} 1.0',
+        f'trunkline_adapter_pool_loads_total{{version="{NAME}@1"}} 1.0',
+        f'trunkline_adapter_pool_resident_bytes{{tier="device",version="{NAME}@1"}}',
+    ):
+        assert line in text
+    assert text.count("# TYPE trunkline_queue_length") == 1
+
+
+def test_base_that_was_loaded_before_the_server_is_in_the_metrics(both: Platform) -> None:
+    assert both.engines.image
+    with ready_client(both, ServerSettings()) as client:
+        wait_until(
+            lambda: 'trunkline_batch_rows{modality="image"}' in client.get("/metrics").text,
+            "the metrics have the base for pictures",
+        )
+
+
+@pytest.fixture
+def pictures_only(
+    tmp_path: Path, image_workspace: Path, tiny_resnet: Path
+) -> Iterator[tuple[Platform, TestClient]]:
+    """A server whose only base is for pictures."""
+    workspace = shutil.copytree(image_workspace, tmp_path / "pictures")
+    for platform in opened_images(workspace, tiny_resnet):
+        with ready_client(platform, ServerSettings()) as client:
+            yield platform, client
+
+
+def test_server_with_a_base_for_pictures_alone(
+    pictures_only: tuple[Platform, TestClient], shapes: Path
+) -> None:
+    platform, client = pictures_only
+    assert [one.modality for one in platform.engines.loaded()] == ["image"]
+    picture = data_url((shapes / "circle" / "0.png").read_bytes())
+    assert classify(client, picture).status_code == 200
+    state = client.get("/admin/state").json()
+    assert (state["base"], len(state["engines"])) == (platform.engines.names["image"], 1)
+    assert client.get("/ready").json()["base"] == state["base"]
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]][:1] == [NAME]
+    residents = client.get("/admin/residents").json()
+    assert [one["name"] for one in residents["data"]] == [f"{NAME}@1"]
+    text = client.get("/metrics").text
+    assert 'trunkline_batch_running{modality="image"} 0.0' in text
+    assert "trunkline_kv_cache" not in text
+
+
+def test_server_with_a_base_for_pictures_alone_refuses_texts(
+    pictures_only: tuple[Platform, TestClient],
+) -> None:
+    platform, client = pictures_only
+    reply = client.post("/v1/chat/completions", json=chat_body())
+    assert reply.status_code == 404
+    assert reply.json()["error"]["code"] == "model_not_found"
+    assert [one.modality for one in platform.engines.loaded()] == ["image"]
+
+
+def test_server_of_pictures_records_its_adapters(
+    pictures_only: tuple[Platform, TestClient], shapes: Path
+) -> None:
+    platform, client = pictures_only
+    classify(client, data_url((shapes / "circle" / "0.png").read_bytes()))
+    digest = platform.resolve(NAME).version.digest
+
+    def recorded() -> bool:
+        return bool(platform.registry.servers.holders([digest]))
+
+    wait_until(recorded, "the registry knows who holds the adapter")
+    (server,) = platform.registry.servers.list(5)
+    assert server.base_name

@@ -16,7 +16,7 @@ from trunkline.registry.records import KeyRecord
 from trunkline.registry.registry import Registry
 from trunkline.serving.errors import ApiError
 from trunkline.serving.models import ModelEntry, ServedModels
-from trunkline.serving.service import ServedBase
+from trunkline.serving.served import ServedBase
 
 BASE = ServedBase("tiny", "b" * 64, 1)
 OTHER_BASE = "c" * 64

@@ -18,7 +18,14 @@ from trunkline.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from trunkline.serving.admin_schemas import ResidentAdapter, Residents, ServerState
+    from trunkline.serving.admin_schemas import (
+        EngineLoad,
+        ResidentAdapter,
+        Residents,
+        ServerState,
+    )
+
+_NAMES = {"text": "texts", "image": "pictures"}
 
 
 @click.command(
@@ -61,15 +68,22 @@ def ps(url: str | None, as_json: bool) -> None:
 
 
 def _fields(state: ServerState, residents: Residents) -> list[tuple[str, object]]:
-    running = f"{state.running} of {counted(state.rows, 'row')} running"
+    several = len(state.engines) > 1
     tokens = f"{state.kv_tokens_used:,} of {state.kv_tokens:,} tokens in use"
     memory = f"{bytes_text(residents.total_bytes)} of {bytes_text(residents.budget_bytes)}"
     return [
         ("state", "draining: accepts no new requests" if state.draining else None),
-        ("requests", f"{running}, {state.waiting:,} waiting"),
-        ("kv cache", f"{tokens}, {state.cached_tokens:,} cached for prefixes"),
+        *((_NAMES[one.modality] if several else "requests", _load(one)) for one in state.engines),
+        ("kv cache", f"{tokens}, {state.cached_tokens:,} cached for prefixes")
+        if state.kv_tokens
+        else ("kv cache", None),
         ("adapters", f"{len(residents.data):,}, {memory}"),
     ]
+
+
+def _load(engine: EngineLoad) -> str:
+    running = f"{engine.running} of {counted(engine.rows, 'row')} running"
+    return f"{running}, {engine.waiting:,} waiting"
 
 
 def _row(resident: ResidentAdapter) -> tuple[object, ...]:

@@ -131,7 +131,8 @@ def serve(
     from trunkline.console.app import create_app
     from trunkline.serving.run import serve as run_server
 
-    run_server(platform, settings, _announcer(has_keys), create=create_app)
+    announce = _announcer(has_keys, images=platform.engines.serves_images_only)
+    run_server(platform, settings, announce, create=create_app)
 
 
 def _parse_limits(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -160,10 +161,11 @@ def _preload(platform: Platform, refs: tuple[str, ...]) -> None:
     models = {model.name: model for model in map(platform.resolve, refs)}
     for name, model in models.items():
         note(f"loading {name}")
-        platform.engine.pool.load(platform.store.fetch(model.version), name)
+        pool = platform.engines.of(model.modality).pool
+        pool.load(platform.store.fetch(model.version), name)
 
 
-def _announcer(has_keys: bool) -> Callable[[str], None]:
+def _announcer(has_keys: bool, *, images: bool) -> Callable[[str], None]:
     """A function that prints the URL and an example request once the server listens."""
 
     def announce(url: str) -> None:
@@ -171,6 +173,11 @@ def _announcer(has_keys: bool) -> Callable[[str], None]:
         messages = '[{"role": "user", "content": "Hello"}]'
         note(f"Listening on {url}; Ctrl-C stops the server.")
         note(f"The console, for a browser: {url}/console. For a program:")
+        if images:
+            note(f"  curl {url}/v1/classify -H 'Content-Type: application/json'{key} \\")
+            picture = '"data:image/jpeg;base64,$(base64 -w0 photo.jpg)"'
+            note(f"""    -d @- <<< '{{"model": "domain/name", "input": {picture}}}'""")
+            return
         note(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\")
         note(f"""    -d '{{"model": "base", "temperature": 0, "messages": {messages}}}'""")
 

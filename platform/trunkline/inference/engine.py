@@ -52,6 +52,7 @@ from trunkline.tasks import GenerationTask
 
 if TYPE_CHECKING:
     from trunkline.bases import Base
+    from trunkline.contracts import Modality
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class Engine:
     Raises:
         BaseModelError: the base can't be computed in packed steps, or memory does not suffice.
     """
+
+    modality: Modality = "text"
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     import torch
 
     from trunkline.bases import ImageBase
+    from trunkline.contracts import Modality
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +76,8 @@ class ImageEngine:
     Attributes:
         observers: called with the account of each request that has ended.
     """
+
+    modality: Modality = "image"
 
     def __init__(
         self,

@@ -109,14 +109,17 @@ class RollbackBody(RefBody):
 
 @router.get("/state", response_model=ServerState, dependencies=_ADMIN)
 async def state(context: Context) -> dict[str, Any]:
-    """Show the requests in flight and the load of the engine."""
+    """Show the requests in flight and the load of the engines."""
     service = context.service
-    engine = asdict(service.engine.state())
+    loads = [
+        {**asdict(one.state()), "base": one.base.info.name, "modality": one.modality}
+        for one in service.engines
+    ]
     return {
-        **engine,
-        "draining": service.draining or engine["draining"],
+        **loads[0],
+        "draining": service.draining or loads[0]["draining"],
         "in_flight": len(service.in_flight),
-        "base": service.base.name,
+        "engines": loads,
     }
 
 
@@ -258,8 +261,7 @@ def _actor(context: RequestContext) -> str | None:
 
 
 def _residents(context: RequestContext) -> dict[str, Any]:
-    context.service.engine  # noqa: B018  # a property that raises until the base is loaded
-    pools, key = [one.pool for one in context.service.platform.engines.loaded()], context.key
+    pools, key = [one.pool for one in context.service.engines], context.key
     return {
         "object": "list",
         "data": [

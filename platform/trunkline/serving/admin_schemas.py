@@ -13,8 +13,22 @@ class _Reply(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
+class EngineLoad(_Reply):
+    """The load of one engine, in sequences or pictures; ``modality`` is what it reads."""
+
+    base: str
+    modality: str
+    waiting: int
+    running: int
+    rows: int
+    steps: int
+
+
 class ServerState(_Reply):
-    """Requests in flight and load of the engine, in sequences and tokens."""
+    """Requests in flight, and load of the engine that was started first, in sequences and tokens.
+
+    ``engines`` has the load of each engine; the one for pictures starts with the first picture.
+    """
 
     base: str
     draining: bool
@@ -26,6 +40,7 @@ class ServerState(_Reply):
     kv_tokens: int
     kv_tokens_used: int
     cached_tokens: int
+    engines: Sequence[EngineLoad]
 
 
 class ResidentAdapter(_Reply):

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from trunkline.errors import TrunklineError
 
 if TYPE_CHECKING:
-    from trunkline.bases.info import BaseInfo
+    from trunkline.bases import AnyInfo
+    from trunkline.contracts import Modality
     from trunkline.lora.pool import AdapterPool
     from trunkline.registry.registry import Registry
 
@@ -65,6 +66,7 @@ class ServerHeartbeat:
 
     Args:
         url: where the server listens; empty if another program owns the socket.
+        modality: what the base reads.
         dtype: in which the base computes.
         interval: seconds between two heartbeats.
     """
@@ -72,14 +74,15 @@ class ServerHeartbeat:
     def __init__(
         self,
         registry: Registry,
-        base: BaseInfo,
+        base: AnyInfo,
         url: str,
         *,
+        modality: Modality = "text",
         dtype: str | None = None,
         interval: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._registry = registry
-        self._dtype = dtype
+        self._dtype, self._modality = dtype, modality
         self._base = base
         self._url = url
         self._interval = interval
@@ -197,6 +200,7 @@ class ServerHeartbeat:
             architecture=base.architecture,
             parameters=base.parameters,
             dtype=base.dtype,
+            modality=self._modality,
         )
         return self._registry.servers.start(
             socket.gethostname(), os.getpid(), self._url, base.digest, dtype=self._dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter as Sums
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,8 +26,10 @@ from trunkline.errors import ForbiddenError, UnavailableError
 from trunkline.serving.service import Context
 
 if TYPE_CHECKING:
-    from trunkline.inference.engine import Engine
+    from trunkline.contracts import Modality
+    from trunkline.inference.image_engine import AnyEngine
     from trunkline.inference.request_state import RequestStats
+    from trunkline.lora.pool import AdapterPool
 
 OTHER = "other"
 
@@ -108,6 +110,8 @@ class Metrics:
     def __init__(self, *, max_versions: int = 1000) -> None:
         self._max_versions = max_versions
         self._registry = CollectorRegistry()
+        self._engines: list[AnyEngine] = []
+        self._registry.register(_EngineCollector(self._engines, self._label))
         self._lock = threading.Lock()
         self._names: set[str] = set()
         by_version = ["version"]
@@ -150,9 +154,9 @@ class Metrics:
             "trunkline_http_requests_in_flight", "HTTP requests in flight.", registry=self._registry
         )
 
-    def watch(self, engine: Engine) -> None:
-        """Also report the state of the engine and its adapter pool."""
-        self._registry.register(_EngineCollector(engine, self._label))
+    def watch(self, engine: AnyEngine) -> None:
+        """Also report the state of an engine and its adapter pool."""
+        self._engines.append(engine)
 
     def observe(self, stats: RequestStats) -> None:
         """Count a request that has ended in the engine."""
@@ -202,34 +206,54 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """Reads the engine and the adapter pool whenever the metrics are rendered."""
+    """Reads the engines and their adapter pools whenever the metrics are rendered."""
 
-    def __init__(self, engine: Engine, label: Callable[[str], str]) -> None:
-        self._engine = engine
+    def __init__(self, engines: Sequence[AnyEngine], label: Callable[[str], str]) -> None:
+        self._engines = engines
         self._label = label
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        state = self._engine.state()
-        for name, value, text in (
-            ("queue_length", state.waiting, "Sequences waiting for a row of the batch."),
-            ("batch_running", state.running, "Sequences in the batch."),
-            ("batch_rows", state.rows, "Rows of the batch."),
-            ("kv_cache_used_tokens", state.kv_tokens_used, "KV cache used by running requests."),
-            ("kv_cache_prefix_tokens", state.cached_tokens, "Unused KV cache that keeps prompts."),
-            ("kv_cache_capacity_tokens", state.kv_tokens, "Size of the KV cache."),
+        engines = [*self._engines]
+        states = {one.modality: one.state() for one in engines}
+        for name, field, text in (
+            ("queue_length", "waiting", "Sequences or pictures waiting for a row of the batch."),
+            ("batch_running", "running", "Sequences or pictures in the batch."),
+            ("batch_rows", "rows", "Rows of the batch."),
         ):
-            yield GaugeMetricFamily(f"trunkline_{name}", text, value)
-        yield CounterMetricFamily("trunkline_engine_steps", "Steps of the engine.", state.steps)
-        yield from self._collect_pool()
+            values = {modality: getattr(state, field) for modality, state in states.items()}
+            yield _by_modality(GaugeMetricFamily, name, text, values)
+        steps = {modality: state.steps for modality, state in states.items()}
+        yield _by_modality(CounterMetricFamily, "engine_steps", "Steps of the engine.", steps)
+        if (state := states.get("text")) is not None:
+            for name, value, text in (
+                ("used", state.kv_tokens_used, "KV cache used by running requests."),
+                ("prefix", state.cached_tokens, "Unused KV cache that keeps prompts."),
+                ("capacity", state.kv_tokens, "Size of the KV cache."),
+            ):
+                yield GaugeMetricFamily(f"trunkline_kv_cache_{name}_tokens", text, value)
+        pools = {one.modality: one.pool for one in engines}
+        yield from self._collect_versions([*pools.values()])
+        for name, field, text in (
+            ("used_bytes", "total_bytes", "Memory used by adapters."),
+            ("capacity_bytes", "budget_bytes", "Memory limit of the adapter pool."),
+        ):
+            values = {modality: getattr(pool, field) for modality, pool in pools.items()}
+            yield _by_modality(GaugeMetricFamily, f"adapter_pool_{name}", text, values)
 
-    def _collect_pool(self) -> Iterator[Metric]:
-        pool = self._engine.pool
+    def _collect_versions(self, pools: Sequence[AdapterPool]) -> Iterator[Metric]:
         resident: Sums[tuple[str, str]] = Sums()
-        for adapter in pool.residents():
-            resident[self._label(adapter.name), adapter.tier] += adapter.bytes
+        loads: Sums[str] = Sums()
+        evictions: Sums[str] = Sums()
+        for pool in pools:
+            for adapter in pool.residents():
+                resident[self._label(adapter.name), adapter.tier] += adapter.bytes
+            for name, counters in pool.all_counters():
+                version = self._label(name)
+                loads[version] += counters.loads
+                evictions[version] += counters.evictions
         sizes = GaugeMetricFamily(
             "trunkline_adapter_pool_resident_bytes",
             "Memory of a resident adapter.",
@@ -237,12 +261,6 @@ class _EngineCollector(Collector):
         )
         for labels, size in resident.items():
             sizes.add_metric(labels, size)
-        loads: Sums[str] = Sums()
-        evictions: Sums[str] = Sums()
-        for name, counters in pool.all_counters():
-            version = self._label(name)
-            loads[version] += counters.loads
-            evictions[version] += counters.evictions
         yield sizes
         for name, text, sums in (
             ("loads", "Adapters loaded from disk.", loads),
@@ -252,8 +270,16 @@ class _EngineCollector(Collector):
             for version, count in sums.items():
                 family.add_metric([version], count)
             yield family
-        for name, value, text in (
-            ("used_bytes", pool.total_bytes, "Memory used by adapters."),
-            ("capacity_bytes", pool.budget_bytes, "Memory limit of the adapter pool."),
-        ):
-            yield GaugeMetricFamily(f"trunkline_adapter_pool_{name}", text, value)
+
+
+def _by_modality(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    values: Mapping[Modality, float],
+) -> Metric:
+    """A metric with a value for the engine of texts, and for that of pictures if it is loaded."""
+    family = kind(f"trunkline_{name}", text, labels=["modality"])
+    for modality, value in values.items():
+        family.add_metric([modality], value)
+    return family

@@ -18,7 +18,8 @@ from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AdapterRecord, KeyRecord, VersionRecord
 from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError, unknown_model
-from trunkline.serving.service import Context, RequestContext, ServedBase
+from trunkline.serving.served import ServedBase
+from trunkline.serving.service import Context, RequestContext
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -181,7 +182,8 @@ class ServedModels:
             BaseMismatchError: it was trained on another base.
         """
         try:
-            if not _may_use(key, ref if ref == BASE else Ref.parse(ref).adapter):
+            lacks = ref == BASE and not self._base.reads_text
+            if lacks or not _may_use(key, ref if ref == BASE else Ref.parse(ref).adapter):
                 raise unknown_model(ref, field, self._near_misses(key, ref))
             model = self._platform.resolve(ref, suggest=False)
         except UsageError:  # malformed, or not found
@@ -200,7 +202,7 @@ class ServedModels:
     def _near_misses(self, key: KeyRecord | None, ref: str) -> list[str]:
         """Up to three models with names similar to ``ref`` that the key may use."""
         adapters = dict(self._usable_adapters(key, ref))
-        names = [BASE, *adapters] if _may_use(key, BASE) else list(adapters)
+        names = [BASE, *adapters] if self._lists_base(key) else list(adapters)
         similar: list[str] = []
         for name, selector in similar_names(ref, names):
             aliases = adapters[name].aliases if name in adapters else {}
@@ -242,8 +244,7 @@ class ServedModels:
     @property
     def _digests(self) -> list[str]:
         """Digests of the bases that this server has."""
-        image = self._image_digest
-        return [self._base.digest] if image is None else [self._base.digest, image]
+        return list(dict.fromkeys(filter(None, (self._base.digest, self._image_digest))))
 
     def get(self, key: KeyRecord | None, ref: str) -> ModelEntry:
         """The entry of one model; raises as :meth:`resolve`."""
@@ -273,7 +274,7 @@ class ServedModels:
     ) -> Iterator[ModelEntry]:
         """Query entries as they are consumed; the caller expects about ``limit`` of them."""
         reached = after is None
-        if _may_use(key, BASE):
+        if self._lists_base(key):
             if reached:
                 yield self._base_entry()
             reached = reached or after == BASE
@@ -358,6 +359,10 @@ class ServedModels:
             for id, number in numbers.items()
             if number in versions and versions[number].base_digest in self._digests
         ]
+
+    def _lists_base(self, key: KeyRecord | None) -> bool:
+        """Whether the bare base answers, and the key may use it; one for pictures doesn't."""
+        return self._base.reads_text and _may_use(key, BASE)
 
     def _base_entry(self) -> ModelEntry:
         base = self._base

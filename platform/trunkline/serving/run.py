@@ -91,7 +91,8 @@ def serve(
     finally:
         listener.close()
         if service.ready and service.with_engine:
-            service.engine.close()
+            for engine in service.engines:
+                engine.close()
     if service.failure is not None:
         raise service.failure
 

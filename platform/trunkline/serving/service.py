@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 import time
@@ -11,7 +10,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -20,7 +19,6 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
 from trunkline.errors import (
-    BaseModelError,
     BusyError,
     DataError,
     DeadlineError,
@@ -31,7 +29,6 @@ from trunkline.errors import (
     TrunklineError,
     UnavailableError,
     UsageError,
-    one_line,
 )
 from trunkline.inference.prompts import locate_error
 from trunkline.inference.request import Answer
@@ -40,8 +37,8 @@ from trunkline.inference.request_state import GenerationHandle
 from trunkline.redaction import redact
 from trunkline.registry.records import KeyRecord, RequestEntry
 from trunkline.serving.errors import deadline_error
-from trunkline.serving.heartbeat import ServerHeartbeat
 from trunkline.serving.request_log import RequestLog
+from trunkline.serving.served import ServedBase, ServedEngines
 from trunkline.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -55,17 +52,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_RETRY_SECONDS = 2.0
 _CANCEL_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServedBase:
-    """The base of a server; ``loaded_at`` is a Unix time."""
-
-    name: str
-    digest: str
-    loaded_at: int
 
 
 class Service:
@@ -73,7 +60,6 @@ class Service:
 
     Attributes:
         with_engine: whether the server loads the base; without, it only shows the workspace.
-        failure: why the base could not be loaded.
         url: where the server listens; empty if another program owns the socket.
         draining: new requests are refused.
         in_flight: the requests in flight, by id.
@@ -92,14 +78,10 @@ class Service:
         self.settings = settings
         self.registry = platform.registry
         self.metrics = metrics
-        self.failure: TrunklineError | None = None
         self.url = ""
         self.draining = False
         self.in_flight: dict[str, RequestContext] = {}
-        self._engine: Engine | None = None
-        self._base: ServedBase | None = None
-        self._image_lock = threading.Lock()
-        self._heartbeat: ServerHeartbeat | None = None
+        self._served = ServedEngines(platform, metrics)
         self._log = RequestLog(self.registry.requests.log) if settings.log_requests else None
         self._query_threads = ThreadPoolExecutor(settings.workers, "registry")
         self._load_threads = ThreadPoolExecutor(settings.workers, "adapters")
@@ -122,44 +104,32 @@ class Service:
         self.draining = True
         if self._log is not None:
             await asyncio.to_thread(self._log.stop)
-        if self._heartbeat is not None:
-            await asyncio.to_thread(self._heartbeat.stop)
-        for engine in self.platform.engines.loaded():
-            if self.metrics.observe in engine.observers:
-                engine.observers.remove(self.metrics.observe)
+        await asyncio.to_thread(self._served.stop)
         self._query_threads.shutdown(wait=False)
         self._load_threads.shutdown(wait=False)
 
     def _load_base(self) -> None:
-        try:
-            engine = self.platform.engine
-            self._base = ServedBase(engine.base.info.name, engine.base.digest, int(time.time()))
-            engine.observers.append(self.metrics.observe)
-            self.metrics.watch(engine)
-            if not (self.registry.read_only or self.draining):
-                self._heartbeat = ServerHeartbeat(
-                    self.registry, engine.base.info, self.url, dtype=engine.base.kind
-                )
-                self._heartbeat.watch(engine.pool)
-                self._heartbeat.start()
-            self._engine = engine
-        except TrunklineError as error:
-            self.failure = error
-        except Exception as error:
-            logging.getLogger("trunkline.serving").exception("The base could not be loaded.")
-            self.failure = BaseModelError(f"The base could not be loaded: {one_line(error)}.")
+        self._served.load(lambda: None if self.registry.read_only or self.draining else self.url)
+
+    @property
+    def failure(self) -> TrunklineError | None:
+        """Why the base could not be loaded."""
+        return self._served.failure
 
     @property
     def ready(self) -> bool:
         """Whether the base is loaded, or none is needed."""
-        return self._engine is not None or not self.with_engine
+        return self._served.ready or not self.with_engine
 
     @property
     def engine(self) -> Engine:
-        """The engine; raises :class:`UnavailableError` until the base is loaded."""
-        if self._engine is None:
-            raise self._not_ready()
-        return self._engine
+        """The engine for texts; raises as :attr:`ServedEngines.text`, and without an engine."""
+        return self._with_engine.text
+
+    @property
+    def engines(self) -> list[AnyEngine]:
+        """The loaded engines, first the one that was loaded at the start; raises as ``base``."""
+        return self._with_engine.loaded
 
     def engine_for(self, request: ResolvedRequest) -> AnyEngine:
         """The engine that answers a request; raises as :meth:`engine_of`."""
@@ -168,36 +138,21 @@ class Service:
         return self.engine_of("image" if reads_images else "text")
 
     def engine_of(self, modality: Modality) -> AnyEngine:
-        """The engine of a base; the first use of the one for pictures loads its base.
-
-        Raises:
-            UnavailableError: the text base is not loaded yet.
-        """
-        if modality == "text":
-            return self.engine
-        with self._image_lock:
-            engine = self.platform.engines.image
-            if self.metrics.observe not in engine.observers:
-                engine.observers.append(self.metrics.observe)
-                if self._heartbeat is not None:
-                    self._heartbeat.watch(engine.pool)
-        return engine
+        """The engine of a base; the first use of the one for pictures loads its base."""
+        return self._with_engine.of(modality)
 
     @property
     def base(self) -> ServedBase:
-        """The base; raises :class:`UnavailableError` until it is loaded."""
-        if self._base is None or self._engine is None:
-            raise self._not_ready()
-        return self._base
+        """The base; raises :class:`UnavailableError` until it is loaded, or if there is none."""
+        return self._with_engine.base
 
-    def _not_ready(self) -> UnavailableError:
+    @property
+    def _with_engine(self) -> ServedEngines:
         if not self.with_engine:
-            return UnavailableError(
+            raise UnavailableError(
                 "This server runs without an engine.", "Start one with: trunkline serve."
             )
-        if self.failure is not None:
-            return UnavailableError("The base could not be loaded.", self.failure.message)
-        return UnavailableError("The base is loading.", "Retry.", retry_after=_RETRY_SECONDS)
+        return self._served
 
     # -------------------------------------------------------------------------------- threads
 

@@ -9,6 +9,7 @@ from trunkline.console.pages import N_, Page, Redirect
 from trunkline.console.routes import Routes
 from trunkline.console.view import View
 from trunkline.errors import NotFoundError, UnavailableError
+from trunkline.lora.pool import AdapterPool
 from trunkline.serving.metrics import Latency
 
 routes = Routes()
@@ -25,17 +26,25 @@ def serving(view: View) -> Page:
     latencies: dict[str, Latency] = {}
     problem: str | None = None
     try:
-        pool = service.engine.pool
-        state = asdict(service.engine.state())
+        engines = service.engines
+        pools = [one.pool for one in engines]
+        state = asdict(engines[0].state())
         engine = {**state, "base": service.base.name, "in_flight": len(service.in_flight)}
+        engine["others"] = [
+            {**asdict(one.state()), "base": one.base.info.name} for one in engines[1:]
+        ]
         if view.access.sees_everything:
-            engine |= {"adapter_bytes": pool.total_bytes, "adapter_budget": pool.budget_bytes}
+            engine |= {
+                "adapter_bytes": sum(one.total_bytes for one in pools),
+                "adapter_budget": sum(one.budget_bytes for one in pools),
+            }
         latencies = {
             name: latency
             for name, latency in service.metrics.latencies().items()
             if view.access.may_use(name.partition("@")[0])
         }
-        for one in pool.residents():
+        held = [(own, one) for own in pools for one in own.residents()]
+        for pool, one in held:
             if view.access.may_use(one.name.partition("@")[0]):
                 latency = latencies.get(one.name)
                 residents.append(
@@ -61,16 +70,16 @@ def load(view: View) -> Redirect:
     view.access.check_ref(view.form.get("ref", ""))
     model = view.platform.resolve(view.form["ref"], suggest=False)
     artifact = view.platform.store.fetch(model.version)
-    view.service.engine.pool.load(artifact, model.name)
+    view.service.engine_of(model.modality).pool.load(artifact, model.name)
     return Redirect("/serving", {"ref": model.name, "resident": True}, done="loaded")
 
 
 @routes.post("/serving/pin", role="admin")
 def pin(view: View) -> Redirect:
     """Pin a resident adapter, or unpin it."""
-    digest = _resident(view)
+    pool, digest = _resident(view)
     pinned = view.form.get("pinned") == "yes"
-    view.service.engine.pool.pin(digest, pinned)
+    pool.pin(digest, pinned)
     data = {"digest": digest, "pinned": pinned}
     return Redirect("/serving", data, done="pinned" if pinned else "unpinned")
 
@@ -78,15 +87,16 @@ def pin(view: View) -> Redirect:
 @routes.post("/serving/unload", role="admin")
 def unload(view: View) -> Redirect:
     """Evict an adapter; one in use is evicted when its last request ends."""
-    digest = _resident(view)
-    evicted = view.service.engine.pool.unload(digest)
+    pool, digest = _resident(view)
+    evicted = pool.unload(digest)
     return Redirect("/serving", {"digest": digest, "resident": not evicted}, done="unloaded")
 
 
-def _resident(view: View) -> str:
-    """The digest in the form, of an adapter in memory that the key may use."""
+def _resident(view: View) -> tuple[AdapterPool, str]:
+    """The digest in the form, of an adapter in memory that the key may use, and its pool."""
     digest = view.form.get("digest", "")
-    for one in view.service.engine.pool.residents():
-        if one.digest == digest and view.access.may_use(one.name.partition("@")[0]):
-            return digest
+    for pool in [engine.pool for engine in view.service.engines]:
+        for one in pool.residents():
+            if one.digest == digest and view.access.may_use(one.name.partition("@")[0]):
+                return pool, digest
     raise NotFoundError(N_("This version is not in memory."), N_("Load the page again."))
