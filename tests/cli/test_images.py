@@ -53,6 +53,9 @@ def test_dry_run_estimates_a_training_of_pictures(run: Callable[..., Result], sh
     result = run("train", "--data", str(shapes), "--name", "own/again", "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert "nothing was trained" in result.stdout
+    assert "32 × 32 pixels" in result.stdout
+    assert "tokens" not in result.stdout
+    assert "FLOPs" not in result.stdout
 
 
 def test_text_for_an_adapter_of_pictures_is_refused(run: Callable[..., Result]) -> None:

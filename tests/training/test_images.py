@@ -60,7 +60,10 @@ def test_artifact_was_proved(image_platform: Platform) -> None:
     assert report is not None
     assert report["proof"]["to_trained"] < 1e-3 < report["proof"]["to_base"]
     assert report["compute"]["flops"] is None
-    assert report["tokens_trained"] == 2 * report["data"]["parts"]["train"]
+    assert (report["tokens_trained"], report["longest"], report["truncated"]) == (None,) * 3
+    assert report["pictures_trained"] == 2 * report["data"]["parts"]["train"]
+    assert report["picture_size"] == [32, 32]
+    assert "tokens" not in {one.name for one in image_platform.registry.runs.metrics(1)}
 
 
 def test_baselines_are_those_of_pictures(image_platform: Platform) -> None:
@@ -114,6 +117,8 @@ def test_card_describes_pictures(image_platform: Platform) -> None:
     assert "pipeline_tag: image-classification" in card
     assert "A LoRA adapter for classification of pictures" in card
     assert "its center of 32 × 32 cropped" in card
+    assert " pictures\n" in card
+    assert "tokens" not in card
 
 
 def test_resumed_training_gives_the_same_adapter(
@@ -167,7 +172,9 @@ def test_vit_is_trained(tmp_path: Path, shapes: Path) -> None:
 
 def test_plan_trains_nothing(image_platform: Platform, shapes: Path) -> None:
     plan = image_platform.plan(shapes_recipe(shapes))
-    assert plan.lengths is None
+    assert (plan.lengths, plan.tokens, plan.longest, plan.training_flops) == (None,) * 4
+    assert plan.pictures == image_platform.registry.runs.get(1).report["pictures_trained"]
+    assert plan.picture_size == (32, 32)
     assert plan.trainable_parameters > 0
     assert len(image_platform.registry.runs.list()) == 1
 

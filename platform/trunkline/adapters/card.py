@@ -204,8 +204,10 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     lines.append(f"- settings: {code(run.settings)}")
     if steps := report.get("steps"):
         best = f", best after {escape(report['best_step'])}" if "best_step" in report else ""
-        tokens = escape(report.get("tokens_trained"))
-        lines.append(f"- {escape(steps)} optimizer steps{best}; {tokens} tokens")
+        amount = f"{escape(report.get('tokens_trained'))} tokens"
+        if (pictures := report.get("pictures_trained")) is not None:
+            amount = f"{escape(pictures)} pictures"
+        lines.append(f"- {escape(steps)} optimizer steps{best}; {amount}")
     device = [environment.get("device_name"), environment.get("precision")]
     seconds = _number(report.get("train_seconds"))
     time = "" if seconds is None else f", {_duration(seconds)} of training"

@@ -124,17 +124,27 @@ def _options(job: TrainingJob) -> str | None:
     return ", ".join(changed) or None
 
 
+_OF_TEXTS = ("max_length", "use_dora", "layers_to_transform", "frozen_cache_mib")
+"""Settings that have no effect on a training of pictures, or are refused there."""
+
+
 def print_recipe(job: TrainingJob) -> None:
     """Write a job's recipe and settings on stdout."""
     recipe, template = job.recipe, job.recipe.template
     shape = f"as a chat, {template.prompt!r}" if template.chat else repr(template.prompt)
+    hidden = _OF_TEXTS if job.dataset.modality == "image" else ()
     print_fields(
         [
             ("recipe", recipe.name),
             ("description", recipe.description),
             ("task", recipe.task),
             ("dataset", recipe.dataset),
-            ("template", f"{shape}; text: {', '.join(template.clean) or 'unchanged'}"),
+            (
+                "template",
+                f"{shape}; text: {', '.join(template.clean) or 'unchanged'}"
+                if job.dataset.modality == "text"
+                else None,
+            ),
             ("system", template.system),
             ("loss", recipe.loss),
             ("loss options", _options(job)),
@@ -158,6 +168,7 @@ def print_recipe(job: TrainingJob) -> None:
                 spec.metadata["help"],
             )
             for spec in fields(settings)
+            if spec.name not in hidden
         ],
         fold=("meaning",),
     )

@@ -269,10 +269,7 @@ def print_report(report: Mapping[str, Any], metric: str) -> None:
             ("near-duplicates", f"{data['near_duplicates']:,} test rows have one in train"),
             ("parts", f"{counts(data['parts'])} (groups: {counts(data['groups'])})"),
             ("augmented", f"{data['augmented']:,} rows" if data["augmented"] else None),
-            (
-                "tokens",
-                f"{report['tokens_trained']:,} trained on; longest example {report['longest']:,}",
-            ),
+            _amount(report, "_trained", " trained on"),
             ("prompts", lengths_text(report["lengths"]) if report["lengths"] else None),
             ("steps", steps),
             (
@@ -288,6 +285,15 @@ def print_report(report: Mapping[str, Any], metric: str) -> None:
             ),
         ]
     )
+
+
+def _amount(counted: Mapping[str, Any], end: str = "", suffix: str = "") -> tuple[str, str]:
+    """The line on the tokens or the pictures of a run or a plan."""
+    if (size := counted.get("picture_size")) is not None:
+        pictures = counted[f"pictures{end}"]
+        return "pictures", f"{pictures:,}{suffix}; {size[1]:,} × {size[0]:,} pixels"
+    tokens = counted[f"tokens{end}"]
+    return "tokens", f"{tokens:,}{suffix}; longest example {counted['longest']:,}"
 
 
 def rows_text(data: Mapping[str, Any]) -> str:
@@ -323,16 +329,16 @@ def _print_plan(plan: TrainingPlan) -> None:
             ("rows", rows_text(plan.data)),
             ("parts", f"{counts(parts)} (groups: {counts(plan.data['groups'])})"),
             ("steps", f"{plan.steps:,}"),
-            (
-                "tokens",
-                f"{plan.tokens:,}; longest example {plan.longest:,}",
-            ),
+            _amount(plan.to_json()),
             ("prompts", lengths_text(plan.lengths) if plan.lengths else None),
             (
                 "adapter",
                 f"{plan.trainable_parameters:,} parameters, {bytes_text(plan.adapter_bytes)}",
             ),
-            ("computation", f"at most {plan.training_flops:.2g} FLOPs"),
+            (
+                "computation",
+                f"at most {plan.training_flops:.2g} FLOPs" if plan.training_flops else None,
+            ),
             (
                 "time",
                 f"about {duration(plan.seconds)}, from this recipe's last run in this workspace"

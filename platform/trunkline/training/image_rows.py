@@ -84,7 +84,8 @@ def encode_image_parts(
         _encode(rows, task, cache)
         for rows in ((*split.train, *prepared.augmented), split.validation, split.test)
     )
-    return EncodedParts(train, validation, test, None, None)
+    size = (preprocessing.height, preprocessing.width)
+    return EncodedParts(train, validation, test, None, None, size)
 
 
 def _encode(rows: Sequence[Row], task: ImageTask, cache: PictureCache) -> EncodedRows:

@@ -243,6 +243,7 @@ class EncodedParts:
     Attributes:
         max_length: the longest prompt with answer; stored in the artifact. None: pictures.
         lengths: of the prompts of all parts; None: pictures.
+        picture_size: height and width that the base reads; None: texts.
     """
 
     train: EncodedRows
@@ -250,6 +251,7 @@ class EncodedParts:
     test: EncodedRows
     max_length: int | None
     lengths: LengthReport | None
+    picture_size: tuple[int, int] | None = None
 
 
 def encode_parts(

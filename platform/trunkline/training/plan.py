@@ -27,20 +27,24 @@ class TrainingPlan:
     2.1), an upper bound here, since frozen weights need no gradient of their own. ``seconds`` is
     scaled by tokens from ``measured``: ``run``, this recipe's newest finished run on the same kind
     of device with its validations, or ``step``, one training step that was timed for the plan.
-    ``lengths`` is a ``LengthReport`` of all parts as JSON; None of pictures.
+    ``lengths`` is a ``LengthReport`` of all parts as JSON. Of pictures, ``pictures`` and
+    ``picture_size`` (height and width) take the place of what is counted in tokens, and seconds are
+    scaled by pictures.
     """
 
     recipe: RecipeSpec
     base: str
     data: dict[str, Any]
-    tokens: int
-    truncated: int
-    longest: int
+    tokens: int | None
+    truncated: int | None
+    longest: int | None
     lengths: dict[str, Any] | None
+    pictures: int | None
+    picture_size: tuple[int, int] | None
     steps: int
     trainable_parameters: int
     adapter_bytes: int
-    training_flops: float
+    training_flops: float | None
     seconds: float
     measured: Literal["run", "step"]
 
@@ -51,7 +55,7 @@ class TrainingPlan:
 def plan_training(job: TrainingJob, engine: AnyEngine, registry: Registry) -> TrainingPlan:
     """Encode the data and build the adapter to count their sizes; nothing is kept.
 
-    Where no earlier run shows how long a token takes, one step is taken and timed.
+    Where no earlier run shows how long a token or a picture takes, one step is taken and timed.
     """
     recipe, base = job.recipe, engine.base
     check_targets(base, recipe.settings)
@@ -65,35 +69,38 @@ def plan_training(job: TrainingJob, engine: AnyEngine, registry: Registry) -> Tr
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = total_steps(recipe.settings, len(encoded.examples))
     epochs = steps / steps_per_epoch(recipe.settings, len(encoded.examples))
-    tokens = round(encoded.tokens * epochs)
+    pictures = parts.picture_size is not None
+    trained = round((len(encoded.examples) if pictures else encoded.tokens) * epochs)
     measured: Literal["run", "step"] = "run"
-    per_token = _seconds_per_token(recipe.name, str(base.device), registry)
-    if per_token is None:
+    per_unit = _seconds_per_unit(recipe.name, str(base.device), registry)
+    if per_unit is None:
         measured = "step"
         loss = build_loss(job, task, train)
         pad_id = base.tokenizer.pad_token_id if isinstance(base, Base) else 0
-        per_token = time_step(model, task, encoded, recipe.settings, pad_id, loss)
+        per_unit = time_step(model, task, encoded, recipe.settings, pad_id, loss)
     return TrainingPlan(
         recipe=recipe,
         base=base.info.name,
         data=prepared.report.to_json(),
-        tokens=tokens,
-        truncated=encoded.truncated,
-        longest=encoded.longest,
+        tokens=None if pictures else trained,
+        truncated=None if pictures else encoded.truncated,
+        longest=None if pictures else encoded.longest,
         lengths=None if parts.lengths is None else parts.lengths.to_json(),
+        pictures=trained if pictures else None,
+        picture_size=parts.picture_size,
         steps=steps,
         trainable_parameters=trainable,
         adapter_bytes=4 * (trainable + saved),
-        training_flops=6.0 * base.info.parameters * tokens,
-        seconds=per_token * tokens,
+        training_flops=None if pictures else 6.0 * base.info.parameters * trained,
+        seconds=per_unit * trained,
         measured=measured,
     )
 
 
-def _seconds_per_token(recipe: str, device: str, registry: Registry) -> float | None:
+def _seconds_per_unit(recipe: str, device: str, registry: Registry) -> float | None:
     for run in registry.runs.list(recipe=recipe, limit=20):
         report = run.report or {}
-        trained = report.get("tokens_trained")
+        trained = report.get("pictures_trained") or report.get("tokens_trained")
         if run.status == "finished" and trained and run.environment.get("device") == device:
             return float(report["train_seconds"]) / trained
     return None
@@ -107,7 +114,7 @@ def time_step(
     pad_id: int,
     loss: LossFunction,
 ) -> float:
-    """Seconds per token of a training step on a batch of rows of average length.
+    """Seconds per token or picture of a training step on a batch of rows of average length.
 
     The first step allocates memory and is not counted; the model's adapter is trained by both.
     """
@@ -135,4 +142,4 @@ def time_step(
         optimizer.zero_grad()
         float(value.detach())  # waits for the device
         seconds = time.perf_counter() - started
-    return seconds / sum(map(size_of, batch))
+    return seconds / (len(batch) if modality == "image" else sum(map(size_of, batch)))

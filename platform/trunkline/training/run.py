@@ -457,7 +457,6 @@ def _report(
         "compute": compute_report(
             parameters=base.info.parameters,
             tokens=output.tokens_trained,
-            pictures=output.lengths is None,
             device=base.device.type,
             meter=meter,
         ),

@@ -125,14 +125,14 @@ class EnergyMeter:
 
 
 def compute_report(
-    *, parameters: int, tokens: int, pictures: bool = False, device: str, meter: EnergyMeter | None
+    *, parameters: int, tokens: int | None, device: str, meter: EnergyMeter | None
 ) -> dict[str, Any]:
     """The compute and energy of a run, as plain values.
 
     Args:
         parameters: of the base.
-        tokens: trained on, repetitions included.
-        pictures: whether they were parts of pictures, for which operations are not estimated.
+        tokens: trained on, repetitions included; None: pictures, for which operations are not
+            estimated.
         device: type of the device that trained.
         meter: created at the start; None for a resumed run.
     """
@@ -145,10 +145,10 @@ def compute_report(
         joules = meter.read()
         how = _NO_COUNTER if joules is None else _MEASURED
     return {
-        "flops": None if pictures else 6.0 * parameters * tokens,
+        "flops": None if tokens is None else 6.0 * parameters * tokens,
         "parameters": parameters,
         "tokens": tokens,
-        "how": _NOT_ESTIMATED if pictures else FORMULA,
+        "how": _NOT_ESTIMATED if tokens is None else FORMULA,
         "energy": {"joules": joules, "how": how},
     }
 

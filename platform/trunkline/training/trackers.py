@@ -45,10 +45,13 @@ class Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
         listener: ProgressListener,
         log: Log,
         should_stop: Callable[[], bool],
+        *,
+        tokens: bool = True,
     ) -> None:
         self.stopped = False
         self._listener, self._log, self._should_stop = listener, log, should_stop
         self._latest: dict[str, float] = {}
+        self._tokens = tokens
         self._names = {
             "loss": "loss",
             "learning_rate": "learning_rate",
@@ -71,6 +74,6 @@ class Reporter(TrainerCallback):  # type: ignore[misc]  # untyped package
             if name in self._names and value is not None
         }
         self._latest.update(metrics)
-        if metrics:
+        if metrics and self._tokens:
             metrics[TOKENS] = float(state.num_input_tokens_seen)
         self._log(state.global_step, metrics)

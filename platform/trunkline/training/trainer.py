@@ -93,21 +93,23 @@ class TrainerOutput:
 
     Attributes:
         best_score: of the best checkpoint; None if no validation took place.
-        tokens_trained: repetitions included; of pictures, see :func:`size_of`.
-        truncated, longest: of the training rows, see :class:`EncodedRows`.
-        lengths: of the prompts of all parts, a ``LengthReport`` as JSON.
-        lengths, artifact, proof: None if the training was interrupted; lengths also of pictures.
+        tokens_trained, pictures_trained: repetitions included; the other one is None.
+        truncated, longest: of the training rows, see :class:`EncodedRows`; None of pictures.
+        lengths, picture_size: see :class:`EncodedParts`; these, artifact and proof are None if the
+            training was interrupted.
     """
 
     steps: int
     total_steps: int
     best_step: int
     best_score: float | None
-    tokens_trained: int
+    tokens_trained: int | None
+    pictures_trained: int | None
     interrupted: bool
-    truncated: int
-    longest: int
+    truncated: int | None
+    longest: int | None
     lengths: dict[str, Any] | None = None
+    picture_size: tuple[int, int] | None = None
     artifact: Artifact | None = None
     proof: Proof | None = None
 
@@ -224,7 +226,7 @@ def train_adapter(
     listener.stage("proving the artifact")
     proof = prove(expected, engine, output.artifact, task, sample)
     lengths = None if encoded.lengths is None else encoded.lengths.to_json()
-    return replace(output, lengths=lengths, proof=proof)
+    return replace(output, lengths=lengths, picture_size=encoded.picture_size, proof=proof)
 
 
 # -------------------------------------------------------------------------------------- steps
@@ -284,7 +286,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
             * settings.gradient_accumulation_steps
             * processes(),
         )
-        self.reporter = Reporter(metric, listener, log, should_stop)
+        self.pictures = PIXELS in train.examples[0]
+        self.reporter = Reporter(metric, listener, log, should_stop, tokens=not self.pictures)
         super().__init__(
             model=model,
             args=training_arguments(
@@ -292,7 +295,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
                 len(train.examples),
                 self.checkpoints,
                 model.device,
-                "image" if PIXELS in train.examples[0] else "text",
+                "image" if self.pictures else "text",
             ),
             train_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples)],
             eval_dataset=[{**one, ROWS: row} for row, one in enumerate(train.examples[:1])],
@@ -303,13 +306,11 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         self.loss_is_scaled_for_ga = True  # by compute_loss
         compute = self.accelerator.backward
         self.accelerator.backward = lambda loss: place.backward(loss, compute)
-        self.frozen = self._frozen_layers() if place.count == 1 else None
+        self.frozen = self._frozen_layers() if place.count == 1 and not self.pictures else None
         self.remove_callback(PrinterCallback)  # prints every log entry as a dict
 
     def _frozen_layers(self) -> FrozenLayers | None:
         """The layers to skip, if the first batch has the same outputs without them."""
-        if PIXELS in self.train_dataset[0]:
-            return None
         layers = lora_targets(self.model.get_base_model(), self.settings)[1]
         frozen = FrozenLayers.of(self.model, layers, self.settings.frozen_cache_mib << 20)
         if frozen is None:
@@ -366,16 +367,17 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
                 self.frozen.restore(checkpoint.folder / self._frozen_state, self._inputs)
             self.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        state = self.state
+        train, state, seen = self.encoded, self.state, int(self.state.num_input_tokens_seen)
         output = TrainerOutput(
             steps=state.global_step,
             total_steps=state.max_steps,
             best_step=state.best_global_step or state.global_step,
             best_score=None if state.best_metric is None else float(state.best_metric),
-            tokens_trained=int(state.num_input_tokens_seen),
+            tokens_trained=None if self.pictures else seen,
+            pictures_trained=seen if self.pictures else None,
             interrupted=self.reporter.stopped and not self._is_finished(),
-            truncated=self.encoded.truncated,
-            longest=self.encoded.longest,
+            truncated=None if self.pictures else train.truncated,
+            longest=None if self.pictures else train.longest,
         )
         self.optimizer = self.lr_scheduler = None
         self.model.zero_grad()
@@ -400,8 +402,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         return point.checkpoint
 
     def _selection(self) -> Selection | None:
-        higher = self.metric.higher_is_better
-        return select_best(self.state.log_history, higher_is_better=higher)
+        return select_best(self.state.log_history, higher_is_better=self.metric.higher_is_better)
 
     def _is_finished(self) -> bool:
         """Whether an uninterrupted training takes no step after this one."""
@@ -460,11 +461,10 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         return super().create_optimizer(*args, **kwargs)
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
-        if "pixel_values" not in inputs:
+        if self.pictures:
+            self.state.num_input_tokens_seen += total(len(inputs[ROWS]))
+        else:
             super()._track_num_input_tokens(inputs)
-            return
-        sizes = (size_of(self.train_dataset[row]) for row in inputs[ROWS].tolist())
-        self.state.num_input_tokens_seen += total(sum(sizes))
 
     def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
         return total(sum(int((batch["targets"] != IGNORED).sum()) for batch in batch_samples))
@@ -477,7 +477,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         lengths = [size_of(self.train_dataset[row]) for row in rows]
         limit = FORWARD_TOKENS.get(model.device.type, 16_384) // self.place.in_a_pass
         parts = [*within_tokens(lengths, limit)] if self.in_parts else [[*range(len(rows))]]
-        if len(parts) == 1 and "pixel_values" not in inputs:
+        if len(parts) == 1 and not self.pictures:
             return self._pass(model, inputs, num_items_in_batch)
         losses = []
         for part in parts:
