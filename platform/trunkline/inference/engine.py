@@ -8,11 +8,8 @@ running sequence is never preempted.
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
-import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as ListLike
 from concurrent.futures import ThreadPoolExecutor
@@ -22,16 +19,19 @@ from typing import TYPE_CHECKING
 
 from trunkline.errors import (
     BaseModelError,
-    BusyError,
     DataError,
-    DeadlineError,
-    Interrupted,
-    TrunklineError,
-    UnavailableError,
-    one_line,
 )
 from trunkline.inference.batching import Part, StepFunction, Stepper, StepResult
 from trunkline.inference.kv_cache import BLOCK_SIZE, BlockPool, bytes_per_token
+from trunkline.inference.lifecycle import (
+    as_trunkline_error,
+    check_open,
+    check_queue,
+    close_at_exit,
+    closed_error,
+    early_end,
+    finish,
+)
 from trunkline.inference.prompts import RequestValidator, locate_error
 from trunkline.inference.request import Answer, Choice, ResolvedRequest, StreamChunk
 from trunkline.inference.request_state import (
@@ -53,6 +53,9 @@ from trunkline.tasks import GenerationTask
 if TYPE_CHECKING:
     from trunkline.bases import Base
     from trunkline.contracts import Modality
+
+
+_LESS = "fewer rows or a smaller kv_mib"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class Engine:
         self._paused = False
         self._steps = 0
         base.fused_layers.users.add(self)
-        atexit.register(_close, weakref.ref(self))
+        close_at_exit(self)
 
     def _prepare(self, pool: AdapterPool | None, sampler: Sampler) -> tuple[AdapterPool, Stepper]:
         base, settings = self.base, self.settings
@@ -179,8 +182,8 @@ class Engine:
             IntegrityError, BaseMismatchError: the adapter can't be loaded.
         """
         with self._changed:
-            self._check_open()
-            self._check_queue()
+            check_open(draining=self._draining)
+            check_queue(len(self._scheduler.waiting), self.settings.queue)
         return self._enqueue([self._validator.validate(request)], limited=True)[0]
 
     def run(
@@ -198,7 +201,7 @@ class Engine:
         Raises:
             As :meth:`submit`. Whatever the reason, the remaining requests are cancelled.
         """
-        self._check_open()
+        check_open(draining=self._draining)
         states: list[RequestState] = []
         for index, request in enumerate(requests):
             try:
@@ -280,31 +283,17 @@ class Engine:
             thread.join()
         with self._changed:
             for state in list(self._open):
-                error = UnavailableError("The engine was closed.", "Send the request again.")
-                self._end(state, error, "failed")
+                self._end(state, closed_error(), "failed")
         self._scheduler.close()
-
-    def _check_open(self) -> None:
-        if self._draining:
-            raise UnavailableError(
-                "The engine takes no more requests.", "Send the request to another server."
-            )
-
-    def _check_queue(self) -> None:
-        if (waiting := len(self._scheduler.waiting)) >= self.settings.queue:
-            raise BusyError(
-                f"{waiting} requests are waiting already.",
-                "Try again later, or give the server a longer --queue.",
-            )
 
     def _enqueue(
         self, states: Iterable[RequestState], *, limited: bool = False
     ) -> list[GenerationHandle]:
         handles = []
         with self._changed:
-            self._check_open()
+            check_open(draining=self._draining)
             if limited:
-                self._check_queue()
+                check_queue(len(self._scheduler.waiting), self.settings.queue)
             for state in states:
                 count = state.request.n if isinstance(state.task, GenerationTask) else 1
                 first, *others = (self._make_sequence(state, index) for index in range(count))
@@ -375,17 +364,11 @@ class Engine:
             running = {sequence.state for sequence in self._scheduler.running}
             for state in [one for one in self._open if one.digest == digest]:
                 if state not in running:
-                    self._end(state, _as_trunkline_error(error), "failed")
+                    self._end(state, as_trunkline_error(error, _LESS), "failed")
         now = self._clock()
-        for state in [one for one in self._open if one.cancelled or one.is_late(now)]:
-            if state.cancelled:
-                self._end(state, Interrupted("The request was cancelled."), "cancelled")
-            else:
-                late = DeadlineError(
-                    f"The request was not answered within {state.request.deadline:g} seconds.",
-                    "Give it a longer deadline, or try again when the engine is less busy.",
-                )
-                self._end(state, late, "deadline")
+        for state in list(self._open):
+            if (end := early_end(state, now)) is not None:
+                self._end(state, *end)
 
     def _compute(self, parts: list[Part]) -> None:
         now = self._clock()
@@ -399,7 +382,7 @@ class Engine:
         except Exception as error:  # the thread and the other requests must survive any error
             with self._changed:
                 for sequence in sequences:
-                    self._end(sequence.state, _as_trunkline_error(error), "failed")
+                    self._end(sequence.state, as_trunkline_error(error, _LESS), "failed")
             return
         with self._changed:
             self._steps += 1
@@ -468,29 +451,14 @@ class Engine:
             return
         self._scheduler.remove(state)
         self._open.discard(state)
-        stats = state.finish(result, outcome, self._clock())
-        for observer in self.observers:
-            try:
-                observer(stats)
-            except Exception as error:  # a failing observer must not end a request
-                reason = one_line(error, with_type=True)
-                warnings.warn(f"An observer of the engine failed: {reason}", stacklevel=2)
+        finish(state, result, outcome, self._clock(), self.observers)
         if not self._open:
             self._changed.notify_all()
 
     def _fail_all(self, error: Exception) -> None:
         """The last resort: end all open requests, so that the thread survives for later ones."""
         for state in list(self._open):
-            self._end(state, _as_trunkline_error(error), "failed")
-
-
-def _as_trunkline_error(error: BaseException) -> TrunklineError:
-    if isinstance(error, TrunklineError):
-        return error
-    return BaseModelError(
-        f"The step failed: {one_line(error, with_type=True)[:200]}.",
-        "If memory ran out, give the engine fewer rows or a smaller kv_mib.",
-    )
+            self._end(state, as_trunkline_error(error, _LESS), "failed")
 
 
 def _read_end_ids(base: Base) -> set[int]:
@@ -499,8 +467,3 @@ def _read_end_ids(base: Base) -> set[int]:
     ids = {base.tokenizer.eos_token_id}
     ids |= set(configured) if isinstance(configured, list) else {configured}
     return {int(one) for one in ids if one is not None}
-
-
-def _close(engine: weakref.ref[Engine]) -> None:
-    if (open_engine := engine()) is not None:
-        open_engine.close()

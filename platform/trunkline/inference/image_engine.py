@@ -7,11 +7,8 @@ that: first come, first served.
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
-import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListLike
 from concurrent.futures import ThreadPoolExecutor
@@ -22,17 +19,21 @@ from typing import TYPE_CHECKING
 from trunkline.adapters.artifact import Artifact
 from trunkline.data.pictures import read_pixels, to_tensor
 from trunkline.errors import (
-    BaseModelError,
     BusyError,
     DataError,
-    DeadlineError,
-    Interrupted,
     TrunklineError,
-    UnavailableError,
     UsageError,
-    one_line,
 )
 from trunkline.inference.engine import Engine, EngineState
+from trunkline.inference.lifecycle import (
+    as_trunkline_error,
+    check_open,
+    check_queue,
+    close_at_exit,
+    closed_error,
+    early_end,
+    finish,
+)
 from trunkline.inference.prompts import check_abstain, locate_error
 from trunkline.inference.request import Answer, ResolvedRequest
 from trunkline.inference.request_state import (
@@ -98,7 +99,7 @@ class ImageEngine:
         self._thread: threading.Thread | None = None
         self._draining = self._closed = self._paused = False
         self._steps = 0
-        atexit.register(_close, weakref.ref(self))
+        close_at_exit(self)
 
     def _make_pool(self) -> AdapterPool:
         base, settings = self.base, self.settings
@@ -124,12 +125,8 @@ class ImageEngine:
             IntegrityError, BaseMismatchError: the adapter can't be loaded.
         """
         with self._changed:
-            self._check_open()
-            if len(self._waiting) >= self.settings.queue:
-                raise BusyError(
-                    f"{len(self._waiting)} requests are waiting already.",
-                    "Try again later, or give the server a longer --queue.",
-                )
+            check_open(draining=self._draining)
+            check_queue(len(self._waiting), self.settings.queue)
         return self._enqueue([self._validate(request)])[0]
 
     def run(
@@ -217,19 +214,12 @@ class ImageEngine:
             thread.join()
         with self._changed:
             for one in (*self._running, *self._waiting):
-                error = UnavailableError("The engine was closed.", "Send the request again.")
-                self._end(one, error, "failed")
+                self._end(one, closed_error(), "failed")
             self._waiting = []
 
     @property
     def _idle(self) -> bool:
         return not self._waiting and not self._running
-
-    def _check_open(self) -> None:
-        if self._draining:
-            raise UnavailableError(
-                "The engine takes no more requests.", "Send the request to another server."
-            )
 
     def _validate(self, resolved: ResolvedRequest) -> _Waiting:
         """Check a request, load its adapter into memory, and decode its picture."""
@@ -263,7 +253,7 @@ class ImageEngine:
 
     def _enqueue(self, valid: ListLike[_Waiting]) -> list[GenerationHandle]:
         with self._changed:
-            self._check_open()
+            check_open(draining=self._draining)
             self._waiting += valid
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -288,14 +278,8 @@ class ImageEngine:
     def _end_cancelled_and_late(self) -> None:
         now = self._clock()
         for one in list(self._waiting):
-            if one.state.cancelled:
-                self._end(one, Interrupted("The request was cancelled."), "cancelled")
-            elif one.state.is_late(now):
-                late = DeadlineError(
-                    f"The request was not answered within {one.state.request.deadline:g} seconds.",
-                    "Give it a longer deadline, or try again when the engine is less busy.",
-                )
-                self._end(one, late, "deadline")
+            if (end := early_end(one.state, now)) is not None:
+                self._end(one, *end)
 
     def _take(self) -> list[_Waiting]:
         """The next batch: pictures that are prepared as the one that waits longest."""
@@ -317,7 +301,7 @@ class ImageEngine:
                 one.state.head_output = output
                 results.append((one, one.state.build_answer(), "done"))
         except Exception as error:  # the thread and the other requests must survive any error
-            results = [(one, _as_trunkline_error(error), "failed") for one in batch]
+            results = [(one, as_trunkline_error(error, "fewer rows"), "failed") for one in batch]
         finally:
             for resident in residents:
                 self.pool.release(resident)
@@ -372,30 +356,9 @@ class ImageEngine:
     def _end(self, one: _Waiting, result: Result, outcome: str) -> None:
         self._waiting = [other for other in self._waiting if other is not one]
         self._running = [other for other in self._running if other is not one]
-        if one.state.ended:
-            return
-        stats = one.state.finish(result, outcome, self._clock())
-        for observer in self.observers:
-            try:
-                observer(stats)
-            except Exception as error:  # a failing observer must not end a request
-                reason = one_line(error, with_type=True)
-                warnings.warn(f"An observer of the engine failed: {reason}", stacklevel=2)
+        if not one.state.ended:
+            finish(one.state, result, outcome, self._clock(), self.observers)
 
 
 AnyEngine = Engine | ImageEngine
 """The engine of a base of either modality."""
-
-
-def _as_trunkline_error(error: BaseException) -> TrunklineError:
-    if isinstance(error, TrunklineError):
-        return error
-    return BaseModelError(
-        f"The step failed: {one_line(error, with_type=True)[:200]}.",
-        "If memory ran out, give the engine fewer rows.",
-    )
-
-
-def _close(engine: weakref.ref[ImageEngine]) -> None:
-    if (open_engine := engine()) is not None:
-        open_engine.close()
