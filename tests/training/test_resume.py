@@ -190,18 +190,35 @@ def test_run_of_another_environment_is_not_resumed(
     assert status(stopped) == "interrupted"
 
 
-def test_run_with_another_template_is_not_resumed(
-    stopped: Platform, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("state", ["stopped", "finished"])
+@pytest.mark.parametrize("changed", ["template", "unit", "max new tokens"])
+def test_run_whose_recipe_states_something_else_is_not_resumed(
+    state: str, changed: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its record would not describe the adapter, also where no step is taken."""
     training_job = Platform.training_job
 
-    def with_template(self: Platform, recipe: str, settings: Any) -> Any:
+    def change(self: Platform, recipe: str, settings: Any) -> Any:
         job = training_job(self, recipe, settings)
-        return replace(job, recipe=replace(job.recipe, template=Template(prompt="Q: {text}")))
+        if changed == "unit":
+            return replace(job, dataset=replace(job.dataset, unit="kg"))
+        if changed == "template":
+            return replace(job, recipe=replace(job.recipe, template=Template(prompt="Q: {text}")))
+        return replace(job, recipe=replace(job.recipe, max_new_tokens=7))
 
-    monkeypatch.setattr(Platform, "training_job", with_template)
-    with pytest.raises(RefusedError, match="its template changed"):
-        stopped.train("toy/animals", resume=1)
+    platform: Platform = request.getfixturevalue(state)
+    monkeypatch.setattr(Platform, "training_job", change)
+    with pytest.raises(RefusedError, match=f"its {changed} changed"):
+        platform.train("toy/animals", resume=1)
+    assert status(platform) == "interrupted"
+
+
+def test_finished_run_is_published_with_corrected_code(
+    finished: Platform, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_info, "code_digest", lambda function: "another")
+    resumed = finished.train("toy/animals", resume=1)
+    assert resumed.version.digest == trained["toy/animals"].digest
 
 
 def test_run_of_another_recipe_is_an_error(stopped: Platform) -> None:

@@ -420,21 +420,21 @@ def _check_resumable(
 ) -> None:
     """Refuse to resume a run that would end with another adapter than without the interruption.
 
-    The base and the rows must be the same; unless all steps are finished, also the code that
-    trains and the environment.
+    The base, the rows and what the recipe states must be the same; unless all steps are finished,
+    also the code that trains and the environment.
     """
     before = (run.base_digest, run.dataset_fingerprint, run.split_fingerprint)
     now = (context.engine.base.digest, prepared.fingerprint, prepared.split.fingerprint)
     change = "its base or its data changed" if before != now else None
     checkpoint = find_resume_point(context.workspace.run_path(run.number) / CHECKPOINTS).checkpoint
-    if change is None and not (checkpoint and checkpoint.finished):
-        base = context.engine.base
+    finished = checkpoint is not None and checkpoint.finished
+    if change is None and not finished:
+        base, pictures = context.engine.base, job.dataset.modality == "image"
         bf16 = uses_bf16(job.settings.precision, base.device, job.dataset.modality)
-        pictures = job.dataset.modality == "image"
         now_here = environment(base.device, bf16, pictures=pictures)
         change = changed_environment(run.environment, now_here)
-        if change is None and run.specification is not None:
-            change = changed_specification(run.specification, specification(job))
+    if change is None and run.specification is not None:
+        change = changed_specification(run.specification, specification(job), finished=finished)
     if change is not None:
         raise RefusedError(
             f"Run {run.number} can't be resumed: {change}.",

@@ -177,6 +177,7 @@ def specification(job: TrainingJob) -> dict[str, Any]:
         "dataset": {
             "name": dataset.name,
             "grouping": dataset.grouping,
+            "unit": dataset.unit,
             "slices": list(dataset.slices),
             "validation_share": dataset.validation_share,
             "test_share": dataset.test_share,
@@ -205,14 +206,36 @@ def specification(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def changed_specification(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first difference between two recipes that changes a training on the same rows."""
+def changed_specification(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, finished: bool = False
+) -> str | None:
+    """The first difference between two recipes that changes a training on the same rows.
+
+    Args:
+        finished: all steps are taken, so that only what the recipe states must be the same; its
+            code may be corrected to evaluate and publish.
+    """
     for name in ("task", "template", "scale", "max_new_tokens", "loss", "transforms"):
-        if _plain(before.get(name)) != _plain(now.get(name)):
+        if _compared(before.get(name), finished) != _compared(now.get(name), finished):
             return f"its {name.replace('_', ' ')} changed"
-    if _plain(before.get("metrics", ())[:1]) != _plain(now["metrics"][:1]):
+    if before.get("dataset", {}).get("unit") != now["dataset"]["unit"]:
+        return "its unit changed"
+    first = [_compared(one.get("metrics", ())[:1], finished) for one in (before, now)]
+    if first[0] != first[1]:
         return "the metric that selects the best checkpoint changed"
     return None
+
+
+def _compared(value: Any, finished: bool) -> Any:
+    """Plain values; without the digests of code if the steps are finished."""
+    value = _plain(value)
+    if not finished:
+        return value
+    if isinstance(value, list):
+        return [_compared(one, finished) for one in value]
+    if isinstance(value, dict):
+        return {name: one for name, one in value.items() if name != "code"}
+    return value
 
 
 def _plain(value: Any) -> Any:
