@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from console_site import Browser, SignIn, Site
-from trunkline.console import jobs, uploads
+from trunkline.console import jobs, uploads, worker
 from trunkline.console.jobs import JobState
 
 STEPS = {"set.max_steps": "3", "set.evals_per_epoch": "1"}
@@ -177,14 +178,24 @@ def test_failure_is_shown(site: Site, promoter: Browser) -> None:
     assert "no_such_layer" in promoter.get(f"/train/jobs/{state.id}").text
 
 
+def test_unexpected_error_leaves_no_secret_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = {"kind": "plan", "adapter": "toy/animals", "platform": {"https://me:Pa55-w0rd@host": 1}}
+    (tmp_path / jobs.JOB).write_text(json.dumps(job))
+    assert worker.main(tmp_path) == 1
+    log = capfd.readouterr().err
+    assert "Traceback" in log
+    assert "https://…@host" in log
+    assert "Pa55" not in log + (tmp_path / jobs.STATE).read_text()
+
+
 def test_killed_job_is_shown(site: Site, promoter: Browser, tmp_path: Path) -> None:
     import os
     import signal
 
     id = started(site, promoter, FORM, {"action": "plan", **STEPS})
     folder = site.platform.workspace.root / ".trunkline" / "jobs" / id
-    import json
-
     os.kill(json.loads((folder / "process.json").read_bytes())["pid"], signal.SIGKILL)
     state = ended(site, id)
     assert "without reporting a result" in (state.error or "")

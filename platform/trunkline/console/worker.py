@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import trunkline
 from trunkline.console.formats import plain
 from trunkline.console.jobs import Job, read_job, write_state
 from trunkline.errors import Interrupted, TrunklineError, one_line
-from trunkline.redaction import redact, redact_logs
+from trunkline.redaction import redact, redact_exception, redact_logs
 
 if TYPE_CHECKING:
     from trunkline.training.config import RecipeConfig
@@ -97,8 +98,10 @@ def main(place: Path) -> int:
         state.set(error=redact(error.message), hint=error.hint and redact(error.hint), ended=True)
         return error.exit_code
     except Exception as error:
+        redact_exception(error)
         state.set(error=redact(one_line(error, with_type=True)), ended=True)
-        raise
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
+        return 1
     state.set(stage="", ended=True)
     return 0
 
