@@ -104,6 +104,14 @@ BAD_TRANSFORMS = {
         transform("[replace(row, history=({'role': 'user'},))]"),
         "not a Message(",
     ),
+    "gives a picture": (
+        transform("[replace(row, image=row.id.encode())]"),
+        "has a picture, and the dataset is of text",
+    ),
+    "augments with a picture": (
+        transform("[replace(row, image=b'x')]", "augment"),
+        "has a picture, and the dataset is of text",
+    ),
     "gives no candidates": (transform("[replace(row, candidates=None)]"), "candidates are None"),
     "cleans to half a character": (
         transform("[replace(row, text='\\ud800')]"),
@@ -125,6 +133,10 @@ BAD_LOSSES = {
     "gives no function": (
         loss("build = lambda context: context.labels"),
         "can't be called: build gave tuple",
+    ),
+    "has parameters of its own": (
+        loss("import torch\nbuild = lambda context: torch.nn.PReLU()"),
+        "has parameters, which are not trained",
     ),
     "build exits": (loss("build = lambda context: exit(0)"), "tried to end the program"),
     "raises": (loss("build = lambda context: lambda outputs, targets: 1 / 0"), "ZeroDivisionError"),

@@ -133,11 +133,7 @@ def read_rows(
     listed = rows
     if dataset.modality == "image":
         rows = list(_with_pictures(dataset, rows, unreadable))
-    elif pictured := next((row for row in rows if row.image is not None), None):
-        raise DataError(
-            f"Row {pictured.id!r} of {dataset.name} has a picture, and the dataset is of text.",
-            "Set modality='image' in the DatasetSpec.",
-        )
+    _check_no_pictures(dataset, rows)
     if not listed:
         raise DataError(
             f"{dataset.name} has no rows.", f"See `trunkline datasets show {dataset.name}`."
@@ -223,6 +219,7 @@ def prepare(
     rows = clean_rows(source, recipe.template, transforms, dropped, rng)
     if dataset.modality == "image":
         rows = [with_picture(dataset, row) for row in rows]
+    _check_no_pictures(dataset, rows)
     rows, labels_cleaned = _clean_labels(dataset, rows)
     rows = _check_targets(dataset, recipe, rows, dropped)
     trained = any(row.split == "train" for row in rows)
@@ -419,6 +416,7 @@ def checked_additions(
         _check_texts(dataset, row)
     if dataset.modality == "image":
         rows = tuple(with_picture(dataset, row) for row in rows)
+    _check_no_pictures(dataset, rows)
     dropped: Counter[str] = Counter()
     kept = clean_rows(rows, recipe.template, (), dropped, random.Random(0))
     kept = _check_targets(dataset, recipe, kept, dropped)
@@ -489,6 +487,17 @@ def _check_texts(dataset: DatasetSpec, row: Row) -> None:
                 raise DataError(
                     f"Row {row.id!r} of {dataset.name}: {error.message}", error.hint
                 ) from None
+
+
+def _check_no_pictures(dataset: DatasetSpec, rows: Iterable[Row]) -> None:
+    """Refuse pictures in a dataset of text, whether they were read or made by a transform."""
+    if dataset.modality == "image":
+        return
+    if pictured := next((row for row in rows if row.image is not None), None):
+        raise DataError(
+            f"Row {pictured.id!r} of {dataset.name} has a picture, and the dataset is of text.",
+            "Set modality='image' in the DatasetSpec.",
+        )
 
 
 def with_picture(dataset: DatasetSpec, row: Row) -> Row:

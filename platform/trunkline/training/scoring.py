@@ -67,6 +67,12 @@ def build_loss(job: TrainingJob, task: AnyTask, train: Sequence[Row]) -> LossFun
 
     import torch
 
+    if isinstance(loss, torch.nn.Module) and any(one.requires_grad for one in loss.parameters()):
+        raise PluginCallError(
+            f"The loss {name} has parameters, which are not trained: only the adapter is.",
+            "Make them constants: register_buffer, or requires_grad=False.",
+        )
+
     def checked(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         try:
             with state_kept():
