@@ -288,7 +288,7 @@ def test_file_that_can_not_be_read_is_not_kept_and_has_a_way_out(
     before = sorted(folder.iterdir()) if folder.is_dir() else []
     answer = uploaded(promoter, content, "odd.csv")
     assert answer.status_code == 422
-    assert "Save it as UTF-8 with commas, or train it in a terminal" in answer.text
+    assert "in CSV with commas and in TSV with tabs, or train it in a terminal" in answer.text
     assert "Add --" not in answer.text
     assert (sorted(folder.iterdir()) if folder.is_dir() else []) == before
 

@@ -26,7 +26,11 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll")
 
 _ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _OWNER = "upload.json"
-_COMMAND = "trunkline train --data FILE"
+_UNREADABLE = N_(
+    "Save it as UTF-8, in CSV with commas and in TSV with tabs, or train it in a terminal, which "
+    "has options for reading: trunkline train --data FILE."
+)
+"""What to do about a file whose columns can't be read; pages have no options for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +77,10 @@ def keep(workspace: Workspace, name: str, content: bytes, access: Access) -> Upl
     except DataError as error:
         if existing is None:
             shutil.rmtree(folder, ignore_errors=True)
-        raise DataError(error.message, _hint_for(suffix)) from error
+        raise DataError(error.message, _UNREADABLE) from error
     owners = [*_owners(folder), access.actor or ""]
     write_atomically(folder / _OWNER, json.dumps({"owners": list(dict.fromkeys(owners))}))
     return Upload(id, file, columns)
-
-
-def _hint_for(suffix: str) -> str:
-    """What to do about a file whose columns can't be read; pages have no options for that."""
-    delimiter = {".csv": " with commas", ".tsv": " with tabs"}.get(suffix, "")
-    wanted = "Save it again" if suffix == ".parquet" else f"Save it as UTF-8{delimiter}"
-    return f"{wanted}, or train it in a terminal, which has options for reading: {_COMMAND}."
 
 
 def find(workspace: Workspace, id: str, access: Access) -> Upload:

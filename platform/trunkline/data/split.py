@@ -164,7 +164,7 @@ def _given_parts(rows: Sequence[Row], task: Task) -> dict[str, str]:
         if name not in parts.values():
             raise DataError(
                 f"The given split has no {name} rows.",
-                "Give rows of train and of test, or no split.",
+                "Give rows of train and of test, such as a renamed validation, or no split.",
             )
     if task == "classification":
         trained = {row.target for row in rows if row.split == "train"}
