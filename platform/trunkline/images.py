@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from trunkline.errors import DataError, TooLargeError, reason_of
 
@@ -70,10 +71,11 @@ class ImageSource:
         return data
 
     def _read(self) -> bytes:
+        data: Any
         if isinstance(self.origin, Path):
             data = _read_file(self.origin)
         else:
-            data = self.origin if isinstance(self.origin, bytes) else self.origin()  # type: ignore[operator]
+            data = self.origin() if callable(self.origin) else self.origin
         if not isinstance(data, bytes):
             raise DataError(
                 f"{self.name} gave {type(data).__name__}, not bytes.",

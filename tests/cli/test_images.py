@@ -64,6 +64,28 @@ def test_text_for_an_adapter_of_pictures_is_refused(run: Callable[..., Result]) 
     assert "There is no file 'a red circle'" in result.stderr
 
 
+def test_chat_with_an_adapter_of_pictures_is_refused(run: Callable[..., Result]) -> None:
+    result = run("chat", NAME)
+    assert result.exit_code == 2
+    assert "reads pictures, and a chat has texts" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--template", "A cell: {text}"), "The template of own/again is for texts"),
+        (("--set", "max_length=30"), "max_length = 30 is not supported for pictures"),
+    ],
+)
+def test_option_without_an_effect_on_pictures_is_refused(
+    run: Callable[..., Result], shapes: Path, options: tuple[str, ...], message: str
+) -> None:
+    data = ("train", "--data", str(shapes), "--name", "own/again", "--dry-run")
+    result = run(*data, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_table_for_an_adapter_of_pictures_is_refused(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -246,6 +246,9 @@ def test_damaged_picture_is_refused(image_platform: Platform) -> None:
         image_platform.predict_images(NAME, [b"text"])
     with pytest.raises(TooLargeError, match="MiB"):
         image_platform.predict_images(NAME, [b"\0" * (33 << 20)])
+    for given in (None, 5, bytearray(b"x"), []):
+        with pytest.raises(DataError, match="not bytes"):
+            image_platform.predict_images(NAME, [given])  # type: ignore[list-item]
 
 
 def test_other_image_base_is_refused(tmp_path: Path, image_workspace: Path) -> None:

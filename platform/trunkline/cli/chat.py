@@ -16,7 +16,7 @@ from trunkline.cli.errors import report
 from trunkline.cli.output import note, print_table
 from trunkline.cli.predict import print_answers, sampling_options
 from trunkline.cli.root import GlobalOptions, pass_options, url_option
-from trunkline.errors import NotFoundError, SingleTextError, TrunklineError
+from trunkline.errors import NotFoundError, SingleTextError, TrunklineError, UsageError
 from trunkline.refs import BASE
 
 HELP = {
@@ -40,7 +40,13 @@ class Conversation:
 
     def use(self, ref: str) -> None:
         """Switch the model and keep the messages. On an error, nothing changes."""
-        self.model = self.client.resolve(ref)
+        model = self.client.resolve(ref)
+        if model.modality == "image":
+            raise UsageError(
+                f"{model.name} reads pictures, and a chat has texts.",
+                f"Use: trunkline predict {model.name} picture.jpg",
+            )
+        self.model = model
 
     def answer(self, line: str) -> None:
         """Write the answer to a line on stdout.

@@ -211,6 +211,11 @@ def prepare(
         PluginCallError: the reader or a transform raised, or broke its contract.
     """
     check_template(recipe.template, dataset.task)
+    if dataset.modality == "image" and recipe.template != Template():
+        raise UsageError(
+            f"The template of {recipe.name} is for texts, and {dataset.name} holds pictures.",
+            "Leave it out.",
+        )
     _check_transforms(dataset, transforms)
     source = read_rows(dataset)
     settings = recipe.settings

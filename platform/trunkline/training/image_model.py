@@ -126,6 +126,7 @@ def _check_settings(settings: Settings) -> None:
         ("use_dora", settings.use_dora),
         ("layers_to_transform", bool(settings.layers_to_transform)),
         ("init_lora_weights", settings.subtracts_initial),
+        ("max_length", settings.max_length != Settings().max_length),
     ):
         if used:
             raise UsageError(
