@@ -138,6 +138,14 @@ BAD_LOSSES = {
         loss("import torch\nbuild = lambda context: torch.nn.PReLU()"),
         "has parameters, which are not trained",
     ),
+    "uses a parameter": (
+        loss(
+            "import torch\nP = torch.nn.Parameter(torch.ones(2))\n"
+            "def build(context):\n"
+            "    return lambda outputs, targets: (outputs * P).logsumexp(1).mean()"
+        ),
+        "the loss has parameters of its own, which are not trained",
+    ),
     "build exits": (loss("build = lambda context: exit(0)"), "tried to end the program"),
     "raises": (loss("build = lambda context: lambda outputs, targets: 1 / 0"), "ZeroDivisionError"),
     "raises on a batch of the recipe's size": (

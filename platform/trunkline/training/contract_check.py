@@ -130,6 +130,11 @@ def _try_batch(
         return "the loss changes the targets that it is given", False
     if not bool(value.isfinite()):
         return f"the loss is {value.item()}", False
+    if _has_parameters(value, leaf):
+        return (
+            "the loss has parameters of its own, which are not trained: make them constants",
+            False,
+        )
     try:
         value.backward()
     except Exception as error:
@@ -140,6 +145,20 @@ def _try_batch(
     if not bool(gradient.isfinite().all()):
         return "the gradient of the loss is not finite", False
     return None, bool(gradient.any()) and bool(leaf.detach().abs().max() < LARGE)
+
+
+def _has_parameters(value: torch.Tensor, leaf: torch.Tensor) -> bool:
+    """Whether a value has a gradient with respect to anything else than the outputs."""
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", leaf) is not leaf:
+            return True
+        nodes += [one for one, _ in node.next_functions]
+    return False
 
 
 def _mean_problem(loss: LossFunction, task: AnyTask, settings: Settings) -> str | None:
