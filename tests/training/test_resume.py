@@ -191,7 +191,7 @@ def test_run_of_another_environment_is_not_resumed(
 
 
 @pytest.mark.parametrize("state", ["stopped", "finished"])
-@pytest.mark.parametrize("changed", ["template", "unit", "max new tokens"])
+@pytest.mark.parametrize("changed", ["template", "dataset", "unit", "max new tokens"])
 def test_run_whose_recipe_states_something_else_is_not_resumed(
     state: str, changed: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +202,8 @@ def test_run_whose_recipe_states_something_else_is_not_resumed(
         job = training_job(self, recipe, settings)
         if changed == "unit":
             return replace(job, dataset=replace(job.dataset, unit="kg"))
+        if changed == "dataset":
+            return replace(job, dataset=replace(job.dataset, name="toy/renamed"))
         if changed == "template":
             return replace(job, recipe=replace(job.recipe, template=Template(prompt="Q: {text}")))
         return replace(job, recipe=replace(job.recipe, max_new_tokens=7))

@@ -218,8 +218,9 @@ def changed_specification(
     for name in ("task", "template", "scale", "max_new_tokens", "loss", "transforms"):
         if _compared(before.get(name), finished) != _compared(now.get(name), finished):
             return f"its {name.replace('_', ' ')} changed"
-    if before.get("dataset", {}).get("unit") != now["dataset"]["unit"]:
-        return "its unit changed"
+    for name, noun in (("name", "dataset"), ("unit", "unit")):
+        if before.get("dataset", {}).get(name) != now["dataset"][name]:
+            return f"its {noun} changed"
     first = [_compared(one.get("metrics", ())[:1], finished) for one in (before, now)]
     if first[0] != first[1]:
         return "the metric that selects the best checkpoint changed"
