@@ -430,6 +430,10 @@ NOTED: dict[str, tuple[dict[str, Any], str]] = {
         "layers_to_transform names -1, but",
     ),
     "pattern": ({"target_modules": ".*[qv]_proj"}, "target_modules is a pattern"),
+    "pattern of layers": (
+        {"layers_to_transform": [0], "layers_pattern": ["layers"]},
+        "layers_pattern is a pattern",
+    ),
     "pattern of exclusions": ({"exclude_modules": ".*k_proj"}, "exclude_modules is a pattern"),
 }
 

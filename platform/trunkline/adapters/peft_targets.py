@@ -250,6 +250,11 @@ def target_notes(config: Mapping[str, Any], tree: ModuleTree) -> list[str]:
         )
     if _is_texts(excluded) and (lacking := _lacking(excluded, tree)):
         notes.append(f"exclude_modules names {_listed(lacking)}, which this base does not have.")
+    if _layers(config) and config.get("layers_pattern"):
+        notes.append(
+            "layers_pattern is a pattern, which is not evaluated: in each layer the modules that "
+            "have matrices are adapted."
+        )
     beyond = [layer for layer in _layers(config) if not 0 <= layer < tree.layers]
     if tree.layers and beyond:
         notes.append(
