@@ -130,6 +130,32 @@ def test_each_picture_has_the_answer_of_its_own_adapter(
         assert probabilities == pytest.approx(expected(models[one], base, seed), abs=1e-3)
 
 
+def test_next_batch_is_decoded_while_one_is_computed(
+    engine: ImageEngine, artifacts: list[Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, decoded = Held(engine, monkeypatch), threading.Event()
+
+    def read() -> bytes:
+        assert held.entered.wait(30)
+        decoded.set()
+        return encoded(picture(9))
+
+    late = Request("own/pets", image=ImageSource(read))
+    requests = [request(artifacts[0], seed) for seed in range(4)]
+    requests.append(ResolvedRequest(late, artifacts[0], "own/pets@1"))
+    answers: list[Any] = []
+    runner = threading.Thread(target=lambda: answers.extend(engine.run(requests)))
+    runner.start()
+    assert decoded.wait(30)
+    held.released.set()
+    runner.join(30)
+    assert len(answers) == 5
+
+
+def test_no_request_is_no_answer(engine: ImageEngine) -> None:
+    assert engine.run([]) == []
+
+
 def test_more_adapters_than_slots_take_turns(
     base: ImageBase, models: list[Any], artifacts: list[Artifact]
 ) -> None:

@@ -135,7 +135,7 @@ class ImageEngine:
         *,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """Answer all requests, in order; a batch at a time is decoded.
+        """Answer all requests, in order; a batch is decoded while the one before is computed.
 
         Args:
             requests: for any mixture of adapters.
@@ -145,25 +145,34 @@ class ImageEngine:
             As :meth:`submit`. Whatever the reason, the remaining requests are cancelled.
         """
         answers: list[Answer] = []
-        size = 2 * self.settings.rows
-        for start in range(0, len(requests), size):
-            valid = []
-            for index, request in enumerate(requests[start : start + size], start):
-                try:
-                    valid.append(self._validate(request))
-                except DataError as error:
-                    raise locate_error(error, index, len(requests)) from None
-            handles = self._enqueue(valid)
-            try:
-                for handle in handles:
+        handles: list[GenerationHandle] = []
+        size = self.settings.rows
+        try:
+            for start in range(0, len(requests) + size, size):
+                earlier = len(handles)
+                if batch := self._decoded(requests, start, start + size):
+                    handles += self._enqueue(batch)
+                for handle in handles[len(answers) : earlier]:
                     answers.append(handle.answer())
                     if on_done is not None:
                         on_done(1)
-            finally:
-                for handle in handles:
-                    if not handle.ended:
-                        handle.cancel()
-        return answers
+            return answers
+        finally:
+            for handle in handles[len(answers) :]:
+                if not handle.ended:
+                    handle.cancel()
+
+    def _decoded(
+        self, requests: ListLike[ResolvedRequest], start: int, stop: int
+    ) -> list[_Waiting]:
+        """Some of the requests, checked, with their pictures; raises as :meth:`submit`."""
+        valid = []
+        for index, request in enumerate(requests[start:stop], start):
+            try:
+                valid.append(self._validate(request))
+            except DataError as error:
+                raise locate_error(error, index, len(requests)) from None
+        return valid
 
     def cancel(self, state: RequestState) -> None:
         """End a request at the next step; does nothing if it has ended."""
