@@ -7,7 +7,7 @@ own classification models give it (``vit``, ``resnet``), so that adapters have t
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -97,23 +97,38 @@ def fold_batch_norms(model: nn.Module) -> None:
     """
     for parent in list(model.modules()):
         for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
-            if not isinstance(convolution, nn.Conv2d) or type(norm) is not nn.BatchNorm2d:
+            folded = folded_convolution(convolution, norm)
+            if folded is None:
                 continue
-            mean, variance = norm.running_mean, norm.running_var
-            if mean is None or variance is None or len(mean) != convolution.out_channels:
-                continue
-            gain = (variance + norm.eps).rsqrt()
-            if norm.weight is not None:
-                gain = gain * norm.weight.detach()
-            shift = -mean if convolution.bias is None else convolution.bias.detach() - mean
-            shift = shift * gain
-            if norm.bias is not None:
-                shift = shift + norm.bias.detach()
-            weight = convolution.weight.detach() * gain[:, None, None, None]
-            convolution.weight = nn.Parameter(weight, requires_grad=False)
-            convolution.bias = nn.Parameter(shift, requires_grad=False)
-            convolution.register_buffer("gain", gain, persistent=False)
+            convolution.weight = nn.Parameter(folded.weight, requires_grad=False)
+            convolution.bias = nn.Parameter(folded.bias, requires_grad=False)
+            convolution.register_buffer("gain", folded.gain, persistent=False)
             setattr(parent, name, nn.Identity())
+
+
+class Folded(NamedTuple):
+    """A convolution with a normalization in it; ``gain`` ``[out]`` are factors of its outputs."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    gain: torch.Tensor
+
+
+def folded_convolution(convolution: nn.Module, norm: nn.Module | None) -> Folded | None:
+    """A convolution with the batch normalization of its outputs; None if they are not such."""
+    if not isinstance(convolution, nn.Conv2d) or type(norm) is not nn.BatchNorm2d:
+        return None
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None or len(mean) != convolution.out_channels:
+        return None
+    gain = (variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        gain = gain * norm.weight.detach()
+    shift = -mean if convolution.bias is None else convolution.bias.detach() - mean
+    shift = shift * gain
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach()
+    return Folded(convolution.weight.detach() * gain[:, None, None, None], shift, gain)
 
 
 def pool(output: Any) -> torch.Tensor:

@@ -43,6 +43,7 @@ from trunkline.training.checkpoints import (
 )
 from trunkline.training.distributed import is_first, processes, total, wait_for_all
 from trunkline.training.frozen_layers import FrozenLayers
+from trunkline.training.fused_convolutions import fused_convolutions
 from trunkline.training.job import (
     EncodedRows,
     TrainingJob,
@@ -198,8 +199,8 @@ def train_adapter(
         trainer.on_validation = on_validation
         if tensorboard is not None:
             trainer.add_callback(tensorboard_callback(tensorboard))
-        frozen = place.trains(model, base.info.name, settings)
-        with frozen if tokenizer is not None else nullcontext():
+        fused = fused_convolutions(model, encoded.train.examples, bf16=trainer.args.bf16)
+        with place.trains(model, base.info.name, settings) if tokenizer is not None else fused:
             output = trainer.take_steps(resume=resume)
         if output.interrupted or not is_first():
             return output, None
@@ -210,8 +211,7 @@ def train_adapter(
                 task = place.call(fit)
             elif isinstance(task, MultilabelTask):
                 listener.stage("choosing the threshold")
-                choose = partial(fit_threshold, model, task, encoded.validation, pad_id)
-                task = place.call(choose)
+                task = place.call(partial(fit_threshold, model, task, encoded.validation, pad_id))
         artifact = write_artifact(
             model, folder / "artifact", job, prepared, engine, task, encoded.max_length, initial
         )
