@@ -48,6 +48,7 @@ def inference(folder: Path, rounds: int) -> None:
 
     from trunkline.adapters.artifact import read_artifact
     from trunkline.data.pictures import decode, prepare, to_tensor
+    from trunkline.inference.image_engine import passes
     from trunkline.lora.pool import AdapterPool
     from trunkline.lora.routing import ImageRouting
 
@@ -60,15 +61,20 @@ def inference(folder: Path, rounds: int) -> None:
     files = [_picture(seed, (500, 375)) for seed in range(PICTURES)]
     pixels = to_tensor(_stacked([prepare(decode(file), steps) for file in files]), steps)
 
+    parts = [*passes(PICTURES, steps, base.device.type)]
+
     def ours(chosen: Sequence[Any]) -> Any:
-        routing = ImageRouting([one.pages for one in chosen])
-        with torch.inference_mode(), pool.route(routing):
-            features = base.model.pooled(pixels)
-            return [one.head(row) for one, row in zip(chosen, features, strict=True)]
+        rows = []
+        with torch.inference_mode():
+            for part in parts:
+                with pool.route(ImageRouting([one.pages for one in chosen[part]])):
+                    features = base.model.pooled(pixels[part])
+                rows += [one.head(row) for one, row in zip(chosen[part], features, strict=True)]
+        return rows
 
     def bare() -> Any:
         with torch.inference_mode():
-            return base.model.pooled(pixels)
+            return [base.model.pooled(pixels[part]) for part in parts]
 
     def plain_bare() -> Any:
         with torch.inference_mode(), peft.disable_adapter():

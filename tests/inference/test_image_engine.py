@@ -24,6 +24,7 @@ from trunkline.errors import (
     UsageError,
 )
 from trunkline.images import ImageSource
+from trunkline.inference import image_engine
 from trunkline.inference.image_engine import ImageEngine
 from trunkline.inference.request import Request, ResolvedRequest
 from trunkline.inference.request_state import RequestStats
@@ -154,6 +155,16 @@ def test_next_batch_is_decoded_while_one_is_computed(
 
 def test_no_request_is_no_answer(engine: ImageEngine) -> None:
     assert engine.run([]) == []
+
+
+def test_batch_of_several_passes_gives_the_same_answers(
+    engine: ImageEngine, artifacts: list[Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [request(artifacts[index % 3], index) for index in range(4)]
+    expected = [one.probabilities for one in engine.run(requests)]
+    monkeypatch.setattr(image_engine, "PASS_PIXELS", 3 * 32 * 32)
+    actual = [one.probabilities for one in engine.run(requests)]
+    assert actual == [pytest.approx(one, abs=1e-5) for one in expected]
 
 
 def test_more_adapters_than_slots_take_turns(

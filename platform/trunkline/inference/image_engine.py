@@ -56,6 +56,13 @@ if TYPE_CHECKING:
     from trunkline.contracts import Modality
 
 
+PASS_PIXELS = 6 * 224 * 224
+"""Pixels of the pictures of one pass on a CPU.
+
+The outputs of early layers are then small enough to stay in memory that the process has, where the
+system hands out larger ones anew, page by page (``benchmarks/bench_images.py``)."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
     """A request with its picture, ``[height, width, 3]`` uint8."""
@@ -351,15 +358,16 @@ class ImageEngine:
         import numpy as np
         import torch
 
-        pixels = np.stack([one.pixels for one in batch])
+        outputs: list[torch.Tensor] = []
         with torch.inference_mode():
-            values = to_tensor(pixels, batch[0].preprocessing)
-            with self.pool.route(ImageRouting([resident.pages for resident in residents])):
-                features = self.base.model.pooled(values)
-            outputs: list[torch.Tensor] = []
-            for resident, row in zip(residents, features, strict=True):
-                assert resident.head is not None
-                outputs.append(resident.head(row).cpu())
+            for part in passes(len(batch), batch[0].preprocessing, self.base.device.type):
+                pixels = np.stack([one.pixels for one in batch[part]])
+                values = to_tensor(pixels, batch[0].preprocessing)
+                with self.pool.route(ImageRouting([one.pages for one in residents[part]])):
+                    features = self.base.model.pooled(values)
+                for resident, row in zip(residents[part], features, strict=True):
+                    assert resident.head is not None
+                    outputs.append(resident.head(row).cpu())
         return outputs
 
     def _end(self, one: _Waiting, result: Result, outcome: str) -> None:
@@ -367,6 +375,20 @@ class ImageEngine:
         self._running = [other for other in self._running if other is not one]
         if not one.state.ended:
             finish(one.state, result, outcome, self._clock(), self.observers)
+
+
+def passes(count: int, preprocessing: Preprocessing, device: str) -> Iterator[slice]:
+    """The pictures of each pass of a batch: on a CPU few, elsewhere all.
+
+    Args:
+        count: pictures of the batch.
+        device: type of the device.
+    """
+    size = count
+    if device == "cpu":
+        size = max(1, PASS_PIXELS // (preprocessing.height * preprocessing.width))
+    for start in range(0, count, size):
+        yield slice(start, start + size)
 
 
 AnyEngine = Engine | ImageEngine
