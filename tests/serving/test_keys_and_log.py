@@ -20,8 +20,8 @@ from fastapi.testclient import TestClient
 
 from server_process import chat_body, openai_client, ready_client
 from trunkline.api import Platform
+from trunkline.engines import Engines
 from trunkline.inference.batching import Stepper, StepResult
-from trunkline.inference.engine import Engine
 from trunkline.inference.sampling import InvalidLogits
 from trunkline.refs import Ref
 from trunkline.registry.registry import Registry
@@ -40,9 +40,9 @@ class SharedEnginePlatform(Platform):
         return Registry.open(self.workspace.registry_url, busy_seconds=0.2)
 
     @cached_property
-    def engine(self) -> Engine:
+    def engines(self) -> Engines:
         assert self.owner is not None
-        return self.owner.engine
+        return self.owner.engines
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_edge_of_one_route_is_accepted(
         (COMPLETIONS, {"prompt": ["a", 3]}, "prompt[1]"),
         (CLASSIFY, {"input": []}, "input"),
         (CLASSIFY, {"input": ["a", None]}, "input[1]"),
-        (CLASSIFY, {"input": {}}, "input"),
+        (CLASSIFY, {"input": {}}, "input.image_url"),
         (CLASSIFY, {"timeout": 0}, "timeout"),
         ("/admin/promote", {"alias": "Champion"}, "alias"),
         ("/admin/promote", {"alias": "latest"}, "alias"),

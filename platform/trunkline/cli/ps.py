@@ -68,12 +68,19 @@ def ps(url: str | None, as_json: bool) -> None:
 
 
 def _fields(state: ServerState, residents: Residents) -> list[tuple[str, object]]:
-    several = len(state.engines) > 1
+    from trunkline.serving.admin_schemas import EngineLoad
+
+    engines = state.engines or [
+        EngineLoad(
+            base=state.base, modality="text", waiting=state.waiting, running=state.running,
+            rows=state.rows, steps=state.steps,
+        )
+    ]  # fmt: skip
     tokens = f"{state.kv_tokens_used:,} of {state.kv_tokens:,} tokens in use"
     memory = f"{bytes_text(residents.total_bytes)} of {bytes_text(residents.budget_bytes)}"
     return [
         ("state", "draining: accepts no new requests" if state.draining else None),
-        *((_NAMES[one.modality] if several else "requests", _load(one)) for one in state.engines),
+        *((_NAMES[one.modality] if engines[1:] else "requests", _load(one)) for one in engines),
         ("kv cache", f"{tokens}, {state.cached_tokens:,} cached for prefixes")
         if state.kv_tokens
         else ("kv cache", None),
