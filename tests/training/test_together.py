@@ -24,7 +24,6 @@ from trunkline.api import Platform
 from trunkline.contracts import NoProgress
 from trunkline.data.prepare import prepare
 from trunkline.errors import Interrupted, RefusedError, TrainingError, UsageError
-from trunkline.training import together as groups
 from trunkline.training.packed import PackedBackbone, Part, backbone_of, share_frozen
 from trunkline.training.together import Place, train_together
 from trunkline.training.trainer import TrainerOutput, train_adapter
@@ -93,16 +92,8 @@ def digest(output: TrainerOutput | Exception) -> str:
     return output.artifact.digest
 
 
-@pytest.fixture(params=["merged", "one by one"])
-def merged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the rows of several trainings are one pass, as on an accelerator."""
-    if request.param == "merged":
-        monkeypatch.setattr(groups, "ONE_BY_ONE", frozenset())
-    return bool(request.param == "merged")
-
-
 def test_each_has_the_losses_that_it_has_alone(
-    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed: list[int] = []
     hidden = PackedBackbone.hidden
@@ -113,7 +104,7 @@ def test_each_has_the_losses_that_it_has_alone(
 
     monkeypatch.setattr(PackedBackbone, "hidden", counted)
     together = losses(platform, tmp_path / "all", PLAIN)
-    assert (packed.count(3) >= EXACT["max_steps"]) == merged
+    assert packed.count(3) >= EXACT["max_steps"]
     for name, values in zip(RECIPES, together, strict=True):
         (alone,) = losses(platform, tmp_path / "alone", {name: {}})
         assert values == pytest.approx(alone, abs=1e-4)
@@ -121,7 +112,7 @@ def test_each_has_the_losses_that_it_has_alone(
 
 
 def test_adapters_of_other_shapes_and_schedules_share_the_base(
-    platform: Platform, tmp_path: Path, merged: bool
+    platform: Platform, tmp_path: Path
 ) -> None:
     """accelerate keeps one state a process of whether a batch ends a step."""
     recipes: dict[str, dict[str, Any]] = {
@@ -138,7 +129,7 @@ def test_adapters_of_other_shapes_and_schedules_share_the_base(
         assert values == pytest.approx(alone, abs=1e-4)
 
 
-def test_the_outcome_can_be_repeated(platform: Platform, tmp_path: Path, merged: bool) -> None:
+def test_the_outcome_can_be_repeated(platform: Platform, tmp_path: Path) -> None:
     recipes = {name: {"lora_dropout": 0.1} for name in RECIPES}
     first = train(platform, tmp_path / "one", recipes)
     random.random()
@@ -149,7 +140,7 @@ def test_the_outcome_can_be_repeated(platform: Platform, tmp_path: Path, merged:
 
 
 def test_one_that_fails_between_steps_does_not_end_the_others(
-    platform: Platform, tmp_path: Path, merged: bool
+    platform: Platform, tmp_path: Path
 ) -> None:
     watches = [Watch(fails=True), Watch(), Watch()]
     done = train(platform, tmp_path, PLAIN, watches)

@@ -2,9 +2,8 @@
 
 Every training runs unchanged in a thread of its own: its data, loss, schedule, early stopping and
 checkpoints are its own. One thread runs at a time, in a fixed order and with its own random
-numbers, so the outcome can be repeated. On an accelerator a training that needs the base waits;
-when all of them do, their rows are computed in one pass (:mod:`trunkline.training.packed`), and so
-are the gradients. On a CPU they take turns, a pass each.
+numbers, so the outcome can be repeated. A training that needs the base waits; when all of them do,
+their rows are computed in one pass (:mod:`trunkline.training.packed`), and so are the gradients.
 """
 
 from __future__ import annotations
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
 
     from trunkline.inference.image_engine import AnyEngine
 
-ONE_BY_ONE = frozenset({"cpu"})
-"""Types of devices where rows of several trainings are not computed in one pass.
-
-A pass has a limited number of tokens. On a CPU, where it takes as long as its tokens do, merging
-divides each training's part of it, and so multiplies the small products of the adapters."""
-
 Value = TypeVar("Value")
 Context = AbstractContextManager[Any]
 
@@ -43,12 +36,10 @@ class Place:
     Attributes:
         count: trainings that share the base.
         others: names of the other ones.
-        in_a_pass: trainings whose rows may be in one pass.
     """
 
     count = 1
     others: tuple[str, ...] = ()
-    in_a_pass = 1
 
     def base_released(self, engine: AnyEngine) -> Context:
         """Inside, the engine's weights are not in memory; see :meth:`Engine.base_released`."""
@@ -91,10 +82,6 @@ class SharedPlace(Place):
         self.others = tuple(name for other, name in enumerate(names) if other != index)
         self._group, self._index = group, index
 
-    @property
-    def in_a_pass(self) -> int:  # type: ignore[override]  # known when all models are there
-        return self.count if self._group.merges else 1
-
     @contextmanager
     def base_released(self, engine: AnyEngine) -> Iterator[None]:
         group = self._group
@@ -114,10 +101,6 @@ class SharedPlace(Place):
 
     @contextmanager
     def passes(self, model: Any) -> Iterator[None]:
-        if not self._group.merges:
-            self._group.wait(_Call(_take_turns))
-            yield
-            return
         import torch
 
         backbone = backbone_of(model)
@@ -137,10 +120,7 @@ class SharedPlace(Place):
             del backbone.forward
 
     def backward(self, loss: torch.Tensor, compute: Callable[[torch.Tensor], None]) -> None:
-        if self._group.merges:
-            self._group.wait(_Backward(loss))
-        else:
-            compute(loss)
+        self._group.wait(_Backward(loss))
 
     def call(self, function: Callable[[], Value]) -> Value:
         value: Value = self._group.wait(_Call(function))
@@ -327,7 +307,7 @@ class _Group:
         self._threads: list[_Thread[Any]] = []
         self._models: dict[int, Any] = {}
         self._packed: PackedBackbone | None = None
-        self.merges = True
+        self._merges = True
         self._release, self._frozen = ExitStack(), ExitStack()
 
     def run(self, functions: Sequence[Callable[[], Value]]) -> list[Value | Exception]:
@@ -385,7 +365,7 @@ class _Group:
         parts = [one.part for one in passes]
         device = parts[0].input_ids.device.type
         with torch.autocast(device, torch.bfloat16, enabled=passes[0].bf16):
-            if len(parts) > 1:
+            if self._merges and len(parts) > 1:
                 return self._packed.hidden(parts)
             return [self._packed.alone(part) for part in parts]
 
@@ -418,8 +398,7 @@ class _Group:
         order = sorted(self._models)
         self._threads[order[0]].take_state()  # dropout in the passes draws from a training's seed
         self._packed = PackedBackbone({index: self._models[index] for index in order})
-        device = self._models[order[0]].device.type
-        self.merges = len(order) > 1 and device not in ONE_BY_ONE and self._packed.is_exact()
+        self._merges = len(order) > 1 and self._packed.is_exact()
         self._frozen.enter_context(context(self._models[order[0]]))
 
     def end(self) -> None:
@@ -463,10 +442,6 @@ class _State:
         torch.set_rng_state(self._torch)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
-
-
-def _take_turns() -> None:
-    """Do nothing, while the other trainings go on."""
 
 
 def _call(requests: Sequence[Any]) -> Sequence[Any]:

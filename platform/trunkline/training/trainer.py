@@ -475,7 +475,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         """One batch; in parts of similar length if it is large, which bounds the activations."""
         rows: list[int] = inputs[ROWS].tolist()
         lengths = [size_of(self.train_dataset[row]) for row in rows]
-        limit = FORWARD_TOKENS.get(model.device.type, 16_384) // self.place.in_a_pass
+        limit = FORWARD_TOKENS.get(model.device.type, 16_384) // self.place.count
         parts = [*within_tokens(lengths, limit)] if self.in_parts else [[*range(len(rows))]]
         if len(parts) == 1 and not self.pictures:
             return self._pass(model, inputs, num_items_in_batch)
