@@ -1,4 +1,4 @@
-"""What the license of a dataset forbids is said by listings, a training and the model card."""
+"""Listings, trainings and model cards state what the license of a dataset forbids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset of pictures is found before anything is trained, row by row."""
+"""`datasets check` names the rows of a dataset of pictures that are wrong, and says what to do."""
 
 from __future__ import annotations
 

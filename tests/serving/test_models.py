@@ -16,9 +16,9 @@ from trunkline.registry.records import KeyRecord
 from trunkline.registry.registry import Registry
 from trunkline.serving.errors import ApiError
 from trunkline.serving.models import ModelEntry, ServedModels
-from trunkline.serving.served import ServedBase
+from trunkline.serving.engines import ServerBase
 
-BASE = ServedBase("tiny", "b" * 64, 1)
+BASE = ServerBase("tiny", "b" * 64, 1)
 OTHER_BASE = "c" * 64
 ALL = [
     "base",

@@ -1,4 +1,4 @@
-"""Texts of the core in the reader's language: errors, findings, conditions and stages.
+"""Translate texts of the core for the console: errors, findings, conditions and stages.
 
 The core writes English sentences with values in them, for terminals, logs and clients. The console
 translates them where it shows them: each sentence is an entry of a catalog of its own with numbered

@@ -1,4 +1,4 @@
-"""What ``datasets check`` reports: findings about rows, and how pictures are distributed."""
+"""The report of ``datasets check``: findings about rows, and distributions of pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a picture once it was decoded: size, color mode, brightness, perceptual hash."""
+"""Facts about a decoded picture: size, color mode, brightness, perceptual hash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How requests and engines begin and end, for the engine of either modality."""
+"""Admission, cancellation, deadlines and shutdown, for the engine of either modality."""
 
 from __future__ import annotations
 

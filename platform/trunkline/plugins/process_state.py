@@ -1,4 +1,4 @@
-"""What a plugin's import must not change in the process: how to read it and how to restore it."""
+"""Read and restore the state of the process that a plugin's import must not change."""
 
 from __future__ import annotations
 

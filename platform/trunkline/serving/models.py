@@ -18,7 +18,7 @@ from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AdapterRecord, KeyRecord, VersionRecord
 from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError, unknown_model
-from trunkline.serving.served import ServedBase
+from trunkline.serving.engines import ServerBase
 from trunkline.serving.service import Context, RequestContext
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class ServedModels:
     def __init__(
         self,
         platform: Platform,
-        base: ServedBase,
+        base: ServerBase,
         *,
         page_size: int = 500,
         batch_size: int = 1000,

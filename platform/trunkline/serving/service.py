@@ -38,7 +38,7 @@ from trunkline.redaction import redact
 from trunkline.registry.records import KeyRecord, RequestEntry
 from trunkline.serving.errors import deadline_error
 from trunkline.serving.request_log import RequestLog
-from trunkline.serving.served import ServedBase, ServedEngines
+from trunkline.serving.engines import ServerBase, ServerEngines
 from trunkline.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Service:
         self.url = ""
         self.draining = False
         self.in_flight: dict[str, RequestContext] = {}
-        self._served = ServedEngines(platform, metrics)
+        self._served = ServerEngines(platform, metrics)
         self._log = RequestLog(self.registry.requests.log) if settings.log_requests else None
         self._query_threads = ThreadPoolExecutor(settings.workers, "registry")
         self._load_threads = ThreadPoolExecutor(settings.workers, "adapters")
@@ -123,7 +123,7 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """The engine for texts; raises as :attr:`ServedEngines.text`, and without an engine."""
+        """The engine for texts; raises as :attr:`ServerEngines.text`, and without an engine."""
         return self._with_engine.text
 
     @property
@@ -142,12 +142,12 @@ class Service:
         return self._with_engine.of(modality)
 
     @property
-    def base(self) -> ServedBase:
+    def base(self) -> ServerBase:
         """The base; raises :class:`UnavailableError` until it is loaded, or if there is none."""
         return self._with_engine.base
 
     @property
-    def _with_engine(self) -> ServedEngines:
+    def _with_engine(self) -> ServerEngines:
         if not self.with_engine:
             raise UnavailableError(
                 "This server runs without an engine.", "Start one with: trunkline serve."

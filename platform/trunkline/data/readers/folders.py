@@ -1,4 +1,4 @@
-"""The files below a folder of texts or pictures, and what both kinds of folders refuse."""
+"""List the files of a folder of texts or pictures; refuse what can't be a row."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _RETRY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class ServedBase:
+class ServerBase:
     """The base that a server loads when it starts.
 
     Attributes:
@@ -43,7 +43,7 @@ class ServedBase:
     reads_text: bool = True
 
 
-class ServedEngines:
+class ServerEngines:
     """The engines of one server; the one for pictures is loaded when it is first used.
 
     Where the platform's only base is one for pictures, it is loaded first, and texts are refused.
@@ -56,7 +56,7 @@ class ServedEngines:
         self.failure: TrunklineError | None = None
         self._platform, self._metrics = platform, metrics
         self._first: AnyEngine | None = None
-        self._base: ServedBase | None = None
+        self._base: ServerBase | None = None
         self._lock = threading.Lock()
         self._heartbeat: ServerHeartbeat | None = None
 
@@ -71,7 +71,7 @@ class ServedEngines:
             only_images = engines.serves_images_only
             first = engines.of("image" if only_images else "text")
             info = first.base.info
-            self._base = ServedBase(info.name, info.digest, int(time.time()), not only_images)
+            self._base = ServerBase(info.name, info.digest, int(time.time()), not only_images)
             if (address := url()) is not None:
                 self._heartbeat = ServerHeartbeat(
                     self._platform.registry,
@@ -106,7 +106,7 @@ class ServedEngines:
         return self._first is not None
 
     @property
-    def base(self) -> ServedBase:
+    def base(self) -> ServerBase:
         """The base that was loaded first; raises :class:`UnavailableError` until it is."""
         if self._base is None or self._first is None:
             if self.failure is not None:
