@@ -14,9 +14,9 @@ from trunkline.errors import BaseMismatchError
 from trunkline.refs import Ref
 from trunkline.registry.records import KeyRecord
 from trunkline.registry.registry import Registry
+from trunkline.serving.engines import ServerBase
 from trunkline.serving.errors import ApiError
 from trunkline.serving.models import ModelEntry, ServedModels
-from trunkline.serving.engines import ServerBase
 
 BASE = ServerBase("tiny", "b" * 64, 1)
 OTHER_BASE = "c" * 64

@@ -17,8 +17,8 @@ from trunkline.refs import BASE, Ref, shown
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.records import AdapterRecord, KeyRecord, VersionRecord
 from trunkline.serving.bodies import JsonRoute
-from trunkline.serving.errors import ApiError, unknown_model
 from trunkline.serving.engines import ServerBase
+from trunkline.serving.errors import ApiError, unknown_model
 from trunkline.serving.service import Context, RequestContext
 
 if TYPE_CHECKING:

@@ -36,9 +36,9 @@ from trunkline.inference.request import Request as EngineRequest
 from trunkline.inference.request_state import GenerationHandle
 from trunkline.redaction import redact
 from trunkline.registry.records import KeyRecord, RequestEntry
+from trunkline.serving.engines import ServerBase, ServerEngines
 from trunkline.serving.errors import deadline_error
 from trunkline.serving.request_log import RequestLog
-from trunkline.serving.engines import ServerBase, ServerEngines
 from trunkline.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
