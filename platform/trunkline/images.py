@@ -28,6 +28,7 @@ DATA_URL_HINT = (
     "Send 'data:image/png;base64,…' with the bytes of a picture; addresses are not fetched."
 )
 
+_LONG_BASE64 = re.compile(r"\s*[A-Za-z0-9+/_-]{64,}={0,2}\s*")
 _DATA_URL = re.compile(r"data:image/[\w.+*-]{1,64};base64,", re.ASCII | re.IGNORECASE)
 _SCHEME_CHARACTERS = 16
 
@@ -102,6 +103,11 @@ def data_url(data: bytes) -> str:
 def is_data_url(text: str) -> bool:
     """Whether a text is meant as a picture in a data URL."""
     return text[:_SCHEME_CHARACTERS].lower().startswith("data:image/")
+
+
+def may_be_picture(text: str) -> bool:
+    """Whether a text may be a picture in a data URL or in base64, which no log may keep."""
+    return is_data_url(text) or _LONG_BASE64.fullmatch(text) is not None
 
 
 def is_address(text: str) -> bool:

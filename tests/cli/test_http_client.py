@@ -328,6 +328,9 @@ def test_ps_of_another_program_is_an_error(server: Scripted) -> None:
 STATE = {
     "base": "tiny", "draining": False, "in_flight": 0, "waiting": 0, "running": 2, "rows": 16,
     "steps": 7, "kv_tokens": 2048, "kv_tokens_used": 64, "cached_tokens": 0,
+    "engines": [
+        {"base": "tiny", "modality": "text", "waiting": 0, "running": 2, "rows": 16, "steps": 7}
+    ],
 }  # fmt: skip
 RESIDENTS = {"object": "list", "data": [], "total_bytes": 0, "budget_bytes": 1 << 30}
 PROMOTION = {

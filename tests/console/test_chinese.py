@@ -93,6 +93,8 @@ ACTIONS = (
     ("/datasets/toy/prices/check", {}),
     ("/keys", {"owner": "", "role": "viewer", "expires": "90d", "adapters": ""}),
     ("/keys", {"owner": "Ada", "role": "viewer", "expires": "90d", "adapters": "x y/"}),
+    ("/playground", {"prompt": "a cat", "model1": "toy/nothing"}),
+    ("/playground", {"prompt": "a" * 300_000, "model1": "toy/animals"}),
     ("/runs/1/stop", {}),
     ("/runs/1/resume", {}),
     ("/serving/load", {"ref": "toy/nothing"}),

@@ -51,6 +51,12 @@ def test_the_most_specific_sentence_is_used() -> None:
     assert translate.translate("run 3 failed.") == "运行 3 失败。"
 
 
+def test_kind_is_translated_and_a_name_is_not() -> None:
+    catalog = {"There is no {0} {1}.": "没有{0} {1}。", "base": "基座模型", "rows": "行"}
+    translate = CoreTranslator(catalog).translate
+    assert translate("There is no base base.") == "没有基座模型 base。"
+
+
 def test_unknown_sentence_stays_as_it_is() -> None:
     assert load_core("zh")("Something that a plugin says.") == "Something that a plugin says."
 

@@ -127,6 +127,25 @@ def test_log_has_the_digest_and_not_the_picture(
     assert entry.output in ("circle", "square")
 
 
+@pytest.mark.parametrize(
+    ("model", "input"),
+    [
+        ("toy/nothing", data_url(encoded(picture(5)))),
+        ("toy/nothing", data_url(encoded(picture(5))).partition(",")[2]),
+        (TEXT, data_url(encoded(picture(5)))),
+        (NAME, [data_url(encoded(picture(5))), "!"]),
+    ],
+)
+def test_log_of_a_refused_request_has_no_picture(
+    client: TestClient, both: Platform, model: str, input: Any
+) -> None:
+    response = classify(client, input, model)
+    assert response.status_code in (404, 422)
+    entry = both.registry.requests.get(response.headers["x-request-id"])
+    assert entry.text is not None
+    assert "iVBORw0KGgo" not in entry.text
+
+
 # ----------------------------------------------------------------------------- forms of a picture
 
 

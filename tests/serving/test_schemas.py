@@ -171,7 +171,9 @@ def test_empty_input_is_refused() -> None:
         PredictBody(model="a/b", input=[])
 
 
-@pytest.mark.parametrize(("texts", "message"), [(["a"] * 4, "4 texts"), (["aaa", "bbb"], "6 char")])
+@pytest.mark.parametrize(
+    ("texts", "message"), [(["a"] * 4, "4 inputs"), (["aaa", "bbb"], "6 char")]
+)
 def test_request_beyond_the_size_limits_is_refused(texts: list[str], message: str) -> None:
     with pytest.raises(TooLargeError, match=message):
         check_size(texts, 3, 5)

@@ -68,19 +68,12 @@ def ps(url: str | None, as_json: bool) -> None:
 
 
 def _fields(state: ServerState, residents: Residents) -> list[tuple[str, object]]:
-    from trunkline.serving.admin_schemas import EngineLoad
-
-    engines = state.engines or [
-        EngineLoad(
-            base=state.base, modality="text", waiting=state.waiting, running=state.running,
-            rows=state.rows, steps=state.steps,
-        )
-    ]  # fmt: skip
+    several = len(state.engines) > 1
     tokens = f"{state.kv_tokens_used:,} of {state.kv_tokens:,} tokens in use"
     memory = f"{bytes_text(residents.total_bytes)} of {bytes_text(residents.budget_bytes)}"
     return [
         ("state", "draining: accepts no new requests" if state.draining else None),
-        *((_NAMES[one.modality] if engines[1:] else "requests", _load(one)) for one in engines),
+        *((_NAMES[one.modality] if several else "requests", _load(one)) for one in state.engines),
         ("kv cache", f"{tokens}, {state.cached_tokens:,} cached for prefixes")
         if state.kv_tokens
         else ("kv cache", None),

@@ -19,10 +19,12 @@ from trunkline.settings import Settings
 
 _PACKAGE = Path(__file__).parents[1]
 _NOT_SHOWN = (
-    "cli", "serving", "reference.py", "testing.py",
+    "cli", "reference.py", "testing.py",
     "adapters/archive.py", "adapters/card_usage.py", "adapters/hub.py", "adapters/peft_folder.py",
     "adapters/peft_import.py", "adapters/peft_targets.py", "adapters/provenance.py",
-    "adapters/signing.py", "bases/convert.py", "bases/pull.py", "training/export",
+    "adapters/signing.py", "bases/convert.py", "bases/pull.py", "serving/admin", "serving/bodies",
+    "serving/fields", "serving/openai", "serving/picture_chat", "serving/predict",
+    "serving/responses", "serving/schemas", "training/export",
 )  # fmt: skip
 """What only a terminal or an HTTP client reads."""
 
@@ -53,6 +55,9 @@ _COMPOSED = (
     "text and target", "rows",
 )  # fmt: skip
 """Sentences put together from values, and the names of things that stand in sentences."""
+
+_NO_SUCH = "There is no "
+"""How a sentence begins whose first value is the kind of a thing, and not a name."""
 
 _PLACE = re.compile(r"\{(\d+)\}")
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
@@ -225,7 +230,12 @@ class CoreTranslator:
         for pattern in self._patterns:
             if (values := pattern.values(text)) is not None:
                 if nesting:
-                    values = [self._translate(value, nesting - 1) for value in values]
+                    values = [
+                        self._translate(value, nesting - 1) if " " in value else value
+                        for value in values
+                    ]
+                    if pattern.pieces[0] == _NO_SUCH:
+                        values[0] = self._exact.get(values[0], values[0])
                 parts = _PLACE.split(pattern.translation)
                 parts[1::2] = [values[int(place)] for place in parts[1::2]]
                 return "".join(parts)

@@ -77,10 +77,15 @@ def keep(workspace: Workspace, name: str, content: bytes, access: Access) -> Upl
     except DataError as error:
         if existing is None:
             shutil.rmtree(folder, ignore_errors=True)
-        raise DataError(error.message, _UNREADABLE) from error
+        raise DataError(error.message, _hint(suffix, error)) from error
     owners = [*_owners(folder), access.actor or ""]
     write_atomically(folder / _OWNER, json.dumps({"owners": list(dict.fromkeys(owners))}))
     return Upload(id, file, columns)
+
+
+def _hint(suffix: str, error: DataError) -> str | None:
+    """What to do about a file; options of the command line don't help here."""
+    return _UNREADABLE if suffix in (".csv", ".tsv") else error.hint
 
 
 def find(workspace: Workspace, id: str, access: Access) -> Upload:

@@ -7,7 +7,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from trunkline import promotion
 from trunkline.console.view import View
@@ -44,30 +43,30 @@ class Waiting:
     compared: bool = True
 
 
-class _Kept:
-    """What takes long to compute, for :data:`KEPT_SECONDS`."""
+class _TtlCache:
+    """Remembers for :data:`KEPT_SECONDS` what takes long to compute."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[object, ...], tuple[float, Any]] = OrderedDict()
+        self._entries: OrderedDict[tuple[object, ...], tuple[float, bool]] = OrderedDict()
 
-    def get(self, key: tuple[object, ...]) -> Any:
+    def get(self, key: tuple[object, ...]) -> bool | None:
         with self._lock:
-            at, value = self._kept.get(key, (0.0, None))
+            at, value = self._entries.get(key, (0.0, None))
         return value if at and time.monotonic() - at < KEPT_SECONDS else None
 
-    def keep(self, key: tuple[object, ...], value: Any) -> None:
+    def set(self, key: tuple[object, ...], value: bool) -> None:
         with self._lock:
-            self._kept[key] = time.monotonic(), value
-            while len(self._kept) > _MAX_KEPT:
-                self._kept.popitem(last=False)
+            self._entries[key] = time.monotonic(), value
+            while len(self._entries) > _MAX_KEPT:
+                self._entries.popitem(last=False)
 
 
-_comparisons = _Kept()
+_comparisons = _TtlCache()
 """Whether versions pass the comparison with their champion."""
 
-_trained = _Kept()
-"""The versions that somebody is known to have trained or imported."""
+_contributors = _TtlCache()
+"""Whether somebody is known to have trained or imported a version."""
 
 
 def find_waiting(view: View) -> list[Waiting]:
@@ -113,9 +112,11 @@ def _candidates(
 
 def _has_contributors(view: View, version: VersionRecord) -> bool:
     key = (view.platform.workspace.registry_url, version.ref, version.digest)
-    known = bool(_trained.get(key)) or bool(view.registry.versions.contributors(version))
+    if _contributors.get(key):
+        return True
+    known = bool(view.registry.versions.contributors(version))
     if known:
-        _trained.keep(key, True)
+        _contributors.set(key, known)
     return known
 
 
@@ -127,7 +128,7 @@ def _beats_champion(
     demanded = view.platform.workspace.configuration.gate
     url = view.platform.workspace.registry_url
     key = (url, version.digest, evaluation.id, moves[0].id if moves else 0, demanded)
-    passed: bool | None = _comparisons.get(key)
+    passed = _comparisons.get(key)
     if passed is None and time.monotonic() < deadline:
         try:
             evidence = promotion.check(
@@ -137,5 +138,5 @@ def _beats_champion(
             passed = all(one.passed for one in evidence.checks if one.name != promotion.TWO_PERSONS)
         except TrunklineError:
             passed = False  # damaged: the evidence page says why
-        _comparisons.keep(key, passed)
+        _comparisons.set(key, passed)
     return passed

@@ -28,7 +28,6 @@ from trunkline.serving.schemas import ModelName, Text
 from trunkline.serving.service import Context, RequestContext
 
 if TYPE_CHECKING:
-    from trunkline.lora.pool import AdapterPool
     from trunkline.resolution import ResolvedModel
 
 _MAX_ALIAS_CHARS, _MAX_REASON_CHARS = 256, 10_000
@@ -139,8 +138,8 @@ async def load(body: RefBody, context: Context) -> dict[str, Any]:
 async def unload(body: RefBody, context: Context) -> dict[str, Any]:
     """Evict an adapter, even if it is pinned; one in use is evicted when its last request ends."""
     model = await context.service.query(_resolve_adapter, context, body.ref)
-    pool = await context.service.load(_pool, context, model)
     with _named(model):
+        pool = context.service.pool_of(model.digest)
         evicted = await context.service.load(pool.unload, model.digest)
     return {"ref": model.name, "digest": model.digest, "resident": not evicted}
 
@@ -149,8 +148,8 @@ async def unload(body: RefBody, context: Context) -> dict[str, Any]:
 async def pin(body: PinBody, context: Context) -> dict[str, Any]:
     """Pin a resident adapter, so that it is never evicted for others, or unpin it."""
     model = await context.service.query(_resolve_adapter, context, body.ref)
-    pool = await context.service.load(_pool, context, model)
     with _named(model):
+        pool = context.service.pool_of(model.digest)
         await context.service.load(pool.pin, model.digest, body.pinned)
     return {"ref": model.name, "digest": model.digest, "pinned": body.pinned}
 
@@ -209,15 +208,10 @@ def _alias_named() -> Iterator[None]:
         raise
 
 
-def _pool(context: RequestContext, model: ResolvedModel) -> AdapterPool:
-    """The pool of the model's base; may load the base for pictures."""
-    return context.service.engine_of(model.modality).pool
-
-
 def _load(context: RequestContext, ref: str) -> dict[str, Any]:
     model = _resolve_adapter(context, ref)
     artifact = context.service.platform.store.fetch(model.version)
-    _pool(context, model).load(artifact, model.name)
+    context.service.engine_of(model.modality).pool.load(artifact, model.name)
     return {"ref": model.name, "digest": model.digest, "resident": True}
 
 

@@ -27,8 +27,7 @@ class EngineLoad(_Reply):
 class ServerState(_Reply):
     """Requests in flight, and load of the engine that was started first, in sequences and tokens.
 
-    ``engines`` has the load of each engine; the one for pictures starts with the first picture. A
-    server of an earlier release does not send it.
+    ``engines`` has the load of each engine; the one for pictures starts with the first picture.
     """
 
     base: str
@@ -41,7 +40,7 @@ class ServerState(_Reply):
     kv_tokens: int
     kv_tokens_used: int
     cached_tokens: int
-    engines: Sequence[EngineLoad] = ()
+    engines: Sequence[EngineLoad]
 
 
 class ResidentAdapter(_Reply):

@@ -85,7 +85,7 @@ class ServerEngines:
                 self._heartbeat.start()
             self._first = first
             if any(one.modality == "image" for one in engines.loaded()):  # preloaded
-                self.of("image")
+                self._image()
         except TrunklineError as error:
             self.failure = error
         except Exception as error:
@@ -139,8 +139,10 @@ class ServerEngines:
         """The engine of a base; raises as :attr:`text`."""
         if modality == "text":
             return self.text
-        if self._platform.engines.serves_images_only and not self.base.reads_text:
-            return self.loaded[0]
+        _ = self.base  # until the first base is loaded, nothing is recorded
+        return self._image()
+
+    def _image(self) -> AnyEngine:
         with self._lock:
             engine = self._platform.engines.image
             self._attach(engine)

@@ -370,7 +370,7 @@ class ServedModels:
 
     def _entry(self, id: str, version: VersionRecord) -> ModelEntry:
         created = int(version.created.timestamp())
-        pictured = version.base_digest == self._image_digest
+        pictured = version.modality == "image"
         return ModelEntry(
             id,
             str(version.ref),

@@ -20,6 +20,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from trunkline.data.targets import target_text
 from trunkline.errors import Interrupted, RegistryError, TrunklineError
 from trunkline.inference.detokenizer import REPLACEMENT_CHARACTER
 from trunkline.inference.request import Answer, Choice, StreamChunk, TokenScore, TopToken
@@ -109,7 +110,7 @@ class EventStream(Response):
                     for chunk in self._chunks(prompt, piece):
                         await emit(self._encode(chunk))
             answers = await context.answers()
-            await context.commit(200, "\n".join(str(answer.output) for answer in answers))
+            await context.commit(200, "\n".join(target_text(answer.output) for answer in answers))
             closing = b"".join(self._encode(chunk) for chunk in self._closing(answers))
             await emit(closing + self._end, more=False)
         except TrunklineError as error:

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from trunkline.data.targets import target_text
 from trunkline.errors import DataError, TooLargeError
-from trunkline.images import parse_picture
+from trunkline.images import ImageSource, parse_picture
 from trunkline.inference.request import Answer, Choice
 from trunkline.inference.request import Request as EngineRequest
 from trunkline.serving.errors import ApiError
@@ -25,7 +25,7 @@ from trunkline.serving.openai import (
     usage_chunk,
 )
 from trunkline.serving.schemas import ChatBody
-from trunkline.serving.service import RequestContext
+from trunkline.serving.service import RequestContext, check_finite
 
 
 async def answer_picture(body: ChatBody, context: RequestContext, request: Request) -> Response:
@@ -66,7 +66,7 @@ async def answer_picture(body: ChatBody, context: RequestContext, request: Reque
     ((index, part),) = pictures.items()
     field = f"messages[{last}].content[{index}]"
     try:
-        picture = parse_picture(part.url, field).identified()
+        picture = await context.service.load(_read, part.url, field)
     except (DataError, TooLargeError) as error:
         error.param = f"{field}.image_url"
         raise
@@ -82,8 +82,18 @@ async def answer_picture(body: ChatBody, context: RequestContext, request: Reque
     return await context.respond({**head, "choices": [choice], "usage": usage([answer])}, text)
 
 
+def _read(url: str, field: str) -> ImageSource:
+    """The picture of a part with its sha256."""
+    return parse_picture(url, field).identified()
+
+
 def _text(answer: Answer) -> str:
-    """The label, the labels, or the number with its unit."""
+    """The label, the labels, or the number with its unit.
+
+    Raises:
+        DataError: the number is not finite.
+    """
+    check_finite(answer, "messages")
     return f"{target_text(answer.output)} {answer.unit or ''}".rstrip()
 
 

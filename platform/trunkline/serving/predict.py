@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from trunkline.images import (
     ImageSource,
     is_address,
     is_data_url,
+    may_be_picture,
     parse_picture,
 )
 from trunkline.inference.request import Answer
@@ -33,7 +33,7 @@ from trunkline.resolution import ResolvedModel
 from trunkline.serving import fields
 from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError
-from trunkline.serving.fields import StrictModel, Values
+from trunkline.serving.fields import PICTURE_TAG, StrictModel, Values
 from trunkline.serving.models import resolve
 from trunkline.serving.openai import adapter_of, usage
 from trunkline.serving.schemas import (
@@ -47,7 +47,7 @@ from trunkline.serving.schemas import (
     check_inputs,
     split_inputs,
 )
-from trunkline.serving.service import Context, RequestContext, check_size
+from trunkline.serving.service import Context, RequestContext, check_count, check_finite
 from trunkline.tasks.ranking import ranked
 
 router = APIRouter(route_class=JsonRoute)
@@ -125,13 +125,7 @@ def _label(answer: Answer) -> dict[str, Any]:
 
 
 def _value(answer: Answer, field: str = "input") -> dict[str, Any]:
-    if answer.value is None or not math.isfinite(answer.value):
-        error = DataError(
-            f"{answer.adapter} predicts {answer.value} for a text, which is not a finite number.",
-            "Check the text.",
-        )
-        error.param = field
-        raise error
+    check_finite(answer, field)
     return {"value": answer.value, "unit": answer.unit}
 
 
@@ -143,15 +137,16 @@ async def _predict(
     fields: Callable[[Answer], dict[str, Any]],
 ) -> Response:
     inputs = body.inputs()
-    shown = [one if isinstance(one, str) else one.type for one in inputs]
+    shown = [one if _is_text(one) else PICTURE_TAG for one in inputs]
     logged = shown if isinstance(body.input, list) else shown[0]
     context.set_model_name(body.model, json.dumps(logged, ensure_ascii=False))
     model = await resolve(context, body.model, *tasks)
     _check_count(context, inputs)
-    engine_requests = _requests(model, inputs, getattr(body, "abstain", None))
+    abstain = getattr(body, "abstain", None)
+    engine_requests = await context.service.load(_requests, model, inputs, abstain)
     texts = [one.text for one in engine_requests]
     if model.modality == "image":  # the size of pictures is limited by that of the body
-        pictures = [one.image.identified() for one in engine_requests if one.image is not None]
+        pictures = [one.image for one in engine_requests if one.image is not None]
         context.text = json.dumps([f"sha256:{one.sha256}" for one in pictures])
     await context.submit(model, texts, engine_requests, body.timeout, field="input")
     answers = await context.answers(request.receive)
@@ -170,10 +165,14 @@ async def _predict(
     )
 
 
+def _is_text(value: str | ImagePart) -> bool:
+    return isinstance(value, str) and not may_be_picture(value)
+
+
 def _check_count(context: RequestContext, inputs: Sequence[object]) -> None:
     """Raise :class:`TooLargeError` for too many inputs, before they are decoded."""
     try:
-        check_size([""] * len(inputs), context.service.settings.max_inputs, 0)
+        check_count(len(inputs), context.service.settings.max_inputs)
     except TooLargeError as error:
         error.param = "input"
         raise
@@ -182,7 +181,7 @@ def _check_count(context: RequestContext, inputs: Sequence[object]) -> None:
 def _requests(
     model: ResolvedModel, inputs: Sequence[str | ImagePart], abstain: float | None
 ) -> list[EngineRequest]:
-    """A request for each text, or for each picture, as the model reads.
+    """A request for each text, or for each picture with its sha256, as the model reads.
 
     Raises:
         ApiError: 400, an input is the address of a picture.
@@ -194,7 +193,7 @@ def _requests(
         name = f"input[{index}]" if len(inputs) > 1 else "input"
         try:
             if model.modality == "image":
-                picture = _picture(one, name)
+                picture = _picture(one, name).identified()
                 requests.append(EngineRequest(model.name, image=picture, abstain=abstain))
                 continue
             if not isinstance(one, str) or is_data_url(one):

@@ -119,7 +119,7 @@ MaxTokens = Annotated[Integer, Field(ge=1, le=_MAX_INT)]
 
 
 class TextPart(StrictModel):
-    """A part of a message; only text is supported."""
+    """A text as a part of a message."""
 
     ignored = fields.TEXT_PART_IGNORED
 
@@ -128,7 +128,7 @@ class TextPart(StrictModel):
 
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
-        check_part(data, "text")
+        check_part(data, "text", others=["image_url"])
         return data
 
 
@@ -157,15 +157,17 @@ class ImagePart(StrictModel):
         return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
-def check_part(data: dict[str, Any], *kinds: str) -> None:
-    """Refuse a part of a message that is no text, by its type.
+def check_part(data: dict[str, Any], *kinds: str, others: Sequence[str] = ()) -> None:
+    """Refuse a part of a message by its type.
 
     Args:
-        kinds: the types of a text.
+        kinds: the types of a text, of which errors name the first.
+        others: further types that the message may have.
     """
     kind = data.get("type")
     if isinstance(kind, str) and kind not in kinds:
-        reason = f"only {kinds[0]!r} is supported"
+        supported = " and ".join(map(repr, (kinds[0], *others)))
+        reason = f"only {supported} {'are' if others else 'is'} supported"
         raise unsupported("type", "Send text.", value=shown(kind), reason=reason)
 
 

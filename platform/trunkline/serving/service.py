@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from trunkline.contracts import Modality
     from trunkline.inference.engine import Engine
     from trunkline.inference.image_engine import AnyEngine
-    from trunkline.inference.request import ResolvedRequest
+    from trunkline.lora.pool import AdapterPool
     from trunkline.resolution import ResolvedModel
     from trunkline.serving.metrics import Metrics
 
@@ -131,15 +132,20 @@ class Service:
         """The loaded engines, first the one that was loaded at the start; raises as ``base``."""
         return self._with_engine.loaded
 
-    def engine_for(self, request: ResolvedRequest) -> AnyEngine:
-        """The engine that answers a request; raises as :meth:`engine_of`."""
-        artifact = request.artifact
-        reads_images = artifact is not None and artifact.manifest.reads_images
-        return self.engine_of("image" if reads_images else "text")
-
     def engine_of(self, modality: Modality) -> AnyEngine:
         """The engine of a base; the first use of the one for pictures loads its base."""
         return self._with_engine.of(modality)
+
+    def pool_of(self, digest: str) -> AdapterPool:
+        """The pool that holds the adapter with this digest; loads no base.
+
+        Raises:
+            NotFoundError: the adapter is not in memory.
+        """
+        for engine in self.engines:
+            if engine.pool.get(digest) is not None:
+                return engine.pool
+        raise NotFoundError("The adapter is not in memory.")
 
     @property
     def base(self) -> ServerBase:
@@ -321,7 +327,7 @@ class RequestContext:
     ) -> None:
         """Runs in a thread; the request may be cancelled meanwhile."""
         resolved = self.service.platform.resolve_request(requests[0], model)
-        engine = self.service.engine_for(resolved)
+        engine = self.service.engine_of(model.modality)
         try:
             for index, request in enumerate(requests):
                 request = replace(request, deadline=max(0.0, deadline - time.monotonic()))
@@ -471,16 +477,32 @@ Context = Annotated[RequestContext, Depends(request_context)]
 """Parameter of a route."""
 
 
+def check_finite(answer: Answer, field: str) -> None:
+    """Raise :class:`DataError` for a number that is none; ``field`` is the one that was sent."""
+    if answer.value is not None and not math.isfinite(answer.value):
+        error = DataError(
+            f"{answer.adapter} predicts {answer.value}, which is not a finite number.",
+            "Check what you sent, or use another version.",
+        )
+        error.param = field
+        raise error
+
+
+def check_count(inputs: int, most: int) -> None:
+    """Raise :class:`TooLargeError` for too many texts or pictures."""
+    if inputs > most:
+        raise TooLargeError(
+            f"The request contains {inputs:,} inputs.", f"Send at most {most:,} at once."
+        )
+
+
 def check_size(texts: Sequence[str | tuple[int, ...]], max_texts: int, max_chars: int) -> None:
     """Refuse a request that is too large; a token id counts as a character.
 
     Raises:
         TooLargeError: too many texts, or too many characters in total.
     """
-    if len(texts) > max_texts:
-        raise TooLargeError(
-            f"The request contains {len(texts):,} texts.", f"Send at most {max_texts:,} at once."
-        )
+    check_count(len(texts), max_texts)
     chars = sum(map(len, texts))
     if chars > max_chars:
         raise TooLargeError(

@@ -377,9 +377,7 @@ def resume_run(view: View) -> Redirect:
             adapter=record.recipe,
             resume=record.number,
             actor=view.access.actor,
-            command=shlex.join(
-                ["trunkline", "train", record.recipe, "--resume", f"{record.number}"]
-            ),
+            command=_command((record.recipe, "--resume", str(record.number)), {}),
         ),
     )
     return Redirect(f"/train/jobs/{id}", {"job": id, "run": record.number})
