@@ -65,7 +65,9 @@ def batch_of(
     ]
     task = ClassificationTask(("a", "b"))
     collate = partial(task.collate, pad_id=0)
-    return PictureAugmentation(steps, seed).batch(examples, collate, epoch)  # type: ignore[arg-type]
+    partners = [examples[-1], *examples[:-1]] if len(examples) > 1 else []
+    augmentation = PictureAugmentation(steps, seed)
+    return augmentation.batch(examples, partners, collate, epoch)  # type: ignore[arg-type]
 
 
 def test_epoch_seed_and_row_decide_and_the_order_does_not() -> None:
@@ -159,6 +161,17 @@ def test_resumed_training_sees_the_same_pictures(
             digests[f"stopped-{stop}"] = resumed.version.digest
     assert len({digests[name] for name in digests if name != "plain"}) == 1
     assert digests["plain"] != digests["complete"]
+
+
+def test_pictures_are_mixed_although_each_is_a_pass_of_its_own(
+    tmp_path: Path, tiny_resnet: Path, shapes: Path
+) -> None:
+    """A pass on a CPU holds one picture of 640 px."""
+    settings = {"max_steps": 1, "per_device_train_batch_size": 2, "image_size": 640}
+    for platform in opened_images(tmp_path / "workspace", tiny_resnet):
+        mixed = platform.train(recipe(shapes, "mixup", **settings)).version.digest
+        plain = platform.train(recipe(shapes, **settings)).version.digest
+        assert mixed != plain
 
 
 def test_run_records_the_transforms(tmp_path: Path, tiny_resnet: Path, shapes: Path) -> None:

@@ -133,8 +133,9 @@ def test_resumed_training_gives_the_same_adapter(
         assert result.version.digest == expected
 
 
+@pytest.mark.parametrize("package", ["pillow", "pydicom"])
 def test_run_is_not_resumed_with_another_decoder(
-    tmp_path: Path, tiny_resnet: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_resnet: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     """Another version may give other pixels for the same files."""
     unchanged = run_info.version
@@ -143,9 +144,9 @@ def test_run_is_not_resumed_with_another_decoder(
         with pytest.raises(Interrupted):
             platform.train(shapes_recipe(shapes), should_stop=partial(next, stops))
         monkeypatch.setattr(
-            run_info, "version", lambda name: "0.1" if name == "pillow" else unchanged(name)
+            run_info, "version", lambda name: "0.1" if name == package else unchanged(name)
         )
-        with pytest.raises(RefusedError, match=r"pillow was .* and is '0\.1' now"):
+        with pytest.raises(RefusedError, match=rf"{package} was .* and is '0\.1' now"):
             platform.train(shapes_recipe(shapes), resume=1)
 
 
@@ -174,7 +175,9 @@ def test_plan_trains_nothing(image_platform: Platform, shapes: Path) -> None:
     plan = image_platform.plan(shapes_recipe(shapes))
     assert (plan.lengths, plan.tokens, plan.longest, plan.training_flops) == (None,) * 4
     assert plan.pictures == image_platform.registry.runs.get(1).report["pictures_trained"]
-    assert plan.picture_size == (32, 32)
+    assert (plan.picture_size, plan.measured) == ((32, 32), "run")
+    larger = image_platform.plan(shapes_recipe(shapes, image_size=64))
+    assert (larger.picture_size, larger.measured) == ((64, 64), "step")
     assert plan.trainable_parameters > 0
     assert len(image_platform.registry.runs.list()) == 1
 

@@ -126,13 +126,14 @@ def load_fresh_image(
 
 
 def _load_base(info: ImageBaseInfo, device: torch.device, dtype: torch.dtype) -> ImageBase:
+    import torch
 
     from trunkline.bases.image_model import ImageModel
 
     backbone = _load_backbone(info, dtype)
     model = ImageModel(backbone, _features(backbone, info)).to(device).eval()
     model.requires_grad_(False)
-    if str(dtype) == "torch.float32" and not _folded(model, info):
+    if dtype is torch.float32 and not _folded(model, info):
         backbone = _load_backbone(info, dtype)
         model = ImageModel(backbone, model.features).to(device).eval().requires_grad_(False)
     _channels_last(model)
@@ -153,7 +154,7 @@ def _folded(model: ImageModel, info: ImageBaseInfo) -> bool:
     fold_batch_norms(model)
     with torch.inference_mode():
         change = (model.pooled(picture) - before).abs().max()
-    return bool(change <= _FOLDED * before.abs().max().clamp(min=1.0))
+    return bool(change <= _FOLDED * before.abs().max().clamp(min=1e-6))
 
 
 def _channels_last(model: ImageModel) -> ImageModel:

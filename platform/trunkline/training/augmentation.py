@@ -34,7 +34,9 @@ _HINT = "See the TransformSpec contract in docs/hooks.md."
 
 
 class PictureAugmentation:
-    """The steps of a recipe that change pictures while they are trained on; false without one.
+    """The steps of a recipe that change pictures while they are trained on.
+
+    It is false if the recipe has none.
 
     Args:
         transforms: of the recipe; those of other stages are skipped.
@@ -49,11 +51,18 @@ class PictureAugmentation:
     def __bool__(self) -> bool:
         return bool(self._changes or self._mixes)
 
-    def batch(self, examples: Sequence[Mapping[str, Any]], collate: Collate, epoch: int) -> Batch:
+    def batch(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        partners: Sequence[Mapping[str, Any]],
+        collate: Collate,
+        epoch: int,
+    ) -> Batch:
         """Collate the examples of a part of a step, augmented.
 
         Args:
             examples: of pictures, from :mod:`~trunkline.training.image_rows`.
+            partners: the example that each is mixed with; empty: none is mixed.
             collate: of the task.
             epoch: counted from 0.
 
@@ -64,10 +73,14 @@ class PictureAugmentation:
         def changed(pixels: np.ndarray, row: str) -> np.ndarray:
             return self.changed(pixels, row, epoch)
 
-        batch = collate([{**one, PIXELS: partial(one[PIXELS], changed)} for one in examples])
-        if len(examples) > 1:
+        def collated(rows: Sequence[Mapping[str, Any]]) -> Batch:
+            return collate([{**one, PIXELS: partial(one[PIXELS], changed)} for one in rows])
+
+        batch = collated(examples)
+        if partners and self._mixes:
+            others = collated(partners)
             for step in self._mixes:
-                batch = self._mixed(step, batch, epoch, examples[0][PIXELS].row)
+                batch = self._mixed(step, batch, others, epoch, examples[0][PIXELS].row)
         return batch
 
     def changed(self, pixels: np.ndarray, row: str, epoch: int) -> np.ndarray:
@@ -86,12 +99,13 @@ class PictureAugmentation:
             pixels = result
         return pixels
 
-    def _mixed(self, step: TransformSpec, batch: Batch, epoch: int, row: str) -> Batch:
-        """The batch with each picture mixed with the one before it."""
-        pixels, targets = batch["pixel_values"], batch["targets"]
-        others = pixels.roll(1, dims=0)
+    def _mixed(
+        self, step: TransformSpec, batch: Batch, others: Batch, epoch: int, row: str
+    ) -> Batch:
+        """The batch with each picture mixed with its partner."""
+        pixels, partners = batch["pixel_values"], others["pixel_values"]
         with plugin_call(f"The transform {step.name}", _HINT):
-            result, share = step.apply(pixels, others, self._rng(step, epoch, row))
+            result, share = step.apply(pixels, partners, self._rng(step, epoch, row))
         if _kind(result) != _kind(pixels) or not isinstance(share, float) or not 0 <= share <= 1:
             raise PluginCallError(
                 f"The transform {step.name} gave {_kind(result)} and {share!r:.20}, not "
@@ -101,7 +115,7 @@ class PictureAugmentation:
         return {
             **batch,
             "pixel_values": result,
-            OTHERS: targets.roll(1, dims=0),
+            OTHERS: others["targets"],
             SHARE: pixels.new_tensor(share),
         }
 
@@ -127,7 +141,10 @@ def is_repeatable(transforms: Sequence[TransformSpec], rows: Sequence[Row]) -> b
     cache = PictureCache(Preprocessing(height=_TRIED, width=_TRIED))
     examples = [{PIXELS: PictureReader(row.id, row.picture, cache)} for row in rows]
     augmentation = PictureAugmentation(transforms, 0)
-    one, other = (augmentation.batch(examples, collate, 0)["pixel_values"] for _ in range(2))
+    partners = examples[1:] + examples[:1]
+    one, other = (
+        augmentation.batch(examples, partners, collate, 0)["pixel_values"] for _ in range(2)
+    )
     return torch.equal(one, other)
 
 

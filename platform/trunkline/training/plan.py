@@ -72,7 +72,7 @@ def plan_training(job: TrainingJob, engine: AnyEngine, registry: Registry) -> Tr
     pictures = parts.picture_size is not None
     trained = round((len(encoded.examples) if pictures else encoded.tokens) * epochs)
     measured: Literal["run", "step"] = "run"
-    per_unit = _seconds_per_unit(recipe.name, str(base.device), registry)
+    per_unit = _seconds_per_unit(recipe.name, str(base.device), parts.picture_size, registry)
     if per_unit is None:
         measured = "step"
         loss = build_loss(job, task, train)
@@ -97,11 +97,16 @@ def plan_training(job: TrainingJob, engine: AnyEngine, registry: Registry) -> Tr
     )
 
 
-def _seconds_per_unit(recipe: str, device: str, registry: Registry) -> float | None:
+def _seconds_per_unit(
+    recipe: str, device: str, picture_size: tuple[int, int] | None, registry: Registry
+) -> float | None:
+    """Seconds per token, or per picture of this size, of the recipe's last run on this device."""
     for run in registry.runs.list(recipe=recipe, limit=20):
         report = run.report or {}
         trained = report.get("pictures_trained") or report.get("tokens_trained")
-        if run.status == "finished" and trained and run.environment.get("device") == device:
+        same_device = run.environment.get("device") == device
+        same_size = tuple(report.get("picture_size") or ()) == (picture_size or ())
+        if run.status == "finished" and trained and same_device and same_size:
             return float(report["train_seconds"]) / trained
     return None
 

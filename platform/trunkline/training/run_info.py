@@ -21,7 +21,7 @@ from trunkline.training.distributed import processes
 from trunkline.training.job import TrainingJob
 
 PACKAGES = ("trunkline", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
-IMAGE_PACKAGES = ("pillow", "timm")
+IMAGE_PACKAGES = ("pillow", "pydicom", "timm")
 """Packages that decide which numbers a picture becomes."""
 
 POWERCAP = Path("/sys/class/powercap")

@@ -328,13 +328,14 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         batch = self.adapter_task.collate(examples, self.pad_id)
         return {**batch, ROWS: torch.tensor([example[ROWS] for example in examples])}
 
-    def _part(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """These rows as a batch to train on; pictures as they are in this epoch."""
-        examples = [self.train_dataset[row] for row in rows]
+    def _part(self, rows: Sequence[int], part: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A part of the rows of a batch to train on; pictures as they are in this epoch."""
+        examples = [self.train_dataset[rows[index]] for index in part]
         if not self.augmentation:
             return self._collate(examples)
         epoch = self.state.global_step // steps_per_epoch(self.settings, len(self.train_dataset))
-        return self.augmentation.batch(examples, self._collate, epoch)
+        before = [self.train_dataset[rows[index - 1]] for index in part if len(rows) > 1]
+        return self.augmentation.batch(examples, before, self._collate, epoch)
 
     def _inputs(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """The batch of these rows, on the model's device."""
@@ -483,7 +484,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         for part in parts:
             last = part is parts[-1]  # processes add their gradients up once, after the last part
             with nullcontext() if last or processes() == 1 else model.no_sync():
-                inputs = self._part([rows[index] for index in part])
+                inputs = self._part(rows, part)
                 losses.append(self._pass(model, inputs, num_items_in_batch))
         return torch.stack(losses).sum()
 
@@ -502,9 +503,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
     ) -> Any:
         """The mean loss, weighted by the batch's share of the targets of an optimizer step.
 
-        Accumulated batches thus give the gradient of one large batch, also where their answers
-        have different numbers of tokens; so do the batches of several processes, whose gradients
-        are averaged.
+        Accumulated batches thus give the gradient of one large batch, also if their answers have
+        different numbers of tokens, and so do the averaged batches of several processes.
         """
         rows, mixed = inputs.pop(ROWS), augmenting.take_mixed(inputs)
         if self.frozen is None:
