@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 
 from tiny_base import make_tokenizer
 from trunkline.contracts import DatasetSpec, Row, Settings, Span
-from trunkline.data.check import (
-    DataFinding,
-    DatasetCheck,
-    check_dataset,
-    personal_data,
-    script_of,
-)
+from trunkline.data.check import check_dataset, personal_data, script_of
+from trunkline.data.check_report import DataFinding, DatasetCheck
 from trunkline.data.prepare import default_recipe
 
 CAUSES = {

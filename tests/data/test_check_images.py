@@ -17,9 +17,9 @@ from PIL import Image, ImageEnhance
 from cli_runner import invoke
 from tiny_images import encoded, picture
 from trunkline.contracts import DatasetSpec, Row
-from trunkline.data.check import DatasetCheck, check_dataset
+from trunkline.data.check import check_dataset
 from trunkline.data.check_page import render_page
-from trunkline.data.check_report import DataFinding
+from trunkline.data.check_report import DataFinding, DatasetCheck
 from trunkline.data.prepare import default_recipe, prepare
 from trunkline.errors import DataError, UsageError
 
@@ -287,3 +287,27 @@ def test_contact_sheet_is_a_png_of_pictures(
     done = invoke("--workspace", str(tmp_path), "--no-plugins", *args)
     assert done.exit_code == 2
     assert part in done.stderr
+
+
+def test_pictures_that_are_all_unreadable_have_one_error() -> None:
+    rows = [replace(row, image=b"no picture") for row in made()]
+    errors = [one.kind for one in checked(rows).findings if one.level == "error"]
+    assert errors == ["unreadable pictures"]
+
+
+def test_transparency_of_a_palette_is_a_finding() -> None:
+    stream = io.BytesIO()
+    palette = Image.new("P", (40, 40))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.save(stream, "PNG", transparency=0)
+    rows = [replace(made()[0], image=stream.getvalue()), *made()[1:]]
+    kinds = {one.message for one in checked(rows).findings if one.kind == "color modes"}
+    assert any("transparency" in message for message in kinds)
+
+
+def test_contact_sheet_leaves_out_rows_without_a_target() -> None:
+    rows = made()
+    blank = [*rows, replace(rows[0], id="blank", target=" ")]
+    sheets = [checked(one, contact_sheet=True).contact_sheet for one in (rows, blank)]
+    heights = [Image.open(io.BytesIO(sheet)).height for sheet in sheets if sheet]
+    assert heights[0] == heights[1]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli_runner import invoke
-from trunkline.data.check import DataFinding, DatasetCheck
 from trunkline.data.check_page import LABELS, render_page
+from trunkline.data.check_report import DataFinding, DatasetCheck
 from trunkline.data.lengths import LengthReport
 
 SCRIPT = "<script>alert('x')</script>"

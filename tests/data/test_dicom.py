@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -188,6 +189,24 @@ def test_huge_size_in_the_header_takes_no_memory(rows: int, columns: int) -> Non
 def test_jpeg_that_is_larger_than_its_header_is_refused() -> None:
     with pytest.raises(DataError, match="another size"):
         decode(framed(encoded(picture(width=4000, height=4000, mode="L"), "JPEG")))
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_run_length_bomb_is_refused_before_it_is_expanded(repeated: bool) -> None:
+    """Two bytes stand for 128; a frame may also name one segment several times."""
+    segment = b"\x81\x00" * 100_000
+    starts = [64, 64] if repeated else [64, 64 + 4]
+    header = np.array([2, *starts, *([0] * 13)], dtype="<u4").tobytes()
+    frame = header + (b"" if repeated else b"\x81\x00" * 2) + segment
+    data = dicom(np.zeros((8, 8), np.uint16))
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = RLELossless
+    stream = io.BytesIO()
+    dataset.save_as(stream, enforce_file_format=True)
+    with pytest.raises(DataError, match="another size than its header states"):
+        decode(stream.getvalue())
 
 
 def test_deflated_file_is_refused_before_it_is_inflated() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tiny_images import encoded, picture
@@ -24,16 +26,27 @@ from trunkline.preprocessing import Preprocessing
 PLAIN = Preprocessing(height=16, width=16)
 
 
-def png(width: int, height: int, bits: int = 8, color: int = 2, key: bytes = b"") -> bytes:
-    """A PNG that states a size, and a transparent color if there is a key, without pixels."""
+def png(
+    width: int,
+    height: int,
+    bits: int = 8,
+    color: int = 2,
+    key: bytes = b"",
+    *,
+    pixels: bytes | None = None,
+    interlaced: bool = False,
+) -> bytes:
+    """A PNG that states a size, and a transparent color if there is a key; without pixels, or with
+    these bytes as its rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", b""), chunk(b"IEND", b"")]
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced)
+    data = b"" if pixels is None else zlib.compress(pixels)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")]
     if key:
         parts.insert(1, chunk(b"tRNS", key))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -263,3 +276,39 @@ def test_large_file_is_not_read(tmp_path: Path) -> None:
         stream.truncate(MAX_BYTES * 4)
     with pytest.raises(TooLargeError, match="32 MiB"):
         ImageSource(tmp_path / "large.png").read()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_png_that_ends_before_its_last_row_is_refused(rows: int) -> None:
+    """Pillow decodes it, with black pixels instead of the missing ones."""
+    row = b"\0" + b"\xff" * 4
+    assert pictures.decode(png(4, 6, color=0, pixels=row * 6)).min() == 255
+    with pytest.raises(DataError, match=r"last rows are missing|truncated"):
+        pictures.decode(png(4, 6, color=0, pixels=row * rows))
+
+
+@given(
+    width=st.integers(1, 20), height=st.integers(1, 20), missing=st.integers(0, 1),
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]),
+)  # fmt: skip
+def test_complete_png_of_any_kind_is_decoded(
+    width: int, height: int, missing: int, mode: str
+) -> None:
+    stream = io.BytesIO()
+    Image.new(mode, (width, height)).save(stream, "PNG")
+    assert pictures.decode(stream.getvalue()).shape == (height, width, 3)
+    length = sum(
+        len(range(top, height, down)) * (1 + len(range(left, width, across)))
+        for left, top, across, down in ADAM7
+        if width > left
+    )
+    data = png(width, height, color=0, pixels=b"\0" * (length - missing), interlaced=True)
+    if missing:
+        with pytest.raises(DataError):
+            pictures.decode(data)
+    else:
+        assert pictures.decode(data).shape == (height, width, 3)
+
+
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+         (0, 1, 1, 2))  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -278,17 +277,3 @@ def test_loading_imports_no_torch(add_plugin: AddPlugin, site: Path) -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.stderr.strip() == ""
-
-
-def test_three_plugins_load_in_under_a_tenth_of_a_second(
-    add_plugin: AddPlugin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for domain in ("one", "two", "three"):
-        add_plugin(domain)
-    monkeypatch.setenv("TRUNKLINE_LOAD_PLUGINS", "one,two,three")
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        load_plugins()
-        times.append(time.process_time() - start)
-    assert min(times) < 0.1

@@ -17,15 +17,22 @@ from functools import partial
 from typing import Any
 
 from trunkline.contracts import DatasetSpec, RecipeSpec, Row, Span, Template, TransformSpec
-from trunkline.data.check_report import DataFinding as DataFinding
-from trunkline.data.check_report import DatasetCheck as DatasetCheck
-from trunkline.data.check_report import Level, PictureReport, finding
+from trunkline.data.check_report import (
+    DataFinding,
+    DatasetCheck,
+    Level,
+    PictureReport,
+    finding,
+)
 from trunkline.data.lengths import LengthReport, check_answers_fit, count_lengths
 from trunkline.data.near_duplicates import NearDuplicate, near_duplicates
 from trunkline.data.prepare import Prepared, input_of, prepare, read_rows
 from trunkline.data.targets import LABELED, labels_in, normalized, spans_of
 from trunkline.errors import TrunklineError
 from trunkline.labels import clean_label, is_blank, similar_text
+
+UNBALANCED = 10
+"""Labels are reported if one has so many times the rows of another."""
 
 RARE = 8
 """A label with fewer rows than this is reported: it has about one row in the test part."""
@@ -82,7 +89,7 @@ def check_dataset(
     findings: list[DataFinding] = []
     pictures: PictureReport | None = None
     if pictured:
-        from trunkline.data.check_pictures import balance_findings, examine_pictures
+        from trunkline.data.check_pictures import examine_pictures
 
         on_stage("decoding pictures")
         rows, pictures, findings = examine_pictures(rows, unreadable)
@@ -92,27 +99,27 @@ def check_dataset(
     dataset = replace(dataset, load=lambda: rows)
     prepared: Prepared | None = None
     lengths: LengthReport | None = None
-    on_stage("comparing rows")
-    try:
-        prepared = prepare(dataset, recipe, transforms)
-        findings += _prepared_findings(rows, prepared, dataset, recipe)
-        if tokenizer is not None and not pictured:
-            on_stage("counting tokens")
-            check_answers_fit(prepared, recipe, tokenizer[0])
-            lengths = count_lengths(_used(prepared), dataset, recipe, *tokenizer)
-            findings += _length_findings(lengths, recipe)
-    except TrunklineError as error:
-        findings.append(
-            DataFinding("unusable", "error", error.message.rstrip("."), error.hint or "")
-        )
+    if rows or not unreadable:  # else every row has its error already
+        on_stage("comparing rows")
+        try:
+            prepared = prepare(dataset, recipe, transforms)
+            findings += _prepared_findings(rows, prepared, dataset, recipe)
+            if tokenizer is not None and not pictured:
+                on_stage("counting tokens")
+                check_answers_fit(prepared, recipe, tokenizer[0])
+                lengths = count_lengths(_used(prepared), dataset, recipe, *tokenizer)
+                findings += _length_findings(lengths, recipe)
+        except TrunklineError as error:
+            findings.append(
+                DataFinding("unusable", "error", error.message.rstrip("."), error.hint or "")
+            )
     labels: Counter[str] = Counter()
     if dataset.task in LABELED:
         for row in rows:
             if pictured or not is_blank(recipe.template.cleaned(row.text)):
                 labels.update({clean_label(str(label)) for label in labels_in(row.target)} - {""})
         findings += _rare_labels(labels)
-        if pictured:
-            findings += balance_findings(labels)
+        findings += _balance_findings(labels)
         if prepared is not None and dataset.task == "classification" and not pictured:
             on_stage("looking for wrong labels")
             findings += _label_errors(prepared, recipe)
@@ -324,6 +331,23 @@ def _rare_labels(labels: Counter[str]) -> Iterator[DataFinding]:
             f"a label with fewer than {RARE} rows: {named}{more}",
             "Add rows, or merge labels: scores of rare ones are a matter of luck.",
             sum(rare.values()),
+        )
+
+
+def _balance_findings(labels: Counter[str]) -> Iterator[DataFinding]:
+    """A finding if some labels are far more frequent than others.
+
+    Args:
+        labels: label → rows.
+    """
+    ordered = sorted(labels.items(), key=lambda item: -item[1])
+    if ordered and ordered[0][1] >= UNBALANCED * ordered[-1][1]:
+        (most, many), (least, few) = ordered[0], ordered[-1]
+        yield DataFinding(
+            "class balance",
+            "note",
+            f"{most!r} has {many:,} rows and {least!r} {few:,}",
+            "Try loss_options: {class_weight: balanced}, and decide by macro_f1.",
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from trunkline.contracts import Row
 from trunkline.data.check_report import DataFinding, PictureReport, finding
 from trunkline.data.picture_facts import PictureFacts, facts_of
-from trunkline.data.pictures import GRAY, WITH_ALPHA
+from trunkline.data.pictures import GRAY
 from trunkline.errors import DataError, TrunklineError
 
 SIZES = 12
@@ -23,9 +23,6 @@ LONG = 3
 
 FLAT, DARK, BRIGHT = 2.0, 16.0, 240.0
 """Bounds of contrast and brightness, on the scale from 0 to 255."""
-
-UNBALANCED = 10
-"""Labels are reported if one has so many times the rows of another."""
 
 _BINS = 8
 _REVEALED, _MARGIN = 0.95, 0.1
@@ -64,23 +61,6 @@ def examine_pictures(
     return usable, _report(list(facts.values())), findings
 
 
-def balance_findings(labels: Mapping[str, int]) -> Iterator[DataFinding]:
-    """A finding if some labels are far more frequent than others.
-
-    Args:
-        labels: label → rows.
-    """
-    ordered = sorted(labels.items(), key=lambda item: -item[1])
-    if ordered and ordered[0][1] >= UNBALANCED * ordered[-1][1]:
-        (most, many), (least, few) = ordered[0], ordered[-1]
-        yield DataFinding(
-            "class balance",
-            "note",
-            f"{most!r} has {many:,} rows and {least!r} {few:,}",
-            "Try loss_options: {class_weight: balanced}, and decide by macro_f1.",
-        )
-
-
 def _unreadable_findings(problems: Mapping[str, TrunklineError]) -> Iterator[DataFinding]:
     """A finding for each way out: to save it smaller, in another format, or again."""
     by_hint: dict[str, dict[str, str]] = defaultdict(dict)
@@ -112,7 +92,7 @@ def _fact_findings(facts: Mapping[str, PictureFacts]) -> Iterator[DataFinding]:
         "Convert them to RGB with a program that uses the profile.",
     )  # fmt: skip
     yield from finding(
-        "color modes", "note", rows(lambda one: one.mode in WITH_ALPHA),
+        "color modes", "note", rows(lambda one: one.transparent),
         "transparency, which is put on white",
         "Put them on the background that the pictures of requests will have.",
     )  # fmt: skip
@@ -135,7 +115,7 @@ def _fact_findings(facts: Mapping[str, PictureFacts]) -> Iterator[DataFinding]:
         f"one edge more than {LONG} times as long as the other, so it is cut or squashed",
         "Crop it to what matters.",
     )  # fmt: skip
-    flat = rows(lambda one: one.contrast < FLAT)
+    flat = dict.fromkeys(rows(lambda one: one.contrast < FLAT))
     yield from finding(
         "empty pictures", "warning", flat, "one color, or nearly so",
         "Look at them: the file may be damaged, or the camera covered.",
@@ -145,7 +125,7 @@ def _fact_findings(facts: Mapping[str, PictureFacts]) -> Iterator[DataFinding]:
         (lambda one: one.brightness > BRIGHT, "white"),
     ):
         yield from finding(
-            "brightness", "note", [row for row in rows(condition) if row not in set(flat)],
+            "brightness", "note", [row for row in rows(condition) if row not in flat],
             f"a picture that is nearly {noun}",
             "Look at them: exposed like this, they may not show what their label says.",
         )  # fmt: skip

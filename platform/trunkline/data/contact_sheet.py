@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trunkline.contracts import Row
 from trunkline.data.near_duplicates import NearDuplicate
 from trunkline.data.pictures import decode, pillow
+from trunkline.data.split import evenly
 from trunkline.data.targets import labels_in, number
+from trunkline.labels import clean_label
 
 EDGE = 96
 """The longer edge of a picture on the sheet, in pixels."""
@@ -35,7 +38,7 @@ def draw_contact_sheet(rows: Sequence[Row], pairs: Sequence[NearDuplicate] = ())
         DataError: a picture can't be read any more.
         UsageError: Pillow is not installed.
     """
-    strips = list(_strips(rows))
+    strips = list(_strips([row for row in rows if _has_target(row)]))
     if pairs:
         alike = [row for pair in pairs[: COLUMNS // 2] for row in (pair.row, pair.other)]
         strips.append((f"near-duplicates, in pairs ({len(pairs):,})", alike))
@@ -66,17 +69,18 @@ def _strips(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         for start in range(0, len(ordered), size):
             part = ordered[start : start + size]
             title = f"{number(part[0].target):g} to {number(part[-1].target):g} ({len(part):,})"
-            yield title, _evenly(part)
+            yield title, evenly(part, COLUMNS)
         return
-    counts = Counter(label for row in rows for label in labels_in(row.target))
-    for label, count in counts.most_common(LABELS):
-        own = [row for row in rows if label in labels_in(row.target)]
-        yield f"{label} ({count:,})", _evenly(own)
+    by_label: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        for label in {clean_label(str(one)) for one in labels_in(row.target)} - {""}:
+            by_label[label].append(row)
+    for label, own in sorted(by_label.items(), key=lambda item: -len(item[1]))[:LABELS]:
+        yield f"{label} ({len(own):,})", evenly(own, COLUMNS)
 
 
-def _evenly(rows: Sequence[Row]) -> list[Row]:
-    step = max(1, len(rows) // COLUMNS)
-    return list(rows[::step][:COLUMNS])
+def _has_target(row: Row) -> bool:
+    return not isinstance(row.target, float) or math.isfinite(row.target)
 
 
 def _write(draw: Any, place: tuple[int, int], text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from trunkline.data.pictures import Decoded, check_size, pillow, several_frames
@@ -27,6 +28,9 @@ _JPEG = (
     "1.2.840.10008.1.2.4.90",  # JPEG 2000, lossless
     "1.2.840.10008.1.2.4.91",
 )
+_MOST_SEGMENTS, _PADDING = 15, 128
+"""Segments of an RLE frame, and bytes that a segment may have beside its pixels."""
+
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _HINT = "Save it uncompressed, or as PNG."
@@ -71,6 +75,8 @@ def decode_dicom(data: bytes, name: str) -> Decoded:
             mode = _check(dataset, name)
             if syntax in _JPEG:
                 _check_frame(dataset, name)
+            elif syntax == _RLE:
+                _check_runs(dataset, name)
             return Decoded(_pixels(dataset, mode), mode, rotated=False)
     except (DataError, TooLargeError, UsageError, MemoryError):
         raise
@@ -127,10 +133,36 @@ def _check_frame(dataset: Any, name: str) -> None:
     image_module, _ = pillow()
     with image_module.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as picture:
         if picture.size != (int(dataset.Columns), int(dataset.Rows)):
-            raise DataError(
-                f"{name} is a DICOM file whose picture has another size than its header states.",
-                "Export it again.",
-            )
+            raise _other_size(name)
+
+
+def _check_runs(dataset: Any, name: str) -> None:
+    """Refuse an RLE frame that decompresses to more than the header states.
+
+    A run of two bytes may stand for 128, and a decoder expands a segment before it counts it.
+    """
+    from pydicom.encaps import get_frame
+
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    count = min(int.from_bytes(frame[:4], "little"), _MOST_SEGMENTS)
+    starts = [int.from_bytes(frame[4 * n : 4 * n + 4], "little") for n in range(1, count + 1)]
+    most = int(dataset.Rows) * int(dataset.Columns) + _PADDING
+    for start, end in pairwise([*starts, len(frame)]):
+        size, at = 0, start
+        while at < end and size <= most:
+            control = frame[at]
+            literal = control < 128
+            size += control + 1 if literal else (257 - control) % 129
+            at += control + 2 if literal else 1 + (control > 128)
+        if size > most:
+            raise _other_size(name)
+
+
+def _other_size(name: str) -> DataError:
+    return DataError(
+        f"{name} is a DICOM file whose picture has another size than its header states.",
+        "Export it again.",
+    )
 
 
 def _pixels(dataset: Any, mode: str) -> np.ndarray:

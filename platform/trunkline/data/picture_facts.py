@@ -25,6 +25,7 @@ class PictureFacts:
         width, height: in pixels, after the rotation in EXIF.
         mode: the color mode of the file, as Pillow names it.
         rotated: whether EXIF rotated it.
+        transparent: whether it has transparency.
         brightness, contrast: mean and deviation of the gray values, from 0 to 255.
         hash: the perceptual hash, 32 bytes; similar pictures have similar bits.
     """
@@ -33,6 +34,7 @@ class PictureFacts:
     height: int
     mode: str
     rotated: bool
+    transparent: bool
     brightness: float
     contrast: float
     hash: bytes
@@ -86,6 +88,7 @@ def _facts(data: bytes, name: str) -> PictureFacts:
         height=gray.height,
         mode=decoded.mode,
         rotated=decoded.rotated,
+        transparent=decoded.transparent,
         brightness=float(values.mean()),
         contrast=float(values.std()),
         hash=np.packbits(bits).tobytes(),

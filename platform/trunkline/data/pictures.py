@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trunkline.data.png import is_short
 from trunkline.errors import DataError, TooLargeError, UsageError, one_line
 from trunkline.images import MAX_BYTES, ImageSource
 from trunkline.preprocessing import Preprocessing
@@ -30,10 +31,11 @@ MAX_EDGE = 20_000
 MAX_PIXELS = 50_000_000
 """The largest picture that is decoded; checked in its header, before memory is taken for pixels."""
 
-WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
+_WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 """Color modes with transparency, as Pillow names them."""
 
 _PLAIN = ("1", "L", "P", "RGB", "YCbCr", "CMYK", "RGBX")
+_COPY = "Copy or save it again."
 _SCALED = ("L;2", "L;4", "I;16B", "RGB;16B")
 """Raw modes of PNG whose values Pillow scales, but not the color that is transparent."""
 
@@ -59,11 +61,13 @@ class Decoded:
         pixels: ``[height, width, 3]`` uint8.
         mode: the color mode of the file, as Pillow or DICOM name it.
         rotated: whether the rotation in EXIF was applied.
+        transparent: whether it has transparency, which was put on white.
     """
 
     pixels: np.ndarray
     mode: str
     rotated: bool
+    transparent: bool = False
 
 
 def decode(data: bytes, name: str = "The picture") -> np.ndarray:
@@ -102,9 +106,11 @@ def decode_file(data: bytes, name: str = "The picture") -> Decoded:
             raise several_frames(name, frames)
         _check_transparent_color(picture, name)
         picture.load()
+        if is_short(data):
+            raise DataError(f"{name} is damaged or truncated: its last rows are missing.", _COPY)
         rotated = picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
         pixels = _to_rgb(ops.exif_transpose(picture), name, image_module)
-        return Decoded(pixels, picture.mode, rotated)
+        return Decoded(pixels, picture.mode, rotated, _is_transparent(picture))
 
 
 def prepare(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -198,9 +204,7 @@ def _strict(name: str, image_module: Any) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise OS, value, syntax, index and struct errors
-        raise DataError(
-            f"{name} is damaged or truncated: {one_line(error)}.", "Copy or save it again."
-        ) from error
+        raise DataError(f"{name} is damaged or truncated: {one_line(error)}.", _COPY) from error
 
 
 def check_size(size: tuple[int, int], name: str) -> None:
@@ -222,6 +226,12 @@ def _check_transparent_color(picture: Any, name: str) -> None:
         raise DataError(f"{name} marks a color of more or less than 8 bits as transparent.", _HINT)
 
 
+def _is_transparent(picture: Any) -> bool:
+    return picture.mode in _WITH_ALPHA or (
+        picture.mode in _PLAIN and "transparency" in picture.info
+    )
+
+
 def _to_rgb(picture: Any, name: str, image_module: Any) -> np.ndarray:
     """``[height, width, 3]`` uint8 of a loaded picture of any known mode."""
     import numpy as np
@@ -230,7 +240,7 @@ def _to_rgb(picture: Any, name: str, image_module: Any) -> np.ndarray:
     if mode in _GRAY_16:
         gray = np.asarray(picture).astype(np.uint32)
         return np.repeat(((gray + 128) // 257).astype(np.uint8)[..., None], 3, axis=-1)
-    if mode in WITH_ALPHA or (mode in _PLAIN and "transparency" in picture.info):
+    if _is_transparent(picture):
         picture = picture.convert("RGBA")
         white = image_module.new("RGBA", picture.size, "white")
         picture = image_module.alpha_composite(white, picture)

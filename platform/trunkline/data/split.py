@@ -197,3 +197,9 @@ def _keep_strata_in_train(
             if part[group] == name and strata[group] - present and not fixed:
                 part[group] = "train"
                 present |= strata[group]
+
+
+def evenly(rows: Sequence[Row], most: int) -> list[Row]:
+    """At most so many rows, evenly over all of them."""
+    count = min(most, len(rows))
+    return [rows[index * len(rows) // count] for index in range(count)]

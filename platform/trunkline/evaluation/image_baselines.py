@@ -8,6 +8,7 @@ from typing import Any
 
 from trunkline.contracts import BaselineContext, BaselinePredictions, BaselineSpec, Row
 from trunkline.data.pictures import read_pixels
+from trunkline.data.split import evenly
 from trunkline.errors import UsageError
 from trunkline.evaluation.baselines import Features, classified, regressed
 from trunkline.preprocessing import Preprocessing
@@ -28,7 +29,11 @@ def hog(context: BaselineContext) -> BaselinePredictions:
     Raises:
         UsageError: scikit-image is not installed.
     """
-    used = replace(context, train=_evenly(context.train), validation=_evenly(context.validation))
+    used = replace(
+        context,
+        train=tuple(evenly(context.train, MAX_ROWS)),
+        validation=tuple(evenly(context.validation, MAX_ROWS)),
+    )
 
     def features() -> Iterator[Features]:
         train, validation, test = map(_gradients, (used.train, used.validation, used.test))
@@ -40,13 +45,6 @@ def hog(context: BaselineContext) -> BaselinePredictions:
         return predicted
     rows = f"{len(used.train):,} of {len(context.train):,} rows"
     return replace(predicted, detail=f"{predicted.detail}, {rows}")
-
-
-def _evenly(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """At most :data:`MAX_ROWS` of the rows, evenly over all of them."""
-    if len(rows) <= MAX_ROWS:
-        return rows
-    return tuple(rows[index * len(rows) // MAX_ROWS] for index in range(MAX_ROWS))
 
 
 def _gradients(rows: Sequence[Row]) -> Any:

@@ -2,8 +2,8 @@
 
 Batch normalization is folded into the convolution before it, since it uses the base's statistics.
 In a narrow 1×1 convolution the update ``s·BA`` is added to the weight instead of to every position
-of every picture; in a wide one ``s`` multiplies B instead of the outputs. The outputs and gradients
-are the same but for rounding, which is compared on the first pictures.
+of every picture; in a wide one ``s`` multiplies B instead of the outputs. Outputs and gradients are
+the same but for rounding. The outputs are compared on the first pictures before the first step.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from trunkline.bases.image_model import folded_convolution
 from trunkline.bases.linear import is_pointwise
 from trunkline.tasks.batches import PIXELS
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 NARROW = 4.0
 """A layer is narrow if inputs · outputs ≤ NARROW · rank · (inputs + outputs)."""
@@ -71,6 +70,8 @@ def _outputs(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 def _fuse(model: Any, undo: ExitStack) -> None:
     """Fuse in place; closing ``undo`` restores the modules."""
+    from torch import nn
+
     for parent in model.modules():
         children = [child for _, child in parent.named_children()]
         for child, following in pairwise([*children, None]):
@@ -91,6 +92,8 @@ def _fuse(model: Any, undo: ExitStack) -> None:
 
 def _is_adapted(module: Any) -> bool:
     """Whether a module is PEFT's plain LoRA of a 1×1 convolution, without dropout."""
+    from torch import nn
+
     names: Sequence[str] = getattr(module, "active_adapters", ())
     return (
         len(names) == 1
@@ -103,6 +106,8 @@ def _is_adapted(module: Any) -> bool:
 def _replace(
     convolution: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor, undo: ExitStack
 ) -> None:
+    from torch import nn
+
     parameters = convolution._parameters
     undo.callback(parameters.update, dict(parameters))
     parameters["weight"] = nn.Parameter(weight, requires_grad=False)

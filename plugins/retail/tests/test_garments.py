@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,16 +73,19 @@ def test_missing_files_are_one_sentence_that_says_where_to_get_them(
     assert garments.VARIABLE in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0\0\x08\x03", b"\0\0\x08\x01\0\0\0\x09\1\2"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"\0\0\x08\x01\0\0", b"\0\0\x08\x03", b"\0\0\x08\x01\0\0\0\x09\1\2"]
+)
 def test_damaged_file_is_named(folder: Path, damage: bytes) -> None:
     (folder / "t10k-labels-idx1-ubyte").write_bytes(damage)
     with pytest.raises(DataError, match="t10k-labels-idx1-ubyte is not complete"):
         list(load_garment())
 
 
-def test_damaged_packing_is_named(folder: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: data[:30] + data[60:]])
+def test_damaged_compression_is_named(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     packed = folder / "train-images-idx3-ubyte.gz"
-    packed.write_bytes(packed.read_bytes()[:-20])
+    packed.write_bytes(damage(packed.read_bytes()))
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz can't be read"):
         list(load_garment())
 

@@ -22,7 +22,7 @@ from trunkline.refs import Ref, shown
 from trunkline.training.stopping import is_trained, request_stop
 
 if TYPE_CHECKING:
-    from trunkline.data.check import DatasetCheck
+    from trunkline.data.check_report import DatasetCheck
     from trunkline.training.config import RecipeConfig
     from trunkline.training.job import TrainingJob
 

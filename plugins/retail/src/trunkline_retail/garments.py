@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -90,11 +91,13 @@ def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
         raise MissingDataError(
             f"Fashion-MNIST is not on this machine: {folder} has no {name}.gz.", _HINT
         ) from None
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"The file {path} can't be read ({type(error).__name__}).", _HINT
         ) from error
     header = 4 * (1 + dimensions)
+    if len(data) < header:
+        raise DataError(f"The file {path} is not complete, or not in the format IDX.", _HINT)
     shape = np.frombuffer(data[4:header], dtype=">u4").tolist()
     size = int(np.prod(shape, dtype=np.uint64))
     if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) != header + size:
