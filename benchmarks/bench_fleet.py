@@ -96,7 +96,8 @@ def measured(servers: Servers, *, quick: bool) -> StepTimes:
     matrix = np.array(counted) / np.array(taken)[:, None]  # the relative error is fitted
     seconds, _ = nnls(matrix, np.ones(len(taken)))
     error = np.abs(matrix @ seconds - 1)
-    times = StepTimes(*map(float, seconds), *_loading(servers, tokenizer))
+    step, row, adapter, token, request = map(float, seconds)
+    times = StepTimes(step, row, adapter, token, request, *_loading(servers, tokenizer))
     title("Times of a step, two servers of one thread each, both busy")
     for name in ("step", "row", "adapter", "token", "request", "load", "upload"):
         line(name, getattr(times, name))

@@ -2,20 +2,23 @@
 
 Inference: 16 prepared pictures through EfficientNet-Lite0 at its own size, rank 8 on all linear
 layers and 1×1 convolutions, in one thread of one process, interleaved: ours, the plain network, and
-PEFT, adapter by adapter and by ``adapter_names``. Decoding is measured apart. Training: pictures of
-128 px, rank 16, ours and transformers' Trainer with PEFT on the same network, each in a process of
-its own and in turn. Prints medians and ratios; asserts nothing.
+PEFT, adapter by adapter and by ``adapter_names``; ours also with each choice of its kernels undone.
+Decoding is measured apart. Training: pictures of 128 px, rank 16, ours (also without fused
+convolutions) and transformers' Trainer with PEFT on the same network, each in a process of its own
+and in turn. Prints medians and ratios; asserts nothing.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import timing
 from bench_training import LORA, StepClock
@@ -49,6 +52,7 @@ def inference(folder: Path, rounds: int) -> None:
     from trunkline.adapters.artifact import read_artifact
     from trunkline.data.pictures import decode, prepare, to_tensor
     from trunkline.inference.image_engine import passes
+    from trunkline.lora import kernels
     from trunkline.lora.pool import AdapterPool
     from trunkline.lora.routing import ImageRouting
 
@@ -63,7 +67,7 @@ def inference(folder: Path, rounds: int) -> None:
 
     parts = [*passes(PICTURES, steps, base.device.type)]
 
-    def ours(chosen: Sequence[Any]) -> Any:
+    def ours(chosen: Sequence[Any], parts: Sequence[slice] = parts) -> Any:
         rows = []
         with torch.inference_mode():
             for part in parts:
@@ -71,6 +75,10 @@ def inference(folder: Path, rounds: int) -> None:
                     features = base.model.pooled(pixels[part])
                 rows += [one.head(row) for one, row in zip(chosen[part], features, strict=True)]
         return rows
+
+    def added() -> Any:
+        with patch.object(kernels, "MERGED_FROM", math.inf):
+            return ours(residents)
 
     def bare() -> Any:
         with torch.inference_mode():
@@ -103,6 +111,8 @@ def inference(folder: Path, rounds: int) -> None:
         "the network as it is, no adapter": plain_bare,
         "ours, 1 adapter": lambda: ours(residents[:1] * PICTURES),
         "ours, 16 adapters": lambda: ours(residents),
+        "ours, 16, no weight merged": added,
+        "ours, 16, all pictures in one pass": lambda: ours(residents, [slice(PICTURES)]),
         "PEFT, 1 adapter": switched,
         "PEFT, 16 adapters, one after another": one_by_one,
     }
@@ -231,6 +241,15 @@ class Ours:
         return clock.steps
 
 
+class Unfused(Ours):
+    """The same trainings without fused convolutions."""
+
+    def steps(self, batch: int, steps: int) -> list[float]:
+        """Seconds of each step."""
+        with patch("trunkline.training.trainer.fused_convolutions", lambda *_, **__: nullcontext()):
+            return super().steps(batch, steps)
+
+
 class Peer(Ours):
     """transformers' Trainer and PEFT on the same rows, which are decoded before the first step."""
 
@@ -315,11 +334,16 @@ class Peer(Ours):
 
 
 def training(folder: Path, rounds: int, steps: int) -> None:
-    """Rows a second of both, in turn."""
+    """Rows a second of each, in turn."""
     rows = _rows(folder / "rows", PICTURES * steps)
-    speeds: dict[str, list[float]] = {"ours": [], "transformers' Trainer + PEFT": []}
+    systems = {
+        "ours": Ours,
+        "ours, without fused convolutions": Unfused,
+        "transformers' Trainer + PEFT": Peer,
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in systems}
     with ExitStack() as stack:
-        children = [stack.enter_context(Child(one, rows)) for one in (Ours, Peer)]
+        children = [stack.enter_context(Child(one, rows)) for one in systems.values()]
         for _ in range(rounds):
             for name, child in zip(speeds, children, strict=True):
                 taken = child.ask("steps", PICTURES, steps)

@@ -12,7 +12,8 @@ from typing import Any
 import timing
 from timing import title
 
-IMAGE_BASE = "efficientnet-lite0"
+from trunkline.bases import DEFAULT_IMAGE_BASE
+
 THINNED = 20
 """In a smoke run, one row of so many is used."""
 
@@ -32,7 +33,7 @@ def main(doc: str | None, recipe: str, published: Mapping[str, str]) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    timing.say_where(IMAGE_BASE)
+    timing.say_where(DEFAULT_IMAGE_BASE)
 
     import trunkline
     from trunkline.contracts import NoProgress
@@ -43,7 +44,7 @@ def main(doc: str | None, recipe: str, published: Mapping[str, str]) -> None:
     if options.quick:
         settings = {"max_steps": "2", **settings}
     with tempfile.TemporaryDirectory() as workspace:
-        platform = trunkline.open(workspace, base=IMAGE_BASE)
+        platform = trunkline.open(workspace, base=DEFAULT_IMAGE_BASE)
         job = platform.training_job(recipe, settings)
         if options.quick:
             rows = list(job.dataset.load())[::THINNED]

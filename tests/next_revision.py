@@ -1,7 +1,8 @@
 """A second schema revision, for tests of the upgrade: it changes tables and rows.
 
 ``write(folder)`` creates a migrations folder with the real revisions and this one; ``use(folder)``
-makes this process upgrade to it. A test that patches lets ``monkeypatch`` set ``MIGRATIONS``.
+makes this process upgrade to it. Unless ``write`` is given another ``oldest``, code of the revision
+before may not use its schema. A test that patches lets ``monkeypatch`` set ``MIGRATIONS``.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from trunkline.registry import session
 ENVIRONMENT = "TRUNKLINE_TEST_MIGRATIONS"
 """The variable that names the folder to a process that :mod:`faults.operations` runs in."""
 
-REVISION = "0006"
+REVISION = "0007"
 
 _MIGRATION = '''"""A revision for tests."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade() -> None:
@@ -44,16 +45,23 @@ def upgrade() -> None:
     connection.execute(
         sa.text("INSERT INTO leaderboard (version_id, rank) SELECT id, number FROM versions")
     )
+    connection.execute(sa.text("UPDATE alembic_version SET oldest = '{oldest}'"))
 '''
 
 
-def write(folder: Path) -> Path:
-    """Create the migrations folder and return it."""
+def write(folder: Path, oldest: str = REVISION) -> Path:
+    """Create the migrations folder and return it.
+
+    Args:
+        folder: where.
+        oldest: revision of the oldest code that may use the schema.
+    """
     migrations = folder / "migrations"
     shutil.copytree(
         session.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
     )
-    (migrations / "versions" / f"{REVISION}_test.py").write_text(_MIGRATION, encoding="utf-8")
+    text = _MIGRATION.replace("{oldest}", oldest)
+    (migrations / "versions" / f"{REVISION}_test.py").write_text(text, encoding="utf-8")
     return migrations
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from trunkline.registry.chain import EVENTS, REQUESTS, append
 from trunkline.registry.registry import Registry
 
-REVISION = "0005"
+REVISION = "0006"
 
 _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 _DIGEST = "sha256:" + "a" * 64

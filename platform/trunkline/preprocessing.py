@@ -131,10 +131,6 @@ class Preprocessing:
         return cls(**values)
 
 
-def _are_edges(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_edge, value))
-
-
 def _is_edge(value: Any) -> bool:
     return type(value) is int and 1 <= value <= MAX_EDGE
 

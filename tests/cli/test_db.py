@@ -83,9 +83,9 @@ def test_current_names_the_command_that_upgrades_an_older_schema(
     db: Db, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "MIGRATIONS", next_revision.write(tmp_path / "next"))
-    assert "0005; `trunkline db upgrade` upgrades it to 0006" in db("current").stdout
+    assert "0006; `trunkline db upgrade` upgrades it to 0007" in db("current").stdout
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT * FROM alembic_version").fetchall() == [("0005",)]
+        assert connection.execute("SELECT * FROM alembic_version").fetchall() == [("0006", None)]
 
 
 def test_current_creates_no_registry(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from registry_rows import REVISION, columns_of, contents, fill, revision
 from trunkline.errors import RegistryError
 from trunkline.refs import Ref
 from trunkline.registry import session
+from trunkline.registry.backup import back_up
 from trunkline.registry.registry import Registry
 from trunkline.registry.tables import Table
 
@@ -187,6 +188,25 @@ def test_the_script_that_kills_upgrades_when_nothing_is_killed(
 ) -> None:
     assert alone(KILL, filled, str(migrations), "no such statement").code == 0
     assert revision(filled) == next_revision.REVISION
+
+
+def test_code_of_the_revision_before_uses_a_newer_schema_that_permits_it(
+    filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrations = next_revision.write(tmp_path / "rolling", oldest=REVISION)
+    with monkeypatch.context() as newer:
+        newer.setattr(session, "MIGRATIONS", migrations)
+        session.upgrade(filled)
+    with Registry.open(filled) as registry:
+        version, how = registry.versions.resolve(Ref.parse("toy/animals"))
+        assert (str(version.ref), how) == ("toy/animals@2", "champion")
+        assert registry.versions.reserve("toy", "animals", task="classification") == 4
+        assert all(report.intact for report in registry.audit.verify())
+    upgrade = session.upgrade(filled)
+    assert (upgrade.after, upgrade.steps) == (next_revision.REVISION, ())
+    assert session.inspect_database(filled).oldest == REVISION
+    with pytest.raises(RegistryError, match="does not know"):  # it would leave columns out
+        back_up(filled, tmp_path / "backup.db")
 
 
 def test_a_newer_registry_is_refused(filled: str, migrations: Path) -> None:

@@ -17,6 +17,7 @@ from trunkline.bases.image_info import (
 from trunkline.bases.image_load import (
     AnyBase,
     ImageBase,
+    load_adapted_image,
     load_fresh_image,
     load_image,
     release_image,
@@ -46,6 +47,7 @@ __all__ = [
     "describe_image",
     "known_bases",
     "load",
+    "load_adapted_image",
     "load_fresh",
     "load_fresh_image",
     "load_image",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from trunkline.bases.load import Base, pick_device, pick_dtype, quiet_transforme
 from trunkline.errors import BaseModelError, UsageError, one_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from trunkline.bases.image_model import ImageModel
@@ -123,6 +126,26 @@ def load_fresh_image(
     backbone = _load_backbone(info, _pick_dtype(dtype, target))
     model = ImageModel(backbone, _features(backbone, info), head, seed=seed)
     return _channels_last(model.to(target, backbone.dtype).eval())
+
+
+def load_adapted_image(name: str, adapter: Path, head: int, *, device: str = "cpu") -> Any:
+    """A separate image model in float32 with the adapter of a folder, as PEFT loads it.
+
+    Args:
+        name: of a base that is on this machine.
+        adapter: the folder of an artifact.
+        head: outputs of the adapter's head.
+        device: as in :func:`load_image`.
+
+    Returns:
+        PEFT's model in eval mode.
+    """
+    from peft import PeftModel
+
+    model = load_fresh_image(name, head, device=device, dtype="fp32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls old names of transformers
+        return PeftModel.from_pretrained(model, adapter).eval()
 
 
 def _load_base(info: ImageBaseInfo, device: torch.device, dtype: torch.dtype) -> ImageBase:

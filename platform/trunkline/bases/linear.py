@@ -29,7 +29,7 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _PACKED_FOR = 16  # rows; oneDNN's layout for it is that of larger batches too
 _HALF_PAGE = 2048  # bytes; rows a multiple of it apart fall into the same few places of the cache
 _LINE = 64
-_SMALL = 128  # half of the harmonic mean of inputs and outputs
+_SMALL = 128  # half of the harmonic mean of inputs and outputs; larger weights are never merged
 _LARGE = 512  # outputs from which a layer is a block of its own
 CACHE_LIMITS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "64"}
 """Environment variables that bound the caches of oneDNN and of torch's interface to it.
@@ -272,7 +272,7 @@ def is_pointwise(module: Any) -> bool:
 
 
 def _is_small(columns: int, inputs: int) -> bool:
-    """Whether a weight takes less time than many positions of a picture."""
+    """Whether merging an update into the weight may take less time than adding it to outputs."""
     return columns * inputs <= _SMALL * (columns + inputs)
 
 

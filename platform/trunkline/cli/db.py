@@ -74,6 +74,8 @@ def current(options: GlobalOptions, as_json: bool) -> None:
         schema += ", the newest"
     elif state.revision is None or state.revision < head:
         schema += f"; `trunkline db upgrade` upgrades it to {head}"
+    elif state.oldest is not None and state.oldest <= head:
+        schema += f", newer than this release, which may use it (code from {state.oldest})"
     else:
         schema += f", newer than this release, which supports up to {head}"
     rows = [

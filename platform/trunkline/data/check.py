@@ -99,7 +99,7 @@ def check_dataset(
     dataset = replace(dataset, load=lambda: rows)
     prepared: Prepared | None = None
     lengths: LengthReport | None = None
-    if rows or not unreadable:  # else every row has its error already
+    if rows or not total:  # else every row has its error already
         on_stage("comparing rows")
         try:
             prepared = prepare(dataset, recipe, transforms)

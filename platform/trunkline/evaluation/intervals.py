@@ -67,11 +67,16 @@ def group_draws(groups: Sequence[str], draws: int = DRAWS) -> Iterator[Any]:
     members: dict[str, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         members[group].append(index)
-    blocks = [np.asarray(members[group]) for group in sorted(members)]
+    blocks = [members[group] for group in sorted(members)]
+    rows = np.array([row for block in blocks for row in block], dtype=np.intp)
+    sizes = np.array([len(block) for block in blocks], dtype=np.intp)
+    starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(_SEED)
     for _ in range(draws):
         sample = rng.integers(0, len(blocks), size=len(blocks))
-        yield np.concatenate([blocks[index] for index in sample])
+        drawn = sizes[sample]
+        first = starts[sample] - (np.cumsum(drawn) - drawn)  # less the rows drawn before
+        yield rows[np.repeat(first, drawn) + np.arange(drawn.sum())]
 
 
 def estimate(

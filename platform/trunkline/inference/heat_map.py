@@ -1,7 +1,7 @@
 """Where in a picture an adapter looks: Grad-CAM (Selvaraju et al. 2017) on the last feature map.
 
-The extra ``trunkline[explain]`` has Captum, which computes it. Only convolutional bases have a
-feature map; of a vision transformer there is none.
+Captum computes it (the extra ``trunkline[explain]``). A convolutional base has feature maps, a
+vision transformer has none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trunkline.bases import load_adapted_image
 from trunkline.data.pictures import decode, prepare, region, to_tensor
 from trunkline.errors import NotFoundError, UsageError, one_line
 from trunkline.tasks import task_from_json
@@ -93,7 +94,9 @@ def explain(
     pixels = decode(picture.read(), picture.name)
     values = to_tensor(prepare(pixels, preprocessing), preprocessing)[None]
     assert task.head_size is not None
-    model = _load(artifact, base, task.head_size)
+    model = load_adapted_image(
+        base.info.name, artifact.folder, task.head_size, device=str(base.device)
+    )
     layer, logits = _last_map(model, values, base.info.name)
     if output is None and labels:
         output = labels[int(logits[0].argmax())]
@@ -125,18 +128,6 @@ def _captum() -> Any:
     return LayerGradCam
 
 
-def _load(artifact: Artifact, base: ImageBase, outputs: int) -> Any:
-    """A plain model with the adapter, without dropout."""
-    from peft import PeftModel
-
-    from trunkline.bases import load_fresh_image
-
-    model = load_fresh_image(base.info.name, outputs, device=str(base.device), dtype="fp32")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls old names of transformers
-        return PeftModel.from_pretrained(model, artifact.folder).eval()
-
-
 def _last_map(model: Any, values: torch.Tensor, name: str) -> tuple[Any, torch.Tensor]:
     """The last module with a feature map ``[1, channels, height, width]``, and the outputs.
 
@@ -148,21 +139,24 @@ def _last_map(model: Any, values: torch.Tensor, name: str) -> tuple[Any, torch.T
     image_model = model.get_base_model()
     backbone = getattr(image_model, image_model.base_model_prefix)
     maps: list[Any] = []
+    hidden: list[torch.Tensor] = []
 
     def note_map(module: Any, _inputs: Any, output: Any) -> None:
         if isinstance(output, torch.Tensor) and output.dim() == 4 and max(output.shape[2:]) > 1:
             maps.append(module)
 
+    def note_hidden(_module: Any, _inputs: Any, output: Any) -> None:
+        hidden.append(output.last_hidden_state)
+
     handles = [module.register_forward_hook(note_map) for module in backbone.modules()]
+    handles.append(backbone.register_forward_hook(note_hidden))
     try:
         with torch.inference_mode():
-            pixels = values.to(model.device)
-            hidden = backbone(pixel_values=pixels).last_hidden_state
-            logits = model(pixel_values=pixels).logits
+            logits = model(pixel_values=values.to(model.device)).logits
     finally:
         for handle in handles:
             handle.remove()
-    if hidden.dim() != 4 or not maps:
+    if hidden[0].dim() != 4 or not maps:
         raise UsageError(
             f"The base {name!r} has no feature map to explain a picture by: it is not "
             "convolutional.",

@@ -60,7 +60,8 @@ PASS_PIXELS = 6 * 224 * 224
 """Pixels of the pictures of one pass on a CPU.
 
 The outputs of early layers are then small enough to stay in memory that the process has, where the
-system hands out larger ones anew, page by page (``benchmarks/bench_images.py``)."""
+system hands out larger ones anew, page by page. ``benchmarks/bench_images.py`` compares it with one
+pass for all pictures."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """LoRA kernels: ``y += B (A x)`` for batches in which each token has its own adapter.
 
-There are three forms (``benchmarks/bench_pool.py`` measures them):
+There are three forms (``benchmarks/bench_pool.py`` measures rows and spans, and
+``benchmarks/bench_images.py`` the third):
 
 - *rows*, for single tokens (decode): both products are weighted sums of rows of a table, which
   torch's ``embedding_bag`` reads in place; nothing is gathered or copied. Reading each row's own
@@ -9,9 +10,8 @@ There are three forms (``benchmarks/bench_pool.py`` measures them):
 - *spans*, for many tokens of one adapter (prefill): two matrix products for each span, or two
   batched ones for spans of one length (SGMV in the same paper). Many short spans are computed as
   rows.
-- *merged*, for pictures with many positions in a narrow layer: ``(W + B A) x`` with a weight for
-  each picture, which takes less time than adding to every position
-  (``benchmarks/bench_images.py``).
+- *merged weights*, for pictures with many positions in a narrow layer: ``(W + B A) x`` with a
+  weight for each picture, where that takes less time than adding to every position.
 """
 
 from __future__ import annotations

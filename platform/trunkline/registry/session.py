@@ -41,7 +41,9 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 MAX_ROW_COUNT = 100_000
 """Counting the rows of a table stops behind this number."""
 
-_REVISION = table("alembic_version", column("version_num"))
+_REVISION = table("alembic_version", column("version_num"), column("oldest"))
+"""``oldest`` is the revision of the oldest code that may use the schema; a migration may set it."""
+
 _HEADS = table("chain_heads", column("name"), column("seq"), column("hash"))
 MIGRATION_LOCK = 0x7472756E6B
 """Key of PostgreSQL's advisory lock for migrations."""
@@ -72,6 +74,7 @@ class DatabaseInfo:
     Attributes:
         engine: ``SQLite 3.50.4``, ``PostgreSQL 18.1``.
         revision: None for an empty database.
+        oldest: revision of the oldest code that may use it, where the schema states it.
         heads: the stored heads of the hash chains as ``SEQ:DIGEST``, by name.
         rows: table → rows, at most :data:`MAX_ROW_COUNT` + 1, which means "more".
     """
@@ -79,6 +82,7 @@ class DatabaseInfo:
     where: str
     engine: str
     revision: str | None
+    oldest: str | None
     heads: Mapping[str, str]
     rows: Mapping[str, int]
 
@@ -99,19 +103,20 @@ def migrate_to_head(
 ) -> tuple[str | None, tuple[MigrationStep, ...]]:
     """Migrate the database to :func:`head_revision`; return at once where it is there already.
 
-    Processes that start together on a new database wait for one another.
+    Processes that start together on a new database wait for one another. A newer schema that states
+    that this code may use it is left as it is, so that processes can be upgraded one by one.
 
     Returns:
         The revision before, and the migrations that were run.
 
     Raises:
-        RegistryError: the database is newer than this code, is not a registry, or needs a
+        RegistryError: the database is too new for this code, is not a registry, or needs a
             migration but is read-only.
     """
     head = head_revision()
     with engines.reading.connect() as connection:
-        revision = _supported_revision(connection, engines.where)
-    if revision == head:
+        revision = _supported_revision(connection, engines.where, newer=True)
+    if revision is not None and revision >= head:
         return revision, ()
     if engines.read_only:
         raise RegistryError(
@@ -149,7 +154,7 @@ def upgrade(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Upgrade:
             before, steps = migrate_to_head(engines, busy_seconds)
     finally:
         engines.reading.dispose()
-    return Upgrade(engines.where, before, head_revision(), steps)
+    return Upgrade(engines.where, before, max(head_revision(), before or ""), steps)
 
 
 def inspect_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> DatabaseInfo:
@@ -162,6 +167,7 @@ def inspect_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Databas
     try:
         with translate_errors(engines.where), engines.reading.connect() as connection:
             revision = _stored_revision(connection, engines.where)
+            oldest = None if revision is None else _oldest(connection)
             names = set(inspect(connection).get_table_names()) - {_REVISION.name, _HEADS.name}
             counts = {name: _count(connection, name) for name in sorted(names)}
             heads = (
@@ -173,7 +179,9 @@ def inspect_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Databas
             version = ".".join(map(str, connection.dialect.server_version_info or ()))
     finally:
         engines.reading.dispose()
-    return DatabaseInfo(engines.where, f"{product} {version}".strip(), revision, heads, counts)
+    return DatabaseInfo(
+        engines.where, f"{product} {version}".strip(), revision, oldest, heads, counts
+    )
 
 
 def _count(connection: Connection, name: str) -> int:
@@ -197,10 +205,13 @@ def _stored_revision(connection: Connection, where: str) -> str | None:
     return None
 
 
-def _supported_revision(connection: Connection, where: str) -> str | None:
-    """The database's revision, if this code has it."""
+def _supported_revision(connection: Connection, where: str, *, newer: bool = False) -> str | None:
+    """The database's revision, if this code has it, or may use it and ``newer`` ones are wanted."""
     revision = _stored_revision(connection, where)
-    if revision is not None and revision not in revisions():
+    known = revisions()
+    if revision is not None and revision not in known:
+        if newer and _oldest(connection) in known:
+            return revision
         raise RegistryError(
             f"The registry '{where}' has the schema {revision!r}, which this Trunkline, at "
             f"{head_revision()!r}, does not know.",
@@ -210,15 +221,29 @@ def _supported_revision(connection: Connection, where: str) -> str | None:
     return revision
 
 
+def _oldest(connection: Connection) -> str | None:
+    """The revision of the oldest code that may use the schema, where it is stated."""
+    if not _states_oldest(connection):
+        return None
+    oldest: str | None = connection.scalar(select(_REVISION.c.oldest))
+    return oldest
+
+
+def _states_oldest(connection: Connection) -> bool:
+    return "oldest" in {one["name"] for one in inspect(connection).get_columns(_REVISION.name)}
+
+
 def _migrate(connection: Connection, where: str) -> tuple[str | None, tuple[MigrationStep, ...]]:
-    revision = _supported_revision(connection, where)
+    revision = _supported_revision(connection, where, newer=True)
     head = head_revision()
-    if revision == head:
+    if revision is not None and revision >= head:
         return revision, ()
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
+    if revision is not None and _states_oldest(connection):
+        connection.execute(_REVISION.update().values(oldest=None))
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     command.upgrade(config, head)

@@ -11,21 +11,14 @@ from fastapi.responses import Response
 from trunkline.data.targets import target_text
 from trunkline.errors import DataError, TooLargeError
 from trunkline.images import ImageSource, parse_picture
-from trunkline.inference.request import Answer, Choice
+from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
 from trunkline.serving.errors import ApiError
 from trunkline.serving.fields import UNSUPPORTED
 from trunkline.serving.models import resolve
-from trunkline.serving.openai import (
-    Chunk,
-    EventStream,
-    chat_choice,
-    head_of,
-    usage,
-    usage_chunk,
-)
 from trunkline.serving.schemas import ChatBody
 from trunkline.serving.service import RequestContext, check_finite
+from trunkline.serving.streams import Chunk, EventStream, head_of, usage, usage_chunk
 
 
 async def answer_picture(body: ChatBody, context: RequestContext, request: Request) -> Response:
@@ -78,7 +71,12 @@ async def answer_picture(body: ChatBody, context: RequestContext, request: Reque
         return _stream(context, {**head, "object": "chat.completion.chunk"}, body)
     answer = (await context.answers(request.receive))[0]
     text = _text(answer)
-    choice = chat_choice(Choice(0, text, "stop", 0), body)
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
     return await context.respond({**head, "choices": [choice], "usage": usage([answer])}, text)
 
 

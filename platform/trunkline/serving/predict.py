@@ -35,7 +35,6 @@ from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError
 from trunkline.serving.fields import PICTURE_TAG, StrictModel, Values
 from trunkline.serving.models import resolve
-from trunkline.serving.openai import adapter_of, usage
 from trunkline.serving.schemas import (
     ImagePart,
     ModelName,
@@ -48,6 +47,7 @@ from trunkline.serving.schemas import (
     split_inputs,
 )
 from trunkline.serving.service import Context, RequestContext, check_count, check_finite
+from trunkline.serving.streams import adapter_of, usage
 from trunkline.tasks.ranking import ranked
 
 router = APIRouter(route_class=JsonRoute)

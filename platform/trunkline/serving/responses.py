@@ -19,7 +19,7 @@ from trunkline.serving import fields
 from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError, error_body
 from trunkline.serving.fields import StrictModel, Values, invalid, unsupported
-from trunkline.serving.openai import Chunk, EventStream, chat_logprobs, submit_conversation, usage
+from trunkline.serving.openai import chat_logprobs, submit_conversation
 from trunkline.serving.schemas import (
     MAX_MESSAGES,
     Integer,
@@ -32,6 +32,7 @@ from trunkline.serving.schemas import (
     template_message,
 )
 from trunkline.serving.service import Context, RequestContext
+from trunkline.serving.streams import Chunk, EventStream, usage
 
 LOGPROBS = "message.output_text.logprobs"
 """The one value of ``include`` with an effect; the others concern tools, images or reasoning."""

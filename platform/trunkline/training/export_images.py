@@ -8,14 +8,13 @@ the network of this package, which has the same tensors.
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.adapters.artifact import Artifact, write_json
-from trunkline.bases import ImageBaseInfo, load_fresh_image
+from trunkline.bases import ImageBaseInfo, load_adapted_image
 from trunkline.bases.identity import json_object
 from trunkline.bases.image_info import PROCESSOR, RESAMPLE_NUMBERS, read_preprocessing
 from trunkline.bases.image_load import LITE
@@ -74,13 +73,9 @@ def write_merged_images(
         UsageError: transformers' classifier of this architecture does not compute what the adapter
             was trained for.
     """
-    from peft import PeftModel
-
-    model = load_fresh_image(info.name, task.head_size, device="cpu", dtype="fp32")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls old names of transformers
-        loaded = PeftModel.from_pretrained(model, artifact.folder)
-    merged = loaded.merge_and_unload(safe_merge=True)
+    assert task.head_size is not None
+    model = load_adapted_image(info.name, artifact.folder, task.head_size)
+    merged = model.merge_and_unload(safe_merge=True)
     folder.mkdir()
     write = _write_lite if info.architecture == LITE else _write_classifier
     write(info, merged, task, folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ from trunkline.data.prepare import Prepared
 from trunkline.errors import NotFoundError, RefusedError, RegistryError, UsageError, reason_of
 from trunkline.evaluation.report import EvaluationReport, Prediction
 from trunkline.files import read_json_object
-from trunkline.preprocessing import Preprocessing
 from trunkline.refs import Ref
 from trunkline.registry.records import VersionRecord
 from trunkline.registry.tables import utc_now
@@ -53,6 +51,7 @@ from trunkline.tasks import (
 from trunkline.training.calibrate import calibrate, fit_threshold
 from trunkline.training.cross_validation import prepare_version
 from trunkline.training.export import PROBES
+from trunkline.training.export_images import picture_reader, probe_rows
 from trunkline.training.job import EncodedParts, TrainingJob, encode_parts
 from trunkline.training.merge_weights import (
     MERGED,
@@ -373,19 +372,11 @@ def _prompts(
         return [proof_input(example) for example in shared.encoded.test.examples[:SAMPLE]]
     base, manifest = context.engine.base, artifact.manifest
     if not isinstance(base, Base):
-        return _random_pictures(manifest.make_preprocessing())
+        steps = manifest.make_preprocessing()
+        return [picture_reader(row, steps) for row in probe_rows()]
     limit = prompt_limit(task, min(manifest.max_length or base.info.context, base.info.context))
     template = manifest.make_template()
     return [encode_prompt(text, template, base.tokenizer, limit).ids for text in PROBES]
-
-
-def _random_pictures(preprocessing: Preprocessing) -> list[ProofInput]:
-    """Pictures of random colors, as many as there are fixed texts."""
-    import torch
-
-    size = (len(PROBES), 3, preprocessing.height, preprocessing.width)
-    pictures = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    return [partial(torch.clone, picture) for picture in pictures]
 
 
 def _staging_folder() -> tempfile.TemporaryDirectory[str]:

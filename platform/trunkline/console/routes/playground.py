@@ -30,8 +30,8 @@ from trunkline.labels import is_blank
 from trunkline.refs import BASE, Ref, shown
 from trunkline.serving.errors import INTERNAL_ERROR
 from trunkline.serving.models import resolve
-from trunkline.serving.openai import adapter_of
 from trunkline.serving.service import RequestContext
+from trunkline.serving.streams import adapter_of
 from trunkline.tasks.ranking import ranked
 
 if TYPE_CHECKING:

@@ -93,7 +93,7 @@ _SLICES = ("module", "annotation")
 DATASETS: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="manufacturing/solar-defect",
-        description="pictures of solar cells under current, functional or defective",
+        description="electroluminescence pictures of solar cells, functional or defective",
         task="classification",
         load=load_defect,
         license=_LICENSE,
@@ -108,7 +108,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
     ),
     DatasetSpec(
         name="manufacturing/solar-probability",
-        description="pictures of solar cells under current, and how probable a defect is",
+        description="electroluminescence pictures of solar cells, and how probable a defect is",
         task="regression",
         load=load_probability,
         license=_LICENSE,
