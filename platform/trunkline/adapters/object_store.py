@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,11 +26,13 @@ from trunkline.adapters.storage import (
     DOMAIN,
     NAME,
     NUMBER,
+    PROBE,
     Files,
     StoredFolder,
     copy_artifact,
     describe_files,
     matches_record,
+    not_written_back,
 )
 from trunkline.errors import IntegrityError, RegistryError, TrunklineError, UsageError, one_line
 from trunkline.files import MAX_JSON_BYTES, REPAIR
@@ -133,6 +136,22 @@ class ObjectStorage:
 
     def remove_empty_folders(self) -> None:
         """Do nothing: an object store has no folders."""
+
+    def probe(self) -> None:
+        name = f".{PROBE}-{uuid.uuid4().hex}"
+        try:
+            with self._connected() as (fs, root):
+                fs.pipe_file(f"{root}/{name}", name.encode())
+                try:
+                    data = fs.cat_file(f"{root}/{name}")
+                finally:
+                    fs.rm_file(f"{root}/{name}")
+        except FileNotFoundError as error:
+            raise RegistryError(
+                f"The store {self._shown} does not exist.", "Create its bucket or its folder."
+            ) from redact_exception(error)
+        if data != name.encode():
+            raise RegistryError(*not_written_back(self._shown))
 
     def _download(self, path: str, folder: Path, digest: str, files: Files | None) -> Artifact:
         """Download a version's objects into an empty folder and verify them.

@@ -29,6 +29,9 @@ _RENAME_ATTEMPTS = 5
 PARTIAL = ".publishing-"
 """The prefix of folders that are being written; they are next to the domains."""
 
+PROBE = "probe"
+"""In the name of what :meth:`Storage.probe` writes."""
+
 _PARTIAL_VERSION = re.compile(r"\.publishing-([a-z0-9-]+)\.([a-z0-9-]+)\.([0-9]{1,9})-.*", re.ASCII)
 
 Files = Mapping[str, Any]
@@ -98,6 +101,9 @@ class Storage(Protocol):
 
     def remove_empty_folders(self) -> None:
         """Delete empty folders of domains and adapters."""
+
+    def probe(self) -> None:
+        """Write a file, read it back, and delete it."""
 
 
 class LocalStorage:
@@ -180,6 +186,17 @@ class LocalStorage:
                 _remove_if_empty(name)
             _remove_if_empty(domain)
 
+    def probe(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder, data = self._partial_folder(PROBE), PROBE.encode()
+        try:
+            (folder / PROBE).write_bytes(data)
+            fsync_path(folder / PROBE)
+            if (folder / PROBE).read_bytes() != data:
+                raise RegistryError(*not_written_back(str(self.root)))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _partial_folder(self, path: str) -> Path:
         version = path.replace("/", ".")
         return Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{version}-", dir=self.root))
@@ -199,6 +216,14 @@ class LocalStorage:
             if folder == self.root:
                 break
         fsync_path(self.root.parent)
+
+
+def not_written_back(location: str) -> tuple[str, str]:
+    """Message and hint for a storage that returns something else than was written."""
+    return (
+        f"The store {location} returned something else than was written to it.",
+        "Read the store's own log, and check the disk.",
+    )
 
 
 def copy_artifact(artifact: Artifact, folder: Path) -> Files:
