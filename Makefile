@@ -13,7 +13,7 @@ CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))' 2
 PLUGINS := plugins/medical plugins/finance plugins/manufacturing plugins/retail
 READY := .venv/.ready
 
-.PHONY: demo test test-merge test-browser test-all lint bench docs examples examples-check clean
+.PHONY: demo test test-merge test-browser test-all integration-kubernetes lint bench docs examples examples-check clean
 
 demo: $(READY)
 	$(BIN)/python examples/three_domains.py $(if $(STEPS),--steps $(STEPS)) $(if $(FULL),--full $(FULL))
@@ -32,6 +32,13 @@ test-browser: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not examples and not browser"
 	$(BIN)/python benchmarks/bench_registry.py
+
+# The chart with a real Helm, the schemas of Kubernetes, and the alert rules with promtool.
+integration-kubernetes: $(READY)
+	BIN=$(BIN) sh tests/deploy/install.sh
+	$(BIN)/hadolint deploy/docker/Dockerfile deploy/docker/Dockerfile.cuda
+	.kubernetes/helm lint deploy/helm/trunkline --set registry.existingSecret=x --set store.url=s3://x
+	$(BIN)/python -m pytest tests/deploy tests/serving/test_router_metrics.py -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .
