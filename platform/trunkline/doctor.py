@@ -119,19 +119,19 @@ def _migrations(probes: list[DatabaseProbe]) -> Check:
     from trunkline.registry.session import head_revision, revisions
 
     revision, head = _probed(probes).revision, head_revision()
-    upgrade = "Stop the servers and run: trunkline db upgrade."
+    deploy = "A newer release upgraded the registry: deploy that release."
     if revision is None:
         return Check("migrations", "warning", "the database is empty", "Run: trunkline db upgrade.")
     if revision == head:
         return Check("migrations", "ok", f"schema {revision}, the newest")
     if revision in revisions():
-        return Check("migrations", "warning", f"schema {revision}; {head} is the newest", upgrade)
-    return Check(
-        "migrations",
-        "error",
-        f"schema {revision}, which this release does not know; it knows up to {head}",
-        "A newer release upgraded the registry: deploy that release.",
-    )
+        hint = "docs/upgrading.md says when to run: trunkline db upgrade."
+        return Check("migrations", "warning", f"schema {revision}; {head} is the newest", hint)
+    if _probed(probes).usable:
+        detail = f"schema {revision}, newer than this release, which may use it"
+        return Check("migrations", "warning", detail, deploy)
+    detail = f"schema {revision}, newer than this release, which supports up to {head}"
+    return Check("migrations", "error", detail, deploy)
 
 
 def _clock(probes: list[DatabaseProbe]) -> Check:
@@ -155,11 +155,9 @@ def _probed(probes: list[DatabaseProbe]) -> DatabaseProbe:
 
 
 def _keys(platform: Platform, probes: list[DatabaseProbe], *, public: bool) -> Check:
-    from trunkline.registry.session import head_revision
-
     create = "Create one with: trunkline keys create OWNER."
-    if _probed(probes).revision != head_revision():  # opening the registry would upgrade it
-        return Check("keys", "warning", "not checked before the upgrade of the schema")
+    if not _probed(probes).usable:  # opening the registry would upgrade it, or fail
+        return Check("keys", "warning", "not checked, because the schema is another one")
     keys = [key for key in platform.registry.keys.list() if key.removed is None]
     valid = [key for key in keys if platform.registry.keys.get_valid(key.id) is not None]
     if valid:

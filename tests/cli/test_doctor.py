@@ -76,12 +76,14 @@ def test_missing_registry_is_an_error_and_is_not_created(shared: Shared, tmp_pat
 
 
 def test_older_schema_is_a_warning_and_is_not_migrated(run_copy: Run, copy: Path) -> None:
-    change(copy, "UPDATE alembic_version SET version_num = '0004'")
+    change(copy, "UPDATE alembic_version SET version_num = '0005'")
     result = run_copy("doctor", "--json")
     assert checks(result)["migrations"]["state"] == "warning"
     assert "trunkline db upgrade" in checks(result)["migrations"]["hint"]
     with closing(sqlite3.connect(copy / "registry.db")) as connection:
-        assert connection.execute("SELECT * FROM alembic_version").fetchall() == [("0004",)]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            ("0005",)
+        ]
 
 
 def test_schema_of_a_newer_release_is_an_error(run_copy: Run, copy: Path) -> None:
@@ -90,6 +92,13 @@ def test_schema_of_a_newer_release_is_an_error(run_copy: Run, copy: Path) -> Non
     assert result.exit_code == 1
     assert checks(result)["migrations"]["state"] == "error"
     assert head_revision() in checks(result)["migrations"]["detail"]
+
+
+def test_newer_schema_that_this_release_may_use_is_a_warning(run_copy: Run, copy: Path) -> None:
+    change(copy, "UPDATE alembic_version SET version_num = '9999', oldest = ?", head_revision())
+    result = run_copy("doctor", "--json")
+    assert result.exit_code == 0, result.stdout
+    assert checks(result)["migrations"]["state"] == "warning"
 
 
 def test_base_that_was_not_pulled_is_an_error(

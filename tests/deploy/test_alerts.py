@@ -53,8 +53,8 @@ CASES: tuple[tuple[str, dict[str, str], dict[str, str]], ...] = (
     ),
     (
         "TrunklineRegistryBehind",
-        {"trunkline_registry_schema_current": "0x20"},
-        {"trunkline_registry_schema_current": "1x20"},
+        {"trunkline_registry_schema_usable": "0x20"},
+        {"trunkline_registry_schema_usable": "1x20"},
     ),
     (
         "TrunklineAuditChainBroken",

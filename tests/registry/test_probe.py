@@ -31,7 +31,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
 @pytest.mark.dialect
 def test_registry_can_be_written(url: str) -> None:
     probe = probe_database(url)
-    assert (probe.revision, probe.write_error) == (head_revision(), None)
+    assert (probe.revision, probe.usable, probe.write_error) == (head_revision(), True, None)
     assert abs(probe.ahead_seconds) < 3
 
 

@@ -117,7 +117,7 @@ def test_heartbeat_knows_the_state_of_the_registry(running: ServerHeartbeat) -> 
     wait_until(lambda: running.health is not None, "a heartbeat is recorded")
     health = running.health
     assert health is not None
-    assert health.schema_current
+    assert health.schema_usable
     assert health.chains == {"events": True, "requests": True}
     wait_until(
         lambda: running.health is not None and running.health.recorded_at > health.recorded_at,

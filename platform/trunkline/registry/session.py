@@ -103,6 +103,7 @@ class DatabaseProbe:
 
     Attributes:
         revision: of the schema; None for an empty database.
+        usable: whether this code may use the schema as it is: it has it, or a newer one allows it.
         ahead_seconds: by how much the database's clock is ahead of this machine's; SQLite's is this
             machine's, in full seconds.
         write_error: why the database can't be written; None if it can.
@@ -110,6 +111,7 @@ class DatabaseProbe:
 
     where: str
     revision: str | None
+    usable: bool
     ahead_seconds: float
     write_error: RegistryError | None
 
@@ -221,6 +223,7 @@ def probe_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> DatabaseP
     try:
         with translate_errors(engines.where), engines.reading.connect() as connection:
             revision = _stored_revision(connection, engines.where)
+            usable = _is_usable(connection, revision)
             now = connection.execute(select(func.now(type_=UtcDateTime()))).scalar_one()
             ahead = (now - datetime.now(UTC)).total_seconds()
         write_error = None
@@ -235,7 +238,7 @@ def probe_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> DatabaseP
                 write_error = error
     finally:
         engines.reading.dispose()
-    return DatabaseProbe(engines.where, revision, ahead, write_error)
+    return DatabaseProbe(engines.where, revision, usable, ahead, write_error)
 
 
 def _count(connection: Connection, name: str) -> int:
@@ -257,6 +260,13 @@ def _stored_revision(connection: Connection, where: str) -> str | None:
             "Set TRUNKLINE_REGISTRY to another file or database.",
         )
     return None
+
+
+def _is_usable(connection: Connection, revision: str | None) -> bool:
+    """Whether this code may use a database of this revision without a migration."""
+    if revision is None or revision in revisions():
+        return revision == head_revision()
+    return _oldest(connection) in revisions()
 
 
 def _supported_revision(connection: Connection, where: str, *, newer: bool = False) -> str | None:
@@ -352,15 +362,15 @@ class Sessions:
         return self.engines.read_only
 
     @property
-    def is_current(self) -> bool:
-        """Whether the database has the schema of this code; a newer release may have upgraded it.
+    def usable(self) -> bool:
+        """Whether this code may still use the schema; a newer release may have upgraded it.
 
         Raises:
             RegistryError: the database can't be read.
         """
         where = self.engines.where
         with translate_errors(where), self.engines.reading.connect() as connection:
-            return _stored_revision(connection, where) == head_revision()
+            return _is_usable(connection, _stored_revision(connection, where))
 
     @contextmanager
     def read(self) -> Iterator[Session]:

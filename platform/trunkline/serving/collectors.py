@@ -206,9 +206,9 @@ class DeploymentCollector(Collector):
                 health.recorded_at,
             )
             yield GaugeMetricFamily(
-                "trunkline_registry_schema_current",
-                "Whether the registry has the schema of this release.",
-                float(health.schema_current),
+                "trunkline_registry_schema_usable",
+                "Whether this release may use the schema of the registry.",
+                float(health.schema_usable),
             )
             chains = GaugeMetricFamily(
                 "trunkline_audit_chain_intact",

@@ -40,12 +40,12 @@ class RegistryHealth:
 
     Attributes:
         recorded_at: Unix time of the last heartbeat that was written.
-        schema_current: whether the registry has the schema of this release.
+        schema_usable: whether this release may use the schema of the registry.
         chains: hash chain → whether its last rows are intact.
     """
 
     recorded_at: float
-    schema_current: bool
+    schema_usable: bool
     chains: Mapping[str, bool]
 
 
@@ -208,9 +208,9 @@ class ServerHeartbeat:
         if self.health is not None and time.monotonic() < self._next_check:
             self.health = replace(self.health, recorded_at=time.time())
             return
-        current = self._registry.sessions.is_current
+        usable = self._registry.sessions.usable
         chains = self._registry.audit.ends_are_intact()
-        self.health = RegistryHealth(time.time(), current, chains)
+        self.health = RegistryHealth(time.time(), usable, chains)
         self._next_check = time.monotonic() + CHECK_SECONDS
 
     def _write(self, number: int) -> bool:
