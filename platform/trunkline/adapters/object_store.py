@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trunkline.adapters.artifact import KNOWN, MANIFEST, REQUIRED, Artifact, read_artifact
 from trunkline.adapters.storage import (
@@ -99,11 +99,14 @@ class ObjectStorage:
         with self._cache.new_entry(digest) as folder:
             yield self._download(path, folder, digest, files)
 
+    @contextmanager
+    def open_file(self, path: str, name: str) -> Iterator[BinaryIO]:
+        with self._connected() as (fs, root), fs.open(f"{root}/{path}/{name}", "rb") as file:
+            yield file
+
     def read_manifest(self, path: str) -> bytes:
-        with self._connected() as (fs, root):
-            with fs.open(f"{root}/{path}/{MANIFEST}", "rb") as file:
-                data: bytes = file.read(MAX_JSON_BYTES + 1)
-            return data
+        with self.open_file(path, MANIFEST) as file:
+            return file.read(MAX_JSON_BYTES + 1)
 
     def write_file(self, path: str, name: str, data: bytes) -> None:
         with self._connected() as (fs, root):

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from trunkline.adapters.artifact import MANIFEST, WEIGHTS, Artifact, read_artifact
 from trunkline.errors import IntegrityError, RegistryError, reason_of
@@ -87,6 +87,9 @@ class Storage(Protocol):
     def open(self, path: str, digest: str, files: Files | None) -> AbstractContextManager[Artifact]:
         """A context with the verified artifact as it is in the storage, bypassing any cache."""
 
+    def open_file(self, path: str, name: str) -> AbstractContextManager[BinaryIO]:
+        """A context with one file of a version, to be read from its start; nothing is verified."""
+
     def read_manifest(self, path: str) -> bytes:
         """The bytes of a version's manifest, at most the size of a JSON file."""
 
@@ -137,11 +140,16 @@ class LocalStorage:
     def open(self, path: str, digest: str, files: Files | None) -> Iterator[Artifact]:
         yield read_artifact(self.root / path, digest)
 
+    @contextmanager
+    def open_file(self, path: str, name: str) -> Iterator[BinaryIO]:
+        source = self.root / path / name
+        if source.is_symlink() or not source.is_file():
+            raise IntegrityError(f"{source} is not a plain file.", REPAIR)
+        with source.open("rb") as file:
+            yield file
+
     def read_manifest(self, path: str) -> bytes:
-        manifest = self.root / path / MANIFEST
-        if manifest.is_symlink() or not manifest.is_file():
-            raise IntegrityError(f"{manifest} is not a plain file.", REPAIR)
-        with manifest.open("rb") as file:
+        with self.open_file(path, MANIFEST) as file:
             return file.read(MAX_JSON_BYTES + 1)
 
     def write_file(self, path: str, name: str, data: bytes) -> None:
