@@ -95,7 +95,7 @@ def test_base_answers_under_its_names(
         ("toy/animals", 400, "would ignore its head"),
         ("toy/magnitudes", 409, "DoRA"),
         ("toy/wide", 409, "rank 16"),
-        ("toy/unproved", 503, "no stored probes"),
+        ("toy/unproved", 409, "no stored probes"),
     ],
 )
 def test_what_vllm_can_not_serve_is_refused_with_the_reason(
@@ -346,12 +346,12 @@ def test_lines_that_can_not_be_kept_are_reported(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(exchange, "MAX_BACKLOG", 2)
     body = {"model": "toy/plurals", "prompt": "cat"}
-    with serving(stand_in) as client:
+    with caplog.at_level(logging.ERROR), serving(stand_in) as client:
         client.post("/v1/completions", json=body)
         (platform.workspace.root / "registry.db").rename(platform.workspace.root / "away")
         statuses = [client.post("/v1/completions", json=body).status_code for _ in range(3)]
-        with caplog.at_level(logging.ERROR):
-            streamed = client.post("/v1/completions", json={**body, "stream": True})
+        streamed = client.post("/v1/completions", json={**body, "stream": True})
     assert statuses == [200, 200, 503]
     assert '"error"' in streamed.text
     assert "[DONE]" not in streamed.text
+    assert caplog.text.count("is not in the log") == 2

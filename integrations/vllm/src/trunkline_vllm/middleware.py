@@ -28,6 +28,7 @@ from trunkline.adapters.artifact import Artifact
 from trunkline.errors import (
     AuthenticationError,
     ForbiddenError,
+    RefusedError,
     RegistryError,
     TrunklineError,
     UnavailableError,
@@ -262,7 +263,8 @@ class Gateway:
 
         Raises:
             IntegrityError: vLLM answers otherwise.
-            UnavailableError: none are stored, or vLLM does not answer them.
+            RefusedError: none are stored.
+            UnavailableError: vLLM does not answer them.
         """
         digest = version.digest
         lock = self._proved.setdefault(digest, asyncio.Lock())
@@ -273,7 +275,7 @@ class Gateway:
                 return
             probes = await self._query(stored_probes, self._registry, version)
             if not probes and self._settings.probe == "required":
-                raise UnavailableError(
+                raise RefusedError(
                     f"{version.ref} has no stored probes, so its answers here can't be proved.",
                     f"Where it was trained, run: trunkline-vllm probe {version.ref}.",
                 )
