@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from vllm_stand_in import StandIn, serving
 
 from trunkline.api import Platform, open
 from trunkline.contracts import Template
@@ -16,7 +17,6 @@ from trunkline.refs import Ref
 from trunkline.threads import limit_spinning
 from trunkline_vllm import resolver
 from trunkline_vllm.probes import record_probes
-from vllm_stand_in import StandIn, serving
 from workbench import make_artifact, opened, tiny
 
 __all__ = ["tiny"]
@@ -85,9 +85,7 @@ def platform(tmp_path: Path, site_template: Path, tiny: Path) -> Iterator[Platfo
 
 
 @pytest.fixture
-def stand_in(
-    platform: Platform, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[StandIn]:
+def stand_in(platform: Platform, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     yield StandIn(platform, tiny)
     platform.engine.close()

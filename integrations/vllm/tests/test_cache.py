@@ -46,9 +46,7 @@ def cache(tmp_path: Path) -> AdapterCache:
     return AdapterCache(tmp_path / "copies", MANY)
 
 
-def load(
-    cache: AdapterCache, storage: LocalStorage, version: VersionRecord, **limits: Any
-) -> Path:
+def load(cache: AdapterCache, storage: LocalStorage, version: VersionRecord, **limits: Any) -> Path:
     limits = {"max_bytes": MANY, "deadline": time.monotonic() + 60} | limits
     return cache.load(storage, version, REQUIRED, **limits).folder
 
@@ -70,9 +68,7 @@ def test_copy_is_read_only_and_holds_the_identity_alone(
 def test_many_callers_fetch_once(
     cache: AdapterCache, storage: CountingStorage, versions: list[VersionRecord]
 ) -> None:
-    threads = [
-        threading.Thread(target=load, args=(cache, storage, versions[0])) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=load, args=(cache, storage, versions[0])) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from vllm_stand_in import StandIn, serving
 
 from trunkline.api import Platform
 from trunkline.refs import Ref
 from trunkline_vllm import exchange
-from vllm_stand_in import StandIn, serving
 
 Complete = Callable[..., Any]
 QUESTION = [{"role": "user", "content": "  cat "}]
@@ -297,9 +297,7 @@ def test_stream_is_logged_with_its_usage(
     assert (line.prompt_tokens, line.new_tokens, line.status) == (5, 2, 200)
 
 
-def test_many_first_requests_prove_the_adapter_once(
-    complete: Complete, stand_in: StandIn
-) -> None:
+def test_many_first_requests_prove_the_adapter_once(complete: Complete, stand_in: StandIn) -> None:
     with ThreadPoolExecutor(8) as threads:
         responses = list(threads.map(complete, ["toy/plurals"] * 8))
     assert {one.status_code for one in responses} == {200}

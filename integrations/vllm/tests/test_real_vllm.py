@@ -133,9 +133,7 @@ def own_answers(platform: Platform) -> dict[str, tuple[list[int], list[int]]]:
     requests = [
         Request(name, QUESTION, max_new_tokens=NEW, logprobs=0, ignore_eos=True) for name in NAMES
     ]
-    base = Request(
-        None, QUESTION, raw=True, max_new_tokens=NEW, logprobs=0, ignore_eos=True
-    )
+    base = Request(None, QUESTION, raw=True, max_new_tokens=NEW, logprobs=0, ignore_eos=True)
     prompts = [
         encode_prompt(QUESTION, CHAT if seed % 2 else PLAIN, tokenizer).ids for seed in range(COUNT)
     ]
@@ -167,9 +165,7 @@ def test_sixteen_adapters_and_the_base_answer_as_our_engine_and_as_peft(
 
     models = [*NAMES, "base"]
     with ThreadPoolExecutor(len(models)) as threads:
-        responses = list(
-            threads.map(lambda name: server.complete(name, ignore_eos=True), models)
-        )
+        responses = list(threads.map(lambda name: server.complete(name, ignore_eos=True), models))
     assert [one.status_code for one in responses] == [200] * len(models), responses[0].text
     names = [one.headers["x-trunkline-version"] for one in responses]
     assert names == [*(f"{name}@1" for name in NAMES), "base"]
@@ -185,7 +181,9 @@ def test_sixteen_adapters_and_the_base_answer_as_our_engine_and_as_peft(
             assert artifact is not None
             reference = PeftModel.from_pretrained(plain, artifact.folder).eval()
         for tokens in (actual, own):
-            for token, logits in zip(tokens, reference_logits(reference, prompt, tokens), strict=True):
+            for token, logits in zip(
+                tokens, reference_logits(reference, prompt, tokens), strict=True
+            ):
                 best, second = logits.topk(2).values.tolist()
                 assert token == int(logits.argmax()) or best - second <= NEAR
         same += actual == own

@@ -1,4 +1,4 @@
-"""An application that stands where vLLM stands: it asks the resolver, and answers in its formats."""
+"""An application that stands where vLLM stands, and asks the resolver as vLLM does."""
 
 from __future__ import annotations
 

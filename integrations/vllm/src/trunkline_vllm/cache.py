@@ -1,4 +1,4 @@
-"""The adapters on this machine's disk, from which vLLM loads: read-only, leased, of limited size."""
+"""Copies of adapters on the disk, from which vLLM loads: read-only, leased, of limited size."""
 
 from __future__ import annotations
 

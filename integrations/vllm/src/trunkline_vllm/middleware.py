@@ -244,7 +244,7 @@ class Gateway:
         """The version that a name selects now; None for the base; blocks."""
         if key is not None and not key.has_role("tester"):
             raise ForbiddenError(
-                f"The key {key.id} has the role {key.role}, which may not send requests to a model.",
+                f"The key {key.id} has the role {key.role}, which may send no requests to a model.",
                 "Create one with: trunkline keys create OWNER --role tester.",
             )
         is_base = name == BASE or name in self._base.names
@@ -379,9 +379,7 @@ def _is_local(scope: Scope) -> bool:
         return False
 
 
-def _json_headers(
-    headers: list[tuple[bytes, bytes]], body: bytes
-) -> list[tuple[bytes, bytes]]:
+def _json_headers(headers: list[tuple[bytes, bytes]], body: bytes) -> list[tuple[bytes, bytes]]:
     """Headers for another body; those that describe the client's body are left out."""
     kept = [one for one in headers if not one[0].lower().startswith((b"content-", b"transfer-"))]
     length = str(len(body)).encode()

@@ -51,7 +51,9 @@ class Prompts:
             ApiError: a message can't be put into the template.
         """
         limit = int(artifact.manifest.task["max_new_tokens"])
-        limits = ("max_tokens",) if route == COMPLETIONS else ("max_completion_tokens", "max_tokens")
+        limits = (
+            ("max_tokens",) if route == COMPLETIONS else ("max_completion_tokens", "max_tokens")
+        )
         rewritten = {**body, "model": name}
         if all(body.get(field) is None for field in limits):
             rewritten[limits[0]] = limit
@@ -103,9 +105,8 @@ def _message(message: Any) -> dict[str, Any]:
     fields = dict(message) if isinstance(message, dict) else {}
     content = fields.get("content")
     if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict)]
-        complete = len(texts) == len(content) and all(isinstance(one, str) for one in texts)
-        content = "".join(texts) if complete else None
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = "".join(map(str, texts)) if all(isinstance(one, str) for one in texts) else None
     if not isinstance(content, str) or not isinstance(fields.get("role"), str):
         raise ApiError(
             "Each message must have a role, and a content that is a text.",
