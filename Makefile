@@ -71,7 +71,16 @@ demo/registry.db:
 	$(MAKE) demo
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo $(VLLM)
+
+# torchvision and its like come with vLLM, built for another torch.
+$(VLLM)/.ready: integrations/vllm/requirements.txt integrations/vllm/pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --disable-pip-version-check -q -r integrations/vllm/requirements.txt
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/python integrations/vllm/prepare_vllm.py
+	$(VLLM)/bin/pip install --disable-pip-version-check -q --no-deps -e . -e integrations/vllm
+	touch $@
 
 $(READY): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml) $(INTEGRATIONS:%=%/pyproject.toml)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

@@ -164,13 +164,15 @@ def test_unused_routes_and_those_that_load_adapters_are_closed(
         pass
 
 
-@pytest.mark.parametrize("broken", ["flag", "plugin", "lora"])
+@pytest.mark.parametrize("broken", ["flag", "names", "plugin", "lora"])
 def test_vllm_that_was_started_otherwise_is_named(
     client: TestClient, complete: Complete, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     app: Any = client.app
     if broken == "flag":
         monkeypatch.delenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+    elif broken == "names":
+        monkeypatch.setenv("VLLM_SKIP_MODEL_NAME_VALIDATION", "1")
     elif broken == "plugin":
         app.state.openai_serving_models.lora_resolvers.clear()
     else:

@@ -356,6 +356,11 @@ def _check_flags(state: Any) -> None:
             "Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; the routes that this opens stay "
             "closed.",
         )
+    if os.environ.get("VLLM_SKIP_MODEL_NAME_VALIDATION", "0").lower() in ("1", "true"):
+        raise UnavailableError(
+            "vLLM would answer with the base for every name.",
+            "Start it without VLLM_SKIP_MODEL_NAME_VALIDATION.",
+        )
     resolvers = state.openai_serving_models.lora_resolvers
     if not any(getattr(one, "name", None) == NAME for one in resolvers):
         raise UnavailableError(
