@@ -106,6 +106,7 @@ def test_secret_in_text_is_hidden_by_its_form(text: str, expected: str | None) -
         "hf_hub_download failed",
         "sqlite:////home/a@b/registry.db",
         "the ratio is 3:4 @ 12:30",
+        "classification/registration/internationalization",
     ],
 )
 def test_text_without_a_secret_is_unchanged(text: str) -> None:
@@ -339,6 +340,41 @@ def test_basic_authorization_is_hidden() -> None:
     code = b64encode(f"me:{LEFT}-{RIGHT}".encode()).decode()
     assert redact(f"sent Authorization: Basic {code}") == "sent Authorization: Basic …"
     assert redact("Basic training lasts ten weeks") == "Basic training lasts ten weeks"
+
+
+@pytest.mark.parametrize("form", ["{}", "auth={}", "'{}'", '{{"auth": "{}"}}', "git: {} failed"])
+@given(
+    user=st.from_regex(r"[\w.@+-]{2,12}", fullmatch=True),
+    odd=st.text(alphabet="@:/?#%&=+[] üß☃", max_size=4),
+)
+def test_user_and_password_in_base64_are_hidden(form: str, user: str, odd: str) -> None:
+    code = b64encode(f"{user}:{LEFT}{odd}{RIGHT}".encode()).decode()
+    assert redact(form.format(code)) == form.format("…")
+
+
+@given(st.binary(min_size=9, max_size=48))
+def test_other_bytes_in_base64_are_left_as_they_are(data: bytes) -> None:
+    code = b64encode(b"\0" + data).decode()
+    assert redact(f"the digest {code} differs") == f"the digest {code} differs"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("npm_" + "a1B2" * 9, "npm_…"),
+        ("pypi-" + "AgEIcHlwaS5vcmc" * 3, "pypi-…"),
+        ("xoxb-1234567890-abcdefABCDEF", "xoxb-…"),
+        ("AIza" + "Sy0_-" * 7, "AIza…"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dBjftJeZ4CVP", "eyJ…"),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\nend",
+            "-----BEGIN RSA PRIVATE KEY-----…-----END RSA PRIVATE KEY-----\nend",
+        ),
+        ("-----BEGIN PRIVATE KEY-----\nMIIE", "-----BEGIN PRIVATE KEY-----…"),
+    ],
+)
+def test_token_of_other_services_is_hidden(text: str, expected: str) -> None:
+    assert redact(text) == expected
 
 
 # --------------------------------------------------------------------------------- properties

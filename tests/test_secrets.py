@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,14 @@ from trunkline.api import Platform
 from trunkline.bases.sources import resolve
 from trunkline.cli.http_client import Server
 from trunkline.cli.root import trunkline
-from trunkline.errors import TrunklineError
+from trunkline.errors import TrunklineError, UsageError
 from trunkline.registry.registry import Registry
 from trunkline.registry.session import inspect_database, upgrade
+from trunkline.training.config import make_config
 from trunkline.workspace import Configuration
-from workbench import platform, tiny
+from workbench import platform, tiny, trained_platform, trained_workspace
 
-__all__ = ["platform", "tiny"]
+__all__ = ["platform", "tiny", "trained_platform", "trained_workspace"]
 
 LEFT, RIGHT = "Kx9qZ7w", "Vb3mN5t"
 SEPARATORS = ["", "@@", "%40", *"@:/?#%&= '\\[ü\n"]
@@ -367,3 +369,43 @@ def assert_hidden_in(folder: Path) -> None:
 def test_location_shows_no_setting_of_a_secret(tmp_path: Path, url: str) -> None:
     storage = ObjectStorage(url.format(f"{LEFT};{RIGHT}"), {}, ArtifactCache(tmp_path))
     assert_hidden(storage.location("a/b/1"))
+
+
+# --------------------------------------------------------------------- what people type
+
+
+PASTED = (
+    f"as in postgresql://me:{LEFT}-{RIGHT}@host/db",
+    f"https://host/rows?token={LEFT}{RIGHT}",
+    b64encode(f"me:{LEFT}{RIGHT}".encode()).decode(),
+)
+
+
+@pytest.mark.parametrize("text", PASTED)
+def test_text_that_a_person_types_is_stored_without_its_secret(
+    trained_platform: Platform, text: str
+) -> None:
+    platform, version = trained_platform, "toy/animals@1"
+    registry = platform.registry
+    platform.promote("toy/animals", force=True, reason=text)
+    platform.unalias("toy/animals", "champion", reason=text)
+    registry.tags.set(version, "origin", text)
+    registry.tags.add_note(version, text)
+    assert "…" in registry.tags.get(version).tags["origin"]
+    registry.keys.create(text)
+    with pytest.raises(UsageError, match="target_modules") as caught:
+        platform.train("toy/animals", target_modules=text)
+    assert_hidden(everything(caught.value))
+    platform.remove_version("toy/prices@1", text)
+    for chain in ("events", "requests"):
+        assert_hidden(json.dumps(list(registry.audit.export(chain)), default=str))
+    registry.close()
+    assert_hidden_in(platform.workspace.root)
+
+
+@pytest.mark.parametrize("text", PASTED[:2])
+def test_recipe_of_own_files_is_stored_without_a_secret(tmp_path: Path, text: str) -> None:
+    data = {"file": "claims.csv", "label": "kind", "license": text}
+    config = make_config({"name": "own/claims", "description": text, "data": data}, "It fails")
+    assert_hidden(json.dumps(config.to_json()))
+    assert_hidden(repr(config.recipe()))

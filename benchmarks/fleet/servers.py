@@ -85,9 +85,9 @@ class Servers:
         self._stack.callback(process.terminate)
         assert process.stdout is not None
         address = next(
-            word.rstrip(";")
+            part.rstrip(";")
             for line in process.stdout if "Listening on " in line
-            for word in line.split() if word.startswith("http://")
+            for part in line.split() if part.startswith("http://")
         )  # fmt: skip
         until = time.monotonic() + _START_SECONDS
         while httpx2.get(f"{address}/ready").status_code != 200:

@@ -54,12 +54,15 @@ class AdapterFiles:
         """
         require_one()
         from trunkline.adapters.hub import SCHEME, fetch_adapter
+        from trunkline.adapters.peft_folder import read_peft_folder
         from trunkline.adapters.peft_import import ImportOptions, import_adapter
         from trunkline.bases import DEFAULT_BASE, describe
 
-        ref = Ref.parse(name)
+        ref, is_hub = Ref.parse(name), str(source).startswith(SCHEME)
+        if not is_hub:
+            read_peft_folder(Path(source)).check_reads_text()  # whatever the base is
         info = describe(base or self.platform.base_name or DEFAULT_BASE)
-        fetched = fetch_adapter(str(source)) if str(source).startswith(SCHEME) else None
+        fetched = fetch_adapter(str(source)) if is_hub else None
         return import_adapter(
             self.platform.store,
             self.platform.registry,

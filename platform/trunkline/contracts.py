@@ -198,8 +198,7 @@ class DatasetSpec:
         return f"{self.license}: {self.restrictions}" if self.restrictions else None
 
     def __post_init__(self) -> None:
-        if isinstance(self.source, str):
-            object.__setattr__(self, "source", redact(self.source))
+        _redact_texts(self, "description", "license", "source", "grouping", "unit", "restrictions")
 
 
 @checks_field_names
@@ -505,6 +504,14 @@ class RecipeSpec:
 
     def __post_init__(self) -> None:
         check_new_tokens(self.max_new_tokens)
+        _redact_texts(self, "description")
+
+
+def _redact_texts(spec: Any, *names: str) -> None:
+    """Remove secrets from texts of a spec that are stored and published with its adapters."""
+    for name in names:
+        if isinstance(value := getattr(spec, name), str):
+            object.__setattr__(spec, name, redact(value))
 
 
 def check_new_tokens(count: Any) -> None:

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from trunkline.process import ProcessExit, exits_refused, state_kept
+from trunkline.process import ProcessExit, UserInterrupt, exits_refused, state_kept, user_interrupts
 from trunkline.redaction import redact
 
 
@@ -101,20 +101,42 @@ class PluginCallError(PluginError):
 def plugin_call(subject: str, hint: str | None = None) -> Iterator[None]:
     """Raise :class:`PluginCallError` for whatever a plugin's function raises, exits included.
 
-    Trunkline's own errors and KeyboardInterrupt pass unchanged. What the function changes in the
+    Trunkline's own errors and the user's Ctrl-C pass unchanged. What the function changes in the
     process is restored, see :func:`~trunkline.process.state_kept`.
 
     Args:
         subject: what is called, as the start of a sentence: ``The metric toy/hit_rate``.
         hint: of the error.
     """
-    try:
-        with exits_refused(), state_kept():
-            yield
-    except (TrunklineError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        raise PluginCallError.raised(subject, error, hint) from error
+    with user_interrupts():
+        try:
+            with exits_refused(), state_kept():
+                yield
+        except (TrunklineError, UserInterrupt):
+            raise
+        except BaseException as error:
+            raise PluginCallError.raised(subject, error, hint) from error
+
+
+@contextmanager
+def plugin_ends_refused(subject: str, hint: str | None = None) -> Iterator[None]:
+    """Raise :class:`PluginCallError` where a plugin's code tries to end the program or a run.
+
+    For code of ours that calls some of a plugin's: other exceptions pass unchanged.
+
+    Args:
+        subject, hint: as for :func:`plugin_call`.
+    """
+    with user_interrupts():
+        try:
+            with exits_refused():
+                yield
+        except UserInterrupt:
+            raise
+        except Exception:
+            raise
+        except BaseException as error:
+            raise PluginCallError.raised(subject, error, hint) from error
 
 
 class DataError(TrunklineError):

@@ -6,6 +6,7 @@ Nothing here imports another module of Trunkline.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoints
 
 _EXITS = ("_exit", "abort", "execv", "execve")
+_CLOSES = ("close", "closerange", "dup2")
+_DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
 _refusing = threading.local()
+
+
+class UserInterrupt(KeyboardInterrupt):
+    """A signal interrupted the process, as Ctrl-C does; a plain KeyboardInterrupt is code's own."""
 
 
 class ProcessExit(SystemExit):
@@ -63,6 +70,100 @@ def keep_exit_code() -> None:
     """
     _guard_exits()
     _refusing.process = os.getpid()
+
+
+@contextmanager
+def user_interrupts() -> Iterator[None]:
+    """Raise :class:`UserInterrupt` where a signal raises KeyboardInterrupt.
+
+    Other threads than the main one, and processes that ignore the signal, are never interrupted.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        try:
+            previous(number, frame)
+        except KeyboardInterrupt as error:
+            raise UserInterrupt from error
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def closes_refused() -> Iterator[None]:
+    """Make ``os.close`` and the like fail for the files that were open before the block.
+
+    They are others': the registry's, a lock's, a socket's. The standard streams may be closed.
+    Other threads and child processes may close what they like.
+    """
+    _guard_closes()
+    previous = getattr(_refusing, "files", None)
+    _refusing.files = (os.getpid(), _open_files())
+    try:
+        yield
+    finally:
+        _refusing.files = previous
+
+
+def _open_files() -> dict[int, tuple[int, int]]:
+    """Descriptor → device and number of each open file; empty where the system lists none."""
+    folder = next((one for one in _DESCRIPTORS if os.path.isdir(one)), None)
+    files = {}
+    for name in os.listdir(folder) if folder else ():
+        with suppress(OSError, ValueError):
+            if (number := int(name)) > 2:
+                files[number] = _identity(number)
+    return files
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+@cache
+def _guard_closes() -> None:
+    for name in _CLOSES:
+        setattr(os, name, _guarded_close(name, getattr(os, name)))
+
+
+def _guarded_close(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def call(*args: Any, **options: Any) -> Any:
+        files = _files_of_others()
+        numbers = [*args, *options.values()]
+        if files and all(isinstance(one, int) for one in numbers[:2]):
+            closed = {"close": numbers[:1], "dup2": numbers[1:2]}.get(name)
+            for number in range(*numbers) if closed is None else closed:
+                if number in files and _is_open(number, files[number]):
+                    arguments = ", ".join(map(repr, numbers))
+                    raise PermissionError(
+                        f"os.{name}({arguments:.60}) would close files that it did not open"
+                    )
+        return original(*args, **options)
+
+    return call
+
+
+def _files_of_others() -> dict[int, tuple[int, int]]:
+    """The files that this thread may not close now."""
+    guarded: tuple[int, dict[int, tuple[int, int]]] | None = getattr(_refusing, "files", None)
+    return guarded[1] if guarded is not None and guarded[0] == os.getpid() else {}
+
+
+def _is_open(number: int, file: tuple[int, int]) -> bool:
+    """Whether a descriptor still is of this file, and not of one that was opened since."""
+    try:
+        return _identity(number) == file
+    except OSError:
+        return False
 
 
 @cache

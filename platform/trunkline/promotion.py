@@ -25,11 +25,11 @@ from trunkline.evaluation.report import EvaluationReport
 from trunkline.refs import Ref, check_alias
 from trunkline.registry.actors import Actor, system_actor
 from trunkline.registry.aliases import ANY, Expected, base_name_error
+from trunkline.registry.free_text import stored_reason
 from trunkline.registry.lookup import CHAMPION
 from trunkline.registry.provenance import IMPORTED
 from trunkline.registry.records import AliasMoveRecord, EvaluationRecord, VersionRecord
 from trunkline.registry.registry import Registry
-from trunkline.registry.tags import check_reason
 from trunkline.workspace import GateSettings
 
 FindMetric = Callable[[str], MetricSpec]
@@ -137,7 +137,7 @@ def promote(
     """
     registry = store.registry
     _check_alias(alias)
-    reason = check_reason(reason)
+    reason = stored_reason(reason)
     if force and not reason:
         raise UsageError("A forced promotion needs a reason.", 'Add --reason "…".')
     evidence = check(store, ref, alias, metric=metric, demanded=demanded, actor=actor)
@@ -214,7 +214,7 @@ def rollback(
     """
     registry = store.registry
     _check_bare(ref)
-    reason = check_reason(reason)
+    reason = stored_reason(reason)
     newest, earlier = registry.aliases.previous(ref.domain, ref.name, alias)
     store.fetch(earlier)
     move = registry.aliases.rollback(
@@ -240,7 +240,7 @@ def unalias(
         NotFoundError: the adapter has no such alias.
     """
     _check_bare(ref)
-    reason = check_reason(reason)
+    reason = stored_reason(reason)
     forced = alias == CHAMPION and CHAMPION in registry.adapters.get(ref.domain, ref.name).aliases
     if forced and not reason:
         raise UsageError(

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import struct
+from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -48,9 +49,16 @@ _SETTING = re.compile(
 )
 """The name of a secret with its equals sign, in a connection string or a path."""
 _KEYS = re.compile(
-    r"\b(?:(tl-[0-9][a-z0-9]{7}-|sk-|github_pat_|glpat-)[A-Za-z0-9_-]{16,}"
-    r"|(hf_|gh[pousr]_)[A-Za-z0-9]{10,}|(AKIA|ASIA)[A-Z0-9]{12,})"
+    r"\b(?:(tl-[0-9][a-z0-9]{7}-|sk-|github_pat_|glpat-|pypi-|xox[abeoprs]-|AIza)[A-Za-z0-9_-]{16,}"
+    r"|(hf_|gh[pousr]_|npm_)[A-Za-z0-9]{10,}|(AKIA|ASIA)[A-Z0-9]{12,})"
 )
+_JWT = re.compile(r"\b(eyJ)[\w-]{8,}\.[\w-]{8,}\.[\w-]+")
+_PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).+?(?:(?=-----END)|\Z)", re.DOTALL)
+_ENCODED = re.compile(
+    r"(?<![\w+/])(?:[A-Za-z0-9+/]{4}){3,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?(?![\w+/=])"
+)
+_LOGIN = re.compile(r"[\w.@+\\-]+:.+")
+"""A user with a password, once decoded from base64."""
 _BASIC = re.compile(r"\b(Basic\s+)(?=[A-Za-z+/]*\d)[A-Za-z0-9+/]{12,}=*")
 _BEARER = re.compile(r"\b(Bearer\s+)(?=[\w.~+/-]*\d)[\w.~+/-]{8,}=*")
 _ENVIRONMENT = re.compile(
@@ -289,11 +297,23 @@ def redact(text: str, *, foreign: bool = False) -> str:
             text = _pattern(secret).sub(HIDDEN, text)
         elif foreign:
             text = re.sub(rf"(?<!\w){_pattern(secret).pattern}(?!\w)", HIDDEN, text)
+    text = _PRIVATE_KEY.sub(rf"\1{HIDDEN}", text)
+    text = _ENCODED.sub(_hide_login, text)
     text = _IN_TEXT.sub(_hide_userinfo, text)
     text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
     text = _KEYS.sub(lambda match: f"{match[1] or match[2] or match[3]}{HIDDEN}", text)
+    text = _JWT.sub(rf"\1{HIDDEN}", text)
     text = _BASIC.sub(rf"\1{HIDDEN}", text)
     return _BEARER.sub(rf"\1{HIDDEN}", text)
+
+
+def _hide_login(match: re.Match[str]) -> str:
+    """Hide ``user:password`` in base64, as a header of HTTP has it."""
+    try:
+        decoded = b64decode(match[0], validate=True).decode()
+    except ValueError:
+        return match[0]
+    return HIDDEN if decoded.isprintable() and _LOGIN.fullmatch(decoded) else match[0]
 
 
 def _hide_userinfo(match: re.Match[str]) -> str:

@@ -48,6 +48,7 @@ _OTHER_NAMES = {
 """Settings of other programs → the setting that serves the same purpose, for hints."""
 
 _LAYERS = re.compile(r"|[0-9]+(,[0-9]+)*|top-[1-9][0-9]*", re.ASCII)
+_MODULES = re.compile(r"[\w.,-]+")
 _INITIALIZATION = re.compile(r"true|gaussian|orthogonal|olora|pissa(_niter_[1-9][0-9]?)?", re.ASCII)
 _NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
@@ -276,10 +277,10 @@ def checked_setting(name: str, value: Any) -> Any:
         value = "true" if value is True else value.lower() if isinstance(value, str) else value
     subject = f"The setting {name}"
     check_value(subject, value, type(spec.default), **spec.metadata)
-    empty = name == "target_modules" and not value.strip()
     malformed = name == "layers_to_transform" and not _LAYERS.fullmatch(value)
     unknown = name == "init_lora_weights" and not _INITIALIZATION.fullmatch(value)
-    if empty or malformed or unknown:
+    unnamed = name == "target_modules" and not _MODULES.fullmatch(value)
+    if malformed or unknown or unnamed:
         raise UsageError(f"{subject} can't be {value!r}.", f"Give {spec.metadata['help']}.")
     return value
 

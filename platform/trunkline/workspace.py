@@ -21,6 +21,14 @@
 
     [plugins.owners]                     # domain -> the distribution that it belongs to
     law = "trunkline-law"
+
+    [serve]                              # options of `trunkline serve`; variables win over them
+    host = "0.0.0.0"
+    kv_mib = 2048
+    preload = ["medical/icd10-chapter"]
+
+    [serve.limits]
+    request_timeout = 60
 """
 
 from __future__ import annotations
@@ -60,6 +68,23 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     },
     "signatures": {"required": (bool,), "keys": (list,)},
     "plugins": {"owners": (dict,)},
+    "serve": {
+        "host": (str,),
+        "port": (int,),
+        "rows": (int,),
+        "kv_mib": (int,),
+        "adapter_mib": (int,),
+        "slots": (int,),
+        "chunk_tokens": (int,),
+        "queue": (int,),
+        "no_prefix_cache": (bool,),
+        "no_request_log": (bool,),
+        "log_text": (bool,),
+        "open_metrics": (bool,),
+        "cors_origins": (list,),
+        "preload": (list,),
+        "limits": (dict,),
+    },
 }
 
 
@@ -99,12 +124,17 @@ class PluginSettings:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The contents of a workspace's ``trunkline.toml``."""
+    """The contents of a workspace's ``trunkline.toml``.
+
+    Attributes:
+        serve: option of ``trunkline serve`` → its value.
+    """
 
     store: StoreSettings = StoreSettings()
     gate: GateSettings = GateSettings()
     signatures: SignatureSettings = SignatureSettings()
     plugins: PluginSettings = PluginSettings()
+    serve: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, root: Path) -> Configuration:
@@ -143,6 +173,7 @@ class Configuration:
             GateSettings(**tables.get("gate", {})),
             SignatureSettings(bool(signatures.get("required")), keys),
             PluginSettings(**tables.get("plugins", {})),
+            tables.get("serve", {}),
         )
 
 
@@ -304,7 +335,8 @@ def _check_value(path: Path, table: str, key: str, value: Any) -> None:
     if type(value) not in types[key]:
         raise UsageError(
             f"{place} has the wrong type.",
-            "See docs/promotion.md, docs/moving.md and docs/plugins.md for examples.",
+            "See docs/operators.md, docs/promotion.md, docs/moving.md and docs/plugins.md for "
+            "examples.",
         )
     if key == "url" and not value.strip():
         raise UsageError(
@@ -312,6 +344,8 @@ def _check_value(path: Path, table: str, key: str, value: Any) -> None:
         )
     if key == "keys" and not all(isinstance(one, str) for one in value):
         raise UsageError(f"{place} must be a list of paths.", 'Write ["keys/release.pub"].')
+    if key in ("cors_origins", "preload") and not all(isinstance(one, str) for one in value):
+        raise UsageError(f"{place} must be a list of texts.", 'Write for example ["finance/tax"].')
     if key == "owners" and not all(isinstance(one, str) and one.strip() for one in value.values()):
         raise UsageError(
             f"{place} must name a distribution for each domain.", 'Write law = "trunkline-law".'

@@ -361,3 +361,23 @@ def clear_cache(store: AdapterStore) -> None:
     """Delete all entries of the cache."""
     for one in store.cache.folders():
         assert store.cache.remove(one)
+
+
+def test_probe_of_a_sound_store_leaves_nothing(store: AdapterStore, sound: Path) -> None:
+    put(store, sound)
+    before = sorted(folder.path for folder in store.storage.folders())
+    store.storage.probe()
+    assert sorted(folder.path for folder in store.storage.folders()) == before
+    if isinstance(store.storage, ObjectStorage):
+        fs, root = raw(store)
+        assert not [name for name in fs.find(root) if ".probe-" in name]
+
+
+def test_probe_of_a_missing_bucket_is_an_error(tmp_path: Path, s3_endpoint: str) -> None:
+    place = s3_place(s3_endpoint)
+    store = new_store(tmp_path / "workspace", Place("s3://no-such-bucket/x", place.options))
+    with pytest.raises(RegistryError) as caught:
+        store.storage.probe()
+    store.registry.close()
+    assert "no-such-bucket" in caught.value.message
+    assert caught.value.hint

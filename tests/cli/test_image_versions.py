@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +117,21 @@ def test_registry_is_rebuilt_from_the_artifacts(image_run: Run, tmp_path: Path) 
     assert result.exit_code == 0, result.stderr
     (listed,) = json.loads(image_run("adapters", "list", "--json").stdout)
     assert (listed["adapter"], listed["modality"]) == (NAME, "image")
+
+
+def test_peft_folder_of_pictures_is_refused_whatever_the_base(
+    image_run: Callable[..., Result], image_workspace: Path, tiny: Path, tmp_path: Path
+) -> None:
+    (artifact,) = {file.parent for file in image_workspace.rglob("adapter_config.json")
+                   if "adapters" in file.parts}  # fmt: skip
+    foreign = shutil.copytree(artifact, tmp_path / "foreign")
+    (foreign / "trunkline.json").unlink()
+    config = json.loads((foreign / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "timm/tf_efficientnet_lite0.in1k"
+    (foreign / "adapter_config.json").write_text(json.dumps(config))
+    for folder in (artifact, foreign):
+        for base in (("--base", str(tiny)), ()):
+            result = image_run("adapters", "import", str(folder), "--name", "own/other", *base)
+            assert result.exit_code == 2
+            assert "is for pictures" in result.stderr
+            assert "adapters export" in result.stderr

@@ -122,3 +122,47 @@ def test_wrong_use_is_one_sentence(
     assert result.exit_code in (1, 2)
     assert problem in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_out_that_is_a_file_of_the_folder_is_refused(image_run: Run, folder: Path) -> None:
+    one = folder / "0.PNG"
+    before = one.read_bytes()
+    (folder / "labels.csv").write_text("path,label\n")
+    for out in (one, folder / "labels.csv", folder / "line 2" / ".." / "0.PNG"):
+        result = image_run("predict", NAME, "--folder", str(folder), "--out", str(out))
+        assert result.exit_code == 2
+        assert "would replace a file of the folder" in result.stderr
+    assert one.read_bytes() == before
+    result = image_run("predict", NAME, "--folder", str(folder), "--out", str(folder / "out.jsonl"))
+    assert result.exit_code == 0, result.stderr
+
+
+def test_out_in_a_missing_folder_is_refused_by_each_command(image_run: Run, folder: Path) -> None:
+    place = str(folder / "nowhere" / "x.png")
+    one = str(folder / "0.PNG")
+    for command in (
+        ("predict", NAME, "--folder", str(folder), "--out", place),
+        ("explain", NAME, one, "--out", place),
+        ("runs", "plot", "1", "--out", place),
+        ("datasets", "check", str(folder), "--contact-sheet", place),
+    ):
+        result = image_run(*command)
+        assert result.exit_code == 2
+        assert "does not exist" in result.stderr
+
+
+def test_picture_is_not_replaced_by_its_map_or_a_contact_sheet(
+    image_run: Run, folder: Path
+) -> None:
+    one = folder / "0.png"
+    (folder / "0.PNG").rename(one)
+    before = one.read_bytes()
+    (folder / "notes.txt").unlink()
+    for command, reason in (
+        (("explain", NAME, str(one), "--out", str(one)), "is the file that the command reads"),
+        (("datasets", "check", str(folder), "--contact-sheet", str(one)), "would replace a file"),
+    ):
+        result = image_run(*command)
+        assert result.exit_code == 2
+        assert reason in result.stderr
+    assert one.read_bytes() == before

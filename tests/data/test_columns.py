@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,56 @@ def test_text_template_gives_its_columns_back(parts: list[tuple[str, str]]) -> N
 
 def test_every_part_of_a_split_is_known() -> None:
     assert set(SPLITS.values()) == {"train", "validation", "test"}
+
+
+# ---------------------------------------------------------------------------------- separators
+
+
+def tagged(folder: Path, values: list[str], name: str = "rows.csv") -> str:
+    path = folder / name
+    if path.suffix == ".jsonl":
+        lines = [json.dumps({"t": f"text {i}", "l": one}) for i, one in enumerate(values)]
+        path.write_text("\n".join(lines))
+        return str(path)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("t", "l"), *((f"text {i}", v) for i, v in enumerate(values))])
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+@pytest.mark.parametrize("sign", [",", "|", "\t", "、"])
+@pytest.mark.parametrize(
+    "values", [["a~b", "b~c", "a", "c~a~b"], ["a~b~c"] * 3], ids=["lists", "one list"]
+)
+def test_labels_with_another_separator_are_refused(
+    tmp_path: Path, values: list[str], sign: str, name: str
+) -> None:
+    file = tagged(tmp_path, [one.replace("~", sign) for one in values], name)
+    with pytest.raises(DataError, match="has several items in 'l'") as caught:
+        list(DataFiles(file=file, text="t", labels="l").rows())
+    assert f"--separator {sign!r}" in (caught.value.hint or "")
+    rows = list(DataFiles(file=file, text="t", labels="l", separator=sign).rows())
+    assert rows[0].target == tuple(values[0].split("~"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["Smith, John", "Lee, Ann", "red"],
+        ["a,b;c", "d,e", "d"],
+        ['["a,b"]', "a,b", "a", "b"],
+        ["a", "b", ""],
+    ],
+    ids=["names", "several", "array", "single"],
+)
+def test_labels_that_hold_a_sign_are_read(tmp_path: Path, values: list[str]) -> None:
+    file = tagged(tmp_path, values)
+    assert len(list(DataFiles(file=file, text="t", labels="l").rows())) == len(values)
+
+
+def test_candidates_with_another_separator_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('t,r,c\nx,a,"a,b"\ny,b,"b,a"\n')
+    with pytest.raises(DataError, match="in 'c'") as caught:
+        list(DataFiles(file=str(path), text="t", relevant="r", candidates="c").rows())
+    assert "--separator ','" in (caught.value.hint or "")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiny_images import encoded, picture
 from trunkline.cli.file_options import make_own_recipe
 from trunkline.data.columns import DataFiles
 from trunkline.data.readers import FileOptions, digest_of, read_columns, read_rows
@@ -150,3 +151,45 @@ def test_links_wrong_options_and_columns_are_refused(tmp_path: Path) -> None:
     os.symlink("/etc/hostname", folder / "bad" / "3.txt")
     with pytest.raises(DataError, match=r"bad/3\.txt"):
         list(read_rows(folder))
+
+
+def nested(folder: Path, tops: tuple[str, ...], suffix: str) -> Path:
+    """A folder of texts or pictures below folders, two labels in each."""
+    for top in tops:
+        for label in ("good", "bad"):
+            for number in range(3):
+                file = folder / top / label / f"{number}{suffix}"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                seed = len(top) + 10 * len(label) + number
+                file.write_bytes(encoded(picture(seed)) if suffix == ".png" else b"A text.")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".png"])
+def test_folders_that_are_no_parts_of_a_split_are_no_split(tmp_path: Path, suffix: str) -> None:
+    folder = nested(tmp_path / "cells", ("line1", "line2"), suffix)
+    columns = {} if suffix == ".png" else {"label": "label"}
+    config = make_own_recipe("own/cells", folder, columns)
+    assert config.data is not None
+    rows = list(config.data.rows())
+    assert {row.target for row in rows} == {"good", "bad"}
+    assert {row.split for row in rows} == {None}
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".png"])
+def test_folders_of_which_some_are_parts_of_a_split_are_refused(
+    tmp_path: Path, suffix: str
+) -> None:
+    folder = nested(tmp_path / "cells", ("train", "tets"), suffix)
+    columns = {} if suffix == ".png" else {"label": "label"}
+    with pytest.raises(DataError, match="'tets' is no part of a split, and 'train' is"):
+        make_own_recipe("own/cells", folder, columns)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".png"])
+def test_folders_that_are_parts_of_a_split_are_one(tmp_path: Path, suffix: str) -> None:
+    folder = nested(tmp_path / "cells", ("train", "Test"), suffix)
+    columns = {} if suffix == ".png" else {"label": "label"}
+    config = make_own_recipe("own/cells", folder, columns)
+    assert config.data is not None
+    assert {row.split for row in config.data.rows()} == {"train", "test"}

@@ -300,6 +300,24 @@ def test_request_beyond_the_queue_is_refused(make_driver: MakeDriver) -> None:
     assert len(driver.answers(handles)) == 3
 
 
+def test_state_has_the_longest_wait_and_the_adapters_that_are_waited_for(
+    make_driver: MakeDriver, adapters: dict[str, Any]
+) -> None:
+    clock = Clock()
+    driver = make_driver(rows=1, clock=clock)
+    assert driver.engine.state().wait_seconds == 0.0
+    handles = [driver.submit(None, max_new_tokens=2)]
+    driver.step()
+    handles.append(driver.submit(adapters["low"].artifact, max_new_tokens=2))
+    clock.advance(3.0)
+    handles.append(driver.submit(None, max_new_tokens=2))
+    state = driver.engine.state()
+    assert state.wait_seconds == pytest.approx(3.0)
+    assert len(state.waiting_adapters) == 1
+    driver.answers(handles)
+    assert driver.engine.state().waiting_adapters == ()
+
+
 def test_many_threads_never_exceed_the_queue(
     make_driver: MakeDriver,
 ) -> None:

@@ -187,6 +187,14 @@ BAD_LOSSES = {
         loss("build = lambda context: lambda outputs, targets: (outputs * 0).sum()"),
         "the gradient of the loss is zero",
     ),
+    "ignores its targets": (
+        loss("build = lambda context: lambda outputs, targets: outputs.square().mean()"),
+        "it ignores its targets",
+    ),
+    "ignores the targets of a regression": (
+        loss("build = lambda context: lambda a, b: (a * b.numel()).square().mean()", "regression"),
+        "it ignores its targets",
+    ),
     "gradient of nan": (
         loss("build = lambda context: lambda outputs, targets: (outputs - outputs).sum().sqrt()"),
         "the gradient of the loss is not finite",
@@ -299,6 +307,18 @@ BAD_METRICS = {
     "changes its input": (
         metric("def compute(scored):\n    scored.targets.reverse()\n    return 1.0"),
         "it changes the targets or the predictions",
+    ),
+    "decides in the wrong direction": (
+        metric(f"compute = lambda scored: 1 - {RIGHT} / len(scored.targets)").replace(
+            "Gate(metric='accuracy')", "Gate(metric='farm/m')"
+        ),
+        "right predictions have 0 and wrong ones 1",
+    ),
+    "decides and is constant": (
+        metric("compute = lambda scored: 1.0").replace(
+            "Gate(metric='accuracy')", "Gate(metric='farm/m')"
+        ),
+        "right predictions have 1 and wrong ones 1",
     ),
     "draws random numbers": (
         metric("import random\ncompute = lambda scored: random.random()"),

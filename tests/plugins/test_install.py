@@ -13,7 +13,7 @@ import pytest
 
 from trunkline.errors import NotFoundError, PluginError, UsageError
 from trunkline.plugins import install, uninstall
-from trunkline.plugins.install import constraint_lines
+from trunkline.plugins.install import constraint_lines, run_pip
 
 pytestmark = pytest.mark.merge
 
@@ -164,3 +164,23 @@ def test_missing_folder_is_refused_before_pip_runs() -> None:
 def test_folder_that_is_no_project_is_refused_before_pip_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no pyproject"):
         install(str(tmp_path), python="/no/such/python")
+
+
+def test_credentials_that_pip_and_git_repeat_are_hidden(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        "echo \"  Running command git clone 'https://ada:s3cret-Word@host/x.git'\"\n"
+        "echo 'http.extraheader=Authorization: YWRhOnMzY3JldC1Xb3Jk'\n"
+        'echo "ERROR: fatal: could not read from https://ada:s3cret-Word@host/x.git"\n'
+        "exit 1\n"
+    )
+    python.chmod(0o755)
+    lines: list[str] = []
+    with pytest.raises(PluginError) as caught:
+        run_pip(str(python), ["install", "x"], "install 'x'", lines.append)
+    shown = "\n".join([*lines, caught.value.message, caught.value.hint or ""])
+    assert len(lines) == 3
+    assert "https://…@host/x.git" in caught.value.message
+    assert "s3cret" not in shown
+    assert "YWRh" not in shown

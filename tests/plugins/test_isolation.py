@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import hashlib
 import json
@@ -90,6 +91,14 @@ CHANGES = {
     "the profile function of threads": "import threading\nthreading.setprofile(lambda *_: None)",
     "how often threads take turns": "import sys\nsys.setswitchinterval(9)",
     "the time limit of sockets": "import socket\nsocket.setdefaulttimeout(0.001)",
+    "the stack size of threads": "import threading\nthreading.stack_size(1 << 20)",
+    "the trace function,": "import sys\nsys.settrace(lambda *_: None)",
+    "the profile function,": "import sys\nsys.setprofile(lambda *_: None)",
+    "the limit of digits in a number": "import sys\nsys.set_int_max_str_digits(700)",
+    "the limit of a field in CSV": "import csv\ncsv.field_size_limit(9)",
+    "the processors that it may use": (
+        "import os\nos.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    ),
     "replaces json.dumps": "import json\njson.dumps = lambda value, **_: '{}'",
     "replaces json.encoder.JSONEncoder.default": (
         "import json\njson.JSONEncoder.default = lambda self, value: str(value)"
@@ -172,6 +181,8 @@ def process_state() -> tuple[object, ...]:
         (signal.pthread_sigmask(signal.SIG_BLOCK, []), resource.getrlimit(resource.RLIMIT_NOFILE)),
         (gc.isenabled(), threading.gettrace(), threading.getprofile(), sys.getswitchinterval()),
         socket.getdefaulttimeout(),
+        (threading.stack_size(), sys.gettrace(), sys.getprofile(), sys.get_int_max_str_digits()),
+        (csv.field_size_limit(), os.sched_getaffinity(0)),
         (json.dumps, isinstance, threading.excepthook),
         (json.JSONEncoder.default, Path.read_text, re.compile, hashlib.sha256),
         (subprocess.Popen, shutil.rmtree, click.utils.echo),
@@ -201,6 +212,74 @@ def test_stream_that_a_plugin_closes_is_opened_again(
     assert "which was opened again" in done.stdout
     assert done.stderr.endswith("a warning\n")
     assert done.returncode == 0
+
+
+CLOSING = {
+    "a range": "os.closerange(3, 1000)",
+    "one by one": "for one in range(3, 100):\n    os.close(one)",
+    "in place of others": "for one in range(3, 100):\n    os.dup2(1, one)",
+    "and ignores errors": "for n in range(3, 99):\n    try: os.close(n)\n    except OSError: pass",
+}
+
+
+@pytest.mark.parametrize("code", CLOSING.values(), ids=CLOSING)
+def test_files_that_a_plugin_did_not_open_stay_open(
+    code: str, add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm", f"import os\n{code}")
+    program = (
+        "from trunkline.plugins import load_plugins\n"
+        "with open('kept.txt', 'w+') as file:\n"
+        "    plugin = load_plugins().plugin('farm')\n"
+        "    file.write('kept')\n"
+        "print(open('kept.txt').read(), plugin.status, plugin.reason)"
+    )
+    done = run_python(f"import os\nos.chdir({str(site)!r})\n{program}", site)
+    if "except" in code:
+        assert done.stdout == "kept loaded None\n"
+    else:
+        assert done.stdout.startswith("kept failed importing module_of_fake_farm raises")
+        assert "would close files that it did not open" in done.stdout
+
+
+def test_encoding_of_stdout_that_a_plugin_changes_is_restored(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    add_plugin("farm", "import sys\nsys.__stdout__.reconfigure(encoding='ascii', errors='ignore')")
+    code = (
+        "from trunkline.plugins import load_plugins\nplugin = load_plugins().plugin('farm')\n"
+        "print('é', *plugin.notes)"
+    )
+    note = "importing it changes the encoding of sys.stdout, which was restored"
+    assert run_python(code, site).stdout == f"é {note}\n"
+
+
+def test_plugin_may_close_its_own_files(add_plugin: AddPlugin, site: Path) -> None:
+    add_plugin(
+        "farm",
+        "import os, subprocess, sys\none, two = os.pipe()\nos.dup2(one, two)\nos.close(one)\n"
+        "os.closerange(two, two + 1)\nsubprocess.run([sys.executable, '-c', ''], check=True)\n",
+    )
+    code = "from trunkline.plugins import load_plugins\nload_plugins(strict=True)"
+    assert run_python(code, site).returncode == 0
+
+
+def test_plugin_that_lowers_a_limit_for_good_is_set_aside(
+    add_plugin: AddPlugin, site: Path
+) -> None:
+    """Only a process with a special right may raise a hard limit again."""
+    add_plugin("farm", "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (99, 99))")
+    program = (
+        "import resource\nbefore = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "from trunkline.plugins import load_plugins\nplugin = load_plugins().plugin('farm')\n"
+        "print(before == resource.getrlimit(resource.RLIMIT_NOFILE), plugin.reason, *plugin.notes)"
+    )
+    restored, _, text = run_python(program, site).stdout.partition(" ")
+    if restored == "True":
+        assert "limits of the process, which was restored" in text
+    else:
+        assert "lowers the hard limit RLIMIT_NOFILE of the process from" in text
+        assert "to 99, which can't be undone" in text
 
 
 def test_module_beside_a_plugin_takes_the_place_of_no_other(

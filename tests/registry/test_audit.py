@@ -424,3 +424,31 @@ def test_an_alias_changed_by_hand_is_a_break(
         connection.execute(text(change))
     result = checked(registry, EVENTS)
     assert any(says in one.message for one in result.breaks)
+
+
+@each_chain
+def test_ends_of_sound_chains_are_intact(filled: Registry, chain: Chain) -> None:
+    assert filled.audit.ends_are_intact()[chain.name]
+    assert filled.audit.ends_are_intact(rows=3)[chain.name]
+
+
+def test_ends_of_empty_chains_are_intact(registry: Registry) -> None:
+    assert set(registry.audit.ends_are_intact().values()) == {True}
+
+
+@each_chain
+@pytest.mark.parametrize("seq", [ROWS, ROWS - 1])
+def test_changed_row_at_the_end_is_seen(filled: Registry, chain: Chain, seq: int) -> None:
+    column = "actor" if chain is EVENTS else "model"
+    with filled.sessions.engines.writing.begin() as connection:
+        connection.execute(
+            update(chain.table).where(chain.table.seq == seq).values({column: "mallory"})
+        )
+    assert not filled.audit.ends_are_intact(rows=3)[chain.name]
+
+
+@each_chain
+def test_removed_end_is_seen(filled: Registry, chain: Chain) -> None:
+    with filled.sessions.engines.writing.begin() as connection:
+        connection.execute(delete(chain.table).where(chain.table.seq > ROWS - 5))
+    assert not filled.audit.ends_are_intact(rows=3)[chain.name]

@@ -231,3 +231,22 @@ def test_history_outlives_the_last_version(registry: Registry, version: VersionR
 def test_history_of_an_unknown_adapter_is_refused(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no adapter 'medical/nope'"):
         registry.events.history(Ref.parse("medical/nope"))
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("run with PGPASSWORD=Kx9qZ7w psql", "run with PGPASSWORD=… psql"),
+        ("api_key: Kx9qZ7w, as agreed", "api_key: … as agreed"),
+        ('{"client_secret": "Kx9qZ7w"}', '{"client_secret": …'),
+        ("password: please change it", "password: please change it"),
+        ("max_new_tokens=4096 and seed=1", "max_new_tokens=4096 and seed=1"),
+        ("the secret of its accuracy = more rows", "the secret of its accuracy = more rows"),
+    ],
+)
+def test_pasted_setting_is_stored_without_its_secret(
+    registry: Registry, version: VersionRecord, text: str, stored: str
+) -> None:
+    registry.tags.add_note(VERSION, text)
+    (note,) = registry.tags.notes(VERSION)
+    assert note.detail["text"] == stored

@@ -113,6 +113,18 @@ def test_heartbeats_are_recorded(registry: Registry) -> None:
     wait_until(lambda: registry.servers.list()[0].last_seen.year > 2020, "a heartbeat is recorded")
 
 
+def test_heartbeat_knows_the_state_of_the_registry(running: ServerHeartbeat) -> None:
+    wait_until(lambda: running.health is not None, "a heartbeat is recorded")
+    health = running.health
+    assert health is not None
+    assert health.schema_usable
+    assert health.chains == {"events": True, "requests": True}
+    wait_until(
+        lambda: running.health is not None and running.health.recorded_at > health.recorded_at,
+        "a later heartbeat is recorded",
+    )
+
+
 def test_adapters_loaded_before_the_start_are_recorded(
     registry: Registry, pool: FakePool, heartbeat: ServerHeartbeat
 ) -> None:

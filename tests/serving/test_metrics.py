@@ -61,3 +61,42 @@ def test_servers_in_one_process_count_separately() -> None:
     first, second = Metrics(), Metrics()
     first.observe(stats())
     assert not [line for line in samples(second) if "medical" in line]
+
+
+def requests_of(metrics: Metrics, version: str) -> float | None:
+    """The counter of a version's requests; None if it has no series."""
+    name = f'trunkline_requests_total{{outcome="done",version="{version}"}} '
+    values = [float(line.removeprefix(name)) for line in samples(metrics) if line.startswith(name)]
+    return values[0] if values else None
+
+
+def test_version_that_is_used_more_takes_the_label_of_the_least_used_one() -> None:
+    metrics = Metrics(max_versions=2)
+    for name, times in (("a/a@1", 9), ("a/b@1", 2), ("a/c@1", 4)):
+        for _ in range(times):
+            metrics.observe(stats(name))
+    assert requests_of(metrics, "a/b@1") == 2
+    assert (requests_of(metrics, "a/c@1"), requests_of(metrics, "other")) == (None, 4)
+    metrics.observe(stats("a/c@1"))
+    assert requests_of(metrics, "a/b@1") is None
+    assert (requests_of(metrics, "a/c@1"), requests_of(metrics, "other")) == (1, 4)
+    metrics.observe(stats("a/b@1"))
+    assert requests_of(metrics, "other") == 5
+
+
+def test_counters_of_other_never_fall() -> None:
+    metrics = Metrics(max_versions=3)
+    highest = 0.0
+    for step in range(2_000):
+        metrics.observe(stats(f"a/a@{1 + step * step % 17}"))
+        other = requests_of(metrics, "other") or 0.0
+        assert other >= highest
+        highest = other
+
+
+def test_number_of_series_is_bounded_whatever_is_used() -> None:
+    metrics = Metrics(max_versions=5)
+    for number in range(3_000):
+        metrics.observe(stats(f"a/a@{1 + number // 3}"))
+    series = [line for line in samples(metrics) if line.startswith("trunkline_requests_total")]
+    assert len(series) <= 6

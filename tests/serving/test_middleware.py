@@ -234,6 +234,14 @@ def test_metrics_need_a_key_if_other_machines_reach_the_server(platform: Platfor
         assert client.get("/metrics", headers=headers).status_code == 200
 
 
+def test_open_metrics_need_no_key(platform: Platform) -> None:
+    platform.registry.keys.create("me")
+    settings = ServerSettings(host="0.0.0.0", open_metrics=True)
+    with app_client(platform, settings, host="testserver") as client:
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/v1/models").status_code == 401
+
+
 def test_metrics_need_a_key_for_all_adapters(client: TestClient, platform: Platform) -> None:
     assert client.get("/metrics").status_code == 200
     statuses = {}

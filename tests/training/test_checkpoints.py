@@ -210,3 +210,19 @@ def test_order_of_an_epoch_is_repeated(tmp_path: Path) -> None:
 def test_checkpoint_without_a_row_order_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ResumableSampler(LENGTHS, 4).restore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"finished": True}, {"best_step": 2}, {"best_step": None}, {"training": "u"}]
+)
+def test_checkpoint_with_an_edited_manifest_is_skipped(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    first = checkpoint(tmp_path, 2)
+    newest = checkpoint(tmp_path, 4, best=4)
+    manifest = json.loads((newest / MANIFEST).read_text())
+    (newest / MANIFEST).write_text(json.dumps({**manifest, **change}))
+    point = find_resume_point(tmp_path)
+    assert point.checkpoint is not None
+    assert point.checkpoint.folder == first
+    assert f"{MANIFEST} of checkpoint-4 is damaged" in point.skipped[0]

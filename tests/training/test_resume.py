@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,12 @@ from trunkline.errors import (
     UsageError,
 )
 from trunkline.training import run_info
-from trunkline.training.checkpoints import REQUIRED, find_resume_point
+from trunkline.training.checkpoints import (
+    MANIFEST,
+    REQUIRED,
+    find_resume_point,
+    seal_checkpoint,
+)
 from workbench import SETTINGS, TrainedAdapter
 
 Trained = dict[str, TrainedAdapter]
@@ -243,3 +249,16 @@ def test_run_in_use_by_another_process_is_not_resumed(stopped: Platform) -> None
     ):
         stopped.train("toy/animals", resume=1)
     assert status(stopped) == "interrupted"
+
+
+def test_manifest_that_says_finished_ends_no_training_early(
+    stopped: Platform, trained: Trained
+) -> None:
+    """Neither edited nor sealed again: whether steps are left follows from the trainer's state."""
+    folder = newest(stopped)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).unlink()
+    values = {name: manifest[name] for name in ("training", "step", "best_step")}
+    seal_checkpoint(folder, **values, finished=True)
+    resumed = stopped.train("toy/animals", resume=1)
+    assert resumed.version.digest == trained["toy/animals"].digest

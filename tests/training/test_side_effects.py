@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ import toy_plugin
 from trunkline.api import Platform
 from trunkline.contracts import NoProgress, Scored
 from trunkline.data.prepare import prepare
+from trunkline.errors import Interrupted, PluginCallError
 from trunkline.training.job import TrainingJob
 from trunkline.training.trainer import TrainerOutput, train_adapter
 from workbench import SETTINGS, TrainedAdapter
@@ -119,3 +122,81 @@ def test_loss_that_changes_the_outputs_does_not_change_the_predictions(
     for in_place in (False, True):
         train(platform, tmp_path / str(in_place), scored_with(in_place))
     assert predictions[True] == predictions[False]
+
+
+def interrupted_loss(interrupt: Callable[[], object], *, backward: bool) -> Any:
+    """A loss that interrupts its first call, or its first gradient."""
+    calls: list[int] = []
+
+    class Interrupting(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, outputs: torch.Tensor) -> torch.Tensor:
+            return outputs.clone()
+
+        @staticmethod
+        def backward(context: Any, *gradients: torch.Tensor) -> Any:
+            calls.append(1)
+            if len(calls) == 1:
+                interrupt()
+            return gradients[0]
+
+    def build(context: Any) -> Any:
+        def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            if not backward:
+                calls.append(1)
+                if len(calls) == 1:
+                    interrupt()
+            passed: Any = Interrupting.apply(outputs) if backward else outputs
+            return torch.nn.functional.cross_entropy(passed, targets)
+
+        return loss
+
+    return build
+
+
+def with_loss(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
+    training_job = Platform.training_job
+
+    def changed(self: Platform, recipe: str, settings: Any) -> TrainingJob:
+        job = training_job(self, recipe, settings)
+        return replace(job, loss=replace(job.loss, build=build))
+
+    monkeypatch.setattr(Platform, "training_job", changed)
+
+
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+ENDS: dict[str, Callable[[], object]] = {
+    "KeyboardInterrupt": raise_interrupt,
+    "sys.exit": lambda: sys.exit(0),
+    "os._exit": lambda: os._exit(0),
+}
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["loss", "gradient"])
+@pytest.mark.parametrize("end", ENDS)
+def test_interrupt_that_a_loss_raises_itself_is_its_error(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, end: str, backward: bool
+) -> None:
+    with_loss(monkeypatch, interrupted_loss(ENDS[end], backward=backward))
+    with pytest.raises(PluginCallError, match=f"(?i)the (gradient of the )?loss.*{end}"):
+        platform.train("toy/animals", **SETTINGS)
+    assert platform.registry.runs.get(1).status == "failed"
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["loss", "gradient"])
+def test_ctrl_c_while_a_loss_computes_interrupts_the_run(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, backward: bool
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupt = interrupted_loss(lambda: signal.raise_signal(signal.SIGINT), backward=backward)
+        with_loss(monkeypatch, interrupt)
+        with pytest.raises(Interrupted):
+            platform.train("toy/animals", **SETTINGS)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert platform.registry.runs.get(1).status == "interrupted"

@@ -13,23 +13,26 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trunkline.adapters.artifact import KNOWN, MANIFEST, REQUIRED, Artifact, read_artifact
 from trunkline.adapters.storage import (
     DOMAIN,
     NAME,
     NUMBER,
+    PROBE,
     Files,
     StoredFolder,
     copy_artifact,
     describe_files,
     matches_record,
+    not_written_back,
 )
 from trunkline.errors import IntegrityError, RegistryError, TrunklineError, UsageError, one_line
 from trunkline.files import MAX_JSON_BYTES, REPAIR
@@ -96,11 +99,14 @@ class ObjectStorage:
         with self._cache.new_entry(digest) as folder:
             yield self._download(path, folder, digest, files)
 
+    @contextmanager
+    def open_file(self, path: str, name: str) -> Iterator[BinaryIO]:
+        with self._connected() as (fs, root), fs.open(f"{root}/{path}/{name}", "rb") as file:
+            yield file
+
     def read_manifest(self, path: str) -> bytes:
-        with self._connected() as (fs, root):
-            with fs.open(f"{root}/{path}/{MANIFEST}", "rb") as file:
-                data: bytes = file.read(MAX_JSON_BYTES + 1)
-            return data
+        with self.open_file(path, MANIFEST) as file:
+            return file.read(MAX_JSON_BYTES + 1)
 
     def write_file(self, path: str, name: str, data: bytes) -> None:
         with self._connected() as (fs, root):
@@ -133,6 +139,22 @@ class ObjectStorage:
 
     def remove_empty_folders(self) -> None:
         """Do nothing: an object store has no folders."""
+
+    def probe(self) -> None:
+        name = f".{PROBE}-{uuid.uuid4().hex}"
+        try:
+            with self._connected() as (fs, root):
+                fs.pipe_file(f"{root}/{name}", name.encode())
+                try:
+                    data = fs.cat_file(f"{root}/{name}")
+                finally:
+                    fs.rm_file(f"{root}/{name}")
+        except FileNotFoundError as error:
+            raise RegistryError(
+                f"The store {self._shown} does not exist.", "Create its bucket or its folder."
+            ) from redact_exception(error)
+        if data != name.encode():
+            raise RegistryError(*not_written_back(self._shown))
 
     def _download(self, path: str, folder: Path, digest: str, files: Files | None) -> Artifact:
         """Download a version's objects into an empty folder and verify them.

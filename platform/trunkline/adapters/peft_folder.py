@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.adapters.artifact import CONFIG, WEIGHTS
+from trunkline.adapters.artifact import CONFIG, MANIFEST, WEIGHTS
 from trunkline.adapters.config import adapted_module, is_head
-from trunkline.errors import IntegrityError, NotFoundError, reason_of
+from trunkline.errors import IntegrityError, NotFoundError, UsageError, reason_of
 from trunkline.files import (
     REPAIR,
     TensorInfo,
@@ -37,6 +38,16 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _DEPTH = 3
 _MAX_FOLDERS = 2000
 _SHOWN = 5
+
+_VISION_LAYER = re.compile(
+    r"(?:^|\.)(?:patch_embed(?:ding)?s?|patch_embeddings|vision_(?:model|tower)|image_encoder"
+    r"|conv_(?:dw|pw|pwl|stem|head)|vit|deit|beit|dinov2|swinv?2?|convnextv?2?|resnet|timm_model)"
+    r"(?:\.|$)"
+)
+_VISION_BASE = re.compile(
+    r"(?i)efficientnet|resnet|convnext|mobilenet|mobilevit|(?:^|[/_-])(?:vit|deit|beit|swinv?2?|"
+    r"dinov?[23]?|siglip2?)(?:[/_-]|$)"
+)
 
 _SAVED = "Name the folder that PEFT's save_pretrained wrote."
 _MLX_HINT = (
@@ -75,6 +86,33 @@ class PeftFolder:
         """The base that the configuration names: a repository, or a path on another machine."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
+
+    def check_reads_text(self) -> None:
+        """Refuse an adapter for pictures: the folder does not say how they are prepared.
+
+        Raises:
+            UsageError: its layers, its base or Trunkline's own manifest are of pictures.
+        """
+        manifest = self.folder / MANIFEST
+        own: Mapping[str, Any] = {}
+        if manifest.is_file():
+            with suppress(OSError, IntegrityError):
+                own = read_json_object(manifest)
+        module = next((name for name in sorted(self.adapted) if _VISION_LAYER.search(name)), None)
+        if own.get("preprocessing") is not None:
+            reason = f"{MANIFEST} describes how pictures are prepared"
+        elif _VISION_BASE.search(self.named_base or ""):
+            reason = f"its base is {brief_repr(self.named_base)}"
+        elif module is not None:
+            reason = f"it adapts {brief_repr(module)}"
+        else:
+            return
+        raise UsageError(
+            f"The adapter in {self.folder} is for pictures: {reason}; PEFT folders are imported "
+            "for text only.",
+            "Write an archive where it was trained, `trunkline adapters export NAME FILE.tar`, and "
+            "import that. Or train it here: `trunkline train --data FOLDER --name NAME`.",
+        )
 
 
 def read_peft_folder(folder: Path) -> PeftFolder:

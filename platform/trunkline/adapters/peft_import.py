@@ -268,7 +268,9 @@ def _label_names(options: ImportOptions, outputs: int, notes: list[str]) -> list
             f"No labels were given: the outputs are named {labels[0]} to {labels[-1]}. Use "
             "--labels to name them."
         )
-    hint = "Give a different label for each output, in their order."
+    hint = (
+        "Give a different label for each output, in their order; --labels takes them with commas."
+    )
     if len(labels) != outputs:
         count = "1 label was" if len(labels) == 1 else f"{len(labels)} labels were"
         raise UsageError(
@@ -347,6 +349,7 @@ def import_adapter(
     _check_no_selector(ref)
     actor = actor or system_actor()
     peft = read_peft_folder(folder)
+    peft.check_reads_text()
     origin = {
         **(source or {"folder": _safe_text(peft.name)}),
         "named_base": None if peft.named_base is None else _safe_text(peft.named_base),

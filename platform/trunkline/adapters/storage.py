@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from trunkline.adapters.artifact import MANIFEST, WEIGHTS, Artifact, read_artifact
 from trunkline.errors import IntegrityError, RegistryError, reason_of
@@ -28,6 +28,9 @@ _RENAME_ATTEMPTS = 5
 
 PARTIAL = ".publishing-"
 """The prefix of folders that are being written; they are next to the domains."""
+
+PROBE = "probe"
+"""In the name of what :meth:`Storage.probe` writes."""
 
 _PARTIAL_VERSION = re.compile(r"\.publishing-([a-z0-9-]+)\.([a-z0-9-]+)\.([0-9]{1,9})-.*", re.ASCII)
 
@@ -84,6 +87,9 @@ class Storage(Protocol):
     def open(self, path: str, digest: str, files: Files | None) -> AbstractContextManager[Artifact]:
         """A context with the verified artifact as it is in the storage, bypassing any cache."""
 
+    def open_file(self, path: str, name: str) -> AbstractContextManager[BinaryIO]:
+        """A context with one file of a version, to be read from its start; nothing is verified."""
+
     def read_manifest(self, path: str) -> bytes:
         """The bytes of a version's manifest, at most the size of a JSON file."""
 
@@ -98,6 +104,9 @@ class Storage(Protocol):
 
     def remove_empty_folders(self) -> None:
         """Delete empty folders of domains and adapters."""
+
+    def probe(self) -> None:
+        """Write a file, read it back, and delete it."""
 
 
 class LocalStorage:
@@ -131,11 +140,16 @@ class LocalStorage:
     def open(self, path: str, digest: str, files: Files | None) -> Iterator[Artifact]:
         yield read_artifact(self.root / path, digest)
 
+    @contextmanager
+    def open_file(self, path: str, name: str) -> Iterator[BinaryIO]:
+        source = self.root / path / name
+        if source.is_symlink() or not source.is_file():
+            raise IntegrityError(f"{source} is not a plain file.", REPAIR)
+        with source.open("rb") as file:
+            yield file
+
     def read_manifest(self, path: str) -> bytes:
-        manifest = self.root / path / MANIFEST
-        if manifest.is_symlink() or not manifest.is_file():
-            raise IntegrityError(f"{manifest} is not a plain file.", REPAIR)
-        with manifest.open("rb") as file:
+        with self.open_file(path, MANIFEST) as file:
             return file.read(MAX_JSON_BYTES + 1)
 
     def write_file(self, path: str, name: str, data: bytes) -> None:
@@ -180,6 +194,17 @@ class LocalStorage:
                 _remove_if_empty(name)
             _remove_if_empty(domain)
 
+    def probe(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder, data = self._partial_folder(PROBE), PROBE.encode()
+        try:
+            (folder / PROBE).write_bytes(data)
+            fsync_path(folder / PROBE)
+            if (folder / PROBE).read_bytes() != data:
+                raise RegistryError(*not_written_back(str(self.root)))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _partial_folder(self, path: str) -> Path:
         version = path.replace("/", ".")
         return Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{version}-", dir=self.root))
@@ -199,6 +224,14 @@ class LocalStorage:
             if folder == self.root:
                 break
         fsync_path(self.root.parent)
+
+
+def not_written_back(location: str) -> tuple[str, str]:
+    """Message and hint for a storage that returns something else than was written."""
+    return (
+        f"The store {location} returned something else than was written to it.",
+        "Read the store's own log, and check the disk.",
+    )
 
 
 def copy_artifact(artifact: Artifact, folder: Path) -> Files:

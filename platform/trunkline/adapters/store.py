@@ -62,9 +62,7 @@ class AdapterStore:
     @cached_property
     def cache(self) -> ArtifactCache:
         """Local copies of artifacts in an object store."""
-        from trunkline.adapters.object_store import ArtifactCache
-
-        return ArtifactCache(self.workspace.root / ".trunkline" / "cache")
+        return open_cache(self.workspace)
 
     @cached_property
     def storage(self) -> Storage:
@@ -73,16 +71,7 @@ class AdapterStore:
         Raises:
             UsageError: ``trunkline.toml`` can't be read.
         """
-        settings = self.workspace.configuration.store
-        if settings.url is None:
-            return LocalStorage(self.workspace.adapters)
-        protocol, separator, rest = settings.url.partition("://")
-        if not separator or protocol in ("file", "local"):
-            folder = Path(rest if separator else settings.url).expanduser()
-            return LocalStorage(self.workspace.root / folder)
-        from trunkline.adapters.object_store import ObjectStorage
-
-        return ObjectStorage(settings.url, settings.options, self.cache)
+        return open_storage(self.workspace)
 
     def publish(
         self,
@@ -261,6 +250,31 @@ class AdapterStore:
                     self.registry.versions.abandon(ref.domain, ref.name, number)
                 raise
             self.registry.versions.abandon(ref.domain, ref.name, number, reason=PATH_TAKEN)
+
+
+def open_cache(workspace: Workspace) -> ArtifactCache:
+    """The local copies of a workspace's artifacts in an object store."""
+    from trunkline.adapters.object_store import ArtifactCache
+
+    return ArtifactCache(workspace.root / ".trunkline" / "cache")
+
+
+def open_storage(workspace: Workspace) -> Storage:
+    """Where a workspace's files are: its ``adapters/``, or the store in ``trunkline.toml``.
+
+    Raises:
+        UsageError: ``trunkline.toml`` can't be read.
+    """
+    settings = workspace.configuration.store
+    if settings.url is None:
+        return LocalStorage(workspace.adapters)
+    protocol, separator, rest = settings.url.partition("://")
+    if not separator or protocol in ("file", "local"):
+        folder = Path(rest if separator else settings.url).expanduser()
+        return LocalStorage(workspace.root / folder)
+    from trunkline.adapters.object_store import ObjectStorage
+
+    return ObjectStorage(settings.url, settings.options, open_cache(workspace))
 
 
 def template_digest(artifact: Artifact) -> str:

@@ -12,6 +12,7 @@ import click
 from trunkline.cli.command import Example, Group
 from trunkline.cli.file_options import column_options, make_own_recipe, option_name, own_name
 from trunkline.cli.output import (
+    check_output,
     counts,
     heading,
     json_option,
@@ -235,6 +236,10 @@ def check(
         raise UsageError(
             f"{str(contact_sheet)!r} is not a PNG.", "Name a file.png for --contact-sheet."
         )
+    sources = [Path(one) for one in (name, columns.get("test"), columns.get("validation")) if one]
+    for option, out in (("--html", html), ("--contact-sheet", contact_sheet)):
+        if out is not None:
+            check_output(out, *sources, option=option)
     with working() as listener:
         rows = _own_or_plugins(options, name, columns)
         if contact_sheet is not None and rows[0].modality == "text":
@@ -449,6 +454,9 @@ def croissant(
 
     if output is not None and rows is not None and output.resolve() == rows.resolve():
         raise UsageError(f"--output and --rows are both {str(rows)!r}.", "Name two files.")
+    for option, out in (("--output", output), ("--rows", rows)):
+        if out is not None:
+            check_output(out, option=option)
     platform = options.with_plugins
     platform.catalog.dataset(name)
     with working() as listener:

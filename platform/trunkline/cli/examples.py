@@ -16,7 +16,7 @@ from trunkline.cli.command import Command, Example, Group
 OUTPUTS = "examples.json"
 
 SESSION = (
-    *("base pull", "base list", "base show"),
+    *("base pull", "base list", "base show", "doctor"),
     *("plugins list", "plugins show", "plugins check", "plugins install", "plugins uninstall"),
     *("datasets list", "datasets show", "datasets check", "datasets preview"),
     *("datasets croissant", "recipes list", "recipes show", "recipes export"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trunkline.cli.command import Command, Example
-from trunkline.cli.output import json_option, note, print_json
+from trunkline.cli.output import check_output, json_option, note, print_json
 from trunkline.cli.predict import print_answers
 from trunkline.cli.predict_rows import likeliest
 from trunkline.cli.progress import working
@@ -45,10 +45,7 @@ def explain(
     """
     if out.suffix.lower() != ".png":
         raise UsageError(f"{str(out)!r} is not a PNG.", "Name a file.png for --out.")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"The folder of {str(out)!r} does not exist.", "Create it first.")
-    if out.resolve() == picture.resolve():
-        raise UsageError(f"--out {str(out)!r} is the picture itself.", "Name another file.")
+    check_output(out, picture)
     model = options.resolve(ref)
     if model.modality != "image":
         raise UsageError(

@@ -182,19 +182,21 @@ def make_own_recipe(
 def _of_pictures(folder: Path, columns: dict[str, Any]) -> dict[str, Any]:
     """The columns of a folder of pictures: those that its layout or its labels.csv has."""
     from trunkline.data.columns import TARGETS
-    from trunkline.data.readers import read_columns
+    from trunkline.data.readers import LABELS, read_columns
 
     known = read_columns(folder, _reading(columns))
     own: dict[str, Any] = {"image": "path"}
     if not any(option in columns for option in TARGETS):
         own["label"] = "label"
+    if not (folder / LABELS).is_file():
+        return _with_official_split(folder, {**own, **columns})
     optional = ("group",) if {"validation", "test"} & columns.keys() else ("group", "split")
     own |= {column: column for column in optional if column in known}
     return {**own, **columns}
 
 
 def _with_official_split(folder: Path, columns: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a folder of texts, with the split that its layout has."""
+    """The columns of a folder of texts or pictures, with the split that its layout has."""
     from trunkline.data.readers import holds_split
 
     if {"split", "test", "validation"} & columns.keys() or not holds_split(folder):

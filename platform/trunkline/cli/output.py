@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from trunkline.errors import TrunklineError, one_line
+from trunkline.errors import TrunklineError, UsageError, one_line
+from trunkline.images import SUFFIXES
 from trunkline.process import stdout_to_stderr
 from trunkline.redaction import redact
 
@@ -40,6 +41,37 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 _READABLE = 10
 """Columns that each folding column keeps; with less room, every column of the table folds."""
+
+
+_ROW_FILES = (*SUFFIXES, ".txt", ".csv")
+"""Files of a folder of rows: pictures, texts, and ``labels.csv``."""
+
+
+def check_output(out: Path, *sources: Path | None, option: str = "--out") -> None:
+    """Check a file that a command will write, before it computes anything.
+
+    Args:
+        sources: the files and folders that the command reads, if any.
+
+    Raises:
+        UsageError: its folder does not exist, it is a folder itself, or the command reads it.
+    """
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"The folder of {str(out)!r} does not exist.", "Create it first.")
+    if out.is_dir():
+        raise UsageError(f"{str(out)!r} is a folder.", "Name a file in it.")
+    path = out.resolve()
+    for source in (one.resolve() for one in sources if one is not None and out.exists()):
+        if path == source:
+            raise UsageError(
+                f"{option} {str(out)!r} is the file that the command reads.", "Name another file."
+            )
+        is_row = path.suffix.lower() in _ROW_FILES and path.is_relative_to(source)
+        if is_row and source.is_dir():
+            raise UsageError(
+                f"{option} {str(out)!r} would replace a file of the folder that the command reads.",
+                "Name a file elsewhere.",
+            )
 
 
 def width() -> int:

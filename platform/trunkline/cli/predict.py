@@ -12,7 +12,14 @@ import click
 from trunkline.cli.client import TRUNCATED, Model, open_client
 from trunkline.cli.command import Command, Example
 from trunkline.cli.file_options import file_options, parse_file_options, read_stdin
-from trunkline.cli.output import figure, json_option, note, print_json, print_table
+from trunkline.cli.output import (
+    check_output,
+    figure,
+    json_option,
+    note,
+    print_json,
+    print_table,
+)
 from trunkline.cli.predict_rows import (
     answer_fields,
     likeliest,
@@ -251,14 +258,7 @@ def _check_out(out: Path | None, file: Path | None, folder: Path | None) -> None
         raise UsageError(
             "--out needs --file or --folder.", "For texts as arguments, redirect stdout."
         )
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"The folder of {str(out)!r} does not exist.", "Create it first.")
-    if out.is_dir():
-        raise UsageError(f"{str(out)!r} is a folder.", "Name a file in it.")
-    if file is not None and out.resolve() == file.resolve():
-        raise UsageError(
-            f"--out {str(out)!r} is the file that the texts come from.", "Name another file."
-        )
+    check_output(out, file, folder)
 
 
 def print_answers(texts: Sequence[str], answers: Sequence[Answer], top: int) -> None:

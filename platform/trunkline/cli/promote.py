@@ -249,7 +249,7 @@ def event_text(event: EventRecord) -> str:
             text = f"tag {detail.get('key')}={detail.get('value')}"
         case "tag.removed":
             text = f"tag {detail.get('key')} removed"
-        case "version.signed" | "version.imported" | "version.exported":
+        case "version.signed" | "version.imported" | "version.exported" | "version.probed":
             action = event.kind.partition(".")[2]
             text = f"version{_number(detail)} {action}{_archive_and_key(detail)}"
         case _:

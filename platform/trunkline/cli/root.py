@@ -51,6 +51,7 @@ COMMANDS = {
     "audit": "trunkline.cli.audit:audit",
     "gc": "trunkline.cli.adapter_files:gc",
     "db": "trunkline.cli.db:db",
+    "doctor": "trunkline.cli.doctor:doctor",
 }
 
 _RUN = re.compile(r"(?:run/)?([1-9][0-9]{0,8})", re.ASCII)
@@ -223,19 +224,36 @@ class Program(Group):
     help="Folder with registry.db and adapters/.  "
     "[default: $TRUNKLINE_WORKSPACE, else the current folder]",
 )
-@click.option("--base", metavar="NAME", help="The base: a name, hf:<repo>[@revision] or a folder.")
+@click.option(
+    "--base",
+    metavar="NAME",
+    envvar="TRUNKLINE_BASE",
+    show_envvar=True,
+    help="The base: a name, hf:<repo>[@revision] or a folder.",
+)
 @click.option(
     "--image-base",
     metavar="NAME",
+    envvar="TRUNKLINE_IMAGE_BASE",
+    show_envvar=True,
     help="The base for pictures, if --base names one for text.  [default: efficientnet-lite0]",
 )
-@click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    default="auto",
+    envvar="TRUNKLINE_DEVICE",
+    show_envvar=True,
+    help="auto, cpu, cuda, cuda:1 or mps.",
+)
 @click.option(
     "--dtype",
     "--base-dtype",
     "dtype",
     metavar="NAME",
     default="auto",
+    envvar="TRUNKLINE_DTYPE",
+    show_envvar=True,
     help="Data type of the base: auto, fp32, bf16, fp16, int8 or nf4.",
 )
 @click.option("--no-plugins", is_flag=True, help="Load no plugins.")

@@ -13,6 +13,7 @@ import click
 from trunkline.cli.command import Example, Group
 from trunkline.cli.eval import print_evaluation_report
 from trunkline.cli.output import (
+    check_output,
     counted,
     duration,
     figure,
@@ -191,8 +192,7 @@ def plot(
     """Draw the figures of one or several runs over their steps, as a picture."""
     if out.suffix.lower() not in (".png", ".svg"):
         raise UsageError(f"{str(out)!r} is not a picture.", "Name a file.png or a file.svg.")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"The folder of {str(out)!r} does not exist.", "Create it first.")
+    check_output(out)
     registry = options.platform.registry
     drawn = {}
     for number in dict.fromkeys(numbers):

@@ -2,26 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from trunkline.cli.command import Command, Example
 from trunkline.cli.output import note
 from trunkline.cli.root import GlobalOptions, pass_options
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.threads import contention_warning
+from trunkline.workspace import CONFIGURATION_FILE, Workspace
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
+    from trunkline.inference.settings import EngineSettings
+    from trunkline.serving.settings import ServerSettings
 
+_SIZES = ("rows", "kv_mib", "adapter_mib", "slots", "chunk_tokens", "queue")
 _COUNT = click.IntRange(min=1)
+
+VARIABLES = "TRUNKLINE_SERVE"
+"""Prefix of the environment variables that set options: ``TRUNKLINE_SERVE_KV_MIB``."""
+
+
+class ServeCommand(Command):
+    """A command whose options may also be set in ``[serve]`` of ``trunkline.toml``.
+
+    An option of the command line wins over an environment variable, and that over the file.
+    """
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **settings: Any,
+    ) -> click.Context:
+        options = None if parent is None else parent.find_object(GlobalOptions)
+        if options is not None and not {"-h", "--help"}.intersection(args):
+            configured = Workspace.locate(options.workspace).configuration.serve
+            settings.setdefault("default_map", _as_options(configured))
+        try:
+            return super().make_context(info_name, args, parent, **settings)
+        except click.BadParameter as error:
+            raise _with_source(error) from None
+
+
+def _as_options(configured: Mapping[str, Any]) -> dict[str, Any]:
+    """``[serve]`` as click's defaults: the table of limits becomes ``NAME=N`` texts."""
+    limits = [f"{name}={value}" for name, value in configured.get("limits", {}).items()]
+    return {**configured, "limits": limits}
+
+
+def _with_source(error: click.BadParameter) -> Exception:
+    """The error of a value that the user did not give on the command line, with its place."""
+    name = None if error.param is None else error.param.name
+    source = None if error.ctx is None or name is None else error.ctx.get_parameter_source(name)
+    if name is None or source not in (ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP):
+        return error
+    place = f"The variable {VARIABLES}_{name.upper()}"
+    if source is ParameterSource.DEFAULT_MAP:
+        place = f"The setting {name} in [serve] of {CONFIGURATION_FILE}"
+    reason = error.message.rstrip(".")
+    return UsageError(f"{place} can't be used: {reason}.", "Correct it, or remove it.")
 
 
 @click.command(
     "serve",
-    cls=Command,
+    cls=ServeCommand,
+    context_settings={"auto_envvar_prefix": VARIABLES},
     short_help="Serve the base and all adapters over HTTP.",
     example=Example("trunkline serve --preload medical/icd10-chapter", "serves"),
 )
@@ -47,6 +98,9 @@ _COUNT = click.IntRange(min=1)
 @click.option("--no-request-log", is_flag=True, help="Don't write the request log.")
 @click.option("--log-text", is_flag=True, help="Also log prompts and answers.")
 @click.option(
+    "--open-metrics", is_flag=True, help="Answer GET /metrics without a key, for routers."
+)
+@click.option(
     "--cors-origin",
     "cors_origins",
     metavar="URL",
@@ -69,56 +123,19 @@ _COUNT = click.IntRange(min=1)
     help="Load this adapter before listening; may be repeated.",
 )
 @pass_options
-def serve(
-    options: GlobalOptions,
-    host: str,
-    port: int,
-    rows: int | None,
-    kv_mib: int | None,
-    adapter_mib: int | None,
-    slots: int | None,
-    chunk_tokens: int | None,
-    queue: int | None,
-    no_prefix_cache: bool,
-    no_request_log: bool,
-    log_text: bool,
-    cors_origins: tuple[str, ...],
-    limits: tuple[str, ...],
-    preload: tuple[str, ...],
-) -> None:
+def serve(options: GlobalOptions, /, preload: tuple[str, ...], **values: Any) -> None:
     """Serve the base and every adapter of this workspace until Ctrl-C or SIGTERM.
 
     Running requests are finished first. The workspace is shown to browsers at /console, behind
-    the same keys.
+    the same keys. Each option is also a variable, such as TRUNKLINE_SERVE_KV_MIB, and a key in
+    [serve] of trunkline.toml, such as kv_mib.
     """
-    if log_text and no_request_log:
-        raise UsageError(
-            "--log-text and --no-request-log can't be combined.", "Leave out one of them."
-        )
-    from trunkline.inference.settings import EngineSettings
-    from trunkline.serving.settings import ANY_ORIGIN, ServerSettings, is_loopback
+    options.engine, settings = _settings(values)
+    from trunkline.serving.settings import ANY_ORIGIN, is_loopback
 
-    sizes = {
-        "rows": rows,
-        "kv_mib": kv_mib,
-        "adapter_mib": adapter_mib,
-        "slots": slots,
-        "chunk_tokens": chunk_tokens,
-        "queue": queue,
-    }
-    given = {name: value for name, value in sizes.items() if value is not None}
-    options.engine = EngineSettings(prefix_cache=not no_prefix_cache, **given)
-    settings = ServerSettings(
-        host=host,
-        port=port,
-        log_requests=not no_request_log,
-        log_text=log_text,
-        cors_origins=cors_origins,
-        **_parse_limits(limits),
-    )
     platform = options.platform
     has_keys = platform.registry.keys.has_any()
-    private = is_loopback(host) and ANY_ORIGIN not in settings.cors_origins
+    private = is_loopback(settings.host) and ANY_ORIGIN not in settings.cors_origins
     if has_keys or private:  # otherwise the server refuses to start and says why
         if not has_keys:
             note(
@@ -133,6 +150,42 @@ def serve(
 
     announce = _announcer(has_keys, images=platform.engines.serves_images_only)
     run_server(platform, settings, announce, create=create_app)
+
+
+def read_settings(context: click.Context) -> tuple[EngineSettings, ServerSettings]:
+    """The settings of a server that is started without options, from variables and the file.
+
+    Args:
+        context: of another command in the same workspace.
+
+    Raises:
+        UsageError: a value can't be used.
+    """
+    with serve.make_context("serve", [], parent=context.find_root()) as served:
+        return _settings(served.params)
+
+
+def _settings(values: Mapping[str, Any]) -> tuple[EngineSettings, ServerSettings]:
+    """The options of ``serve`` as settings."""
+    from trunkline.inference.settings import EngineSettings
+    from trunkline.serving.settings import ServerSettings
+
+    if values["log_text"] and values["no_request_log"]:
+        raise UsageError(
+            "--log-text and --no-request-log can't be combined.", "Leave out one of them."
+        )
+    sizes = {name: values[name] for name in _SIZES if values[name] is not None}
+    engine = EngineSettings(prefix_cache=not values["no_prefix_cache"], **sizes)
+    server = ServerSettings(
+        host=values["host"],
+        port=values["port"],
+        log_requests=not values["no_request_log"],
+        log_text=values["log_text"],
+        open_metrics=values["open_metrics"],
+        cors_origins=values["cors_origins"],
+        **_parse_limits(values["limits"]),
+    )
+    return engine, server
 
 
 def _parse_limits(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 
 from trunkline.cli.command import Command, Example
 from trunkline.cli.output import (
+    check_output,
     figure,
     heading,
     json_option,
@@ -117,8 +118,8 @@ def tune(
         )
     if out is not None and out.exists():
         raise UsageError(f"{str(out)!r} already exists.", "Name another file.")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UsageError(f"The folder of {str(out)!r} does not exist.", "Create it first.")
+    if out is not None:
+        check_output(out)
     chosen = read_config(config) if config is not None else recipe or ""
     settings = parse_settings(assignments)
     platform = options.with_plugins

@@ -19,7 +19,7 @@ from trunkline.settings import Settings
 
 _PACKAGE = Path(__file__).parents[1]
 _NOT_SHOWN = (
-    "cli", "reference.py", "testing.py",
+    "cli", "doctor.py", "reference.py", "testing.py",
     "adapters/archive.py", "adapters/card_usage.py", "adapters/hub.py", "adapters/peft_folder.py",
     "adapters/peft_import.py", "adapters/peft_targets.py", "adapters/provenance.py",
     "adapters/signing.py", "bases/convert.py", "bases/pull.py", "serving/admin", "serving/bodies",

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from string import Formatter
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from trunkline.contracts import IMAGE_TASKS, DatasetSpec, Message, Row, Target, Task
 from trunkline.data.conversations import LossOn, parse_conversation
-from trunkline.data.lists import read_items, read_spans
+from trunkline.data.lists import SeparatorCheck, read_items, read_spans
 from trunkline.data.readers import (
     EmbeddedPicture,
     FileOptions,
@@ -39,6 +40,7 @@ from trunkline.data.readers.rows import missing_column
 from trunkline.errors import DataError, TooLargeError, UsageError
 from trunkline.images import ImageSource
 from trunkline.labels import clean_label, is_blank
+from trunkline.redaction import redact
 
 TARGETS: Mapping[str, Task] = {
     "label": "classification",
@@ -111,8 +113,8 @@ class DataFiles(BaseModel):
     split: str | None = None
     validation: str | None = None
     test: str | None = None
-    unit: str | None = None
-    license: str | None = None
+    unit: Annotated[str, AfterValidator(redact)] | None = None
+    license: Annotated[str, AfterValidator(redact)] | None = None
     encoding: str | None = None
     delimiter: str | None = None
     quoting: bool | None = None
@@ -254,13 +256,19 @@ class DataFiles(BaseModel):
                 names the row and its line.
         """
         self.check_columns()
+        lists = self.labels or self.candidates
+        separated = None if lists is None else SeparatorCheck(lists, self.separator)
         for part, path in self.parts.items():
             prefix = f"{part}/" if len(self.parts) > 1 else ""
             nested = self.nested(path)
             texts = [column for column in self.columns if column not in nested]
             folder = path if path.is_dir() else path.parent
             for row in read_rows(path, texts, self.options, nested):
+                if separated is not None:
+                    separated.add(row)
                 yield self._row(row, part, prefix, folder)
+        if separated is not None:
+            separated.check(Path(self.file).name)
 
     def dataset(self, name: str) -> DatasetSpec:
         """The dataset that the files make.

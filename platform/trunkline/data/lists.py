@@ -11,7 +11,57 @@ from trunkline.data.readers import FileRow, unique_keys
 from trunkline.errors import DataError, one_line
 from trunkline.labels import is_blank
 
+_SEPARATORS = (",", ";", "|", "\t", "，", "；", "、")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+
+
+class SeparatorCheck:
+    """Finds out that a separator separates nothing in a column, while another sign would.
+
+    A column such as ``red,green`` would else give labels of which each is a whole list.
+
+    Args:
+        column: of labels or candidates.
+        separator: the text that separates them.
+    """
+
+    def __init__(self, column: str, separator: str) -> None:
+        self._column, self._separator = column, separator
+        self._values: set[str] | None = set()
+
+    def add(self, row: FileRow) -> None:
+        """Look at the column of one row."""
+        text = row.nested.get(self._column) or row.values.get(self._column)
+        if text is None or self._values is None:
+            return
+        items = []
+        if isinstance(text, str) and not text.lstrip().startswith("["):
+            items = [one for one in text.split(self._separator) if not is_blank(one)]
+        if len(items) > 1 or not isinstance(text, str) or text.lstrip().startswith("["):
+            self._values = None
+        elif items:
+            self._values.add(items[0].strip())
+
+    def check(self, name: str) -> None:
+        """Look at what all rows have.
+
+        Args:
+            name: of the file.
+
+        Raises:
+            DataError: no row has several items, and another sign makes fewer items of the values.
+        """
+        values = self._values or set()
+        for sign in _SEPARATORS:
+            joined = sorted(value for value in values if sign in value)
+            items = {item.strip() for value in values for item in value.split(sign)}
+            if joined and (len(values) == 1 or len(items - {""}) <= len(values)):
+                raise DataError(
+                    f"No row of {name} has several items in {self._column!r}: they are separated "
+                    f"by {self._separator!r}, and {joined[0]!r:.60} has {sign!r}.",
+                    f"Use --separator {sign!r}, in YAML `separator`. If each is one item, write it "
+                    f"as an array: {json.dumps([joined[0][:40]], ensure_ascii=False)}.",
+                )
 
 
 def read_items(row: FileRow, column: str, separator: str) -> tuple[str, ...]:

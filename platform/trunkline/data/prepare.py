@@ -379,6 +379,11 @@ def _labels(dataset: DatasetSpec, rows: list[Row]) -> tuple[str, ...]:
     counts = Counter(label for row in rows for label in labels_in(row.target))
     if not counts:
         raise DataError(f"No row of {dataset.name} has a label.", "Add rows with labels.")
+    if dataset.task == "multilabel" and len({row.target for row in rows}) < 2:
+        raise DataError(
+            f"Every row of {dataset.name} has the same labels: {', '.join(counts)!r:.60}.",
+            "Add rows with others, or with none. Is the separator of the labels right?",
+        )
     if dataset.task != "classification":
         return _declared(dataset, counts)
     if len(counts) < 2:

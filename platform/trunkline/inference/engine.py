@@ -24,6 +24,7 @@ from trunkline.errors import (
 from trunkline.inference.batching import Part, StepFunction, Stepper, StepResult
 from trunkline.inference.kv_cache import BLOCK_SIZE, BlockPool, bytes_per_token
 from trunkline.inference.lifecycle import (
+    adapter_names,
     as_trunkline_error,
     check_open,
     check_queue,
@@ -31,6 +32,7 @@ from trunkline.inference.lifecycle import (
     closed_error,
     early_end,
     finish,
+    longest_wait,
 )
 from trunkline.inference.prompts import RequestValidator, locate_error
 from trunkline.inference.request import Answer, Choice, ResolvedRequest, StreamChunk
@@ -60,7 +62,12 @@ _LESS = "fewer rows or a smaller kv_mib"
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """A snapshot for operators, in sequences and tokens."""
+    """A snapshot for operators, in sequences and tokens.
+
+    Attributes:
+        wait_seconds: how long the request that has waited longest has been waiting.
+        waiting_adapters: names of the versions that waiting requests need.
+    """
 
     waiting: int
     running: int
@@ -70,6 +77,8 @@ class EngineState:
     cached_tokens: int
     steps: int
     draining: bool
+    wait_seconds: float = 0.0
+    waiting_adapters: tuple[str, ...] = ()
 
 
 class Engine:
@@ -231,6 +240,7 @@ class Engine:
         """How busy the engine is."""
         with self._changed:
             used = self._blocks.total - self._blocks.available
+            unstarted = [one.state for one in self._scheduler.waiting if one.state.started is None]
             return EngineState(
                 waiting=len(self._scheduler.waiting),
                 running=len(self._scheduler.running),
@@ -240,6 +250,8 @@ class Engine:
                 cached_tokens=self._blocks.cached * BLOCK_SIZE,
                 steps=self._steps,
                 draining=self._draining,
+                wait_seconds=longest_wait(unstarted, self._clock()),
+                waiting_adapters=adapter_names(unstarted),
             )
 
     def reset_prefix_cache(self) -> None:

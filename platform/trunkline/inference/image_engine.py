@@ -26,6 +26,7 @@ from trunkline.errors import (
 )
 from trunkline.inference.engine import Engine, EngineState
 from trunkline.inference.lifecycle import (
+    adapter_names,
     as_trunkline_error,
     check_open,
     check_queue,
@@ -33,6 +34,7 @@ from trunkline.inference.lifecycle import (
     closed_error,
     early_end,
     finish,
+    longest_wait,
 )
 from trunkline.inference.prompts import check_abstain, locate_error
 from trunkline.inference.request import Answer, ResolvedRequest
@@ -191,6 +193,7 @@ class ImageEngine:
     def state(self) -> EngineState:
         """How busy the engine is; it has no memory for keys and values."""
         with self._changed:
+            waiting = [one.state for one in self._waiting]
             return EngineState(
                 waiting=len(self._waiting),
                 running=len(self._running),
@@ -200,6 +203,8 @@ class ImageEngine:
                 cached_tokens=0,
                 steps=self._steps,
                 draining=self._draining,
+                wait_seconds=longest_wait(waiting, self._clock()),
+                waiting_adapters=adapter_names(waiting),
             )
 
     @contextmanager

@@ -71,6 +71,16 @@ def finish(
             warnings.warn(f"An observer of the engine failed: {reason}", stacklevel=2)
 
 
+def longest_wait(waiting: Iterable[RequestState], now: float) -> float:
+    """How long the first of the waiting requests has been waiting, in seconds; 0 if none waits."""
+    return max((now - one.submitted for one in waiting), default=0.0)
+
+
+def adapter_names(requests: Iterable[RequestState]) -> tuple[str, ...]:
+    """The versions that requests need, sorted; the bare base is none."""
+    return tuple(sorted({one.name for one in requests if one.artifact is not None}))
+
+
 def closed_error() -> UnavailableError:
     """Of a request that is open when its engine is closed."""
     return UnavailableError("The engine was closed.", "Send the request again.")

@@ -215,6 +215,9 @@ class WaitQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
+    def __iter__(self) -> Iterator[T]:
+        return (item for queue in self._queues.values() for item in queue)
+
     @property
     def counters(self) -> Mapping[str, float]:
         """Weighted tokens by adapter, of the adapters that are remembered."""

@@ -45,9 +45,9 @@ from trunkline.plugins.discovery import (
     find_plugins,
     rejected_claims,
 )
-from trunkline.plugins.isolation import ImportMarker, UserInterrupt, contained
+from trunkline.plugins.isolation import ImportMarker, contained
 from trunkline.plugins.validation import domain_violation, violations, with_tuples
-from trunkline.process import ProcessExit, exits_refused
+from trunkline.process import ProcessExit, UserInterrupt, exits_refused
 from trunkline.redaction import redact, redact_exception
 
 HOOKS: Mapping[str, Kind] = MappingProxyType({f"trunkline_{kind}": kind for kind in SPECS})

@@ -23,6 +23,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from trunkline.errors import NotFoundError, PluginError, UsageError
 from trunkline.plugins.catalog import CORE, SPECS, PluginInfo
 from trunkline.plugins.isolation import unfinished_imports
+from trunkline.redaction import redact
 
 _LONGEST_IMPORT = 120.0
 """Seconds that importing all plugins may take."""
@@ -233,8 +234,8 @@ def run_pip(
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            lines.append(line.rstrip())
-            on_line(line.rstrip())
+            lines.append(redact(line.rstrip(), foreign=True))
+            on_line(lines[-1])
     if process.returncode:
         raise PluginError(f"pip could not {action}: {_last_error(lines)}", _pip_hint(python, lines))
 
@@ -302,7 +303,7 @@ def _view(
                 f"{marker.version} {end}.",
                 f"`trunkline plugins uninstall {marker.distribution}` removes it.",
             )
-        last = (errors.strip().splitlines() or ["it printed nothing"])[-1]
+        last = redact((errors.strip().splitlines() or ["it printed nothing"])[-1], foreign=True)
         raise PluginError(
             f"The plugins can't be listed by {python}: {last}",
             "Trunkline must be installed in that environment.",

@@ -39,16 +39,19 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from trunkline.errors import PluginError
 from trunkline.plugins.process_state import SHARED
-from trunkline.process import exits_refused, stdout_to_stderr, working_folder
+from trunkline.process import (
+    closes_refused,
+    exits_refused,
+    stdout_to_stderr,
+    user_interrupts,
+    working_folder,
+)
 from trunkline.workspace import cache_folder
 
 SLOW_SECONDS = 20.0
 """After this many seconds of an import, a note on stderr names the plugin."""
-
-
-class UserInterrupt(KeyboardInterrupt):
-    """The user pressed Ctrl-C; a plain KeyboardInterrupt was raised by the plugin itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,8 @@ def contained(marker: ImportMarker) -> Iterator[list[str]]:
         stack.enter_context(_streams_open(notes))
         stack.enter_context(stdout_to_stderr())
         stack.enter_context(exits_refused())
-        stack.enter_context(_user_interrupts())
+        stack.enter_context(closes_refused())
+        stack.enter_context(user_interrupts())
         stack.enter_context(_forks_ended())
         stack.enter_context(_restored(notes))
         stack.enter_context(_threads_as_daemons(notes))
@@ -119,6 +123,9 @@ def _streams_open(notes: list[str]) -> Iterator[None]:
                 for owner in (name, f"__{name}__"):
                     if getattr(sys, owner) is stream:
                         setattr(sys, owner, opened)
+            elif form != {"encoding": stream.encoding, "errors": stream.errors}:
+                stream.reconfigure(**form)
+                notes.append(f"importing it changes the encoding of sys.{name}, which was restored")
 
 
 def _is_closed(stream: Any) -> bool:
@@ -133,27 +140,6 @@ def _is_same_file(number: int, copy: int) -> bool:
         return os.path.sameopenfile(number, copy)
     except OSError:
         return False
-
-
-@contextmanager
-def _user_interrupts() -> Iterator[None]:
-    """Raise :class:`UserInterrupt` for Ctrl-C; only the main thread can receive signals."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        try:
-            previous(number, frame)
-        except KeyboardInterrupt as error:
-            raise UserInterrupt from error
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
@@ -331,13 +317,20 @@ def _restore_modules(before: Mapping[str, Any], notes: list[str]) -> None:
 
 @contextmanager
 def _restored(notes: list[str]) -> Iterator[None]:
-    """Restore what a plugin must not change for the others, and note each change."""
+    """Restore what a plugin must not change for the others, and note each change.
+
+    Raises:
+        PluginError: a change can't be undone.
+    """
     folder, handlers, language = working_folder(), _handlers(), locale.setlocale(locale.LC_ALL)
     streams = (sys.stdin, sys.stdout, sys.stderr)
     hook, limit = sys.excepthook, sys.getrecursionlimit()
     shared = {name: read() for name, (read, _) in SHARED.items()}
+    for_good: list[PluginError] = []
+    ended = False
     try:
         yield
+        ended = True
     finally:
         if folder is not None and working_folder() != folder:
             notes.append("importing it changes the working folder, which was restored")
@@ -363,8 +356,17 @@ def _restored(notes: list[str]) -> Iterator[None]:
             sys.setrecursionlimit(limit)
         for name, (read, write) in SHARED.items():
             if read() != shared[name]:
-                notes.append(f"importing it changes {name}, which was restored")
-                write(shared[name])
+                try:
+                    write(shared[name])
+                except PluginError as error:
+                    for_good.append(error)
+                    notes += [] if ended else [error.message]
+                except (OSError, ValueError):
+                    notes.append(f"importing it changes {name}, which can't be undone")
+                else:
+                    notes.append(f"importing it changes {name}, which was restored")
+    if for_good:
+        raise for_good[0]
 
 
 def _handlers() -> dict[int, Any]:

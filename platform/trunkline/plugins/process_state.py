@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import logging
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from trunkline.errors import PluginError
 from trunkline.process import error_filters, remove_error_filters
 
 try:
@@ -96,13 +98,21 @@ def _restore_blocked_signals(before: set[Any]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Limits(dict[int, int]):
-    """Limits of the process by their number; equal to others unless one of those is lower."""
+class _Limits(dict[str, tuple[int, int]]):
+    """The soft and hard limits of the process; equal to others unless one of these is lower."""
 
     def __ne__(self, before: object) -> bool:
-        return isinstance(before, dict) and any(
-            _height(limit) < _height(before[number]) for number, limit in self.items()
-        )
+        return isinstance(before, dict) and bool(self.lower_than(before))
+
+    def lower_than(self, before: dict[str, tuple[int, int]]) -> list[str]:
+        """The names of the limits that are lower than before."""
+        return [
+            name
+            for name, limits in self.items()
+            if any(
+                _height(now) < _height(then) for now, then in zip(limits, before[name], strict=True)
+            )
+        ]
 
 
 def _height(limit: int) -> float:
@@ -111,18 +121,51 @@ def _height(limit: int) -> float:
 
 def _limits() -> _Limits:
     """The limits that a process has, such as that of open files."""
-    if resource is None:
-        return _Limits()
-    names = (name for name in dir(resource) if name.startswith("RLIMIT_"))
-    numbers = {int(getattr(resource, name)) for name in names}
-    return _Limits({number: resource.getrlimit(number)[0] for number in numbers})
+    names = [name for name in dir(resource) if name.startswith("RLIMIT_")] if resource else []
+    return _Limits({name: resource.getrlimit(getattr(resource, name)) for name in names})
 
 
 def _restore_limits(before: _Limits) -> None:
-    for number, limit in before.items():
+    """Raise the limits that were lowered, as far as this process may.
+
+    Raises:
+        PluginError: it may not raise a hard limit.
+    """
+    for name, limits in before.items():
+        number = getattr(resource, name)
         hardest = resource.getrlimit(number)[1]
-        with suppress(OSError, ValueError):
-            resource.setrlimit(number, (min(limit, hardest, key=_height), hardest))
+        for wanted in (limits, (min(limits[0], hardest, key=_height), hardest)):
+            with suppress(OSError, ValueError):
+                resource.setrlimit(number, wanted)
+                break
+    after = _limits()
+    for name in after.lower_than(before):
+        raise PluginError(
+            f"importing it lowers the hard limit {name} of the process from "
+            f"{_shown(before[name][1])} to {_shown(after[name][1])}, which can't be undone; leave "
+            "the plugin out, and start again"
+        )
+
+
+def _shown(limit: int) -> str:
+    return "unlimited" if limit == -1 else f"{limit:,}"
+
+
+def _processors() -> frozenset[int]:
+    """The processors that the process may run on, where the system says it."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def _restore_processors(before: frozenset[int]) -> None:
+    os.sched_setaffinity(0, before)
+
+
+def _priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
+
+
+def _restore_priority(before: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -143,5 +186,12 @@ SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the profile function of threads": (threading.getprofile, threading.setprofile),
     "how often threads take turns": (sys.getswitchinterval, sys.setswitchinterval),
     "the time limit of sockets": (socket.getdefaulttimeout, socket.setdefaulttimeout),
+    "the stack size of threads": (threading.stack_size, threading.stack_size),
+    "the trace function": (sys.gettrace, sys.settrace),
+    "the profile function": (sys.getprofile, sys.setprofile),
+    "the limit of digits in a number": (sys.get_int_max_str_digits, sys.set_int_max_str_digits),
+    "the limit of a field in CSV": (csv.field_size_limit, csv.field_size_limit),
+    "the processors that it may use": (_processors, _restore_processors),
+    "the priority of the process": (_priority, _restore_priority),
 }
 """What it is → how to read it, and how to restore it."""

@@ -64,6 +64,17 @@ class Audit(Aggregate):
                 _verify(session, chain, heads.get(name), progress) for name, chain in CHAINS.items()
             ]
 
+    def ends_are_intact(self, rows: int = 200) -> Mapping[str, bool]:
+        """Whether the last rows of each chain match their hashes and end at the stored head.
+
+        This takes milliseconds, so a server can repeat it; :meth:`verify` reads all rows.
+
+        Args:
+            rows: how many rows to read of each chain.
+        """
+        with self._sessions.read() as session:
+            return {name: _end_is_intact(session, chain, rows) for name, chain in CHAINS.items()}
+
     def record_saved_heads(self, heads: Mapping[str, Head], *, actor: str | None = None) -> None:
         """Record that someone saved heads elsewhere, so that others see when it was last done.
 
@@ -186,6 +197,20 @@ def _verify(
         breaks=tuple(breaks),
         break_count=break_count,
     )
+
+
+def _end_is_intact(session: Session, chain: Chain, rows: int) -> bool:
+    stored = session.scalar(select(ChainHead).where(ChainHead.name == chain.name))
+    if stored is None:
+        return False
+    after = max(0, stored.seq - rows)
+    last = None if after else Head(0, ROOT)
+    for page in _read_pages(session, chain, after):
+        for link in page:
+            if not link.is_intact() or (last is not None and link.previous != last.hash):
+                return False
+            last = Head(link.seq, link.hash)
+    return last is not None and (stored.seq, stored.hash) == (last.seq, last.hash)
 
 
 def _note_target(targets: _Targets, event: Mapping[str, Any]) -> None:

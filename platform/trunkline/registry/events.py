@@ -15,7 +15,7 @@ from trunkline.registry.records import EventRecord
 from trunkline.registry.session import Aggregate
 from trunkline.registry.tables import Event, Version
 
-VersionEvent = Literal["version.exported", "version.signed"]
+VersionEvent = Literal["version.exported", "version.probed", "version.signed"]
 """Kinds of events that leave a version's row unchanged."""
 
 MAX_HISTORY_VERSIONS = 500

@@ -21,13 +21,12 @@ from sqlalchemy import select
 from trunkline.errors import NotFoundError, UsageError
 from trunkline.refs import BASE, check_domain, check_name, shown
 from trunkline.registry.chain import add_event
+from trunkline.registry.free_text import stored_owner
 from trunkline.registry.lookup import key_subject
 from trunkline.registry.mapping import key_record
 from trunkline.registry.records import KeyRecord
 from trunkline.registry.session import Aggregate
 from trunkline.registry.tables import KEY_ROLES, ApiKey, utc_now
-
-MAX_OWNER_LENGTH = 80
 
 _ID = re.compile(r"[0-9][a-z0-9]{7}", re.ASCII)
 _KEY = re.compile(rf"tl-({_ID.pattern})-[A-Za-z0-9_-]{{43}}", re.ASCII)
@@ -57,7 +56,7 @@ class Keys(Aggregate):
             UsageError: an argument is invalid.
         """
         now = utc_now()
-        _check_owner(owner)
+        owner = stored_owner(owner)
         _check_role(role)
         patterns = _checked_patterns(adapters)
         until = None if expires is None else _checked_expiry(expires, now)
@@ -181,14 +180,6 @@ def _checked_patterns(adapters: Sequence[str]) -> list[str]:
             f"Write [{shown(adapters)}].",
         )
     return list(dict.fromkeys(check_pattern(text) for text in adapters)) or ["*"]
-
-
-def _check_owner(owner: str) -> None:
-    if len(owner) > MAX_OWNER_LENGTH or not owner.isprintable() or not owner.strip():
-        raise UsageError(
-            f"{shown(owner)} is not a valid owner of a key.",
-            f"Write 1 to {MAX_OWNER_LENGTH} printable characters, for example 'billing service'.",
-        )
 
 
 def _checked_expiry(expires: datetime, now: datetime) -> datetime:

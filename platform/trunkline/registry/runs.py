@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from trunkline.errors import NotFoundError, RegistryError
+from trunkline.redaction import redact
 from trunkline.refs import Ref
 from trunkline.registry.chain import add_event
 from trunkline.registry.engine import storable
@@ -148,7 +149,8 @@ class Runs(Aggregate):
                 )
             row.status = status
             row.report = None if report is None else dict(report)
-            row.error = error and storable(error)
+            error = error and redact(storable(error))
+            row.error = error
             row.finished = utc_now()
             detail = {"recipe": row.recipe} | ({} if error is None else {"error": error})
             add_event(session, actor, f"run.{status}", run_subject(run), detail)

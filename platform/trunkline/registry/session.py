@@ -9,10 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, func, inspect, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    false,
+    func,
+    inspect,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import column, table
@@ -27,7 +37,7 @@ from trunkline.registry.engine import (
     translate_errors,
     use_write_ahead_log,
 )
-from trunkline.registry.tables import Table
+from trunkline.registry.tables import Table, UtcDateTime
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
@@ -85,6 +95,25 @@ class DatabaseInfo:
     oldest: str | None
     heads: Mapping[str, str]
     rows: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseProbe:
+    """What :func:`probe_database` found; it changed nothing.
+
+    Attributes:
+        revision: of the schema; None for an empty database.
+        usable: whether this code may use the schema as it is: it has it, or a newer one allows it.
+        ahead_seconds: by how much the database's clock is ahead of this machine's; SQLite's is this
+            machine's, in full seconds.
+        write_error: why the database can't be written; None if it can.
+    """
+
+    where: str
+    revision: str | None
+    usable: bool
+    ahead_seconds: float
+    write_error: RegistryError | None
 
 
 def revisions() -> tuple[str, ...]:
@@ -184,6 +213,34 @@ def inspect_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Databas
     )
 
 
+def probe_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> DatabaseProbe:
+    """Try to read and to write the database at ``url``; migrate nothing, keep no change.
+
+    Raises:
+        RegistryError: there is nothing, it can't be opened or read, or it is no registry.
+    """
+    engines = connect(url, create=False, busy_seconds=busy_seconds)
+    try:
+        with translate_errors(engines.where), engines.reading.connect() as connection:
+            revision = _stored_revision(connection, engines.where)
+            usable = _is_usable(connection, revision)
+            now = connection.execute(select(func.now(type_=UtcDateTime()))).scalar_one()
+            ahead = (now - datetime.now(UTC)).total_seconds()
+        write_error = None
+        if engines.read_only:
+            write_error = RegistryError(f"The registry '{engines.where}' is read-only.")
+        elif revision is not None:
+            try:
+                with translate_errors(engines.where), engines.writing.connect() as connection:
+                    connection.execute(update(_HEADS).values(seq=_HEADS.c.seq).where(false()))
+                    connection.rollback()
+            except RegistryError as error:
+                write_error = error
+    finally:
+        engines.reading.dispose()
+    return DatabaseProbe(engines.where, revision, usable, ahead, write_error)
+
+
 def _count(connection: Connection, name: str) -> int:
     some = select(literal_column("1")).select_from(table(name)).limit(MAX_ROW_COUNT + 1).subquery()
     return connection.execute(select(func.count()).select_from(some)).scalar_one()
@@ -203,6 +260,13 @@ def _stored_revision(connection: Connection, where: str) -> str | None:
             "Set TRUNKLINE_REGISTRY to another file or database.",
         )
     return None
+
+
+def _is_usable(connection: Connection, revision: str | None) -> bool:
+    """Whether this code may use a database of this revision without a migration."""
+    if revision is None or revision in revisions():
+        return revision == head_revision()
+    return _oldest(connection) in revisions()
 
 
 def _supported_revision(connection: Connection, where: str, *, newer: bool = False) -> str | None:
@@ -296,6 +360,17 @@ class Sessions:
     def read_only(self) -> bool:
         """Whether only reading works."""
         return self.engines.read_only
+
+    @property
+    def usable(self) -> bool:
+        """Whether this code may still use the schema; a newer release may have upgraded it.
+
+        Raises:
+            RegistryError: the database can't be read.
+        """
+        where = self.engines.where
+        with translate_errors(where), self.engines.reading.connect() as connection:
+            return _is_usable(connection, _stored_revision(connection, where))
 
     @contextmanager
     def read(self) -> Iterator[Session]:

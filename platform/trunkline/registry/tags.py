@@ -15,6 +15,7 @@ from trunkline.errors import NotFoundError, RefusedError, UsageError
 from trunkline.refs import shown
 from trunkline.registry.chain import add_event
 from trunkline.registry.events import is_note
+from trunkline.registry.free_text import stored_note, stored_value
 from trunkline.registry.lookup import find_subject
 from trunkline.registry.mapping import to_record
 from trunkline.registry.records import EventRecord, TagsRecord
@@ -24,12 +25,7 @@ from trunkline.registry.tables import Event, Tag
 MAX_TAGS = 100
 """The most tags of a subject."""
 
-MAX_VALUE_LENGTH = 500
-MAX_NOTE_LENGTH = 4000
-
 _KEY = re.compile(r"[a-z][a-z0-9_-]{0,39}", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_CONTROL_IN_NOTES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Tags(Aggregate):
@@ -66,8 +62,7 @@ class Tags(Aggregate):
         Raises:
             As :meth:`set` and :meth:`remove`; nothing was changed then.
         """
-        for key, value in values.items():
-            _check_tag(key, value)
+        values = {check_key(key): stored_value(key, value) for key, value in values.items()}
         with self._sessions.write() as session:
             subject = find_subject(session, subject)
             for key in remove:
@@ -101,11 +96,7 @@ class Tags(Aggregate):
                 other than line ends and tabs.
             NotFoundError: there is no such subject.
         """
-        if not text.strip() or len(text) > MAX_NOTE_LENGTH or _CONTROL_IN_NOTES.search(text):
-            raise UsageError(
-                f"{shown(text)} is not a valid note.",
-                f"Write 1 to {MAX_NOTE_LENGTH:,} printable characters.",
-            )
+        text = stored_note(text)
         with self._sessions.write() as session:
             subject = find_subject(session, subject)
             add_event(session, actor, "note.added", subject, {"text": text})
@@ -145,29 +136,6 @@ def check_key(key: str) -> str:
             "Use a-z, 0-9, '_' and '-', a letter first, at most 40 characters.",
         )
     return key
-
-
-def check_reason(reason: str) -> str:
-    """Return a reason without surrounding white space.
-
-    Raises:
-        UsageError: it is longer than a note may be, or has control characters.
-    """
-    if len(reason) > MAX_NOTE_LENGTH or _CONTROL_IN_NOTES.search(reason):
-        raise UsageError(
-            f"{shown(reason)} is not a valid reason.",
-            f"Write at most {MAX_NOTE_LENGTH:,} printable characters.",
-        )
-    return reason.strip()
-
-
-def _check_tag(key: str, value: str) -> None:
-    check_key(key)
-    if not value.strip() or len(value) > MAX_VALUE_LENGTH or _CONTROL.search(value):
-        raise UsageError(
-            f"{shown(value)} is not a valid value of the tag {key!r}.",
-            f"Write 1 to {MAX_VALUE_LENGTH} printable characters on one line.",
-        )
 
 
 def _set(session: Session, subject: str, key: str, value: str, actor: str | None) -> None:

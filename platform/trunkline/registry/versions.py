@@ -17,6 +17,7 @@ from trunkline.errors import RefusedError, RegistryError, UsageError
 from trunkline.refs import Ref, check_digest, shown
 from trunkline.registry.actors import current_process
 from trunkline.registry.chain import add_event
+from trunkline.registry.free_text import stored_reason
 from trunkline.registry.lookup import (
     clamp,
     find_adapter,
@@ -39,7 +40,6 @@ from trunkline.registry.scope import Scope, covered_adapters
 from trunkline.registry.search import Page, find_removed, find_versions
 from trunkline.registry.session import Aggregate, find_or_add
 from trunkline.registry.tables import Adapter, Base, Event, Run, Version, VersionParent, utc_now
-from trunkline.registry.tags import check_reason
 
 _PART = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
 _RELATIVE_PATH = re.compile(rf"{_PART}(?:/{_PART})*", re.ASCII)
@@ -193,7 +193,7 @@ class Versions(Aggregate):
                 f"Write the version's number, as in {ref.adapter}@3; "
                 f"`trunkline adapters show {ref.adapter}` lists them.",
             )
-        if not (reason := check_reason(reason)):
+        if not (reason := stored_reason(reason)):
             raise UsageError("A removal needs a reason.", 'Add --reason "…"; it is stored.')
         with self._sessions.write() as session:
             version = lock_version(session, ref)

@@ -41,7 +41,7 @@ def create_app(platform: Platform, settings: ServerSettings) -> FastAPI:
         UsageError: the host has no address.
         RegistryError: the registry can't be opened.
     """
-    service = Service(platform, settings, Metrics())
+    service = Service(platform, settings, Metrics(max_versions=settings.metric_versions))
     private = is_loopback(settings.host) and ANY_ORIGIN not in settings.cors_origins
     authenticator = Authenticator(platform.registry, loopback=private, host=settings.host)
 

@@ -16,7 +16,7 @@ from trunkline.errors import (
     UsageError,
     one_line,
 )
-from trunkline.serving.heartbeat import ServerHeartbeat
+from trunkline.serving.heartbeat import RegistryHealth, ServerHeartbeat
 
 if TYPE_CHECKING:
     from trunkline.api import Platform
@@ -99,6 +99,11 @@ class ServerEngines:
         for engine in self._platform.engines.loaded():
             if self._metrics.observe in engine.observers:
                 engine.observers.remove(self._metrics.observe)
+
+    @property
+    def registry_health(self) -> RegistryHealth | None:
+        """What the heartbeat last saw of the registry; None if there was none yet."""
+        return None if self._heartbeat is None else self._heartbeat.health
 
     @property
     def ready(self) -> bool:

@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from trunkline.errors import TrunklineError
@@ -27,8 +27,26 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 15.0
 """The interval between two heartbeats."""
 
+CHECK_SECONDS = 60.0
+"""The interval between two looks at the schema and at the ends of the hash chains."""
+
 _RETRY_SECONDS = 1.0
 _MAX_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryHealth:
+    """What a server's heartbeat last saw of the registry.
+
+    Attributes:
+        recorded_at: Unix time of the last heartbeat that was written.
+        schema_usable: whether this release may use the schema of the registry.
+        chains: hash chain → whether its last rows are intact.
+    """
+
+    recorded_at: float
+    schema_usable: bool
+    chains: Mapping[str, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,9 @@ class ServerHeartbeat:
         modality: what the base reads.
         dtype: in which the base computes.
         interval: seconds between two heartbeats.
+
+    Attributes:
+        health: what the last heartbeat saw; None before the first one.
     """
 
     def __init__(
@@ -91,6 +112,8 @@ class ServerHeartbeat:
         self._batches: deque[LoadBatch] = deque()
         self._resident: dict[str, str] = {}
         self._failing = False
+        self.health: RegistryHealth | None = None
+        self._next_check = 0.0
         self._pools: list[AdapterPool] = []
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -177,7 +200,18 @@ class ServerHeartbeat:
             self._batches.clear()
             self._add([LoadEvent(digest, ref, True) for digest, ref in self._resident.items()])
             self._write(self._number)
+        self._look()
         return self._number
+
+    def _look(self) -> None:
+        """Note that the heartbeat was written, and look at the registry if it is time to."""
+        if self.health is not None and time.monotonic() < self._next_check:
+            self.health = replace(self.health, recorded_at=time.time())
+            return
+        usable = self._registry.sessions.usable
+        chains = self._registry.audit.ends_are_intact()
+        self.health = RegistryHealth(time.time(), usable, chains)
+        self._next_check = time.monotonic() + CHECK_SECONDS
 
     def _write(self, number: int) -> bool:
         """Record the events, or a heartbeat if there are none; False if the row is gone."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter as Sums
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,20 +17,16 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from trunkline.errors import ForbiddenError, UnavailableError
+from trunkline.serving.collectors import EngineCollector, RouterCollector
 from trunkline.serving.service import Context
+from trunkline.serving.version_labels import VersionLabels
 
 if TYPE_CHECKING:
-    from trunkline.contracts import Modality
     from trunkline.inference.image_engine import AnyEngine
     from trunkline.inference.request_state import RequestStats
-    from trunkline.lora.pool import AdapterPool
-
-OTHER = "other"
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -103,17 +98,19 @@ class Metrics:
     """The metrics of one server. Safe from any thread.
 
     Args:
-        max_versions: how many versions get labels of their own; later ones count as ``other``. A
-            label is always a version that has answered, never text that a client sent.
+        max_versions: how many versions get labels of their own, the most used ones; the others
+            count as ``other``. A label is always a version that has answered, never text that a
+            client sent.
     """
 
-    def __init__(self, *, max_versions: int = 1000) -> None:
-        self._max_versions = max_versions
+    def __init__(self, *, max_versions: int = 200) -> None:
         self._registry = CollectorRegistry()
         self._engines: list[AnyEngine] = []
-        self._registry.register(_EngineCollector(self._engines, self._label))
         self._lock = threading.Lock()
-        self._names: set[str] = set()
+        self._labels = VersionLabels(max_versions)
+        self._by_engine = EngineCollector(self._engines, self._label)
+        self.add(self._by_engine)
+        self.add(RouterCollector(self._engines))
         by_version = ["version"]
 
         def counter(name: str, text: str, labels: list[str]) -> Counter:
@@ -149,10 +146,22 @@ class Metrics:
             "Between two tokens of a request; all of its choices count together.",
             _TOKEN_SECONDS,
         )
+        self._by_version = (
+            *(self._requests, self._errors, self._prompt_tokens, self._cached_tokens),
+            *(self._generation_tokens, self._queue_time, self._total_time, self._first_token),
+            self._per_token,
+        )
         self._responses = counter("http_responses", "HTTP responses.", ["route", "status"])
         self._in_flight = Gauge(
             "trunkline_http_requests_in_flight", "HTTP requests in flight.", registry=self._registry
         )
+        self._log_lines = counter("request_log_lines", "Lines of the request log.", ["outcome"])
+        for outcome in ("written", "failed"):
+            self._log_lines.labels(outcome)
+
+    def add(self, collector: Collector) -> None:
+        """Also report what a collector yields."""
+        self._registry.register(collector)
 
     def watch(self, engine: AnyEngine) -> None:
         """Also report the state of an engine and its adapter pool."""
@@ -160,22 +169,31 @@ class Metrics:
 
     def observe(self, stats: RequestStats) -> None:
         """Count a request that has ended in the engine."""
-        version = self._label(stats.name)
-        self._requests.labels(version, stats.outcome).inc()
-        self._prompt_tokens.labels(version).inc(stats.prompt_tokens)
-        self._cached_tokens.labels(version).inc(stats.cached_tokens)
-        self._generation_tokens.labels(version).inc(stats.new_tokens)
-        self._queue_time.labels(version).observe(stats.queue_seconds)
-        self._total_time.labels(version).observe(stats.seconds)
-        if stats.first_token_seconds is not None:
-            self._first_token.labels(version).observe(stats.first_token_seconds)
-            if stats.new_tokens > 1:
-                decode_seconds = stats.seconds - stats.first_token_seconds
-                self._per_token.labels(version).observe(decode_seconds / (stats.new_tokens - 1))
+        with self._lock:
+            version, ended = self._labels.use(stats.name)
+            if ended is not None:
+                self._forget(ended)
+            self._requests.labels(version, stats.outcome).inc()
+            self._prompt_tokens.labels(version).inc(stats.prompt_tokens)
+            self._cached_tokens.labels(version).inc(stats.cached_tokens)
+            self._generation_tokens.labels(version).inc(stats.new_tokens)
+            self._queue_time.labels(version).observe(stats.queue_seconds)
+            self._total_time.labels(version).observe(stats.seconds)
+            if stats.first_token_seconds is not None:
+                self._first_token.labels(version).observe(stats.first_token_seconds)
+                if stats.new_tokens > 1:
+                    decode_seconds = stats.seconds - stats.first_token_seconds
+                    self._per_token.labels(version).observe(decode_seconds / (stats.new_tokens - 1))
 
     def count_error(self, version: str | None, status: int) -> None:
         """Count an error response; ``version`` is None if no model was resolved."""
-        self._errors.labels("" if version is None else self._label(version), status).inc()
+        with self._lock:
+            label = "" if version is None else self._labels.of(version)
+            self._errors.labels(label, status).inc()
+
+    def count_log_lines(self, lines: int, *, written: bool) -> None:
+        """Count lines of the request log that were committed, or could not be."""
+        self._log_lines.labels("written" if written else "failed").inc(lines)
 
     def count_response(self, route: str, status: int) -> None:
         """Count a response; ``route`` is the template of a path, never the path."""
@@ -198,88 +216,10 @@ class Metrics:
 
     def _label(self, name: str) -> str:
         with self._lock:
-            if name not in self._names:
-                if len(self._names) >= self._max_versions:
-                    return OTHER
-                self._names.add(name)
-            return name
+            return self._labels.of(name)
 
-
-class _EngineCollector(Collector):
-    """Reads the engines and their adapter pools whenever the metrics are rendered."""
-
-    def __init__(self, engines: Sequence[AnyEngine], label: Callable[[str], str]) -> None:
-        self._engines = engines
-        self._label = label
-
-    def describe(self) -> list[Metric]:
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        engines = [*self._engines]
-        states = {one.modality: one.state() for one in engines}
-        for name, field, text in (
-            ("queue_length", "waiting", "Sequences or pictures waiting for a row of the batch."),
-            ("batch_running", "running", "Sequences or pictures in the batch."),
-            ("batch_rows", "rows", "Rows of the batch."),
-        ):
-            values = {modality: getattr(state, field) for modality, state in states.items()}
-            yield _by_modality(GaugeMetricFamily, name, text, values)
-        steps = {modality: state.steps for modality, state in states.items()}
-        yield _by_modality(CounterMetricFamily, "engine_steps", "Steps of the engine.", steps)
-        if (state := states.get("text")) is not None:
-            for name, value, text in (
-                ("used", state.kv_tokens_used, "KV cache used by running requests."),
-                ("prefix", state.cached_tokens, "Unused KV cache that keeps prompts."),
-                ("capacity", state.kv_tokens, "Size of the KV cache."),
-            ):
-                yield GaugeMetricFamily(f"trunkline_kv_cache_{name}_tokens", text, value)
-        pools = {one.modality: one.pool for one in engines}
-        yield from self._collect_versions([*pools.values()])
-        for name, field, text in (
-            ("used_bytes", "total_bytes", "Memory used by adapters."),
-            ("capacity_bytes", "budget_bytes", "Memory limit of the adapter pool."),
-        ):
-            values = {modality: getattr(pool, field) for modality, pool in pools.items()}
-            yield _by_modality(GaugeMetricFamily, f"adapter_pool_{name}", text, values)
-
-    def _collect_versions(self, pools: Sequence[AdapterPool]) -> Iterator[Metric]:
-        resident: Sums[tuple[str, str]] = Sums()
-        loads: Sums[str] = Sums()
-        evictions: Sums[str] = Sums()
-        for pool in pools:
-            for adapter in pool.residents():
-                resident[self._label(adapter.name), adapter.tier] += adapter.bytes
-            for name, counters in pool.all_counters():
-                version = self._label(name)
-                loads[version] += counters.loads
-                evictions[version] += counters.evictions
-        sizes = GaugeMetricFamily(
-            "trunkline_adapter_pool_resident_bytes",
-            "Memory of a resident adapter.",
-            labels=["version", "tier"],
-        )
-        for labels, size in resident.items():
-            sizes.add_metric(labels, size)
-        yield sizes
-        for name, text, sums in (
-            ("loads", "Adapters loaded from disk.", loads),
-            ("evictions", "Adapters evicted from the pool.", evictions),
-        ):
-            family = CounterMetricFamily(f"trunkline_adapter_pool_{name}", text, labels=["version"])
-            for version, count in sums.items():
-                family.add_metric([version], count)
-            yield family
-
-
-def _by_modality(
-    kind: type[GaugeMetricFamily | CounterMetricFamily],
-    name: str,
-    text: str,
-    values: Mapping[Modality, float],
-) -> Metric:
-    """A metric with a value for the engine of texts, and for that of pictures if it is loaded."""
-    family = kind(f"trunkline_{name}", text, labels=["modality"])
-    for modality, value in values.items():
-        family.add_metric([modality], value)
-    return family
+    def _forget(self, version: str) -> None:
+        """Drop the series of a version; what it counted is not added to another one."""
+        for metric in self._by_version:
+            metric.remove_by_labels({"version": version})
+        self._by_engine.forget(version)

@@ -136,7 +136,8 @@ class RequestMiddleware:
         check_header_size(headers, self._service.settings)
         path = scope["path"]
         _check_path(path)
-        if path in PROBES or path in PAGES:
+        is_open = path == METRICS and self._service.settings.open_metrics
+        if path in PROBES or path in PAGES or is_open:
             return receive
         if path != METRICS:
             self._service.add(context)

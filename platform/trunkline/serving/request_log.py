@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from trunkline.errors import RegistryError, TrunklineError
 from trunkline.registry.records import RequestEntry
@@ -36,15 +37,27 @@ class _Entry:
         self.loop.call_soon_threadsafe(resolve)
 
 
+class Counting(Protocol):
+    """Counts lines of the log."""
+
+    def __call__(self, lines: int, *, written: bool) -> None: ...
+
+
 class RequestLog:
     """A thread that commits log lines in groups.
 
     Args:
         commit: adds lines in one transaction, all of them or none.
+        count: called with the number of lines, and with ``written`` whether they were committed.
     """
 
-    def __init__(self, commit: Callable[[Sequence[RequestEntry]], None]) -> None:
+    def __init__(
+        self,
+        commit: Callable[[Sequence[RequestEntry]], None],
+        count: Counting = lambda lines, *, written: None,
+    ) -> None:
         self._commit = commit
+        self._count = count
         self._entries: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
 
@@ -102,5 +115,6 @@ class RequestLog:
         except Exception:
             logging.getLogger("trunkline.serving").exception("The request log failed.")
             failure = RegistryError("The request log can't be written.")
+        self._count(len(group), written=failure is None)
         for entry in group:
             entry.resolve(failure)

@@ -37,6 +37,7 @@ from trunkline.inference.request import Request as EngineRequest
 from trunkline.inference.request_state import GenerationHandle
 from trunkline.redaction import redact
 from trunkline.registry.records import KeyRecord, RequestEntry
+from trunkline.serving.collectors import DeploymentCollector
 from trunkline.serving.engines import ServerBase, ServerEngines
 from trunkline.serving.errors import deadline_error
 from trunkline.serving.request_log import RequestLog
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from trunkline.inference.image_engine import AnyEngine
     from trunkline.lora.pool import AdapterPool
     from trunkline.resolution import ResolvedModel
+    from trunkline.serving.heartbeat import RegistryHealth
     from trunkline.serving.metrics import Metrics
 
 Result = TypeVar("Result")
@@ -83,7 +85,12 @@ class Service:
         self.draining = False
         self.in_flight: dict[str, RequestContext] = {}
         self._served = ServerEngines(platform, metrics)
-        self._log = RequestLog(self.registry.requests.log) if settings.log_requests else None
+        self._log = (
+            RequestLog(self.registry.requests.log, metrics.count_log_lines)
+            if settings.log_requests
+            else None
+        )
+        metrics.add(DeploymentCollector(self))
         self._query_threads = ThreadPoolExecutor(settings.workers, "registry")
         self._load_threads = ThreadPoolExecutor(settings.workers, "adapters")
 
@@ -121,6 +128,11 @@ class Service:
     def ready(self) -> bool:
         """Whether the base is loaded, or none is needed."""
         return self._served.ready or not self.with_engine
+
+    @property
+    def registry_health(self) -> RegistryHealth | None:
+        """What this server's heartbeat last saw of the registry; None if there was none yet."""
+        return self._served.registry_health
 
     @property
     def engine(self) -> Engine:

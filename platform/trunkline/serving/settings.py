@@ -24,6 +24,7 @@ RANGES: dict[str, tuple[type[int] | type[float], float, float]] = {
     "write_timeout": (float, 0.1, 3_600),
     "drain_seconds": (float, 0, 86_400),
     "workers": (int, 1, 256),
+    "metric_versions": (int, 1, 10_000),
 }
 """Field of :class:`ServerSettings` → its type, minimum and maximum."""
 
@@ -53,8 +54,10 @@ class ServerSettings:
         write_timeout: how long a client may stop reading before its request is cancelled.
         drain_seconds: for requests in flight to finish after the first signal.
         workers: threads for registry queries, and as many for loading adapters.
+        metric_versions: versions with metrics of their own: the most used ones.
         log_requests: write a line in the registry for each request.
         log_text: also write the request's input and output.
+        open_metrics: answer ``GET /metrics`` without a key, although it names all adapters.
         cors_origins: origins such as ``https://chat.example.org`` whose pages may use the server;
             ``*`` is any, and every request needs a key then.
     """
@@ -72,8 +75,10 @@ class ServerSettings:
     write_timeout: float = 30.0
     drain_seconds: float = 30.0
     workers: int = 8
+    metric_versions: int = 200
     log_requests: bool = True
     log_text: bool = False
+    open_metrics: bool = False
     cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

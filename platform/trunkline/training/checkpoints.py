@@ -1,8 +1,9 @@
 """Checkpoints of a training: sealed by a manifest, and used only if every file is as it was saved.
 
 transformers writes a checkpoint file by file and ignores missing files when it resumes. A manifest
-with the digest of every file is therefore written last. A checkpoint without one, or with another
-file, is damaged: a resumed training goes back to an earlier one.
+with the digest of every file, and of itself, is therefore written last. A checkpoint without one,
+with another file or with a manifest that was changed is damaged: a resumed training goes back to an
+earlier one.
 
 transformers also draws the row order of an epoch from the global random state when the epoch begins
 and can't draw it again later, so that state is stored in each checkpoint.
@@ -10,15 +11,22 @@ and can't draw it again later, so that state is stored in each checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from trunkline.errors import IntegrityError, TrainingError
-from trunkline.files import indented_json, read_json_object, sha256_file, write_atomically
+from trunkline.files import (
+    canonical_json,
+    indented_json,
+    read_json_object,
+    sha256_file,
+    write_atomically,
+)
 from trunkline.training.distributed import processes, share
 
 if TYPE_CHECKING:
@@ -101,7 +109,14 @@ def seal_checkpoint(
         "finished": finished,
         "files": files,
     }
-    write_atomically(folder / MANIFEST, indented_json(manifest))
+    sealed = {**manifest, "digest": _digest(manifest)}
+    write_atomically(folder / MANIFEST, indented_json(sealed))
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 over what a manifest says, apart from this digest."""
+    stated = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(canonical_json(stated)).hexdigest()
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -155,6 +170,7 @@ def _read_manifest(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
         and (best_step is None or (_is_int(best_step) and 0 < best_step <= step))
         and isinstance(finished, bool)
         and isinstance(files, dict)
+        and manifest.get("digest") == _digest(manifest)
     ):
         return Checkpoint(folder, training, step, best_step, finished), files
     raise IntegrityError(f"{MANIFEST} of {folder.name} is damaged or of another checkpoint.")

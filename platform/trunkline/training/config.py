@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from trunkline.contracts import TASKS, Gate, RecipeSpec, Settings, Task, Template
 from trunkline.data.columns import DataFiles
@@ -16,6 +16,7 @@ from trunkline.data.targets import default_template
 from trunkline.errors import DataError, NotFoundError, UsageError, one_line
 from trunkline.files import validation_problem
 from trunkline.plugins import Catalog
+from trunkline.redaction import redact
 from trunkline.refs import Ref
 from trunkline.registry.records import RunRecord
 
@@ -51,6 +52,10 @@ _SCALARS = tuple(
 """Type, form and first characters of a scalar without quotes: YAML 1.2's core schema. ``010`` and
 ``1:30`` are texts, ``1e-4`` is a number.
 """
+
+
+_Published = Annotated[str, AfterValidator(redact)]
+"""Text that is stored and published with the adapter: without secrets."""
 
 
 class _Strict(BaseModel):
@@ -92,7 +97,7 @@ class RecipeConfig(_Strict):
     """
 
     name: str
-    description: str = ""
+    description: _Published = ""
     data: DataFiles | None = None
     dataset: str | None = None
     task: str | None = None

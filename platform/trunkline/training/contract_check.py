@@ -55,14 +55,17 @@ def loss_problem(job: TrainingJob, prepared: Prepared) -> str | None:
     task = task_for(job.recipe, prepared.labels, rows, job.dataset.unit)
     try:
         loss = build_loss(job, task, rows)
-        learns = False
+        learns = uses_targets = False
         for description, outputs, targets in _batches(task, job.settings):
             problem, moves = _try_batch(loss, outputs, targets)
             if problem is not None:
                 return f"on {description} {problem}"
             learns |= moves
+            uses_targets = uses_targets or _uses_targets(loss, outputs, targets)
         if not learns:
             return "the gradient of the loss is zero on every batch, so nothing would be learned"
+        if not uses_targets:
+            return "the loss is the same with the targets of other rows: it ignores its targets"
         return _mean_problem(loss, task, job.settings) if job.loss.is_mean else None
     except TrunklineError as error:
         return f"{error.message} {error.hint or ''}".strip()
@@ -147,6 +150,18 @@ def _try_batch(
     return None, bool(gradient.any()) and bool(leaf.detach().abs().max() < LARGE)
 
 
+def _uses_targets(loss: LossFunction, outputs: torch.Tensor, targets: torch.Tensor) -> bool:
+    """Whether a loss differs where each row has the target of the next one."""
+    import torch
+
+    def value(targets: torch.Tensor) -> float:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            return float(loss(outputs.detach().clone(), targets))
+
+    return value(targets) != value(targets.roll(1, 0))
+
+
 def _has_parameters(value: torch.Tensor, leaf: torch.Tensor) -> bool:
     """Whether a value has a gradient with respect to anything else than the outputs."""
     nodes, seen = [value.grad_fn], set()
@@ -194,6 +209,7 @@ def metric_problem(
     *,
     builtin: bool = False,
     positive: bool = False,
+    decides: bool = False,
 ) -> str | None:
     """Why a validation or an evaluation would fail with a metric, or None.
 
@@ -203,6 +219,7 @@ def metric_problem(
         labels: of a classification.
         builtin: try the rows as they are only, not single rows.
         positive: of a regression on the scale ``log``, whose predictions are above zero.
+        decides: it is the gate's, so it must score right predictions better than wrong ones.
     """
     groups = [row.group for row in rows]
     make = _PredictionMaker(metric.task, labels, positive)
@@ -215,6 +232,17 @@ def metric_problem(
             problem = error.message
         if problem is not None:
             return f"with {description}: {problem}"
+    if decides and not builtin:
+        right, wrong = (
+            score_of(metric, Scored(targets=list(truth), predictions=list(answers), labels=labels))
+            for _, truth, answers in predictions[:2]
+        )
+        better = right > wrong if metric.higher_is_better else right < wrong
+        if not better:
+            return (
+                f"it decides, with higher_is_better={metric.higher_is_better}, but right "
+                f"predictions have {right:.4g} and wrong ones {wrong:.4g}"
+            )
     for description, truth, answers in predictions[:3]:  # as arrays, with an interval's draws
         scored = Scored(targets=truth, predictions=answers, labels=labels)
         try:

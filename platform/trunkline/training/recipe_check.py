@@ -296,6 +296,7 @@ class _RecipeChecker:
                     prepared.labels,
                     builtin=builtin,
                     positive=job.recipe.scale == "log",
+                    decides=metric.name == job.deciding_metric.name,
                 )
                 if problem is not None:
                     subject = job.recipe.name if builtin else metric.name

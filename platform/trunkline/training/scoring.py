@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trunkline.contracts import LossFunction, MetricSpec, Row, Scored
-from trunkline.errors import PluginCallError, TrunklineError, plugin_call
+from trunkline.errors import PluginCallError, TrunklineError, plugin_call, plugin_ends_refused
 from trunkline.evaluation.intervals import number_of
 from trunkline.inference.forward import generate_texts
 from trunkline.process import state_kept
@@ -75,7 +75,7 @@ def build_loss(job: TrainingJob, task: AnyTask, train: Sequence[Row]) -> LossFun
 
     def checked(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         try:
-            with state_kept():
+            with plugin_ends_refused(f"The loss {name}", hint), state_kept():
                 value = loss(outputs, targets)
         except (TrunklineError, torch.OutOfMemoryError, KeyboardInterrupt):
             raise

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from trunkline.contracts import ProgressListener, Settings
-from trunkline.errors import UsageError
+from trunkline.errors import UsageError, plugin_ends_refused
 from trunkline.training.model import frozen_in_bf16, uses_bf16
 from trunkline.training.packed import PackedBackbone, Part, backbone_of, part_of, share_frozen
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 Context = AbstractContextManager[Any]
+
+_GRADIENT = "The gradient of the loss"
 
 
 class Place:
@@ -55,7 +57,8 @@ class Place:
 
     def backward(self, loss: torch.Tensor, compute: Callable[[torch.Tensor], None]) -> None:
         """Compute the gradients of a loss by ``compute``."""
-        compute(loss)
+        with plugin_ends_refused(_GRADIENT):
+            compute(loss)
 
     def call(self, function: Callable[[], Value]) -> Value:
         """Call a function that needs much memory; of a group, all do so in one thread.
@@ -372,7 +375,8 @@ class _Group:
     def _backward(self, requests: Sequence[Any]) -> Sequence[Any]:
         import torch
 
-        torch.autograd.backward([one.loss for one in requests])
+        with plugin_ends_refused(_GRADIENT):
+            torch.autograd.backward([one.loss for one in requests])
         return [None] * len(requests)
 
     # Called from the threads, or as the action of a meeting.

@@ -358,9 +358,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # untyped package
         """
         checkpoint = self._resume_point() if resume else None
         self.listener.stage("training")
-        if checkpoint is not None and checkpoint.finished:
+        if checkpoint is not None:
             self.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
-        else:
+        if checkpoint is None or not self._is_finished():
             examples = len(self.encoded.examples)
             if checkpoint and checkpoint.step % steps_per_epoch(self.settings, examples):
                 self.sampler.restore(checkpoint.folder)

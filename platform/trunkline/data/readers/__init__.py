@@ -19,18 +19,19 @@ from trunkline.data.readers.files import (
     digest_of,
     embeds_pictures,
     holds_lists,
+    holds_split,
     open_texts,
     read_columns,
     read_rows,
 )
-from trunkline.data.readers.image_folder import PictureFolder, find_pictures, holds_pictures
+from trunkline.data.readers.image_folder import LABELS, PictureFolder, find_pictures, holds_pictures
 from trunkline.data.readers.json_rows import unique_keys
 from trunkline.data.readers.rows import EmbeddedPicture, FileOptions, FileRow
 from trunkline.data.readers.text import decode_text, read_entries
-from trunkline.data.readers.text_folder import holds_split
 
 __all__ = [
     "FORMATS",
+    "LABELS",
     "EmbeddedPicture",
     "FileOptions",
     "FileRow",

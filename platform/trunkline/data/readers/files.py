@@ -18,6 +18,7 @@ from typing import Protocol
 from trunkline.data.readers.conll import ConllFile
 from trunkline.data.readers.dataset_rows import DatasetRows, is_dataset, is_hub
 from trunkline.data.readers.delimited import DelimitedFile
+from trunkline.data.readers.folders import has_parts
 from trunkline.data.readers.image_folder import ImageFolder, holds_pictures
 from trunkline.data.readers.json_rows import JsonFile
 from trunkline.data.readers.parquet_rows import ParquetFile
@@ -43,6 +44,17 @@ BATCH_ROWS = 256
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
 _WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+
+
+def holds_split(path: Path) -> bool:
+    """Whether a folder of texts or pictures has folders for the parts of a split.
+
+    Raises:
+        DataError: some of its folders are named like parts, and others are not; or as
+            :func:`read_rows`.
+    """
+    kind = ImageFolder if holds_pictures(path) else TextFolder
+    return has_parts(path, kind(path, FileOptions()).files())
 
 
 class RowFile(Protocol):

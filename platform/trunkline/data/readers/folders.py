@@ -83,11 +83,27 @@ def check_labels(path: Path, files: Sequence[Path]) -> None:
         )
 
 
-def has_parts(files: Sequence[Path]) -> bool:
-    """Whether the files lie in folders for the parts of a split: ``train/good/1.txt``."""
-    return bool(files) and all(
-        len(file.parts) == SPLIT_DEPTH and file.parts[0].casefold() in SPLITS for file in files
-    )
+def has_parts(path: Path, files: Sequence[Path]) -> bool:
+    """Whether the files lie in folders for the parts of a split: ``train/good/1.txt``.
+
+    Args:
+        files: relative to the folder.
+
+    Raises:
+        DataError: some of the folders are named like parts, and others are not.
+    """
+    if not files or any(len(file.parts) != SPLIT_DEPTH for file in files):
+        return False
+    names = sorted({file.parts[0] for file in files})
+    parts = [name for name in names if name.casefold() in SPLITS]
+    if parts and len(parts) < len(names):
+        other = next(name for name in names if name not in parts)
+        raise DataError(
+            f"In the folder {path.name!r} the folder {other!r} is no part of a split, and "
+            f"{parts[0]!r} is.",
+            "Name all of them train, validation or test, or none.",
+        )
+    return bool(parts)
 
 
 def unreadable_folder(path: Path, error: OSError) -> DataError:

@@ -12,7 +12,6 @@ from pathlib import Path
 from trunkline.data.readers.folders import (
     SPLIT_DEPTH,
     check_labels,
-    has_parts,
     row_files,
     unreadable_folder,
 )
@@ -93,12 +92,3 @@ class TextFolder:
                 return "".join(reader)
         except OSError as error:
             raise unreadable_folder(self._path, error) from error
-
-
-def holds_split(path: Path) -> bool:
-    """Whether a folder of texts has folders for the parts of a split: ``train/good/1.txt``.
-
-    Raises:
-        DataError: as :class:`TextFolder`.
-    """
-    return has_parts(TextFolder(path, FileOptions()).files())
