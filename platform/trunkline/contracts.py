@@ -50,6 +50,13 @@ Modality = Literal["text", "image"]
 MODALITIES: tuple[Modality, ...] = ("text", "image")
 """What rows hold, and what a base and its adapters read."""
 
+Reads = Literal["text", "image", "text+image"]
+"""What a version reads; ``text+image`` is a fusion of two adapters, which reads both."""
+
+FusionMethod = Literal["average", "stacked"]
+FUSION_METHODS: tuple[FusionMethod, ...] = ("average", "stacked")
+"""How the probabilities of a text and an image adapter are combined."""
+
 Target = str | float | tuple[str, ...] | tuple[Span, ...]
 """Of a classification the label, of a generation the answer, of a regression the number; of a
 multilabel task the labels, of tagging the spans, of a ranking the relevant candidate. What a
@@ -111,9 +118,9 @@ class Row:
             rows, groups of train are taken.
         history: of a conversation, the messages before its last user message, which is ``text``;
             for a template that is a chat.
-        image: of a dataset of pictures, instead of a text: the path of a picture, its encoded
-            bytes, or a function that returns them. It becomes an
-            :class:`~trunkline.images.ImageSource`.
+        image: of a dataset of pictures, instead of a text, or beside one if the dataset has both:
+            the path of a picture, its encoded bytes, or a function that returns them. It becomes
+            an :class:`~trunkline.images.ImageSource`.
     """
 
     id: str
@@ -173,6 +180,7 @@ class DatasetSpec:
         labels: the labels in a fixed order; empty: those of the rows, sorted.
         validation_share, test_share: shares of the groups.
         modality: what the rows hold: ``text``, or ``image``: each has a picture and no text.
+        text_and_image: each row has both; ``modality`` is what the adapter reads.
         restrictions: what the license forbids, in a sentence; ``train``, the listing of plugins and
             the model card repeat it.
     """
@@ -191,6 +199,12 @@ class DatasetSpec:
     test_share: float = 0.2
     modality: Modality = "text"
     restrictions: str = ""
+    text_and_image: bool = False
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether each row has a picture."""
+        return self.modality == "image" or self.text_and_image
 
     @property
     def restricted_license(self) -> str | None:

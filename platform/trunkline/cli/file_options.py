@@ -64,6 +64,11 @@ _COLUMNS = (
         "The column with a picture or its path, which the model reads instead of a text.  "
         "[default in a folder of pictures: path]",
     ),
+    (
+        "--reads",
+        "text|image",
+        "Of rows with both --text and --image: which of them the adapter reads.  [default: image]",
+    ),
     ("--label", "COLUMN", "The column with the label to learn, a classification."),
     ("--labels", "COLUMN", "The column with any number of labels: 'red;green', a multilabel task."),
     ("--target", "COLUMN", "The column with the number to learn, a regression."),
@@ -171,6 +176,8 @@ def make_own_recipe(
         )
     if "text" in columns:
         columns = {**columns, "text": with_line_breaks(columns["text"])}
+        if "image" in columns:
+            columns = {"reads": "image", **columns}
     values: dict[str, Any] = {"name": name, "data": {"file": str(file), **columns}}
     if "messages" in columns:
         values |= CONVERSATION

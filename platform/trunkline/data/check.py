@@ -215,6 +215,8 @@ def _prepared_findings(
     split, report, template = prepared.split, prepared.report, recipe.template
     noun = "text" if dataset.modality == "text" else "picture"
     kept = {row.id: row for row in (*split.train, *split.validation, *split.test)}
+    if dataset.text_and_image:  # a row of the split has the half that the adapter reads
+        kept = {row.id: row for row in rows if row.id in kept}
     seen = {(input_of(row, template), row.target) for row in kept.values()}
 
     def cleaned(row: Row) -> tuple[tuple[str, ...], Any]:

@@ -17,9 +17,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from trunkline.contracts import IMAGE_TASKS, DatasetSpec, Message, Row, Target, Task
+from trunkline.contracts import IMAGE_TASKS, DatasetSpec, Message, Modality, Row, Target, Task
 from trunkline.data.conversations import LossOn, parse_conversation
 from trunkline.data.lists import SeparatorCheck, read_items, read_spans
+from trunkline.data.pairs import join_groups
 from trunkline.data.readers import (
     EmbeddedPicture,
     FileOptions,
@@ -70,6 +71,8 @@ class DataFiles(BaseModel):
         image: the column with the path of a picture, relative to the file or its folder; instead
             of ``text``. Rows are identified by it. In Parquet and data sets it may hold the
             pictures themselves; rows are then identified by their numbers.
+        reads: of rows with both ``text`` and ``image``: which of them the adapter reads. By
+            default rows have one of them.
         label: the column with the label of a classification.
         labels: the column with any number of labels, separated, or as a JSON array.
         target: the column with the number of a regression.
@@ -98,6 +101,7 @@ class DataFiles(BaseModel):
     file: str
     text: str = "text"
     image: str | None = None
+    reads: Modality | None = None
     label: str | None = None
     target: str | None = None
     labels: str | None = None
@@ -137,8 +141,13 @@ class DataFiles(BaseModel):
             raise ValueError("loss_on belongs to messages, the conversations")
         if self.messages is not None and "text" in self.model_fields_set:
             raise ValueError("messages are the text and the answer, so text can't be given")
-        if self.image is not None and "text" in self.model_fields_set:
-            raise ValueError("image names the pictures that are read, so text can't be given")
+        if self.reads is not None and self.image is None:
+            raise ValueError("reads chooses between text and image, and image is not given")
+        if self.reads is None and self.image is not None and "text" in self.model_fields_set:
+            raise ValueError(
+                "image names the pictures that are read, so text can't be given without reads, "
+                "which chooses one of them"
+            )
         if self.image is not None and self.task not in IMAGE_TASKS:
             raise ValueError(f"a {self.task} can't be learned of pictures")
         if self.split is not None and (self.test is not None or self.validation is not None):
@@ -288,13 +297,21 @@ class DataFiles(BaseModel):
             source=", ".join(digests),
             grouping=self._grouping,
             unit=self.unit,
-            modality="text" if self.image is None else "image",
+            modality=self.modality,
+            text_and_image=self.reads is not None,
         )
+
+    @property
+    def modality(self) -> Modality:
+        """What the adapter reads."""
+        return self.reads or ("text" if self.image is None else "image")
 
     @property
     def _grouping(self) -> str:
         if self.group is not None:
             return f"rows with the same {self.group}"
+        if self.reads is not None:
+            return "rows with the same text, apart from case and white space, or the same picture"
         if self.image is not None:
             return "rows with the same picture, byte for byte"
         return "rows with the same text, apart from case and white space"
@@ -332,10 +349,12 @@ class DataFiles(BaseModel):
             if not name.strip():
                 raise DataError(f"{row.place} names no picture in {self.image!r}.", "Name one.")
             picture = _identified(ImageSource(folder / name, name), row)
+        text = "" if self.reads is None else self._text(row)
         return Row(
             id=row[self.id] if self.id is not None else f"{prefix}{name}",
+            text=text,
             target=self._target(row),
-            group=self._group(row, picture.sha256 or f"{prefix}{name}", part),
+            group=self._group(row, text or picture.sha256 or f"{prefix}{name}", part),
             split=part or None,
             image=picture,
         )
@@ -430,7 +449,7 @@ class DataFiles(BaseModel):
     @cached_property
     def _text_parts(self) -> tuple[tuple[str, str | None], ...]:
         """Literal text and the column after it, in order; no column after the last literal."""
-        if self.messages is not None or self.image is not None:
+        if self.messages is not None or (self.image is not None and self.reads is None):
             return ()
         return parse_text_template(self.text)
 
@@ -452,7 +471,8 @@ def _identified(picture: ImageSource, row: FileRow) -> ImageSource:
 
 
 def _load(files: DataFiles) -> list[Row]:
-    return list(files.rows())
+    rows = list(files.rows())
+    return join_groups(rows) if files.reads is not None and files.group is None else rows
 
 
 def _official_parts(path: Path, splits: Sequence[str]) -> dict[str, Path]:

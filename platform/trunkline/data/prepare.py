@@ -14,6 +14,7 @@ from typing import Any
 from trunkline.contracts import DatasetSpec, Gate, RecipeSpec, Row, Template, TransformSpec
 from trunkline.data.encode import check_characters
 from trunkline.data.near_duplicates import Method, NearDuplicate, method_for, near_duplicates
+from trunkline.data.pairs import halves_of, with_texts
 from trunkline.data.picture_facts import in_row
 from trunkline.data.split import Fold, Split, split_rows
 from trunkline.data.targets import (
@@ -131,7 +132,7 @@ def read_rows(
             )
         _check_texts(dataset, row)
     listed = rows
-    if dataset.modality == "image":
+    if dataset.has_pictures:
         rows = list(_with_pictures(dataset, rows, unreadable))
     _check_no_pictures(dataset, rows)
     if not listed:
@@ -162,7 +163,7 @@ def _with_pictures(
         try:
             yield with_picture(dataset, row)
         except (DataError, TooLargeError, PluginCallError) as error:
-            if unreadable is None or row.image is None or row.text:
+            if unreadable is None or row.image is None or (row.text and not dataset.text_and_image):
                 raise
             unreadable[row.id] = error
 
@@ -170,7 +171,7 @@ def _with_pictures(
 def identified_rows(dataset: DatasetSpec) -> tuple[Row, ...]:
     """The rows that ``load`` gives, with the digests of pictures; raises as ``load`` does."""
     rows = tuple(dataset.load())
-    if dataset.modality == "text":
+    if not dataset.has_pictures:
         return rows
     return tuple(with_picture(dataset, row) if isinstance(row, Row) else row for row in rows)
 
@@ -222,8 +223,10 @@ def prepare(
     dropped: Counter[str] = Counter()
     rng = random.Random(settings.split_seed)
     rows = clean_rows(source, recipe.template, transforms, dropped, rng)
-    if dataset.modality == "image":
+    if dataset.has_pictures:
         rows = [with_picture(dataset, row) for row in rows]
+    if dataset.text_and_image:
+        rows = with_texts(rows, dropped)
     _check_no_pictures(dataset, rows)
     rows, labels_cleaned = _clean_labels(dataset, rows)
     rows = _check_targets(dataset, recipe, rows, dropped)
@@ -256,6 +259,8 @@ def prepare(
             range(len(split.train)), settings.max_train_samples
         )
         split = replace(split, train=tuple(split.train[index] for index in sorted(indices)))
+    if dataset.text_and_image:
+        split = halves_of(split, dataset.modality)
     added = augment_rows(split.train, transforms, random.Random(settings.seed))
     augmented = checked_additions(dataset, recipe, added, labels)
     method = method_for(split)
@@ -301,9 +306,12 @@ def describe_dataset(spec: DatasetSpec) -> DatasetReport:
 
 
 def input_of(row: Row, template: Template) -> tuple[str, ...]:
-    """What the model reads: rows with the same texts or picture are compared by their targets."""
+    """What the model reads: rows with the same texts or picture are compared by their targets.
+
+    A row that has both is the same as another with the same text and the same picture.
+    """
     if row.image is not None:
-        return (row.picture.sha256,)
+        return (row.picture.sha256, row.text) if row.text else (row.picture.sha256,)
     history = (part for one in row.history for part in (one.role, one.content))
     return (*history, template.cleaned(row.text), *row.candidates)
 
@@ -501,12 +509,12 @@ def _check_texts(dataset: DatasetSpec, row: Row) -> None:
 
 def _check_no_pictures(dataset: DatasetSpec, rows: Iterable[Row]) -> None:
     """Refuse pictures in a dataset of text, whether they were read or made by a transform."""
-    if dataset.modality == "image":
+    if dataset.has_pictures:
         return
     if pictured := next((row for row in rows if row.image is not None), None):
         raise DataError(
             f"Row {pictured.id!r} of {dataset.name} has a picture, and the dataset is of text.",
-            "Set modality='image' in the DatasetSpec.",
+            "Set modality='image' in the DatasetSpec, or text_and_image=True for both.",
         )
 
 
@@ -517,7 +525,8 @@ def with_picture(dataset: DatasetSpec, row: Row) -> Row:
         DataError: it has no picture, something else beside it, or the picture can't be read.
         PluginCallError: the plugin's function raised.
     """
-    if row.image is None or row.text or row.history or row.candidates:
+    beside = row.text and not dataset.text_and_image
+    if row.image is None or beside or row.history or row.candidates:
         raise DataError(
             f"Row {row.id!r} of {dataset.name} has "
             + ("no picture." if row.image is None else "a text beside its picture."),
