@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trunkline.contracts import NoProgress
@@ -15,9 +16,15 @@ if TYPE_CHECKING:
     from trunkline.adapters.archive import ExportResult, ImportResult
     from trunkline.adapters.peft_import import ImportedAdapter
     from trunkline.api import Platform
-    from trunkline.contracts import ProgressListener
+    from trunkline.contracts import FusionMethod, Modality, ProgressListener
+    from trunkline.evaluation.report import EvaluationReport
+    from trunkline.registry.records import VersionRecord
+    from trunkline.resolution import ResolvedModel
+    from trunkline.training.config import RecipeConfig
     from trunkline.training.export import ModelExport, ModelFormat
+    from trunkline.training.fusion import FusionResult, Half
     from trunkline.training.merge import MergeResult
+    from trunkline.training.run import RunContext, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -135,15 +142,18 @@ class AdapterFiles:
             RefusedError: the export answers differently from the version; nothing was written.
         """
         require_one()
+        from trunkline.adapters.artifact import no_weights
         from trunkline.training import export
         from trunkline.training.cross_validation import prepare_version
 
         platform = self.platform
         model, store = platform.resolve(adapter), platform.store
         version = model.version
+        if model.fused is not None:
+            raise no_weights(model.name, model.fused.artifact.manifest)
+        ((modality, _, artifact),) = model.adapters()
         if version.dataset is None:
-            artifact = store.fetch(version)
-            engine = platform.engines.of(model.modality)
+            engine = platform.engines.of(modality)
             replay = export.probe_predictions(engine, artifact, model.name)
         else:
             _, rows, _ = prepare_version(store, platform.job_of(version), version)
@@ -154,7 +164,7 @@ class AdapterFiles:
             replay,
             Path(target),
             format,
-            base=platform.engines.names[model.modality],
+            base=platform.engines.names[modality],
             device=platform.device,
             listener=listener,
             actor=actor,
@@ -188,23 +198,16 @@ class AdapterFiles:
         require_one()
         from trunkline.training.merge import merge_versions
         from trunkline.training.merge_weights import MergeOptions
-        from trunkline.training.run import RunContext
 
         platform, ref = self.platform, Ref.parse(name)
         models = [platform.resolve(adapter) for adapter in adapters]
         versions = [model.version for model in models]
         for model in models:
-            model.artifact()
+            model.artifact()  # of the platform's bases, and no fusion
         data = {(one.dataset_fingerprint, one.split_fingerprint) for one in versions}
         shared = len(data) == 1 and versions[0].dataset is not None
-        context = RunContext(
-            platform.workspace,
-            platform.registry,
-            platform.store,
-            platform.engines.of(models[0].modality),
-            listener or NoProgress(),
-            lambda: False,
-        )
+        modality: Modality = "image" if models[0].modality == "image" else "text"
+        context = self._context(modality, listener)
         return merge_versions(
             context,
             versions,
@@ -212,6 +215,103 @@ class AdapterFiles:
             MergeOptions(**options),
             job=platform.job_of(versions[0]) if shared else None,
             actor=actor,
+        )
+
+    def fuse_adapters(
+        self,
+        text: str,
+        image: str,
+        name: str,
+        *,
+        method: FusionMethod = "average",
+        listener: ProgressListener | None = None,
+        actor: str | None = None,
+    ) -> FusionResult:
+        """Fuse the answers of a text and an image adapter, as the next version of ``name``.
+
+        Args:
+            text, image: refs of classifications that were trained on the same rows and split; their
+                order does not matter.
+            name: ``domain/name``.
+            method: ``average`` or ``stacked``.
+            listener: receives stages and progress.
+            actor: recorded as the publisher; by default the system's user.
+
+        Raises:
+            RefusedError: the two can't be fused.
+        """
+        require_one()
+        from trunkline.training.fusion import fuse_versions, ordered
+
+        first, second = ordered(*(self.platform.resolve(one).version for one in (text, image)))
+        halves = self._half(first, "text", listener), self._half(second, "image", listener)
+        return fuse_versions(*halves, Ref.parse(name), method, actor=actor)
+
+    def train_fused(
+        self,
+        text: RecipeConfig,
+        image: RecipeConfig,
+        name: str,
+        *,
+        method: FusionMethod = "average",
+        listener: ProgressListener | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        text_settings: Mapping[str, Any] = MappingProxyType({}),
+        image_settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> tuple[TrainingResult, TrainingResult, FusionResult]:
+        """Train a text and an image adapter on the same rows, and fuse them as ``name``.
+
+        Args:
+            text, image: recipes for the same files, which say what each reads.
+            method, listener: as in :meth:`fuse_adapters`.
+            should_stop: called after each step; true stops the run as interrupted.
+            text_settings, image_settings: overrides of each recipe.
+
+        Raises:
+            RefusedError: the two can't be fused; both are published.
+            as :meth:`Platform.train`.
+        """
+        require_one()
+        train = self.platform.train
+        other = train(image, listener=listener, should_stop=should_stop, **image_settings)
+        one = train(text, listener=listener, should_stop=should_stop, **text_settings)
+        refs = str(one.version.ref), str(other.version.ref)
+        return one, other, self.fuse_adapters(*refs, name, method=method, listener=listener)
+
+    def evaluate_fused(
+        self, model: ResolvedModel, listener: ProgressListener | None = None
+    ) -> EvaluationReport:
+        """Evaluate a fused version on its test rows again, and record it."""
+        from trunkline.training.fusion import evaluate_fused
+
+        assert model.fused is not None
+        of_digest = self.platform.registry.versions.of_digest
+        first, second = (of_digest(one.digest) for one in model.fused.fusion.parents)
+        assert first is not None
+        assert second is not None
+        halves = self._half(first, "text", listener), self._half(second, "image", listener)
+        return evaluate_fused(*halves, model.version)
+
+    def _half(
+        self, version: VersionRecord, modality: Modality, listener: ProgressListener | None
+    ) -> Half:
+        from trunkline.resolution import ResolvedModel
+        from trunkline.training.fusion import Half
+
+        ResolvedModel(self.platform, version, "digest").artifact()  # of the platform's base
+        return Half(self._context(modality, listener), version, self.platform.job_of(version))
+
+    def _context(self, modality: Modality, listener: ProgressListener | None) -> RunContext:
+        from trunkline.training.run import RunContext
+
+        platform = self.platform
+        return RunContext(
+            platform.workspace,
+            platform.registry,
+            platform.store,
+            platform.engines.of(modality),
+            listener or NoProgress(),
+            lambda: False,
         )
 
     def sign_adapter(

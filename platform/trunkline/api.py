@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from trunkline.evaluation.comparison import Comparison
     from trunkline.inference.engine import Engine
     from trunkline.inference.ranking import Ranking
-    from trunkline.inference.request import ResolvedRequest
     from trunkline.inference.request_state import GenerationHandle
     from trunkline.inference.settings import EngineSettings
     from trunkline.training.config import RecipeConfig
@@ -168,7 +167,7 @@ class Platform:
 
         Args:
             models: the refs of the requests that are resolved already.
-            on_done: called with the number of finished requests.
+            on_done: called with the number of finished requests; a fusion makes two.
 
         Raises:
             UsageError, NotFoundError: a ref is malformed or matches no version.
@@ -177,13 +176,14 @@ class Platform:
             DataError: a text is empty or too long.
         """
         resolved = dict(models)
-        resolved_requests: list[ResolvedRequest] = []
-        for request in requests:
-            model = resolved.get(request.adapter)
-            if model is None:
-                model = resolved[request.adapter] = self.resolve(request.adapter)
-            resolved_requests.append(self.resolve_request(request, model))
-        return self.engines.run(resolved_requests, on_done)
+        for name in dict.fromkeys(one.adapter for one in requests):
+            if name not in resolved:
+                resolved[name] = self.resolve(name)
+        chosen = [resolved[one.adapter] for one in requests]
+        parts = [model.split(one) for model, one in zip(chosen, requests, strict=True)]
+        answers = iter(self.engines.run([one for part in parts for one in part], on_done))
+        triples = zip(chosen, requests, parts, strict=True)
+        return [model.join(one, [next(answers) for _ in part]) for model, one, part in triples]
 
     def submit(self, request: Request, model: ResolvedModel | None = None) -> GenerationHandle:
         """Start answering a request; the handle waits for, awaits or streams the answer.
@@ -195,17 +195,10 @@ class Platform:
             BusyError: too many requests are waiting.
             TrunklineError: as :meth:`run`.
         """
-        resolved = self.resolve_request(request, model)
-        return self.engines.for_request(resolved).submit(resolved)
-
-    def resolve_request(
-        self, request: Request, model: ResolvedModel | None = None
-    ) -> ResolvedRequest:
-        """A request with the artifact that answers it; raises as :meth:`run`."""
-        from trunkline.inference.request import ResolvedRequest
-
         model = model or self.resolve(request.adapter)
-        return ResolvedRequest(request, model.artifact(), model.name)
+        model.artifact()  # a fusion has none, and no single handle
+        (resolved,) = model.split(request)
+        return self.engines.for_request(resolved).submit(resolved)
 
     def predict(self, adapter: str, texts: Sequence[str]) -> list[Answer]:
         """Predict a label with probabilities, or a number, for each text.
@@ -222,6 +215,10 @@ class Platform:
     def predict_images(self, adapter: str, images: Sequence[ImageInput]) -> list[Answer]:
         """:meth:`predict` for pictures: paths, encoded bytes, or functions that return such."""
         return self.run([Request(adapter, image=ImageSource(image)) for image in images])
+
+    def predict_pairs(self, adapter: str, pairs: Sequence[tuple[str, ImageInput]]) -> list[Answer]:
+        """:meth:`predict` of a fusion, for pairs of a text and a picture."""
+        return self.run([Request(adapter, one, image=ImageSource(two)) for one, two in pairs])
 
     def rank(self, adapter: str, query: str, candidates: Sequence[str]) -> Ranking:
         """Rank candidates for a query; raises as :meth:`run`."""
@@ -361,9 +358,11 @@ class Platform:
         """
         from trunkline.training.cross_validation import evaluate_ensemble, evaluate_version
 
-        version = self.resolve(adapter).version
+        version = (model := self.resolve(adapter)).version
         if version.dataset is None:
             raise promotion.no_dataset_error(version)
+        if model.fused is not None and not ensemble:
+            return self.files.evaluate_fused(model, listener)
         job = self.job_of(version)
         context = self.run_context(job, listener)
         if ensemble:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -112,20 +113,41 @@ class Engines:
         except BaseModelError:
             return None
 
+    @cached_property
+    def pair_digest(self) -> str | None:
+        """Digest of the pair of bases that a fusion needs; None if one is not on this machine."""
+        from trunkline.adapters.fusion import pair_digest
+
+        try:
+            text, image = self.text_digest, self.image_digest
+        except BaseModelError:
+            return None
+        return None if image is None else pair_digest(text, image)
+
     def for_request(self, request: ResolvedRequest) -> AnyEngine:
         """The engine that answers a request."""
-        return self.of(_modality(request))
+        return self.of(modality_of_request(request))
 
     def run(
         self, requests: Sequence[ResolvedRequest], on_done: Callable[[int], None] | None = None
     ) -> list[Answer]:
-        """Answer requests of both modalities, in their order; see :meth:`Engine.run`."""
-        modalities = [_modality(request) for request in requests]
+        """Answer requests, in their order; see :meth:`Engine.run`.
+
+        Those of both modalities are computed at the same time.
+        """
+        modalities = [modality_of_request(request) for request in requests]
+        engines = {modality: self.of(modality) for modality in dict.fromkeys(modalities)}
+        if len(engines) == 1:
+            return engines[modalities[0]].run(requests, on_done=on_done)
         answers: dict[int, Answer] = {}
-        for modality in dict.fromkeys(modalities):
-            own = [index for index, one in enumerate(modalities) if one == modality]
-            batch = [requests[index] for index in own]
-            answers |= zip(own, self.of(modality).run(batch, on_done=on_done), strict=True)
+        with ThreadPoolExecutor(max(1, len(engines)), "engines") as threads:
+            running = []
+            for modality, engine in engines.items():
+                own = [index for index, one in enumerate(modalities) if one == modality]
+                batch = [requests[index] for index in own]
+                running.append((own, threads.submit(engine.run, batch, on_done=on_done)))
+            for own, results in running:
+                answers |= zip(own, results.result(), strict=True)
         return [answers[index] for index in range(len(requests))]
 
     def resident_artifact(self, digest: str) -> Artifact | None:
@@ -136,6 +158,7 @@ class Engines:
         return None
 
 
-def _modality(request: ResolvedRequest) -> Modality:
+def modality_of_request(request: ResolvedRequest) -> Modality:
+    """What the adapter of a request reads; the bare base reads text."""
     reads_images = request.artifact is not None and request.artifact.manifest.reads_images
     return "image" if reads_images else "text"

@@ -265,6 +265,11 @@ def test_text_and_abstention_without_thresholds_are_refused(
         engine.submit(request(artifacts[0], abstain=0.9))
 
 
-def test_request_of_picture_and_text_is_refused() -> None:
-    with pytest.raises(UsageError, match="a picture and text"):
-        Request("own/pets", "a cat", image=ImageSource(b"x"))
+def test_request_of_picture_and_text_is_refused(
+    engine: ImageEngine, artifacts: list[Artifact]
+) -> None:
+    both = Request("own/pets", "a cat", image=ImageSource(b"x"))  # only a fusion reads both
+    with pytest.raises(UsageError, match="reads pictures, and the request has a text"):
+        engine.submit(ResolvedRequest(both, artifacts[0], "own/pets@1"))
+    with pytest.raises(UsageError, match="a picture and messages"):
+        Request("own/pets", messages=({"role": "user", "content": "x"},), image=ImageSource(b"x"))

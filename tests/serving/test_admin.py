@@ -6,7 +6,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from trunkline.api import Platform
-from trunkline.inference.request import Request
 from trunkline.serving.metrics import Metrics
 
 
@@ -70,7 +69,7 @@ def test_loads_and_evictions_beyond_the_limit_count_as_other(
     limited = Metrics(max_versions=0)
     limited.watch(platform.engine)
     pool = platform.engine.pool
-    artifact = platform.resolve_request(Request("toy/animals", "a cow")).artifact
+    artifact = platform.resolve("toy/animals").artifact()
     assert artifact is not None
     pool.load(artifact, "toy/animals@1")
     counters = [counter for _, counter in pool.all_counters()]

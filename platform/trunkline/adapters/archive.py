@@ -34,6 +34,7 @@ from trunkline.errors import (
     BaseMismatchError,
     IntegrityError,
     NotFoundError,
+    RefusedError,
     RegistryError,
     TrunklineError,
     UsageError,
@@ -328,10 +329,12 @@ def import_archive(
             _check_expected(artifact, file, digest, base_digest)
             fingerprint = _check_signed(store, folder, notes)
             origin = read_provenance(artifact)
-            check_finite(folder / WEIGHTS, folder / WEIGHTS)
+            if artifact.manifest.fusion is None:
+                check_finite(folder / WEIGHTS, folder / WEIGHTS)
         ref = _default_name(origin, file) if ref is None else ref
         task = str(artifact.manifest.task["kind"])
         check_import_target(store.registry, ref, task)
+        _check_parents(store, artifact, file)
         _note_duplicate(store, ref, artifact, notes)
         provenance = origin
 
@@ -406,6 +409,19 @@ def _check_expected(
             f"on a base with {base_digest[:19]}….",
             "Omit --base to import it for the base that it was trained on.",
         )
+
+
+def _check_parents(store: AdapterStore, artifact: Artifact, file: Path) -> None:
+    """Refuse a fusion whose parents this workspace does not have."""
+    for parent in () if artifact.manifest.fusion is None else artifact.manifest.fusion.parents:
+        version = store.registry.versions.of_digest(parent.digest)
+        if version is None or version.removed is not None:
+            raise RefusedError(
+                f"The archive '{file}' holds a fusion of {parent.ref} ({parent.digest[:19]}…), "
+                "which this workspace does not have.",
+                "Export both parents there with `trunkline adapters export`, and import them "
+                "first.",
+            )
 
 
 def _check_signed(store: AdapterStore, folder: Path, notes: list[str]) -> str | None:

@@ -1,14 +1,16 @@
 """The folder of one adapter version: its files, its manifest, its digest, its verification.
 
-Plain PEFT loads the folder. ``trunkline.json`` is the manifest; the sha256 of its canonical form
-identifies the version. ``provenance.json``, ``README.md``, ``croissant.json`` and ``model.sig`` do
-not enter the digest. Verification reads no tensor and imports no torch.
+Plain PEFT loads the folder. That of a fusion has a manifest and no weights. ``trunkline.json`` is
+the manifest; the sha256 of its canonical form identifies the version. ``provenance.json``,
+``README.md``, ``croissant.json`` and ``model.sig`` do not enter the digest. Verification reads no
+tensor and imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -30,7 +32,8 @@ from trunkline.adapters.config import (
     check_tensors,
     normalized_config,
 )
-from trunkline.contracts import IMAGE_TASKS, Template
+from trunkline.adapters.fusion import FUSED, Fusion
+from trunkline.contracts import IMAGE_TASKS, Reads, Template
 from trunkline.errors import IntegrityError, UsageError
 from trunkline.files import (
     REPAIR,
@@ -113,7 +116,8 @@ class Manifest(BaseModel):
     """The content of ``trunkline.json``.
 
     Attributes:
-        weights, adapter_config: sha256 of the weights file, and of the canonical configuration.
+        weights, adapter_config: sha256 of the weights file, and of the canonical configuration;
+            None: of a fusion.
         task: its kind, labels and further fields, see :func:`trunkline.tasks.task_from_json`.
         template: the fields of :class:`~trunkline.contracts.Template`; without effect on pictures.
         max_length: the longest prompt with answer, in tokens; a longer text is cut, in training as
@@ -122,18 +126,21 @@ class Manifest(BaseModel):
         data: dataset, its fingerprint and that of the split, all texts.
         preprocessing: of an adapter for pictures, the fields of
             :class:`~trunkline.preprocessing.Preprocessing`. None: it reads text.
+        fusion: of a version that combines the answers of two others; its base is the pair of
+            theirs, its template and ``max_length`` are those of the text's.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    weights: Sha256
-    adapter_config: Sha256
+    weights: Sha256 | None = None
+    adapter_config: Sha256 | None = None
     task: Annotated[dict[str, Any], AfterValidator(_check_task)]
     template: Annotated[dict[str, Any], AfterValidator(_check_template)]
     max_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None
     base: Annotated[dict[str, str], AfterValidator(_check_base)]
     data: dict[str, str]
     preprocessing: Annotated[dict[str, Any] | None, AfterValidator(_check_preprocessing)] = None
+    fusion: Fusion | None = None
     format: Literal[1] = FORMAT
 
     @model_validator(mode="after")
@@ -145,10 +152,32 @@ class Manifest(BaseModel):
             raise ValueError(f"a {self.task['kind']} can't have a preprocessing of pictures")
         return self
 
+    @model_validator(mode="after")
+    def _check_fusion(self) -> Self:
+        if self.fusion is None:
+            for name in ("weights", "adapter_config"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name} is missing")
+            return self
+        if self.task["kind"] != "classification":
+            raise ValueError(f"a {self.task['kind']} can't be a fusion")
+        for name in ("weights", "adapter_config", "preprocessing"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"a fusion has no {name}")
+        self.fusion.check_labels(len(self.task["labels"]))
+        return self
+
     @property
     def reads_images(self) -> bool:
         """Whether the adapter reads pictures, not text."""
         return self.preprocessing is not None
+
+    @property
+    def reads(self) -> Reads:
+        """What the version reads."""
+        if self.fusion is not None:
+            return FUSED
+        return "image" if self.reads_images else "text"
 
     def make_preprocessing(self) -> Preprocessing:
         """The preprocessing of an adapter for pictures."""
@@ -156,8 +185,11 @@ class Manifest(BaseModel):
 
     def canonical(self) -> bytes:
         """The bytes that the digest is taken of."""
-        left_out = None if self.reads_images else {"preprocessing"}
-        return canonical_json(self.model_dump(exclude=left_out))
+        names = ("weights", "adapter_config", "preprocessing", "fusion")
+        value = self.model_dump(exclude={name for name in names if getattr(self, name) is None})
+        if self.fusion is not None:
+            value["fusion"] = self.fusion.to_json()
+        return canonical_json(value)
 
     @property
     def digest(self) -> str:
@@ -171,11 +203,11 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A verified folder."""
+    """A verified folder; ``shape`` is None for a fusion, which has no tensors either."""
 
     folder: Path
     manifest: Manifest
-    lora: LoraShape
+    shape: LoraShape | None
     tensors: Mapping[str, TensorInfo]
     bytes: int
 
@@ -183,6 +215,36 @@ class Artifact:
     def digest(self) -> str:
         """The version's digest, ``sha256:…``."""
         return self.manifest.digest
+
+    @property
+    def lora(self) -> LoraShape:
+        """What the forward pass needs of the configuration.
+
+        Raises:
+            UsageError: it is a fusion.
+        """
+        if self.shape is None:
+            raise no_weights(f"{self.digest[:19]}…", self.manifest)
+        return self.shape
+
+
+def no_weights(name: str, manifest: Manifest) -> UsageError:
+    """The error where an adapter's weights are needed, and ``name`` is a fusion."""
+    parents = () if manifest.fusion is None else (one.ref for one in manifest.fusion.parents)
+    return UsageError(
+        f"{name} is the fusion of {' and '.join(parents)}, and has no weights of its own.",
+        "Name one of the two. A text and a picture together are answered by `trunkline predict` "
+        "and POST /v1/classify.",
+    )
+
+
+def required_names(names: Collection[str]) -> tuple[str, ...]:
+    """The files that identify a version: of a fusion, which has no weights, the manifest alone.
+
+    Args:
+        names: of the files of its folder.
+    """
+    return REQUIRED if {CONFIG, WEIGHTS} & set(names) else (MANIFEST,)
 
 
 def seal(
@@ -221,6 +283,37 @@ def seal(
     manifest = _parse_manifest(value, folder / MANIFEST)
     write_json(folder / MANIFEST, value)
     return manifest
+
+
+def seal_fusion(
+    folder: Path,
+    fusion: Fusion,
+    *,
+    base: Mapping[str, str],
+    task: Mapping[str, Any],
+    text: Manifest,
+) -> Artifact:
+    """Write a fusion's ``trunkline.json`` and read it back.
+
+    Args:
+        folder: an empty one.
+        fusion: how the parents are combined.
+        base: name and digest of the pair of bases.
+        task: the classification.
+        text: of the text's parent: template, limit and data are its.
+
+    Raises:
+        IntegrityError: an argument is not well-formed.
+    """
+    value = {
+        **text.model_dump(include={"template", "max_length", "data", "format"}),
+        "task": dict(task),
+        "base": dict(base),
+        "fusion": fusion.to_json(),
+    }
+    manifest = _parse_manifest(value, folder / MANIFEST)
+    write_json(folder / MANIFEST, json.loads(manifest.canonical()))
+    return read_artifact(folder, manifest.digest)
 
 
 def read_artifact(folder: Path, expected_digest: str | None = None) -> Artifact:
@@ -266,7 +359,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _read(folder: Path, expected_digest: str | None) -> Artifact:
-    _check_files(folder)
+    names = _check_files(folder)
     manifest = _read_manifest(folder / MANIFEST)
     if expected_digest is not None and manifest.digest != expected_digest:
         raise IntegrityError(
@@ -274,6 +367,15 @@ def _read(folder: Path, expected_digest: str | None) -> Artifact:
             f"registry has {expected_digest}.",
             REPAIR,
         )
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    if manifest.fusion is not None:
+        if weights := sorted({CONFIG, WEIGHTS} & names):
+            raise IntegrityError(
+                f"{folder} has {weights[0]!r}, which a fusion may not hold; it was not opened.",
+                REPAIR,
+            )
+        return Artifact(folder, manifest, None, {}, size)
+    _check_present(folder, names, REQUIRED)
     config = read_json_object(folder / CONFIG)
     if hashlib.sha256(canonical_json(config)).hexdigest() != manifest.adapter_config:
         raise IntegrityError(f"{folder / CONFIG} was changed after it was published.", REPAIR)
@@ -288,11 +390,11 @@ def _read(folder: Path, expected_digest: str | None) -> Artifact:
         )
     tensors = read_safetensors_header(folder / WEIGHTS)
     check_tensors(tensors, lora, manifest.task, folder / WEIGHTS)
-    size = sum(path.stat().st_size for path in folder.iterdir())
     return Artifact(folder, manifest, lora, tensors, size)
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(folder: Path) -> set[str]:
+    """The names of the files, which are plain and those that an artifact may have."""
     if not folder.is_dir():
         raise IntegrityError(f"There is no artifact at {folder}.", REPAIR)
     names = {path.name for path in folder.iterdir()}
@@ -302,13 +404,18 @@ def _check_files(folder: Path) -> None:
             f"{folder} has {unknown[0]!r}, which an artifact may not hold; nothing was opened.",
             "An artifact is safetensors and JSON only. Remove the file if you know its origin.",
         )
-    for name in REQUIRED:
-        if name not in names:
-            raise IntegrityError(f"{folder / name} is missing.", REPAIR)
+    _check_present(folder, names, required_names(names))
     for name in sorted(names):
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise IntegrityError(f"{path} is not a plain file.", REPAIR)
+    return names
+
+
+def _check_present(folder: Path, names: set[str], required: Collection[str]) -> None:
+    for name in required:
+        if name not in names:
+            raise IntegrityError(f"{folder / name} is missing.", REPAIR)
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -39,7 +39,7 @@ def render_card(artifact: Artifact, provenance: Provenance, adapter: str) -> str
         adapter: ``domain/name``, with the version's number if it is known.
     """
     manifest = artifact.manifest
-    config = read_json_object(artifact.folder / CONFIG)
+    config = {} if manifest.fusion is not None else read_json_object(artifact.folder / CONFIG)
     croissant = (artifact.folder / CROISSANT).exists()
     return "\n".join(
         [
@@ -83,10 +83,10 @@ def _metadata(adapter: str, manifest: Manifest, provenance: Provenance) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     kind = manifest.task["kind"]
-    reads = "image" if manifest.reads_images else "text"
-    pipeline = f"image-{kind}" if manifest.reads_images else _PIPELINES.get(kind)
+    reads = manifest.reads
+    pipeline = _PIPELINES.get(kind) if reads == "text" else f"{reads.replace('+', '-')}-{kind}"
     dataset = provenance.dataset
-    tags = ["lora", "trunkline", kind]
+    tags = ["trunkline", kind] if manifest.fusion else ["lora", "trunkline", kind]
     if provenance.imported is not None:
         tags.append("imported")
     results = [
@@ -107,7 +107,7 @@ def _metadata(adapter: str, manifest: Manifest, provenance: Provenance) -> str:
     ]
     return ModelCardData(
         base_model=manifest.base["name"],
-        library_name="peft",
+        library_name="trunkline" if manifest.fusion else "peft",
         datasets=None if dataset is None else [dataset.name],
         pipeline_tag=pipeline,
         tags=tags,
@@ -130,10 +130,12 @@ def _summary(manifest: Manifest, provenance: Provenance) -> list[str]:
         lines += [f"{escape(description)}.", ""]
     if provenance.imported is not None:
         lines += ["Trained elsewhere and imported; unknown details are NOT PROVIDED.", ""]
+    adapter = f"A LoRA adapter for {manifest.task['kind']}{' of pictures' * manifest.reads_images}"
+    if manifest.fusion is not None:
+        adapter = f"A fusion of two adapters for {manifest.task['kind']}, of a text and a picture"
     return [
         *lines,
-        f"A LoRA adapter for {manifest.task['kind']}{' of pictures' * manifest.reads_images}, "
-        f"`{manifest.digest}`.",
+        f"{adapter}, `{manifest.digest}`.",
         "",
         f"- base: {code(manifest.base['name'])}" + (f" ({', '.join(about)})" if about else ""),
         f"- sha256 of the base: `{escape(manifest.base['digest'])}`; the outputs are meaningless "
@@ -171,6 +173,17 @@ def _data(provenance: Provenance, croissant: bool) -> list[str]:
 
 
 def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
+    if (merge := provenance.merge) is not None and not config:
+        lines = [f"- not trained: {merge.text}; fitted on the validation rows"]
+        shares = merge.method == "average"
+        return lines + [
+            f"- parent {code(parent.ref)}, "
+            + (f"weight {parent.weight:g}, " if shares else "")
+            + f"`{parent.digest}`"
+            for parent in merge.parents
+        ]
+    if not config:
+        return [NOT_PROVIDED]
     targets = config.get("target_modules")
     modules = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
     lora = f"- LoRA: rank {config.get('r')}, alpha {config.get('lora_alpha'):g}"
@@ -178,7 +191,7 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> list[str]:
     lora += ", with magnitudes (DoRA)" if config.get("use_dora") else ""
     lines = [f"{lora}, on {escape(modules)}"]
     run = provenance.run
-    if merge := provenance.merge:
+    if merge is not None:
         parents = [
             f"- parent {code(parent.ref)}, weight {parent.weight:g}, `{parent.digest}`"
             for parent in merge.parents

@@ -24,6 +24,18 @@ _CLEANING = {
 }
 
 
+_FUSED_USAGE = [
+    "It needs both parents, and the bases of both. PEFT can't load it.",
+    "",
+    "```python",
+    "import trunkline",
+    "",
+    "platform = trunkline.open(base=TEXT_BASE, image_base=IMAGE_BASE)",
+    "print(platform.predict_pairs(ADAPTER_NAME, [(text, picture)])[0])",
+    "```",
+]
+
+
 def usage(manifest: Manifest) -> list[str]:
     """What the outputs mean, and Python for plain PEFT and transformers.
 
@@ -31,6 +43,8 @@ def usage(manifest: Manifest) -> list[str]:
     ``text``.
     """
     task = manifest.task
+    if manifest.fusion is not None:
+        return _FUSED_USAGE
     if manifest.reads_images:
         return _image_usage(manifest)
     headed = task["kind"] != "generation"

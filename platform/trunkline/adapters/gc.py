@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from trunkline.adapters.artifact import CARD, KNOWN, REQUIRED, SIGNATURE
+from trunkline.adapters.artifact import CARD, KNOWN, REQUIRED, SIGNATURE, required_names
 from trunkline.adapters.storage import (
     PARTIAL,
     StoredFolder,
@@ -283,7 +283,7 @@ def _is_abandoned(row: StoredVersion, now: datetime) -> bool:
 
 def _is_foreign(folder: StoredFolder, row: StoredVersion | None) -> bool:
     """Whether a complete artifact was not written by the reservation of its number."""
-    if not folder.names.issuperset(REQUIRED):
+    if not folder.names.issuperset(required_names(folder.names)):
         return False
     if row is None or row.removal_reason == PATH_TAKEN:
         return True

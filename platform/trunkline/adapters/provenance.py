@@ -26,7 +26,8 @@ from pydantic import (
 )
 
 from trunkline.adapters.artifact import MANIFEST, PROVENANCE, Artifact, Manifest
-from trunkline.contracts import DatasetSpec, Modality
+from trunkline.adapters.fusion import Fusion
+from trunkline.contracts import DatasetSpec, FusionMethod, Reads
 from trunkline.errors import IntegrityError, UsageError, one_line, reason_of
 from trunkline.files import indented_json, read_json_object, validation_problem
 from trunkline.refs import Ref
@@ -131,7 +132,7 @@ class BaseSection(_Section):
     architecture: str = UNKNOWN
     parameters: int = Field(default=0, ge=0, le=2**63 - 1)
     dtype: str = UNKNOWN
-    modality: Modality = "text"
+    modality: Reads = "text"
 
 
 class DatasetSection(_Section):
@@ -191,13 +192,18 @@ _METHODS = {
     "svd": "weighted sum of the updates, cut to the rank by SVD",
     "ties": "TIES of the updates (Yadav et al. 2023), cut to the rank by SVD",
     "dare": "DARE of the updates (Yu et al. 2023), cut to the rank by SVD",
+    "average": "fusion of the answers: weighted average of the probabilities",
+    "stacked": "fusion of the answers: logistic regression on the log probabilities",
 }
 
 MergeMethod = Literal["linear", "ties", "dare", "svd"]
 
 
 class MergeParent(_Section):
-    """A version that was merged: its ref at that time, its digest, and its weight."""
+    """A version that was merged: its ref at that time, its digest, and its weight.
+
+    The weight of a fusion by stacking is 1; the coefficients are in its manifest.
+    """
 
     ref: str
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}\z")]
@@ -207,7 +213,7 @@ class MergeParent(_Section):
 class MergeSection(_Section):
     """How a version was merged from others; ``density`` and ``seed`` where the method has them."""
 
-    method: MergeMethod
+    method: MergeMethod | FusionMethod
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Count | None = None
     parents: tuple[MergeParent, ...] = Field(min_length=2, max_length=MAX_PARENTS)
@@ -219,6 +225,18 @@ class MergeSection(_Section):
         return (
             _METHODS[self.method] + density + ("" if self.seed is None else f", seed {self.seed}")
         )
+
+
+def fusion_section(fusion: Fusion) -> MergeSection:
+    """How a fusion was made, from its manifest."""
+    weights = (1.0, 1.0) if fusion.weight is None else (fusion.weight, 1 - fusion.weight)
+    return MergeSection(
+        method=fusion.method,
+        parents=tuple(
+            MergeParent(ref=one.ref, digest=one.digest, weight=weight)
+            for one, weight in zip(fusion.parents, weights, strict=True)
+        ),
+    )
 
 
 class Transfer(_Section):
@@ -340,9 +358,10 @@ def manifest_provenance(artifact: Artifact) -> Provenance:
         "base": {
             "digest": manifest.base["digest"],
             "name": manifest.base["name"],
-            "modality": _modality(manifest),
+            "modality": manifest.reads,
         },
         "dataset": dataset,
+        "merge": manifest.fusion and fusion_section(manifest.fusion).model_dump(),
     }
     return parse_provenance(value, manifest, str(path))
 
@@ -454,15 +473,11 @@ def _parse_recorded(value: Mapping[str, Any], artifact: Artifact) -> Provenance:
     return parse_provenance(plain_value(value), artifact.manifest, source)
 
 
-def _modality(manifest: Manifest) -> Modality:
-    return "image" if manifest.reads_images else "text"
-
-
 def _check_manifest(provenance: Provenance, manifest: Manifest) -> None:
     """Raise ValueError where the provenance contradicts what the version's digest covers."""
-    claims = [
+    claims: list[tuple[str, object, object]] = [
         ("base.digest", provenance.base.digest, manifest.base["digest"]),
-        ("base.modality", provenance.base.modality, _modality(manifest)),
+        ("base.modality", provenance.base.modality, manifest.reads),
         ("version.task", provenance.version.task, manifest.task["kind"]),
     ]
     if (dataset := provenance.dataset) is not None:
@@ -471,9 +486,13 @@ def _check_manifest(provenance: Provenance, manifest: Manifest) -> None:
             ("dataset.fingerprint", dataset.fingerprint, manifest.data.get("fingerprint")),
             ("dataset.split_fingerprint", dataset.split_fingerprint, manifest.data.get("split")),
         ]
-    for field, claim, expected in claims:
-        if claim != expected:
-            raise ValueError(f"{field} is {_quoted(claim)}, but {MANIFEST} has {expected!r}")
+    if manifest.fusion is not None:
+        parents = () if provenance.merge is None else provenance.merge.parents
+        expected = [one.digest for one in manifest.fusion.parents]
+        claims.append(("merge.parents", [one.digest for one in parents], expected))
+    for field, claim, covered in claims:
+        if claim != covered:
+            raise ValueError(f"{field} is {_quoted(claim)}, but {MANIFEST} has {covered!r}")
 
 
 def _check_texts(value: Any, field: str = "", depth: int = 0) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trunkline.adapters.artifact import REQUIRED, SIGNATURE
+from trunkline.adapters.artifact import SIGNATURE, required_names
 from trunkline.errors import (
     IntegrityError,
     RegistryError,
@@ -227,9 +227,14 @@ def _copy_signed_files(folder: Path, staging: Path) -> Path:
     """A folder with the artifact's name that holds only the signed files."""
     copy = staging / "artifact" / (folder.resolve().name or "artifact")
     copy.mkdir(parents=True)
-    for name in REQUIRED:
+    for name in _signed_names(folder):
         shutil.copyfile(folder / name, copy / name)
     return copy
+
+
+def _signed_names(folder: Path) -> tuple[str, ...]:
+    """The files that a signature covers: those that the version's digest does."""
+    return required_names({path.name for path in folder.iterdir()})
 
 
 def _read_signature(path: Path) -> dict[str, Any]:
@@ -242,7 +247,7 @@ def _read_signature(path: Path) -> dict[str, Any]:
 
 
 def _check_covers_identity(signature: Mapping[str, Any], path: Path) -> None:
-    """Check that the statement has the current format and covers exactly the three files."""
+    """Check that the statement has the current format and covers exactly the identity."""
     try:
         statement = json.loads(base64.b64decode(signature["dsseEnvelope"]["payload"]))
         version, predicate = statement["predicateType"], statement["predicate"]
@@ -250,10 +255,11 @@ def _check_covers_identity(signature: Mapping[str, Any], path: Path) -> None:
         covered = sorted((one["name"], one["algorithm"]) for one in predicate["resources"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(path, "it has no statement") from error
-    expected = sorted((name, "sha256") for name in REQUIRED)
+    names = _signed_names(path.parent)
+    expected = sorted((name, "sha256") for name in names)
     if version != _PREDICATE or method != ("files", "sha256") or covered != expected:
         raise IntegrityError(
-            f"{path} must sign the sha256 of {', '.join(REQUIRED)} and nothing else.",
+            f"{path} must sign the sha256 of {', '.join(names)} and nothing else.",
             _SIGN_HINT,
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trunkline.cli.output import note
 from trunkline.cli.root import GlobalOptions
-from trunkline.contracts import Modality
+from trunkline.contracts import Modality, Reads
 from trunkline.refs import BASE
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Model:
     name: str = BASE
     task: str = "generation"
     digest: str = ""
-    modality: Modality = "text"
+    modality: Reads = "text"
 
     @property
     def generates(self) -> bool:
@@ -57,6 +57,9 @@ class Client(Protocol):
         self, model: Model, paths: Sequence[Path], abstain: float | None = None
     ) -> list[Answer]:
         """A label or a number for each picture."""
+
+    def predict_pair(self, model: Model, text: str, path: Path, abstain: float | None) -> Answer:
+        """A label for a text and a picture together, of a fusion."""
 
     def rank(self, model: Model, query: str, candidates: Sequence[str]) -> Ranking:
         """The candidates, the best first."""
@@ -121,6 +124,13 @@ class LocalClient:
 
         requests = [Request(model.name, image=ImageSource(path), abstain=abstain) for path in paths]
         return self._options.platform.run(requests, self._resolved)
+
+    def predict_pair(self, model: Model, text: str, path: Path, abstain: float | None) -> Answer:
+        from trunkline.images import ImageSource
+        from trunkline.inference.request import Request
+
+        request = Request(model.name, text, image=ImageSource(path), abstain=abstain)
+        return self._options.platform.run([request], self._resolved)[0]
 
     def rank(self, model: Model, query: str, candidates: Sequence[str]) -> Ranking:
         from trunkline.inference.ranking import rank

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trunkline.cli.client import TRUNCATED, Messages, Model
 from trunkline.cli.output import note
-from trunkline.contracts import Modality
+from trunkline.contracts import Modality, Reads
 from trunkline.errors import (
     AuthenticationError,
     BaseMismatchError,
@@ -109,7 +109,7 @@ class _ModelInfo(_Response):
     root: str
     task: str
     digest: str
-    modality: Modality = "text"
+    modality: Reads = "text"
 
 
 class _ListedModel(_Response):
@@ -231,8 +231,12 @@ class HttpClient:
             for answer in self._predict(model, [data_url(ImageSource(path).read())], abstain)
         ]
 
-    def _predict(self, model: Model, texts: Sequence[str], abstain: float | None) -> list[Answer]:
-        body: dict[str, Any] = {"model": model.name, "input": list(texts)}
+    def predict_pair(self, model: Model, text: str, path: Path, abstain: float | None) -> Answer:
+        pair = {"text": text, "image_url": data_url(ImageSource(path).read())}
+        return self._predict(model, [pair], abstain)[0]
+
+    def _predict(self, model: Model, inputs: Sequence[Any], abstain: float | None) -> list[Answer]:
+        body: dict[str, Any] = {"model": model.name, "input": list(inputs)}
         if abstain is not None:
             body["abstain"] = abstain
         if model.task == "ranking":

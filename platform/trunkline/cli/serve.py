@@ -214,8 +214,8 @@ def _preload(platform: Platform, refs: tuple[str, ...]) -> None:
     models = {model.name: model for model in map(platform.resolve, refs)}
     for name, model in models.items():
         note(f"loading {name}")
-        pool = platform.engines.of(model.modality).pool
-        pool.load(platform.store.fetch(model.version), name)
+        for modality, ref, artifact in model.adapters():
+            platform.engines.of(modality).pool.load(artifact, ref)
 
 
 def _announcer(has_keys: bool, *, images: bool) -> Callable[[str], None]:

@@ -252,7 +252,7 @@ class ImageEngine:
                 f"{resolved.name} reads text, and the request has a picture.",
                 "Send a text, or name an adapter that reads pictures.",
             )
-        if request.image is None:
+        if request.image is None or request.text:
             raise UsageError(
                 f"{resolved.name} reads pictures, and the request has a text.",
                 f"Send a picture: `trunkline predict {resolved.name} picture.jpg`.",

@@ -53,7 +53,8 @@ class Request:
         abstain: the wanted precision of a classification, such as 0.95: a text whose likeliest
             label is less probable than the adapter's threshold for it gets no label.
         candidate: of a ranking: what is scored for the text, the query.
-        image: a picture instead of a text, for an adapter that reads pictures.
+        image: a picture instead of a text, for an adapter that reads pictures; beside a text for
+            a fusion, which reads both.
 
     Raises:
         UsageError: a value is of the wrong kind or out of range.
@@ -299,7 +300,7 @@ def _check_image(request: Request) -> None:
         raise UsageError(
             f"The image is {request.image!r:.60}.", "Give a trunkline.images.ImageSource."
         )
-    texts = ("text", "messages", "token_ids", "candidate", "raw", "echo", "embed")
+    texts = ("messages", "token_ids", "candidate", "raw", "echo", "embed")
     for name in texts:
         if getattr(request, name):
             raise UsageError(

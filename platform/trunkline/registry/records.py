@@ -15,7 +15,7 @@ from trunkline.refs import BASE, Ref
 from trunkline.registry.tables import KEY_ROLES
 
 if TYPE_CHECKING:
-    from trunkline.contracts import Modality
+    from trunkline.contracts import Reads
     from trunkline.registry.chain import Head
 
 
@@ -33,7 +33,7 @@ class BaseRecord:
     architecture: str
     parameters: int
     dtype: str
-    modality: Modality
+    modality: Reads
     first_seen: datetime
 
 
@@ -149,7 +149,7 @@ class AdapterRecord:
     versions: int
     aliases: Mapping[str, int]
     base: str
-    modality: Modality
+    modality: Reads
     score: ScoreSummary | None = None
 
     @property
@@ -195,7 +195,7 @@ class VersionRecord:
         digest: ``sha256:`` with 64 hex digits; the identity of the artifact.
         path: of the artifact's folder, relative to ``adapters/``, with forward slashes.
         bytes: total size of the artifact's files.
-        modality: what it reads, ``text`` or ``image``.
+        modality: what it reads, ``text``, ``image`` or ``text+image``.
         aliases: those that point here, sorted.
         files: file name → ``{"bytes", "sha256"}``; None if they were not recorded.
         template_digest: sha256 of the prompt template, in hex.
@@ -214,7 +214,7 @@ class VersionRecord:
     bytes: int
     base_name: str
     base_digest: str
-    modality: Modality
+    modality: Reads
     dataset: str | None
     dataset_fingerprint: str | None
     split_fingerprint: str | None

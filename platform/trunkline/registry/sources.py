@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from trunkline.contracts import Modality
+from trunkline.contracts import Reads
 from trunkline.registry.lookup import clamp
 from trunkline.registry.mapping import to_record
 from trunkline.registry.records import BaseRecord, DatasetRecord
@@ -42,7 +42,7 @@ class Sources(Aggregate):
         architecture: str,
         parameters: int,
         dtype: str,
-        modality: Modality = "text",
+        modality: Reads = "text",
     ) -> int:
         """Record a base by its digest and return its id; its first name stays."""
         row = Base(

@@ -111,7 +111,8 @@ class Plugin(Table):
 class Base(Table):
     """A foundation model, by the digest of its weights, tokenizer and chat template.
 
-    ``modality`` is what it reads: ``text`` or ``image``.
+    ``modality`` is what it reads: ``text`` or ``image``; of the pair of bases that a fusion needs
+    it is ``text+image``.
     """
 
     __tablename__ = "bases"

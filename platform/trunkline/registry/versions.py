@@ -185,7 +185,8 @@ class Versions(Aggregate):
         Raises:
             UsageError: the reason is missing, or the ref has neither a number nor a digest.
             NotFoundError: ``ref`` resolves to no visible version.
-            RefusedError: an alias points at it or a running server holds it; nothing was changed.
+            RefusedError: an alias points at it, a running server holds it, or a fusion needs it;
+                nothing was changed.
         """
         if ref.number is None and ref.digest is None:
             raise UsageError(
@@ -199,6 +200,7 @@ class Versions(Aggregate):
             version = lock_version(session, ref)
             record = version_record(session, version)
             _check_unused(record, held or {})
+            _check_no_fusion(session, record)
             version.status = "removed"
             version.removed, version.removal_reason = utc_now(), reason
             detail = {
@@ -498,6 +500,21 @@ def _check_unused(record: VersionRecord, held: Mapping[str, Sequence[str]]) -> N
         raise RefusedError(
             f"'{record.ref}' can't be removed: the running {servers[0]} holds it in memory.",
             "Stop that server, or unload the version from it: POST /admin/unload.",
+        )
+
+
+def _check_no_fusion(session: Session, record: VersionRecord) -> None:
+    """Refuse the last version of an artifact that a visible fusion answers with."""
+    others = select_versions().where(Version.digest == record.digest)
+    if len(session.execute(others.limit(2)).all()) > 1:
+        return
+    children = select(VersionParent.version_id).where(VersionParent.digest == record.digest)
+    query = select_versions().where(Version.id.in_(children), Base.modality == "text+image")
+    if (row := session.execute(query.limit(1)).first()) is not None:
+        fused = version_records(session, [row])[0].ref
+        raise RefusedError(
+            f"'{record.ref}' can't be removed: the fusion {fused} answers with it.",
+            f"Remove {fused} first: `trunkline adapters rm {fused}`.",
         )
 
 

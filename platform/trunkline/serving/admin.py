@@ -210,8 +210,8 @@ def _alias_named() -> Iterator[None]:
 
 def _load(context: RequestContext, ref: str) -> dict[str, Any]:
     model = _resolve_adapter(context, ref)
-    artifact = context.service.platform.store.fetch(model.version)
-    context.service.engine_of(model.modality).pool.load(artifact, model.name)
+    for modality, name, artifact in model.adapters():
+        context.service.engine_of(modality).pool.load(artifact, name)
     return {"ref": model.name, "digest": model.digest, "resident": True}
 
 

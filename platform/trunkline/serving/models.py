@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from trunkline.contracts import Modality
+from trunkline.contracts import Reads
 from trunkline.errors import BaseMismatchError, ForbiddenError, UsageError
 from trunkline.refs import BASE, Ref, shown
 from trunkline.registry.lookup import CHAMPION
@@ -130,7 +130,7 @@ class ModelEntry:
     digest: str
     created: int
     parent: str | None
-    modality: Modality = "text"
+    modality: Reads = "text"
 
     def to_json(self) -> dict[str, Any]:
         """OpenAI's model object, with fields of our own."""
@@ -243,8 +243,9 @@ class ServedModels:
 
     @property
     def _digests(self) -> list[str]:
-        """Digests of the bases that this server has."""
-        return list(dict.fromkeys(filter(None, (self._base.digest, self._image_digest))))
+        """Digests of the bases that this server has, and of the pair of them for fusions."""
+        pair = self._platform.engines.pair_digest if self._base.reads_text else None
+        return list(dict.fromkeys(filter(None, (self._base.digest, self._image_digest, pair))))
 
     def get(self, key: KeyRecord | None, ref: str) -> ModelEntry:
         """The entry of one model; raises as :meth:`resolve`."""
@@ -370,14 +371,14 @@ class ServedModels:
 
     def _entry(self, id: str, version: VersionRecord) -> ModelEntry:
         created = int(version.created.timestamp())
-        pictured = version.modality == "image"
+        bases = {"text": self._base.name, "image": self._platform.engines.names["image"]}
         return ModelEntry(
             id,
             str(version.ref),
             version.task,
             version.digest,
             created,
-            self._platform.engines.names["image"] if pictured else self._base.name,
+            bases.get(version.modality, version.base_name),
             version.modality,
         )
 

@@ -15,7 +15,7 @@ from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
 from trunkline.serving.errors import ApiError
 from trunkline.serving.fields import UNSUPPORTED
-from trunkline.serving.models import resolve
+from trunkline.serving.models import ROUTES, resolve
 from trunkline.serving.schemas import ChatBody
 from trunkline.serving.service import RequestContext, check_finite
 from trunkline.serving.streams import Chunk, EventStream, head_of, usage, usage_chunk
@@ -35,8 +35,11 @@ async def answer_picture(body: ChatBody, context: RequestContext, request: Reque
         index, message = next(one for one in enumerate(body.messages) if one[1].pictures)
         field = f"messages[{index}].content[{next(iter(message.pictures))}].type"
         raise ApiError(
-            f"{field} can't be 'image_url': {model.name} reads text.",
-            "Name a model that reads pictures: GET /v1/models lists them.",
+            f"{field} can't be 'image_url': {model.name} reads "
+            + ("text." if model.modality == "text" else "a text and a picture together."),
+            "Name a model that reads pictures: GET /v1/models lists them."
+            if model.modality == "text"
+            else f"Send both to {ROUTES[model.task]}.",
             param=field,
             code=UNSUPPORTED,
         )

@@ -17,6 +17,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import model_validator
 
+from trunkline.contracts import Modality
 from trunkline.data.targets import target_text
 from trunkline.errors import DataError, TooLargeError
 from trunkline.images import (
@@ -27,18 +28,21 @@ from trunkline.images import (
     may_be_picture,
     parse_picture,
 )
+from trunkline.inference.fusion import missing_half
 from trunkline.inference.request import Answer
 from trunkline.inference.request import Request as EngineRequest
+from trunkline.labels import is_blank
 from trunkline.resolution import ResolvedModel
 from trunkline.serving import fields
 from trunkline.serving.bodies import JsonRoute
 from trunkline.serving.errors import ApiError
-from trunkline.serving.fields import PICTURE_TAG, StrictModel, Values
+from trunkline.serving.fields import PICTURE_TAG, UNSUPPORTED, StrictModel, Values
 from trunkline.serving.models import resolve
 from trunkline.serving.schemas import (
     ImagePart,
     ModelName,
     PredictBody,
+    PredictPart,
     RankBody,
     TagBody,
     Timeout,
@@ -58,7 +62,8 @@ async def classify(body: PredictBody, context: Context, request: Request) -> Res
     """Classify each text or picture; returns its label and the probabilities of all labels.
 
     For an adapter that reads pictures, an input is a data URL (``data:image/png;base64,…``), plain
-    base64, or ``{"image_url": …}`` with a data URL as OpenAI's clients send it.
+    base64, or ``{"image_url": …}`` with a data URL as OpenAI's clients send it. For a fusion it is
+    ``{"text": …, "image_url": …}``.
 
     With ``abstain``, a wanted precision, an uncertain text has ``label`` null and ``abstained``. A
     multilabel adapter gives ``labels`` instead.
@@ -145,9 +150,8 @@ async def _predict(
     abstain = getattr(body, "abstain", None)
     engine_requests = await context.service.load(_requests, model, inputs, abstain)
     texts = [one.text for one in engine_requests]
-    if model.modality == "image":  # the size of pictures is limited by that of the body
-        pictures = [one.image for one in engine_requests if one.image is not None]
-        context.text = json.dumps([f"sha256:{one.sha256}" for one in pictures])
+    if model.modality != "text":  # the size of pictures is limited by that of the body
+        context.text = json.dumps([_logged(one) for one in engine_requests], ensure_ascii=False)
     await context.submit(model, texts, engine_requests, body.timeout, field="input")
     answers = await context.answers(request.receive)
     data = [
@@ -163,6 +167,13 @@ async def _predict(
     return await context.respond(
         content, "\n".join(target_text(answer.output) for answer in answers)
     )
+
+
+def _logged(request: EngineRequest) -> str | dict[str, str]:
+    """What the log keeps of a picture, and of the text beside it."""
+    assert request.image is not None
+    picture = f"sha256:{request.image.sha256}"
+    return {"text": request.text, "image": picture} if request.text else picture
 
 
 def _is_text(value: str | ImagePart) -> bool:
@@ -192,7 +203,11 @@ def _requests(
     for index, one in enumerate(inputs):
         name = f"input[{index}]" if len(inputs) > 1 else "input"
         try:
+            if model.fused is not None:
+                requests.append(_pair(model, one, name, abstain))
+                continue
             if model.modality == "image":
+                _check_alone(model, one, name)
                 picture = _picture(one, name).identified()
                 requests.append(EngineRequest(model.name, image=picture, abstain=abstain))
                 continue
@@ -206,6 +221,35 @@ def _requests(
             raise
         requests.append(EngineRequest(model.name, one, abstain=abstain))
     return requests
+
+
+def _pair(
+    model: ResolvedModel, value: str | ImagePart, name: str, abstain: float | None
+) -> EngineRequest:
+    """The request for a text and a picture; raises :class:`UsageError` if one is missing."""
+    lacks: Modality = "image"
+    text = value.text if isinstance(value, PredictPart) else None
+    if isinstance(value, ImagePart):
+        if text is not None and not is_blank(text):
+            picture = _picture(value, f"{name}.image_url").identified()
+            return EngineRequest(model.name, text, image=picture, abstain=abstain)
+        lacks = "text"
+    elif may_be_picture(value):
+        lacks = "text"
+    error = missing_half(model.name, lacks)
+    error.param = f"{name}.{'text' if lacks == 'text' else 'image_url'}"
+    raise error
+
+
+def _check_alone(model: ResolvedModel, value: str | ImagePart, name: str) -> None:
+    """Refuse a text beside the picture of an adapter that reads pictures alone."""
+    if isinstance(value, PredictPart) and value.text is not None:
+        raise ApiError(
+            f"{name}.text can't be used: {model.name} reads pictures alone.",
+            "Remove text, or name a fusion: GET /v1/models lists them as text+image.",
+            param=f"{name}.text",
+            code=UNSUPPORTED,
+        )
 
 
 def _picture(value: str | ImagePart, name: str) -> ImageSource:

@@ -157,6 +157,12 @@ class ImagePart(StrictModel):
         return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
+class PredictPart(ImagePart):
+    """A picture; for a fusion, a text and a picture together."""
+
+    text: Text | None = None
+
+
 def check_part(data: dict[str, Any], *kinds: str, others: Sequence[str] = ()) -> None:
     """Refuse a part of a message by its type.
 
@@ -438,13 +444,13 @@ def _predict_kind(value: Any) -> str:
 
 
 _TextOrPicture = Annotated[
-    Annotated[Text, Tag(fields.TEXT_TAG)] | Annotated[ImagePart, Tag(fields.PICTURE_TAG)],
+    Annotated[Text, Tag(fields.TEXT_TAG)] | Annotated[PredictPart, Tag(fields.PICTURE_TAG)],
     Discriminator(is_picture),
 ]
 
 PredictInput = Annotated[
     Annotated[Text, Tag(fields.TEXT_TAG)]
-    | Annotated[ImagePart, Tag(fields.PICTURE_TAG)]
+    | Annotated[PredictPart, Tag(fields.PICTURE_TAG)]
     | Annotated[list[_TextOrPicture], Field(fail_fast=True), Tag(fields.LIST_TAG)],
     Discriminator(_predict_kind),
 ]

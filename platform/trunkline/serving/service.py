@@ -19,6 +19,7 @@ from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
+from trunkline.engines import modality_of_request
 from trunkline.errors import (
     BusyError,
     DataError,
@@ -269,6 +270,8 @@ class RequestContext:
         self._started = time.monotonic()
         self._timeout: float | None = None
         self._handles: list[GenerationHandle] = []
+        self._requests: Sequence[EngineRequest] = ()
+        self._answers_from: ResolvedModel | None = None
         self._cancelled = False
         self._logging: asyncio.Future[None] | None = None
 
@@ -288,7 +291,9 @@ class RequestContext:
     @property
     def truncated(self) -> list[int]:
         """Indices of the texts that were cut to the adapter's longest prompt."""
-        return [index for index, handle in enumerate(self._handles) if handle.truncated]
+        parts = max(1, len(self._handles) // max(1, len(self._requests)))  # two of a fusion
+        cut = (index // parts for index, handle in enumerate(self._handles) if handle.truncated)
+        return list(dict.fromkeys(cut))
 
     def set_model_name(self, name: str, text: str | None = None) -> None:
         """Record the model that the client names; from now on the request is logged."""
@@ -338,13 +343,14 @@ class RequestContext:
         field: str,
     ) -> None:
         """Runs in a thread; the request may be cancelled meanwhile."""
-        resolved = self.service.platform.resolve_request(requests[0], model)
-        engine = self.service.engine_of(model.modality)
+        self._requests, self._answers_from = requests, model
         try:
             for index, request in enumerate(requests):
                 request = replace(request, deadline=max(0.0, deadline - time.monotonic()))
                 try:
-                    self._handles.append(engine.submit(replace(resolved, request=request)))
+                    for part in model.split(request):
+                        engine = self.service.engine_of(modality_of_request(part))
+                        self._handles.append(engine.submit(part))
                 except DataError as error:
                     located = locate_error(error, index, len(requests))
                     located.param = f"{field}[{index}]" if len(requests) > 1 else field
@@ -367,7 +373,7 @@ class RequestContext:
 
     @property
     def handles(self) -> Sequence[GenerationHandle]:
-        """The engine's handles, one for each text, in their order."""
+        """The engines' handles, one for each text, in their order; two for a fusion."""
         return self._handles
 
     async def answers(self, receive: Receive | None = None) -> list[Answer]:
@@ -388,12 +394,20 @@ class RequestContext:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 raise Interrupted("The client has disconnected.")
-            return answering.result()
+            return self._joined(answering.result())
         finally:
             self.cancel()
             for task in tasks:
                 task.cancel()
                 task.add_done_callback(_retrieve_exception)
+
+    def _joined(self, answers: list[Answer]) -> list[Answer]:
+        """One answer for each request, of which a fusion has two."""
+        model = self._answers_from
+        if model is None or model.fused is None:
+            return answers
+        halves = iter(answers)
+        return [model.join(one, [next(halves), next(halves)]) for one in self._requests]
 
     # -------------------------------------------------------------------- response and the log
 

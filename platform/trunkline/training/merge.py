@@ -139,7 +139,7 @@ def merge_versions(
     context.stage("reading the adapters")
     artifacts = [context.store.fetch(version) for version in versions]
     check_mergeable(versions, artifacts)
-    _check_target(context, ref, versions[0].task)
+    check_target(context, ref, versions[0].task)
     rank = merged_rank(options, artifacts)
     section = MergeSection(
         method=options.method,
@@ -153,7 +153,7 @@ def merge_versions(
     task = task_from_json(without_calibration(artifacts[0].manifest.task))
     shared = None if job is None else _shared_data(context, job, versions[0], task)
     notes = [] if shared else [_NOT_SHARED]
-    with _staging_folder() as name:
+    with staging_folder() as name:
         folder = Path(name)
         context.stage("merging")
         model = merge_adapters(context.engine.base, artifacts, options, rank, task.head_size)
@@ -293,7 +293,7 @@ def _write_documents(
         croissant = croissant_of(shared.job.dataset, prepared.split, prepared.fingerprint)
         write_json(artifact.folder / CROISSANT, croissant)
         results = _results(shared.job, report)
-        evaluations = (EvaluationSection(split=_split(context), results=results, created=now),)
+        evaluations = (EvaluationSection(split=split_name(context), results=results, created=now),)
     provenance = Provenance(
         version=VersionSection(
             adapter=ref.adapter, task=artifact.manifest.task["kind"], created=now
@@ -312,7 +312,8 @@ def _results(job: TrainingJob, report: EvaluationReport) -> dict[str, Any]:
     return {**report.to_json(), "gate": asdict(job.recipe.gate)}
 
 
-def _split(context: RunContext) -> str:
+def split_name(context: RunContext) -> str:
+    """The split under which an evaluation on this base is recorded."""
     quantized = getattr(context.engine.base, "quantized", None)
     return f"test, base in {quantized}" if quantized else "test"
 
@@ -329,7 +330,7 @@ def _record_evaluation(
         recipe=job.recipe.name,
         base_digest=context.engine.base.digest,
         dataset_id=dataset_id,
-        split=_split(context),
+        split=split_name(context),
         results=_results(job, report),
         predictions=[prediction_record(prediction) for prediction in predictions],
         version=version.ref,
@@ -339,7 +340,8 @@ def _record_evaluation(
 # ---------------------------------------------------------------------------------------- checks
 
 
-def _check_target(context: RunContext, ref: Ref, kind: str) -> None:
+def check_target(context: RunContext, ref: Ref, kind: str) -> None:
+    """Refuse a ref with a selector, or an adapter for another task."""
     if ref.selector is not None:
         raise UsageError(
             f"{str(ref)!r} names a version, but a merge publishes the next one.",
@@ -379,7 +381,8 @@ def _prompts(
     return [encode_prompt(text, template, base.tokenizer, limit).ids for text in PROBES]
 
 
-def _staging_folder() -> tempfile.TemporaryDirectory[str]:
+def staging_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder; raises :class:`RegistryError` if there can't be one."""
     try:
         return tempfile.TemporaryDirectory(prefix="trunkline-merge-")
     except OSError as error:

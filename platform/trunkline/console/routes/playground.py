@@ -316,7 +316,7 @@ async def _fill(
 def _requests(
     model: ResolvedModel, form: PromptForm, sampling: Mapping[str, Any]
 ) -> list[EngineRequest]:
-    if model.modality == "image":
+    if model.modality != "text":
         raise UsageError(
             f"{model.name} reads pictures, which the playground can't send.",
             f"Use: trunkline predict {model.name} picture.jpg",

@@ -69,8 +69,8 @@ def load(view: View) -> Redirect:
     """Read an adapter from disk, verify it, and keep it in memory."""
     view.access.check_ref(view.form.get("ref", ""))
     model = view.platform.resolve(view.form["ref"], suggest=False)
-    artifact = view.platform.store.fetch(model.version)
-    view.service.engine_of(model.modality).pool.load(artifact, model.name)
+    for modality, name, artifact in model.adapters():
+        view.service.engine_of(modality).pool.load(artifact, name)
     return Redirect("/serving", {"ref": model.name, "resident": True}, done="loaded")
 
 
