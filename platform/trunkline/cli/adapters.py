@@ -428,8 +428,8 @@ def _print_verdict(verdict: VerifyResult) -> None:
 def rm(options: GlobalOptions, ref: str, reason: str, as_json: bool) -> None:
     """Delete a version's files permanently; its lineage stays in the registry.
 
-    Name the version by its number or digest. Refused while an alias points to it or a running
-    server has it loaded.
+    Name the version by its number or digest. Refused while an alias points to it, a running server
+    has it loaded, or a fusion answers with it.
     """
     removed = options.platform.remove_version(ref, reason)
     if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trunkline.cli.command import Command, Example
-from trunkline.cli.output import check_output, json_option, note, print_json
+from trunkline.cli.output import READS, check_output, json_option, note, print_json
 from trunkline.cli.predict import print_answers
 from trunkline.cli.predict_rows import likeliest
 from trunkline.cli.progress import working
@@ -49,7 +49,8 @@ def explain(
     model = options.resolve(ref)
     if model.modality != "image":
         raise UsageError(
-            f"{model.name} reads text, and only answers to pictures are explained.",
+            f"{model.name} reads {READS[model.modality]}, and only answers to pictures are "
+            "explained.",
             "Name an adapter that reads pictures.",
         )
     from trunkline.images import ImageSource

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         EvaluationRecord,
         LoadRecord,
         MergeRecord,
+        ParentRecord,
         RequestRecord,
         RunRecord,
         VersionRecord,
@@ -230,7 +231,7 @@ def _version(version: VersionRecord, lineage: Lineage) -> Branch:
         branch.add(
             "merged by",
             merge_text(merge),
-            *(Branch(f"{one.ref}: weight {one.weight:g}, {one.digest}") for one in merge.parents),
+            *(Branch(f"{one.ref}: {weight_text(merge, one)}{one.digest}") for one in merge.parents),
         )
     branch.add("merged into", ", ".join(lineage.merged_into) or None)
     events = [
@@ -242,6 +243,11 @@ def _version(version: VersionRecord, lineage: Lineage) -> Branch:
     for one in events:
         branch.add(one.kind, f"by {one.actor} at {moment(one.at)}: {_one_line(event_text(one))}")
     return branch
+
+
+def weight_text(merge: MergeRecord, parent: ParentRecord) -> str:
+    """``weight 0.5, ``; empty for stacking, whose coefficients are in the manifest."""
+    return "" if merge.method == "stacked" else f"weight {parent.weight:g}, "
 
 
 def merge_text(merge: MergeRecord) -> str:

@@ -1,20 +1,31 @@
-"""``trunkline adapters merge``: one version from several."""
+"""``trunkline adapters merge``: one version from several, by their weights or their answers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from trunkline.cli.command import Command, Example
 from trunkline.cli.eval import print_evaluation_report
-from trunkline.cli.lineage import merge_text
-from trunkline.cli.output import json_option, note, plain, print_fields, print_json
+from trunkline.cli.lineage import merge_text, weight_text
+from trunkline.cli.output import (
+    READS,
+    interval,
+    json_option,
+    note,
+    plain,
+    print_fields,
+    print_json,
+)
 from trunkline.cli.progress import working
 from trunkline.cli.root import GlobalOptions, pass_options
+from trunkline.contracts import FUSION_METHODS, FusionMethod
 from trunkline.errors import UsageError
 
 if TYPE_CHECKING:
+    from trunkline.training.fusion import FusionResult
     from trunkline.training.merge import MergeResult
 
 
@@ -32,10 +43,15 @@ if TYPE_CHECKING:
 @click.option("--name", required=True, metavar="DOMAIN/NAME", help="The adapter to publish.")
 @click.option(
     "--method",
-    type=click.Choice(("linear", "ties", "dare", "svd")),
-    default="linear",
-    show_default=True,
-    help="linear: the weighted sum; svd: the sum, cut to a rank; ties, dare: pruned first.",
+    type=click.Choice(("linear", "ties", "dare", "svd", *FUSION_METHODS)),
+    help="linear: the weighted sum; svd: the sum, cut to a rank; ties, dare: pruned first. With "
+    "--fuse, average: of the probabilities; stacked: logistic regression on them.  [default: "
+    "linear; with --fuse average]",
+)
+@click.option(
+    "--fuse",
+    type=click.Choice(("text+image",)),
+    help="Combine the answers of a text and an image adapter, for rows that have both.",
 )
 @click.option(
     "--weights",
@@ -61,7 +77,8 @@ def merge(
     options: GlobalOptions,
     refs: tuple[str, ...],
     name: str,
-    method: str,
+    method: str | None,
+    fuse: str | None,
     weights: str | None,
     density: float | None,
     rank: int | None,
@@ -73,14 +90,33 @@ def merge(
     The versions are its parents in the lineage. Heads are averaged with the weights. If all were
     trained on the same rows and split, the result is evaluated on their test rows, and `trunkline
     eval` and `trunkline adapters promote` apply to it.
+
+    With --fuse, the version answers with both adapters, which stay as they are. They must have been
+    trained on the same rows and split; the weight is chosen on their validation rows.
     """
     platform = options.with_plugins
+    if fuse is not None:
+        given = {"weights": weights, "density": density, "rank": rank, "seed": seed}
+        _check_fusion(refs, method, [key for key, value in given.items() if value is not None])
+        with working() as listener:
+            listener.stage("opening the bases")
+            fused = platform.files.fuse_adapters(
+                refs[0],
+                refs[1],
+                name,
+                method=cast("FusionMethod", method or "average"),
+                listener=listener,
+            )
+        print_fusion(fused, as_json)
+        return
+    if method in FUSION_METHODS:
+        raise UsageError(f"--method {method} needs --fuse.", "Add --fuse text+image.")
     with working() as listener:
         listener.stage("opening the base")
         result = platform.files.merge_adapters(
             refs,
             name,
-            method=method,
+            method=method or "linear",
             weights=_numbers(weights),
             density=density,
             rank=rank,
@@ -106,6 +142,69 @@ def merge(
     )
     if result.evaluation_report is not None:
         print_evaluation_report(result.evaluation_report)
+
+
+def _check_fusion(refs: Sequence[str], method: str | None, given: Sequence[str]) -> None:
+    """Refuse options of a merge of weights together with --fuse."""
+    if given:
+        raise UsageError(
+            f"--{given[0]} and --fuse can't be combined.",
+            "The weights of a fusion are chosen on validation rows.",
+        )
+    if method is not None and method not in FUSION_METHODS:
+        raise UsageError(
+            f"The method {method} merges weights, and --fuse combines answers.",
+            f"Use --method {' or '.join(FUSION_METHODS)}.",
+        )
+    if len(refs) != 2:
+        raise UsageError(
+            f"{len(refs)} versions can't be fused.",
+            "Name one that reads text and one for pictures.",
+        )
+
+
+def print_fusion(result: FusionResult, as_json: bool) -> None:
+    """Write a fusion with its parents, its scores, and whether it beats the better parent."""
+    for sentence in result.notes:
+        note(sentence)
+    version = result.version
+    if as_json:
+        details = {
+            "fusion": result.fusion.to_json(),
+            "evaluation_report": result.evaluation_report,
+            "better_parent": result.better_parent,
+            "difference": result.difference,
+            "verdict": result.verdict,
+            "notes": result.notes,
+        }
+        print_json({"adapter": str(version.ref), **plain(version), **details})
+        return
+    assert version.merge is not None
+    print_fields(
+        [
+            ("adapter", version.ref),
+            ("task", version.task),
+            ("reads", READS[version.modality]),
+            ("method", merge_text(version.merge)),
+            *(
+                ("parent", f"{one.ref}, {weight_text(version.merge, one)}{one.digest}")
+                for one in version.merge.parents
+            ),
+            ("digest", version.digest),
+        ]
+    )
+    print_evaluation_report(result.evaluation_report)
+    outcome = {
+        "beats": "The fusion beats its better parent",
+        "ties": "The fusion is not clearly better than its better parent",
+        "loses": "The fusion is worse than its better parent",
+    }[result.verdict]
+    click.echo(
+        f"{outcome} {result.better_parent}: difference in {result.evaluation_report.metric} "
+        f"{interval(result.difference, sign=True)}."
+    )
+    if result.verdict != "beats":
+        note(f"Serve {result.better_parent} alone: it needs one base and half of the time.")
 
 
 def _details(result: MergeResult) -> dict[str, Any]:

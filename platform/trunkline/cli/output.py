@@ -319,7 +319,7 @@ def took(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
 
 
-READS = {"text": "text", "image": "pictures"}
+READS = {"text": "text", "image": "pictures", "text+image": "text and pictures"}
 """Modality → what a base or an adapter reads."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trunkline.cli.client import TRUNCATED, Model, open_client
+from trunkline.cli.client import TRUNCATED, Client, Model, open_client
 from trunkline.cli.command import Command, Example
 from trunkline.cli.file_options import file_options, parse_file_options, read_stdin
 from trunkline.cli.output import (
@@ -132,7 +132,7 @@ def predict(
     """Predict the label, the labels, the number or the spans of each text, or rank candidates.
 
     The text `-` reads texts from stdin, one per line. An adapter for pictures takes their paths
-    instead of texts, or a folder of them.
+    instead of texts, or a folder of them. A fusion takes a text and the path of a picture.
     """
     if bool(texts) + (file is not None) + (folder is not None) != 1:
         raise UsageError(
@@ -191,6 +191,9 @@ def predict(
             )
             return
         models = [client.resolve(one) for one in (ref, *ensemble)]
+        if len(models) == 1 and models[0].modality == "text+image":
+            _predict_pair(client, models[0], texts, abstain, top, as_json)
+            return
         pictured = _check_modalities(models, None, texts)
         answers = predict_all(client, models, texts, abstain)
     note_truncated(sum(answer.truncated for answer in answers))
@@ -205,6 +208,26 @@ def predict(
     print_answers(texts, answers, top)
 
 
+def _predict_pair(
+    client: Client,
+    model: Model,
+    arguments: Sequence[str],
+    abstain: float | None,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Answer the text and the picture of the arguments together."""
+    from trunkline.inference.fusion import read_pair
+
+    text, picture = read_pair(model.name, arguments)
+    answer = client.predict_pair(model, text, Path(picture), abstain)
+    note_truncated(int(answer.truncated))
+    if as_json:
+        print_json([{"text": text, "image": picture, **answer_fields(answer, top)}])
+        return
+    print_answers([text], [answer], top)
+
+
 def _check_modalities(
     models: Sequence[Model],
     file: str | None,
@@ -217,6 +240,12 @@ def _check_modalities(
     Raises:
         UsageError: they read different things, or something else than they are given.
     """
+    if fused := next((model for model in models if model.modality == "text+image"), None):
+        raise UsageError(
+            f"{fused.name} is a fusion, which reads one text and one picture at a time.",
+            f'`trunkline predict {fused.name} "a text" picture.jpg`, without --ensemble, --file '
+            "and --folder.",
+        )
     pictured = [model for model in models if model.modality == "image"]
     if pictured and len(pictured) < len(models):
         raise UsageError(

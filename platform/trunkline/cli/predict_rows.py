@@ -91,7 +91,7 @@ def predict_file(
     columns = ("row", "text", *_COLUMNS.get(models[0].task, ()))
     collected = answers if as_json and out is None else None
     with working("rows") as listener, _output(out, columns, collected) as write:
-        client.prepare(listener, models[0].modality)
+        client.prepare(listener, "text")
         listener.stage(f"answering {counted(rows.rows, 'row')} of {rows.path.name}")
         done = truncated = abstained = 0
         for batch in rows.batches():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -13,6 +13,7 @@ from trunkline.cli.command import Command, Example
 from trunkline.cli.errors import report
 from trunkline.cli.eval import print_evaluation_report
 from trunkline.cli.file_options import column_options, make_own_recipe, option_name, own_name
+from trunkline.cli.merge import print_fusion
 from trunkline.cli.output import (
     bytes_text,
     counts,
@@ -28,7 +29,7 @@ from trunkline.cli.output import (
 from trunkline.cli.progress import stop_on_interrupt, working
 from trunkline.cli.recipes import parse_settings, print_recipe, set_option
 from trunkline.cli.root import GlobalOptions, pass_options, run_number
-from trunkline.contracts import NoProgress
+from trunkline.contracts import FUSION_METHODS, FusionMethod, NoProgress
 from trunkline.data.lengths import lengths_text
 from trunkline.errors import TrunklineError, UsageError
 from trunkline.threads import contention_warning
@@ -71,6 +72,17 @@ if TYPE_CHECKING:
     help="With --data: the prompt, such as 'Claim: {text}'.  [default: the text alone]",
 )
 @click.option(
+    "--fuse",
+    type=click.Choice(("text+image",)),
+    help="With --data: train an adapter on the text and one on the picture of the same rows, and "
+    "fuse them. --set text.KEY=VALUE and image.KEY=VALUE are for one of them.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(FUSION_METHODS),
+    help="With --fuse: average the probabilities, or stack them.  [default: average]",
+)
+@click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -96,6 +108,8 @@ def train(
     name: str | None,
     columns: dict[str, Any],
     template: str | None,
+    fuse: str | None,
+    method: str | None,
     config: Path | None,
     assignments: tuple[str, ...],
     dry_run: bool,
@@ -115,6 +129,20 @@ def train(
     """
     settings = parse_settings(assignments)
     platform = options.with_plugins
+    if method is not None and fuse is None:
+        raise UsageError("--method needs --fuse.", "It says how two adapters are fused.")
+    if fuse is not None:
+        if recipes or config is not None or dry_run or resume is not None or report_to:
+            raise UsageError(
+                "--fuse is for --data alone, without a recipe, --config, --dry-run, --resume and "
+                "--report-to.",
+                "Train both adapters on their own, then `trunkline adapters merge TEXT IMAGE "
+                "--name NAME --fuse text+image`.",
+            )
+        _train_fused(
+            platform, data, name, columns, template, method or "average", settings, as_json
+        )
+        return
     if len(recipes) > 1:
         alone = {"--data": data, "--config": config, "--dry-run": dry_run, "--resume": resume}
         if given := next((option for option, value in alone.items() if value), None):
@@ -127,6 +155,7 @@ def train(
         raise UsageError("--dry-run and --resume can't be combined.", "Leave out one of them.")
     if resume is None:
         _note_restrictions(platform.training_job(chosen, settings))
+        _note_reads(chosen)
     if dry_run:
         _dry_run(platform, chosen, settings, as_json)
         return
@@ -187,6 +216,81 @@ def _train_together(
         if error is failed[-1] or not isinstance(error, TrunklineError):
             raise error
         report(error)
+
+
+def _train_fused(
+    platform: Platform,
+    data: Path | None,
+    name: str | None,
+    columns: dict[str, Any],
+    template: str | None,
+    method: str,
+    settings: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Train NAME-text and NAME-image on the same rows, and print them and their fusion."""
+    if data is None or name is None:
+        raise UsageError(
+            "--fuse needs --data and --name.", "Name rows that have a text and a picture."
+        )
+    columns = {"text": "text", **columns}
+    text = make_own_recipe(f"{name}-text", data, {**columns, "reads": "text"}, template)
+    image = make_own_recipe(f"{name}-image", data, {**columns, "reads": "image"})
+    own = _settings_of_halves(settings)
+    platform.training_job(text, own["text"])  # refuse wrong settings before anything is trained
+    platform.training_job(image, own["image"])
+    if (warning := contention_warning()) is not None:
+        note(warning)
+    with working() as listener, stop_on_interrupt(listener) as should_stop:
+        listener.stage("opening the bases")
+        *runs, fused = platform.files.train_fused(
+            text,
+            image,
+            name,
+            method=cast("FusionMethod", method),
+            listener=listener,
+            should_stop=should_stop,
+            text_settings=own["text"],
+            image_settings=own["image"],
+        )
+    if not as_json:
+        for run in runs:
+            heading(run.version.ref.adapter)
+            _print_result(run)
+        heading(str(fused.version.ref))
+    print_fusion(fused, as_json)
+    if not as_json:
+        note(f'Try it:     trunkline predict {fused.version.ref} "a text" picture.jpg')
+        note(f"Promote it: trunkline adapters promote {fused.version.ref}")
+
+
+def _settings_of_halves(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of both adapters: ``text.r`` is for one, ``r`` for both."""
+    own: dict[str, dict[str, Any]] = {"text": {}, "image": {}}
+    for key, value in settings.items():
+        half, dot, name = key.partition(".")
+        if dot and half in own:
+            own[half][name] = value
+        else:
+            for one in own.values():
+                one.setdefault(key, value)
+    return own
+
+
+def _note_reads(recipe: str | RecipeConfig) -> None:
+    """Say which half of rows with a text and a picture is read."""
+    if isinstance(recipe, str) or (data := recipe.data) is None or data.image is None:
+        return
+    if not is_first():
+        return
+    if data.reads is not None:
+        read, unread = ("text", "picture") if data.reads == "text" else ("picture", "text")
+        note(f"The adapter reads the {read} of each row, not the {unread}; --fuse reads both.")
+        return
+    from trunkline.data.readers import read_columns
+
+    if "text" in read_columns(Path(data.file), data.options):
+        note("The column 'text' is not read: the adapter reads the pictures; --fuse reads both.")
 
 
 def _note_restrictions(*jobs: TrainingJob) -> None:
