@@ -17,9 +17,9 @@ from trunkline.refs import Ref
 from trunkline.threads import limit_spinning
 from trunkline_vllm import resolver
 from trunkline_vllm.probes import record_probes
-from workbench import make_artifact, opened, tiny
+from workbench import make_artifact, opened, tiny, trained_platform, trained_workspace
 
-__all__ = ["tiny"]
+__all__ = ["tiny", "trained_platform", "trained_workspace"]
 
 limit_spinning()
 

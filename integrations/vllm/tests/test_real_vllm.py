@@ -65,7 +65,7 @@ def publish(platform: Platform, folder: Path, base: Path, name: str, seed: int) 
     """Publish a random adapter that changes the base without breaking it."""
     from trunkline.bases import describe
 
-    lora = {"r": (2, 4, 8)[seed % 3], "lora_alpha": 1}
+    lora = {"r": (2, 4, 8)[seed % 3], "lora_alpha": 2}
     template = CHAT if seed % 2 else PLAIN
     make_artifact(folder, base, "generation", seed=seed, template=template, **lora)
     info = describe(str(base))

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from trunkline.api import Platform
 from trunkline.errors import NotFoundError, RegistryError, UsageError
+from trunkline_vllm import probes
 from trunkline_vllm.command import main
-from trunkline_vllm.probes import stored_probes
+from trunkline_vllm.probes import PROBED, record_probes, stored_probes
 from trunkline_vllm.settings import Settings
 from trunkline_vllm.versions import Remembered
 
@@ -76,6 +77,20 @@ def test_command_stores_probes(platform: Platform, tiny: Path) -> None:
     version = platform.resolve("toy/unproved").version
     assert len(stored_probes(platform.registry, version)) == 2
     assert stored_probes(platform.registry, platform.resolve("toy/wide").version) == ()
+
+
+def test_probes_are_test_rows_with_the_stored_answers(
+    trained_platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "MARGIN", 0.0)  # a few steps on a tiny base decide little
+    registry, version = trained_platform.registry, trained_platform.resolve("toy/plurals").version
+    assert record_probes(trained_platform, "toy/plurals", 3) >= 1
+    event = registry.events.list("toy/plurals", PROBED)[0]
+    assert event.detail["source"] == "evaluation"
+    stored = registry.evaluations.predictions(registry.evaluations.list(version=version.ref)[0].id)
+    decode = trained_platform.engine.base.tokenizer.decode
+    for probe in stored_probes(registry, version):
+        assert any(one.prediction.startswith(decode(probe.expected).strip()) for one in stored)
 
 
 def test_command_names_the_problem(platform: Platform, tiny: Path) -> None:

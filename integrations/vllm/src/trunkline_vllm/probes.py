@@ -22,11 +22,23 @@ if TYPE_CHECKING:
 
 PROBED: VersionEvent = "version.probed"
 
-MARGIN = 0.5
+MARGIN = 0.25
 """How much likelier than the next one a token of a probe is, as a difference of log
 probabilities."""
 
 MAX_TOKENS = 16
+PROBES = (
+    "The delivery arrived two days late and one box was damaged.",
+    "Acute appendicitis without abscess",
+    "What does the warranty cover?",
+    "a",
+    "Der Zug nach München fährt um 9 Uhr.",
+    "Please cancel my order and refund the amount.",
+    "Card payment 12.40 EUR, supermarket, Berlin",
+    "Whole milk, 1 gallon",
+)
+"""The fixed texts."""
+
 _CANDIDATES = 16
 _PAGE = 100
 
@@ -96,43 +108,44 @@ def record_probes(platform: Platform, ref: str, count: int = 4, *, fixed: bool =
     """
     from trunkline.inference.prompts import encode_request
     from trunkline.tasks import prompt_limit, task_from_json
-    from trunkline.training.export import probe_predictions, stored_predictions
 
     model = platform.resolve(ref)
     model.check_task(ref, generates=True)
-    version, artifact, engine = model.version, model.artifact(), platform.engine
+    version, artifact, tokenizer = model.version, model.artifact(), platform.engine.base.tokenizer
     assert artifact is not None  # of a version
-    manifest = artifact.manifest
-    if fixed or version.dataset is None:
-        replay = probe_predictions(engine, artifact, model.name)
-    else:
-        from trunkline.training.cross_validation import prepare_version
-
-        _, prepared, _ = prepare_version(platform.store, platform.job_of(version), version)
-        replay = stored_predictions(platform.store, version, prepared.split.test)
-    rows = [row for row in replay.rows if not row.history][:_CANDIDATES]
-    published = {record.row_id: record.prediction for record in replay.predictions}
-    task = task_from_json(manifest.task)
+    manifest, task = artifact.manifest, task_from_json(artifact.manifest.task)
+    published = {} if fixed or version.dataset is None else _published(platform, version)
+    fixed = not published
+    published = published or dict.fromkeys(PROBES)
     limit = None if manifest.max_length is None else prompt_limit(task, manifest.max_length)
-    answers = platform.run([Request(model.name, row.text, logprobs=2) for row in rows])
+    new_tokens = MAX_TOKENS if fixed else None
+    requests = [
+        Request(model.name, text, max_new_tokens=new_tokens, logprobs=2) for text in published
+    ]
+    template = manifest.make_template()
+    prompts = [
+        tuple(encode_request(one, model.name, task, template, tokenizer, limit).ids)
+        for one in requests
+    ]
+    bare = [
+        Request(None, token_ids=prompt, max_new_tokens=MAX_TOKENS, logprobs=0) for prompt in prompts
+    ]
+    answers = platform.run([*requests, *bare])
     probes: list[Probe] = []
-    for row, answer in zip(rows, answers, strict=True):
+    for text, prompt, answer, base in zip(
+        published, prompts, answers, answers[len(requests) :], strict=False
+    ):
         choice = answer.choices[0]
-        if choice.text.strip() != published[row.id].strip():
+        if published[text] is not None and choice.text.strip() != published[text]:
             raise RefusedError(
-                f"The engine answers row {row.id!r} of {version.ref} otherwise than its evaluation "
+                f"The engine answers {text!r:.60} with {version.ref} otherwise than its evaluation "
                 "stored.",
                 f"Evaluate it again on this machine: `trunkline eval {version.ref}`.",
             )
         expected = _decisive(choice.scores)
-        request = Request(model.name, row.text)
-        prompt = encode_request(
-            request, model.name, task, manifest.make_template(), engine.base.tokenizer, limit
-        ).ids
-        if expected and expected != _base_answer(platform, prompt, len(expected)):
-            probes.append(Probe(tuple(prompt), expected))
-        if len(probes) == count:
-            break
+        of_base = tuple(score.id for score in base.choices[0].scores)
+        if expected and expected != of_base[: len(expected)] and len(probes) < count:
+            probes.append(Probe(prompt, expected))
     if not probes:
         raise RefusedError(
             f"No prompt tells {version.ref} from the base: the first tokens are near-ties, or the "
@@ -141,7 +154,7 @@ def record_probes(platform: Platform, ref: str, count: int = 4, *, fixed: bool =
         )
     detail = {
         "probes": [{"prompt": one.prompt, "expected": one.expected} for one in probes],
-        "source": "fixed texts" if fixed or version.dataset is None else "evaluation",
+        "source": "fixed texts" if fixed else "evaluation",
     }
     platform.registry.events.append(PROBED, version.ref, detail)
     return len(probes)
@@ -158,10 +171,16 @@ def _decisive(scores: Sequence[Any]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _base_answer(platform: Platform, prompt: Sequence[int], length: int) -> tuple[int, ...]:
-    request = Request(None, token_ids=tuple(prompt), max_new_tokens=length, logprobs=0)
-    (answer,) = platform.run([request])
-    return tuple(score.id for score in answer.choices[0].scores)
+def _published(platform: Platform, version: VersionRecord) -> dict[str, str | None]:
+    """Texts of test rows with the answers that the newest evaluation stored."""
+    from trunkline.training.cross_validation import prepare_version
+    from trunkline.training.export import stored_predictions
+
+    _, prepared, _ = prepare_version(platform.store, platform.job_of(version), version)
+    replay = stored_predictions(platform.store, version, prepared.split.test)
+    pairs = zip(replay.rows, replay.predictions, strict=True)
+    texts = {row.text: stored.prediction.strip() for row, stored in pairs if not row.history}
+    return dict(list(texts.items())[:_CANDIDATES])
 
 
 def _parse(value: Any, version: VersionRecord) -> tuple[Probe, ...]:
