@@ -34,7 +34,7 @@ NAME = "things/kind"
 FUSED = ("average", "stacked")
 SETTINGS: dict[str, dict[str, Any]] = {
     "text": {"num_train_epochs": 4.0, "learning_rate": 5e-4},
-    "image": {"num_train_epochs": 6.0, "image_size": 96},
+    "image": {"num_train_epochs": 4.0, "image_size": 96},
 }
 
 
