@@ -345,7 +345,7 @@ def _check_value(path: Path, table: str, key: str, value: Any) -> None:
     if key == "keys" and not all(isinstance(one, str) for one in value):
         raise UsageError(f"{place} must be a list of paths.", 'Write ["keys/release.pub"].')
     if key in ("cors_origins", "preload") and not all(isinstance(one, str) for one in value):
-        raise UsageError(f"{place} must be a list of texts.", 'Write for example ["finance/tax"].')
+        raise UsageError(f"{place} must be a list of texts.", 'Write for example ["shop/tax"].')
     if key == "owners" and not all(isinstance(one, str) and one.strip() for one in value.values()):
         raise UsageError(
             f"{place} must name a distribution for each domain.", 'Write law = "trunkline-law".'

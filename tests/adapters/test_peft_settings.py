@@ -334,6 +334,7 @@ def test_import_gives_the_numbers_of_peft_or_names_the_field(
 
     methods = (
         lora.get("init_lora_weights") == "mica",
+        lora.get("use_dora", False),
         "velora_config" in changes,
         "monteclora_config" in changes,
     )

@@ -89,7 +89,7 @@ PROBLEMS = {
         "has no {candidate}",
     ),
     "a wrong separator": (
-        ("--relevant", "next", "--candidates", "goods", "--text", "basket"), "candidates",
+        ("--relevant", "next", "--candidates", "goods", "--text", "basket"), "--separator '|'",
     ),
 }  # fmt: skip
 

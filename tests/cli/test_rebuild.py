@@ -165,8 +165,8 @@ def test_croissant_and_rows_need_two_files(run: Run, tmp_path: Path) -> None:
 
 def test_croissant_that_can_t_be_written_is_one_error(run: Run, tmp_path: Path) -> None:
     done = run("datasets", "croissant", "toy/animals", "--output", str(tmp_path / "no/x.json"))
-    assert done.exit_code == 1
-    assert "can't be written" in done.stderr
+    assert done.exit_code == 2
+    assert "does not exist" in done.stderr
 
 
 def test_croissant_of_an_unknown_dataset_is_wrong_usage(run: Run) -> None:

@@ -161,7 +161,7 @@ def test_command_writes_the_picture(
     [
         (("{picture}", "--out", "{folder}/heat.jpg"), "is not a PNG"),
         (("{picture}", "--out", "{folder}/none/heat.png"), "does not exist"),
-        (("{folder}/a.png", "--out", "{folder}/a.png"), "is the picture itself"),
+        (("{folder}/a.png", "--out", "{folder}/a.png"), "is the file that the command reads"),
         (("{folder}/none.png", "--out", "{folder}/heat.png"), "There is no file"),
         (("{picture}", "--out", "{folder}/heat.png", "--label", "nut"), "no label 'nut'"),
     ],
