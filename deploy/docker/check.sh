@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run the steps of the images without containers, and start the server as they do: locked packages,
-# a new environment, a user's home that can't be written, a new workspace. Takes about a minute.
+# a new environment, a user's home that can't be written, a new workspace. Takes minutes.
 #
 #   deploy/docker/check.sh [BASE]       the base's files must be in TRUNKLINE_CACHE, or are pulled
 set -euo pipefail
@@ -14,18 +14,18 @@ cache=${TRUNKLINE_CACHE:-$folder/cache}
 sh deploy/docker/install.sh "$folder/trunkline" "$cache" "$base"
 mkdir "$folder/work"
 port=$((20000 + RANDOM % 20000))
-in_image() {
-  env -i PATH="$folder/trunkline/bin:/usr/bin:/bin" HOME=/nonexistent PYTHONDONTWRITEBYTECODE=1 \
-    TRUNKLINE_CACHE="$cache" TRUNKLINE_WORKSPACE="$folder/work" TRUNKLINE_BASE="$base" \
-    TRUNKLINE_SERVE_PORT="$port" TRUNKLINE_SERVE_HOST=0.0.0.0 OMP_NUM_THREADS=1 "$@"
-}
-in_image trunkline db upgrade
-key=$(in_image trunkline keys create check --role viewer)
-in_image trunkline doctor
-in_image trunkline serve &
+in_image=(
+  env -i PATH="$folder/trunkline/bin:/usr/bin:/bin" HOME=/nonexistent PYTHONDONTWRITEBYTECODE=1
+  TRUNKLINE_CACHE="$cache" TRUNKLINE_WORKSPACE="$folder/work" TRUNKLINE_BASE="$base"
+  TRUNKLINE_SERVE_PORT="$port" TRUNKLINE_SERVE_HOST=0.0.0.0 OMP_NUM_THREADS=1
+)
+"${in_image[@]}" trunkline db upgrade
+key=$("${in_image[@]}" trunkline keys create check --role viewer)
+"${in_image[@]}" trunkline doctor
+"${in_image[@]}" trunkline serve &
 server=$!
 for _ in $(seq 240); do
-  if in_image python -c "import urllib.request; \
+  if "${in_image[@]}" python -c "import urllib.request; \
 urllib.request.urlopen('http://127.0.0.1:$port/ready', timeout=4)" 2>/dev/null; then
     ready=1
     break
@@ -34,7 +34,7 @@ urllib.request.urlopen('http://127.0.0.1:$port/ready', timeout=4)" 2>/dev/null; 
   sleep 0.5
 done
 [[ ${ready:-} ]] || { echo "The server was not ready in time." >&2; exit 1; }
-in_image python - "$port" "$key" <<'PROGRAM'
+"${in_image[@]}" python - "$port" "$key" <<'PROGRAM'
 import sys
 import urllib.request
 

@@ -15,7 +15,7 @@ for lock in torch requirements; do
 done
 pip install -q --no-cache-dir --no-deps --no-build-isolation .
 pip check
-"$environment/bin/python" -m compileall -q "$environment/lib" || true # some packages carry templates
+"$environment/bin/python" -m compileall -qq "$environment/lib" || true # torch has code of a newer Python
 mkdir -p "$cache"
 for base in "$@"; do
   TRUNKLINE_CACHE=$cache "$environment/bin/trunkline" base pull "$base"

@@ -253,7 +253,8 @@ def _threads() -> Check:
     spins = os.environ.get("GOMP_SPINCOUNT", "")
     policy = os.environ.get("OMP_WAIT_POLICY", "").upper()
     waiting = f"OMP_WAIT_POLICY={policy}" if policy else f"GOMP_SPINCOUNT={spins or 'not set'}"
-    detail = f"{threads} threads on {cores} cores, {waiting}"
+    noun = "thread" if threads == 1 else "threads"
+    detail = f"{threads} {noun} on {cores} {'core' if cores == 1 else 'cores'}, {waiting}"
     if threads > cores:
         return Check("threads", "warning", detail, f"Set OMP_NUM_THREADS={cores}.")
     spinning = policy == "ACTIVE" or (not policy and not spins.isdecimal())

@@ -215,7 +215,7 @@ _VARIABLE = (
     (r"[+-]?\b\d+\.\d+(?:e[+-]?\d+)?\b", "NUMBER"),
     (r"\b(?:system|key):[\w./-]+", "ACTOR"),
     (r"\bpid \d+", "pid N"),
-    (r"\b\d+ threads on \d+ cores", "N threads on N cores"),
+    (r"\b\d+ threads? on \d+ cores?", "N threads on N cores"),
     (r"content-length: \d+", "content-length: N"),
     (r"\b[\d,]+ rows from ", "N rows from "),
     (r"/tmp/[\w./-]+", "PATH"),
